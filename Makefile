@@ -1,0 +1,38 @@
+# Targets install into .venv only when pyproject.toml or constraints.txt changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := OMP_NUM_THREADS=1 $(BIN)/python
+
+.PHONY: help install demo test check bench results clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with the tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,dev]'
+	touch $@
+
+demo: $(STAMP) ## build the demo world, train, export, evaluate, write the report
+	$(RUN) -m scripts.demo
+
+test: $(STAMP) ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(STAMP) ## ruff, ruff format, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## speed of the sampler and cost of the objective, as ratios
+	$(RUN) -m scripts.bench
+
+results: $(STAMP) ## regenerate docs/results.md (about an hour on two cores; resumable)
+	$(RUN) -m scripts.results
+
+clean: ## remove runs, caches and .venv
+	rm -rf runs $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,277 @@
+"""Configuration: one frozen schema for training and one for evaluation, read from YAML.
+
+Unknown keys are refused with the nearest known one named. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iama.errors import ConfigError
+from iama.operators import Operator, parse_operator
+
+
+class Strict(BaseModel):
+    """Base of every block: frozen, no unknown keys, field docstrings are the documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class PolicySpec(Strict):
+    """A policy: a Hugging Face model directory or hub name, with or without an adapter."""
+
+    path: str
+    """Base or merged model."""
+    adapter: str | None = None
+    """PEFT adapter directory to put on it."""
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    """`auto` (the first GPU, else the CPU) or a torch device."""
+    chat_template: str | None = None
+    """A .jinja file, for a model whose tokenizer has no chat template of its own."""
+    trust_remote_code: bool = False
+
+
+class RewardSpec(Strict):
+    """A reward: a sequence classifier (`model`) or a TRL reward function (`function`)."""
+
+    model: str | None = None
+    head: str | int | None = None
+    """Label or index of the output that is the reward; required if the model has more than one."""
+    sign: Literal[1, -1] = 1
+    """-1 for a cost."""
+    function: str | None = None
+    """`path/to/file.py:name` or `package.module:name` of a function (prompts, completions, **columns)."""
+    batch_size: int = Field(64, ge=1)
+    dtype: Dtype = "float32"
+    device: str = "auto"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.model is None) == (self.function is None):
+            raise ValueError("give exactly one of `model` (a sequence classifier) and `function`")
+        if self.function is not None and ":" not in self.function:
+            raise ValueError(f"function {self.function!r} needs the form path/to/file.py:name or package.module:name")
+        if self.function is not None and (self.head is not None or self.sign != 1):
+            raise ValueError("`head` and `sign` belong to a `model`; let the function return what is wanted")
+        return self
+
+
+class Sampling(Strict):
+    """How a policy is sampled; evaluation must sample as training did."""
+
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(128, ge=1)
+
+
+class EvaluationCriterion(Strict):
+    """A criterion to judge: the proxy reward selects, the gold reward only judges."""
+
+    name: str = Field(min_length=1)
+    proxy: RewardSpec
+    gold: RewardSpec | None = None
+
+
+class TrainingCriterion(EvaluationCriterion):
+    """A criterion to train for; its gold reward, if any, is logged and never used."""
+
+    operator: str = "bon(4)"
+    """What will serve the criterion: identity, bon(N) or bop(MU)."""
+    weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _operator_parses(self) -> Self:
+        parse_operator(self.operator)
+        return self
+
+    def parsed_operator(self) -> Operator:
+        """The operator itself."""
+        return parse_operator(self.operator)
+
+
+def _distinct_names(criteria: list[Any]) -> None:
+    names = [c.name for c in criteria]
+    if len(set(names)) < len(names):
+        raise ValueError(f"criteria names must differ, got {names}")
+
+
+class ObjectiveConfig(Strict):
+    """The objective: `sum_k weight_k * E_[operator_k] reward_k`."""
+
+    criteria: Annotated[list[TrainingCriterion], Field(min_length=1)]
+    estimator: Literal["auto", "loo", "loo1", "plugin"] = "auto"
+    """auto: leave-one-out for G >= 2N, leave-one-out-minus-one below; plugin: the paper's (biased)."""
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        _distinct_names(self.criteria)
+        return self
+
+
+class TrainingConfig(Strict):
+    """A training run."""
+
+    name: str
+    output_dir: str
+    """The run's folder: resolved config, metrics.jsonl, checkpoints, adapter."""
+    policy: PolicySpec
+    prompts: str
+    """JSONL with a `prompt` a line; further columns go to the reward functions."""
+    objective: ObjectiveConfig
+    world_size: int = Field(1, ge=1)
+    """Number of processes the run is meant for; another number is refused, since it would be another run."""
+    seed: int = 0
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """Any field of TRL's GRPOConfig, unchanged."""
+    lora: dict[str, Any] = Field(default_factory=dict)
+    """Any field of PEFT's LoraConfig, unchanged."""
+
+
+class EvaluationConfig(Strict):
+    """An evaluation: policies x criteria x methods x budgets on held-out prompts."""
+
+    name: str
+    output_dir: str
+    policies: dict[str, PolicySpec]
+    """By name; savings are measured for `iama` against `base` and `grpo`."""
+    prompts: str
+    max_prompts: int | None = Field(None, ge=1)
+    criteria: Annotated[list[EvaluationCriterion], Field(min_length=1)]
+    methods: list[Literal["bon", "bop"]] = ["bon"]
+    budgets: list[int] = [1, 2, 4, 8, 16, 32, 64]
+    num_samples: int = Field(256, ge=4)
+    """Pool size a prompt; curves reach a quarter of it."""
+    trained_budget: int = Field(4, ge=1)
+    sampling: Sampling = Sampling()
+    batch_size: int = Field(256, ge=1)
+    """Rows decoded together."""
+    num_bootstrap: int = Field(1000, ge=100)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _distinct_names(self.criteria)
+        too_big = [n for n in [*self.budgets, self.trained_budget] if not 1 <= n <= self.num_samples // 4]
+        if too_big:
+            raise ValueError(
+                f"budgets {too_big} lie outside 1..{self.num_samples // 4}: an unbiased curve is reliable only up to "
+                f"a quarter of num_samples = {self.num_samples}; raise num_samples or drop them"
+            )
+        return self
+
+
+C = TypeVar("C", bound=Strict)
+
+
+def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) -> C:
+    """Read a YAML file, apply `a.b=c` overrides (values are YAML, list items by index) and validate.
+
+    Raises `ConfigError`, one line per mistake: the key, its value, the file, and what to write.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config file {str(path)!r} does not exist")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top level, got {type(raw).__name__}")
+    for override in overrides or []:
+        _apply(raw, override)
+    return validate(raw, cls, str(path))
+
+
+def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
+    """Validate a mapping; `ConfigError` names the keys, values and nearest known keys."""
+    try:
+        return cls.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_message(item, cls, source) for item in error.errors())) from error
+
+
+def nearest(key: str, known: list[str]) -> str:
+    """A hint with the nearest known key, or all of them."""
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
+
+
+def _message(item: Any, cls: type[Strict], source: str) -> str:
+    location = [part for part in item["loc"] if part != "function-after"]
+    key = ".".join(map(str, location)) or "(top level)"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(cls, location[:-1])
+        return f"{source}: unknown key {key!r}; {nearest(str(location[-1]), known)}"
+    if item["type"] == "missing":
+        return f"{source}: {key!r} is missing"
+    value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
+    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}"
+
+
+def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
+    """Field names of the block at `location`, found by walking the annotations."""
+    block: Any = cls
+    for part in location:
+        if isinstance(part, str) and _is_block(block) and part in block.model_fields:
+            block = block.model_fields[part].annotation
+        block = next((b for b in _blocks(block)), block)
+    return list(block.model_fields) if _is_block(block) else []
+
+
+def _is_block(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Strict)
+
+
+def _blocks(annotation: Any) -> list[type[Strict]]:
+    """Config classes inside an annotation such as `list[Block]`, `dict[str, Block]` or `Block | None`."""
+    if _is_block(annotation):
+        return [annotation]
+    return [b for argument in getattr(annotation, "__args__", ()) for b in _blocks(argument)]
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {override!r}: write key=value, e.g. trainer.learning_rate=1e-3")
+    *parents, last = path.split(".")
+    block: Any = raw
+    for part in parents:
+        block = _child(block, part, override)
+    try:
+        parsed = _yaml_value(value)
+        if isinstance(block, list):
+            block[int(last)] = parsed
+        else:
+            block[last] = parsed
+    except (IndexError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--set {override!r}: cannot set {last!r} ({error})") from error
+
+
+def _yaml_value(text: str) -> Any:
+    """A YAML value; `1e-3`, which YAML 1.1 reads as text, is the number that people mean."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _child(block: Any, part: str, override: str) -> Any:
+    try:
+        if isinstance(block, list):
+            return block[int(part)]
+        child = block.setdefault(part, {})
+    except (IndexError, ValueError, AttributeError) as error:
+        raise ConfigError(f"--set {override!r}: there is no {part!r} to set something in") from error
+    if child is None:
+        child = block[part] = {}
+    return child

@@ -1,0 +1,40 @@
+"""Process settings that must stand before torch and the Hugging Face libraries are imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def prepare_environment(model_paths: Iterable[str | None] = ()) -> None:
+    """No telemetry, no network where every model is a local folder, and no threads that fight over cores.
+
+    Variables that the user has set stay as they are.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process()))
+    if all(path is None or Path(path).exists() for path in model_paths):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def world_size() -> int:
+    """Number of processes, as torchrun, DeepSpeed and accelerate tell it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def threads_per_process() -> int:
+    """Cores of this machine shared out among its processes."""
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or str(world_size())
+    return max(1, len(os.sched_getaffinity(0)) // int(local)) if hasattr(os, "sched_getaffinity") else 1

@@ -1,0 +1,72 @@
+"""One renderer for training, generation and evaluation: prompts and answers to token ids.
+
+A prompt has one of TRL's two formats: a text, or a list of messages. Texts are tokenized as they are, messages
+go through the tokenizer's chat template; each yields exactly the ids that TRL's trainers feed to the model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from iama.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message: TypeAlias = dict[str, str]
+Prompt: TypeAlias = str | list[Message]
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids that the policy continues.
+
+    Raises `ModelError` for messages when the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        return _ids(tokenizer(prompt))
+    _need_template(tokenizer, "policy.chat_template")
+    return _ids(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True))
+
+
+def render_exchange(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> list[int]:
+    """Token ids of prompt and answer as a reward model reads them (TRL's RewardTrainer's format).
+
+    Messages go through the reward model's own chat template; a text is followed by the end-of-sequence token.
+    """
+    if isinstance(prompt, str):
+        return _ids(tokenizer(prompt + text + (tokenizer.eos_token or "")))
+    _need_template(tokenizer, "the reward's chat template (in its directory)")
+    exchange = [*prompt, {"role": "assistant", "content": text}]
+    return _ids(tokenizer.apply_chat_template(exchange, return_dict=True))
+
+
+def as_completion(prompt: Prompt, text: str) -> str | list[Message]:
+    """The shape in which TRL hands a completion to reward functions."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def completion_text(completion: str | list[Message]) -> str:
+    """The text of a completion in either shape."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt for people to read."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _ids(encoding: Any) -> list[int]:
+    ids: list[int] = encoding["input_ids"]
+    return ids
+
+
+def _need_template(tokenizer: PreTrainedTokenizerBase, key: str) -> None:
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"the prompt is a list of messages, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
+            f"set {key} to a .jinja file, or use text prompts"
+        )

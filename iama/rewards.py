@@ -1,0 +1,206 @@
+"""Rewards, scored the same way in training and at inference.
+
+A reward is a sequence classifier (a Hugging Face directory, read with its own tokenizer and chat template) or a
+TRL reward function `(prompts, completions, **columns) -> list[float]`, used unchanged.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from iama.cost import Cost
+from iama.errors import RewardError
+from iama.models import check_model_dir, loading, pick_device
+from iama.render import as_completion, completion_text, prompt_text, render_exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from iama.config import RewardSpec
+    from iama.render import Message, Prompt
+
+    RewardFn: TypeAlias = Callable[..., Sequence[float | None]]
+    Scorer: TypeAlias = Callable[..., tuple[list[float], int]]
+
+
+class Reward:
+    """A named reward; calling it is TRL's reward-function interface, so it goes to any TRL trainer as it is."""
+
+    def __init__(self, name: str, scorer: Scorer) -> None:
+        self.name = name
+        self.__name__ = name  # TRL names metrics and columns after it
+        self._scorer = scorer
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], **columns: Any
+    ) -> list[float]:
+        """Scores `[len(prompts)]`; raises `RewardError` on NaN, infinity or a missing score."""
+        scores, _ = self._scorer(prompts, completions, **columns)
+        if len(scores) != len(prompts):
+            raise RewardError(f"reward {self.name!r} returned {len(scores)} scores for {len(prompts)} completions")
+        for prompt, completion, score in zip(prompts, completions, scores, strict=True):
+            if not math.isfinite(score):
+                raise RewardError(
+                    f"reward {self.name!r} returned {score} for the prompt {prompt_text(prompt)[:80]!r} and the "
+                    f"completion {completion_text(completion)[:80]!r}; it must return a finite number"
+                )
+        return scores
+
+    def score(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Mapping[str, Sequence[Any]]
+    ) -> tuple[list[float], Cost]:
+        """Scores of texts with what they cost; `columns` are the prompts' further columns."""
+        start = time.perf_counter()
+        completions = [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        tokens = 0
+
+        def counted(*args: Any, **kwargs: Any) -> tuple[list[float], int]:
+            nonlocal tokens
+            scores, tokens = self._scorer(*args, **kwargs)
+            return scores, tokens
+
+        scores = Reward(self.name, counted)(prompts, completions, **columns)
+        return scores, Cost(reward_calls=len(texts), reward_tokens=tokens, seconds=time.perf_counter() - start)
+
+
+def load_reward(name: str, spec: RewardSpec) -> Reward:
+    """Load a reward; raises `RewardError` or `ModelError` with what to mend."""
+    if spec.model is not None:
+        return Reward(name, _classifier_scorer(name, spec))
+    assert spec.function is not None
+    return reward_from_function(load_function(spec.function, f"reward {name!r}"), name)
+
+
+def check_reward(name: str, spec: RewardSpec) -> None:
+    """Make the checks of `load_reward` that need no weights in memory."""
+    if spec.model is not None:
+        check_model_dir(spec.model, f"reward {name!r}")
+        with loading(spec.model, f"reward {name!r}"):
+            _pick_head(AutoConfig.from_pretrained(spec.model), spec, f"reward {name!r}")
+    else:
+        load_function(spec.function or "", f"reward {name!r}")
+
+
+def reward_from_function(function: RewardFn, name: str) -> Reward:
+    """Wrap a TRL reward function; a score of None counts as NaN, which is refused."""
+
+    def scorer(prompts: Any, completions: Any, **columns: Any) -> tuple[list[float], int]:
+        scores = function(prompts=prompts, completions=completions, **columns)
+        return [math.nan if score is None else float(score) for score in scores], 0
+
+    return Reward(name, scorer)
+
+
+def load_function(reference: str, source: str) -> RewardFn:
+    """Import `path/to/file.py:name` or `package.module:name`; importing runs that file's code."""
+    module_name, _, attribute = reference.rpartition(":")
+    try:
+        if module_name.endswith(".py"):
+            module = _module_from_file(Path(module_name))
+        else:
+            module = importlib.import_module(module_name)
+        function = getattr(module, attribute)
+    except (ImportError, AttributeError, FileNotFoundError, ValueError) as error:
+        raise RewardError(
+            f"{source}: cannot import function {reference!r} ({error}); "
+            "write path/to/file.py:name or package.module:name"
+        ) from error
+    if not callable(function):
+        raise RewardError(f"{source}: {reference!r} is not callable; name a function (prompts, completions, **columns)")
+    loaded: RewardFn = function
+    return loaded
+
+
+def _module_from_file(path: Path) -> Any:
+    """Import a file once per path, so that two functions of one file share its module."""
+    name = f"iama_user_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
+    if name not in sys.modules:
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _classifier_scorer(name: str, spec: RewardSpec) -> Scorer:
+    assert spec.model is not None
+    source = f"reward {name!r}"
+    check_model_dir(spec.model, source)
+    with loading(spec.model, source):
+        head = _pick_head(AutoConfig.from_pretrained(spec.model), spec, source)
+        tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            spec.model, dtype=getattr(torch, spec.dtype), use_safetensors=True
+        )
+    model.to(pick_device(spec.device)).eval()
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
+    pad_id = model.config.pad_token_id if model.config.pad_token_id is not None else 0
+    limit = getattr(model.config, "max_position_embeddings", None)
+
+    def scorer(prompts: Any, completions: Any, **_: Any) -> tuple[list[float], int]:
+        ids = [render_exchange(tokenizer, p, completion_text(c)) for p, c in zip(prompts, completions, strict=True)]
+        longest = max((len(row) for row in ids), default=0)
+        if limit is not None and longest > limit:
+            raise RewardError(
+                f"{source}: a prompt with its answer has {longest} tokens, but {spec.model!r} reads at most {limit}; "
+                "use shorter prompts or a smaller max_new_tokens"
+            )
+        scores = _forward(model, ids, pad_id, spec.batch_size)[:, head] * spec.sign
+        return scores.tolist(), sum(map(len, ids))
+
+    return scorer
+
+
+def _pick_head(config: Any, spec: RewardSpec, source: str) -> int:
+    """Index of the output that is the reward; more than one output needs `head`."""
+    labels: dict[int, str] = config.id2label
+    if len(labels) == 1 and spec.head is None:
+        return 0
+    if spec.head is None:
+        raise RewardError(
+            f"{source}: the model {spec.model!r} has {len(labels)} outputs {list(labels.values())}; "
+            "set `head:` to the label or index that is the reward"
+        )
+    if spec.head in labels:
+        return int(spec.head)
+    by_name = {label: index for index, label in labels.items()}
+    if spec.head in by_name:
+        return by_name[str(spec.head)]
+    raise RewardError(
+        f"{source}: head {spec.head!r} is not an output of {spec.model!r}; choose one of {list(labels.values())}"
+    )
+
+
+@torch.inference_mode()
+def _forward(model: Any, ids: Sequence[Sequence[int]], pad_id: int, batch_size: int) -> torch.Tensor:
+    """Logits `[rows, heads]` in fp32; rows of similar length share a batch, so that little is padding."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    logits = torch.empty(len(ids), model.config.num_labels)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = len(ids[batch[-1]])
+        input_ids = torch.tensor([[*ids[i], *[pad_id] * (width - len(ids[i]))] for i in batch])
+        mask = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in batch])
+        output = model(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device))
+        logits[batch] = output.logits.float().cpu()
+    return logits

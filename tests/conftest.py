@@ -1,0 +1,100 @@
+"""Real, tiny models on disk, built once per session."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.decoders import Metaspace
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+WORDS = "please tell me how to bake bread grow red tomatoes fix a bike first then mix water flour be careful no thanks"
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Folders of tiny models and a prompts file."""
+
+    policy: Path
+    reward: Path
+    other_reward: Path
+    two_headed_reward: Path
+    prompts: Path
+    text_prompts: Path
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = Metaspace()
+    special = ["<unk>", "<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    tokenizer.train_from_iterator([WORDS] * 4, trainers.BpeTrainer(vocab_size=120, special_tokens=special))
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="<|end|>"
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerFast, **changes: object) -> LlamaConfig:
+    fields = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    return LlamaConfig(**{**fields, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A policy, reward classifiers with one and two outputs, and prompts, as a user would have them."""
+    root = tmp_path_factory.mktemp("tiny")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(root / "policy")
+    for name in ("reward", "other_reward"):
+        LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=1)).save_pretrained(root / name)
+    two = tiny_config(tokenizer, num_labels=2, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+    LlamaForSequenceClassification(two).save_pretrained(root / "two_headed")
+    for name in ("policy", "reward", "other_reward", "two_headed"):
+        tokenizer.save_pretrained(root / name)
+    texts = ["how to bake bread", "how to grow tomatoes", "fix a bike", "mix water then flour please"]
+    rows = [{"prompt": [{"role": "user", "content": text}], "topic": text.split()[-1]} for text in texts]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "text.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return Tiny(
+        policy=root / "policy",
+        reward=root / "reward",
+        other_reward=root / "other_reward",
+        two_headed_reward=root / "two_headed",
+        prompts=root / "prompts.jsonl",
+        text_prompts=root / "text.jsonl",
+    )

@@ -1,0 +1,126 @@
+"""Estimators against enumeration of every group, and their invariants."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from iama.errors import ConfigError, IamaWarning
+from iama.estimators import advantages, check_group_size, group_value
+from iama.operators import Operator, bon, bop, identity
+
+CASES = [
+    (identity(), 3),
+    (bon(2), 2),
+    (bon(2), 4),
+    (bon(2), 5),
+    (bon(3), 4),
+    (bon(4), 4),
+    (bon(3), 6),
+    (bop(0.7), 4),
+    (bop(2.0), 3),
+]
+
+
+def clamped(operator: Operator, size: int) -> list[tuple[int, float]]:
+    """The operator's law with the mass above the group size counted at it."""
+    law = operator.pmf(size)
+    return [(n, float(p) + (float(1 - law.sum()) if n == size else 0.0)) for n, p in enumerate(law, start=1)]
+
+
+def space(rng: np.random.Generator, size: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities, a selecting reward with a tie, and a score that differs from it."""
+    p, selector, score = rng.dirichlet(np.ones(size)), rng.normal(size=size), rng.normal(size=size)
+    selector[1] = selector[0]
+    return p, selector, score
+
+
+@pytest.mark.parametrize("estimator", ["auto", "loo", "loo1"])
+@pytest.mark.parametrize(("operator", "size"), CASES, ids=lambda case: getattr(case, "name", case))
+@pytest.mark.parametrize("cross_scored", [False, True])
+def test_expected_policy_gradient_is_exact_over_all_groups(operator, size, estimator, cross_scored):
+    p, selector, score = space(np.random.default_rng(size))
+    score = score if cross_scored else selector
+    groups = np.array(list(itertools.product(range(3), repeat=size)))
+    probability = p[groups].prod(axis=1)
+    estimate = advantages(operator, selector[groups], score[groups], estimator)
+    # E[ mean_i A_i grad log softmax(theta)(y_i) ], component by component
+    one_hot = np.eye(3)[groups] - p
+    gradient = np.einsum("b,bg,bgy->y", probability, estimate, one_hot) / size
+    exact = np.zeros(3)
+    for n, weight in clamped(operator, size):
+        phi = bon(n).first_variation(p, selector, score)
+        exact += weight * p * (phi - p @ phi)
+    np.testing.assert_allclose(gradient, exact, atol=1e-12)
+
+
+@pytest.mark.parametrize(("operator", "size"), CASES, ids=lambda case: getattr(case, "name", case))
+def test_group_value_is_unbiased_over_all_groups(operator, size):
+    p, selector, score = space(np.random.default_rng(size))
+    groups = np.array(list(itertools.product(range(3), repeat=size)))
+    estimate = group_value(operator, selector[groups], score[groups])
+    exact = sum(w * bon(n).value(p, selector, score) for n, w in clamped(operator, size))
+    assert p[groups].prod(axis=1) @ estimate == pytest.approx(exact, abs=1e-12)
+
+
+def test_identity_is_leave_one_out_grpo():
+    rewards = np.random.default_rng(0).normal(size=(5, 8))
+    expected = 8 / 7 * (rewards - rewards.mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(advantages(identity(), rewards), expected, atol=1e-12)
+    np.testing.assert_allclose(advantages(bop(0.0), rewards), expected, atol=1e-12)
+
+
+def test_plugin_is_the_papers_table_over_ranks():
+    rewards = np.sort(np.random.default_rng(0).normal(size=8))
+    gaps, table = np.diff(rewards), 4 * (np.arange(1, 8) / 8) ** 3  # N ((j+1)/G)^{N-1}
+    phi = -np.append(np.cumsum((gaps * table)[::-1])[::-1], 0.0)
+    np.testing.assert_allclose(advantages(bon(4), rewards[None], estimator="plugin")[0], phi - phi.mean(), atol=1e-12)
+
+
+rewards_PG = arrays(np.float64, (3, 8), elements=st.floats(-10, 10).map(lambda x: round(x, 1)))
+
+
+@settings(deadline=None)
+@given(rewards_PG, st.permutations(range(8)), st.sampled_from([identity(), bon(2), bon(4), bon(6), bop(1.5)]))
+def test_permuting_a_group_permutes_its_advantages(rewards, order, operator):
+    expected = advantages(operator, rewards)[:, order]
+    np.testing.assert_allclose(advantages(operator, rewards[:, order]), expected, atol=1e-9)
+
+
+@settings(deadline=None)
+@given(rewards_PG, st.floats(0.1, 10), st.floats(-5, 5), st.sampled_from([identity(), bon(2), bon(4), bop(1.5)]))
+def test_affine_rewards_scale_advantages(rewards, scale, shift, operator):
+    expected = scale * advantages(operator, rewards)
+    np.testing.assert_allclose(advantages(operator, scale * rewards + shift), expected, atol=1e-8)
+
+
+@given(st.floats(-5, 5), st.sampled_from([identity(), bon(2), bon(4), bon(8), bop(1.5)]))
+def test_a_group_without_spread_gives_zeros(reward, operator):
+    np.testing.assert_allclose(advantages(operator, np.full((2, 8), reward)), 0.0, atol=1e-9)
+
+
+def test_large_groups_do_not_overflow():
+    rewards = np.random.default_rng(0).normal(size=(2, 1024))
+    result = advantages(bon(64), rewards)
+    assert np.isfinite(result).all()
+    np.testing.assert_allclose(result.mean(axis=1), 0.0, atol=1e-9)
+
+
+def test_a_group_too_small_is_refused_with_both_numbers():
+    with pytest.raises(ConfigError, match=r"bon\(4\).*at least 4.*num_generations is 3"):
+        check_group_size(bon(4), 3, "auto", "criterion 'helpful'")
+    with pytest.raises(ConfigError, match="at least 2"):
+        check_group_size(identity(), 1, "auto", "criterion 'helpful'")
+    with pytest.raises(ConfigError, match="at least 5"):
+        check_group_size(bon(4), 4, "loo", "criterion 'helpful'")
+    check_group_size(bon(4), 4, "auto", "criterion 'helpful'")
+
+
+def test_a_clamped_law_warns():
+    with pytest.warns(IamaWarning, match=r"bop\(3\) draws more than .* = 4 samples with probability 35.3%"):
+        check_group_size(bop(3.0), 4, "auto", "criterion 'helpful'")

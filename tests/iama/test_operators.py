@@ -1,0 +1,70 @@
+"""Operators: values and first variations against brute force and finite differences."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from iama.errors import ConfigError
+from iama.operators import bon, bop, identity, parse_operator
+
+OPERATORS = [identity(), bon(2), bon(5), bop(0.0), bop(0.5), bop(3.0)]
+
+
+def brute_force_bon(p: np.ndarray, selector: np.ndarray, score: np.ndarray, n: int) -> float:
+    total = 0.0
+    for draw in itertools.product(range(len(p)), repeat=n):
+        best = max(selector[list(draw)])
+        winners = [score[y] for y in draw if selector[y] == best]
+        total += float(np.prod(p[list(draw)])) * float(np.mean(winners))
+    return total
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_bon_value_equals_enumeration_with_ties(n):
+    rng = np.random.default_rng(n)
+    p, selector, score = rng.dirichlet(np.ones(4)), np.array([0.0, 1.0, 1.0, 2.0]), rng.normal(size=4)
+    assert bon(n).value(p, selector, score) == pytest.approx(brute_force_bon(p, selector, score, n), abs=1e-12)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+@pytest.mark.parametrize("cross_scored", [False, True])
+def test_first_variation_equals_finite_differences(operator, cross_scored):
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))
+    selector = np.array([0.3, -1.0, 0.3, 2.0, 0.5, 0.5])
+    score = rng.normal(size=6) if cross_scored else selector
+    step = 1e-6
+    up, down = p + step * (q - p), p - step * (q - p)
+    slope = (operator.value(up, selector, score) - operator.value(down, selector, score)) / (2 * step)
+    assert operator.first_variation(p, selector, score) @ (q - p) == pytest.approx(slope, abs=1e-7)
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+def test_the_law_and_the_generating_function_agree(operator):
+    x, law = np.linspace(0, 1, 7), operator.pmf(80)
+    n = np.arange(1, 81)
+    np.testing.assert_allclose((law * x[:, None] ** n).sum(axis=1), operator.pgf(x), atol=1e-12)
+    np.testing.assert_allclose((law * n * x[:, None] ** (n - 1)).sum(axis=1), operator.pgf_derivative(x), atol=1e-12)
+    assert (law * n).sum() == pytest.approx(operator.budget)
+
+
+def test_bop_quantile_reward_equals_the_closed_form():
+    mu, quantiles = 3.0, (np.arange(20000) + 0.5) / 20000
+    uniform = np.full(20000, 1 / 20000)
+    expected = 1 - 1 / mu + (1 - np.exp(-mu)) / mu**2  # Khalaf et al. 2025
+    assert bop(mu).value(uniform, quantiles) == pytest.approx(expected, abs=1e-4)
+
+
+def test_operators_are_read_as_they_are_written():
+    assert parse_operator("bon(4)").name == "bon(4)"
+    assert parse_operator(" bop( mu = 3 ) ").name == "bop(3)"
+    assert parse_operator("identity").name == parse_operator("bon(1)").name == "identity"
+
+
+@pytest.mark.parametrize("text", ["bon", "bon(0)", "bon(x)", "bop(-1)", "best(4)", "identity(2)", "bon(mu=3)", ""])
+def test_unknown_operators_are_named(text):
+    with pytest.raises(ConfigError, match="bon|bop"):
+        parse_operator(text)

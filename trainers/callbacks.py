@@ -1,0 +1,161 @@
+"""What a run writes while it trains: `metrics.jsonl`, progress, and checks of every saved adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from iama.errors import IamaWarning
+from iama.files import write_atomically
+from trainers.adapter import check_adapter, expected_keys
+from trainers.engine import check_engine, describe_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from iama.config import TrainingCriterion
+
+CLIPPED_WARNING = 0.2
+
+
+def gold_name(criterion: str) -> str:
+    """Name of the reward function that carries a criterion's gold reward."""
+    return f"{criterion}_gold"
+
+
+class MetricsFile(TrainerCallback):
+    """Appends one JSON line a logged step to `metrics.jsonl`.
+
+    Keys: `step`; `criteria[name]` with `mean` (of the proxy), `value` (under the criterion's own operator,
+    unbiased from the group) and `gold` (null where there is none); `kl_per_token` (TRL's mean over tokens of
+    the k3 estimate, in nats; null at beta = 0); `clipped_ratio`; `mean_length`; `tokens_per_second` (prompt and
+    completion tokens, all processes); `loss`; `grad_norm`; `learning_rate`.
+    """
+
+    def __init__(self, path: Path, criteria: Sequence[TrainingCriterion], first_step: int) -> None:
+        self._path = path
+        self._criteria = criteria
+        self._tokens, self._time = 0.0, time.perf_counter()
+        _cut_back(path, first_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write the step's line; TRL has merged its own metrics into `logs`."""
+        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self._row(state.global_step, logs)) + "\n")
+
+    def _row(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
+        now, tokens = time.perf_counter(), float(logs.get("num_tokens", 0.0))
+        rate = (tokens - self._tokens) / (now - self._time)
+        self._tokens, self._time = tokens, now
+        if logs.get("completions/clipped_ratio", 0.0) > CLIPPED_WARNING and step == 1:
+            warnings.warn(
+                f"{logs['completions/clipped_ratio']:.0%} of the completions reach trainer.max_completion_length "
+                "and are cut; raise it",
+                IamaWarning,
+                stacklevel=2,
+            )
+        row = {
+            "step": step,
+            "criteria": {c.name: _criterion_row(c, logs) for c in self._criteria},
+            "kl_per_token": logs.get("kl"),
+            "clipped_ratio": logs.get("completions/clipped_ratio"),
+            "mean_length": logs.get("completions/mean_length"),
+            "tokens_per_second": rate,
+            "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm"),
+            "learning_rate": logs.get("learning_rate"),
+        }
+        if not math.isfinite(row["loss"]):
+            raise FloatingPointError(f"step {step}: the loss is {row['loss']}; lower trainer.learning_rate")
+        return row
+
+
+def _criterion_row(criterion: TrainingCriterion, logs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "mean": logs.get(f"rewards/{criterion.name}/mean"),
+        "value": logs.get(f"value/{criterion.name}"),
+        "gold": logs.get(f"rewards/{gold_name(criterion.name)}/mean"),
+    }
+
+
+def _cut_back(path: Path, first_step: int) -> None:
+    """Drop lines of steps that will be run again."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+    write_atomically(path, "".join(kept))
+
+
+class EngineReport(TrainerCallback):
+    """Prints, and checks, the engine that is really in force once it is built."""
+
+    def __init__(self, uses_deepspeed: bool, say: Any) -> None:
+        self.trainer: Any = None
+        self._uses_deepspeed = uses_deepspeed
+        self._say = say
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The first moment at which the wrapped model exists."""
+        check_engine(self.trainer, self._uses_deepspeed)
+        self._say(f"engine     {describe_engine(self.trainer)}")
+
+
+class SavedAdapterCheck(TrainerCallback):
+    """Reopens the adapter of every checkpoint."""
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Raises `RunError` on an adapter that is not what was trained."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            check_adapter(folder, expected_keys(model), trained=state.global_step > 0)
+
+
+class ProgressBar(TrainerCallback):
+    """One bar with the criteria's values and the KL, on the main process."""
+
+    def __init__(self, criteria: Sequence[TrainingCriterion], console: Console) -> None:
+        self._criteria = criteria
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+            console=console,
+        )
+        self._task: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the bar."""
+        if state.is_world_process_zero:
+            self._progress.start()
+            done = state.global_step
+            self._task = self._progress.add_task("training", total=state.max_steps, completed=done, values="")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Show the latest values; without a terminal, print a line every tenth of the run."""
+        if self._task is None or logs is None or "loss" not in logs:
+            return
+        values = "  ".join(f"{c.name} {logs.get(f'value/{c.name}', math.nan):.3f}" for c in self._criteria)
+        values += f"  kl {logs['kl']:.4f}" if logs.get("kl") is not None else ""
+        self._progress.update(self._task, completed=state.global_step, values=values)
+        if not self._console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
+            self._console.print(f"  step {state.global_step}/{state.max_steps}  {values}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop the bar."""
+        if self._task is not None:
+            self._progress.stop()

@@ -1,0 +1,73 @@
+"""The process group and the engine really in force.
+
+On a host without a GPU, accelerate finds no backend for DeepSpeed and falls back, without a word, to plain data
+parallelism or to one lone rank. Here the process group is built first, with gloo, and what came of it is checked.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import patch_environment
+
+from iama.environment import threads_per_process, world_size
+from iama.errors import ConfigError
+
+
+def prepare_process_group(uses_deepspeed: bool) -> dict[str, Any]:
+    """Make the process group where the stack would not; returns GRPOConfig fields that go with it."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads_per_process())))
+    if torch.cuda.is_available():
+        return {}
+    if not uses_deepspeed:
+        return {"use_cpu": True}
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(
+            "trainer.deepspeed is set, but DeepSpeed is not installed; pip install 'iama[deepspeed]' or drop the key"
+        ) from error
+    # Its shared-memory collective is compiled on first use and has no fallback; plain gloo needs no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "RANK" not in os.environ:  # started with plain python: DeepSpeed would ask MPI for its rank
+        os.environ.update(_single_process_environment())
+    with patch_environment(ACCELERATE_USE_DEEPSPEED="true"):
+        PartialState(backend="gloo")
+    return {"use_cpu": True, "accelerator_config": {"use_configured_state": True}}
+
+
+def describe_engine(trainer: Any) -> str:
+    """What trains: engine, ZeRO stage, processes, backend and threads; read from the objects in use."""
+    wrapped = trainer.model_wrapped
+    stage = wrapped.zero_optimization_stage() if hasattr(wrapped, "zero_optimization_stage") else None
+    engine = f"DeepSpeed ZeRO-{stage}" if stage is not None else type(wrapped).__name__
+    size = trainer.accelerator.num_processes
+    backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "no process group"
+    return (
+        f"{engine}, {size} process{'es' if size > 1 else ''} ({backend}), "
+        f"{torch.get_num_threads()} thread(s) each, on {trainer.accelerator.device}"
+    )
+
+
+def check_engine(trainer: Any, uses_deepspeed: bool) -> None:
+    """Assert that what was asked for is what runs; a silent fallback is our bug."""
+    is_deepspeed = type(trainer.model_wrapped).__name__ == "DeepSpeedEngine"
+    assert is_deepspeed == uses_deepspeed, f"asked for DeepSpeed: {uses_deepspeed}, got {describe_engine(trainer)}"
+    assert trainer.accelerator.num_processes == world_size(), describe_engine(trainer)
+
+
+def _single_process_environment() -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }

@@ -1,0 +1,178 @@
+"""A training run's plan: every check that can be made before anything expensive starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import LoraConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from trl import GRPOConfig
+
+from iama.config import TrainingConfig, nearest
+from iama.data import load_prompts
+from iama.environment import world_size
+from iama.errors import ConfigError, DataError, IamaWarning
+from iama.models import check_model_dir, loading
+from iama.objective import Criterion, Objective
+from iama.render import prompt_text, render_prompt
+from iama.rewards import check_reward
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OURS = {"output_dir": "output_dir", "seed": "seed", "model_init_kwargs": "policy", "reward_weights": "objective"}
+"""GRPOConfig fields with a place of their own in the configuration."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run: everything cheap is loaded and checked, nothing heavy is."""
+
+    config: TrainingConfig
+    objective: Objective
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[dict[str, Any]]
+    trainer_fields: dict[str, Any]
+    lora: LoraConfig
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Whether DeepSpeed shards the run."""
+        return self.trainer_fields.get("deepspeed") is not None
+
+
+def make_plan(config: TrainingConfig, source: str) -> Plan:
+    """Check everything that can be checked early; raises one-line `IamaError`s."""
+    _check_fields(config.trainer, GRPOConfig, "trainer", source)
+    _check_fields(config.lora, LoraConfig, "lora", source)
+    objective = build_objective(config)
+    fields = trainer_fields(config)
+    objective.check(fields["num_generations"])
+    _check_batch(config, fields, source)
+    _check_world_size(config, source)
+    prompts = load_prompts(Path(config.prompts))
+    tokenizer = load_policy_tokenizer(config)
+    check_fit(tokenizer, prompts, _context_length(config), fields["max_completion_length"], config.prompts)
+    for criterion in config.objective.criteria:
+        check_reward(criterion.name, criterion.proxy)
+        if criterion.gold is not None:
+            check_reward(f"{criterion.name} (gold)", criterion.gold)
+    if fields["beta"] == 0.0:
+        warnings.warn(
+            f"{source}: trainer.beta is 0: TRL computes no reference, so the KL is not measured and is logged as null",
+            IamaWarning,
+            stacklevel=2,
+        )
+    lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
+    return Plan(config, objective, tokenizer, prompts, fields, lora)
+
+
+def build_objective(config: TrainingConfig) -> Objective:
+    """The objective that the configuration names."""
+    criteria = [Criterion(c.name, c.parsed_operator(), c.weight) for c in config.objective.criteria]
+    return Objective(criteria, config.objective.estimator)
+
+
+def trainer_fields(config: TrainingConfig) -> dict[str, Any]:
+    """GRPOConfig fields: the configuration's, over our defaults where TRL's do not fit."""
+    defaults = {f.name: f.default for f in dataclasses.fields(GRPOConfig)}
+    chosen = ("num_generations", "max_completion_length", "beta", "temperature", "per_device_train_batch_size")
+    ours = {
+        "logging_steps": 1,
+        "bf16": config.policy.dtype == "bfloat16",
+        "fp16": config.policy.dtype == "float16",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    set_elsewhere = {
+        "output_dir": config.output_dir,
+        "seed": config.seed,
+        "model_init_kwargs": {"dtype": config.policy.dtype, "trust_remote_code": config.policy.trust_remote_code},
+    }
+    return {name: defaults[name] for name in chosen} | ours | config.trainer | set_elsewhere
+
+
+def load_policy_tokenizer(config: TrainingConfig) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, with the configured chat template if there is one."""
+    spec = config.policy
+    if spec.adapter is not None:
+        raise ConfigError(
+            f"policy.adapter {spec.adapter!r}: training starts from a plain model; merge the adapter first with "
+            "`iama export RUN --out DIR --merge` and set policy.path to DIR"
+        )
+    check_model_dir(spec.path, "policy.path")
+    with loading(spec.path, "policy.path"):
+        tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
+    if spec.chat_template is not None:
+        template = Path(spec.chat_template)
+        if not template.is_file():
+            raise ConfigError(f"policy.chat_template {spec.chat_template!r} does not exist; give a .jinja file")
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_fit(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[dict[str, Any]],
+    context_length: int | None,
+    max_new_tokens: int,
+    source: str,
+) -> None:
+    """Every prompt and its answer must fit the context: nothing is truncated. Raises `DataError`."""
+    for number, row in enumerate(prompts, start=1):
+        length = len(render_prompt(tokenizer, row["prompt"]))
+        if context_length is not None and length + max_new_tokens > context_length:
+            raise DataError(
+                f"{source}: prompt {number} ({prompt_text(row['prompt'])[:60]!r}) has {length} tokens; with "
+                f"{max_new_tokens} new tokens it exceeds the model's context of {context_length}; "
+                "shorten the prompt or lower max_completion_length"
+            )
+
+
+def _context_length(config: TrainingConfig) -> int | None:
+    with loading(config.policy.path, "policy.path"):
+        model_config = AutoConfig.from_pretrained(config.policy.path, trust_remote_code=config.policy.trust_remote_code)
+    length: int | None = getattr(model_config, "max_position_embeddings", None)
+    return length
+
+
+def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> None:
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in block:
+        if key not in known:
+            hint = nearest(key, known) if len(known) < 40 or _close(key, known) else f"see {cls.__name__}"
+            raise ConfigError(f"{source}: unknown key '{name}.{key}'; {hint}")
+        if name == "trainer" and key in OURS:
+            raise ConfigError(f"{source}: 'trainer.{key}' has a place of its own: set '{OURS[key]}' at the top level")
+
+
+def _close(key: str, known: list[str]) -> bool:
+    return nearest(key, known).startswith("did you mean")
+
+
+def _check_batch(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
+    """Roll-outs of one generation, over all processes, must be whole groups."""
+    accumulation = fields.get("gradient_accumulation_steps", 1)
+    per_generation = fields.get("steps_per_generation") or accumulation
+    rows = fields["per_device_train_batch_size"] * config.world_size * per_generation
+    if fields.get("generation_batch_size") is None and rows % fields["num_generations"]:
+        raise ConfigError(
+            f"{source}: trainer.per_device_train_batch_size {fields['per_device_train_batch_size']} x world_size "
+            f"{config.world_size} x steps_per_generation {per_generation} = {rows} roll-outs, which is not a multiple "
+            f"of trainer.num_generations {fields['num_generations']}; change one of them"
+        )
+
+
+def _check_world_size(config: TrainingConfig, source: str) -> None:
+    if world_size() != config.world_size:
+        raise ConfigError(
+            f"{source}: world_size is {config.world_size}, but {world_size()} process(es) were started; start "
+            f"`deepspeed --num_gpus {config.world_size} train_iama.py ...` or set world_size={world_size()} "
+            "(the global batch changes with it)"
+        )

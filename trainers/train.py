@@ -1,0 +1,157 @@
+"""`train_iama.py`: parse, plan, train, save."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from iama.config import Sampling, TrainingConfig, load_config
+from iama.environment import is_main_process, prepare_environment
+from iama.errors import IamaError, IamaWarning, RunError
+from iama.files import is_temporary, write_atomically
+from iama.manifest import Manifest, ManifestCriterion
+
+if TYPE_CHECKING:
+    from trainers.plan import Plan
+
+CONFIG_FILE = "config.json"
+ADAPTER = "adapter"
+console = Console(quiet=not is_main_process(), highlight=False, markup=False, soft_wrap=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="YAML file of the run.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. --set trainer.max_steps=50")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Make every check, print the plan, and stop.")] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # noqa: ARG001 - DeepSpeed passes it
+) -> None:
+    """Train a LoRA adapter with non-linear GRPO.
+
+    Example: deepspeed --num_gpus 2 train_iama.py --config configs/demo.yaml --set trainer.max_steps=50
+    """
+    training = load_config(config, TrainingConfig, set_)
+    criteria = training.objective.criteria
+    rewards = [r.model for c in criteria for r in (c.proxy, c.gold) if r is not None]
+    prepare_environment([training.policy.path, *rewards])
+    if run_is_finished(training) and not dry_run:
+        console.print(f"{training.output_dir}: this run is finished; nothing to do")
+        return
+    if dry_run:
+        _pretend_world_size(training)
+    from trainers.plan import make_plan
+
+    plan = make_plan(training, str(config))
+    _say_plan(plan)
+    if dry_run:
+        console.print("dry run: all checks passed, nothing was written")
+    else:
+        run(plan)
+
+
+def run(plan: Plan) -> None:
+    """Train and save; every process of the run calls it."""
+    from trainers.build import build_trainer, save_final
+
+    folder = Path(plan.config.output_dir)
+    if is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / CONFIG_FILE, json.dumps(plan.config.model_dump(mode="json"), indent=2))
+    checkpoint = last_checkpoint(folder)
+    trainer = build_trainer(plan, console, first_step=_step(checkpoint) if checkpoint else 0)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    save_final(trainer, folder / ADAPTER, manifest(plan))
+    console.print(f"adapter    {plan.config.output_dir}/{ADAPTER}")
+
+
+def run_is_finished(config: TrainingConfig) -> bool:
+    """Whether the output folder holds this very run, finished.
+
+    Raises `RunError` if it holds something else; an unfinished run of the same configuration is continued.
+    """
+    folder = Path(config.output_dir)
+    if not is_main_process():  # the main process judges a folder that it alone writes
+        return (folder / ADAPTER).is_dir()
+    path = folder / CONFIG_FILE
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != config.model_dump(mode="json"):
+            raise RunError(
+                f"output_dir {config.output_dir!r} holds a run with another configuration; choose another output_dir "
+                "or delete that folder"
+            )
+        return (folder / ADAPTER).is_dir()
+    if folder.is_dir() and any(not is_temporary(item) for item in folder.iterdir()):
+        raise RunError(f"output_dir {config.output_dir!r} holds other files; choose an empty or new folder")
+    return False
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; the trainer's state is the last file of one to be written."""
+    complete = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(complete, key=_step) if complete else None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def manifest(plan: Plan) -> Manifest:
+    """What the run trains for, to be kept beside its weights."""
+    config, fields = plan.config, plan.trainer_fields
+    return Manifest(
+        base_model=config.policy.path,
+        criteria=[
+            ManifestCriterion(name=c.name, operator=c.operator, weight=c.weight, reward=c.proxy)
+            for c in config.objective.criteria
+        ],
+        estimator=config.objective.estimator,
+        sampling=Sampling(temperature=fields["temperature"], max_new_tokens=fields["max_completion_length"]),
+        seed=config.seed,
+        versions={name: version(name) for name in ("iama", "torch", "transformers", "trl", "peft")},
+    )
+
+
+def _say_plan(plan: Plan) -> None:
+    config, fields = plan.config, plan.trainer_fields
+    console.print(f"run        {config.name} -> {config.output_dir}")
+    console.print(f"policy     {config.policy.path} ({config.policy.dtype}), LoRA r={plan.lora.r}")
+    console.print(f"objective  {plan.objective.describe()}")
+    console.print(
+        f"roll-outs  {len(plan.prompts)} prompts, groups of {fields['num_generations']}, "
+        f"at most {fields['max_completion_length']} new tokens, beta {fields['beta']:g}"
+    )
+    console.print(f"asked for  {fields.get('deepspeed') or 'no DeepSpeed'}, {config.world_size} process(es)")
+
+
+def _pretend_world_size(config: TrainingConfig) -> None:
+    """A dry run in one process plans for as many as the configuration wants."""
+    if "WORLD_SIZE" not in os.environ:
+        os.environ["WORLD_SIZE"] = str(config.world_size)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, IamaWarning):
+        console.print(f"warning: {message}", style="yellow")
+
+
+def main() -> None:
+    """Entry point of `train_iama.py`: errors of the user are one line and exit code 2."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        app()
+    except IamaError as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
