@@ -66,5 +66,5 @@ def test_operators_are_read_as_they_are_written():
 
 @pytest.mark.parametrize("text", ["bon", "bon(0)", "bon(x)", "bop(-1)", "best(4)", "identity(2)", "bon(mu=3)", ""])
 def test_unknown_operators_are_named(text):
-    with pytest.raises(ConfigError, match="bon|bop"):
+    with pytest.raises(ConfigError, match=r"bon|bop"):
         parse_operator(text)

@@ -1,0 +1,159 @@
+"""Real processes: two ranks, gloo, DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from iama.objective import Criterion, Objective
+from iama.operators import bon, bop
+from trainers.adapter import check_adapter, expected_keys
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def launch(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def two_processes(config: Path) -> list[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port, "train_iama.py", "--config", str(config)]
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str]]:
+    """A finished two-process run: 12 roll-outs in groups of 4, so that the second group straddles the ranks."""
+    folder = tmp_path_factory.mktemp("launch")
+    criteria = [
+        {"name": "helpful", "proxy": {"model": str(tiny.reward)}, "operator": "bon(2)"},
+        {"name": "harmless", "proxy": {"model": str(tiny.other_reward)}, "operator": "bop(1)"},
+    ]
+    config = {
+        "name": "two",
+        "output_dir": str(folder / "run"),
+        "world_size": 2,
+        "policy": {"path": str(tiny.policy)},
+        "prompts": str(tiny.prompts),
+        "objective": {"criteria": criteria},
+        "trainer": {
+            "deepspeed": "configs/deepspeed/zero2.json",
+            "max_steps": 2,
+            "per_device_train_batch_size": 6,
+            "num_generations": 4,
+            "max_completion_length": 6,
+            "beta": 0.1,
+            "learning_rate": 1e-3,
+            "gradient_checkpointing": False,
+            "save_steps": 1,
+            "log_completions": True,
+        },
+        "lora": {"r": 4},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = two_processes(folder / "config.yaml")
+    done = launch(command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run", done.stdout, command
+
+
+def test_deepspeed_is_really_in_force(run):
+    _, output, _ = run
+    assert "engine     DeepSpeed ZeRO-2, 2 processes (gloo), 1 thread(s) each" in output
+    assert "maximise  1 * E_[bon(2)] helpful + 1 * E_[bop(1)] harmless" in output
+
+
+def test_groups_that_straddle_ranks_get_the_objectives_advantages(run):
+    folder, _, _ = run
+    objective = Objective([Criterion("helpful", bon(2)), Criterion("harmless", bop(1.0))])
+    tables = sorted((folder / "completions").glob("*.parquet"))
+    assert len(tables) == 2
+    for table in map(pd.read_parquet, tables):
+        assert (
+            table["prompt"].map(str).to_numpy().reshape(3, 4) == table["prompt"].map(str).to_numpy()[::4, None]
+        ).all()
+        rewards_PGK = table[["helpful", "harmless"]].to_numpy(dtype=float).reshape(3, 4, 2)
+        expected = objective.advantages(rewards_PGK).reshape(-1)
+        np.testing.assert_allclose(table["advantage"], expected, atol=1e-4)
+
+
+def test_metrics_and_adapters_are_whole(run, tiny):
+    folder, _, _ = run
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["kl_per_token"] == 0.0
+    assert not (folder / "adapter" / "training_args.bin").exists()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny.policy), folder / "adapter")
+    for saved in (folder / "adapter", folder / "checkpoint-1", folder / "checkpoint-2"):
+        check_adapter(saved, expected_keys(model), trained=True)
+    assert json.loads((folder / "adapter" / "iama.json").read_text())["criteria"][1]["operator"] == "bop(1)"
+
+
+def test_the_same_command_again_finds_it_finished(run):
+    folder, _, command = run
+    before = (folder / "metrics.jsonl").read_text()
+    done = launch(command)
+    assert done.returncode == 0
+    assert "this run is finished" in done.stdout
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("launcher", ["python", "accelerate"])
+def test_other_launchers_start_deepspeed_too(run, tmp_path, launcher):
+    _, _, command = run
+    config = yaml.safe_load(Path(command[-1]).read_text())
+    size = 1 if launcher == "python" else 2
+    trainer = {**config["trainer"], "per_device_train_batch_size": 8 // size, "save_strategy": "no", "max_steps": 1}
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump({**config, "world_size": size, "output_dir": str(tmp_path / "run"), "trainer": trainer})
+    )
+    accelerate = [
+        str(BIN / "accelerate"),
+        "launch",
+        "--config_file",
+        "configs/accelerate.yaml",
+        "--main_process_port",
+        "0",
+    ]
+    start = [sys.executable] if launcher == "python" else accelerate
+    done = launch([*start, "train_iama.py", "--config", str(path)])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"engine     DeepSpeed ZeRO-2, {size} process" in done.stdout
+
+
+def test_one_line_for_a_mistake(run, tmp_path):
+    _, _, command = run
+    output = f"output_dir={tmp_path / 'other'}"
+    done = launch([sys.executable, "train_iama.py", "--config", command[-1], "--set", output])
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "world_size is 2, but 1 process(es) were started" in done.stderr
+    done = launch([sys.executable, "train_iama.py", "--config", str(tmp_path / "none.yaml")])
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: config file '{tmp_path / 'none.yaml'}' does not exist"
+
+
+def test_dry_run_checks_and_writes_nothing(run, tmp_path):
+    _, _, command = run
+    command = [sys.executable, "train_iama.py", "--config", command[-1], "--dry-run"]
+    done = launch([*command, "--set", f"output_dir={tmp_path / 'dry'}"])
+    assert done.returncode == 0, done.stderr
+    assert "dry run: all checks passed" in done.stdout
+    assert not (tmp_path / "dry").exists()
