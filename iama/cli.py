@@ -1,0 +1,255 @@
+"""Command line: `iama generate | evaluate | report | export`.
+
+A thin leaf: every command imports what it needs when it runs, so that `iama --help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iama.errors import ConfigError, IamaError, IamaWarning
+
+if TYPE_CHECKING:
+    from iama.config import RewardSpec, Sampling
+    from iama.manifest import Manifest, ManifestCriterion
+    from inference.samplers import Completion
+
+app = typer.Typer(
+    help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: train_iama.py.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; a mistake in the input is one line on stderr and exit code 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except IamaError as error:
+        _fail(error)
+
+
+def _fail(error: IamaError) -> None:
+    sys.stderr.write(f"error: {error}\n")
+    raise SystemExit(2)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Our own warnings as one line; those of libraries do not concern the user of a command."""
+    if issubclass(category, IamaWarning):
+        sys.stderr.write(f"warning: {message}\n")
+
+
+@app.command()
+def generate(
+    policy: Annotated[str, typer.Option(help="Model directory, or an exported adapter.")],
+    prompt: Annotated[str, typer.Option(help="What to answer.")],
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")] = None,
+    head: Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")] = None,
+    criterion: Annotated[str | None, typer.Option(help="Criterion of iama.json to serve; else the first.")] = None,
+    method: Annotated[str | None, typer.Option(help="single, bon or bop; else what iama.json says.")] = None,
+    n: Annotated[int | None, typer.Option(help="Candidates of bon, or their mean number for bop.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Else that of iama.json, or 128.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same candidates.")] = 0,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue the text; do not use the chat template.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Answer one prompt and show all candidates with their scores.
+
+    Example: iama generate --policy runs/demo/base --reward runs/demo/rm-helpful --method bon --n 8 --prompt "..."
+    """
+    from iama.config import PolicySpec
+
+    manifest = _manifest(policy, adapter)
+    operator = _operator(method, n, manifest, criterion, adapter or policy)
+    spec = _reward_spec(reward, head, device, manifest, criterion)
+    if spec is None and operator != "identity":
+        raise ConfigError(f"{operator} selects by a reward, and no iama.json names one; give --reward DIR")
+    sampling = _sampling(temperature, max_new_tokens, manifest)
+    _prepare([policy, adapter, spec.model if spec else None])
+    from rich.console import Console
+
+    with Console(stderr=True).status("loading and sampling"):
+        from iama.rewards import load_reward
+        from inference.policy import load_policy
+        from inference.samplers import serve
+
+        loaded = load_policy("--policy", PolicySpec(path=policy, adapter=adapter, device=device))
+        scorer = None if spec is None else load_reward("--reward", spec)
+        chat = loaded.tokenizer.chat_template is not None and not plain
+        asked = [{"role": "user", "content": prompt}] if chat else prompt
+        completion = serve(loaded, scorer, operator, sampling).sample([asked], seed=seed)[0]
+    _show(completion, operator)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Option(help="Evaluation file (YAML).")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")] = False,
+) -> None:
+    """Measure policies on held-out prompts: curves, savings, report. A killed evaluation, run again, resumes.
+
+    Example: iama evaluate --config configs/evaluate.yaml --set num_samples=64
+    """
+    from iama.config import EvaluationConfig, load_config
+
+    settings = load_config(config, EvaluationConfig, overrides or [])
+    rewards = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
+    _prepare([s for spec in settings.policies.values() for s in (spec.path, spec.adapter)] + [r.model for r in rewards])
+    from rich.console import Console
+
+    from inference.evaluate import check_inputs, describe
+    from inference.evaluate import evaluate as run
+    from inference.report import headline, print_tables, write_report
+
+    if dry_run:
+        typer.echo(describe(settings, check_inputs(settings)))
+        return
+    summary = run(settings)
+    print_tables(summary, Console())
+    typer.echo(f"report: {write_report(Path(settings.output_dir))}")
+    typer.echo(headline(summary))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="An evaluation's output_dir.")]) -> None:
+    """Rebuild report.html from summary.json.
+
+    Example: iama report runs/demo/evaluation
+    """
+    from rich.console import Console
+
+    from inference.report import headline, print_tables, write_report
+    from inference.summary import load_summary
+
+    path = write_report(folder)
+    summary = load_summary(folder)
+    print_tables(summary, Console())
+    typer.echo(f"report: {path}")
+    typer.echo(headline(summary))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The output_dir of a finished training run.")],
+    out: Annotated[Path, typer.Option(help="New folder for the adapter or model.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Write a plain model instead of an adapter.")] = False,
+) -> None:
+    """Export a trained adapter with its card and iama.json.
+
+    Example: iama export runs/demo/iama --out exports/iama --merge
+    """
+    _prepare([])
+    from trainers.export import export_run
+
+    export_run(run, out, merge)
+    typer.echo(f"exported: {out}")
+
+
+def _prepare(model_paths: list[str | None]) -> None:
+    """Settings that must stand before torch is imported, and no loading bars of libraries."""
+    from iama.environment import prepare_environment
+
+    prepare_environment(model_paths)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _manifest(policy: str, adapter: str | None) -> Manifest | None:
+    """What the adapter, or else the policy, was trained for."""
+    from iama.manifest import load_manifest
+
+    return load_manifest(Path(adapter or policy))
+
+
+def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
+    names = [c.name for c in manifest.criteria]
+    if name is not None and name not in names:
+        raise ConfigError(f"--criterion {name!r} is not in iama.json; choose one of {', '.join(names)}")
+    return manifest.criteria[0 if name is None else names.index(name)]
+
+
+def _operator(method: str | None, n: int | None, manifest: Manifest | None, criterion: str | None, where: str) -> str:
+    """The operator to serve, as text: from the flags, else from iama.json."""
+    if method is None:
+        if n is not None:
+            raise ConfigError(f"--n {n} needs --method bon or --method bop")
+        if manifest is None:
+            raise ConfigError(f"{where!r} holds no iama.json that says how to sample; give --method bon --n 8")
+        return _criterion(manifest, criterion).operator
+    if method not in ("single", "bon", "bop"):
+        raise ConfigError(f"--method {method!r} is not known; write single, bon or bop")
+    if method == "single":
+        if n is not None:
+            raise ConfigError(f"--n {n} has no use with --method single; drop it")
+        return "identity"
+    if n is None or n < 1:
+        raise ConfigError(f"--method {method} needs --n, the number of candidates (at least 1), e.g. --n 8")
+    return f"bon({n})" if method == "bon" else f"bop({n - 1})"
+
+
+def _reward_spec(
+    reward: str | None, head: str | None, device: str, manifest: Manifest | None, criterion: str | None
+) -> RewardSpec | None:
+    """The reward that selects: from the flags, else that of the criterion in iama.json."""
+    from iama.config import RewardSpec, validate
+
+    if reward is None:
+        if head is not None:
+            raise ConfigError(f"--head {head!r} belongs to a classifier; give --reward DIR as well")
+        if manifest is None:
+            if criterion is not None:
+                raise ConfigError(f"--criterion {criterion!r} needs an iama.json beside the policy; there is none")
+            return None
+        return _criterion(manifest, criterion).reward.model_copy(update={"device": device})
+    is_function = ":" in reward and not Path(reward).exists()
+    source = {"function": reward} if is_function else {"model": reward}
+    number = int(head) if head is not None and head.isdigit() else head
+    return validate({**source, "head": number, "device": device}, RewardSpec, "--reward")
+
+
+def _sampling(temperature: float | None, max_new_tokens: int | None, manifest: Manifest | None) -> Sampling:
+    """The flags over the settings of training, since a policy is best served as it was trained."""
+    from iama.config import Sampling, validate
+
+    settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
+    given = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    settings |= {key: value for key, value in given.items() if value is not None}
+    return validate(settings, Sampling, "command line")
+
+
+def _show(completion: Completion, operator: str) -> None:
+    """All candidates with their scores, the winner marked, and the cost."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{operator}: {len(completion.candidates)} candidates", show_lines=True)
+    for name in ("", "reward", "end", "text"):
+        table.add_column(name, justify="right" if name == "reward" else "left")
+    for index, candidate in enumerate(completion.candidates):
+        score = "-" if candidate.reward is None else f"{candidate.reward:.4g}"
+        style = "bold green" if index == completion.chosen else ""
+        mark = "*" if index == completion.chosen else ""
+        table.add_row(mark, score, candidate.finish_reason, Text(candidate.text), style=style)
+    console = Console()
+    console.print(table)
+    cost = completion.cost
+    typer.echo(
+        f"cost: {cost.policy_prefill_tokens} prefill + {cost.policy_decode_tokens} decode tokens, "
+        f"{cost.reward_calls} reward calls ({cost.reward_tokens} tokens), {cost.seconds:.2f} s"
+    )
+    typer.echo(completion.text)

@@ -1,0 +1,73 @@
+"""Unbiased reward-against-budget curves from one pool of samples a prompt.
+
+The value of keeping the best of `n` (by proxy) of `S` pooled samples, averaged over all subsets, weights the
+sample at ascending proxy rank `i` by `C(i-1, n-1) / C(S, n)`; a random `n` mixes these (Best-of-Poisson; its
+law is truncated at `S` and renormalised). Samples of equal proxy share their weights equally.
+Source: the standard curve estimator; Khalaf et al. 2025, sec. 3, for the mixture.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import gammaln
+
+from iama.operators import Operator, bon, bop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+
+def operator_at(method: str, budget: float) -> Operator:
+    """The operator of a method that draws `budget` samples on average: bon(budget), bop(budget - 1)."""
+    assert method in ("bon", "bop"), method
+    return bon(int(budget)) if method == "bon" else bop(budget - 1)
+
+
+def rank_weights(operator: Operator, num_samples: int) -> Floats:
+    """Weights `[S]` of the ascending proxy ranks; they sum to 1. Pool size `S` is `num_samples`."""
+    law_S = operator.pmf(num_samples)
+    drawn = np.flatnonzero(law_S)
+    assert drawn.size, f"{operator.name} draws more than the pool's {num_samples} samples"
+    cdf = _subset_cdfs(num_samples)[drawn].T @ (law_S[drawn] / law_S.sum())
+    weights: Floats = np.diff(cdf)
+    return weights
+
+
+@lru_cache(maxsize=2)
+def _subset_cdfs(num_samples: int) -> Floats:
+    """`[S, S+1]`: row `n-1`, column `i` is `C(i, n) / C(S, n)`, how often the best of `n` has rank `<= i`."""
+    n = np.arange(1, num_samples + 1)[:, None]
+    i = np.arange(num_samples + 1)[None, :]
+    with np.errstate(invalid="ignore"):
+        # The ratio of binomials without its common factor n!: i! (S-n)! / ((i-n)! S!), in logarithms.
+        log_ratio = gammaln(i + 1) - gammaln(i - n + 1) + gammaln(num_samples - n + 1) - gammaln(num_samples + 1)
+    return np.where(i >= n, np.exp(np.where(i >= n, log_ratio, 0.0)), 0.0)
+
+
+def sorted_scores(proxy_PS: Floats, score_PS: Floats) -> Floats:
+    """Scores `[P, S]` in ascending order of the proxy, averaged within blocks of equal proxy."""
+    assert proxy_PS.shape == score_PS.shape
+    out = np.empty_like(score_PS, dtype=np.float64)
+    for row, (proxy, score) in enumerate(zip(proxy_PS, score_PS, strict=True)):
+        _, block, size = np.unique(proxy, return_inverse=True, return_counts=True)
+        out[row] = np.repeat(np.bincount(block, weights=score) / size, size)
+    return out
+
+
+def curves(proxy_PS: Floats, score_PS: Floats, operators: Sequence[Operator]) -> Floats:
+    """Mean score of what each operator keeps, prompt by prompt: `[P, len(operators)]`."""
+    weights_SN = np.stack([rank_weights(operator, proxy_PS.shape[1]) for operator in operators], axis=1)
+    values: Floats = sorted_scores(proxy_PS, score_PS) @ weights_SN
+    return values
+
+
+def curve(proxy_PS: Floats, score_PS: Floats, n: int) -> Floats:
+    """Best-of-`n` by proxy, judged by score: `[P]`, unbiased for every `n <= S`."""
+    return curves(proxy_PS, score_PS, [bon(n)])[:, 0]

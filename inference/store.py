@@ -1,0 +1,62 @@
+"""Append-only JSONL keyed by what determines each line, so that a killed job resumes and never mixes settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from iama.errors import RunError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# What decides a model's output; a training run's optimizer states and logs beside them do not.
+_MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".py"}
+
+
+def read_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines by their `key`; a last line torn by a kill is cut off the file.
+
+    Raises `RunError` for any other damage.
+    """
+    if not path.is_file():
+        return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows[row["key"]] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}:{number}: damaged line; delete the file to sample and score it afresh") from error
+    return rows
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Append one row and hand it to the operating system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def digest(value: Any) -> str:
+    """Hash of a JSON value."""
+    data = json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of the names and contents of a model directory's own files; a hub name stands for itself."""
+    if not folder.is_dir():
+        return str(folder)
+    total = hashlib.blake2b(digest_size=16)
+    for file in sorted(f for f in folder.iterdir() if f.suffix in _MODEL_SUFFIXES and f.is_file()):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
+        total.update(f"{file.name}:{content.hexdigest()};".encode())
+    return total.hexdigest()

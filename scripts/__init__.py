@@ -1,0 +1,1 @@
+"""Programs around the package: the demo world and the published results."""

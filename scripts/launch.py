@@ -1,0 +1,38 @@
+"""Start the project's own commands from scripts, the way a user types them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def run(command: list[str]) -> None:
+    """Run a command at the project's root, its output passed through; exits with its code if it fails."""
+    done = subprocess.run(command, cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def build_world(seed: int, out: str) -> None:
+    """Build a demo world, or leave the one that is current."""
+    run([sys.executable, "-m", "scripts.build_demo_models", "--seed", str(seed), "--out", out])
+
+
+def train(config: str, *overrides: str) -> None:
+    """`deepspeed --num_gpus 2 train_iama.py --config ...` on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port]
+    sets = [part for override in overrides for part in ("--set", override)]
+    run([*launcher, "train_iama.py", "--config", config, *sets])
+
+
+def iama(*arguments: str) -> None:
+    """The `iama` command."""
+    run([str(BIN / "iama"), *arguments])

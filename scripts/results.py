@@ -1,0 +1,161 @@
+"""Regenerate docs/results.md: how many samples an IAMA base saves on the demo world.
+
+    make results
+
+1. Search: linear GRPO and IAMA each get the same grid of learning rates and betas on world seed 0; each keeps the
+   pair with the highest summed proxy reward under Best-of-4 on validation prompts. Gold rewards are not loaded.
+2. Publish: with those settings, world and training seeds 10 to 12; pools of 256 samples a test prompt.
+3. Combine the seeds and write the page.
+
+Everything finished is kept under runs/results, so a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from iama.environment import prepare_environment
+
+prepare_environment()
+
+from iama.config import EvaluationConfig, validate  # noqa: E402 - after the environment is set
+from iama.files import write_atomically  # noqa: E402
+from inference.evaluate import evaluate  # noqa: E402
+from inference.summary import combine_runs  # noqa: E402
+from scripts import launch  # noqa: E402
+from scripts.results_page import page  # noqa: E402
+
+FOLDER = Path("runs/results")
+PAGE = Path("docs/results.md")
+METHODS = {"grpo": "configs/demo-grpo.yaml", "iama": "configs/demo.yaml"}
+CRITERIA = ("helpful", "harmless")
+SEARCH_SEED, SEEDS = 0, (10, 11, 12)
+LEARNING_RATES, BETAS = (1e-3, 2e-3, 4e-3), (0.01, 0.04)
+BUDGET = 4
+
+
+def main() -> None:
+    """Search, publish, combine, write."""
+    console = Console(highlight=False)
+    search = run_search(console)
+    best = {method: max(rows, key=lambda row: row["proxy"]) for method, rows in search.items()}
+    for seed in SEEDS:
+        publish(seed, best, console)
+    folders = [FOLDER / f"evaluation-{seed}" for seed in SEEDS]
+    seeds = {
+        seed: json.loads((folder / "summary.json").read_text()) for seed, folder in zip(SEEDS, folders, strict=True)
+    }
+    combined = combine_runs(folders, BUDGET)
+    worlds = {seed: json.loads((world(seed) / "world.json").read_text()) for seed in SEEDS}
+    PAGE.parent.mkdir(exist_ok=True)
+    write_atomically(PAGE, page(search, best, seeds, combined, worlds))
+    console.print(f"wrote {PAGE}")
+
+
+def world(seed: int) -> Path:
+    """Folder of a demo world."""
+    return FOLDER / f"world-{seed}"
+
+
+def run_search(console: Console) -> dict[str, list[dict[str, float]]]:
+    """One row a candidate: learning rate, beta, summed proxy under Best-of-4 on validation prompts."""
+    path = FOLDER / "search.json"
+    if path.is_file():
+        rows: dict[str, list[dict[str, float]]] = json.loads(path.read_text())
+        return rows
+    launch.build_world(SEARCH_SEED, str(world(SEARCH_SEED)))
+    grid = list(itertools.product(LEARNING_RATES, BETAS))
+    for method, (rate, beta) in itertools.product(METHODS, grid):
+        console.rule(f"search  {method}  learning rate {rate:g}  beta {beta:g}")
+        train(method, SEARCH_SEED, rate, beta, FOLDER / "search" / candidate(method, rate, beta))
+    console.rule("search  validation")
+    names = {candidate(m, *pair): FOLDER / "search" / candidate(m, *pair) for m in METHODS for pair in grid}
+    config = evaluation("search", SEARCH_SEED, names, "validation", num_samples=64, gold=False)
+    curves = evaluate(config)["curves"]
+    search = {
+        method: [
+            {"learning_rate": rate, "beta": beta, "proxy": summed_proxy(curves, candidate(method, rate, beta))}
+            for rate, beta in grid
+        ]
+        for method in METHODS
+    }
+    write_atomically(path, json.dumps(search, indent=2))
+    return search
+
+
+def publish(seed: int, best: dict[str, dict[str, float]], console: Console) -> None:
+    """World, training and evaluation of one published seed."""
+    if (FOLDER / f"evaluation-{seed}" / "summary.json").is_file():
+        return
+    console.rule(f"seed {seed}  world")
+    launch.build_world(seed, str(world(seed)))
+    adapters = {}
+    for method, row in best.items():
+        console.rule(f"seed {seed}  train {method}")
+        adapters[method] = FOLDER / f"{method}-{seed}"
+        train(method, seed, row["learning_rate"], row["beta"], adapters[method])
+    console.rule(f"seed {seed}  evaluate")
+    evaluate(evaluation(f"evaluation-{seed}", seed, adapters, "test", num_samples=256, gold=True))
+
+
+def train(method: str, seed: int, rate: float, beta: float, out: Path) -> None:
+    """One training run, as a user would start it."""
+    launch.train(
+        METHODS[method],
+        f"name={out.name}",
+        f"output_dir={out}",
+        f"seed={seed}",
+        f"policy.path={world(seed)}/policy",
+        f"prompts={world(seed)}/prompts-train.jsonl",
+        *(f"objective.criteria.{k}.proxy.model={world(seed)}/rm-{name}" for k, name in enumerate(CRITERIA)),
+        f"trainer.learning_rate={rate}",
+        f"trainer.beta={beta}",
+    )
+
+
+def candidate(method: str, rate: float, beta: float) -> str:
+    """Name of a search run."""
+    return f"{method}-lr{rate:g}-beta{beta:g}"
+
+
+def evaluation(
+    name: str, seed: int, adapters: dict[str, Path], split: str, num_samples: int, gold: bool
+) -> EvaluationConfig:
+    """configs/demo-evaluate.yaml for a world and its adapters, the base included."""
+    raw: dict[str, Any] = yaml.safe_load((launch.ROOT / "configs/demo-evaluate.yaml").read_text())
+    policy = f"{world(seed)}/policy"
+    raw["policies"] = {"base": {"path": policy}} | {
+        policy_name: {"path": policy, "adapter": f"{folder}/adapter"} for policy_name, folder in adapters.items()
+    }
+    for criterion in raw["criteria"]:
+        criterion["proxy"] = {"model": f"{world(seed)}/rm-{criterion['name']}"}
+        criterion["gold"] = criterion["gold"] if gold else None
+    raw |= {
+        "name": name,
+        "output_dir": str(FOLDER / name),
+        "prompts": f"{world(seed)}/prompts-{split}.jsonl",
+        "max_prompts": None,
+        "methods": ["bon"],
+        "budgets": [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= num_samples // 4],
+        "num_samples": num_samples,
+        "trained_budget": BUDGET,
+        "seed": seed,
+    }
+    return validate(raw, EvaluationConfig, "scripts/results.py")
+
+
+def summed_proxy(curves: list[dict[str, Any]], policy: str) -> float:
+    """Sum over criteria of the proxy reward, each criterion served by its own Best-of-4."""
+    rows = [row for row in curves if row["policy"] == policy and row["samples"] == BUDGET]
+    assert len(rows) == len(CRITERIA)
+    return sum(row["proxy"] for row in rows)
+
+
+if __name__ == "__main__":
+    main()

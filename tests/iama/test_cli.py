@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from iama.cli import app, main
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["iama", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "160")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def exported(tiny, tmp_path) -> Path:
+    """An exported adapter with its iama.json, as `iama export` writes it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    from iama.manifest import Manifest
+
+    folder = tmp_path / "exported"
+    model = LlamaForCausalLM.from_pretrained(tiny.policy)
+    get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(folder)
+    criteria = [
+        {"name": "first", "operator": "bon(3)", "weight": 1.0, "reward": {"model": str(tiny.reward)}},
+        {"name": "second", "operator": "bop(2)", "weight": 1.0, "reward": {"model": str(tiny.other_reward)}},
+    ]
+    fields = {"base_model": str(tiny.policy), "criteria": criteria, "estimator": "loo", "seed": 0, "versions": {}}
+    manifest = Manifest.model_validate(fields | {"sampling": {"max_new_tokens": 6, "temperature": 0.7}})
+    (folder / "iama.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+def one_line_error(result: tuple[int, str, str]) -> str:
+    code, _, err = result
+    assert code == 2
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_is_instant_and_imports_no_torch():
+    script = (
+        "import sys; sys.argv = ['iama', '--help']\n"
+        "from iama.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        "assert not {'torch', 'numpy', 'transformers'} & set(sys.modules)"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "report", "export"])
+def test_every_help_has_an_example(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"Example: iama {command}" in " ".join(out.split())
+    assert command in {c.name or c.callback.__name__ for c in app.registered_commands}
+
+
+def test_generate_shows_all_candidates_and_marks_the_winner(run, tiny):
+    arguments = ("generate", "--policy", tiny.policy, "--reward", tiny.reward, "--method", "bon", "--n", 4)
+    code, out, err = run(*arguments, "--max-new-tokens", 6, "--prompt", "how to bake bread")
+    assert code == 0, err
+    assert "bon(4): 4 candidates" in out
+    rows = [line for line in out.splitlines() if "stop" in line or "length" in line]
+    assert len(rows) == 4
+    rewards = [
+        float(row.split()[-1 - row.split()[::-1].index("length" if "length" in row else "stop") - 2]) for row in rows
+    ]
+    winners = [i for i, row in enumerate(rows) if "*" in row]
+    assert winners == [rewards.index(max(rewards))]
+    assert "4 reward calls" in out
+    assert (
+        run(*arguments, "--max-new-tokens", 6, "--prompt", "how to bake bread")[1].splitlines()[:-2]
+        == out.splitlines()[:-2]
+    )
+
+
+def test_generate_takes_method_reward_and_sampling_from_the_manifest(run, exported, tiny):
+    code, out, err = run("generate", "--policy", exported, "--prompt", "fix a bike")
+    assert code == 0, err
+    assert "bon(3): 3 candidates" in out
+    assert "3 reward calls" in out
+    code, out, err = run("generate", "--policy", exported, "--criterion", "second", "--prompt", "fix a bike")
+    assert "bop(2)" in out
+    code, out, err = run("generate", "--policy", tiny.policy, "--adapter", exported, "--prompt", "fix a bike")
+    assert "bon(3): 3 candidates" in out
+    code, out, err = run("generate", "--policy", exported, "--method", "bop", "--n", 2, "--prompt", "fix a bike")
+    assert "bop(1)" in out
+
+
+def test_generate_plain_text_and_single_sample(run, tiny):
+    code, out, err = run(
+        "generate",
+        "--policy",
+        tiny.policy,
+        "--method",
+        "single",
+        "--plain",
+        "--max-new-tokens",
+        5,
+        "--prompt",
+        "fix a bike",
+    )
+    assert code == 0, err
+    assert "identity: 1 candidates" in out
+    assert "0 reward calls" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "holds no iama.json"),
+        (["--n", 4], "--n 4 needs --method"),
+        (["--method", "best", "--n", 4], "'best' is not known"),
+        (["--method", "bon"], "--method bon needs --n"),
+        (["--method", "bon", "--n", 0], "needs --n"),
+        (["--method", "single", "--n", 3], "no use with --method single"),
+        (["--method", "bon", "--n", 4], "give --reward DIR"),
+        (["--method", "bon", "--n", 4, "--reward", "./gone"], "'./gone' does not exist"),
+        (["--method", "bon", "--n", 4, "--reward", "gone.py:f"], "cannot import function 'gone.py:f'"),
+        (["--method", "single", "--temperature", 0], "temperature"),
+        (["--method", "single", "--head", "x"], "give --reward DIR as well"),
+        (["--method", "single", "--criterion", "x"], "needs an iama.json"),
+        (["--method", "single", "--max-new-tokens", 500], "exceeds the 128 tokens"),
+    ],
+)
+def test_generate_refuses_in_one_line(run, tiny, arguments, message):
+    result = run("generate", "--policy", tiny.policy, "--prompt", "fix a bike", *arguments)
+    assert message in one_line_error(result)
+
+
+def test_generate_names_what_it_cannot_find(run, tiny, exported):
+    assert "'./gone' does not exist" in one_line_error(
+        run("generate", "--policy", "./gone", "--method", "single", "--prompt", "hello")
+    )
+    two = run(
+        "generate",
+        "--policy",
+        tiny.policy,
+        "--reward",
+        tiny.two_headed_reward,
+        "--method",
+        "bon",
+        "--n",
+        2,
+        "--prompt",
+        "x",
+    )
+    assert "['bad', 'good']" in one_line_error(two)
+    unknown = run("generate", "--policy", exported, "--criterion", "third", "--prompt", "x")
+    assert "choose one of first, second" in one_line_error(unknown)
+
+
+@pytest.fixture
+def config_file(tiny, tmp_path) -> Path:
+    path = tmp_path / "evaluate.yaml"
+    config = {
+        "name": "tiny",
+        "output_dir": str(tmp_path / "evaluation"),
+        "policies": {"base": {"path": str(tiny.policy)}, "iama": {"path": str(tiny.policy)}},
+        "prompts": str(tiny.prompts),
+        "criteria": [{"name": "c", "proxy": {"model": str(tiny.reward)}, "gold": {"model": str(tiny.other_reward)}}],
+        "budgets": [1, 2],
+        "num_samples": 8,
+        "trained_budget": 2,
+        "sampling": {"max_new_tokens": 6},
+        "num_bootstrap": 100,
+    }
+    path.write_text(json.dumps(config))  # JSON is YAML
+    return path
+
+
+def test_evaluate_dry_run_does_nothing(run, config_file, tmp_path):
+    code, out, err = run("evaluate", "--config", config_file, "--set", "num_samples=16", "--dry-run")
+    assert code == 0, err
+    assert "2 policies (base, iama) x 4 prompts x 16 samples = 128 samples" in out
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_evaluate_and_report(run, config_file, tmp_path):
+    code, out, err = run("evaluate", "--config", config_file)
+    assert code == 0, err
+    folder = tmp_path / "evaluation"
+    assert f"report: {folder / 'report.html'}" in out
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("With Best-of-2, iama reaches")
+    (folder / "report.html").unlink()
+    code, out, err = run("report", folder)
+    assert code == 0, err
+    assert (folder / "report.html").is_file()
+    assert out.strip().splitlines()[-1] == last
+
+
+def test_evaluate_refuses_in_one_line(run, config_file, tmp_path):
+    assert "did you mean 'num_samples'" in one_line_error(
+        run("evaluate", "--config", config_file, "--set", "num_sample=4")
+    )
+    assert "'gone.yaml' does not exist" in one_line_error(run("evaluate", "--config", "gone.yaml"))
+    assert "iama evaluate" in one_line_error(run("report", tmp_path))
+
+
+def test_export_refuses_what_is_no_run(run, tmp_path):
+    assert "holds no finished run" in one_line_error(run("export", tmp_path, "--out", tmp_path / "out"))

@@ -1,0 +1,106 @@
+"""Rewards: classifiers and functions, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from iama.config import RewardSpec
+from iama.data import load_prompts
+from iama.errors import ModelError, RewardError
+from iama.render import render_exchange
+from iama.rewards import load_function, load_reward, reward_from_function
+
+TEXTS = ["bake red bread", "no thanks", "mix flour then water then flour please", "be careful"]
+
+
+@pytest.fixture
+def prompts(tiny):
+    return [row["prompt"] for row in load_prompts(tiny.prompts)]
+
+
+def slow_scores(folder, prompts, texts, head=0):
+    """One text at a time, straight through the model."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.inference_mode():
+        rows = [torch.tensor([render_exchange(tokenizer, p, t)]) for p, t in zip(prompts, texts, strict=True)]
+        return [model(input_ids=row).logits[0, head].item() for row in rows], sum(row.numel() for row in rows)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batched_scores_equal_one_by_one(tiny, prompts, batch_size):
+    reward = load_reward("helpful", RewardSpec(model=str(tiny.reward), batch_size=batch_size))
+    scores, cost = reward.score(prompts, TEXTS, {})
+    expected, tokens = slow_scores(tiny.reward, prompts, TEXTS)
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert (cost.reward_calls, cost.reward_tokens) == (4, tokens)
+    assert cost.seconds > 0
+
+
+def test_head_and_sign(tiny, prompts):
+    spec = RewardSpec(model=str(tiny.two_headed_reward), head="bad", sign=-1)
+    scores, _ = load_reward("harmless", spec).score(prompts, TEXTS, {})
+    expected, _ = slow_scores(tiny.two_headed_reward, prompts, TEXTS, head=0)
+    assert scores == pytest.approx([-score for score in expected], abs=1e-5)
+    by_index = load_reward("harmless", RewardSpec(model=str(tiny.two_headed_reward), head=0, sign=-1))
+    assert by_index.score(prompts, TEXTS, {})[0] == scores
+
+
+def test_the_same_scores_as_a_trl_reward_function(tiny, prompts):
+    reward = load_reward("helpful", RewardSpec(model=str(tiny.reward)))
+    completions = [[{"role": "assistant", "content": text}] for text in TEXTS]
+    assert reward(prompts=prompts, completions=completions, topic=["x"] * 4) == reward.score(prompts, TEXTS, {})[0]
+    assert reward.__name__ == "helpful"
+
+
+def test_a_function_from_a_file_gets_the_columns(tmp_path, prompts):
+    path = tmp_path / "judge.py"
+    path.write_text("def judge(prompts, completions, topic, **_):\n    return [len(t) for t in topic]\n")
+    reward = load_reward("gold", RewardSpec(function=f"{path}:judge"))
+    scores, cost = reward.score(prompts, TEXTS, {"topic": ["a", "bb", "ccc", "dddd"]})
+    assert scores == [1.0, 2.0, 3.0, 4.0]
+    assert (cost.reward_calls, cost.reward_tokens) == (4, 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+def test_a_score_that_is_no_number_names_reward_and_prompt(prompts, bad):
+    reward = reward_from_function(lambda **_: [0.0, bad, 0.0, 0.0], "gold")
+    with pytest.raises(RewardError, match=r"'gold' returned (nan|inf) for the prompt 'how to grow tomatoes'"):
+        reward(prompts, TEXTS)
+
+
+def test_a_wrong_number_of_scores_is_refused(prompts):
+    with pytest.raises(RewardError, match="1 scores for 4 completions"):
+        reward_from_function(lambda **_: [0.0], "gold")(prompts, TEXTS)
+
+
+def test_functions_that_cannot_be_imported(tmp_path):
+    (tmp_path / "empty.py").write_text("answer = 42\n")
+    for reference, match in [
+        (f"{tmp_path}/none.py:f", "no such file"),
+        (f"{tmp_path}/empty.py:f", "has no attribute"),
+        (f"{tmp_path}/empty.py:answer", "is not callable"),
+        ("no_such_package:f", "No module named"),
+    ]:
+        with pytest.raises(RewardError, match=match):
+            load_function(reference, "reward 'gold'")
+
+
+def test_an_answer_longer_than_the_reward_model_reads(tiny, prompts):
+    reward = load_reward("helpful", RewardSpec(model=str(tiny.reward)))
+    with pytest.raises(RewardError, match=r"reads at most 128"):
+        reward.score(prompts[:1], ["bread " * 200], {})
+
+
+def test_truncated_weights_are_one_line(tiny, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny.reward, tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"reward 'helpful': cannot load .*torn"):
+        load_reward("helpful", RewardSpec(model=str(tmp_path / "torn")))

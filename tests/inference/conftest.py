@@ -1,0 +1,109 @@
+"""Policies and rewards on the session's tiny models (`tiny` in tests/conftest.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from iama.config import EvaluationConfig, PolicySpec, RewardSpec
+from iama.render import render_prompt
+from inference.policy import load_policy
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
+GOLD = """
+def texts(completions):
+    return [c if isinstance(c, str) else c[-1]['content'] for c in completions]
+
+def vowels(prompts, completions, **columns):
+    return [sum(c in 'aeiou' for c in t) / (1 + len(t)) for t in texts(completions)]
+
+def brief(prompts, completions, **columns):
+    return [-float(len(t)) for t in texts(completions)]
+
+def broken(prompts, completions, **columns):
+    return [float('nan')] * len(prompts)
+"""
+
+
+@pytest.fixture(scope="session")
+def spec(tiny) -> PolicySpec:
+    return PolicySpec(path=str(tiny.policy))
+
+
+@pytest.fixture(scope="session")
+def policy(spec):
+    return load_policy("base", spec)
+
+
+@pytest.fixture(scope="session")
+def policy64(spec):
+    """The policy in float64, where a batch and a single row round to the same tokens."""
+    loaded = load_policy("base", spec)
+    return dataclasses.replace(loaded, model=loaded.model.double())
+
+
+@pytest.fixture(scope="session")
+def prompts_ids(policy) -> list[list[int]]:
+    return [render_prompt(policy.tokenizer, prompt) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="session")
+def reward_spec(tiny) -> RewardSpec:
+    return RewardSpec(model=str(tiny.reward))
+
+
+@pytest.fixture(scope="session")
+def adapter_dir(tmp_path_factory, tiny) -> Path:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("adapter")
+    model = get_peft_model(
+        LlamaForCausalLM.from_pretrained(tiny.policy),
+        LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gold_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("gold") / "gold_rewards.py"
+    path.write_text(GOLD)
+    return path
+
+
+@pytest.fixture
+def raw_config(tmp_path, tiny, adapter_dir, gold_file) -> dict:
+    """A small evaluation of three policies and two criteria, as it would stand in YAML."""
+    base = {"path": str(tiny.policy)}
+    return {
+        "name": "tiny",
+        "output_dir": str(tmp_path / "evaluation"),
+        "policies": {"base": base, "grpo": base, "iama": base | {"adapter": str(adapter_dir)}},
+        "prompts": str(tiny.prompts),
+        "criteria": [
+            {
+                "name": "vowels",
+                "proxy": {"model": str(tiny.reward)},
+                "gold": {"function": f"{gold_file}:vowels"},
+            },
+            {"name": "brief", "proxy": {"function": f"{gold_file}:brief"}, "gold": {"model": str(tiny.other_reward)}},
+        ],
+        "methods": ["bon", "bop"],
+        "budgets": [1, 2, 4],
+        "num_samples": 16,
+        "trained_budget": 2,
+        "sampling": {"max_new_tokens": 12},
+        "batch_size": 24,
+        "num_bootstrap": 100,
+    }
+
+
+@pytest.fixture
+def config(raw_config) -> EvaluationConfig:
+    return EvaluationConfig.model_validate(raw_config)

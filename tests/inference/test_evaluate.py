@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iama.config import EvaluationConfig
+from iama.errors import DataError, ModelError, RewardError, RunError
+from inference import pools
+from inference.evaluate import evaluate
+from inference.summary import combine_runs, load_summary
+from inference.tables import load_tables
+
+
+def changed(config: EvaluationConfig, **changes) -> EvaluationConfig:
+    return EvaluationConfig.model_validate(config.model_dump() | changes)
+
+
+@pytest.fixture
+def sampled(monkeypatch) -> list[int]:
+    """How many prompts each call of the engine was asked to sample."""
+    asked = []
+    real = pools.iter_decode
+
+    def counted(policy, prompts_ids, *args, **kwargs):
+        asked.append(len(prompts_ids))
+        return real(policy, prompts_ids, *args, **kwargs)
+
+    monkeypatch.setattr(pools, "iter_decode", counted)
+    return asked
+
+
+def test_summary_has_the_agreed_shape(config):
+    summary = evaluate(config)
+    stored = json.loads((Path(config.output_dir) / "summary.json").read_text())
+    assert stored == json.loads(json.dumps(summary)) == load_summary(Path(config.output_dir))
+    assert len(stored["curves"]) == 3 * 2 * 2 * 3  # policies, criteria, methods, budgets
+    row_keys = {"policy", "criterion", "method", "samples", "policy_tokens", "reward_calls", "proxy", "gold"}
+    assert row_keys | {"num_prompts"} == set(stored["curves"][0])
+    assert len(stored["savings"]) == 2 * 2 * 2 * 2  # criteria, methods, metrics, references
+    saving_keys = {"criterion", "method", "metric", "reference", "samples", "ratio", "ci95", "censored"}
+    assert saving_keys <= set(stored["savings"][0])
+    assert set(stored["quality"]) == {"base", "grpo", "iama"}
+    assert {"without", "with"} <= set(stored["quality"]["iama"]["brief"])
+    assert not list(Path(config.output_dir).rglob("*.tmp"))
+
+
+def test_identical_policies_save_nothing(config):
+    summary = evaluate(config)
+    tables = load_tables(Path(config.output_dir))
+    for row in summary["savings"]:
+        key = (row["criterion"], row["method"], row["metric"])
+        np.testing.assert_array_equal(tables.values["base", *key], tables.values["grpo", *key])
+    same = {**config.policies, "iama": config.policies["base"]}
+    summary = evaluate(changed(config, policies=same, output_dir=config.output_dir + "-same"))
+    for row in summary["savings"]:
+        if row["metric"] == "proxy":  # a gold curve need not rise, so another n may reach its value first
+            assert row["ratio"] == pytest.approx(1)
+            assert row["ci95"] == pytest.approx([1, 1])
+    assert all(row["mean"] == 0 for row in summary["differences"])
+
+
+def test_curves_equal_a_direct_computation(config):
+    summary = evaluate(config)
+    lines = [json.loads(line) for line in (Path(config.output_dir) / "pools" / "base.jsonl").read_text().splitlines()]
+    mean_brief = np.mean([[-len(text) for text in line["texts"]] for line in lines])
+    row = next(r for r in summary["curves"] if (r["policy"], r["criterion"], r["samples"]) == ("base", "brief", 1))
+    assert row["proxy"] == pytest.approx(mean_brief)
+    prefill = np.mean([line["cost"][0] for line in lines])
+    fed_back = np.mean([np.mean(line["lengths"]) - 1 for line in lines])
+    assert row["policy_tokens"] == pytest.approx(prefill + fed_back)
+
+
+def test_each_distinct_text_is_scored_once_per_reward(config):
+    summary = evaluate(config)
+    rows = {}
+    for name in config.policies:
+        for line in (Path(config.output_dir) / "pools" / f"{name}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            rows.setdefault(row["prompt"], set()).update(row["texts"])
+    distinct = sum(map(len, rows.values()))
+    assert [row["reward_calls"] for row in summary["costs"]] == [distinct] * 4
+
+
+def test_a_killed_evaluation_resumes_and_gives_the_same(config, sampled):
+    first = evaluate(config)
+    assert sampled == [4, 4, 4]
+    pool = Path(config.output_dir) / "pools" / "iama.jsonl"
+    whole = pool.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    pool.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # killed while writing the third line
+    for scores in (Path(config.output_dir) / "scores").iterdir():
+        scores.write_bytes(scores.read_bytes()[:-30])
+    second = evaluate(config)
+    assert sampled == [4, 4, 4, 2]
+    assert second["curves"] == first["curves"]
+    assert second["savings"] == first["savings"]
+    evaluate(config)
+    assert len(sampled) == 4  # nothing was left to sample
+
+
+def test_other_settings_never_mix_with_an_old_pool(config, sampled):
+    evaluate(config)
+    evaluate(changed(config, seed=1))
+    evaluate(changed(config, sampling={"max_new_tokens": 8}))
+    assert sampled == [4] * 9
+    evaluate(config)
+    evaluate(changed(config, max_prompts=2, batch_size=7))  # neither changes what a prompt's samples are
+    assert sampled == [4] * 9
+
+
+def test_a_retrained_adapter_is_sampled_again(config, sampled, adapter_dir, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "adapter"
+    shutil.copytree(adapter_dir, copy)
+    policies = {"iama": config.policies["base"].model_copy(update={"adapter": str(copy)})}
+    config = config.model_copy(update={"policies": policies})
+    evaluate(config)
+    weights = load_file(copy / "adapter_model.safetensors")
+    save_file({key: value * 2 for key, value in weights.items()}, copy / "adapter_model.safetensors")
+    evaluate(config)
+    assert sampled == [4, 4]
+
+
+def test_order_and_batch_size_do_not_matter(config, tmp_path):
+    lines = Path(config.prompts).read_text().splitlines(keepends=True)
+    turned = tmp_path / "turned.jsonl"
+    turned.write_text("".join(reversed(lines)))
+    first = evaluate(config)
+    second = evaluate(changed(config, prompts=str(turned), batch_size=50, output_dir=str(tmp_path / "turned")))
+    for one, two in zip(first["curves"], second["curves"], strict=True):
+        assert one["proxy"] == pytest.approx(two["proxy"], abs=1e-4)
+        assert one["policy_tokens"] == pytest.approx(two["policy_tokens"])
+
+
+def test_seeds_are_combined_from_their_folders(config):
+    folders = []
+    for seed in (0, 1):
+        folders.append(Path(config.output_dir + str(seed)))
+        evaluate(changed(config, seed=seed, output_dir=str(folders[-1])))
+    one = combine_runs(folders[:1], 2, num_bootstrap=config.num_bootstrap)
+    assert one["savings"] == load_summary(folders[0])["savings"]
+    both = combine_runs(folders, 2)
+    singles = [combine_runs([folder], 2)["savings"] for folder in folders]
+    for row, first, second in zip(both["savings"], *singles, strict=True):
+        assert row["num_seeds"] == 2
+        assert row["ratio"] == pytest.approx((first["ratio"] * second["ratio"]) ** 0.5)
+    other = Path(config.output_dir + "other")
+    evaluate(changed(config, methods=["bon"], output_dir=str(other)))
+    with pytest.raises(RunError, match="other policies, criteria"):
+        combine_runs([folders[0], other], 2)
+
+
+def test_gold_is_optional_and_policies_may_have_any_name(config):
+    criteria = [criterion.model_copy(update={"gold": None}) for criterion in config.criteria]
+    policies = {"mine/v2": config.policies["base"]}
+    summary = evaluate(config.model_copy(update={"criteria": criteria, "policies": policies}))
+    assert summary["savings"] == []
+    assert {row["gold"] for row in summary["curves"]} == {None}
+    assert summary["quality"]["mine/v2"]["brief"]["without"] is None
+
+
+class TestBadInput:
+    """Each is refused in one line, before anything is sampled."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_is_sampled(self, sampled):
+        yield
+        assert sampled == []
+
+    def test_prompt_longer_than_the_context(self, config):
+        with pytest.raises(DataError, match=r"prompt 1 .*max_new_tokens = 200 it exceeds the 128 tokens"):
+            evaluate(changed(config, sampling={"max_new_tokens": 200}))
+
+    def test_empty_prompts(self, config, tmp_path):
+        (tmp_path / "none.jsonl").write_text("")
+        with pytest.raises(DataError, match="no prompts"):
+            evaluate(changed(config, prompts=str(tmp_path / "none.jsonl")))
+
+    def test_missing_policy(self, config):
+        broken = {**config.policies, "iama": {"path": "./nowhere"}}
+        with pytest.raises(ModelError, match=r"policy 'iama'.*'./nowhere' does not exist"):
+            evaluate(changed(config, policies=broken))
+
+    def test_two_outputs_and_no_head(self, config, tiny):
+        criteria = [{"name": "c", "proxy": {"model": str(tiny.two_headed_reward)}}]
+        with pytest.raises(RewardError, match="head"):
+            evaluate(changed(config, criteria=criteria))
+
+    def test_folder_of_another_run(self, config):
+        folder = Path(config.output_dir)
+        folder.mkdir()
+        (folder / "summary.json").write_text('{"name": "older"}')
+        with pytest.raises(RunError, match="another evaluation"):
+            evaluate(config)
+        assert (folder / "summary.json").read_text() == '{"name": "older"}'
+        (folder / "summary.json").unlink()
+        (folder / "metrics.jsonl").write_text("")
+        with pytest.raises(RunError, match="training run"):
+            evaluate(config)
+
+
+def test_nan_from_a_reward(config, gold_file):
+    criteria = [{"name": "c", "proxy": {"function": f"{gold_file}:broken"}}]
+    with pytest.raises(RewardError, match=r"'c \(proxy\)' returned nan for the prompt"):
+        evaluate(changed(config, criteria=criteria))
+
+
+def test_a_damaged_pool_is_refused(config):
+    evaluate(config)
+    pool = Path(config.output_dir) / "pools" / "base.jsonl"
+    lines = pool.read_bytes().splitlines(keepends=True)
+    pool.write_bytes(lines[0] + b"nonsense\n" + b"".join(lines[1:]))
+    with pytest.raises(RunError, match=r"base\.jsonl:2: damaged line"):
+        evaluate(config)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "prompt_values.npz"])
+def test_unfinished_or_damaged_results_are_refused(tmp_path, name):
+    read = load_summary if name == "summary.json" else load_tables
+    with pytest.raises(RunError, match="iama evaluate"):
+        read(tmp_path)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        read(tmp_path)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import LlamaForCausalLM
+
+from iama.config import PolicySpec
+from iama.errors import IamaWarning, ModelError
+from inference.policy import load_policy
+
+
+def logits(policy, ids):
+    with torch.inference_mode():
+        return policy.model(input_ids=torch.tensor([ids])).logits
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """A copy of the tiny policy, to be damaged."""
+    return shutil.copytree(tiny.policy, tmp_path / "policy")
+
+
+def test_base(policy, tiny):
+    assert policy.name == "base"
+    assert policy.context_length == 128
+    assert policy.eos_token_ids == {policy.tokenizer.eos_token_id}
+    assert not policy.model.training
+    assert not any(p.requires_grad for p in policy.model.parameters())
+
+
+def test_adapter_and_exported_adapter_equal_peft(tiny, adapter_dir, prompts_ids):
+    reference = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tiny.policy), adapter_dir).eval()
+    with torch.inference_mode():
+        expected = reference(input_ids=torch.tensor(prompts_ids[:1])).logits
+    for spec in (
+        PolicySpec(path=str(tiny.policy), adapter=str(adapter_dir)),
+        PolicySpec(path=str(adapter_dir)),
+    ):
+        torch.testing.assert_close(logits(load_policy("a", spec), prompts_ids[0]), expected, atol=2e-4, rtol=2e-4)
+    base = logits(load_policy("b", PolicySpec(path=str(tiny.policy))), prompts_ids[0])
+    assert (base - expected).abs().max() > 0.1
+
+
+def test_half_precision_keeps_the_adapter_beside_the_base(tiny, adapter_dir):
+    spec = PolicySpec(path=str(tiny.policy), adapter=str(adapter_dir), dtype="bfloat16")
+    assert isinstance(load_policy("a", spec).model, PeftModel)
+
+
+def test_the_spec_wins_over_the_base_that_an_adapter_records(tiny, adapter_dir, tmp_path, prompts_ids):
+    moved = shutil.copytree(adapter_dir, tmp_path / "moved")
+    config = json.loads((moved / "adapter_config.json").read_text()) | {"base_model_name_or_path": "./gone"}
+    (moved / "adapter_config.json").write_text(json.dumps(config))
+    one = load_policy("a", PolicySpec(path=str(tiny.policy), adapter=str(moved)))
+    two = load_policy("a", PolicySpec(path=str(tiny.policy), adapter=str(adapter_dir)))
+    assert torch.equal(logits(one, prompts_ids[0]), logits(two, prompts_ids[0]))
+    with pytest.raises(ModelError, match=r"'\./gone' does not exist"):
+        load_policy("a", PolicySpec(path=str(moved)))
+
+
+def test_chat_template_from_a_file(folder, tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ messages[0]['content'] }}")
+    spec = PolicySpec(path=str(folder), chat_template=str(tmp_path / "mine.jinja"))
+    with pytest.warns(IamaWarning, match="replaces the tokenizer's own"):
+        assert load_policy("p", spec).tokenizer.chat_template == "{{ messages[0]['content'] }}"
+    with pytest.raises(ModelError, match=r"'gone\.jinja' does not exist"):
+        load_policy("p", PolicySpec(path=str(folder), chat_template="gone.jinja"))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "does not exist"),
+        (lambda f: (f / "config.json").unlink(), "holds no config.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "holds no .safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:900]), "cannot load"),
+        (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot load"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot load"),
+        (
+            lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'),
+            "lacks 1 weight files, e.g. 'model-2.safetensors'",
+        ),
+        (lambda f: [f.joinpath(n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")], "cannot load"),
+    ],
+)
+def test_missing_or_half_built_directory(folder, break_it, message):
+    break_it(folder)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_policy("mine", PolicySpec(path=str(folder)))
+    assert "policy 'mine'" in str(caught.value)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_lack_a_tensor(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 tensors, e\.g\. 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+        load_policy("mine", PolicySpec(path=str(folder)))
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_half_built_adapter(tiny, adapter_dir, tmp_path, missing):
+    broken = shutil.copytree(adapter_dir, tmp_path / "adapter")
+    (broken / missing).unlink()
+    with pytest.raises(ModelError, match=f"holds no {missing}"):
+        load_policy("mine", PolicySpec(path=str(tiny.policy), adapter=str(broken)))
+
+
+def test_adapter_that_does_not_fit(tiny, adapter_dir, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(adapter_dir, tmp_path / "adapter")
+    weights = load_file(broken / "adapter_model.safetensors")
+    key = next(iter(weights))
+    save_file(weights | {key: torch.zeros(3, 5)}, broken / "adapter_model.safetensors")
+    spec = PolicySpec(path=str(tiny.policy), adapter=str(broken))
+    with pytest.raises(ModelError, match="does not fit the base model"):
+        load_policy("mine", spec)
+    save_file({k: v for k, v in weights.items() if k != key}, broken / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="does not fit the base model"):
+        load_policy("mine", spec)
+
+
+def test_adapter_as_path_and_as_adapter(adapter_dir):
+    with pytest.raises(ModelError, match="is itself an adapter"):
+        load_policy("mine", PolicySpec(path=str(adapter_dir), adapter=str(adapter_dir)))

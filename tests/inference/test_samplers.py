@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import poisson
+
+from iama.config import RewardSpec, Sampling
+from iama.cost import Cost
+from iama.errors import ConfigError
+from iama.operators import bon, bop, identity
+from iama.rewards import load_reward
+from inference.samplers import draw, num_draws, score, select, serve, total_cost
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
+SAMPLING = Sampling(max_new_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def reward(reward_spec):
+    return load_reward("proxy", reward_spec)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.data())
+def test_select_keeps_the_first_best_of_the_first_n(rewards, data):
+    n = data.draw(st.integers(1, len(rewards)))
+    chosen = select([float(r) for r in rewards], n)
+    assert chosen < n
+    assert all(rewards[chosen] >= r for r in rewards[:n])
+    assert all(rewards[chosen] > r for r in rewards[:chosen])
+
+
+def test_num_draws_follows_the_operators_law():
+    u = (np.arange(20000) + 0.5) / 20000
+    counts = np.bincount([num_draws(bop(2.5), x) for x in u], minlength=16)[:16] / len(u)
+    np.testing.assert_allclose(counts[1:], poisson.pmf(np.arange(15), 2.5), atol=2e-4)
+    assert num_draws(bop(2.5), 0.0) == num_draws(bop(0.0), 0.99) == num_draws(identity(), 0.5) == 1
+    assert num_draws(bon(6), 0.5) == 6
+
+
+@pytest.mark.parametrize("operator", ["identity", "bon(5)", "bop(3)"])
+def test_batch_equals_one_by_one(policy64, reward, operator):
+    sampler = serve(policy64, reward, operator, SAMPLING, batch_size=4)
+    together = sampler.sample(PROMPTS, seed=1)
+    alone = [sampler.sample([prompt], seed=1)[0] for prompt in PROMPTS]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.text, one.token_ids, one.chosen) == (other.text, other.token_ids, other.chosen)
+        assert one.reward == pytest.approx(other.reward, abs=1e-5)
+        assert len(one.candidates) == len(other.candidates)
+
+
+def test_best_of_n_keeps_the_best_candidate(policy, reward):
+    for completion in serve(policy, reward, "bon(8)", SAMPLING).sample(PROMPTS, seed=0):
+        rewards = [c.reward for c in completion.candidates]
+        assert len(rewards) == 8
+        assert completion.reward == max(rewards)
+        assert completion.candidates[completion.chosen].text == completion.text
+    first = serve(policy, None, "identity", SAMPLING).sample(PROMPTS, seed=0)
+    eight = serve(policy, reward, "bon(8)", SAMPLING).sample(PROMPTS, seed=0)
+    assert [c.text for c in first] == [c.candidates[0].text for c in eight]
+    assert first[0].reward is None
+
+
+def test_best_of_poisson_draws_only_what_it_needs(policy, reward):
+    prompts = [PROMPTS[i % 3] for i in range(60)]
+    completions = serve(policy, reward, "bop(2)", Sampling(max_new_tokens=2)).sample(prompts, seed=0)
+    counts = np.asarray([len(c.candidates) for c in completions])
+    assert counts.min() >= 1
+    assert len(set(counts)) > 2
+    assert abs(counts.mean() - 3) < 3 * np.sqrt(2 / 60)
+    assert sum(c.cost.reward_calls for c in completions) == counts.sum()
+
+
+def test_costs_add_up(policy, reward, prompts_ids):
+    completions = serve(policy, reward, "bon(4)", SAMPLING).sample(PROMPTS, seed=0)
+    total = total_cost(completions)
+    assert total.policy_prefill_tokens == sum(map(len, prompts_ids))
+    assert total.policy_decode_tokens == sum(len(x.token_ids) - 1 for c in completions for x in c.candidates)
+    texts = [x.text for c in completions for x in c.candidates]
+    spread = [prompt for prompt in PROMPTS for _ in range(4)]
+    assert total.reward_tokens == reward.score(spread, texts, {})[1].reward_tokens
+    assert total.reward_calls == 12
+
+
+def test_columns_reach_reward_functions(policy, tmp_path):
+    (tmp_path / "column.py").write_text(
+        "def f(prompts, completions, topic, **_): return [float(len(t)) for t in topic]\n"
+    )
+    reward = load_reward("column", RewardSpec(function=f"{tmp_path}/column.py:f"))
+    pool = draw(policy, PROMPTS, 2, SAMPLING, seed=0, batch_size=8)
+    scored = score(pool, reward, {"topic": ["a", "bb", "ccc"]})
+    assert [[c.reward for c in row] for row in scored.candidates] == [[1, 1], [2, 2], [3, 3]]
+    assert scored.costs[0] == dataclasses.replace(pool.costs[0], reward_calls=2, seconds=scored.costs[0].seconds)
+    assert pool.costs[0] != Cost()
+
+
+def test_selection_needs_a_reward(policy):
+    with pytest.raises(ConfigError, match=r"bon\(4\) selects by a reward"):
+        serve(policy, None, "bon(4)", SAMPLING)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.savings import (
+    Comparison,
+    estimate_savings,
+    falls,
+    geometric_mean,
+    paired_difference,
+    samples_needed,
+)
+
+N = np.arange(1, 65)
+
+
+def comparison(reference_N, trained, *, budget=4.0, num_prompts=40, noise=0.0, seed=0, tokens=(10.0, 5.0, 7.0)):
+    """Prompts whose values scatter around a known mean curve."""
+    rng = np.random.default_rng(seed)
+    shift_P = noise * rng.normal(size=num_prompts)
+    reference_PN = reference_N + shift_P[:, None]
+    prompt, reference, own = (np.full(num_prompts, t) for t in tokens)
+    trained_P = trained + noise * rng.normal(size=num_prompts)
+    return Comparison(reference_PN, reference_PN, trained_P, budget, prompt, reference, prompt, own)
+
+
+def estimate(*seeds):
+    return estimate_savings(seeds, num_bootstrap=400, seed=0)
+
+
+@settings(deadline=None)
+@given(st.floats(1, 64))
+def test_known_crossing_of_a_curve_linear_in_log_n(n):
+    needed, censored = samples_needed(np.log(N)[None, :], np.array([np.log(n)]))
+    assert not censored[0]
+    assert needed[0] == pytest.approx(n, rel=1e-9)
+
+
+def test_smallest_n_that_reaches_the_value():
+    bump = np.array([[0.0, 2.0, 1.0, 3.0]])
+    assert samples_needed(bump, np.array([2.0]))[0][0] == 2
+    assert samples_needed(bump, np.array([1.5]))[0][0] == pytest.approx(2**0.75)
+    assert samples_needed(bump, np.array([-1.0]))[0][0] == 1
+    needed, censored = samples_needed(bump, np.array([3.5]))
+    assert (needed[0], censored[0]) == (4, True)
+
+
+def test_flat_stretches_do_not_divide_by_zero():
+    flat = np.array([[1.0, 1.0, 1.0, 2.0]])
+    assert samples_needed(flat, np.array([1.0]))[0][0] == 1
+    assert samples_needed(flat, np.array([2.0]))[0][0] == 4
+
+
+def test_ratio_in_samples_and_tokens():
+    result = estimate(comparison(np.log(N), np.log(32)))
+    assert result.ratio == pytest.approx(8)
+    assert result.ci95 == pytest.approx((8, 8))
+    assert result.token_ratio == pytest.approx((10 + 32 * 5) / (10 + 4 * 7))
+    assert not any((result.censored, result.floor, result.hacked))
+    assert result.counts
+
+
+def test_censored_gives_the_bound():
+    result = estimate(comparison(np.log(N), np.log(100)))
+    assert result.censored
+    assert result.ratio == pytest.approx(64 / 4)
+    assert result.ci_censored == 1
+    assert result.counts
+
+
+def test_a_bound_on_a_falling_gold_curve_does_not_count():
+    hacked_N = np.log(N) - 0.1 * np.maximum(0, N - 16)
+    missed = estimate(comparison(hacked_N, 3.0))
+    assert missed.censored
+    assert missed.hacked
+    assert not missed.counts
+    reached = estimate(comparison(hacked_N, np.log(8)))
+    assert reached.hacked
+    assert reached.counts
+    assert reached.ratio == pytest.approx(2)
+
+
+def test_falls():
+    assert falls(np.array([0.0, 2.0, 1.0]))
+    assert not falls(np.array([0.0, 1.0, 1.0]))
+    assert not falls(np.array([0.3, 0.3, 0.3 - 1e-17]))
+    assert falls(np.array([1.0, 0.5]))
+
+
+def test_one_reference_sample_is_enough():
+    result = estimate(comparison(np.log(N), -1.0))
+    assert result.floor
+    assert result.ratio == pytest.approx(1 / 4)
+
+
+def test_seeds_combine_geometrically():
+    result = estimate(comparison(np.log(N), np.log(8)), comparison(np.log(N), np.log(32)))
+    assert result.ratio == pytest.approx(4)
+    assert result.ci95 == pytest.approx((2, 8))
+    assert result.num_seeds == 2
+    mixed = estimate(comparison(np.log(N), np.log(8)), comparison(np.log(N), 99.0))
+    assert (mixed.censored, mixed.num_censored) == (True, 1)
+    assert 0.5 < mixed.ci_censored < 1
+
+
+def test_pairing_removes_what_prompts_share():
+    shared = comparison(np.log(N), np.log(32), noise=1.0)
+    paired = dataclasses.replace(shared, trained_P=shared.reference_PN[:, 31])
+    assert estimate(paired).ci95 == pytest.approx((8, 8))
+    low, high = estimate(shared).ci95
+    assert high / low > 1.5
+
+
+def test_interval_covers_the_truth():
+    hits = 0
+    for seed in range(60):
+        result = estimate(comparison(np.log(N), np.log(16), num_prompts=100, noise=0.6, seed=seed))
+        hits += result.ci95[0] <= 4 <= result.ci95[1]
+    assert hits >= 51  # 57 expected; below 51 has probability under 1 %
+
+
+def test_paired_difference():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=200) * 10
+    result = paired_difference([(base + 1 + 0.5 * rng.normal(size=200), base)], num_bootstrap=500, seed=0)
+    assert result.ci95[0] < 1 < result.ci95[1]
+    assert result.ci95[1] - result.ci95[0] == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(200), rel=0.2)
+    two = paired_difference([(np.ones(5), np.zeros(5)), (np.full(9, 3.0), np.zeros(9))], num_bootstrap=500, seed=0)
+    assert two.mean == 2
+    assert two.ci95 == (1, 3)
+
+
+def test_geometric_mean():
+    assert geometric_mean([2, 8]) == pytest.approx(4)
