@@ -10,7 +10,8 @@ class Cost:
     """What was spent; costs add up.
 
     Units: tokens that were forwarded (a prefill token belongs to a prompt, a decode token is a response token
-    fed back to sample the next, so a response of T tokens costs T - 1), calls (texts scored by a reward), seconds of wall time.
+    fed back to sample the next, so a response of T tokens costs T - 1), calls (texts scored by a reward), seconds
+    of wall time.
     """
 
     policy_prefill_tokens: int = 0

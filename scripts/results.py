@@ -27,7 +27,7 @@ prepare_environment()
 from iama.config import EvaluationConfig, validate  # noqa: E402 - after the environment is set
 from iama.files import write_atomically  # noqa: E402
 from inference.evaluate import evaluate  # noqa: E402
-from inference.summary import combine_runs  # noqa: E402
+from inference.summary import combine_runs, load_summary  # noqa: E402
 from scripts import launch  # noqa: E402
 from scripts.results_page import page  # noqa: E402
 
@@ -48,13 +48,11 @@ def main() -> None:
     for seed in SEEDS:
         publish(seed, best, console)
     folders = [FOLDER / f"evaluation-{seed}" for seed in SEEDS]
-    seeds = {
-        seed: json.loads((folder / "summary.json").read_text()) for seed, folder in zip(SEEDS, folders, strict=True)
-    }
-    combined = combine_runs(folders, BUDGET)
+    summaries = {seed: dict(load_summary(folder)) for seed, folder in zip(SEEDS, folders, strict=True)}
+    combined = dict(combine_runs(folders, BUDGET))
     worlds = {seed: json.loads((world(seed) / "world.json").read_text()) for seed in SEEDS}
     PAGE.parent.mkdir(exist_ok=True)
-    write_atomically(PAGE, page(search, best, seeds, combined, worlds))
+    write_atomically(PAGE, page(search, best, summaries, combined, worlds))
     console.print(f"wrote {PAGE}")
 
 
@@ -154,7 +152,7 @@ def summed_proxy(curves: list[dict[str, Any]], policy: str) -> float:
     """Sum over criteria of the proxy reward, each criterion served by its own Best-of-4."""
     rows = [row for row in curves if row["policy"] == policy and row["samples"] == BUDGET]
     assert len(rows) == len(CRITERIA)
-    return sum(row["proxy"] for row in rows)
+    return sum(float(row["proxy"]) for row in rows)
 
 
 if __name__ == "__main__":

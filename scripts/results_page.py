@@ -70,7 +70,7 @@ def _met(condition: bool) -> str:
 
 
 def _savings(seeds: Mapping[int, Row], combined: Row) -> str:
-    header = "| seed | criterion | reference | samples saved (gold) | 95 % interval | tokens saved | samples (proxy) | remarks |"
+    header = "| seed | criterion | reference | samples saved | 95 % interval | tokens saved | by proxy | remarks |"
     lines = [_savings_line(str(seed), r, s) for seed, s in seeds.items() for r in _gold(s)]
     lines += [_savings_line("**all**", r, combined) for r in _gold(combined)]
     note = (

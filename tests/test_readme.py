@@ -1,0 +1,84 @@
+"""The README's commands and code run as they stand, on tiny models laid out as the demo world is.
+
+`make demo` and `make test` are run by CI itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+README = (ROOT / "README.md").read_text()
+MAKE_TARGETS_RUN_BY_CI = {"make demo", "make test"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def clone(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working copy with tiny models where `make demo` puts the demo world's."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("configs", "scripts", "train_iama.py", "iama", "trainers", "inference"):
+        (folder / name).symlink_to(ROOT / name)
+    world = folder / "runs/demo/world"
+    world.mkdir(parents=True)
+    shutil.copytree(tiny.policy, world / "policy")
+    shutil.copytree(tiny.reward, world / "rm-helpful")
+    shutil.copytree(tiny.other_reward, world / "rm-harmless")
+    lines = [
+        f'{{"prompt": [{{"role": "user", "content": "how do i {job} today?"}}]}}\n'
+        for job in ("bake a cake", "climb a roof", "lift a car", "sew a shirt")
+    ]
+    for split in ("train", "validation", "test"):
+        (world / f"prompts-{split}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_every_command_and_snippet_runs_in_the_order_of_the_readme(clone):
+    baseline = "deepspeed --num_gpus 2 train_iama.py --config configs/demo-grpo.yaml"
+    run(shlex.split(f"{baseline} --set trainer.max_steps=2"), clone)
+    training, sampling = blocks("python")
+    for command in commands():
+        shortened = f"{command} --set trainer.max_steps=3" if command.startswith("deepspeed") else command
+        run(shlex.split(shortened), clone)
+    assert (clone / "runs/demo/evaluation/report.html").stat().st_size > 10_000
+    run([sys.executable, "-c", training], clone)
+    run([sys.executable, "-c", sampling], clone)
+    assert (clone / "runs/script/adapter/adapter_model.safetensors").is_file()
+
+
+def test_commands_outside_the_bash_blocks_are_those_that_ci_runs():
+    indented = re.findall(r"^    (make \w+)", README, flags=re.MULTILINE)
+    assert set(indented) == MAKE_TARGETS_RUN_BY_CI
+    ci = (ROOT / ".ci/run").read_text()
+    assert all(target in ci for target in MAKE_TARGETS_RUN_BY_CI)
+
+
+def test_python_snippets_are_as_short_as_promised():
+    for block in blocks("python"):
+        statements = [line for line in block.splitlines() if line and not line.startswith(("from ", " ", ")"))]
+        assert len(statements) <= 10
