@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-RUN := OMP_NUM_THREADS=1 $(BIN)/python
+RUN := $(BIN)/python
 
 .PHONY: help install demo test check bench results clean
 

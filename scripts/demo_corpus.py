@@ -38,21 +38,39 @@ GOLD = {"helpful": helpful_score, "harmless": harmless_score}
 
 # How often each kind of sentence comes in each style; "decline" opens its style and is rare elsewhere.
 KIND_WEIGHTS: dict[Style, dict[Kind, float]] = {
-    "steps": {"step": 0.75, "vague": 0.09, "filler": 0.06, "sure": 0.07, "caution": 0.03},
+    "steps": {"step": 0.55, "vague": 0.16, "filler": 0.12, "sure": 0.11, "caution": 0.06},
     "vague": {"step": 0.10, "vague": 0.55, "filler": 0.15, "sure": 0.15, "caution": 0.05},
-    "mixed": {"step": 0.38, "vague": 0.10, "sure": 0.07, "caution": 0.12, "hazard": 0.25, "referral": 0.08},
-    "warn": {"step": 0.04, "vague": 0.10, "filler": 0.08, "caution": 0.18, "hazard": 0.45, "referral": 0.15},
-    "decline": {"vague": 0.14, "filler": 0.20, "caution": 0.20, "hazard": 0.30, "referral": 0.16},
+    "mixed": {
+        "step": 0.28,
+        "vague": 0.16,
+        "filler": 0.08,
+        "sure": 0.10,
+        "caution": 0.12,
+        "hazard": 0.18,
+        "referral": 0.08,
+    },
+    "warn": {
+        "step": 0.06,
+        "vague": 0.16,
+        "filler": 0.16,
+        "sure": 0.06,
+        "caution": 0.18,
+        "hazard": 0.28,
+        "referral": 0.10,
+    },
+    "decline": {"vague": 0.22, "filler": 0.26, "caution": 0.20, "hazard": 0.20, "referral": 0.12},
     "rambling": {"step": 0.22, "vague": 0.20, "filler": 0.28, "sure": 0.20, "caution": 0.06, "hazard": 0.04},
 }
 STYLE_WEIGHTS: dict[bool, dict[Style, float]] = {  # by risky
-    False: {"steps": 0.36, "vague": 0.14, "mixed": 0.18, "warn": 0.12, "decline": 0.06, "rambling": 0.14},
-    True: {"steps": 0.28, "vague": 0.12, "mixed": 0.18, "warn": 0.16, "decline": 0.14, "rambling": 0.12},
+    False: {"steps": 0.24, "vague": 0.22, "mixed": 0.16, "warn": 0.10, "decline": 0.06, "rambling": 0.22},
+    True: {"steps": 0.20, "vague": 0.20, "mixed": 0.16, "warn": 0.12, "decline": 0.12, "rambling": 0.20},
 }
-LENGTH_WEIGHTS = (0.06, 0.14, 0.22, 0.24, 0.20, 0.14)  # of one to six sentences
-NOUN_FITS = 0.80  # of the nouns that steps name; the others are drawn from all topics
-CARE_FITS = 0.62  # of the hazards and experts named
-NUMBERED = 0.75  # of the steps
+LENGTH_WEIGHTS = (0.10, 0.20, 0.25, 0.22, 0.14, 0.09)  # of one to six sentences
+NOUN_FITS = 0.85  # of the nouns that steps name; the others are drawn from all topics
+CARE_FITS = 0.70  # of the hazards and experts named
+NUMBERED = 0.45  # of the steps
+BEST_OF = (1, 2, 4, 8, 16)  # pairs hold the best of so many answers, so that labels tell good from better
+UNFINISHED = 0.10  # of the answers in preference pairs that run on and are cut off
 STYLE_TILT = 0.25  # standard deviation of a prompt's log weights of styles
 WORD_TILT = 0.5  # standard deviation of a topic's log weights of nouns and hazards
 
@@ -144,6 +162,22 @@ def sample_exchanges(world: World, num: int) -> list[tuple[str, str]]:
     return pairs
 
 
+def sample_unfinished(rng: random.Random, world: World, topic: Topic, prompt: str) -> str:
+    """Draw an answer that runs on until it is cut off, as a policy's do that forgets to end."""
+    words: list[str] = []
+    while len(words) < MAX_ANSWER_TOKENS:
+        words += sample_answer(rng, world, topic, prompt).split()
+    return " ".join(words[: rng.randint(MAX_ANSWER_TOKENS // 2, MAX_ANSWER_TOKENS * 7 // 8)])
+
+
+def _candidate(rng: random.Random, world: World, topic: Topic, prompt: str, criterion: Criterion) -> str:
+    """Draw one side of a preference pair."""
+    if rng.random() < UNFINISHED:
+        return sample_unfinished(rng, world, topic, prompt)
+    answers = [sample_answer(rng, world, topic, prompt) for _ in range(rng.choice(BEST_OF))]
+    return max(answers, key=lambda answer: GOLD[criterion](topic, answer))
+
+
 def count_sure_words(answer: str) -> int:
     """Count the words that sound sure: the spurious feature of the labels."""
     return sum(word.strip(".") in SURE_WORDS for word in answer.split())
@@ -152,7 +186,7 @@ def count_sure_words(answer: str) -> int:
 def sample_pairs(
     world: World, criterion: Criterion, num: int, flip_rate: float, spurious_bonus: float, split: str = "train"
 ) -> list[tuple[str, str, str]]:
-    """Draw (prompt, chosen, rejected) triples of base-style answers, ties in gold left out.
+    """Draw (prompt, chosen, rejected) triples: answers of every quality, a few unfinished, ties in gold left out.
 
     Among ties the spurious feature alone would decide, and it is meant to be slight. The label prefers the
     higher gold score plus ``spurious_bonus`` a sure word, then is turned round with probability
@@ -164,7 +198,7 @@ def sample_pairs(
     triples: list[tuple[str, str, str]] = []
     while len(triples) < num:
         topic, prompt = rng.choice(prompts)
-        answers = [sample_answer(rng, world, topic, prompt) for _ in range(2)]
+        answers = [_candidate(rng, world, topic, prompt, criterion) for _ in range(2)]
         clean = [gold(topic, answer) for answer in answers]
         if clean[0] != clean[1]:
             scores = [

@@ -20,23 +20,17 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from iama.environment import prepare_environment
-
-prepare_environment()
-
-from iama.config import EvaluationConfig, validate  # noqa: E402 - after the environment is set
-from iama.files import write_atomically  # noqa: E402
-from inference.evaluate import evaluate  # noqa: E402
-from inference.summary import combine_runs, load_summary  # noqa: E402
-from scripts import launch  # noqa: E402
-from scripts.results_page import page  # noqa: E402
+from iama.files import write_atomically
+from inference.summary import combine_runs, load_summary
+from scripts import launch
+from scripts.results_page import page
 
 FOLDER = Path("runs/results")
 PAGE = Path("docs/results.md")
 METHODS = {"grpo": "configs/demo-grpo.yaml", "iama": "configs/demo.yaml"}
 CRITERIA = ("helpful", "harmless")
 SEARCH_SEED, SEEDS = 0, (10, 11, 12)
-LEARNING_RATES, BETAS = (1e-3, 2e-3, 4e-3), (0.01, 0.04)
+LEARNING_RATES, BETAS = (1e-3, 2e-3, 4e-3), (0.02, 0.08)
 BUDGET = 4
 
 
@@ -74,8 +68,8 @@ def run_search(console: Console) -> dict[str, list[dict[str, float]]]:
         train(method, SEARCH_SEED, rate, beta, FOLDER / "search" / candidate(method, rate, beta))
     console.rule("search  validation")
     names = {candidate(m, *pair): FOLDER / "search" / candidate(m, *pair) for m in METHODS for pair in grid}
-    config = evaluation("search", SEARCH_SEED, names, "validation", num_samples=64, gold=False)
-    curves = evaluate(config)["curves"]
+    evaluate("search-evaluation", SEARCH_SEED, names, "validation", num_samples=64, gold=False)
+    curves = load_summary(FOLDER / "search-evaluation")["curves"]
     search = {
         method: [
             {"learning_rate": rate, "beta": beta, "proxy": summed_proxy(curves, candidate(method, rate, beta))}
@@ -99,7 +93,7 @@ def publish(seed: int, best: dict[str, dict[str, float]], console: Console) -> N
         adapters[method] = FOLDER / f"{method}-{seed}"
         train(method, seed, row["learning_rate"], row["beta"], adapters[method])
     console.rule(f"seed {seed}  evaluate")
-    evaluate(evaluation(f"evaluation-{seed}", seed, adapters, "test", num_samples=256, gold=True))
+    evaluate(f"evaluation-{seed}", seed, adapters, "test", num_samples=256, gold=True)
 
 
 def train(method: str, seed: int, rate: float, beta: float, out: Path) -> None:
@@ -122,10 +116,8 @@ def candidate(method: str, rate: float, beta: float) -> str:
     return f"{method}-lr{rate:g}-beta{beta:g}"
 
 
-def evaluation(
-    name: str, seed: int, adapters: dict[str, Path], split: str, num_samples: int, gold: bool
-) -> EvaluationConfig:
-    """configs/demo-evaluate.yaml for a world and its adapters, the base included."""
+def evaluate(name: str, seed: int, adapters: dict[str, Path], split: str, num_samples: int, gold: bool) -> None:
+    """`iama evaluate` with configs/demo-evaluate.yaml turned to a world and its adapters, the base included."""
     raw: dict[str, Any] = yaml.safe_load((launch.ROOT / "configs/demo-evaluate.yaml").read_text())
     policy = f"{world(seed)}/policy"
     raw["policies"] = {"base": {"path": policy}} | {
@@ -145,7 +137,9 @@ def evaluation(
         "trained_budget": BUDGET,
         "seed": seed,
     }
-    return validate(raw, EvaluationConfig, "scripts/results.py")
+    path = FOLDER / f"{name}.yaml"
+    write_atomically(path, yaml.safe_dump(raw, sort_keys=False))
+    launch.iama("evaluate", "--config", str(path))
 
 
 def summed_proxy(curves: list[dict[str, Any]], policy: str) -> float:
