@@ -64,12 +64,17 @@ def load_policy(name: str, spec: PolicySpec) -> Policy:
 
 
 def load_tokenizer(name: str, spec: PolicySpec) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """A policy's tokenizer and context length, without its weights: enough to check prompts."""
-    base, _ = resolve_paths(name, spec)
+    """A policy's tokenizer and context length, without its weights: enough to check prompts.
+
+    An adapter that was saved with a tokenizer brings the chat template that it was trained with.
+    """
+    base, adapter = resolve_paths(name, spec)
     source = f"policy {name!r}"
+    own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    home = adapter if own and adapter is not None else base
     with loading(base, source):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=spec.trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=spec.trust_remote_code)
         except ValueError as error:  # transformers' answer to missing tokenizer files
             raise OSError(f"no usable tokenizer: {str(error).splitlines()[0]}") from error
         config = AutoConfig.from_pretrained(base, trust_remote_code=spec.trust_remote_code)

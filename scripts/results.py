@@ -1,11 +1,11 @@
-"""Regenerate docs/results.md: how many samples an IAMA base saves on the demo world.
+"""Regenerate docs/results.md, and the table in README.md: how many samples an IAMA base saves on the demo world.
 
     make results
 
 1. Search: linear GRPO and IAMA each get the same grid of learning rates and betas on world seed 0; each keeps the
    pair with the highest summed proxy reward under Best-of-4 on validation prompts. Gold rewards are not loaded.
 2. Publish: with those settings, world and training seeds 10 to 12; pools of 256 samples a test prompt.
-3. Combine the seeds and write the page.
+3. Combine the seeds and write the page and the table.
 
 Everything finished is kept under runs/results, so a killed run goes on where it was.
 """
@@ -23,10 +23,11 @@ from rich.console import Console
 from iama.files import write_atomically
 from inference.summary import combine_runs, load_summary
 from scripts import launch
-from scripts.results_page import page
+from scripts.results_page import page, readme_table
 
 FOLDER = Path("runs/results")
-PAGE = Path("docs/results.md")
+PAGE, README = Path("docs/results.md"), Path("README.md")
+BEGIN, END = "<!-- written by make results -->", "<!-- end -->"
 METHODS = {"grpo": "configs/demo-grpo.yaml", "iama": "configs/demo.yaml"}
 CRITERIA = ("helpful", "harmless")
 SEARCH_SEED, SEEDS = 0, (10, 11, 12)
@@ -47,7 +48,10 @@ def main() -> None:
     worlds = {seed: json.loads((world(seed) / "world.json").read_text()) for seed in SEEDS}
     PAGE.parent.mkdir(exist_ok=True)
     write_atomically(PAGE, page(search, best, summaries, combined, worlds))
-    console.print(f"wrote {PAGE}")
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_atomically(README, f"{before}{BEGIN}\n{readme_table(combined)}\n{END}{after}")
+    console.print(f"wrote {PAGE} and the table in {README}")
 
 
 def world(seed: int) -> Path:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from iama.config import PolicySpec
 from iama.errors import IamaWarning, ModelError
@@ -59,6 +59,15 @@ def test_the_spec_wins_over_the_base_that_an_adapter_records(tiny, adapter_dir, 
     assert torch.equal(logits(one, prompts_ids[0]), logits(two, prompts_ids[0]))
     with pytest.raises(ModelError, match=r"'\./gone' does not exist"):
         load_policy("a", PolicySpec(path=str(moved)))
+
+
+def test_an_adapter_brings_the_template_it_was_trained_with(tiny, adapter_dir, tmp_path):
+    moved = shutil.copytree(adapter_dir, tmp_path / "moved")
+    tokenizer = AutoTokenizer.from_pretrained(tiny.policy)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(moved)
+    policy = load_policy("a", PolicySpec(path=str(tiny.policy), adapter=str(moved)))
+    assert policy.tokenizer.chat_template == "{{ messages[0]['content'] }}"
 
 
 def test_chat_template_from_a_file(folder, tmp_path):

@@ -1,0 +1,118 @@
+"""The demo's bookkeeping, and the page that `make results` writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts import demo, launch, results
+from scripts.results_page import page, readme_table
+
+
+def savings(criterion, reference, metric, **changes):
+    row = {
+        "criterion": criterion,
+        "method": "bon",
+        "metric": metric,
+        "reference": reference,
+        "samples": 4,
+        "ratio": 9.0,
+        "ci95": [5.0, 12.0],
+        "token_ratio": 8.0,
+        "censored": False,
+        "num_censored": 0,
+        "num_seeds": 1,
+        "hacked": False,
+        "counts": True,
+        "floor": False,
+    }
+    return {**row, **changes}
+
+
+@pytest.fixture
+def run():
+    """Results of one seed in the shape of `summary.json`."""
+    names = [(c, r, m) for c in ("helpful", "harmless") for m in ("gold", "proxy") for r in ("base", "grpo")]
+    differences = [
+        {"method": "bon", "metric": metric, "reference": "grpo", "samples": 4, "mean": 0.2, "ci95": [0.1, 0.3]}
+        for metric in ("gold", "proxy")
+    ]
+    curves = [
+        {"policy": policy, "criterion": c, "method": "bon", "samples": n, "proxy": 0.1 * n, "gold": 0.01 * n}
+        for policy in ("base", "grpo", "iama")
+        for c in ("helpful", "harmless")
+        for n in (1, 4)
+    ]
+    quality = {
+        policy: {c: {"without": 0.1, "with": 0.4} for c in ("helpful", "harmless")}
+        for policy in ("base", "grpo", "iama")
+    }
+    return {
+        "savings": [savings(*name) for name in names],
+        "differences": differences,
+        "curves": curves,
+        "quality": quality,
+        "num_samples": 256,
+        "num_prompts": 64,
+    }
+
+
+def whole_page(seeds, combined):
+    row = {"learning_rate": 1e-3, "beta": 0.02, "proxy": 1.5}
+    search = {"grpo": [row, {**row, "beta": 0.08, "proxy": 1.0}], "iama": [row]}
+    measured = {
+        "policy": {"parse_rate": 0.97},
+        "rm-helpful": {"pair_accuracy": 0.9},
+        "rm-harmless": {"pair_accuracy": 0.8},
+    }
+    worlds = {seed: {"measurements": measured} for seed in seeds}
+    return page(search, {"grpo": row, "iama": row}, seeds, combined, worlds)
+
+
+def test_the_page_prints_every_seed_and_says_what_holds(run):
+    text = whole_page({10: run, 11: run}, run)
+    assert text.count("**met**") == 2
+    assert "| 10 | helpful | base | 9.00 | 5.00 to 12.00 | 8.00 | 9.00 |" in text
+    assert "| 11 | harmless | grpo | 9.00 |" in text
+    assert "| **all** | helpful | base |" in text
+    assert "| iama | helpful | 0.010 | 0.040 |" in text
+    assert text.count("chosen") == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"ratio": 7.9}, {"ci95": [3.9, 12.0]}, {"counts": False, "hacked": True, "censored": True, "num_censored": 1}],
+)
+def test_a_claim_that_fails_is_said_to_fail(run, changes):
+    failing = {**run, "savings": [savings("helpful", "base", "gold", **changes), *run["savings"][1:]]}
+    assert "lower bound above 4: **not met**" in whole_page({10: run}, failing)
+
+
+def test_bounds_are_shown_as_bounds(run):
+    bound = savings("helpful", "base", "gold", censored=True, num_censored=1, ratio=16.0)
+    assert "> 16.00 times (5.0 to 12.0)" in readme_table({**run, "savings": [bound]})
+
+
+def test_the_search_value_needs_every_criterion_at_the_trained_budget(run):
+    assert results.summed_proxy(run["curves"], "iama") == pytest.approx(0.8)
+    with pytest.raises(AssertionError):
+        results.summed_proxy(run["curves"], "nobody")
+
+
+def test_the_readme_has_a_place_for_the_table():
+    readme = (launch.ROOT / results.README).read_text()
+    assert readme.index(results.BEGIN) < readme.index(results.END)
+
+
+def test_the_demo_deletes_what_another_world_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    world, run_folder = tmp_path / demo.WORLD, tmp_path / demo.FOLDER / "iama"
+    (tmp_path / "configs").mkdir()
+    for name in demo.CONFIGS:
+        (tmp_path / "configs" / name).write_text("a: 1\n")
+    world.mkdir(parents=True)
+    (world / "stamp.json").write_text("one")
+    for stamp, survives in (("one", False), ("one", True), ("two", False)):
+        run_folder.mkdir(exist_ok=True)
+        (world / "stamp.json").write_text(stamp)
+        demo._delete_outdated()
+        assert run_folder.exists() == survives
