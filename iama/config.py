@@ -6,6 +6,7 @@ Unknown keys are refused with the nearest known one named. Importing this module
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -26,7 +27,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class PolicySpec(Strict):
-    """A policy: a Hugging Face model directory or hub name, with or without an adapter."""
+    """A policy: a Hugging Face model directory or hub name (org/name), with or without an adapter."""
 
     path: str
     """Base or merged model."""
@@ -140,13 +141,13 @@ class EvaluationConfig(Strict):
 
     name: str
     output_dir: str
-    policies: dict[str, PolicySpec]
+    policies: Annotated[dict[str, PolicySpec], Field(min_length=1)]
     """By name; savings are measured for `iama` against `base` and `grpo`."""
     prompts: str
     max_prompts: int | None = Field(None, ge=1)
     criteria: Annotated[list[EvaluationCriterion], Field(min_length=1)]
-    methods: list[Literal["bon", "bop"]] = ["bon"]
-    budgets: list[int] = [1, 2, 4, 8, 16, 32, 64]
+    methods: Annotated[list[Literal["bon", "bop"]], Field(min_length=1)] = ["bon"]
+    budgets: Annotated[list[int], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64]
     num_samples: int = Field(256, ge=4)
     """Pool size a prompt; curves reach a quarter of it."""
     trained_budget: int = Field(4, ge=1)
@@ -179,7 +180,7 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _load_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(raw, dict):
@@ -245,7 +246,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for part in parents:
         block = _child(block, part, override)
     try:
-        parsed = _yaml_value(value)
+        parsed = _load_yaml(value)
         if isinstance(block, list):
             block[int(last)] = parsed
         else:
@@ -254,15 +255,17 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: cannot set {last!r} ({error})") from error
 
 
-def _yaml_value(text: str) -> Any:
-    """A YAML value; `1e-3`, which YAML 1.1 reads as text, is the number that people mean."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+class _Loader(yaml.SafeLoader):
+    """YAML whose `1e-3` is a number, as YAML 1.2 has it; PyYAML's 1.1 reads it as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 
 def _child(block: Any, part: str, override: str) -> Any:

@@ -20,7 +20,7 @@ def load_prompts(path: Path, max_prompts: int | None = None) -> list[dict[str, A
         raise DataError(f"prompts file {str(path)!r} does not exist; give a .jsonl file with a 'prompt' on each line")
     rows = [
         _row(line, f"{path}:{number}")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
         if line.strip()
     ]
     if not rows:

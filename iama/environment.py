@@ -24,6 +24,15 @@ def prepare_environment(model_paths: Iterable[str | None] = ()) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def disable_telemetry() -> None:
+    """Turn off the libraries' telemetry unless the user has set the variable; also where they are imported already."""
+    if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
+        from huggingface_hub import constants
+
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
 def world_size() -> int:
     """Number of processes, as torchrun, DeepSpeed and accelerate tell it."""
     return int(os.environ.get("WORLD_SIZE", "1"))

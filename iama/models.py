@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
-from iama.errors import ModelError
+from iama.errors import IamaError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def check_model_dir(path: str, source: str) -> None:
     """Raise `ModelError` if a local model directory is missing or half built; hub names pass unchecked.
 
-    `org/name` that is no folder here counts as a hub name; anything else must exist.
+    `org/name` that is no folder here counts as a hub name; anything else must exist. Weights are opened, not read.
     """
     folder = Path(path)
     if not folder.exists():
@@ -27,10 +28,39 @@ def check_model_dir(path: str, source: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise ModelError(f"{source}: {path!r} holds no config.json; give a complete Hugging Face model directory")
-    if not any(folder.glob("*.safetensors")):
+    weights = _weight_files(folder, source)
+    if not weights:
         raise ModelError(
             f"{source}: {path!r} holds no .safetensors weights (half built, or pickled weights, which are not "
             "loaded); save it with save_pretrained"
+        )
+    for file in weights:
+        with loading(str(file), source), safe_open(file, framework="pt"):
+            pass
+
+
+def _weight_files(folder: Path, source: str) -> list[Path]:
+    """The folder's weight files; every one that an index names must be there."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ModelError(f"{source}: {index} is damaged; save the model again") from error
+    missing = sorted(name for name in named if not (folder / name).is_file())
+    if missing:
+        raise ModelError(f"{source}: {str(folder)!r} lacks {len(missing)} weight files, e.g. {missing[0]!r}")
+    return sorted(folder / name for name in named)
+
+
+def refuse_missing_tensors(loading_info: Any, path: str, source: str) -> None:
+    """Raise `ModelError` for tensors that the weights lack: transformers would fill them at random."""
+    missing = loading_info["missing_keys"]
+    if missing:
+        raise ModelError(
+            f"{source}: the weights in {path!r} lack {len(missing)} tensors, e.g. {min(missing)!r}; "
+            "give a model that was trained and saved for this use"
         )
 
 
@@ -39,9 +69,16 @@ def loading(path: str, source: str) -> Iterator[None]:
     """Turn the libraries' errors while loading `path` into one line that says where the path came from."""
     try:
         yield
-    except (OSError, SafetensorError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{source}: cannot load {path!r} ({reason}); is the directory complete?") from error
+    except IamaError:
+        raise
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        if Path(path).exists():
+            raise ModelError(f"{source}: cannot load {path!r} ({reason}); is the directory complete?") from error
+        raise ModelError(
+            f"{source}: {path!r} is no folder here, and as a hub name it cannot be loaded ({reason})"
+        ) from error
 
 
 def pick_device(device: str) -> torch.device:

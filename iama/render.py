@@ -24,7 +24,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     """
     if isinstance(prompt, str):
         return _ids(tokenizer(prompt))
-    _need_template(tokenizer, "policy.chat_template")
+    _need_template(tokenizer, "set policy.chat_template to a .jinja file")
     return _ids(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True))
 
 
@@ -35,7 +35,7 @@ def render_exchange(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: st
     """
     if isinstance(prompt, str):
         return _ids(tokenizer(prompt + text + (tokenizer.eos_token or "")))
-    _need_template(tokenizer, "the reward's chat template (in its directory)")
+    _need_template(tokenizer, "put a chat_template.jinja into that directory")
     exchange = [*prompt, {"role": "assistant", "content": text}]
     return _ids(tokenizer.apply_chat_template(exchange, return_dict=True))
 
@@ -64,9 +64,9 @@ def _ids(encoding: Any) -> list[int]:
     return ids
 
 
-def _need_template(tokenizer: PreTrainedTokenizerBase, key: str) -> None:
+def _need_template(tokenizer: PreTrainedTokenizerBase, remedy: str) -> None:
     if tokenizer.chat_template is None:
         raise ModelError(
             f"the prompt is a list of messages, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
-            f"set {key} to a .jinja file, or use text prompts"
+            f"{remedy}, or use text prompts"
         )

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from iama.cost import Cost
 from iama.errors import RewardError
-from iama.models import check_model_dir, loading, pick_device
+from iama.models import check_model_dir, loading, pick_device, refuse_missing_tensors
 from iama.render import as_completion, completion_text, prompt_text, render_exchange
 
 if TYPE_CHECKING:
@@ -80,14 +80,18 @@ def load_reward(name: str, spec: RewardSpec) -> Reward:
     return reward_from_function(load_function(spec.function, f"reward {name!r}"), name)
 
 
-def check_reward(name: str, spec: RewardSpec) -> None:
-    """Make the checks of `load_reward` that need no weights in memory."""
-    if spec.model is not None:
-        check_model_dir(spec.model, f"reward {name!r}")
-        with loading(spec.model, f"reward {name!r}"):
-            _pick_head(AutoConfig.from_pretrained(spec.model), spec, f"reward {name!r}")
-    else:
-        load_function(spec.function or "", f"reward {name!r}")
+def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> None:
+    """Make the checks of `load_reward` that need no weights in memory; `prompt` must render for the reward."""
+    source = f"reward {name!r}"
+    if spec.model is None:
+        load_function(spec.function or "", source)
+        return
+    check_model_dir(spec.model, source)
+    with loading(spec.model, source):
+        _pick_head(AutoConfig.from_pretrained(spec.model), spec, source)
+        tokenizer = AutoTokenizer.from_pretrained(spec.model)
+    if prompt is not None:
+        render_exchange(tokenizer, prompt, "")
 
 
 def reward_from_function(function: RewardFn, name: str) -> Reward:
@@ -146,9 +150,10 @@ def _classifier_scorer(name: str, spec: RewardSpec) -> Scorer:
     with loading(spec.model, source):
         head = _pick_head(AutoConfig.from_pretrained(spec.model), spec, source)
         tokenizer = AutoTokenizer.from_pretrained(spec.model)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            spec.model, dtype=getattr(torch, spec.dtype), use_safetensors=True
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            spec.model, dtype=getattr(torch, spec.dtype), use_safetensors=True, output_loading_info=True
         )
+    refuse_missing_tensors(info, spec.model, source)
     model.to(pick_device(spec.device)).eval()
     if model.config.pad_token_id is None:
         model.config.pad_token_id = (

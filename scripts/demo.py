@@ -49,10 +49,12 @@ def _delete_outdated() -> None:
     sources = [FOLDER / "world" / "stamp.json", *(Path("configs") / name for name in CONFIGS)]
     now = "\n".join((launch.ROOT / source).read_text(encoding="utf-8") for source in sources)
     note = launch.ROOT / FOLDER / "sources.txt"
-    if note.is_file() and note.read_text(encoding="utf-8") == now:
+    if launch.same_sources(note, now):
         return
     for name in DERIVED:
-        shutil.rmtree(launch.ROOT / FOLDER / name, ignore_errors=True)
+        if (launch.ROOT / FOLDER / name).exists():
+            print(f"made from another world or configuration, deleted: {FOLDER / name}")
+            shutil.rmtree(launch.ROOT / FOLDER / name)
     write_atomically(note, now)
 
 

@@ -18,6 +18,11 @@ def run(command: list[str]) -> None:
         sys.exit(done.returncode)
 
 
+def same_sources(note: Path, sources: str) -> bool:
+    """Whether `note` says that what lies beside it was made from these very sources."""
+    return note.is_file() and note.read_text(encoding="utf-8") == sources
+
+
 def build_world(seed: int, out: str) -> None:
     """Build a demo world, or leave the one that is current."""
     run([sys.executable, "-m", "scripts.build_demo_models", "--seed", str(seed), "--out", out])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from rich.console import Console
 from iama.files import write_atomically
 from inference.summary import combine_runs, load_summary
 from scripts import launch
+from scripts.build_demo_models import Parameters, stamp_of
 from scripts.results_page import page, readme_table
 
 FOLDER = Path("runs/results")
 PAGE, README = Path("docs/results.md"), Path("README.md")
 BEGIN, END = "<!-- written by make results -->", "<!-- end -->"
+EVALUATION = "configs/demo-evaluate.yaml"
 METHODS = {"grpo": "configs/demo-grpo.yaml", "iama": "configs/demo.yaml"}
 CRITERIA = ("helpful", "harmless")
 SEARCH_SEED, SEEDS = 0, (10, 11, 12)
@@ -38,6 +41,7 @@ BUDGET = 4
 def main() -> None:
     """Search, publish, combine, write."""
     console = Console(highlight=False)
+    refuse_outdated()
     search = run_search(console)
     best = {method: max(rows, key=lambda row: row["proxy"]) for method, rows in search.items()}
     for seed in SEEDS:
@@ -52,6 +56,20 @@ def main() -> None:
     _, _, after = rest.partition(END)
     write_atomically(README, f"{before}{BEGIN}\n{readme_table(combined)}\n{END}{after}")
     console.print(f"wrote {PAGE} and the table in {README}")
+
+
+def refuse_outdated() -> None:
+    """Never mix runs of other worlds, recipes or grids: stop, and say what to delete."""
+    parts = [(launch.ROOT / path).read_text(encoding="utf-8") for path in (*METHODS.values(), EVALUATION)]
+    settings = [SEARCH_SEED, SEEDS, LEARNING_RATES, BETAS, BUDGET, stamp_of(Parameters())]
+    sources = "\n".join([*parts, json.dumps(settings)])
+    note = launch.ROOT / FOLDER / "sources.txt"
+    if note.is_file() and not launch.same_sources(note, sources):
+        sys.exit(
+            f"error: {FOLDER} was made from another world, recipe or grid; move it away or delete it, and start over"
+        )
+    note.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, sources)
 
 
 def world(seed: int) -> Path:
@@ -122,7 +140,7 @@ def candidate(method: str, rate: float, beta: float) -> str:
 
 def evaluate(name: str, seed: int, adapters: dict[str, Path], split: str, num_samples: int, gold: bool) -> None:
     """`iama evaluate` with configs/demo-evaluate.yaml turned to a world and its adapters, the base included."""
-    raw: dict[str, Any] = yaml.safe_load((launch.ROOT / "configs/demo-evaluate.yaml").read_text())
+    raw: dict[str, Any] = yaml.safe_load((launch.ROOT / EVALUATION).read_text())
     policy = f"{world(seed)}/policy"
     raw["policies"] = {"base": {"path": policy}} | {
         policy_name: {"path": policy, "adapter": f"{folder}/adapter"} for policy_name, folder in adapters.items()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import PrinterCallback
+from transformers import AutoModelForCausalLM, PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig
 
-from iama.errors import ConfigError
+from iama.errors import ConfigError, IamaError, RunError
 from iama.files import temporary_name
 from iama.manifest import FILE_NAME, Manifest
+from iama.models import loading, refuse_missing_tensors
 from iama.rewards import load_reward
 from trainers.adapter import check_adapter, expected_keys
 from trainers.callbacks import EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
@@ -21,7 +23,10 @@ from trainers.engine import prepare_process_group
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
+    from transformers import PreTrainedModel
 
     from iama.config import TrainingConfig
     from iama.rewards import Reward
@@ -32,14 +37,15 @@ def build_trainer(plan: Plan, console: Console, first_step: int = 0) -> Nonlinea
     """The trainer of a plan, ready for `train()`; metrics after `first_step` are cut from `metrics.jsonl`."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    args = _grpo_config(plan)  # first: it also gives this process its device
     criteria = plan.config.objective.criteria
     report = EngineReport(plan.uses_deepspeed, console.print)
     metrics = MetricsFile(Path(plan.config.output_dir) / "metrics.jsonl", criteria, first_step)
     trainer = NonlinearGRPOTrainer(
         objective=plan.objective,
-        model=plan.config.policy.path,
+        model=_load_model(plan),
         reward_funcs=load_rewards(plan.config),
-        args=_grpo_config(plan),
+        args=args,
         train_dataset=Dataset.from_list(plan.prompts),
         processing_class=plan.tokenizer,
         peft_config=plan.lora,
@@ -68,9 +74,23 @@ def save_final(trainer: NonlinearGRPOTrainer, folder: Path, manifest: Manifest) 
     if trainer.accelerator.is_main_process:
         (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should load
         (temporary / FILE_NAME).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
-        check_adapter(temporary, expected_keys(trainer.model), trained=trainer.state.global_step > 0)
+        if trainer.state.global_step == 0:
+            raise RunError(f"no training step was taken (max_steps {trainer.state.max_steps}), so no adapter is saved")
+        check_adapter(temporary, expected_keys(trainer.model), trained=True)
         temporary.replace(folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def _load_model(plan: Plan) -> PreTrainedModel:
+    """The base model, after the GRPOConfig was made: under ZeRO-3 it is sharded while it is loaded."""
+    spec = plan.config.policy
+    options = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code, **plan.model_init_kwargs}
+    with loading(spec.path, "policy.path"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            spec.path, use_safetensors=True, output_loading_info=True, **options
+        )
+    refuse_missing_tensors(info, spec.path, "policy.path")
+    return model
 
 
 def _grpo_config(plan: Plan) -> GRPOConfig:
@@ -79,3 +99,14 @@ def _grpo_config(plan: Plan) -> GRPOConfig:
         return GRPOConfig(**fields)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What the libraries refuse while a trainer is built, as one line."""
+    try:
+        yield
+    except IamaError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"the trainer cannot be built: {' '.join(str(error).split())[:300]}") from error

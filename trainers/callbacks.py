@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from iama.environment import is_main_process
 from iama.errors import IamaWarning
 from iama.files import write_atomically
 from trainers.adapter import check_adapter, expected_keys
@@ -45,7 +46,12 @@ class MetricsFile(TrainerCallback):
         self._path = path
         self._criteria = criteria
         self._tokens, self._time = 0.0, time.perf_counter()
-        _cut_back(path, first_step)
+        if is_main_process():
+            _cut_back(path, first_step)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start counting tokens and time; a resumed run goes on from its checkpoint's count."""
+        self._tokens, self._time = float(state.num_input_tokens_seen), time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Write the step's line; TRL has merged its own metrics into `logs`."""

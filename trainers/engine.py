@@ -15,7 +15,6 @@ from accelerate import PartialState
 from accelerate.utils import patch_environment
 
 from iama.environment import threads_per_process, world_size
-from iama.errors import ConfigError
 
 
 def prepare_process_group(uses_deepspeed: bool) -> dict[str, Any]:
@@ -25,12 +24,8 @@ def prepare_process_group(uses_deepspeed: bool) -> dict[str, Any]:
         return {}
     if not uses_deepspeed:
         return {"use_cpu": True}
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise ConfigError(
-            "trainer.deepspeed is set, but DeepSpeed is not installed; pip install 'iama[deepspeed]' or drop the key"
-        ) from error
+    import deepspeed
+
     # Its shared-memory collective is compiled on first use and has no fallback; plain gloo needs no compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "RANK" not in os.environ:  # started with plain python: DeepSpeed would ask MPI for its rank

@@ -26,7 +26,8 @@ def export_run(run: Path, out: Path, merge: bool, base_model: str | None = None)
     """Export a finished run to `out`.
 
     `base_model` is the name to record for the base, e.g. its hub name; by default the path that was trained.
-    With `merge` the result is a plain model whose logits equal base + adapter within `MERGE_TOLERANCE`, checked.
+    With `merge` the result is a plain model whose logits equal base + adapter within `MERGE_TOLERANCE`, checked. It is
+    saved in fp32, since rounding merged weights to half precision can lose a good part of a small update.
     Raises `RunError` if the run is not finished, or if `out` is in the way.
     """
     adapter = run / "adapter"
@@ -60,18 +61,16 @@ def _copy_adapter(adapter: Path, out: Path, base_model: str) -> None:
 def _save_merged(base_path: str, adapter: Path, out: Path) -> None:
     check_model_dir(base_path, f"base_model in {adapter / FILE_NAME}")
     with loading(base_path, "base_model"):
-        base = AutoModelForCausalLM.from_pretrained(base_path, dtype="auto", use_safetensors=True)
-    dtype = base.dtype
+        base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32, use_safetensors=True)
     with loading(str(adapter), "adapter"):
-        model = PeftModel.from_pretrained(base.float(), adapter).eval()
+        model = PeftModel.from_pretrained(base, adapter).eval()
     probe = torch.arange(min(32, model.config.vocab_size))[None]
     expected = _logits(model, probe)
     merged = model.merge_and_unload()
     _check_equal(expected, _logits(merged, probe), "merged in memory")
-    merged.to(dtype).save_pretrained(out)
+    merged.save_pretrained(out)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(out)
-    if dtype == torch.float32:  # in half precision the saved weights are rounded
-        _check_equal(expected, _logits(AutoModelForCausalLM.from_pretrained(out), probe), "saved")
+    _check_equal(expected, _logits(AutoModelForCausalLM.from_pretrained(out), probe), "saved")
 
 
 @torch.inference_mode()

@@ -16,11 +16,15 @@ import numpy as np
 import torch
 from trl import GRPOTrainer
 
+from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.render import prompt_text
 
 if TYPE_CHECKING:
     from iama.objective import Objective
+
+
+disable_telemetry()
 
 
 class NonlinearGRPOTrainer(GRPOTrainer):

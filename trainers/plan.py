@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from peft import LoraConfig
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
@@ -24,8 +26,10 @@ from iama.rewards import check_reward
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-OURS = {"output_dir": "output_dir", "seed": "seed", "model_init_kwargs": "policy", "reward_weights": "objective"}
+OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
 """GRPOConfig fields with a place of their own in the configuration."""
+NOT_SERVED = ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "chat_template_kwargs")
+"""GRPOConfig fields that shape roll-outs and that this project's samplers do not know."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Plan:
     tokenizer: PreTrainedTokenizerBase
     prompts: list[dict[str, Any]]
     trainer_fields: dict[str, Any]
+    model_init_kwargs: dict[str, Any]
     lora: LoraConfig
 
     @property
@@ -55,20 +60,18 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_batch(config, fields, source)
     _check_world_size(config, source)
     prompts = load_prompts(Path(config.prompts))
+    _check_number_of_prompts(config, fields, len(prompts))
+    _check_deepspeed(fields, source)
     tokenizer = load_policy_tokenizer(config)
     check_fit(tokenizer, prompts, _context_length(config), fields["max_completion_length"], config.prompts)
     for criterion in config.objective.criteria:
-        check_reward(criterion.name, criterion.proxy)
+        check_reward(criterion.name, criterion.proxy, prompts[0]["prompt"])
         if criterion.gold is not None:
-            check_reward(f"{criterion.name} (gold)", criterion.gold)
-    if fields["beta"] == 0.0:
-        warnings.warn(
-            f"{source}: trainer.beta is 0: TRL computes no reference, so the KL is not measured and is logged as null",
-            IamaWarning,
-            stacklevel=2,
-        )
+            check_reward(f"{criterion.name} (gold)", criterion.gold, prompts[0]["prompt"])
+    _warn(config, fields, source)
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
-    return Plan(config, objective, tokenizer, prompts, fields, lora)
+    model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
+    return Plan(config, objective, tokenizer, prompts, fields, model_init_kwargs, lora)
 
 
 def build_objective(config: TrainingConfig) -> Objective:
@@ -88,11 +91,7 @@ def trainer_fields(config: TrainingConfig) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
     }
-    set_elsewhere = {
-        "output_dir": config.output_dir,
-        "seed": config.seed,
-        "model_init_kwargs": {"dtype": config.policy.dtype, "trust_remote_code": config.policy.trust_remote_code},
-    }
+    set_elsewhere = {"output_dir": config.output_dir, "seed": config.seed}
     return {name: defaults[name] for name in chosen} | ours | config.trainer | set_elsewhere
 
 
@@ -143,13 +142,22 @@ def _context_length(config: TrainingConfig) -> int | None:
 
 
 def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> None:
+    """Refuse unknown keys, and values of another type than the field's."""
     known = [f.name for f in dataclasses.fields(cls) if f.init]
+    types = get_type_hints(cls)
     for key in block:
         if key not in known:
             hint = nearest(key, known) if len(known) < 40 or _close(key, known) else f"see {cls.__name__}"
             raise ConfigError(f"{source}: unknown key '{name}.{key}'; {hint}")
         if name == "trainer" and key in OURS:
             raise ConfigError(f"{source}: 'trainer.{key}' has a place of its own: set '{OURS[key]}' at the top level")
+        try:
+            TypeAdapter(types[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(block[key])
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(f"{source}: {name}.{key}: {reason} (got {block[key]!r})") from error
+        except PydanticUserError:  # the annotation is a class with a configuration of its own
+            continue
 
 
 def _close(key: str, known: list[str]) -> bool:
@@ -158,15 +166,60 @@ def _close(key: str, known: list[str]) -> bool:
 
 def _check_batch(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
     """Roll-outs of one generation, over all processes, must be whole groups."""
-    accumulation = fields.get("gradient_accumulation_steps", 1)
-    per_generation = fields.get("steps_per_generation") or accumulation
-    rows = fields["per_device_train_batch_size"] * config.world_size * per_generation
-    if fields.get("generation_batch_size") is None and rows % fields["num_generations"]:
+    rows = _num_rollouts(config, fields)
+    if rows % fields["num_generations"]:
         raise ConfigError(
             f"{source}: trainer.per_device_train_batch_size {fields['per_device_train_batch_size']} x world_size "
-            f"{config.world_size} x steps_per_generation {per_generation} = {rows} roll-outs, which is not a multiple "
+            f"{config.world_size} x steps_per_generation = {rows} roll-outs, which is not a multiple "
             f"of trainer.num_generations {fields['num_generations']}; change one of them"
         )
+
+
+def _num_rollouts(config: TrainingConfig, fields: dict[str, Any]) -> int:
+    """Roll-outs of one generation over all processes."""
+    if fields.get("generation_batch_size") is not None:
+        return int(fields["generation_batch_size"])
+    steps = fields.get("steps_per_generation") or fields.get("gradient_accumulation_steps", 1)
+    return int(fields["per_device_train_batch_size"] * config.world_size * steps)
+
+
+def _check_number_of_prompts(config: TrainingConfig, fields: dict[str, Any], num_prompts: int) -> None:
+    """TRL drops an incomplete generation; with too few prompts it would train no step."""
+    need = _num_rollouts(config, fields) // fields["num_generations"]
+    if num_prompts < need:
+        raise DataError(
+            f"{config.prompts}: {num_prompts} prompts, but one generation takes {need} "
+            f"({_num_rollouts(config, fields)} roll-outs in groups of {fields['num_generations']}); "
+            "give more prompts or lower trainer.per_device_train_batch_size"
+        )
+
+
+def _check_deepspeed(fields: dict[str, Any], source: str) -> None:
+    """DeepSpeed must be installed, and its configuration there, before models are loaded."""
+    config = fields.get("deepspeed")
+    if config is None:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(f"{source}: trainer.deepspeed is set, but DeepSpeed is not installed: pip install deepspeed")
+    if isinstance(config, str) and not Path(config).is_file():
+        raise ConfigError(f"{source}: trainer.deepspeed {config!r} does not exist; see configs/deepspeed/")
+
+
+def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
+    """Say what is configured and not used, or not measured."""
+    messages = [
+        f"trainer.{key} = {fields[key]!r} shapes the roll-outs; `iama generate` and `iama evaluate` sample without it"
+        for key in NOT_SERVED
+        if fields.get(key) is not None
+    ]
+    if config.policy.device != "auto":
+        messages.append(
+            f"policy.device = {config.policy.device!r} is not used in training: the launcher places processes"
+        )
+    if fields["beta"] == 0.0:
+        messages.append("trainer.beta is 0: TRL computes no reference, so the KL is not measured and is logged as null")
+    for message in messages:
+        warnings.warn(f"{source}: {message}", IamaWarning, stacklevel=3)
 
 
 def _check_world_size(config: TrainingConfig, source: str) -> None:

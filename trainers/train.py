@@ -60,14 +60,15 @@ def train(
 
 def run(plan: Plan) -> None:
     """Train and save; every process of the run calls it."""
-    from trainers.build import build_trainer, save_final
+    from trainers.build import build_trainer, one_line_errors, save_final
 
     folder = Path(plan.config.output_dir)
-    if is_main_process():
+    checkpoint = last_checkpoint(folder)
+    with one_line_errors():
+        trainer = build_trainer(plan, console, first_step=_step(checkpoint) if checkpoint else 0)
+    if is_main_process():  # the folder is taken only once everything that can be refused was accepted
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG_FILE, json.dumps(plan.config.model_dump(mode="json"), indent=2))
-    checkpoint = last_checkpoint(folder)
-    trainer = build_trainer(plan, console, first_step=_step(checkpoint) if checkpoint else 0)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     save_final(trainer, folder / ADAPTER, manifest(plan))
     console.print(f"adapter    {plan.config.output_dir}/{ADAPTER}")

@@ -41,6 +41,11 @@ def test_missing_prompts_file(tmp_path):
         load_prompts(tmp_path / "nowhere.jsonl")
 
 
+def test_a_line_separator_inside_a_prompt_is_no_new_line(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "one\u2028two\u0085three"}\n', encoding="utf-8")
+    assert load_prompts(tmp_path / "p.jsonl") == [{"prompt": "one\u2028two\u0085three"}]
+
+
 def test_prompts_keep_their_columns(tiny):
     rows = load_prompts(tiny.prompts, max_prompts=2)
     assert [row["topic"] for row in rows] == ["bread", "tomatoes"]

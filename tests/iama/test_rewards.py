@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from iama.config import RewardSpec
@@ -96,9 +98,16 @@ def test_an_answer_longer_than_the_reward_model_reads(tiny, prompts):
         reward.score(prompts[:1], ["bread " * 200], {})
 
 
-def test_truncated_weights_are_one_line(tiny, tmp_path):
-    import shutil
+def test_a_model_without_a_trained_head_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny.reward, tmp_path / "headless")
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 tensors, e.g. 'score.weight'"):
+        load_reward("helpful", RewardSpec(model=str(folder)))
 
+
+def test_truncated_weights_are_one_line(tiny, tmp_path):
     shutil.copytree(tiny.reward, tmp_path / "torn")
     weights = tmp_path / "torn" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])

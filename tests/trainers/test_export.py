@@ -71,6 +71,20 @@ def test_a_merged_export_equals_base_and_adapter(run, tiny, tmp_path):
     assert not (tmp_path / "out" / "adapter_config.json").exists()
 
 
+def test_a_half_precision_base_is_merged_without_rounding(run, tiny, tmp_path):
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(tiny.policy, dtype=torch.bfloat16).save_pretrained(half)
+    moved = shutil.copytree(run, tmp_path / "run")
+    manifest = json.loads((moved / "adapter" / "iama.json").read_text()) | {"base_model": str(half)}
+    (moved / "adapter" / "iama.json").write_text(json.dumps(manifest))
+    export_run(moved, tmp_path / "out", merge=True)
+    base = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, run / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert merged.dtype == torch.float32
+    torch.testing.assert_close(logits(merged), logits(adapted), atol=1e-4, rtol=1e-4)
+
+
 def test_an_unfinished_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="holds no finished run"):
         export_run(tmp_path, tmp_path / "out", merge=False)

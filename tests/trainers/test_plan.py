@@ -67,13 +67,73 @@ def test_batch_that_is_no_whole_number_of_groups(make_config):
     refuse(make_config(trainer__per_device_train_batch_size=6), ConfigError, r"= 6 roll-outs, .*num_generations 4")
 
 
+def test_too_few_prompts_for_one_generation(make_config, tmp_path):
+    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "bread"}))
+    refuse(make_config(prompts=str(tmp_path / "one.jsonl")), DataError, r"1 prompts, but one generation takes 2")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("num_generations", "abc", "trainer.num_generations: .*valid integer.*got 'abc'"),
+        ("max_completion_length", [8], "trainer.max_completion_length: .*got \\[8\\]"),
+        ("learning_rate", "fast", "trainer.learning_rate: .*valid number.*got 'fast'"),
+        ("deepspeed", "nowhere.json", "trainer.deepspeed 'nowhere.json' does not exist"),
+    ],
+)
+def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
+    refuse(make_config(**{f"trainer__{key}": value}), ConfigError, match)
+
+
+@pytest.mark.parametrize("part", ["policy", "reward"])
+def test_torn_weights(make_config, tiny, tmp_path, part):
+    folder = shutil.copytree(getattr(tiny, part), tmp_path / "torn")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:100])
+    if part == "policy":
+        config = make_config(policy__path=str(folder))
+    else:
+        config = make_config(objective__criteria=criteria(make_config(), proxy={"model": str(folder)}))
+    refuse(config, ModelError, "cannot load .*torn")
+
+
+@pytest.mark.parametrize("part", ["policy", "reward"])
+def test_a_model_without_its_tokenizer(make_config, tiny, tmp_path, part):
+    folder = shutil.copytree(getattr(tiny, part), tmp_path / "mute")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / file).unlink()
+    if part == "policy":
+        config = make_config(policy__path=str(folder))
+    else:
+        config = make_config(objective__criteria=criteria(make_config(), proxy={"model": str(folder)}))
+    refuse(config, ModelError, "cannot load .*mute")
+
+
+def test_a_reward_without_a_chat_template(make_config, tiny, tmp_path):
+    folder = shutil.copytree(tiny.reward, tmp_path / "plain")
+    (folder / "chat_template.jinja").unlink()
+    changed = criteria(make_config(), proxy={"model": str(folder)})
+    refuse(make_config(objective__criteria=changed), ModelError, "put a chat_template.jinja into that directory")
+
+
+def test_settings_that_serving_does_not_know_warn(make_config):
+    with pytest.warns(IamaWarning, match=r"trainer.top_k = 5 shapes the roll-outs"):
+        make_plan(make_config(trainer__top_k=5), "test.yaml")
+
+
+def test_numbers_in_yaml_are_numbers(tmp_path, config_file):
+    path = config_file()
+    path.write_text(path.read_text().replace("learning_rate: 0.001", "learning_rate: 2e-3"))
+    assert load_config(path, TrainingConfig).trainer["learning_rate"] == 2e-3
+
+
 def test_empty_prompt_set(make_config, tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     refuse(make_config(prompts=str(tmp_path / "empty.jsonl")), DataError, "holds no prompts")
 
 
 def test_prompt_longer_than_the_context(make_config, tmp_path):
-    (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": "bread " * 200}))
+    lines = [json.dumps({"prompt": text}) + "\n" for text in ("bread " * 200, "bread")]
+    (tmp_path / "long.jsonl").write_text("".join(lines))
     refuse(
         make_config(prompts=str(tmp_path / "long.jsonl")), DataError, r"prompt 1 .* exceeds the model's context of 128"
     )

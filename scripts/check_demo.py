@@ -1,0 +1,67 @@
+"""What CI asserts of a finished demo: that the world is as described, and that what should have happened did.
+
+python -m scripts.check_demo
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+FOLDER = Path("runs/demo")
+
+
+def main() -> None:
+    """Raise `AssertionError` on the first thing that is not so."""
+    check_world(_read(FOLDER / "world" / "world.json")["measurements"])
+    assert len(AutoTokenizer.from_pretrained(FOLDER / "world" / "policy")) <= 512
+    for run in ("grpo", "iama"):
+        check_metrics([json.loads(line) for line in (FOLDER / run / "metrics.jsonl").read_text().splitlines()])
+    check_summary(_read(FOLDER / "evaluation" / "summary.json"))
+    assert "<html" in (FOLDER / "evaluation" / "report.html").read_text(encoding="utf-8")
+    print("demo: the world, both runs, the summary and the report are as they should be")
+
+
+def check_world(measured: dict[str, Any]) -> None:
+    """Grammatical and broad base, imperfect reward models."""
+    assert measured["policy"]["parse_rate"] > 0.95, measured["policy"]
+    for shares in measured["policy"]["style_shares"].values():
+        assert min(shares.values()) > 0.02, shares
+    for name in ("rm-helpful", "rm-harmless"):
+        assert 0.75 <= measured[name]["pair_accuracy"] <= 0.92, measured[name]
+
+
+def check_metrics(rows: list[dict[str, Any]]) -> None:
+    """Every step once, starting at the reference, moving away from it, with gold beside proxy."""
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[0]["kl_per_token"] == 0.0
+    assert rows[-1]["kl_per_token"] > 0.0
+    assert all(criterion["gold"] is not None for row in rows for criterion in row["criteria"].values())
+
+
+def check_summary(summary: dict[str, Any]) -> None:
+    """Base has budget to save; every policy, criterion and method has its curve."""
+    curves = {(r["policy"], r["criterion"], r["method"], r["samples"]): r for r in summary["curves"]}
+    budgets = sorted({key[3] for key in curves})
+    assert len(curves) == 3 * 2 * 2 * len(budgets)
+    for criterion in ("helpful", "harmless"):
+        base = [curves["base", criterion, "bon", n]["gold"] for n in budgets]
+        assert base[0] < base[2] < base[-1] < 0.9, (criterion, base)
+    assert {(r["criterion"], r["method"], r["reference"]) for r in summary["savings"] if r["metric"] == "gold"} == {
+        (criterion, method, reference)
+        for criterion in ("helpful", "harmless")
+        for method in ("bon", "bop")
+        for reference in ("base", "grpo")
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+if __name__ == "__main__":
+    main()
