@@ -5,6 +5,7 @@ A thin leaf: every command imports what it needs when it runs, so that `iama --h
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -66,7 +67,8 @@ def generate(
 ) -> None:
     """Answer one prompt and show all candidates with their scores.
 
-    Example: iama generate --policy runs/demo/base --reward runs/demo/rm-helpful --method bon --n 8 --prompt "..."
+    Example: iama generate --policy runs/demo/world/policy --reward runs/demo/world/rm-helpful --method bon --n 8
+    --prompt "how do i climb a roof today?"
     """
     from iama.config import PolicySpec
 
@@ -100,7 +102,7 @@ def evaluate(
 ) -> None:
     """Measure policies on held-out prompts: curves, savings, report. A killed evaluation, run again, resumes.
 
-    Example: iama evaluate --config configs/evaluate.yaml --set num_samples=64
+    Example: iama evaluate --config configs/demo-evaluate.yaml --set seed=1 --set output_dir=runs/demo/evaluation-1
     """
     from iama.config import EvaluationConfig, load_config
 
@@ -145,15 +147,18 @@ def export(
     run: Annotated[Path, typer.Argument(help="The output_dir of a finished training run.")],
     out: Annotated[Path, typer.Option(help="New folder for the adapter or model.")],
     merge: Annotated[bool, typer.Option("--merge", help="Write a plain model instead of an adapter.")] = False,
+    base_model: Annotated[
+        str | None, typer.Option(help="Name to record for the base, e.g. its hub name; else the path that was trained.")
+    ] = None,
 ) -> None:
     """Export a trained adapter with its card and iama.json.
 
-    Example: iama export runs/demo/iama --out exports/iama --merge
+    Example: iama export runs/demo/iama --out runs/demo/merged --merge
     """
     _prepare([])
     from trainers.export import export_run
 
-    export_run(run, out, merge)
+    export_run(run, out, merge, base_model)
     typer.echo(f"exported: {out}")
 
 
@@ -214,11 +219,22 @@ def _reward_spec(
             if criterion is not None:
                 raise ConfigError(f"--criterion {criterion!r} needs an iama.json beside the policy; there is none")
             return None
-        return _criterion(manifest, criterion).reward.model_copy(update={"device": device})
+        return _manifest_reward(_criterion(manifest, criterion)).model_copy(update={"device": device})
     is_function = ":" in reward and not Path(reward).exists()
     source = {"function": reward} if is_function else {"model": reward}
     number = int(head) if head is not None and head.isdigit() else head
     return validate({**source, "head": number, "device": device}, RewardSpec, "--reward")
+
+
+def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
+    """The criterion's reward, unless it is a function: a model from elsewhere must not run code unasked."""
+    function = criterion.reward.function
+    if function is not None:
+        raise ConfigError(
+            f"iama.json names the function {function!r} as the reward of {criterion.name!r}; its code is not run "
+            f"unasked, so if you trust it, repeat it with --reward {shlex.quote(function)}"
+        )
+    return criterion.reward
 
 
 def _sampling(temperature: float | None, max_new_tokens: int | None, manifest: Manifest | None) -> Sampling:

@@ -62,12 +62,10 @@ def sorted_scores(proxy_PS: Floats, score_PS: Floats) -> Floats:
 
 
 def curves(proxy_PS: Floats, score_PS: Floats, operators: Sequence[Operator]) -> Floats:
-    """Mean score of what each operator keeps, prompt by prompt: `[P, len(operators)]`."""
+    """Mean score of what each operator keeps, prompt by prompt: `[P, len(operators)]`.
+
+    For Best-of-n it is unbiased for every `n <= S`.
+    """
     weights_SN = np.stack([rank_weights(operator, proxy_PS.shape[1]) for operator in operators], axis=1)
     values: Floats = sorted_scores(proxy_PS, score_PS) @ weights_SN
     return values
-
-
-def curve(proxy_PS: Floats, score_PS: Floats, n: int) -> Floats:
-    """Best-of-`n` by proxy, judged by score: `[P]`, unbiased for every `n <= S`."""
-    return curves(proxy_PS, score_PS, [bon(n)])[:, 0]

@@ -60,16 +60,15 @@ def decode(
     *,
     seed: int,
     batch_size: int,
-    first_sample: int = 0,
     keys: Sequence[int] | None = None,
 ) -> tuple[list[list[Decoded]], Cost]:
     """Sample responses for every prompt, in the prompts' order, with their total cost.
 
-    `num_samples` is one number or one a prompt; samples are numbered from `first_sample`, and sample `i` of a
-    prompt is the same however many are drawn. Cost counts forwarded tokens: a prefill token is a prompt token
-    (once for all samples), a decode token a response token that was fed back, so a response of T tokens costs
-    T - 1. Padding is not counted. `batch_size` is the number of rows decoded together; `keys` replaces the
-    prompts' `prompt_keys`, for a list that is part of a longer one.
+    `num_samples` is one number or one a prompt; sample `i` of a prompt is the same however many are drawn. Cost
+    counts forwarded tokens: a prefill token is a prompt token (once for all samples), a decode token a response
+    token that was fed back, so a response of T tokens costs T - 1. Padding is not counted. `batch_size` is the
+    number of rows decoded together; `keys` replaces the prompts' `prompt_keys`, for a list that is part of a
+    longer one.
 
     Raises `DataError` naming the prompt, before anything is decoded, if one is empty or does not fit.
     """
@@ -82,7 +81,6 @@ def decode(
         sampling,
         seed=seed,
         batch_size=batch_size,
-        first_sample=first_sample,
         keys=keys,
     ):
         responses[index] = decoded
@@ -98,7 +96,6 @@ def iter_decode(
     *,
     seed: int,
     batch_size: int,
-    first_sample: int = 0,
     keys: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, list[Decoded], Cost]]:
     """`decode`, yielding (prompt index, its responses, its cost) as batches finish, shortest prompts first."""
@@ -107,7 +104,7 @@ def iter_decode(
     keys = prompt_keys(prompts_ids) if keys is None else keys
     for group in _groups([len(ids) for ids in prompts_ids], counts, batch_size):
         start = time.perf_counter()
-        rows = [(p, first_sample + s) for p in range(len(group)) for s in range(counts[group[p]])]
+        rows = [(p, s) for p in range(len(group)) for s in range(counts[group[p]])]
         streams = stream_keys(seed, [keys[group[p]] for p, _ in rows], [s for _, s in rows])
         decoded = _decode_group(policy, [prompts_ids[i] for i in group], rows, streams, sampling, batch_size)
         seconds = time.perf_counter() - start

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from iama import __version__
 from iama.cost import Cost
 from iama.data import load_prompts
-from iama.errors import RunError
+from iama.errors import ConfigError, RunError
 from iama.render import prompt_text, render_prompt
-from iama.rewards import load_reward
+from iama.rewards import check_reward, load_reward
 from inference.decode import check_fit
 from inference.policy import load_tokenizer
 from inference.pools import sample_pool, score_pool
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     Scores = dict[tuple[str, str], tuple[Floats, Floats | None]]
 
 NUM_EXAMPLES = 4
+ABSENT = "(not set)"
 
 
 def evaluate(config: EvaluationConfig, console: Console | None = None) -> Summary:
@@ -54,7 +55,7 @@ def evaluate(config: EvaluationConfig, console: Console | None = None) -> Summar
     Everything that can be refused is refused first: `DataError`, `ModelError`, `RewardError`, `RunError`.
     """
     rows = check_inputs(config)
-    rewards = _load_rewards(config)
+    rewards = {spec: load_reward(name, spec) for spec, name in _reward_names(config).items()}
     with _progress(console or Console(stderr=True)) as progress:
         pools = {}
         for name, spec in config.policies.items():
@@ -77,9 +78,14 @@ def evaluate(config: EvaluationConfig, console: Console | None = None) -> Summar
 
 
 def check_inputs(config: EvaluationConfig) -> list[dict[str, Any]]:
-    """The prompts' rows, once prompts, output folder and model directories were found usable."""
+    """The prompts' rows, once prompts, output folder, rewards and model directories were found usable."""
+    empty = [name for name in ("policies", "methods", "budgets") if not getattr(config, name)]
+    if empty:
+        raise ConfigError(f"evaluation {config.name!r}: {' and '.join(empty)} must not be empty; name at least one")
     rows = load_prompts(Path(config.prompts), config.max_prompts)
     _check_folder(config)
+    for reward_spec, reward_name in _reward_names(config).items():
+        check_reward(reward_name, reward_spec)
     for name, spec in config.policies.items():
         tokenizer, context_length = load_tokenizer(name, spec)
         prompts_ids = [render_prompt(tokenizer, row["prompt"]) for row in rows]
@@ -99,7 +105,7 @@ def describe(config: EvaluationConfig, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _check_folder(config: EvaluationConfig) -> None:
-    """Refuse a folder that holds something else, so that nothing is overwritten."""
+    """Refuse a folder that holds something else, or results of another configuration, lest they be overwritten."""
     folder = Path(config.output_dir)
     if (folder / "metrics.jsonl").is_file():
         raise RunError(f"output_dir {config.output_dir!r} holds a training run; give the evaluation its own folder")
@@ -107,24 +113,40 @@ def _check_folder(config: EvaluationConfig) -> None:
     if not path.is_file():
         return
     try:
-        name = json.loads(path.read_text(encoding="utf-8"))["name"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        name = None
-    if name != config.name:
+        stored = _leaves(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is no evaluation's, or damaged; choose another output_dir or delete it") from error
+    present = _leaves(config.model_dump(mode="json"))
+    told = [
+        f"{key} was {stored.get(key, ABSENT)!r}, is {present.get(key, ABSENT)!r}"
+        for key in {**present, **stored}
+        if stored.get(key, ABSENT) != present.get(key, ABSENT)
+    ]
+    if told:
+        changes = "; ".join([*told[:3], *["..."] * bool(told[3:])])
         raise RunError(
-            f"output_dir {config.output_dir!r} holds another evaluation ({name!r}, not {config.name!r}); "
-            "choose another output_dir or delete it"
+            f"output_dir {config.output_dir!r} holds another evaluation ({changes}); "
+            f"choose another output_dir, or delete its {FILE_NAME} to replace it"
         )
 
 
-def _load_rewards(config: EvaluationConfig) -> dict[RewardSpec, Reward]:
-    """Every distinct reward once, so that a spec shared by criteria is loaded and scored once."""
-    rewards: dict[RewardSpec, Reward] = {}
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """A nested configuration as one level, by dotted key; a list of plain values is one value."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {key: value}
+    return {k: v for name, item in value.items() for k, v in _leaves(item, f"{key}.{name}" if key else name).items()}
+
+
+def _reward_names(config: EvaluationConfig) -> dict[RewardSpec, str]:
+    """Every distinct reward once with its name, so that a spec shared by criteria is loaded and scored once."""
+    names: dict[RewardSpec, str] = {}
     for criterion in config.criteria:
         for role, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
-            if spec is not None and spec not in rewards:
-                rewards[spec] = load_reward(f"{criterion.name} ({role})", spec)
-    return rewards
+            if spec is not None:
+                names.setdefault(spec, f"{criterion.name} ({role})")
+    return names
 
 
 def _score_all(
@@ -190,23 +212,22 @@ def _sampling_row(name: str, pool: SampledPool) -> dict[str, Any]:
 def _examples(
     config: EvaluationConfig, rows: Sequence[dict[str, Any]], pools: Mapping[str, SampledPool], scores: Scores
 ) -> list[dict[str, Any]]:
-    """What each policy answers to a few prompts, evenly spaced, each criterion served by Best-of-N."""
+    """What each policy answers to a few prompts, evenly spaced: its first sample, and Best-of-N by each criterion."""
     stride = max(1, len(rows) // NUM_EXAMPLES)
     examples = []
     for i in list(range(0, len(rows), stride))[:NUM_EXAMPLES]:
         for (policy, criterion), (proxy_PS, gold_PS) in scores.items():
             chosen = select(proxy_PS[i].tolist(), config.trained_budget)
-            examples.append(
+            single, best = (
                 {
-                    "prompt": prompt_text(rows[i]["prompt"]),
-                    "policy": policy,
-                    "criterion": criterion,
-                    "single": pools[policy].texts[i][0],
-                    "best": pools[policy].texts[i][chosen],
-                    "proxy": float(proxy_PS[i, chosen]),
-                    "gold": None if gold_PS is None else float(gold_PS[i, chosen]),
+                    "text": pools[policy].texts[i][s],
+                    "proxy": float(proxy_PS[i, s]),
+                    "gold": None if gold_PS is None else float(gold_PS[i, s]),
                 }
+                for s in (0, chosen)
             )
+            where = {"prompt": prompt_text(rows[i]["prompt"]), "policy": policy, "criterion": criterion}
+            examples.append({**where, "single": single, "best": best})
     return examples
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from iama.errors import IamaWarning, ModelError
-from iama.models import check_model_dir, loading, pick_device
+from iama.models import check_model_dir, loading, pick_device, refuse_missing_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,11 +52,7 @@ def load_policy(name: str, spec: PolicySpec) -> Policy:
             trust_remote_code=spec.trust_remote_code,
             output_loading_info=True,
         )
-    if info["missing_keys"]:
-        raise ModelError(
-            f"{source}: the weights in {base!r} lack {len(info['missing_keys'])} tensors, e.g. "
-            f"{min(info['missing_keys'])!r}; save the model again"
-        )
+    refuse_missing_tensors(info, base, source)
     if adapter is not None:
         model = _with_adapter(model, adapter, source)
     model.to(pick_device(spec.device)).eval().requires_grad_(requires_grad=False)
@@ -73,10 +69,7 @@ def load_tokenizer(name: str, spec: PolicySpec) -> tuple[PreTrainedTokenizerBase
     own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     home = adapter if own and adapter is not None else base
     with loading(base, source):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=spec.trust_remote_code)
-        except ValueError as error:  # transformers' answer to missing tokenizer files
-            raise OSError(f"no usable tokenizer: {str(error).splitlines()[0]}") from error
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=spec.trust_remote_code)
         config = AutoConfig.from_pretrained(base, trust_remote_code=spec.trust_remote_code)
     _set_chat_template(tokenizer, spec.chat_template, source)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -93,7 +86,6 @@ def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:
             raise ModelError(f"{source}: path {base!r} is itself an adapter, so `adapter` must not be set as well")
         base, adapter = _recorded_base(folder, source), base
     check_model_dir(base, source)
-    _check_shards(Path(base), source)
     if adapter is not None:
         _check_adapter(Path(adapter), source)
     return base, adapter
@@ -109,20 +101,6 @@ def _recorded_base(folder: Path, source: str) -> str:
     if not recorded:
         raise ModelError(f"{source}: {path} names no base model; set `path` to the base and `adapter` to {folder}")
     return str(recorded)
-
-
-def _check_shards(folder: Path, source: str) -> None:
-    """Every weight file that an index names must be there."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ModelError(f"{source}: {index} is damaged; save the model again") from error
-    missing = sorted(shard for shard in named if not (folder / shard).is_file())
-    if missing:
-        raise ModelError(f"{source}: {str(folder)!r} lacks {len(missing)} weight files, e.g. {missing[0]!r}")
 
 
 def _check_adapter(folder: Path, source: str) -> None:
@@ -147,9 +125,7 @@ def _with_adapter(model: Any, adapter: str, source: str) -> Any:
             # PEFT only warns about tensors that an adapter lacks, and leaves them at their starting values.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(model, adapter)
-    except (RuntimeError, ValueError, UserWarning) as error:
-        if isinstance(error, ModelError):
-            raise
+    except (RuntimeError, UserWarning) as error:
         raise ModelError(
             f"{source}: adapter {adapter!r} does not fit the base model ({' '.join(str(error).split())[:160]})"
         ) from error

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from iama.errors import IamaError
 from iama.files import write_atomically
+from inference.savings import FALL_TOLERANCE
 from inference.summary import METRICS, REFERENCES, TRAINED, load_summary
 
 if TYPE_CHECKING:
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 FILE_NAME = "report.html"
 TITLES = {"base": "the untrained base", "grpo": "linear GRPO"}
-# Distinguishable in print, for colour-blind readers, and on light and dark ground (Okabe and Ito).
+# Distinguishable for colour-blind readers, and on light and dark ground (Okabe and Ito).
 COLOURS = {"base": "#8a8a8a", "grpo": "#e69f00", "iama": "#0d8ecf"}
 MORE_COLOURS = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+# Distinguishable in print; the broken lines are drawn over the unbroken one, so that curves that coincide all show.
+LINES = {"iama": "-", "grpo": "--", "base": ":"}
+OTHER_LINES = "-."
 # Text and axes are drawn in this colour and then take the page's, so that one picture serves light and dark.
 INK = "#010203"
+FALLS = f"gold falls by more than {100 * FALL_TOLERANCE:.0f} % of its range"
 NO_METADATA: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -53,10 +58,12 @@ def render_html(summary: Summary) -> str:
     plots, missing = _plots(summary)
     return template.render(
         summary=summary,
-        headline=headline(summary),
+        # A bound's sign stays on the line of its number.
+        headline=headline(summary).replace("> ", ">\N{NO-BREAK SPACE}").replace("< ", "<\N{NO-BREAK SPACE}"),
         plots=plots,
         missing=missing,
         note=note,
+        fall_percent=f"{100 * FALL_TOLERANCE:.0f} %",
         config=json.dumps(summary["config"], indent=2, ensure_ascii=False),
         examples=_examples_by_prompt(summary["examples"]),
     )
@@ -126,9 +133,9 @@ def note(row: Row) -> str:
     """What a reader must know about a savings row."""
     notes = []
     if not row["counts"]:
-        notes.append("not counted: the reference's gold falls (hacking) and it never gets there")
+        notes.append(f"not counted: the reference never gets there, and its {FALLS} (hacking)")
     elif row["hacked"]:
-        notes.append("the reference's gold falls at larger budgets")
+        notes.append(f"the reference's {FALLS} at larger budgets")
     if row["censored"]:
         notes.append(f"censored {row['num_censored']}/{row['num_seeds']}")
     if row["floor"]:
@@ -158,7 +165,7 @@ def _saving_words(summary: Summary, reference: str, method: str) -> str | None:
     if row["ratio"] is None:
         return f"{TITLES[reference]} gives no valid figure for (its gold falls on every criterion)"
     words = f"{TITLES[reference]} needs {ratio_text(row)} the samples for ({ratio_text(row, 'token_ratio')} the tokens"
-    counts = f"{row['num_censored']} of {row['num_criteria']} criteria censored"
+    counts = f"{row['num_censored_total']} of {row['num_criteria']} criteria censored"
     left_out = f", {row['num_not_counted']} left out" if row["num_not_counted"] else ""
     return f"{words}; {counts}{left_out})"
 
@@ -232,7 +239,13 @@ def _draw(axis: Any, rows: Sequence[Row], metric: str) -> None:
     colours = _colours(policies)
     for policy in policies:
         points = [(row["samples"], row[metric]) for row in rows if row["policy"] == policy]
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=colours[policy], label=policy)
+        style = {
+            "color": colours[policy],
+            "linestyle": LINES.get(policy, OTHER_LINES),
+            "marker": "o",
+            "markersize": 3.5,
+        }
+        axis.plot(*zip(*points, strict=True), **style, label=policy, zorder=2 if policy == TRAINED else 3)
     ticks = sorted({row["samples"] for row in rows})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -6,8 +6,6 @@ Each is two steps, so that other methods can share a pool: `draw` candidates, th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -166,8 +164,3 @@ def serve(
 ) -> RankSampler:
     """The sampler of an operator as the configuration and `iama.json` write it, e.g. `bon(4)`."""
     return RankSampler(policy, reward, parse_operator(operator), sampling, batch_size)
-
-
-def total_cost(completions: Sequence[Completion]) -> Cost:
-    """What completions cost together."""
-    return reduce(add, (c.cost for c in completions), Cost())

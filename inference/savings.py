@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-# A fall of the gold curve smaller than this share of its range is rounding, not hacking.
-FALL_TOLERANCE = 1e-9
+# Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
+FALL_TOLERANCE = 0.02
+# A curve this flat, relative to its size, has no shape but rounding.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Savings:
 
     `censored`: a reference never gets there, so `ratio` is a lower bound; `num_censored` of `num_seeds` seeds.
     `floor`: one reference sample is already enough, so `ratio` is an upper bound. `hacked`: the reference's
-    gold curve falls before its largest budget. `counts`: false if a bound rests on such a curve.
+    gold curve falls before its largest budget in some seed. `counts`: false if some seed is both, censored and
+    hacked: more samples would not bring that reference closer, so its bound says nothing.
     """
 
     ratio: float
@@ -96,8 +99,14 @@ def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, NDArra
 
 
 def falls(gold_N: Floats) -> bool:
-    """Whether a gold curve comes down again from its peak before its largest budget (reward hacking)."""
-    return bool(gold_N.max() - gold_N[-1] > FALL_TOLERANCE * max(np.ptp(gold_N), 1e-300))
+    """Whether a gold curve comes down again from its peak before its largest budget (reward hacking).
+
+    It does if its last value lies below its peak by more than `FALL_TOLERANCE` (2 %) of the curve's range. The
+    curve is an unbiased estimate from a finite pool, so even a plateau may end a little below its own maximum by
+    chance; a smaller dip is within that noise.
+    """
+    least = max(FALL_TOLERANCE * np.ptp(gold_N), _ROUNDING * np.abs(gold_N).max())
+    return bool(gold_N.max() - gold_N[-1] > least)
 
 
 def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: int) -> Savings:
@@ -107,20 +116,20 @@ def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: i
     replicates = [_ratios(c, w) for c, (w, _) in zip(seeds, weights, strict=True)]
     shares_BK = np.stack([share for _, share in weights], axis=1)
     log_samples_BK, log_tokens_BK, censored_BK, _ = (np.stack(part, axis=1) for part in zip(*replicates, strict=True))
-    num_censored = sum(bool(p[2][0]) for p in point)
-    hacked = any(c.gold_PN is not None and falls(c.gold_PN.mean(axis=0)) for c in seeds)
+    censored = [bool(p[2][0]) for p in point]
+    hacked = [c.gold_PN is not None and falls(c.gold_PN.mean(axis=0)) for c in seeds]
     return Savings(
         ratio=math.exp(np.mean([p[0][0] for p in point])),
         ci95=_interval(np.exp((log_samples_BK * shares_BK).sum(axis=1))),
         token_ratio=math.exp(np.mean([p[1][0] for p in point])),
         token_ci95=_interval(np.exp((log_tokens_BK * shares_BK).sum(axis=1))),
-        censored=num_censored > 0,
-        num_censored=num_censored,
+        censored=any(censored),
+        num_censored=sum(censored),
         num_seeds=len(seeds),
         ci_censored=float((censored_BK & (shares_BK > 0)).any(axis=1).mean()),
         floor=any(bool(p[3][0]) for p in point),
-        hacked=hacked,
-        counts=not (hacked and num_censored > 0),
+        hacked=any(hacked),
+        counts=not any(missed and fell for missed, fell in zip(censored, hacked, strict=True)),
     )
 
 

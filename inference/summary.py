@@ -100,7 +100,7 @@ def compare_policies(seeds: Sequence[Tables], budget: int, *, num_bootstrap: int
         for reference in REFERENCES
         if (row := _difference_row(seeds, reference, method, metric, budget, num_bootstrap, seed)) is not None
     ]
-    return Results(savings=savings, averages=_average_rows(savings), differences=differences)
+    return Results(savings=savings, averages=average_rows(savings), differences=differences)
 
 
 def combine_runs(folders: Sequence[Path], budget: int, *, num_bootstrap: int = 1000, seed: int = 0) -> Results:
@@ -185,8 +185,11 @@ def _difference_row(
     }
 
 
-def _average_rows(savings: Sequence[Row]) -> list[Row]:
-    """Geometric means over criteria of the ratios that count, with how many are bounds and how many are left out."""
+def average_rows(savings: Sequence[Row]) -> list[Row]:
+    """Geometric means over criteria of the ratios that count.
+
+    `num_censored` and `num_floor` are the bounds among those, `num_censored_total` counts over all criteria.
+    """
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in savings:
         groups.setdefault((row["method"], row["metric"], row["reference"]), []).append(row)
@@ -198,8 +201,9 @@ def _average_rows(savings: Sequence[Row]) -> list[Row]:
             "samples": rows[0]["samples"],
             "ratio": _mean_of_counting(rows, "ratio"),
             "token_ratio": _mean_of_counting(rows, "token_ratio"),
-            "num_censored": sum(row["censored"] for row in rows),
-            "num_floor": sum(row["floor"] for row in rows),
+            "num_censored": sum(row["censored"] for row in rows if row["counts"]),
+            "num_floor": sum(row["floor"] for row in rows if row["counts"]),
+            "num_censored_total": sum(row["censored"] for row in rows),
             "num_not_counted": sum(not row["counts"] for row in rows),
             "num_criteria": len(rows),
         }

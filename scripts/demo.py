@@ -10,7 +10,6 @@ has changed, what was made from the old one is deleted first.
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +26,6 @@ DERIVED = ("grpo", "iama", "export", "evaluation")
 def main() -> None:
     """Run the demo; ends with the path of the report and one sentence on what was saved."""
     console = Console(highlight=False)
-    start = time.perf_counter()
     console.rule("1/5  build the demo world: a language, a base policy, two proxy reward models")
     launch.build_world(0, str(WORLD))
     _delete_outdated()
@@ -41,7 +39,6 @@ def main() -> None:
     console.print(f"adapter, model card and iama.json: {FOLDER / 'export'}")
     console.rule("5/5  evaluate on held-out prompts and write the report")
     launch.iama("evaluate", "--config", "configs/demo-evaluate.yaml")
-    console.print(f"demo finished in {(time.perf_counter() - start) / 60:.1f} minutes")
 
 
 def _delete_outdated() -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from iama.cli import app, main
+from iama.config import EvaluationConfig, load_config
 
 
 @pytest.fixture
@@ -176,6 +179,50 @@ def test_generate_names_what_it_cannot_find(run, tiny, exported):
     assert "choose one of first, second" in one_line_error(unknown)
 
 
+def test_a_function_named_in_the_manifest_is_not_run_unasked(run, exported, tmp_path):
+    """A model folder from elsewhere must not be able to run code."""
+    marker, file = tmp_path / "ran", tmp_path / "evil.py"
+    file.write_text(f"open({str(marker)!r}, 'w')\ndef f(prompts, completions, **_): return [1.0] * len(prompts)\n")
+    manifest = json.loads((exported / "iama.json").read_text())
+    manifest["criteria"][0]["reward"] = {"function": f"{file}:f"}
+    (exported / "iama.json").write_text(json.dumps(manifest))
+    for more in ([], ["--method", "bon", "--n", 2], ["--method", "single"]):
+        error = one_line_error(run("generate", "--policy", exported, "--prompt", "fix a bike", *more))
+        assert "'first'" in error
+        assert f"repeat it with --reward {file}:f" in error
+    assert not marker.exists()
+    code, out, err = run("generate", "--policy", exported, "--prompt", "fix a bike", "--criterion", "second")
+    assert code == 0, err
+    assert not marker.exists()
+    code, out, err = run("generate", "--policy", exported, "--prompt", "fix a bike", "--reward", f"{file}:f")
+    assert code == 0, err
+    assert "bon(3): 3 candidates" in out
+    assert marker.exists()
+
+
+def example_of(run, command: str) -> list[str]:
+    _, out, _ = run(command, "--help")
+    text = " ".join(out.split()).split("Example: ")[1]
+    return shlex.split(text.split(" Options")[0].split(" Arguments")[0])
+
+
+def test_help_examples_name_what_the_demo_makes(run):
+    """The demo's evaluation file names the demo's folders; the examples name the same."""
+    root = Path(__file__).parents[2]
+    evaluation = example_of(run, "evaluate")
+    settings = [evaluation[i + 1] for i, word in enumerate(evaluation) if word == "--set"]
+    path = root / evaluation[evaluation.index("--config") + 1]
+    config = load_config(path, EvaluationConfig)
+    # Another configuration needs a folder of its own.
+    assert load_config(path, EvaluationConfig, settings).output_dir != config.output_dir
+    generation = example_of(run, "generate")
+    flags = dict(zip(generation[2::2], generation[3::2], strict=True))
+    assert flags["--policy"] == config.policies["base"].path
+    assert flags["--reward"] == config.criteria[0].proxy.model
+    assert config.policies["iama"].adapter == f"{example_of(run, 'export')[2]}/adapter"
+    assert example_of(run, "report") == ["iama", "report", config.output_dir]
+
+
 @pytest.fixture
 def config_file(tiny, tmp_path) -> Path:
     path = tmp_path / "evaluate.yaml"
@@ -222,6 +269,33 @@ def test_evaluate_refuses_in_one_line(run, config_file, tmp_path):
     )
     assert "'gone.yaml' does not exist" in one_line_error(run("evaluate", "--config", "gone.yaml"))
     assert "iama evaluate" in one_line_error(run("report", tmp_path))
+
+
+def test_evaluate_dry_run_checks_the_rewards(run, config_file, tmp_path):
+    for role in ("proxy", "gold"):
+        result = run("evaluate", "--config", config_file, "--set", f"criteria.0.{role}.model=./gone", "--dry-run")
+        assert f"reward 'c ({role})': model directory './gone' does not exist" in one_line_error(result)
+
+
+@pytest.mark.parametrize("empty", ["policies={}", "methods=[]", "budgets=[]"])
+def test_evaluate_refuses_an_empty_plan(run, config_file, empty):
+    assert empty.split("=")[0] in one_line_error(run("evaluate", "--config", config_file, "--set", empty, "--dry-run"))
+
+
+@pytest.mark.parametrize("merge", [[], ["--merge"]])
+def test_export_records_the_name_of_the_base(run, exported, tiny, tmp_path, merge):
+    finished = tmp_path / "run"
+    finished.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(tiny.policy)
+    tokenizer.save_pretrained(exported)
+    exported.rename(finished / "adapter")
+    for name, more in ((str(tiny.policy), []), ("org/base", ["--base-model", "org/base"])):
+        out = tmp_path / f"out-{len(more)}"
+        code, _, err = run("export", finished, "--out", out, *merge, *more)
+        assert code == 0, err
+        assert json.loads((out / "iama.json").read_text())["base_model"] == name
+        if not merge:
+            assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == name
 
 
 def test_export_refuses_what_is_no_run(run, tmp_path):

@@ -49,8 +49,8 @@ def test_batch_equals_one_by_one_in_any_order(policy64, prompts_ids, batch_size)
 
 def test_samples_are_addressed_by_index_and_seed(policy64, prompts_ids):
     five, _ = decode(policy64, prompts_ids, 5, SAMPLING, seed=0, batch_size=64)
-    last, _ = decode(policy64, prompts_ids, 2, SAMPLING, seed=0, batch_size=64, first_sample=3)
-    assert last == [row[3:] for row in five]
+    two, _ = decode(policy64, prompts_ids, 2, SAMPLING, seed=0, batch_size=64)
+    assert two == [row[:2] for row in five]
     ragged, _ = decode(policy64, prompts_ids, [2, 0, 5], SAMPLING, seed=0, batch_size=3)
     assert ragged == [five[0][:2], [], five[2]]
     other, _ = decode(policy64, prompts_ids, 5, SAMPLING, seed=1, batch_size=64)

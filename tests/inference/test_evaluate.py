@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from iama.config import EvaluationConfig
-from iama.errors import DataError, ModelError, RewardError, RunError
+from iama.errors import ConfigError, DataError, IamaError, ModelError, RewardError, RunError
 from inference import pools
-from inference.evaluate import evaluate
+from inference.evaluate import check_inputs, evaluate
 from inference.summary import combine_runs, load_summary
 from inference.tables import load_tables
 
@@ -102,13 +102,46 @@ def test_a_killed_evaluation_resumes_and_gives_the_same(config, sampled):
 
 
 def test_other_settings_never_mix_with_an_old_pool(config, sampled):
-    evaluate(config)
-    evaluate(changed(config, seed=1))
-    evaluate(changed(config, sampling={"max_new_tokens": 8}))
+    def killed(settings: EvaluationConfig) -> None:
+        evaluate(settings)
+        (Path(config.output_dir) / "summary.json").unlink()
+
+    killed(config)
+    killed(changed(config, seed=1))
+    killed(changed(config, sampling={"max_new_tokens": 8}))
     assert sampled == [4] * 9
-    evaluate(config)
-    evaluate(changed(config, max_prompts=2, batch_size=7))  # neither changes what a prompt's samples are
+    killed(config)
+    killed(changed(config, max_prompts=2, batch_size=7))  # neither changes what a prompt's samples are
     assert sampled == [4] * 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "other"}, "name was 'tiny', is 'other'"),
+        ({"seed": 1, "num_bootstrap": 200}, "num_bootstrap was 100, is 200; seed was 0, is 1"),
+        ({"budgets": [1, 2]}, r"budgets was \[1, 2, 4\], is \[1, 2\]"),
+        ({"sampling": {"max_new_tokens": 8}}, "sampling.max_new_tokens was 12, is 8"),
+        ({"max_prompts": 3}, "max_prompts was None, is 3"),
+    ],
+)
+def test_results_of_another_configuration_are_not_overwritten(config, changes, told):
+    evaluate(config)
+    path = Path(config.output_dir) / "summary.json"
+    before = path.read_bytes()
+    with pytest.raises(RunError, match=f"holds another evaluation \\({told}\\); choose another output_dir"):
+        evaluate(changed(config, **changes))
+    assert path.read_bytes() == before
+    evaluate(EvaluationConfig.model_validate(config.model_dump()))
+
+
+def test_a_policy_or_criterion_more_or_less_is_another_configuration(config):
+    evaluate(config)
+    fewer = {name: spec for name, spec in config.policies.items() if name != "grpo"}
+    with pytest.raises(RunError, match=r"policies\.grpo\.path was '.*', is '\(not set\)'; .*; \.\.\.\); choose"):
+        evaluate(changed(config, policies=fewer))
+    with pytest.raises(RunError, match=r"criteria\.1\.name was 'brief', is '\(not set\)'"):
+        evaluate(changed(config, criteria=config.model_dump()["criteria"][:1]))
 
 
 def test_a_retrained_adapter_is_sampled_again(config, sampled, adapter_dir, tmp_path):
@@ -192,13 +225,32 @@ class TestBadInput:
         with pytest.raises(RewardError, match="head"):
             evaluate(changed(config, criteria=criteria))
 
+    @pytest.mark.parametrize("name", ["policies", "methods", "budgets"])
+    def test_nothing_to_evaluate(self, config, name):
+        empty = config.model_copy(update={name: {} if name == "policies" else []})
+        with pytest.raises(ConfigError, match=f"^evaluation 'tiny': {name} must not be empty; name at least one$"):
+            evaluate(empty)
+
+    @pytest.mark.parametrize("role", ["proxy", "gold"])
+    @pytest.mark.parametrize(
+        ("broken", "message"),
+        [({"model": "./gone"}, r"'\./gone' does not exist"), ({"function": "gone.py:f"}, "cannot import function")],
+    )
+    def test_rewards_are_checked_before_policies_are_read(self, config, monkeypatch, role, broken, message):
+        monkeypatch.setattr("inference.evaluate.load_tokenizer", None)
+        criteria = config.model_dump()["criteria"]
+        criteria[1][role] = broken
+        with pytest.raises(IamaError, match=f"'brief \\({role}\\)'.*{message}"):
+            check_inputs(changed(config, criteria=criteria))
+
     def test_folder_of_another_run(self, config):
         folder = Path(config.output_dir)
         folder.mkdir()
-        (folder / "summary.json").write_text('{"name": "older"}')
-        with pytest.raises(RunError, match="another evaluation"):
-            evaluate(config)
-        assert (folder / "summary.json").read_text() == '{"name": "older"}'
+        for content in ('{"name": "older"}', "[1]", "{"):
+            (folder / "summary.json").write_text(content)
+            with pytest.raises(RunError, match=r"summary\.json is no evaluation's, or damaged"):
+                evaluate(config)
+            assert (folder / "summary.json").read_text() == content
         (folder / "summary.json").unlink()
         (folder / "metrics.jsonl").write_text("")
         with pytest.raises(RunError, match="training run"):

@@ -13,6 +13,7 @@ from rich.console import Console
 from iama.errors import RunError
 from inference.evaluate import evaluate
 from inference.report import headline, interval_text, note, number, print_tables, ratio_text, render_html, write_report
+from inference.summary import average_rows
 
 VOID = {"meta", "br", "link", "img", "input"}
 
@@ -77,12 +78,60 @@ def test_model_output_is_escaped(summary):
     hostile = copy.deepcopy(summary)
     attack = "<script>alert(1)</script>"
     for row in hostile["examples"]:
-        row.update(best=attack, prompt=attack, criterion=attack, policy=attack)
+        row.update(prompt=attack, criterion=attack, policy=attack)
+        row["single"]["text"] = row["best"]["text"] = attack
+    for row in hostile["costs"]:
+        row["reward"] = attack
     for row in hostile["curves"]:
         row["policy"] = attack
     page = render_html(hostile)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_curves_that_coincide_and_signs_stay_visible(summary):
+    """Here base and grpo are the same model; only broken lines over an unbroken one show both."""
+    changed = copy.deepcopy(summary)
+    changed["averages"] = [average("base", 11.0, censored=1)]
+    page = render_html(changed)
+    assert page.count("stroke-dasharray") >= 4
+    assert "needs &gt;\N{NO-BREAK SPACE}11.00x" in page
+
+
+def rows_of(page: str, heading: str) -> list[list[str]]:
+    """Cells of the tables of one section, without tags."""
+    section = page.split(f"<h2>{heading}</h2>")[1].split("<h2>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
+    return [
+        [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
+        for row in rows
+    ]
+
+
+def test_costs_are_shown(summary):
+    changed = copy.deepcopy(summary)
+    changed["sampling"][2].update(policy="iama", prefill_tokens=1234, decode_tokens=56789, seconds=3.25)
+    changed["costs"][0].update(reward="c (proxy)", reward_calls=4321, reward_tokens=98765, seconds=1.5)
+    rows = rows_of(render_html(changed), "Cost")
+    assert ["iama", "1,234", "56,789", "3.25"] in rows
+    assert ["c (proxy)", "4,321", "98,765", "1.5"] in rows
+
+
+def test_the_single_answer_stands_beside_the_best(summary):
+    example = copy.deepcopy(summary)
+    example["examples"] = example["examples"][:1]
+    example["examples"][0]["single"] = {"text": "plain answer", "proxy": 0.125, "gold": 0.25}
+    example["examples"][0]["best"] = {"text": "kept answer", "proxy": 0.5, "gold": None}
+    (row,) = [row for row in rows_of(render_html(example), "Examples") if row]
+    _, single, best = (" ".join(cell.split()) for cell in row)
+    assert single == "plain answer proxy 0.125 · gold 0.25"
+    assert best == "kept answer proxy 0.5 · gold -"
+
+
+def test_the_rule_for_falling_curves_is_stated(summary):
+    page = render_html(summary)
+    assert "lies below its peak by more than 2 % of its range" in page
+    assert "within the noise of an estimate from a finite pool" in page
 
 
 def test_report_needs_only_the_summary_and_is_the_same_again(summary):
@@ -117,14 +166,32 @@ def test_bounds_are_marked():
     assert note(saving()) == ""
     missed = note(saving(censored=True, num_censored=1, hacked=True, counts=False))
     assert "not counted" in missed
+    assert "falls by more than 2 % of its range" in missed
     assert "censored 1/1" in missed
+    assert "falls by more than 2 % of its range" in note(saving(hacked=True))
     assert "one reference sample is enough" in note(saving(floor=True))
     assert number(None) == "-"
 
 
+def test_a_mean_takes_its_sign_from_the_rows_that_count_and_tells_all_that_are_censored():
+    dropped = saving(criterion="d", ratio=100.0, censored=True, num_censored=1, hacked=True, counts=False)
+    (row,) = average_rows([saving(), dropped])
+    assert ratio_text(row) == "3.00x"
+    assert (row["num_censored"], row["num_censored_total"], row["num_not_counted"]) == (0, 1, 1)
+    (row,) = average_rows([saving(ratio=2.0), saving(ratio=8.0, censored=True, num_censored=1), dropped])
+    assert ratio_text(row) == "> 4.00x"
+    assert (row["num_censored"], row["num_censored_total"], row["num_criteria"]) == (1, 2, 3)
+    partly = saving(ratio=9.0, num_seeds=2, censored=True, num_censored=1, floor=True, hacked=True, counts=False)
+    (row,) = average_rows([saving(), partly])
+    assert (ratio_text(row), row["num_floor"]) == ("3.00x", 0)
+    (row,) = average_rows([dropped])
+    assert (ratio_text(row), row["num_censored_total"]) == ("-", 1)
+
+
 def average(reference, ratio, censored=0, not_counted=0):
     row = {"method": "bon", "metric": "gold", "reference": reference, "samples": 2, "ratio": ratio}
-    counts = {"num_censored": censored, "num_floor": 0, "num_not_counted": not_counted, "num_criteria": 2}
+    counts = {"num_censored": censored - not_counted, "num_censored_total": censored, "num_floor": 0}
+    counts |= {"num_not_counted": not_counted, "num_criteria": 2}
     return row | counts | {"token_ratio": ratio}
 
 
@@ -137,9 +204,12 @@ def test_headline_states_both_savings_and_what_the_base_is_worth_alone(summary):
     assert "With Best-of-2" in words
     assert "the untrained base needs > 11.00x the samples" in words
     assert "1 of 2 criteria censored" in words
+    assert words.count("censored") == 2  # beside every average
     assert "linear GRPO needs 0.80x" in words
     assert "not worse on any criterion than the untrained base (0.5 against 0.4)" in words
     assert "worse on a_b$c than linear GRPO (0.5 against 0.6)" in words
+    changed["averages"] = [average("base", 11.0, censored=1, not_counted=1)]
+    assert "needs 11.00x the samples for (11.00x the tokens; 1 of 2 criteria censored, 1 left out)" in headline(changed)
     changed["averages"] = [average("base", None, censored=2, not_counted=2)]
     assert "no valid figure" in headline(changed)
     changed["averages"] = []

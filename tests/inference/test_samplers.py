@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import reduce
+from operator import add
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from iama.cost import Cost
 from iama.errors import ConfigError
 from iama.operators import bon, bop, identity
 from iama.rewards import load_reward
-from inference.samplers import draw, num_draws, score, select, serve, total_cost
+from inference.samplers import draw, num_draws, score, select, serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=16)
@@ -77,7 +79,7 @@ def test_best_of_poisson_draws_only_what_it_needs(policy, reward):
 
 def test_costs_add_up(policy, reward, prompts_ids):
     completions = serve(policy, reward, "bon(4)", SAMPLING).sample(PROMPTS, seed=0)
-    total = total_cost(completions)
+    total = reduce(add, (c.cost for c in completions), Cost())
     assert total.policy_prefill_tokens == sum(map(len, prompts_ids))
     assert total.policy_decode_tokens == sum(len(x.token_ids) - 1 for c in completions for x in c.candidates)
     texts = [x.text for c in completions for x in c.candidates]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.savings import (
+    FALL_TOLERANCE,
     Comparison,
     estimate_savings,
     falls,
@@ -85,11 +86,43 @@ def test_a_bound_on_a_falling_gold_curve_does_not_count():
     assert reached.ratio == pytest.approx(2)
 
 
+def test_a_bound_is_judged_by_the_gold_of_its_own_seed():
+    hacked_N = np.log(N) - 0.1 * np.maximum(0, N - 16)
+    reached_though_hacked = comparison(hacked_N, np.log(8))
+    censored_though_rising = comparison(np.log(N), np.log(100))
+    both = estimate(reached_though_hacked, censored_though_rising)
+    assert (both.censored, both.num_censored, both.hacked) == (True, 1, True)
+    assert both.counts
+    assert both.ratio == pytest.approx((2 * 16) ** 0.5)
+    assert not estimate(censored_though_rising, comparison(hacked_N, 3.0)).counts
+    assert not estimate(comparison(hacked_N, 3.0), reached_though_hacked).counts
+
+
+def test_a_proxy_bound_is_judged_by_gold():
+    hacked_N = np.log(N) - 0.1 * np.maximum(0, N - 16)
+    missed = comparison(np.log(N), np.log(100))
+    assert not estimate(dataclasses.replace(missed, gold_PN=np.tile(hacked_N, (40, 1)))).counts
+    assert estimate(dataclasses.replace(missed, gold_PN=None)).counts
+
+
 def test_falls():
     assert falls(np.array([0.0, 2.0, 1.0]))
     assert not falls(np.array([0.0, 1.0, 1.0]))
-    assert not falls(np.array([0.3, 0.3, 0.3 - 1e-17]))
     assert falls(np.array([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("flat", [[0.3, 0.3, 0.3], [0.3, 0.1 + 0.2, 0.3], [0.0, 0.0, 0.0]])
+def test_a_flat_curve_does_not_fall_by_its_rounding(flat):
+    assert not falls(np.array(flat))
+
+
+@given(st.floats(1e-3, 1e3), st.floats(-10, 10), st.booleans())
+def test_a_dip_counts_from_two_per_cent_of_the_range(scale, shift, end_is_lowest):
+    """Whatever the unit of the reward; the range counts also what lies before the peak or between."""
+    assert FALL_TOLERANCE == 0.02
+    start = [0.5, 1.0, 0.0] if end_is_lowest else [0.0, 1.0, 0.3]
+    for dip, expected in ((0.019, False), (0.021, True)):
+        assert falls(shift + scale * np.array([*start, 1 - dip])) is expected
 
 
 def test_one_reference_sample_is_enough():
