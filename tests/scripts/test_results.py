@@ -57,7 +57,7 @@ def run():
 
 
 def whole_page(seeds, combined):
-    row = {"learning_rate": 1e-3, "beta": 0.02, "proxy": 1.5}
+    row = {"learning_rate": 1e-3, "beta": 0.02, "proxy": 1.5, "kl_per_token": 0.1}
     search = {"grpo": [row, {**row, "beta": 0.08, "proxy": 1.0}], "iama": [row]}
     measured = {
         "policy": {"parse_rate": 0.97},
@@ -96,6 +96,12 @@ def test_the_search_value_needs_every_criterion_at_the_trained_budget(run):
     assert results.summed_proxy(run["curves"], "iama") == pytest.approx(0.8)
     with pytest.raises(AssertionError):
         results.summed_proxy(run["curves"], "nobody")
+
+
+def test_the_search_takes_the_best_proxy_within_the_kl_limit():
+    rows = [{"proxy": p, "kl_per_token": kl} for p, kl in ((1.0, 0.1), (2.0, 0.3), (9.0, 0.31))]
+    assert results.choose(rows)["proxy"] == 2.0
+    assert results.choose([rows[2], {"proxy": 99.0, "kl_per_token": 0.5}])["proxy"] == 9.0
 
 
 def test_the_readme_has_a_place_for_the_table():
