@@ -12,9 +12,10 @@ MAX_KL = 0.3
 
 FIRST_ATTEMPT = """## An earlier attempt
 
-At first the search had no KL limit (commit 2013532). By proxy alone it chose learning rate 0.004 and beta 0.02 for both
-methods, and IAMA over-optimised its proxies: on seed 10 it saved more than 16 times the samples by proxy, but by gold only
-2.5 (helpful) and 1.2 (harmless) times. The limit was then set, and the grid moved, with seed 0; the worlds are the same.
+At first the search had no KL limit (commit 2013532). By proxy alone it chose learning rate 0.004 and beta 0.02 for
+both methods, and IAMA over-optimised its proxies: on seed 10 it saved more than 16 times the samples by proxy, but by
+gold only 2.5 (helpful) and 1.2 (harmless) times. The limit was then set, and the grid moved, with seed 0; the worlds
+are the same.
 """
 
 INTRO = """# Results on the demo world
@@ -196,8 +197,8 @@ def _search(search: Mapping[str, Sequence[Row]], best: Mapping[str, Row]) -> str
     ]
     note = (
         "World seed 0, validation prompts: proxy reward summed over the criteria, each under its own Best-of-4, and "
-        "the KL to the reference (nats per token, mean of the last 20 steps). Chosen: the highest proxy with a KL of at "
-        f"most {MAX_KL:g}; where no candidate is within, the one nearest to it.\n"
+        "the KL to the reference (nats per token, mean of the last 20 steps). Chosen: the highest proxy with a KL of "
+        f"at most {MAX_KL:g}; where no candidate is within, the one nearest to it.\n"
     )
     header = "| method | learning rate | beta | summed proxy | KL | |"
     return "\n".join(["## Search", "", note, header, "|---|---|---|---|---|---|", *lines, ""])
