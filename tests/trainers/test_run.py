@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,16 @@ def test_an_adapter_without_a_step_is_not_saved(make_config):
     with pytest.raises(RunError, match="no training step was taken"):
         save_final(trainer, Path(plan.config.output_dir) / "adapter", manifest(plan))
     assert not (Path(plan.config.output_dir) / "adapter").exists()
+
+
+def test_text_prompts_train_without_a_chat_template(make_config, tiny, tmp_path):
+    folders = {}
+    for name in ("policy", "reward"):
+        folders[name] = shutil.copytree(getattr(tiny, name), tmp_path / name)
+        (folders[name] / "chat_template.jinja").unlink()
+    criterion = {"name": "helpful", "proxy": {"model": str(folders["reward"])}, "operator": "bon(2)"}
+    config = make_config(
+        policy__path=str(folders["policy"]), prompts=str(tiny.text_prompts), objective__criteria=[criterion]
+    )
+    run(make_plan(config, "test.yaml"))
+    assert [row["step"] for row in rows(config.output_dir)] == [1, 2]
