@@ -70,7 +70,7 @@ def whole_page(seeds, combined):
 
 def test_the_page_prints_every_seed_and_says_what_holds(run):
     text = whole_page({10: run, 11: run}, run)
-    assert text.count("**met**") == 2
+    assert text.count("**met**") == 3
     assert "| 10 | helpful | base | 9.00 | 5.00 to 12.00 | 8.00 | 9.00 |" in text
     assert "| 11 | harmless | grpo | 9.00 |" in text
     assert "| **all** | helpful | base |" in text
@@ -84,7 +84,7 @@ def test_the_page_prints_every_seed_and_says_what_holds(run):
 )
 def test_a_claim_that_fails_is_said_to_fail(run, changes):
     failing = {**run, "savings": [savings("helpful", "base", "gold", **changes), *run["savings"][1:]]}
-    assert "lower bound above 4: **not met**" in whole_page({10: run}, failing)
+    assert "lower bound above 4: **not met** on helpful, **met** on harmless" in whole_page({10: run}, failing)
 
 
 def test_bounds_are_shown_as_bounds(run):
