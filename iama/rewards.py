@@ -44,7 +44,11 @@ class Reward:
         self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], **columns: Any
     ) -> list[float]:
         """Scores `[len(prompts)]`; raises `RewardError` on NaN, infinity or a missing score."""
-        scores, _ = self._scorer(prompts, completions, **columns)
+        return self._scored(prompts, completions, columns)[0]
+
+    def _scored(self, prompts: Any, completions: Any, columns: Mapping[str, Any]) -> tuple[list[float], int]:
+        """Scores, checked, and the number of tokens read."""
+        scores, tokens = self._scorer(prompts, completions, **columns)
         if len(scores) != len(prompts):
             raise RewardError(f"reward {self.name!r} returned {len(scores)} scores for {len(prompts)} completions")
         for prompt, completion, score in zip(prompts, completions, scores, strict=True):
@@ -53,7 +57,7 @@ class Reward:
                     f"reward {self.name!r} returned {score} for the prompt {prompt_text(prompt)[:80]!r} and the "
                     f"completion {completion_text(completion)[:80]!r}; it must return a finite number"
                 )
-        return scores
+        return scores, tokens
 
     def score(
         self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Mapping[str, Sequence[Any]]
@@ -61,14 +65,7 @@ class Reward:
         """Scores of texts with what they cost; `columns` are the prompts' further columns."""
         start = time.perf_counter()
         completions = [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        tokens = 0
-
-        def counted(*args: Any, **kwargs: Any) -> tuple[list[float], int]:
-            nonlocal tokens
-            scores, tokens = self._scorer(*args, **kwargs)
-            return scores, tokens
-
-        scores = Reward(self.name, counted)(prompts, completions, **columns)
+        scores, tokens = self._scored(prompts, completions, columns)
         return scores, Cost(reward_calls=len(texts), reward_tokens=tokens, seconds=time.perf_counter() - start)
 
 
