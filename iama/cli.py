@@ -1,4 +1,4 @@
-"""Command line: `iama generate | evaluate | report | export`.
+"""Command line: `iama generate | evaluate | report | export | standardise`.
 
 A thin leaf: every command imports what it needs when it runs, so that `iama --help` is instant.
 """
@@ -57,7 +57,10 @@ def generate(
     reward: Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")] = None,
     head: Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")] = None,
     criterion: Annotated[str | None, typer.Option(help="Criterion of iama.json to serve; else the first.")] = None,
-    method: Annotated[str | None, typer.Option(help="single, bon or bop; else what iama.json says.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="single, bon, bop or an operator, 'soft_bon(8, 0.1)'; else iama.json's."),
+    ] = None,
     n: Annotated[int | None, typer.Option(help="Candidates of bon, or their mean number for bop.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Else that of iama.json, or 128.")] = None,
@@ -122,6 +125,32 @@ def evaluate(
     print_tables(summary, Console())
     typer.echo(f"report: {write_report(Path(settings.output_dir))}")
     typer.echo(headline(summary))
+
+
+@app.command()
+def standardise(
+    config: Annotated[Path, typer.Option(help="Training file (YAML).")],
+    num_prompts: Annotated[int, typer.Option(help="Prompts to sample, from the start of the file.")] = 64,
+    num_samples: Annotated[int, typer.Option(help="Samples a prompt, from the policy before training.")] = 8,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")] = None,
+) -> None:
+    """Measure each proxy reward's scale on samples of the reference policy, and print it as configuration.
+
+    Example: iama standardise --config configs/demo.yaml --num-prompts 32
+    """
+    from iama.config import TrainingConfig, load_config
+
+    settings = load_config(config, TrainingConfig, overrides or [])
+    _prepare([settings.policy.path, *(c.proxy.model for c in settings.objective.criteria)])
+    from rich.console import Console
+
+    with Console(stderr=True).status("sampling the reference policy and scoring"):
+        from inference.standardise import measure_scales
+
+        scales = measure_scales(settings, num_prompts, num_samples)
+    for index, (criterion, scale) in enumerate(zip(settings.objective.criteria, scales, strict=True)):
+        typer.echo(f"# {criterion.name}")
+        typer.echo(f"--set 'objective.criteria.{index}.proxy.scale={{mean: {scale.mean:.6g}, std: {scale.std:.6g}}}'")
 
 
 @app.command()
@@ -196,7 +225,12 @@ def _operator(method: str | None, n: int | None, manifest: Manifest | None, crit
             raise ConfigError(f"{where!r} holds no iama.json that says how to sample; give --method bon --n 8")
         return _criterion(manifest, criterion).operator
     if method not in ("single", "bon", "bop"):
-        raise ConfigError(f"--method {method!r} is not known; write single, bon or bop")
+        from iama.operators import parse_operator
+
+        operator = parse_operator(method).name
+        if n is not None:
+            raise ConfigError(f"--n {n} belongs to --method bon or bop; write the number into {method!r}")
+        return operator
     if method == "single":
         if n is not None:
             raise ConfigError(f"--n {n} has no use with --method single; drop it")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from iama.aggregates import parse_aggregate
 from iama.errors import ConfigError
 from iama.operators import Operator, parse_operator
 
@@ -41,6 +42,13 @@ class PolicySpec(Strict):
     trust_remote_code: bool = False
 
 
+class RewardScale(Strict):
+    """Mean and standard deviation of a reward on reference samples (`iama standardise` measures them)."""
+
+    mean: float
+    std: float = Field(gt=0)
+
+
 class RewardSpec(Strict):
     """A reward: a sequence classifier (`model`) or a TRL reward function (`function`)."""
 
@@ -51,6 +59,8 @@ class RewardSpec(Strict):
     """-1 for a cost."""
     function: str | None = None
     """`path/to/file.py:name` or `package.module:name` of a function (prompts, completions, **columns)."""
+    scale: RewardScale | None = None
+    """Standardise: (reward - mean) / std, fixed once for the run, never per group."""
     batch_size: int = Field(64, ge=1)
     dtype: Dtype = "float32"
     device: str = "auto"
@@ -85,7 +95,7 @@ class TrainingCriterion(EvaluationCriterion):
     """A criterion to train for; its gold reward, if any, is logged and never used."""
 
     operator: str = "bon(4)"
-    """What will serve the criterion: identity, bon(N) or bop(MU)."""
+    """What will serve it: identity, bon(N), bop(MU), bop_zt(LAM), soft_bon(N, TEMPERATURE), tilt(TEMPERATURE), ..."""
     weight: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
@@ -105,16 +115,42 @@ def _distinct_names(criteria: list[Any]) -> None:
 
 
 class ObjectiveConfig(Strict):
-    """The objective: `sum_k weight_k * E_[operator_k] reward_k`."""
+    """The objective: `aggregate_k(E_[operator_k] reward_k)`."""
 
     criteria: Annotated[list[TrainingCriterion], Field(min_length=1)]
     estimator: Literal["auto", "loo", "loo1", "plugin"] = "auto"
     """auto: leave-one-out for G >= 2N, leave-one-out-minus-one below; plugin: the paper's (biased)."""
+    aggregate: str = "sum"
+    """sum (weighted), min, or smooth_min(GAMMA)."""
+    running_mean_decay: float = Field(0.9, ge=0, lt=1)
+    """Of the values at which min and smooth_min take their slopes, per step; 0: each step's own values."""
+    group_normalisation: bool = False
+    """Divide by each group's standard deviation; only with `estimator: plugin`, as the paper's recipe."""
+    on_nan: Literal["error", "drop"] = "error"
+    """A completion for which a reward is None or NaN: stop, or leave it out of its group."""
 
     @model_validator(mode="after")
-    def _check_names(self) -> Self:
+    def _consistent(self) -> Self:
         _distinct_names(self.criteria)
+        parse_aggregate(self.aggregate)
+        if self.group_normalisation and self.estimator != "plugin":
+            raise ValueError(f"group_normalisation needs estimator: plugin, not {self.estimator}")
         return self
+
+
+class KLConfig(Strict):
+    """How the policy is held near the reference, besides `trainer.beta`.
+
+    The first variation carries a factor N, so the same beta weighs about N times less against Best-of-N than
+    against a single sample. A target takes the choice of beta off your hands.
+    """
+
+    target: float | None = Field(None, gt=0)
+    """KL to the reference (nats per token, as TRL logs it) that beta is steered to; without it beta is fixed."""
+    gain: float = Field(0.1, gt=0)
+    """Largest change of log beta in one optimiser step."""
+    chi2: float = Field(0.0, ge=0)
+    """Weight of a chi-squared penalty (sequence level), which bounds what over-optimising the proxy can cost."""
 
 
 class TrainingConfig(Strict):
@@ -130,6 +166,7 @@ class TrainingConfig(Strict):
     world_size: int = Field(1, ge=1)
     """Number of processes the run is meant for; another number is refused, since it would be another run."""
     seed: int = 0
+    kl: KLConfig = KLConfig()
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of TRL's GRPOConfig, unchanged."""
     lora: dict[str, Any] = Field(default_factory=dict)

@@ -1,23 +1,26 @@
 r"""The objective: rewards of a group under several criteria to one advantage per completion.
 
-    R[pi] = sum_k w_k R_k[pi],     R_k[pi] = E_{y ~ T_k[pi]} r_k(y)
+    R[pi] = g(R_1[pi], ..., R_K[pi]),     R_k[pi] = E_{y ~ T_k[pi]} r_k(y),     g = sum_k w_k R_k unless said
 
-`R` is non-linear in the policy, so GRPO runs on its first variation `sum_k w_k dR_k/dpi` (Takakura et al. 2026,
-sec. 4); the advantages below are its leave-one-out estimates. There is no division by a group's standard
+`R` is non-linear in the policy, so GRPO runs on its first variation `sum_k (dg/dR_k) dR_k/dpi` (Takakura et al.
+2026, sec. 4); the advantages below are its leave-one-out estimates. There is no division by a group's standard
 deviation: it would erase the non-linear scale (with binary rewards, Best-of-N training would be plain GRPO).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama import estimators
+from iama.aggregates import Aggregate, weighted_sum
+from iama.errors import ConfigError, IamaWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from iama.operators import Operator
 
     Floats = NDArray[np.float64]
+
+STD_FLOOR = 1e-4
+"""Added to a group's standard deviation in fidelity mode, as TRL does."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,10 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of criteria, each valued after its own inference-time operator.
+    """Criteria, each valued after its own inference-time operator, and how they are aggregated.
+
+    Any number of criteria. `group_normalisation` divides by a group's standard deviation: the paper's own recipe,
+    for `estimator="plugin"` only. Raises `ConfigError` with another estimator.
 
     >>> from iama.operators import bon
     >>> objective = Objective([Criterion("helpful", bon(4)), Criterion("harmless", bon(4))])
@@ -47,38 +56,100 @@ class Objective:
 
     criteria: Sequence[Criterion]
     estimator: Estimator = "auto"
+    aggregate: Aggregate = field(default_factory=weighted_sum)
+    group_normalisation: bool = False
 
-    def advantages(self, rewards_PGK: Floats) -> Floats:
-        """Advantages `[P, G]` from the rewards `[P, G, K]` of whole groups, K in the order of the criteria."""
-        return sum(
-            (
-                c.weight * estimators.advantages(c.operator, rewards_PG, estimator=self.estimator)
-                for c, rewards_PG in self._columns(rewards_PGK)
-            ),
-            np.zeros(rewards_PGK.shape[:2]),
-        )
+    def __post_init__(self) -> None:
+        if self.group_normalisation and self.estimator != "plugin":
+            raise ConfigError(
+                f"group_normalisation belongs to the paper's recipe, estimator 'plugin'; with {self.estimator!r} it "
+                "would erase what the operator adds; drop it, or set estimator: plugin"
+            )
+        if self.aggregate.name == "min" and len({c.weight for c in self.criteria}) > 1:
+            message = f"weights {[c.weight for c in self.criteria]} are not used by the aggregate min"
+            warnings.warn(message, IamaWarning, stacklevel=3)
+
+    @property
+    def needs_running_values(self) -> bool:
+        """Whether the slopes `dg/dR_k` depend on the values, which must then be averaged over many prompts."""
+        return self.aggregate.name != "sum"
+
+    def slopes(self, values_K: Floats) -> Floats:
+        """`dg/dR_k` at given values, `[K]`."""
+        return self.aggregate.gradient(values_K, self._weights_K)
+
+    def advantages(self, rewards_PGK: Floats, running_values_K: Floats | None = None) -> Floats:
+        """Advantages `[P, G]` from the rewards `[P, G, K]` of whole groups, K in the order of the criteria.
+
+        `running_values_K` are the values at which an aggregate other than the sum takes its slopes (default: this
+        batch's own). A completion with a NaN under any criterion leaves its group: its advantage is zero, and the
+        estimators see the group's real size.
+        """
+        values_K = running_values_K
+        if values_K is None:
+            values_K = self.values_K(rewards_PGK) if self.needs_running_values else np.zeros(len(self.criteria))
+        slopes_K = self.slopes(values_K)
+        advantages_PG = np.zeros(rewards_PGK.shape[:2])
+        for place, block_PGK in self._complete_groups(rewards_PGK):
+            advantages_PG[place] = self._advantages(block_PGK, slopes_K)
+        return advantages_PG
+
+    def values_K(self, rewards_PGK: Floats) -> Floats:
+        """Each criterion's value under its own operator, `[K]`: the group estimate, averaged over prompts."""
+        values_PK = [
+            np.stack(
+                [estimators.group_value(c.operator, block_PGK[:, :, k]) for k, c in enumerate(self.criteria)], axis=1
+            )
+            for _, block_PGK in self._complete_groups(rewards_PGK)
+        ]
+        mean_K: Floats = np.concatenate(values_PK).mean(axis=0) if values_PK else np.full(len(self.criteria), np.nan)
+        return mean_K
 
     def values(self, rewards_PGK: Floats) -> dict[str, float]:
-        """Each criterion's value under its own operator: the unbiased group estimate, averaged over prompts."""
-        return {
-            c.name: float(estimators.group_value(c.operator, rewards_PG).mean())
-            for c, rewards_PG in self._columns(rewards_PGK)
-        }
+        """`values_K` by the criteria's names."""
+        names = [c.name for c in self.criteria]
+        return dict(zip(names, self.values_K(rewards_PGK).tolist(), strict=True))
 
     def check(self, num_generations: int) -> None:
-        """Refuse groups too small for an operator (`ConfigError`), warn where a law is clamped."""
+        """Refuse groups of one (`ConfigError`), warn where a group is too small for an operator."""
         for c in self.criteria:
             source = f"objective criterion {c.name!r}"
             estimators.check_group_size(c.operator, num_generations, self.estimator, source)
 
     def describe(self) -> str:
         """The objective in force, as the maths reads."""
-        terms = " + ".join(f"{c.weight:g} * E_[{c.operator.name}] {c.name}" for c in self.criteria)
-        return f"maximise  {terms}   (estimator: {self.estimator})"
+        values = [f"E_[{c.operator.name}] {c.name}" for c in self.criteria]
+        if self.aggregate.name == "sum":
+            reads = " + ".join(f"{c.weight:g} * {value}" for c, value in zip(self.criteria, values, strict=True))
+        else:
+            reads = f"{self.aggregate.name} of  {', '.join(values)}"
+        normalised = ", divided by each group's standard deviation" if self.group_normalisation else ""
+        return f"maximise  {reads}   (estimator: {self.estimator}{normalised})"
 
-    def _columns(self, rewards_PGK: Floats) -> list[tuple[Criterion, Floats]]:
+    @property
+    def _weights_K(self) -> Floats:
+        return np.asarray([c.weight for c in self.criteria], dtype=np.float64)
+
+    def _advantages(self, rewards_PGK: Floats, slopes_K: Floats) -> Floats:
+        """Advantages `[P, G]` of groups without a missing score."""
+        total = np.zeros(rewards_PGK.shape[:2])
+        for k, c in enumerate(self.criteria):
+            if slopes_K[k] != 0.0:
+                total += slopes_K[k] * estimators.advantages(c.operator, rewards_PGK[:, :, k], estimator=self.estimator)
+        if self.group_normalisation:
+            total = (total - total.mean(axis=1, keepdims=True)) / (total.std(axis=1, ddof=1, keepdims=True) + STD_FLOOR)
+        return total
+
+    def _complete_groups(self, rewards_PGK: Floats) -> Iterator[tuple[tuple[NDArray[np.intp], ...], Floats]]:
+        """Blocks of groups of equal real size, with their place in `[P, G]`; groups left empty are passed over."""
         if rewards_PGK.ndim != 3 or rewards_PGK.shape[2] != len(self.criteria):
             raise ValueError(
                 f"rewards have shape {rewards_PGK.shape}, expected [prompts, group, {len(self.criteria)} criteria]"
             )
-        return [(c, rewards_PGK[:, :, k]) for k, c in enumerate(self.criteria)]
+        kept_PG: NDArray[np.bool_] = ~np.any(np.isnan(rewards_PGK), axis=2)
+        whole = kept_PG.all(axis=1)
+        rows = [np.flatnonzero(whole)] if whole.any() else []
+        rows += [np.array([p]) for p in np.flatnonzero(~whole & kept_PG.any(axis=1))]
+        for block in rows:
+            place = np.ix_(block, np.flatnonzero(kept_PG[block[0]]))
+            yield place, rewards_PGK[place]

@@ -25,7 +25,7 @@ from iama.render import as_completion, completion_text, prompt_text, render_exch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from iama.config import RewardSpec
+    from iama.config import RewardScale, RewardSpec
     from iama.render import Message, Prompt
 
     RewardFn: TypeAlias = Callable[..., Sequence[float | None]]
@@ -33,17 +33,24 @@ if TYPE_CHECKING:
 
 
 class Reward:
-    """A named reward; calling it is TRL's reward-function interface, so it goes to any TRL trainer as it is."""
+    """A named reward; calling it is TRL's reward-function interface, so it goes to any TRL trainer as it is.
 
-    def __init__(self, name: str, scorer: Scorer) -> None:
+    `missing_ok` lets a score of None or NaN through as NaN; `scale` standardises.
+    """
+
+    def __init__(
+        self, name: str, scorer: Scorer, scale: RewardScale | None = None, *, missing_ok: bool = False
+    ) -> None:
         self.name = name
         self.__name__ = name  # TRL names metrics and columns after it
         self._scorer = scorer
+        self._scale = scale
+        self._missing_ok = missing_ok
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], **columns: Any
     ) -> list[float]:
-        """Scores `[len(prompts)]`; raises `RewardError` on NaN, infinity or a missing score."""
+        """Scores `[len(prompts)]`; raises `RewardError` on infinity and, unless `missing_ok`, on a missing score."""
         return self._scored(prompts, completions, columns)[0]
 
     def _scored(self, prompts: Any, completions: Any, columns: Mapping[str, Any]) -> tuple[list[float], int]:
@@ -52,11 +59,13 @@ class Reward:
         if len(scores) != len(prompts):
             raise RewardError(f"reward {self.name!r} returned {len(scores)} scores for {len(prompts)} completions")
         for prompt, completion, score in zip(prompts, completions, scores, strict=True):
-            if not math.isfinite(score):
+            if not (math.isfinite(score) or (self._missing_ok and math.isnan(score))):
                 raise RewardError(
                     f"reward {self.name!r} returned {score} for the prompt {prompt_text(prompt)[:80]!r} and the "
                     f"completion {completion_text(completion)[:80]!r}; it must return a finite number"
                 )
+        if self._scale is not None:
+            scores = [(score - self._scale.mean) / self._scale.std for score in scores]
         return scores, tokens
 
     def score(
@@ -69,12 +78,13 @@ class Reward:
         return scores, Cost(reward_calls=len(texts), reward_tokens=tokens, seconds=time.perf_counter() - start)
 
 
-def load_reward(name: str, spec: RewardSpec) -> Reward:
+def load_reward(name: str, spec: RewardSpec, *, missing_ok: bool = False) -> Reward:
     """Load a reward; raises `RewardError` or `ModelError` with what to mend."""
     if spec.model is not None:
-        return Reward(name, _classifier_scorer(name, spec))
+        return Reward(name, _classifier_scorer(name, spec), spec.scale, missing_ok=missing_ok)
     assert spec.function is not None
-    return reward_from_function(load_function(spec.function, f"reward {name!r}"), name)
+    function = load_function(spec.function, f"reward {name!r}")
+    return reward_from_function(function, name, spec.scale, missing_ok=missing_ok)
 
 
 def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> None:
@@ -91,14 +101,16 @@ def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> N
         render_exchange(tokenizer, prompt, "")
 
 
-def reward_from_function(function: RewardFn, name: str) -> Reward:
-    """Wrap a TRL reward function; a score of None counts as NaN, which is refused."""
+def reward_from_function(
+    function: RewardFn, name: str, scale: RewardScale | None = None, *, missing_ok: bool = False
+) -> Reward:
+    """Wrap a TRL reward function; a score of None counts as NaN."""
 
     def scorer(prompts: Any, completions: Any, **columns: Any) -> tuple[list[float], int]:
         scores = function(prompts=prompts, completions=completions, **columns)
         return [math.nan if score is None else float(score) for score in scores], 0
 
-    return Reward(name, scorer)
+    return Reward(name, scorer, scale, missing_ok=missing_ok)
 
 
 def load_function(reference: str, source: str) -> RewardFn:

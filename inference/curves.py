@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import gammaln
 
-from iama.operators import Operator, bon, bop
+from iama.operators import RankOperator, bon, bop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-def operator_at(method: str, budget: float) -> Operator:
+def operator_at(method: str, budget: float) -> RankOperator:
     """The operator of a method that draws `budget` samples on average: bon(budget), bop(budget - 1)."""
     assert method in ("bon", "bop"), method
     return bon(int(budget)) if method == "bon" else bop(budget - 1)
 
 
-def rank_weights(operator: Operator, num_samples: int) -> Floats:
+def rank_weights(operator: RankOperator, num_samples: int) -> Floats:
     """Weights `[S]` of the ascending proxy ranks; they sum to 1. Pool size `S` is `num_samples`."""
     law_S = operator.pmf(num_samples)
     drawn = np.flatnonzero(law_S)
@@ -61,7 +61,7 @@ def sorted_scores(proxy_PS: Floats, score_PS: Floats) -> Floats:
     return out
 
 
-def curves(proxy_PS: Floats, score_PS: Floats, operators: Sequence[Operator]) -> Floats:
+def curves(proxy_PS: Floats, score_PS: Floats, operators: Sequence[RankOperator]) -> Floats:
     """Mean score of what each operator keeps, prompt by prompt: `[P, len(operators)]`.
 
     For Best-of-n it is unbiased for every `n <= S`.

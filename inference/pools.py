@@ -164,7 +164,8 @@ def _as_pool(lines: list[dict[str, Any]]) -> SampledPool:
 
 def _reward_key(spec: RewardSpec) -> str:
     model = fingerprint(Path(spec.model)) if spec.model is not None else None
-    return digest([model, spec.function, spec.head, spec.sign, spec.dtype])
+    scale = [spec.scale.model_dump()] if spec.scale is not None else []
+    return digest([model, spec.function, spec.head, spec.sign, spec.dtype, *scale])
 
 
 def _file_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Samplers that draw candidates and keep one: single sample, Best-of-N, Best-of-Poisson.
+"""Samplers that draw candidates and keep one: single sample, Best-of-N, Best-of-Poisson, soft Best-of-N.
 
 Each is two steps, so that other methods can share a pool: `draw` candidates, then a pure selection on scores.
 """
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from scipy.stats import poisson
 
 from iama.cost import Cost
 from iama.errors import ConfigError
-from iama.operators import Operator, parse_operator
+from iama.operators import RankOperator, SoftBestOfN, parse_operator
 from iama.render import render_prompt
 from inference.decode import iter_decode, response_text
 from inference.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
@@ -101,11 +100,20 @@ def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | Non
     return Pool(pool.prompts, candidates, costs)
 
 
-def num_draws(operator: Operator, u: float) -> int:
-    """How many candidates an operator draws, by inverse CDF of a uniform `u` in [0, 1): 1, N or 1 + Poisson(mu)."""
-    if operator.method != "bop":
-        return int(operator.budget)
-    return 1 + max(0, int(poisson.ppf(u, operator.budget - 1)))
+Served = RankOperator | SoftBestOfN
+"""Operators that keep one of a number of draws."""
+NEGLIGIBLE = 1e-12
+
+
+def num_draws(operator: Served, u: float) -> int:
+    """How many candidates an operator draws, by inverse CDF of a uniform `u` in [0, 1)."""
+    if isinstance(operator, SoftBestOfN):
+        return operator.n
+    size = 64
+    while operator.clamped_share(size) > NEGLIGIBLE:
+        size *= 2
+    cumulative = np.cumsum(operator.pmf(size))
+    return 1 + int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
 
 
 def select(rewards: Sequence[float], n: int) -> int:
@@ -117,9 +125,16 @@ def select(rewards: Sequence[float], n: int) -> int:
     return int(np.argmax(rewards[:n]))
 
 
+def select_soft(rewards: Sequence[float], temperature: float, u: float) -> int:
+    """Index drawn with probability proportional to `e^{reward / temperature}`, by inverse CDF of `u` in [0, 1)."""
+    scaled = np.asarray(rewards, dtype=np.float64) / temperature
+    cumulative = np.cumsum(np.exp(scaled - scaled.max()))
+    return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+
+
 @dataclass(frozen=True)
-class RankSampler:
-    """Serve an operator: draw as many candidates as its law says, keep the one with the highest reward.
+class SelectionSampler:
+    """Serve an operator: draw as many candidates as its law says, keep one by its reward.
 
     Scoring goes prompt by prompt, so that each completion carries its own exact cost. `reward` may be None for
     the identity (a single sample).
@@ -127,7 +142,7 @@ class RankSampler:
 
     policy: Policy
     reward: Reward | None
-    operator: Operator
+    operator: Served
     sampling: Sampling
     batch_size: int = 256
 
@@ -139,28 +154,42 @@ class RankSampler:
         self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
-        counts = self._counts(prompts, seed)
+        number, choice = self._uniforms(prompts, seed)
+        counts = [num_draws(self.operator, u) for u in number]
         pool = draw(self.policy, prompts, counts, self.sampling, seed=seed, batch_size=self.batch_size)
         if self.reward is not None:
             pool = score(pool, self.reward, columns)
-        return [_keep(row, cost) for row, cost in zip(pool.candidates, pool.costs, strict=True)]
+        return [self._keep(row, cost, u) for row, cost, u in zip(pool.candidates, pool.costs, choice, strict=True)]
 
-    def _counts(self, prompts: Sequence[Prompt], seed: int) -> list[int]:
-        """How many candidates each prompt gets; the number is drawn from the prompt's own stream."""
+    def _uniforms(self, prompts: Sequence[Prompt], seed: int) -> list[list[float]]:
+        """From each prompt's own stream: what decides the number of candidates, and the choice among them."""
         keys = prompt_keys([render_prompt(self.policy.tokenizer, prompt) for prompt in prompts])
-        u = uniforms(stream_keys(seed, keys, [PROMPT_STREAM] * len(keys)), 0)
-        return [num_draws(self.operator, float(x)) for x in u]
+        streams = stream_keys(seed, keys, [PROMPT_STREAM] * len(keys))
+        return [uniforms(streams, step).tolist() for step in (0, 1)]
 
-
-def _keep(row: list[Candidate], cost: Cost) -> Completion:
-    rewards = [c.reward for c in row if c.reward is not None]
-    chosen = select(rewards, len(rewards)) if rewards else 0
-    best = row[chosen]
-    return Completion(best.text, best.token_ids, best.reward, best.finish_reason, cost, row, chosen)
+    def _keep(self, row: list[Candidate], cost: Cost, u: float) -> Completion:
+        rewards = [c.reward for c in row if c.reward is not None]
+        if not rewards:
+            chosen = 0
+        elif isinstance(self.operator, SoftBestOfN):
+            chosen = select_soft(rewards, self.operator.temperature, u)
+        else:
+            chosen = select(rewards, len(rewards))
+        kept = row[chosen]
+        return Completion(kept.text, kept.token_ids, kept.reward, kept.finish_reason, cost, row, chosen)
 
 
 def serve(
     policy: Policy, reward: Reward | None, operator: str, sampling: Sampling, batch_size: int = 256
-) -> RankSampler:
-    """The sampler of an operator as the configuration and `iama.json` write it, e.g. `bon(4)`."""
-    return RankSampler(policy, reward, parse_operator(operator), sampling, batch_size)
+) -> SelectionSampler:
+    """The sampler of an operator as the configuration and `iama.json` write it, e.g. `bon(4)`.
+
+    Raises `ConfigError` for an operator that no sampler draws: a tilt, or a series that is no law.
+    """
+    parsed = parse_operator(operator)
+    if parsed.budget is None or not isinstance(parsed, Served):
+        raise ConfigError(
+            f"operator {operator!r} is what training assumes, not a way to sample; serve it with the sampler that it "
+            "stands for, e.g. --method 'soft_bon(16, temperature=0.1)'"
+        )
+    return SelectionSampler(policy, reward, parsed, sampling, batch_size)

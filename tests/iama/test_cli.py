@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoTokenizer
 
 from iama.cli import app, main
-from iama.config import EvaluationConfig, load_config
+from iama.config import EvaluationConfig, TrainingConfig, load_config
+from iama.data import load_prompts
+from iama.rewards import load_reward
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_help_is_instant_and_imports_no_torch():
     assert min(times) < 0.5
 
 
-@pytest.mark.parametrize("command", ["generate", "evaluate", "report", "export"])
+@pytest.mark.parametrize("command", ["generate", "evaluate", "report", "export", "standardise"])
 def test_every_help_has_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -139,7 +142,7 @@ def test_generate_plain_text_and_single_sample(run, tiny):
     [
         ([], "holds no iama.json"),
         (["--n", 4], "--n 4 needs --method"),
-        (["--method", "best", "--n", 4], "'best' is not known"),
+        (["--method", "best", "--n", 4], "operator 'best' is not known"),
         (["--method", "bon"], "--method bon needs --n"),
         (["--method", "bon", "--n", 0], "needs --n"),
         (["--method", "single", "--n", 3], "no use with --method single"),
@@ -296,6 +299,41 @@ def test_export_records_the_name_of_the_base(run, exported, tiny, tmp_path, merg
         assert json.loads((out / "iama.json").read_text())["base_model"] == name
         if not merge:
             assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == name
+
+
+@pytest.fixture
+def training_file(tiny, tmp_path) -> Path:
+    raw = {
+        "name": "tiny",
+        "output_dir": str(tmp_path / "run"),
+        "policy": {"path": str(tiny.policy)},
+        "prompts": str(tiny.prompts),
+        "objective": {"criteria": [{"name": "c", "proxy": {"model": str(tiny.reward)}}]},
+        "trainer": {"max_completion_length": 8},
+    }
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def test_standardise_prints_a_scale_that_standardises(run, training_file):
+    command = ("standardise", "--config", training_file, "--num-prompts", 4, "--num-samples", 16)
+    code, out, _ = run(*command)
+    assert code == 0
+    override = shlex.split(out.splitlines()[1])[1]
+    config = load_config(training_file, TrainingConfig, [override])
+    scale = config.objective.criteria[0].proxy.scale
+    proxy = config.objective.criteria[0].proxy
+    prompts = [row["prompt"] for row in load_prompts(Path(config.prompts))]
+    raw = load_reward("c", proxy.model_copy(update={"scale": None})).score(prompts, ["bread"] * 4, {})[0]
+    scaled = load_reward("c", proxy).score(prompts, ["bread"] * 4, {})[0]
+    assert scaled == pytest.approx([(x - scale.mean) / scale.std for x in raw])
+    assert run(*command)[1] == out
+
+
+def test_standardise_refuses_in_one_line(run, training_file):
+    result = run("standardise", "--config", training_file, "--set", "trainer={}")
+    assert "max_completion_length" in one_line_error(result)
 
 
 def test_export_refuses_what_is_no_run(run, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from iama.errors import ConfigError, IamaWarning
 from iama.estimators import advantages, check_group_size, group_value
-from iama.operators import Operator, bon, bop, identity
+from iama.operators import RankOperator, bon, bop, bop_zt, identity, series
 
 CASES = [
     (identity(), 3),
@@ -24,13 +24,16 @@ CASES = [
     (bon(3), 6),
     (bop(0.7), 4),
     (bop(2.0), 3),
+    (bop_zt(1.5), 4),
+    (series(0.5, 0.0, 0.0, 0.5), 5),
+    (series(1.0, 0.5, 0.25), 4),
 ]
 
 
-def clamped(operator: Operator, size: int) -> list[tuple[int, float]]:
+def clamped(operator: RankOperator, size: int) -> list[tuple[int, float]]:
     """The operator's law with the mass above the group size counted at it."""
-    law = operator.pmf(size)
-    return [(n, float(p) + (float(1 - law.sum()) if n == size else 0.0)) for n, p in enumerate(law, start=1)]
+    law, total = operator.pmf(size), float(operator.pgf(np.ones(1))[0])
+    return [(n, float(p) + (float(total - law.sum()) if n == size else 0.0)) for n, p in enumerate(law, start=1)]
 
 
 def space(rng: np.random.Generator, size: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,16 +114,36 @@ def test_large_groups_do_not_overflow():
     np.testing.assert_allclose(result.mean(axis=1), 0.0, atol=1e-9)
 
 
-def test_a_group_too_small_is_refused_with_both_numbers():
-    with pytest.raises(ConfigError, match=r"bon\(4\).*at least 4.*num_generations is 3"):
+def test_a_group_too_small_falls_back_with_both_numbers():
+    with pytest.warns(IamaWarning, match=r"bon\(4\) draws more than .*num_generations = 3 .*100.0%.* to 4 or more"):
         check_group_size(bon(4), 3, "auto", "criterion 'helpful'")
+    rewards = np.random.default_rng(0).normal(size=(4, 3))
+    np.testing.assert_allclose(advantages(bon(4), rewards), advantages(bon(3), rewards), atol=1e-12)
     with pytest.raises(ConfigError, match="at least 2"):
         check_group_size(identity(), 1, "auto", "criterion 'helpful'")
-    with pytest.raises(ConfigError, match="at least 5"):
+    with pytest.warns(IamaWarning, match="'loo' needs more completions than the 4"):
         check_group_size(bon(4), 4, "loo", "criterion 'helpful'")
     check_group_size(bon(4), 4, "auto", "criterion 'helpful'")
+    assert [o.smallest_group for o in (identity(), bon(2), bon(4), bop(3.0), bop_zt(3.0))] == [2, 2, 4, 7, 6]
 
 
 def test_a_clamped_law_warns():
     with pytest.warns(IamaWarning, match=r"bop\(3\) draws more than .* = 4 samples with probability 35.3%"):
         check_group_size(bop(3.0), 4, "auto", "criterion 'helpful'")
+
+
+def test_maxrl_is_a_weight_series_over_k():
+    """MaxRL (advantage r / mean r - 1 of binary rewards) ascends sum_{k <= G} grad pass@k / k, as `series` does."""
+    size, p, reward = 4, np.array([0.5, 0.3, 0.2]), np.array([0.0, 0.0, 1.0])
+    groups = np.array(list(itertools.product(range(3), repeat=size)))
+    probability, one_hot = p[groups].prod(axis=1), np.eye(3)[groups] - p
+    mean = reward[groups].mean(axis=1, keepdims=True)
+    maxrl = reward[groups] / np.where(mean > 0, mean, 1.0) - 1.0
+    operator = series(*(1 / k for k in range(1, size + 1)))
+    gradients = [
+        np.einsum("b,bg,bgy->y", probability, estimate, one_hot) / size
+        for estimate in (maxrl, advantages(operator, reward[groups]))
+    ]
+    np.testing.assert_allclose(gradients[0], gradients[1], atol=1e-12)
+    phi = operator.first_variation(p, reward)
+    np.testing.assert_allclose(gradients[0], p * (phi - p @ phi), atol=1e-12)

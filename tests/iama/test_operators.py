@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from iama.errors import ConfigError
-from iama.operators import bon, bop, identity, parse_operator
+from iama.operators import bon, bop, bop_zt, identity, parse_operator, series
 
-OPERATORS = [identity(), bon(2), bon(5), bop(0.0), bop(0.5), bop(3.0)]
+OPERATORS = [identity(), bon(2), bon(5), bop(0.0), bop(0.5), bop(3.0), bop_zt(0.2), bop_zt(4.0), series(0.2, 0.5, 0.3)]
 
 
 def brute_force_bon(p: np.ndarray, selector: np.ndarray, score: np.ndarray, n: int) -> float:
@@ -58,13 +58,43 @@ def test_bop_quantile_reward_equals_the_closed_form():
     assert bop(mu).value(uniform, quantiles) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda o: o.name)
+def test_the_density_is_the_law_of_what_is_kept(operator):
+    rng = np.random.default_rng(3)
+    p, selector, score = rng.dirichlet(np.ones(5)), np.array([0.0, 1.0, 1.0, -2.0, 3.0]), rng.normal(size=5)
+    law = operator.density(p, selector)
+    assert law.sum() == pytest.approx(1.0)
+    assert law @ score == pytest.approx(operator.value(p, selector, score), abs=1e-12)
+
+
+@pytest.mark.parametrize("operator", [identity(), bon(4), bon(16), bop(0.5), bop(3.0), bop(30.0), bop_zt(3.0)])
+def test_the_kl_of_continuous_rewards_equals_quadrature(operator):
+    u, width = np.polynomial.legendre.leggauss(200)
+    u, width = (u + 1) / 2, width / 2
+    density = operator.pgf_derivative(u)
+    assert operator.kl == pytest.approx(float(width @ (density * np.log(density))), abs=1e-6)
+
+
+def test_zero_truncated_poisson_is_the_tilt_on_quantiles():
+    lam, u = 3.0, np.linspace(0, 1, 11)
+    np.testing.assert_allclose(bop_zt(lam).pgf_derivative(u), lam * np.exp(lam * u) / np.expm1(lam), rtol=1e-12)
+
+
 def test_operators_are_read_as_they_are_written():
     assert parse_operator("bon(4)").name == "bon(4)"
     assert parse_operator(" bop( mu = 3 ) ").name == "bop(3)"
+    assert parse_operator("bop_zt(4)").name == "bop_zt(4)"
+    assert parse_operator("series(0.5, 0, 0.5)").name == "series(0.5, 0, 0.5)"
+    assert parse_operator("soft_bon(4, temperature=0.1)") == parse_operator("soft_bon(n=4, temperature=1e-1)")
+    assert parse_operator("tilt(0.1, cap=1.5)") != parse_operator("tilt(0.1)")
     assert parse_operator("identity").name == parse_operator("bon(1)").name == "identity"
 
 
-@pytest.mark.parametrize("text", ["bon", "bon(0)", "bon(x)", "bop(-1)", "best(4)", "identity(2)", "bon(mu=3)", ""])
+UNKNOWN = ["bon", "bon(0)", "bon(x)", "bon(4.5)", "bon(mu=3)", "bop(-1)", "bop_zt(0)", "best(4)", "identity(2)", ""]
+UNKNOWN += ["tilt(0)", "tilt(0.1, top=2)", "soft_bon(4)", "series()", "series(-1)"]
+
+
+@pytest.mark.parametrize("text", UNKNOWN)
 def test_unknown_operators_are_named(text):
-    with pytest.raises(ConfigError, match=r"bon|bop"):
+    with pytest.raises(ConfigError, match=r"operator .*(bon|bop|tilt|series|soft)"):
         parse_operator(text)

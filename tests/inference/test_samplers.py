@@ -13,9 +13,9 @@ from scipy.stats import poisson
 from iama.config import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError
-from iama.operators import bon, bop, identity
+from iama.operators import bon, bop, bop_zt, identity, series, soft_bon
 from iama.rewards import load_reward
-from inference.samplers import draw, num_draws, score, select, serve
+from inference.samplers import draw, num_draws, score, select, select_soft, serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=16)
@@ -41,10 +41,22 @@ def test_num_draws_follows_the_operators_law():
     counts = np.bincount([num_draws(bop(2.5), x) for x in u], minlength=16)[:16] / len(u)
     np.testing.assert_allclose(counts[1:], poisson.pmf(np.arange(15), 2.5), atol=2e-4)
     assert num_draws(bop(2.5), 0.0) == num_draws(bop(0.0), 0.99) == num_draws(identity(), 0.5) == 1
-    assert num_draws(bon(6), 0.5) == 6
+    assert num_draws(bon(6), 0.5) == num_draws(soft_bon(6, 1.0), 0.5) == 6
+    assert num_draws(series(0.25, 0.0, 0.75), 0.2) == 1
+    assert num_draws(series(0.25, 0.0, 0.75), 0.3) == num_draws(series(0.25, 0.0, 0.75), 1 - 2**-52) == 3
+    assert np.mean([num_draws(bop_zt(2.0), x) for x in u]) == pytest.approx(bop_zt(2.0).budget, abs=1e-3)
 
 
-@pytest.mark.parametrize("operator", ["identity", "bon(5)", "bop(3)"])
+def test_soft_selection_follows_the_weights():
+    u = (np.arange(20000) + 0.5) / 20000
+    rewards = [0.0, 0.3, -2.0, 0.3]
+    counts = np.bincount([select_soft(rewards, 0.5, x) for x in u], minlength=4) / len(u)
+    weights = np.exp(np.asarray(rewards) / 0.5)
+    np.testing.assert_allclose(counts, weights / weights.sum(), atol=1e-4)
+    assert select_soft([0.0, 1.0, 0.5], 1e-6, 0.999) == 1  # cold: the best
+
+
+@pytest.mark.parametrize("operator", ["identity", "bon(5)", "bop(3)", "soft_bon(5, 0.1)"])
 def test_batch_equals_one_by_one(policy64, reward, operator):
     sampler = serve(policy64, reward, operator, SAMPLING, batch_size=4)
     together = sampler.sample(PROMPTS, seed=1)
@@ -103,3 +115,9 @@ def test_columns_reach_reward_functions(policy, tmp_path):
 def test_selection_needs_a_reward(policy):
     with pytest.raises(ConfigError, match=r"bon\(4\) selects by a reward"):
         serve(policy, None, "bon(4)", SAMPLING)
+
+
+@pytest.mark.parametrize("operator", ["tilt(0.1)", "series(1, 0.5)"])
+def test_an_operator_that_nothing_serves_is_refused(policy, reward, operator):
+    with pytest.raises(ConfigError, match="not a way to sample"):
+        serve(policy, reward, operator, SAMPLING)

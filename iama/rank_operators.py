@@ -1,0 +1,215 @@
+r"""Rank operators: draw a random number `n` of completions, keep the one with the highest reward.
+
+All such an operator is, is the law of `n`, given by its generating function `g(x) = E x^n` (papers: Takakura et
+al. 2026, Prop. 4.2 for Best-of-N; Khalaf et al. 2025 for Best-of-Poisson):
+
+    value            V[p]   = sum_t s_t [g(F_t) - g(F_t^-)]
+    first variation  phi(y) = s(y) A + s_t (g'(F_t) - A) + sum_{u>t} s_u [g'(F_u) - g'(F_u^-)],
+                     A      = [g(F_t) - g(F_t^-)] / m_t,
+
+where `t = r(y)` is the level of the selecting reward, `m_t` its mass under the policy, `F_t` and `F_t^-` the
+masses at or below and strictly below it, and `s_t` the mean score at that level (ties are broken uniformly).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import expi
+from scipy.stats import poisson
+
+from iama.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+CLAMPED_SHARE = 0.05
+"""Share of an operator's draws that a group may be too small for before it is worth a warning."""
+
+
+@dataclass(frozen=True)
+class RankOperator:
+    """A rank operator: `name` as written in the configuration, and the law of the number of draws.
+
+    `pmf(max_n)` gives the weight of `n = 1..max_n` draws (what is missing to `pgf(1)` lies above), `method` and
+    `budget` the sampler that serves it and its mean number of samples (None where no sampler does), `kl` its KL
+    divergence to the policy in nats for continuous rewards, where a closed form exists.
+    """
+
+    name: str
+    method: str
+    budget: float | None
+    kl: float | None
+    pgf: Callable[[Floats], Floats]
+    pgf_derivative: Callable[[Floats], Floats]
+    pmf: Callable[[int], Floats]
+
+    @property
+    def smallest_group(self) -> int:
+        """Smallest sensible G: at most 5 % of the draws are of more than G samples, and a baseline exists."""
+        size = 2
+        while self.clamped_share(size) > CLAMPED_SHARE:
+            size += 1
+        return size
+
+    def clamped_share(self, size: int) -> float:
+        """Share of the law above `size` draws, which a group of that size cannot show."""
+        total = float(self.pgf(np.ones(1))[0])
+        return max(0.0, 1.0 - float(self.pmf(size).sum()) / total)
+
+    def density(self, p: Floats, selector: Floats) -> Floats:
+        """Law `[Y]` of what is kept, on a discrete distribution; sums to `pgf(1)`."""
+        levels = _levels(p, selector, selector)
+        kept = self.pgf(levels.at_or_below) - self.pgf(levels.below)
+        law: Floats = p * (kept / np.where(levels.mass > 0, levels.mass, 1.0))[levels.index]
+        return law
+
+    def value(self, p: Floats, selector: Floats, score: Floats | None = None) -> float:
+        """Exact value on a discrete distribution; `p`, `selector`, `score` are `[Y]`."""
+        score = selector if score is None else score
+        levels = _levels(p, selector, score)
+        return float(np.sum(levels.score * (self.pgf(levels.at_or_below) - self.pgf(levels.below))))
+
+    def first_variation(self, p: Floats, selector: Floats, score: Floats | None = None) -> Floats:
+        """Exact first variation `[Y]` on a discrete distribution, up to an additive constant."""
+        score = selector if score is None else score
+        levels = _levels(p, selector, score)
+        slope_above, slope_below = self.pgf_derivative(levels.at_or_below), self.pgf_derivative(levels.below)
+        share = (self.pgf(levels.at_or_below) - self.pgf(levels.below)) / np.where(levels.mass > 0, levels.mass, 1.0)
+        share = np.where(levels.mass > 0, share, slope_above)
+        steps: Floats = levels.score * (slope_above - slope_below)
+        above: Floats = np.cumsum(steps[::-1])[::-1] - steps
+        i = levels.index
+        phi: Floats = score * share[i] + levels.score[i] * (slope_above[i] - share[i]) + above[i]
+        return phi
+
+
+@dataclass(frozen=True)
+class _Levels:
+    index: NDArray[np.intp]
+    mass: Floats
+    below: Floats
+    at_or_below: Floats
+    score: Floats
+
+
+def _levels(p: Floats, selector: Floats, score: Floats) -> _Levels:
+    """Group outcomes into levels of equal selecting reward, in ascending order."""
+    _, index = np.unique(selector, return_inverse=True)
+    mass: Floats = np.bincount(index, weights=p).astype(np.float64)
+    mean: Floats = np.bincount(index, weights=p * score) / np.where(mass > 0, mass, 1.0)
+    at_or_below: Floats = np.cumsum(mass)
+    return _Levels(index, mass, at_or_below - mass, at_or_below, mean)
+
+
+def bon(n: int) -> RankOperator:
+    """Best-of-N: `n` draws, the best by reward. pass@k and max@k are `bon(k)`; `bon(1)` is the identity."""
+    if n < 1:
+        raise ConfigError(f"operator bon({n}): n must be at least 1, e.g. bon(4)")
+
+    def pmf(max_n: int) -> Floats:
+        law: Floats = (np.arange(1, max_n + 1) == n).astype(np.float64)
+        return law
+
+    return RankOperator(
+        name=f"bon({n})" if n > 1 else "identity",
+        method="bon" if n > 1 else "single",
+        budget=float(n),
+        kl=math.log(n) - (n - 1) / n,  # Beirami et al. 2025
+        pgf=lambda x: x**n,
+        pgf_derivative=lambda x: n * x ** (n - 1),
+        pmf=pmf,
+    )
+
+
+def identity() -> RankOperator:
+    """A single sample: non-linear GRPO with it is GRPO with a leave-one-out baseline."""
+    return bon(1)
+
+
+def bop(mu: float) -> RankOperator:
+    """Best-of-Poisson: `n = 1 + Poisson(mu)` draws, the best by reward (Khalaf et al. 2025, sec. 4)."""
+    if not 0 <= mu < math.inf:
+        raise ConfigError(f"operator bop({mu:g}): mu must not be negative nor infinite, e.g. bop(3)")
+
+    def pmf(max_n: int) -> Floats:
+        law: Floats = poisson.pmf(np.arange(max_n), mu)
+        return law
+
+    return RankOperator(
+        name=f"bop({mu:g})",
+        method="bop",
+        budget=1.0 + mu,
+        kl=_bop_kl(mu),
+        pgf=lambda x: x * np.exp(mu * (x - 1)),
+        pgf_derivative=lambda x: (1 + mu * x) * np.exp(mu * (x - 1)),
+        pmf=pmf,
+    )
+
+
+def _bop_kl(mu: float) -> float | None:
+    """`ln(1+mu) - 1 + e^{-(1+mu)} [Ei(1+mu) - Ei(1)]/mu`; None where `Ei` leaves float64."""
+    if mu == 0:
+        return 0.0
+    tail = math.exp(-(1 + mu)) * (float(expi(1 + mu)) - float(expi(1.0))) / mu
+    return math.log1p(mu) - 1 + tail if math.isfinite(tail) else None
+
+
+def bop_zt(lam: float) -> RankOperator:
+    """Best-of-Poisson with `n ~ Poisson(lam)` given `n >= 1`: on quantiles exactly the KL-optimal tilt.
+
+    The law of the kept quantile is `lam e^{lam u} / (e^lam - 1)`.
+    """
+    if not 0 < lam < math.inf:
+        raise ConfigError(f"operator bop_zt({lam:g}): lam must be above 0 and finite, e.g. bop_zt(4)")
+    positive = -math.expm1(-lam)  # P(n >= 1)
+
+    def pmf(max_n: int) -> Floats:
+        law: Floats = poisson.pmf(np.arange(1, max_n + 1), lam) / positive
+        return law
+
+    mean = lam / positive
+    return RankOperator(
+        name=f"bop_zt({lam:g})",
+        method="bop_zt",
+        budget=mean,
+        kl=lam * (1 / positive - 1 / lam) - lam - math.log(positive / lam),
+        pgf=lambda x: np.exp(lam * (x - 1)) * -np.expm1(-lam * x) / positive,
+        pgf_derivative=lambda x: lam * np.exp(lam * (x - 1)) / positive,
+        pmf=pmf,
+    )
+
+
+def series(*weights: float) -> RankOperator:
+    """Any law of the number of draws: `weights[k-1]` is the weight of Best-of-k in the value.
+
+    The weights need not sum to one: `series(1, 1/2, 1/3, ...)` is MaxRL, the truncated series of
+    `log P(success)`; only those that do can be served.
+    """
+    if not weights or not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
+        shown = ", ".join(f"{w:g}" for w in weights)
+        raise ConfigError(f"operator series({shown}): weights must not be negative nor all zero, e.g. series(0.5, 0.5)")
+    num_draws = np.arange(1, len(weights) + 1, dtype=np.float64)
+    is_law = abs(sum(weights) - 1.0) < 1e-9
+
+    def pmf(max_n: int) -> Floats:
+        law = np.zeros(max_n)
+        law[: len(weights)] = weights[:max_n]
+        return law
+
+    return RankOperator(
+        name=f"series({', '.join(f'{w:g}' for w in weights)})",
+        method="series",
+        budget=float(num_draws @ weights) if is_law else None,
+        kl=None,
+        pgf=lambda x: np.power.outer(x, num_draws) @ np.asarray(weights),
+        pgf_derivative=lambda x: np.power.outer(x, num_draws - 1) @ (num_draws * weights),
+        pmf=pmf,
+    )

@@ -1,0 +1,48 @@
+"""The scale of each reward on samples of the reference policy: measured once, before training, never per group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from iama.config import RewardScale, Sampling
+from iama.data import load_prompts
+from iama.errors import ConfigError, RewardError
+from iama.rewards import load_reward
+from inference.policy import load_policy
+from inference.samplers import draw, score
+
+if TYPE_CHECKING:
+    from iama.config import TrainingConfig
+
+BATCH_SIZE = 256
+
+
+def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -> list[RewardScale]:
+    """Mean and standard deviation of every criterion's proxy reward, in the order of the criteria.
+
+    Samples as training will. Raises `ConfigError` if that is not said, `RewardError` for a reward that is constant.
+    """
+    length = config.trainer.get("max_completion_length")
+    if length is None:
+        raise ConfigError("trainer.max_completion_length is not set; the reference is sampled as training will be")
+    sampling = Sampling(temperature=config.trainer.get("temperature", 1.0), max_new_tokens=length)
+    rows = load_prompts(Path(config.prompts), num_prompts)
+    policy = load_policy("policy", config.policy)
+    prompts = [row["prompt"] for row in rows]
+    pool = draw(policy, prompts, num_samples, sampling, seed=config.seed, batch_size=BATCH_SIZE)
+    columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
+    scales = []
+    for criterion in config.objective.criteria:
+        reward = load_reward(criterion.name, criterion.proxy.model_copy(update={"scale": None}))
+        scored = score(pool, reward, columns)
+        scores = np.asarray([c.reward for row in scored.candidates for c in row], dtype=np.float64)
+        if np.ptp(scores) == 0:
+            raise RewardError(
+                f"reward {criterion.name!r} gives {scores[0]:g} for all {scores.size} samples, so it has no scale; "
+                "use other prompts or more samples"
+            )
+        scales.append(RewardScale(mean=float(scores.mean()), std=float(scores.std())))
+    return scales

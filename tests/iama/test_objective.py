@@ -1,0 +1,122 @@
+"""The objective: aggregates against finite differences, dropped completions, fidelity mode."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from iama.aggregates import minimum, parse_aggregate, smooth_min, weighted_sum
+from iama.errors import ConfigError, IamaWarning
+from iama.objective import Criterion, Objective
+from iama.operators import bon, bop, identity, soft_bon, tilt
+
+CRITERIA = [Criterion("helpful", bon(2), 0.7), Criterion("harmless", bop(1.0), 0.3), Criterion("short", tilt(0.5), 0.5)]
+
+
+@pytest.fixture
+def rewards() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(4, 8, 3))
+
+
+@pytest.mark.parametrize("aggregate", [weighted_sum(), smooth_min(3.0), minimum()], ids=lambda a: a.name)
+def test_slopes_equal_finite_differences(aggregate):
+    values, weights, step = np.array([0.3, -0.2, 0.9]), np.array([0.5, 1.0, 2.0]), 1e-6
+    slopes = [
+        (aggregate.value(values + d, weights) - aggregate.value(values - d, weights)) / (2 * step)
+        for d in step * np.eye(3)
+    ]
+    np.testing.assert_allclose(aggregate.gradient(values, weights), slopes, atol=1e-8)
+
+
+@given(arrays(np.float64, 3, elements=st.floats(-1e3, 1e3)), st.floats(1e-2, 1e3))
+def test_smooth_min_lies_between_the_minimum_and_the_mean(values, gamma):
+    aggregate, weights = smooth_min(gamma), np.ones(3)
+    assert values.min() - 1e-9 <= aggregate.value(values, weights) <= values.mean() + 1e-9
+    slopes = aggregate.gradient(values, weights)
+    assert slopes.sum() == pytest.approx(1.0)
+    assert (slopes >= 0).all()
+
+
+def test_the_gradient_of_the_aggregate_weighs_the_criteria(rewards):
+    single = [Objective([c]).advantages(rewards[:, :, [k]]) / c.weight for k, c in enumerate(CRITERIA)]
+    np.testing.assert_allclose(
+        Objective(CRITERIA).advantages(rewards), 0.7 * single[0] + 0.3 * single[1] + 0.5 * single[2], atol=1e-12
+    )
+    objective = Objective(CRITERIA, aggregate=smooth_min(2.0))
+    running = np.array([0.1, 0.2, 0.4])
+    slopes = objective.slopes(running)
+    expected = sum(slope * advantage for slope, advantage in zip(slopes, single, strict=True))
+    np.testing.assert_allclose(objective.advantages(rewards, running), expected, atol=1e-12)
+    own = objective.advantages(rewards, objective.values_K(rewards))
+    np.testing.assert_array_equal(objective.advantages(rewards), own)
+
+
+def test_the_worst_criterion_alone_trains_under_min(rewards):
+    with pytest.warns(IamaWarning, match="not used by the aggregate min"):
+        objective = Objective(CRITERIA, aggregate=minimum())
+    expected = Objective([Criterion("harmless", bop(1.0))]).advantages(rewards[:, :, [1]])
+    np.testing.assert_array_equal(objective.advantages(rewards, np.array([1.0, 0.0, 2.0])), expected)
+
+
+def test_a_dropped_completion_leaves_its_group(rewards):
+    objective = Objective(CRITERIA)
+    missing = rewards.copy()
+    missing[1, 2, 0] = missing[1, 5, 2] = missing[3, :, 1] = np.nan
+    advantages = objective.advantages(missing)
+    np.testing.assert_array_equal(advantages[[0, 2]], objective.advantages(rewards)[[0, 2]])
+    kept = [0, 1, 3, 4, 6, 7]
+    np.testing.assert_allclose(advantages[1, kept], objective.advantages(rewards[[1]][:, kept])[0], atol=1e-12)
+    assert (advantages[1, [2, 5]] == 0).all()
+    assert (advantages[3] == 0).all()
+    expected = np.mean(
+        [objective.values_K(rewards[[0]]), objective.values_K(rewards[[2]]), objective.values_K(rewards[[1]][:, kept])],
+        axis=0,
+    )
+    np.testing.assert_allclose(objective.values_K(missing), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+@pytest.mark.parametrize("operator", [identity(), bon(4), bop(2.0), soft_bon(4, 0.5), tilt(0.5)], ids=lambda o: o.name)
+def test_a_group_left_small_stays_finite(operator, kept):
+    rewards = np.random.default_rng(1).normal(size=(1, 6, 1))
+    rewards[0, kept:] = np.nan
+    advantages = Objective([Criterion("r", operator)]).advantages(rewards)
+    assert np.isfinite(advantages).all()
+    assert (advantages[0, kept:] == 0).all()
+    assert kept > 1 or (advantages == 0).all()
+
+
+def test_normalised_best_of_n_of_binary_rewards_is_plain_grpo():
+    """Why there is no division by the group's deviation: it erases the operator."""
+    rewards = np.random.default_rng(0).integers(0, 2, size=(6, 8, 1)).astype(float)
+    rewards[:, 0], rewards[:, 1] = 0.0, 1.0
+    objective = Objective([Criterion("solved", bon(4))], "plugin", group_normalisation=True)
+    grpo = rewards[:, :, 0] - rewards[:, :, 0].mean(axis=1, keepdims=True)
+    grpo /= grpo.std(axis=1, ddof=1, keepdims=True)
+    np.testing.assert_allclose(objective.advantages(rewards), grpo, rtol=0.05)  # up to the floor of the deviation
+    with pytest.raises(ConfigError, match="plugin"):
+        Objective([Criterion("solved", bon(4))], group_normalisation=True)
+
+
+def test_aggregates_are_read_as_they_are_written():
+    assert [parse_aggregate(text).name for text in ("sum", " min ", "smooth_min(gamma=5)", "smooth_min(1e-1)")] == [
+        "sum",
+        "min",
+        "smooth_min(5)",
+        "smooth_min(0.1)",
+    ]
+
+
+@pytest.mark.parametrize("text", ["max", "smooth_min", "smooth_min(0)", "smooth_min(x)", "min(3)", ""])
+def test_unknown_aggregates_are_named(text):
+    with pytest.raises(ConfigError, match="smooth_min"):
+        parse_aggregate(text)
+
+
+def test_the_objective_reads_as_the_maths():
+    objective = Objective(CRITERIA, aggregate=smooth_min(5))
+    assert "smooth_min(5) of  E_[bon(2)] helpful, E_[bop(1)] harmless" in objective.describe()
+    assert "0.7 * E_[bon(2)] helpful + 0.3 * E_[bop(1)] harmless" in Objective(CRITERIA).describe()
