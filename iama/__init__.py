@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from iama.config import PolicySpec, RewardSpec, Sampling
+    from iama.aggregates import minimum, smooth_min, weighted_sum
+    from iama.config import KLConfig, PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
     from iama.errors import IamaError, IamaWarning
     from iama.objective import Criterion, Objective
-    from iama.operators import Operator, bon, bop, identity, parse_operator
+    from iama.operators import Operator, bon, bop, bop_zt, identity, parse_operator, series, soft_bon, tilt
     from iama.rewards import Reward, load_reward
 
 # Where each public name lives; imported on first use, so that the command line starts without torch.
@@ -21,6 +22,7 @@ _HOME = {
     "Criterion": "objective",
     "IamaError": "errors",
     "IamaWarning": "errors",
+    "KLConfig": "config",
     "Objective": "objective",
     "Operator": "operators",
     "PolicySpec": "config",
@@ -29,9 +31,16 @@ _HOME = {
     "Sampling": "config",
     "bon": "operators",
     "bop": "operators",
+    "bop_zt": "operators",
     "identity": "operators",
     "load_reward": "rewards",
+    "minimum": "aggregates",
     "parse_operator": "operators",
+    "series": "operators",
+    "smooth_min": "aggregates",
+    "soft_bon": "operators",
+    "tilt": "operators",
+    "weighted_sum": "aggregates",
 }
 
 __all__ = [
@@ -39,6 +48,7 @@ __all__ = [
     "Criterion",
     "IamaError",
     "IamaWarning",
+    "KLConfig",
     "Objective",
     "Operator",
     "PolicySpec",
@@ -48,9 +58,16 @@ __all__ = [
     "__version__",
     "bon",
     "bop",
+    "bop_zt",
     "identity",
     "load_reward",
+    "minimum",
     "parse_operator",
+    "series",
+    "smooth_min",
+    "soft_bon",
+    "tilt",
+    "weighted_sum",
 ]
 
 

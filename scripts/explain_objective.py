@@ -1,0 +1,96 @@
+"""The advantage of each completion of a small reward table under each objective, and the picture of docs/objective.md.
+
+python -m scripts.explain_objective                              # the table
+python -m scripts.explain_objective --picture docs/objective.svg   # the picture as well
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from iama import Criterion, Objective, parse_operator, smooth_min
+from scripts.experiments.figures import BLUE, GREY, ORANGE, figure, label
+
+COMPLETIONS = {
+    "answers in every detail": (1.0, 0.0),
+    "answers well": (0.8, 0.1),
+    "half answers, half warns": (0.5, 0.5),
+    "answers vaguely": (0.4, 0.2),
+    "warns vaguely": (0.2, 0.4),
+    "declines politely": (0.1, 0.7),
+    "declines, names help": (0.0, 0.9),
+    "rambles": (0.1, 0.1),
+}
+"""One prompt's group: the rewards helpful and harmless of each completion."""
+
+
+def _both(operator: str) -> Objective:
+    """Both criteria with weight one, to be served by the same operator."""
+    return Objective([Criterion(name, parse_operator(operator)) for name in ("helpful", "harmless")])
+
+
+OBJECTIVES = {
+    "linear GRPO": _both("identity"),
+    **{name: _both(name) for name in ("bon(2)", "bon(4)", "bop(3)", "soft_bon(4, 0.1)", "tilt(0.1)")},
+    "smooth_min(5), bon(4)": Objective(_both("bon(4)").criteria, aggregate=smooth_min(5)),
+}
+
+
+def main(
+    picture: Annotated[Path | None, typer.Option(help="Where to write the picture (SVG).")] = None,
+) -> None:
+    """Print the advantages of a small reward table under each objective.
+
+    Example: python -m scripts.explain_objective --picture docs/objective.svg
+    """
+    console = Console(width=160, highlight=False)
+    console.print(advantage_table())
+    if picture is not None:
+        draw(picture)
+        console.print(f"wrote {picture}")
+
+
+def advantage_table() -> Table:
+    """One row a completion, one column an objective."""
+    rewards_PGK = np.asarray([list(COMPLETIONS.values())])
+    table = Table("completion", "helpful", "harmless", *OBJECTIVES, box=MARKDOWN)
+    columns = [objective.advantages(rewards_PGK)[0] for objective in OBJECTIVES.values()]
+    for i, (text, rewards) in enumerate(COMPLETIONS.items()):
+        table.add_row(text, *(f"{r:.1f}" for r in rewards), *(f"{column[i]:+.2f}" for column in columns))
+    return table
+
+
+def draw(path: Path) -> None:
+    """Two criteria on [0, 1] that exclude each other, and what either objective makes of the policy."""
+    y = np.linspace(0.002, 0.998, 499)
+    with figure(path, columns=2) as (rewards, policies):
+        rewards.plot(y, 1 - y**2, color=GREY, label="criterion 1")
+        rewards.plot(y, 1 - (1 - y) ** 2, color=GREY, linestyle="--", label="criterion 2")
+        rewards.plot(y, 1 - (y**2 + (1 - y) ** 2) / 2, color=ORANGE, label="their mean, all that linear GRPO sees")
+        label(rewards, "two rewards that exclude each other", "completion y", "reward")
+        policies.axvline(0.5, color=ORANGE, label="linear GRPO: one compromise")
+        for num_samples, style in ((4, "-"), (8, "--")):
+            policies.plot(
+                y, optimal_density(y, num_samples), style, color=BLUE, label=f"IAMA for Best-of-{num_samples}"
+            )
+        policies.set_ylim(0, 4)
+        label(policies, "the best base policy", "completion y", "density")
+
+
+def optimal_density(y: np.ndarray, num_samples: int) -> np.ndarray:
+    """Closed form for `r_1 = 1 - y^2`, `r_2 = 1 - (1-y)^2` under Best-of-N (Takakura et al. 2026, Prop. 3.1)."""
+    a = 1 / (num_samples - 1)
+    total = y**a + (1 - y) ** a
+    density: np.ndarray = a * (y * (1 - y)) ** (a - 1) / total**2
+    return density
+
+
+if __name__ == "__main__":
+    typer.run(main)
