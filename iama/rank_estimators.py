@@ -113,16 +113,16 @@ def _tables(law: Floats) -> _Tables:
 
 @dataclass(frozen=True)
 class _Group:
-    """Groups sorted by the selecting reward, `[P, G]`; `rank` undoes the sort; a block is a run of ties."""
+    """Groups sorted by the selecting reward, `[P, G]`; `order` is the sort; a block is a run of ties."""
 
     score: Floats
     below: NDArray[np.intp]
     upto: NDArray[np.intp]
-    rank: NDArray[np.intp]
+    order: NDArray[np.intp]
 
 
 def _sort(selector_PG: Floats, score_PG: Floats) -> _Group:
-    order = np.argsort(selector_PG, axis=1, kind="stable")
+    order = np.argsort(selector_PG, axis=1)  # the order within a block has no effect
     ordered = np.take_along_axis(selector_PG, order, axis=1)
     num_prompts, size = ordered.shape
     position = np.arange(size)
@@ -131,7 +131,7 @@ def _sort(selector_PG: Floats, score_PG: Floats) -> _Group:
     below = np.maximum.accumulate(np.where(starts[:, :-1], position, 0), axis=1)
     ends = np.where(starts[:, 1:], position + 1, size)
     upto = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-    return _Group(np.take_along_axis(score_PG, order, axis=1), below, upto, np.argsort(order, axis=1))
+    return _Group(np.take_along_axis(score_PG, order, axis=1), below, upto, order)
 
 
 def _first_variation(group: _Group, tables: _Tables) -> Floats:
@@ -145,5 +145,7 @@ def _first_variation(group: _Group, tables: _Tables) -> Floats:
     rest = np.where(ties > 1, (block_sum - score) / np.maximum(ties - 1, 1), 0.0)
     step = (block_sum / ties) * (slope[upto - 1] - slope[below - 1]) / ties  # each of a block carries its part
     suffix = np.concatenate([np.cumsum(step[:, ::-1], axis=1)[:, ::-1], np.zeros((len(score), 1))], axis=1)
-    phi = score * share + rest * (slope[upto - 1] - share) + np.take_along_axis(suffix, upto, axis=1)
-    return np.take_along_axis(phi, group.rank, axis=1)
+    ordered = score * share + rest * (slope[upto - 1] - share) + np.take_along_axis(suffix, upto, axis=1)
+    phi = np.empty_like(ordered)
+    np.put_along_axis(phi, group.order, ordered, axis=1)
+    return phi
