@@ -146,6 +146,6 @@ def _first_variation(group: _Group, tables: _Tables) -> Floats:
     step = (block_sum / ties) * (slope[upto - 1] - slope[below - 1]) / ties  # each of a block carries its part
     suffix = np.concatenate([np.cumsum(step[:, ::-1], axis=1)[:, ::-1], np.zeros((len(score), 1))], axis=1)
     ordered = score * share + rest * (slope[upto - 1] - share) + np.take_along_axis(suffix, upto, axis=1)
-    phi = np.empty_like(ordered)
+    phi: Floats = np.empty_like(ordered)
     np.put_along_axis(phi, group.order, ordered, axis=1)
     return phi
