@@ -30,6 +30,7 @@ class Manifest(Strict):
     base_model: str
     criteria: Annotated[list[ManifestCriterion], Field(min_length=1)]
     estimator: str
+    aggregate: str = "sum"
     sampling: Sampling
     seed: int
     versions: dict[str, str]

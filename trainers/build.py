@@ -43,6 +43,9 @@ def build_trainer(plan: Plan, console: Console, first_step: int = 0) -> Nonlinea
     metrics = MetricsFile(Path(plan.config.output_dir) / "metrics.jsonl", criteria, first_step)
     trainer = NonlinearGRPOTrainer(
         objective=plan.objective,
+        kl=plan.config.kl,
+        on_nan=plan.config.objective.on_nan,
+        running_mean_decay=plan.config.objective.running_mean_decay,
         model=_load_model(plan),
         reward_funcs=load_rewards(plan.config),
         args=args,
@@ -58,9 +61,9 @@ def build_trainer(plan: Plan, console: Console, first_step: int = 0) -> Nonlinea
 
 def load_rewards(config: TrainingConfig) -> list[Reward]:
     """Proxy rewards under their criteria's names, then gold rewards, which are logged and never train."""
-    criteria = config.objective.criteria
-    proxies = [load_reward(c.name, c.proxy) for c in criteria]
-    return proxies + [load_reward(gold_name(c.name), c.gold) for c in criteria if c.gold is not None]
+    criteria, missing_ok = config.objective.criteria, config.objective.on_nan == "drop"
+    specs = [(c.name, c.proxy) for c in criteria] + [(gold_name(c.name), c.gold) for c in criteria if c.gold]
+    return [load_reward(name, spec, missing_ok=missing_ok) for name, spec in specs]
 
 
 def save_final(trainer: NonlinearGRPOTrainer, folder: Path, manifest: Manifest) -> None:

@@ -38,8 +38,11 @@ class MetricsFile(TrainerCallback):
 
     Keys: `step`; `criteria[name]` with `mean` (of the proxy), `value` (under the criterion's own operator,
     unbiased from the group) and `gold` (null where there is none); `kl_per_token` (TRL's mean over tokens of
-    the k3 estimate, in nats; null at beta = 0); `clipped_ratio`; `mean_length`; `tokens_per_second` (prompt and
-    completion tokens, all processes); `loss`; `grad_norm`; `learning_rate`.
+    the k3 estimate, in nats; null at beta = 0); `beta` (in force during the step); `clipped_ratio`; `mean_length`;
+    `tokens_per_second` (prompt and completion tokens, all processes); `loss`; `grad_norm`; `learning_rate`.
+    Where an aggregate other than the weighted sum is in force, `criteria[name]` also has `running` (the running
+    mean of `value`) and `weight` (dg/dR_k there); with kl.chi2, `chi2` (of the policy to the reference, on whole
+    completions); with on_nan: drop, `dropped` (completions that left their group, a roll-out batch).
     """
 
     def __init__(self, path: Path, criteria: Sequence[TrainingCriterion], first_step: int) -> None:
@@ -58,9 +61,9 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero or logs is None or "loss" not in logs:
             return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._row(state.global_step, logs)) + "\n")
+            file.write(json.dumps(self._row(state.global_step, logs, args.beta)) + "\n")
 
-    def _row(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
+    def _row(self, step: int, logs: dict[str, Any], fixed_beta: float) -> dict[str, Any]:
         now, tokens = time.perf_counter(), float(logs.get("num_tokens", 0.0))
         rate = (tokens - self._tokens) / (now - self._time)
         self._tokens, self._time = tokens, now
@@ -71,16 +74,18 @@ class MetricsFile(TrainerCallback):
                 IamaWarning,
                 stacklevel=2,
             )
-        row = {
+        row: dict[str, Any] = {
             "step": step,
             "criteria": {c.name: _criterion_row(c, logs) for c in self._criteria},
             "kl_per_token": logs.get("kl"),
+            "beta": logs.get("beta", fixed_beta),
             "clipped_ratio": logs.get("completions/clipped_ratio"),
             "mean_length": logs.get("completions/mean_length"),
             "tokens_per_second": rate,
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": logs.get("learning_rate"),
+            **{key: logs[key] for key in ("chi2", "dropped") if key in logs},
         }
         if not math.isfinite(row["loss"]):
             raise FloatingPointError(f"step {step}: the loss is {row['loss']}; lower trainer.learning_rate")
@@ -92,6 +97,7 @@ def _criterion_row(criterion: TrainingCriterion, logs: dict[str, Any]) -> dict[s
         "mean": logs.get(f"rewards/{criterion.name}/mean"),
         "value": logs.get(f"value/{criterion.name}"),
         "gold": logs.get(f"rewards/{gold_name(criterion.name)}/mean"),
+        **{key: logs[f"{key}/{criterion.name}"] for key in ("running", "weight") if f"{key}/{criterion.name}" in logs},
     }
 
 
@@ -155,7 +161,8 @@ class ProgressBar(TrainerCallback):
         """Show the latest values; without a terminal, print a line every tenth of the run."""
         if self._task is None or logs is None or "loss" not in logs:
             return
-        values = "  ".join(f"{c.name} {logs.get(f'value/{c.name}', math.nan):.3f}" for c in self._criteria)
+        numbers = {c.name: logs.get(f"value/{c.name}") for c in self._criteria}  # None if every completion was dropped
+        values = "  ".join(f"{name} {math.nan if value is None else value:.3f}" for name, value in numbers.items())
         values += f"  kl {logs['kl']:.4f}" if logs.get("kl") is not None else ""
         self._progress.update(self._task, completed=state.global_step, values=values)
         if not self._console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:

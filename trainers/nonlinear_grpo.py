@@ -3,25 +3,34 @@
 TRL computes advantages inside `_generate_and_score_completions`, from rewards that `_calculate_rewards` has
 gathered over all processes. Those two methods are overridden and no more: the first hands over the rewards of
 whole groups (a group may straddle processes), the second puts the objective's advantages in the place of TRL's.
-A contract test pins both.
+What changes from step to step besides the weights lives in `trainers/control.py`. A contract test pins what is
+relied on.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
+from iama.config import KLConfig
 from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
+from iama.regularisation import chi_squared, chi_squared_advantages
 from iama.render import prompt_text
+from trainers.control import RunControl, RunningMean, check_kl
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from iama.objective import Objective
+
+    Floats = NDArray[np.float64]
 
 
 disable_telemetry()
@@ -34,12 +43,25 @@ class NonlinearGRPOTrainer(GRPOTrainer):
     functions that no criterion names are logged and do not train: that is the place of gold rewards.
     `reward_weights`, `scale_rewards` and `multi_objective_aggregation` have no effect; TRL's `reward` metric
     shows the linear sum with the criteria's weights. Source: Takakura et al. 2026, Algorithm 2.
+
+    Three further arguments may be left out: `kl` (a target KL for an adaptive beta, a chi-squared penalty; by
+    default TRL's fixed beta alone), `on_nan` ("drop" lets a completion without a score leave its group; by default
+    it is an error) and `running_mean_decay` (of the criteria's values, from which an aggregate other than the
+    weighted sum takes its weights).
     """
 
     _tag_names = ["trl", "nonlinear-grpo", "iama"]  # noqa: RUF012 - TRL's own declaration
     _name = "Non-linear GRPO"
 
-    def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        objective: Objective,
+        kl: KLConfig | None = None,
+        on_nan: Literal["error", "drop"] = "error",
+        running_mean_decay: float = 0.9,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.objective = objective
         self._columns = _match_columns(objective, self.reward_func_names)
@@ -48,19 +70,28 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         weights = torch.zeros(len(self.reward_func_names))
         weights[self._columns] = torch.tensor([c.weight for c in objective.criteria])
         self.reward_weights = weights
+        self._kl, self._on_nan, self._has_dropped = kl or KLConfig(), on_nan, False
+        check_kl(self._kl, self.beta)
+        self._running: RunningMean | None = None
+        if objective.needs_running_values:
+            self._running = RunningMean(running_mean_decay, [0.0] * len(objective.criteria))
+        if self._running is not None or self._kl.target is not None:
+            self.add_callback(RunControl(self, self._kl, self._running))
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._refuse_missing(rewards, prompts)
-        self._gathered_rewards = rewards
-        return rewards
+        self._gathered_rewards = self._without_missing(rewards, prompts)
+        return self._gathered_rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode, size = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
         columns = self._gathered_rewards[:, self._columns].double().cpu().numpy()
         rewards_PGK = columns.reshape(-1, size, len(self._columns))
-        advantages = torch.from_numpy(self._advantages(rewards_PGK, mode).reshape(-1)).float()
+        advantages_PG = self._advantages(rewards_PGK, mode)
+        if self._kl.chi2 > 0 and mode == "train":
+            advantages_PG = advantages_PG + self._chi_squared_advantages(output, rewards_PGK)
+        advantages = torch.from_numpy(advantages_PG.reshape(-1)).float()
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = advantages[start : start + len(inputs)].to(self.accelerator.device)
         logged = self._logs["advantages"]  # the completions table shows what trains
@@ -69,28 +100,86 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         logged.extend(advantages.tolist())
         return output
 
-    def _advantages(self, rewards_PGK: np.ndarray[Any, np.dtype[np.float64]], mode: str) -> Any:
+    def _advantages(self, rewards_PGK: Floats, mode: str) -> Floats:
         """Advantages `[P, G]`; logs each criterion's value under its own operator."""
         if mode == "eval" and rewards_PGK.shape[1] < self.num_generations:
             return np.zeros(rewards_PGK.shape[:2])  # evaluation reads rewards; its loss has no meaning here
         for name, value in self.objective.values(rewards_PGK).items():
             self._metrics[mode][f"value/{name}"].append(value)
-        return self.objective.advantages(rewards_PGK)
+        if self._running is None:
+            return self.objective.advantages(rewards_PGK)
+        if mode == "train":
+            self._running.update(self.objective.values_K(rewards_PGK))
+        running_values_K = self._running.means()
+        if running_values_K is None:  # nothing was trained on yet, or every completion so far was dropped
+            return np.zeros(rewards_PGK.shape[:2])
+        self._log_aggregate(running_values_K, mode)
+        return self.objective.advantages(rewards_PGK, running_values_K)
 
-    def _refuse_missing(self, rewards: torch.Tensor, prompts: Any) -> None:
-        """Every process sees the same gathered rewards, so all of them stop together."""
-        bad = (~torch.isfinite(rewards[:, self._columns])).nonzero()
-        if len(bad) == 0:
-            return
-        row, column = bad[0].tolist()
-        owner, local = divmod(row, len(prompts))
-        mine = owner == self.accelerator.process_index
-        where = f"the prompt {prompt_text(prompts[local])[:80]!r}" if mine else f"a prompt of process {owner}"
-        score = rewards[row, self._columns[column]].item()
-        raise RewardError(
-            f"reward {self.objective.criteria[column].name!r} returned {'None or NaN' if math.isnan(score) else score} "
-            f"for {where}; every completion needs a finite score"
-        )
+    def _log_aggregate(self, running_values_K: Floats, mode: str) -> None:
+        """Log the running values and `dg/dR_k`, the weights that the aggregate gives the criteria now."""
+        slopes_K = self.objective.slopes(running_values_K)
+        for criterion, value, slope in zip(self.objective.criteria, running_values_K, slopes_K, strict=True):
+            self._metrics[mode][f"running/{criterion.name}"].append(float(value))
+            self._metrics[mode][f"weight/{criterion.name}"].append(float(slope))
+
+    def _chi_squared_advantages(self, output: dict[str, Any], rewards_PGK: Floats) -> Floats:
+        """The penalty's part of the advantages `[P, G]`; logs the chi-squared divergence."""
+        gathered = self.accelerator.gather(self._log_ratios(output)).cpu().numpy()
+        is_dropped_PG = np.isnan(rewards_PGK).any(axis=2)
+        log_ratios_PG = np.where(is_dropped_PG, np.nan, gathered.reshape(is_dropped_PG.shape))
+        self._metrics["train"]["chi2"].append(chi_squared(log_ratios_PG))
+        return chi_squared_advantages(log_ratios_PG, self._kl.chi2)
+
+    def _log_ratios(self, output: dict[str, Any]) -> torch.Tensor:
+        """`log pi - log pi_ref` of this process's completions `[B]`, float64, at the roll-outs' temperature.
+
+        NaN where TRL masks a whole completion (`mask_truncated_completions`).
+        """
+        if "pixel_values" in output:
+            raise ConfigError("kl.chi2 reads text only, but the batch holds images; leave kl.chi2 out")
+        mask = output["completion_mask"] * output.get("tool_mask", 1)
+        logps = output.get("old_per_token_logps")
+        if logps is None:  # TRL leaves them out where they equal those of the coming update
+            ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+            attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+            rows, width = self.args.per_device_train_batch_size, mask.size(1)
+            with torch.no_grad():
+                logps, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, attention, width, rows)
+        per_token: torch.Tensor = logps - output["ref_per_token_logps"]
+        log_ratios = per_token.double().masked_fill(mask == 0, 0.0).sum(dim=1)
+        return log_ratios.masked_fill(mask.sum(dim=1) == 0, math.nan)
+
+    def _without_missing(self, rewards: torch.Tensor, prompts: Any) -> torch.Tensor:
+        """Refuse rewards that are not finite, or, with `on_nan="drop"`, take completions without a score out.
+
+        A dropped completion loses all its rewards, so that TRL leaves it out of its own means as well. Every process
+        sees the same gathered rewards, so all of them act alike.
+        """
+        scores = rewards[:, self._columns]
+        bad = ~torch.isfinite(scores)
+        has_bad = bool(bad.any())
+        if has_bad and (self._on_nan == "error" or torch.isinf(scores).any()):
+            what = self._first(torch.isinf(scores) if self._on_nan == "drop" else bad, scores, prompts)
+            raise RewardError(f"{what}; every completion needs a finite score")
+        if self._on_nan == "error":
+            return rewards
+        dropped = bad.any(dim=1)
+        self._metrics["train" if self.model.training else "eval"]["dropped"].append(float(dropped.sum()))
+        if has_bad and not self._has_dropped:
+            self._has_dropped = True
+            what = self._first(bad, scores, prompts)
+            if self.accelerator.is_main_process:
+                warnings.warn(f"{what}; such completions leave their group (on_nan: drop)", IamaWarning, stacklevel=2)
+        return rewards.masked_fill(dropped[:, None], math.nan) if has_bad else rewards
+
+    def _first(self, bad: torch.Tensor, scores: torch.Tensor, prompts: Any) -> str:
+        """The first bad score with its reward and prompt, in words."""
+        row, column = bad.nonzero()[0].tolist()
+        score, prompt = scores[row, column].item(), gather_object(list(prompts))[row]
+        returned = "None or NaN" if math.isnan(score) else score
+        name = self.objective.criteria[column].name
+        return f"reward {name!r} returned {returned} for the prompt {prompt_text(prompt)[:80]!r}"
 
 
 def _match_columns(objective: Objective, names: list[str]) -> list[int]:

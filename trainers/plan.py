@@ -14,6 +14,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from iama.aggregates import parse_aggregate
 from iama.config import TrainingConfig, nearest
 from iama.data import load_prompts
 from iama.environment import world_size
@@ -22,6 +23,7 @@ from iama.models import check_model_dir, loading
 from iama.objective import Criterion, Objective
 from iama.render import prompt_text, render_prompt
 from iama.rewards import check_reward
+from trainers.control import check_kl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +61,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     objective.check(fields["num_generations"])
     _check_batch(config, fields, source)
     _check_world_size(config, source)
+    _check_kl(config, fields, source)
     prompts = load_prompts(Path(config.prompts))
     _check_number_of_prompts(config, fields, len(prompts))
     _check_deepspeed(fields, source)
@@ -77,7 +80,12 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
 def build_objective(config: TrainingConfig) -> Objective:
     """The objective that the configuration names."""
     criteria = [Criterion(c.name, c.parsed_operator(), c.weight) for c in config.objective.criteria]
-    return Objective(criteria, config.objective.estimator)
+    return Objective(
+        criteria,
+        config.objective.estimator,
+        parse_aggregate(config.objective.aggregate),
+        config.objective.group_normalisation,
+    )
 
 
 def trainer_fields(config: TrainingConfig) -> dict[str, Any]:
@@ -192,6 +200,14 @@ def _check_number_of_prompts(config: TrainingConfig, fields: dict[str, Any], num
             f"({_num_rollouts(config, fields)} roll-outs in groups of {fields['num_generations']}); "
             "give more prompts or lower trainer.per_device_train_batch_size"
         )
+
+
+def _check_kl(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
+    """What regularises must have its reference."""
+    try:
+        check_kl(config.kl, fields["beta"])
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def _check_deepspeed(fields: dict[str, Any], source: str) -> None:

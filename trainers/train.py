@@ -115,6 +115,7 @@ def manifest(plan: Plan) -> Manifest:
             for c in config.objective.criteria
         ],
         estimator=config.objective.estimator,
+        aggregate=config.objective.aggregate,
         sampling=Sampling(temperature=fields["temperature"], max_new_tokens=fields["max_completion_length"]),
         seed=config.seed,
         versions={name: version(name) for name in ("iama", "torch", "transformers", "trl", "peft")},
@@ -122,13 +123,15 @@ def manifest(plan: Plan) -> Manifest:
 
 
 def _say_plan(plan: Plan) -> None:
+    from trainers.control import describe_kl
+
     config, fields = plan.config, plan.trainer_fields
     console.print(f"run        {config.name} -> {config.output_dir}")
     console.print(f"policy     {config.policy.path} ({config.policy.dtype}), LoRA r={plan.lora.r}")
     console.print(f"objective  {plan.objective.describe()}")
     console.print(
         f"roll-outs  {len(plan.prompts)} prompts, groups of {fields['num_generations']}, "
-        f"at most {fields['max_completion_length']} new tokens, beta {fields['beta']:g}"
+        f"at most {fields['max_completion_length']} new tokens, {describe_kl(config.kl, fields['beta'])}"
     )
     console.print(f"asked for  {fields.get('deepspeed') or 'no DeepSpeed'}, {config.world_size} process(es)")
 

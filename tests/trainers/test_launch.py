@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
-def launch(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
+def launch(command: list[str], **extra: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}} | extra
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -112,6 +112,60 @@ def test_the_same_command_again_finds_it_finished(run):
     assert done.returncode == 0
     assert "this run is finished" in done.stdout
     assert (folder / "metrics.jsonl").read_text() == before
+
+
+STEERED_SCRIPT = """
+import sys
+from pathlib import Path
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import LoraConfig
+from trl import GRPOConfig
+from iama.aggregates import smooth_min
+from iama.config import KLConfig
+from iama.data import load_prompts
+from iama.objective import Criterion, Objective
+from iama.operators import bon
+from trainers import NonlinearGRPOTrainer
+
+def length(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+def holes(completions, **kwargs):
+    return [None if i == 1 and trainer.accelerator.process_index == 1 else float(i) for i in range(len(completions))]
+
+trainer = NonlinearGRPOTrainer(
+    model=sys.argv[1],
+    reward_funcs=[length, holes],
+    args=GRPOConfig(
+        output_dir=sys.argv[3], max_steps=2, per_device_train_batch_size=6, num_generations=4, learning_rate=1e-2,
+        max_completion_length=6, beta=0.1, report_to="none", use_cpu=True, bf16=False, logging_steps=1,
+        save_strategy="no", gradient_checkpointing=False, disable_tqdm=True,
+    ),
+    train_dataset=Dataset.from_list(load_prompts(Path(sys.argv[2]))),
+    peft_config=LoraConfig(r=4),
+    objective=Objective([Criterion("length", bon(2)), Criterion("holes", bon(2))], aggregate=smooth_min(0.5)),
+    kl=KLConfig(target=0.01, gain=0.5, chi2=0.3),
+    on_nan="drop",
+)
+trainer.train()
+mine = (trainer.beta, trainer._running.means().tolist(), list(trainer._logs["advantages"]))
+one, two = gather_object([mine])
+assert one == two, (one, two)
+assert one[0] != 0.1
+assert one[2][7] == 0.0 and len(one[2]) == 12, one[2]
+assert [row["dropped"] for row in trainer.state.log_history if "dropped" in row] == [1.0, 1.0]
+print("both processes agree" if trainer.accelerator.is_main_process else "")
+"""
+
+
+def test_two_processes_steer_alike(tiny, tmp_path):
+    (tmp_path / "script.py").write_text(STEERED_SCRIPT)
+    start = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
+    done = launch([*start, str(tiny.policy), str(tiny.prompts), str(tmp_path / "run")], PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "both processes agree" in done.stdout
+    assert done.stderr.count("reward 'holes' returned None or NaN for the prompt") == 1
 
 
 @pytest.mark.parametrize("launcher", ["python", "accelerate"])

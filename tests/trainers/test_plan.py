@@ -60,7 +60,19 @@ def test_unknown_reward_function(make_config):
 
 def test_group_smaller_than_the_budget(make_config):
     changed = criteria(make_config(), operator="bon(8)")
-    refuse(make_config(objective__criteria=changed), ConfigError, r"bon\(8\).* at least 8 .*num_generations is 4")
+    with pytest.warns(IamaWarning, match=r"bon\(8\) draws more than trainer.num_generations = 4 samples"):
+        make_plan(make_config(objective__criteria=changed), "test.yaml")
+
+
+@pytest.mark.parametrize(("kl", "key"), [({"target": 0.1}, "kl.target = 0.1"), ({"chi2": 0.5}, "kl.chi2 = 0.5")])
+def test_regularisation_without_a_reference(make_config, kl, key):
+    refuse(make_config(trainer__beta=0.0, kl=kl), ConfigError, f"test.yaml: {key} needs a reference policy")
+
+
+def test_the_plan_holds_the_aggregate(make_config):
+    plan = make_plan(make_config(objective__aggregate="smooth_min(5)"), "test.yaml")
+    assert plan.objective.aggregate.name == "smooth_min(5)"
+    assert plan.objective.needs_running_values
 
 
 def test_batch_that_is_no_whole_number_of_groups(make_config):

@@ -39,9 +39,17 @@ def without_speed(row):
     return {key: value for key, value in row.items() if key != "tokens_per_second"}
 
 
-def test_a_killed_run_continues_as_if_nothing_had_happened(make_config, tmp_path):
+STEERED = {
+    "objective__aggregate": "smooth_min(5)",
+    "kl": {"target": 1e-3, "gain": 2.0, "chi2": 0.1},
+    "trainer__beta": 1.0,
+}
+
+
+@pytest.mark.parametrize("steering", [{}, STEERED], ids=["plain", "steered"])
+def test_a_killed_run_continues_as_if_nothing_had_happened(make_config, tmp_path, steering):
     # The checkpoint falls inside an epoch; after one at its end, TRL's sampler starts its order of prompts anew.
-    options = {"trainer__max_steps": 2, "trainer__save_strategy": "steps", "trainer__save_steps": 1}
+    options = {"trainer__max_steps": 2, "trainer__save_strategy": "steps", "trainer__save_steps": 1, **steering}
     whole = make_config(**options, output_dir=str(tmp_path / "whole"))
     run(make_plan(whole, "test.yaml"))
 

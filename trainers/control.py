@@ -1,0 +1,139 @@
+"""What a run adapts besides its weights: beta, and the running values of the criteria.
+
+Both are saved with every checkpoint, inside `trainer_state.json`, the last file of a checkpoint to be written: a
+checkpoint that counts as complete holds them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import TrainerCallback
+
+from iama.errors import ConfigError, IamaWarning
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from iama.config import KLConfig
+
+    Floats = NDArray[np.float64]
+
+STATE_KEY = "iama"
+"""Our entry among the `stateful_callbacks` of `trainer_state.json`; no class bears this name, so that transformers
+leaves the entry alone when it rebuilds callbacks."""
+BETA_RANGE = 1e3
+"""beta stays within this factor of `trainer.beta`. Without a bound it would go on falling while a target is out of
+reach, reach 0, where TRL computes no reference, and take as long to come back."""
+
+
+def check_kl(kl: KLConfig, beta: float) -> None:
+    """Refuse (`ConfigError`) what needs a reference where there is none."""
+    for name, used in (("target", kl.target is not None), ("chi2", kl.chi2 > 0)):
+        if used and beta == 0.0:
+            raise ConfigError(
+                f"kl.{name} = {getattr(kl, name)} needs a reference policy, which TRL does not compute at trainer.beta "
+                f"= 0; set trainer.beta above 0 (as small as wanted) or leave kl.{name} out"
+            )
+
+
+def describe_kl(kl: KLConfig, beta: float) -> str:
+    """The regularisation in force."""
+    text = f"beta {beta:g}"
+    if kl.target is not None:
+        text += f" at first, steered to a KL of {kl.target:g} nats a token (gain {kl.gain:g})"
+    return text + (f", plus {kl.chi2:g} * chi2(policy || reference)" if kl.chi2 > 0 else "")
+
+
+def next_beta(beta: float, kl_per_token: float, target: float, gain: float) -> float:
+    """A controller in log space: up where the measured KL is above its target, down below.
+
+    One step raises beta by at most a factor `exp(gain)` and lowers it by a fifth of that in the exponent: a run starts
+    at a KL of zero whatever beta is, and must not wind beta down before the KL can answer. Takakura et al. 2026
+    (sec. 6.2) steer beta "in log space" to a target of 0.1; this form of it, and the unit of nats a token, are this
+    project's reading.
+    """
+    return beta * math.exp(gain * min(max(kl_per_token / target - 1.0, -0.2), 1.0))
+
+
+@dataclass
+class RunningMean:
+    """Exponential mean over roll-out batches, corrected for its start (as Adam's moments are).
+
+    The sum and the weights decay alike: the first batch's mean is that batch's, the second's is nearly the
+    average of two. A batch that gave no value (NaN: all its completions were dropped) changes nothing.
+    """
+
+    decay: float
+    sums_K: list[float]
+    weight: float = 0.0
+
+    def update(self, values_K: Floats) -> None:
+        """Count one batch's values `[K]`."""
+        if not np.isfinite(values_K).all():
+            return
+        self.sums_K = (self.decay * np.array(self.sums_K) + (1 - self.decay) * values_K).tolist()
+        self.weight = self.decay * self.weight + (1 - self.decay)
+
+    def means(self) -> Floats | None:
+        """The means `[K]`; None before the first batch."""
+        return np.array(self.sums_K) / self.weight if self.weight > 0 else None
+
+
+class RunControl(TrainerCallback):
+    """Steers beta after every optimiser step, and keeps it and the running values across checkpoints.
+
+    Everything here follows from numbers that are equal on all processes: TRL's `kl` is reduced over them, the
+    rewards are gathered.
+    """
+
+    def __init__(self, trainer: Any, kl: KLConfig, running: RunningMean | None) -> None:
+        self._trainer = trainer
+        self._kl = kl
+        self._running = running
+        self._first_beta = trainer.beta
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Go on from a checkpoint."""
+        saved = state.stateful_callbacks.get(STATE_KEY)
+        if saved is not None:
+            self._restore(saved)
+        elif state.global_step > 0:
+            message = f"the checkpoint of step {state.global_step} holds no beta or running values: they start anew"
+            warnings.warn(message, IamaWarning, stacklevel=2)
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Log the beta of this step, set that of the next, and leave both where the next checkpoint takes them."""
+        self._trainer._metrics["train"]["beta"].append(self._trainer.beta)
+        if self._kl.target is not None:
+            self._steer(self._kl.target)
+        state.stateful_callbacks[STATE_KEY] = self._saved()
+
+    def _saved(self) -> dict[str, Any]:
+        saved: dict[str, Any] = {} if self._kl.target is None else {"beta": self._trainer.beta}
+        if self._running is not None:
+            saved |= {"sums_K": self._running.sums_K, "weight": self._running.weight}
+        return saved
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        if self._kl.target is not None:
+            self._trainer.beta = saved["beta"]
+        if self._running is not None:
+            self._running.sums_K, self._running.weight = saved["sums_K"], saved["weight"]
+
+    def _steer(self, target: float) -> None:
+        measured = self._trainer._metrics["train"]["kl"][-self._trainer.current_gradient_accumulation_steps :]
+        wanted = next_beta(self._trainer.beta, sum(measured) / len(measured), target, self._kl.gain)
+        low, high = self._first_beta / BETA_RANGE, self._first_beta * BETA_RANGE
+        self._trainer.beta = min(max(wanted, low), high)
+        if wanted != self._trainer.beta:
+            warnings.warn(
+                f"beta has moved by a factor {BETA_RANGE:g} from trainer.beta = {self._first_beta:g} and stops there: "
+                f"kl.target = {target:g} nats a token is out of reach; change it or trainer.learning_rate",
+                IamaWarning,
+                stacklevel=2,
+            )
