@@ -31,8 +31,11 @@ check: $(STAMP) ## ruff, ruff format, mypy --strict
 bench: $(STAMP) ## speed of the sampler and cost of the objective, as ratios
 	$(RUN) -m scripts.bench
 
-results: $(STAMP) ## regenerate docs/results.md (about an hour on two cores; resumable)
+EXPERIMENTS := toy estimator_study search front mixed_preference length dynamics operators
+
+results: $(STAMP) ## regenerate docs/results.md and docs/results/ (three hours on two cores; resumable)
 	$(RUN) -m scripts.results
+	set -e; for name in $(EXPERIMENTS); do $(RUN) -m scripts.experiments.$$name; done
 
 clean: ## remove runs, caches and .venv
 	rm -rf runs $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
