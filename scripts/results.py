@@ -35,7 +35,7 @@ EVALUATION = "configs/demo-evaluate.yaml"
 METHODS = {"grpo": "configs/demo-grpo.yaml", "iama": "configs/demo.yaml"}
 CRITERIA = ("helpful", "harmless")
 SEARCH_SEED, SEEDS = 0, (10, 11, 12)
-LEARNING_RATES, BETAS = (2e-3, 4e-3), (0.02, 0.08, 0.2)
+LEARNING_RATES, BETAS = (2e-3, 4e-3), (0.08, 0.2, 0.3, 0.5)
 BUDGET = 4
 
 

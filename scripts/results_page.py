@@ -7,15 +7,20 @@ from typing import Any
 
 Row = dict[str, Any]
 
-MAX_KL = 0.3
+MAX_KL = 0.2
 """Nats per token: the search takes no candidate that ends further from the reference."""
 
-FIRST_ATTEMPT = """## An earlier attempt
+EARLIER_ATTEMPTS = """## Earlier attempts
 
-At first the search had no KL limit (commit 2013532). By proxy alone it chose learning rate 0.004 and beta 0.02 for
-both methods, and IAMA over-optimised its proxies: on seed 10 it saved more than 16 times the samples by proxy, but by
-gold only 2.5 (helpful) and 1.2 (harmless) times. The limit was then set, and the grid moved, with seed 0; the worlds
-are the same.
+The worlds are the same in all of them; what changed is how far the search may go from the reference.
+
+1. No KL limit (commit 2013532). By proxy alone the search chose learning rate 0.004 and beta 0.02 for both methods,
+   and IAMA over-optimised its proxies: on seed 10 it saved more than 16 times the samples by proxy, but by gold only
+   2.5 (helpful) and 1.2 (harmless) times.
+2. A limit of 0.3 nats per token, and a grid moved with seed 0 (commit 0499c17). Seeds 10 to 12: > 16 times (12.3 to 16)
+   on helpful, > 8.7 (2.9 to 16) on harmless; on seed 12 harmless saved 2.8 times by gold where it saved > 16 by proxy.
+3. The limit of 0.2, below. It was set after gold on seeds 0 to 2 showed the same gold as at 0.3 with a curve that no
+   longer falls. Beta 0.5 took the place of 0.02 in the grid, which is beyond the limit for both methods.
 """
 
 INTRO = """# Results on the demo world
@@ -24,9 +29,10 @@ Written by `make results` (`scripts/results.py`); edit the script, not this page
 
 **What these figures are.** The policies and reward models have about a million parameters and speak a small synthetic
 language made for this project; nothing here is evidence about large models. World seeds {seeds} were run once for the
-commit that states them, seed 10 a second time (see *An earlier attempt*); seed {search_seed} was used for development
-and for the search below. Gold rewards are exact functions of the text. They select no sample and no candidate of the
-search; but the search's KL limit and grid were set by us after we had seen gold on seeds 0 and 10.
+commit that states them, after two earlier attempts (see there); seeds 0 to 2 were used for development, seed
+{search_seed} for the search below. Gold rewards are exact functions of the text. They select no sample and no candidate
+of the search; but the search's KL limit and grid were set by us after we had seen gold on seeds 0 to 2 and, in the
+earlier attempts, on seeds 10 to 12.
 
 **What is compared.** The untrained base, linear GRPO (`operator: identity`, leave-one-out) and IAMA
 (`operator: bon(4)` on both criteria), the last two with the same steps, roll-outs, LoRA and search. Each criterion is
@@ -59,7 +65,7 @@ def page(
         _quality(seeds),
         _curves(seeds),
         _search(search, best),
-        FIRST_ATTEMPT,
+        EARLIER_ATTEMPTS,
         _worlds(worlds),
     ]
     return "\n".join(parts)
