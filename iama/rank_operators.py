@@ -14,6 +14,7 @@ masses at or below and strictly below it, and `s_t` the mean score at that level
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,10 +55,11 @@ class RankOperator:
     @property
     def smallest_group(self) -> int:
         """Smallest sensible G: at most 5 % of the draws are of more than G samples, and a baseline exists."""
-        size = 2
-        while self.clamped_share(size) > CLAMPED_SHARE:
-            size += 1
-        return size
+        enough = 2
+        while self.clamped_share(enough) > CLAMPED_SHARE:
+            enough *= 2
+        sizes = range(2, enough + 1)
+        return sizes[bisect_left(sizes, -CLAMPED_SHARE, key=lambda size: -self.clamped_share(size))]
 
     def clamped_share(self, size: int) -> float:
         """Share of the law above `size` draws, which a group of that size cannot show."""

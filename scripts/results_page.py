@@ -23,6 +23,16 @@ The worlds are the same in all of them; what changed is how far the search may g
    longer falls. Beta 0.5 took the place of 0.02 in the grid, which is beyond the limit for both methods.
 """
 
+FURTHER = """## Further results
+
+Each page starts with its command and says what was to be shown, what was measured, and where it falls short.
+
+| page | question | command |
+|---|---|---|
+| [toy](results/toy.md) | does training reach a known optimum; the paper's theorems against measurement | `python -m scripts.experiments.toy` |
+| [estimators](results/estimators.md) | noise and bias of every estimator against group size | `python -m scripts.experiments.estimator_study` |
+"""
+
 INTRO = """# Results on the demo world
 
 Written by `make results` (`scripts/results.py`); edit the script, not this page.
@@ -67,6 +77,7 @@ def page(
         _search(search, best),
         EARLIER_ATTEMPTS,
         _worlds(worlds),
+        FURTHER,
     ]
     return "\n".join(parts)
 
