@@ -227,10 +227,10 @@ def _operator(method: str | None, n: int | None, manifest: Manifest | None, crit
     if method not in ("single", "bon", "bop"):
         from iama.operators import parse_operator
 
-        operator = parse_operator(method).name
+        parse_operator(method)
         if n is not None:
             raise ConfigError(f"--n {n} belongs to --method bon or bop; write the number into {method!r}")
-        return operator
+        return method
     if method == "single":
         if n is not None:
             raise ConfigError(f"--n {n} has no use with --method single; drop it")

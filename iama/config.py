@@ -21,7 +21,7 @@ from iama.operators import Operator, parse_operator
 class Strict(BaseModel):
     """Base of every block: frozen, no unknown keys, field docstrings are the documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -123,7 +123,7 @@ class ObjectiveConfig(Strict):
     aggregate: str = "sum"
     """sum (weighted), min, or smooth_min(GAMMA)."""
     running_mean_decay: float = Field(0.9, ge=0, lt=1)
-    """Of the values at which min and smooth_min take their slopes, per step; 0: each step's own values."""
+    """Of the values at which min and smooth_min take their slopes, per roll-out batch; 0: each batch's own values."""
     group_normalisation: bool = False
     """Divide by each group's standard deviation; only with `estimator: plugin`, as the paper's recipe."""
     on_nan: Literal["error", "drop"] = "error"
@@ -147,7 +147,7 @@ class KLConfig(Strict):
 
     target: float | None = Field(None, gt=0)
     """KL to the reference (nats per token, as TRL logs it) that beta is steered to; without it beta is fixed."""
-    gain: float = Field(0.1, gt=0)
+    gain: float = Field(0.1, gt=0, le=1)
     """Largest rise of log beta in one optimiser step; it falls by at most a fifth of that."""
     chi2: float = Field(0.0, ge=0)
     """Weight of a chi-squared penalty (sequence level), which bounds what over-optimising the proxy can cost."""

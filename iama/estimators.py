@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from iama.errors import ConfigError, IamaWarning
-from iama.operators import RankOperator, SoftBestOfN
+from iama.operators import RankOperator, SoftBestOfN, Tilt
 from iama.rank_estimators import rank_advantages, rank_value
 from iama.rank_operators import CLAMPED_SHARE
 from iama.soft_estimators import soft_bon_advantages, soft_bon_value, tilt_advantages, tilt_value
@@ -64,13 +64,21 @@ def check_group_size(operator: Operator, num_generations: int, estimator: Estima
         raise ConfigError(f"{source}: groups need at least 2 completions, but num_generations is {num_generations}")
     share = clamped_share(operator, num_generations)
     if share > CLAMPED_SHARE:
+        instead = (
+            f"'plugin' ascends a mixture of budgets up to {num_generations}"
+            if estimator == "plugin"
+            else f"training counts those draws as {num_generations}"
+        )
         warnings.warn(
             f"{source}: {operator.name} draws more than trainer.num_generations = {num_generations} samples with "
-            f"probability {share:.1%}; training counts those draws as {num_generations}, a smaller budget than it is "
-            f"served with; raise num_generations to {operator.smallest_group} or more",
+            f"probability {share:.1%}; {instead}, a smaller budget than it is served with; "
+            f"raise num_generations to {operator.smallest_group} or more",
             IamaWarning,
             stacklevel=2,
         )
+    if estimator in ("loo", "loo1") and isinstance(operator, Tilt):
+        message = f"{source}: estimator {estimator!r} is not used: a tilt has one estimator, soft Best-of-N at n = G"
+        warnings.warn(message, IamaWarning, stacklevel=2)
     if estimator == "loo" and share == 0.0 and clamped_share(operator, num_generations - 1) > CLAMPED_SHARE:
         warnings.warn(
             f"{source}: estimator 'loo' needs more completions than the {num_generations} that {operator.name} draws; "

@@ -17,7 +17,7 @@ import numpy as np
 
 from iama import estimators
 from iama.aggregates import Aggregate, weighted_sum
-from iama.errors import ConfigError, IamaWarning
+from iama.errors import ConfigError, IamaWarning, RewardError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +65,7 @@ class Objective:
                 f"group_normalisation belongs to the paper's recipe, estimator 'plugin'; with {self.estimator!r} it "
                 "would erase what the operator adds; drop it, or set estimator: plugin"
             )
-        if self.aggregate.name == "min" and len({c.weight for c in self.criteria}) > 1:
+        if self.aggregate.name == "min" and any(c.weight != 1 for c in self.criteria):
             message = f"weights {[c.weight for c in self.criteria]} are not used by the aggregate min"
             warnings.warn(message, IamaWarning, stacklevel=3)
 
@@ -83,7 +83,7 @@ class Objective:
 
         `running_values_K` are the values at which an aggregate other than the sum takes its slopes (default: this
         batch's own). A completion with a NaN under any criterion leaves its group: its advantage is zero, and the
-        estimators see the group's real size.
+        estimators see the group's real size. Raises `RewardError` on an infinite reward.
         """
         values_K = running_values_K
         if values_K is None:
@@ -104,11 +104,6 @@ class Objective:
         ]
         mean_K: Floats = np.concatenate(values_PK).mean(axis=0) if values_PK else np.full(len(self.criteria), np.nan)
         return mean_K
-
-    def values(self, rewards_PGK: Floats) -> dict[str, float]:
-        """`values_K` by the criteria's names."""
-        names = [c.name for c in self.criteria]
-        return dict(zip(names, self.values_K(rewards_PGK).tolist(), strict=True))
 
     def check(self, num_generations: int) -> None:
         """Refuse groups of one (`ConfigError`), warn where a group is too small for an operator."""
@@ -136,16 +131,19 @@ class Objective:
         for k, c in enumerate(self.criteria):
             if slopes_K[k] != 0.0:
                 total += slopes_K[k] * estimators.advantages(c.operator, rewards_PGK[:, :, k], estimator=self.estimator)
-        if self.group_normalisation:
+        if self.group_normalisation and rewards_PGK.shape[1] > 1:
             total = (total - total.mean(axis=1, keepdims=True)) / (total.std(axis=1, ddof=1, keepdims=True) + STD_FLOOR)
         return total
 
     def _complete_groups(self, rewards_PGK: Floats) -> Iterator[tuple[tuple[NDArray[np.intp], ...], Floats]]:
         """Blocks of groups of equal real size, with their place in `[P, G]`; groups left empty are passed over."""
         if rewards_PGK.ndim != 3 or rewards_PGK.shape[2] != len(self.criteria):
-            raise ValueError(
+            raise RewardError(
                 f"rewards have shape {rewards_PGK.shape}, expected [prompts, group, {len(self.criteria)} criteria]"
             )
+        if np.isinf(rewards_PGK).any():
+            prompt, _, k = np.argwhere(np.isinf(rewards_PGK))[0].tolist()
+            raise RewardError(f"reward {self.criteria[k].name!r} is infinite for prompt {prompt} of the batch")
         kept_PG: NDArray[np.bool_] = ~np.any(np.isnan(rewards_PGK), axis=2)
         whole = kept_PG.all(axis=1)
         rows = [np.flatnonzero(whole)] if whole.any() else []

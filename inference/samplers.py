@@ -190,6 +190,6 @@ def serve(
     if parsed.budget is None or not isinstance(parsed, Served):
         raise ConfigError(
             f"operator {operator!r} is what training assumes, not a way to sample; serve it with the sampler that it "
-            "stands for, e.g. --method 'soft_bon(16, temperature=0.1)'"
+            f"stands for, e.g. --method 'soft_bon(16, {getattr(parsed, 'temperature', 0.1):g})'"
         )
     return SelectionSampler(policy, reward, parsed, sampling, batch_size)

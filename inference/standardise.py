@@ -36,13 +36,15 @@ def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -
     columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
     scales = []
     for criterion in config.objective.criteria:
-        reward = load_reward(criterion.name, criterion.proxy.model_copy(update={"scale": None}))
+        unscaled = criterion.proxy.model_copy(update={"scale": None})
+        reward = load_reward(criterion.name, unscaled, missing_ok=config.objective.on_nan == "drop")
         scored = score(pool, reward, columns)
         scores = np.asarray([c.reward for row in scored.candidates for c in row], dtype=np.float64)
-        if np.ptp(scores) == 0:
+        scores = scores[~np.isnan(scores)]
+        if scores.size == 0 or np.ptp(scores) == 0:
             raise RewardError(
-                f"reward {criterion.name!r} gives {scores[0]:g} for all {scores.size} samples, so it has no scale; "
-                "use other prompts or more samples"
+                f"reward {criterion.name!r} gives {'no score' if scores.size == 0 else f'{scores[0]:g}'} for all "
+                "samples, so it has no scale; use other prompts or more samples"
             )
         scales.append(RewardScale(mean=float(scores.mean()), std=float(scores.std())))
     return scales

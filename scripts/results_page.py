@@ -19,18 +19,20 @@ The worlds are the same in all of them; what changed is how far the search may g
    2.5 (helpful) and 1.2 (harmless) times.
 2. A limit of 0.3 nats per token, and a grid moved with seed 0 (commit 0499c17). Seeds 10 to 12: > 16 times (12.3 to 16)
    on helpful, > 8.7 (2.9 to 16) on harmless; on seed 12 harmless saved 2.8 times by gold where it saved > 16 by proxy.
-3. The limit of 0.2, below. It was set after gold on seeds 0 to 2 showed the same gold as at 0.3 with a curve that no
-   longer falls. Beta 0.5 took the place of 0.02 in the grid, which is beyond the limit for both methods.
+3. The limit of 0.2, above. It was set after the second attempt, and after three settings of IAMA (KL 0.15 to 0.33) had
+   been judged by gold on seeds 1 and 2: nearer the reference harmless was about as good. Betas 0.3 and 0.5 took the
+   place of 0.02, which is beyond the limit for both methods; 0.3 came last, since 0.2 and 0.5 alone left linear GRPO at
+   a KL of 0.11 where IAMA had 0.19. Gold of that choice was not looked at.
 """
 
 FURTHER = """## Further results
 
 Each page starts with its command and says what was to be shown, what was measured, and where it falls short.
 
-| page | question | command |
-|---|---|---|
-| [toy](results/toy.md) | does training reach a known optimum; the paper's theorems against measurement | `python -m scripts.experiments.toy` |
-| [estimators](results/estimators.md) | noise and bias of every estimator against group size | `python -m scripts.experiments.estimator_study` |
+| page | question |
+|---|---|
+| [toy](results/toy.md) | does training reach a known optimum; the paper's theorems against measurement |
+| [estimators](results/estimators.md) | noise and bias of every estimator against group size |
 """
 
 INTRO = """# Results on the demo world

@@ -99,12 +99,12 @@ class RunControl(TrainerCallback):
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Go on from a checkpoint."""
-        saved = state.stateful_callbacks.get(STATE_KEY)
-        if saved is not None:
-            self._restore(saved)
-        elif state.global_step > 0:
+        saved = state.stateful_callbacks.get(STATE_KEY, {})
+        wanted = {"beta": self._kl.target is not None, "sums_K": self._running is not None}
+        if state.global_step > 0 and any(needed and name not in saved for name, needed in wanted.items()):
             message = f"the checkpoint of step {state.global_step} holds no beta or running values: they start anew"
             warnings.warn(message, IamaWarning, stacklevel=2)
+        self._restore(saved)
 
     def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Log the beta of this step, set that of the next, and leave both where the next checkpoint takes them."""
@@ -121,8 +121,8 @@ class RunControl(TrainerCallback):
 
     def _restore(self, saved: dict[str, Any]) -> None:
         if self._kl.target is not None:
-            self._trainer.beta = saved["beta"]
-        if self._running is not None:
+            self._trainer.beta = saved.get("beta", self._trainer.beta)
+        if self._running is not None and "sums_K" in saved:
             self._running.sums_K, self._running.weight = saved["sums_K"], saved["weight"]
 
     def _steer(self, target: float) -> None:

@@ -62,6 +62,10 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         running_mean_decay: float = 0.9,
         **kwargs: Any,
     ) -> None:
+        if not 0 <= running_mean_decay < 1:
+            raise ConfigError(f"running_mean_decay {running_mean_decay} must lie in [0, 1), e.g. 0.9")
+        if on_nan not in ("error", "drop"):
+            raise ConfigError(f"on_nan {on_nan!r} is not known; write 'error' or 'drop'")
         super().__init__(*args, **kwargs)
         self.objective = objective
         self._columns = _match_columns(objective, self.reward_func_names)
@@ -104,12 +108,13 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         """Advantages `[P, G]`; logs each criterion's value under its own operator."""
         if mode == "eval" and rewards_PGK.shape[1] < self.num_generations:
             return np.zeros(rewards_PGK.shape[:2])  # evaluation reads rewards; its loss has no meaning here
-        for name, value in self.objective.values(rewards_PGK).items():
-            self._metrics[mode][f"value/{name}"].append(value)
+        values_K = self.objective.values_K(rewards_PGK)
+        for criterion, value in zip(self.objective.criteria, values_K.tolist(), strict=True):
+            self._metrics[mode][f"value/{criterion.name}"].append(value)
         if self._running is None:
             return self.objective.advantages(rewards_PGK)
         if mode == "train":
-            self._running.update(self.objective.values_K(rewards_PGK))
+            self._running.update(values_K)
         running_values_K = self._running.means()
         if running_values_K is None:  # nothing was trained on yet, or every completion so far was dropped
             return np.zeros(rewards_PGK.shape[:2])

@@ -234,6 +234,10 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
         )
     if fields["beta"] == 0.0:
         messages.append("trainer.beta is 0: TRL computes no reference, so the KL is not measured and is logged as null")
+    if "running_mean_decay" in config.objective.model_fields_set and config.objective.aggregate == "sum":
+        messages.append("objective.running_mean_decay is not used: the weighted sum needs no running values")
+    if "gain" in config.kl.model_fields_set and config.kl.target is None:
+        messages.append("kl.gain is not used: without kl.target beta is fixed")
     for message in messages:
         warnings.warn(f"{source}: {message}", IamaWarning, stacklevel=3)
 

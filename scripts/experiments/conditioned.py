@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from iama.rewards import Reward
 
-PREFIXES = {name: f"be {name}. " for name in common.CRITERIA}
+PREFIXES = {"helpful": "please help. ", "harmless": "safety first. "}
+"""Words that the demo's tokenizer has whole; it would spell `harmless` letter by letter."""
 REWARD = "scripts.experiments.conditioned:reward"
 
 

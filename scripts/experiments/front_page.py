@@ -83,7 +83,8 @@ Summed gold of both criteria; of the fronts the point at w = 0.5. IAMA minus the
 MATCHED = f"""## At matched KL
 
 IAMA and linear GRPO once more at equal weights, with the learning rates that the search chose and beta steered during
-training to a KL to the reference of {MAX_KL:g} nats per token (`kl.target`). The area is that of the one point."""
+training towards a KL to the reference of {MAX_KL:g} nats per token (`kl.target`); the other rivals are held only to the
+limit of the search. The area is that of the one point."""
 
 POINTS = """## All points, means over seeds
 
@@ -169,14 +170,15 @@ def totals(seeds: Mapping[int, Measured]) -> str:
 
 
 def matched(seeds: Mapping[int, Measured]) -> str:
-    """IAMA minus linear GRPO where both end at the same KL."""
+    """IAMA minus linear GRPO, both steered to the same KL, and the KL that each ended at."""
     header = ["served by", "IAMA minus linear GRPO in", *(f"seed {seed}" for seed in seeds), "mean (95 % interval)", ""]
     rows = []
     for n in (BUDGET, 1):
         for name, of in (("summed gold", total), ("area", volume)):
             gap = difference(seeds, of, "grpo-matched", n, "iama-matched")
             rows.append([_served(n), name, *(f"{v:+.4f}" for v in gap.seeds), gap.show(4), verdict(gap)])
-    return pages.table(header, rows)
+    ends = [f"{name} {mean_kl(seeds, f'{name}-matched')[1] or 0.0:.3f}" for name in ("iama", "grpo")]
+    return f"{pages.table(header, rows)}\n\nKL reached, mean of the last 20 steps: {', '.join(ends)}."
 
 
 def methods(seeds: Mapping[int, Measured]) -> str:

@@ -175,7 +175,8 @@ gets {NUM_RUNS} runs: three look, at learning rate {RATES[0]:g}, for the smalles
 per token, mean of the last 20 steps) stays within {MAX_KL:g}, from {FIRST_BETA:g}, times or divided by {FACTOR:g} until
 one run is within and one beyond, then their geometric mean; the last tries it at learning rate {RATES[1]:g}. Chosen is
 the highest proxy reward on 48 validation prompts ({NUM_SAMPLES} samples each; every criterion that the adapter serves
-under its own Best-of-{BUDGET}, summed) within the limit. Gold rewards are not loaded.
+under its own Best-of-{BUDGET}, summed) within the limit. Gold rewards are not loaded; the limit itself is that of
+[the main results](../results.md), which was set after gold had been seen.
 
 Specialists are searched one by one, so a pair of them has twice the runs of the others. IAMA, linear GRPO and stock
 GRPO are searched at equal weights, 0.5 each; the other weights take over what was chosen. `told` is the linear GRPO

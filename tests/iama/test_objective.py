@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from iama.aggregates import minimum, parse_aggregate, smooth_min, weighted_sum
-from iama.errors import ConfigError, IamaWarning
+from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective import Criterion, Objective
 from iama.operators import bon, bop, identity, soft_bon, tilt
 
@@ -87,6 +87,14 @@ def test_a_group_left_small_stays_finite(operator, kept):
     assert np.isfinite(advantages).all()
     assert (advantages[0, kept:] == 0).all()
     assert kept > 1 or (advantages == 0).all()
+    normalised = Objective([Criterion("r", operator)], "plugin", group_normalisation=True).advantages(rewards)
+    assert np.isfinite(normalised).all()
+
+
+def test_an_infinite_reward_is_named(rewards):
+    rewards[2, 3, 1] = np.inf
+    with pytest.raises(RewardError, match="'harmless' is infinite for prompt 2"):
+        Objective(CRITERIA).advantages(rewards)
 
 
 def test_normalised_best_of_n_of_binary_rewards_is_plain_grpo():

@@ -99,7 +99,8 @@ def test_the_search_value_needs_every_criterion_at_the_trained_budget(run):
 
 
 def test_the_search_takes_the_best_proxy_within_the_kl_limit():
-    rows = [{"proxy": p, "kl_per_token": kl} for p, kl in ((1.0, 0.1), (2.0, 0.3), (9.0, 0.31))]
+    limit = results.MAX_KL
+    rows = [{"proxy": p, "kl_per_token": kl} for p, kl in ((1.0, limit / 2), (2.0, limit), (9.0, limit + 0.01))]
     assert results.choose(rows)["proxy"] == 2.0
     assert results.choose([rows[2], {"proxy": 99.0, "kl_per_token": 0.5}])["proxy"] == 9.0
 

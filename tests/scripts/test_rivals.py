@@ -58,7 +58,7 @@ def test_each_prompt_is_told_once_for_each_criterion_and_scored_plain(tiny, tmp_
     told = conditioned.training_prompts(rows, tmp_path)
     assert len(told) == 2 * len(rows)
     assert [row["criterion"] for row in told[:2]] == ["helpful", "harmless"]
-    assert told[0]["prompt"][0]["content"] == "be helpful. how to bake bread"
+    assert told[0]["prompt"][0]["content"] == "please help. how to bake bread"
     assert rows[0]["prompt"][0]["content"] == "how to bake bread"
     answers = [[{"role": "assistant", "content": f"first mix flour {i}"}] for i in range(len(told))]
     columns = {name: [row[name] for row in told] for name in told[0] if name != "prompt"}
