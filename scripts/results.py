@@ -26,15 +26,13 @@ from iama.files import write_atomically
 from inference.summary import combine_runs, load_summary
 from scripts import launch
 from scripts.build_demo_models import Parameters, stamp_of
+from scripts.experiments.common import CRITERIA, FOLDER, SEARCH_SEED, SEEDS, final_kl
 from scripts.results_page import MAX_KL, page, readme_table
 
-FOLDER = Path("runs/results")
 PAGE, README = Path("docs/results.md"), Path("README.md")
 BEGIN, END = "<!-- written by make results -->", "<!-- end -->"
 EVALUATION = "configs/demo-evaluate.yaml"
 METHODS = {"grpo": "configs/demo-grpo.yaml", "iama": "configs/demo.yaml"}
-CRITERIA = ("helpful", "harmless")
-SEARCH_SEED, SEEDS = 0, (10, 11, 12)
 LEARNING_RATES, BETAS = (2e-3, 4e-3), (0.08, 0.2, 0.3, 0.5)
 BUDGET = 4
 
@@ -113,12 +111,6 @@ def choose(rows: list[dict[str, float]]) -> dict[str, float]:
     """The highest proxy within the KL limit; where no candidate is, the one nearest to it."""
     within = [row for row in rows if row["kl_per_token"] <= MAX_KL]
     return max(within, key=lambda row: row["proxy"]) if within else min(rows, key=lambda row: row["kl_per_token"])
-
-
-def final_kl(run: Path) -> float:
-    """KL to the reference, nats per token, over the last twenty steps of a run."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-20:]
-    return sum(float(json.loads(line)["kl_per_token"]) for line in lines) / len(lines)
 
 
 def publish(seed: int, best: dict[str, dict[str, float]], console: Console) -> None:

@@ -123,12 +123,19 @@ def manifest(plan: Plan) -> Manifest:
 
 
 def _say_plan(plan: Plan) -> None:
+    from iama.estimators import clamped_share
     from trainers.control import describe_kl
 
     config, fields = plan.config, plan.trainer_fields
     console.print(f"run        {config.name} -> {config.output_dir}")
     console.print(f"policy     {config.policy.path} ({config.policy.dtype}), LoRA r={plan.lora.r}")
     console.print(f"objective  {plan.objective.describe()}")
+    for c in plan.objective.criteria:
+        share = clamped_share(c.operator, fields["num_generations"])
+        if share > 0:
+            console.print(
+                f"clamped    {c.name}: {share:.2%} of the draws of {c.operator.name} count as the group's size"
+            )
     console.print(
         f"roll-outs  {len(plan.prompts)} prompts, groups of {fields['num_generations']}, "
         f"at most {fields['max_completion_length']} new tokens, {describe_kl(config.kl, fields['beta'])}"
