@@ -71,8 +71,9 @@ def write(
         "for the demo's two criteria, and what the settings do to it: [dynamics.md](dynamics.md).\n\n"
         "![Share near either target](length-steps.svg)",
         "## Search\n\nEach method keeps the candidate with the highest training value of its own objective (mean of "
-        f"the last steps, thousandths) on world seed {search_seed}; the masses above were not looked at. There is no KL limit, "
-        "since exact rewards cannot be over-optimised; so the methods end at KLs of their own, as the table shows, not at a matched one.",
+        f"the last steps, thousandths) on world seed {search_seed}; the masses above were not looked at. There is "
+        "no KL limit, since exact rewards cannot be over-optimised; so the methods end at KLs of their own, as the "
+        "table shows, not at a matched one.",
         _search(search, best),
     ]
     write_page(PAGE, "Two target lengths", COMMAND, parts)
