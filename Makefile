@@ -33,7 +33,7 @@ bench: $(STAMP) ## speed of the sampler and cost of the objective, as ratios
 
 EXPERIMENTS := toy estimator_study search front mixed_preference length dynamics operators
 
-results: $(STAMP) ## regenerate docs/results.md and docs/results/ (three hours on two cores; resumable)
+results: $(STAMP) ## regenerate docs/results.md and docs/results/ (about three hours on two cores, estimated; resumable)
 	$(RUN) -m scripts.results
 	set -e; for name in $(EXPERIMENTS); do $(RUN) -m scripts.experiments.$$name; done
 

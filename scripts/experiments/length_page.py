@@ -67,8 +67,7 @@ def write(
         "## Value after Best-of-4\n\nDifferences paired over prompts, in thousandths, with 95 % intervals that "
         "resample seeds and, within a seed, prompts.",
         _differences(measured),
-        "## While it trains\n\nShare of the roll-outs near either target (moving average over ten steps). The same "
-        "for the demo's two criteria, and what the settings do to it: [dynamics.md](dynamics.md).\n\n"
+        "## While it trains\n\nShare of the roll-outs near either target (moving average over ten steps).\n\n"
         "![Share near either target](length-steps.svg)",
         "## Search\n\nEach method keeps the candidate with the highest training value of its own objective (mean of "
         f"the last steps, thousandths) on world seed {search_seed}; the masses above were not looked at. There is "
