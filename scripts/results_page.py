@@ -33,6 +33,8 @@ Each page starts with its command and says what was to be shown, what was measur
 |---|---|
 | [toy](results/toy.md) | does training reach a known optimum; the paper's theorems against measurement |
 | [estimators](results/estimators.md) | noise and bias of every estimator against group size |
+| [length](results/length.md) | two target lengths: does one base hold both? |
+| [operators](results/operators.md) | another algorithm for each criterion; trained operator against served sampler |
 """
 
 INTRO = """# Results on the demo world
