@@ -41,7 +41,7 @@ def without_speed(row):
 
 STEERED = {
     "objective__aggregate": "smooth_min(5)",
-    "kl": {"target": 1e-3, "gain": 2.0, "chi2": 0.1},
+    "kl": {"target": 1e-3, "gain": 1.0, "chi2": 0.1},
     "trainer__beta": 1.0,
 }
 
