@@ -36,10 +36,10 @@ COLOURS = {"base": GREY, "linear": ORANGE, "mixed": BLUE}
 INTRO = """Demo world: models of about a million parameters, a synthetic language. Budget: {steps} steps of 64 roll-outs
 in groups of 16 a run, half of the demo's, one process each; {num_runs} runs on world and training seeds {seeds}; then
 {num_samples} samples for each of {num_prompts} test prompts a policy. Nothing is searched here: IAMA has the beta of
-`configs/demo.yaml`, linear GRPO that of `configs/demo-grpo.yaml`, both twice the learning rate of these. Proxy rewards
-select, gold rewards only judge; `brief` (standard deviations of length below the base's mean) is its own gold. All
-values are unbiased estimates from one pool a policy and prompt; intervals (95 %) resample seeds and, within a seed,
-prompts, jointly over the policies."""
+`configs/demo.yaml`, linear GRPO that of `configs/demo-grpo.yaml`, both twice the learning rate of these; so the runs
+are not at matched KL (last table). Proxy rewards select, gold rewards only judge; `brief` (standard deviations of
+length below the base's mean) is its own gold. All values are unbiased estimates from one pool a policy and prompt;
+intervals (95 %) resample seeds and, within a seed, prompts, jointly over the policies."""
 
 MIXED_TEXT = """## A different algorithm for each criterion
 
