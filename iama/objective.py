@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -135,12 +135,15 @@ class Objective:
             total = (total - total.mean(axis=1, keepdims=True)) / (total.std(axis=1, ddof=1, keepdims=True) + STD_FLOOR)
         return total
 
-    def _complete_groups(self, rewards_PGK: Floats) -> Iterator[tuple[tuple[NDArray[np.intp], ...], Floats]]:
+    def _complete_groups(self, rewards_PGK: Floats) -> Iterator[tuple[tuple[Any, ...], Floats]]:
         """Blocks of groups of equal real size, with their place in `[P, G]`; groups left empty are passed over."""
         if rewards_PGK.ndim != 3 or rewards_PGK.shape[2] != len(self.criteria):
             raise RewardError(
                 f"rewards have shape {rewards_PGK.shape}, expected [prompts, group, {len(self.criteria)} criteria]"
             )
+        if np.isfinite(rewards_PGK).all():
+            yield (slice(None), slice(None)), rewards_PGK
+            return
         if np.isinf(rewards_PGK).any():
             prompt, _, k = np.argwhere(np.isinf(rewards_PGK))[0].tolist()
             raise RewardError(f"reward {self.criteria[k].name!r} is infinite for prompt {prompt} of the batch")

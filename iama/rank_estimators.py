@@ -113,31 +113,43 @@ def _tables(law: Floats) -> _Tables:
 
 @dataclass(frozen=True)
 class _Group:
-    """Groups sorted by the selecting reward, `[P, G]`; `order` is the sort; a block is a run of ties."""
+    """Scores `[P, G]` sorted by the selecting reward, and the sort; `blocks` are runs of ties, None without any.
+
+    A block reaches from `below` (how many completions lie below it) to `upto`, `[P, G]` each.
+    """
 
     score: Floats
-    below: NDArray[np.intp]
-    upto: NDArray[np.intp]
     order: NDArray[np.intp]
+    blocks: tuple[NDArray[np.intp], NDArray[np.intp]] | None
 
 
 def _sort(selector_PG: Floats, score_PG: Floats) -> _Group:
     order = np.argsort(selector_PG, axis=1)  # the order within a block has no effect
     ordered = np.take_along_axis(selector_PG, order, axis=1)
-    num_prompts, size = ordered.shape
+    score = ordered if score_PG is selector_PG else np.take_along_axis(score_PG, order, axis=1)
+    is_new = ordered[:, 1:] != ordered[:, :-1]
+    if is_new.all():
+        return _Group(score, order, None)
+    size = ordered.shape[1]
     position = np.arange(size)
-    starts = np.ones((num_prompts, size + 1), dtype=bool)
-    starts[:, 1:-1] = ordered[:, 1:] != ordered[:, :-1]
+    starts = np.pad(is_new, ((0, 0), (1, 1)), constant_values=True)
     below = np.maximum.accumulate(np.where(starts[:, :-1], position, 0), axis=1)
     ends = np.where(starts[:, 1:], position + 1, size)
     upto = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-    return _Group(np.take_along_axis(score_PG, order, axis=1), below, upto, order)
+    return _Group(score, order, (below, upto))
 
 
 def _first_variation(group: _Group, tables: _Tables) -> Floats:
     """U-statistic `[P, G]` of the first variation under the tables' law, in the original order."""
+    ordered = _untied(group.score, tables) if group.blocks is None else _tied(group.score, *group.blocks, tables)
+    phi: Floats = np.empty_like(ordered)
+    np.put_along_axis(phi, group.order, ordered, axis=1)
+    return phi
+
+
+def _tied(score: Floats, below: NDArray[np.intp], upto: NDArray[np.intp], tables: _Tables) -> Floats:
+    """The first variation in sorted order."""
     slope, mass = tables.slope, tables.mass
-    below, upto, score = group.below, group.upto, group.score
     ties = upto - below
     share = (mass[upto] - mass[below]) / ties
     sums = np.concatenate([np.zeros((len(score), 1)), np.cumsum(score, axis=1)], axis=1)
@@ -145,7 +157,16 @@ def _first_variation(group: _Group, tables: _Tables) -> Floats:
     rest = np.where(ties > 1, (block_sum - score) / np.maximum(ties - 1, 1), 0.0)
     step = (block_sum / ties) * (slope[upto - 1] - slope[below - 1]) / ties  # each of a block carries its part
     suffix = np.concatenate([np.cumsum(step[:, ::-1], axis=1)[:, ::-1], np.zeros((len(score), 1))], axis=1)
-    ordered = score * share + rest * (slope[upto - 1] - share) + np.take_along_axis(suffix, upto, axis=1)
-    phi: Floats = np.empty_like(ordered)
-    np.put_along_axis(phi, group.order, ordered, axis=1)
+    phi: Floats = score * share + rest * (slope[upto - 1] - share) + np.take_along_axis(suffix, upto, axis=1)
+    return phi
+
+
+def _untied(score: Floats, tables: _Tables) -> Floats:
+    """`_tied` where every block is one completion: the same sums to the last bit, without the look-ups."""
+    sums = np.zeros((len(score), score.shape[1] + 1))
+    np.cumsum(score, axis=1, out=sums[:, 1:])
+    step = np.diff(sums, axis=1)
+    step *= tables.slope[:-1] - np.roll(tables.slope, 1)[:-1]
+    phi: Floats = score * np.diff(tables.mass)
+    phi[:, :-1] += np.cumsum(step[:, :0:-1], axis=1)[:, ::-1]
     return phi

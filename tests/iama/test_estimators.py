@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from iama import rank_estimators
 from iama.errors import ConfigError, IamaWarning
 from iama.estimators import advantages, check_group_size, group_value
 from iama.operators import RankOperator, bon, bop, bop_zt, identity, series
@@ -105,6 +106,15 @@ def test_affine_rewards_scale_advantages(rewards, scale, shift, operator):
 @given(st.floats(-5, 5), st.sampled_from([identity(), bon(2), bon(4), bon(8), bop(1.5)]))
 def test_a_group_without_spread_gives_zeros(reward, operator):
     np.testing.assert_allclose(advantages(operator, np.full((2, 8), reward)), 0.0, atol=1e-9)
+
+
+@given(st.integers(0, 10**6), st.integers(2, 12), st.sampled_from([identity(), bon(2), bon(4), bop(1.5)]))
+def test_groups_without_ties_take_a_shorter_way_to_the_same_bits(seed, size, operator):
+    scores = np.sort(np.random.default_rng(seed).normal(size=(3, size)), axis=1)
+    below = np.tile(np.arange(size), (3, 1))
+    tables, _, _ = rank_estimators._advantage_tables(operator, size, "auto")
+    expected = rank_estimators._tied(scores, below, below + 1, tables)
+    np.testing.assert_array_equal(rank_estimators._untied(scores, tables), expected)
 
 
 def test_large_groups_do_not_overflow():
