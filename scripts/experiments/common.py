@@ -132,11 +132,6 @@ class Job:
             sys.exit(f"error: {error}")
 
 
-def train(name: str, seed: int, overrides: Sequence[str], config: str = CONFIG, steps: int = STEPS) -> Path:
-    """One training run, unless it is finished; returns its folder (`adapter/`, `metrics.jsonl`)."""
-    return train_many([Job(name, seed, overrides, config, steps)])[0]
-
-
 def train_many(jobs: Sequence[Job]) -> list[Path]:
     """Run those that are not finished, two at a time; returns all folders in the order of the jobs.
 
@@ -165,10 +160,14 @@ def train_many(jobs: Sequence[Job]) -> list[Path]:
     return folders
 
 
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def final_kl(run: Path, num_steps: int = 20) -> float:
     """KL to the reference, nats per token, mean over the last steps of a run."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-num_steps:]
-    return float(np.mean([json.loads(line)["kl_per_token"] for line in lines]))
+    return float(np.mean([row["kl_per_token"] for row in metrics(run)[-num_steps:]]))
 
 
 def _start(job: Job) -> subprocess.Popen[bytes]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scripts.experiments.common import CRITERIA, final_kl
+from scripts.experiments.common import CRITERIA, final_kl, metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,8 +48,7 @@ class Track:
 
 def track(run: Path) -> Track:
     """Read a run's metrics."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    rows = metrics(run)
     shares = {name: np.asarray([row["criteria"][name]["gold"] for row in rows], dtype=np.float64) for name in CRITERIA}
     value = float(np.mean([sum(row["criteria"][name]["value"] for name in CRITERIA) for row in rows[-LAST:]]))
     return Track(shares, value, final_kl(run, LAST))

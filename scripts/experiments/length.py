@@ -10,17 +10,16 @@ world seed 0 by the method's own training value; everything finished is kept und
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama.config import EvaluationCriterion, RewardSpec
 from iama.operators import bon, identity
 from scripts.experiments import length_page
-from scripts.experiments.common import SEARCH_SEED, SEEDS, Job, final_kl, pools, train_many, values
+from scripts.experiments.common import SEARCH_SEED, SEEDS, Job, final_kl, metrics, pools, train_many, values
 from scripts.experiments.length_law import zones
 from scripts.experiments.rewards import num_tokens
 
@@ -128,11 +127,6 @@ def tracks(runs: Mapping[str, Path]) -> dict[str, dict[str, Floats]]:
         }
         for method, run in runs.items()
     }
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    """Rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":
