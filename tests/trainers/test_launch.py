@@ -156,6 +156,7 @@ assert one[0] != 0.1
 assert one[2][7] == 0.0 and len(one[2]) == 12, one[2]
 assert [row["dropped"] for row in trainer.state.log_history if "dropped" in row] == [1.0, 1.0]
 print("both processes agree" if trainer.accelerator.is_main_process else "")
+trainer.accelerator.end_training()  # gloo's threads, if still there when the interpreter ends, abort the process
 """
 
 
