@@ -63,6 +63,11 @@ def generate(
     ] = None,
     n: Annotated[int | None, typer.Option(help="Candidates of bon, or their mean number for bop.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1 (all tokens).")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Else that of iama.json, or 0 (all tokens).")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Else that of iama.json, or 0 (all tokens).")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1 (none).")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Else that of iama.json, or 128.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same candidates.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text; do not use the chat template.")] = False,
@@ -80,7 +85,10 @@ def generate(
     spec = _reward_spec(reward, head, device, manifest, criterion)
     if spec is None and operator != "identity":
         raise ConfigError(f"{operator} selects by a reward, and no iama.json names one; give --reward DIR")
-    sampling = _sampling(temperature, max_new_tokens, manifest)
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
+    given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
+    sampling = _sampling(given, manifest)
+    _note_differences(manifest, sampling)
     _prepare([policy, adapter, spec.model if spec else None])
     from rich.console import Console
 
@@ -89,7 +97,7 @@ def generate(
         from inference.policy import load_policy
         from inference.samplers import serve
 
-        loaded = load_policy("--policy", PolicySpec(path=policy, adapter=adapter, device=device))
+        loaded = load_policy("--policy", PolicySpec(path=policy, adapter=adapter, device=device), sampling)
         scorer = None if spec is None else load_reward("--reward", spec)
         chat = loaded.tokenizer.chat_template is not None and not plain
         asked = [{"role": "user", "content": prompt}] if chat else prompt
@@ -111,6 +119,8 @@ def evaluate(
 
     settings = load_config(config, EvaluationConfig, overrides or [])
     rewards = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
+    for name, spec in settings.policies.items():
+        _note_differences(_manifest(spec.path, spec.adapter), settings.sampling, f"policy {name!r}: ")
     _prepare([s for spec in settings.policies.values() for s in (spec.path, spec.adapter)] + [r.model for r in rewards])
     from rich.console import Console
 
@@ -271,14 +281,22 @@ def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
     return criterion.reward
 
 
-def _sampling(temperature: float | None, max_new_tokens: int | None, manifest: Manifest | None) -> Sampling:
+def _sampling(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     """The flags over the settings of training, since a policy is best served as it was trained."""
     from iama.config import Sampling, validate
 
     settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
-    given = {"temperature": temperature, "max_new_tokens": max_new_tokens}
     settings |= {key: value for key, value in given.items() if value is not None}
     return validate(settings, Sampling, "command line")
+
+
+def _note_differences(manifest: Manifest | None, sampling: Sampling, where: str = "") -> None:
+    """One line on stderr if a policy is not sampled as it was trained."""
+    from iama.config import sampling_differences
+
+    differences = [] if manifest is None else sampling_differences(manifest.sampling, sampling)
+    if differences:
+        sys.stderr.write(f"note: {where}sampling differs from training: {', '.join(differences)}\n")
 
 
 def _show(completion: Completion, operator: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from iama.aggregates import parse_aggregate
 from iama.errors import ConfigError
@@ -77,10 +77,40 @@ class RewardSpec(Strict):
 
 
 class Sampling(Strict):
-    """How a policy is sampled; evaluation must sample as training did."""
+    """How a policy is sampled, in training, generation and evaluation alike; plain sampling by default.
+
+    Same meaning and order as in transformers' `generate`: repetition penalty, temperature, top_k, top_p, min_p.
+    """
 
     temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the likeliest tokens that together reach this probability; 1: all."""
+    top_k: int = Field(0, ge=0)
+    """Keep this many of the likeliest tokens; 0: all."""
+    min_p: float = Field(0.0, ge=0, lt=1)
+    """Drop tokens less likely than this share of the likeliest one's probability; 0: none."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Divides the positive logits, and multiplies the negative ones, of tokens that prompt or response hold."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """A response ends before the first of these strings."""
     max_new_tokens: int = Field(128, ge=1)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _is_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"write a list of strings, [{value!r}]")
+        return value
+
+
+def sampling_differences(trained: Sampling, used: Sampling) -> list[str]:
+    """Each setting in which two samplings differ, as text: `temperature 0.7 (trained with 1.0)`."""
+    pairs = [(name, getattr(trained, name), getattr(used, name)) for name in Sampling.model_fields]
+    return [f"{name} {_show(value)} (trained with {_show(before)})" for name, before, value in pairs if value != before]
+
+
+def _show(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 class EvaluationCriterion(Strict):
@@ -153,6 +183,19 @@ class KLConfig(Strict):
     """Weight of a chi-squared penalty (sequence level), which bounds what over-optimising the proxy can cost."""
 
 
+SAMPLING_NAMES = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "stop_strings": "stop",
+    "max_new_tokens": "max_new_tokens",
+    "max_completion_length": "max_new_tokens",
+}
+"""Names that TRL and transformers use, and the field of `Sampling` that stands for each."""
+
+
 class TrainingConfig(Strict):
     """A training run."""
 
@@ -167,10 +210,33 @@ class TrainingConfig(Strict):
     """Number of processes the run is meant for; another number is refused, since it would be another run."""
     seed: int = 0
     kl: KLConfig = KLConfig()
+    sampling: Sampling = Sampling()
+    """Of the roll-outs; `iama.json` carries it to whatever serves the model."""
     trainer: dict[str, Any] = Field(default_factory=dict)
-    """Any field of TRL's GRPOConfig, unchanged."""
+    """Any field of TRL's GRPOConfig, unchanged, except those that `sampling` fills."""
     lora: dict[str, Any] = Field(default_factory=dict)
     """Any field of PEFT's LoraConfig, unchanged."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _no_stop_strings(cls, sampling: Sampling) -> Sampling:
+        if sampling.stop:
+            raise ValueError(
+                f"stop {list(sampling.stop)} cannot be used in training, where TRL ends a response at end tokens only; "
+                "drop it here and set it where the policy is served"
+            )
+        return sampling
+
+    @field_validator("trainer")
+    @classmethod
+    def _sampling_has_its_block(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        nested = trainer.get("generation_kwargs")
+        places = [("", trainer), ("generation_kwargs.", nested if isinstance(nested, dict) else {})]
+        for prefix, block in places:
+            for key, name in SAMPLING_NAMES.items():
+                if key in block:
+                    raise ValueError(f"{prefix}{key} = {block[key]!r} has one place: write `sampling.{name}` instead")
+        return trainer
 
 
 class EvaluationConfig(Strict):

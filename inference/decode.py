@@ -1,4 +1,4 @@
-"""The decoding engine: many rows at once, one prefill for all samples of a prompt, costs counted here only.
+"""Plain decoding: samples of many prompts together, one prefill for all samples of a prompt, costs counted here only.
 
 What a row samples depends on its policy, prompt, sample index and seed alone: its random numbers are addressed
 by them (`random_streams`), so batch size and order change nothing beyond floating-point rounding of the logits.
@@ -6,33 +6,34 @@ by them (`random_streams`), so batch size and order change nothing beyond floati
 
 from __future__ import annotations
 
-import copy
 import time
-from dataclasses import dataclass, replace
+import warnings
+from collections import deque
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from iama.cost import Cost
-from iama.errors import DataError, ModelError
+from iama.errors import DataError, IamaWarning, ModelError
 from inference.random_streams import prompt_keys, stream_keys, uniforms
+from inference.rows import Rows
+from inference.sampling import cut_at_stop, draw_tokens, probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from iama.config import Sampling
     from inference.policy import Policy
-    from inference.random_streams import Keys
 
-# Below this share of unfinished rows the batch is compacted. The cache is copied at every step anyway (it
-# grows by concatenation), so a compaction costs about as much as one step of the rows that it keeps.
-COMPACT_BELOW = 0.9
+# Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.
+REFILL_AT = 0.25
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,6 @@ class Decoded:
 
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class _Prefill:
-    """Prompts forwarded once: cache, key mask `[P, L]` (False on padding), last logits `[P, V]`."""
-
-    cache: DynamicCache
-    mask_PL: torch.Tensor
-    logits_PV: torch.Tensor
 
 
 def decode(
@@ -62,26 +54,11 @@ def decode(
     batch_size: int,
     keys: Sequence[int] | None = None,
 ) -> tuple[list[list[Decoded]], Cost]:
-    """Sample responses for every prompt, in the prompts' order, with their total cost.
-
-    `num_samples` is one number or one a prompt; sample `i` of a prompt is the same however many are drawn. Cost
-    counts forwarded tokens: a prefill token is a prompt token (once for all samples), a decode token a response
-    token that was fed back, so a response of T tokens costs T - 1. Padding is not counted. `batch_size` is the
-    number of rows decoded together; `keys` replaces the prompts' `prompt_keys`, for a list that is part of a
-    longer one.
-
-    Raises `DataError` naming the prompt, before anything is decoded, if one is empty or does not fit.
-    """
+    """All of `iter_decode`: responses in the prompts' order, and their total cost."""
     responses: list[list[Decoded]] = [[] for _ in prompts_ids]
     costs = []
     for index, decoded, cost in iter_decode(
-        policy,
-        prompts_ids,
-        num_samples,
-        sampling,
-        seed=seed,
-        batch_size=batch_size,
-        keys=keys,
+        policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size, keys=keys
     ):
         responses[index] = decoded
         costs.append(cost)
@@ -98,19 +75,53 @@ def iter_decode(
     batch_size: int,
     keys: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, list[Decoded], Cost]]:
-    """`decode`, yielding (prompt index, its responses, its cost) as batches finish, shortest prompts first."""
+    """Sample responses for every prompt; yields (prompt index, its responses, its cost) as prompts are done.
+
+    `num_samples` is one number or one a prompt; sample `i` of a prompt is the same however many are drawn. Cost
+    counts forwarded tokens: a prefill token is a prompt token (once for all samples), a decode token a response
+    token that was fed back, so a response of T tokens costs T - 1. Padding is not counted. `batch_size` is the
+    number of rows decoded together; where memory runs out it is halved, with a warning and the same responses (the
+    cost of what was lost is not counted). `keys` replaces the prompts' `prompt_keys`, for a list that is part of a
+    longer one.
+
+    Raises `DataError` naming the prompt, before anything is decoded, if one is empty or does not fit.
+    """
     check_fit(policy.name, policy.tokenizer, policy.context_length, prompts_ids, sampling)
     counts = [num_samples] * len(prompts_ids) if isinstance(num_samples, int) else list(num_samples)
     keys = prompt_keys(prompts_ids) if keys is None else keys
-    for group in _groups([len(ids) for ids in prompts_ids], counts, batch_size):
-        start = time.perf_counter()
-        rows = [(p, s) for p in range(len(group)) for s in range(counts[group[p]])]
-        streams = stream_keys(seed, [keys[group[p]] for p, _ in rows], [s for _, s in rows])
-        decoded = _decode_group(policy, [prompts_ids[i] for i in group], rows, streams, sampling, batch_size)
-        seconds = time.perf_counter() - start
-        for p, index in enumerate(group):
-            own = [response for (q, _), response in zip(rows, decoded, strict=True) if q == p]
-            yield index, own, _cost(len(prompts_ids[index]), own, seconds * len(own) / max(1, len(rows)))
+    open_prompts = set(range(len(prompts_ids)))
+    for index in [index for index, count in enumerate(counts) if count == 0]:
+        open_prompts.discard(index)
+        yield index, [], Cost()
+    while open_prompts:
+        requests = [
+            _Request(index, prompts_ids[index], _streams(seed, keys[index], counts[index]))
+            for index in sorted(open_prompts, key=lambda i: (len(prompts_ids[i]), i))
+        ]
+        try:
+            for request in _Decoder(policy, sampling, batch_size).run(requests):
+                open_prompts.discard(request.index)
+                yield request.index, request.responses(), request.cost()
+        except RuntimeError as error:
+            batch_size = halved(batch_size, f"policy {policy.name!r}", error)
+
+
+def halved(batch_size: int, source: str, error: RuntimeError) -> int:
+    """Half a batch size that memory did not suffice for, with a warning; any other error is raised again.
+
+    Raises `ModelError` where memory does not suffice for one row.
+    """
+    # torch has a class of its own for GPUs; on the CPU the allocator's message tells.
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        raise error
+    if batch_size == 1:
+        raise ModelError(
+            f"{source}: out of memory with a single row; use a smaller model, a shorter context or half precision"
+        ) from error
+    warnings.warn(f"{source}: out of memory with {batch_size} rows; going on with {batch_size // 2}", IamaWarning, 3)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return batch_size // 2
 
 
 def check_fit(
@@ -133,131 +144,182 @@ def check_fit(
             )
 
 
-def response_text(policy: Policy, response: Decoded) -> str:
-    """The text of a response, without its end token and other special tokens."""
-    ids = response.token_ids[:-1] if response.finish_reason == "stop" else response.token_ids
-    text = policy.tokenizer.decode(ids, skip_special_tokens=True)
+def response_text(policy: Policy, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """The text of a response: without end token and other special tokens, and up to a stop string."""
+    ended = bool(token_ids) and token_ids[-1] in policy.eos_token_ids
+    text = policy.tokenizer.decode(token_ids[:-1] if ended else token_ids, skip_special_tokens=True)
     assert isinstance(text, str)
-    return text
+    return cut_at_stop(text, stop)[0]
 
 
-def _cost(num_prompt_tokens: int, responses: Sequence[Decoded], seconds: float) -> Cost:
-    if not responses:
-        return Cost()
-    fed_back = sum(len(r.token_ids) - 1 for r in responses)
-    return Cost(policy_prefill_tokens=num_prompt_tokens, policy_decode_tokens=fed_back, seconds=seconds)
+def has_ended(policy: Policy, token_ids: Sequence[int], sampling: Sampling) -> bool:
+    """Whether a response ends here by itself: with an end token, or with a stop string."""
+    if token_ids and token_ids[-1] in policy.eos_token_ids:
+        return True
+    # The whole text is decoded anew, so that a stop string is found across any token boundary.
+    return bool(sampling.stop) and cut_at_stop(response_text(policy, token_ids), sampling.stop)[1]
 
 
-def _groups(lengths: Sequence[int], counts: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Prompts to prefill together: of similar length, and together at most `batch_size` rows (or one prompt)."""
-    group: list[int] = []
-    num_rows = 0
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if group and num_rows + counts[index] > batch_size:
-            yield group
-            group, num_rows = [], 0
-        group.append(index)
-        num_rows += counts[index]
-    if group:
-        yield group
+def _streams(seed: int, key: int, count: int) -> NDArray[np.uint64]:
+    return stream_keys(seed, [key] * count, np.arange(count))
 
 
-def _decode_group(
-    policy: Policy,
-    prompts_ids: Sequence[Sequence[int]],
-    rows: Sequence[tuple[int, int]],
-    streams: Keys,
-    sampling: Sampling,
-    batch_size: int,
-) -> list[Decoded]:
-    """Responses of the rows (prompt, sample); the prompts are prefilled once, the rows decoded in chunks."""
-    if not rows:
-        return []
-    prefill = _prefill(policy, prompts_ids)
-    decoded: list[Decoded] = []
-    for start in range(0, len(rows), batch_size):
-        chunk = slice(start, start + batch_size)
-        is_last = start + batch_size >= len(rows)
-        cache = prefill.cache if is_last else copy.deepcopy(prefill.cache)
-        fork = torch.tensor([p for p, _ in rows[chunk]])
-        decoded += _decode_rows(policy, _fork(replace(prefill, cache=cache), fork), streams[chunk], sampling)
-    return decoded
+@dataclass
+class _Request:
+    """A prompt with its samples: their streams `[S]`, and their tokens as they come."""
+
+    index: int
+    prompt_ids: Sequence[int]
+    streams: NDArray[np.uint64]
+    tokens: list[list[int]] = field(default_factory=list)
+    ended: list[bool] = field(default_factory=list)
+    num_open: int = 0
+    seconds: float = 0.0
+    num_fed_back: int = 0
+    prefill: tuple[int, torch.Tensor] | None = None  # slot and logits, while samples wait to be forked from it
+
+    def __post_init__(self) -> None:
+        self.num_open = len(self.streams)
+        self.ended = [False] * len(self.streams)
+
+    @property
+    def num_waiting(self) -> int:
+        """Samples that have not begun."""
+        return len(self.streams) - len(self.tokens)
+
+    def responses(self) -> list[Decoded]:
+        """What was sampled."""
+        return [
+            Decoded(tuple(tokens), "stop" if ended else "length")
+            for tokens, ended in zip(self.tokens, self.ended, strict=True)
+        ]
+
+    def cost(self) -> Cost:
+        """What was forwarded for it."""
+        return Cost(
+            policy_prefill_tokens=len(self.prompt_ids), policy_decode_tokens=self.num_fed_back, seconds=self.seconds
+        )
 
 
-@torch.inference_mode()
-def _prefill(policy: Policy, prompts_ids: Sequence[Sequence[int]]) -> _Prefill:
-    """Forward left-padded prompts."""
-    width = max(map(len, prompts_ids))
-    pad_id = policy.tokenizer.pad_token_id or 0  # masked, so any id does
-    input_ids = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in prompts_ids])
-    mask = torch.tensor([[False] * (width - len(ids)) + [True] * len(ids) for ids in prompts_ids])
-    device = policy.model.device
-    cache = DynamicCache(config=policy.model.config)
-    output = policy.model(
-        input_ids=input_ids.to(device),
-        attention_mask=mask.to(device),
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return _Prefill(cache, mask.to(device), output.logits[:, -1])
+@dataclass(frozen=True)
+class _Row:
+    """A sample being decoded in a slot."""
+
+    slot: int
+    request: _Request
+    sample: int
+
+    @property
+    def tokens(self) -> list[int]:
+        """Its tokens so far."""
+        return self.request.tokens[self.sample]
 
 
-def _fork(state: _Prefill, rows: torch.Tensor) -> _Prefill:
-    """The state with rows selected, dropped or repeated; the given state's cache is consumed."""
-    rows = rows.to(state.mask_PL.device)
-    state.cache.batch_select_indices(rows)
-    return _Prefill(state.cache, state.mask_PL[rows], state.logits_PV[rows])
+class _Decoder:
+    """Rows in flight: finished ones leave, waiting ones enter."""
 
+    def __init__(self, policy: Policy, sampling: Sampling, batch_size: int) -> None:
+        self._policy, self._sampling, self._batch_size = policy, sampling, batch_size
+        self._source = f"policy {policy.name!r}"
+        self._rows = Rows(policy.model, self._source)
+        self._live: list[_Row] = []
+        self._logits_RV = torch.empty(0)
 
-@torch.inference_mode()
-def _decode_rows(policy: Policy, state: _Prefill, streams: Keys, sampling: Sampling) -> list[Decoded]:
-    """Sample rows to their ends. A finished row is masked until the batch is compacted, and not counted."""
-    tokens: list[list[int]] = [[] for _ in streams]
-    rows = np.arange(len(streams))  # which response each row of the batch is
-    alive = np.ones(len(streams), dtype=bool)
-    eos = np.asarray(sorted(policy.eos_token_ids))
-    for step in range(sampling.max_new_tokens):
-        sampled = _sample(policy, state.logits_PV, uniforms(streams[rows], step), sampling.temperature)
-        for row, token in zip(rows[alive], sampled[alive], strict=True):
-            tokens[row].append(int(token))
-        alive &= ~np.isin(sampled, eos)
-        if not alive.any() or step == sampling.max_new_tokens - 1:
-            break
-        if alive.mean() < COMPACT_BELOW:
-            keep = np.flatnonzero(alive)
-            state = _fork(state, torch.from_numpy(keep))
-            rows, sampled, alive = rows[keep], sampled[keep], alive[keep]
-        state = _advance(policy, state, torch.from_numpy(sampled), torch.from_numpy(alive))
-    ended = [bool(ids) and ids[-1] in policy.eos_token_ids for ids in tokens]
-    return [Decoded(tuple(ids), "stop" if end else "length") for ids, end in zip(tokens, ended, strict=True)]
+    def run(self, requests: Sequence[_Request]) -> Iterator[_Request]:
+        """Decode all; each is yielded when its last sample has ended."""
+        waiting = deque(requests)
+        longest = max(len(request.prompt_ids) for request in requests) + self._sampling.max_new_tokens
+        self._rows.reserve(1 + min(self._batch_size, sum(len(r.streams) for r in requests)), longest)
+        while self._live or waiting:
+            if waiting and len(self._live) <= (1 - REFILL_AT) * self._batch_size:
+                self._admit(waiting)
+            yield from self._step()
 
+    def _admit(self, waiting: deque[_Request]) -> None:
+        """Let samples enter, as many as fit; their prompts are forwarded together, and forked."""
+        start = time.perf_counter()
+        entering: list[tuple[_Request, int]] = []
+        room = self._batch_size - len(self._live)
+        while waiting and room:
+            request = waiting[0]
+            number = min(room, request.num_waiting)
+            entering.append((request, number))
+            room -= number
+            if number == request.num_waiting:
+                waiting.popleft()
+            else:
+                break
+        self._prefill([request for request, _ in entering if request.prefill is None])
+        for request, number in entering:
+            self._fork(request, number)
+        self._charge([request for request, _ in entering], time.perf_counter() - start)
 
-def _advance(policy: Policy, state: _Prefill, sampled: torch.Tensor, alive: torch.Tensor) -> _Prefill:
-    """Feed one token a row."""
-    mask = torch.cat([state.mask_PL, alive.to(state.mask_PL.device).unsqueeze(1)], dim=1)
-    output = policy.model(
-        input_ids=sampled.to(mask.device).unsqueeze(1),
-        attention_mask=mask,
-        position_ids=(mask.sum(dim=1, keepdim=True) - 1).clamp(min=0),
-        past_key_values=state.cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return _Prefill(state.cache, mask, output.logits[:, -1])
+    def _prefill(self, requests: Sequence[_Request]) -> None:
+        if requests:
+            slots = self._rows.allocate(len(requests))
+            logits_PV = self._rows.extend(slots, [request.prompt_ids for request in requests])
+            for request, slot, logits_V in zip(requests, slots, logits_PV, strict=True):
+                request.prefill = slot, logits_V
 
+    def _fork(self, request: _Request, number: int) -> None:
+        """Start a request's next samples from its prompt; the last of all takes the prompt's own slot."""
+        assert request.prefill is not None
+        slot, logits_V = request.prefill
+        is_last = number == request.num_waiting
+        slots = [*([slot] if is_last else []), *self._rows.fork(slot, number - is_last)]
+        first = len(request.tokens)
+        request.tokens += [[] for _ in slots]
+        self._live += [_Row(s, request, first + i) for i, s in enumerate(slots)]
+        entered = logits_V.expand(number, -1)
+        self._logits_RV = torch.cat([self._logits_RV, entered]) if self._logits_RV.numel() else entered
 
-def _sample(
-    policy: Policy, logits_RV: torch.Tensor, u_R: np.ndarray[tuple[int], np.dtype[np.float64]], temperature: float
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Inverse CDF of softmax(logits / temperature) in float64."""
-    cdf_RV = torch.softmax(logits_RV.double() / temperature, dim=-1).cumsum(dim=-1)
-    total_R1 = cdf_RV[:, -1:]
-    if not bool(torch.isfinite(total_R1).all()):
-        raise ModelError(f"policy {policy.name!r} gives logits that are not finite; its weights are damaged")
-    target_R1 = torch.from_numpy(u_R).to(cdf_RV.device).unsqueeze(1) * total_R1
-    tokens: np.ndarray[tuple[int], np.dtype[np.int64]] = (
-        torch.searchsorted(cdf_RV, target_R1, right=True).squeeze(1).cpu().numpy()
-    )
-    return tokens
+    def _step(self) -> Iterator[_Request]:
+        """Sample a token a row; rows that end leave, the others' tokens are forwarded."""
+        start = time.perf_counter()
+        live = self._live
+        tokens = self._sample()
+        ended = self._ended(tokens)
+        self._live = [row for row, end in zip(live, ended, strict=True) if not end]
+        self._rows.free([row.slot for row, end in zip(live, ended, strict=True) if end])
+        self._logits_RV = self._logits_RV[:0]
+        if self._live:
+            fed = tokens[~ended].tolist()
+            self._logits_RV = self._rows.extend([row.slot for row in self._live], [[token] for token in fed])
+        for row in self._live:
+            row.request.num_fed_back += 1
+        self._charge([row.request for row in live], time.perf_counter() - start)
+        for row in (row for row, end in zip(live, ended, strict=True) if end):
+            row.request.num_open -= 1
+            if row.request.num_open == 0:
+                yield row.request
+
+    def _sample(self) -> NDArray[np.int64]:
+        """The next token of every row, `[R]`, which is noted in its response."""
+        steps = np.asarray([len(row.tokens) for row in self._live])
+        streams = np.asarray([row.request.streams[row.sample] for row in self._live])
+        seen = None
+        if self._sampling.repetition_penalty != 1:
+            seen = [[*row.request.prompt_ids, *row.tokens] for row in self._live]
+        law_RV = probabilities(self._logits_RV, self._sampling, seen, source=self._source)
+        tokens = draw_tokens(law_RV, uniforms(streams, steps))
+        for row, token in zip(self._live, tokens.tolist(), strict=True):
+            row.tokens.append(token)
+        return tokens
+
+    def _ended(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows have ended, by themselves or by their length, `[R]`."""
+        if self._sampling.stop:
+            by_itself = np.asarray([has_ended(self._policy, row.tokens, self._sampling) for row in self._live])
+        else:
+            by_itself = np.isin(tokens, list(self._policy.eos_token_ids))
+        for row, end in zip(self._live, by_itself.tolist(), strict=True):
+            row.request.ended[row.sample] = end
+        lengths = np.asarray([len(row.tokens) for row in self._live])
+        ended: NDArray[np.bool_] = by_itself | (lengths >= self._sampling.max_new_tokens)
+        return ended
+
+    @staticmethod
+    def _charge(requests: Sequence[_Request], seconds: float) -> None:
+        """Share wall time out, evenly over rows."""
+        for request in requests:
+            request.seconds += seconds / len(requests)

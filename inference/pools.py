@@ -89,7 +89,7 @@ def sample_pool(
     missing = [i for i, key in enumerate(keys) if key not in lines]
     advance(config.num_samples * (len(rows) - len(missing)))
     if missing:
-        policy = load_policy(name, spec)
+        policy = load_policy(name, spec, config.sampling)
         prompts_ids = [render_prompt(policy.tokenizer, row["prompt"]) for row in rows]
         streams = prompt_keys(prompts_ids)
         for index, responses, cost in iter_decode(
@@ -104,7 +104,7 @@ def sample_pool(
             line: dict[str, Any] = {
                 "key": keys[missing[index]],
                 "prompt": missing[index],
-                "texts": [response_text(policy, r) for r in responses],
+                "texts": [response_text(policy, r.token_ids, config.sampling.stop) for r in responses],
                 "lengths": [len(r.token_ids) for r in responses],
                 "truncated": [int(r.finish_reason == "length") for r in responses],
                 "cost": [cost.policy_prefill_tokens, cost.policy_decode_tokens, cost.seconds],

@@ -47,9 +47,9 @@ def stream_keys(seed: int, keys: Sequence[int], sample_indices: ArrayLike) -> Ke
     return _at(base, np.asarray(sample_indices, dtype=np.uint64))
 
 
-def uniforms(keys: Keys, step: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) of the streams at a step, `[R]`."""
-    bits = _at(keys, np.asarray([step + 1], dtype=np.uint64))
+def uniforms(keys: Keys, step: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) of the streams at a step, or each at its own, `[R]`."""
+    bits = _at(keys, np.atleast_1d(np.asarray(step, dtype=np.uint64) + np.uint64(1)))
     # 52 bits: then u * total < total for every float total, so an inverse CDF never runs off its end.
     return (bits >> np.uint64(12)).astype(np.float64) * 2.0**-52
 

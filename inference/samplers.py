@@ -46,8 +46,24 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A piece of a response that was proposed until one was kept, as `inference.cards` does it.
+
+    `num_proposals` counts the proposals that were judged, the kept one included; `forced` says that none was
+    accepted, and the best of them kept. `wasted_tokens` were drawn for it and not kept.
+    """
+
+    num_tokens: int
+    reward: float
+    threshold: float
+    num_proposals: int
+    forced: bool
+    wasted_tokens: int
+
+
+@dataclass(frozen=True)
 class Completion:
-    """What a sampler answers: the kept candidate, all of them (the trace), and what they cost together."""
+    """What a sampler answers: the kept candidate, all candidates, what they cost together, and how it came about."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -56,6 +72,7 @@ class Completion:
     cost: Cost
     candidates: list[Candidate]
     chosen: int
+    trace: tuple[Segment, ...] = ()
 
 
 class Sampler(Protocol):
@@ -82,7 +99,10 @@ def draw(
     for index, responses, cost in iter_decode(
         policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size
     ):
-        candidates[index] = [Candidate(response_text(policy, r), r.token_ids, r.finish_reason) for r in responses]
+        candidates[index] = [
+            Candidate(response_text(policy, r.token_ids, sampling.stop), r.token_ids, r.finish_reason)
+            for r in responses
+        ]
         costs[index] = cost
     return Pool(list(prompts), candidates, costs)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.config import RewardScale, Sampling
+from iama.config import RewardScale
 from iama.data import load_prompts
-from iama.errors import ConfigError, RewardError
+from iama.errors import RewardError
 from iama.rewards import load_reward
 from inference.policy import load_policy
 from inference.samplers import draw, score
@@ -23,16 +23,12 @@ BATCH_SIZE = 256
 def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -> list[RewardScale]:
     """Mean and standard deviation of every criterion's proxy reward, in the order of the criteria.
 
-    Samples as training will. Raises `ConfigError` if that is not said, `RewardError` for a reward that is constant.
+    Samples as training will. Raises `RewardError` for a reward that is constant.
     """
-    length = config.trainer.get("max_completion_length")
-    if length is None:
-        raise ConfigError("trainer.max_completion_length is not set; the reference is sampled as training will be")
-    sampling = Sampling(temperature=config.trainer.get("temperature", 1.0), max_new_tokens=length)
     rows = load_prompts(Path(config.prompts), num_prompts)
-    policy = load_policy("policy", config.policy)
+    policy = load_policy("policy", config.policy, config.sampling)
     prompts = [row["prompt"] for row in rows]
-    pool = draw(policy, prompts, num_samples, sampling, seed=config.seed, batch_size=BATCH_SIZE)
+    pool = draw(policy, prompts, num_samples, config.sampling, seed=config.seed, batch_size=BATCH_SIZE)
     columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
     scales = []
     for criterion in config.objective.criteria:

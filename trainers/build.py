@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PrinterCallback
+from transformers import AutoModelForCausalLM, GenerationConfig, PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig
 
@@ -93,6 +93,9 @@ def _load_model(plan: Plan) -> PreTrainedModel:
             spec.path, use_safetensors=True, output_loading_info=True, **options
         )
     refuse_missing_tensors(info, spec.path, "policy.path")
+    # `generate` fills whatever TRL leaves unset from here, and nothing that serves the policy would know.
+    ends = {key: getattr(model.generation_config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ends)
     return model
 
 

@@ -69,7 +69,7 @@ class MetricsFile(TrainerCallback):
         self._tokens, self._time = tokens, now
         if logs.get("completions/clipped_ratio", 0.0) > CLIPPED_WARNING and step == 1:
             warnings.warn(
-                f"{logs['completions/clipped_ratio']:.0%} of the completions reach trainer.max_completion_length "
+                f"{logs['completions/clipped_ratio']:.0%} of the completions reach sampling.max_new_tokens "
                 "and are cut; raise it",
                 IamaWarning,
                 stacklevel=2,

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from iama.aggregates import parse_aggregate
-from iama.config import TrainingConfig, nearest
+from iama.config import Sampling, TrainingConfig, nearest
 from iama.data import load_prompts
 from iama.environment import world_size
 from iama.errors import ConfigError, DataError, IamaWarning
@@ -23,6 +23,7 @@ from iama.models import check_model_dir, loading
 from iama.objective import Criterion, Objective
 from iama.render import prompt_text, render_prompt
 from iama.rewards import check_reward
+from inference.policy import check_generation_config
 from trainers.control import check_kl
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
 OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
 """GRPOConfig fields with a place of their own in the configuration."""
-NOT_SERVED = ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "chat_template_kwargs")
+NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
 """GRPOConfig fields that shape roll-outs and that this project's samplers do not know."""
+NOT_IN_GRADIENT = ("top_p", "top_k", "min_p", "repetition_penalty")
+"""Sampling settings that TRL's log-probabilities leave out; they know the temperature alone."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,13 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_number_of_prompts(config, fields, len(prompts))
     _check_deepspeed(fields, source)
     tokenizer = load_policy_tokenizer(config)
-    check_fit(tokenizer, prompts, _context_length(config), fields["max_completion_length"], config.prompts)
+    check_fit(tokenizer, prompts, _context_length(config), config.sampling.max_new_tokens, config.prompts)
     for criterion in config.objective.criteria:
         check_reward(criterion.name, criterion.proxy, prompts[0]["prompt"])
         if criterion.gold is not None:
             check_reward(f"{criterion.name} (gold)", criterion.gold, prompts[0]["prompt"])
     _warn(config, fields, source)
+    check_generation_config(config.policy.path, "policy.path", config.sampling)
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
     model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
     return Plan(config, objective, tokenizer, prompts, fields, model_init_kwargs, lora)
@@ -89,9 +93,9 @@ def build_objective(config: TrainingConfig) -> Objective:
 
 
 def trainer_fields(config: TrainingConfig) -> dict[str, Any]:
-    """GRPOConfig fields: the configuration's, over our defaults where TRL's do not fit."""
+    """GRPOConfig fields: the configuration's, over our defaults where TRL's do not fit, and those of `sampling`."""
     defaults = {f.name: f.default for f in dataclasses.fields(GRPOConfig)}
-    chosen = ("num_generations", "max_completion_length", "beta", "temperature", "per_device_train_batch_size")
+    chosen = ("num_generations", "beta", "per_device_train_batch_size")
     ours = {
         "logging_steps": 1,
         "bf16": config.policy.dtype == "bfloat16",
@@ -99,8 +103,22 @@ def trainer_fields(config: TrainingConfig) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
     }
-    set_elsewhere = {"output_dir": config.output_dir, "seed": config.seed}
+    set_elsewhere: dict[str, Any] = {"output_dir": config.output_dir, "seed": config.seed}
+    set_elsewhere |= sampling_fields(config.sampling)
     return {name: defaults[name] for name in chosen} | ours | config.trainer | set_elsewhere
+
+
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    """The GRPOConfig fields that say what `sampling` says; its stop strings have none (`TrainingConfig`)."""
+    assert not sampling.stop
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p or None,  # None is TRL's word for off
+        "repetition_penalty": sampling.repetition_penalty,
+        "max_completion_length": sampling.max_new_tokens,
+    }
 
 
 def load_policy_tokenizer(config: TrainingConfig) -> PreTrainedTokenizerBase:
@@ -138,7 +156,7 @@ def check_fit(
             raise DataError(
                 f"{source}: prompt {number} ({prompt_text(row['prompt'])[:60]!r}) has {length} tokens; with "
                 f"{max_new_tokens} new tokens it exceeds the model's context of {context_length}; "
-                "shorten the prompt or lower max_completion_length"
+                "shorten the prompt or lower sampling.max_new_tokens"
             )
 
 
@@ -227,6 +245,12 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
         f"trainer.{key} = {fields[key]!r} shapes the roll-outs; `iama generate` and `iama evaluate` sample without it"
         for key in NOT_SERVED
         if fields.get(key) is not None
+    ]
+    messages += [
+        f"sampling.{key} = {getattr(config.sampling, key)!r} shapes the roll-outs, but TRL takes the log-probabilities "
+        "of the policy without it, so the gradient is not that of the sampled law"
+        for key in NOT_IN_GRADIENT
+        if getattr(config.sampling, key) != Sampling.model_fields[key].default
     ]
     if config.policy.device != "auto":
         messages.append(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from iama.config import Sampling, TrainingConfig, load_config
+from iama.config import TrainingConfig, load_config
 from iama.environment import is_main_process, prepare_environment
 from iama.errors import IamaError, IamaWarning, RunError
 from iama.files import is_temporary, write_atomically
@@ -107,7 +107,7 @@ def _step(checkpoint: Path) -> int:
 
 def manifest(plan: Plan) -> Manifest:
     """What the run trains for, to be kept beside its weights."""
-    config, fields = plan.config, plan.trainer_fields
+    config = plan.config
     return Manifest(
         base_model=config.policy.path,
         criteria=[
@@ -116,7 +116,7 @@ def manifest(plan: Plan) -> Manifest:
         ],
         estimator=config.objective.estimator,
         aggregate=config.objective.aggregate,
-        sampling=Sampling(temperature=fields["temperature"], max_new_tokens=fields["max_completion_length"]),
+        sampling=config.sampling,
         seed=config.seed,
         versions={name: version(name) for name in ("iama", "torch", "transformers", "trl", "peft")},
     )

@@ -12,8 +12,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from iama.cli import app, main
-from iama.config import EvaluationConfig, TrainingConfig, load_config
+from iama.config import EvaluationConfig, Sampling, TrainingConfig, load_config
 from iama.data import load_prompts
+from iama.manifest import load_manifest
 from iama.rewards import load_reward
 
 
@@ -119,6 +120,37 @@ def test_generate_takes_method_reward_and_sampling_from_the_manifest(run, export
     assert "bop(1)" in out
 
 
+def test_generate_says_where_it_samples_otherwise_than_training(run, exported, tiny):
+    command = ("generate", "--policy", exported, "--prompt", "fix a bike")
+    code, _, err = run(*command)
+    assert code == 0, err
+    assert "note:" not in err
+    flags = ("--temperature", 0.7, "--top-p", 0.9, "--top-k", 40, "--min-p", 0.05, "--repetition-penalty", 1.1)
+    code, _, err = run(*command, *flags, "--stop", "###", "--stop", "bread", "--max-new-tokens", 5)
+    assert code == 0, err
+    assert [line for line in err.splitlines() if "note" in line] == [
+        "note: sampling differs from training: top_p 0.9 (trained with 1.0), top_k 40 (trained with 0), "
+        "min_p 0.05 (trained with 0.0), repetition_penalty 1.1 (trained with 1.0), "
+        "stop ['###', 'bread'] (trained with []), max_new_tokens 5 (trained with 6)"
+    ]
+    untrained = ("generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--method", "single")
+    code, _, err = run(*untrained, "--top-k", 3, "--max-new-tokens", 5)
+    assert code == 0, err
+    assert "note:" not in err
+
+
+def test_a_manifest_without_the_other_settings_means_plain_sampling(exported):
+    raw = json.loads((exported / "iama.json").read_text())
+    raw["sampling"] = {"temperature": 0.7, "max_new_tokens": 6}
+    (exported / "iama.json").write_text(json.dumps(raw))
+    assert load_manifest(exported).sampling == Sampling(temperature=0.7, max_new_tokens=6)
+    raw["sampling"] |= {"top_p": 0.9, "stop": ["###"]}
+    (exported / "iama.json").write_text(json.dumps(raw))
+    sampling = load_manifest(exported).sampling
+    assert (sampling.top_p, sampling.stop) == (0.9, ("###",))
+    assert json.loads(sampling.model_dump_json())["stop"] == ["###"]
+
+
 def test_generate_plain_text_and_single_sample(run, tiny):
     code, out, err = run(
         "generate",
@@ -150,6 +182,12 @@ def test_generate_plain_text_and_single_sample(run, tiny):
         (["--method", "bon", "--n", 4, "--reward", "./gone"], "'./gone' does not exist"),
         (["--method", "bon", "--n", 4, "--reward", "gone.py:f"], "cannot import function 'gone.py:f'"),
         (["--method", "single", "--temperature", 0], "temperature"),
+        (["--method", "single", "--max-new-tokens", 0], "max_new_tokens"),
+        (["--method", "single", "--top-p", 1.5], "top_p"),
+        (["--method", "single", "--top-k", -1], "top_k"),
+        (["--method", "single", "--min-p", 1], "min_p"),
+        (["--method", "single", "--repetition-penalty", 0], "repetition_penalty"),
+        (["--method", "single", "--stop", "x", "--stop", ""], "stop.1"),
         (["--method", "single", "--head", "x"], "give --reward DIR as well"),
         (["--method", "single", "--criterion", "x"], "needs an iama.json"),
         (["--method", "single", "--max-new-tokens", 500], "exceeds the 128 tokens"),
@@ -252,6 +290,18 @@ def test_evaluate_dry_run_does_nothing(run, config_file, tmp_path):
     assert not (tmp_path / "evaluation").exists()
 
 
+def test_evaluate_says_which_policy_is_sampled_otherwise_than_trained(run, config_file, exported):
+    settings = ("--config", config_file, "--dry-run", "--set", f"policies.iama.adapter={exported}")
+    code, _, err = run("evaluate", *settings)
+    assert code == 0, err
+    assert [line for line in err.splitlines() if "note" in line] == [
+        "note: policy 'iama': sampling differs from training: temperature 1.0 (trained with 0.7)"
+    ]
+    code, _, err = run("evaluate", *settings, "--set", "sampling.temperature=0.7")
+    assert code == 0, err
+    assert "note:" not in err
+
+
 def test_evaluate_and_report(run, config_file, tmp_path):
     code, out, err = run("evaluate", "--config", config_file)
     assert code == 0, err
@@ -309,7 +359,7 @@ def training_file(tiny, tmp_path) -> Path:
         "policy": {"path": str(tiny.policy)},
         "prompts": str(tiny.prompts),
         "objective": {"criteria": [{"name": "c", "proxy": {"model": str(tiny.reward)}}]},
-        "trainer": {"max_completion_length": 8},
+        "sampling": {"max_new_tokens": 8},
     }
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(raw))
@@ -332,8 +382,8 @@ def test_standardise_prints_a_scale_that_standardises(run, training_file):
 
 
 def test_standardise_refuses_in_one_line(run, training_file):
-    result = run("standardise", "--config", training_file, "--set", "trainer={}")
-    assert "max_completion_length" in one_line_error(result)
+    result = run("standardise", "--config", training_file, "--set", "trainer.max_completion_length=8")
+    assert "write `sampling.max_new_tokens` instead" in one_line_error(result)
 
 
 def test_export_refuses_what_is_no_run(run, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 from scipy.stats import chisquare
 
 from iama.config import Sampling
-from iama.errors import DataError, ModelError
+from iama.errors import DataError, IamaWarning, ModelError
 from inference import decode as engine
 from inference.decode import decode, response_text
 from inference.random_streams import prompt_keys, stream_keys, uniforms
+from inference.sampling import probabilities
 
 SAMPLING = Sampling(max_new_tokens=24)
 
@@ -22,8 +24,8 @@ def slow_decode(policy, ids, sample, sampling, seed, key=None):
     tokens = []
     for step in range(sampling.max_new_tokens):
         with torch.inference_mode():
-            logits = policy.model(input_ids=torch.tensor([ids + tokens])).logits[0, -1].double()
-        cdf = np.cumsum(torch.softmax(logits / sampling.temperature, -1).numpy())
+            logits = policy.model(input_ids=torch.tensor([ids + tokens])).logits[:, -1]
+        cdf = np.cumsum(probabilities(logits, sampling, [ids + tokens], source="policy")[0].numpy())
         u = uniforms(stream_keys(seed, [key], [sample]), step)[0]
         tokens.append(int(np.searchsorted(cdf, u * cdf[-1], side="right")))
         if tokens[-1] in policy.eos_token_ids:
@@ -74,7 +76,7 @@ def test_end_token_ends_a_response_and_no_response_is_too_long(policy, prompts_i
         assert ends in ([], [len(row.token_ids) - 1])
         assert row.finish_reason == ("stop" if ends else "length")
         assert len(row.token_ids) == 9 or row.finish_reason == "stop"
-        assert policy.tokenizer.eos_token not in response_text(policy, row)
+        assert policy.tokenizer.eos_token not in response_text(policy, row.token_ids)
     assert {r.finish_reason for r in rows} == {"stop", "length"}
 
 
@@ -85,37 +87,109 @@ def test_any_of_several_end_tokens_ends(policy, prompts_ids):
         assert all(token not in many.eos_token_ids for token in response.token_ids[:-1])
 
 
-def test_left_padding_changes_no_logits(policy, prompts_ids):
-    padded = engine._prefill(policy, [prompts_ids[0], prompts_ids[0] + prompts_ids[1] + prompts_ids[2]])
-    alone = engine._prefill(policy, [prompts_ids[0]])
-    torch.testing.assert_close(padded.logits_PV[:1], alone.logits_PV, atol=1e-5, rtol=1e-5)
+def count_tokens(monkeypatch, model, seen):
+    """Note the real tokens of every forward pass, and whether it is a prefill (several columns) or a step."""
+    forward = model.forward
 
-
-@pytest.mark.parametrize("compact_below", [0.0, 0.9, 1.1])
-@pytest.mark.parametrize("batch_size", [3, 64])
-def test_ledger_equals_a_count_on_the_models_forward(policy, prompts_ids, monkeypatch, compact_below, batch_size):
-    monkeypatch.setattr(engine, "COMPACT_BELOW", compact_below)
-    prefill, fed = [], []
-    forward = policy.model.forward
-
-    def counted(*args, input_ids, attention_mask, **kwargs):
-        new = attention_mask[:, -input_ids.shape[1] :]
-        (prefill if attention_mask.shape == input_ids.shape else fed).append(int(new.sum()))
+    def counted(*args, input_ids, attention_mask=None, **kwargs):
+        width = input_ids.shape[1]
+        real = input_ids.numel() if attention_mask is None else int(attention_mask[:, -width:].sum())
+        seen.append((width > 1, real))
         return forward(*args, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-    monkeypatch.setattr(policy.model, "forward", counted)
+    monkeypatch.setattr(model, "forward", counted)
+
+
+@pytest.mark.parametrize("refill_at", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_ledger_equals_a_count_on_the_models_forward(policy, prompts_ids, monkeypatch, refill_at, batch_size):
+    monkeypatch.setattr(engine, "REFILL_AT", refill_at)
+    seen = []
+    count_tokens(monkeypatch, policy.model, seen)
     responses, cost = decode(policy, prompts_ids, 7, SAMPLING, seed=0, batch_size=batch_size)
-    assert cost.policy_prefill_tokens == sum(prefill) == sum(map(len, prompts_ids))
-    assert cost.policy_decode_tokens == sum(fed) == sum(len(r.token_ids) - 1 for row in responses for r in row)
+    assert cost.policy_prefill_tokens == sum(n for many, n in seen if many) == sum(map(len, prompts_ids))
+    fed_back = sum(len(r.token_ids) - 1 for row in responses for r in row)
+    assert cost.policy_decode_tokens == sum(n for many, n in seen if not many) == fed_back
     assert cost.seconds > 0
 
 
-def test_compaction_changes_nothing(policy64, prompts_ids, monkeypatch):
+def test_when_prompts_enter_changes_nothing(policy64, prompts_ids, monkeypatch):
     results = []
-    for share in (0.0, 0.5, 1.1):
-        monkeypatch.setattr(engine, "COMPACT_BELOW", share)
-        results.append(decode(policy64, prompts_ids, 9, SAMPLING, seed=0, batch_size=64)[0])
+    for share in (0.0, 0.5, 1.0):
+        monkeypatch.setattr(engine, "REFILL_AT", share)
+        results.append(decode(policy64, prompts_ids, 9, SAMPLING, seed=0, batch_size=8)[0])
     assert results[0] == results[1] == results[2]
+
+
+def test_waiting_prompts_take_the_places_of_finished_rows(policy, prompts_ids, monkeypatch):
+    sizes = []
+    forward = policy.model.forward
+
+    def noted(*args, input_ids, **kwargs):
+        if input_ids.shape[1] == 1:
+            sizes.append(len(input_ids))
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(policy.model, "forward", noted)
+    responses, _ = decode(policy, prompts_ids, 40, SAMPLING, seed=0, batch_size=16)
+    tokens = sum(len(r.token_ids) - 1 for row in responses for r in row)
+    assert max(sizes) <= 16
+    assert tokens / len(sizes) > 0.7 * 16  # without refilling a batch shrinks until its longest row has ended
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.7, "top_k": 7},
+        {"top_p": 0.8, "min_p": 0.01},
+        {"repetition_penalty": 1.5},
+    ],
+)
+def test_sampling_settings_equal_the_slow_reference(policy64, prompts_ids, settings):
+    sampling = Sampling(max_new_tokens=10, **settings)
+    responses, _ = decode(policy64, prompts_ids, 3, sampling, seed=5, batch_size=4)
+    for ids, row in zip(prompts_ids, responses, strict=True):
+        assert [r.token_ids for r in row] == [slow_decode(policy64, ids, i, sampling, 5) for i in range(3)]
+
+
+def test_a_stop_string_ends_across_token_boundaries_and_is_removed(policy, prompts_ids):
+    plain, _ = decode(policy, prompts_ids, 30, SAMPLING, seed=0, batch_size=64)
+    texts = [response_text(policy, r.token_ids) for row in plain for r in row]
+    pairs = Counter(text[i : i + 2] for text in texts for i in range(len(text) - 1))
+    stop = next(pair for pair, _ in pairs.most_common() if len(policy.tokenizer(pair)["input_ids"]) > 1)
+    stopping = SAMPLING.model_copy(update={"stop": (stop,)})
+    stopped, _ = decode(policy, prompts_ids, 30, stopping, seed=0, batch_size=64)
+    cut = 0
+    for before, after in zip([r for row in plain for r in row], [r for row in stopped for r in row], strict=True):
+        assert before.token_ids[: len(after.token_ids)] == after.token_ids
+        whole, kept = response_text(policy, before.token_ids), response_text(policy, after.token_ids, (stop,))
+        assert kept == whole.split(stop)[0]
+        if stop in whole:
+            cut += 1
+            assert after.finish_reason == "stop"
+            assert stop not in response_text(policy, after.token_ids[:-1])
+    assert cut > 5
+
+
+def test_out_of_memory_halves_the_batch_and_gives_the_same_text(policy64, prompts_ids, monkeypatch):
+    expected, cost = decode(policy64, prompts_ids, 6, SAMPLING, seed=0, batch_size=64)
+    forward = policy64.model.forward
+
+    def small(*args, input_ids, **kwargs):
+        if len(input_ids) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(policy64.model, "forward", small)
+    with pytest.warns(IamaWarning) as caught:
+        found, again = decode(policy64, prompts_ids, 6, SAMPLING, seed=0, batch_size=16)
+    told = [str(w.message) for w in caught]
+    assert told == [f"policy 'base': out of memory with {n} rows; going on with {n // 2}" for n in (16, 8)]
+    assert found == expected
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(cost, seconds=0)
+    monkeypatch.setattr(policy64.model, "forward", lambda **_: small(input_ids=[0] * 9))
+    with pytest.raises(ModelError, match="out of memory with a single row"):
+        decode(policy64, prompts_ids, 6, SAMPLING, seed=0, batch_size=1)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -131,13 +205,6 @@ def test_first_tokens_follow_the_models_distribution(policy, prompts_ids, temper
     observed, expected = [*seen[likely], seen[~likely].sum()], [*(p[likely] * count), p[~likely].sum() * count]
     keep = np.asarray(expected) > 0
     assert chisquare(np.asarray(observed)[keep], np.asarray(expected)[keep]).pvalue > 1e-3
-
-
-def test_impossible_tokens_are_never_sampled(policy):
-    logits = torch.full((3, 5), -torch.inf)
-    logits[:, 2] = 0.0
-    edge = np.array([0.0, 0.5, 1 - 2.0**-52])
-    assert engine._sample(policy, logits, edge, 1.0).tolist() == [2, 2, 2]
 
 
 def test_a_prompt_that_does_not_fit_is_named_before_decoding(policy, prompts_ids, monkeypatch):

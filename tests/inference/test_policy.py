@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from iama.config import PolicySpec
+from iama.config import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
 from inference.policy import load_policy
 
@@ -79,6 +79,40 @@ def test_chat_template_from_a_file(folder, tmp_path):
         load_policy("p", PolicySpec(path=str(folder), chat_template="gone.jinja"))
 
 
+def set_generation(folder, **settings):
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_only_the_end_tokens_of_a_generation_config_are_used(folder):
+    set_generation(
+        folder, eos_token_id=[3, 5], do_sample=True, temperature=0.6, top_p=0.9, max_length=512, use_cache=True
+    )
+    with pytest.warns(IamaWarning) as caught:
+        policy = load_policy("mine", PolicySpec(path=str(folder)))
+    assert policy.eos_token_ids == {3, 5}
+    assert [str(warning.message) for warning in caught] == [
+        f"policy 'mine': of the generation_config.json in {str(folder)!r} only the end tokens are used, not "
+        "max_length 512, temperature 0.6, top_p 0.9; write under `sampling:` what is wanted"
+    ]
+
+
+def test_a_generation_config_that_asks_for_nothing_else_is_silent(folder):
+    set_generation(folder, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, num_beams=1)
+    load_policy("mine", PolicySpec(path=str(folder)))  # a warning would be an error
+    (folder / "generation_config.json").unlink()
+    load_policy("mine", PolicySpec(path=str(folder)))
+
+
+def test_what_sampling_says_as_well_is_not_listed(folder):
+    set_generation(folder, top_k=50, max_new_tokens=48, stop_strings=["###"], no_repeat_ngram_size=3)
+    sampling = Sampling(top_k=50, max_new_tokens=48, stop=["###"])
+    with pytest.warns(IamaWarning, match="are used, not no_repeat_ngram_size 3; write"):
+        load_policy("mine", PolicySpec(path=str(folder)), sampling)
+    with pytest.warns(IamaWarning, match=r"not max_new_tokens 48, stop_strings \['###'\], .*top_k 50"):
+        load_policy("mine", PolicySpec(path=str(folder)), Sampling(top_k=49))
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -88,6 +122,7 @@ def test_chat_template_from_a_file(folder, tmp_path):
         (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:900]), "cannot load"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot load"),
         (lambda f: (f / "config.json").write_text("{"), "cannot load"),
+        (lambda f: (f / "generation_config.json").write_text("{"), r"cannot load '.*generation_config\.json'"),
         (
             lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'),
             "lacks 1 weight files, e.g. 'model-2.safetensors'",

@@ -79,11 +79,11 @@ objective:
   criteria:
     - {{ name: helpful, proxy: {{ model: {tiny.reward} }}, operator: identity, weight: 0.25 }}
     - {{ name: harmless, proxy: {{ model: {tiny.other_reward} }}, operator: identity, weight: 0.75 }}
+sampling: {{ max_new_tokens: 6 }}
 trainer:
   max_steps: 1
   per_device_train_batch_size: 4
   num_generations: 4
-  max_completion_length: 6
   beta: 0.1
   save_strategy: "no"
 lora: {{ r: 2, target_modules: all-linear }}

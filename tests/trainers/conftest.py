@@ -31,11 +31,11 @@ def raw_config(tiny: Any, tmp_path: Path) -> dict[str, Any]:
                 },
             ]
         },
+        "sampling": {"max_new_tokens": 6},
         "trainer": {
             "max_steps": 2,
             "per_device_train_batch_size": 8,
             "num_generations": 4,
-            "max_completion_length": 6,
             "beta": 0.1,
             "learning_rate": 1e-3,
             "gradient_checkpointing": False,

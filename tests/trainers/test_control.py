@@ -27,7 +27,7 @@ from trainers.control import RunControl, RunningMean, check_kl, describe_kl, nex
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.plan import make_plan
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*reach trainer.max_completion_length:iama.errors.IamaWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 
 
 def train(config):

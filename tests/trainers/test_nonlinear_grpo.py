@@ -25,7 +25,7 @@ from trainers.plan import make_plan
 from trainers.train import manifest
 
 # A random tiny policy rarely ends its answers.
-pytestmark = pytest.mark.filterwarnings("ignore:.*reach trainer.max_completion_length:iama.errors.IamaWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 
 
 def length(completions, **kwargs):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from trl import GRPOConfig
 
-from iama.config import TrainingConfig, load_config
+from iama.config import EvaluationConfig, TrainingConfig, load_config
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelError, RewardError, RunError
-from trainers.plan import make_plan
-from trainers.train import last_checkpoint, run_is_finished
+from trainers.build import build_trainer
+from trainers.plan import make_plan, sampling_fields, trainer_fields
+from trainers.train import last_checkpoint, manifest, run_is_finished
 
 
 def refuse(config: TrainingConfig, error: type[IamaError], match: str) -> None:
@@ -88,7 +92,7 @@ def test_too_few_prompts_for_one_generation(make_config, tmp_path):
     ("key", "value", "match"),
     [
         ("num_generations", "abc", "trainer.num_generations: .*valid integer.*got 'abc'"),
-        ("max_completion_length", [8], "trainer.max_completion_length: .*got \\[8\\]"),
+        ("loss_type", [8], "trainer.loss_type: .*got \\[8\\]"),
         ("learning_rate", "fast", "trainer.learning_rate: .*valid number.*got 'fast'"),
         ("deepspeed", "nowhere.json", "trainer.deepspeed 'nowhere.json' does not exist"),
     ],
@@ -128,8 +132,105 @@ def test_a_reward_without_a_chat_template(make_config, tiny, tmp_path):
 
 
 def test_settings_that_serving_does_not_know_warn(make_config):
-    with pytest.warns(IamaWarning, match=r"trainer.top_k = 5 shapes the roll-outs"):
-        make_plan(make_config(trainer__top_k=5), "test.yaml")
+    with pytest.warns(IamaWarning, match=r"trainer.generation_kwargs = .*no_repeat_ngram_size.* shapes the roll-outs"):
+        make_plan(make_config(trainer__generation_kwargs={"no_repeat_ngram_size": 3}), "test.yaml")
+
+
+def test_settings_that_the_gradient_does_not_know_warn(make_config):
+    with pytest.warns(IamaWarning, match=r"sampling.top_k = 5 shapes the roll-outs, but") as caught:
+        make_plan(make_config(sampling__top_k=5), "test.yaml")
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("temperature", 0.7, "temperature"),
+        ("top_p", 0.9, "top_p"),
+        ("top_k", 5, "top_k"),
+        ("min_p", 0.1, "min_p"),
+        ("repetition_penalty", 1.1, "repetition_penalty"),
+        ("max_completion_length", [8], "max_new_tokens"),
+        ("max_completion_length", None, "max_new_tokens"),
+    ],
+)
+def test_sampling_is_written_in_one_place(make_config, key, value, name):
+    with pytest.raises(ConfigError) as caught:
+        make_config(**{f"trainer__{key}": value})
+    told = f"test.yaml: trainer: {key} = {value!r} has one place: write `sampling.{name}` instead"
+    assert str(caught.value) == told
+
+
+def test_sampling_is_not_written_in_generation_kwargs(make_config):
+    with pytest.raises(ConfigError, match=r"generation_kwargs.stop_strings = .* write `sampling.stop` instead"):
+        make_config(trainer__generation_kwargs={"stop_strings": ["x"]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("max_new_tokens", 0, "sampling.max_new_tokens: .*greater than or equal to 1 .*'0'"),
+        ("temperature", 0, "sampling.temperature: .*greater than 0"),
+        ("temperature", float("nan"), "sampling.temperature: .*'nan'"),
+        ("top_p", 0, "sampling.top_p: .*greater than 0"),
+        ("top_p", 1.1, "sampling.top_p: .*less than or equal to 1"),
+        ("top_k", -1, "sampling.top_k: .*greater than or equal to 0"),
+        ("min_p", 1, "sampling.min_p: .*less than 1"),
+        ("repetition_penalty", 0, "sampling.repetition_penalty: .*greater than 0"),
+        ("stop", ["x", ""], "sampling.stop.1: .*at least 1 character"),
+        ("stop", "x", r"sampling.stop: write a list of strings, \['x'\]"),
+        ("stop", ["\n", "x"], r"sampling: stop \['\\n', 'x'\] cannot be used in training"),
+        ("topp", 1, "unknown key 'sampling.topp'; did you mean 'top_p'"),
+    ],
+)
+def test_sampling_settings_out_of_range(make_config, key, value, match):
+    with pytest.raises(ConfigError, match=match) as caught:
+        make_config(**{f"sampling__{key}": value})
+    assert "\n" not in str(caught.value)
+
+
+def test_sampling_fills_trls_fields(make_config):
+    values = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2}
+    config = make_config(sampling=values | {"max_new_tokens": 9})
+    fields = trainer_fields(config)
+    assert {key: fields[key] for key in values} == values
+    assert fields["max_completion_length"] == 9
+
+
+def test_the_manifest_holds_the_whole_sampling(make_config):
+    config = make_config(sampling={"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 9})
+    with pytest.warns(IamaWarning, match="sampling.top_p"):
+        plan = make_plan(config, "test.yaml")
+    assert manifest(plan).sampling == config.sampling
+
+
+def test_plain_sampling_is_trls_own_but_for_the_length(make_config):
+    """TRL's defaults, whatever they become, must stay what our default `sampling` says."""
+    ours = sampling_fields(make_config(sampling={}).sampling)
+    defaults = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
+    assert ours == {key: defaults[key] for key in ours} | {"max_completion_length": 128}
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-grpo", "experiments/length", "experiments/mixed"])
+def test_recipes_sample_as_their_evaluation_does(name):
+    root = Path(__file__).parents[2] / "configs"
+    recipe = load_config(root / f"{name}.yaml", TrainingConfig)
+    assert recipe.sampling == load_config(root / "demo-evaluate.yaml", EvaluationConfig).sampling
+
+
+def test_roll_outs_take_only_the_end_tokens_of_a_generation_config(make_config, tiny, tmp_path):
+    folder = shutil.copytree(tiny.policy, tmp_path / "opinionated")
+    path = folder / "generation_config.json"
+    settings = json.loads(path.read_text())
+    # With these, `generate` would answer every prompt with one token over and over.
+    path.write_text(json.dumps(settings | {"min_new_tokens": 6, "suppress_tokens": list(range(3, 100))}))
+    config = make_config(policy__path=str(folder))
+    with pytest.warns(IamaWarning, match=r"policy.path: .*only the end tokens are used, not min_new_tokens 6, supp"):
+        plan = make_plan(config, "test.yaml")
+    trainer = build_trainer(plan, Console(quiet=True))
+    output = trainer._generate_and_score_completions([row for row in plan.prompts[:2] for _ in range(4)])
+    assert (output["completion_ids"] > 3).any()
+    assert trainer.model.generation_config.eos_token_id == settings["eos_token_id"]
 
 
 def test_numbers_in_yaml_are_numbers(tmp_path, config_file):
@@ -199,8 +300,9 @@ def test_an_output_folder_with_another_run_is_left_alone(make_config):
     assert not run_is_finished(config)
     (folder / "adapter").mkdir()
     assert run_is_finished(config)
-    with pytest.raises(RunError, match="another configuration"):
-        run_is_finished(make_config(seed=7))
+    for change in ({"seed": 7}, {"sampling__top_k": 3}):
+        with pytest.raises(RunError, match="another configuration"):
+            run_is_finished(make_config(**change))
 
 
 def test_an_output_folder_with_other_files_is_left_alone(make_config):

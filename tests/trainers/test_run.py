@@ -17,7 +17,7 @@ from trainers.build import build_trainer, save_final
 from trainers.plan import make_plan
 from trainers.train import manifest, run, run_is_finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*reach trainer.max_completion_length:iama.errors.IamaWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 
 
 class Kill(TrainerCallback):

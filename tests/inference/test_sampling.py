@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import entropy as scipy_entropy
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from iama.config import Sampling, sampling_differences
+from iama.errors import ModelError
+from inference.sampling import cut_at_stop, draw_tokens, entropy, probabilities
+
+V = 12
+# Few distinct values, so that there are ties, and -inf, which masks a token; each row keeps a finite logit.
+LEVELS = st.sampled_from([-torch.inf, -30.0, -1.5, -1.0, 0.0, 0.25, 1.0, 1.0 + 1e-12, 4.0])
+LOGITS = st.integers(1, 4).flatmap(
+    lambda rows: arrays(np.float64, (rows, V), elements=LEVELS | st.floats(-8, 8)).map(
+        lambda a: torch.from_numpy(np.where(np.isneginf(a).all(axis=1, keepdims=True), 0.0, a))
+    )
+)
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=st.sampled_from([1.0, 0.3, 1.7]),
+    top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.01]),
+    top_k=st.integers(0, V + 2),
+    min_p=st.sampled_from([0.0, 0.05, 0.5, 0.99]),
+    repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
+)
+
+
+def transformers_law(logits_RV: torch.Tensor, sampling: Sampling, seen_RT: torch.Tensor) -> torch.Tensor:
+    """What `generate` samples from, put together as it puts it together."""
+    processors = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature != 1:
+        processors.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k > 0:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        processors.append(MinPLogitsWarper(sampling.min_p))
+    return torch.softmax(processors(seen_RT, logits_RV.clone()), dim=-1)
+
+
+@given(LOGITS, SAMPLINGS, st.data())
+def test_equals_transformers(logits_RV, sampling, data):
+    tokens = st.integers(0, V + 1)  # embeddings may know more tokens than the head gives
+    length = data.draw(st.integers(1, 8))
+    seen = [data.draw(st.lists(tokens, min_size=length, max_size=length)) for _ in logits_RV]
+    law_RV = probabilities(logits_RV, sampling, seen, source="policy 'x'")
+    expected_RV = transformers_law(logits_RV, sampling, torch.tensor(seen))
+    assert law_RV.dtype == torch.float64
+    assert torch.equal(law_RV > 0, expected_RV > 0)
+    torch.testing.assert_close(law_RV, expected_RV, atol=1e-15, rtol=1e-12)
+    torch.testing.assert_close(law_RV.sum(dim=1), torch.ones(len(law_RV), dtype=torch.float64))
+
+
+def test_rows_may_have_seen_different_numbers_of_tokens():
+    logits_RV = torch.tensor([[2.0, -2.0, 0.5]]).repeat(3, 1)
+    law_RV = probabilities(logits_RV, Sampling(repetition_penalty=2.0), [[], [0, 0], [1, 0]], source="p")
+    expected_RV = torch.tensor([[2.0, -2.0, 0.5], [1.0, -2.0, 0.5], [1.0, -4.0, 0.5]]).double().softmax(dim=1)
+    torch.testing.assert_close(law_RV, expected_RV)
+
+
+def sample(logits_RV, u_R, temperature):
+    """Plain sampling in one go: the reference for the two steps."""
+    cdf_RV = torch.softmax(logits_RV.double() / temperature, dim=-1).cumsum(dim=-1)
+    target_R1 = torch.from_numpy(u_R).to(cdf_RV.device).unsqueeze(1) * cdf_RV[:, -1:]
+    return torch.searchsorted(cdf_RV, target_R1, right=True).squeeze(1).cpu().numpy()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_plain_sampling_is_one_softmax_to_the_bit(dtype, temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits_RV = (5 * torch.randn(300, 977, generator=generator)).to(dtype)
+    u_R = np.random.default_rng(0).random(300)
+    law_RV = probabilities(logits_RV, Sampling(temperature=temperature), source="policy 'x'")
+    assert torch.equal(law_RV, torch.softmax(logits_RV.double() / temperature, dim=-1))
+    tokens_R = draw_tokens(law_RV, u_R)
+    assert tokens_R.dtype == np.int64
+    np.testing.assert_array_equal(tokens_R, sample(logits_RV, u_R, temperature))
+
+
+@given(LOGITS, SAMPLINGS, st.floats(0, 1, exclude_max=True) | st.sampled_from([0.0, 1 - 2.0**-53]))
+def test_a_drawn_token_is_possible_and_lies_where_u_falls(logits_RV, sampling, u):
+    law_RV = probabilities(logits_RV, sampling, [[0]] * len(logits_RV), source="p")
+    tokens_R = torch.from_numpy(draw_tokens(law_RV, np.full(len(law_RV), u)))
+    chosen_R = law_RV.gather(1, tokens_R.unsqueeze(1)).squeeze(1)
+    assert (chosen_R > 0).all()
+    above_R = law_RV.cumsum(dim=1).gather(1, tokens_R.unsqueeze(1)).squeeze(1)
+    assert (above_R >= u - 1e-12).all()
+    assert (above_R - chosen_R <= u + 1e-12).all()
+
+
+SETTINGS = [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}, {"repetition_penalty": 1.5}]
+BAD_ROWS = [[0.0, 1.0, torch.nan], [0.0, torch.inf, 1.0], [torch.inf, -torch.inf, 0.0], [-torch.inf] * 3]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("bad", BAD_ROWS, ids=str)
+def test_logits_that_are_not_finite_are_refused(settings, bad):
+    logits_RV = torch.tensor([[0.0, 1.0, 2.0], bad])
+    with pytest.raises(ModelError, match=r"^policy 'x' gives logits that are not finite; its weights are damaged$"):
+        probabilities(logits_RV, Sampling(**settings), [[0, 1], [2, 1]], source="policy 'x'")
+
+
+def test_a_repetition_penalty_needs_what_was_seen():
+    with pytest.raises(AssertionError):
+        probabilities(torch.zeros(1, 3), Sampling(repetition_penalty=1.1), source="p")
+
+
+@given(LOGITS)
+def test_entropy_equals_scipys(logits_RV):
+    expected_R = scipy_entropy(torch.softmax(logits_RV, dim=1).numpy(), axis=1)
+    np.testing.assert_allclose(entropy(logits_RV).numpy(), expected_R, rtol=1e-12, atol=1e-14)
+
+
+def test_entropy_of_known_laws():
+    logits_RV = torch.tensor([[0.0] * 8, [0.0] * 2 + [-torch.inf] * 6, [1000.0] + [0.0] * 7], dtype=torch.float32)
+    np.testing.assert_allclose(entropy(logits_RV).numpy(), [np.log(8), np.log(2), 0.0], rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one\n\ntwo", ["\n\n"], ("one", True)),
+        ("one ## two # three", ["#", "two"], ("one ", True)),
+        ("one two", ["two", "one"], ("", True)),
+        ("one", ["one two"], ("one", False)),
+        ("one", [], ("one", False)),
+        ("", ["#"], ("", False)),
+    ],
+)
+def test_cut_at_stop(text, stop, expected):
+    assert cut_at_stop(text, stop) == expected
+
+
+@given(st.text("ab#", max_size=12), st.lists(st.text("ab#", min_size=1, max_size=3), max_size=3))
+def test_cut_text_holds_no_stop_string_and_a_longer_one_would(text, stop):
+    head, found = cut_at_stop(text, stop)
+    assert text.startswith(head)
+    assert not any(s in head for s in stop)
+    assert found == any(s in text for s in stop)
+    assert not found or any(text[len(head) :].startswith(s) for s in stop)
+
+
+def test_sampling_differences_name_what_differs():
+    trained = Sampling(stop=["#"])
+    assert sampling_differences(trained, Sampling(stop=("#",))) == []
+    assert sampling_differences(trained, Sampling(temperature=0.7)) == [
+        "temperature 0.7 (trained with 1.0)",
+        "stop [] (trained with ['#'])",
+    ]
+
+
+def test_sampling_is_hashable_and_survives_json():
+    sampling = Sampling(stop=["#"], top_p=0.9)
+    assert hash(sampling) == hash(Sampling.model_validate_json(sampling.model_dump_json()))
