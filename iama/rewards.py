@@ -11,6 +11,7 @@ import importlib.util
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 class Reward:
     """A named reward; calling it is TRL's reward-function interface, so it goes to any TRL trainer as it is.
 
-    `missing_ok` lets a score of None or NaN through as NaN; `scale` standardises.
+    `missing_ok` lets a score of None or NaN through as NaN; `scale` standardises. `classifier` is the model that
+    scores, None for a function.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Reward:
     ) -> None:
         self.name = name
         self.__name__ = name  # TRL names metrics and columns after it
+        self.classifier = scorer if isinstance(scorer, Classifier) else None
         self._scorer = scorer
         self._scale = scale
         self._missing_ok = missing_ok
@@ -56,6 +59,15 @@ class Reward:
     def _scored(self, prompts: Any, completions: Any, columns: Mapping[str, Any]) -> tuple[list[float], int]:
         """Scores, checked, and the number of tokens read."""
         scores, tokens = self._scorer(prompts, completions, **columns)
+        return self.finish(prompts, completions, scores), tokens
+
+    def finish(
+        self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], scores: list[float]
+    ) -> list[float]:
+        """What the scorer gave, checked and standardised; the last step of every way to score.
+
+        Raises `RewardError` on infinity, on a wrong number of scores and, unless `missing_ok`, on a missing score.
+        """
         if len(scores) != len(prompts):
             raise RewardError(f"reward {self.name!r} returned {len(scores)} scores for {len(prompts)} completions")
         for prompt, completion, score in zip(prompts, completions, scores, strict=True):
@@ -66,7 +78,7 @@ class Reward:
                 )
         if self._scale is not None:
             scores = [(score - self._scale.mean) / self._scale.std for score in scores]
-        return scores, tokens
+        return scores
 
     def score(
         self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Mapping[str, Sequence[Any]]
@@ -78,10 +90,55 @@ class Reward:
         return scores, Cost(reward_calls=len(texts), reward_tokens=tokens, seconds=time.perf_counter() - start)
 
 
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A sequence classifier whose output `head`, times `sign`, is a reward; called, it is a scorer.
+
+    `pad_id` fills short rows, and transformers takes a row's last token that is another as the one that speaks for
+    it. `context_length` is the most tokens that a prompt with its answer may have (None: the model names no limit),
+    `source` names the reward in errors, and `path` is where the model came from.
+    """
+
+    model: Any
+    tokenizer: Any
+    head: int
+    sign: int
+    pad_id: int
+    context_length: int | None
+    batch_size: int
+    path: str
+    source: str
+
+    def __call__(self, prompts: Any, completions: Any, **_: Any) -> tuple[list[float], int]:
+        """Scores, and the number of tokens read."""
+        ids = self.render(prompts, [completion_text(completion) for completion in completions])
+        return self.score_ids(ids), sum(map(len, ids))
+
+    def render(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[int]]:
+        """Token ids as the model reads them; raises `RewardError` where they are more than it can read."""
+        ids = [render_exchange(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
+        longest = max((len(row) for row in ids), default=0)
+        if self.context_length is not None and longest > self.context_length:
+            raise RewardError(
+                f"{self.source}: a prompt with its answer has {longest} tokens, but {self.path!r} reads at most "
+                f"{self.context_length}; use shorter prompts or a smaller max_new_tokens"
+            )
+        return ids
+
+    def score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:
+        """Scores of rendered texts, read from their beginning."""
+        return self.scores(_forward(self.model, ids, self.pad_id, self.batch_size))
+
+    def scores(self, logits_RH: torch.Tensor) -> list[float]:
+        """The output that is the reward, of each row's logits."""
+        scores: list[float] = (logits_RH[:, self.head] * self.sign).tolist()
+        return scores
+
+
 def load_reward(name: str, spec: RewardSpec, *, missing_ok: bool = False) -> Reward:
     """Load a reward; raises `RewardError` or `ModelError` with what to mend."""
     if spec.model is not None:
-        return Reward(name, _classifier_scorer(name, spec), spec.scale, missing_ok=missing_ok)
+        return Reward(name, load_classifier(name, spec), spec.scale, missing_ok=missing_ok)
     assert spec.function is not None
     function = load_function(spec.function, f"reward {name!r}")
     return reward_from_function(function, name, spec.scale, missing_ok=missing_ok)
@@ -152,7 +209,8 @@ def _module_from_file(path: Path) -> Any:
     return sys.modules[name]
 
 
-def _classifier_scorer(name: str, spec: RewardSpec) -> Scorer:
+def load_classifier(name: str, spec: RewardSpec) -> Classifier:
+    """Load the model of a reward; raises `RewardError` or `ModelError` with what to mend."""
     assert spec.model is not None
     source = f"reward {name!r}"
     check_model_dir(spec.model, source)
@@ -169,20 +227,17 @@ def _classifier_scorer(name: str, spec: RewardSpec) -> Scorer:
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
     pad_id = model.config.pad_token_id if model.config.pad_token_id is not None else 0
-    limit = getattr(model.config, "max_position_embeddings", None)
-
-    def scorer(prompts: Any, completions: Any, **_: Any) -> tuple[list[float], int]:
-        ids = [render_exchange(tokenizer, p, completion_text(c)) for p, c in zip(prompts, completions, strict=True)]
-        longest = max((len(row) for row in ids), default=0)
-        if limit is not None and longest > limit:
-            raise RewardError(
-                f"{source}: a prompt with its answer has {longest} tokens, but {spec.model!r} reads at most {limit}; "
-                "use shorter prompts or a smaller max_new_tokens"
-            )
-        scores = _forward(model, ids, pad_id, spec.batch_size)[:, head] * spec.sign
-        return scores.tolist(), sum(map(len, ids))
-
-    return scorer
+    return Classifier(
+        model=model,
+        tokenizer=tokenizer,
+        head=head,
+        sign=spec.sign,
+        pad_id=pad_id,
+        context_length=getattr(model.config, "max_position_embeddings", None),
+        batch_size=spec.batch_size,
+        path=spec.model,
+        source=source,
+    )
 
 
 def _pick_head(config: Any, spec: RewardSpec, source: str) -> int:

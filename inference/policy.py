@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from iama.config import SAMPLING_NAMES, Sampling
 from iama.errors import IamaWarning, ModelError
 from iama.models import check_model_dir, loading, pick_device, refuse_missing_tensors
+from inference.rows import refuse_inexact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,6 +71,7 @@ def load_policy(name: str, spec: PolicySpec, sampling: Sampling | None = None) -
     if adapter is not None:
         model = _with_adapter(model, adapter, source)
     model.to(pick_device(spec.device)).eval().requires_grad_(requires_grad=False)
+    refuse_inexact(model, source)
     return Policy(name, model, tokenizer, _eos_token_ids(model, tokenizer, source), context_length)
 
 

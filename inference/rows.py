@@ -147,6 +147,39 @@ def refuse_recurrent(model: Any, source: str) -> None:
         )
 
 
+def refuse_inexact(model: PreTrainedModel, source: str) -> None:
+    """Raise `ModelError` for a language model that the engine cannot decode exactly.
+
+    Every architecture that was tried can be; this tries the one at hand: two short rows, read side by side in two
+    passes, and the end of one read again alone, must give the logits of a clean forward. In half precision only gross differences are seen.
+    """
+    rows = Rows(model, source)
+    size = model.config.get_text_config(decoder=True).vocab_size
+    ids = [[(7 * i + length) % size for i in range(length)] for length in (11, 6)]
+    slots = rows.allocate(2)
+    try:
+        rows.extend(slots, [row[:5] for row in ids])
+        found = rows.extend(slots, [row[5:] for row in ids])
+        rows.roll_back(slots[0], len(ids[0]) - 1)
+        found = torch.cat([found, rows.extend(slots[:1], [ids[0][-1:]])])
+        with torch.inference_mode():
+            clean = torch.cat([model(input_ids=torch.tensor([row], device=model.device)).logits[:, -1] for row in ids])
+        clean = clean[[0, 1, 0]]
+    except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"{source}: {_cannot(model)} ({type(error).__name__}: {reason})") from error
+    rounding = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+    spread = rounding * float(clean.std())
+    # Damaged weights give NaN, which has an error of its own where tokens are drawn.
+    if bool(clean.isfinite().all()) and not torch.allclose(found, clean, rtol=rounding, atol=spread):
+        worst = float((found - clean).abs().max())
+        raise ModelError(f"{source}: {_cannot(model)} (logits differ by {worst:.3g} from a clean forward)")
+
+
+def _cannot(model: PreTrainedModel) -> str:
+    return f"a {model.config.model_type} model cannot be decoded row by row from a cache; use another architecture"
+
+
 def _inner(model: Any) -> Any:
     """The transformers model inside a PEFT one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

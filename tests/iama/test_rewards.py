@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from iama.config import RewardSpec
+from iama.config import RewardScale, RewardSpec
 from iama.data import load_prompts
 from iama.errors import ModelError, RewardError
 from iama.render import render_exchange
@@ -57,6 +57,27 @@ def test_the_same_scores_as_a_trl_reward_function(tiny, prompts):
     completions = [[{"role": "assistant", "content": text}] for text in TEXTS]
     assert reward(prompts=prompts, completions=completions, topic=["x"] * 4) == reward.score(prompts, TEXTS, {})[0]
     assert reward.__name__ == "helpful"
+
+
+def test_the_classifier_scores_as_the_reward_does_but_for_the_scale(tiny, prompts):
+    spec = RewardSpec(
+        model=str(tiny.two_headed_reward), head="good", sign=-1, batch_size=3, scale=RewardScale(mean=2.0, std=0.5)
+    )
+    reward = load_reward("harmless", spec)
+    classifier = reward.classifier
+    assert (classifier.head, classifier.sign, classifier.batch_size, classifier.context_length) == (1, -1, 3, 128)
+    assert (classifier.path, classifier.source) == (str(tiny.two_headed_reward), "reward 'harmless'")
+    assert classifier.pad_id == classifier.model.config.pad_token_id == classifier.tokenizer.pad_token_id
+    raw = classifier.score_ids(classifier.render(prompts, TEXTS))
+    assert raw == classifier(prompts, TEXTS)[0]
+    scores = reward.score(prompts, TEXTS, {})[0]
+    assert scores == reward.finish(prompts, TEXTS, raw) == [(score - 2.0) / 0.5 for score in raw]
+    with pytest.raises(RewardError, match=r"'harmless' returned inf for the prompt 'fix a bike' .* 'mix flour"):
+        reward.finish(prompts, TEXTS, [0.0, 0.0, math.inf, 0.0])
+
+
+def test_a_function_has_no_classifier():
+    assert reward_from_function(lambda **_: [0.0], "gold").classifier is None
 
 
 def test_a_function_from_a_file_gets_the_columns(tmp_path, prompts):

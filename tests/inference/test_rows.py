@@ -8,11 +8,17 @@ import pytest
 import torch
 from families import CONFIGS, CONTEXT, VOCABULARY, WINDOWED, make_model
 from hypothesis import given, settings
-from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, MambaConfig, Qwen3NextConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BioGptConfig,
+    LlamaForSequenceClassification,
+    MambaConfig,
+    Qwen3NextConfig,
+)
 
 from iama.errors import ModelError
 from inference.kv_cache import MIN_SLACK, SLACK
-from inference.rows import Rows
+from inference.rows import Rows, refuse_inexact
 
 FEW = settings(max_examples=12, deadline=None)
 model_of = functools.cache(make_model)
@@ -184,6 +190,19 @@ def test_recurrent_state_is_refused_by_name():
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"qwen3_next model keeps recurrent state \(linear_attention\)"):
         Rows(AutoModelForCausalLM.from_config(hybrid), "policy 'm'")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_trial_passes_every_family(family):
+    refuse_inexact(model_of(family), family)
+    refuse_inexact(make_model(family).bfloat16(), family)
+
+
+def test_the_trial_refuses_what_cannot_be_decoded_exactly():
+    forgetful = make_model("llama")
+    forgetful.model.layers[1].self_attn.layer_idx = 0  # two layers share one cache
+    with pytest.raises(ModelError, match=r"a llama model cannot be .* \(logits differ by .* from a clean forward\)"):
+        refuse_inexact(forgetful, "policy 'm'")
 
 
 def test_misuse_is_caught():
