@@ -16,9 +16,13 @@ import typer
 from iama.errors import ConfigError, IamaError, IamaWarning
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from iama.config import RewardSpec, Sampling
     from iama.manifest import Manifest, ManifestCriterion
     from inference.samplers import Completion
+
+GUIDED = ("cards", "rejection", "args")  # of inference.serving, which takes long to import
 
 app = typer.Typer(
     help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: train_iama.py.",
@@ -59,7 +63,10 @@ def generate(
     criterion: Annotated[str | None, typer.Option(help="Criterion of iama.json to serve; else the first.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="single, bon, bop or an operator, 'soft_bon(8, 0.1)'; else iama.json's."),
+        typer.Option(
+            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or cards, rejection, args with settings: "
+            "'cards(target=1.5)'; else iama.json's."
+        ),
     ] = None,
     n: Annotated[int | None, typer.Option(help="Candidates of bon, or their mean number for bop.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1.")] = None,
@@ -95,12 +102,14 @@ def generate(
     with Console(stderr=True).status("loading and sampling"):
         from iama.rewards import load_reward
         from inference.policy import load_policy
-        from inference.samplers import serve
+        from inference.serving import serve, with_target
 
         loaded = load_policy("--policy", PolicySpec(path=policy, adapter=adapter, device=device), sampling)
         scorer = None if spec is None else load_reward("--reward", spec)
         chat = loaded.tokenizer.chat_template is not None and not plain
         asked = [{"role": "user", "content": prompt}] if chat else prompt
+        if scorer is not None:
+            operator = with_target(loaded, scorer, operator, [asked], sampling, seed)
         completion = serve(loaded, scorer, operator, sampling).sample([asked], seed=seed)[0]
     _show(completion, operator)
 
@@ -235,9 +244,7 @@ def _operator(method: str | None, n: int | None, manifest: Manifest | None, crit
             raise ConfigError(f"{where!r} holds no iama.json that says how to sample; give --method bon --n 8")
         return _criterion(manifest, criterion).operator
     if method not in ("single", "bon", "bop"):
-        from iama.operators import parse_operator
-
-        parse_operator(method)
+        _check_method(method)
         if n is not None:
             raise ConfigError(f"--n {n} belongs to --method bon or bop; write the number into {method!r}")
         return method
@@ -248,6 +255,14 @@ def _operator(method: str | None, n: int | None, manifest: Manifest | None, crit
     if n is None or n < 1:
         raise ConfigError(f"--method {method} needs --n, the number of candidates (at least 1), e.g. --n 8")
     return f"bon({n})" if method == "bon" else f"bop({n - 1})"
+
+
+def _check_method(method: str) -> None:
+    """Raise `ConfigError` for a method that is neither an operator nor guided."""
+    from iama.operators import parse_operator
+
+    if not method.strip().startswith(GUIDED):
+        parse_operator(method)
 
 
 def _reward_spec(
@@ -300,8 +315,20 @@ def _note_differences(manifest: Manifest | None, sampling: Sampling, where: str 
 
 
 def _show(completion: Completion, operator: str) -> None:
-    """All candidates with their scores, the winner marked, and the cost."""
+    """What the response was chosen among, or the segments it was made of; the cost; the response."""
     from rich.console import Console
+
+    Console().print(_segments(completion, operator) if completion.trace else _candidates(completion, operator))
+    cost = completion.cost
+    typer.echo(
+        f"cost: {cost.policy_prefill_tokens} prefill + {cost.policy_decode_tokens} decode tokens, "
+        f"{cost.reward_calls} reward calls ({cost.reward_tokens} tokens), {cost.seconds:.2f} s"
+    )
+    typer.echo(completion.text)
+
+
+def _candidates(completion: Completion, operator: str) -> Table:
+    """All candidates with their scores, the winner marked."""
     from rich.table import Table
     from rich.text import Text
 
@@ -313,11 +340,18 @@ def _show(completion: Completion, operator: str) -> None:
         style = "bold green" if index == completion.chosen else ""
         mark = "*" if index == completion.chosen else ""
         table.add_row(mark, score, candidate.finish_reason, Text(candidate.text), style=style)
-    console = Console()
-    console.print(table)
-    cost = completion.cost
-    typer.echo(
-        f"cost: {cost.policy_prefill_tokens} prefill + {cost.policy_decode_tokens} decode tokens, "
-        f"{cost.reward_calls} reward calls ({cost.reward_tokens} tokens), {cost.seconds:.2f} s"
-    )
-    typer.echo(completion.text)
+    return table
+
+
+def _segments(completion: Completion, operator: str) -> Table:
+    """The segments of a guided response: how each came to be kept."""
+    from rich.table import Table
+
+    table = Table(title=f"{operator}: {len(completion.trace)} segments")
+    for name in ("tokens", "reward so far", "threshold", "proposals", "wasted tokens", ""):
+        table.add_column(name, justify="right")
+    for segment in completion.trace:
+        numbers = [segment.num_tokens, f"{segment.reward:.4g}", f"{segment.threshold:.4g}", segment.num_proposals]
+        forced = "best of all, none accepted" if segment.forced else ""
+        table.add_row(*map(str, numbers), str(segment.wasted_tokens), forced)
+    return table

@@ -1,8 +1,9 @@
-"""Checks of model directories, before anything expensive is loaded."""
+"""Checks of model directories before anything expensive is loaded, devices, and what to do when memory runs out."""
 
 from __future__ import annotations
 
 import json
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from iama.errors import IamaError, ModelError
+from iama.errors import IamaError, IamaWarning, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,3 +90,21 @@ def pick_device(device: str) -> torch.device:
         return torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"device {device!r} is not known to torch; write auto, cpu or cuda") from error
+
+
+def halved(batch_size: int, source: str, error: RuntimeError) -> int:
+    """Half a batch size that memory did not suffice for, with a warning; any other error is raised again.
+
+    Raises `ModelError` where memory does not suffice for one row.
+    """
+    # torch has a class of its own for GPUs; on the CPU the allocator's message tells.
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        raise error
+    if batch_size == 1:
+        raise ModelError(
+            f"{source}: out of memory with a single row; use a smaller model, a shorter context or half precision"
+        ) from error
+    warnings.warn(f"{source}: out of memory with {batch_size} rows; going on with {batch_size // 2}", IamaWarning, 3)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return batch_size // 2

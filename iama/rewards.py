@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from iama.cost import Cost
 from iama.errors import RewardError
-from iama.models import check_model_dir, loading, pick_device, refuse_missing_tensors
+from iama.models import check_model_dir, halved, loading, pick_device, refuse_missing_tensors
 from iama.render import as_completion, completion_text, prompt_text, render_exchange
 
 if TYPE_CHECKING:
@@ -126,8 +126,13 @@ class Classifier:
         return ids
 
     def score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """Scores of rendered texts, read from their beginning."""
-        return self.scores(_forward(self.model, ids, self.pad_id, self.batch_size))
+        """Scores of rendered texts, read from their beginning; where memory runs out, in batches half as large."""
+        batch_size = self.batch_size
+        while True:
+            try:
+                return self.scores(_forward(self.model, ids, self.pad_id, batch_size))
+            except RuntimeError as error:
+                batch_size = halved(batch_size, self.source, error)
 
     def scores(self, logits_RH: torch.Tensor) -> list[float]:
         """The output that is the reward, of each row's logits."""

@@ -7,7 +7,6 @@ by them (`random_streams`), so batch size and order change nothing beyond floati
 from __future__ import annotations
 
 import time
-import warnings
 from collections import deque
 from dataclasses import dataclass, field
 from functools import reduce
@@ -18,7 +17,8 @@ import numpy as np
 import torch
 
 from iama.cost import Cost
-from iama.errors import DataError, IamaWarning, ModelError
+from iama.errors import DataError
+from iama.models import halved
 from inference.random_streams import prompt_keys, stream_keys, uniforms
 from inference.rows import Rows
 from inference.sampling import cut_at_stop, draw_tokens, probabilities
@@ -104,24 +104,6 @@ def iter_decode(
                 yield request.index, request.responses(), request.cost()
         except RuntimeError as error:
             batch_size = halved(batch_size, f"policy {policy.name!r}", error)
-
-
-def halved(batch_size: int, source: str, error: RuntimeError) -> int:
-    """Half a batch size that memory did not suffice for, with a warning; any other error is raised again.
-
-    Raises `ModelError` where memory does not suffice for one row.
-    """
-    # torch has a class of its own for GPUs; on the CPU the allocator's message tells.
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-        raise error
-    if batch_size == 1:
-        raise ModelError(
-            f"{source}: out of memory with a single row; use a smaller model, a shorter context or half precision"
-        ) from error
-    warnings.warn(f"{source}: out of memory with {batch_size} rows; going on with {batch_size // 2}", IamaWarning, 3)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return batch_size // 2
 
 
 def check_fit(

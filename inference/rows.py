@@ -151,7 +151,8 @@ def refuse_inexact(model: PreTrainedModel, source: str) -> None:
     """Raise `ModelError` for a language model that the engine cannot decode exactly.
 
     Every architecture that was tried can be; this tries the one at hand: two short rows, read side by side in two
-    passes, and the end of one read again alone, must give the logits of a clean forward. In half precision only gross differences are seen.
+    passes, and the end of one read again alone, must give the logits of a clean forward. In half precision only gross
+    differences are seen.
     """
     rows = Rows(model, source)
     size = model.config.get_text_config(decoder=True).vocab_size

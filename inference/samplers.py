@@ -12,7 +12,7 @@ import numpy as np
 
 from iama.cost import Cost
 from iama.errors import ConfigError
-from iama.operators import RankOperator, SoftBestOfN, parse_operator
+from iama.operators import RankOperator, SoftBestOfN
 from iama.render import render_prompt
 from inference.decode import iter_decode, response_text
 from inference.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
@@ -197,19 +197,3 @@ class SelectionSampler:
             chosen = select(rewards, len(rewards))
         kept = row[chosen]
         return Completion(kept.text, kept.token_ids, kept.reward, kept.finish_reason, cost, row, chosen)
-
-
-def serve(
-    policy: Policy, reward: Reward | None, operator: str, sampling: Sampling, batch_size: int = 256
-) -> SelectionSampler:
-    """The sampler of an operator as the configuration and `iama.json` write it, e.g. `bon(4)`.
-
-    Raises `ConfigError` for an operator that no sampler draws: a tilt, or a series that is no law.
-    """
-    parsed = parse_operator(operator)
-    if parsed.budget is None or not isinstance(parsed, Served):
-        raise ConfigError(
-            f"operator {operator!r} is what training assumes, not a way to sample; serve it with the sampler that it "
-            f"stands for, e.g. --method 'soft_bon(16, {getattr(parsed, 'temperature', 0.1):g})'"
-        )
-    return SelectionSampler(policy, reward, parsed, sampling, batch_size)

@@ -169,9 +169,19 @@ def test_generate_plain_text_and_single_sample(run, tiny):
     assert "0 reward calls" in out
 
 
+def test_generate_shows_the_segments_of_cards(run, tiny):
+    asked = ["generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--reward", tiny.reward]
+    code, out, err = run(*asked, "--method", "cards(max_segment=4)", "--max-new-tokens", 12)
+    assert code == 0, err
+    assert "cards(target=" in out
+    assert "max_segment=4): " in out
+    assert "proposals" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--method", "cards(target=1)"], "give --reward DIR"),
         ([], "holds no iama.json"),
         (["--n", 4], "--n 4 needs --method"),
         (["--method", "best", "--n", 4], "operator 'best' is not known"),

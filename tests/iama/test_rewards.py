@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from iama.config import RewardScale, RewardSpec
 from iama.data import load_prompts
-from iama.errors import ModelError, RewardError
+from iama.errors import IamaWarning, ModelError, RewardError
 from iama.render import render_exchange
 from iama.rewards import load_function, load_reward, reward_from_function
 
@@ -41,6 +41,26 @@ def test_batched_scores_equal_one_by_one(tiny, prompts, batch_size):
     assert scores == pytest.approx(expected, abs=1e-5)
     assert (cost.reward_calls, cost.reward_tokens) == (4, tokens)
     assert cost.seconds > 0
+
+
+def test_out_of_memory_halves_the_batch_and_gives_the_same_scores(tiny, prompts, monkeypatch):
+    reward = load_reward("helpful", RewardSpec(model=str(tiny.reward), batch_size=4))
+    expected, cost = reward.score(prompts, TEXTS, {})
+    forward = reward.classifier.model.forward
+
+    def small(input_ids, **kwargs):
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(reward.classifier.model, "forward", small)
+    with pytest.warns(IamaWarning, match="reward 'helpful': out of memory with 4 rows; going on with 2"):
+        found, again = reward.score(prompts, TEXTS, {})
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert again.reward_tokens == cost.reward_tokens
+    monkeypatch.setattr(reward.classifier.model, "forward", lambda **_: small([0] * 3))
+    with pytest.warns(IamaWarning), pytest.raises(ModelError, match="out of memory with a single row"):
+        reward.score(prompts, TEXTS, {})
 
 
 def test_head_and_sign(tiny, prompts):

@@ -10,7 +10,6 @@ from families import CONFIGS, CONTEXT, VOCABULARY, WINDOWED, make_model
 from hypothesis import given, settings
 from transformers import (
     AutoModelForCausalLM,
-    BioGptConfig,
     LlamaForSequenceClassification,
     MambaConfig,
     Qwen3NextConfig,

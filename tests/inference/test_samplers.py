@@ -15,7 +15,8 @@ from iama.cost import Cost
 from iama.errors import ConfigError
 from iama.operators import bon, bop, bop_zt, identity, series, soft_bon
 from iama.rewards import load_reward
-from inference.samplers import draw, num_draws, score, select, select_soft, serve
+from inference.samplers import draw, num_draws, score, select, select_soft
+from inference.serving import serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=16)

@@ -1,0 +1,240 @@
+"""Segments drawn after what a response holds already: rows of many prompts together, each token forwarded once.
+
+Proposals of one prompt share its accepted prefix, each in a slot of its own. A rejected one is rolled back; from the
+kept one all slots of the prompt go on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from iama.cost import Cost
+from iama.models import halved
+from inference.decode import has_ended, response_text
+from inference.random_streams import stream_keys, uniforms
+from inference.rows import Rows
+from inference.samplers import Completion
+from inference.sampling import draw_tokens, entropy, probabilities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from iama.config import Sampling
+    from iama.render import Prompt
+    from inference.cards import CardsSettings
+    from inference.policy import Policy
+    from inference.samplers import Candidate, Segment
+
+
+@dataclass(eq=False)
+class Proposal:
+    """Proposal `number` of a prompt's current segment.
+
+    `logits_V` follow its last forwarded token. A response that ends with it has its `finish_reason`.
+    """
+
+    request: Request
+    number: int
+    slot: int
+    stream: np.uint64
+    logits_V: torch.Tensor
+    tokens: list[int] = field(default_factory=list)
+    is_complete: bool = False
+    finish_reason: str = ""
+    reward: float = math.nan
+    u: float = math.nan  # uniform, decides on acceptance
+
+    @property
+    def response(self) -> list[int]:
+        """Tokens of the response up to its end."""
+        return [*self.request.tokens, *self.tokens]
+
+
+@dataclass(eq=False)
+class Request:
+    """A prompt with what is accepted of its response, and the proposals for the next segment."""
+
+    index: int
+    prompt: Prompt
+    columns: dict[str, Any]
+    prompt_ids: Sequence[int]
+    key: int
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str = ""  # once it has ended
+    logits_V: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    slots: list[int] = field(default_factory=list)
+    reward_rows: dict[int, int] = field(default_factory=dict)  # of each slot
+    start_reward: float = math.nan
+    round: list[Proposal] = field(default_factory=list)  # drawn together
+    best: Proposal | None = None  # of the rounds before; its slot is held
+    num_drawn: int = 0  # tokens, for this segment
+    trace: list[Segment] = field(default_factory=list)
+    num_fed_back: int = 0
+    seconds: float = 0.0
+    reward_cost: Cost = field(default_factory=Cost)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its proposals can be judged."""
+        return all(proposal.is_complete for proposal in self.round)
+
+    def cost(self) -> Cost:
+        """What was forwarded and scored for it."""
+        return self.reward_cost + Cost(
+            policy_prefill_tokens=len(self.prompt_ids), policy_decode_tokens=self.num_fed_back, seconds=self.seconds
+        )
+
+
+class Proposer:
+    """The policy's side: prompts enter and leave, their proposals are drawn token by token."""
+
+    def __init__(self, policy: Policy, sampling: Sampling, settings: CardsSettings, seed: int) -> None:
+        self._policy, self._sampling, self._settings, self._seed = policy, sampling, settings, seed
+        self._source = f"policy {policy.name!r}"
+        self._rows = Rows(policy.model, self._source)
+
+    @property
+    def cache_shape(self) -> tuple[int, int]:
+        """Slots and columns that memory is held for."""
+        return self._rows.cache_shape
+
+    def enter(self, requests: Sequence[Request], num_slots: int) -> None:
+        """Forward prompts, once each, and give them so many slots."""
+        begin = time.perf_counter()
+        number = len(requests)
+        slots = self._rows.allocate(number * num_slots)  # all at once, so that memory grows once
+        logits_PV = self._rows.extend(slots[:number], [request.prompt_ids for request in requests])
+        for i, (request, logits_V) in enumerate(zip(requests, logits_PV, strict=True)):
+            request.slots = slots[i::number]
+            request.logits_V = logits_V.clone()
+            self._rows.copy(request.slots[0], request.slots[1:])
+        charge(requests, time.perf_counter() - begin)
+
+    def leave(self, request: Request) -> None:
+        """Give a prompt's slots up."""
+        self._rows.free(request.slots)
+
+    def open_round(self, request: Request, first: int, number: int) -> None:
+        """Begin the next proposals of a segment, numbered from `first`, where it starts."""
+        start = len(request.prompt_ids) + len(request.tokens)
+        held = request.best.slot if request.best else None
+        slots = [slot for slot in request.slots if slot != held][:number]
+        assert len(slots) == number
+        numbers = range(first, first + number)
+        samples = [len(request.trace) * self._settings.max_proposals + c for c in numbers]
+        streams = stream_keys(self._seed, [request.key] * number, samples)
+        for slot in slots:
+            self._rows.roll_back(slot, start)
+        request.round = [
+            Proposal(request, c, slot, stream, request.logits_V)
+            for c, slot, stream in zip(numbers, slots, streams, strict=True)
+        ]
+
+    def step(self, proposals: Sequence[Proposal]) -> None:
+        """Draw a token for each proposal, and forward those after which more may come."""
+        begin = time.perf_counter()
+        for proposal, token in zip(proposals, self._draw(proposals).tolist(), strict=True):
+            proposal.tokens.append(token)
+            proposal.request.num_drawn += 1
+            proposal.finish_reason = self._finish_reason(proposal)
+            proposal.is_complete = bool(proposal.finish_reason)
+        fed = [proposal for proposal in proposals if not proposal.is_complete]
+        if fed:
+            logits_RV = self._rows.extend([p.slot for p in fed], [p.tokens[-1:] for p in fed])
+            for proposal, logits_V in zip(fed, logits_RV, strict=True):
+                proposal.logits_V = logits_V
+                proposal.request.num_fed_back += 1
+            self._stop_at_boundaries(fed)
+        charge([proposal.request for proposal in proposals], time.perf_counter() - begin)
+
+    def keep(self, proposal: Proposal) -> None:
+        """Let a prompt go on from a proposal, in all its slots."""
+        request = proposal.request
+        start = len(request.prompt_ids) + len(request.tokens)
+        request.tokens += proposal.tokens
+        request.finish_reason = proposal.finish_reason
+        request.logits_V = proposal.logits_V
+        request.round, request.best, request.num_drawn = [], None, 0
+        if not proposal.finish_reason:
+            self._rows.copy(proposal.slot, [slot for slot in request.slots if slot != proposal.slot], start)
+
+    def text(self, proposal: Proposal) -> str:
+        """The response up to a proposal's end."""
+        return response_text(self._policy, proposal.response, self._sampling.stop)
+
+    def _draw(self, proposals: Sequence[Proposal]) -> NDArray[np.int64]:
+        seen = None
+        if self._sampling.repetition_penalty != 1:
+            seen = [[*p.request.prompt_ids, *p.response] for p in proposals]
+        logits_RV = torch.stack([p.logits_V for p in proposals])
+        law_RV = probabilities(logits_RV, self._sampling, seen, source=self._source)
+        steps = np.asarray([len(p.tokens) for p in proposals])
+        return draw_tokens(law_RV, uniforms(np.asarray([p.stream for p in proposals]), steps))
+
+    def _finish_reason(self, proposal: Proposal) -> str:
+        """Why the response ends here, or ""."""
+        if proposal.tokens[-1] in self._policy.eos_token_ids:
+            return "stop"
+        if self._sampling.stop and has_ended(self._policy, proposal.response, self._sampling):
+            return "stop"
+        is_long = len(proposal.request.tokens) + len(proposal.tokens) >= self._sampling.max_new_tokens
+        return "length" if is_long else ""
+
+    def _stop_at_boundaries(self, proposals: Sequence[Proposal]) -> None:
+        """End the segments that are long enough and stand before an uncertain token, or are as long as may be."""
+        settings = self._settings
+        open_ones = []
+        for proposal in proposals:
+            if len(proposal.tokens) >= settings.max_segment:
+                self._complete(proposal)
+            elif len(proposal.tokens) >= settings.min_segment:
+                open_ones.append(proposal)
+        if open_ones and settings.entropy_threshold is not None:
+            entropies = entropy(torch.stack([p.logits_V for p in open_ones])).tolist()
+            for proposal, value in zip(open_ones, entropies, strict=True):
+                if value >= settings.entropy_threshold:
+                    self._complete(proposal)
+
+    @staticmethod
+    def _complete(proposal: Proposal) -> None:
+        proposal.is_complete = True
+        proposal.logits_V = proposal.logits_V.clone()  # lest it hold the whole batch's logits while it waits
+
+
+def answer_with(kept: Candidate, cost: Cost, trace: tuple[Segment, ...] = ()) -> Completion:
+    """The completion of a sampler that makes one response only."""
+    return Completion(kept.text, kept.token_ids, kept.reward, kept.finish_reason, cost, [kept], 0, trace)
+
+
+def charge(requests: Sequence[Request], seconds: float) -> None:
+    """Share wall time out, evenly; a request may stand for several rows."""
+    for request in requests:
+        request.seconds += seconds / len(requests)
+
+
+def complete_all(
+    num_prompts: int,
+    answer: Callable[[list[int], int], Iterable[tuple[int, Completion]]],
+    batch_size: int,
+    source: str,
+) -> list[Completion]:
+    """Completions of prompts `0..num_prompts-1` from `answer(indices, batch_size)`, in order.
+
+    Where memory runs out, those that are missing are begun anew with half the batch size.
+    """
+    found: dict[int, Completion] = {}
+    while len(found) < num_prompts:
+        try:
+            for index, completion in answer([i for i in range(num_prompts) if i not in found], batch_size):
+                found[index] = completion  # noqa: PERF403 - what is found before memory runs out stays
+        except RuntimeError as error:
+            batch_size = halved(batch_size, source, error)
+    return [found[i] for i in range(num_prompts)]
