@@ -82,3 +82,10 @@ def test_python_snippets_are_as_short_as_promised():
     for block in blocks("python"):
         statements = [line for line in block.splitlines() if line and not line.startswith(("from ", " ", ")"))]
         assert len(statements) <= 10
+
+
+def test_the_snippet_of_the_decoding_page_runs(tmp_path):
+    page = (ROOT / "docs/decoding.md").read_text()
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "7\n", done.stderr

@@ -96,6 +96,7 @@ def model_card(manifest: Manifest, merged: bool) -> str:
     )
     header = f"---\nbase_model: {manifest.base_model}\ntags: [iama, lora, inference-time-alignment]\n"
     header += "" if merged else "library_name: peft\n"
+    sampling = ", ".join(f"{name} {value}" for name, value in manifest.sampling.model_dump().items() if name != "stop")
     kind = "A merged model" if merged else "A LoRA adapter"
     return f"""{header}---
 # Meta-aligned with non-linear GRPO
@@ -107,6 +108,6 @@ algorithm with the reward that selects. Without that algorithm it may serve a si
 |---|---|---|---|
 {rows}
 
-Sampled in training at temperature {manifest.sampling.temperature:g}, at most {manifest.sampling.max_new_tokens} new
-tokens, seed {manifest.seed}. `{FILE_NAME}` holds the same for programs; `iama generate` reads it.
+Sampled in training with {sampling}; seed {manifest.seed}.
+`{FILE_NAME}` holds the same for programs; `iama generate` reads it.
 """
