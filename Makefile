@@ -28,10 +28,10 @@ check: $(STAMP) ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## speed of the sampler and cost of the objective, as ratios
+bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench
 
-EXPERIMENTS := toy estimator_study search front mixed_preference length dynamics operators
+EXPERIMENTS := toy estimator_study search front mixed_preference length dynamics operators segment_samplers segmentation
 
 results: $(STAMP) ## regenerate docs/results.md and docs/results/ (about three hours on two cores, estimated; resumable)
 	$(RUN) -m scripts.results

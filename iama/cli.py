@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from iama.config import RewardSpec, Sampling
+    from iama.cost import Cost
     from iama.manifest import Manifest, ManifestCriterion
     from inference.samplers import Completion
-
-GUIDED = ("cards", "rejection", "args")  # of inference.serving, which takes long to import
 
 app = typer.Typer(
     help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: train_iama.py.",
@@ -79,17 +78,23 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same candidates.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text; do not use the chat template.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of policy and reward: float32, bfloat16 or float16. Else float32, or iama.json's reward."),
+    ] = None,
 ) -> None:
     """Answer one prompt and show all candidates with their scores.
 
     Example: iama generate --policy runs/demo/world/policy --reward runs/demo/world/rm-helpful --method bon --n 8
     --prompt "how do i climb a roof today?"
     """
-    from iama.config import PolicySpec
+    from iama.config import PolicySpec, validate
 
     manifest = _manifest(policy, adapter)
     operator = _operator(method, n, manifest, criterion, adapter or policy)
-    spec = _reward_spec(reward, head, device, manifest, criterion)
+    placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
+    base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
+    spec = _reward_spec(reward, head, placement, manifest, criterion)
     if spec is None and operator != "identity":
         raise ConfigError(f"{operator} selects by a reward, and no iama.json names one; give --reward DIR")
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
@@ -102,16 +107,18 @@ def generate(
     with Console(stderr=True).status("loading and sampling"):
         from iama.rewards import load_reward
         from inference.policy import load_policy
-        from inference.serving import serve, with_target
+        from inference.serving import read_method, serve, with_target
 
-        loaded = load_policy("--policy", PolicySpec(path=policy, adapter=adapter, device=device), sampling)
+        read_method(operator, sampling)  # before anything is loaded
+        loaded = load_policy("--policy", base, sampling)
         scorer = None if spec is None else load_reward("--reward", spec)
         chat = loaded.tokenizer.chat_template is not None and not plain
         asked = [{"role": "user", "content": prompt}] if chat else prompt
+        calibration = None
         if scorer is not None:
-            operator = with_target(loaded, scorer, operator, [asked], sampling, seed)
+            operator, calibration = with_target(loaded, scorer, operator, [asked], sampling, seed)
         completion = serve(loaded, scorer, operator, sampling).sample([asked], seed=seed)[0]
-    _show(completion, operator)
+    _show(completion, operator, calibration)
 
 
 @app.command()
@@ -258,15 +265,16 @@ def _operator(method: str | None, n: int | None, manifest: Manifest | None, crit
 
 
 def _check_method(method: str) -> None:
-    """Raise `ConfigError` for a method that is neither an operator nor guided."""
+    """Raise `ConfigError` for a method that is neither an operator nor guided, or is written wrongly."""
+    from iama.methods import parse_guided
     from iama.operators import parse_operator
 
-    if not method.strip().startswith(GUIDED):
+    if parse_guided(method)[0] is None:
         parse_operator(method)
 
 
 def _reward_spec(
-    reward: str | None, head: str | None, device: str, manifest: Manifest | None, criterion: str | None
+    reward: str | None, head: str | None, placement: dict[str, str], manifest: Manifest | None, criterion: str | None
 ) -> RewardSpec | None:
     """The reward that selects: from the flags, else that of the criterion in iama.json."""
     from iama.config import RewardSpec, validate
@@ -278,11 +286,11 @@ def _reward_spec(
             if criterion is not None:
                 raise ConfigError(f"--criterion {criterion!r} needs an iama.json beside the policy; there is none")
             return None
-        return _manifest_reward(_criterion(manifest, criterion)).model_copy(update={"device": device})
+        return _manifest_reward(_criterion(manifest, criterion)).model_copy(update=placement)
     is_function = ":" in reward and not Path(reward).exists()
     source = {"function": reward} if is_function else {"model": reward}
     number = int(head) if head is not None and head.isdigit() else head
-    return validate({**source, "head": number, "device": device}, RewardSpec, "--reward")
+    return validate({**source, "head": number, **placement}, RewardSpec, "--reward")
 
 
 def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
@@ -314,17 +322,22 @@ def _note_differences(manifest: Manifest | None, sampling: Sampling, where: str 
         sys.stderr.write(f"note: {where}sampling differs from training: {', '.join(differences)}\n")
 
 
-def _show(completion: Completion, operator: str) -> None:
-    """What the response was chosen among, or the segments it was made of; the cost; the response."""
+def _show(completion: Completion, operator: str, calibration: Cost | None) -> None:
+    """What the response was chosen among, or the segments it was made of; the costs; the response."""
     from rich.console import Console
 
     Console().print(_segments(completion, operator) if completion.trace else _candidates(completion, operator))
-    cost = completion.cost
-    typer.echo(
-        f"cost: {cost.policy_prefill_tokens} prefill + {cost.policy_decode_tokens} decode tokens, "
+    if calibration is not None and calibration.reward_calls:
+        typer.echo(f"cost of measuring the target: {_spent(calibration)}")
+    typer.echo(f"cost: {_spent(completion.cost)}")
+    typer.echo(completion.text)
+
+
+def _spent(cost: Cost) -> str:
+    return (
+        f"{cost.policy_prefill_tokens} prefill + {cost.policy_decode_tokens} decode tokens, "
         f"{cost.reward_calls} reward calls ({cost.reward_tokens} tokens), {cost.seconds:.2f} s"
     )
-    typer.echo(completion.text)
 
 
 def _candidates(completion: Completion, operator: str) -> Table:

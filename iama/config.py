@@ -196,6 +196,13 @@ SAMPLING_NAMES = {
 """Names that TRL and transformers use, and the field of `Sampling` that stands for each."""
 
 
+def _no_stop(written: str) -> str:
+    return (
+        f"{written} cannot be used in training, where TRL ends a response at end tokens only; drop it here and set "
+        "`stop` where the policy is served"
+    )
+
+
 class TrainingConfig(Strict):
     """A training run."""
 
@@ -221,10 +228,7 @@ class TrainingConfig(Strict):
     @classmethod
     def _no_stop_strings(cls, sampling: Sampling) -> Sampling:
         if sampling.stop:
-            raise ValueError(
-                f"stop {list(sampling.stop)} cannot be used in training, where TRL ends a response at end tokens only; "
-                "drop it here and set it where the policy is served"
-            )
+            raise ValueError(_no_stop(f"stop {list(sampling.stop)}"))
         return sampling
 
     @field_validator("trainer")
@@ -234,6 +238,8 @@ class TrainingConfig(Strict):
         places = [("", trainer), ("generation_kwargs.", nested if isinstance(nested, dict) else {})]
         for prefix, block in places:
             for key, name in SAMPLING_NAMES.items():
+                if key in block and name == "stop":
+                    raise ValueError(_no_stop(f"{prefix}{key} = {block[key]!r}"))
                 if key in block:
                     raise ValueError(f"{prefix}{key} = {block[key]!r} has one place: write `sampling.{name}` instead")
         return trainer
@@ -283,7 +289,7 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist")
     try:
-        raw = _load_yaml(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(raw, dict):
@@ -349,7 +355,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for part in parents:
         block = _child(block, part, override)
     try:
-        parsed = _load_yaml(value)
+        parsed = parse_yaml(value)
         if isinstance(block, list):
             block[int(last)] = parsed
         else:
@@ -367,7 +373,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _load_yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
+    """YAML as configuration files, overrides and methods are read; raises `yaml.YAMLError` or `ValueError`."""
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 

@@ -92,13 +92,17 @@ def pick_device(device: str) -> torch.device:
         raise ModelError(f"device {device!r} is not known to torch; write auto, cpu or cuda") from error
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch has a class of its own for GPUs; on the CPU the allocator's message tells."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def halved(batch_size: int, source: str, error: RuntimeError) -> int:
     """Half a batch size that memory did not suffice for, with a warning; any other error is raised again.
 
     Raises `ModelError` where memory does not suffice for one row.
     """
-    # torch has a class of its own for GPUs; on the CPU the allocator's message tells.
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    if not is_out_of_memory(error):
         raise error
     if batch_size == 1:
         raise ModelError(

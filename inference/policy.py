@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from iama.config import SAMPLING_NAMES, Sampling
 from iama.errors import IamaWarning, ModelError
+from iama.generation import check_generation_config
 from iama.models import check_model_dir, loading, pick_device, refuse_missing_tensors
 from inference.rows import refuse_inexact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from iama.config import PolicySpec
-
-
-PLAIN = {
-    "top_k": 0,
-    "max_length": 20,
-    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty", "encoder_repetition_penalty"), 1),
-    **dict.fromkeys(("length_penalty", "num_beams", "num_beam_groups", "num_return_sequences"), 1),
-}
-"""Values in a generation_config.json that leave sampling as it is, where that is not None or 0."""
-NOT_SAMPLING = ("do_sample", "use_cache", "cache_implementation", "return_dict_in_generate", "transformers_version")
+    from iama.config import PolicySpec, Sampling
 
 
 @dataclass(frozen=True)
@@ -73,37 +62,6 @@ def load_policy(name: str, spec: PolicySpec, sampling: Sampling | None = None) -
     model.to(pick_device(spec.device)).eval().requires_grad_(requires_grad=False)
     refuse_inexact(model, source)
     return Policy(name, model, tokenizer, _eos_token_ids(model, tokenizer, source), context_length)
-
-
-def check_generation_config(base: str, source: str, sampling: Sampling | None = None) -> None:
-    """One `IamaWarning` that lists what a model's generation_config.json asks for and `sampling` does not say.
-
-    Raises `ModelError` if the file is damaged: transformers would pass over it, and its end tokens would be lost.
-    """
-    file = Path(base) / "generation_config.json"
-    try:
-        with loading(str(file), source) if file.is_file() else nullcontext():
-            settings = GenerationConfig.from_pretrained(base).to_diff_dict()
-    except OSError:  # there is none
-        return
-    said = (sampling or Sampling()).model_dump(mode="json")
-    unused = [
-        f"{key} {value}"
-        for key, value in settings.items()
-        if value and value != PLAIN.get(key) and value != said.get(SAMPLING_NAMES.get(key, "")) and _samples(key)
-    ]
-    if unused:
-        warnings.warn(
-            f"{source}: of the generation_config.json in {base!r} only the end tokens are used, not "
-            f"{', '.join(unused)}; write under `sampling:` what is wanted",
-            IamaWarning,
-            stacklevel=3,
-        )
-
-
-def _samples(key: str) -> bool:
-    """Whether a field of a generation_config.json may change what is sampled."""
-    return not key.startswith(("_", "output_")) and not key.endswith("_token_id") and key not in NOT_SAMPLING
 
 
 def load_tokenizer(name: str, spec: PolicySpec) -> tuple[PreTrainedTokenizerBase, int | None]:

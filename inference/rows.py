@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from iama.errors import ModelError
+from iama.models import is_out_of_memory
 from inference.kv_cache import SlotCache
 
 if TYPE_CHECKING:
@@ -167,14 +168,26 @@ def refuse_inexact(model: PreTrainedModel, source: str) -> None:
             clean = torch.cat([model(input_ids=torch.tensor([row], device=model.device)).logits[:, -1] for row in ids])
         clean = clean[[0, 1, 0]]
     except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise ModelError(
+                f"{source}: out of memory with two short rows; use a smaller model or half precision"
+            ) from error
         reason = " ".join(str(error).split())[:120]
         raise ModelError(f"{source}: {_cannot(model)} ({type(error).__name__}: {reason})") from error
-    rounding = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    spread = rounding * float(clean.std())
-    # Damaged weights give NaN, which has an error of its own where tokens are drawn.
-    if bool(clean.isfinite().all()) and not torch.allclose(found, clean, rtol=rounding, atol=spread):
+    if differs(found, clean, model.dtype):
         worst = float((found - clean).abs().max())
         raise ModelError(f"{source}: {_cannot(model)} (logits differ by {worst:.3g} from a clean forward)")
+
+
+def differs(found: torch.Tensor, clean: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether what a model of this precision gives in pieces is more than rounding away from what it gives at once.
+
+    Measured against the spread of `clean`, so that no scale of the outputs hides a difference.
+    """
+    if not clean.isfinite().all():  # damaged weights, which have an error of their own where the outputs are used
+        return False
+    rounding = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+    return not torch.allclose(found, clean, rtol=rounding, atol=rounding * float(clean.std()))
 
 
 def _cannot(model: PreTrainedModel) -> str:

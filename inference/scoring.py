@@ -16,7 +16,8 @@ import torch
 
 from iama.cost import Cost
 from iama.errors import IamaWarning, ModelError
-from inference.rows import Rows, refuse_recurrent
+from iama.models import is_out_of_memory
+from inference.rows import Rows, differs, refuse_recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from iama.rewards import Classifier, Reward
 
 SLACK = 16  # in one pass a row may have twice as many new tokens as the shortest, and so many more
-PROBE = (12, 7)  # tokens of the probe's two rows
+PROBE = (37, 5, 26, 9, 17, 13)  # tokens of the trial's rows
+POSITIONS = ("rope_parameters", "rope_theta", "n_positions")  # what tells, in a configuration, of positions
 _probed: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
@@ -152,14 +154,18 @@ def reads_in_pieces(classifier: Classifier) -> bool:
     """Whether a text may be read in pieces, each once.
 
     It is read whole if the model's `forward` takes no `past_key_values` (BERT and its kin), if it is an
-    encoder-decoder, keeps recurrent state, attends to both sides by its configuration, or has no padding token. Any
-    other model is tried, once: two short rows in two passes must score as they do whole. If they do not, a warning
-    says so. What the trial forwards stands in no ledger.
+    encoder-decoder, keeps recurrent state, attends to both sides by its configuration, has no padding token, or has
+    positions (rotary or learned) that its `forward` does not let one name. Any other model is tried, once: ragged rows
+    in two passes must score as they do whole. If they do not, a warning says so. What the trial forwards stands in no
+    ledger.
     """
     model, config = classifier.model, classifier.model.config.get_text_config()
+    accepted = inspect.signature(type(model).forward).parameters
     both_sides = getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", False)
-    takes_cache = "past_key_values" in inspect.signature(type(model).forward).parameters
-    if not takes_cache or model.config.is_encoder_decoder or both_sides or config.pad_token_id is None:
+    has_positions = any(getattr(config, name, None) for name in POSITIONS)
+    if "past_key_values" not in accepted or (has_positions and "position_ids" not in accepted):
+        return False
+    if model.config.is_encoder_decoder or both_sides or config.pad_token_id is None:
         return False
     try:
         refuse_recurrent(model, classifier.source)
@@ -171,20 +177,20 @@ def reads_in_pieces(classifier: Classifier) -> bool:
 
 
 def _probe(classifier: Classifier) -> bool:
-    """Score two ragged rows whole and in two passes; warn where they differ by more than rounding."""
+    """Score ragged rows whole and in two passes; warn where they differ by more than rounding."""
     special = {*classifier.tokenizer.all_special_ids, classifier.pad_id}
     plain = [i for i in range(len(classifier.tokenizer)) if i not in special]
-    ids = [[plain[(7 * i + size) % len(plain)] for i in range(size)] for size in PROBE]
+    sizes = [min(size, classifier.context_length or size) for size in PROBE]
+    ids = [[plain[(7 * i + size) % len(plain)] for i in range(size)] for size in sizes]
     whole = torch.tensor(classifier.score_ids(ids))
     try:
         pieces = torch.tensor(_score_in_two(classifier, ids))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a model does that cannot go on from a cache
+        if is_out_of_memory(error):
+            raise
         reason = f"cannot ({type(error).__name__})"
     else:
-        rounding = 1e-3 if classifier.model.dtype in (torch.float32, torch.float64) else 0.1
-        if torch.allclose(pieces, whole, rtol=rounding, atol=rounding, equal_nan=True):
+        if not differs(pieces, whole, classifier.model.dtype):
             return True
         worst = int((pieces - whole).abs().argmax())
         reason = f"gives {pieces[worst]:.4g} for {whole[worst]:.4g}"
@@ -198,7 +204,10 @@ def _probe(classifier: Classifier) -> bool:
 
 
 def _score_in_two(classifier: Classifier, ids: Sequence[Sequence[int]]) -> list[float]:
+    """Scores of rows whose beginnings, of unlike shares, are read first."""
     held = Rows(classifier.model, classifier.source)
     rows = held.allocate(len(ids))
-    held.extend(rows, [row[: len(row) // 2] for row in ids])
-    return classifier.scores(held.extend(rows, [row[len(row) // 2 :] for row in ids]).float().cpu())
+    cuts = [max(1, len(row) * (i + 1) // (len(ids) + 1)) for i, row in enumerate(ids)]
+    held.extend(rows, [row[:cut] for row, cut in zip(ids, cuts, strict=True)])
+    logits = held.extend(rows, [row[cut:] for row, cut in zip(ids, cuts, strict=True)])
+    return classifier.scores(logits.float().cpu())

@@ -19,11 +19,11 @@ from iama.config import Sampling, TrainingConfig, nearest
 from iama.data import load_prompts
 from iama.environment import world_size
 from iama.errors import ConfigError, DataError, IamaWarning
+from iama.generation import check_generation_config
 from iama.models import check_model_dir, loading
 from iama.objective import Criterion, Objective
 from iama.render import prompt_text, render_prompt
 from iama.rewards import check_reward
-from inference.policy import check_generation_config
 from trainers.control import check_kl
 
 if TYPE_CHECKING:

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoTokenizer
 
+import iama.rewards
+import inference.policy
 from iama.cli import app, main
 from iama.config import EvaluationConfig, Sampling, TrainingConfig, load_config
 from iama.data import load_prompts
@@ -176,6 +179,26 @@ def test_generate_shows_the_segments_of_cards(run, tiny):
     assert "cards(target=" in out
     assert "max_segment=4): " in out
     assert "proposals" in out
+    spent = [line for line in out.splitlines() if line.startswith("cost")]
+    assert [line.split(":")[0] for line in spent] == ["cost of measuring the target", "cost"]
+    assert " 16 reward calls" in spent[0]
+    code, out, err = run(*asked, "--method", "cards(target=-9)", "--max-new-tokens", 12)
+    assert "measuring" not in out
+
+
+def test_generate_in_half_precision(run, tiny, monkeypatch):
+    asked = ["generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--reward", tiny.reward]
+    asked += ["--method", "bon", "--n", 2, "--max-new-tokens", 6]
+    loaded = []
+    for module, name in ((inference.policy, "load_policy"), (iama.rewards, "load_reward")):
+        load = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, load=load: loaded.append(load(*args)) or loaded[-1])
+    code, _, err = run(*asked, "--dtype", "bfloat16")
+    assert code == 0, err
+    policy, reward = loaded
+    assert policy.model.dtype == reward.classifier.model.dtype == torch.bfloat16
+    unknown = one_line_error(run(*asked, "--dtype", "8"))
+    assert "command line: dtype: Input should be 'float32', 'bfloat16' or 'float16' (got '8')" in unknown
 
 
 @pytest.mark.parametrize(
@@ -184,7 +207,11 @@ def test_generate_shows_the_segments_of_cards(run, tiny):
         (["--method", "cards(target=1)"], "give --reward DIR"),
         ([], "holds no iama.json"),
         (["--n", 4], "--n 4 needs --method"),
-        (["--method", "best", "--n", 4], "operator 'best' is not known"),
+        (["--method", "best", "--n", 4], "method 'best' is not known"),
+        (["--method", "cardsharp", "--reward", "./gone"], "method 'cardsharp' is not known"),
+        (["--method", "cards(target={)", "--reward", "./gone"], "'{' is no number"),
+        (["--method", "cards(goal=1)", "--reward", "./gone"], "unknown key 'goal'"),
+        (["--method", "tilt(1)", "--reward", "./gone"], "not a way to sample"),
         (["--method", "bon"], "--method bon needs --n"),
         (["--method", "bon", "--n", 0], "needs --n"),
         (["--method", "single", "--n", 3], "no use with --method single"),

@@ -43,14 +43,19 @@ def test_batched_scores_equal_one_by_one(tiny, prompts, batch_size):
     assert cost.seconds > 0
 
 
-def test_out_of_memory_halves_the_batch_and_gives_the_same_scores(tiny, prompts, monkeypatch):
+def no_room():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("ask", [no_room, lambda: torch.empty(2**58)], ids=["cuda", "cpu"])
+def test_out_of_memory_halves_the_batch_and_gives_the_same_scores(tiny, prompts, monkeypatch, ask):
     reward = load_reward("helpful", RewardSpec(model=str(tiny.reward), batch_size=4))
     expected, cost = reward.score(prompts, TEXTS, {})
     forward = reward.classifier.model.forward
 
     def small(input_ids, **kwargs):
         if len(input_ids) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            ask()
         return forward(input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(reward.classifier.model, "forward", small)

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from iama.config import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
 from inference.policy import load_policy
+from inference.rows import refuse_inexact
 
 
 def logits(policy, ids):
@@ -93,7 +94,8 @@ def test_only_the_end_tokens_of_a_generation_config_are_used(folder):
     assert policy.eos_token_ids == {3, 5}
     assert [str(warning.message) for warning in caught] == [
         f"policy 'mine': of the generation_config.json in {str(folder)!r} only the end tokens are used, not "
-        "max_length 512, temperature 0.6, top_p 0.9; write under `sampling:` what is wanted"
+        "max_length 512, temperature 0.6, top_p 0.9; set sampling.max_new_tokens, sampling.temperature, sampling.top_p "
+        "if that is wanted"
     ]
 
 
@@ -107,10 +109,27 @@ def test_a_generation_config_that_asks_for_nothing_else_is_silent(folder):
 def test_what_sampling_says_as_well_is_not_listed(folder):
     set_generation(folder, top_k=50, max_new_tokens=48, stop_strings=["###"], no_repeat_ngram_size=3)
     sampling = Sampling(top_k=50, max_new_tokens=48, stop=["###"])
-    with pytest.warns(IamaWarning, match="are used, not no_repeat_ngram_size 3; write"):
+    told = "are used, not no_repeat_ngram_size 3; there is no setting for no_repeat_ngram_size$"
+    with pytest.warns(IamaWarning, match=told):
         load_policy("mine", PolicySpec(path=str(folder)), sampling)
     with pytest.warns(IamaWarning, match=r"not max_new_tokens 48, stop_strings \['###'\], .*top_k 50"):
         load_policy("mine", PolicySpec(path=str(folder)), Sampling(top_k=49))
+
+
+def test_greedy_decoding_and_forced_tokens_are_listed(folder):
+    set_generation(folder, temperature=0.0, forced_bos_token_id=2, forced_eos_token_id=3)
+    told = (
+        r"not temperature 0\.0, forced_bos_token_id 2, forced_eos_token_id 3; set sampling.temperature if that is "
+        "wanted; there is no setting for forced_bos_token_id, forced_eos_token_id$"
+    )
+    with pytest.warns(IamaWarning, match=told):
+        load_policy("mine", PolicySpec(path=str(folder)))
+
+
+def test_memory_that_runs_out_in_the_trial_is_no_fault_of_the_architecture(policy, monkeypatch):
+    monkeypatch.setattr(policy.model, "forward", lambda **_: torch.empty(2**58))
+    with pytest.raises(ModelError, match=r"^policy 'base': out of memory with two short rows"):
+        refuse_inexact(policy.model, "policy 'base'")
 
 
 @pytest.mark.parametrize(

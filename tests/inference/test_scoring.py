@@ -332,6 +332,7 @@ WHOLE = {
     "both sides": lambda: tiny_classifier(CONFIGS["llama"], is_causal=False),
     "both sides, gemma": lambda: tiny_classifier(CONFIGS["gemma3"], use_bidirectional_attention=True),
     "recurrent": lambda: tiny_classifier(RECURRENT),
+    "positions that cannot be named": lambda: tiny_classifier(CONFIGS["falcon"]),
 }
 
 
@@ -350,18 +351,39 @@ def test_a_model_without_a_padding_token_is_read_whole():
     assert not RewardRows(reward).in_pieces
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        (CONFIGS["falcon"], r"gives -?\d.* for -?\d.*"),
-        (BioGptConfig(**LLAMA, hidden_act="gelu"), r"cannot \(IndexError\)"),
-    ],
-)
-def test_a_decoder_that_fails_the_trial_is_read_whole_with_a_warning(config, reason):
-    """Falcon's classifier takes no positions, BioGPT asks for a mask where there is nothing to mask."""
-    reward = tiny_classifier(config, initializer_range=0.2)
-    with pytest.warns(IamaWarning, match=rf"^reward 'r': 'tiny' .* in pieces {reason}; every text is read whole"):
+def warns_that_it_reads_whole(reason):
+    return pytest.warns(IamaWarning, match=rf"^reward 'r': 'tiny' .* in pieces {reason}; every text is read whole")
+
+
+def test_a_decoder_that_cannot_go_on_from_a_cache_is_read_whole_with_a_warning():
+    """BioGPT asks for a mask where there is nothing to mask."""
+    reward = tiny_classifier(BioGptConfig(**LLAMA, hidden_act="gelu"), initializer_range=0.2)
+    with warns_that_it_reads_whole(r"cannot \(IndexError\)"):
         assert not grown(reward).in_pieces
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_that_differ_are_found_whatever_their_size_and_precision(dtype, size):
+    """Falcon's classifier takes no positions; here its configuration does not tell that it has any."""
+    reward = tiny_classifier(CONFIGS["falcon"], initializer_range=0.2)
+    model = reward.classifier.model.to(dtype)
+    model.config.rope_parameters = None
+    model.score.weight.data *= size
+    with warns_that_it_reads_whole(r"gives -?\d.* for -?\d.*"):
+        assert not RewardRows(reward).in_pieces
+
+
+def test_memory_that_runs_out_in_the_trial_is_not_taken_for_a_failure(monkeypatch):
+    reward = tiny_classifier(CONFIGS["llama"])
+    forward = reward.classifier.model.forward
+
+    def small(**inputs):
+        return torch.empty(2**58) if inputs.get("past_key_values") is not None else forward(**inputs)
+
+    monkeypatch.setattr(reward.classifier.model, "forward", small)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        RewardRows(reward)
 
 
 def test_the_trial_is_made_once_a_model(rewards):
@@ -372,9 +394,12 @@ def test_the_trial_is_made_once_a_model(rewards):
     assert passes == []
 
 
-def test_half_precision_passes_the_trial():
-    reward = tiny_classifier(CONFIGS["llama"])
-    reward.classifier.model.bfloat16()
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+def test_rounding_passes_the_trial_whatever_the_size_of_the_scores(family, dtype, size):
+    reward = tiny_classifier(CONFIGS[family])
+    reward.classifier.model.to(dtype).score.weight.data *= size
     assert RewardRows(reward).in_pieces
 
 

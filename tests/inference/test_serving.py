@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from iama.config import Sampling
+from iama.cost import Cost
 from iama.errors import ConfigError
+from iama.methods import parse_guided
 from iama.rewards import load_reward
 from inference import Args, Cards, calibrate_target, serve
-from inference.serving import parse_guided, with_target
+from inference.samplers import draw, score
+from inference.serving import read_method, with_target
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike")]
 SAMPLING = Sampling(max_new_tokens=8)
@@ -35,31 +40,65 @@ def test_rejection_proposes_whole_responses(policy, reward):
     assert [c.trace[0].num_proposals for c in completions] == [1, 1]
 
 
-def test_a_missing_target_is_measured_on_the_prompts(policy, reward):
-    method = with_target(policy, reward, "cards(max_segment=5)", PROMPTS, SAMPLING, seed=3)
+@pytest.mark.parametrize("given", ["cards(max_segment=5)", "cards(target=null, max_segment=5)"])
+def test_a_missing_target_is_measured_on_the_prompts(policy, reward, given):
+    method, cost = with_target(policy, reward, given, PROMPTS, SAMPLING, seed=3)
     name, settings = parse_guided(method)
     expected = calibrate_target(policy, reward, PROMPTS, SAMPLING, seed=4, batch_size=8)
     assert (name, settings) == ("cards", {"target": pytest.approx(expected, rel=1e-4), "max_segment": 5})
-    for given in ("cards(target=2)", "bon(4)", "args"):
-        assert with_target(policy, reward, given, PROMPTS, SAMPLING, seed=3) == given
+    pool = score(draw(policy, PROMPTS, 16, SAMPLING, seed=4, batch_size=8), reward)
+    for unit in ("policy_prefill_tokens", "policy_decode_tokens", "reward_calls", "reward_tokens"):
+        assert getattr(cost, unit) == sum(getattr(c, unit) for c in pool.costs) > 0
+    assert serve(policy, reward, method, SAMPLING).settings.target == settings["target"]
 
 
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        ("cards", "CARDS has no target reward"),
-        ("cards(1.5)", "'1.5' is no setting; write key=value"),
-        ("cards(goal=1)", "unknown key 'goal'; known keys"),
-        ("cards(target=1, min_segment=9, max_segment=3)", "min_segment = 9 exceeds max_segment = 3"),
-        ("args(top_k=0)", "top_k"),
-        ("tilt(0.5)", "not a way to sample"),
-    ],
-)
-def test_what_cannot_be_served_is_named(policy, reward, method, message):
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
-        serve(policy, reward, method, SAMPLING)
+@pytest.mark.parametrize("given", ["cards(target=2)", "bon(4)", "args"])
+def test_where_no_target_is_missing_nothing_is_measured(policy, reward, given):
+    assert with_target(policy, reward, given, PROMPTS, SAMPLING, seed=3) == (given, Cost())
+
+
+def test_values_are_numbers_words_and_null():
+    method = " cards ( target = -1e-3, acceptance=hard, entropy_threshold=null ) "
+    assert parse_guided(method) == ("cards", {"target": -1e-3, "acceptance": "hard", "entropy_threshold": None})
+    assert [parse_guided(text) for text in ("args", "rejection()", "bon(3)")] == [
+        ("args", {}), ("rejection", {}), (None, {}),
+    ]  # fmt: skip
+
+
+BAD = [
+    ("cards(1.5)", "'1.5' is no setting; write key=value, e.g. cards(target=1.5)"),
+    ("args(=3)", "'=3' is no setting; write key=value, e.g. args(top_k=10)"),
+    ("cards(target=)", "'target=' is no setting"),
+    ("cards(target=1, target=2)", "sets 'target' twice"),
+    ("cards(target={)", "target = '{' is no number"),
+    ("cards(target='a)", 'target = "\'a" is no number'),
+    ("cards(target=[1,2])", "target = '[1' is no number"),
+    ("cards(target=2020-13-45)", "target = '2020-13-45' is no number"),
+    ("cards(target=high)", "target: Input should be a valid number"),
+    ("cards(goal=1)", "unknown key 'goal'; known keys"),
+    ("cards(taget=1)", "unknown key 'taget'; did you mean 'target'?"),
+    ("cards(target=1, min_segment=9, max_segment=3)", "min_segment = 9 exceeds max_segment = 3"),
+    ("args(top_k=0)", "top_k"),
+    *((text, "is not known; write one of identity, bon(4)") for text in ("best", "cardsharp", "cards(", "cards x=1")),
+    ("cards(target=1", "soft_bon(4, temperature=0.1), cards(target=1.5, entropy_threshold=2), rejection(target=1.5)"),
+    ("bon(4, 5, 6)", "operator 'bon(4, 5, 6)'"),
+    ("tilt(0.5)", "not a way to sample"),
+]
+
+
+@pytest.mark.parametrize(("method", "message"), BAD)
+def test_what_cannot_be_served_is_named_before_anything_is_loaded(method, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        read_method(method, SAMPLING)
+    assert repr(method) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_cards_needs_a_target(policy, reward):
+    with pytest.raises(ConfigError, match="CARDS has no target reward"):
+        serve(policy, reward, "cards", SAMPLING)
 
 
 def test_guided_methods_need_a_reward(policy):
-    with pytest.raises(ConfigError, match="cards is guided by a reward"):
+    with pytest.raises(ConfigError, match=r"method \'cards\(target=1\)\' is guided by a reward"):
         serve(policy, None, "cards(target=1)", SAMPLING)

@@ -162,8 +162,16 @@ def test_sampling_is_written_in_one_place(make_config, key, value, name):
 
 
 def test_sampling_is_not_written_in_generation_kwargs(make_config):
-    with pytest.raises(ConfigError, match=r"generation_kwargs.stop_strings = .* write `sampling.stop` instead"):
-        make_config(trainer__generation_kwargs={"stop_strings": ["x"]})
+    with pytest.raises(ConfigError, match=r"generation_kwargs.top_k = 5 .* write `sampling.top_k` instead"):
+        make_config(trainer__generation_kwargs={"top_k": 5})
+
+
+@pytest.mark.parametrize("place", ["trainer__stop_strings", "trainer__generation_kwargs"])
+def test_stop_strings_are_not_told_to_go_where_training_refuses_them(make_config, place):
+    value = {"stop_strings": ["x"]} if place.endswith("kwargs") else ["x"]
+    with pytest.raises(ConfigError, match=r"stop_strings = \['x'\] cannot be used in training") as caught:
+        make_config(**{place: value})
+    assert "sampling.stop" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

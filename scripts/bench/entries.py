@@ -1,0 +1,102 @@
+"""What is promised: every ratio with its bar, and which side of it is right."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["people", "own", "training"]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A ratio's meaning and the figure set for it; `at_most` tells which side of it is right."""
+
+    text: str
+    target: float
+    at_most: bool
+    kind: Kind
+
+    @property
+    def shown(self) -> str:
+        """The bar in words."""
+        return f"at {'most' if self.at_most else 'least'} {self.target:g}"
+
+    def holds(self, ratio: float) -> bool:
+        """Whether a ratio is on the right side."""
+        return ratio <= self.target if self.at_most else ratio >= self.target
+
+
+BARS = {
+    "bon16_generate": Bar("Best-of-16's sampling: seconds of `model.generate` over ours", 1.0, False, "people"),
+    "cards_necessary": Bar("CARDS: policy tokens forwarded over those that must be", 1.1, True, "own"),
+    "cards_reward_necessary": Bar("CARDS: reward tokens forwarded over those that must be", 1.15, True, "own"),
+    "cards_policy_tokens": Bar("CARDS: policy tokens of the reference without a cache over ours", 20.0, False, "own"),
+    "cards_reward_tokens": Bar("CARDS: reward tokens of the reference over ours", 4.0, False, "own"),
+    "cards_wall": Bar("CARDS: seconds of the reference without a cache over ours", 8.0, False, "own"),
+    "bon16_sequential": Bar("Best-of-16's sampling: seconds of one sample at a time over ours", 4.0, False, "own"),
+    "engine_overhead": Bar("sampling: our seconds over those of a bare batched loop", 1.3, True, "own"),
+    "advantages_overhead": Bar(
+        "the objective's advantages, rewards [64, 1024, 4]: share of a demo training step", 0.01, True, "training"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Ratios of paired repeats; a count has one."""
+
+    name: str
+    ratios: list[float]
+
+    @property
+    def bar(self) -> Bar:
+        """Its bar."""
+        return BARS[self.name]
+
+    @property
+    def ratio(self) -> float:
+        """The median."""
+        return statistics.median(self.ratios)
+
+    @property
+    def spread(self) -> str:
+        """The ratio for people, with its range where there is one."""
+        if len(self.ratios) == 1:
+            return f"{self.ratio:.3g}"
+        return f"{self.ratio:.3g} ({min(self.ratios):.3g} to {max(self.ratios):.3g}, {len(self.ratios)} pairs)"
+
+    def as_dict(self) -> dict[str, float | bool]:
+        """What `summary.json` holds: the target is a number, and `holds` knows its side."""
+        return {
+            "ratio": self.ratio,
+            "min": min(self.ratios),
+            "max": max(self.ratios),
+            "target": self.bar.target,
+            "holds": self.bar.holds(self.ratio),
+        }
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds until each of a number of requests was answered; `batch` of them were made together."""
+
+    what: str
+    batch: int
+    seconds: list[float]
+
+    def quantile(self, share: float) -> float:
+        """Of the requests, the smallest that so many were answered within."""
+        ordered = sorted(self.seconds)
+        return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """Median and 95th percentile."""
+        return {
+            "what": self.what,
+            "batch": self.batch,
+            "median": self.quantile(0.5),
+            "p95": self.quantile(0.95),
+            "num_requests": len(self.seconds),
+        }

@@ -1,0 +1,223 @@
+"""docs/performance.md, summary.json and details.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from iama.files import write_atomically
+from scripts.bench.entries import BARS
+from scripts.experiments.pages import Claim, claims_table, table, write_page
+
+if TYPE_CHECKING:
+    from inference.cards import CardsSettings
+    from scripts.bench.cards import CardsFigures
+    from scripts.bench.entries import Entry, Kind
+    from scripts.bench.plain_sampling import PlainFigures
+    from scripts.bench.setting import Bench
+
+QUICK_NOTE = "**A run with `--quick`: its figures mean nothing.**"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was measured."""
+
+    bench: Bench
+    settings: CardsSettings
+    plain: PlainFigures
+    cards: CardsFigures
+    advantages: tuple[Entry, Entry]  # of a thousand times the demo's rewards, and of the demo's own
+    quick: bool
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """By name, in the order of the bars."""
+        found = [*self.plain.entries(self.bench), *self.cards.entries(), self.advantages[0]]
+        by_name = {entry.name: entry for entry in found}
+        return {name: by_name[name] for name in BARS}
+
+    @property
+    def latencies(self) -> list[dict[str, Any]]:
+        """Of single samples and CARDS, alone and together."""
+        return [one.as_dict() for one in self.plain.latencies(self.bench) + self.cards.latencies(self.bench)]
+
+
+def write(report: Report, out: Path, path: Path, command: str) -> None:
+    """Write `summary.json` (ratios only) and `details.json` (the rest) into a folder, and the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    summary = {name: entry.as_dict() for name, entry in report.entries.items()}
+    write_atomically(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    details = {
+        "quick": report.quick,
+        "machine": machine(report.bench),
+        "setting": asdict(report.bench.setting),
+        "cards_settings": report.settings.model_dump(),
+        "cards": report.cards.summary,
+        "counts": report.cards.counts,
+        "same_tokens": report.cards.num_same,
+        "latency": report.latencies,
+        "seconds": {"sampling": asdict(report.plain), "cards": report.cards.ours, "references": report.cards.theirs},
+    }
+    write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
+    parts = [setting(report), people(report), own(report), training(report), latency(report)]
+    write_page(path, "Speed", command, [*([QUICK_NOTE] if report.quick else []), *map(filled, parts)])
+
+
+def filled(part: str) -> str:
+    """A part of the page with its paragraphs' lines filled; tables and headings stay."""
+    blocks = part.strip("\n").split("\n\n")
+    return "\n\n".join(block if block[0] in "|#" else textwrap.fill(block, 120) for block in blocks)
+
+
+def machine(bench: Bench) -> dict[str, Any]:
+    """Where it ran."""
+    model = bench.policy.model
+    if model.device.type == "cuda":
+        where = torch.cuda.get_device_name(model.device)
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+        where = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+    return {
+        "device": where,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def setting(report: Report) -> str:
+    """What was measured, on what, and how to read it."""
+    bench, at, settings, cards = report.bench, machine(report.bench), report.settings, report.cards
+    fixed = bench.setting
+    policy_size, reward_size = (model.num_parameters() / 1e6 for model in (bench.policy.model, bench.classifier.model))
+    length = cards.summary["segment_length"]
+    outside = "" if abs(length - fixed.mean_segment) <= fixed.tolerance else " (**outside of what was set**)"
+    return f"""
+Every figure is a ratio of two things done side by side in one run: the median of paired, interleaved repeats, with the
+range in brackets. Counts have no range. Seconds are those of this machine: {at["device"]}, {at["cores"]} cores
+({at["threads"]} threads), {at["dtype"]}, torch {at["torch"]}, transformers {at["transformers"]}.
+
+**Setting.** The demo world's policy ({policy_size:.2f} million parameters) and its reward for helpfulness
+({reward_size:.2f} million), {fixed.num_prompts} prompts of {fixed.prompt_tokens} tokens (template included),
+{fixed.new_tokens} new tokens each, sampled at temperature 1. A bias on the head keeps special tokens from being drawn,
+whoever samples, so every response has its full length. CARDS' target ({settings.target:.3f}) is the 0.9 quantile of
+unguided samples. The entropy threshold ({settings.entropy_threshold:.3f} nats) is set for a mean segment of
+{fixed.mean_segment:g} ± {fixed.tolerance:g} tokens; the other settings are the defaults, one proposal at a time. In the
+measured runs the mean segment has {length:.1f} tokens{outside}, {cards.summary["acceptance_rate"]:.0%} of the judged
+proposals are accepted, {cards.summary["forced_share"]:.1%} of the segments are forced, and
+{cards.summary["wasted_tokens"]:.0f} drawn tokens a response are thrown away.
+"""
+
+
+def people(report: Report) -> str:
+    """Against `model.generate`."""
+    fixed, entry = report.bench.setting, report.entries["bon16_generate"]
+    return f"""
+## Against what people use
+
+{claims(report, "people")}
+
+Sampling alone on both sides: {fixed.num_samples} samples for each of {fixed.num_prompts} prompts, all in one batch.
+transformers' side is `model.generate(num_return_sequences={fixed.num_samples}, do_sample=True, use_cache=True)` with
+nothing else switched on; {len(entry.ratios)} pairs, who goes first alternates. Median seconds: ours
+{median(report.plain.ours)}, `generate` {median(report.plain.generate)}. **Only this section compares with other
+people's software, and only its figures may be quoted outside this page.**
+"""
+
+
+def own(report: Report) -> str:
+    """Against what must be done, and against slow references of our own."""
+    cards, count, fixed = report.cards, report.cards.counts, report.bench.setting
+    same_whole, same_cached = cards.num_same["whole"], cards.num_same["cached"]
+    rows = [
+        [
+            kind,
+            f"{count[kind]:,}",
+            f"{count[kind + '_padded']:,}",
+            f"{count[kind + '_necessary']:,}",
+            *(f"{count[f'{kind}_{name}']:,} ({count[f'{kind}_{name}'] / count[kind]:.1f})" for name in cards.theirs),
+        ]
+        for kind in ("policy", "reward")
+    ]
+    header = ["tokens", "forwarded", "with padding", "necessary", "reference, no cache", "reference, cache in segments"]
+    return f"""
+## Against our own reference
+
+That caching and batching work, no more: the reference is ours.
+
+{claims(report, "own")}
+
+**Counts**, of {fixed.num_prompts} prompts; in brackets, over ours:
+
+{table(header, rows)}
+
+Forwarded tokens are what the models' inputs hold, and equal the ledger. Necessary are: for the policy, prompts once and
+each proposed token once; for the reward, prompts once and, for each proposal, its new text and the template's suffix
+(counted from the texts that were scored, in the reward's own tokens). The last token of a response need not be
+forwarded, so the policy's ratio can be below 1.
+
+**The reference** (`scripts/bench/cards_baseline.py`, frozen) is stock transformers, one prompt at a time, and draws
+with the same random numbers: it gave the same tokens for {same_whole} (no cache) and {same_cached} (cache within
+a segment) of {fixed.num_prompts} prompts; others differ by rounding. It keeps the logits at a segment's
+end, and reads each proposal's whole text for its reward. Without a cache is how the public implementation works, and
+carries the targets on tokens and on time. **With a cache within a segment the reference is quicker: it takes
+{cards.wall("cached")} times our seconds.** That one has no target.
+
+**Sampling.** One sample at a time is the same engine with one row ({fixed.num_alone} samples a round, scaled up). The
+bare loop is a forward, a softmax and `torch.multinomial` on a `DynamicCache`; the ratio is that of
+{fixed.num_prompts} rows, one sample a prompt. With {fixed.num_samples} samples a prompt it is
+{median(report.plain.wide_overhead)} ({len(report.plain.wide_overhead)} pairs).
+"""
+
+
+def training(report: Report) -> str:
+    """The advantages' share of a training step."""
+    own = report.advantages[1]
+    return f"""
+## The objective in training
+
+{claims(report, "training")}
+
+The advantages of 64 prompts, groups of 1024 and four criteria, a thousand times the roll-outs of the demo, as a share
+of one step of `configs/demo.yaml` (one process). Those of the demo's own rewards take {own.spread} of the step.
+"""
+
+
+def latency(report: Report) -> str:
+    """Seconds a request."""
+    rows = [
+        [one["what"], str(one["batch"]), f"{one['median']:.3f}", f"{one['p95']:.3f}", str(one["num_requests"])]
+        for one in report.latencies
+    ]
+    return f"""
+## Latency
+
+Seconds until a request is answered. Requests that are made together are answered together, when the last is done.
+
+{table(["", "requests at once", "median", "95th percentile", "measured on"], rows)}
+"""
+
+
+def claims(report: Report, kind: Kind) -> str:
+    """The table of one section's entries."""
+    entries = [entry for entry in report.entries.values() if entry.bar.kind == kind]
+    return claims_table(
+        Claim(f"{e.bar.text} (`{e.name}`)", e.bar.shown, e.spread, e.bar.holds(e.ratio)) for e in entries
+    )
+
+
+def median(values: list[float]) -> str:
+    """For people."""
+    return f"{sorted(values)[len(values) // 2]:.3g}"
