@@ -35,7 +35,7 @@ Each page starts with its command and says what was to be shown, what was measur
 | [estimators](results/estimators.md) | noise and bias of every estimator against group size |
 | [length](results/length.md) | two target lengths: does one base hold both? |
 | [operators](results/operators.md) | another algorithm for each criterion; trained operator against served sampler |
-| [dynamics](results/dynamics.md) | how training gets to two modes; what learning rate, group size, beta and warm-up do |
+| [dynamics](results/dynamics.md) | how training gets to two modes; what the settings do to it |
 | [search](results/search.md) | learning rate and beta of every rival, each with the same number of runs |
 """
 
