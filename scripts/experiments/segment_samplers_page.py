@@ -59,9 +59,8 @@ together, at most {max_proposals} proposals a segment (rejection: an answer), an
 of that proxy's standard deviation. ARGS scores the {top_k} likeliest tokens.
 
 **Cost.** Tokens forwarded, prompt included, from the ledger, means over prompts. *Both*: policy tokens plus
-{weight:.2f} for each reward token, the ratio of the parameters that a forward pass multiplies with. CARDS, rejection
-and ARGS keep what the reward has read; Best-of-n, as it is served, reads each candidate with its prompt from the
-beginning; *prompt once* counts it as if it read the prompt once.
+{weight:.2f} for each reward token, the ratio of the parameters that a forward pass multiplies with. Every
+method's reward reads a prompt once; CARDS, rejection and ARGS keep what it has read of an answer.
 
 **Bounds of what this shows.** Answers are a few short sentences of a synthetic language, models have about a million
 parameters: segments are short, and seconds tell more of overhead than of arithmetic. Intervals (95 %) resample seeds
@@ -138,12 +137,11 @@ def claims(results: Results) -> list[pages.Claim]:
     """What was to be shown, and whether it is."""
     every = places(results)
     rows = []
-    for text, cost in (("", "both"), (", its reward reading the prompt once", "once")):
-        gaps = [equal_tokens(cells, OURS, cost) for cells in every.values()]
-        rows.append(_count(f"CARDS above Best-of-n at equal tokens{text}", "every interval above 0", gaps))
-        overall = mean_equal_tokens(results, OURS, cost)
-        text = f"the same{text}, mean over policies and criteria"
-        rows.append(pages.Claim(text, "interval above 0", str(overall), overall.ci95[0] > 0))
+    gaps = [equal_tokens(cells, OURS) for cells in every.values()]
+    rows.append(_count("CARDS above Best-of-n at equal tokens", "every interval above 0", gaps))
+    overall = mean_equal_tokens(results, OURS)
+    text = "the same, mean over policies and criteria"
+    rows.append(pages.Claim(text, "interval above 0", str(overall), overall.ci95[0] > 0))
     needs = [equal_gold(cells, _names(CARDS), "both") for cells in every.values()]
     num_fewer = sum(found.verdict == "fewer" for found in needs)
     text = f"CARDS needs fewer tokens than Best-of-{REFERENCE} for its gold"
@@ -165,11 +163,8 @@ def sentences(results: Results) -> str:
     """Where CARDS wins, where it loses, and where nothing is shown; all from the figures."""
     every = places(results)
     lines = []
-    for cost, text in (("both", "as it is served"), ("once", "its reward reading the prompt once")):
-        found = {place: equal_tokens(cells, OURS, cost) for place, cells in every.items()}
-        lines.append(
-            f"CARDS (quantile {HEADLINE:g}) against Best-of-n at equal tokens, {text}: {_by_verdict(found, 'gold')}."
-        )
+    found = {place: equal_tokens(cells, OURS) for place, cells in every.items()}
+    lines.append(f"CARDS (quantile {HEADLINE:g}) against Best-of-n at equal tokens: {_by_verdict(found, 'gold')}.")
     for kind in ("single", BON, REJECTION, ARGS):
         found = {place: difference(cells, OURS, rivals(cells)[kind], "gold") for place, cells in every.items()}
         lines.append(f"Against {_rival(kind)}: {_by_verdict(found, 'gold')}.")
@@ -202,14 +197,11 @@ def equal_tokens_table(results: Results) -> str:
     rows = []
     for (policy, criterion), cells in places(results).items():
         for method in JUDGED:
-            gaps = [equal_tokens(cells, method.name, cost) for cost in ("both", "once")]
-            shown = [
-                f"{gap}{'' if within(cells, method.name, cost) else ', beyond'}"
-                for gap, cost in zip(gaps, ("both", "once"), strict=True)
-            ]
-            seeds = ", ".join(f"{value:+.3f}" for value in gaps[0].seeds)
-            rows.append([POLICIES[policy], criterion, _title(method), shown[0], verdict(gaps[0]), shown[1], seeds])
-    header = ["policy", "criterion", "sampler", "gold minus Best-of-n's", "it is", "prompt once", "by seed"]
+            gap = equal_tokens(cells, method.name)
+            shown = f"{gap}{'' if within(cells, method.name) else ', beyond'}"
+            seeds = ", ".join(f"{value:+.3f}" for value in gap.seeds)
+            rows.append([POLICIES[policy], criterion, _title(method), shown, verdict(gap), seeds])
+    header = ["policy", "criterion", "sampler", "gold minus Best-of-n's", "it is", "by seed"]
     return pages.table(header, rows)
 
 
@@ -226,7 +218,7 @@ def equal_gold_table(results: Results) -> str:
             ratios = [f"{_ratio(cells, name, cost):.2f}" for cost in COSTS]
             gap = difference(cells, name, f"bon {REFERENCE}", "gold")
             rows.append([POLICIES[policy], criterion, _title_of(name), *ratios, "", _seconds(cells, name), str(gap)])
-    tokens = ["policy tokens", "reward tokens", "both", "prompt once"]
+    tokens = ["policy tokens", "reward tokens", "both"]
     last = ["both: it needs", "seconds", f"gold minus Best-of-{REFERENCE}'s"]
     return pages.table(["policy", "criterion", "sampler", *tokens, *last], rows)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TIE = 1e-9
 REFERENCE = 4
-COSTS = ("policy", "reward", "both", "once")
+COSTS = ("policy", "reward", "both")
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Cell:
     """One policy served for one criterion in one seed.
 
     `arrays` `[P]` by `"SETTING/METRIC"`: gold, other (the other criterion's gold), tokens (policy, reward, both: in
-    tokens of the policy, once: both, if Best-of-n's reward read the prompt once), seconds (of the settings that were
-    served; their sum is wall time, and only those of one run can be compared), and win and loss of CARDS against the
+    tokens of the policy), seconds (of the settings that were served; their sum is wall time, and only those of one
+    run can be compared), and win and loss of CARDS against the
     setting. `weight`: of a reward's token in tokens of the policy.
     """
 
@@ -103,7 +103,7 @@ def keep_shares(proxy_PS: Floats, n: int) -> Floats:
 def bon_arrays(pool: Drawn, k: int, metric: str = "gold") -> dict[str, Floats]:
     """Best-of-n for every n that the pool has, criterion `k` served by its proxy: gold (or proxy), and tokens.
 
-    The policy reads the prompt once; the reward reads every candidate from its beginning, as the sampler has it.
+    Policy and reward read the prompt once, as the sampler has it.
     """
     proxy_PS = pool.proxies[k]
     scores = {"proxy": proxy_PS} if metric == "proxy" else {"gold": pool.golds[k], "other": pool.golds[1 - k]}
@@ -116,8 +116,9 @@ def bon_arrays(pool: Drawn, k: int, metric: str = "gold") -> dict[str, Floats]:
         for name, score_PS in scores.items():
             assert score_PS is not None
             found[f"bon {n}/{name}"] = (shares_PS * score_PS).sum(axis=1)
-        policy_P, reward_P = pool.prefill_P + n * pool.decode_P, n * pool.reward_tokens[k]
-        found |= _costs(f"bon {n}", policy_P, reward_P, pool.weight, (n - 1) * pool.shared_tokens[k])
+        policy_P = pool.prefill_P + n * pool.decode_P
+        reward_P = n * pool.reward_tokens[k] - (n - 1) * pool.shared_tokens[k]
+        found |= _costs(f"bon {n}", policy_P, reward_P, pool.weight)
     return found
 
 
@@ -127,11 +128,9 @@ def served_arrays(name: str, line: Mapping[str, Any], weight: float, scores: Map
     return {f"{name}/{metric}": scores[metric] for metric in scores} | costs
 
 
-def _costs(
-    name: str, policy_P: Floats, reward_P: Floats, weight: float, repeated_P: Floats | float = 0.0
-) -> dict[str, Floats]:
-    """Tokens by kind; `repeated` are those that the reward need not read again."""
-    tokens = (policy_P, reward_P, policy_P + weight * reward_P, policy_P + weight * (reward_P - repeated_P))
+def _costs(name: str, policy_P: Floats, reward_P: Floats, weight: float) -> dict[str, Floats]:
+    """Tokens by kind."""
+    tokens = (policy_P, reward_P, policy_P + weight * reward_P)
     return {f"{name}/{cost}": np.asarray(array, dtype=np.float64) for cost, array in zip(COSTS, tokens, strict=True)}
 
 
