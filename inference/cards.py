@@ -21,12 +21,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from iama.config import Strict
-from iama.errors import ConfigError, DataError, IamaWarning, RewardError
-from iama.render import render_prompt
-from inference.decode import check_fit, response_text
-from inference.proposals import Proposal, Proposer, Request, answer_with, charge, complete_all
-from inference.random_streams import prompt_keys, uniforms
-from inference.samplers import Candidate, Segment, draw, score
+from iama.errors import ConfigError, DataError, IamaWarning
+from inference.decode import charge
+from inference.guided import answer_all, score_rows
+from inference.proposals import CardsRequest, Proposal, Proposer
+from inference.random_streams import uniforms
+from inference.samplers import Segment, draw, render_checked, score
 from inference.scoring import RewardRows
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class CardsSettings(Strict):
     acceptance_temperature: float = Field(0.7, gt=0)
     """Distance from the threshold, in reward units, at which soft acceptance has fallen to 1/e."""
     max_proposals: int = Field(21, ge=1)
-    """Proposals for a segment; the last is not judged, the best of all is kept then."""
+    """Proposals for a segment; the last is not compared with the threshold, the best of all is kept then."""
     parallel_proposals: int = Field(1, ge=1)
     """Proposals drawn at once: the same responses in fewer steps, for more tokens."""
 
@@ -134,6 +134,7 @@ def calibrate_target(
         raise ConfigError(f"quantile = {quantile} lies outside 0..1; 0.9 is the usual one")
     if num_samples < 1:
         raise ConfigError(f"num_samples = {num_samples} leaves nothing to calibrate on; draw 1 or more")
+    render_checked(policy, reward, prompts, columns, sampling)
     pool = draw(policy, prompts, num_samples, sampling, seed=seed, batch_size=batch_size)
     scored = score(pool, reward, columns)
     return float(np.quantile([c.reward for row in scored.candidates for c in row if c.reward is not None], quantile))
@@ -145,7 +146,8 @@ class Cards:
 
     A prompt takes as many rows as it has parallel proposals (at most `batch_size`), and the memory of one more. What
     it answers depends on its own tokens and the seed alone. Besides its proposals, each prompt is scored once with an
-    empty response.
+    empty response, for the threshold (unless `start_weight` is 1), and so that a reward that reads texts in pieces
+    reads the prompt once.
     """
 
     policy: Policy
@@ -165,35 +167,22 @@ class Cards:
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions.
 
-        Warns if more than a fifth of the segments were forced, which means that they follow no law to speak of.
+        Warns if more than a fifth of the segments were forced, which means that they follow no law to speak of; with
+        a single proposal for each all are, and nothing is said.
         """
-        policy = self.policy
-        ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
-        check_fit(policy.name, policy.tokenizer, policy.context_length, ids, self.sampling)
-        keys = prompt_keys(ids)
 
-        def answer(indices: list[int], batch_size: int) -> Iterator[tuple[int, Completion]]:
-            requests = []
-            for i in sorted(indices, key=lambda i: (len(ids[i]), i)):
-                own = {name: values[i] for name, values in (columns or {}).items()}
-                requests.append(Request(i, prompts[i], own, ids[i], keys[i]))
-            for request in _Run(self, seed, batch_size).run(requests):
-                yield request.index, self._completion(request)
+        def run(requests: list[CardsRequest], batch_size: int) -> Iterator[CardsRequest]:
+            return _Run(self, seed, batch_size).run(requests)
 
-        completions = complete_all(len(prompts), answer, self.batch_size, f"policy {policy.name!r}")
+        completions = answer_all(self, CardsRequest, run, prompts, columns)
         self._warn_of_forced(completions)
         return completions
-
-    def _completion(self, request: Request) -> Completion:
-        text = response_text(self.policy, request.tokens, self.sampling.stop)
-        kept = Candidate(text, tuple(request.tokens), request.finish_reason, request.trace[-1].reward)
-        return answer_with(kept, request.cost(), tuple(request.trace))
 
     def _warn_of_forced(self, completions: Sequence[Completion]) -> None:
         segments = [segment for completion in completions for segment in completion.trace]
         num_forced = sum(segment.forced for segment in segments)
-        if num_forced > MANY_FORCED * len(segments):
-            settings = self.settings
+        settings = self.settings
+        if settings.max_proposals > 1 and num_forced > MANY_FORCED * len(segments):
             softer = (
                 f"raise acceptance_temperature = {settings.acceptance_temperature:g}"
                 if settings.acceptance == "soft"
@@ -208,9 +197,9 @@ class Cards:
 
 
 def acceptance_summary(completions: Sequence[Completion]) -> dict[str, float]:
-    """Means over the segments of all completions (NaN without any).
+    """Means over the segments of all completions (NaN where there is nothing to take a mean of).
 
-    `acceptance_rate`: accepted segments a judged proposal; `forced_share`: of segments, none of whose proposals was
+    `acceptance_rate`: accepted segments a tested proposal; `forced_share`: of segments, none of whose proposals was
     accepted; `num_segments`, `wasted_tokens`: a completion; `segment_length`: tokens a segment.
     """
     segments = [segment for completion in completions for segment in completion.trace]
@@ -218,8 +207,9 @@ def acceptance_summary(completions: Sequence[Completion]) -> dict[str, float]:
         names = ("acceptance_rate", "forced_share", "num_segments", "segment_length", "wasted_tokens")
         return dict.fromkeys(names, math.nan)
     num_forced = sum(segment.forced for segment in segments)
+    num_tested = sum(segment.num_tested for segment in segments)
     return {
-        "acceptance_rate": (len(segments) - num_forced) / sum(segment.num_proposals for segment in segments),
+        "acceptance_rate": (len(segments) - num_forced) / num_tested if num_tested else math.nan,
         "forced_share": num_forced / len(segments),
         "num_segments": len(segments) / len(completions),
         "segment_length": sum(segment.num_tokens for segment in segments) / len(segments),
@@ -234,14 +224,13 @@ class _Run:
         settings = sampler.settings
         self._settings, self._max_new_tokens = settings, sampler.sampling.max_new_tokens
         self._proposer = Proposer(sampler.policy, sampler.sampling, settings, seed)
-        self._reward_name = sampler.reward.name
-        self._rewards = RewardRows(sampler.reward)
+        self._reward, self._rewards = sampler.reward, RewardRows(sampler.reward)
         self._num_parallel = min(settings.parallel_proposals, batch_size)
         self._num_slots = min(self._num_parallel + 1, settings.max_proposals)  # one holds the best of earlier rounds
         self._num_prompts = batch_size // self._num_parallel
-        self._live: list[Request] = []
+        self._live: list[CardsRequest] = []
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Request]:
+    def run(self, requests: Sequence[CardsRequest]) -> Iterator[CardsRequest]:
         """Answer all; each is yielded when it is finished."""
         waiting = deque(requests)
         while waiting or self._live:
@@ -254,16 +243,19 @@ class _Run:
             else:
                 yield from self._decide()
 
-    def _enter(self, requests: list[Request]) -> None:
+    def _enter(self, requests: list[CardsRequest]) -> None:
         """Forward prompts, score their empty responses, and begin their first segments."""
         self._proposer.enter(requests, self._num_slots)
         reward_rows = self._rewards.allocate(len(requests) * self._num_slots)
         for i, request in enumerate(requests):
             request.reward_rows = dict(zip(request.slots, reward_rows[i :: len(requests)], strict=True))
-        rows = [request.reward_rows[request.slots[0]] for request in requests]
-        for request, row, reward in zip(requests, rows, self._score(requests, rows, [""] * len(rows)), strict=True):
-            request.start_reward = reward
-            self._rewards.copy(row, [other for other in request.reward_rows.values() if other != row])
+        if self._settings.start_weight < 1 or self._rewards.in_pieces:
+            rows = [request.reward_rows[request.slots[0]] for request in requests]
+            rewards = score_rows(self._reward, self._rewards, requests, rows, [""] * len(rows))
+            for request, reward in zip(requests, rewards, strict=True):
+                request.start_reward = reward
+                self._share(request, request.slots[0])
+        for request in requests:
             self._open_round(request, 0)
         self._live += requests
 
@@ -272,13 +264,14 @@ class _Run:
         num_rows = sum(len(request.round) for request in self._live)
         return sum(len(request.round) for request in self._live if request.is_complete) >= DECIDE_AT * num_rows
 
-    def _decide(self) -> Iterator[Request]:
+    def _decide(self) -> Iterator[CardsRequest]:
         """Score what waits, and let each prompt go on from what it accepts; finished prompts leave."""
         ready = [request for request in self._live if request.is_complete]
         proposals = [proposal for request in ready for proposal in request.round]
         rows = [proposal.request.reward_rows[proposal.slot] for proposal in proposals]
         texts = [self._proposer.text(proposal) for proposal in proposals]
-        rewards = self._score([proposal.request for proposal in proposals], rows, texts)
+        requests = [proposal.request for proposal in proposals]
+        rewards = score_rows(self._reward, self._rewards, requests, rows, texts)
         begin = time.perf_counter()
         us = uniforms(np.asarray([proposal.stream for proposal in proposals]), ACCEPTANCE_STEP).tolist()
         for proposal, reward, u in zip(proposals, rewards, us, strict=True):
@@ -292,16 +285,7 @@ class _Run:
             self._rewards.free(list(request.reward_rows.values()))
             yield request
 
-    def _score(self, requests: Sequence[Request], rows: Sequence[int], texts: Sequence[str]) -> list[float]:
-        columns = {name: [request.columns[name] for request in requests] for name in requests[0].columns}
-        rewards, costs = self._rewards.score(rows, [request.prompt for request in requests], texts, columns)
-        for request, reward, cost in zip(requests, rewards, costs, strict=True):
-            request.reward_cost += cost
-            if math.isnan(reward):
-                raise RewardError(f"reward {self._reward_name!r} has no score for an answer that CARDS must judge")
-        return rewards
-
-    def _judge(self, request: Request) -> None:
+    def _judge(self, request: CardsRequest) -> None:
         """Keep the first accepted proposal in index order, or the best of all at the last; else propose again."""
         last = self._settings.max_proposals - 1
         for proposal in request.round:
@@ -313,7 +297,7 @@ class _Run:
                 return self._keep(proposal, proposal.number + 1, forced=False)
         return self._open_round(request, request.round[-1].number + 1)
 
-    def _open_round(self, request: Request, first: int) -> None:
+    def _open_round(self, request: CardsRequest, first: int) -> None:
         self._proposer.open_round(request, first, min(self._num_parallel, self._settings.max_proposals - first))
 
     def _threshold(self, proposal: Proposal) -> float:
@@ -329,6 +313,10 @@ class _Run:
         )
         self._proposer.keep(kept)
         if not request.finish_reason:
-            row = request.reward_rows[kept.slot]
-            self._rewards.copy(row, [other for other in request.reward_rows.values() if other != row])
+            self._share(request, kept.slot)
             self._open_round(request, 0)
+
+    def _share(self, request: CardsRequest, slot: int) -> None:
+        """Let the reward go on from what it read in one of a prompt's slots, in all of them."""
+        row = request.reward_rows[slot]
+        self._rewards.copy(row, [other for other in request.reward_rows.values() if other != row])

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from inference.rows import Rows
 from inference.sampling import cut_at_stop, draw_tokens, probabilities
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.
 REFILL_AT = 0.25
+TAIL = 8  # tokens that a tail's first characters may depend on, while the others are those of the whole text
 
 
 @dataclass(frozen=True)
@@ -89,21 +90,51 @@ def iter_decode(
     check_fit(policy.name, policy.tokenizer, policy.context_length, prompts_ids, sampling)
     counts = [num_samples] * len(prompts_ids) if isinstance(num_samples, int) else list(num_samples)
     keys = prompt_keys(prompts_ids) if keys is None else keys
-    open_prompts = set(range(len(prompts_ids)))
-    for index in [index for index, count in enumerate(counts) if count == 0]:
-        open_prompts.discard(index)
+    for index in (index for index, count in enumerate(counts) if count == 0):
         yield index, [], Cost()
-    while open_prompts:
-        requests = [
-            _Request(index, prompts_ids[index], _streams(seed, keys[index], counts[index]))
-            for index in sorted(open_prompts, key=lambda i: (len(prompts_ids[i]), i))
-        ]
+
+    def run(indices: list[int], batch_size: int) -> Iterator[_Samples]:
+        streams = {i: stream_keys(seed, [keys[i]] * counts[i], np.arange(counts[i])) for i in indices}
+        samples = [_Samples(i, prompts_ids[i], streams[i]) for i in indices]
+        return _Decoder(policy, sampling, batch_size).run(samples)
+
+    order = [index for index in shortest_first(prompts_ids) if counts[index]]
+    for request in until_all(run, order, batch_size, f"policy {policy.name!r}"):
+        yield request.index, request.responses(), request.cost()
+
+
+def shortest_first(prompts_ids: Sequence[Sequence[int]]) -> list[int]:
+    """Prompts in the order that they are begun in: neighbours are of a length, so that little is padding."""
+    return sorted(range(len(prompts_ids)), key=lambda i: len(prompts_ids[i]))
+
+
+class Indexed(Protocol):
+    """What belongs to a prompt."""
+
+    @property
+    def index(self) -> int:
+        """The prompt's place in the list."""
+
+
+T = TypeVar("T", bound=Indexed)
+
+
+def until_all(
+    run: Callable[[list[int], int], Iterable[T]], indices: Sequence[int], batch_size: int, source: str
+) -> Iterator[T]:
+    """Results of all prompts from `run(indices, batch_size)`, as they come.
+
+    Where memory runs out, those that are missing are begun anew with half the batch size, and a warning that names
+    `source`, or the note on the error where it has one.
+    """
+    missing = list(indices)
+    while missing:
         try:
-            for request in _Decoder(policy, sampling, batch_size).run(requests):
-                open_prompts.discard(request.index)
-                yield request.index, request.responses(), request.cost()
+            for result in run(missing.copy(), batch_size):
+                missing.remove(result.index)
+                yield result
         except RuntimeError as error:
-            batch_size = halved(batch_size, f"policy {policy.name!r}", error)
+            batch_size = halved(batch_size, getattr(error, "__notes__", [source])[-1], error)
 
 
 def check_fit(
@@ -134,30 +165,76 @@ def response_text(policy: Policy, token_ids: Sequence[int], stop: Sequence[str] 
     return cut_at_stop(text, stop)[0]
 
 
-def has_ended(policy: Policy, token_ids: Sequence[int], sampling: Sampling) -> bool:
-    """Whether a response ends here by itself: with an end token, or with a stop string."""
-    if token_ids and token_ids[-1] in policy.eos_token_ids:
-        return True
-    # The whole text is decoded anew, so that a stop string is found across any token boundary.
-    return bool(sampling.stop) and cut_at_stop(response_text(policy, token_ids), sampling.stop)[1]
+class Ends:
+    """Tells where a response ends: at an end token, with a stop string, or at its greatest length.
+
+    A stop string that is one of the tokenizer's special tokens, which no text holds, is a further end token.
+    """
+
+    def __init__(self, policy: Policy, sampling: Sampling) -> None:
+        self._policy, self._sampling = policy, sampling
+        special = special_tokens(policy.tokenizer)
+        self._special_ids = frozenset(special.values())
+        self._end_ids = policy.eos_token_ids | {special[stop] for stop in sampling.stop if stop in special}
+        # A character may be made of four tokens, one for each of its bytes.
+        self._num_tail = TAIL + 4 * max(map(len, sampling.stop), default=0)
+
+    def reason(self, token_ids: Sequence[int]) -> Literal["", "stop", "length"]:
+        """Why the response ends with its last token; "" if it goes on. It did not end before."""
+        if token_ids[-1] in self._end_ids or (self._sampling.stop and self._has_stop(token_ids)):
+            return "stop"
+        return "length" if len(token_ids) >= self._sampling.max_new_tokens else ""
+
+    def _has_stop(self, token_ids: Sequence[int]) -> bool:
+        """Whether a stop string ends in the last token: the whole text tells, and is read where the tail may hold one.
+
+        It may, too, where the tail holds special tokens, which have no text, or begins or ends within a character.
+        """
+        tail = token_ids[-self._num_tail :]
+        text = response_text(self._policy, tail)
+        is_sure = "\ufffd" not in text and self._special_ids.isdisjoint(tail)
+        if is_sure and not cut_at_stop(text, self._sampling.stop)[1]:
+            return False
+        return cut_at_stop(response_text(self._policy, token_ids), self._sampling.stop)[1]
 
 
-def _streams(seed: int, key: int, count: int) -> NDArray[np.uint64]:
-    return stream_keys(seed, [key] * count, np.arange(count))
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Text and id of the tokens that `skip_special_tokens` leaves out of a text."""
+    added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
-@dataclass
-class _Request:
-    """A prompt with its samples: their streams `[S]`, and their tokens as they come."""
+@dataclass(eq=False)
+class Request:
+    """A prompt that is answered, and what is spent on it."""
 
     index: int
     prompt_ids: Sequence[int]
+    num_fed_back: int = field(default=0, kw_only=True)
+    seconds: float = field(default=0.0, kw_only=True)
+    reward_cost: Cost = field(default=Cost(), kw_only=True)
+
+    def cost(self) -> Cost:
+        """What was forwarded and scored for it."""
+        return self.reward_cost + Cost(
+            policy_prefill_tokens=len(self.prompt_ids), policy_decode_tokens=self.num_fed_back, seconds=self.seconds
+        )
+
+
+def charge(requests: Sequence[Request], seconds: float) -> None:
+    """Share wall time out, evenly; a request may stand for several rows."""
+    for request in requests:
+        request.seconds += seconds / len(requests)
+
+
+@dataclass(eq=False)
+class _Samples(Request):
+    """A prompt with its samples: their streams `[S]`, and their tokens as they come."""
+
     streams: NDArray[np.uint64]
     tokens: list[list[int]] = field(default_factory=list)
-    ended: list[bool] = field(default_factory=list)
+    ended: list[bool] = field(default_factory=list)  # by themselves, not by their length
     num_open: int = 0
-    seconds: float = 0.0
-    num_fed_back: int = 0
     prefill: tuple[int, torch.Tensor] | None = None  # slot and logits, while samples wait to be forked from it
 
     def __post_init__(self) -> None:
@@ -176,19 +253,13 @@ class _Request:
             for tokens, ended in zip(self.tokens, self.ended, strict=True)
         ]
 
-    def cost(self) -> Cost:
-        """What was forwarded for it."""
-        return Cost(
-            policy_prefill_tokens=len(self.prompt_ids), policy_decode_tokens=self.num_fed_back, seconds=self.seconds
-        )
-
 
 @dataclass(frozen=True)
 class _Row:
     """A sample being decoded in a slot."""
 
     slot: int
-    request: _Request
+    request: _Samples
     sample: int
 
     @property
@@ -201,26 +272,28 @@ class _Decoder:
     """Rows in flight: finished ones leave, waiting ones enter."""
 
     def __init__(self, policy: Policy, sampling: Sampling, batch_size: int) -> None:
-        self._policy, self._sampling, self._batch_size = policy, sampling, batch_size
+        self._sampling, self._batch_size = sampling, batch_size
+        self._ends = Ends(policy, sampling)
         self._source = f"policy {policy.name!r}"
         self._rows = Rows(policy.model, self._source)
         self._live: list[_Row] = []
-        self._logits_RV = torch.empty(0)
+        self._logits_RV: torch.Tensor | None = None
 
-    def run(self, requests: Sequence[_Request]) -> Iterator[_Request]:
+    def run(self, requests: Sequence[_Samples]) -> Iterator[_Samples]:
         """Decode all; each is yielded when its last sample has ended."""
         waiting = deque(requests)
-        longest = max(len(request.prompt_ids) for request in requests) + self._sampling.max_new_tokens
+        # The last token is not fed back.
+        longest = max(len(request.prompt_ids) for request in requests) + self._sampling.max_new_tokens - 1
         self._rows.reserve(1 + min(self._batch_size, sum(len(r.streams) for r in requests)), longest)
         while self._live or waiting:
             if waiting and len(self._live) <= (1 - REFILL_AT) * self._batch_size:
                 self._admit(waiting)
             yield from self._step()
 
-    def _admit(self, waiting: deque[_Request]) -> None:
+    def _admit(self, waiting: deque[_Samples]) -> None:
         """Let samples enter, as many as fit; their prompts are forwarded together, and forked."""
         start = time.perf_counter()
-        entering: list[tuple[_Request, int]] = []
+        entering: list[tuple[_Samples, int]] = []
         room = self._batch_size - len(self._live)
         while waiting and room:
             request = waiting[0]
@@ -232,19 +305,22 @@ class _Decoder:
             else:
                 break
         self._prefill([request for request, _ in entering if request.prefill is None])
-        for request, number in entering:
-            self._fork(request, number)
-        self._charge([request for request, _ in entering], time.perf_counter() - start)
+        held = [] if self._logits_RV is None else [self._logits_RV]
+        self._logits_RV = torch.cat(held + [self._fork(request, number) for request, number in entering])
+        charge([request for request, _ in entering], time.perf_counter() - start)
 
-    def _prefill(self, requests: Sequence[_Request]) -> None:
+    def _prefill(self, requests: Sequence[_Samples]) -> None:
         if requests:
             slots = self._rows.allocate(len(requests))
             logits_PV = self._rows.extend(slots, [request.prompt_ids for request in requests])
             for request, slot, logits_V in zip(requests, slots, logits_PV, strict=True):
                 request.prefill = slot, logits_V
 
-    def _fork(self, request: _Request, number: int) -> None:
-        """Start a request's next samples from its prompt; the last of all takes the prompt's own slot."""
+    def _fork(self, request: _Samples, number: int) -> torch.Tensor:
+        """Start a request's next samples from its prompt, and give their logits `[number, V]`.
+
+        The last of all takes the prompt's own slot.
+        """
         assert request.prefill is not None
         slot, logits_V = request.prefill
         is_last = number == request.num_waiting
@@ -252,24 +328,25 @@ class _Decoder:
         first = len(request.tokens)
         request.tokens += [[] for _ in slots]
         self._live += [_Row(s, request, first + i) for i, s in enumerate(slots)]
-        entered = logits_V.expand(number, -1)
-        self._logits_RV = torch.cat([self._logits_RV, entered]) if self._logits_RV.numel() else entered
+        # A copy, lest it hold the logits of all prompts that were forwarded with it.
+        request.prefill = None if is_last else (slot, logits_V.clone())
+        return logits_V.expand(number, -1)
 
-    def _step(self) -> Iterator[_Request]:
+    def _step(self) -> Iterator[_Samples]:
         """Sample a token a row; rows that end leave, the others' tokens are forwarded."""
         start = time.perf_counter()
         live = self._live
         tokens = self._sample()
-        ended = self._ended(tokens)
+        ended = self._ended()
         self._live = [row for row, end in zip(live, ended, strict=True) if not end]
         self._rows.free([row.slot for row, end in zip(live, ended, strict=True) if end])
-        self._logits_RV = self._logits_RV[:0]
+        self._logits_RV = None
         if self._live:
             fed = tokens[~ended].tolist()
             self._logits_RV = self._rows.extend([row.slot for row in self._live], [[token] for token in fed])
         for row in self._live:
             row.request.num_fed_back += 1
-        self._charge([row.request for row in live], time.perf_counter() - start)
+        charge([row.request for row in live], time.perf_counter() - start)
         for row in (row for row, end in zip(live, ended, strict=True) if end):
             row.request.num_open -= 1
             if row.request.num_open == 0:
@@ -282,26 +359,16 @@ class _Decoder:
         seen = None
         if self._sampling.repetition_penalty != 1:
             seen = [[*row.request.prompt_ids, *row.tokens] for row in self._live]
+        assert self._logits_RV is not None
         law_RV = probabilities(self._logits_RV, self._sampling, seen, source=self._source)
         tokens = draw_tokens(law_RV, uniforms(streams, steps))
         for row, token in zip(self._live, tokens.tolist(), strict=True):
             row.tokens.append(token)
         return tokens
 
-    def _ended(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows have ended, by themselves or by their length, `[R]`."""
-        if self._sampling.stop:
-            by_itself = np.asarray([has_ended(self._policy, row.tokens, self._sampling) for row in self._live])
-        else:
-            by_itself = np.isin(tokens, list(self._policy.eos_token_ids))
-        for row, end in zip(self._live, by_itself.tolist(), strict=True):
-            row.request.ended[row.sample] = end
-        lengths = np.asarray([len(row.tokens) for row in self._live])
-        ended: NDArray[np.bool_] = by_itself | (lengths >= self._sampling.max_new_tokens)
-        return ended
-
-    @staticmethod
-    def _charge(requests: Sequence[_Request], seconds: float) -> None:
-        """Share wall time out, evenly over rows."""
-        for request in requests:
-            request.seconds += seconds / len(requests)
+    def _ended(self) -> NDArray[np.bool_]:
+        """Which rows have ended, `[R]`; it is noted which did by themselves."""
+        reasons = [self._ends.reason(row.tokens) for row in self._live]
+        for row, reason in zip(self._live, reasons, strict=True):
+            row.request.ended[row.sample] = reason == "stop"
+        return np.asarray([bool(reason) for reason in reasons])

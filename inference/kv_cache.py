@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     Integers = NDArray[np.int64]
     Places = tuple[torch.Tensor, ...]
 
-SLACK = 1.25  # memory beyond what is needed: buffers grow seldom, and ends may drift before all rows are moved back
-MIN_SLACK = 32
+# A buffer that grows gets more than is needed, so that it grows seldom, and ends may drift before all rows are moved
+# back.
+GROWTH = 1.25
+MIN_GROWTH = 32
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class _Buffer:
 
     def repeat(self, line: int, targets: torch.Tensor, columns: slice) -> None:
         """Copy a part of one line into others."""
-        self._data[targets, :, columns] = self._data[line, :, columns]
+        self._data[targets, :, columns] = self._data[line, :, columns].clone()
 
 
 class SlotCache(Cache):
@@ -166,13 +168,11 @@ class SlotCache(Cache):
         return [buffer for pair in self._buffers for buffer in pair]
 
     def _make_room(self, width: int) -> None:
-        lines, columns = len(self._line), width + MIN_SLACK // 2
-        needed = (lines > self.shape[0], columns > self.shape[1] and width > 0)
-        if any(needed):
-            self.reserve(
-                max(lines, int(self.shape[0] * SLACK)) if needed[0] else 0,
-                int(width * SLACK) + MIN_SLACK if needed[1] else 0,
-            )
+        lines = len(self._line)
+        self.reserve(
+            max(lines, int(self.shape[0] * GROWTH)) if lines > self.shape[0] else 0,
+            int(width * GROWTH) + MIN_GROWTH if width > self.shape[1] else 0,
+        )
 
     def _gather(self, index: Integers, starts: Integers) -> None:
         """Bring slots to the first lines and to these starts; what stood in their way takes the lines they leave."""

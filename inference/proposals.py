@@ -9,39 +9,35 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from iama.cost import Cost
-from iama.models import halved
-from inference.decode import has_ended, response_text
+from inference.decode import Ends, charge, response_text
+from inference.guided import Guided
 from inference.random_streams import stream_keys, uniforms
 from inference.rows import Rows
-from inference.samplers import Completion
 from inference.sampling import draw_tokens, entropy, probabilities
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from iama.config import Sampling
-    from iama.render import Prompt
     from inference.cards import CardsSettings
     from inference.policy import Policy
-    from inference.samplers import Candidate, Segment
 
 
 @dataclass(eq=False)
 class Proposal:
     """Proposal `number` of a prompt's current segment.
 
-    `logits_V` follow its last forwarded token. A response that ends with it has its `finish_reason`.
+    `logits_V` follow its last token; a response that ends with it has its `finish_reason`, and no logits.
     """
 
-    request: Request
+    request: CardsRequest
     number: int
     slot: int
     stream: np.uint64
@@ -59,38 +55,20 @@ class Proposal:
 
 
 @dataclass(eq=False)
-class Request:
+class CardsRequest(Guided):
     """A prompt with what is accepted of its response, and the proposals for the next segment."""
 
-    index: int
-    prompt: Prompt
-    columns: dict[str, Any]
-    prompt_ids: Sequence[int]
-    key: int
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: str = ""  # once it has ended
-    logits_V: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     slots: list[int] = field(default_factory=list)
     reward_rows: dict[int, int] = field(default_factory=dict)  # of each slot
-    start_reward: float = math.nan
+    start_reward: float = 0.0  # of the empty response, where the threshold asks for it
     round: list[Proposal] = field(default_factory=list)  # drawn together
     best: Proposal | None = None  # of the rounds before; its slot is held
     num_drawn: int = 0  # tokens, for this segment
-    trace: list[Segment] = field(default_factory=list)
-    num_fed_back: int = 0
-    seconds: float = 0.0
-    reward_cost: Cost = field(default_factory=Cost)
 
     @property
     def is_complete(self) -> bool:
         """Whether its proposals can be judged."""
         return all(proposal.is_complete for proposal in self.round)
-
-    def cost(self) -> Cost:
-        """What was forwarded and scored for it."""
-        return self.reward_cost + Cost(
-            policy_prefill_tokens=len(self.prompt_ids), policy_decode_tokens=self.num_fed_back, seconds=self.seconds
-        )
 
 
 class Proposer:
@@ -99,6 +77,7 @@ class Proposer:
     def __init__(self, policy: Policy, sampling: Sampling, settings: CardsSettings, seed: int) -> None:
         self._policy, self._sampling, self._settings, self._seed = policy, sampling, settings, seed
         self._source = f"policy {policy.name!r}"
+        self._ends = Ends(policy, sampling)
         self._rows = Rows(policy.model, self._source)
 
     @property
@@ -106,7 +85,7 @@ class Proposer:
         """Slots and columns that memory is held for."""
         return self._rows.cache_shape
 
-    def enter(self, requests: Sequence[Request], num_slots: int) -> None:
+    def enter(self, requests: Sequence[CardsRequest], num_slots: int) -> None:
         """Forward prompts, once each, and give them so many slots."""
         begin = time.perf_counter()
         number = len(requests)
@@ -118,11 +97,11 @@ class Proposer:
             self._rows.copy(request.slots[0], request.slots[1:])
         charge(requests, time.perf_counter() - begin)
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: CardsRequest) -> None:
         """Give a prompt's slots up."""
         self._rows.free(request.slots)
 
-    def open_round(self, request: Request, first: int, number: int) -> None:
+    def open_round(self, request: CardsRequest, first: int, number: int) -> None:
         """Begin the next proposals of a segment, numbered from `first`, where it starts."""
         start = len(request.prompt_ids) + len(request.tokens)
         held = request.best.slot if request.best else None
@@ -144,8 +123,9 @@ class Proposer:
         for proposal, token in zip(proposals, self._draw(proposals).tolist(), strict=True):
             proposal.tokens.append(token)
             proposal.request.num_drawn += 1
-            proposal.finish_reason = self._finish_reason(proposal)
-            proposal.is_complete = bool(proposal.finish_reason)
+            proposal.finish_reason = self._ends.reason(proposal.response)
+            if proposal.finish_reason:
+                self._complete(proposal)
         fed = [proposal for proposal in proposals if not proposal.is_complete]
         if fed:
             logits_RV = self._rows.extend([p.slot for p in fed], [p.tokens[-1:] for p in fed])
@@ -160,7 +140,7 @@ class Proposer:
         request = proposal.request
         start = len(request.prompt_ids) + len(request.tokens)
         request.tokens += proposal.tokens
-        request.finish_reason = proposal.finish_reason
+        request.finish_reason, request.reward = proposal.finish_reason, proposal.reward
         request.logits_V = proposal.logits_V
         request.round, request.best, request.num_drawn = [], None, 0
         if not proposal.finish_reason:
@@ -178,15 +158,6 @@ class Proposer:
         law_RV = probabilities(logits_RV, self._sampling, seen, source=self._source)
         steps = np.asarray([len(p.tokens) for p in proposals])
         return draw_tokens(law_RV, uniforms(np.asarray([p.stream for p in proposals]), steps))
-
-    def _finish_reason(self, proposal: Proposal) -> str:
-        """Why the response ends here, or ""."""
-        if proposal.tokens[-1] in self._policy.eos_token_ids:
-            return "stop"
-        if self._sampling.stop and has_ended(self._policy, proposal.response, self._sampling):
-            return "stop"
-        is_long = len(proposal.request.tokens) + len(proposal.tokens) >= self._sampling.max_new_tokens
-        return "length" if is_long else ""
 
     def _stop_at_boundaries(self, proposals: Sequence[Proposal]) -> None:
         """End the segments that are long enough and stand before an uncertain token, or are as long as may be."""
@@ -206,35 +177,5 @@ class Proposer:
     @staticmethod
     def _complete(proposal: Proposal) -> None:
         proposal.is_complete = True
-        proposal.logits_V = proposal.logits_V.clone()  # lest it hold the whole batch's logits while it waits
-
-
-def answer_with(kept: Candidate, cost: Cost, trace: tuple[Segment, ...] = ()) -> Completion:
-    """The completion of a sampler that makes one response only."""
-    return Completion(kept.text, kept.token_ids, kept.reward, kept.finish_reason, cost, [kept], 0, trace)
-
-
-def charge(requests: Sequence[Request], seconds: float) -> None:
-    """Share wall time out, evenly; a request may stand for several rows."""
-    for request in requests:
-        request.seconds += seconds / len(requests)
-
-
-def complete_all(
-    num_prompts: int,
-    answer: Callable[[list[int], int], Iterable[tuple[int, Completion]]],
-    batch_size: int,
-    source: str,
-) -> list[Completion]:
-    """Completions of prompts `0..num_prompts-1` from `answer(indices, batch_size)`, in order.
-
-    Where memory runs out, those that are missing are begun anew with half the batch size.
-    """
-    found: dict[int, Completion] = {}
-    while len(found) < num_prompts:
-        try:
-            for index, completion in answer([i for i in range(num_prompts) if i not in found], batch_size):
-                found[index] = completion  # noqa: PERF403 - what is found before memory runs out stays
-        except RuntimeError as error:
-            batch_size = halved(batch_size, source, error)
-    return [found[i] for i in range(num_prompts)]
+        # What waits must not hold the whole batch's logits.
+        proposal.logits_V = torch.empty(0) if proposal.finish_reason else proposal.logits_V.clone()

@@ -5,20 +5,23 @@ Each is two steps, so that other methods can share a pool: `draw` candidates, th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from iama.cost import Cost
-from iama.errors import ConfigError
+from iama.errors import ConfigError, DataError
 from iama.operators import RankOperator, SoftBestOfN
 from iama.render import render_prompt
-from inference.decode import iter_decode, response_text
+from inference.decode import check_fit, iter_decode, response_text, until_all
 from inference.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
+from inference.scoring import RewardRows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from iama.config import Sampling
     from iama.render import Prompt
@@ -49,8 +52,8 @@ class Pool:
 class Segment:
     """A piece of a response that was proposed until one was kept, as `inference.cards` does it.
 
-    `num_proposals` counts the proposals that were judged, the kept one included; `forced` says that none was
-    accepted, and the best of them kept. `wasted_tokens` were drawn for it and not kept.
+    `num_proposals` counts the proposals up to the one that settled it. `forced` says that none was accepted, and the
+    best of them kept. `wasted_tokens` were drawn for it and not kept.
     """
 
     num_tokens: int
@@ -59,6 +62,11 @@ class Segment:
     num_proposals: int
     forced: bool
     wasted_tokens: int
+
+    @property
+    def num_tested(self) -> int:
+        """Proposals that were compared with the threshold: the last of a forced segment is not."""
+        return self.num_proposals - self.forced
 
 
 @dataclass(frozen=True)
@@ -107,17 +115,98 @@ def draw(
     return Pool(list(prompts), candidates, costs)
 
 
+def render_checked(
+    policy: Policy,
+    reward: Reward | None,
+    prompts: Sequence[Prompt],
+    columns: Mapping[str, Sequence[Any]] | None,
+    sampling: Sampling,
+) -> list[list[int]]:
+    """Token ids of the prompts as the policy reads them, after every check that needs no forward pass.
+
+    Raises `DataError` for a column that does not fit the prompts and for a prompt that is empty or too long, and
+    what the reward raises for a prompt that it cannot read even with an empty answer.
+    """
+    check_columns(columns, len(prompts))
+    ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
+    check_fit(policy.name, policy.tokenizer, policy.context_length, ids, sampling)
+    if reward is not None and reward.classifier is not None:
+        reward.classifier.render(prompts, [""] * len(prompts))
+    return ids
+
+
+def check_columns(columns: Mapping[str, Sequence[Any]] | None, num_prompts: int) -> None:
+    """Raise `DataError` for a column that has not one value a prompt."""
+    for name, values in (columns or {}).items():
+        if len(values) != num_prompts:
+            raise DataError(f"column {name!r} has {len(values)} values for {num_prompts} prompts; give one a prompt")
+
+
 def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | None = None) -> Pool:
-    """The pool with every candidate scored; `columns` are the prompts' columns for reward functions."""
-    candidates, costs = [], []
-    for i, (prompt, row) in enumerate(zip(pool.prompts, pool.candidates, strict=True)):
-        own = {name: [values[i]] * len(row) for name, values in (columns or {}).items()}
-        rewards, cost = reward.score([prompt] * len(row), [c.text for c in row], own)
-        candidates.append(
-            [Candidate(c.text, c.token_ids, c.finish_reason, r) for c, r in zip(row, rewards, strict=True)]
-        )
-        costs.append(pool.costs[i] + cost)
+    """The pool with every candidate scored; `columns` are the prompts' columns for reward functions.
+
+    A classifier reads each prompt once for all its candidates, where it reads texts in pieces (`inference.scoring`).
+    """
+    check_columns(columns, len(pool.prompts))
+    drawn = [i for i, row in enumerate(pool.candidates) if row]
+    scored: Iterator[_Scored]
+    if reward.classifier is None:
+        scored = (_score_by_function(pool, reward, columns or {}, i) for i in drawn)
+    else:
+        run = partial(_score_by_classifier, pool, reward)
+        scored = until_all(run, drawn, reward.classifier.batch_size, reward.classifier.source)
+    candidates, costs = list(pool.candidates), list(pool.costs)
+    for own in scored:
+        costs[own.index] += own.cost
+        candidates[own.index] = [
+            Candidate(c.text, c.token_ids, c.finish_reason, r)
+            for c, r in zip(candidates[own.index], own.rewards, strict=True)
+        ]
     return Pool(pool.prompts, candidates, costs)
+
+
+@dataclass
+class _Scored:
+    """Rewards of a prompt's candidates, and their cost."""
+
+    index: int
+    rewards: list[float] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+
+
+def _score_by_function(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]], i: int) -> _Scored:
+    row = pool.candidates[i]
+    own = {name: [values[i]] * len(row) for name, values in columns.items()}
+    return _Scored(i, *reward.score([pool.prompts[i]] * len(row), [c.text for c in row], own))
+
+
+def _score_by_classifier(pool: Pool, reward: Reward, indices: list[int], batch_size: int) -> Iterator[_Scored]:
+    """Score at most `batch_size` candidates together; a prompt's first one is read whole, the others go on from it."""
+    rewards = RewardRows(reward)
+    scored = {i: _Scored(i) for i in indices}
+    first_rows: dict[int, int] = {}
+
+    def read(which: Sequence[tuple[int, int]], rows: Sequence[int]) -> None:
+        texts = [pool.candidates[i][j].text for i, j in which]
+        values, costs = rewards.score(rows, [pool.prompts[i] for i, _ in which], texts)
+        for (i, _), value, cost in zip(which, values, costs, strict=True):
+            scored[i].rewards.append(value)
+            scored[i].cost += cost
+
+    every = [(i, j) for i in indices for j in range(len(pool.candidates[i]))]
+    for start in range(0, len(every), batch_size):
+        batch = every[start : start + batch_size]
+        firsts, others = [(i, j) for i, j in batch if j == 0], [(i, j) for i, j in batch if j > 0]
+        first_rows |= zip((i for i, _ in firsts), rewards.allocate(len(firsts)), strict=True)
+        read(firsts, [first_rows[i] for i, _ in firsts])
+        rows = rewards.allocate(len(others))
+        for i, group in groupby(zip(others, rows, strict=True), key=lambda pair: pair[0][0]):
+            rewards.copy(first_rows[i], [row for _, row in group])
+        read(others, rows)
+        rewards.free(rows)
+        for i in [i for i, j in batch if j == len(pool.candidates[i]) - 1]:
+            rewards.free([first_rows.pop(i)])
+            yield scored[i]
 
 
 Served = RankOperator | SoftBestOfN
@@ -156,8 +245,7 @@ def select_soft(rewards: Sequence[float], temperature: float, u: float) -> int:
 class SelectionSampler:
     """Serve an operator: draw as many candidates as its law says, keep one by its reward.
 
-    Scoring goes prompt by prompt, so that each completion carries its own exact cost. `reward` may be None for
-    the identity (a single sample).
+    Each completion carries its own exact cost. `reward` may be None for the identity (a single sample).
     """
 
     policy: Policy
@@ -174,16 +262,18 @@ class SelectionSampler:
         self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
-        number, choice = self._uniforms(prompts, seed)
+        ids = render_checked(self.policy, self.reward, prompts, columns, self.sampling)
+        number, choice = self._uniforms(ids, seed)
         counts = [num_draws(self.operator, u) for u in number]
         pool = draw(self.policy, prompts, counts, self.sampling, seed=seed, batch_size=self.batch_size)
         if self.reward is not None:
             pool = score(pool, self.reward, columns)
         return [self._keep(row, cost, u) for row, cost, u in zip(pool.candidates, pool.costs, choice, strict=True)]
 
-    def _uniforms(self, prompts: Sequence[Prompt], seed: int) -> list[list[float]]:
+    @staticmethod
+    def _uniforms(prompts_ids: Sequence[Sequence[int]], seed: int) -> list[list[float]]:
         """From each prompt's own stream: what decides the number of candidates, and the choice among them."""
-        keys = prompt_keys([render_prompt(self.policy.tokenizer, prompt) for prompt in prompts])
+        keys = prompt_keys(prompts_ids)
         streams = stream_keys(seed, keys, [PROMPT_STREAM] * len(keys))
         return [uniforms(streams, step).tolist() for step in (0, 1)]
 

@@ -60,6 +60,16 @@ def draw_tokens(probabilities_RV: torch.Tensor, u_R: NDArray[np.float64]) -> NDA
     return tokens_R
 
 
+def log_probabilities(logits_RV: torch.Tensor, tokens_R: NDArray[np.int64]) -> torch.Tensor:
+    """Log-probability of each row's token under softmax(logits): `[R]`, float64, nats.
+
+    It is that of the whole vocabulary at temperature 1, whatever the token was drawn from. Logits that `probabilities`
+    refuses give NaN.
+    """
+    tokens_R1 = torch.from_numpy(tokens_R).to(logits_RV.device).unsqueeze(1)
+    return torch.log_softmax(logits_RV.double(), dim=-1).gather(1, tokens_R1).squeeze(1)
+
+
 def entropy(logits_RV: torch.Tensor) -> torch.Tensor:
     """Entropy of softmax(logits) over the whole vocabulary, at temperature 1: `[R]`, float64, nats.
 
@@ -82,10 +92,10 @@ def _penalise(scores_RV: torch.Tensor, seen: Sequence[Sequence[int]], penalty: f
     rows = np.repeat(np.arange(len(seen)), counts)
     ids = np.fromiter(chain.from_iterable(seen), dtype=np.int64, count=sum(counts))
     known = ids < scores_RV.shape[1]  # embeddings may hold more tokens than the head can give
-    is_seen_RV = torch.zeros(scores_RV.shape, dtype=torch.bool)
-    is_seen_RV[torch.from_numpy(rows[known]), torch.from_numpy(ids[known])] = True
+    is_seen_RV = torch.zeros_like(scores_RV, dtype=torch.bool)
+    is_seen_RV[tuple(torch.from_numpy(np.stack([rows[known], ids[known]])).to(scores_RV.device))] = True
     penalised_RV = torch.where(scores_RV < 0, scores_RV * penalty, scores_RV / penalty)
-    return torch.where(is_seen_RV.to(scores_RV.device), penalised_RV, scores_RV)
+    return torch.where(is_seen_RV, penalised_RV, scores_RV)
 
 
 def _keep_top_k(scores_RV: torch.Tensor, k: int) -> torch.Tensor:

@@ -5,7 +5,6 @@ A comparison method: each step scores the texts that the policy's likeliest toke
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,13 +14,10 @@ import torch
 from pydantic import Field
 
 from iama.config import Strict
-from iama.cost import Cost
-from iama.errors import ConfigError, ModelError, RewardError
-from iama.render import render_prompt
-from inference.decode import check_fit, has_ended, response_text
-from inference.proposals import answer_with, complete_all
+from iama.errors import ConfigError, ModelError
+from inference.decode import Ends, charge, response_text
+from inference.guided import Guided, answer_all, score_rows
 from inference.rows import Rows
-from inference.samplers import Candidate
 from inference.scoring import RewardRows
 
 if TYPE_CHECKING:
@@ -71,38 +67,19 @@ class Args:
         columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
-        policy = self.policy
-        ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
-        check_fit(policy.name, policy.tokenizer, policy.context_length, ids, self.sampling)
 
-        def answer(indices: list[int], batch_size: int) -> Iterator[tuple[int, Completion]]:
-            searches = []
-            for i in sorted(indices, key=lambda i: (len(ids[i]), i)):
-                own = {name: values[i] for name, values in (columns or {}).items()}
-                searches.append(_Search(i, prompts[i], own, ids[i]))
-            for search in _Run(self, batch_size).run(searches):
-                text = response_text(policy, search.tokens, self.sampling.stop)
-                kept = Candidate(text, tuple(search.tokens), search.finish_reason, search.reward)
-                yield search.index, answer_with(kept, search.cost)
+        def run(searches: list[_Search], batch_size: int) -> Iterator[_Search]:
+            return _Run(self, batch_size).run(searches)
 
-        return complete_all(len(prompts), answer, self.batch_size, f"policy {policy.name!r}")
+        return answer_all(self, _Search, run, prompts, columns)
 
 
 @dataclass(eq=False)
-class _Search:
-    """A prompt and its response so far; the policy reads one row of it, the reward one a candidate."""
+class _Search(Guided):
+    """A prompt's search; the policy reads one row of it, the reward one a candidate."""
 
-    index: int
-    prompt: Prompt
-    columns: dict[str, Any]
-    prompt_ids: Sequence[int]
-    tokens: list[int] = field(default_factory=list)
     slot: int = -1
     reward_rows: list[int] = field(default_factory=list)
-    logits_V: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    reward: float = 0.0
-    finish_reason: str = ""
-    cost: Cost = field(default_factory=Cost)
 
 
 class _Run:
@@ -112,8 +89,8 @@ class _Run:
         self._policy, self._sampling, self._settings = sampler.policy, sampler.sampling, sampler.settings
         self._source = f"policy {sampler.policy.name!r}"
         self._rows = Rows(sampler.policy.model, self._source)
-        self._reward_name = sampler.reward.name
-        self._rewards = RewardRows(sampler.reward)
+        self._ends = Ends(sampler.policy, sampler.sampling)
+        self._reward, self._rewards = sampler.reward, RewardRows(sampler.reward)
         self._num_prompts = max(1, batch_size // sampler.settings.top_k)
         self._live: list[_Search] = []
 
@@ -132,7 +109,7 @@ class _Run:
             if self._live:
                 self._feed(self._live, [search.tokens[-1:] for search in self._live])
                 for search in self._live:
-                    search.cost += Cost(policy_decode_tokens=1)
+                    search.num_fed_back += 1
             yield from finished
 
     def _enter(self, searches: Sequence[_Search]) -> None:
@@ -143,10 +120,9 @@ class _Run:
         for search in searches:
             num_candidates = min(self._settings.top_k, len(search.logits_V))
             search.reward_rows = self._rewards.allocate(num_candidates)
-            search.cost += Cost(policy_prefill_tokens=len(search.prompt_ids))
         if self._rewards.in_pieces:
             rows = [search.reward_rows[0] for search in searches]
-            self._score(searches, rows, [""] * len(rows))
+            score_rows(self._reward, self._rewards, searches, rows, [""] * len(rows))
             for search in searches:
                 self._rewards.copy(search.reward_rows[0], search.reward_rows[1:])
         self._live += searches
@@ -154,10 +130,9 @@ class _Run:
     def _feed(self, searches: Sequence[_Search], tokens: Sequence[Sequence[int]]) -> None:
         begin = time.perf_counter()
         logits_RV = self._rows.extend([search.slot for search in searches], tokens)
-        share = (time.perf_counter() - begin) / len(searches)
         for search, logits_V in zip(searches, logits_RV, strict=True):
             search.logits_V = logits_V
-            search.cost += Cost(seconds=share)
+        charge(searches, time.perf_counter() - begin)
 
     def _choose(self) -> None:
         """Append a token to every search."""
@@ -172,8 +147,10 @@ class _Run:
         ):
             search.tokens.append(token_ids[chosen])
             search.reward = rewards[chosen]
-            search.finish_reason = self._finish_reason(search)
-            if not search.finish_reason:
+            search.finish_reason = self._ends.reason(search.tokens)
+            if search.finish_reason:
+                search.logits_V = torch.empty(0)  # lest it hold the whole batch's
+            else:
                 rows = search.reward_rows
                 self._rewards.copy(rows[chosen], [row for row in rows if row != rows[chosen]])
 
@@ -185,19 +162,6 @@ class _Run:
             for search, token_ids in zip(self._live, token_ids_RK, strict=True)
             for token in token_ids
         ]
-        rewards = self._score(spread, [row for search in self._live for row in search.reward_rows], texts)
+        rows = [row for search in self._live for row in search.reward_rows]
+        rewards = score_rows(self._reward, self._rewards, spread, rows, texts)
         return torch.tensor(rewards, dtype=torch.float64).view(len(self._live), -1)
-
-    def _score(self, searches: Sequence[_Search], rows: Sequence[int], texts: Sequence[str]) -> list[float]:
-        columns = {name: [search.columns[name] for search in searches] for name in searches[0].columns}
-        rewards, costs = self._rewards.score(rows, [search.prompt for search in searches], texts, columns)
-        for search, reward, cost in zip(searches, rewards, costs, strict=True):
-            search.cost += cost
-            if math.isnan(reward):
-                raise RewardError(f"reward {self._reward_name!r} has no score for a text that ARGS must compare")
-        return rewards
-
-    def _finish_reason(self, search: _Search) -> str:
-        if has_ended(self._policy, search.tokens, self._sampling):
-            return "stop"
-        return "length" if len(search.tokens) >= self._sampling.max_new_tokens else ""

@@ -47,16 +47,23 @@ def nats(logits) -> float:
     return float(-(p[p > 0] * np.log(p[p > 0])).sum())
 
 
-def sampling_law(logits, sampling) -> np.ndarray:
-    scores = logits / sampling.temperature
+def sampling_law(logits, sampling, seen=()) -> np.ndarray:
+    """One token's law, setting by setting in the order of transformers' `generate`."""
+    scores = logits.copy()
+    for token in set(seen):
+        scores[token] *= sampling.repetition_penalty if scores[token] < 0 else 1 / sampling.repetition_penalty
+    scores = scores / sampling.temperature
     if sampling.top_k:
         scores = np.where(scores < np.sort(scores)[-sampling.top_k], -np.inf, scores)
-    return softmax(scores)
+    p = softmax(scores)
+    above = np.asarray([p[p > mine].sum() for mine in p])
+    p = softmax(np.where(above < sampling.top_p, scores, -np.inf))
+    return softmax(np.where((p > 0) & (p >= sampling.min_p * p.max()), scores, -np.inf))
 
 
 def text_of(policy, tokens, sampling) -> tuple[str, bool]:
     """Text up to a stop string, and whether the tokens end the response."""
-    ended = tokens[-1] in policy.eos_token_ids
+    ended = tokens[-1] in {*policy.eos_token_ids, *policy.tokenizer.convert_tokens_to_ids(list(sampling.stop))}
     text = policy.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
     places = [text.index(stop) for stop in sampling.stop if stop in text]
     return (text[: min(places)], True) if places else (text, ended)
@@ -70,7 +77,7 @@ def draw_segment(policy, ids, before, settings, sampling, stream) -> tuple[list[
         uncertain = settings.entropy_threshold is not None and nats(logits) >= settings.entropy_threshold
         if len(tokens) == settings.max_segment or (len(tokens) >= settings.min_segment and uncertain):
             return tokens, ""
-        cdf = np.cumsum(sampling_law(logits, sampling))
+        cdf = np.cumsum(sampling_law(logits, sampling, ids + before + tokens))
         tokens.append(int(np.searchsorted(cdf, uniforms(stream, len(tokens))[0] * cdf[-1], side="right")))
         if text_of(policy, before + tokens, sampling)[1]:
             return tokens, "stop"

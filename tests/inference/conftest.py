@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from iama.config import EvaluationConfig, PolicySpec, RewardSpec
 from iama.render import render_prompt
+from iama.rewards import reward_from_function
 from inference.policy import load_policy
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
@@ -107,3 +109,32 @@ def raw_config(tmp_path, tiny, adapter_dir, gold_file) -> dict:
 @pytest.fixture
 def config(raw_config) -> EvaluationConfig:
     return EvaluationConfig.model_validate(raw_config)
+
+
+class LogitsWatch:
+    """Counts the rows of logits that memory is held for, whenever its reward is asked; what was there before is not."""
+
+    def __init__(self, size: int) -> None:
+        self.reward = reward_from_function(self._score, "watching")
+        self.counts: list[int] = []
+        self._size = size
+
+    def note(self) -> None:
+        held = {}
+        for tensor in (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)):
+            if tensor.ndim in (1, 2) and tensor.is_floating_point() and tensor.shape[-1] == self._size:
+                storage = tensor.untyped_storage()
+                held[storage.data_ptr()] = storage.nbytes() // tensor.element_size() // self._size
+        self.counts.append(sum(held.values()))
+
+    def _score(self, prompts, completions, **_):
+        self.note()
+        return [0.0] * len(prompts)
+
+
+@pytest.fixture
+def logits_watch(policy64):
+    gc.collect()
+    gc.freeze()  # so that only what comes later is looked through
+    yield LogitsWatch(policy64.model.config.vocab_size)
+    gc.unfreeze()

@@ -5,13 +5,14 @@ import functools
 import math
 
 import pytest
+import torch
 from cards_reference import next_logits, slow_args
 from pydantic import ValidationError
 
 from iama.config import RewardSpec, Sampling
-from iama.errors import ConfigError, DataError, ModelError, RewardError
+from iama.errors import ConfigError, DataError, IamaWarning, ModelError, RewardError
 from iama.render import render_prompt
-from iama.rewards import load_reward
+from iama.rewards import Reward, load_reward
 from inference.token_search import Args, ArgsSettings
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
@@ -103,6 +104,31 @@ def test_columns_reach_reward_functions(policy64, tmp_path):
     reward = load_reward("column", RewardSpec(function=f"{tmp_path}/column.py:f"))
     completions = Args(policy64, reward, SETTINGS, SAMPLING).sample(PROMPTS, seed=0, columns={"bonus": [1, 2, 3]})
     assert [c.reward for c in completions] == [1, 2, 3]
+    with pytest.raises(DataError, match="column 'bonus' has 4 values for 3 prompts"):
+        Args(policy64, reward, SETTINGS, SAMPLING).sample(PROMPTS, seed=0, columns={"bonus": [1, 2, 3, 4]})
+
+
+def test_logits_of_finished_prompts_are_let_go(policy64, logits_watch):
+    settings, sampling = ArgsSettings(top_k=2), Sampling(max_new_tokens=4)
+    Args(policy64, logits_watch.reward, settings, sampling, batch_size=4).sample(PROMPTS * 8, seed=0)
+    assert len(logits_watch.counts) > 20
+    assert 0 < max(logits_watch.counts) <= 4 * 4
+
+
+def test_out_of_memory_names_the_reward_and_changes_nothing(policy_with_ends, reward, monkeypatch):
+    expected = Args(policy_with_ends, reward, SETTINGS, SAMPLING).sample(PROMPTS, seed=0)
+    forward = reward.classifier.model.forward
+
+    @functools.wraps(forward)
+    def scarce(*args, input_ids, **kwargs):
+        if len(input_ids) > SETTINGS.top_k:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(reward.classifier.model, "forward", scarce)
+    with pytest.warns(IamaWarning, match="reward 'proxy': out of memory with 12 rows; going on with 6"):
+        found = Args(policy_with_ends, reward, SETTINGS, SAMPLING, batch_size=12).sample(PROMPTS, seed=0)
+    assert [c.token_ids for c in found] == [c.token_ids for c in expected]
 
 
 def test_bad_input_is_named(policy64, reward, gold_file):
@@ -116,10 +142,13 @@ def test_bad_input_is_named(policy64, reward, gold_file):
         sampler.sample(["fix a bike", "how to bake bread " * 40], seed=0)
     with pytest.raises(DataError, match="prompt 1 has no tokens"):
         sampler.sample([""], seed=0)
+    brief = Reward("proxy", dataclasses.replace(reward.classifier, context_length=12))
+    with pytest.raises(RewardError, match="reads at most 12; use shorter prompts"):
+        Args(policy64, brief, SETTINGS, SAMPLING).sample(["fix a", "how to bake bread " * 3], seed=0)
     spec = RewardSpec(function=f"{gold_file}:broken")
     with pytest.raises(RewardError, match="reward 'broken' returned nan"):
         Args(policy64, load_reward("broken", spec), SETTINGS, SAMPLING).sample(PROMPTS, seed=0)
-    with pytest.raises(RewardError, match="reward 'broken' has no score for a text"):
+    with pytest.raises(RewardError, match="reward 'broken' has no score for a text that"):
         Args(policy64, load_reward("broken", spec, missing_ok=True), SETTINGS, SAMPLING).sample(PROMPTS, seed=0)
     damaged = dataclasses.replace(policy64, model=type(policy64.model)(policy64.model.config))
     damaged.model.lm_head.weight.data.fill_(math.nan)

@@ -17,12 +17,11 @@ from transformers import AutoTokenizer, LlamaForSequenceClassification
 from iama.config import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError, RewardError
 from iama.render import render_prompt
-from iama.rewards import load_reward
+from iama.rewards import Reward, load_reward
 from inference.cards import Cards, CardsSettings, acceptance_summary, calibrate_target, rejection_settings
 from inference.proposals import Proposer
 from inference.random_streams import prompt_keys
-from inference.rows import Rows
-from inference.samplers import draw, score
+from inference.samplers import Segment, draw, score
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 TEXTS = ["how to bake bread", "mix water"]
@@ -90,7 +89,9 @@ CASES = {
     "parallel hard": (having(parallel_proposals=3, acceptance="hard"), SAMPLING),
     "all at once": (having(parallel_proposals=7, acceptance="hard", target=2.0), SAMPLING),
     "one proposal": (having(max_proposals=1), SAMPLING),
-    "stop strings": (SETTINGS, SAMPLING.model_copy(update={"stop": ("ea", "t")})),
+    "stop strings": (SETTINGS, SAMPLING.model_copy(update={"stop": ("ea", "t", "<|user|>")})),
+    "repetition penalty": (SETTINGS, SAMPLING.model_copy(update={"repetition_penalty": 1.5})),
+    "top_p and min_p": (SETTINGS, Sampling(max_new_tokens=22, temperature=0.9, top_p=0.9, min_p=0.02)),
     "whole responses": (rejection_settings(0.2, 22, max_proposals=5, parallel_proposals=2), SAMPLING),
 }
 
@@ -286,8 +287,24 @@ def test_an_unreachable_target_gives_the_best_proposals_and_warns(policy64, rewa
     summary = acceptance_summary(completions)
     assert summary["forced_share"] == 1
     assert summary["acceptance_rate"] == 0
+    assert all((s.num_proposals, s.num_tested) == (4, 3) for c in completions for s in c.trace)
     with pytest.warns(IamaWarning, match="lower target = 50 or use acceptance: soft"):
         Cards(policy64, reward, having(settings, acceptance="hard"), SAMPLING).sample(PROMPTS, seed=0)
+
+
+def test_the_last_proposal_counts_as_untested(policy64, reward):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", IamaWarning)  # a single proposal is forced by what was asked for
+        completions = Cards(policy64, reward, having(max_proposals=1), SAMPLING).sample(PROMPTS, seed=0)
+    summary = acceptance_summary(completions)
+    assert summary["forced_share"] == 1
+    assert math.isnan(summary["acceptance_rate"])
+    trace = (
+        Segment(3, 1.0, 0.5, 2, forced=False, wasted_tokens=3),
+        Segment(3, 0.0, 0.5, 4, forced=True, wasted_tokens=9),
+    )
+    mixed = dataclasses.replace(completions[0], trace=trace)
+    assert acceptance_summary([mixed])["acceptance_rate"] == 1 / (2 + 3)
 
 
 def test_an_easy_target_does_not_warn(policy64, reward):
@@ -319,20 +336,58 @@ def test_memory_does_not_grow_with_rejected_proposals(policy64, reward, monkeypa
     assert sum(len(completion.trace) for completion in completions) * wasted > 20 * longest
 
 
-def test_out_of_memory_halves_the_batch_and_changes_nothing(policy_with_ends, reward, monkeypatch):
+@pytest.mark.parametrize("short", ["policy 'base'", "reward 'proxy'"])
+def test_out_of_memory_halves_the_batch_and_changes_nothing(policy_with_ends, reward, monkeypatch, short):
     settings = having(parallel_proposals=2)
     expected = Cards(policy_with_ends, reward, settings, SAMPLING).sample(PROMPTS, seed=0)
-    extend = Rows.extend
-
-    def scarce(self, slots, tokens):
-        if len(slots) > 2:
-            raise torch.OutOfMemoryError("no room")
-        return extend(self, slots, tokens)
-
-    monkeypatch.setattr(Rows, "extend", scarce)
-    with pytest.warns(IamaWarning, match="out of memory with 4 rows; going on with 2"):
+    model = policy_with_ends.model if short.startswith("policy") else reward.classifier.model
+    lack_memory(monkeypatch, model, most=2)
+    with pytest.warns(IamaWarning) as caught:
         found = Cards(policy_with_ends, reward, settings, SAMPLING, batch_size=4).sample(PROMPTS, seed=0)
+    told = [str(w.message) for w in caught if "memory" in str(w.message)]
+    assert told == [f"{short}: out of memory with 4 rows; going on with 2"]
     assert answers(found) == answers(expected)
+    lack_memory(monkeypatch, model, most=0)
+    with pytest.raises(ModelError, match=f"{short}: out of memory with a single row"):
+        Cards(policy_with_ends, reward, SETTINGS, SAMPLING, batch_size=1).sample(PROMPTS, seed=0)
+
+
+def lack_memory(monkeypatch, model, most):
+    """Let a model's forward run out of memory with more than so many rows."""
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def scarce(*args, input_ids, **kwargs):
+        if len(input_ids) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(model, "forward", scarce)
+
+
+def test_an_error_of_a_reward_function_goes_through(policy64, tmp_path):
+    (tmp_path / "failing.py").write_text("def f(prompts, completions, **_): raise RuntimeError('the disk is full')\n")
+    reward = load_reward("failing", RewardSpec(function=f"{tmp_path}/failing.py:f"))
+    with pytest.raises(RuntimeError, match="the disk is full") as caught:
+        Cards(policy64, reward, SETTINGS, SAMPLING).sample(PROMPTS, seed=0)
+    assert caught.value.__notes__ == ["reward 'failing'"]
+
+
+def test_logits_of_finished_prompts_are_let_go(policy64, logits_watch):
+    settings = having(target=2.0)
+    sampler = Cards(policy64, logits_watch.reward, settings, Sampling(max_new_tokens=8), batch_size=4)
+    sampler.sample(PROMPTS * 8, seed=0)
+    assert len(logits_watch.counts) > 20
+    assert 0 < max(logits_watch.counts) <= 4 * 4
+
+
+def test_whole_responses_need_no_empty_one_scored_by_a_function(policy64, tmp_path):
+    (tmp_path / "texts.py").write_text(
+        "def f(prompts, completions, **_): return [float(bool(c[-1]['content'])) for c in completions]\n"
+    )
+    reward = load_reward("texts", RewardSpec(function=f"{tmp_path}/texts.py:f"))
+    for completion in Cards(policy64, reward, rejection_settings(0.5, 22), SAMPLING).sample(PROMPTS, seed=0):
+        assert completion.cost.reward_calls == sum(segment.num_proposals for segment in completion.trace)
 
 
 def test_columns_reach_reward_functions(policy64, tmp_path):
@@ -340,6 +395,8 @@ def test_columns_reach_reward_functions(policy64, tmp_path):
     reward = load_reward("column", RewardSpec(function=f"{tmp_path}/column.py:f"))
     sampler = Cards(policy64, reward, having(target=2.0), SAMPLING)
     assert [c.reward for c in sampler.sample(PROMPTS, seed=0, columns={"bonus": [1, 2, 3]})] == [1, 2, 3]
+    with pytest.raises(DataError, match="column 'bonus' has 2 values for 3 prompts; give one a prompt"):
+        sampler.sample(PROMPTS, seed=0, columns={"bonus": [1, 2]})
 
 
 def test_calibration_takes_a_quantile_of_unguided_rewards(policy64, reward):
@@ -386,11 +443,16 @@ def test_bad_input_is_named(policy64, reward, gold_file):
         sampler.sample(["fix a bike", "how to bake bread " * 40], seed=0)
     with pytest.raises(DataError, match="prompt 1 has no tokens"):
         sampler.sample([""], seed=0)
+    brief = dataclasses.replace(reward.classifier, context_length=12)
+    with pytest.raises(RewardError, match="reads at most 12; use shorter prompts"):
+        Cards(policy64, Reward("proxy", brief), SETTINGS, SAMPLING).sample(["fix a", "how to bake bread " * 3], seed=0)
+    with pytest.raises(RewardError, match="reads at most 12"):
+        calibrate_target(policy64, Reward("proxy", brief), ["mix water " * 5], SAMPLING, seed=0, batch_size=4)
     broken = load_reward("broken", RewardSpec(function=f"{gold_file}:broken"))
     with pytest.raises(RewardError, match="reward 'broken' returned nan for the prompt 'fix a bike'"):
         Cards(policy64, broken, SETTINGS, SAMPLING).sample(["fix a bike"], seed=0)
     missing = load_reward("broken", RewardSpec(function=f"{gold_file}:broken"), missing_ok=True)
-    with pytest.raises(RewardError, match="reward 'broken' has no score for an answer"):
+    with pytest.raises(RewardError, match="reward 'broken' has no score for a text that"):
         Cards(policy64, missing, SETTINGS, SAMPLING).sample(["fix a bike"], seed=0)
     damaged = dataclasses.replace(policy64, model=type(policy64.model)(policy64.model.config))
     damaged.model.lm_head.weight.data.fill_(math.nan)

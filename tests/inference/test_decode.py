@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from iama.config import Sampling
 from iama.errors import DataError, IamaWarning, ModelError
 from inference import decode as engine
-from inference.decode import decode, response_text
+from inference.decode import Ends, decode, iter_decode, response_text
+from inference.kv_cache import _Buffer
 from inference.random_streams import prompt_keys, stream_keys, uniforms
 from inference.sampling import probabilities
 
@@ -169,6 +172,107 @@ def test_a_stop_string_ends_across_token_boundaries_and_is_removed(policy, promp
             assert after.finish_reason == "stop"
             assert stop not in response_text(policy, after.token_ids[:-1])
     assert cut > 5
+
+
+def test_a_stop_string_that_is_a_special_token_is_an_end_token(policy, prompts_ids):
+    plain, _ = decode(policy, prompts_ids, 40, SAMPLING, seed=0, batch_size=64)
+    user = policy.tokenizer.convert_tokens_to_ids("<|user|>")
+    stopping = SAMPLING.model_copy(update={"stop": ("<|user|>", "zzz")})
+    stopped, _ = decode(policy, prompts_ids, 40, stopping, seed=0, batch_size=64)
+    cut = 0
+    for before, after in zip([r for row in plain for r in row], [r for row in stopped for r in row], strict=True):
+        if user in before.token_ids:
+            cut += 1
+            length = before.token_ids.index(user) + 1
+            assert (after.token_ids, after.finish_reason) == (before.token_ids[:length], "stop")
+            assert response_text(policy, after.token_ids, stopping.stop) == response_text(policy, after.token_ids[:-1])
+        else:
+            assert after == before
+    assert cut > 5
+
+
+def byte_level():
+    """Characters made of several tokens, and tokens of several characters."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, special_tokens=["<end>", "<mark>"])
+    tokenizer.train_from_iterator(["one two three öä 学 ab##ab\n\n"] * 4, trainer)
+    return tokenizer
+
+
+def byte_fallback():
+    """A run of bytes has a text only as a whole."""
+    pieces = ["<unk>", "<end>", "<mark>", "\u2581", "a", "b", "#", "\u2581ab", "ab", "##"]
+    pieces += [f"<0x{byte:02X}>" for byte in (0x0A, 0xC3, 0xB6, 0xE5, 0xAD, 0xA6)]
+    vocabulary = [(piece, -1.0) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    metaspace = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), metaspace, decoders.Fuse()])
+    tokenizer.add_special_tokens(["<end>", "<mark>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@pytest.mark.parametrize("stop", [("ö",), ("学", "##"), ("ab##ab",), ("\n\n", " a")])
+def test_a_tail_tells_as_much_of_stop_strings_as_the_whole_text(policy, make, stop):
+    """Long responses of short pieces, compared with reading the whole text at every token."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=make(), eos_token="<end>", additional_special_tokens=["<mark>"]
+    )
+    mine = dataclasses.replace(policy, tokenizer=tokenizer, eos_token_ids=frozenset({tokenizer.eos_token_id}))
+    ends = Ends(mine, Sampling(max_new_tokens=10_000, stop=stop))
+    wanted = sorted({t for text in stop for t in tokenizer(text, add_special_tokens=False)["input_ids"]})
+    rng = np.random.default_rng(0)
+    lengths = []
+    for rare in (3, 20, 60) * 6:
+        tokens = []
+        while len(tokens) < 150:
+            pick = rng.choice(wanted) if rng.random() < 1 / rare else rng.integers(len(tokenizer))
+            if pick == tokenizer.eos_token_id:
+                continue
+            tokens.append(int(pick))
+            found = any(s in tokenizer.decode(tokens, skip_special_tokens=True) for s in stop)
+            assert ends.reason(tokens) == ("stop" if found else "")
+            if found:
+                lengths.append(len(tokens))
+                break
+    assert max(lengths, default=0) > 1
+
+
+def test_stop_strings_are_looked_for_in_a_tail(policy, monkeypatch):
+    lengths = []
+    decoded = type(policy.tokenizer).decode
+    monkeypatch.setattr(
+        type(policy.tokenizer),
+        "decode",
+        lambda self, ids, **kw: (lengths.append(len(ids)), decoded(self, ids, **kw))[1],
+    )
+    ends = Ends(policy, Sampling(max_new_tokens=1000, stop=("zz",)))
+    tokens = policy.tokenizer("how to bake bread " * 60, add_special_tokens=False)["input_ids"]
+    assert len(tokens) > 200
+    assert {ends.reason(tokens[:n]) for n in range(1, len(tokens))} == {""}
+    assert max(lengths) < 20
+
+
+def test_memory_for_full_length_is_held_from_the_beginning(policy64, prompts_ids, monkeypatch):
+    resized = []
+    resize = _Buffer.resize
+    monkeypatch.setattr(_Buffer, "resize", lambda self, *shape: (resized.append(shape), resize(self, *shape)))
+    endless = dataclasses.replace(policy64, eos_token_ids=frozenset())
+    for batch_size in (4, 64):
+        responses, _ = decode(endless, prompts_ids, 9, SAMPLING, seed=0, batch_size=batch_size)
+        assert {len(r.token_ids) for row in responses for r in row} == {24}
+    assert not resized
+
+
+def test_logits_of_finished_prompts_are_let_go(policy64, prompts_ids, logits_watch):
+    short = Sampling(max_new_tokens=3)
+    for _ in iter_decode(policy64, prompts_ids * 10, [2, 1, 7] * 10, short, seed=0, batch_size=4):
+        logits_watch.note()
+    assert len(logits_watch.counts) == 30
+    assert max(logits_watch.counts) <= 4 * 3
 
 
 def test_out_of_memory_halves_the_batch_and_gives_the_same_text(policy64, prompts_ids, monkeypatch):

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from iama.errors import ModelError
-from inference.kv_cache import MIN_SLACK, SLACK
+from inference.kv_cache import GROWTH, MIN_GROWTH, _Buffer
 from inference.rows import Rows, refuse_inexact
 
 FEW = settings(max_examples=12, deadline=None)
@@ -103,7 +103,8 @@ def test_every_position_of_rows_longer_than_the_window(family):
     expected = [clean(model, ids) for ids in texts]
     rows = Rows(model, family)
     slots = rows.allocate(3)
-    rows.extend(slots[1:], [texts[1][:9], texts[2][:4]])
+    prefill = rows.extend(slots[1:], [texts[1][:9], texts[2][:4]])
+    close(prefill, torch.stack([expected[1][8], expected[2][3]]))
     while open_rows := [r for r in range(3) if len(rows.ids(slots[r])) < CONTEXT]:
         places = [len(rows.ids(slots[r])) for r in open_rows]
         logits = rows.extend(
@@ -135,8 +136,15 @@ def test_half_precision_and_adapters_go_through():
     slot = rows.allocate(1)[0]
     rows.extend([slot], [[3, 4]])
     close(rows.extend(rows.fork(slot, 1), [[5]])[0], clean(model, [3, 4, 5])[-1])
-    half = Rows(make_model("llama").bfloat16(), "half")
-    assert half.extend(half.allocate(1), [[3, 4]]).dtype == torch.bfloat16
+    in_half = make_model("llama").bfloat16()
+    half = Rows(in_half, "half")
+    slots = half.allocate(2)
+    half.extend(slots, [[3, 4, 5, 6], [7]])
+    logits = half.extend(slots, [[8], [9, 10]])
+    assert logits.dtype == torch.bfloat16
+    expected = torch.stack([clean(in_half, ids)[-1] for ids in ([3, 4, 5, 6, 8], [7, 9, 10])])
+    assert (logits - expected).abs().max() < 0.02 * expected.abs().max()
+    assert (expected[0] - expected[1]).abs().max() > 0.2 * expected.abs().max()
 
 
 def test_a_classifier_gives_its_own_scores():
@@ -173,8 +181,28 @@ def test_memory_does_not_grow_with_what_was_rejected():
         shapes.add(rows.cache_shape)
         rows.roll_back(slot, 3)
         rows.free([rows.fork(slot, 1)[0]])
-    assert len(shapes) <= 2
-    assert rows.cache_shape == (4, int(33 * SLACK) + MIN_SLACK)
+    assert shapes == {(lines, int(3 * GROWTH) + MIN_GROWTH) for lines in (3, 4)}
+    rows.extend([slot], [[7] * 33])
+    assert rows.cache_shape == (4, int(36 * GROWTH) + MIN_GROWTH)
+
+
+def test_what_is_reserved_is_used_to_its_last_column(monkeypatch):
+    """Rows of different lengths, ends and histories fill their memory without its being built anew."""
+    resized = []
+    monkeypatch.setattr(_Buffer, "resize", lambda self, *shape: resized.append(shape))
+    model = model_of("llama")
+    rows = Rows(model, "llama")
+    rows.reserve(3, 24)
+    first, second = rows.allocate(2)
+    rows.extend([first, second], [[3] * 20, [4, 5]])
+    third = rows.fork(second, 1)[0]
+    rows.extend([second, third], [[6] * 22, [7] * 3])
+    rows.roll_back(second, 2)
+    for token in range(8, 12):
+        logits = rows.extend([third, first], [[token], [token]])
+    close(logits, torch.stack([clean(model, rows.ids(slot))[-1] for slot in (third, first)]))
+    assert rows.cache_shape == (3, 24)
+    assert not resized
 
 
 def test_recurrent_state_is_refused_by_name():

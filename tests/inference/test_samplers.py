@@ -1,21 +1,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from functools import reduce
 from operator import add
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
 from iama.config import RewardSpec, Sampling
 from iama.cost import Cost
-from iama.errors import ConfigError
+from iama.errors import ConfigError, DataError, IamaWarning, RewardError
 from iama.operators import bon, bop, bop_zt, identity, series, soft_bon
-from iama.rewards import load_reward
-from inference.samplers import draw, num_draws, score, select, select_soft
+from iama.rewards import Reward, load_reward
+from inference.samplers import Pool, draw, num_draws, score, select, select_soft
+from inference.scoring import num_common
 from inference.serving import serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
@@ -95,10 +98,59 @@ def test_costs_add_up(policy, reward, prompts_ids):
     total = reduce(add, (c.cost for c in completions), Cost())
     assert total.policy_prefill_tokens == sum(map(len, prompts_ids))
     assert total.policy_decode_tokens == sum(len(x.token_ids) - 1 for c in completions for x in c.candidates)
-    texts = [x.text for c in completions for x in c.candidates]
-    spread = [prompt for prompt in PROMPTS for _ in range(4)]
-    assert total.reward_tokens == reward.score(spread, texts, {})[1].reward_tokens
     assert total.reward_calls == 12
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 64])
+def test_a_classifier_reads_each_prompt_once(policy, reward, monkeypatch, batch_size):
+    pool = draw(policy, PROMPTS, [4, 0, 9], SAMPLING, seed=0, batch_size=64)
+    whole = [
+        reward.score([p] * len(row), [c.text for c in row], {}) for p, row in zip(PROMPTS, pool.candidates, strict=True)
+    ]
+    mine = Reward("proxy", dataclasses.replace(reward.classifier, batch_size=batch_size))
+    fed = []
+    forward = reward.classifier.model.forward
+
+    @functools.wraps(forward)
+    def counted(*args, input_ids, **kwargs):
+        fed.append(input_ids.numel())
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    score(pool, mine)  # whose model is tried out once
+    monkeypatch.setattr(reward.classifier.model, "forward", counted)
+    scored = score(pool, mine)
+    for row, (rewards, _) in zip(scored.candidates, whole, strict=True):
+        assert [c.reward for c in row] == pytest.approx(rewards, abs=1e-5)
+    costs = [scored.costs[i].reward_tokens for i in range(3)]
+    for i, row in enumerate(pool.candidates):
+        ids = reward.classifier.render([PROMPTS[i]] * len(row), [c.text for c in row])
+        own = [len(x) - min(num_common(ids[0], x), len(x) - 1) for x in ids[1:]]
+        again = [0 if x == ids[0] else n for x, n in zip(ids[1:], own, strict=True)]
+        assert costs[i] == (len(ids[0]) + sum(again) if row else 0)
+        assert scored.costs[i].reward_calls == len(row)
+    assert costs[2] < whole[2][1].reward_tokens / 1.3
+    if batch_size == 1:  # no token is padding
+        assert sum(costs) == sum(fed)
+
+
+def test_scoring_goes_on_with_fewer_rows_where_memory_runs_out(policy, reward, monkeypatch):
+    pool = draw(policy, PROMPTS, 6, SAMPLING, seed=0, batch_size=64)
+    expected = score(pool, reward)
+    forward = reward.classifier.model.forward
+
+    @functools.wraps(forward)
+    def scarce(*args, input_ids, **kwargs):
+        if len(input_ids) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*args, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(reward.classifier.model, "forward", scarce)
+    mine = Reward("proxy", dataclasses.replace(reward.classifier, batch_size=8))
+    with pytest.warns(IamaWarning, match="reward 'proxy': out of memory with 8 rows; going on with 4"):
+        found = score(pool, mine)
+    for row, other in zip(found.candidates, expected.candidates, strict=True):
+        assert [c.reward for c in row] == pytest.approx([c.reward for c in other], abs=1e-5)
+    assert [c.reward_tokens for c in found.costs] == [c.reward_tokens for c in expected.costs]
 
 
 def test_columns_reach_reward_functions(policy, tmp_path):
@@ -122,3 +174,14 @@ def test_selection_needs_a_reward(policy):
 def test_an_operator_that_nothing_serves_is_refused(policy, reward, operator):
     with pytest.raises(ConfigError, match="not a way to sample"):
         serve(policy, reward, operator, SAMPLING)
+
+
+def test_what_cannot_be_read_is_told_before_anything_is_drawn(policy, reward, monkeypatch):
+    monkeypatch.setattr(policy.model, "forward", None)
+    brief = Reward("proxy", dataclasses.replace(reward.classifier, context_length=12))
+    with pytest.raises(RewardError, match="reads at most 12; use shorter prompts"):
+        serve(policy, brief, "bon(2)", SAMPLING).sample(["fix a", "how to bake bread " * 3], seed=0)
+    with pytest.raises(DataError, match="column 'topic' has 2 values for 3 prompts; give one a prompt"):
+        serve(policy, reward, "bon(2)", SAMPLING).sample(PROMPTS, seed=0, columns={"topic": ["a", "b"]})
+    with pytest.raises(DataError, match="column 'topic' has 0 values for 3 prompts"):
+        score(Pool(PROMPTS, [[]] * 3, [Cost()] * 3), reward, {"topic": []})

@@ -18,7 +18,7 @@ from transformers import (
 
 from iama.config import Sampling, sampling_differences
 from iama.errors import ModelError
-from inference.sampling import cut_at_stop, draw_tokens, entropy, probabilities
+from inference.sampling import cut_at_stop, draw_tokens, entropy, log_probabilities, probabilities
 
 V = 12
 # Few distinct values, so that there are ties, and -inf, which masks a token; each row keeps a finite logit.
@@ -120,6 +120,25 @@ def test_logits_that_are_not_finite_are_refused(settings, bad):
 def test_a_repetition_penalty_needs_what_was_seen():
     with pytest.raises(AssertionError):
         probabilities(torch.zeros(1, 3), Sampling(repetition_penalty=1.1), source="p")
+
+
+@given(LOGITS, st.data())
+def test_log_probabilities_are_those_of_the_whole_vocabulary(logits_RV, data):
+    tokens_R = np.asarray([data.draw(st.integers(0, V - 1)) for _ in logits_RV])
+    found_R = log_probabilities(logits_RV, tokens_R)
+    assert found_R.dtype == torch.float64
+    weights_RV = np.exp(logits_RV.numpy())
+    expected_R = weights_RV[np.arange(len(tokens_R)), tokens_R] / weights_RV.sum(axis=1)
+    np.testing.assert_allclose(np.exp(found_R.numpy()), expected_R, rtol=1e-12)
+
+
+def test_log_probabilities_keep_their_digits_and_show_damage():
+    """What is too small for a float32, or for its probability to be told from 0, has its logarithm."""
+    logits_RV = torch.tensor([[800.0, 0.0], [0.5, 0.25], [0.0, torch.inf], [torch.nan, 0.0]], dtype=torch.bfloat16)
+    found = log_probabilities(logits_RV, np.asarray([1, 0, 0, 1])).tolist()
+    assert found[0] == -800
+    assert found[1] == pytest.approx(-np.log1p(np.exp(-0.25)), rel=1e-15)
+    assert np.isnan(found[2:]).all()
 
 
 @given(LOGITS)

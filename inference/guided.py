@@ -1,0 +1,91 @@
+"""What CARDS and ARGS share: one response a prompt, which grows while a reward reads it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from iama.errors import RewardError
+from inference.decode import Request, response_text, shortest_first, until_all
+from inference.random_streams import prompt_keys
+from inference.samplers import Candidate, Completion, render_checked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from iama.render import Prompt
+    from iama.rewards import Reward
+    from inference.cards import Cards
+    from inference.samplers import Segment
+    from inference.scoring import RewardRows
+    from inference.token_search import Args
+
+
+@dataclass(eq=False)
+class Guided(Request):
+    """A prompt and its response so far. `logits_V` follow its last token, and are dropped where it ends."""
+
+    prompt: Prompt
+    columns: dict[str, Any]
+    key: int
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+    reward: float = math.nan  # of the response so far
+    logits_V: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    trace: list[Segment] = field(default_factory=list)
+
+
+G = TypeVar("G", bound=Guided)
+
+
+def answer_all(
+    sampler: Cards | Args,
+    kind: Callable[..., G],
+    run: Callable[[list[G], int], Iterator[G]],
+    prompts: Sequence[Prompt],
+    columns: Mapping[str, Sequence[Any]] | None,
+) -> list[Completion]:
+    """One completion a prompt, in their order; `run(requests, batch_size)` brings requests of a kind to their ends.
+
+    Raises what `render_checked` raises before anything is forwarded.
+    """
+    policy, sampling = sampler.policy, sampler.sampling
+    ids = render_checked(policy, sampler.reward, prompts, columns, sampling)
+    keys = prompt_keys(ids)
+
+    def begin(indices: list[int], batch_size: int) -> Iterator[G]:
+        own = {i: {name: values[i] for name, values in (columns or {}).items()} for i in indices}
+        return run([kind(i, ids[i], prompts[i], own[i], keys[i]) for i in indices], batch_size)
+
+    completions = {}
+    for request in until_all(begin, shortest_first(ids), sampler.batch_size, f"policy {policy.name!r}"):
+        text = response_text(policy, request.tokens, sampling.stop)
+        kept = Candidate(text, tuple(request.tokens), request.finish_reason, request.reward)
+        completions[request.index] = Completion(
+            text, kept.token_ids, kept.reward, kept.finish_reason, request.cost(), [kept], 0, tuple(request.trace)
+        )
+    return [completions[i] for i in range(len(prompts))]
+
+
+def score_rows(
+    reward: Reward, rewards: RewardRows, requests: Sequence[Guided], rows: Sequence[int], texts: Sequence[str]
+) -> list[float]:
+    """Scores of a text a row, charged to the rows' requests.
+
+    Raises `RewardError` for a missing score; a lack of memory carries a note that it is the reward's.
+    """
+    columns = {name: [request.columns[name] for request in requests] for name in requests[0].columns}
+    source = f"reward {reward.name!r}"
+    try:
+        values, costs = rewards.score(rows, [request.prompt for request in requests], texts, columns)
+    except RuntimeError as error:
+        error.add_note(source)
+        raise
+    for request, value, cost in zip(requests, values, costs, strict=True):
+        request.reward_cost += cost
+        if math.isnan(value):
+            raise RewardError(f"{source} has no score for a text that it must guide; return a number for every text")
+    return values
