@@ -103,7 +103,7 @@ def keep_shares(proxy_PS: Floats, n: int) -> Floats:
 def bon_arrays(pool: Drawn, k: int, metric: str = "gold") -> dict[str, Floats]:
     """Best-of-n for every n that the pool has, criterion `k` served by its proxy: gold (or proxy), and tokens.
 
-    Policy and reward read the prompt once, as the sampler has it.
+    Policy and reward read the prompt once, as the sampler has it (which also spares what answers begin with alike).
     """
     proxy_PS = pool.proxies[k]
     scores = {"proxy": proxy_PS} if metric == "proxy" else {"gold": pool.golds[k], "other": pool.golds[1 - k]}
