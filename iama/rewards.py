@@ -117,12 +117,12 @@ class Classifier:
     def render(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[int]]:
         """Token ids as the model reads them; raises `RewardError` where they are more than it can read."""
         ids = [render_exchange(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
-        longest = max((len(row) for row in ids), default=0)
-        if self.context_length is not None and longest > self.context_length:
-            raise RewardError(
-                f"{self.source}: a prompt with its answer has {longest} tokens, but {self.path!r} reads at most "
-                f"{self.context_length}; use shorter prompts or a smaller max_new_tokens"
-            )
+        for prompt, row in zip(prompts, ids, strict=True):
+            if self.context_length is not None and len(row) > self.context_length:
+                raise RewardError(
+                    f"{self.source}: the prompt {prompt_text(prompt)[:60]!r} with its answer has {len(row)} tokens, but "
+                    f"{self.path!r} reads at most {self.context_length}; use shorter prompts or a smaller max_new_tokens"
+                )
         return ids
 
     def score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:

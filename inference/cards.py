@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from iama.config import Strict
+from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning
 from inference.decode import charge
 from inference.guided import answer_all, score_rows
@@ -123,8 +124,8 @@ def calibrate_target(
     seed: int,
     batch_size: int,
     columns: Mapping[str, Sequence[Any]] | None = None,
-) -> float:
-    """A quantile of the rewards of unguided samples, over all prompts together.
+) -> tuple[float, Cost]:
+    """A quantile of the rewards of unguided samples, over all prompts together, and what measuring it cost.
 
     Draw it with another seed than the responses, or on other prompts: proposals begin with the same random numbers.
     """
@@ -137,7 +138,8 @@ def calibrate_target(
     render_checked(policy, reward, prompts, columns, sampling)
     pool = draw(policy, prompts, num_samples, sampling, seed=seed, batch_size=batch_size)
     scored = score(pool, reward, columns)
-    return float(np.quantile([c.reward for row in scored.candidates for c in row if c.reward is not None], quantile))
+    rewards = [c.reward for row in scored.candidates for c in row if c.reward is not None]
+    return float(np.quantile(rewards, quantile)), sum(scored.costs, Cost())
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from iama.config import validate
 from iama.cost import Cost
 from iama.errors import ConfigError
 from iama.methods import parse_guided
 from iama.operators import parse_operator
-from inference.cards import Cards, CardsSettings, rejection_settings
-from inference.samplers import SelectionSampler, Served, draw, score
+from inference.cards import Cards, CardsSettings, calibrate_target, rejection_settings
+from inference.samplers import SelectionSampler, Served
 from inference.token_search import Args, ArgsSettings
 
 if TYPE_CHECKING:
@@ -70,21 +68,11 @@ def with_target(
     if not isinstance(read, CardsSettings) or read.target is not None:
         return method, Cost()
     # Another seed than the responses', since proposals begin with the same random numbers.
-    target, cost = _calibrated(policy, reward, prompts, sampling, seed + 1)
+    target, cost = calibrate_target(policy, reward, prompts, sampling, seed=seed + 1, batch_size=CALIBRATION_BATCH)
     name, settings = parse_guided(method)
     given = {key: "null" if value is None else value for key, value in settings.items() if key != "target"}
     written = ", ".join(f"{key}={value}" for key, value in {"target": f"{target:.6g}", **given}.items())
     return f"{name}({written})", cost
-
-
-def _calibrated(
-    policy: Policy, reward: Reward, prompts: Sequence[Prompt], sampling: Sampling, seed: int
-) -> tuple[float, Cost]:
-    """`calibrate_target` with its cost."""
-    pool = draw(policy, prompts, 16, sampling, seed=seed, batch_size=CALIBRATION_BATCH)
-    scored = score(pool, reward)
-    rewards = [c.reward for row in scored.candidates for c in row if c.reward is not None]
-    return float(np.quantile(rewards, 0.9)), sum(scored.costs, Cost())
 
 
 def _served(operator: str) -> Served:

@@ -153,7 +153,7 @@ def calibrate(bench: Bench, say: Callable[[str], None]) -> CardsSettings:
     is moved accordingly. Raises `RunError` if no threshold does.
     """
     setting, tries = bench.setting, list[str]()
-    target = calibrate_target(
+    target, _ = calibrate_target(
         bench.policy,
         bench.reward,
         bench.prompts,

@@ -9,9 +9,30 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from iama.config import Sampling
 from iama.render import render_prompt
+from inference.cards import CardsSettings
 from inference.random_streams import prompt_keys, stream_keys, uniforms
 from inference.samplers import Segment
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
+SAMPLING = Sampling(max_new_tokens=22, top_k=30, temperature=0.9)
+SETTINGS = CardsSettings(
+    target=0.8, entropy_threshold=4.0, min_segment=2, max_segment=6, acceptance_temperature=0.2, max_proposals=7
+)
+
+
+def having(settings=SETTINGS, **changes):
+    return CardsSettings.model_validate(settings.model_dump() | changes)
+
+
+def answers(completions):
+    return [(c.token_ids, [(s.num_tokens, s.num_proposals, s.forced) for s in c.trace]) for c in completions]
+
+
+def double(reward):
+    reward.classifier.model.double()
+    return reward
 
 
 @dataclass(frozen=True)

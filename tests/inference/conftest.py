@@ -49,6 +49,12 @@ def policy64(spec):
 
 
 @pytest.fixture(scope="session")
+def policy_with_ends(policy64):
+    """Several end tokens, so that responses end before their full length."""
+    return dataclasses.replace(policy64, eos_token_ids=policy64.eos_token_ids | {40, 41, 42})
+
+
+@pytest.fixture(scope="session")
 def prompts_ids(policy) -> list[list[int]]:
     return [render_prompt(policy.tokenizer, prompt) for prompt in PROMPTS]
 

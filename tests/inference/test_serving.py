@@ -44,7 +44,7 @@ def test_rejection_proposes_whole_responses(policy, reward):
 def test_a_missing_target_is_measured_on_the_prompts(policy, reward, given):
     method, cost = with_target(policy, reward, given, PROMPTS, SAMPLING, seed=3)
     name, settings = parse_guided(method)
-    expected = calibrate_target(policy, reward, PROMPTS, SAMPLING, seed=4, batch_size=8)
+    expected, _ = calibrate_target(policy, reward, PROMPTS, SAMPLING, seed=4, batch_size=8)
     assert (name, settings) == ("cards", {"target": pytest.approx(expected, rel=1e-4), "max_segment": 5})
     pool = score(draw(policy, PROMPTS, 16, SAMPLING, seed=4, batch_size=8), reward)
     for unit in ("policy_prefill_tokens", "policy_decode_tokens", "reward_calls", "reward_tokens"):

@@ -200,7 +200,7 @@ def test_the_pool_costs_what_the_sampler_that_serves_it_costs(small_world):
 def test_targets_are_the_librarys_and_temperatures_are_shares_of_the_spread(small_world):
     ready, drawn = ready_with_pool()
     prompts = [row["prompt"] for row in ready.rows]
-    target = calibrate_target(
+    target, _ = calibrate_target(
         ready.policy,
         ready.proxies["helpful"],
         prompts,
