@@ -120,8 +120,9 @@ class Classifier:
         for prompt, row in zip(prompts, ids, strict=True):
             if self.context_length is not None and len(row) > self.context_length:
                 raise RewardError(
-                    f"{self.source}: the prompt {prompt_text(prompt)[:60]!r} with its answer has {len(row)} tokens, but "
-                    f"{self.path!r} reads at most {self.context_length}; use shorter prompts or a smaller max_new_tokens"
+                    f"{self.source}: the prompt {prompt_text(prompt)[:60]!r} with its answer has {len(row)} tokens, "
+                    f"but {self.path!r} reads at most {self.context_length}; use shorter prompts or a smaller "
+                    "max_new_tokens"
                 )
         return ids
 
