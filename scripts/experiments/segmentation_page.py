@@ -177,8 +177,10 @@ def other_thresholds(results: Results, threshold: float) -> str:
     rows = []
     for other in (t for t in THRESHOLDS if t != threshold):
         for (policy, criterion, rival), units in comparisons(results, other).items():
-            found = gap(units)
-            rows.append([f"{other:g}", _policy(policy), criterion, NAMES[rival], str(found), verdict(found)])
+            compared = all(some["units"].sum() > 0 for some in units)
+            found = gap(units) if compared else None
+            shown = [str(found), verdict(found)] if found else ["-", "too few boundaries on some seed"]
+            rows.append([f"{other:g}", _policy(policy), criterion, NAMES[rival], *shown])
     header = ["threshold, nats", "policy", "criterion", "against", "entropy minus it (95 % interval)", "entropy is"]
     return pages.table(header, rows)
 
