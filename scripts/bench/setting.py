@@ -50,7 +50,7 @@ class Setting:
     tolerance: float = 3.0
     num_rounds: int = 9  # of sampling
     num_alone: int = 4  # samples drawn one at a time in a round
-    num_cards_rounds: int = 3
+    num_cards_rounds: int = 2
     num_requests: int = 20  # one at a time, for latency
     num_steps: int = 7  # of training
 
