@@ -36,7 +36,7 @@ Each page starts with its command and says what was to be shown, what was measur
 | [length](results/length.md) | two target lengths: does one base hold both? |
 | [operators](results/operators.md) | another algorithm for each criterion; trained operator against served sampler |
 | [dynamics](results/dynamics.md) | how training gets to two modes; what the settings do to it |
-| [cards](results/cards.md) | CARDS, item-level rejection, ARGS and Best-of-n on one engine: gold against tokens and time |
+| [cards](results/cards.md) | CARDS, item-level rejection, ARGS and Best-of-n on one engine: gold against tokens, time |
 | [segmentation](results/segmentation.md) | does a prefix's reward tell more at boundaries before uncertain tokens? |
 | [search](results/search.md) | learning rate and beta of every rival, each with the same number of runs |
 """

@@ -51,7 +51,8 @@ PLOTTED_N = (1, 2, 4, 8, 16, 32)
 INTRO = """![gold against tokens](cards.svg)
 
 **What is compared.** CARDS, item-level rejection sampling, ARGS and Best-of-n on one engine, on the base, linear GRPO
-and IAMA (`bon(4)`; both at equal weights, with the settings of [the search](search.md)) of the demo world; seeds {seeds}, {num_prompts}
+and IAMA (`bon(4)`; both at equal weights, settings of [the search](search.md))
+of the demo world; seeds {seeds}, {num_prompts}
 test prompts, one answer a prompt, setting and seed. Each criterion is served with its own proxy reward; gold only
 judges. Best-of-n is unbiased for every n up to {size}, from one pool a prompt. CARDS and rejection have as target a
 quantile of the proxy of {num_calibration} unguided samples a *validation* prompt of the same policy, over all prompts
