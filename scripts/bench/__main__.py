@@ -35,7 +35,7 @@ WORLD, OUT, PAGE = Path("runs/demo/world"), Path("runs/bench"), Path("docs/perfo
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@app.command(epilog="Example: python -m scripts.bench --quick --device cpu --out /tmp/bench")
+@app.command(epilog="Example: python -m scripts.bench --quick --device cpu --out runs/bench-quick")
 def main(
     world: Annotated[Path | None, typer.Option(help="A demo world; else runs/demo/world, built if missing.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or another torch device, for policy and reward.")] = "cpu",
