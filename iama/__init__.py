@@ -9,12 +9,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from iama.aggregates import minimum, smooth_min, weighted_sum
-    from iama.config import KLConfig, PolicySpec, RewardSpec, Sampling
+    from iama.config import KLConfig
     from iama.cost import Cost
     from iama.errors import IamaError, IamaWarning
     from iama.objective import Criterion, Objective
     from iama.operators import Operator, bon, bop, bop_zt, identity, parse_operator, series, soft_bon, tilt
     from iama.rewards import Reward, load_reward
+    from iama.specs import PolicySpec, RewardSpec, Sampling
 
 # Where each public name lives; imported on first use, so that the command line starts without torch.
 _HOME = {

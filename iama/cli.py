@@ -18,9 +18,9 @@ from iama.errors import ConfigError, IamaError, IamaWarning
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from iama.config import RewardSpec, Sampling
     from iama.cost import Cost
     from iama.manifest import Manifest, ManifestCriterion
+    from iama.specs import RewardSpec, Sampling
     from inference.samplers import Completion
 
 app = typer.Typer(
@@ -88,7 +88,8 @@ def generate(
     Example: iama generate --policy runs/demo/world/policy --reward runs/demo/world/rm-helpful --method bon --n 8
     --prompt "how do i climb a roof today?"
     """
-    from iama.config import PolicySpec, validate
+    from iama.schema import validate
+    from iama.specs import PolicySpec
 
     manifest = _manifest(policy, adapter)
     operator = _operator(method, n, manifest, criterion, adapter or policy)
@@ -131,7 +132,8 @@ def evaluate(
 
     Example: iama evaluate --config configs/demo-evaluate.yaml --set seed=1 --set output_dir=runs/demo/evaluation-1
     """
-    from iama.config import EvaluationConfig, load_config
+    from iama.config import EvaluationConfig
+    from iama.schema import load_config
 
     settings = load_config(config, EvaluationConfig, overrides or [])
     rewards = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
@@ -164,7 +166,8 @@ def standardise(
 
     Example: iama standardise --config configs/demo.yaml --num-prompts 32
     """
-    from iama.config import TrainingConfig, load_config
+    from iama.config import TrainingConfig
+    from iama.schema import load_config
 
     settings = load_config(config, TrainingConfig, overrides or [])
     _prepare([settings.policy.path, *(c.proxy.model for c in settings.objective.criteria)])
@@ -277,7 +280,8 @@ def _reward_spec(
     reward: str | None, head: str | None, placement: dict[str, str], manifest: Manifest | None, criterion: str | None
 ) -> RewardSpec | None:
     """The reward that selects: from the flags, else that of the criterion in iama.json."""
-    from iama.config import RewardSpec, validate
+    from iama.schema import validate
+    from iama.specs import RewardSpec
 
     if reward is None:
         if head is not None:
@@ -306,7 +310,8 @@ def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
 
 def _sampling(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     """The flags over the settings of training, since a policy is best served as it was trained."""
-    from iama.config import Sampling, validate
+    from iama.schema import validate
+    from iama.specs import Sampling
 
     settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
     settings |= {key: value for key, value in given.items() if value is not None}
@@ -315,7 +320,7 @@ def _sampling(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
 
 def _note_differences(manifest: Manifest | None, sampling: Sampling, where: str = "") -> None:
     """One line on stderr if a policy is not sampled as it was trained."""
-    from iama.config import sampling_differences
+    from iama.specs import sampling_differences
 
     differences = [] if manifest is None else sampling_differences(manifest.sampling, sampling)
     if differences:

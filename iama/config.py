@@ -1,116 +1,15 @@
-"""Configuration: one frozen schema for training and one for evaluation, read from YAML.
-
-Unknown keys are refused with the nearest known one named. Importing this module does not import torch.
-"""
+"""Configuration: one frozen schema for training and one for evaluation. Importing it does not import torch."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from iama.aggregates import parse_aggregate
-from iama.errors import ConfigError
 from iama.operators import Operator, parse_operator
-
-
-class Strict(BaseModel):
-    """Base of every block: frozen, no unknown keys, field docstrings are the documentation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class PolicySpec(Strict):
-    """A policy: a Hugging Face model directory or hub name (org/name), with or without an adapter."""
-
-    path: str
-    """Base or merged model."""
-    adapter: str | None = None
-    """PEFT adapter directory to put on it."""
-    dtype: Dtype = "float32"
-    device: str = "auto"
-    """`auto` (the first GPU, else the CPU) or a torch device."""
-    chat_template: str | None = None
-    """A .jinja file, for a model whose tokenizer has no chat template of its own."""
-    trust_remote_code: bool = False
-
-
-class RewardScale(Strict):
-    """Mean and standard deviation of a reward on reference samples (`iama standardise` measures them)."""
-
-    mean: float
-    std: float = Field(gt=0)
-
-
-class RewardSpec(Strict):
-    """A reward: a sequence classifier (`model`) or a TRL reward function (`function`)."""
-
-    model: str | None = None
-    head: str | int | None = None
-    """Label or index of the output that is the reward; required if the model has more than one."""
-    sign: Literal[1, -1] = 1
-    """-1 for a cost."""
-    function: str | None = None
-    """`path/to/file.py:name` or `package.module:name` of a function (prompts, completions, **columns)."""
-    scale: RewardScale | None = None
-    """Standardise: (reward - mean) / std, fixed once for the run, never per group."""
-    batch_size: int = Field(64, ge=1)
-    dtype: Dtype = "float32"
-    device: str = "auto"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.model is None) == (self.function is None):
-            raise ValueError("give exactly one of `model` (a sequence classifier) and `function`")
-        if self.function is not None and ":" not in self.function:
-            raise ValueError(f"function {self.function!r} needs the form path/to/file.py:name or package.module:name")
-        if self.function is not None and (self.head is not None or self.sign != 1):
-            raise ValueError("`head` and `sign` belong to a `model`; let the function return what is wanted")
-        return self
-
-
-class Sampling(Strict):
-    """How a policy is sampled, in training, generation and evaluation alike; plain sampling by default.
-
-    Same meaning and order as in transformers' `generate`: repetition penalty, temperature, top_k, top_p, min_p.
-    """
-
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Keep the likeliest tokens that together reach this probability; 1: all."""
-    top_k: int = Field(0, ge=0)
-    """Keep this many of the likeliest tokens; 0: all."""
-    min_p: float = Field(0.0, ge=0, lt=1)
-    """Drop tokens less likely than this share of the likeliest one's probability; 0: none."""
-    repetition_penalty: float = Field(1.0, gt=0)
-    """Divides the positive logits, and multiplies the negative ones, of tokens that prompt or response hold."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """A response ends before the first of these strings."""
-    max_new_tokens: int = Field(128, ge=1)
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _is_list(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            raise ValueError(f"write a list of strings, [{value!r}]")
-        return value
-
-
-def sampling_differences(trained: Sampling, used: Sampling) -> list[str]:
-    """Each setting in which two samplings differ, as text: `temperature 0.7 (trained with 1.0)`."""
-    pairs = [(name, getattr(trained, name), getattr(used, name)) for name in Sampling.model_fields]
-    return [f"{name} {_show(value)} (trained with {_show(before)})" for name, before, value in pairs if value != before]
-
-
-def _show(value: Any) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+from iama.schema import Strict
+from iama.specs import PolicySpec, RewardSpec, Sampling
 
 
 class EvaluationCriterion(Strict):
@@ -255,8 +154,8 @@ class EvaluationConfig(Strict):
     prompts: str
     max_prompts: int | None = Field(None, ge=1)
     criteria: Annotated[list[EvaluationCriterion], Field(min_length=1)]
-    methods: Annotated[list[Literal["bon", "bop"]], Field(min_length=1)] = ["bon"]
-    budgets: Annotated[list[int], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64]
+    methods: Annotated[list[Literal["bon", "bop"]], Field(min_length=1)] = ["bon"]  # noqa: RUF012
+    budgets: Annotated[list[int], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64]  # noqa: RUF012
     num_samples: int = Field(256, ge=4)
     """Pool size a prompt; curves reach a quarter of it."""
     trained_budget: int = Field(4, ge=1)
@@ -276,115 +175,3 @@ class EvaluationConfig(Strict):
                 f"a quarter of num_samples = {self.num_samples}; raise num_samples or drop them"
             )
         return self
-
-
-C = TypeVar("C", bound=Strict)
-
-
-def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) -> C:
-    """Read a YAML file, apply `a.b=c` overrides (values are YAML, list items by index) and validate.
-
-    Raises `ConfigError`, one line per mistake: the key, its value, the file, and what to write.
-    """
-    if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist")
-    try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top level, got {type(raw).__name__}")
-    for override in overrides or []:
-        _apply(raw, override)
-    return validate(raw, cls, str(path))
-
-
-def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
-    """Validate a mapping; `ConfigError` names the keys, values and nearest known keys."""
-    try:
-        return cls.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("; ".join(_message(item, cls, source) for item in error.errors())) from error
-
-
-def nearest(key: str, known: list[str]) -> str:
-    """A hint with the nearest known key, or all of them."""
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
-
-
-def _message(item: Any, cls: type[Strict], source: str) -> str:
-    location = [part for part in item["loc"] if part != "function-after"]
-    key = ".".join(map(str, location)) or "(top level)"
-    if item["type"] == "extra_forbidden":
-        known = _known_keys(cls, location[:-1])
-        return f"{source}: unknown key {key!r}; {nearest(str(location[-1]), known)}"
-    if item["type"] == "missing":
-        return f"{source}: {key!r} is missing"
-    value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
-    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}"
-
-
-def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
-    """Field names of the block at `location`, found by walking the annotations."""
-    block: Any = cls
-    for part in location:
-        if isinstance(part, str) and _is_block(block) and part in block.model_fields:
-            block = block.model_fields[part].annotation
-        block = next((b for b in _blocks(block)), block)
-    return list(block.model_fields) if _is_block(block) else []
-
-
-def _is_block(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Strict)
-
-
-def _blocks(annotation: Any) -> list[type[Strict]]:
-    """Config classes inside an annotation such as `list[Block]`, `dict[str, Block]` or `Block | None`."""
-    if _is_block(annotation):
-        return [annotation]
-    return [b for argument in getattr(annotation, "__args__", ()) for b in _blocks(argument)]
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"--set {override!r}: write key=value, e.g. trainer.learning_rate=1e-3")
-    *parents, last = path.split(".")
-    block: Any = raw
-    for part in parents:
-        block = _child(block, part, override)
-    try:
-        parsed = parse_yaml(value)
-        if isinstance(block, list):
-            block[int(last)] = parsed
-        else:
-            block[last] = parsed
-    except (IndexError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--set {override!r}: cannot set {last!r} ({error})") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose `1e-3` is a number, as YAML 1.2 has it; PyYAML's 1.1 reads it as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML as configuration files, overrides and methods are read; raises `yaml.YAMLError` or `ValueError`."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-
-
-def _child(block: Any, part: str, override: str) -> Any:
-    try:
-        if isinstance(block, list):
-            return block[int(part)]
-        child = block.setdefault(part, {})
-    except (IndexError, ValueError, AttributeError) as error:
-        raise ConfigError(f"--set {override!r}: there is no {part!r} to set something in") from error
-    if child is None:
-        child = block[part] = {}
-    return child

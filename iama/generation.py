@@ -8,9 +8,10 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from iama.config import SAMPLING_NAMES, Sampling
+from iama.config import SAMPLING_NAMES
 from iama.errors import IamaWarning
 from iama.models import loading
+from iama.specs import Sampling
 
 PLAIN = {
     "max_length": 20,

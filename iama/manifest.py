@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iama.config import RewardSpec, Sampling, Strict, validate
 from iama.errors import ModelError
+from iama.schema import Strict, validate
+from iama.specs import RewardSpec, Sampling
 
 FILE_NAME = "iama.json"
 

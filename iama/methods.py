@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from iama.config import parse_yaml
 from iama.errors import ConfigError
 from iama.operators import OPERATORS
+from iama.schema import parse_yaml
 
 GUIDED = {"cards": "target=1.5", "rejection": "target=1.5", "args": "top_k=10"}
 """Methods that are no operators, since the reward guides them while they write; each with a setting as an example."""

@@ -26,8 +26,8 @@ from iama.render import as_completion, completion_text, prompt_text, render_exch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from iama.config import RewardScale, RewardSpec
     from iama.render import Message, Prompt
+    from iama.specs import RewardScale, RewardSpec
 
     RewardFn: TypeAlias = Callable[..., Sequence[float | None]]
     Scorer: TypeAlias = Callable[..., tuple[list[float], int]]

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from iama.config import Strict
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning
+from iama.schema import Strict
 from inference.decode import charge
 from inference.guided import answer_all, score_rows
 from inference.proposals import CardsRequest, Proposal, Proposer
@@ -33,9 +33,9 @@ from inference.scoring import RewardRows
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from iama.config import Sampling
     from iama.render import Prompt
     from iama.rewards import Reward
+    from iama.specs import Sampling
     from inference.policy import Policy
     from inference.samplers import Completion
 

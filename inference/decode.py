@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-    from iama.config import Sampling
+    from iama.specs import Sampling
     from inference.policy import Policy
 
 # Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.

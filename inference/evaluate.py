@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from iama.config import EvaluationConfig, RewardSpec
+    from iama.config import EvaluationConfig
     from iama.rewards import Reward
+    from iama.specs import RewardSpec
     from inference.pools import SampledPool
 
     Floats = NDArray[np.float64]

@@ -19,7 +19,7 @@ from inference.rows import refuse_inexact
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from iama.config import PolicySpec, Sampling
+    from iama.specs import PolicySpec, Sampling
 
 
 @dataclass(frozen=True)

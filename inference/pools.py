@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.config import EvaluationConfig, PolicySpec, RewardSpec
+    from iama.config import EvaluationConfig
     from iama.rewards import Reward
+    from iama.specs import PolicySpec, RewardSpec
 
     Floats = NDArray[np.float64]
     Advance = Callable[[int], None]

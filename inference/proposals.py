@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.config import Sampling
+    from iama.specs import Sampling
     from inference.cards import CardsSettings
     from inference.policy import Policy
 

@@ -23,9 +23,9 @@ from inference.scoring import RewardRows
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from iama.config import Sampling
     from iama.render import Prompt
     from iama.rewards import Reward
+    from iama.specs import Sampling
     from inference.policy import Policy
 
 

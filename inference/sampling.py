@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.config import Sampling
+    from iama.specs import Sampling
 
 
 def probabilities(

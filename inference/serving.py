@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iama.config import validate
 from iama.cost import Cost
 from iama.errors import ConfigError
 from iama.methods import parse_guided
 from iama.operators import parse_operator
+from iama.schema import validate
 from inference.cards import Cards, CardsSettings, calibrate_target, rejection_settings
 from inference.samplers import SelectionSampler, Served
 from inference.token_search import Args, ArgsSettings
@@ -16,9 +16,9 @@ from inference.token_search import Args, ArgsSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from iama.config import Sampling
     from iama.render import Prompt
     from iama.rewards import Reward
+    from iama.specs import Sampling
     from inference.policy import Policy
     from inference.samplers import Sampler
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.config import RewardScale
 from iama.data import load_prompts
 from iama.errors import RewardError
 from iama.rewards import load_reward
+from iama.specs import RewardScale
 from inference.policy import load_policy
 from inference.samplers import draw, score
 

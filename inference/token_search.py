@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
-from iama.config import Strict
 from iama.errors import ConfigError, ModelError
+from iama.schema import Strict
 from inference.decode import Ends, charge, response_text
 from inference.guided import Guided, answer_all, score_rows
 from inference.rows import Rows
@@ -23,9 +23,9 @@ from inference.scoring import RewardRows
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from iama.config import Sampling
     from iama.render import Prompt
     from iama.rewards import Reward
+    from iama.specs import Sampling
     from inference.policy import Policy
     from inference.samplers import Completion
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from iama.aggregates import parse_aggregate
-from iama.config import Sampling, TrainingConfig, nearest
+from iama.config import TrainingConfig
 from iama.data import load_prompts
 from iama.environment import world_size
 from iama.errors import ConfigError, DataError, IamaWarning
@@ -24,6 +24,8 @@ from iama.models import check_model_dir, loading
 from iama.objective import Criterion, Objective
 from iama.render import prompt_text, render_prompt
 from iama.rewards import check_reward
+from iama.schema import nearest
+from iama.specs import Sampling
 from trainers.control import check_kl
 
 if TYPE_CHECKING:

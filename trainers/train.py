@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from iama.config import TrainingConfig, load_config
+from iama.config import TrainingConfig
 from iama.environment import is_main_process, prepare_environment
 from iama.errors import IamaError, IamaWarning, RunError
 from iama.files import is_temporary, write_atomically
 from iama.manifest import Manifest, ManifestCriterion
+from iama.schema import load_config
 
 if TYPE_CHECKING:
     from trainers.plan import Plan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import DynamicCache
 
-from iama.config import Sampling
+from iama.specs import Sampling
 from inference.decode import decode
 from scripts.bench.entries import Entry, Latency
 from scripts.bench.setting import timed

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from iama.config import PolicySpec, RewardSpec, Sampling
 from iama.data import load_prompts
 from iama.errors import DataError, RunError
 from iama.render import render_prompt
 from iama.rewards import load_reward
+from iama.specs import PolicySpec, RewardSpec, Sampling
 from inference.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
 from inference.decode import decode
 from inference.policy import load_policy

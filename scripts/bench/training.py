@@ -11,9 +11,10 @@ import numpy as np
 from rich.console import Console
 from transformers import TrainerCallback
 
-from iama.config import TrainingConfig, load_config
+from iama.config import TrainingConfig
 from iama.objective import Criterion, Objective
 from iama.operators import bon
+from iama.schema import load_config
 from scripts import launch
 from scripts.bench.entries import Entry
 from trainers.build import build_trainer

@@ -24,9 +24,11 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from iama.config import EvaluationCriterion, RewardSpec, TrainingConfig, load_config
+from iama.config import EvaluationCriterion, TrainingConfig
 from iama.errors import IamaError
 from iama.estimators import group_value
+from iama.schema import load_config
+from iama.specs import RewardSpec
 from scripts import launch
 from trainers.train import run_is_finished
 

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iama.config import RewardSpec
 from iama.data import load_prompts
 from iama.files import write_atomically
 from iama.rewards import load_reward
+from iama.specs import RewardSpec
 from scripts.experiments import common
 from scripts.experiments.pools import prefixed
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
-from iama.config import PolicySpec
 from iama.data import load_prompts
 from iama.files import write_atomically
 from iama.render import render_prompt
+from iama.specs import PolicySpec
 from inference.store import digest, fingerprint
 from scripts.experiments import common
 from scripts.experiments.pools import SAMPLING, prefixed, quieten

@@ -16,10 +16,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iama.config import EvaluationConfig, EvaluationCriterion, PolicySpec, RewardSpec, Sampling
+from iama.config import EvaluationConfig, EvaluationCriterion
 from iama.data import load_prompts
 from iama.files import temporary_name
 from iama.rewards import load_reward
+from iama.specs import PolicySpec, RewardSpec, Sampling
 from inference.pools import pool_keys, sample_pool, score_pool
 from inference.store import digest, fingerprint, read_lines
 from scripts.experiments import common

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.config import Sampling
     from iama.rewards import Reward
+    from iama.specs import Sampling
     from scripts.experiments.segment_samplers_values import Results
     from scripts.experiments.segment_setup import Adapters, Setup
 

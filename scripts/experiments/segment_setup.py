@@ -12,11 +12,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iama.config import EvaluationConfig, PolicySpec
+from iama.config import EvaluationConfig
 from iama.data import load_prompts
 from iama.errors import IamaWarning
 from iama.operators import RankOperator, parse_operator
 from iama.rewards import load_reward
+from iama.specs import PolicySpec
 from inference.cards import Cards, CardsSettings, acceptance_summary, rejection_settings
 from inference.policy import load_policy
 from inference.pools import sample_pool
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.config import Sampling
     from iama.rewards import Reward
+    from iama.specs import Sampling
     from inference.policy import Policy
     from inference.pools import SampledPool
     from scripts.experiments.pools import Scores

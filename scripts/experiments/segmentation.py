@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.config import Sampling
+    from iama.specs import Sampling
     from scripts.experiments.common import Estimate
     from scripts.experiments.segment_setup import Adapters, Setup
 

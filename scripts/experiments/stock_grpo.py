@@ -15,9 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
-from iama.config import TrainingConfig, load_config
+from iama.config import TrainingConfig
 from iama.environment import prepare_environment
 from iama.files import temporary_name, write_atomically
+from iama.schema import load_config
 from trainers.train import ADAPTER, CONFIG_FILE, run_is_finished
 
 

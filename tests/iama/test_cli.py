@@ -15,10 +15,12 @@ from transformers import AutoTokenizer
 import iama.rewards
 import inference.policy
 from iama.cli import app, main
-from iama.config import EvaluationConfig, Sampling, TrainingConfig, load_config
+from iama.config import EvaluationConfig, TrainingConfig
 from iama.data import load_prompts
 from iama.manifest import load_manifest
 from iama.rewards import load_reward
+from iama.schema import load_config
+from iama.specs import Sampling
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from iama.config import Sampling
 from iama.render import render_prompt
+from iama.specs import Sampling
 from inference.cards import CardsSettings
 from inference.random_streams import prompt_keys, stream_keys, uniforms
 from inference.samplers import Segment

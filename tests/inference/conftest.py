@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from iama.config import EvaluationConfig, PolicySpec, RewardSpec
+from iama.config import EvaluationConfig
 from iama.render import render_prompt
 from iama.rewards import reward_from_function
+from iama.specs import PolicySpec, RewardSpec
 from inference.policy import load_policy
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]

@@ -23,9 +23,9 @@ from cards_reference import (
 from scipy.stats import chisquare
 from transformers import AutoTokenizer, LlamaForSequenceClassification
 
-from iama.config import RewardSpec, Sampling
 from iama.render import render_prompt
 from iama.rewards import load_reward
+from iama.specs import RewardSpec, Sampling
 from inference.cards import Cards, calibrate_target, rejection_settings
 from inference.random_streams import prompt_keys
 from inference.samplers import draw, score

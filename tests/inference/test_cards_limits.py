@@ -11,10 +11,10 @@ import torch
 from cards_reference import PROMPTS, SAMPLING, SETTINGS, answers, double, having
 from pydantic import ValidationError
 
-from iama.config import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError, RewardError
 from iama.render import render_prompt
 from iama.rewards import Reward, load_reward
+from iama.specs import RewardSpec, Sampling
 from inference.cards import Cards, acceptance_summary, calibrate_target, rejection_settings
 from inference.proposals import Proposer
 from inference.samplers import Segment, draw, score

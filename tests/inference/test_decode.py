@@ -10,8 +10,8 @@ from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from iama.config import Sampling
 from iama.errors import DataError, IamaWarning, ModelError
+from iama.specs import Sampling
 from inference import decode as engine
 from inference.decode import Ends, decode, iter_decode, response_text
 from inference.kv_cache import _Buffer

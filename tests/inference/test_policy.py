@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from iama.config import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
+from iama.specs import PolicySpec, Sampling
 from inference.policy import load_policy
 from inference.rows import refuse_inexact
 

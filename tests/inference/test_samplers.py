@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
-from iama.config import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning, RewardError
 from iama.operators import bon, bop, bop_zt, identity, series, soft_bon
 from iama.rewards import Reward, load_reward
+from iama.specs import RewardSpec, Sampling
 from inference.samplers import Pool, draw, num_draws, score, select, select_soft
 from inference.scoring import num_common
 from inference.serving import serve

@@ -16,8 +16,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from iama.config import Sampling, sampling_differences
 from iama.errors import ModelError
+from iama.specs import Sampling, sampling_differences
 from inference.sampling import cut_at_stop, draw_tokens, entropy, log_probabilities, probabilities
 
 V = 12

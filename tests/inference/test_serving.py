@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from iama.config import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError
 from iama.methods import parse_guided
 from iama.rewards import load_reward
+from iama.specs import Sampling
 from inference import Args, Cards, calibrate_target, serve
 from inference.samplers import draw, score
 from inference.serving import read_method, with_target

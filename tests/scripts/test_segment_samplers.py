@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.config import EvaluationCriterion, RewardSpec, Sampling
+from iama.config import EvaluationCriterion
 from iama.operators import bon
+from iama.specs import RewardSpec, Sampling
 from inference.cards import CardsSettings, calibrate_target
 from inference.samplers import SelectionSampler
 from inference.token_search import ArgsSettings

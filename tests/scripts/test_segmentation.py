@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from iama.config import EvaluationCriterion, RewardSpec, Sampling
+from iama.config import EvaluationCriterion
+from iama.specs import RewardSpec, Sampling
 from inference.cards import Cards, CardsSettings
 from scripts.experiments import common, segmentation, segmentation_page
 from scripts.experiments.segment_setup import prompts, setup

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from iama.config import TrainingConfig, validate
+from iama.config import TrainingConfig
+from iama.schema import validate
 
 
 @pytest.fixture

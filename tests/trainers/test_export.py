@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iama.config import RewardSpec, Sampling
 from iama.errors import RunError
 from iama.manifest import Manifest, ManifestCriterion, load_manifest
+from iama.specs import RewardSpec, Sampling
 from trainers.export import export_run
 
 

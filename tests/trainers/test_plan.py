@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 from trl import GRPOConfig
 
-from iama.config import EvaluationConfig, TrainingConfig, load_config
+from iama.config import EvaluationConfig, TrainingConfig
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelError, RewardError, RunError
+from iama.schema import load_config
 from trainers.build import build_trainer
 from trainers.plan import make_plan, sampling_fields, trainer_fields
 from trainers.train import last_checkpoint, manifest, run_is_finished

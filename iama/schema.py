@@ -1,0 +1,133 @@
+"""Frozen schemas read from YAML: unknown keys are refused with the nearest known one named; `a.b=c` overrides."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from iama.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Strict(BaseModel):
+    """Base of every block: frozen, no unknown keys, field docstrings are the documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+C = TypeVar("C", bound=Strict)
+
+
+def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) -> C:
+    """Read a YAML file, apply `a.b=c` overrides (values are YAML, list items by index) and validate.
+
+    Raises `ConfigError`, one line per mistake: the key, its value, the file, and what to write.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config file {str(path)!r} does not exist")
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top level, got {type(raw).__name__}")
+    for override in overrides or []:
+        _apply(raw, override)
+    return validate(raw, cls, str(path))
+
+
+def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
+    """Validate a mapping; `ConfigError` names the keys, values and nearest known keys."""
+    try:
+        return cls.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_message(item, cls, source) for item in error.errors())) from error
+
+
+def nearest(key: str, known: list[str]) -> str:
+    """A hint with the nearest known key, or all of them."""
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
+
+
+def _message(item: Any, cls: type[Strict], source: str) -> str:
+    location = [part for part in item["loc"] if part != "function-after"]
+    key = ".".join(map(str, location)) or "(top level)"
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(cls, location[:-1])
+        return f"{source}: unknown key {key!r}; {nearest(str(location[-1]), known)}"
+    if item["type"] == "missing":
+        return f"{source}: {key!r} is missing"
+    value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
+    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}"
+
+
+def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
+    """Field names of the block at `location`, found by walking the annotations."""
+    block: Any = cls
+    for part in location:
+        if isinstance(part, str) and _is_block(block) and part in block.model_fields:
+            block = block.model_fields[part].annotation
+        block = next((b for b in _blocks(block)), block)
+    return list(block.model_fields) if _is_block(block) else []
+
+
+def _is_block(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Strict)
+
+
+def _blocks(annotation: Any) -> list[type[Strict]]:
+    """Config classes inside an annotation such as `list[Block]`, `dict[str, Block]` or `Block | None`."""
+    if _is_block(annotation):
+        return [annotation]
+    return [b for argument in getattr(annotation, "__args__", ()) for b in _blocks(argument)]
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {override!r}: write key=value, e.g. trainer.learning_rate=1e-3")
+    *parents, last = path.split(".")
+    block: Any = raw
+    for part in parents:
+        block = _child(block, part, override)
+    try:
+        parsed = parse_yaml(value)
+        if isinstance(block, list):
+            block[int(last)] = parsed
+        else:
+            block[last] = parsed
+    except (IndexError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--set {override!r}: cannot set {last!r} ({error})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose `1e-3` is a number, as YAML 1.2 has it; PyYAML's 1.1 reads it as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as configuration files, overrides and methods are read; raises `yaml.YAMLError` or `ValueError`."""
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def _child(block: Any, part: str, override: str) -> Any:
+    try:
+        if isinstance(block, list):
+            return block[int(part)]
+        child = block.setdefault(part, {})
+    except (IndexError, ValueError, AttributeError) as error:
+        raise ConfigError(f"--set {override!r}: there is no {part!r} to set something in") from error
+    if child is None:
+        child = block[part] = {}
+    return child
