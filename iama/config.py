@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from iama.aggregates import parse_aggregate
 from iama.operators import Operator, parse_operator
-from iama.schema import Strict
-from iama.specs import PolicySpec, RewardSpec, Sampling
+from iama.schema import Strict, nearest
+from iama.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampling
 
 
 class EvaluationCriterion(Strict):
@@ -109,8 +109,8 @@ class TrainingConfig(Strict):
     output_dir: str
     """The run's folder: resolved config, metrics.jsonl, checkpoints, adapter."""
     policy: PolicySpec
-    prompts: str
-    """JSONL with a `prompt` a line; further columns go to the reward functions."""
+    prompts: PromptsSpec
+    """Each with a `prompt`; further columns go to the reward functions."""
     objective: ObjectiveConfig
     world_size: int = Field(1, ge=1)
     """Number of processes the run is meant for; another number is refused, since it would be another run."""
@@ -144,21 +144,94 @@ class TrainingConfig(Strict):
         return trainer
 
 
+class PolicyChange(Strict):
+    """What a policy does differently for one criterion."""
+
+    adapter: str | None = None
+    system_prompt: str | None = None
+
+
+class EvaluatedPolicy(Strict):
+    """A policy to evaluate: a model (the fields of `PolicySpec`), or completions in a pool file."""
+
+    path: str | None = None
+    """Base or merged model."""
+    adapter: str | None = None
+    """PEFT adapter directory to put on it."""
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+    pool: str | None = None
+    """A pool file with its completions, in the place of a model."""
+    system_prompt: str | None = None
+    """Put before every prompt that this policy answers; rewards do not see it."""
+    by_criterion: dict[str, PolicyChange] = Field(default_factory=dict)
+    """Another adapter or system prompt for a criterion: specialists, or a policy that is told its criterion."""
+    training_run: tuple[str, ...] = ()
+    """Folders of the runs that trained it, for the break-even; a list or one folder."""
+
+    @field_validator("training_run", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _model_or_pool(self) -> Self:
+        if (self.path is None) == (self.pool is None):
+            raise ValueError("give exactly one of `path` (a model) and `pool` (a file of completions)")
+        if self.pool is not None and (self.adapter or self.system_prompt or self.by_criterion):
+            raise ValueError("a `pool` is sampled already; adapter, system_prompt and by_criterion belong to a model")
+        return self
+
+    def variant(self, criterion: str) -> tuple[PolicySpec, str | None]:
+        """The model and system prompt that serve a criterion; not of a pool."""
+        assert self.path is not None
+        change = self.by_criterion.get(criterion, PolicyChange())
+        spec = PolicySpec(
+            path=self.path,
+            adapter=change.adapter or self.adapter,
+            dtype=self.dtype,
+            device=self.device,
+            chat_template=self.chat_template,
+            trust_remote_code=self.trust_remote_code,
+        )
+        return spec, change.system_prompt or self.system_prompt
+
+
+class WinRateBaseline(Strict):
+    """The policy and number of samples that win rates are counted against."""
+
+    policy: str
+    samples: int = Field(1, ge=1)
+
+
+CURVES = ("bon", "bop")
+"""Methods that one pool gives at every budget at once."""
+
+
 class EvaluationConfig(Strict):
     """An evaluation: policies x criteria x methods x budgets on held-out prompts."""
 
     name: str
     output_dir: str
-    policies: Annotated[dict[str, PolicySpec], Field(min_length=1)]
-    """By name; savings are measured for `iama` against `base` and `grpo`."""
-    prompts: str
-    max_prompts: int | None = Field(None, ge=1)
+    policies: Annotated[dict[str, EvaluatedPolicy], Field(min_length=1)]
+    """By name."""
+    trained: str = "iama"
+    """The policy whose savings are measured."""
+    references: list[str] = Field(default_factory=lambda: ["base", "grpo"])
+    """What it is compared with, as far as they are among `policies`; KL and fluency are measured by the first."""
+    prompts: PromptsSpec | None = None
+    """May be left out where every policy is a pool file, which holds its prompts."""
     criteria: Annotated[list[EvaluationCriterion], Field(min_length=1)]
-    methods: Annotated[list[Literal["bon", "bop"]], Field(min_length=1)] = ["bon"]  # noqa: RUF012
-    budgets: Annotated[list[int], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64]  # noqa: RUF012
+    methods: list[str] = Field(default_factory=lambda: ["bon"], min_length=1)
+    """bon and bop are measured at every budget from one pool; others, e.g. `cards(target=1.5)`, as they are written."""
+    budgets: list[int] = Field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64], min_length=1)
     num_samples: int = Field(256, ge=4)
     """Pool size a prompt; curves reach a quarter of it."""
     trained_budget: int = Field(4, ge=1)
+    win_rate_baseline: WinRateBaseline | None = None
+    """Else the first reference's single sample."""
     sampling: Sampling = Sampling()
     batch_size: int = Field(256, ge=1)
     """Rows decoded together."""
@@ -174,4 +247,15 @@ class EvaluationConfig(Strict):
                 f"budgets {too_big} lie outside 1..{self.num_samples // 4}: an unbiased curve is reliable only up to "
                 f"a quarter of num_samples = {self.num_samples}; raise num_samples or drop them"
             )
+        names = [c.name for c in self.criteria]
+        for name, policy in self.policies.items():
+            unknown = [criterion for criterion in policy.by_criterion if criterion not in names]
+            if unknown:
+                raise ValueError(f"policies.{name}.by_criterion names {unknown[0]!r}; {nearest(unknown[0], names)}")
+        if self.prompts is None and any(policy.pool is None for policy in self.policies.values()):
+            raise ValueError("'prompts' is missing; only pool files hold prompts of their own")
+        baseline = self.win_rate_baseline
+        if baseline is not None and baseline.policy not in self.policies:
+            hint = nearest(baseline.policy, [*self.policies])
+            raise ValueError(f"win_rate_baseline.policy {baseline.policy!r} is no policy; {hint}")
         return self

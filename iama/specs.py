@@ -33,31 +33,116 @@ class RewardScale(Strict):
     std: float = Field(gt=0)
 
 
+class JudgeSpec(Strict):
+    """A language model that judges, behind an OpenAI-compatible endpoint."""
+
+    url: str
+    """Address of the endpoint, e.g. http://localhost:8000/v1."""
+    model: str
+    prompt_file: str
+    """Text with {prompt} and {completion}; pairwise with {prompt}, {first} and {second}."""
+    mode: Literal["pointwise", "pairwise"] = "pointwise"
+    """pointwise: a number; pairwise: against `baseline_column` in both orders, 1 won, 0.5 tie or disagreement, 0."""
+    baseline_column: str | None = None
+    """Column of the prompts with the text to compare with; pairwise only."""
+    lowest: float = 1.0
+    highest: float = 10.0
+    """A pointwise answer must be one number from `lowest` to `highest`; anything else is unparsable."""
+    temperature: float = Field(0.0, ge=0)
+    draw: int = Field(0, ge=0)
+    """Which of a noisy judge's independent answers; give proxy and gold different ones."""
+    max_tokens: int = Field(16, ge=1)
+    concurrency: int = Field(8, ge=1)
+    """Requests at a time."""
+    num_retries: int = Field(4, ge=0)
+    timeout_s: float = Field(60.0, gt=0)
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; a server that needs none takes any."""
+    cache: str = "runs/judge-cache"
+    """Folder of answers by a hash of all that was sent, so that nothing is asked twice."""
+    input_price: float = Field(0.0, ge=0)
+    """Currency units for a million prompt tokens, to show the cost beforehand."""
+    output_price: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _baseline_fits(self) -> Self:
+        if (self.mode == "pairwise") != (self.baseline_column is not None):
+            raise ValueError("mode: pairwise needs `baseline_column`, and mode: pointwise has no use for it")
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest {self.lowest:g} must be below highest {self.highest:g}")
+        return self
+
+
+SOURCES = ("model", "function", "judge", "verifier", "column")
+
+
 class RewardSpec(Strict):
-    """A reward: a sequence classifier (`model`) or a TRL reward function (`function`)."""
+    """A reward: exactly one of `model`, `function`, `judge`, `verifier` and `column`."""
 
     model: str | None = None
+    """Directory or hub name of a sequence classifier."""
     head: str | int | None = None
-    """Label or index of the output that is the reward; required if the model has more than one."""
+    """Label or index of the classifier's output that is the reward; required if it has more than one."""
     sign: Literal[1, -1] = 1
     """-1 for a cost."""
     function: str | None = None
     """`path/to/file.py:name` or `package.module:name` of a function (prompts, completions, **columns)."""
+    judge: JudgeSpec | None = None
+    """A language model that judges."""
+    verifier: Literal["math"] | None = None
+    """math: 1 where the completion's final answer equals the prompt's `answer_column`, else 0 (needs iama[math])."""
+    answer_column: str = "answer"
+    column: str | None = None
+    """Scores that a pool file holds already; evaluation and tuning only."""
     scale: RewardScale | None = None
     """Standardise: (reward - mean) / std, fixed once for the run, never per group."""
     batch_size: int = Field(64, ge=1)
     dtype: Dtype = "float32"
     device: str = "auto"
 
+    @property
+    def source(self) -> str:
+        """Which of `SOURCES` it is."""
+        return next(name for name in SOURCES if getattr(self, name) is not None)
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.model is None) == (self.function is None):
-            raise ValueError("give exactly one of `model` (a sequence classifier) and `function`")
+        given = [name for name in SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(SOURCES)}, got {', '.join(given) or 'none'}")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function {self.function!r} needs the form path/to/file.py:name or package.module:name")
-        if self.function is not None and (self.head is not None or self.sign != 1):
-            raise ValueError("`head` and `sign` belong to a `model`; let the function return what is wanted")
+        if self.model is None and self.head is not None:
+            raise ValueError(f"`head` belongs to a `model`, not to a {given[0]}")
+        if self.sign != 1 and self.source not in ("model", "column"):
+            raise ValueError(f"`sign` belongs to a `model` or a `column`; let the {given[0]} return what is wanted")
+        if self.verifier is None and self.answer_column != "answer":
+            raise ValueError("`answer_column` belongs to a `verifier`")
         return self
+
+
+class PromptsSpec(Strict):
+    """Prompts: a file, or a dataset by name. A bare text is a `path`."""
+
+    path: str
+    """A .jsonl, .json, .csv or .parquet file, or the name of a dataset (org/name)."""
+    subset: str | None = None
+    """Configuration of a named dataset."""
+    split: str | None = None
+    """Split of a named dataset; required there if it has more than one."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name: theirs, e.g. {prompt: question}. Columns that are not named keep their names."""
+    system_prompt: str | None = None
+    """Put before every prompt that has no system message; text prompts become messages."""
+    max_prompts: int | None = Field(None, ge=1)
+    """The first so many."""
+    too_long: Literal["error", "drop"] = "error"
+    """A prompt that leaves a policy no room for max_new_tokens: refuse, or leave out (counted, and said)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
 
 class Sampling(Strict):

@@ -1,19 +1,15 @@
-"""Command line: `iama generate | evaluate | report | export | standardise`.
-
-A thin leaf: every command imports what it needs when it runs, so that `iama --help` is instant.
-"""
+"""`iama generate`."""
 
 from __future__ import annotations
 
 import shlex
-import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iama.errors import ConfigError, IamaError, IamaWarning
+from iama.cli.app import app, manifest_of, note_differences, prepare
+from iama.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,34 +18,6 @@ if TYPE_CHECKING:
     from iama.manifest import Manifest, ManifestCriterion
     from iama.specs import RewardSpec, Sampling
     from inference.samplers import Completion
-
-app = typer.Typer(
-    help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: train_iama.py.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-
-
-def main() -> None:
-    """Run the command line; a mistake in the input is one line on stderr and exit code 2."""
-    warnings.showwarning = _show_warning
-    try:
-        app()
-    except IamaError as error:
-        _fail(error)
-
-
-def _fail(error: IamaError) -> None:
-    sys.stderr.write(f"error: {error}\n")
-    raise SystemExit(2)
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Our own warnings as one line; those of libraries do not concern the user of a command."""
-    if issubclass(category, IamaWarning):
-        sys.stderr.write(f"warning: {message}\n")
 
 
 @app.command()
@@ -91,7 +59,7 @@ def generate(
     from iama.schema import validate
     from iama.specs import PolicySpec
 
-    manifest = _manifest(policy, adapter)
+    manifest = manifest_of(policy, adapter)
     operator = _operator(method, n, manifest, criterion, adapter or policy)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
     base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
@@ -101,8 +69,8 @@ def generate(
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
     sampling = _sampling(given, manifest)
-    _note_differences(manifest, sampling)
-    _prepare([policy, adapter, spec.model if spec else None])
+    note_differences(manifest, sampling)
+    prepare([policy, adapter, spec.model if spec else None])
     from rich.console import Console
 
     with Console(stderr=True).status("loading and sampling"):
@@ -120,122 +88,6 @@ def generate(
             operator, calibration = with_target(loaded, scorer, operator, [asked], sampling, seed)
         completion = serve(loaded, scorer, operator, sampling).sample([asked], seed=seed)[0]
     _show(completion, operator, calibration)
-
-
-@app.command()
-def evaluate(
-    config: Annotated[Path, typer.Option(help="Evaluation file (YAML).")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")] = False,
-) -> None:
-    """Measure policies on held-out prompts: curves, savings, report. A killed evaluation, run again, resumes.
-
-    Example: iama evaluate --config configs/demo-evaluate.yaml --set seed=1 --set output_dir=runs/demo/evaluation-1
-    """
-    from iama.config import EvaluationConfig
-    from iama.schema import load_config
-
-    settings = load_config(config, EvaluationConfig, overrides or [])
-    rewards = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
-    for name, spec in settings.policies.items():
-        _note_differences(_manifest(spec.path, spec.adapter), settings.sampling, f"policy {name!r}: ")
-    _prepare([s for spec in settings.policies.values() for s in (spec.path, spec.adapter)] + [r.model for r in rewards])
-    from rich.console import Console
-
-    from inference.evaluate import check_inputs, describe
-    from inference.evaluate import evaluate as run
-    from inference.report import headline, print_tables, write_report
-
-    if dry_run:
-        typer.echo(describe(settings, check_inputs(settings)))
-        return
-    summary = run(settings)
-    print_tables(summary, Console())
-    typer.echo(f"report: {write_report(Path(settings.output_dir))}")
-    typer.echo(headline(summary))
-
-
-@app.command()
-def standardise(
-    config: Annotated[Path, typer.Option(help="Training file (YAML).")],
-    num_prompts: Annotated[int, typer.Option(help="Prompts to sample, from the start of the file.")] = 64,
-    num_samples: Annotated[int, typer.Option(help="Samples a prompt, from the policy before training.")] = 8,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")] = None,
-) -> None:
-    """Measure each proxy reward's scale on samples of the reference policy, and print it as configuration.
-
-    Example: iama standardise --config configs/demo.yaml --num-prompts 32
-    """
-    from iama.config import TrainingConfig
-    from iama.schema import load_config
-
-    settings = load_config(config, TrainingConfig, overrides or [])
-    _prepare([settings.policy.path, *(c.proxy.model for c in settings.objective.criteria)])
-    from rich.console import Console
-
-    with Console(stderr=True).status("sampling the reference policy and scoring"):
-        from inference.standardise import measure_scales
-
-        scales = measure_scales(settings, num_prompts, num_samples)
-    for index, (criterion, scale) in enumerate(zip(settings.objective.criteria, scales, strict=True)):
-        typer.echo(f"# {criterion.name}")
-        typer.echo(f"--set 'objective.criteria.{index}.proxy.scale={{mean: {scale.mean:.6g}, std: {scale.std:.6g}}}'")
-
-
-@app.command()
-def report(folder: Annotated[Path, typer.Argument(help="An evaluation's output_dir.")]) -> None:
-    """Rebuild report.html from summary.json.
-
-    Example: iama report runs/demo/evaluation
-    """
-    from rich.console import Console
-
-    from inference.report import headline, print_tables, write_report
-    from inference.summary import load_summary
-
-    path = write_report(folder)
-    summary = load_summary(folder)
-    print_tables(summary, Console())
-    typer.echo(f"report: {path}")
-    typer.echo(headline(summary))
-
-
-@app.command()
-def export(
-    run: Annotated[Path, typer.Argument(help="The output_dir of a finished training run.")],
-    out: Annotated[Path, typer.Option(help="New folder for the adapter or model.")],
-    merge: Annotated[bool, typer.Option("--merge", help="Write a plain model instead of an adapter.")] = False,
-    base_model: Annotated[
-        str | None, typer.Option(help="Name to record for the base, e.g. its hub name; else the path that was trained.")
-    ] = None,
-) -> None:
-    """Export a trained adapter with its card and iama.json.
-
-    Example: iama export runs/demo/iama --out runs/demo/merged --merge
-    """
-    _prepare([])
-    from trainers.export import export_run
-
-    export_run(run, out, merge, base_model)
-    typer.echo(f"exported: {out}")
-
-
-def _prepare(model_paths: list[str | None]) -> None:
-    """Settings that must stand before torch is imported, and no loading bars of libraries."""
-    from iama.environment import prepare_environment
-
-    prepare_environment(model_paths)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-def _manifest(policy: str, adapter: str | None) -> Manifest | None:
-    """What the adapter, or else the policy, was trained for."""
-    from iama.manifest import load_manifest
-
-    return load_manifest(Path(adapter or policy))
 
 
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
@@ -316,15 +168,6 @@ def _sampling(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
     settings |= {key: value for key, value in given.items() if value is not None}
     return validate(settings, Sampling, "command line")
-
-
-def _note_differences(manifest: Manifest | None, sampling: Sampling, where: str = "") -> None:
-    """One line on stderr if a policy is not sampled as it was trained."""
-    from iama.specs import sampling_differences
-
-    differences = [] if manifest is None else sampling_differences(manifest.sampling, sampling)
-    if differences:
-        sys.stderr.write(f"note: {where}sampling differs from training: {', '.join(differences)}\n")
 
 
 def _show(completion: Completion, operator: str, calibration: Cost | None) -> None:
