@@ -233,6 +233,8 @@ class EvaluationConfig(Strict):
     win_rate_baseline: WinRateBaseline | None = None
     """Else the first reference's single sample."""
     sampling: Sampling = Sampling()
+    log_probabilities: bool = True
+    """Measure KL and fluency: two more forward passes over every pool."""
     batch_size: int = Field(256, ge=1)
     """Rows decoded together."""
     num_bootstrap: int = Field(1000, ge=100)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from jinja2 import TemplateError
+
 from iama.errors import ModelError
 
 if TYPE_CHECKING:
@@ -20,12 +22,12 @@ Prompt: TypeAlias = str | list[Message]
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Token ids that the policy continues.
 
-    Raises `ModelError` for messages when the tokenizer has no chat template.
+    Raises `ModelError` for messages when the tokenizer has no chat template, or one that refuses them.
     """
     if isinstance(prompt, str):
         return _ids(tokenizer(prompt))
     _need_template(tokenizer, "set policy.chat_template to a .jinja file")
-    return _ids(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True))
+    return _chat_ids(tokenizer, prompt, add_generation_prompt=True)
 
 
 def render_exchange(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> list[int]:
@@ -37,7 +39,7 @@ def render_exchange(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: st
         return _ids(tokenizer(prompt + text + (tokenizer.eos_token or "")))
     _need_template(tokenizer, "put a chat_template.jinja into that directory")
     exchange = [*prompt, {"role": "assistant", "content": text}]
-    return _ids(tokenizer.apply_chat_template(exchange, return_dict=True))
+    return _chat_ids(tokenizer, exchange, add_generation_prompt=False)
 
 
 def as_completion(prompt: Prompt, text: str) -> str | list[Message]:
@@ -57,6 +59,20 @@ def prompt_text(prompt: Prompt) -> str:
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> list[int]:
+    try:
+        return _ids(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, return_dict=True)
+        )
+    except TemplateError as error:  # some know no system role, or want user and assistant to take turns
+        roles = ", ".join(message["role"] for message in messages)
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses messages with the roles {roles} ({reason}); "
+            "use messages that it knows, or another chat template"
+        ) from error
 
 
 def _ids(encoding: Any) -> list[int]:

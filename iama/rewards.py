@@ -1,7 +1,7 @@
 """Rewards, scored the same way in training and at inference.
 
-A reward is a sequence classifier (a Hugging Face directory, read with its own tokenizer and chat template) or a
-TRL reward function `(prompts, completions, **columns) -> list[float]`, used unchanged.
+A reward is a sequence classifier (a Hugging Face directory, read with its own tokenizer and chat template), a
+TRL reward function `(prompts, completions, **columns) -> list[float]`, used unchanged, a judge or a verifier.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ import importlib.util
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from iama.cost import Cost
+from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
+from iama.flops import row_flops, size_of
+from iama.judges import Judge, check_judge
 from iama.models import check_model_dir, halved, loading, pick_device, refuse_missing_tensors
 from iama.render import as_completion, completion_text, prompt_text, render_exchange
+from iama.verifiers import MathVerifier, check_math_verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from iama.flops import ModelSize
     from iama.render import Message, Prompt
     from iama.specs import RewardScale, RewardSpec
 
@@ -37,7 +42,7 @@ class Reward:
     """A named reward; calling it is TRL's reward-function interface, so it goes to any TRL trainer as it is.
 
     `missing_ok` lets a score of None or NaN through as NaN; `scale` standardises. `classifier` is the model that
-    scores, None for a function.
+    scores and `judge` the judge, None for any other kind of reward.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Reward:
         self.name = name
         self.__name__ = name  # TRL names metrics and columns after it
         self.classifier = scorer if isinstance(scorer, Classifier) else None
+        self.judge = scorer if isinstance(scorer, Judge) else None
         self._scorer = scorer
         self._scale = scale
         self._missing_ok = missing_ok
@@ -86,8 +92,22 @@ class Reward:
         """Scores of texts with what they cost; `columns` are the prompts' further columns."""
         start = time.perf_counter()
         completions = [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        scores, tokens = self._scored(prompts, completions, columns)
-        return scores, Cost(reward_calls=len(texts), reward_tokens=tokens, seconds=time.perf_counter() - start)
+        if self.classifier is None:
+            scores, tokens = self._scored(prompts, completions, columns)
+            read = Cost(reward_tokens=tokens, sequential_steps=int(tokens > 0))
+        else:
+            scores, read = self._read(self.classifier, prompts, texts)
+        return scores, replace(read, reward_calls=len(texts), seconds=time.perf_counter() - start)
+
+    def _read(
+        self, classifier: Classifier, prompts: Sequence[Prompt], texts: Sequence[str]
+    ) -> tuple[list[float], Cost]:
+        """Scores of a classifier, and what reading the texts cost."""
+        start_peak(classifier.model.device)
+        ids = classifier.render(prompts, texts)
+        scores = self.finish(prompts, texts, classifier.score_ids(ids))
+        read = reduce(Cost.beside, classifier.costs(ids), Cost())
+        return scores, replace(read, peak_memory=peak_memory(classifier.model.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +133,17 @@ class Classifier:
         """Scores, and the number of tokens read."""
         ids = self.render(prompts, [completion_text(completion) for completion in completions])
         return self.score_ids(ids), sum(map(len, ids))
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """The model's size, as operations are counted from it."""
+        return size_of(self.model)
+
+    def costs(self, ids: Sequence[Sequence[int]]) -> list[Cost]:
+        """Of reading rendered texts from their beginning, in one step: tokens and operations of each."""
+        lengths = [len(row) for row in ids]
+        flops = row_flops(self.size, 0, lengths).tolist()
+        return [Cost(reward_tokens=n, sequential_steps=1, flops=f) for n, f in zip(lengths, flops, strict=True)]
 
     def render(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[int]]:
         """Token ids as the model reads them; raises `RewardError` where they are more than it can read."""
@@ -142,20 +173,46 @@ class Classifier:
 
 
 def load_reward(name: str, spec: RewardSpec, *, missing_ok: bool = False) -> Reward:
-    """Load a reward; raises `RewardError` or `ModelError` with what to mend."""
-    if spec.model is not None:
-        return Reward(name, load_classifier(name, spec), spec.scale, missing_ok=missing_ok)
-    assert spec.function is not None
-    function = load_function(spec.function, f"reward {name!r}")
-    return reward_from_function(function, name, spec.scale, missing_ok=missing_ok)
+    """Load a reward; raises `RewardError` or `ModelError` with what to mend.
+
+    A judge's score may always be missing: only whoever uses it can say what an unparsable answer means there.
+    """
+    source = f"reward {name!r}"
+    if spec.function is not None:
+        return reward_from_function(load_function(spec.function, source), name, spec.scale, missing_ok=missing_ok)
+    if spec.column is not None:
+        raise _column_error(spec, source)
+    if spec.judge is not None:
+        return Reward(name, Judge(spec.judge, source), spec.scale, missing_ok=True)
+    if spec.verifier is not None:
+        return Reward(name, MathVerifier(spec.answer_column, source), spec.scale, missing_ok=missing_ok)
+    return Reward(name, load_classifier(name, spec), spec.scale, missing_ok=missing_ok)
 
 
 def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> None:
     """Make the checks of `load_reward` that need no weights in memory; `prompt` must render for the reward."""
     source = f"reward {name!r}"
-    if spec.model is None:
-        load_function(spec.function or "", source)
-        return
+    if spec.function is not None:
+        load_function(spec.function, source)
+    elif spec.column is not None:
+        raise _column_error(spec, source)
+    elif spec.judge is not None:
+        check_judge(spec.judge, source)
+    elif spec.verifier is not None:
+        check_math_verify(source)
+    else:
+        _check_classifier(spec, source, prompt)
+
+
+def _column_error(spec: RewardSpec, source: str) -> RewardError:
+    return RewardError(
+        f"{source}: column {spec.column!r} belongs to pool files, whose samples have scores already; here a reward "
+        "must score texts: give a model, function, judge or verifier"
+    )
+
+
+def _check_classifier(spec: RewardSpec, source: str, prompt: Prompt | None) -> None:
+    assert spec.model is not None
     check_model_dir(spec.model, source)
     with loading(spec.model, source):
         _pick_head(AutoConfig.from_pretrained(spec.model), spec, source)

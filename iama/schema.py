@@ -38,7 +38,7 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(raw).__name__}")
     for override in overrides or []:
-        _apply(raw, override)
+        apply_override(raw, override)
     return validate(raw, cls, str(path))
 
 
@@ -89,7 +89,8 @@ def _blocks(annotation: Any) -> list[type[Strict]]:
     return [b for argument in getattr(annotation, "__args__", ()) for b in _blocks(argument)]
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set a key of a configuration, `a.b=c`, in place; raises `ConfigError`."""
     path, equals, value = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {override!r}: write key=value, e.g. trainer.learning_rate=1e-3")
@@ -123,11 +124,14 @@ def parse_yaml(text: str) -> Any:
 
 def _child(block: Any, part: str, override: str) -> Any:
     try:
-        if isinstance(block, list):
-            return block[int(part)]
-        child = block.setdefault(part, {})
+        child = block[int(part)] if isinstance(block, list) else block.setdefault(part, {})
     except (IndexError, ValueError, AttributeError) as error:
         raise ConfigError(f"--set {override!r}: there is no {part!r} to set something in") from error
-    if child is None:
+    if child is None and isinstance(block, dict):
         child = block[part] = {}
+    if not isinstance(child, (dict, list)):
+        raise ConfigError(
+            f"--set {override!r}: {part!r} is {child!r}, which has no keys; write it as a block, "
+            f"e.g. {part}: {{path: {child}}}"
+        )
     return child

@@ -64,8 +64,16 @@ def sorted_scores(proxy_PS: Floats, score_PS: Floats) -> Floats:
 def curves(proxy_PS: Floats, score_PS: Floats, operators: Sequence[RankOperator]) -> Floats:
     """Mean score of what each operator keeps, prompt by prompt: `[P, len(operators)]`.
 
-    For Best-of-n it is unbiased for every `n <= S`.
+    For Best-of-n it is unbiased for every `n <= S`. A sample without one of the two scores (NaN) leaves its prompt's
+    pool; every prompt must keep as many samples as the largest Best-of-n draws.
     """
-    weights_SN = np.stack([rank_weights(operator, proxy_PS.shape[1]) for operator in operators], axis=1)
-    values: Floats = sorted_scores(proxy_PS, score_PS) @ weights_SN
+    values = np.empty((len(proxy_PS), len(operators)))
+    known_PS = np.isfinite(proxy_PS) & np.isfinite(score_PS)
+    num_known_P = known_PS.sum(axis=1)
+    for size in np.unique(num_known_P):
+        weights_SN = np.stack([rank_weights(operator, int(size)) for operator in operators], axis=1)
+        rows = np.flatnonzero(num_known_P == size)
+        known = known_PS[rows]
+        proxy, score = (array[rows][known].reshape(len(rows), size) for array in (proxy_PS, score_PS))
+        values[rows] = sorted_scores(proxy, score) @ weights_SN
     return values

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 
-from iama.cost import Cost
+from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import DataError
 from iama.models import halved
 from inference.random_streams import prompt_keys, stream_keys, uniforms
@@ -80,7 +80,8 @@ def iter_decode(
 
     `num_samples` is one number or one a prompt; sample `i` of a prompt is the same however many are drawn. Cost
     counts forwarded tokens: a prefill token is a prompt token (once for all samples), a decode token a response
-    token that was fed back, so a response of T tokens costs T - 1. Padding is not counted. `batch_size` is the
+    token that was fed back, so a response of T tokens costs T - 1. Padding is not counted. Steps are those of all
+    samples side by side: the prefill and T - 1 more, T being the longest response. `batch_size` is the
     number of rows decoded together; where memory runs out it is halved, with a warning and the same responses (the
     cost of what was lost is not counted). `keys` replaces the prompts' `prompt_keys`, for a list that is part of a
     longer one.
@@ -88,6 +89,7 @@ def iter_decode(
     Raises `DataError` naming the prompt, before anything is decoded, if one is empty or does not fit.
     """
     check_fit(policy.name, policy.tokenizer, policy.context_length, prompts_ids, sampling)
+    start_peak(policy.model.device)
     counts = [num_samples] * len(prompts_ids) if isinstance(num_samples, int) else list(num_samples)
     keys = prompt_keys(prompts_ids) if keys is None else keys
     for index in (index for index, count in enumerate(counts) if count == 0):
@@ -100,7 +102,7 @@ def iter_decode(
 
     order = [index for index in shortest_first(prompts_ids) if counts[index]]
     for request in until_all(run, order, batch_size, f"policy {policy.name!r}"):
-        yield request.index, request.responses(), request.cost()
+        yield request.index, request.responses(), replace(request.cost(), peak_memory=peak_memory(policy.model.device))
 
 
 def shortest_first(prompts_ids: Sequence[Sequence[int]]) -> list[int]:
@@ -211,13 +213,19 @@ class Request:
     index: int
     prompt_ids: Sequence[int]
     num_fed_back: int = field(default=0, kw_only=True)
+    num_steps: int = field(default=0, kw_only=True)  # passes of the policy
+    flops: float = field(default=0.0, kw_only=True)  # of the policy
     seconds: float = field(default=0.0, kw_only=True)
     reward_cost: Cost = field(default=Cost(), kw_only=True)
 
     def cost(self) -> Cost:
         """What was forwarded and scored for it."""
         return self.reward_cost + Cost(
-            policy_prefill_tokens=len(self.prompt_ids), policy_decode_tokens=self.num_fed_back, seconds=self.seconds
+            policy_prefill_tokens=len(self.prompt_ids),
+            policy_decode_tokens=self.num_fed_back,
+            sequential_steps=self.num_steps,
+            flops=self.flops,
+            seconds=self.seconds,
         )
 
 
@@ -313,8 +321,10 @@ class _Decoder:
         if requests:
             slots = self._rows.allocate(len(requests))
             logits_PV = self._rows.extend(slots, [request.prompt_ids for request in requests])
-            for request, slot, logits_V in zip(requests, slots, logits_PV, strict=True):
+            flops = self._rows.last_flops.tolist()
+            for request, slot, logits_V, own in zip(requests, slots, logits_PV, flops, strict=True):
                 request.prefill = slot, logits_V
+                request.flops += own
 
     def _fork(self, request: _Samples, number: int) -> torch.Tensor:
         """Start a request's next samples from its prompt, and give their logits `[number, V]`.
@@ -344,12 +354,14 @@ class _Decoder:
         if self._live:
             fed = tokens[~ended].tolist()
             self._logits_RV = self._rows.extend([row.slot for row in self._live], [[token] for token in fed])
-        for row in self._live:
-            row.request.num_fed_back += 1
+            for row, own in zip(self._live, self._rows.last_flops.tolist(), strict=True):
+                row.request.num_fed_back += 1
+                row.request.flops += own
         charge([row.request for row in live], time.perf_counter() - start)
         for row in (row for row, end in zip(live, ended, strict=True) if end):
             row.request.num_open -= 1
             if row.request.num_open == 0:
+                row.request.num_steps = max(map(len, row.request.tokens))  # the last of them is not fed back
                 yield row.request
 
     def _sample(self) -> NDArray[np.int64]:

@@ -2,243 +2,212 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import platform
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from iama import __version__
-from iama.cost import Cost
-from iama.data import load_prompts
-from iama.errors import ConfigError, RunError
-from iama.render import prompt_text, render_prompt
-from iama.rewards import check_reward, load_reward
-from inference.decode import check_fit
-from inference.policy import load_tokenizer
-from inference.pools import sample_pool, score_pool
-from inference.samplers import select
-from inference.summary import (
-    FILE_NAME,
-    Summary,
-    compare_policies,
-    curve_rows,
-    quality_rows,
-    save_summary,
-)
-from inference.tables import Tables, make_tables, save_tables
+from iama.files import write_atomically
+from iama.flops import size_of
+from iama.rewards import load_reward
+from inference.evaluation_plan import is_guided, make_plan
+from inference.guided_draw import guided_draw, guided_header, needs_target, with_pool_target
+from inference.measured import Measured
+from inference.pool_log_probabilities import last_loaded, pool_log_probabilities, reference_source
+from inference.pools import fill_pool, reward_key, score_pool, transformers_draw
+from inference.shards import num_devices, run_shards, take_over
+from inference.store import digest
+from inference.summarise import summarise
+from inference.summary import save_summary
+from inference.tables import save_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from iama.config import EvaluationConfig
+    from iama.config import EvaluationConfig, EvaluationCriterion
+    from iama.flops import ModelSize
     from iama.rewards import Reward
     from iama.specs import RewardSpec
-    from inference.pools import SampledPool
-
-    Floats = NDArray[np.float64]
-    Scores = dict[tuple[str, str], tuple[Floats, Floats | None]]
-
-NUM_EXAMPLES = 4
-ABSENT = "(not set)"
+    from inference.evaluation_plan import Plan, Source
+    from inference.pool_file import PoolFile
+    from inference.pools import PoolScores
+    from inference.shards import Shard
+    from inference.summary import Summary
 
 
 def evaluate(config: EvaluationConfig, console: Console | None = None) -> Summary:
     """Run an evaluation and write `summary.json` and `prompt_values.npz` into its folder.
 
-    Samples and model scores are kept line by line under `pools/` and `scores/`, so a killed evaluation resumes.
+    Samples and scores are kept prompt by prompt, so a killed evaluation resumes; what shards have done is taken over.
     Everything that can be refused is refused first: `DataError`, `ModelError`, `RewardError`, `RunError`.
     """
-    rows = check_inputs(config)
-    rewards = {spec: load_reward(name, spec) for spec, name in _reward_names(config).items()}
-    with _progress(console or Console(stderr=True)) as progress:
-        pools = {}
-        for name, spec in config.policies.items():
-            advance = _bar(progress, f"sampling {name}", "samples", len(rows) * config.num_samples)
-            pools[name] = sample_pool(name, spec, rows, config, advance)
-        by_spec, reward_cost = _score_all(config, rows, pools, rewards, progress)
-        progress.add_task("computing curves and intervals", total=None, unit="", rate="")
-        scores: Scores = {
-            (policy, c.name): (by_spec[c.proxy][policy], by_spec[c.gold][policy] if c.gold else None)
-            for policy in pools
-            for c in config.criteria
-        }
-        tables = make_tables(pools, scores, list(config.methods))
-        summary = _summary(config, rows, pools, scores, tables, reward_cost)
+    plan = make_plan(config)
     folder = Path(config.output_dir)
+    take_over(folder)
+    measured = _measure(config, plan, folder, list(range(len(plan.rows))), console)
+    tables, summary = summarise(config, plan, measured)
     folder.mkdir(parents=True, exist_ok=True)
     save_tables(folder, tables)
     save_summary(config, folder, summary)
     return summary
 
 
-def check_inputs(config: EvaluationConfig) -> list[dict[str, Any]]:
-    """The prompts' rows, once prompts, output folder, rewards and model directories were found usable."""
-    empty = [name for name in ("policies", "methods", "budgets") if not getattr(config, name)]
-    if empty:
-        raise ConfigError(f"evaluation {config.name!r}: {' and '.join(empty)} must not be empty; name at least one")
-    rows = load_prompts(Path(config.prompts), config.max_prompts)
-    _check_folder(config)
-    for reward_spec, reward_name in _reward_names(config).items():
-        check_reward(reward_name, reward_spec)
-    for name, spec in config.policies.items():
-        tokenizer, context_length = load_tokenizer(name, spec)
-        prompts_ids = [render_prompt(tokenizer, row["prompt"]) for row in rows]
-        check_fit(name, tokenizer, context_length, prompts_ids, config.sampling)
-    return rows
+def evaluate_shard(config: EvaluationConfig, shard: Shard, console: Console | None = None) -> Path:
+    """Sample and score a shard's prompts only, into its own folder, which `evaluate` takes over later."""
+    plan = make_plan(config)
+    folder = shard.folder(Path(config.output_dir))
+    _measure(config, plan, folder, shard.indices(len(plan.rows)), console)
+    return folder
 
 
-def describe(config: EvaluationConfig, rows: Sequence[dict[str, Any]]) -> str:
-    """The plan of an evaluation, for `--dry-run`."""
-    per_policy = len(rows) * config.num_samples
-    return (
-        f"{config.name}: {len(config.policies)} policies ({', '.join(config.policies)}) x {len(rows)} prompts x "
-        f"{config.num_samples} samples = {per_policy * len(config.policies)} samples of at most "
-        f"{config.sampling.max_new_tokens} tokens; criteria {', '.join(c.name for c in config.criteria)}; methods "
-        f"{', '.join(config.methods)} at budgets {config.budgets}; into {config.output_dir}"
-    )
-
-
-def _check_folder(config: EvaluationConfig) -> None:
-    """Refuse a folder that holds something else, or results of another configuration, lest they be overwritten."""
+def evaluate_on_devices(config: EvaluationConfig, devices: str, console: Console | None = None) -> None:
+    """Run all shards as processes of this machine, one a device; `evaluate` then has nothing left to measure."""
+    count = num_devices(devices)
+    plan = make_plan(config)
     folder = Path(config.output_dir)
-    if (folder / "metrics.jsonl").is_file():
-        raise RunError(f"output_dir {config.output_dir!r} holds a training run; give the evaluation its own folder")
-    path = folder / FILE_NAME
-    if not path.is_file():
-        return
-    try:
-        stored = _leaves(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is no evaluation's, or damaged; choose another output_dir or delete it") from error
-    present = _leaves(config.model_dump(mode="json"))
-    told = [
-        f"{key} was {stored.get(key, ABSENT)!r}, is {present.get(key, ABSENT)!r}"
-        for key in {**present, **stored}
-        if stored.get(key, ABSENT) != present.get(key, ABSENT)
-    ]
-    if told:
-        changes = "; ".join([*told[:3], *["..."] * bool(told[3:])])
-        raise RunError(
-            f"output_dir {config.output_dir!r} holds another evaluation ({changes}); "
-            f"choose another output_dir, or delete its {FILE_NAME} to replace it"
-        )
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = folder / "shards" / "config.yaml"
+    resolved.parent.mkdir(exist_ok=True)
+    write_atomically(resolved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    command = ["-m", "iama.cli", "evaluate", "--config", str(resolved), "--shard"]
+    total = sum(len(plan.rows) * (config.num_samples + 1) for source in plan.sources if source.stored is None)
+    with _progress(console or Console(stderr=True)) as progress:
+        advance = _bar(progress, f"{count} processes", "lines", total)
+        run_shards([[*command, f"{i}/{count}"] for i in range(1, count + 1)], folder, advance)
 
 
-def _leaves(value: Any, key: str = "") -> dict[str, Any]:
-    """A nested configuration as one level, by dotted key; a list of plain values is one value."""
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        value = dict(enumerate(value))
-    if not isinstance(value, dict):
-        return {key: value}
-    return {k: v for name, item in value.items() for k, v in _leaves(item, f"{key}.{name}" if key else name).items()}
+@dataclass
+class _Work:
+    """One process's part: its prompts by index, where it keeps what it makes, and its progress bars."""
+
+    config: EvaluationConfig
+    plan: Plan
+    folder: Path
+    indices: list[int]
+    progress: Progress
+    rewards: dict[RewardSpec, Reward] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [self.plan.rows[i] for i in self.indices]
+
+    def reward(self, spec: RewardSpec) -> Reward:
+        """A reward, loaded once."""
+        if spec not in self.rewards:
+            self.rewards[spec] = load_reward(self.plan.rewards[spec], spec)
+        return self.rewards[spec]
 
 
-def _reward_names(config: EvaluationConfig) -> dict[RewardSpec, str]:
-    """Every distinct reward once with its name, so that a spec shared by criteria is loaded and scored once."""
-    names: dict[RewardSpec, str] = {}
-    for criterion in config.criteria:
-        for role, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
-            if spec is not None:
-                names.setdefault(spec, f"{criterion.name} ({role})")
-    return names
+def _measure(
+    config: EvaluationConfig, plan: Plan, folder: Path, indices: Sequence[int], console: Console | None
+) -> Measured:
+    """Everything that needs a model: pools, log-probabilities, scores, guided answers."""
+    with _progress(console or Console(stderr=True)) as progress:
+        work = _Work(config, plan, folder, list(indices), progress)
+        for spec in plan.rewards:  # before sampling, lest a reward that cannot be loaded be found out late
+            if spec.column is None:
+                work.reward(spec)
+        sizes = {spec: _size(work.rewards[spec]) if spec in work.rewards else None for spec in plan.rewards}
+        measured = Measured(reward_sizes=sizes)
+        for source in plan.sources:
+            measured.pools[source.name] = _fill(work, source)
+        _log_probabilities(work, measured)
+        _scores(work, measured)
+        for method in filter(is_guided, config.methods):
+            for source in plan.sources:
+                for criterion in (c for c in config.criteria if c.name in source.criteria):
+                    _answer(work, measured, source, criterion, method)
+    return measured
 
 
-def _score_all(
-    config: EvaluationConfig,
-    rows: Sequence[dict[str, Any]],
-    pools: Mapping[str, SampledPool],
-    rewards: Mapping[RewardSpec, Reward],
-    progress: Progress,
-) -> tuple[dict[RewardSpec, dict[str, Floats]], dict[str, Cost]]:
-    """Scores `[P, S]` by reward and policy, and each reward's cost."""
-    scores: dict[RewardSpec, dict[str, Floats]] = {}
-    costs: dict[str, Cost] = {}
-    for spec, reward in rewards.items():
-        advance = _bar(progress, f"scoring {reward.name}", "prompts", len(rows) * len(pools))
-        known: dict[tuple[int, str], float] = {}
-        scores[spec], costs[reward.name] = {}, Cost()
-        for name, pool in pools.items():
-            scores[spec][name], cost = score_pool(pool, name, reward, spec, rows, known, config, advance)
-            costs[reward.name] += cost
-    return scores, costs
+def _size(reward: Reward) -> ModelSize | None:
+    return None if reward.classifier is None else size_of(reward.classifier.model)
 
 
-def _summary(
-    config: EvaluationConfig,
-    rows: Sequence[dict[str, Any]],
-    pools: Mapping[str, SampledPool],
-    scores: Scores,
-    tables: Tables,
-    reward_cost: Mapping[str, Cost],
-) -> Summary:
-    budget = config.trained_budget
-    results = compare_policies([tables], budget, num_bootstrap=config.num_bootstrap, seed=config.seed)
-    return Summary(
-        **results,
-        curves=curve_rows(tables, config.budgets),
-        quality=quality_rows(tables, config.methods[0], budget),
-        name=config.name,
-        num_prompts=len(rows),
-        num_samples=config.num_samples,
-        trained_budget=budget,
-        examples=_examples(config, rows, pools, scores),
-        sampling=[_sampling_row(name, pool) for name, pool in pools.items()],
-        costs=[{"reward": name, **cost.as_dict()} for name, cost in reward_cost.items()],
-        config=config.model_dump(mode="json"),
-        versions=_versions(),
+def _fill(work: _Work, source: Source) -> PoolFile:
+    if source.stored is not None:
+        return type(source.stored)(source.stored.header, [source.stored.prompts[i] for i in work.indices])
+    assert source.spec is not None
+    config = work.config
+    advance = _bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
+    draw = transformers_draw(
+        source.name,
+        source.spec,
+        source.system_prompt,
+        config.num_samples,
+        config.sampling,
+        config.seed,
+        config.batch_size,
     )
+    path = work.folder / "pools" / f"{source.file_name}.jsonl"
+    return fill_pool(path, source.header, work.plan.rows, draw, advance, indices=work.indices)
 
 
-def _sampling_row(name: str, pool: SampledPool) -> dict[str, Any]:
-    """What a policy's pool looks like and what it cost."""
-    cost = sum(pool.costs, Cost())
-    return {
-        "policy": name,
-        "mean_tokens": float(pool.lengths_PS.mean()),
-        "truncated": float(pool.truncated_PS.mean()),
-        "distinct": sum(len(set(texts)) for texts in pool.texts) / pool.lengths_PS.size,
-        "prefill_tokens": cost.policy_prefill_tokens,
-        "decode_tokens": cost.policy_decode_tokens,
-        "seconds": cost.seconds,
-    }
+def _log_probabilities(work: _Work, measured: Measured) -> None:
+    """Of every pool under its own policy and under the reference, where both can be had."""
+    reference = reference_source(work.config, work.plan)
+    if reference is None or not work.config.log_probabilities:
+        return
+    load = last_loaded()
+    sources = work.plan.sources
+    pairs = [(s, s) for s in sources] + [(s, reference) for s in sources if s is not reference]
+    for source, judge in pairs:
+        pool = measured.pools[source.name]
+        advance = _bar(work.progress, f"likelihood of {source.name} under {judge.name}", "prompts", len(pool.prompts))
+        key = digest([source.file_name, judge.file_name])[:12]
+        path = work.folder / "log_probabilities" / f"{source.file_name}-{key}.jsonl"
+        found = pool_log_probabilities(pool, source, judge, path, work.config.batch_size, load, advance)
+        if found is not None:
+            measured.log_probabilities[source.name, judge.name] = found
+    measured.reference = reference.name
 
 
-def _examples(
-    config: EvaluationConfig, rows: Sequence[dict[str, Any]], pools: Mapping[str, SampledPool], scores: Scores
-) -> list[dict[str, Any]]:
-    """What each policy answers to a few prompts, evenly spaced: its first sample, and Best-of-N by each criterion."""
-    stride = max(1, len(rows) // NUM_EXAMPLES)
-    examples = []
-    for i in list(range(0, len(rows), stride))[:NUM_EXAMPLES]:
-        for (policy, criterion), (proxy_PS, gold_PS) in scores.items():
-            chosen = select(proxy_PS[i].tolist(), config.trained_budget)
-            single, best = (
-                {
-                    "text": pools[policy].texts[i][s],
-                    "proxy": float(proxy_PS[i, s]),
-                    "gold": None if gold_PS is None else float(gold_PS[i, s]),
-                }
-                for s in (0, chosen)
-            )
-            where = {"prompt": prompt_text(rows[i]["prompt"]), "policy": policy, "criterion": criterion}
-            examples.append({**where, "single": single, "best": best})
-    return examples
+def _scores(work: _Work, measured: Measured) -> None:
+    """Each distinct text of a prompt once under each reward, whichever policies gave it."""
+    for spec, name in work.plan.rewards.items():
+        judged = [s for s in work.plan.sources if set(s.criteria) & set(_criteria_of(work.config, spec))]
+        advance = _bar(work.progress, f"scoring {name}", "prompts", len(work.indices) * len(judged))
+        known: dict[tuple[str, str], Any] = {}
+        for source in judged:
+            measured.scores[source.name, spec] = _score(work, measured.pools[source.name], source, spec, known, advance)
 
 
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "peft", "numpy", "scipy")
-    return {
-        "iama": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
+def _score(
+    work: _Work, pool: PoolFile, source: Source, spec: RewardSpec, known: dict[Any, Any], advance: Callable[[int], None]
+) -> PoolScores:
+    reward = None if spec.column is not None else work.reward(spec)
+    journal = work.folder / "scores" / f"{source.file_name}.{reward_key(spec)[:12]}.jsonl"
+    return score_pool(pool, reward, spec, journal, known, advance)
+
+
+def _criteria_of(config: EvaluationConfig, spec: RewardSpec) -> list[str]:
+    return [c.name for c in config.criteria if spec in (c.proxy, c.gold)]
+
+
+def _answer(work: _Work, measured: Measured, source: Source, criterion: EvaluationCriterion, method: str) -> None:
+    """Answers of a guided method, and their gold."""
+    config = work.config
+    written = method
+    if needs_target(method, config.sampling):
+        written = with_pool_target(method, measured.scores[source.name, criterion.proxy].values_PS)
+    header = guided_header(source, written, reward_key(criterion.proxy))
+    name = f"{source.name} {criterion.name} {method}"
+    file_name = f"{source.file_name}-{digest([criterion.name, header])[:12]}.jsonl"
+    advance = _bar(work.progress, f"answers of {name}", "prompts", len(work.indices))
+    draw = guided_draw(
+        source, work.reward(criterion.proxy), written, config.sampling, config.seed + 1, config.batch_size
+    )
+    path = work.folder / "answers" / file_name
+    pool = fill_pool(path, header, work.plan.rows, draw, advance, indices=work.indices)
+    gold = None
+    if criterion.gold is not None:
+        journal = work.folder / "scores" / f"{file_name.removesuffix('.jsonl')}.{reward_key(criterion.gold)[:12]}.jsonl"
+        gold = score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, {}, lambda _: None).values_PS
+    measured.answers[source.policy, criterion.name, method] = (written, pool, gold)
 
 
 def _progress(console: Console) -> Progress:
@@ -260,6 +229,6 @@ def _bar(progress: Progress, description: str, unit: str, total: int) -> Callabl
     def advance(count: int) -> None:
         progress.advance(task, count)
         speed = progress.tasks[task].speed
-        progress.update(task, rate="" if speed is None else f"{speed:,.0f}/s")
+        progress.update(task, rate="" if speed is None else f"{speed:,.1f}/s")
 
     return advance

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
 from inference.decode import Request, response_text, shortest_first, until_all
 from inference.random_streams import prompt_keys
@@ -55,6 +56,7 @@ def answer_all(
     policy, sampling = sampler.policy, sampler.sampling
     ids = render_checked(policy, sampler.reward, prompts, columns, sampling)
     keys = prompt_keys(ids)
+    start_peak(policy.model.device)
 
     def begin(indices: list[int], batch_size: int) -> Iterator[G]:
         own = {i: {name: values[i] for name, values in (columns or {}).items()} for i in indices}
@@ -67,13 +69,17 @@ def answer_all(
         completions[request.index] = Completion(
             text, kept.token_ids, kept.reward, kept.finish_reason, request.cost(), [kept], 0, tuple(request.trace)
         )
-    return [completions[i] for i in range(len(prompts))]
+    peak = peak_memory(policy.model.device)
+    return [
+        replace(completion, cost=replace(completion.cost, peak_memory=peak))
+        for completion in (completions[i] for i in range(len(prompts)))
+    ]
 
 
 def score_rows(
     reward: Reward, rewards: RewardRows, requests: Sequence[Guided], rows: Sequence[int], texts: Sequence[str]
 ) -> list[float]:
-    """Scores of a text a row, charged to the rows' requests.
+    """Scores of a text a row, charged to the rows' requests; of one request all are read side by side, in one step.
 
     Raises `RewardError` for a missing score; a lack of memory carries a note that it is the reward's.
     """
@@ -84,8 +90,11 @@ def score_rows(
     except RuntimeError as error:
         error.add_note(source)
         raise
-    for request, value, cost in zip(requests, values, costs, strict=True):
+    if any(map(math.isnan, values)):
+        raise RewardError(f"{source} has no score for a text that it must guide; return a number for every text")
+    spent: dict[Guided, Cost] = {}
+    for request, cost in zip(requests, costs, strict=True):
+        spent[request] = spent.get(request, Cost()).beside(cost)
+    for request, cost in spent.items():
         request.reward_cost += cost
-        if math.isnan(value):
-            raise RewardError(f"{source} has no score for a text that it must guide; return a number for every text")
     return values

@@ -1,175 +1,377 @@
-"""Pools of samples and their scores, kept on disk prompt by prompt as an evaluation goes."""
+"""Filling pool files with samples, and scoring them: prompt by prompt, so that a killed job goes on where it was.
+
+What a prompt's samples and scores are depends on nothing but the prompt, so that any split of the prompts over
+processes gives what one process would.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import importlib.metadata
+import math
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from iama import __version__
 from iama.cost import Cost
+from iama.data import with_system_prompt
+from iama.errors import DataError, IamaWarning, RewardError, RunError
 from iama.render import render_prompt
 from inference.decode import iter_decode, response_text
 from inference.policy import load_policy, resolve_paths
+from inference.pool_file import (
+    PooledPrompt,
+    PoolFile,
+    Sample,
+    append_block,
+    open_unfinished,
+    prompt_ids,
+    read_pool,
+    write_pool,
+)
+from inference.pool_schema import full_header
 from inference.random_streams import prompt_keys
+from inference.scoring import num_common, reads_in_pieces
 from inference.store import append_line, digest, fingerprint, read_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from numpy.typing import NDArray
 
-    from iama.config import EvaluationConfig
     from iama.rewards import Reward
-    from iama.specs import PolicySpec, RewardSpec
+    from iama.specs import PolicySpec, RewardSpec, Sampling
 
     Floats = NDArray[np.float64]
-    Advance = Callable[[int], None]
+
+Advance: TypeAlias = Callable[[int], None]
+Rows: TypeAlias = Sequence[dict[str, Any]]
+Draw: TypeAlias = Callable[[Rows, Sequence[int]], Iterator[tuple[int, list[Sample], Cost, bool]]]
+"""From all rows and the indices of those to draw: (index, samples, cost, whether it is estimated), as they are done."""
+
+PACKAGES = {"transformers": ("torch", "transformers", "peft"), "vllm": ("torch", "vllm"), "openai": ("openai",)}
+
+
+# Samples. -----------------------------------------------------------------------------------------------
+
+
+def pool_header(
+    name: str,
+    spec: PolicySpec,
+    system_prompt: str | None,
+    engine: str,
+    sampling: Sampling,
+    num_samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The header of a local policy's pool, with a fingerprint of all in its folders that decides the samples."""
+    base, adapter = resolve_paths(name, spec)
+    template = Path(spec.chat_template).read_text(encoding="utf-8") if spec.chat_template else None
+    folders = [fingerprint(Path(base)), fingerprint(Path(adapter)) if adapter else None]
+    policy = {
+        "name": name,
+        "path": spec.path,
+        "adapter": spec.adapter,
+        "fingerprint": digest([*folders, template, spec.dtype]),
+    }
+    return engine_header(policy, system_prompt, engine, sampling, num_samples, seed)
+
+
+def engine_header(
+    policy: dict[str, Any], system_prompt: str | None, engine: str, sampling: Sampling, num_samples: int, seed: int
+) -> dict[str, Any]:
+    """A header with the versions of the engine's packages."""
+    raw = {
+        "iama_pool": 1,
+        "policy": policy,
+        "engine": engine,
+        "sampling": sampling.model_dump(),
+        "num_samples": num_samples,
+        "seed": seed,
+        "versions": {"iama": __version__, "python": platform.python_version(), **_versions(engine)},
+        "system_prompt": system_prompt,
+    }
+    return full_header(raw, "pool header")
+
+
+def fill_pool(
+    path: Path, header: dict[str, Any], rows: Rows, draw: Draw, advance: Advance, indices: Sequence[int] | None = None
+) -> PoolFile:
+    """The pool of the rows (of those at `indices`), in their order; what the file lacks is drawn and appended.
+
+    `advance` is told numbers of finished prompts. What else the file holds stays there. Raises `RunError` where the
+    file has another header, `DataError` where it is damaged or a row's columns cannot be written.
+    """
+    header = full_header(header, "pool header")
+    wanted = range(len(rows)) if indices is None else indices
+    names = prompt_ids(rows)
+    stored = open_unfinished(path, header)
+    found = {prompt.prompt_id: prompt for prompt in stored.prompts}
+    missing = [i for i in wanted if names[i] not in found]
+    advance(len(wanted) - len(missing))
+    if missing:
+        if found and stored.header["versions"] != header["versions"]:
+            was, now = stored.header["versions"], header["versions"]
+            warnings.warn(f"{path} was begun with {was} and goes on with {now}", IamaWarning, stacklevel=2)
+        _check_columns(rows)
+        for index, samples, cost, estimated in draw(rows, missing):
+            assert len(samples) == header["num_samples"]
+            row = rows[index]
+            block = PooledPrompt(names[index], row["prompt"], _columns(row), tuple(samples), cost, estimated)
+            append_block(path, block)
+            found[names[index]] = block
+            advance(1)
+    return PoolFile(stored.header, [replace(found[names[i]], columns=_columns(rows[i])) for i in wanted])
+
+
+def transformers_draw(
+    policy_name: str,
+    spec: PolicySpec,
+    system_prompt: str | None,
+    num_samples: int,
+    sampling: Sampling,
+    seed: int,
+    batch_size: int,
+) -> Draw:
+    """Draw with the engine of `inference.decode`; the policy is loaded when something is drawn."""
+
+    def draw(rows: Rows, indices: Sequence[int]) -> Iterator[tuple[int, list[Sample], Cost, bool]]:
+        policy = load_policy(policy_name, spec, sampling)
+        prompts_ids = [
+            render_prompt(policy.tokenizer, with_system_prompt(row["prompt"], system_prompt)) for row in rows
+        ]
+        keys = prompt_keys(prompts_ids)  # of all rows, so that repeated prompts differ whichever are drawn here
+        for place, responses, cost in iter_decode(
+            policy,
+            [prompts_ids[i] for i in indices],
+            num_samples,
+            sampling,
+            seed=seed,
+            batch_size=batch_size,
+            keys=[keys[i] for i in indices],
+        ):
+            samples = [
+                Sample(
+                    response_text(policy, r.token_ids, sampling.stop), r.finish_reason, len(r.token_ids), r.token_ids
+                )
+                for r in responses
+            ]
+            yield indices[place], samples, cost, False
+
+    return draw
+
+
+def _versions(engine: str) -> dict[str, str]:
+    found = {}
+    for name in PACKAGES[engine]:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # which the engine will say, and what to do about it
+            continue
+    return found
+
+
+def _columns(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "prompt"}
+
+
+def _check_columns(rows: Rows) -> None:
+    """Raise `DataError` for NaN and infinity, which JSON has not, before anything is drawn."""
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DataError(f"prompt {number}: column {name!r} is {value}; leave the column out or write a number")
+
+
+# Scores. ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class SampledPool:
-    """A policy's samples: texts `[P][S]`, their lengths in tokens `[P, S]`, prompts' lengths and costs `[P]`.
+class TextScore:
+    """A text's score, its tokens as the reward reads them (0 for functions), and what reading it took.
 
-    `keys` identify the lines (prompt, policy, sampling and seed), `truncated_PS` marks samples cut at
-    `max_new_tokens`.
+    `num_shared` of the tokens are the prompt's, which a reward that reads in pieces reads once for all texts.
     """
 
-    keys: list[str]
-    texts: list[list[str]]
-    lengths_PS: NDArray[np.int64]
-    truncated_PS: NDArray[np.bool_]
-    costs: list[Cost]
-
-    @property
-    def prefill_tokens(self) -> Floats:
-        """Tokens of each prompt, `[P]`."""
-        return np.asarray([cost.policy_prefill_tokens for cost in self.costs], dtype=np.float64)
-
-    @property
-    def decode_tokens(self) -> Floats:
-        """Mean decode tokens (forwarded) of one sample of each prompt, `[P]`."""
-        mean_P: Floats = (self.lengths_PS - 1).mean(axis=1)
-        return mean_P
+    value: float
+    num_tokens: int
+    num_shared: int
+    seconds: float
 
 
-def pool_keys(spec: PolicySpec, name: str, rows: Sequence[dict[str, Any]], config: EvaluationConfig) -> list[str]:
-    """A key a prompt: a hash of everything that determines its samples."""
-    base, adapter = resolve_paths(name, spec)
-    template = Path(spec.chat_template).read_text(encoding="utf-8") if spec.chat_template else None
-    settings = {
-        "base": fingerprint(Path(base)),
-        "adapter": fingerprint(Path(adapter)) if adapter else None,
-        "template": template,
-        "dtype": spec.dtype,
-        "sampling": config.sampling.model_dump(),
-        "num_samples": config.num_samples,
-        "seed": config.seed,
-    }
-    seen: dict[str, int] = {}
-    keys = []
-    for row in rows:
-        prompt = json.dumps(row["prompt"], sort_keys=True)
-        seen[prompt] = seen.get(prompt, 0) + 1
-        keys.append(digest({**settings, "prompt": prompt, "occurrence": seen[prompt]}))
-    return keys
+@dataclass(frozen=True)
+class PoolScores:
+    """A reward's scores of a pool: `values_PS`, NaN where one is missing.
 
-
-def sample_pool(
-    name: str, spec: PolicySpec, rows: Sequence[dict[str, Any]], config: EvaluationConfig, advance: Advance
-) -> SampledPool:
-    """A policy's pool; prompts already in its file are read, the others sampled and appended.
-
-    `advance` is told the number of samples of each finished prompt.
+    `tokens_PS` are the tokens of each text when read whole (prompt included; 0 for functions), and `prompt_tokens_P`
+    those of them that all texts of a prompt share, if the reward reads in pieces (else 0). `seconds_P` is what a
+    prompt's distinct texts took, `num_calls` how many texts were scored: those that were not known from elsewhere.
     """
-    path = Path(config.output_dir) / "pools" / f"{_file_name(name)}.jsonl"
-    keys = pool_keys(spec, name, rows, config)
-    lines = read_lines(path)
-    missing = [i for i, key in enumerate(keys) if key not in lines]
-    advance(config.num_samples * (len(rows) - len(missing)))
-    if missing:
-        policy = load_policy(name, spec, config.sampling)
-        prompts_ids = [render_prompt(policy.tokenizer, row["prompt"]) for row in rows]
-        streams = prompt_keys(prompts_ids)
-        for index, responses, cost in iter_decode(
-            policy,
-            [prompts_ids[i] for i in missing],
-            config.num_samples,
-            config.sampling,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            keys=[streams[i] for i in missing],
-        ):
-            line: dict[str, Any] = {
-                "key": keys[missing[index]],
-                "prompt": missing[index],
-                "texts": [response_text(policy, r.token_ids, config.sampling.stop) for r in responses],
-                "lengths": [len(r.token_ids) for r in responses],
-                "truncated": [int(r.finish_reason == "length") for r in responses],
-                "cost": [cost.policy_prefill_tokens, cost.policy_decode_tokens, cost.seconds],
-            }
-            append_line(path, line)
-            lines[line["key"]] = line
-            advance(config.num_samples)
-    return _as_pool([lines[key] for key in keys])
+
+    values_PS: Floats
+    tokens_PS: NDArray[np.int64]
+    prompt_tokens_P: NDArray[np.int64]
+    seconds_P: Floats
+    num_calls: int
 
 
 def score_pool(
-    pool: SampledPool,
-    policy_name: str,
-    reward: Reward,
+    pool: PoolFile,
+    reward: Reward | None,
     spec: RewardSpec,
-    rows: Sequence[dict[str, Any]],
-    known: dict[tuple[int, str], float],
-    config: EvaluationConfig,
+    journal: Path,
+    known: dict[tuple[str, str], TextScore],
     advance: Advance,
-) -> tuple[Floats, Cost]:
-    """Scores `[P, S]` of a pool, each distinct text of a prompt scored once, and what that cost.
+) -> PoolScores:
+    """Score each distinct text of a prompt once; `advance` is told numbers of finished prompts.
 
-    `known` (prompt index, text) carries scores over from other policies. A model's scores are kept on disk; a
-    function's are computed afresh, since no hash could tell whether the code that it calls has changed.
+    `known` (prompt id, text) carries scores over from other pools. Scores of models and judges are kept in `journal`,
+    one line a prompt; a function's are computed afresh, since no hash could tell whether the code that it calls has
+    changed. A `column` is read from the samples and needs no reward. Raises `RewardError`.
     """
-    reward_key = _reward_key(spec)
-    path = Path(config.output_dir) / "scores" / f"{_file_name(policy_name)}.{reward_key[:12]}.jsonl"
-    lines = read_lines(path) if spec.model is not None else {}
-    scores_PS, total = [], Cost()
-    for i, (row, texts) in enumerate(zip(rows, pool.texts, strict=True)):
-        key = digest([reward_key, pool.keys[i], row])
+    if spec.column is not None:
+        advance(len(pool.prompts))
+        return _stored_scores(pool, spec)
+    assert reward is not None
+    is_kept = spec.source in ("model", "judge")
+    own, lines = reward_key(spec), read_lines(journal) if is_kept else {}
+    scored: list[list[TextScore]] = []
+    num_calls = 0
+    for prompt in pool.prompts:
+        texts = [sample.text for sample in prompt.samples]
+        distinct = list(dict.fromkeys(texts))
+        key = digest([own, prompt.prompt, prompt.columns, distinct])
         if key in lines:
-            known.update(zip(((i, text) for text in texts), lines[key]["scores"], strict=True))
+            found = _from_line(lines[key])
+            num_calls += lines[key]["num_calls"]
         else:
-            fresh = [text for text in dict.fromkeys(texts) if (i, text) not in known]
-            columns = {name: [value] * len(fresh) for name, value in row.items() if name != "prompt"}
-            new, cost = reward.score([row["prompt"]] * len(fresh), fresh, columns) if fresh else ([], Cost())
-            known.update(zip(((i, text) for text in fresh), new, strict=True))
-            total += cost
-            if spec.model is not None:
-                append_line(path, {"key": key, "prompt": i, "scores": [known[i, text] for text in texts]})
-        scores_PS.append([known[i, text] for text in texts])
+            fresh = [text for text in distinct if (prompt.prompt_id, text) not in known]
+            new = dict(zip(fresh, _score_texts(reward, prompt, fresh), strict=True))
+            found = [new[text] if text in new else known[prompt.prompt_id, text] for text in distinct]
+            num_calls += len(fresh)
+            if is_kept:
+                append_line(journal, _as_line(key, prompt.prompt_id, found, len(fresh)))
+        known.update(zip(((prompt.prompt_id, text) for text in distinct), found, strict=True))
+        scored.append([known[prompt.prompt_id, text] for text in texts])
         advance(1)
-    return np.asarray(scores_PS, dtype=np.float64), total
-
-
-def _as_pool(lines: list[dict[str, Any]]) -> SampledPool:
-    costs = [Cost(line["cost"][0], line["cost"][1], seconds=line["cost"][2]) for line in lines]
-    return SampledPool(
-        keys=[line["key"] for line in lines],
-        texts=[line["texts"] for line in lines],
-        lengths_PS=np.asarray([line["lengths"] for line in lines], dtype=np.int64),
-        truncated_PS=np.asarray([line["truncated"] for line in lines], dtype=np.bool_),
-        costs=costs,
+    return PoolScores(
+        values_PS=np.asarray([[s.value for s in row] for row in scored], dtype=np.float64),
+        tokens_PS=np.asarray([[s.num_tokens for s in row] for row in scored], dtype=np.int64),
+        prompt_tokens_P=np.asarray([min(s.num_shared for s in row) for row in scored], dtype=np.int64),
+        seconds_P=np.asarray([_seconds(p, row) for p, row in zip(pool.prompts, scored, strict=True)]),
+        num_calls=num_calls,
     )
 
 
-def _reward_key(spec: RewardSpec) -> str:
-    model = fingerprint(Path(spec.model)) if spec.model is not None else None
-    scale = [spec.scale.model_dump()] if spec.scale is not None else []
-    return digest([model, spec.function, spec.head, spec.sign, spec.dtype, *scale])
+def reward_key(spec: RewardSpec) -> str:
+    """Hash of what a reward's scores depend on, as far as its specification and its files tell."""
+    source = getattr(spec, spec.source)
+    if spec.model is not None:
+        source = [fingerprint(Path(spec.model)), spec.head, spec.dtype]
+    elif spec.judge is not None:
+        asked = spec.judge.model_dump(include={"model", "mode", "baseline_column", "temperature", "draw", "max_tokens"})
+        asked |= spec.judge.model_dump(include={"lowest", "highest"})
+        source = [asked, Path(spec.judge.prompt_file).read_text(encoding="utf-8")]
+    elif spec.verifier is not None:
+        source = [spec.verifier, spec.answer_column]
+    scale = None if spec.scale is None else spec.scale.model_dump()
+    return digest([spec.source, source, spec.sign, scale])
 
 
-def _file_name(name: str) -> str:
-    """A policy's name as a file name; names that would clash or leave the folder get a hash."""
-    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-    return safe if safe == name else f"{safe}-{digest(name)[:8]}"
+def _score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[TextScore]:
+    """Scores of texts of one prompt, in one call of the reward; seconds in equal shares."""
+    if not texts:
+        return []
+    start = time.perf_counter()
+    prompts = [prompt.prompt] * len(texts)
+    if reward.classifier is None:
+        columns = {name: [value] * len(texts) for name, value in prompt.columns.items()}
+        values, cost = reward.score(prompts, texts, columns)
+        each, rest = divmod(cost.reward_tokens, len(texts))
+        counts, shared = [each + (i < rest) for i in range(len(texts))], [0] * len(texts)
+    else:
+        ids = reward.classifier.render(prompts, texts)
+        values = reward.finish(prompts, texts, reward.classifier.score_ids(ids))
+        counts, shared = [len(row) for row in ids], _num_shared(reward, prompt, ids)
+    seconds = (time.perf_counter() - start) / len(texts)
+    return [TextScore(*told, seconds) for told in zip(values, counts, shared, strict=True)]
+
+
+def _num_shared(reward: Reward, prompt: PooledPrompt, ids: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens at each text's beginning that the prompt with any answer has; 0 where texts are read whole.
+
+    As `scoring.RewardRows` counts, the last token is always read, since it is where the score is.
+    """
+    assert reward.classifier is not None
+    if not reads_in_pieces(reward.classifier):
+        return [0] * len(ids)
+    (empty,) = reward.classifier.render([prompt.prompt], [""])
+    return [min(num_common(empty, row), len(row) - 1) for row in ids]
+
+
+def _seconds(prompt: PooledPrompt, row: Sequence[TextScore]) -> float:
+    """What the distinct texts of a prompt took."""
+    return sum({sample.text: score.seconds for sample, score in zip(prompt.samples, row, strict=True)}.values())
+
+
+def _as_line(key: str, prompt_id: str, scores: Sequence[TextScore], num_calls: int) -> dict[str, Any]:
+    """A prompt's distinct texts in a journal; null for a missing score."""
+    values = [None if math.isnan(score.value) else score.value for score in scores]
+    columns = {name: [getattr(s, name) for s in scores] for name in ("num_tokens", "num_shared", "seconds")}
+    return {"key": key, "prompt_id": prompt_id, "values": values, **columns, "num_calls": num_calls}
+
+
+def _from_line(line: dict[str, Any]) -> list[TextScore]:
+    values = [math.nan if value is None else value for value in line["values"]]
+    rest = (line[name] for name in ("num_tokens", "num_shared", "seconds"))
+    return [TextScore(*told) for told in zip(values, *rest, strict=True)]
+
+
+def _stored_scores(pool: PoolFile, spec: RewardSpec) -> PoolScores:
+    """Scores that the samples hold, with sign and scale."""
+    name = spec.column
+    assert name is not None
+    for prompt in pool.prompts:
+        for number, sample in enumerate(prompt.samples):
+            if name not in sample.scores:
+                there = ", ".join(sorted(sample.scores)) or "none"
+                raise RewardError(
+                    f"the pool of {pool.header['policy']['name']!r}: sample {number} of prompt {prompt.prompt_id!r} "
+                    f"has no score {name!r} (there: {there}); add the column with `iama score`"
+                )
+    values_PS = np.asarray([[s.scores[name] for s in prompt.samples] for prompt in pool.prompts], dtype=np.float64)
+    values_PS = values_PS * spec.sign
+    if spec.scale is not None:
+        values_PS = (values_PS - spec.scale.mean) / spec.scale.std
+    zeros_P = np.zeros(len(values_PS), dtype=np.int64)
+    return PoolScores(values_PS, np.zeros(values_PS.shape, dtype=np.int64), zeros_P, zeros_P.astype(np.float64), 0)
+
+
+def add_column(path: Path, pool: PoolFile, name: str, reward: Reward, spec: RewardSpec, advance: Advance) -> Floats:
+    """Score a pool and write the scores `[P, S]` into its file as a column, which is there whole or not at all.
+
+    A killed job goes on where it was, from a journal beside the file. Raises `RewardError` if every score is missing,
+    `RunError` if the file has other samples in the end than in the beginning.
+    """
+    journal = path.with_name(f"{path.name}.{digest(name)[:8]}.scoring")
+    values_PS = score_pool(pool, reward, spec, journal, {}, advance).values_PS
+    if np.isnan(values_PS).all():
+        raise RewardError(f"reward {reward.name!r} gave none of the {values_PS.size} texts of {path} a score")
+    present = read_pool(path)  # another column may have come in the meantime
+    if present.texts != pool.texts:
+        raise RunError(f"{path} has been changed while it was scored; score it again")
+    prompts = [
+        replace(prompt, samples=tuple(_with_score(s, name, v) for s, v in zip(prompt.samples, values_S, strict=True)))
+        for prompt, values_S in zip(present.prompts, values_PS.tolist(), strict=True)
+    ]
+    write_pool(path, PoolFile(present.header, prompts))
+    journal.unlink(missing_ok=True)
+    return values_PS
+
+
+def _with_score(sample: Sample, name: str, value: float) -> Sample:
+    return replace(sample, scores={**sample.scores, name: None if math.isnan(value) else value})

@@ -91,7 +91,10 @@ class Proposer:
         number = len(requests)
         slots = self._rows.allocate(number * num_slots)  # all at once, so that memory grows once
         logits_PV = self._rows.extend(slots[:number], [request.prompt_ids for request in requests])
-        for i, (request, logits_V) in enumerate(zip(requests, logits_PV, strict=True)):
+        flops = self._rows.last_flops.tolist()
+        for i, (request, logits_V, own) in enumerate(zip(requests, logits_PV, flops, strict=True)):
+            request.num_steps += 1
+            request.flops += own
             request.slots = slots[i::number]
             request.logits_V = logits_V.clone()
             self._rows.copy(request.slots[0], request.slots[1:])
@@ -129,9 +132,12 @@ class Proposer:
         fed = [proposal for proposal in proposals if not proposal.is_complete]
         if fed:
             logits_RV = self._rows.extend([p.slot for p in fed], [p.tokens[-1:] for p in fed])
-            for proposal, logits_V in zip(fed, logits_RV, strict=True):
+            for proposal, logits_V, own in zip(fed, logits_RV, self._rows.last_flops.tolist(), strict=True):
                 proposal.logits_V = logits_V
                 proposal.request.num_fed_back += 1
+                proposal.request.flops += own
+            for request in {proposal.request for proposal in fed}:
+                request.num_steps += 1
             self._stop_at_boundaries(fed)
         charge([proposal.request for proposal in proposals], time.perf_counter() - begin)
 

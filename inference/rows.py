@@ -7,23 +7,25 @@ Exact: the logits of a row are those of a clean forward over its ids, whatever w
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from iama.errors import ModelError
+from iama.flops import RECURRENT, row_flops, size_of
 from iama.models import is_out_of_memory
 from inference.kv_cache import SlotCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
+    from iama.flops import ModelSize
     from inference.kv_cache import Step
-
-RECURRENT = ("linear", "mamba", "recurrent", "conv", "ssm", "rwkv")
 
 
 class Rows:
@@ -39,6 +41,7 @@ class Rows:
         self.num_forwarded = 0
         self.num_passes = 0
         self._model = model
+        self._last_fed = np.zeros((2, 0), dtype=np.int64)  # of each row of the last pass: tokens before, tokens fed
         self._device = model.device
         self._cache = SlotCache(model.device)
         self._ids: list[list[int]] = []
@@ -78,6 +81,16 @@ class Rows:
         """A row's token ids."""
         return self._ids[slot]
 
+    @cached_property
+    def size(self) -> ModelSize:
+        """The model's size, as operations are counted from it."""
+        return size_of(self._model)
+
+    @property
+    def last_flops(self) -> NDArray[np.float64]:
+        """Floating-point operations of the last pass, of each row that `extend` was given, `[R]`; none for padding."""
+        return row_flops(self.size, *self._last_fed)
+
     @torch.inference_mode()
     def extend(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Append at least one token to each row; returns the logits after the last, `[R, V]` (or `[R, labels]`)."""
@@ -89,6 +102,9 @@ class Rows:
         logits: torch.Tensor = self._forward([tokens[place] for place in step.order], step).logits
         for slot, row in zip(slots, tokens, strict=True):
             self._ids[slot].extend(row)
+        before = np.empty_like(counts)
+        before[step.order] = step.lengths
+        self._last_fed = np.stack([before - counts, counts])
         self.num_forwarded += int(counts.sum())
         self.num_passes += 1
         in_line = logits if logits.ndim == 2 else logits[:, -1]

@@ -5,14 +5,14 @@ Each is two steps, so that other methods can share a pool: `draw` candidates, th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from iama.cost import Cost
+from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import ConfigError, DataError
 from iama.operators import RankOperator, SoftBestOfN
 from iama.render import render_prompt
@@ -22,6 +22,8 @@ from inference.scoring import RewardRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    import torch
 
     from iama.render import Prompt
     from iama.rewards import Reward
@@ -86,8 +88,10 @@ class Completion:
 class Sampler(Protocol):
     """Anything that answers prompts; the same seed and prompt give the same answer in any batch."""
 
-    def sample(self, prompts: Sequence[Prompt], *, seed: int) -> list[Completion]:
-        """One completion a prompt, in their order."""
+    def sample(
+        self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Completion]:
+        """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
         ...
 
 
@@ -112,7 +116,13 @@ def draw(
             for r in responses
         ]
         costs[index] = cost
-    return Pool(list(prompts), candidates, costs)
+    return Pool(list(prompts), candidates, _with_peak(costs, policy.model.device))
+
+
+def _with_peak(costs: Sequence[Cost], device: torch.device) -> list[Cost]:
+    """Costs of the prompts of one call, all with the peak of memory up to its end."""
+    peak = peak_memory(device)
+    return [replace(cost, peak_memory=max(peak, cost.peak_memory)) for cost in costs]
 
 
 def render_checked(
@@ -146,6 +156,8 @@ def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | Non
     """The pool with every candidate scored; `columns` are the prompts' columns for reward functions.
 
     A classifier reads each prompt once for all its candidates, where it reads texts in pieces (`inference.scoring`).
+    A prompt's candidates count as read side by side, in one step, though its first is read before the others to save
+    tokens.
     """
     check_columns(columns, len(pool.prompts))
     drawn = [i for i, row in enumerate(pool.candidates) if row]
@@ -153,6 +165,7 @@ def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | Non
     if reward.classifier is None:
         scored = (_score_by_function(pool, reward, columns or {}, i) for i in drawn)
     else:
+        start_peak(reward.classifier.model.device)
         run = partial(_score_by_classifier, pool, reward)
         scored = until_all(run, drawn, reward.classifier.batch_size, reward.classifier.source)
     candidates, costs = list(pool.candidates), list(pool.costs)
@@ -162,6 +175,8 @@ def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | Non
             Candidate(c.text, c.token_ids, c.finish_reason, r)
             for c, r in zip(candidates[own.index], own.rewards, strict=True)
         ]
+    if reward.classifier is not None:
+        costs = _with_peak(costs, reward.classifier.model.device)
     return Pool(pool.prompts, candidates, costs)
 
 
@@ -191,7 +206,7 @@ def _score_by_classifier(pool: Pool, reward: Reward, indices: list[int], batch_s
         values, costs = rewards.score(rows, [pool.prompts[i] for i, _ in which], texts)
         for (i, _), value, cost in zip(which, values, costs, strict=True):
             scored[i].rewards.append(value)
-            scored[i].cost += cost
+            scored[i].cost = scored[i].cost.beside(cost)
 
     every = [(i, j) for i in indices for j in range(len(pool.candidates[i]))]
     for start in range(0, len(every), batch_size):

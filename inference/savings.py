@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.bootstrap import percentile_interval, resample
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,18 +33,23 @@ class Comparison:
 
     `reference_PN[:, n-1]` and `gold_PN[:, n-1]` are the reference's values with n samples under the metric
     compared and under the gold reward (equal if gold is the metric, None if there is no gold), `trained_P` the
-    trained policy's with `budget` samples. Tokens are per prompt: the prompt's own (`prefill`), and the mean of
-    one sample (`decode`).
+    trained policy's with `budget` samples. `costs` gives, by unit, what the reference spends on each prompt at every
+    budget, `[P, N]`, and the trained policy at its own, `[P]`.
     """
 
     reference_PN: Floats
     gold_PN: Floats | None
     trained_P: Floats
     budget: float
-    reference_prefill_P: Floats
-    reference_decode_P: Floats
-    trained_prefill_P: Floats
-    trained_decode_P: Floats
+    costs: Mapping[str, tuple[Floats, Floats]]
+
+
+@dataclass(frozen=True)
+class UnitRatio:
+    """What the reference spends for the same value, divided by what the trained policy spends, in one unit."""
+
+    ratio: float
+    ci95: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,7 @@ class Savings:
 
     ratio: float
     ci95: tuple[float, float]
-    token_ratio: float
-    token_ci95: tuple[float, float]
+    units: dict[str, UnitRatio]
     censored: bool
     num_censored: int
     num_seeds: int
@@ -68,8 +74,12 @@ class Savings:
     counts: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields by name, as JSON has them."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """Fields by name, as JSON has them; `token_ratio` and `token_ci95` are those of policy tokens."""
+        tokens = self.units.get("policy_tokens")
+        return {name: _jsonable(value) for name, value in asdict(self).items()} | {
+            "token_ratio": None if tokens is None else tokens.ratio,
+            "token_ci95": None if tokens is None else list(tokens.ci95),
+        }
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,22 @@ class Difference:
     mean: float
     ci95: tuple[float, float]
     num_seeds: int
+
+
+@dataclass(frozen=True)
+class EqualCost:
+    """A mean difference at equal cost; `clipped`: "low" or "high" where the reference has no budget of that cost."""
+
+    budget: float
+    difference: float
+    ci95: tuple[float, float]
+    reference_samples: float
+    clipped: str | None
+    num_seeds: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields by name, as JSON has them."""
+        return {name: _jsonable(value) for name, value in asdict(self).items()}
 
 
 def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, NDArray[np.bool_]]:
@@ -112,22 +138,23 @@ def falls(gold_N: Floats) -> bool:
 def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: int) -> Savings:
     """Savings of the trained policy over the reference, combined geometrically over seeds."""
     point = [_ratios(c, np.full((1, len(c.trained_P)), 1 / len(c.trained_P))) for c in seeds]
-    weights = list(_bootstrap([len(c.trained_P) for c in seeds], num_bootstrap, seed))
+    weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))
     replicates = [_ratios(c, w) for c, (w, _) in zip(seeds, weights, strict=True)]
     shares_BK = np.stack([share for _, share in weights], axis=1)
-    log_samples_BK, log_tokens_BK, censored_BK, _ = (np.stack(part, axis=1) for part in zip(*replicates, strict=True))
-    censored = [bool(p[2][0]) for p in point]
+    log_samples_BK, censored_BK = (
+        np.stack([getattr(r, f) for r in replicates], axis=1) for f in ("log_ratio", "censored")
+    )
+    censored = [bool(p.censored[0]) for p in point]
     hacked = [c.gold_PN is not None and falls(c.gold_PN.mean(axis=0)) for c in seeds]
     return Savings(
-        ratio=math.exp(np.mean([p[0][0] for p in point])),
-        ci95=_interval(np.exp((log_samples_BK * shares_BK).sum(axis=1))),
-        token_ratio=math.exp(np.mean([p[1][0] for p in point])),
-        token_ci95=_interval(np.exp((log_tokens_BK * shares_BK).sum(axis=1))),
+        ratio=math.exp(np.mean([p.log_ratio[0] for p in point])),
+        ci95=percentile_interval(np.exp((log_samples_BK * shares_BK).sum(axis=1))),
+        units={unit: _unit_ratio(unit, point, replicates, shares_BK) for unit in _common_units(point)},
         censored=any(censored),
         num_censored=sum(censored),
         num_seeds=len(seeds),
         ci_censored=float((censored_BK & (shares_BK > 0)).any(axis=1).mean()),
-        floor=any(bool(p[3][0]) for p in point),
+        floor=any(bool(p.floor[0]) for p in point),
         hacked=any(hacked),
         counts=not any(missed and fell for missed, fell in zip(censored, hacked, strict=True)),
     )
@@ -138,10 +165,45 @@ def paired_difference(seeds: Sequence[tuple[Floats, Floats]], *, num_bootstrap: 
     gaps = [first - second for first, second in seeds]
     replicates = sum(
         share * (weights @ gap)
-        for gap, (weights, share) in zip(gaps, _bootstrap([len(g) for g in gaps], num_bootstrap, seed), strict=True)
+        for gap, (weights, share) in zip(gaps, resample([len(g) for g in gaps], num_bootstrap, seed), strict=True)
     )
     mean = float(np.mean([gap.mean() for gap in gaps]))
-    return Difference(mean, _interval(np.asarray(replicates)), len(seeds))
+    return Difference(mean, percentile_interval(np.asarray(replicates)), len(seeds))
+
+
+def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_bootstrap: int, seed: int) -> EqualCost:
+    """Trained minus reference, the reference with as much of `unit` as the trained policy spends.
+
+    The reference's value is linear in log n between budgets. Where it spends more with one sample already, or less
+    with all, it stands at that end, and `clipped` says so.
+    """
+    point = [_at_equal_cost(c, unit, np.full((1, len(c.trained_P)), 1 / len(c.trained_P))) for c in seeds]
+    weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))
+    replicates = sum(share * _at_equal_cost(c, unit, w)[0] for c, (w, share) in zip(seeds, weights, strict=True))
+    ends = [(float(c.costs[unit][0][:, i].mean()), float(c.costs[unit][1].mean())) for c in seeds for i in (0, -1)]
+    low, high = ends[::2], ends[1::2]
+    return EqualCost(
+        budget=float(np.mean([own for _, own in low])),
+        difference=float(np.mean([p[0][0] for p in point])),
+        ci95=percentile_interval(np.asarray(replicates)),
+        reference_samples=float(np.mean([p[1][0] for p in point])),
+        clipped="low" if any(c > own for c, own in low) else "high" if any(c < own for c, own in high) else None,
+        num_seeds=len(seeds),
+    )
+
+
+def _at_equal_cost(c: Comparison, unit: str, weights_BP: Floats) -> tuple[Floats, Floats]:
+    """Trained minus reference, and the reference's samples, of each resample; `[B]` each."""
+    reference_PN, trained_P = c.costs[unit]
+    n = np.arange(1, reference_PN.shape[1] + 1)
+    pairs = zip(weights_BP @ trained_P, weights_BP @ reference_PN, weights_BP @ c.reference_PN, strict=True)
+    found = np.array([_value_at(own, costs_N, values_N, n) for own, costs_N, values_N in pairs])
+    return weights_BP @ c.trained_P - found[:, 0], found[:, 1]
+
+
+def _value_at(own: float, costs_N: Floats, values_N: Floats, n: NDArray[np.int64]) -> tuple[float, float]:
+    samples = np.interp(own, costs_N, n)
+    return float(np.interp(np.log(samples), np.log(n), values_N)), float(samples)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
@@ -149,26 +211,48 @@ def geometric_mean(ratios: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
-def _ratios(c: Comparison, weights_BP: Floats) -> tuple[Floats, Floats, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Log ratios in samples and in tokens, whether censored, whether at the floor; `[B]` each."""
+@dataclass(frozen=True)
+class _Ratios:
+    """Of each resample, `[B]`: log ratios in samples and in every unit, whether censored, whether at the floor."""
+
+    log_ratio: Floats
+    log_units: dict[str, Floats]
+    censored: NDArray[np.bool_]
+    floor: NDArray[np.bool_]
+
+
+def _ratios(c: Comparison, weights_BP: Floats) -> _Ratios:
     curves_BN = weights_BP @ c.reference_PN
     targets_B = weights_BP @ c.trained_P
     needed_B, censored_B = samples_needed(curves_BN, targets_B)
-    reference_B = weights_BP @ c.reference_prefill_P + needed_B * (weights_BP @ c.reference_decode_P)
-    trained_B = weights_BP @ c.trained_prefill_P + c.budget * (weights_BP @ c.trained_decode_P)
-    floor_B = curves_BN[:, 0] >= targets_B
-    return np.log(needed_B / c.budget), np.log(reference_B / trained_B), censored_B, floor_B
+    floor_B: NDArray[np.bool_] = np.asarray(curves_BN[:, 0] >= targets_B)
+    units = {}
+    for unit, (reference_PN, trained_P) in c.costs.items():
+        if (reference_PN > 0).all() and (trained_P > 0).all():  # a unit that some prompt does not use gives no ratio
+            units[unit] = np.log(at_budget(weights_BP @ reference_PN, needed_B) / (weights_BP @ trained_P))
+    return _Ratios(np.log(needed_B / c.budget), units, censored_B, floor_B)
 
 
-def _bootstrap(sizes: Sequence[int], num_bootstrap: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
-    """For every seed its prompts' weights `[B, P]` (rows sum to 1) and its own share `[B]` among the seeds."""
-    rng = np.random.default_rng(seed)
-    num_seeds = len(sizes)
-    shares = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=num_bootstrap) / num_seeds
-    for k, size in enumerate(sizes):
-        yield rng.multinomial(size, [1 / size] * size, size=num_bootstrap) / size, shares[:, k]
+def at_budget(costs_BN: Floats, n_B: Floats) -> Floats:
+    """Costs (columns n = 1..N) at budgets between whole numbers, linear between them; `[B]`."""
+    low = np.clip(np.floor(n_B).astype(int), 1, costs_BN.shape[1])
+    high = np.minimum(low + 1, costs_BN.shape[1])
+    rows = np.arange(len(costs_BN))
+    found: Floats = costs_BN[rows, low - 1] + (n_B - low) * (costs_BN[rows, high - 1] - costs_BN[rows, low - 1])
+    return found
 
 
-def _interval(replicates_B: Floats) -> tuple[float, float]:
-    low, high = np.percentile(replicates_B, [2.5, 97.5])
-    return float(low), float(high)
+def _common_units(point: Sequence[_Ratios]) -> list[str]:
+    return [unit for unit in point[0].log_units if all(unit in p.log_units for p in point)]
+
+
+def _unit_ratio(unit: str, point: Sequence[_Ratios], replicates: Sequence[_Ratios], shares_BK: Floats) -> UnitRatio:
+    ratio = math.exp(np.mean([p.log_units[unit][0] for p in point]))
+    log_BK = np.stack([r.log_units[unit] for r in replicates], axis=1)
+    return UnitRatio(ratio, percentile_interval(np.exp((log_BK * shares_BK).sum(axis=1))))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _jsonable(item) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -9,6 +9,7 @@ import inspect
 import itertools
 import time
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -78,6 +79,9 @@ class RewardRows:
     ) -> tuple[list[float], list[Cost]]:
         """Scores of the rows' texts as they are at this point, each with its cost (seconds in equal shares).
 
+        Each text that is read takes one step; those of one call go side by side (`Cost.beside`). What a function read
+        is shared out evenly.
+
         All have one length; `columns` are the prompts' further columns, for functions. Raises `RewardError` as
         `Reward.score` does; a text that is too long is refused before anything is forwarded.
         """
@@ -85,24 +89,25 @@ class RewardRows:
         if not rows:
             return [], []
         begin = time.perf_counter()
-        scores, counts = self._scored(rows, prompts, texts, columns or {})
+        scores, read = self._scored(rows, prompts, texts, columns or {})
         seconds = (time.perf_counter() - begin) / len(rows)
-        return scores, [Cost(reward_calls=1, reward_tokens=count, seconds=seconds) for count in counts]
+        return scores, [replace(own, reward_calls=1, seconds=seconds) for own in read]
 
-    def _scored(self, rows: Any, prompts: Any, texts: Any, columns: Any) -> tuple[list[float], list[int]]:
-        """Scores and the numbers of tokens forwarded."""
+    def _scored(self, rows: Any, prompts: Any, texts: Any, columns: Any) -> tuple[list[float], list[Cost]]:
+        """Scores and what was forwarded for each."""
         classifier = self._reward.classifier
         if classifier is None:
-            return self._reward.score(prompts, texts, columns)[0], [0] * len(rows)
+            scores, cost = self._reward.score(prompts, texts, columns)
+            return scores, _shares(cost, len(rows))
         ids = classifier.render(prompts, texts)
         if self._rows is None:
-            return self._reward.finish(prompts, texts, classifier.score_ids(ids)), [len(row) for row in ids]
-        counts = self._read(classifier, self._rows, dict(zip(rows, ids, strict=True)))
+            return self._reward.finish(prompts, texts, classifier.score_ids(ids)), classifier.costs(ids)
+        read = self._read(classifier, self._rows, dict(zip(rows, ids, strict=True)))
         scores = [self._last[row][1] for row in rows]
-        return self._reward.finish(prompts, texts, scores), [counts.get(row, 0) for row in rows]
+        return self._reward.finish(prompts, texts, scores), [read.get(row, Cost()) for row in rows]
 
-    def _read(self, classifier: Classifier, held: Rows, ids: Mapping[int, list[int]]) -> dict[int, int]:
-        """Bring rows up to their ids and note their scores; returns how many tokens each was fed, if any."""
+    def _read(self, classifier: Classifier, held: Rows, ids: Mapping[int, list[int]]) -> dict[int, Cost]:
+        """Bring rows up to their ids and note their scores; returns what was forwarded for each, if anything."""
         starts = {}
         silent = []
         for row, new in ids.items():
@@ -114,19 +119,30 @@ class RewardRows:
             else:
                 starts[row] = min(num_common(held.ids(row), new), speaker)
         counts = {row: len(ids[row]) - start for row, start in starts.items()}
+        read = {}
         for batch in micro_batches(counts, classifier.batch_size):
             for row in batch:
                 held.roll_back(row, starts[row])
             logits = held.extend(batch, [ids[row][starts[row] :] for row in batch])
+            for row, flops in zip(batch, held.last_flops.tolist(), strict=True):
+                read[row] = Cost(reward_tokens=counts[row], sequential_steps=1, flops=flops)
             self._note(batch, ids, classifier.scores(logits.float().cpu()))
         if silent:
             # Where all is padding the first column speaks, which in a left-padded batch is another one.
             self._note(silent, ids, classifier.score_ids([ids[row] for row in silent]))
-        return counts | {row: len(ids[row]) for row in silent}
+            read |= zip(silent, classifier.costs([ids[row] for row in silent]), strict=True)
+        return read
 
     def _note(self, rows: Sequence[int], ids: Mapping[int, list[int]], scores: Sequence[float]) -> None:
         for row, score in zip(rows, scores, strict=True):
             self._last[row] = (ids[row], score)
+
+
+def _shares(cost: Cost, number: int) -> list[Cost]:
+    """A cost in `number` parts, whose tokens differ by at most one; all are in one step."""
+    tokens, rest = divmod(cost.reward_tokens, number)
+    part = replace(cost, flops=cost.flops / number)
+    return [replace(part, reward_tokens=tokens + (i < rest)) for i in range(number)]
 
 
 def num_common(left: Sequence[int], right: Sequence[int]) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.data import load_prompts
+from iama.data import fitting_prompts, read_prompts
 from iama.errors import RewardError
+from iama.render import render_prompt
 from iama.rewards import load_reward
 from iama.specs import RewardScale
 from inference.policy import load_policy
@@ -23,10 +23,14 @@ BATCH_SIZE = 256
 def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -> list[RewardScale]:
     """Mean and standard deviation of every criterion's proxy reward, in the order of the criteria.
 
-    Samples as training will. Raises `RewardError` for a reward that is constant.
+    Samples as training will, on the first `num_prompts` of its prompts. Raises `RewardError` for a reward that is
+    constant.
     """
-    rows = load_prompts(Path(config.prompts), num_prompts)
+    rows = read_prompts(config.prompts)
     policy = load_policy("policy", config.policy, config.sampling)
+    num_tokens_P = [len(render_prompt(policy.tokenizer, row["prompt"])) for row in rows]
+    max_new_tokens = config.sampling.max_new_tokens
+    rows = fitting_prompts(config.prompts, rows, num_tokens_P, policy.context_length, max_new_tokens)[:num_prompts]
     prompts = [row["prompt"] for row in rows]
     pool = draw(policy, prompts, num_samples, config.sampling, seed=config.seed, batch_size=BATCH_SIZE)
     columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}

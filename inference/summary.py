@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from iama.config import CURVES
 from iama.errors import RunError
 from iama.files import write_atomically
-from inference.savings import estimate_savings, geometric_mean, paired_difference
+from inference.budgets import UNITS
+from inference.savings import difference_at_equal_cost, estimate_savings, geometric_mean, paired_difference
 from inference.tables import Tables, load_tables
 
 if TYPE_CHECKING:
@@ -28,82 +31,80 @@ Row = dict[str, Any]
 
 
 class Results(TypedDict):
-    """Savings, their averages over criteria, and differences of summed rewards; of one seed or several."""
+    """Savings, their averages over criteria, and differences of summed rewards and at equal cost."""
 
     savings: list[Row]
     averages: list[Row]
     differences: list[Row]
+    equal_budget: list[Row]
 
 
 class Summary(Results):
-    """`summary.json`; `name`, `num_prompts` and what follows them are needed to rebuild the report."""
+    """`summary.json`; docs/evaluation.md says what each number means."""
 
     curves: list[Row]
     quality: dict[str, dict[str, Row]]
+    hacking: list[Row]
+    controls: list[Row]
+    win_rates: list[Row]
+    recommendations: list[Row]
+    break_even: list[Row]
+    sampling: list[Row]
+    missing: list[Row]
+    costs: list[Row]
+    examples: list[Row]
     name: str
+    trained: str
+    references: list[str]
+    policies: list[str]
+    criteria: list[str]
+    methods: list[str]
     num_prompts: int
+    dropped_prompts: int
     num_samples: int
     trained_budget: int
-    examples: list[Row]
-    sampling: list[Row]
-    costs: list[Row]
     config: Row
     versions: dict[str, str]
 
 
-def curve_rows(tables: Tables, budgets: Sequence[int]) -> list[Row]:
-    """Mean proxy and gold against the budget, one row a (policy, criterion, method, budget)."""
-    return [
-        {
-            "policy": policy,
-            "criterion": criterion,
-            "method": method,
-            "samples": n,
-            "policy_tokens": tables.tokens(policy, n),
-            "reward_calls": n,
-            "proxy": tables.mean(policy, criterion, method, "proxy", n),
-            "gold": tables.mean(policy, criterion, method, "gold", n),
-            "num_prompts": len(tables.prefill[policy]),
-        }
-        for policy, criterion, method, metric in tables.values
-        if metric == "proxy"
-        for n in sorted(set(budgets))
-    ]
+@dataclass(frozen=True)
+class Question:
+    """What is compared: the trained policy at `budget` samples with each reference, and how sure that is."""
+
+    budget: int
+    trained: str = TRAINED
+    references: Sequence[str] = REFERENCES
+    num_bootstrap: int = 1000
+    seed: int = 0
+
+    @property
+    def bootstrap(self) -> dict[str, int]:
+        """Keyword arguments of the estimates."""
+        return {"num_bootstrap": self.num_bootstrap, "seed": self.seed}
 
 
-def quality_rows(tables: Tables, method: str, budget: int) -> dict[str, dict[str, Row]]:
-    """Mean gold (and proxy) of every policy without the sampler, and with it at the trained budget."""
-    quality: dict[str, dict[str, Row]] = {}
-    for policy, criterion, its_method, metric in tables.values:
-        if its_method == method and metric == "proxy":
-            quality.setdefault(policy, {})[criterion] = {
-                "without": tables.mean(policy, criterion, method, "gold", 1),
-                "with": tables.mean(policy, criterion, method, "gold", budget),
-                "proxy_without": tables.mean(policy, criterion, method, "proxy", 1),
-                "proxy_with": tables.mean(policy, criterion, method, "proxy", budget),
-                "method": method,
-                "samples": budget,
-            }
-    return quality
+def compare_policies(seeds: Sequence[Tables], question: Question) -> Results:
+    """Savings of the trained policy over every reference, and differences, over all seeds given.
 
-
-def compare_policies(seeds: Sequence[Tables], budget: int, *, num_bootstrap: int, seed: int) -> Results:
-    """Savings of `iama` over every reference, and differences of summed rewards, over all seeds given.
-
-    Empty where there is no policy named `iama` or no reference.
+    Empty where the trained policy or all references are missing.
     """
-    savings = _savings_rows(seeds, budget, num_bootstrap, seed)
+    savings = _savings_rows(seeds, question)
     differences = [
         row
-        for method in _axis(seeds[0], 2)
+        for method in _curve_methods(seeds[0])
         for metric in METRICS
-        for reference in REFERENCES
-        if (row := _difference_row(seeds, reference, method, metric, budget, num_bootstrap, seed)) is not None
+        for reference in question.references
+        if (row := _difference_row(seeds, question, reference, method, metric)) is not None
     ]
-    return Results(savings=savings, averages=average_rows(savings), differences=differences)
+    return Results(
+        savings=savings,
+        averages=average_rows(savings),
+        differences=differences,
+        equal_budget=_equal_budget_rows(seeds, question),
+    )
 
 
-def combine_runs(folders: Sequence[Path], budget: int, *, num_bootstrap: int = 1000, seed: int = 0) -> Results:
+def combine_runs(folders: Sequence[Path], question: Question) -> Results:
     """`compare_policies` over finished evaluations, one folder a seed.
 
     Raises `RunError` where a folder holds no evaluation, or other policies, criteria or budgets than the first.
@@ -116,7 +117,7 @@ def combine_runs(folders: Sequence[Path], budget: int, *, num_bootstrap: int = 1
                 f"{str(folder)!r} has other policies, criteria, methods or budgets than {str(folders[0])!r}; combine "
                 "evaluations that differ in their seeds only"
             )
-    return compare_policies(seeds, budget, num_bootstrap=num_bootstrap, seed=seed)
+    return compare_policies(seeds, question)
 
 
 def load_summary(folder: Path) -> Summary:
@@ -146,39 +147,67 @@ def _axis(tables: Tables, position: int) -> list[str]:
     return list(dict.fromkeys(key[position] for key in tables.values))
 
 
-def _savings_rows(seeds: Sequence[Tables], budget: int, num_bootstrap: int, seed: int) -> list[Row]:
+def _curve_methods(tables: Tables) -> list[str]:
+    """Methods that are measured at every budget."""
+    return [method for method in _axis(tables, 2) if method in CURVES]
+
+
+def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
     rows = []
-    names = product(_axis(seeds[0], 1), _axis(seeds[0], 2), METRICS, REFERENCES)
+    names = product(_axis(seeds[0], 1), _curve_methods(seeds[0]), METRICS, question.references)
     for criterion, method, metric, reference in names:
-        found = [tables.compare(TRAINED, reference, criterion, method, metric, budget) for tables in seeds]
+        compared = (question.trained, reference, criterion, method, metric, question.budget)
+        found = [tables.compare(*compared) for tables in seeds]
         comparisons = [comparison for comparison in found if comparison is not None]
         if len(comparisons) == len(seeds):
-            result = estimate_savings(comparisons, num_bootstrap=num_bootstrap, seed=seed)
+            result = estimate_savings(comparisons, **question.bootstrap)
             where = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
-            rows.append({**where, "samples": budget, **result.as_dict()})
+            rows.append({**where, "samples": question.budget, **result.as_dict()})
+    return rows
+
+
+def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
+    """The trained policy by every method against each reference's curve: by the same method, else by the first one."""
+    curve_methods = _curve_methods(seeds[0])
+    rows = []
+    for criterion, method, metric, reference in product(
+        _axis(seeds[0], 1), _axis(seeds[0], 2), METRICS, question.references
+    ):
+        is_curve = method in curve_methods
+        for other in [method] if is_curve else curve_methods[:1]:
+            own = (question.trained, criterion, method)
+            column = question.budget if is_curve else 1
+            found = [tables.against(own, reference, other, metric, column, float(question.budget)) for tables in seeds]
+            comparisons = [comparison for comparison in found if comparison is not None]
+            if len(comparisons) < len(seeds):
+                continue
+            where = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
+            for unit in (u for u in UNITS if all(u in c.costs and c.costs[u][0].any() for c in comparisons)):
+                result = difference_at_equal_cost(comparisons, unit, **question.bootstrap)
+                rows.append({**where, "reference_method": other, "unit": unit, **result.as_dict()})
     return rows
 
 
 def _difference_row(
-    seeds: Sequence[Tables], reference: str, method: str, metric: str, budget: int, num_bootstrap: int, seed: int
+    seeds: Sequence[Tables], question: Question, reference: str, method: str, metric: str
 ) -> Row | None:
     """Summed over criteria, each served by its own sampler: trained minus reference."""
     criteria = _axis(seeds[0], 1)
     pairs = []
     for tables in seeds:
-        if any((p, c, method, metric) not in tables.values for p in (TRAINED, reference) for c in criteria):
+        if any((p, c, method, metric) not in tables.values for p in (question.trained, reference) for c in criteria):
             return None
         trained, other = (
-            np.sum([tables.values[p, c, method, metric][:, budget - 1] for c in criteria], axis=0)
-            for p in (TRAINED, reference)
+            np.sum([tables.values[p, c, method, metric][:, question.budget - 1] for c in criteria], axis=0)
+            for p in (question.trained, reference)
         )
         pairs.append((trained, other))
-    result = paired_difference(pairs, num_bootstrap=num_bootstrap, seed=seed)
+    result = paired_difference(pairs, **question.bootstrap)
     return {
         "method": method,
         "metric": metric,
         "reference": reference,
-        "samples": budget,
+        "samples": question.budget,
         "mean": result.mean,
         "ci95": list(result.ci95),
         "num_seeds": result.num_seeds,
@@ -212,5 +241,5 @@ def average_rows(savings: Sequence[Row]) -> list[Row]:
 
 
 def _mean_of_counting(rows: Sequence[Row], key: str) -> float | None:
-    counting = [row[key] for row in rows if row["counts"]]
+    counting = [row[key] for row in rows if row["counts"] and row[key] is not None]
     return geometric_mean(counting) if counting else None

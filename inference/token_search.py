@@ -130,8 +130,10 @@ class _Run:
     def _feed(self, searches: Sequence[_Search], tokens: Sequence[Sequence[int]]) -> None:
         begin = time.perf_counter()
         logits_RV = self._rows.extend([search.slot for search in searches], tokens)
-        for search, logits_V in zip(searches, logits_RV, strict=True):
+        for search, logits_V, own in zip(searches, logits_RV, self._rows.last_flops.tolist(), strict=True):
             search.logits_V = logits_V
+            search.num_steps += 1
+            search.flops += own
         charge(searches, time.perf_counter() - begin)
 
     def _choose(self) -> None:

@@ -45,8 +45,8 @@ def check_metrics(rows: list[dict[str, Any]]) -> None:
 def check_summary(summary: dict[str, Any]) -> None:
     """Base has budget to save; every policy, criterion and method has its curve."""
     curves = {(r["policy"], r["criterion"], r["method"], r["samples"]): r for r in summary["curves"]}
-    budgets = sorted({key[3] for key in curves})
-    assert len(curves) == 3 * 2 * 2 * len(budgets)
+    budgets = sorted({key[3] for key in curves if key[3] is not None})
+    assert len(curves) == 3 * 2 * (2 * len(budgets) + 1)
     for criterion in ("helpful", "harmless"):
         base = [curves["base", criterion, "bon", n]["gold"] for n in budgets]
         assert base[0] < base[2] < base[-1] < 0.9, (criterion, base)
@@ -56,6 +56,8 @@ def check_summary(summary: dict[str, Any]) -> None:
         for method in ("bon", "bop")
         for reference in ("base", "grpo")
     }
+    assert {row["reference"] for row in summary["break_even"]} == {"base", "grpo"}
+    assert all(row["kl"] is not None and row["flops"] > 0 for row in summary["curves"])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 
 from iama.files import write_atomically
-from inference.summary import combine_runs, load_summary
+from inference.summary import Question, combine_runs, load_summary
 from scripts import launch
 from scripts.build_demo_models import Parameters, stamp_of
 from scripts.experiments.common import CRITERIA, FOLDER, SEARCH_SEED, SEEDS, final_kl
@@ -47,7 +47,7 @@ def main() -> None:
         publish(seed, best, console)
     folders = [FOLDER / f"evaluation-{seed}" for seed in SEEDS]
     summaries = {seed: dict(load_summary(folder)) for seed, folder in zip(SEEDS, folders, strict=True)}
-    combined = dict(combine_runs(folders, BUDGET))
+    combined = dict(combine_runs(folders, Question(BUDGET)))
     worlds = {seed: json.loads((world(seed) / "world.json").read_text()) for seed in SEEDS}
     PAGE.parent.mkdir(exist_ok=True)
     write_atomically(PAGE, page(search, best, summaries, combined, worlds))
@@ -162,7 +162,7 @@ def evaluate(name: str, seed: int, adapters: dict[str, Path], split: str, num_sa
         "name": name,
         "output_dir": str(FOLDER / name),
         "prompts": f"{world(seed)}/prompts-{split}.jsonl",
-        "max_prompts": None,
+        "log_probabilities": False,
         "methods": ["bon"],
         "budgets": [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= num_samples // 4],
         "num_samples": num_samples,

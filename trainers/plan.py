@@ -16,13 +16,13 @@ from trl import GRPOConfig
 
 from iama.aggregates import parse_aggregate
 from iama.config import TrainingConfig
-from iama.data import load_prompts
+from iama.data import fitting_prompts, read_prompts
 from iama.environment import world_size
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.generation import check_generation_config
 from iama.models import check_model_dir, loading
 from iama.objective import Criterion, Objective
-from iama.render import prompt_text, render_prompt
+from iama.render import render_prompt
 from iama.rewards import check_reward
 from iama.schema import nearest
 from iama.specs import Sampling
@@ -47,6 +47,8 @@ class Plan:
     objective: Objective
     tokenizer: PreTrainedTokenizerBase
     prompts: list[dict[str, Any]]
+    num_dropped: int
+    """Prompts that were left out because they are too long."""
     trainer_fields: dict[str, Any]
     model_init_kwargs: dict[str, Any]
     lora: LoraConfig
@@ -67,11 +69,11 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_batch(config, fields, source)
     _check_world_size(config, source)
     _check_kl(config, fields, source)
-    prompts = load_prompts(Path(config.prompts))
-    _check_number_of_prompts(config, fields, len(prompts))
+    rows = read_prompts(config.prompts)
     _check_deepspeed(fields, source)
     tokenizer = load_policy_tokenizer(config)
-    check_fit(tokenizer, prompts, _context_length(config), config.sampling.max_new_tokens, config.prompts)
+    prompts = prompts_that_fit(config, tokenizer, rows)
+    _check_number_of_prompts(config, fields, len(prompts))
     for criterion in config.objective.criteria:
         check_reward(criterion.name, criterion.proxy, prompts[0]["prompt"])
         if criterion.gold is not None:
@@ -80,7 +82,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     check_generation_config(config.policy.path, "policy.path", config.sampling)
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
     model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
-    return Plan(config, objective, tokenizer, prompts, fields, model_init_kwargs, lora)
+    return Plan(config, objective, tokenizer, prompts, len(rows) - len(prompts), fields, model_init_kwargs, lora)
 
 
 def build_objective(config: TrainingConfig) -> Objective:
@@ -144,22 +146,12 @@ def load_policy_tokenizer(config: TrainingConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_fit(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[dict[str, Any]],
-    context_length: int | None,
-    max_new_tokens: int,
-    source: str,
-) -> None:
-    """Every prompt and its answer must fit the context: nothing is truncated. Raises `DataError`."""
-    for number, row in enumerate(prompts, start=1):
-        length = len(render_prompt(tokenizer, row["prompt"]))
-        if context_length is not None and length + max_new_tokens > context_length:
-            raise DataError(
-                f"{source}: prompt {number} ({prompt_text(row['prompt'])[:60]!r}) has {length} tokens; with "
-                f"{max_new_tokens} new tokens it exceeds the model's context of {context_length}; "
-                "shorten the prompt or lower sampling.max_new_tokens"
-            )
+def prompts_that_fit(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The prompts to train on: those that fit the policy's context with their answer; see `fitting_prompts`."""
+    num_tokens_P = [len(render_prompt(tokenizer, row["prompt"])) for row in rows]
+    return fitting_prompts(config.prompts, rows, num_tokens_P, _context_length(config), config.sampling.max_new_tokens)
 
 
 def _context_length(config: TrainingConfig) -> int | None:
@@ -216,7 +208,7 @@ def _check_number_of_prompts(config: TrainingConfig, fields: dict[str, Any], num
     need = _num_rollouts(config, fields) // fields["num_generations"]
     if num_prompts < need:
         raise DataError(
-            f"{config.prompts}: {num_prompts} prompts, but one generation takes {need} "
+            f"{config.prompts.path}: {num_prompts} prompts, but one generation takes {need} "
             f"({_num_rollouts(config, fields)} roll-outs in groups of {fields['num_generations']}); "
             "give more prompts or lower trainer.per_device_train_batch_size"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from iama.config import TrainingConfig
@@ -85,7 +86,7 @@ def run_is_finished(config: TrainingConfig) -> bool:
         return (folder / ADAPTER).is_dir()
     path = folder / CONFIG_FILE
     if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != config.model_dump(mode="json"):
+        if not _is_of(path, config):
             raise RunError(
                 f"output_dir {config.output_dir!r} holds a run with another configuration; choose another output_dir "
                 "or delete that folder"
@@ -94,6 +95,15 @@ def run_is_finished(config: TrainingConfig) -> bool:
     if folder.is_dir() and any(not is_temporary(item) for item in folder.iterdir()):
         raise RunError(f"output_dir {config.output_dir!r} holds other files; choose an empty or new folder")
     return False
+
+
+def _is_of(path: Path, config: TrainingConfig) -> bool:
+    """Whether a stored configuration says what `config` says, in whichever of the ways it may be written."""
+    try:
+        stored = TrainingConfig.model_validate_json(path.read_bytes())
+    except ValidationError:
+        return False
+    return stored.model_dump(mode="json") == config.model_dump(mode="json")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -137,8 +147,9 @@ def _say_plan(plan: Plan) -> None:
             console.print(
                 f"clamped    {c.name}: {share:.2%} of the draws of {c.operator.name} count as the group's size"
             )
+    dropped = f" ({plan.num_dropped} dropped as too long)" if plan.num_dropped else ""
     console.print(
-        f"roll-outs  {len(plan.prompts)} prompts, groups of {fields['num_generations']}, "
+        f"roll-outs  {len(plan.prompts)} prompts{dropped}, groups of {fields['num_generations']}, "
         f"at most {fields['max_completion_length']} new tokens, {describe_kl(config.kl, fields['beta'])}"
     )
     console.print(f"asked for  {fields.get('deepspeed') or 'no DeepSpeed'}, {config.world_size} process(es)")

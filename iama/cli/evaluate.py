@@ -3,59 +3,126 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from iama.cli.app import app, manifest_of, note_differences, prepare
+from iama.errors import ConfigError
+
+if TYPE_CHECKING:
+    from iama.config import EvaluationConfig
 
 
 @app.command()
 def evaluate(
-    config: Annotated[Path, typer.Option(help="Evaluation file (YAML).")],
+    config: Annotated[Path | None, typer.Option(help="Evaluation file (YAML).")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")] = None,
+    pools: Annotated[
+        list[str] | None,
+        typer.Option("--pool", help="NAME=FILE, completions of a policy; needs no --config. Repeatable."),
+    ] = None,
+    criteria: Annotated[
+        list[str] | None,
+        typer.Option("--criterion", help="With --pool: NAME=PROXY_COLUMN,GOLD_COLUMN; else all columns. Repeatable."),
+    ] = None,
+    trained: Annotated[str | None, typer.Option(help="With --pool: whose savings; else iama, or the last.")] = None,
+    out: Annotated[str, typer.Option(help="With --pool: the evaluation's folder.")] = "runs/evaluation",
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: sample and score that part only; then run without it, in the same folder.")
+    ] = None,
+    devices: Annotated[str | None, typer.Option(help="auto (every GPU) or a number of processes.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")] = False,
 ) -> None:
     """Measure policies on held-out prompts: curves, savings, report. A killed evaluation, run again, resumes.
 
     Example: iama evaluate --config configs/demo-evaluate.yaml --set seed=1 --set output_dir=runs/demo/evaluation-1
-    """
-    from iama.config import EvaluationConfig
-    from iama.schema import load_config
 
-    settings = load_config(config, EvaluationConfig, overrides or [])
+    Example: iama evaluate --pool base=base.jsonl --pool iama=iama.jsonl --criterion helpful=rm,judge
+    """
+    settings = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
     rewards = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
-    for name, spec in settings.policies.items():
-        note_differences(manifest_of(spec.path, spec.adapter), settings.sampling, f"policy {name!r}: ")
-    prepare([s for spec in settings.policies.values() for s in (spec.path, spec.adapter)] + [r.model for r in rewards])
+    models = [(name, policy) for name, policy in settings.policies.items() if policy.path is not None]
+    for name, policy in models:
+        assert policy.path is not None
+        note_differences(manifest_of(policy.path, policy.adapter), settings.sampling, f"policy {name!r}: ")
+    prepare([s for _, p in models for s in (p.path, p.adapter)] + [r.model for r in rewards])
     from rich.console import Console
 
-    from inference.evaluate import check_inputs, describe
-    from inference.evaluate import evaluate as run
+    from inference import evaluate as run
+    from inference.evaluation_plan import describe, make_plan
     from inference.report import headline, print_tables, write_report
+    from inference.shards import parse_shard
 
     if dry_run:
-        typer.echo(describe(settings, check_inputs(settings)))
+        typer.echo(describe(settings, make_plan(settings)))
         return
-    summary = run(settings)
+    if shard is not None:
+        typer.echo(f"done: {run.evaluate_shard(settings, parse_shard(shard))}; then run without --shard")
+        return
+    if devices is not None:
+        run.evaluate_on_devices(settings, devices)
+    summary = run.evaluate(settings)
     print_tables(summary, Console())
     typer.echo(f"report: {write_report(Path(settings.output_dir))}")
     typer.echo(headline(summary))
 
 
+def _settings(
+    config: Path | None, overrides: list[str], pools: list[str], criteria: list[str], trained: str | None, out: str
+) -> EvaluationConfig:
+    """From the file, or from pool files."""
+    from iama.config import EvaluationConfig
+    from iama.schema import apply_override, load_config, validate
+
+    if (config is None) == (not pools):
+        raise ConfigError("give --config FILE, or --pool NAME=FILE for completions that exist already (and not both)")
+    if config is not None:
+        if criteria or trained is not None:
+            raise ConfigError("--criterion and --trained belong to --pool; write them into the file")
+        return load_config(config, EvaluationConfig, overrides)
+    from inference.pool_config import config_from_pools
+
+    files = {}
+    for text in pools:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path) or name in files:
+            raise ConfigError(f"--pool {text!r}: write NAME=FILE, each name once, e.g. --pool base=base.jsonl")
+        files[name] = Path(path)
+    raw = config_from_pools(files, criteria, trained, out)
+    for override in overrides:
+        apply_override(raw, override)
+    return validate(raw, EvaluationConfig, "command line")
+
+
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="An evaluation's output_dir.")]) -> None:
-    """Rebuild report.html from summary.json.
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="An evaluation's output_dir; two of them with --compare.")],
+    compare: Annotated[bool, typer.Option("--compare", help="Put two evaluations side by side.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File of the comparison; else compare.html in the second.")] = None,
+) -> None:
+    """Rebuild report.html from summary.json, or compare two evaluations.
 
     Example: iama report runs/demo/evaluation
     """
     from rich.console import Console
 
-    from inference.report import headline, print_tables, write_report
+    from iama.errors import ConfigError
+    from inference.report import headline, print_comparison, print_tables, write_comparison, write_report
     from inference.summary import load_summary
 
-    path = write_report(folder)
-    summary = load_summary(folder)
+    if len(folders) != 1 + compare:
+        wanted = "two folders with --compare" if compare else "one folder (or two and --compare)"
+        raise ConfigError(f"iama report takes {wanted}, got {len(folders)}: {' '.join(map(str, folders))}")
+    if compare:
+        path = write_comparison(folders[0], folders[1], out)
+        print_comparison(folders[0], folders[1], Console())
+        typer.echo(f"comparison: {path}")
+        return
+    if out is not None:
+        raise ConfigError(f"--out {str(out)!r} goes with --compare; a report is written into its evaluation's folder")
+    path = write_report(folders[0])
+    summary = load_summary(folders[0])
     print_tables(summary, Console())
     typer.echo(f"report: {path}")
     typer.echo(headline(summary))

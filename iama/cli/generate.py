@@ -63,12 +63,12 @@ def generate(
     operator = _operator(method, n, manifest, criterion, adapter or policy)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
     base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
-    spec = _reward_spec(reward, head, placement, manifest, criterion)
+    spec = reward_spec(reward, head, placement, manifest, criterion)
     if spec is None and operator != "identity":
         raise ConfigError(f"{operator} selects by a reward, and no iama.json names one; give --reward DIR")
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
-    sampling = _sampling(given, manifest)
+    sampling = sampling_of(given, manifest)
     note_differences(manifest, sampling)
     prepare([policy, adapter, spec.model if spec else None])
     from rich.console import Console
@@ -128,7 +128,7 @@ def _check_method(method: str) -> None:
         parse_operator(method)
 
 
-def _reward_spec(
+def reward_spec(
     reward: str | None, head: str | None, placement: dict[str, str], manifest: Manifest | None, criterion: str | None
 ) -> RewardSpec | None:
     """The reward that selects: from the flags, else that of the criterion in iama.json."""
@@ -160,7 +160,7 @@ def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
     return criterion.reward
 
 
-def _sampling(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
+def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     """The flags over the settings of training, since a policy is best served as it was trained."""
     from iama.schema import validate
     from iama.specs import Sampling

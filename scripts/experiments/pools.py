@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iama.config import EvaluationConfig, EvaluationCriterion
 from iama.data import load_prompts
 from iama.files import temporary_name
 from iama.rewards import load_reward
 from iama.specs import PolicySpec, RewardSpec, Sampling
-from inference.pools import pool_keys, sample_pool, score_pool
-from inference.store import digest, fingerprint, read_lines
+from inference.pools import fill_pool, pool_header, score_pool, transformers_draw
+from inference.store import digest, fingerprint
 from scripts.experiments import common
 
 if TYPE_CHECKING:
@@ -30,9 +29,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from iama.config import EvaluationCriterion
+    from inference.pool_file import PoolFile
+
     Floats = NDArray[np.float64]
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=48)
+BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -51,21 +54,45 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class _Task:
-    """Everything that one policy's pool needs; it goes to a process of its own."""
+class Task:
+    """Everything that one policy's pool needs; it goes to a process of its own.
+
+    The policy answers `prompted`, rewards see `rows`.
+    """
 
     name: str
     spec: PolicySpec
     rows: list[dict[str, Any]]
     prompted: list[dict[str, Any]]
-    config: EvaluationConfig
-    home: Path
+    criteria: list[EvaluationCriterion]
+    num_samples: int
+    sampling: Sampling
+    seed: int
+    split: str
+
+    @property
+    def folder(self) -> Path:
+        """Where pools and scores are kept."""
+        return common.FOLDER / "pools" / f"{self.split}-{self.seed}"
+
+    def header(self) -> dict[str, Any]:
+        """The pool file's header; all but the versions of packages decides the samples."""
+        return pool_header(self.name, self.spec, None, "transformers", self.sampling, self.num_samples, self.seed)
+
+    def sampled(self) -> PoolFile:
+        """The pool at the plain prompts; what is on disk is not sampled again."""
+        header = self.header()
+        path = self.folder / "pools" / f"{self.name}-{digest({**header, 'versions': {}})[:12]}.jsonl"
+        draw = transformers_draw(self.name, self.spec, None, self.num_samples, self.sampling, self.seed, BATCH_SIZE)
+        pool = fill_pool(path, header, self.prompted, draw, _ignore)
+        prompts = [replace(p, prompt=row["prompt"]) for p, row in zip(pool.prompts, self.rows, strict=True)]
+        return replace(pool, prompts=prompts)
 
     def cache(self, criterion: EvaluationCriterion) -> Path:
         """File of a criterion's scores, named by all that they depend on."""
-        parts = [pool_keys(self.spec, self.name, self.prompted, self.config), self.rows]
-        rewards = [_identity(spec, self.home) for spec in (criterion.proxy, criterion.gold)]
-        return Path(self.config.output_dir) / "arrays" / f"{self.name}-{digest([parts, rewards])[:16]}.npz"
+        parts = [{**self.header(), "versions": {}}, self.prompted, self.rows]
+        rewards = [_identity(spec, common.world(self.seed)) for spec in (criterion.proxy, criterion.gold)]
+        return self.folder / "arrays" / f"{self.name}-{digest([parts, rewards])[:16]}.npz"
 
 
 def pools(
@@ -92,12 +119,17 @@ def pools(
     tasks = {}
     for name, adapter in policies.items():
         assert re.fullmatch(r"[\w-]+", name), f"policy name {name!r} is no file name"
-        spec = PolicySpec(path=str(home / "policy"), adapter=str(adapter) if adapter is not None else None)
-        config = _config(seed, split, {name: spec}, wanted, num_samples, sampling)
         prompted = [prefixed(row, (prefixes or {}).get(name, "")) for row in rows]
-        tasks[name] = _Task(name, spec, rows, prompted, config, home)
+        spec = policy_spec(seed, adapter)
+        tasks[name] = Task(name, spec, rows, prompted, wanted, num_samples, sampling, seed, split)
     _fill(list(tasks.values()))
-    return {(name, c.name): _read(task, c) for name, task in tasks.items() for c in wanted}
+    return {(name, c.name): scores for name, task in tasks.items() for c, scores in _read(task)}
+
+
+def policy_spec(seed: int, adapter: Path | None) -> PolicySpec:
+    """The policy of a seed's world, with an adapter."""
+    path = str(common.world(seed) / "policy")
+    return PolicySpec(path=path, adapter=str(adapter) if adapter is not None else None)
 
 
 def prefixed(row: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -106,39 +138,19 @@ def prefixed(row: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {**row, "prompt": [*history, {**last, "content": prefix + last["content"]}]} if prefix else row
 
 
-def _config(
-    seed: int,
-    split: str,
-    policies: dict[str, PolicySpec],
-    wanted: list[EvaluationCriterion],
-    num_samples: int,
-    sampling: Sampling,
-) -> EvaluationConfig:
-    return EvaluationConfig(
-        name=f"pools-{split}-{seed}",
-        output_dir=str(common.FOLDER / "pools" / f"{split}-{seed}"),
-        policies=policies,
-        prompts=str(common.world(seed) / f"prompts-{split}.jsonl"),
-        criteria=wanted,
-        budgets=[1],
-        trained_budget=1,
-        num_samples=num_samples,
-        sampling=sampling,
-        seed=seed,
-    )
-
-
-def _fill(tasks: Sequence[_Task]) -> None:
+def _fill(tasks: Sequence[Task]) -> None:
     """Sample and score what is not on disk: several policies each in a process of its own, one in this process."""
-    missing = [task for task in tasks if any(not task.cache(c).is_file() for c in task.config.criteria)]
+    missing = [task for task in tasks if any(not task.cache(c).is_file() for c in task.criteria)]
     if not missing:
         return
-    config = missing[0].config
+    first = missing[0]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(f"{config.name}, {config.num_samples} samples a prompt: policies", total=len(missing))
+        bar = progress.add_task(
+            f"pools-{first.split}-{first.seed}, {first.num_samples} samples a prompt: policies", total=len(missing)
+        )
         if len(missing) == 1:
-            _make(missing[0])
+            _make(first)
             progress.advance(bar)
             return
         os.environ.update(common.ENVIRONMENT)  # read by the processes when they import torch
@@ -159,31 +171,38 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def _make(task: _Task) -> None:
+def _make(task: Task) -> None:
     """Sample a policy's pool and keep its scores under every criterion."""
     quieten()
-    pool = sample_pool(task.name, task.spec, task.prompted, task.config, _ignore)
-    for criterion in task.config.criteria:
+    pool = task.sampled()
+    for criterion in task.criteria:
         path = task.cache(criterion)
         if path.is_file():
             continue
         arrays = {}
         for role, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
             if spec is not None:
+                journal = path.with_name(f"{path.stem}.{role}.jsonl")
                 reward = load_reward(criterion.name, spec)
-                arrays[role] = score_pool(pool, task.name, reward, spec, task.rows, {}, task.config, _ignore)[0]
+                arrays[role] = score_pool(pool, reward, spec, journal, {}, _ignore).values_PS
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_name(path)
         with temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         temporary.replace(path)
+        for role in arrays:
+            path.with_name(f"{path.stem}.{role}.jsonl").unlink(missing_ok=True)
 
 
-def _read(task: _Task, criterion: EvaluationCriterion) -> Scores:
-    lines = read_lines(Path(task.config.output_dir) / "pools" / f"{task.name}.jsonl")
-    texts = [lines[key]["texts"] for key in pool_keys(task.spec, task.name, task.prompted, task.config)]
-    with np.load(task.cache(criterion), allow_pickle=False) as arrays:
-        return Scores(arrays["proxy"], arrays["gold"] if criterion.gold is not None else None, texts)
+def _read(task: Task) -> list[tuple[EvaluationCriterion, Scores]]:
+    """Scores of a pool that is on disk, by criterion."""
+    texts = task.sampled().texts
+    found = []
+    for criterion in task.criteria:
+        with np.load(task.cache(criterion), allow_pickle=False) as arrays:
+            gold_PS = arrays["gold"] if criterion.gold is not None else None
+            found.append((criterion, Scores(arrays["proxy"], gold_PS, texts)))
+    return found
 
 
 def _identity(spec: RewardSpec | None, home: Path) -> Any:

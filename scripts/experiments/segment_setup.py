@@ -12,21 +12,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iama.config import EvaluationConfig
 from iama.data import load_prompts
 from iama.errors import IamaWarning
 from iama.operators import RankOperator, parse_operator
 from iama.rewards import load_reward
-from iama.specs import PolicySpec
 from inference.cards import Cards, CardsSettings, acceptance_summary, rejection_settings
 from inference.policy import load_policy
-from inference.pools import sample_pool
 from inference.samplers import SelectionSampler
 from inference.scoring import num_common
 from inference.store import append_line, digest, fingerprint, read_lines
 from inference.token_search import Args, ArgsSettings
 from scripts.experiments import common
 from scripts.experiments.common import CRITERIA
+from scripts.experiments.pools import Task, policy_spec
 from scripts.experiments.segment_samplers_values import Drawn, Method
 
 if TYPE_CHECKING:
@@ -35,9 +33,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iama.rewards import Reward
-    from iama.specs import Sampling
+    from iama.specs import PolicySpec, Sampling
     from inference.policy import Policy
-    from inference.pools import SampledPool
+    from inference.pool_file import PoolFile
     from scripts.experiments.pools import Scores
 
     Floats = NDArray[np.float64]
@@ -142,7 +140,7 @@ def _sampler(settings: Settings, policy: Policy, reward: Reward, sampling: Sampl
 
 def setup(seed: int, name: str, adapter: Path | None, split: str, rows: Sequence[Any], sampling: Sampling) -> Setup:
     """Load a policy and its world's proxies."""
-    spec = PolicySpec(path=str(common.world(seed) / "policy"), adapter=str(adapter) if adapter else None)
+    spec = policy_spec(seed, adapter)
     proxies = {c.name: load_reward(c.name, c.proxy) for c in common.criteria(seed, gold=False)}
     path = common.FOLDER / "segment_samplers" / f"{split}-{seed}" / f"{name}.jsonl"
     return Setup(name, spec, load_policy(name, spec, sampling), proxies, rows, sampling, seed, path)
@@ -158,32 +156,25 @@ def prompts(seed: int, split: str, max_prompts: int | None) -> list[dict[str, An
 
 def drawn(ready: Setup, split: str, num_samples: int, scores: Mapping[str, Scores], rows: Sequence[Any]) -> Drawn:
     """A pool that `common.pools` has made, with its samples' lengths."""
-    config = EvaluationConfig(
-        name=f"pools-{split}-{ready.seed}",
-        output_dir=str(common.FOLDER / "pools" / f"{split}-{ready.seed}"),
-        policies={ready.name: ready.spec},
-        prompts=str(common.world(ready.seed) / f"prompts-{split}.jsonl"),
-        criteria=common.criteria(ready.seed, gold=False),
-        budgets=[1],
-        trained_budget=1,
-        num_samples=num_samples,
-        sampling=ready.sampling,
-        seed=ready.seed,
-    )
-    pool = sample_pool(ready.name, ready.spec, list(rows), config, lambda _: None)
+    criteria = common.criteria(ready.seed, gold=False)
+    plain = list(rows)
+    pool = Task(
+        ready.name, ready.spec, plain, plain, criteria, num_samples, ready.sampling, ready.seed, split
+    ).sampled()
+    lengths_PS = np.asarray([[sample.num_tokens for sample in prompt.samples] for prompt in pool.prompts], dtype=float)
     read = [_reward_tokens(ready.proxies[name], rows, pool) for name in CRITERIA]
     return Drawn(
         proxies=[scores[name].proxy_PS for name in CRITERIA],
         golds=[scores[name].gold_PS for name in CRITERIA],
-        prefill_P=pool.prefill_tokens,
-        decode_P=pool.decode_tokens,
+        prefill_P=np.asarray([float(prompt.cost.policy_prefill_tokens) for prompt in pool.prompts]),
+        decode_P=(lengths_PS - 1).mean(axis=1),
         reward_tokens=[found[0] for found in read],
         shared_tokens=[found[1] for found in read],
         weight=weight_of(ready),
     )
 
 
-def _reward_tokens(reward: Reward, rows: Sequence[Any], pool: SampledPool) -> tuple[Floats, Floats]:
+def _reward_tokens(reward: Reward, rows: Sequence[Any], pool: PoolFile) -> tuple[Floats, Floats]:
     """Tokens that a reward reads to score one sample, mean over each prompt's, and those that all share: `[P]`."""
     classifier = reward.classifier
     assert classifier is not None

@@ -51,19 +51,21 @@ def build(training: TrainingConfig) -> Any:
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    from iama.data import load_prompts
+    from iama.data import read_prompts
     from iama.rewards import load_reward
     from trainers.callbacks import MetricsFile
-    from trainers.plan import load_policy_tokenizer, trainer_fields
+    from trainers.plan import load_policy_tokenizer, prompts_that_fit, trainer_fields
 
     criteria = training.objective.criteria
+    tokenizer = load_policy_tokenizer(training)
+    prompts = prompts_that_fit(training, tokenizer, read_prompts(training.prompts))
     model = AutoModelForCausalLM.from_pretrained(training.policy.path, dtype=torch.float32, use_safetensors=True)
     return GRPOTrainer(
         model=model,
         reward_funcs=[load_reward(c.name, c.proxy) for c in criteria],
         args=GRPOConfig(**trainer_fields(training), reward_weights=[c.weight for c in criteria]),
-        train_dataset=Dataset.from_list(load_prompts(Path(training.prompts))),
-        processing_class=load_policy_tokenizer(training),
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=tokenizer,
         peft_config=LoraConfig(**{"task_type": "CAUSAL_LM", **training.lora}),
         callbacks=[MetricsFile(Path(training.output_dir) / "metrics.jsonl", criteria, 0)],
     )

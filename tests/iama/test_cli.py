@@ -16,7 +16,7 @@ import iama.rewards
 import inference.policy
 from iama.cli import app, main
 from iama.config import EvaluationConfig, TrainingConfig
-from iama.data import load_prompts
+from iama.data import read_prompts
 from iama.manifest import load_manifest
 from iama.rewards import load_reward
 from iama.schema import load_config
@@ -413,7 +413,7 @@ def test_standardise_prints_a_scale_that_standardises(run, training_file):
     config = load_config(training_file, TrainingConfig, [override])
     scale = config.objective.criteria[0].proxy.scale
     proxy = config.objective.criteria[0].proxy
-    prompts = [row["prompt"] for row in load_prompts(Path(config.prompts))]
+    prompts = [row["prompt"] for row in read_prompts(config.prompts)]
     raw = load_reward("c", proxy.model_copy(update={"scale": None})).score(prompts, ["bread"] * 4, {})[0]
     scaled = load_reward("c", proxy).score(prompts, ["bread"] * 4, {})[0]
     assert scaled == pytest.approx([(x - scale.mean) / scale.std for x in raw])

@@ -8,10 +8,28 @@ import pytest
 
 from iama.config import EvaluationConfig
 from iama.errors import ConfigError, DataError, IamaError, ModelError, RewardError, RunError
+from iama.schema import validate
 from inference import pools
-from inference.evaluate import check_inputs, evaluate
-from inference.summary import combine_runs, load_summary
+from inference.budgets import UNITS
+from inference.evaluate import evaluate
+from inference.evaluation_plan import make_plan
+from inference.pool_file import read_pool
+from inference.summary import Question, combine_runs, load_summary
 from inference.tables import load_tables
+
+
+def pool_of(config: EvaluationConfig, name: str) -> Path:
+    (path,) = (Path(config.output_dir) / "pools").glob(f"{name}-*.jsonl")
+    return path
+
+
+def without_clock(value):
+    """A summary without what a stopwatch or the operating system measured."""
+    if isinstance(value, dict):
+        return {k: without_clock(v) for k, v in value.items() if k not in ("seconds", "peak_memory")}
+    if isinstance(value, list):
+        return [without_clock(item) for item in value if not (isinstance(item, dict) and item.get("unit") == "seconds")]
+    return value
 
 
 def changed(config: EvaluationConfig, **changes) -> EvaluationConfig:
@@ -37,8 +55,8 @@ def test_summary_has_the_agreed_shape(config):
     stored = json.loads((Path(config.output_dir) / "summary.json").read_text())
     assert stored == json.loads(json.dumps(summary)) == load_summary(Path(config.output_dir))
     assert len(stored["curves"]) == 3 * 2 * 2 * 3  # policies, criteria, methods, budgets
-    row_keys = {"policy", "criterion", "method", "samples", "policy_tokens", "reward_calls", "proxy", "gold"}
-    assert row_keys | {"num_prompts"} == set(stored["curves"][0])
+    row_keys = {"policy", "criterion", "method", "samples", "proxy", "gold", "proxy_ci95", "gold_ci95", "kl", "kl_kind"}
+    assert {*row_keys, *UNITS, "num_prompts"} == set(stored["curves"][0])
     assert len(stored["savings"]) == 2 * 2 * 2 * 2  # criteria, methods, metrics, references
     saving_keys = {"criterion", "method", "metric", "reference", "samples", "ratio", "ci95", "censored"}
     assert saving_keys <= set(stored["savings"][0])
@@ -64,12 +82,12 @@ def test_identical_policies_save_nothing(config):
 
 def test_curves_equal_a_direct_computation(config):
     summary = evaluate(config)
-    lines = [json.loads(line) for line in (Path(config.output_dir) / "pools" / "base.jsonl").read_text().splitlines()]
-    mean_brief = np.mean([[-len(text) for text in line["texts"]] for line in lines])
+    pool = read_pool(pool_of(config, "base"))
+    mean_brief = np.mean([[-len(text) for text in texts] for texts in pool.texts])
     row = next(r for r in summary["curves"] if (r["policy"], r["criterion"], r["samples"]) == ("base", "brief", 1))
     assert row["proxy"] == pytest.approx(mean_brief)
-    prefill = np.mean([line["cost"][0] for line in lines])
-    fed_back = np.mean([np.mean(line["lengths"]) - 1 for line in lines])
+    prefill = np.mean([prompt.cost.policy_prefill_tokens for prompt in pool.prompts])
+    fed_back = np.mean([[s.num_tokens - 1 for s in prompt.samples] for prompt in pool.prompts])
     assert row["policy_tokens"] == pytest.approx(prefill + fed_back)
 
 
@@ -77,9 +95,8 @@ def test_each_distinct_text_is_scored_once_per_reward(config):
     summary = evaluate(config)
     rows = {}
     for name in config.policies:
-        for line in (Path(config.output_dir) / "pools" / f"{name}.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            rows.setdefault(row["prompt"], set()).update(row["texts"])
+        for prompt in read_pool(pool_of(config, name)).prompts:
+            rows.setdefault(prompt.prompt_id, set()).update(s.text for s in prompt.samples)
     distinct = sum(map(len, rows.values()))
     assert [row["reward_calls"] for row in summary["costs"]] == [distinct] * 4
 
@@ -87,16 +104,15 @@ def test_each_distinct_text_is_scored_once_per_reward(config):
 def test_a_killed_evaluation_resumes_and_gives_the_same(config, sampled):
     first = evaluate(config)
     assert sampled == [4, 4, 4]
-    pool = Path(config.output_dir) / "pools" / "iama.jsonl"
-    whole = pool.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    pool.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # killed while writing the third line
+    pool = pool_of(config, "iama")
+    lines = pool.read_bytes().splitlines(keepends=True)
+    block = 1 + config.num_samples
+    pool.write_bytes(b"".join(lines[: 1 + 2 * block + 5]) + lines[40][:40])  # killed while writing the third block
     for scores in (Path(config.output_dir) / "scores").iterdir():
         scores.write_bytes(scores.read_bytes()[:-30])
     second = evaluate(config)
     assert sampled == [4, 4, 4, 2]
-    assert second["curves"] == first["curves"]
-    assert second["savings"] == first["savings"]
+    assert without_clock(second) == without_clock(first)
     evaluate(config)
     assert len(sampled) == 4  # nothing was left to sample
 
@@ -111,7 +127,8 @@ def test_other_settings_never_mix_with_an_old_pool(config, sampled):
     killed(changed(config, sampling={"max_new_tokens": 8}))
     assert sampled == [4] * 9
     killed(config)
-    killed(changed(config, max_prompts=2, batch_size=7))  # neither changes what a prompt's samples are
+    two = {**config.prompts.model_dump(), "max_prompts": 2}
+    killed(changed(config, prompts=two, batch_size=7))  # neither changes what a prompt's samples are
     assert sampled == [4] * 9
 
 
@@ -122,7 +139,7 @@ def test_other_settings_never_mix_with_an_old_pool(config, sampled):
         ({"seed": 1, "num_bootstrap": 200}, "num_bootstrap was 100, is 200; seed was 0, is 1"),
         ({"budgets": [1, 2]}, r"budgets was \[1, 2, 4\], is \[1, 2\]"),
         ({"sampling": {"max_new_tokens": 8}}, "sampling.max_new_tokens was 12, is 8"),
-        ({"max_prompts": 3}, "max_prompts was None, is 3"),
+        ({"trained": "grpo"}, "trained was 'iama', is 'grpo'"),
     ],
 )
 def test_results_of_another_configuration_are_not_overwritten(config, changes, told):
@@ -161,7 +178,7 @@ def test_a_retrained_adapter_is_sampled_again(config, sampled, adapter_dir, tmp_
 
 
 def test_order_and_batch_size_do_not_matter(config, tmp_path):
-    lines = Path(config.prompts).read_text().splitlines(keepends=True)
+    lines = Path(config.prompts.path).read_text().splitlines(keepends=True)
     turned = tmp_path / "turned.jsonl"
     turned.write_text("".join(reversed(lines)))
     first = evaluate(config)
@@ -176,17 +193,17 @@ def test_seeds_are_combined_from_their_folders(config):
     for seed in (0, 1):
         folders.append(Path(config.output_dir + str(seed)))
         evaluate(changed(config, seed=seed, output_dir=str(folders[-1])))
-    one = combine_runs(folders[:1], 2, num_bootstrap=config.num_bootstrap)
+    one = combine_runs(folders[:1], Question(2, num_bootstrap=config.num_bootstrap))
     assert one["savings"] == load_summary(folders[0])["savings"]
-    both = combine_runs(folders, 2)
-    singles = [combine_runs([folder], 2)["savings"] for folder in folders]
+    both = combine_runs(folders, Question(2))
+    singles = [combine_runs([folder], Question(2))["savings"] for folder in folders]
     for row, first, second in zip(both["savings"], *singles, strict=True):
         assert row["num_seeds"] == 2
         assert row["ratio"] == pytest.approx((first["ratio"] * second["ratio"]) ** 0.5)
     other = Path(config.output_dir + "other")
     evaluate(changed(config, methods=["bon"], output_dir=str(other)))
     with pytest.raises(RunError, match="other policies, criteria"):
-        combine_runs([folders[0], other], 2)
+        combine_runs([folders[0], other], Question(2))
 
 
 def test_gold_is_optional_and_policies_may_have_any_name(config):
@@ -225,11 +242,10 @@ class TestBadInput:
         with pytest.raises(RewardError, match="head"):
             evaluate(changed(config, criteria=criteria))
 
-    @pytest.mark.parametrize("name", ["policies", "methods", "budgets"])
+    @pytest.mark.parametrize("name", ["policies", "methods", "budgets", "criteria"])
     def test_nothing_to_evaluate(self, config, name):
-        empty = config.model_copy(update={name: {} if name == "policies" else []})
-        with pytest.raises(ConfigError, match=f"^evaluation 'tiny': {name} must not be empty; name at least one$"):
-            evaluate(empty)
+        with pytest.raises(ConfigError, match=f"{name}: .* at least 1 item"):
+            validate(config.model_dump() | {name: {} if name == "policies" else []}, EvaluationConfig, "test")
 
     @pytest.mark.parametrize("role", ["proxy", "gold"])
     @pytest.mark.parametrize(
@@ -237,11 +253,11 @@ class TestBadInput:
         [({"model": "./gone"}, r"'\./gone' does not exist"), ({"function": "gone.py:f"}, "cannot import function")],
     )
     def test_rewards_are_checked_before_policies_are_read(self, config, monkeypatch, role, broken, message):
-        monkeypatch.setattr("inference.evaluate.load_tokenizer", None)
+        monkeypatch.setattr("inference.evaluation_plan.load_tokenizer", None)
         criteria = config.model_dump()["criteria"]
         criteria[1][role] = broken
         with pytest.raises(IamaError, match=f"'brief \\({role}\\)'.*{message}"):
-            check_inputs(changed(config, criteria=criteria))
+            make_plan(changed(config, criteria=criteria))
 
     def test_folder_of_another_run(self, config):
         folder = Path(config.output_dir)
@@ -265,10 +281,10 @@ def test_nan_from_a_reward(config, gold_file):
 
 def test_a_damaged_pool_is_refused(config):
     evaluate(config)
-    pool = Path(config.output_dir) / "pools" / "base.jsonl"
+    pool = pool_of(config, "base")
     lines = pool.read_bytes().splitlines(keepends=True)
     pool.write_bytes(lines[0] + b"nonsense\n" + b"".join(lines[1:]))
-    with pytest.raises(RunError, match=r"base\.jsonl:2: damaged line"):
+    with pytest.raises(DataError, match=r"base-\w+\.jsonl:2: not a JSON line"):
         evaluate(config)
 
 

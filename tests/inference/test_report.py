@@ -2,20 +2,28 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from report_summary import CARDS, CRITERIA, make_summary
 from rich.console import Console
+from typer.testing import CliRunner
 
-from iama.errors import RunError
-from inference.evaluate import evaluate
-from inference.report import headline, interval_text, note, number, print_tables, ratio_text, render_html, write_report
+from iama.cli.app import app
+from iama.errors import ConfigError, RunError
+from inference.report import headline, print_tables, render_html, write_comparison, write_report
+from inference.report.compare import differing_settings, leaves, quality_pairs, run_names, savings_pairs
+from inference.report.fill import filled, savings_units, used_units
+from inference.report.html import as_json
+from inference.report.risks import find_risks
+from inference.report.words import interval, interval_text, label, note, number, percent, ratio_text, signed
 from inference.summary import average_rows
 
 VOID = {"meta", "br", "link", "img", "input"}
+SPACE = "\N{NO-BREAK SPACE}"
 
 
 class Wellformed(HTMLParser):
@@ -34,120 +42,160 @@ class Wellformed(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.fixture(scope="module")
-def summary(tmp_path_factory, tiny, adapter_dir, gold_file):
-    from iama.config import EvaluationConfig
-
-    base = {"path": str(tiny.policy)}
-    gold = {"function": f"{gold_file}:vowels"}
-    return evaluate(
-        EvaluationConfig.model_validate(
-            {
-                "name": "tiny <report>",
-                "output_dir": str(tmp_path_factory.mktemp("report")),
-                "policies": {"base": base, "grpo": base, "iama": base | {"adapter": str(adapter_dir)}},
-                "prompts": str(tiny.prompts),
-                "criteria": [{"name": "a_b$c", "proxy": {"model": str(tiny.reward)}, "gold": gold}],
-                "budgets": [1, 2, 4],
-                "num_samples": 16,
-                "trained_budget": 2,
-                "sampling": {"max_new_tokens": 8},
-                "num_bootstrap": 100,
-            }
-        )
-    )
-
-
-def test_self_contained_well_formed_page(summary):
-    path = write_report(Path(summary["config"]["output_dir"]))
-    page = path.read_text()
+def parse(page: str) -> Wellformed:
     parser = Wellformed()
     parser.feed(page)
     assert parser.open == []
-    assert {"svg", "table", "pre"} <= parser.seen
-    assert "script" not in parser.seen
-    assert not re.search(r"""(?:src|href)\s*=\s*["']https?:""", page)
+    return parser
+
+
+def section(page: str, name: str) -> str:
+    return page.split(f'<section id="{name}">')[1].split("</section>")[0]
+
+
+def rows_of(page: str, name: str) -> list[list[str]]:
+    """Cells of the tables of one section, without tags."""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", section(page, name), re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
+    return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells if row]
+
+
+def save(folder: Path, summary: dict) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return folder
+
+
+def test_self_contained_well_formed_page(tmp_path):
+    summary = make_summary() | {"name": "tiny <report>"}
+    page = write_report(save(tmp_path, summary)).read_text(encoding="utf-8")
+    assert {"table", "pre", "select", "noscript", "details"} <= parse(page).seen
+    assert not re.search(r"""(?:src|href)\s*=\s*["']|@import|url\(|fetch\(|innerHTML""", page)
+    assert page.replace("http://www.w3.org/2000/svg", "").count("http:") == 0
     assert "prefers-color-scheme: dark" in page
-    assert "currentColor" in page
-    assert "#010203" not in page
     assert "tiny &lt;report&gt;" in page
     assert summary["versions"]["torch"] in page
+    assert write_report(tmp_path).read_text(encoding="utf-8") == page
 
 
-def test_model_output_is_escaped(summary):
-    hostile = copy.deepcopy(summary)
-    attack = "<script>alert(1)</script>"
-    for row in hostile["examples"]:
-        row.update(prompt=attack, criterion=attack, policy=attack)
-        row["single"]["text"] = row["best"]["text"] = attack
-    for row in hostile["costs"]:
-        row["reward"] = attack
-    for row in hostile["curves"]:
-        row["policy"] = attack
-    page = render_html(hostile)
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
-
-
-def test_curves_that_coincide_and_signs_stay_visible(summary):
-    """Here base and grpo are the same model; only broken lines over an unbroken one show both."""
-    changed = copy.deepcopy(summary)
-    changed["averages"] = [average("base", 11.0, censored=1)]
-    page = render_html(changed)
-    assert page.count("stroke-dasharray") >= 4
-    assert "needs &gt;\N{NO-BREAK SPACE}11.00x" in page
-
-
-def rows_of(page: str, heading: str) -> list[list[str]]:
-    """Cells of the tables of one section, without tags."""
-    section = page.split(f"<h2>{heading}</h2>")[1].split("<h2>")[0]
-    rows = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
-    return [
-        [re.sub(r"<[^>]+>", " ", cell).strip() for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
-        for row in rows
-    ]
-
-
-def test_costs_are_shown(summary):
-    changed = copy.deepcopy(summary)
-    changed["sampling"][2].update(policy="iama", prefill_tokens=1234, decode_tokens=56789, seconds=3.25)
-    changed["costs"][0].update(reward="c (proxy)", reward_calls=4321, reward_tokens=98765, seconds=1.5)
-    rows = rows_of(render_html(changed), "Cost")
-    assert ["iama", "1,234", "56,789", "3.25"] in rows
-    assert ["c (proxy)", "4,321", "98,765", "1.5"] in rows
-
-
-def test_the_single_answer_stands_beside_the_best(summary):
-    example = copy.deepcopy(summary)
-    example["examples"] = example["examples"][:1]
-    example["examples"][0]["single"] = {"text": "plain answer", "proxy": 0.125, "gold": 0.25}
-    example["examples"][0]["best"] = {"text": "kept answer", "proxy": 0.5, "gold": None}
-    (row,) = [row for row in rows_of(render_html(example), "Examples") if row]
-    _, single, best = (" ".join(cell.split()) for cell in row)
-    assert single == "plain answer proxy 0.125 · gold 0.25"
-    assert best == "kept answer proxy 0.5 · gold -"
-
-
-def test_the_rule_for_falling_curves_is_stated(summary):
-    page = render_html(summary)
-    assert "lies below its peak by more than 2 % of its range" in page
-    assert "within the noise of an estimate from a finite pool" in page
-
-
-def test_report_needs_only_the_summary_and_is_the_same_again(summary):
-    folder = Path(summary["config"]["output_dir"])
-    first = write_report(folder).read_text()
-    assert write_report(folder).read_text() == first
+def test_a_missing_or_damaged_summary_is_one_line(tmp_path):
     with pytest.raises(RunError, match="run `iama evaluate` first"):
-        write_report(folder / "elsewhere")
+        write_report(tmp_path)
+    with pytest.raises(RunError, match="lacks curves"):
+        write_report(save(tmp_path, {key: value for key, value in make_summary().items() if key != "curves"}))
 
 
-def test_without_matplotlib_the_tables_are_still_written(summary, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    page = render_html(summary)
-    assert "pip install &#39;iama[plots]&#39;" in page
-    assert "<svg" not in page
-    assert "<table" in page
+def test_data_cannot_end_the_script_element():
+    text = "</script><!--&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}'\""
+    escaped = as_json({"text": text})
+    assert not set("<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}") & set(escaped)
+    assert json.loads(escaped) == {"text": text}
+
+
+def test_half_a_surrogate_pair_is_written():
+    summary = make_summary()
+    summary["examples"][0]["best"]["text"] = "half \ud83d"
+    assert "half ?" in render_html(summary)
+
+
+@pytest.mark.parametrize("table", [key for key, value in make_summary().items() if isinstance(value, (list, dict))])
+def test_any_table_may_be_absent_empty_or_null(table):
+    summary = make_summary()
+    for changed in ({k: v for k, v in summary.items() if k != table}, summary | {table: type(summary[table])()}):
+        parse(render_html(changed))
+        print_tables(changed, Console(file=io.StringIO()))
+    parse(render_html(summary | {table: None}))
+
+
+def test_any_column_may_be_absent():
+    """All tables hold nothing but what names their rows; the page still renders, and claims nothing."""
+    names = ("policy", "criterion", "method", "metric", "reference", "unit", "prompt", "reward", "control")
+    summary = make_summary()
+    for table, rows in summary.items():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            summary[table] = [{key: row[key] for key in names if key in row} for row in rows]
+    summary["quality"] = {policy: {c: {} for c in CRITERIA} for policy in summary["quality"]}
+    parse(render_html(summary | {"dropped_prompts": None}))
+    levels = {risk.subject: risk.level for risk in find_risks(summary | {"dropped_prompts": None})}
+    assert set(levels.values()) == {"unknown", "none"}
+    assert levels.pop("Missing scores") == "none"  # their rows are there, and count nothing
+    assert "none" not in levels.values()
+
+
+def test_what_was_trained_stands_on_the_first_screen():
+    text = " ".join(re.sub(r"<[^>]+>", " ", section(render_html(make_summary()), "trained")).split())
+    assert "runs/demo/base + runs/demo/iama/adapter" in text
+    assert "helpful by bon(4), harmless by bon(4), brief by bon(4)" in text
+    assert "helpful: rewards/helpful selects, gold.py:helpful judges" in text
+    assert "64 held-out prompts, 256 samples" in text
+
+
+def test_risks_are_told_where_they_are_and_only_there():
+    risks = {risk.subject: risk for risk in find_risks(make_summary())}
+    hacking = risks["Reward hacking"]
+    assert hacking.level == "seen"
+    assert "iama's gold falls on harmless with Best-of-N from 32 samples on" in hacking.words
+    assert "It is also seen for grpo." in hacking.words
+    assert risks["Without a sampler"].level == "seen"
+    assert f"iama 0.8{SPACE}%" in risks["Cut answers"].words
+    assert "gold of iama on brief 12 of 16,384" in risks["Missing scores"].words
+    assert "0.8 nats a response" in risks["KL"].words
+    assert "1.44 nats (upper bound)" in risks["KL"].words
+    good = make_summary() | {"dropped_prompts": 0}
+    good["hacking"] = [row | {"onset": None} for row in good["hacking"] if row["criterion"] != "brief"]
+    good["sampling"] = [row | {"truncated": 0.0} for row in good["sampling"]]
+    good["missing"] = [row | {"num_missing": 0} for row in good["missing"]]
+    risks = {risk.subject: risk for risk in find_risks(good)}
+    assert (risks["Reward hacking"].level, risks["Cut answers"].level) == ("none", "none")
+    assert "none seen for iama up to 64 samples. Not measured on brief." in risks["Reward hacking"].words
+    assert (risks["Missing scores"].level, risks["Dropped prompts"].level) == ("none", "none")
+
+
+def test_the_worst_answers_are_compared_with_the_references():
+    summary = make_summary()
+    for policy, worst in (("base", 0.1), ("grpo", 0.2), ("iama", 0.15)):
+        for row in summary["quality"][policy].values():
+            row["worst_with"] = worst
+    (risk,) = [risk for risk in find_risks(summary) if risk.subject.startswith("Worst")]
+    assert risk.level == "seen"
+    assert "on helpful below linear GRPO's (0.15 against 0.2)" in risk.words
+    assert "untrained base" not in risk.words
+
+
+def test_savings_in_every_unit():
+    summary = make_summary()
+    rows = rows_of(render_html(summary), "savings")
+    assert rows[0] == ["helpful", "Best-of-N", "gold", "base", "11.78x", "[9.43, 14.73]", ""]
+    flops = summary["savings"][0]["units"]["flops"]["ratio"]
+    assert any(row[4] == f"{flops:.2f}x" for row in rows)
+    assert "backward tokens" not in section(render_html(summary), "savings")
+    assert savings_units(filled(summary)["savings"]).keys() == used_units(summary["curves"]).keys()
+
+
+def test_costs_and_examples_are_shown():
+    changed = make_summary()
+    changed["sampling"][2].update(prefill_tokens=1234, decode_tokens=56789, seconds=3.25)
+    changed["costs"][0].update(reward="c (proxy)", reward_calls=4321, reward_tokens=98765, seconds=1.5)
+    page = render_html(changed)
+    rows = rows_of(page, "cost")
+    assert any(row[:1] + row[3:5] == ["iama", "1,234", "56,789"] for row in rows)
+    assert ["c (proxy)", "4,321", "98,765", "4.2 T", "1.5"] in rows
+    examples = section(page, "examples")
+    assert examples.count('class="chosen"') == sum(bool(row["candidates"]) for row in changed["examples"])
+    assert examples.count('class="segment forced"') == sum(row["method"] == CARDS for row in changed["examples"])
+    assert "reward 0.1, threshold 0.5, 21 proposals; forced" in examples
+
+
+def test_an_example_of_a_summary_without_methods():
+    changed = make_summary()
+    changed["examples"] = [{"prompt": [{"role": "user", "content": "Hi"}], "policy": "iama", "criterion": "helpful"}]
+    changed["examples"][0] |= {"single": {"text": "plain answer", "proxy": 0.125, "gold": 0.25}}
+    changed["examples"][0] |= {"best": {"text": "kept answer", "proxy": 0.5, "gold": None}}
+    page = render_html(changed)
+    assert "user: Hi" in page
+    (row,) = rows_of(page, "examples")
+    told = ["iama Best-of-4", "plain answer proxy 0.125 · gold 0.25", "kept answer proxy 0.5 · gold -"]
+    assert row == told
 
 
 def saving(**changes):
@@ -161,8 +209,13 @@ def test_bounds_are_marked():
     assert ratio_text(saving()) == "3.00x"
     assert ratio_text(saving(censored=True)) == "> 3.00x"
     assert ratio_text(saving(floor=True)) == "< 3.00x"
+    assert ratio_text(saving(censored=True, floor=True)) == "<> 3.00x"
     assert interval_text(saving()) == "[2.00, 4.00]"
     assert interval_text(saving(ci_censored=0.2)) == "[2.00, >4.00]"
+    units = {"flops": {"ratio": 5.0, "ci95": [4.0, None]}}
+    assert ratio_text(saving(units=units, censored=True), unit="flops") == "> 5.00x"
+    assert interval_text(saving(units=units), unit="flops") == "-"
+    assert ratio_text(saving(units=units), unit="seconds") == "-"
     assert note(saving()) == ""
     missed = note(saving(censored=True, num_censored=1, hacked=True, counts=False))
     assert "not counted" in missed
@@ -170,56 +223,140 @@ def test_bounds_are_marked():
     assert "censored 1/1" in missed
     assert "falls by more than 2 % of its range" in note(saving(hacked=True))
     assert "one reference sample is enough" in note(saving(floor=True))
-    assert number(None) == "-"
+
+
+def test_numbers_in_words():
+    assert [number(v) for v in (None, 0, 0.12345, -999.4, 1234.4, 4_718_592)] == [
+        *("-", "0", "0.123", "-999", "1,234", f"4.72{SPACE}M"),
+    ]
+    assert (signed(0.5), signed(-0.5), signed(0)) == ("+0.5", "-0.5", "0")
+    assert (percent(0.1234), interval([0.1, 0.2]), interval(None)) == (f"12.3{SPACE}%", "[0.1, 0.2]", "-")
+    assert [label(*pair) for pair in (("bon", 4), ("bop", 1), (CARDS, None))] == [
+        *("Best-of-4", "Best-of-Poisson at 1 sample", CARDS),
+    ]
 
 
 def test_a_mean_takes_its_sign_from_the_rows_that_count_and_tells_all_that_are_censored():
     dropped = saving(criterion="d", ratio=100.0, censored=True, num_censored=1, hacked=True, counts=False)
     (row,) = average_rows([saving(), dropped])
     assert ratio_text(row) == "3.00x"
-    assert (row["num_censored"], row["num_censored_total"], row["num_not_counted"]) == (0, 1, 1)
     (row,) = average_rows([saving(ratio=2.0), saving(ratio=8.0, censored=True, num_censored=1), dropped])
     assert ratio_text(row) == "> 4.00x"
-    assert (row["num_censored"], row["num_censored_total"], row["num_criteria"]) == (1, 2, 3)
-    partly = saving(ratio=9.0, num_seeds=2, censored=True, num_censored=1, floor=True, hacked=True, counts=False)
-    (row,) = average_rows([saving(), partly])
-    assert (ratio_text(row), row["num_floor"]) == ("3.00x", 0)
     (row,) = average_rows([dropped])
     assert (ratio_text(row), row["num_censored_total"]) == ("-", 1)
 
 
-def average(reference, ratio, censored=0, not_counted=0):
+def average(reference, ratio, censored=0, not_counted=0, **more):
     row = {"method": "bon", "metric": "gold", "reference": reference, "samples": 2, "ratio": ratio}
     counts = {"num_censored": censored - not_counted, "num_censored_total": censored, "num_floor": 0}
     counts |= {"num_not_counted": not_counted, "num_criteria": 2}
-    return row | counts | {"token_ratio": ratio}
+    return row | counts | {"token_ratio": ratio} | more
 
 
-def test_headline_states_both_savings_and_what_the_base_is_worth_alone(summary):
-    changed = copy.deepcopy(summary)
+def test_headline_states_both_savings_and_what_the_base_is_worth_alone():
+    changed = make_summary() | {"savings": [saving(criterion="helpful", method="bon", ratio=9.0)]}
     changed["averages"] = [average("base", 11.0, censored=1), average("grpo", 0.8)]
-    for policy, value in (("base", 0.4), ("grpo", 0.6), ("iama", 0.5)):
-        changed["quality"][policy]["a_b$c"]["without"] = value
+    changed["quality"] = {
+        p: {"helpful": {"without": value}} for p, value in (("base", 0.4), ("grpo", 0.6), ("iama", 0.5))
+    }
     words = headline(changed)
-    assert "With Best-of-2" in words
+    assert "With Best-of-4, iama reaches" in words
     assert "the untrained base needs > 11.00x the samples" in words
-    assert "1 of 2 criteria censored" in words
-    assert words.count("censored") == 2  # beside every average
+    assert words.count("of 2 criteria censored") == 2  # beside every average
     assert "linear GRPO needs 0.80x" in words
+    assert "95 % intervals against the untrained base: helpful 9.00x [2.00, 4.00]." in words
     assert "not worse on any criterion than the untrained base (0.5 against 0.4)" in words
-    assert "worse on a_b$c than linear GRPO (0.5 against 0.6)" in words
-    changed["averages"] = [average("base", 11.0, censored=1, not_counted=1)]
-    assert "needs 11.00x the samples for (11.00x the tokens; 1 of 2 criteria censored, 1 left out)" in headline(changed)
+    assert "worse on helpful than linear GRPO (0.5 against 0.6)" in words
+    changed["averages"] = [average("base", 11.0, censored=1, not_counted=1, ci95=[8.0, 13.5])]
+    wanted = "needs 11.00x [8.00, 13.50] the samples for (11.00x the tokens; 1 of 2 criteria censored, 1 left out)"
+    assert wanted in headline(changed)
+    assert "intervals against" not in headline(changed)
     changed["averages"] = [average("base", None, censored=2, not_counted=2)]
     assert "no valid figure" in headline(changed)
     changed["averages"] = []
     assert headline(changed).startswith("No savings were measured")
+    renamed = make_summary() | {"trained": "ours", "references": ["sft"]}
+    renamed["averages"] = [average("sft", 2.0)]
+    assert "ours reaches a mean gold reward that sft needs 2.00x" in headline(renamed)
 
 
-def test_terminal_tables(summary):
+def test_terminal_tables():
     console = Console(record=True, width=200, file=io.StringIO())
-    print_tables(summary, console)
+    changed = make_summary()
+    changed["quality"]["[red]odd[/red]"] = changed["quality"]["base"]
+    print_tables(changed, console)
     text = console.export_text()
-    assert "Savings" in text
-    assert "a_b$c" in text
-    assert "one sample and Best-of-2" in " ".join(text.split())
+    assert "Savings: cost of the reference / cost of iama" in text
+    assert re.search(r"helpful +bon +gold +base +11.78x +\[9.43, 14.73\]", text)
+    assert "[red]odd[/red]" in text
+    assert "one sample and Best-of-4" in " ".join(text.split())
+    assert "! Reward hacking: iama's gold falls on harmless" in text
+
+
+def pair_of(**changes):
+    second = make_summary() | {"name": "again"} | changes
+    return filled(make_summary()), filled(second)
+
+
+def test_a_comparison_tells_what_differs():
+    pair = pair_of(config=make_summary()["config"] | {"seed": 7, "sampling": {"temperature": 0.7}})
+    wanted = [
+        ("sampling.temperature", "1.0", "0.7"),
+        ("sampling.max_new_tokens", "64", "(not set)"),
+        ("seed", "0", "7"),
+    ]
+    assert differing_settings(pair) == wanted
+    assert differing_settings(pair_of()) == []
+    assert leaves({"criteria": [{"name": "c", "x": [1, 2]}]}) == {"criteria.c.name": "c", "criteria.c.x": [1, 2]}
+    pair[1]["quality"]["iama"]["brief"]["with"] = pair[0]["quality"]["iama"]["brief"]["with"] + 0.25
+    gaps = [row for row in quality_pairs(pair) if row["difference"]]
+    assert [(row["policy"], row["criterion"], row["difference"]) for row in gaps] == [
+        ("iama", "brief", pytest.approx(0.25))
+    ]
+    pair[1]["savings"][0]["units"]["samples"]["ratio"] *= 2
+    rows = savings_pairs(pair)["samples"]
+    assert rows[0]["change"] == "2.00x"
+    bound = next(i for i, row in enumerate(pair[0]["savings"]) if row["censored"])
+    assert rows[bound]["change"] == "-"
+
+
+def test_runs_of_one_name_are_told_apart():
+    pair = pair_of(name="demo")
+    assert run_names(pair_of(), (Path("x"), Path("y"))) == ("demo", "again")
+    assert run_names(pair, (Path("x/one"), Path("x/two"))) == ("demo (one)", "demo (two)")
+    assert run_names(pair, (Path("x/one"), Path("y/one"))) == ("demo (x/one)", "demo (y/one)")
+    assert run_names(pair, (Path("x"), Path("x"))) == ("demo (A)", "demo (B)")
+
+
+def test_the_report_command(tmp_path):
+    first, second = save(tmp_path / "a", make_summary()), save(tmp_path / "b", make_summary() | {"name": "again"})
+    runner = CliRunner()
+    assert "report: " in runner.invoke(app, ["report", str(first)], catch_exceptions=False).output
+    assert (first / "report.html").is_file()
+    done = runner.invoke(app, ["report", str(first), str(second), "--compare"], catch_exceptions=False)
+    assert "again / demo" in done.output
+    page = (second / "compare.html").read_text(encoding="utf-8")
+    assert "demo against again" in page
+    parse(page)
+    out = tmp_path / "out.html"
+    runner.invoke(app, ["report", str(first), str(second), "--compare", "--out", str(out)], catch_exceptions=False)
+    assert out.read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "b"], r"takes one folder \(or two and --compare\), got 2: a b"),
+        (["a", "--compare"], "takes two folders with --compare, got 1: a"),
+        (["a", "--out", "x.html"], "goes with --compare"),
+    ],
+)
+def test_the_report_command_refuses(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        CliRunner().invoke(app, ["report", *arguments], catch_exceptions=False)
+
+
+def test_a_comparison_needs_a_place(tmp_path):
+    folder = save(tmp_path / "a", copy.deepcopy(make_summary()))
+    with pytest.raises(RunError, match="is no file in an existing folder"):
+        write_comparison(folder, folder, tmp_path / "none" / "x.html")

@@ -161,7 +161,8 @@ def test_columns_reach_reward_functions(policy, tmp_path):
     pool = draw(policy, PROMPTS, 2, SAMPLING, seed=0, batch_size=8)
     scored = score(pool, reward, {"topic": ["a", "bb", "ccc"]})
     assert [[c.reward for c in row] for row in scored.candidates] == [[1, 1], [2, 2], [3, 3]]
-    assert scored.costs[0] == dataclasses.replace(pool.costs[0], reward_calls=2, seconds=scored.costs[0].seconds)
+    measured = {name: getattr(scored.costs[0], name) for name in ("seconds", "peak_memory")}
+    assert scored.costs[0] == dataclasses.replace(pool.costs[0], reward_calls=2, **measured)
     assert pool.costs[0] != Cost()
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from inference.savings import (
     FALL_TOLERANCE,
     Comparison,
+    at_budget,
+    difference_at_equal_cost,
     estimate_savings,
     falls,
     geometric_mean,
@@ -27,7 +29,11 @@ def comparison(reference_N, trained, *, budget=4.0, num_prompts=40, noise=0.0, s
     reference_PN = reference_N + shift_P[:, None]
     prompt, reference, own = (np.full(num_prompts, t) for t in tokens)
     trained_P = trained + noise * rng.normal(size=num_prompts)
-    return Comparison(reference_PN, reference_PN, trained_P, budget, prompt, reference, prompt, own)
+    costs = {
+        "policy_tokens": (prompt[:, None] + reference[:, None] * N, prompt + budget * own),
+        "backward_tokens": (np.zeros((num_prompts, len(N))), np.zeros(num_prompts)),
+    }
+    return Comparison(reference_PN, reference_PN, trained_P, budget, costs)
 
 
 def estimate(*seeds):
@@ -61,7 +67,9 @@ def test_ratio_in_samples_and_tokens():
     result = estimate(comparison(np.log(N), np.log(32)))
     assert result.ratio == pytest.approx(8)
     assert result.ci95 == pytest.approx((8, 8))
-    assert result.token_ratio == pytest.approx((10 + 32 * 5) / (10 + 4 * 7))
+    assert set(result.units) == {"policy_tokens"}  # nothing is spent in the other
+    assert result.units["policy_tokens"].ratio == pytest.approx((10 + 32 * 5) / (10 + 4 * 7))
+    assert result.as_dict()["token_ratio"] == result.units["policy_tokens"].ratio
     assert not any((result.censored, result.floor, result.hacked))
     assert result.counts
 
@@ -155,6 +163,30 @@ def test_interval_covers_the_truth():
         result = estimate(comparison(np.log(N), np.log(16), num_prompts=100, noise=0.6, seed=seed))
         hits += result.ci95[0] <= 4 <= result.ci95[1]
     assert hits >= 51  # 57 expected; below 51 has probability under 1 %
+
+
+def test_costs_are_linear_between_budgets():
+    costs = np.array([[1.0, 3.0, 9.0]])
+    for n, cost in ((1, 1), (1.5, 2), (2, 3), (2.5, 6), (3, 9)):
+        assert at_budget(costs, np.array([n]))[0] == pytest.approx(cost)
+
+
+def test_equal_cost_finds_the_reference_budget_of_the_same_cost():
+    # The trained policy spends 10 + 4 * 7 = 38 tokens, the reference 10 + 5 n: n = 5.6.
+    result = difference_at_equal_cost([comparison(np.log(N), 2.0)], "policy_tokens", num_bootstrap=100, seed=0)
+    assert (result.budget, result.clipped) == (38, None)
+    assert result.reference_samples == pytest.approx(5.6)
+    between = np.interp(np.log(5.6), np.log(N), np.log(N))
+    assert result.difference == pytest.approx(2 - between)
+    assert result.ci95 == pytest.approx((2 - between, 2 - between))
+
+
+@pytest.mark.parametrize(("tokens", "clipped", "samples"), [((10, 50, 1), "low", 1), ((10, 1, 50), "high", 64)])
+def test_equal_cost_says_where_the_reference_has_no_such_budget(tokens, clipped, samples):
+    result = difference_at_equal_cost(
+        [comparison(np.log(N), 2.0, tokens=tokens)], "policy_tokens", num_bootstrap=100, seed=0
+    )
+    assert (result.clipped, result.reference_samples) == (clipped, samples)
 
 
 def test_paired_difference():

@@ -16,7 +16,7 @@ from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelErr
 from iama.schema import load_config
 from trainers.build import build_trainer
 from trainers.plan import make_plan, sampling_fields, trainer_fields
-from trainers.train import last_checkpoint, manifest, run_is_finished
+from trainers.train import _say_plan, last_checkpoint, manifest, run_is_finished
 
 
 def refuse(config: TrainingConfig, error: type[IamaError], match: str) -> None:
@@ -261,6 +261,39 @@ def test_prompt_longer_than_the_context(make_config, tmp_path):
     )
 
 
+def test_long_prompts_are_dropped_counted_and_said(make_config, tmp_path, capsys, monkeypatch):
+    lines = [json.dumps({"prompt": text}) + "\n" for text in ("bread", "bread " * 200, "flour", "water")]
+    (tmp_path / "long.jsonl").write_text("".join(lines))
+    block = {"path": str(tmp_path / "long.jsonl"), "too_long": "drop"}
+    with pytest.warns(IamaWarning, match=r"long.jsonl: 1 of 4 prompts dropped: prompt 2 .* context of 128"):
+        plan = make_plan(make_config(prompts=block), "test.yaml")
+    assert [row["prompt"] for row in plan.prompts] == ["bread", "flour", "water"]
+    assert plan.num_dropped == 1
+    monkeypatch.setattr("trainers.train.console", Console(soft_wrap=True))
+    _say_plan(plan)
+    assert "3 prompts (1 dropped as too long), groups of 4" in capsys.readouterr().out
+    (tmp_path / "two.jsonl").write_text("".join(lines[:2]))
+    block = {"path": str(tmp_path / "two.jsonl"), "too_long": "drop"}
+    with pytest.warns(IamaWarning, match="1 of 2 prompts dropped"):
+        refuse(make_config(prompts=block), DataError, "two.jsonl: 1 prompts, but one generation takes 2")
+
+
+def test_prompts_from_a_block(make_config, tmp_path):
+    (tmp_path / "p.csv").write_text("question,topic\nbread?,food\nbike?,tools\nred?,colours\n")
+    block = {
+        "path": str(tmp_path / "p.csv"),
+        "columns": {"prompt": "question"},
+        "system_prompt": "be careful",
+        "max_prompts": 2,
+    }
+    plan = make_plan(make_config(prompts=block), "test.yaml")
+    system = {"role": "system", "content": "be careful"}
+    assert plan.prompts == [
+        {"prompt": [system, {"role": "user", "content": text}], "topic": topic}
+        for text, topic in (("bread?", "food"), ("bike?", "tools"))
+    ]
+
+
 def test_messages_without_a_chat_template(make_config, tiny, tmp_path):
     shutil.copytree(tiny.policy, tmp_path / "plain")
     (tmp_path / "plain" / "chat_template.jinja").unlink()
@@ -309,9 +342,22 @@ def test_an_output_folder_with_another_run_is_left_alone(make_config):
     assert not run_is_finished(config)
     (folder / "adapter").mkdir()
     assert run_is_finished(config)
-    for change in ({"seed": 7}, {"sampling__top_k": 3}):
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["prompts"]["path"] == config.prompts.path
+    (folder / "config.json").write_text(json.dumps(stored | {"prompts": config.prompts.path}))
+    assert run_is_finished(config)  # a plain text says the same as the block
+    for change in ({"seed": 7}, {"sampling__top_k": 3}, {"prompts": {**stored["prompts"], "max_prompts": 3}}):
         with pytest.raises(RunError, match="another configuration"):
             run_is_finished(make_config(**change))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"name": "tiny", "gone": 1}'])
+def test_a_stored_configuration_that_is_none_is_another(make_config, content):
+    config = make_config()
+    Path(config.output_dir).mkdir()
+    (Path(config.output_dir) / "config.json").write_text(content)
+    with pytest.raises(RunError, match="another configuration"):
+        run_is_finished(config)
 
 
 def test_an_output_folder_with_other_files_is_left_alone(make_config):

@@ -1,0 +1,5 @@
+"""`python -m iama.cli`: the command line."""
+
+from iama.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""The paired bootstrap over prompts, and over seeds, that every interval comes from: percentile, 95 %, seeded.
+
+Prompts are resampled, not samples: an interval says what other prompts of the same kind might give. Whatever is
+computed with the same number of prompts and the same seed is resampled alike, so differences are paired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `num_prompts` prompts with its 95 % interval."""
+
+    mean: float
+    ci95: Interval
+    num_prompts: int
+
+
+def resample(sizes: Sequence[int], num_bootstrap: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
+    """For every seed of `sizes[k]` prompts: their weights `[B, P]` (rows sum to 1) and its share `[B]` of the seeds."""
+    rng = np.random.default_rng(seed)
+    num_seeds = len(sizes)
+    shares = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=num_bootstrap) / num_seeds
+    for k, size in enumerate(sizes):
+        yield rng.multinomial(size, [1 / size] * size, size=num_bootstrap) / size, shares[:, k]
+
+
+@lru_cache(maxsize=2)
+def prompt_weights(num_prompts: int, num_bootstrap: int, seed: int) -> Floats:
+    """Weights `[B, P]` of the prompts of one seed; rows sum to 1. Read-only, since it is shared."""
+    ((weights_BP, _),) = resample([num_prompts], num_bootstrap, seed)
+    weights_BP.setflags(write=False)
+    return weights_BP
+
+
+def percentile_interval(replicates_B: Floats) -> Interval:
+    """The middle 95 % of the replicates."""
+    low, high = np.percentile(replicates_B, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def replicated_means(values_PN: Floats, weights_BP: Floats) -> Floats:
+    """Means `[B, N]` over the prompts that have a value in every column, under each replicate's weights.
+
+    Replicates that draw none of these prompts are left out, so `B` may be smaller.
+    """
+    known_P = ~np.isnan(values_PN).any(axis=1)
+    assert known_P.any(), "no prompt has a value"
+    known_BP = weights_BP[:, known_P]
+    mass_B = known_BP.sum(axis=1)
+    means_BN: Floats = known_BP[mass_B > 0] @ values_PN[known_P] / mass_B[mass_B > 0, None]
+    return means_BN
+
+
+def mean_interval(values_P: Floats, *, num_bootstrap: int, seed: int) -> Estimate | None:
+    """Mean over prompts with its interval; prompts without a value (NaN) are left out, None if no prompt has one.
+
+    For the interval of a difference give the differences, prompt by prompt.
+    """
+    known_P = ~np.isnan(values_P)
+    if not known_P.any():
+        return None
+    replicates = replicated_means(values_P[:, None], prompt_weights(len(values_P), num_bootstrap, seed))
+    return Estimate(float(values_P[known_P].mean()), percentile_interval(replicates[:, 0]), int(known_P.sum()))

@@ -1,0 +1,135 @@
+"""From what was measured to the table of values and costs by prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from iama.config import CURVES
+from iama.errors import RewardError
+from iama.estimators import group_value
+from iama.operators import RankOperator, parse_operator
+from iama.render import prompt_text
+from inference.budgets import UNITS, pool_costs
+from inference.curves import curves, operator_at
+from inference.evaluation_plan import is_guided
+from inference.savings import at_budget
+from inference.tables import Tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from iama.config import EvaluationConfig, EvaluationCriterion
+    from iama.soft_operators import SoftBestOfN
+    from inference.evaluation_plan import Plan
+    from inference.measured import Measured
+
+    Floats = NDArray[np.float64]
+
+
+def fill_tables(config: EvaluationConfig, plan: Plan, measured: Measured) -> Tables:
+    """Values and costs of every (policy, criterion, method); raises `RewardError` where too many scores are missing."""
+    tables = Tables()
+    for policy, criterion in served(config):
+        proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
+        _check_missing(plan, policy, criterion, proxy_PS, gold_PS)
+        for method in config.methods:
+            if is_guided(method):
+                _add_answers(tables, measured, policy, criterion.name, method)
+            else:
+                _add_pool(tables, plan, measured, policy, criterion, method)
+    return tables
+
+
+def served(config: EvaluationConfig) -> Iterator[tuple[str, EvaluationCriterion]]:
+    """Every policy with every criterion."""
+    return ((policy, criterion) for policy in config.policies for criterion in config.criteria)
+
+
+def scores_of(
+    plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion
+) -> tuple[Floats, Floats | None]:
+    """Proxy and gold `[P, S]` of the pool that serves a criterion, as many samples as every pool has."""
+    source = plan.source(policy, criterion.name)
+    proxy, gold = (
+        None if spec is None else measured.scores[source.name, spec].values_PS[:, : plan.num_samples]
+        for spec in (criterion.proxy, criterion.gold)
+    )
+    assert proxy is not None
+    return proxy, gold
+
+
+def operators_of(method: str, max_budget: int) -> list[RankOperator | SoftBestOfN]:
+    """A curve's operators for 1..`max_budget` samples, or the one operator of a method."""
+    if method in CURVES:
+        return [operator_at(method, n) for n in range(1, max_budget + 1)]
+    operator = parse_operator(method)
+    assert not hasattr(operator, "cap"), "a tilt is no way to sample"
+    return [operator]
+
+
+def _add_pool(
+    tables: Tables, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str
+) -> None:
+    max_budget = plan.num_samples // 4
+    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
+    operators = operators_of(method, max_budget)
+    for metric, score_PS in (("proxy", proxy_PS), ("gold", gold_PS)):
+        if score_PS is not None:
+            tables.values[policy, criterion.name, method, metric] = pool_values(proxy_PS, score_PS, operators)
+    source = plan.source(policy, criterion.name)
+    found = pool_costs(
+        measured.pools[source.name],
+        measured.scores[source.name, criterion.proxy],
+        source.size,
+        measured.reward_sizes.get(criterion.proxy),
+        method if method in CURVES else "bon",
+        max_budget,
+    )
+    for unit, costs_PN in found.items():
+        if method in CURVES:
+            tables.costs[policy, criterion.name, method, unit] = costs_PN
+        else:
+            draws = operators[0].budget
+            assert draws is not None
+            at_P = at_budget(costs_PN, np.full(len(costs_PN), draws))
+            tables.costs[policy, criterion.name, method, unit] = at_P[:, None]
+
+
+def pool_values(proxy_PS: Floats, score_PS: Floats, operators: list[RankOperator | SoftBestOfN]) -> Floats:
+    """Mean score of what each operator keeps, `[P, len(operators)]`; samples without a score are left out."""
+    ranked = [operator for operator in operators if isinstance(operator, RankOperator)]
+    if len(ranked) == len(operators):
+        return curves(proxy_PS, score_PS, ranked)
+    known_PS = np.isfinite(proxy_PS) & np.isfinite(score_PS)
+    rows = zip(proxy_PS, score_PS, known_PS, strict=True)
+    values = [[group_value(o, p[None, k], s[None, k])[0] for o in operators] for p, s, k in rows]
+    return np.asarray(values, dtype=np.float64)
+
+
+def _add_answers(tables: Tables, measured: Measured, policy: str, criterion: str, method: str) -> None:
+    _, pool, gold_P1 = measured.answers[policy, criterion, method]
+    rewards = [[prompt.samples[0].scores["proxy"]] for prompt in pool.prompts]
+    tables.values[policy, criterion, method, "proxy"] = np.asarray(rewards, dtype=np.float64)
+    if gold_P1 is not None:
+        tables.values[policy, criterion, method, "gold"] = gold_P1
+    ledger = [prompt.cost.as_dict() for prompt in pool.prompts]
+    for unit in UNITS:
+        tables.costs[policy, criterion, method, unit] = np.asarray([[cost[unit]] for cost in ledger], dtype=np.float64)
+
+
+def _check_missing(
+    plan: Plan, policy: str, criterion: EvaluationCriterion, proxy_PS: Floats, gold_PS: Floats | None
+) -> None:
+    known_PS = np.isfinite(proxy_PS) if gold_PS is None else np.isfinite(proxy_PS) & np.isfinite(gold_PS)
+    worst = int(known_PS.sum(axis=1).argmin())
+    count, needed = int(known_PS[worst].sum()), plan.num_samples // 4
+    if count < needed:
+        raise RewardError(
+            f"criterion {criterion.name!r}: only {count} of the {proxy_PS.shape[1]} samples of policy {policy!r} for "
+            f"the prompt {prompt_text(plan.rows[worst]['prompt'])[:60]!r} have a score, and the curves need {needed}; "
+            "look at what the reward could not score, or lower the budgets"
+        )

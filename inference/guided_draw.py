@@ -1,0 +1,119 @@
+"""Pools of guided answers: one answer a prompt, written under a reward's guidance, with how it came about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from iama.data import with_system_prompt
+from iama.methods import parse_guided
+from inference.decode import response_text
+from inference.policy import load_policy
+from inference.pool_file import Sample
+from inference.serving import read_method, serve
+from inference.store import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from iama.cost import Cost
+    from iama.rewards import Reward
+    from iama.specs import Sampling
+    from inference.evaluation_plan import Source
+    from inference.policy import Policy
+    from inference.pools import Draw, Rows
+    from inference.samplers import Completion
+
+    Floats = NDArray[np.float64]
+
+CHUNK = 16
+"""Prompts answered together: the unit of work that a kill can cost."""
+QUANTILE = 0.9
+
+
+def with_pool_target(method: str, proxy_PS: Floats) -> str:
+    """`cards` or `rejection` without a target gets one: the 0.9 quantile of the pool's proxy rewards.
+
+    The pool is drawn with another seed than the answers, since proposals begin with the same random numbers.
+    """
+    name, settings = parse_guided(method)
+    if name not in ("cards", "rejection") or settings.get("target") is not None:
+        return method
+    target = float(np.nanquantile(proxy_PS, QUANTILE))
+    given = {key: "null" if value is None else value for key, value in settings.items() if key != "target"}
+    return f"{name}({', '.join(f'{key}={value}' for key, value in {'target': f'{target:.6g}', **given}.items())})"
+
+
+def needs_target(method: str, sampling: Sampling) -> bool:
+    """Whether a method has to be given a target before it can run."""
+    return getattr(read_method(method, sampling), "target", 0.0) is None
+
+
+def guided_header(source: Source, method: str, reward_key: str) -> dict[str, Any]:
+    """The header of a pool of guided answers: that of the policy's pool, the method and the reward that guides."""
+    return {**source.header, "num_samples": 1, "method": method, "guided_by": reward_key}
+
+
+def guided_draw(source: Source, reward: Reward, method: str, sampling: Sampling, seed: int, batch_size: int) -> Draw:
+    """Answers of a guided method; the policy is loaded when the first is asked for.
+
+    Repeated prompts get random numbers of their own, whichever of them are answered together.
+    """
+
+    def run(rows: Rows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Sample], Cost, bool]]:
+        assert source.spec is not None
+        policy = load_policy(source.name, source.spec, sampling)
+        sampler = serve(policy, reward, method, sampling, batch_size)
+        for repeat, everything in enumerate(_rounds(rows)):
+            indices = [i for i in everything if i in set(wanted)]
+            for start in range(0, len(indices), CHUNK):
+                chunk = indices[start : start + CHUNK]
+                prompts = [with_system_prompt(rows[i]["prompt"], source.system_prompt) for i in chunk]
+                columns = {name: [rows[i][name] for i in chunk] for name in rows[0] if name != "prompt"}
+                completions = sampler.sample(prompts, seed=seed + repeat, columns=columns)
+                for i, completion in zip(chunk, completions, strict=True):
+                    yield i, [_sample(policy, completion, sampling)], completion.cost, False
+
+    return run
+
+
+def _rounds(rows: Rows) -> list[list[int]]:
+    """Rows in rounds without repeated prompts: every prompt's first occurrence, every second one, ..."""
+    seen: dict[str, int] = {}
+    rounds: list[list[int]] = []
+    for i, row in enumerate(rows):
+        key = digest(row["prompt"])
+        occurrence = seen.get(key, 0)
+        seen[key] = occurrence + 1
+        if occurrence == len(rounds):
+            rounds.append([])
+        rounds[occurrence].append(i)
+    return rounds
+
+
+def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sample:
+    segments, start = [], 0
+    for segment in completion.trace:
+        ids = completion.token_ids[start : start + segment.num_tokens]
+        start += segment.num_tokens
+        segments.append(
+            {
+                "text": response_text(policy, ids, sampling.stop),
+                "reward": segment.reward,
+                "threshold": segment.threshold,
+                "num_proposals": segment.num_proposals,
+                "forced": segment.forced,
+                "nudge": False,
+            }
+        )
+    return Sample(
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        num_tokens=len(completion.token_ids),
+        token_ids=completion.token_ids,
+        scores={"proxy": completion.reward},
+        segments=tuple(segments),
+    )

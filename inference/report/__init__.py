@@ -1,0 +1,16 @@
+"""The report: one self-contained HTML file, and tables for the terminal, both from `summary.json` alone."""
+
+from inference.report.compare import print_comparison, write_comparison
+from inference.report.html import FILE_NAME, render_html, write_report
+from inference.report.terminal import print_tables
+from inference.report.words import headline
+
+__all__ = [
+    "FILE_NAME",
+    "headline",
+    "print_comparison",
+    "print_tables",
+    "render_html",
+    "write_comparison",
+    "write_report",
+]

@@ -1,0 +1,237 @@
+"""The page: tables from jinja, the numbers of the charts as JSON, one style sheet and one script, all in one file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, cast
+
+from iama.errors import IamaError
+from iama.files import write_atomically
+from inference.report import words
+from inference.report.fill import UNITS, distinct, filled, savings_units, used_units
+from inference.report.risks import find_risks
+from inference.savings import FALL_TOLERANCE
+from inference.summary import load_summary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from jinja2 import Environment
+
+    from inference.summary import Row, Summary
+
+FILE_NAME = "report.html"
+# Distinguishable for colour-blind readers, and on light and dark ground (Okabe and Ito).
+COLOURS = {"base": "#8a8a8a", "grpo": "#e69f00", "iama": "#0d8ecf"}
+MORE_COLOURS = ("#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+TRAINED_COLOUR = COLOURS["iama"]
+# The trained policy's line is unbroken and the others lie over it, so that curves that coincide all show.
+DASHES = {"base": "2 4", "grpo": "8 4"}
+OTHER_DASH = "8 3 2 3"
+SHAPES = ("circle", "square", "triangle", "diamond", "cross")
+OURS = ("chart.js", "page.js", "page.css")
+ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"}
+FILTERS = {
+    "number": words.number,
+    "signed": words.signed,
+    "percent": words.percent,
+    "interval": words.interval,
+    "ratio": words.ratio_text,
+    "ratio_interval": words.interval_text,
+    "note": words.note,
+    "title": words.title,
+    "method": words.method_title,
+    "label": lambda row: words.label(row["method"], row["samples"]),
+    "percents": lambda ci95: "-" if ci95 is None else f"[{words.percent(ci95[0])}, {words.percent(ci95[1])}]",
+    # A bound's sign stays on the line of its number.
+    "bound": lambda text: text.replace("> ", ">\N{NO-BREAK SPACE}").replace("< ", "<\N{NO-BREAK SPACE}"),
+    "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+}
+CONTROLS = {
+    "proxy": "by the proxy",
+    "random": "at random",
+    "longest": "as the longest",
+    "oracle": "by the gold reward (oracle)",
+}
+GLOBALS = {
+    "controls": CONTROLS,
+    "names": lambda values: {value: words.method_title(value) for value in values},
+    "metric_choices": lambda metrics: {"both": "gold and proxy"} | {m: m for m in metrics} if metrics[1:] else
+    {m: m for m in metrics},
+}  # fmt: skip
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` from the folder's `summary.json`; `RunError` if that is missing or damaged."""
+    path = folder / FILE_NAME
+    write_atomically(path, render_html(load_summary(folder)))
+    return path
+
+
+def render_html(summary: Summary) -> str:
+    """The page; everything that comes from models or configuration is escaped."""
+    summary = filled(summary)
+    units = used_units(summary["curves"])
+    return render(
+        "page.html.jinja",
+        chart_data(summary, {policy: style(policy, i, summary) for i, policy in enumerate(summary["policies"])}),
+        summary=summary,
+        headline=words.saving_sentences(summary),
+        risks=find_risks(summary),
+        facts=facts(summary),
+        units=units,
+        savings_units=savings_units(summary["savings"]),
+        equal_units=used_units([{row["unit"]: 1} for row in summary["equal_budget"]]),
+        recommended_units=used_units([{row["unit"]: 1} for row in summary["recommendations"]]),
+        examples=examples_by_prompt(summary["examples"]),
+        fall_percent=f"{100 * FALL_TOLERANCE:.0f} %",
+        **choices(summary),
+    )
+
+
+def render(template: str, data: Row, **values: Any) -> str:
+    """A template with style sheet, script and data in it; the script is the only one that the page may run."""
+    parts = {name: (files("inference.report") / name).read_text(encoding="utf-8") for name in OURS}
+    script = f'"use strict";\n(() => {{\n{parts["chart.js"]}{parts["page.js"]}}})();\n'
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = _environment()
+    from markupsafe import Markup
+
+    page = environment.get_template(template).render(
+        # The script and the style sheet are ours; the data are escaped by `as_json`.
+        script=Markup(script),  # noqa: S704
+        css=Markup(parts["page.css"]),  # noqa: S704
+        data=Markup(as_json(data)),  # noqa: S704
+        script_hash=f"sha256-{digest}",
+        **values,
+    )
+    # Half a surrogate pair in a foreign pool's text cannot be written as UTF-8.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise IamaError("the report needs jinja2, which torch installs; pip install jinja2") from error
+    loader = PackageLoader("inference.report", ".")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters.update(FILTERS)
+    environment.globals.update(GLOBALS)
+    return environment
+
+
+def as_json(data: Row) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(ESCAPES)
+
+
+def chart_data(summary: Summary, styles: Mapping[str, Row]) -> Row:
+    """What the script draws."""
+    return {
+        "curves": summary["curves"],
+        "hacking": summary["hacking"],
+        "recommendations": summary["recommendations"],
+        "units": UNITS,
+        "styles": styles,
+        "trained": summary["trained"],
+        "methods": words.METHODS,
+    }
+
+
+def choices(summary: Summary) -> dict[str, Any]:
+    """What the page's selects offer; a method has a curve if it has numbers of samples."""
+    curves = summary["curves"]
+    metrics = [metric for metric in ("gold", "proxy") if any(row[metric] is not None for row in curves)]
+    drawn = distinct(row["criterion"] for row in curves)
+    methods = distinct(row["method"] for row in curves if row["samples"] is not None)
+    return {"metrics": metrics, "criteria": drawn, "curve_methods": methods}
+
+
+def style(policy: str, index: int, summary: Summary) -> Row:
+    """A policy's colour, dashes and point shape, by its role."""
+    trained = policy == summary["trained"]
+    taken = {summary["trained"], *COLOURS}
+    others = [name for name in summary["policies"] if name not in taken]
+    spare = MORE_COLOURS[others.index(policy) % len(MORE_COLOURS)] if policy in others else MORE_COLOURS[0]
+    colour = TRAINED_COLOUR if trained else spare if policy == "iama" else COLOURS.get(policy, spare)
+    dash = "" if trained else DASHES.get(policy, OTHER_DASH)
+    return {"colour": colour, "dash": dash, "shape": SHAPES[index % len(SHAPES)]}
+
+
+def facts(summary: Summary) -> list[tuple[str, str]]:
+    """What was trained and how it was judged: a name and its value."""
+    config, trained = summary["config"], summary["trained"]
+    spec = (config.get("policies") or {}).get(trained) or {}
+    places = [spec.get("path"), spec.get("adapter"), spec.get("pool")]
+    sampling = config.get("sampling") or {}
+    limits = {"temperature {}": sampling.get("temperature"), "at most {} tokens": sampling.get("max_new_tokens")}
+    rows = [
+        ("Policy", f"{trained}: {' + '.join(p for p in places if p)}" if any(places) else trained),
+        ("Trained for", _operators(summary)),
+        ("Training runs", ", ".join(spec.get("training_run") or [])),
+        ("Compared with", ", ".join(r for r in summary["references"] if r in summary["policies"])),
+        ("Criteria", "; ".join(_criterion(c) for c in config.get("criteria") or [])),
+        ("Served with", ", ".join(words.method_title(m) for m in summary["methods"])),
+        ("Judged on", f"{words.number(summary['num_prompts'])} held-out prompts, {words.number(summary['num_samples'])}"
+         " samples a prompt and policy"),
+        ("Sampling", ", ".join(text.format(words.number(v)) for text, v in limits.items() if v is not None)),
+        ("Pays back", _pays_back(summary)),
+    ]  # fmt: skip
+    return [(name, value) for name, value in rows if value]
+
+
+def _operators(summary: Summary) -> str:
+    """The manifest's operators, or else the budget that savings are told for."""
+    manifest = cast("Row", summary).get("manifest")
+    if not manifest:
+        return f"a budget of {words.number(summary['trained_budget'])} samples"
+    operators = ", ".join(f"{c['name']} by {c['operator']}" for c in manifest.get("criteria", []))
+    return f"{operators} ({manifest.get('aggregate', 'sum')} of them, estimator {manifest.get('estimator', '-')})"
+
+
+def _criterion(criterion: Row) -> str:
+    proxy, gold = (_source(criterion.get(role)) for role in ("proxy", "gold"))
+    return f"{criterion.get('name')}: {proxy} selects, {gold + ' judges' if gold else 'nothing judges'}"
+
+
+def _source(spec: Row | None) -> str:
+    """What a reward reads, in a few words."""
+    if not spec:
+        return ""
+    kind = next((k for k in ("model", "function", "judge", "verifier", "column") if spec.get(k)), None)
+    value = spec.get(kind) if kind else None
+    return f"{value.get('model', kind)} (judge)" if isinstance(value, dict) else str(value or "?")
+
+
+def _pays_back(summary: Summary) -> str:
+    """When training has paid for itself, at best and at worst over references and criteria."""
+    known = [row["queries"] for row in summary["break_even"] if row["queries"] is not None]
+    most = "at most " if any(row["bound"] for row in summary["break_even"]) else ""
+    never = sum(row["queries"] is None for row in summary["break_even"])
+    if not known:
+        return "no case in which training pays back in FLOPs" if never else ""
+    first, last = words.number(min(known)), words.number(max(known))
+    reach = f"after {most}{first if first == last else f'{first} to {last}'} queries"
+    return f"{reach}, by reference and criterion" + (f"; never in {never} cases" if never else "")
+
+
+def examples_by_prompt(examples: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Examples by prompt, then by criterion, the policies side by side."""
+    grouped: dict[str, dict[str, list[Row]]] = {}
+    for row in examples:
+        grouped.setdefault(prompt_words(row["prompt"]), {}).setdefault(row["criterion"], []).append(row)
+    return grouped
+
+
+def prompt_words(prompt: Any) -> str:
+    """A prompt as text: messages one after the other, each with its role."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt or [])

@@ -1,0 +1,153 @@
+"""What could be wrong with a trained policy or with its figures, in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from inference.report.fill import distinct, filled
+from inference.report.words import (
+    alone_words,
+    first_method,
+    label,
+    method_title,
+    number,
+    paired_quality,
+    percent,
+    title,
+)
+
+if TYPE_CHECKING:
+    from inference.summary import Row, Summary
+
+
+@dataclass(frozen=True)
+class Risk:
+    """A finding: `seen`, `none` (measured, and nothing found), `unknown` (not measured) or `info` (a plain figure)."""
+
+    subject: str
+    level: Literal["seen", "none", "unknown", "info"]
+    words: str
+
+
+def find_risks(summary: Summary) -> list[Risk]:
+    """The risks in the order of a reader's concern."""
+    summary = filled(summary)
+    checks = (_hacking, _alone, _worst, _divergence, _truncation, _missing, _dropped, _estimated)
+    return [risk for check in checks if (risk := check(summary)) is not None]
+
+
+def _hacking(summary: Summary) -> Risk:
+    rows = [row for row in summary["hacking"] if row["peak_gold"] is not None]
+    own = [row for row in rows if row["policy"] == summary["trained"]]
+    subject, trained = "Reward hacking", summary["trained"]
+    if not own:
+        return Risk(subject, "unknown", f"not measured: no gold reward was read along {trained}'s curves.")
+    absent = [c for c in summary["criteria"] if c not in {row["criterion"] for row in own}]
+    unmeasured = f" Not measured on {', '.join(absent)}." if absent else ""
+    others = distinct(row["policy"] for row in rows if row["onset"] is not None and row["policy"] != trained)
+    seen = [_fall(row) for row in own if row["onset"] is not None]
+    elsewhere = f" It is {'also ' if seen else ''}seen for {', '.join(others)}." if others else ""
+    if seen:
+        return Risk(subject, "seen", f"{trained}'s gold falls {'; '.join(seen)}.{unmeasured}{elsewhere}")
+    ranges = [r["samples"] for r in summary["curves"] if r["policy"] == trained and r["samples"] is not None]
+    reach = f" up to {number(max(ranges))} samples" if ranges else ""
+    return Risk(subject, "none", f"none seen for {trained}{reach}.{unmeasured}{elsewhere}")
+
+
+def _fall(row: Row) -> str:
+    peak = f"peak {number(row['peak_gold'])} at {number(row['peak_samples'])}, {number(row['last_gold'])} at the end"
+    return f"on {row['criterion']} with {method_title(row['method'])} from {number(row['onset'])} samples on ({peak})"
+
+
+def _alone(summary: Summary) -> Risk:
+    sentences = alone_words(summary)
+    if not sentences:
+        return Risk("Without a sampler", "unknown", "not measured against any reference.")
+    worse = any("it is worse" in sentence for sentence in sentences)
+    return Risk("Without a sampler", "seen" if worse else "none", "; ".join(map(_bare, sentences)) + ".")
+
+
+def _bare(sentence: str) -> str:
+    return sentence.removeprefix("Without a sampler it is ").removesuffix(".")
+
+
+def _worst(summary: Summary) -> Risk:
+    subject, trained = "Worst 5 % of answers", summary["trained"]
+    worse, measured = [], False
+    for reference in summary["references"]:
+        pairs = paired_quality(summary["quality"], trained, reference, "worst_with")
+        measured = measured or bool(pairs)
+        worse += [
+            f"on {criterion} below {title(reference)}'s ({number(own)} against {number(its)})"
+            for criterion, (own, its) in pairs.items()
+            if own < its
+        ]
+    if not measured:
+        return Risk(subject, "unknown", "not measured.")
+    if worse:
+        return Risk(subject, "seen", f"with the sampler, {'; '.join(worse)}.")
+    return Risk(subject, "none", "with the sampler, no worse than any reference's on any criterion.")
+
+
+def _divergence(summary: Summary) -> Risk:
+    trained, method, budget = summary["trained"], first_method(summary), summary["trained_budget"]
+    rows = [row for row in summary["sampling"] if row["policy"] == trained and row["mean_log_ratio"] is not None]
+    parts = []
+    for row in rows:
+        serving = f" (serving {row['criterion']})" if row["criterion"] else ""
+        parts.append(f"{trained}{serving} is {number(row['mean_log_ratio'])} nats a response (estimate)")
+    at_budget = [
+        row
+        for row in summary["curves"]
+        if (row["policy"], row["method"], row["samples"]) == (trained, method, budget) and row["kl"] is not None
+    ]
+    found = distinct(f"{number(row['kl'])} nats ({row['kl_kind'] or 'exact'})" for row in at_budget)
+    if found:
+        parts.append(f"with {label(method, budget)} it is {' to '.join(found)}")
+    if not parts:
+        return Risk("KL", "unknown", "the distance from the reference was not measured.")
+    return Risk("KL", "info", f"from the reference: {'; '.join(parts)}.")
+
+
+def _truncation(summary: Summary) -> Risk:
+    rows = [row for row in summary["sampling"] if row["truncated"] is not None]
+    subject = "Cut answers"
+    if not any(row["policy"] == summary["trained"] for row in rows):
+        return Risk(subject, "unknown", f"not measured for {summary['trained']}.")
+    cut = [row for row in rows if row["truncated"] > 0]
+    if not cut:
+        return Risk(subject, "none", "none seen: no answer reached the limit of tokens.")
+    shares = ", ".join(f"{row['policy']}{_serving(row)} {percent(row['truncated'])}" for row in cut)
+    return Risk(subject, "seen", f"some answers end at the limit of tokens: {shares}.")
+
+
+def _serving(row: Row) -> str:
+    return f" ({row['criterion']})" if row["criterion"] else ""
+
+
+def _missing(summary: Summary) -> Risk:
+    subject = "Missing scores"
+    if not summary["missing"]:
+        return Risk(subject, "unknown", "not counted.")
+    lost = [row for row in summary["missing"] if row["num_missing"]]
+    if not lost:
+        return Risk(subject, "none", "none: every answer has every score.")
+    counts = [f"{number(row['num_missing'])} of {number(row['num_samples'])}" for row in lost]
+    names = [f"{row['metric']} of {row['policy']} on {row['criterion']}" for row in lost]
+    parts = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
+    return Risk(subject, "seen", f"{'; '.join(parts)}.")
+
+
+def _dropped(summary: Summary) -> Risk | None:
+    count = summary["dropped_prompts"]
+    if count is None:
+        return None
+    words = f"{number(count)} were left out, e.g. because they are too long." if count else "none were left out."
+    return Risk("Dropped prompts", "seen" if count else "none", words)
+
+
+def _estimated(summary: Summary) -> Risk | None:
+    names = distinct(row["policy"] for row in summary["sampling"] if row["estimated"])
+    words = f"estimated for {', '.join(names)}, since its server did not report them."
+    return Risk("Costs", "info", words) if names else None

@@ -1,0 +1,73 @@
+"""The headline's tables on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from inference.report.fill import filled, savings_units
+from inference.report.risks import find_risks
+from inference.report.words import first_method, interval_text, label, method_title, note, number, ratio_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from inference.summary import Row, Summary
+
+SHOWN_UNITS = {"samples": "samples", "policy_tokens": "tokens", "flops": "FLOPs"}
+MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
+
+
+def print_tables(summary: Summary, console: Console) -> None:
+    """Savings, quality without and with the sampler, and risks."""
+    summary = filled(summary)
+    if summary["savings"]:
+        _print_savings(summary["savings"], summary["trained"], console)
+    if summary["quality"]:
+        _print_quality(summary, console)
+    console.print("Risks")
+    for risk in find_risks(summary):
+        console.print(f"{MARKS[risk.level]} {risk.subject}: {risk.words}", markup=False, highlight=False)
+
+
+def _print_savings(rows: Sequence[Row], trained: str, console: Console) -> None:
+    names = ("criterion", "method", "metric", "reference")
+    known = savings_units(rows)
+    units = {unit: title for unit, title in SHOWN_UNITS.items() if unit in known}
+    numbers = [heading for title in units.values() for heading in (title, "95 %")]
+    table = make_table(f"Savings: cost of the reference / cost of {trained}", names, numbers)
+    for row in rows:
+        ratios = [text for unit in units for text in (ratio_text(row, unit=unit), interval_text(row, unit=unit))]
+        table.add_row(*(escape(str(row[name])) for name in names), *map(escape, ratios))
+    console.print(table)
+    for row in rows:
+        if note(row):
+            where = " ".join(str(row[name]) for name in names)
+            console.print(f"{where}: {note(row)}", markup=False, highlight=False)
+
+
+def _print_quality(summary: Summary, console: Console) -> None:
+    method = first_method(summary)
+    sampler = label(method, summary["trained_budget"] if method_title(method) != method else None)
+    numbers = ("one sample", sampler, "worst 5 %", f"worst 5 %, {sampler}")
+    table = make_table(f"Mean gold, one sample and {sampler}", ("policy", "criterion"), numbers)
+    for policy, criteria in summary["quality"].items():
+        for criterion, row in criteria.items():
+            values = (row[key] for key in ("without", "with", "worst_without", "worst_with"))
+            table.add_row(escape(policy), escape(criterion), *map(number, values))
+    console.print(table)
+
+
+def make_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table: names to the left, numbers to the right."""
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE, pad_edge=False)
+    for name in names:
+        table.add_column(escape(name))
+    for name in numbers:
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,395 @@
+"""Judges against a real local server: what is read from answers, what is kept, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iama.errors import ConfigError, IamaWarning, RewardError
+from iama.judges import Answers, Judge, fill, judge_plan, parse_number, parse_verdict, question_key, read_template
+from iama.rewards import check_reward, load_reward
+from iama.specs import JudgeSpec, RewardSpec
+from tests.openai_server import OpenAIServer
+
+POINTWISE = "Rate from 1 to 10.\nQuestion: {prompt}\nAnswer: {completion}\nNumber:"
+PAIRWISE = "{prompt} || {first} || {second}"
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with OpenAIServer() as server:
+        yield server
+
+
+def judge_spec(server: OpenAIServer | None, folder: Path, template: str = POINTWISE, **changes: Any) -> JudgeSpec:
+    file = folder / "judge.txt"
+    file.write_text(template, encoding="utf-8")
+    url = "http://localhost:1/v1" if server is None else server.url
+    fields = {"url": url, "model": "org/judge", "prompt_file": str(file), "cache": str(folder / "cache")}
+    return JudgeSpec(**{**fields, **changes})
+
+
+def pairwise(server: OpenAIServer | None, folder: Path, **changes: Any) -> JudgeSpec:
+    return judge_spec(server, folder, PAIRWISE, mode="pairwise", baseline_column="base", **changes)
+
+
+def length(body: dict[str, Any]) -> str:
+    """A judge that counts the answer's letters."""
+    found = re.search(r"Answer: (.*)\nNumber:", body["messages"][0]["content"], re.DOTALL)
+    assert found is not None
+    return f" {len(found[1])}\n"
+
+
+def test_scores_through_the_reward_interface(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer = length
+    reward = load_reward("r", RewardSpec(judge=judge_spec(server, tmp_path)))
+    message = [{"role": "user", "content": "a question"}]
+    scores, cost = reward.score([message, "text", message], ["four", "sevenly", "four"], {"topic": ["x"] * 3})
+    assert scores == [4.0, 7.0, 4.0]
+    asked = [body["messages"] for body in server.requests]
+    assert sorted(m[0]["content"].split("\n")[1] for m in asked) == ["Question: a question", "Question: text"]
+    assert all(len(m) == 1 and m[0]["role"] == "user" for m in asked)
+    num_words = sum(len(m[0]["content"].split()) for m in asked)
+    assert (cost.reward_calls, cost.reward_tokens) == (3, num_words + 2)  # the same text twice is read once
+    assert {(b["temperature"], b["max_tokens"]) for b in server.requests} == {(0.0, 16)}
+    assert reward.judge is not None
+    assert (reward.judge.num_asked, reward.judge.num_unparsable) == (2, 0)
+
+
+def test_user_text_is_never_a_placeholder(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer = lambda body: "3"
+    judge = Judge(judge_spec(server, tmp_path), "here")
+    judge(["{completion} {x} {0} %s"], ["{prompt} {{}} {"])
+    wanted = "Rate from 1 to 10.\nQuestion: {completion} {x} {0} %s\nAnswer: {prompt} {{}} {\nNumber:"
+    assert server.requests[0]["messages"][0]["content"] == wanted
+
+
+@given(prompt=st.text(), completion=st.text())
+def test_filling_keeps_every_text(prompt: str, completion: str) -> None:
+    filled = fill("<{prompt}|{completion}|{prompt}>", {"prompt": prompt, "completion": completion})
+    assert filled == f"<{prompt}|{completion}|{prompt}>"
+
+
+@given(st.decimals(min_value=1, max_value=10, places=2), st.sampled_from(["{}", " {}", "{}\n", "\t{} "]))
+def test_numbers_within_the_range_are_read(number: Any, frame: str) -> None:
+    assert parse_number(frame.format(number), 1, 10) == float(number)
+
+
+@given(st.text(alphabet="0123456789.,+-/eE inf٣\n", max_size=8) | st.text())
+def test_everything_else_is_missing(reply: str) -> None:
+    """The reference: a number written out in decimal, from 1 to 10."""
+    text = reply.strip()
+    digits = text.removeprefix("-").split(".")
+    is_number = len(digits) <= 2 and all(d.isascii() and d.isdigit() for d in digits)
+    number = parse_number(reply, 1, 10)
+    if is_number and 1 <= float(text) <= 10:
+        assert number == float(text)
+    else:
+        assert math.isnan(number)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["", "7/10", "7 8", "Score: 7", "7.", ".5", "1e1", "11", "0", "-3", "nan", "inf", "٣", "7\n8", "seven", "+7"],
+)
+def test_replies_that_are_not_one_number(reply: str) -> None:
+    assert math.isnan(parse_number(reply, 1, 10))
+
+
+def test_verdicts_are_exact() -> None:
+    assert [parse_verdict(reply) for reply in ("A", " B\n", "tie")] == [1.0, 0.0, 0.5]
+    assert all(math.isnan(parse_verdict(reply)) for reply in ("", "a", "A.", "A B", "Tie", "C", "[[A]]", "Answer: A"))
+
+
+def test_an_unparsable_answer_is_missing_counted_and_told_once(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer = lambda body: ("I think it deserves 7", "length") if "bad" in str(body) else "5"
+    reward = load_reward("r", RewardSpec(judge=judge_spec(server, tmp_path), scale={"mean": 1.0, "std": 2.0}))
+    pattern = r"reward 'r': the judge answered 'I think.*max_tokens \(16\).*one number from 1 to 10.*missing"
+    with pytest.warns(IamaWarning, match=pattern):
+        scores = reward(["p"] * 3, ["good", "bad", "bad too"])
+    assert scores[0] == 2.0
+    assert math.isnan(scores[1])
+    assert math.isnan(scores[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(reward(["p"], ["bad three"])[0])
+    assert reward.judge is not None
+    assert reward.judge.num_unparsable == 3
+
+
+@pytest.mark.parametrize("first", ["A", "B", "tie", "?"])
+@pytest.mark.parametrize("second", ["A", "B", "tie", "?"])
+def test_pairwise_asks_in_both_orders(server: OpenAIServer, tmp_path: Path, first: str, second: str) -> None:
+    server.answer = lambda body: first if "|| mine || other" in body["messages"][0]["content"] else second
+    judge = Judge(pairwise(server, tmp_path), "here")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IamaWarning)
+        (score,), _ = judge(["p"], ["mine"], base=["other"])
+    asked = sorted(body["messages"][0]["content"] for body in server.requests)
+    assert asked == ["p || mine || other", "p || other || mine"]
+    if "?" in (first, second):
+        assert math.isnan(score)
+    else:
+        assert score == {("A", "B"): 1.0, ("B", "A"): 0.0}.get((first, second), 0.5)
+
+
+def test_a_judge_that_prefers_the_first_gives_ties(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer = lambda body: "A"
+    scores, _ = Judge(pairwise(server, tmp_path), "here")(["p", "q"], ["x", "same"], base=["y", "same"])
+    assert scores == [0.5, 0.5]
+    assert server.num_requests == 3  # a text against itself is one question
+
+
+def test_pairwise_needs_its_column(server: OpenAIServer, tmp_path: Path) -> None:
+    judge = Judge(pairwise(server, tmp_path), "reward 'r'")
+    with pytest.raises(RewardError, match=r"reward 'r': the prompts have no column 'base'.*\['topic'\]"):
+        judge(["p"], ["x"], topic=["t"])
+    with pytest.raises(RewardError, match="column 'base' of the prompt 'which one' is None"):
+        judge(["p", "which one"], ["x", "x"], base=["y", None])
+    assert server.num_requests == 0
+
+
+def test_nothing_is_asked_twice(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer = length
+    spec = judge_spec(server, tmp_path)
+    texts = ["one", "three", "seven"]
+    first = Judge(spec, "here")
+    assert first.count_requests(["p"] * 3, texts) == (3, 0)
+    before = first(["p"] * 3, texts)
+    again = Judge(spec.model_copy(update={"url": "http://localhost:1/v1", "concurrency": 1}), "here")
+    assert again.count_requests(["p"] * 4, [*texts, "unseen"]) == (4, 3)
+    assert again(["p"] * 3, texts) == before  # tokens too
+    assert (server.num_requests, again.num_asked) == (3, 0)
+
+
+def test_unparsable_answers_are_kept_too(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer = lambda body: "no idea"
+    for _ in range(2):
+        with pytest.warns(IamaWarning, match="no idea"):
+            assert math.isnan(Judge(judge_spec(server, tmp_path), "here")(["p"], ["x"])[0][0])
+    assert server.num_requests == 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "other"}, {"temperature": 0.5}, {"max_tokens": 17}, {"draw": 1}, {"prompt_file": "other.txt"}]
+)
+def test_whatever_decides_the_answer_is_asked_afresh(
+    server: OpenAIServer, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    server.answer = lambda body: "5"
+    (tmp_path / "other.txt").write_text("{prompt}{completion}")
+    spec = judge_spec(server, tmp_path)
+    if "prompt_file" in change:
+        change = {"prompt_file": str(tmp_path / "other.txt")}
+    for changed in (spec, spec.model_copy(update=change), spec):
+        Judge(changed, "here")(["p"], ["x"])
+    assert server.num_requests == 2
+
+
+def test_draws_are_independent_and_reproducible(server: OpenAIServer, tmp_path: Path) -> None:
+    """The seed goes to the server: another for each draw and each text, the same in another run."""
+    server.answer = lambda body: str(1 + body["seed"] % 10)
+    texts = [f"text {i}" for i in range(40)]
+    scores = {}
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        for draw in (0, 1):
+            spec = judge_spec(server, tmp_path / run, temperature=1.0, draw=draw)
+            scores[run, draw] = Judge(spec, "here")(["p"] * 40, texts)[0]
+    assert scores["a", 0] == scores["b", 0]
+    assert scores["a", 1] == scores["b", 1]
+    assert sum(x == y for x, y in zip(scores["a", 0], scores["a", 1], strict=True)) < 20
+    assert len(set(scores["a", 0])) > 5
+    assert len({body["seed"] for body in server.requests}) == 80
+    assert all(0 <= body["seed"] < 2**31 for body in server.requests)
+
+
+def cache_file(folder: Path) -> Path:
+    (file,) = (folder / "cache").iterdir()
+    return file
+
+
+@pytest.mark.parametrize("num_bytes", [1, 20, 60])
+def test_a_torn_line_is_asked_again_and_harms_no_other(server: OpenAIServer, tmp_path: Path, num_bytes: int) -> None:
+    server.answer = length
+    spec = judge_spec(server, tmp_path, concurrency=1)
+    Judge(spec, "here")(["p"] * 2, ["one", "three"])
+    file = cache_file(tmp_path)
+    file.write_bytes(file.read_bytes()[:-num_bytes])
+    judge = Judge(spec, "here")
+    assert judge(["p"] * 3, ["one", "three", "seven"])[0] == [3.0, 5.0, 5.0]
+    assert judge.num_asked == 2
+    again = Judge(spec, "here")
+    assert again(["p"] * 3, ["one", "three", "seven"])[0] == [3.0, 5.0, 5.0]
+    assert again.num_asked == 0
+
+
+def test_lines_of_something_else_are_passed_over(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer = length
+    spec = judge_spec(server, tmp_path)
+    (tmp_path / "cache").mkdir()
+    key = question_key(spec, fill(POINTWISE, {"prompt": "p", "completion": "one"}))
+    lines = [b"\xff\xfe", b"[]", b'{"key": 3}', b"", json.dumps({"key": key, "text": None}).encode(), b'{"key": "torn']
+    (tmp_path / "cache" / "org_judge.jsonl").write_bytes(b"\n".join(lines))
+    assert Judge(spec, "here")(["p"], ["one"])[0] == [3.0]
+    assert Judge(spec, "here").count_requests(["p"], ["one"]) == (1, 1)
+
+
+def test_processes_share_what_they_have_asked(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer = length
+    spec = judge_spec(server, tmp_path)
+    one, other = Judge(spec, "here"), Judge(spec, "here")
+    one(["p"], ["one"])
+    other(["p"] * 2, ["one", "three"])
+    one(["p"] * 2, ["one", "three"])
+    assert server.num_requests == 2
+
+
+def append_many(path: Path, name: str) -> None:
+    answers = Answers(path)
+    for i in range(200):
+        answers.append(answer_row(f"{name}{i}", name * 2000))
+
+
+def answer_row(key: str, text: str) -> dict[str, Any]:
+    counts = {"prompt_tokens": 1, "completion_tokens": 2}
+    return {"key": key, "text": text, "finish_reason": "stop", **counts, "estimated": False}
+
+
+def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=append_many, args=(path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    reader = Answers(path)
+    while any(writer.is_alive() for writer in writers):
+        reader.refresh()  # in the midst of it
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    reader.refresh()
+    assert {key: row["text"][0] for key, row in reader.rows.items()} == {f"{n}{i}": n for n in "ab" for i in range(200)}
+
+
+def test_of_two_answers_the_first_in_the_file_counts(tmp_path: Path) -> None:
+    answers = Answers(tmp_path / "answers.jsonl")
+    answers.append(answer_row("k", "1"))
+    answers.append(answer_row("k", "2"))
+    answers.refresh()
+    assert answers.rows["k"]["text"] == "1"
+
+
+def test_a_kill_loses_only_what_is_under_way(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer, server.delay_s = length, 0.02
+    spec = judge_spec(server, tmp_path, concurrency=1, highest=100)
+    texts = ["x" * i for i in range(1, 61)]
+    program = f"""
+from iama.judges import Judge
+from iama.specs import JudgeSpec
+Judge(JudgeSpec.model_validate_json({spec.model_dump_json()!r}), "here")(["p"] * 60, {texts!r})
+"""
+    killed = subprocess.Popen([sys.executable, "-c", program])
+    while server.num_requests < 10:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    time.sleep(0.1)  # the server ends the request that was under way
+    num_before = server.num_requests
+    judge = Judge(spec, "here")
+    assert judge(["p"] * 60, texts)[0] == [float(i) for i in range(1, 61)]
+    assert num_before + judge.num_asked <= 61
+    assert num_before < 60
+
+
+def test_what_was_answered_before_an_error_is_kept(server: OpenAIServer, tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> str:
+        if "fatal" in str(body):
+            server.failure_status, server.num_failures = 400, 1
+        return length(body)
+
+    server.answer = answer
+    spec = judge_spec(server, tmp_path, concurrency=1)
+    texts = ["one", "fatal", "three"]
+    with pytest.raises(ValueError, match="here: the model 'org/judge'"):
+        Judge(spec, "here")(["p"] * 3, texts)
+    assert Judge(spec, "here").count_requests(["p"] * 3, texts) == (3, 2)
+
+
+def test_usage_that_is_not_told_is_estimated_with_one_warning(server: OpenAIServer, tmp_path: Path) -> None:
+    server.has_usage = False
+    server.answer = length
+    judge = Judge(judge_spec(server, tmp_path), "here")
+    with pytest.warns(IamaWarning, match="here: the model 'org/judge' tells no usage"):
+        _, tokens = judge(["p"], ["one"])
+    num_chars = len(fill(POINTWISE, {"prompt": "p", "completion": "one"}))
+    assert tokens == math.ceil(num_chars / 4) + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert judge(["p"], ["one"]) == ([3.0], tokens)
+
+
+def test_the_plan_states_requests_tokens_and_price(tmp_path: Path) -> None:
+    spec = judge_spec(None, tmp_path, input_price=2.0, output_price=10.0)
+    chars = 100 + len(POINTWISE)
+    read, written = 900 * math.ceil(chars / 4), 900 * 16
+    plan = judge_plan(spec, num_texts=1000, mean_chars=100, num_cached=100)
+    assert "judge org/judge at http://localhost:1/v1: 900 requests (100 more are answered already)" in plan
+    assert f"about {read:,} prompt tokens and at most {written:,} answer tokens" in plan
+    assert plan.endswith(f", at a price of about {(2 * read + 10 * written) / 1e6:.2f}")
+    both = judge_plan(pairwise(None, tmp_path), num_texts=1000, mean_chars=100)
+    assert "2,000 requests (0 more" in both
+    assert "price" not in both
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{prompt}", r"judge.txt' lacks \{completion\}; mode pointwise needs \{completion\}, \{prompt\}"),
+        ("{prompt} {completion} {answer}", r"has \{answer\}, but mode pointwise knows only .*write \{ answer \}"),
+    ],
+)
+def test_placeholders_are_checked_before_anything(tmp_path: Path, template: str, message: str) -> None:
+    spec = RewardSpec(judge=judge_spec(None, tmp_path, template))
+    for load in (check_reward, load_reward):
+        with pytest.raises(RewardError, match=message):
+            load("r", spec)
+
+
+def test_other_braces_in_a_prompt_file_stay(tmp_path: Path) -> None:
+    template = '{prompt}{completion} {"score": 1} { x } {} {1}'
+    assert read_template(judge_spec(None, tmp_path, template), "here") == template
+
+
+def test_checks_need_no_server(tmp_path: Path) -> None:
+    check_reward("r", RewardSpec(judge=judge_spec(None, tmp_path)))
+    with pytest.raises(ConfigError, match=r"reward 'r': url 'localhost' is no address"):
+        check_reward("r", RewardSpec(judge=judge_spec(None, tmp_path, url="localhost")))
+    with pytest.raises(RewardError, match=r"reward 'r': cannot read prompt_file '/nowhere.txt'"):
+        check_reward("r", RewardSpec(judge=judge_spec(None, tmp_path, prompt_file="/nowhere.txt")))
+
+
+def test_a_cache_that_cannot_be_written_is_named(server: OpenAIServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    server.answer = length
+    with pytest.raises(RewardError, match=r"file/org_judge\.jsonl: cannot keep the judge's answer"):
+        Judge(judge_spec(server, tmp_path, cache=str(tmp_path / "file")), "here")(["p"], ["one"])
+
+
+@pytest.mark.parametrize("load", [check_reward, load_reward])
+def test_a_column_belongs_to_pool_files(load: Any) -> None:
+    with pytest.raises(RewardError, match="reward 'r': column 'gold' belongs to pool files"):
+        load("r", RewardSpec(column="gold"))

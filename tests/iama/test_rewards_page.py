@@ -1,0 +1,31 @@
+"""docs/rewards.md: what it shows can be used as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from iama.rewards import check_reward, load_reward
+from iama.schema import parse_yaml
+from iama.specs import SOURCES, RewardSpec
+
+FENCES = ("yaml", "python", "text")
+
+
+def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reward of docs/rewards.md is one; its judges fit its prompt files, and its Python does what it says."""
+    page = (Path(__file__).parents[2] / "docs/rewards.md").read_text(encoding="utf-8")
+    blocks = {kind: re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for kind in FENCES}
+    monkeypatch.chdir(tmp_path)
+    for name, text in zip(("judge.txt", "pairwise.txt"), blocks["text"], strict=True):
+        Path(name).write_text(text)
+    Path("rewards.py").write_text(blocks["python"][0])
+    specs = [RewardSpec(**raw) for block in blocks["yaml"] for raw in parse_yaml(block).values()]
+    assert {spec.source for spec in specs} == set(SOURCES)
+    for spec in specs:
+        if spec.source not in ("model", "column"):
+            check_reward("r", spec)
+    assert load_reward("r", RewardSpec(function="rewards.py:brief"))(["p"], ["x" * 50]) == [-0.5]
+    exec(blocks["python"][1], {})

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference.bootstrap import mean_interval, percentile_interval, prompt_weights, replicated_means, resample
+from inference.savings import paired_difference
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(0, 5))
+@settings(deadline=None, max_examples=30)
+def test_weights_are_counts_of_prompts_and_seeds(sizes, seed):
+    parts = list(resample(sizes, 50, seed))
+    for size, (weights_BP, share_B) in zip(sizes, parts, strict=True):
+        assert weights_BP.shape == (50, size)
+        np.testing.assert_allclose(weights_BP.sum(axis=1), 1)
+        np.testing.assert_allclose(weights_BP * size, np.round(weights_BP * size), atol=1e-9)
+        np.testing.assert_allclose(share_B * len(sizes), np.round(share_B * len(sizes)), atol=1e-9)
+    np.testing.assert_allclose(sum(share for _, share in parts), 1)
+
+
+def test_equals_a_loop_that_draws_prompts():
+    values_P = np.random.default_rng(0).normal(size=30)
+    weights_BP = prompt_weights(30, 5, 7)
+    for weights, mean in zip(weights_BP, replicated_means(values_P[:, None], weights_BP)[:, 0], strict=True):
+        drawn = np.repeat(values_P, np.round(30 * weights).astype(int))
+        assert len(drawn) == 30
+        assert mean == pytest.approx(drawn.mean())
+
+
+def test_agrees_with_the_savings_bootstrap():
+    a, b = np.random.default_rng(1).normal(size=(2, 40))
+    found = mean_interval(a - b, num_bootstrap=300, seed=3)
+    known = paired_difference([(a, b)], num_bootstrap=300, seed=3)
+    assert found.mean == pytest.approx(known.mean)
+    assert found.ci95 == pytest.approx(known.ci95)
+
+
+def test_interval_is_as_wide_as_the_standard_error_says():
+    values_P = np.random.default_rng(2).normal(size=400)
+    low, high = mean_interval(values_P, num_bootstrap=4000, seed=0).ci95
+    assert (high - low) / 2 == pytest.approx(1.96 * values_P.std() / 20, rel=0.06)
+
+
+def test_missing_prompts_are_left_out():
+    values_P = np.array([1.0, np.nan, 3.0, np.nan])
+    found = mean_interval(values_P, num_bootstrap=200, seed=0)
+    assert (found.mean, found.num_prompts) == (2.0, 2)
+    assert 1 <= found.ci95[0] <= found.ci95[1] <= 3
+    assert mean_interval(np.full(3, np.nan), num_bootstrap=10, seed=0) is None
+
+
+def test_columns_share_their_prompts():
+    values_PN = np.array([[1.0, 2.0], [np.nan, 100.0], [3.0, 4.0]])
+    means_BN = replicated_means(values_PN, prompt_weights(3, 100, 0))
+    np.testing.assert_allclose(means_BN[:, 1] - means_BN[:, 0], 1)
+    assert len(means_BN) < 100  # some replicates drew the incomplete prompt three times
+
+
+def test_weights_cannot_be_spoilt():
+    with pytest.raises(ValueError, match="read-only"):
+        prompt_weights(3, 10, 0)[0] = 1
+
+
+def test_percentiles():
+    assert percentile_interval(np.arange(1001.0)) == (25.0, 975.0)

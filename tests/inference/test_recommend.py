@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from inference.recommend import key_of, recommend
+
+
+def row(policy, samples, cost, *, method="bon", criterion="helpful"):
+    return {
+        "policy": policy,
+        "criterion": criterion,
+        "method": method,
+        "samples": samples,
+        "samples_": samples,
+        "flops": cost,
+    }
+
+
+def find(rows, gold, **options):
+    return recommend(rows, gold, ["flops"], num_bootstrap=100, seed=0, **options)
+
+
+def constant(rows, values, num_prompts=8):
+    return {key_of(r): np.full(num_prompts, v) for r, v in zip(rows, values, strict=True)}
+
+
+def test_best_that_fits_the_budget():
+    rows = [row("base", 1, 10.0), row("base", 4, 40.0), row("iama", 1, 20.0), row("iama", 4, 80.0)]
+    found = find(rows, constant(rows, [1.0, 2.0, 3.0, 2.5]))
+    assert [r["budget"] for r in found] == [10.0, 20.0, 40.0, 80.0]
+    assert [(r["policy"], r["samples"], r["gold"]) for r in found] == [("base", 1, 1.0), *[("iama", 1, 3.0)] * 3]
+    assert found[0]["runner_up"] is None
+    assert found[1]["runner_up"] == {"policy": "base", "method": "bon", "samples": 1, "gold": 1.0}
+    assert found[2]["runner_up"] == {"policy": "base", "method": "bon", "samples": 4, "gold": 2.0}
+    assert found[3]["ci95"] == [3.0, 3.0]
+
+
+def test_another_method_of_the_same_policy_is_a_runner_up():
+    rows = [row("iama", 4, 1.0), row("iama", 2, 0.5), row("iama", None, 1.0, method="cards(target=1.5)")]
+    (_, found) = find(rows, constant(rows, [3.0, 2.0, 1.0]))
+    assert (found["samples"], found["runner_up"]["method"], found["runner_up"]["samples"]) == (
+        4,
+        "cards(target=1.5)",
+        None,
+    )
+
+
+def test_criteria_are_apart_and_rows_without_gold_or_cost_are_left_out():
+    rows = [row("base", 1, 1.0), row("base", 1, 1.0, criterion="safe"), row("iama", 1, 1.0), row("iama", 2, None)]
+    gold = constant(rows, [1.0, 5.0, 9.0, 9.0])
+    del gold["iama", "helpful", "bon", 1]
+    found = find(rows, gold)
+    assert [(r["criterion"], r["policy"], r["gold"]) for r in found] == [
+        ("helpful", "base", 1.0),
+        ("safe", "base", 5.0),
+    ]
+
+
+def test_budgets_are_thinned_and_keep_their_ends():
+    rows = [row("base", n, float(n)) for n in range(1, 101)]
+    found = find(rows, constant(rows, np.arange(100.0)), num_budgets=5)
+    assert [r["budget"] for r in found] == [1.0, 26.0, 51.0, 75.0, 100.0] or [r["budget"] for r in found] == [
+        1.0,
+        26.0,
+        50.0,
+        75.0,
+        100.0,
+    ]
+    assert all(r["samples"] == r["budget"] for r in found)
+
+
+def test_reported_gold_is_free_of_the_winners_curse():
+    """Thirty equal rows: the best mean on the same prompts is above the truth, the reported one is not."""
+    rng = np.random.default_rng(0)
+    rows = [row(f"policy {i}", 1, 1.0) for i in range(30)]
+    reported, naive, covered = [], [], []
+    for seed in range(150):
+        gold = {key_of(r): rng.normal(size=20) for r in rows}
+        (found,) = recommend(rows, gold, ["flops"], num_bootstrap=200, seed=seed)
+        reported.append(found["gold"])
+        naive.append(max(values.mean() for values in gold.values()))
+        covered.append(found["ci95"][0] <= 0 <= found["ci95"][1])
+        assert gold[found["policy"], "helpful", "bon", 1].mean() == naive[-1]
+    assert np.mean(naive) > 0.4
+    assert abs(np.mean(reported)) < 0.06
+    assert np.mean(covered) > 0.85
+
+
+def test_each_prompt_is_judged_by_what_the_other_half_chose():
+    """Two rows, each best on prompts of its own: a choice never sees the prompt it is judged on."""
+    rows = [row("a", 1, 1.0), row("b", 1, 1.0)]
+    gold = {key_of(rows[0]): np.array([1.0, 0.0]), key_of(rows[1]): np.array([0.0, 1.0])}
+    (found,) = find(rows, gold)
+    assert found["gold"] == 0.0
+    assert found["policy"] == "a"
+
+
+def test_missing_values_and_a_single_prompt():
+    rows = [row("a", 1, 1.0), row("b", 1, 1.0)]
+    gold = {key_of(rows[0]): np.full(6, np.nan), key_of(rows[1]): np.array([1.0, np.nan, 1, 1, 1, 1])}
+    (found,) = find(rows, gold)
+    assert (found["policy"], found["gold"], found["runner_up"]) == ("b", 1.0, None)
+    (single,) = find(rows, constant(rows, [1.0, 2.0], num_prompts=1))
+    assert (single["policy"], single["gold"]) == ("b", pytest.approx(2.0))
