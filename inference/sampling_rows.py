@@ -84,15 +84,14 @@ def _likelihood(config: EvaluationConfig, measured: Measured, source: Source) ->
 
 
 def missing_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
-    """Samples without a score, where there are any."""
+    """How many samples have no score."""
     rows = []
     for policy, criterion in served(config):
         source = plan.source(policy, criterion.name)
         for metric, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
             if spec is not None:
                 values_PS = measured.scores[source.name, spec].values_PS
+                where = {"policy": policy, "criterion": criterion.name, "metric": metric}
                 number = int(np.isnan(values_PS).sum())
-                if number:
-                    where = {"policy": policy, "criterion": criterion.name, "metric": metric}
-                    rows.append({**where, "num_missing": number, "num_samples": int(values_PS.size)})
+                rows.append({**where, "num_missing": number, "num_samples": int(values_PS.size)})
     return rows

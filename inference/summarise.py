@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from iama import __version__
 from iama.config import CURVES
+from iama.manifest import load_manifest
 from inference import risk_rows
 from inference.bootstrap import mean_interval
 from inference.budgets import UNITS
@@ -68,6 +70,7 @@ def summarise(config: EvaluationConfig, plan: Plan, measured: Measured) -> tuple
         dropped_prompts=plan.dropped,
         num_samples=plan.num_samples,
         trained_budget=config.trained_budget,
+        manifest=manifest_of(config),
         config=config.model_dump(mode="json"),
         versions=versions(),
     )
@@ -104,18 +107,33 @@ def _mean_and_interval(config: EvaluationConfig, metric: str, values_PN: Floats 
 
 
 def reward_cost_rows(plan: Plan, measured: Measured) -> list[Row]:
-    """What scoring the pools took, by reward: each distinct text of a prompt once."""
+    """What scoring the pools took, by reward: each distinct text of a prompt once, whichever policies gave it."""
     rows = []
     for spec, name in plan.rewards.items():
-        found = [scores for (_, reward), scores in measured.scores.items() if reward == spec]
-        rows.append(
-            {
-                "reward": name,
-                "reward_calls": sum(scores.num_calls for scores in found),
-                "seconds": float(sum(scores.seconds_P.sum() for scores in found)),
-            }
-        )
+        seen: set[tuple[str, str]] = set()
+        tokens, seconds = 0, 0.0
+        for (source, reward), scores in measured.scores.items():
+            if reward != spec:
+                continue
+            new = 0
+            for prompt, tokens_S in zip(measured.pools[source].prompts, scores.tokens_PS, strict=True):
+                fresh = {s.text: int(t) for s, t in zip(prompt.samples, tokens_S, strict=True)}
+                fresh = {text: t for text, t in fresh.items() if (prompt.prompt_id, text) not in seen}
+                seen.update((prompt.prompt_id, text) for text in fresh)
+                tokens += sum(fresh.values())
+                new += len(fresh)
+            distinct = sum(len({s.text for s in prompt.samples}) for prompt in measured.pools[source].prompts)
+            seconds += float(scores.seconds_P.sum()) * new / distinct
+        rows.append({"reward": name, "reward_calls": len(seen), "reward_tokens": tokens, "seconds": seconds})
     return rows
+
+
+def manifest_of(config: EvaluationConfig) -> Row | None:
+    """What the trained policy says that it was trained for, in the `iama.json` of an export."""
+    policy = config.policies.get(config.trained)
+    folder = None if policy is None else policy.adapter or policy.path
+    manifest = None if folder is None else load_manifest(Path(folder))
+    return None if manifest is None else manifest.model_dump(mode="json")
 
 
 def versions() -> dict[str, str]:

@@ -63,6 +63,7 @@ class Summary(Results):
     dropped_prompts: int
     num_samples: int
     trained_budget: int
+    manifest: Row | None
     config: Row
     versions: dict[str, str]
 

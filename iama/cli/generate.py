@@ -184,7 +184,8 @@ def _show(completion: Completion, operator: str, calibration: Cost | None) -> No
 def _spent(cost: Cost) -> str:
     return (
         f"{cost.policy_prefill_tokens} prefill + {cost.policy_decode_tokens} decode tokens, "
-        f"{cost.reward_calls} reward calls ({cost.reward_tokens} tokens), {cost.seconds:.2f} s"
+        f"{cost.reward_calls} reward calls ({cost.reward_tokens} tokens), {cost.sequential_steps} steps, "
+        f"{cost.flops / 1e9:.3g} GFLOPs, {cost.seconds:.2f} s"
     )
 
 
