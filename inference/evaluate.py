@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -173,7 +174,9 @@ def _scores(work: _Work, measured: Measured) -> None:
         advance = _bar(work.progress, f"scoring {name}", "prompts", len(work.indices) * len(judged))
         known: dict[tuple[str, str], Any] = {}
         for source in judged:
-            measured.scores[source.name, spec] = _score(work, measured.pools[source.name], source, spec, known, advance)
+            found = _score(work, measured.pools[source.name], source, spec, known, advance)
+            measured.scores[source.name, spec] = found
+            advance(0, f"mean of {source.name} {np.nanmean(found.values_PS):.3g}")
 
 
 def _score(
@@ -222,13 +225,13 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _bar(progress: Progress, description: str, unit: str, total: int) -> Callable[[int], None]:
-    """A bar that shows count, rate and time left; returns what advances it."""
+def _bar(progress: Progress, description: str, unit: str, total: int) -> Callable[..., None]:
+    """A bar that shows count, rate and time left; returns what advances it, with a figure to show if one is given."""
     task = progress.add_task(description, total=total, unit=unit, rate="")
 
-    def advance(count: int) -> None:
+    def advance(count: int, figure: str = "") -> None:
         progress.advance(task, count)
         speed = progress.tasks[task].speed
-        progress.update(task, rate="" if speed is None else f"{speed:,.1f}/s")
+        progress.update(task, rate=" ".join(filter(None, ["" if speed is None else f"{speed:,.1f}/s", figure])))
 
     return advance

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from iama.config import CURVES
 from iama.data import read_prompts, with_system_prompt
 from iama.errors import ConfigError, DataError, RunError
+from iama.judges import judge_plan
 from iama.methods import parse_guided
 from iama.operators import parse_operator
 from iama.render import prompt_text, render_prompt
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from inference.flops import ModelSize
 
 ABSENT = "(not set)"
+CHARS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,21 @@ def leaves(value: Any, key: str = "") -> dict[str, Any]:
     return {k: v for name, item in value.items() for k, v in leaves(item, f"{key}.{name}" if key else name).items()}
 
 
+def judge_lines(config: EvaluationConfig, plan: Plan) -> list[str]:
+    """What each judge will be asked and what that costs at most; answers that are kept already are not counted off."""
+    texts = [prompt_text(row["prompt"]) for row in plan.rows]
+    mean_chars = sum(map(len, texts)) / len(texts) + CHARS_PER_TOKEN * config.sampling.max_new_tokens
+    lines = []
+    for spec, name in plan.rewards.items():
+        if spec.judge is not None:
+            judged = sum(
+                any(spec in (c.proxy, c.gold) and c.name in s.criteria for c in config.criteria) for s in plan.sources
+            )
+            number = len(plan.rows) * plan.num_samples * judged
+            lines.append(f"{name}: at most {judge_plan(spec.judge, number, mean_chars)}")
+    return lines
+
+
 def describe(config: EvaluationConfig, plan: Plan) -> str:
     """The plan of an evaluation with an estimate of its cost, for `--dry-run`."""
     drawn = [source for source in plan.sources if source.stored is None]
@@ -298,6 +315,7 @@ def describe(config: EvaluationConfig, plan: Plan) -> str:
     ]
     if plan.dropped:
         lines.append(f"{plan.dropped} prompts are too long and are left out")
+    lines += judge_lines(config, plan)
     if guided:
         answers = len(guided) * len(drawn) * len(plan.rows)
         lines.append(f"guided methods: at most {answers * len(config.criteria):,} answers by {', '.join(guided)}")

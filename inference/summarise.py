@@ -14,6 +14,7 @@ from iama.config import CURVES
 from iama.manifest import load_manifest
 from inference import risk_rows
 from inference.bootstrap import mean_interval
+from inference.break_even import read_config
 from inference.budgets import UNITS
 from inference.example_rows import example_rows
 from inference.fill_tables import fill_tables, served
@@ -129,11 +130,16 @@ def reward_cost_rows(plan: Plan, measured: Measured) -> list[Row]:
 
 
 def manifest_of(config: EvaluationConfig) -> Row | None:
-    """What the trained policy says that it was trained for, in the `iama.json` of an export."""
+    """What the trained policy was trained for: from the `iama.json` of an export, else from its training run."""
     policy = config.policies.get(config.trained)
-    folder = None if policy is None else policy.adapter or policy.path
+    if policy is None:
+        return None
+    folder = policy.adapter or policy.path
     manifest = None if folder is None else load_manifest(Path(folder))
-    return None if manifest is None else manifest.model_dump(mode="json")
+    if manifest is not None:
+        return manifest.model_dump(mode="json")
+    objectives = [read_config(Path(run)).get("objective") for run in policy.training_run]
+    return objectives[0] if len(objectives) == 1 else None
 
 
 def versions() -> dict[str, str]:

@@ -50,7 +50,7 @@ def evaluate(
     from rich.console import Console
 
     from inference import evaluate as run
-    from inference.evaluation_plan import describe, make_plan
+    from inference.evaluation_plan import describe, judge_lines, make_plan
     from inference.report import headline, print_tables, write_report
     from inference.shards import parse_shard
 
@@ -60,6 +60,9 @@ def evaluate(
     if shard is not None:
         typer.echo(f"done: {run.evaluate_shard(settings, parse_shard(shard))}; then run without --shard")
         return
+    if any(reward.judge is not None for reward in rewards):
+        for line in judge_lines(settings, make_plan(settings)):
+            typer.echo(line, err=True)
     if devices is not None:
         run.evaluate_on_devices(settings, devices)
     summary = run.evaluate(settings)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from inference.summary import Row, Summary
 
-SHOWN_UNITS = {"samples": "samples", "policy_tokens": "tokens", "flops": "FLOPs"}
+SHOWN_UNITS = {"samples": "samples (95 %)", "policy_tokens": "tokens", "flops": "FLOPs"}
+WIDE = 100
+"""Columns of a terminal from which on FLOPs are shown, too."""
 MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
 
 
@@ -36,17 +38,20 @@ def print_tables(summary: Summary, console: Console) -> None:
 
 
 def _print_savings(rows: Sequence[Row], trained: str, console: Console) -> None:
-    names = ("criterion", "method", "metric", "reference")
-    known = savings_units(rows)
-    units = {unit: title for unit, title in SHOWN_UNITS.items() if unit in known}
-    numbers = [heading for title in units.values() for heading in (title, "95 %")]
-    table = make_table(f"Savings: cost of the reference / cost of {trained}", names, numbers)
-    for row in rows:
-        ratios = [text for unit in units for text in (ratio_text(row, unit=unit), interval_text(row, unit=unit))]
+    """By gold, or by proxy where there is no gold; the report has both."""
+    metric = "gold" if any(row["metric"] == "gold" for row in rows) else "proxy"
+    shown = [row for row in rows if row["metric"] == metric]
+    names = ("criterion", "method", "reference")
+    known = savings_units(shown)
+    units = [unit for unit in SHOWN_UNITS if unit in known and (unit != "flops" or console.width >= WIDE)]
+    title = f"Savings by {metric}: cost of the reference / cost of {trained}"
+    table = make_table(title, names, [SHOWN_UNITS[unit] for unit in units])
+    for row in shown:
+        ratios = [f"{ratio_text(row, unit=unit)} {interval_text(row, unit=unit)}" for unit in units]
         table.add_row(*(escape(str(row[name])) for name in names), *map(escape, ratios))
     console.print(table)
-    for row in rows:
-        if note(row):
+    for row in shown:
+        if row["hacked"] or row["floor"]:
             where = " ".join(str(row[name]) for name in names)
             console.print(f"{where}: {note(row)}", markup=False, highlight=False)
 
@@ -67,7 +72,7 @@ def make_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Tabl
     """An empty table: names to the left, numbers to the right."""
     table = Table(title=escape(title), title_justify="left", box=SIMPLE, pad_edge=False)
     for name in names:
-        table.add_column(escape(name))
+        table.add_column(escape(name), no_wrap=True)
     for name in numbers:
         table.add_column(escape(name), justify="right", no_wrap=True)
     return table
