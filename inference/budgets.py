@@ -14,10 +14,11 @@ from inference.curves import curves, operator_at
 from inference.flops import row_flops
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from iama.operators import RankOperator
     from inference.flops import ModelSize
     from inference.pool_file import PoolFile
     from inference.pools import PoolScores
@@ -72,8 +73,13 @@ def pool_costs(
     costs["backward_tokens"] = np.zeros((len(pool.prompts), max_budget))
     if lengths_PS is not None:
         operators = [operator_at(method, budget) for budget in range(1, max_budget + 1)]
-        costs["sequential_steps"] = curves(lengths_PS, lengths_PS, operators) + 1  # the rewards of all, side by side
+        costs["sequential_steps"] = num_steps(lengths_PS, operators)
     return costs
+
+
+def num_steps(lengths_PS: Floats, operators: Sequence[RankOperator]) -> Floats:
+    """Passes that wait for each other, `[P, N]`: as many as the longest answer has tokens, and one of the reward."""
+    return curves(lengths_PS, lengths_PS, operators) + 1
 
 
 def _policy_costs(

@@ -58,7 +58,10 @@ def evaluate(config: EvaluationConfig, console: Console | None = None) -> Summar
 
 
 def evaluate_shard(config: EvaluationConfig, shard: Shard, console: Console | None = None) -> Path:
-    """Sample and score a shard's prompts only, into its own folder, which `evaluate` takes over later."""
+    """Sample and score a shard's prompts only, into its own folder, which `evaluate` takes over later.
+
+    Guided methods whose target is the whole pool's quantile are left to `evaluate`.
+    """
     plan = make_plan(config)
     folder = shard.folder(Path(config.output_dir))
     _measure(config, plan, folder, shard.indices(len(plan.rows)), console)
@@ -118,7 +121,10 @@ def _measure(
             measured.pools[source.name] = _fill(work, source)
         _log_probabilities(work, measured)
         _scores(work, measured)
+        part = len(indices) < len(plan.rows)  # whose quantile is no target: the whole evaluation answers these
         for method in filter(is_guided, config.methods):
+            if part and needs_target(method, config.sampling):
+                continue
             for source in plan.sources:
                 for criterion in (c for c in config.criteria if c.name in source.criteria):
                     _answer(work, measured, source, criterion, method)
@@ -176,7 +182,8 @@ def _scores(work: _Work, measured: Measured) -> None:
         for source in judged:
             found = _score(work, measured.pools[source.name], source, spec, known, advance)
             measured.scores[source.name, spec] = found
-            advance(0, f"mean of {source.name} {np.nanmean(found.values_PS):.3g}")
+            known_N = found.values_PS[np.isfinite(found.values_PS)]
+            advance(0, f"mean of {source.name} {known_N.mean():.3g}" if known_N.size else "")
 
 
 def _score(

@@ -86,15 +86,25 @@ def make_plan(config: EvaluationConfig) -> Plan:
         check_method(config, method)
     rewards = _reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
-    if config.prompts is not None:
-        rows = read_prompts(config.prompts)
-    else:
-        rows = [{"prompt": p.prompt, **p.columns} for p in next(iter(stored.values())).prompts]
+    rows = read_prompts(config.prompts) if config.prompts is not None else _stored_rows(stored)
     for spec, reward_name in rewards.items():
         _check_reward(config, reward_name, spec)
     rows, dropped = _fitting(config, rows)
     sources = [source for name in config.policies for source in _sources(config, name, rows, stored.get(name))]
     return Plan(rows, dropped, sources, rewards, _num_samples(config, sources), _training(config))
+
+
+def _stored_rows(stored: dict[str, PoolFile]) -> list[dict[str, Any]]:
+    """The prompts that all pool files answer; raises `DataError` where one has more than the first."""
+    first = next(iter(stored))
+    rows = [{"prompt": p.prompt, **p.columns} for p in stored[first].prompts]
+    for name, pool in stored.items():
+        if len(pool.prompts) > len(rows):
+            raise DataError(
+                f"policy {name!r}: its pool has {len(pool.prompts)} prompts, that of {first!r} has {len(rows)}; all "
+                "policies must answer the same prompts"
+            )
+    return rows
 
 
 def _training(config: EvaluationConfig) -> list[tuple[TrainingRun, float]]:
@@ -115,11 +125,16 @@ def check_method(config: EvaluationConfig, method: str) -> None:
             f"methods: {method!r} writes under the reward's guidance and needs a model, but policy {pooled[0]!r} is a "
             "pool file; drop the method, or give the policy's path"
         )
-    draws = parse_operator(method).budget if parse_guided(method)[0] is None else None
-    if draws is not None and draws > config.num_samples / 4:
+    check_draws(method, config.num_samples, f"num_samples = {config.num_samples}")
+
+
+def check_draws(method: str, num_samples: int, told: str) -> None:
+    """Raise `ConfigError` for an operator that draws more than a quarter of a pool, where no curve is reliable."""
+    draws = parse_operator(method).budget if method not in CURVES and not is_guided(method) else None
+    if draws is not None and draws > num_samples // 4:
         raise ConfigError(
-            f"methods: {method!r} keeps one of {draws:g} samples, more than a quarter of num_samples = "
-            f"{config.num_samples}; raise num_samples or lower the method's number"
+            f"methods: {method!r} keeps one of {draws:g} samples, more than a quarter of {told}; raise num_samples or "
+            "lower the method's number"
         )
 
 
@@ -184,12 +199,16 @@ def _num_samples(config: EvaluationConfig, sources: list[Source]) -> int:
     smallest = min(
         (len(s.stored.prompts[0].samples) if s.stored is not None else config.num_samples, s.name) for s in sources
     )
-    largest = max([*config.budgets, config.trained_budget])
+    baseline = 1 if config.win_rate_baseline is None else config.win_rate_baseline.samples
+    largest = max([*config.budgets, config.trained_budget, baseline])
     if largest > smallest[0] // 4:
         raise ConfigError(
             f"budget {largest} is more than a quarter of the {smallest[0]} samples a prompt in the pool of "
-            f"{smallest[1]!r}, where no curve is reliable; lower budgets and trained_budget, or draw more samples"
+            f"{smallest[1]!r}, where no curve is reliable; lower budgets, trained_budget and "
+            "win_rate_baseline.samples, or draw more samples"
         )
+    for method in config.methods:
+        check_draws(method, smallest[0], f"the {smallest[0]} samples a prompt in the pool of {smallest[1]!r}")
     return smallest[0]
 
 

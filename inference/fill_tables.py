@@ -11,7 +11,7 @@ from iama.errors import RewardError
 from iama.estimators import group_value
 from iama.operators import RankOperator, parse_operator
 from iama.render import prompt_text
-from inference.budgets import UNITS, pool_costs
+from inference.budgets import UNITS, lengths, num_steps, pool_costs
 from inference.curves import curves, operator_at
 from inference.evaluation_plan import is_guided
 from inference.savings import at_budget
@@ -97,6 +97,10 @@ def _add_pool(
             assert draws is not None
             at_P = at_budget(costs_PN, np.full(len(costs_PN), draws))
             tables.costs[policy, criterion.name, method, unit] = at_P[:, None]
+    steps, lengths_PS = (policy, criterion.name, method, "sequential_steps"), lengths(measured.pools[source.name])
+    if lengths_PS is not None and isinstance(operators[0], RankOperator):
+        # The longest of a random number of answers is not linear in its mean.
+        tables.costs[steps] = num_steps(lengths_PS, [o for o in operators if isinstance(o, RankOperator)])
 
 
 def pool_values(proxy_PS: Floats, score_PS: Floats, operators: list[RankOperator | SoftBestOfN]) -> Floats:

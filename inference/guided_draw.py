@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,13 +96,12 @@ def _rounds(rows: Rows) -> list[list[int]]:
 
 
 def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sample:
-    segments, start = [], 0
-    for segment in completion.trace:
-        ids = completion.token_ids[start : start + segment.num_tokens]
-        start += segment.num_tokens
+    segments = []
+    texts = _segment_texts(policy, completion, sampling)
+    for text, segment in zip(texts, completion.trace, strict=True):
         segments.append(
             {
-                "text": response_text(policy, ids, sampling.stop),
+                "text": text,
                 "reward": segment.reward,
                 "threshold": segment.threshold,
                 "num_proposals": segment.num_proposals,
@@ -117,3 +117,22 @@ def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sampl
         scores={"proxy": completion.reward},
         segments=tuple(segments),
     )
+
+
+def _segment_texts(policy: Policy, completion: Completion, sampling: Sampling) -> list[str]:
+    """The answer's text cut into its segments', which joined give it.
+
+    By what each beginning of the answer reads as, since tokens out of their place may lack a space or half a character.
+    """
+    ends, num_tokens = [0], 0
+    for segment in completion.trace:
+        num_tokens += segment.num_tokens
+        begun = response_text(policy, completion.token_ids[:num_tokens], sampling.stop)
+        ends.append(max(ends[-1], _num_shared(begun, completion.text)))
+    ends[-1] = len(completion.text)
+    return [completion.text[start:end] for start, end in pairwise(ends)]
+
+
+def _num_shared(a: str, b: str) -> int:
+    """Letters that two texts have in common from the beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

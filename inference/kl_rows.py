@@ -57,6 +57,8 @@ def _of_answers(
         return None, None
     _, pool, _ = measured.answers[policy, criterion.name, method]
     chosen_P = np.asarray([prompt.samples[0].scores["proxy"] for prompt in pool.prompts], dtype=np.float64)
+    if np.isnan(chosen_P).all():
+        return None, None
     return np.asarray([quantile_kl(chosen_P, reference.values_PS).kl]), "lower bound"
 
 

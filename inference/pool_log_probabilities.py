@@ -8,8 +8,9 @@ import numpy as np
 
 from iama.data import with_system_prompt
 from iama.render import render_prompt
+from inference.decode import response_text
 from inference.log_ratios import sequence_log_probabilities
-from inference.policy import load_policy
+from inference.policy import load_policy, load_tokenizer
 from inference.store import append_line, digest, read_lines
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def pool_log_probabilities(
     advance(len(pool.prompts) - len(missing))
     if missing:
         policy = load(judge)
-        if source.spec is not None and not _same_vocabulary(policy, source):
+        if not _same_vocabulary(policy, source, pool):
             return None
         for i in missing:
             prompt = pool.prompts[i]
@@ -90,10 +91,11 @@ def pool_log_probabilities(
     return np.asarray([lines[key]["log_probabilities"] for key in keys], dtype=np.float64)
 
 
-def _same_vocabulary(policy: Policy, source: Source) -> bool:
-    from inference.policy import load_tokenizer
-
-    assert source.spec is not None
+def _same_vocabulary(policy: Policy, source: Source, pool: PoolFile) -> bool:
+    """Whether a policy reads token ids as they were meant; of a stored pool its texts tell."""
+    if source.spec is None:
+        firsts = [prompt.samples[0] for prompt in pool.prompts]
+        return all(response_text(policy, s.token_ids or ()).startswith(s.text) for s in firsts)
     tokenizer: Any = load_tokenizer(source.name, source.spec)[0]
     same: bool = tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     return same

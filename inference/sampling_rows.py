@@ -32,7 +32,7 @@ def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> l
             "policy": source.policy,
             "criterion": None if len(source.criteria) == len(config.criteria) else ", ".join(source.criteria),
             "engine": source.header["engine"],
-            **_texts(measured.pools[source.name]),
+            **_texts(measured.pools[source.name], plan.num_samples),
             **_cost(measured.pools[source.name]),
             **_likelihood(config, measured, source),
         }
@@ -40,26 +40,29 @@ def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> l
     ]
 
 
-def _texts(pool: PoolFile) -> Row:
+def _texts(pool: PoolFile, num_compared: int) -> Row:
+    """Variety falls with the number of samples, so as many of every pool are looked at."""
+    texts = [row[:num_compared] for row in pool.texts]
     lengths_PS = lengths(pool)
     reasons = [sample.finish_reason for prompt in pool.prompts for sample in prompt.samples]
     return {
         "num_samples": len(pool.prompts[0].samples),
         "mean_tokens": None if lengths_PS is None else float(lengths_PS.mean()),
         "truncated": None if "unknown" in reasons else reasons.count("length") / len(reasons),
-        "distinct": distinct_texts(pool.texts),
-        **{f"distinct_{n}": distinct_n(pool.texts, n) for n in (1, 2, 3)},
+        "distinct": distinct_texts(texts),
+        **{f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)},
     }
 
 
 def _cost(pool: PoolFile) -> Row:
+    """What sampling took; None for what a pool from elsewhere does not tell."""
     cost = sum((prompt.cost for prompt in pool.prompts), Cost())
     return {
-        "prefill_tokens": cost.policy_prefill_tokens,
-        "decode_tokens": cost.policy_decode_tokens,
-        "flops": cost.flops,
-        "seconds": cost.seconds,
-        "peak_memory": cost.peak_memory,
+        "prefill_tokens": cost.policy_prefill_tokens or None,
+        "decode_tokens": None if lengths(pool) is None else cost.policy_decode_tokens,
+        "flops": cost.flops or None,
+        "seconds": cost.seconds or None,
+        "peak_memory": cost.peak_memory or None,
         "estimated": any(prompt.estimated for prompt in pool.prompts),
     }
 
@@ -84,8 +87,8 @@ def _likelihood(config: EvaluationConfig, measured: Measured, source: Source) ->
 
 
 def missing_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
-    """How many samples have no score."""
-    rows = []
+    """How many samples have no score, and of guided methods how many answers have no gold, where any has none."""
+    rows: list[Row] = []
     for policy, criterion in served(config):
         source = plan.source(policy, criterion.name)
         for metric, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
@@ -94,4 +97,9 @@ def missing_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> li
                 where = {"policy": policy, "criterion": criterion.name, "metric": metric}
                 number = int(np.isnan(values_PS).sum())
                 rows.append({**where, "num_missing": number, "num_samples": int(values_PS.size)})
+    for (policy, name, method), (_, _, gold_P1) in measured.answers.items():
+        number = 0 if gold_P1 is None else int(np.isnan(gold_P1).sum())
+        if number:
+            where = {"policy": policy, "criterion": name, "metric": "gold", "method": method}
+            rows.append({**where, "num_missing": number, "num_samples": len(plan.rows)})
     return rows

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iama.errors import ConfigError, RunError
-from inference.pool_file import read_pool, union
+from inference.pool_file import read_unfinished, union
 from inference.store import append_line, read_lines
 
 if TYPE_CHECKING:
@@ -51,13 +51,16 @@ def parse_shard(text: str) -> Shard:
 
 
 def take_over(output_dir: Path) -> None:
-    """Add what shards under `output_dir` have done to the evaluation's own files; what is there stays."""
+    """Add what shards under `output_dir` have done to the evaluation's own files; what is there stays.
+
+    A shard may have been killed before it was finished, or before its first prompt.
+    """
     for part in sorted((output_dir / "shards").glob("*-of-*")):
         for kind in FOLDERS:
             for file in sorted((part / kind).glob("*.jsonl")):
                 target = output_dir / kind / file.name
                 if kind in POOLS:
-                    union(target, read_pool(file))
+                    union(target, read_unfinished(file))
                 else:
                     known = read_lines(target)
                     for key, line in read_lines(file).items():
@@ -71,7 +74,7 @@ def num_devices(text: str) -> int:
         import torch
 
         return max(1, torch.cuda.device_count())
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--devices {text!r}: write auto, or a number of processes, e.g. 2")
     return int(text)
 
@@ -79,7 +82,7 @@ def num_devices(text: str) -> int:
 def run_shards(commands: Sequence[Sequence[str]], output_dir: Path, advance: Callable[[int], None]) -> None:
     """Run one process a shard, each with a GPU of its own where there are any; raises `RunError` if one fails.
 
-    `advance` is told how many lines all of them have written since the last time. Their output goes to
+    `advance` is told how many lines of samples all of them have written since the last time. Their output goes to
     `shards/*.log`.
     """
     import torch
@@ -112,8 +115,9 @@ def run_shards(commands: Sequence[Sequence[str]], output_dir: Path, advance: Cal
 
 
 def _lines_written(output_dir: Path) -> int:
-    files = [file for kind in FOLDERS for file in (output_dir / "shards").glob(f"*-of-*/{kind}/*.jsonl")]
-    return sum(file.read_bytes().count(b"\n") for file in files)
+    """Lines in the pools, without their headers."""
+    files = (output_dir / "shards").glob("*-of-*/pools/*.jsonl")
+    return sum(file.read_bytes().count(b"\n") - 1 for file in files)
 
 
 def _last_line(log: Path) -> str:

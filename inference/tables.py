@@ -67,13 +67,18 @@ class Tables:
         other = (reference, trained[1], reference_method)
         if (*other, metric) not in self.values or (*trained, metric) not in self.values:
             return None
+        # A guided answer may lack its score; the reference leaves out the same prompt.
+        known_P = np.isfinite(self.values[*trained, metric][:, column - 1])
+        if not known_P.any():
+            return None
+        gold_PN = self.values.get((*other, "gold"))
         return Comparison(
-            reference_PN=self.values[*other, metric],
-            gold_PN=self.values.get((*other, "gold")),
-            trained_P=self.values[*trained, metric][:, column - 1],
+            reference_PN=self.values[*other, metric][known_P],
+            gold_PN=None if gold_PN is None else gold_PN[known_P],
+            trained_P=self.values[*trained, metric][known_P, column - 1],
             budget=budget,
             costs={
-                unit: (self.costs[*other, unit], self.costs[*trained, unit][:, column - 1])
+                unit: (self.costs[*other, unit][known_P], self.costs[*trained, unit][known_P, column - 1])
                 for unit in UNITS
                 if (*other, unit) in self.costs and (*trained, unit) in self.costs
             },

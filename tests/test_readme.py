@@ -64,7 +64,7 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_readme(clone):
     training, sampling = blocks("python")
     for command in commands():
         shortened = f"{command} --set trainer.max_steps=3" if command.startswith("deepspeed") else command
-        run(shlex.split(shortened), clone)
+        run(shlex.split(shortened, comments=True), clone)
     assert (clone / "runs/demo/evaluation/report.html").stat().st_size > 10_000
     run([sys.executable, "-c", training], clone)
     run([sys.executable, "-c", sampling], clone)

@@ -27,7 +27,7 @@ def evaluate(
         typer.Option("--criterion", help="With --pool: NAME=PROXY_COLUMN,GOLD_COLUMN; else all columns. Repeatable."),
     ] = None,
     trained: Annotated[str | None, typer.Option(help="With --pool: whose savings; else iama, or the last.")] = None,
-    out: Annotated[str, typer.Option(help="With --pool: the evaluation's folder.")] = "runs/evaluation",
+    out: Annotated[str | None, typer.Option(help="With --pool: the evaluation's folder; else runs/evaluation.")] = None,
     shard: Annotated[
         str | None, typer.Option(help="i/n: sample and score that part only; then run without it, in the same folder.")
     ] = None,
@@ -40,6 +40,8 @@ def evaluate(
 
     Example: iama evaluate --pool base=base.jsonl --pool iama=iama.jsonl --criterion helpful=rm,judge
     """
+    if shard is not None and devices is not None:
+        raise ConfigError(f"--shard {shard} is one part, --devices {devices} runs all of them; give one of the two")
     settings = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
     rewards = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
     models = [(name, policy) for name, policy in settings.policies.items() if policy.path is not None]
@@ -72,7 +74,12 @@ def evaluate(
 
 
 def _settings(
-    config: Path | None, overrides: list[str], pools: list[str], criteria: list[str], trained: str | None, out: str
+    config: Path | None,
+    overrides: list[str],
+    pools: list[str],
+    criteria: list[str],
+    trained: str | None,
+    out: str | None,
 ) -> EvaluationConfig:
     """From the file, or from pool files."""
     from iama.config import EvaluationConfig
@@ -81,8 +88,8 @@ def _settings(
     if (config is None) == (not pools):
         raise ConfigError("give --config FILE, or --pool NAME=FILE for completions that exist already (and not both)")
     if config is not None:
-        if criteria or trained is not None:
-            raise ConfigError("--criterion and --trained belong to --pool; write them into the file")
+        if criteria or trained is not None or out is not None:
+            raise ConfigError("--criterion, --trained and --out belong to --pool; write them into the file")
         return load_config(config, EvaluationConfig, overrides)
     from inference.pool_config import config_from_pools
 
@@ -92,7 +99,7 @@ def _settings(
         if not (name and equals and path) or name in files:
             raise ConfigError(f"--pool {text!r}: write NAME=FILE, each name once, e.g. --pool base=base.jsonl")
         files[name] = Path(path)
-    raw = config_from_pools(files, criteria, trained, out)
+    raw = config_from_pools(files, criteria, trained, "runs/evaluation" if out is None else out)
     for override in overrides:
         apply_override(raw, override)
     return validate(raw, EvaluationConfig, "command line")
