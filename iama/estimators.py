@@ -36,8 +36,8 @@ def advantages(
     estimator: Estimator = "auto",
 ) -> Floats:
     """Advantages `[P, G]` of one criterion under one operator; `selector` chooses, `score` (default: it) counts."""
-    selector_PG = np.asarray(selector_PG, dtype=np.float64)
-    score_PG = selector_PG if score_PG is None else np.asarray(score_PG, dtype=np.float64)
+    selector_PG = np.ascontiguousarray(selector_PG, dtype=np.float64)  # sorted several times as fast as a slice
+    score_PG = selector_PG if score_PG is None else np.ascontiguousarray(score_PG, dtype=np.float64)
     if estimator == "plugin":
         return _plugin(operator, selector_PG, score_PG)
     if isinstance(operator, RankOperator):
