@@ -1,0 +1,214 @@
+"""Guided answers, policies that differ by criterion, and what each further method or budget costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iama.config import EvaluationConfig
+from iama.rewards import load_reward
+from iama.specs import PolicySpec
+from inference import guided_draw, pools
+from inference.budgets import UNITS
+from inference.evaluate import evaluate
+from inference.guided_draw import with_pool_target
+from inference.policy import load_policy
+from inference.pool_file import read_pool
+from inference.report import write_report
+from inference.serving import serve
+from tests.inference.test_evaluate import changed, pool_of
+from tests.openai_server import OpenAIServer
+
+CARDS = "cards(entropy_threshold=1.0, min_segment=2, max_proposals=3)"
+pytestmark = pytest.mark.filterwarnings("ignore:.*none of which was accepted", "ignore:.*the judge answered")
+
+
+@pytest.fixture
+def config(tmp_path, tiny, adapter_dir) -> EvaluationConfig:
+    base = {"path": str(tiny.policy)}
+    raw = {
+        "name": "guided",
+        "output_dir": str(tmp_path / "evaluation"),
+        "policies": {"base": base, "iama": base | {"adapter": str(adapter_dir)}},
+        "prompts": str(tiny.prompts),
+        "criteria": [{"name": "c", "proxy": {"model": str(tiny.reward)}, "gold": {"model": str(tiny.other_reward)}}],
+        "methods": ["bon", CARDS],
+        "budgets": [1, 2],
+        "num_samples": 8,
+        "trained_budget": 2,
+        "sampling": {"max_new_tokens": 10},
+        "num_bootstrap": 100,
+    }
+    return EvaluationConfig.model_validate(raw)
+
+
+@pytest.fixture
+def generated(monkeypatch) -> list[int]:
+    """How many prompts each call of the engine, for pools or guided answers, was asked for."""
+    asked = []
+    decode, serving = pools.iter_decode, guided_draw.serve
+
+    class Counted:
+        def __init__(self, sampler):
+            self.sampler = sampler
+
+        def sample(self, prompts, **kwargs):
+            asked.append(len(prompts))
+            return self.sampler.sample(prompts, **kwargs)
+
+    monkeypatch.setattr(pools, "iter_decode", lambda p, ids, *a, **k: asked.append(len(ids)) or decode(p, ids, *a, **k))
+    monkeypatch.setattr(guided_draw, "serve", lambda *a: Counted(serving(*a)))
+    return asked
+
+
+def test_answers_are_the_samplers_own(config):
+    summary = evaluate(config)
+    pool = read_pool(pool_of(config, "base"))
+    reward = load_reward("c", config.criteria[0].proxy)
+    prompts = [json.loads(line)["prompt"] for line in Path(config.prompts.path).read_text().splitlines()]
+    values = [
+        [reward.score([p.prompt], [text], {})[0][0] for text in row]
+        for p, row in zip(pool.prompts, pool.texts, strict=True)
+    ]
+    target = float(np.quantile(values, 0.9))
+    method = f"cards(target={target:.6g}, entropy_threshold=1.0, min_segment=2, max_proposals=3)"
+    policy = load_policy("base", PolicySpec(path=config.policies["base"].path))
+    completions = serve(policy, reward, method, config.sampling).sample(prompts, seed=config.seed + 1)
+    row = next(r for r in summary["curves"] if (r["policy"], r["method"]) == ("base", CARDS))
+    assert row["samples"] is None
+    assert row["proxy"] == pytest.approx(np.mean([c.reward for c in completions]))
+    gold = load_reward("g", config.criteria[0].gold)
+    assert row["gold"] == pytest.approx(np.mean([gold.score([p], [c.text], {})[0][0]
+                                                 for p, c in zip(prompts, completions, strict=True)]))  # fmt: skip
+    for unit in set(UNITS) - {"seconds"}:
+        assert row[unit] == pytest.approx(np.mean([c.cost.as_dict()[unit] for c in completions])), unit
+    assert row["kl_kind"] == "lower bound"
+    examples = [r for r in summary["examples"] if r["policy"] == "base" and r["method"].startswith("cards")]
+    assert {r["method"] for r in examples} == {method}
+    assert [r["best"]["text"] for r in examples] == [c.text for c in completions]
+    assert max(len(r["segments"]) for r in examples) > 1
+    for example, completion in zip(examples, completions, strict=True):
+        assert "".join(segment["text"] for segment in example["segments"]) == completion.text
+        for segment, own in zip(example["segments"], completion.trace, strict=True):
+            assert (segment["reward"], segment["threshold"]) == pytest.approx((own.reward, own.threshold))
+            assert (segment["num_proposals"], segment["forced"]) == (own.num_proposals, own.forced)
+    write_report(Path(config.output_dir))
+
+
+def test_a_target_is_put_into_the_method():
+    proxy_PS = np.arange(10.0).reshape(2, 5)
+    proxy_PS[0, 0] = np.nan
+    told = f"{np.quantile(np.arange(1, 10), 0.9):.6g}"
+    assert with_pool_target("cards", proxy_PS) == f"cards(target={told})"
+    assert (
+        with_pool_target("cards(entropy_threshold=null)", proxy_PS) == f"cards(target={told}, entropy_threshold=null)"
+    )
+    assert with_pool_target("rejection(target=null)", proxy_PS) == f"rejection(target={told})"
+    for method in ("cards(target=1.5)", "args(top_k=3)", "bon(4)"):
+        assert with_pool_target(method, proxy_PS) == method
+
+
+def test_guided_answers_resume(config, generated):
+    first = evaluate(config)
+    assert generated == [4, 4, 4, 4]  # two pools, and the answers of two policies
+    for path in (Path(config.output_dir) / "answers").glob("*.jsonl"):
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    generated.clear()
+    second = evaluate(config)
+    assert generated == [2, 2]
+    assert [r["best"]["text"] for r in second["examples"]] == [r["best"]["text"] for r in first["examples"]]
+    for one, two in zip(first["curves"], second["curves"], strict=True):
+        assert one["proxy"] == pytest.approx(two["proxy"], abs=1e-5)
+        assert one["policy_decode_tokens"] == two["policy_decode_tokens"]
+
+
+def test_repeated_prompts_have_answers_of_their_own(config, tmp_path, tiny):
+    first = tiny.prompts.read_text().splitlines()[0]
+    (tmp_path / "twice.jsonl").write_text(f"{first}\n{first}\n")
+    summary = evaluate(changed(config, prompts=str(tmp_path / "twice.jsonl")))
+    answers = [r["best"]["text"] for r in summary["examples"] if r["method"].startswith("cards")]
+    assert len(set(answers[::2])) == 2
+
+
+def test_methods_and_budgets_of_a_pool_generate_nothing(config, generated):
+    few = changed(config, methods=["bon"], budgets=[1])
+    evaluate(few)
+    assert generated == [4, 4]
+    (Path(config.output_dir) / "summary.json").unlink()
+    methods = ["bon", "bop", "soft_bon(2, 0.5)", "bop_zt(1)", "bon(2)", "identity"]
+    summary = evaluate(changed(config, methods=methods, budgets=[1, 2]))
+    assert generated == [4, 4]
+    rows = {(r["policy"], r["method"], r["samples"]): r for r in summary["curves"]}
+    for policy in ("base", "iama"):
+        for metric in ("proxy", "gold", "kl", *UNITS):
+            assert rows[policy, "bon(2)", None][metric] == pytest.approx(rows[policy, "bon", 2][metric]), metric
+            assert rows[policy, "identity", None][metric] == pytest.approx(rows[policy, "bon", 1][metric]), metric
+        assert rows[policy, "bon", 1]["proxy"] < rows[policy, "soft_bon(2, 0.5)", None]["proxy"]
+        assert rows[policy, "soft_bon(2, 0.5)", None]["proxy"] < rows[policy, "bon", 2]["proxy"]
+        assert rows[policy, "soft_bon(2, 0.5)", None]["kl"] is None
+        assert rows[policy, "bop_zt(1)", None]["reward_calls"] == pytest.approx(1 / (1 - np.exp(-1)))
+    write_report(Path(config.output_dir))
+
+
+def test_policies_that_differ_by_criterion(config, adapter_dir, tiny, generated):
+    """Specialists with an adapter each, and a policy that is told its criterion: every curve is of its own pool."""
+    base = {"path": str(tiny.policy)}
+    policies = {
+        "base": base,
+        "specialists": base | {"by_criterion": {"brief": {"adapter": str(adapter_dir)}}},
+        "told": base | {"by_criterion": {"c": {"system_prompt": "bake"}, "brief": {"system_prompt": "be careful"}}},
+    }
+    proxy = config.model_dump()["criteria"][0]["proxy"]
+    criteria = [{"name": "c", "proxy": proxy}, {"name": "brief", "proxy": proxy}]
+    settings = changed(config, policies=policies, criteria=criteria, methods=["bon"], trained="told")
+    summary = evaluate(settings)
+    assert generated == [4] * 5
+    files = {"base": "base", "specialists c": "specialists_c", "specialists brief": "specialists_brief",
+             "told c": "told_c", "told brief": "told_brief"}  # fmt: skip
+    texts = {name: read_pool(pool_of(settings, file)).texts for name, file in files.items()}
+    assert texts["specialists c"] == texts["base"]
+    assert texts["specialists brief"] != texts["base"]
+    headers = {name: read_pool(pool_of(settings, file)).header for name, file in files.items()}
+    assert headers["told brief"]["system_prompt"] == "be careful"
+    assert headers["specialists brief"]["policy"]["adapter"] == str(adapter_dir)
+    reward = load_reward("c", settings.criteria[0].proxy)
+    prompts = [prompt.prompt for prompt in read_pool(pool_of(settings, "base")).prompts]
+    for row in (r for r in summary["curves"] if r["samples"] == 1):
+        name = row["policy"] if row["policy"] == "base" else f"{row['policy']} {row['criterion']}"
+        values = [
+            np.mean(reward.score([p] * 8, row_texts, {})[0]) for p, row_texts in zip(prompts, texts[name], strict=True)
+        ]
+        assert row["proxy"] == pytest.approx(np.mean(values), abs=1e-5)  # rewards see the plain prompt
+        assert row["kl"] == pytest.approx(0, abs=1e-4) if name in ("base", "specialists c") else row["kl"] != 0
+    told = [(row["policy"], row["criterion"]) for row in summary["sampling"]]
+    assert told == [("base", None), ("specialists", "c"), ("specialists", "brief"), ("told", "c"), ("told", "brief")]
+    write_report(Path(settings.output_dir))
+
+
+def test_a_guided_answer_without_gold(config, tmp_path):
+    """A judge that cannot be read about some answers: they are left out and counted."""
+
+    def verdict(body) -> str:
+        answer = body["messages"][0]["content"]
+        return "no number" if len(answer) % 3 == 0 else str(1 + len(answer) % 9)
+
+    (tmp_path / "judge.txt").write_text("{prompt} {completion}")
+    with OpenAIServer(verdict) as server:
+        judge = {"url": server.url, "model": "m", "prompt_file": str(tmp_path / "judge.txt"),
+                 "cache": str(tmp_path / "cache")}  # fmt: skip
+        criteria = [config.model_dump()["criteria"][0] | {"gold": {"judge": judge}}]
+        summary = evaluate(changed(config, criteria=criteria))
+    assert json.loads((Path(config.output_dir) / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    examples = [r for r in summary["examples"] if r["method"].startswith("cards")]
+    lost = [r for r in examples if r["best"]["gold"] is None]
+    counted = {r["policy"]: r["num_missing"] for r in summary["missing"] if "method" in r}
+    assert lost
+    assert counted == {name: n for name in ("base", "iama") if (n := sum(r["policy"] == name for r in lost))}
+    for row in (r for r in summary["curves"] if r["method"] == CARDS):
+        golds = [r["best"]["gold"] for r in examples if r["policy"] == row["policy"] and r["best"]["gold"] is not None]
+        assert row["gold"] == (pytest.approx(np.mean(golds)) if golds else None)
+    write_report(Path(config.output_dir))
