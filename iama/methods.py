@@ -11,11 +11,18 @@ from iama.errors import ConfigError
 from iama.operators import OPERATORS
 from iama.schema import parse_yaml
 
-GUIDED = {"cards": "target=1.5", "rejection": "target=1.5", "args": "top_k=10"}
+GUIDED = {
+    "cards": "target=1.5",
+    "rejection": "target=1.5",
+    "args": "top_k=10",
+    "ggro": "num_candidates=8",
+    "sea": "num_steps=50",
+}
 """Methods that are no operators, since the reward guides them while they write; each with a setting as an example."""
 EXAMPLES = (
     "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, temperature=0.1), "
-    "cards(target=1.5, entropy_threshold=2), rejection(target=1.5), args(top_k=10)"
+    "cards(target=1.5, entropy_threshold=2), rejection(target=1.5), args(top_k=10), ggro(num_candidates=8), "
+    "sea(num_steps=50)"
 )
 
 

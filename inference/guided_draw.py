@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from iama.data import with_system_prompt
+from iama.errors import RewardError
 from iama.methods import parse_guided
 from inference.decode import response_text
 from inference.policy import load_policy
@@ -43,6 +45,11 @@ def with_pool_target(method: str, proxy_PS: Floats) -> str:
     name, settings = parse_guided(method)
     if name not in ("cards", "rejection") or settings.get("target") is not None:
         return method
+    if np.isnan(proxy_PS).all():
+        raise RewardError(
+            f"method {method!r}: not one of {proxy_PS.size} samples has a proxy score that its target could be taken "
+            "from; look at what the reward could not score"
+        )
     target = float(np.nanquantile(proxy_PS, QUANTILE))
     given = {key: "null" if value is None else value for key, value in settings.items() if key != "target"}
     return f"{name}({', '.join(f'{key}={value}' for key, value in {'target': f'{target:.6g}', **given}.items())})"
@@ -102,11 +109,11 @@ def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sampl
         segments.append(
             {
                 "text": text,
-                "reward": segment.reward,
-                "threshold": segment.threshold,
+                "reward": _or_none(segment.reward),
+                "threshold": _or_none(segment.threshold),
                 "num_proposals": segment.num_proposals,
                 "forced": segment.forced,
-                "nudge": False,
+                "nudge": segment.nudge,
             }
         )
     return Sample(
@@ -114,9 +121,14 @@ def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sampl
         finish_reason=completion.finish_reason,
         num_tokens=len(completion.token_ids),
         token_ids=completion.token_ids,
-        scores={"proxy": completion.reward},
+        scores={"proxy": None if completion.reward is None else _or_none(completion.reward)},
         segments=tuple(segments),
     )
+
+
+def _or_none(value: float) -> float | None:
+    """A number as JSON has it: None for NaN, a missing score."""
+    return None if math.isnan(value) else value
 
 
 def _segment_texts(policy: Policy, completion: Completion, sampling: Sampling) -> list[str]:

@@ -52,10 +52,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a response that was proposed until one was kept, as `inference.cards` does it.
+    """A piece of a response that was proposed until one was kept, as `inference.cards` and `inference.ggro` do it.
 
     `num_proposals` counts the proposals up to the one that settled it. `forced` says that none was accepted, and the
-    best of them kept. `wasted_tokens` were drawn for it and not kept.
+    best of them kept. `wasted_tokens` were drawn for it and not kept. `nudge` says that its first token is not the
+    policy's own choice. `threshold` is NaN where nothing is compared with one.
     """
 
     num_tokens: int
@@ -64,6 +65,7 @@ class Segment:
     num_proposals: int
     forced: bool
     wasted_tokens: int
+    nudge: bool = False
 
     @property
     def num_tested(self) -> int:

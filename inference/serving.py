@@ -10,7 +10,9 @@ from iama.methods import parse_guided
 from iama.operators import parse_operator
 from iama.schema import validate
 from inference.cards import Cards, CardsSettings, calibrate_target, rejection_settings
+from inference.ggro import Ggro, GgroSettings
 from inference.samplers import SelectionSampler, Served
+from inference.sea import Sea, SeaSettings
 from inference.token_search import Args, ArgsSettings
 
 if TYPE_CHECKING:
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
     from inference.samplers import Sampler
 
 CALIBRATION_BATCH = 256
+GuidedSettings = CardsSettings | ArgsSettings | GgroSettings | SeaSettings
 
 
 def serve(policy: Policy, reward: Reward | None, method: str, sampling: Sampling, batch_size: int = 256) -> Sampler:
     """The sampler of a method: an operator as the configuration and `iama.json` write it (`bon(4)`), `cards(...)`,
-    `rejection(...)` or `args(...)` with the fields of their settings.
+    `rejection(...)`, `args(...)`, `ggro(...)` or `sea(...)` with the fields of their settings.
 
-    Raises `ConfigError` as `read_method` does, and for CARDS without a target.
+    Raises `ConfigError` as `read_method` does, for CARDS without a target, and for a reward whose gradient a method
+    cannot use.
     """
     read = read_method(method, sampling)
     if isinstance(read, Served):
@@ -38,11 +42,15 @@ def serve(policy: Policy, reward: Reward | None, method: str, sampling: Sampling
         raise ConfigError(f"method {method!r} is guided by a reward; give one, or sample with method single")
     if isinstance(read, ArgsSettings):
         return Args(policy, reward, read, sampling, batch_size)
+    if isinstance(read, GgroSettings):
+        return Ggro(policy, reward, read, sampling, batch_size)
+    if isinstance(read, SeaSettings):
+        return Sea(policy, reward, read, sampling, batch_size)
     return Cards(policy, reward, read, sampling, batch_size)
 
 
-def read_method(method: str, sampling: Sampling) -> Served | CardsSettings | ArgsSettings:
-    """What a method asks for: an operator that keeps one of its draws, or settings of CARDS or ARGS; loads nothing.
+def read_method(method: str, sampling: Sampling) -> Served | GuidedSettings:
+    """What a method asks for: an operator that keeps one of its draws, or a guided method's settings; loads nothing.
 
     CARDS may lack its target. Raises `ConfigError` for what cannot be served: an unknown name, settings that do not
     fit, a tilt, a series that is no law.
@@ -50,8 +58,9 @@ def read_method(method: str, sampling: Sampling) -> Served | CardsSettings | Arg
     name, settings = parse_guided(method)
     if name is None:
         return _served(method)
-    if name == "args":
-        return validate(settings, ArgsSettings, f"method {method!r}")
+    others: dict[str, type[GuidedSettings]] = {"args": ArgsSettings, "ggro": GgroSettings, "sea": SeaSettings}
+    if name in others:
+        return validate(settings, others[name], f"method {method!r}")
     if name == "rejection":  # whole responses against the target
         settings = rejection_settings(None, sampling.max_new_tokens).model_dump() | settings
     return validate(settings, CardsSettings, f"method {method!r}")
