@@ -31,7 +31,8 @@ check: $(STAMP) ## ruff, ruff format, mypy --strict
 bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench
 
-EXPERIMENTS := toy estimator_study search front mixed_preference length dynamics operators segment_samplers segmentation
+EXPERIMENTS := toy estimator_study search front mixed_preference when_to_use length dynamics operators segment_samplers \
+	segmentation
 
 results: $(STAMP) ## regenerate docs/results.md and docs/results/ (about three hours on two cores, estimated; resumable)
 	$(RUN) -m scripts.results

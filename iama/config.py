@@ -210,6 +210,18 @@ CURVES = ("bon", "bop")
 """Methods that one pool gives at every budget at once."""
 
 
+def _check_named(config: EvaluationConfig) -> None:
+    """Refuse policies that are named and are none, and methods that are named twice."""
+    named = {"trained": [config.trained], "references": config.references}
+    for key in config.model_fields_set & set(named):
+        for name in named[key]:
+            if name not in config.policies:
+                raise ValueError(f"{key} names {name!r}, which is no policy; {nearest(name, [*config.policies])}")
+    twice = [method for i, method in enumerate(config.methods) if method in config.methods[:i]]
+    if twice:
+        raise ValueError(f"methods names {twice[0]!r} twice; write it once")
+
+
 class EvaluationConfig(Strict):
     """An evaluation: policies x criteria x methods x budgets on held-out prompts."""
 
@@ -256,6 +268,7 @@ class EvaluationConfig(Strict):
                 raise ValueError(f"policies.{name}.by_criterion names {unknown[0]!r}; {nearest(unknown[0], names)}")
         if self.prompts is None and any(policy.pool is None for policy in self.policies.values()):
             raise ValueError("'prompts' is missing; only pool files hold prompts of their own")
+        _check_named(self)
         baseline = self.win_rate_baseline
         if baseline is not None and baseline.policy not in self.policies:
             hint = nearest(baseline.policy, [*self.policies])

@@ -56,6 +56,17 @@ def with_system_prompt(prompt: Prompt, text: str | None) -> Prompt:
     return [{"role": "system", "content": text}, *messages]
 
 
+def check_letters(row: Row, where: str) -> None:
+    """Raise `DataError` for half a surrogate pair, which JSON may name but UTF-8 cannot hold."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(
+            f"{where}: {half!a} is half a character, which UTF-8 cannot hold; write \\ufffd in its place"
+        ) from error
+
+
 def fitting_prompts(
     spec: PromptsSpec, rows: Sequence[Row], num_tokens_P: Sequence[int], context_length: int | None, max_new_tokens: int
 ) -> list[Row]:
@@ -233,6 +244,7 @@ def _checked(located: Located, source: str, columns: dict[str, str]) -> list[Row
                 f"{where}: no 'prompt' among the columns {sorted(renamed)}; name the one that holds it: "
                 "prompts.columns: {prompt: THEIR_NAME}"
             )
+        check_letters(renamed, where)
         rows.append({**renamed, "prompt": _prompt(renamed["prompt"], where)})
     if len({type(row["prompt"]) for row in rows}) > 1:
         raise DataError(f"prompts file {source!r} mixes text prompts and message prompts; use one of the two")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -47,7 +48,10 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """The `n` texts of a request with why each ended, and the tokens that the server counted (None: it did not)."""
+    """The `n` texts of a request with why each ended, and the tokens that the server counted (None: it did not).
+
+    `prompt_tokens` are those of the prompt, once, in however many replies the texts came.
+    """
 
     texts: list[str]
     finish_reasons: list[str]
@@ -70,7 +74,7 @@ class Endpoint:
     num_retries: int
     concurrency: int
     source: str
-    _one_at_a_time: bool = field(default=False, init=False)  # the server has refused n > 1
+    _most: float = field(default=math.inf, init=False)  # choices in a reply: the server has refused more
 
     def __post_init__(self) -> None:
         check_url(self.url, self.source)
@@ -134,26 +138,29 @@ class Endpoint:
             usages.append(response.usage)
         texts = [c.text if isinstance(request.prompt, str) else c.message.content for c in choices]
         return ChatAnswer(
-            texts=[text or "" for text in texts],
+            texts=[well_formed(text or "") for text in texts],
             finish_reasons=[choice.finish_reason or "unknown" for choice in choices],
-            prompt_tokens=_total([getattr(usage, "prompt_tokens", None) for usage in usages]),
+            prompt_tokens=max(filter(None, [getattr(u, "prompt_tokens", None) for u in usages]), default=None),
             completion_tokens=_total([getattr(usage, "completion_tokens", None) for usage in usages]),
         )
 
     def _reply(self, client: Any, request: ChatRequest, num_done: int) -> Any:
-        """The server's reply to what is missing of a request; one choice at a time where it refuses several."""
+        """The server's reply to what is missing of a request; half as many choices while it refuses that many."""
         import openai
 
         create = client.completions.create if isinstance(request.prompt, str) else client.chat.completions.create
-        num_missing = 1 if self._one_at_a_time else request.n - num_done
+        num_missing = int(min(self._most, request.n - num_done))
         try:
-            try:
-                response = create(**self._body(request, num_missing, num_done))
-            except (openai.BadRequestError, openai.UnprocessableEntityError):
-                if num_missing == 1:
-                    raise
-                response = create(**self._body(request, 1, num_done))
-                self._one_at_a_time = True
+            response, num_asked = None, num_missing
+            while response is None:
+                try:
+                    response = create(**self._body(request, num_asked, num_done))
+                except (openai.BadRequestError, openai.UnprocessableEntityError):
+                    if num_asked == 1:
+                        raise
+                    num_asked //= 2
+            if num_asked < num_missing:
+                self._most = min(self._most, num_asked)
         except openai.APIStatusError as error:
             raise self._error(error.message, error.status_code) from error
         except openai.APIConnectionError as error:
@@ -199,6 +206,11 @@ def _total(counts: list[int | None]) -> int | None:
     return sum(known) if len(known) == len(counts) else None
 
 
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no file can."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def check_url(url: str, source: str) -> None:
     """Raise `ConfigError` for what cannot be the address of an OpenAI-compatible endpoint; nothing is asked."""
     try:
@@ -206,6 +218,11 @@ def check_url(url: str, source: str) -> None:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         is_address = False
+    if is_address and (parts.username is not None or parts.query):  # it may be a key: say nothing of it
+        raise ConfigError(
+            f"{source}: the url at {parts.hostname!r} holds a user or a query, which would be written into files; put "
+            "the key into the environment variable that api_key_env names, and end the url with its path"
+        )
     if not is_address:
         raise ConfigError(f"{source}: url {url!r} is no address; write one like http://localhost:8000/v1")
     if parts.path.rstrip("/").endswith("/completions"):

@@ -13,8 +13,8 @@ a roll-out, `c` FLOPs a token of one forward pass through the base (two a parame
                          gradients of the base, and both of the adapter; num_iterations passes a roll-out; once more
                          (c + 2a) with gradient checkpointing
 
-`T` is the logged mean length of each step. Not counted: gold rewards that were only logged, padding, the optimiser,
-evaluation and saving, and whatever runs were thrown away on the way to this one.
+`T` is the logged mean length of each step. Not counted: judges, gold rewards that were only logged, padding, the
+optimiser, evaluation and saving, and whatever runs were thrown away on the way to this one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from iama.data import read_prompts
 from iama.errors import RunError
+from iama.flops import forward_flops, size_of
 from iama.models import loading
 from iama.render import render_prompt
 from iama.schema import validate
@@ -38,6 +40,8 @@ from iama.specs import PromptsSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from iama.flops import ModelSize
 
 TRL_DEFAULTS = {
     "per_device_train_batch_size": 8,
@@ -77,9 +81,13 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Queries after which training has paid; None: never. `bound`: an upper bound. `note` says why, in words."""
+    """Queries after which training has paid; None: never. `bound`: an upper bound. `note` says why, in words.
+
+    `reference_training_flops` is what the reference's own training took, 0 where that is not known.
+    """
 
     training_flops: float
+    reference_training_flops: float
     reference_flops: float
     trained_flops: float
     queries: float | None
@@ -88,23 +96,64 @@ class BreakEven:
 
 
 def break_even(
-    training_flops: float, reference_flops: float, trained_flops: float, *, censored: bool, floor: bool = False
+    training_flops: float,
+    reference_flops: float,
+    trained_flops: float,
+    *,
+    censored: bool,
+    floor: bool = False,
+    reference_training_flops: float = 0.0,
 ) -> BreakEven:
-    """`training_flops / (reference_flops - trained_flops)`, the last two a query at equal value.
+    """`(training_flops - reference_training_flops) / (reference_flops - trained_flops)`, the last two at equal value.
 
-    `censored`: the reference never reaches that value, so its cost is a lower bound and the queries are an upper one.
-    `floor`: one reference sample is more than good enough, so its cost is an upper bound; then the queries say
-    nothing and are None, as where nothing is saved.
+    0 where the reference's training took no less. `censored`: the reference never reaches that value, so its cost is a
+    lower bound and the queries are an upper one. `floor`: one reference sample is more than good enough, so its cost
+    is an upper bound; then the queries say nothing and are None, as where nothing is saved.
     """
     saved = reference_flops - trained_flops
+    extra = training_flops - reference_training_flops
+    queries, bound, note = None, False, ""
     if saved <= 0 and censored:
         note = "the reference does not reach the value at its largest budget, which costs less: not known"
-        return BreakEven(training_flops, reference_flops, trained_flops, None, bound=False, note=note)
-    if saved <= 0 or floor:
-        note = "nothing is saved" if saved <= 0 else "a single sample of the reference is already better: not known"
-        return BreakEven(training_flops, reference_flops, trained_flops, None, bound=False, note=note)
-    note = "at most: the reference does not reach the value at all" if censored else ""
-    return BreakEven(training_flops, reference_flops, trained_flops, training_flops / saved, bound=censored, note=note)
+    elif saved <= 0:
+        note = "nothing is saved"
+    elif floor:
+        note = "a single sample of the reference is already better: not known"
+    elif extra <= 0:
+        queries, note = 0.0, "the reference's training took no less"
+    else:
+        queries, bound = extra / saved, censored
+        note = "at most: the reference does not reach the value at all" if censored else ""
+    return BreakEven(
+        training_flops, reference_training_flops, reference_flops, trained_flops, queries, bound=bound, note=note
+    )
+
+
+def run_flops(
+    folder: Path, run: TrainingRun, prompt_tokens: float, size: ModelSize, rewards: Sequence[ModelSize]
+) -> float:
+    """FLOPs of a run of a policy of this size; `rewards` stand for those of its own objective where those are gone."""
+    tokens = round(prompt_tokens + run.mean_response_tokens)
+    own = own_reward_sizes(folder)
+    each = [forward_flops(found, 0, tokens) / tokens for found in (size, *(rewards if own is None else own))]
+    return run.flops(each[0], prompt_tokens, sum(each[1:]))
+
+
+def own_reward_sizes(folder: Path) -> list[ModelSize] | None:
+    """Sizes of the models by whose rewards a run was trained; None where the run does not tell or one is gone."""
+    criteria = (read_config(folder).get("objective") or {}).get("criteria") or []
+    models = [Path(criterion["proxy"]["model"]) for criterion in criteria if criterion["proxy"].get("model")]
+    if not criteria or not all((model / "config.json").is_file() for model in models):
+        return None
+    return [_classifier_size(model, f"run {str(folder)!r}") for model in models]
+
+
+def _classifier_size(path: Path, source: str) -> ModelSize:
+    with loading(str(path), source):
+        config = AutoConfig.from_pretrained(path)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    return size_of(model)
 
 
 def read_run(folder: Path) -> TrainingRun:

@@ -57,8 +57,9 @@ def pool_costs(
 ) -> dict[str, Floats]:
     """Costs `[P, N]` by unit for budgets n = 1..`max_budget` of a method; a unit that the pool does not tell is absent.
 
-    Every sample is scored, also a single one. Operations are counted where both sizes are known; a reward without a
-    model has none. Seconds are amortised: what the whole pool took, by its share of it.
+    Every sample is scored, also a single one; a reward that reads in pieces reads the prompt once. (A sampler saves a
+    little more: the words that an answer begins with like the first one.) Operations are counted where both sizes are
+    known; a reward without a model has none. Seconds are amortised: what the whole pool took, by its share of it.
     """
     n = np.arange(1, max_budget + 1)
     affine = _reward_costs(scores, reward_size)

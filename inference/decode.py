@@ -155,7 +155,8 @@ def check_fit(
             raise DataError(
                 f"prompt {number} ({str(start)[:60]!r}...) has {len(ids)} tokens; with sampling.max_new_tokens = "
                 f"{sampling.max_new_tokens} it exceeds the {context_length} tokens that policy {name!r} reads; "
-                "shorten the prompt or lower max_new_tokens"
+                "shorten the prompt, lower max_new_tokens, or leave such prompts out (in an evaluation: "
+                "prompts.too_long: drop)"
             )
 
 

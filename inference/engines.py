@@ -12,7 +12,7 @@ from iama.cost import Cost
 from iama.data import with_system_prompt
 from iama.errors import ConfigError
 from iama.judges import num_tokens
-from iama.remote import ChatRequest
+from iama.remote import ChatRequest, well_formed
 from iama.render import render_prompt
 from inference.decode import check_fit, special_tokens
 from inference.policy import load_tokenizer, resolve_paths
@@ -50,7 +50,8 @@ def openai_draw(
 ) -> Draw:
     """Draw with one request a prompt. What the samples are is the server's matter: it need not heed the seed.
 
-    Tokens are the server's usage, estimated by length where it tells none. Operations and steps are not known.
+    Tokens are the server's usage, estimated by length where it tells none; a prompt is counted once, in however many
+    replies its samples came. Operations and steps are not known.
     """
     extra = _unlike(sampling, {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0})
 
@@ -73,8 +74,8 @@ def openai_draw(
         start = time.perf_counter()
         for place, answer in endpoint.ask_all(requests):
             now = time.perf_counter()
-            tokens = _usage(prompts[place], answer)
-            yield indices[place], _samples(answer), Cost(*tokens, seconds=now - start), answer.completion_tokens is None
+            tokens, estimated = _usage(prompts[place], answer)
+            yield indices[place], _samples(answer), Cost(*tokens, seconds=now - start), estimated
             start = now
 
     return draw
@@ -86,14 +87,16 @@ def _samples(answer: ChatAnswer) -> list[Sample]:
     return [Sample(text, reason, number) for text, reason in zip(answer.texts, answer.finish_reasons, strict=True)]
 
 
-def _usage(prompt: Prompt, answer: ChatAnswer) -> tuple[int, int]:
-    """Prefill and decode tokens; the last token of each sample is not fed back."""
+def _usage(prompt: Prompt, answer: ChatAnswer) -> tuple[tuple[int, int], bool]:
+    """Prefill and decode tokens, and whether one of them is estimated; a sample's last token is not fed back."""
     read, written = answer.prompt_tokens, answer.completion_tokens
-    if read is None or written is None:
+    estimated = read is None or written is None
+    if read is None:
         texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
         read = num_tokens(sum(map(len, texts)))
+    if written is None:
         written = sum(num_tokens(len(text)) for text in answer.texts)
-    return read, max(written - len(answer.texts), 0)
+    return (read, max(written - len(answer.texts), 0)), estimated
 
 
 def _unlike(sampling: Sampling, neutral: dict[str, float]) -> dict[str, Any]:
@@ -183,7 +186,7 @@ def vllm_model_settings(spec: PolicySpec, adapter: str | None) -> dict[str, Any]
 def _vllm_samples(output: Any, num_prompt_tokens: int, seconds: float) -> tuple[list[Sample], Cost]:
     """Samples of a `RequestOutput`, and what they cost: all were decoded side by side."""
     samples = [
-        Sample(o.text, o.finish_reason or "unknown", len(o.token_ids), tuple(map(int, o.token_ids)))
+        Sample(well_formed(o.text), o.finish_reason or "unknown", len(o.token_ids), tuple(map(int, o.token_ids)))
         for o in sorted(output.outputs, key=lambda o: int(o.index))
     ]
     lengths = [len(sample.token_ids or ()) for sample in samples]

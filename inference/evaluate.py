@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,10 @@ from iama.rewards import load_reward
 from inference.evaluation_plan import is_guided, make_plan
 from inference.guided_draw import guided_draw, guided_header, needs_target, with_pool_target
 from inference.measured import Measured
+from inference.pool_file import PoolFile
 from inference.pool_log_probabilities import last_loaded, pool_log_probabilities, reference_source
 from inference.pools import fill_pool, reward_key, score_pool, transformers_draw
+from inference.sampling_rows import answers_name
 from inference.shards import num_devices, run_shards, take_over
 from inference.store import digest
 from inference.summarise import summarise
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from iama.rewards import Reward
     from iama.specs import RewardSpec
     from inference.evaluation_plan import Plan, Source
-    from inference.pool_file import PoolFile
     from inference.pools import PoolScores
     from inference.shards import Shard
     from inference.summary import Summary
@@ -76,7 +77,8 @@ def evaluate_on_devices(config: EvaluationConfig, devices: str, console: Console
     folder.mkdir(parents=True, exist_ok=True)
     resolved = folder / "shards" / "config.yaml"
     resolved.parent.mkdir(exist_ok=True)
-    write_atomically(resolved, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    # Without defaults, since names that are written are checked.
+    write_atomically(resolved, yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
     command = ["-m", "iama.cli", "evaluate", "--config", str(resolved), "--shard"]
     total = sum(len(plan.rows) * (config.num_samples + 1) for source in plan.sources if source.stored is None)
     with _progress(console or Console(stderr=True)) as progress:
@@ -102,7 +104,9 @@ class _Work:
     def reward(self, spec: RewardSpec) -> Reward:
         """A reward, loaded once."""
         if spec not in self.rewards:
-            self.rewards[spec] = load_reward(self.plan.rewards[spec], spec)
+            # A function may say that it has no score; NaN from a model is a fault.
+            missing_ok = spec.function is not None
+            self.rewards[spec] = load_reward(self.plan.rewards[spec], spec, missing_ok=missing_ok)
         return self.rewards[spec]
 
 
@@ -119,7 +123,6 @@ def _measure(
         measured = Measured(reward_sizes=sizes)
         for source in plan.sources:
             measured.pools[source.name] = _fill(work, source)
-        _log_probabilities(work, measured)
         _scores(work, measured)
         part = len(indices) < len(plan.rows)  # whose quantile is no target: the whole evaluation answers these
         for method in filter(is_guided, config.methods):
@@ -128,6 +131,7 @@ def _measure(
             for source in plan.sources:
                 for criterion in (c for c in config.criteria if c.name in source.criteria):
                     _answer(work, measured, source, criterion, method)
+        _log_probabilities(work, measured)
     return measured
 
 
@@ -137,7 +141,7 @@ def _size(reward: Reward) -> ModelSize | None:
 
 def _fill(work: _Work, source: Source) -> PoolFile:
     if source.stored is not None:
-        return type(source.stored)(source.stored.header, [source.stored.prompts[i] for i in work.indices])
+        return PoolFile(source.stored.header, [source.stored.prompts[i] for i in work.indices])
     assert source.spec is not None
     config = work.config
     advance = _bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
@@ -155,22 +159,24 @@ def _fill(work: _Work, source: Source) -> PoolFile:
 
 
 def _log_probabilities(work: _Work, measured: Measured) -> None:
-    """Of every pool under its own policy and under the reference, where both can be had."""
+    """Of every pool under its own policy and the reference, of guided answers under the latter, as far as possible."""
     reference = reference_source(work.config, work.plan)
     if reference is None or not work.config.log_probabilities:
         return
+    measured.reference = reference.name
     load = last_loaded()
     sources = work.plan.sources
-    pairs = [(s, s) for s in sources] + [(s, reference) for s in sources if s is not reference]
-    for source, judge in pairs:
-        pool = measured.pools[source.name]
-        advance = _bar(work.progress, f"likelihood of {source.name} under {judge.name}", "prompts", len(pool.prompts))
-        key = digest([source.file_name, judge.file_name])[:12]
+    pools = [(s, s, s.name, measured.pools[s.name]) for s in sources]
+    pools += [(s, reference, s.name, measured.pools[s.name]) for s in sources if s is not reference]
+    for (policy, criterion, method), (_, pool, _) in measured.answers.items():
+        pools.append((work.plan.source(policy, criterion), reference, answers_name(policy, criterion, method), pool))
+    for source, judge, name, pool in pools:
+        advance = _bar(work.progress, f"likelihood of {name} under {judge.name}", "prompts", len(pool.prompts))
+        key = digest([source.file_name, judge.file_name, pool.header["method"], pool.header["guided_by"]])[:12]
         path = work.folder / "log_probabilities" / f"{source.file_name}-{key}.jsonl"
         found = pool_log_probabilities(pool, source, judge, path, work.config.batch_size, load, advance)
         if found is not None:
-            measured.log_probabilities[source.name, judge.name] = found
-    measured.reference = reference.name
+            measured.log_probabilities[name, judge.name] = found
 
 
 def _scores(work: _Work, measured: Measured) -> None:
@@ -180,10 +186,18 @@ def _scores(work: _Work, measured: Measured) -> None:
         advance = _bar(work.progress, f"scoring {name}", "prompts", len(work.indices) * len(judged))
         known: dict[tuple[str, str], Any] = {}
         for source in judged:
-            found = _score(work, measured.pools[source.name], source, spec, known, advance)
+            pool = measured.pools[source.name]
+            if source.stored is not None:
+                pool = _beginning(pool, work.plan.num_samples)
+            found = _score(work, pool, source, spec, known, advance)
             measured.scores[source.name, spec] = found
             known_N = found.values_PS[np.isfinite(found.values_PS)]
             advance(0, f"mean of {source.name} {known_N.mean():.3g}" if known_N.size else "")
+
+
+def _beginning(pool: PoolFile, num_samples: int) -> PoolFile:
+    """The first samples of every prompt: what an evaluation uses of a larger pool, and all that is scored of it."""
+    return PoolFile(pool.header, [replace(prompt, samples=prompt.samples[:num_samples]) for prompt in pool.prompts])
 
 
 def _score(

@@ -14,20 +14,20 @@ from iama.judges import judge_plan
 from iama.methods import parse_guided
 from iama.operators import parse_operator
 from iama.render import prompt_text, render_prompt
-from iama.rewards import check_reward
 from inference.break_even import TrainingRun, mean_prompt_tokens, read_run
 from inference.decode import check_fit
 from inference.flops import size_from_folder
-from inference.policy import load_tokenizer
+from inference.policy import load_tokenizer, resolve_paths
 from inference.pool_file import PoolFile, prompt_ids, read_pool
 from inference.pools import pool_header
+from inference.reward_checks import check_rewards, fits_rewards, reward_names
 from inference.samplers import Served
 from inference.serving import read_method
 from inference.store import digest
 from inference.summary import FILE_NAME
 
 if TYPE_CHECKING:
-    from iama.config import EvaluationConfig, EvaluationCriterion
+    from iama.config import EvaluationConfig
     from iama.specs import PolicySpec, RewardSpec
     from inference.flops import ModelSize
 
@@ -64,7 +64,7 @@ class Source:
 class Plan:
     """Prompts, pools, and the rewards by specification with their names; `dropped` prompts were too long.
 
-    `num_samples` is what every pool has; `training` the runs that made the trained policy, with mean prompt tokens.
+    `num_samples` are used of every pool; `training` has the runs that made the trained policy, with mean prompt tokens.
     """
 
     rows: list[dict[str, Any]]
@@ -84,14 +84,20 @@ def make_plan(config: EvaluationConfig) -> Plan:
     _check_folder(config)
     for method in config.methods:
         check_method(config, method)
-    rewards = _reward_names(config)
+    rewards = reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
+    if config.prompts is None:  # lest resamples depend on the order of a file's lines
+        stored = {name: _by_id(pool) for name, pool in stored.items()}
     rows = read_prompts(config.prompts) if config.prompts is not None else _stored_rows(stored)
-    for spec, reward_name in rewards.items():
-        _check_reward(config, reward_name, spec)
-    rows, dropped = _fitting(config, rows)
+    check_rewards(config, rewards, rows)
+    rows, dropped = _fitting(config, rewards, rows)
     sources = [source for name in config.policies for source in _sources(config, name, rows, stored.get(name))]
     return Plan(rows, dropped, sources, rewards, _num_samples(config, sources), _training(config))
+
+
+def _by_id(pool: PoolFile) -> PoolFile:
+    """Prompts by their ids, of which `h-2` comes before `h-10`."""
+    return PoolFile(pool.header, sorted(pool.prompts, key=lambda p: (len(p.prompt_id), p.prompt_id)))
 
 
 def _stored_rows(stored: dict[str, PoolFile]) -> list[dict[str, Any]]:
@@ -108,10 +114,15 @@ def _stored_rows(stored: dict[str, PoolFile]) -> list[dict[str, Any]]:
 
 
 def _training(config: EvaluationConfig) -> list[tuple[TrainingRun, float]]:
-    """What the trained policy's runs did; raises `RunError` and `DataError` where that cannot be told."""
-    policy = config.policies.get(config.trained)
-    folders = [] if policy is None else [Path(folder) for folder in policy.training_run]
-    return [(read_run(folder), mean_prompt_tokens(folder)) for folder in folders]
+    """What the trained policy's runs did; raises `RunError` or `DataError` where that or a reference's is unknown."""
+    runs = {
+        name: [
+            (read_run(Path(folder)), mean_prompt_tokens(Path(folder))) for folder in config.policies[name].training_run
+        ]
+        for name in (config.trained, *config.references)
+        if name in config.policies
+    }
+    return runs.get(config.trained, [])
 
 
 def check_method(config: EvaluationConfig, method: str) -> None:
@@ -171,10 +182,16 @@ def _sources(config: EvaluationConfig, name: str, rows: list[dict[str, Any]], st
             pool_header(name, spec, system, "transformers", config.sampling, config.num_samples, config.seed),
             spec,
             system,
-            size=size_from_folder(spec.path, f"policy {name!r}", trust_remote_code=spec.trust_remote_code),
+            size=_size(name, spec),
         )
         for (spec, system), criteria in groups.items()
     ]
+
+
+def _size(name: str, spec: PolicySpec) -> ModelSize:
+    """Of the base model, also where `path` is an adapter that names it."""
+    base, _ = resolve_paths(name, spec)
+    return size_from_folder(base, f"policy {name!r}", trust_remote_code=spec.trust_remote_code)
 
 
 def _in_order(name: str, rows: list[dict[str, Any]], pool: PoolFile) -> PoolFile:
@@ -195,10 +212,12 @@ def _in_order(name: str, rows: list[dict[str, Any]], pool: PoolFile) -> PoolFile
 
 
 def _num_samples(config: EvaluationConfig, sources: list[Source]) -> int:
-    """Samples a prompt that every pool has; raises `ConfigError` where a stored pool is too small for the budgets."""
-    smallest = min(
-        (len(s.stored.prompts[0].samples) if s.stored is not None else config.num_samples, s.name) for s in sources
-    )
+    """Samples a prompt that are used of every pool: as many as are configured, or as the smallest stored pool has.
+
+    Raises `ConfigError` where that is too few for the budgets.
+    """
+    sizes = {s.name: config.num_samples if s.stored is None else len(s.stored.prompts[0].samples) for s in sources}
+    smallest = min((min(size, config.num_samples), name) for name, size in sizes.items())
     baseline = 1 if config.win_rate_baseline is None else config.win_rate_baseline.samples
     largest = max([*config.budgets, config.trained_budget, baseline])
     if largest > smallest[0] // 4:
@@ -212,10 +231,16 @@ def _num_samples(config: EvaluationConfig, sources: list[Source]) -> int:
     return smallest[0]
 
 
-def _fitting(config: EvaluationConfig, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """The prompts that leave every policy room for an answer, and how many do not; `DataError` unless to be dropped."""
-    keep = [True] * len(rows)
+def _fitting(
+    config: EvaluationConfig, rewards: dict[RewardSpec, str], rows: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], int]:
+    """The prompts that leave every policy room for an answer and that every reward can read, and how many do not.
+
+    Raises `DataError` for one that does not, unless such prompts are to be dropped, and where none is left.
+    """
     drop = config.prompts is not None and config.prompts.too_long == "drop"
+    remedy = "leave it out" + ("" if config.prompts is None else " (prompts.too_long: drop)")
+    keep = fits_rewards(rewards, rows, None if drop else remedy)
     for name, policy in config.policies.items():
         if policy.pool is not None:
             continue
@@ -231,42 +256,9 @@ def _fitting(config: EvaluationConfig, rows: list[dict[str, Any]]) -> tuple[list
     if not kept:
         raise DataError(
             f"all {len(rows)} prompts leave some policy no room for sampling.max_new_tokens = "
-            f"{config.sampling.max_new_tokens}; lower it or give shorter prompts"
+            f"{config.sampling.max_new_tokens}, or are too long for a reward; lower it or give shorter prompts"
         )
     return kept, len(rows) - len(kept)
-
-
-def _check_reward(config: EvaluationConfig, name: str, spec: RewardSpec) -> None:
-    if spec.column is None:
-        check_reward(name, spec)
-        return
-    sampled = [policy for policy, p in config.policies.items() if p.pool is None]
-    if sampled:
-        raise ConfigError(
-            f"reward {name!r} is the column {spec.column!r} of a pool file, but policy {sampled[0]!r} is a model that "
-            "has yet to be sampled; give a reward that can score it"
-        )
-
-
-def _reward_names(config: EvaluationConfig) -> dict[RewardSpec, str]:
-    """Every distinct reward once with its name, so that a spec shared by criteria is loaded and scored once."""
-    names: dict[RewardSpec, str] = {}
-    for criterion in config.criteria:
-        _check_winners_curse(criterion)
-        for role, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
-            if spec is not None:
-                names.setdefault(spec, f"{criterion.name} ({role})")
-    return names
-
-
-def _check_winners_curse(criterion: EvaluationCriterion) -> None:
-    """Selecting and reporting by the same noisy answers would overstate what was selected."""
-    judge = criterion.proxy.judge
-    if judge is not None and judge.temperature > 0 and criterion.gold == criterion.proxy:
-        raise ConfigError(
-            f"criterion {criterion.name!r}: proxy and gold are the same answers of a judge at temperature "
-            f"{judge.temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
-        )
 
 
 def _check_folder(config: EvaluationConfig) -> None:
@@ -280,7 +272,7 @@ def _check_folder(config: EvaluationConfig) -> None:
     try:
         stored = leaves(json.loads(path.read_text(encoding="utf-8"))["config"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is no evaluation's, or damaged; choose another output_dir or delete it") from error
+        raise RunError(f"{path} is no evaluation's, or damaged; delete it, or choose another output_dir") from error
     present = leaves(config.model_dump(mode="json"))
     told = [
         f"{key} was {stored.get(key, ABSENT)!r}, is {present.get(key, ABSENT)!r}"
@@ -291,7 +283,7 @@ def _check_folder(config: EvaluationConfig) -> None:
         changes = "; ".join([*told[:3], *["..."] * bool(told[3:])])
         raise RunError(
             f"output_dir {config.output_dir!r} holds another evaluation ({changes}); "
-            f"choose another output_dir, or delete its {FILE_NAME} to replace it"
+            f"delete its {FILE_NAME} to replace it, or choose another output_dir"
         )
 
 
@@ -306,17 +298,23 @@ def leaves(value: Any, key: str = "") -> dict[str, Any]:
 
 def judge_lines(config: EvaluationConfig, plan: Plan) -> list[str]:
     """What each judge will be asked and what that costs at most; answers that are kept already are not counted off."""
-    texts = [prompt_text(row["prompt"]) for row in plan.rows]
-    mean_chars = sum(map(len, texts)) / len(texts) + CHARS_PER_TOKEN * config.sampling.max_new_tokens
     lines = []
     for spec, name in plan.rewards.items():
         if spec.judge is not None:
-            judged = sum(
-                any(spec in (c.proxy, c.gold) and c.name in s.criteria for c in config.criteria) for s in plan.sources
-            )
-            number = len(plan.rows) * plan.num_samples * judged
-            lines.append(f"{name}: at most {judge_plan(spec.judge, number, mean_chars)}")
+            criteria = {c.name for c in config.criteria if spec in (c.proxy, c.gold)}
+            lengths = [n for s in plan.sources if criteria & set(s.criteria) for n in _num_chars(config, plan, s)]
+            lines.append(f"{name}: at most {judge_plan(spec.judge, len(lengths), sum(lengths) / len(lengths))}")
     return lines
+
+
+def _num_chars(config: EvaluationConfig, plan: Plan, source: Source) -> list[int]:
+    """Characters of every prompt with its answer that are scored; answers yet to be drawn count as long as can be."""
+    prompts = [len(prompt_text(row["prompt"])) for row in plan.rows]
+    if source.stored is None:
+        limit = CHARS_PER_TOKEN * config.sampling.max_new_tokens
+        return [length + limit for length in prompts for _ in range(config.num_samples)]
+    answers = [[len(text) for text in texts[: plan.num_samples]] for texts in source.stored.texts]
+    return [length + answer for length, row in zip(prompts, answers, strict=True) for answer in row]
 
 
 def describe(config: EvaluationConfig, plan: Plan) -> str:

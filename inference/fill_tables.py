@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,15 +34,21 @@ if TYPE_CHECKING:
 def fill_tables(config: EvaluationConfig, plan: Plan, measured: Measured) -> Tables:
     """Values and costs of every (policy, criterion, method); raises `RewardError` where too many scores are missing."""
     tables = Tables()
+    _check_missing(config, plan, measured)
+    largest = max_budget(config, plan, measured)
     for policy, criterion in served(config):
-        proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
-        _check_missing(plan, policy, criterion, proxy_PS, gold_PS)
         for method in config.methods:
             if is_guided(method):
-                _add_answers(tables, measured, policy, criterion.name, method)
+                _add_answers(tables, measured, policy, criterion, method)
             else:
-                _add_pool(tables, plan, measured, policy, criterion, method)
+                _add_pool(tables, plan, measured, policy, criterion, method, largest)
     return tables
+
+
+def max_budget(config: EvaluationConfig, plan: Plan, measured: Measured) -> int:
+    """Samples up to which all curves go: a quarter of a pool, or as many as every prompt has scores for, if fewer."""
+    counts = [_known(plan, measured, *pair).sum(axis=1).min() for pair in served(config)]
+    return int(min(plan.num_samples // 4, *counts))
 
 
 def served(config: EvaluationConfig) -> Iterator[tuple[str, EvaluationCriterion]]:
@@ -72,9 +79,14 @@ def operators_of(method: str, max_budget: int) -> list[RankOperator | SoftBestOf
 
 
 def _add_pool(
-    tables: Tables, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str
+    tables: Tables,
+    plan: Plan,
+    measured: Measured,
+    policy: str,
+    criterion: EvaluationCriterion,
+    method: str,
+    max_budget: int,
 ) -> None:
-    max_budget = plan.num_samples // 4
     proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
     operators = operators_of(method, max_budget)
     for metric, score_PS in (("proxy", proxy_PS), ("gold", gold_PS)):
@@ -90,6 +102,8 @@ def _add_pool(
         max_budget,
     )
     for unit, costs_PN in found.items():
+        if not _is_known(unit, criterion):
+            continue
         if method in CURVES:
             tables.costs[policy, criterion.name, method, unit] = costs_PN
         else:
@@ -114,26 +128,47 @@ def pool_values(proxy_PS: Floats, score_PS: Floats, operators: list[RankOperator
     return np.asarray(values, dtype=np.float64)
 
 
-def _add_answers(tables: Tables, measured: Measured, policy: str, criterion: str, method: str) -> None:
-    _, pool, gold_P1 = measured.answers[policy, criterion, method]
+def _add_answers(tables: Tables, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str) -> None:
+    _, pool, gold_P1 = measured.answers[policy, criterion.name, method]
+    key = (policy, criterion.name, method)
     rewards = [[prompt.samples[0].scores["proxy"]] for prompt in pool.prompts]
-    tables.values[policy, criterion, method, "proxy"] = np.asarray(rewards, dtype=np.float64)
+    tables.values[*key, "proxy"] = np.asarray(rewards, dtype=np.float64)  # None, a missing score, becomes NaN
     if gold_P1 is not None:
-        tables.values[policy, criterion, method, "gold"] = gold_P1
+        tables.values[*key, "gold"] = gold_P1
     ledger = [prompt.cost.as_dict() for prompt in pool.prompts]
     for unit in UNITS:
-        tables.costs[policy, criterion, method, unit] = np.asarray([[cost[unit]] for cost in ledger], dtype=np.float64)
+        if _is_known(unit, criterion):
+            tables.costs[*key, unit] = np.asarray([[cost[unit]] for cost in ledger], dtype=np.float64)
 
 
-def _check_missing(
-    plan: Plan, policy: str, criterion: EvaluationCriterion, proxy_PS: Floats, gold_PS: Floats | None
-) -> None:
-    known_PS = np.isfinite(proxy_PS) if gold_PS is None else np.isfinite(proxy_PS) & np.isfinite(gold_PS)
-    worst = int(known_PS.sum(axis=1).argmin())
-    count, needed = int(known_PS[worst].sum()), plan.num_samples // 4
-    if count < needed:
-        raise RewardError(
-            f"criterion {criterion.name!r}: only {count} of the {proxy_PS.shape[1]} samples of policy {policy!r} for "
-            f"the prompt {prompt_text(plan.rows[worst]['prompt'])[:60]!r} have a score, and the curves need {needed}; "
-            "look at what the reward could not score, or lower the budgets"
-        )
+def _is_known(unit: str, criterion: EvaluationCriterion) -> bool:
+    """Whether a unit can be told: how many operations a judge takes is known to its server alone."""
+    return unit != "flops" or criterion.proxy.judge is None
+
+
+def _known(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion) -> NDArray[np.bool_]:
+    """Which samples have all their scores, `[P, S]`."""
+    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
+    return np.isfinite(proxy_PS) if gold_PS is None else np.isfinite(proxy_PS) & np.isfinite(gold_PS)
+
+
+def _num_needed(config: EvaluationConfig) -> int:
+    """Samples that the largest budget or operator draws."""
+    pooled = [method for method in config.methods if not is_guided(method)]
+    draws = [parse_operator(method).budget or 1 for method in pooled if method not in CURVES]
+    budgets = [*config.budgets, config.trained_budget] if len(draws) < len(pooled) else []
+    return math.ceil(max([1, *budgets, *draws]))
+
+
+def _check_missing(config: EvaluationConfig, plan: Plan, measured: Measured) -> None:
+    needed = _num_needed(config)
+    for policy, criterion in served(config):
+        known_PS = _known(plan, measured, policy, criterion)
+        worst = int(known_PS.sum(axis=1).argmin())
+        count = int(known_PS[worst].sum())
+        if count < needed:
+            raise RewardError(
+                f"criterion {criterion.name!r}: only {count} of the {known_PS.shape[1]} samples of policy {policy!r} "
+                f"for the prompt {prompt_text(plan.rows[worst]['prompt'])[:60]!r} have a score, and the budgets need "
+                f"{needed}; look at what the reward could not score, or lower the budgets"
+            )

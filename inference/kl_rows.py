@@ -10,7 +10,7 @@ from iama.config import CURVES
 from iama.operators import RankOperator
 from inference.divergences import own_kl, quantile_kl, served_kl
 from inference.evaluation_plan import is_guided
-from inference.fill_tables import operators_of, scores_of
+from inference.fill_tables import max_budget, operators_of, scores_of
 from inference.pool_log_probabilities import is_plain
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def kl_of(
     source = plan.source(policy, criterion.name).name
     if is_guided(method):
         return _of_answers(measured, policy, criterion, method)
-    operators = operators_of(method, plan.num_samples // 4 if method in CURVES else 1)
+    operators = operators_of(method, max_budget(config, plan, measured) if method in CURVES else 1)
     ranked = [operator for operator in operators if isinstance(operator, RankOperator)]
     if len(ranked) < len(operators) or not is_plain(config.sampling):
         return None, None

@@ -97,6 +97,11 @@ def read_unfinished(path: Path) -> PoolFile:
     return _read(path)
 
 
+def read_so_far(path: Path) -> PoolFile:
+    """Read the whole blocks of a file that another process may be writing; the file stays as it is."""
+    return _read(path, _whole_lines(path.read_bytes()))
+
+
 def check_even(prompts: Sequence[PooledPrompt], where: str) -> None:
     """Raise `DataError` where prompts have unequal numbers of samples."""
     first = prompts[0]
@@ -110,9 +115,13 @@ def check_even(prompts: Sequence[PooledPrompt], where: str) -> None:
 
 @dataclass
 class _Block:
-    """What the lines of a prompt have told so far; `where` is the first of them."""
+    """What the lines of a prompt have told so far; `where` is the first of them.
+
+    `is_repeated`: two processes that drew the same prompt have both written it.
+    """
 
     where: str
+    is_repeated: bool = False
     prompt: Prompt | None = None
     columns: dict[str, Any] | None = None
     num_samples: int | None = None
@@ -121,14 +130,13 @@ class _Block:
     samples: dict[int, Sample] = field(default_factory=dict)
 
 
-def _read(path: Path) -> PoolFile:
-    """Every prompt in order of appearance."""
+def _read(path: Path, lines: Sequence[bytes] | None = None) -> PoolFile:
+    """Every prompt in order of appearance; `lines` are the file's, else it is read."""
     header = read_header(path)
     blocks: dict[str, _Block] = {}
     with path.open("rb") as file:
-        next(file)
-        for number, line in enumerate(file, start=2):
-            if line.strip():
+        for number, line in enumerate(file if lines is None else lines, start=1):
+            if number > 1 and line.strip():
                 where = f"{path}:{number}"
                 _take(read_line(line, where), where, blocks)
     return PoolFile(header, [_finished(name, block) for name, block in blocks.items()])
@@ -145,6 +153,8 @@ def _take(row: dict[str, Any], where: str, blocks: dict[str, _Block]) -> None:
             raise DataError(f"{where}: prompt {name!r} has another {key} here than before; give one id to each prompt")
     if "text" in row:
         _take_sample(row, name, where, block)
+    elif block.num_samples is not None and row.get("num_samples") == block.num_samples:
+        block.is_repeated = True
     else:
         block.num_samples = row.get("num_samples")
         block.cost = Cost(**row["cost"]) if "cost" in row else None
@@ -153,15 +163,16 @@ def _take(row: dict[str, Any], where: str, blocks: dict[str, _Block]) -> None:
 
 def _take_sample(row: dict[str, Any], name: str, where: str, block: _Block) -> None:
     number = row.get("sample", len(block.samples))
-    if number in block.samples:
-        raise DataError(f"{where}: prompt {name!r} has a sample {number} already; number its samples from 0 on")
     ids, count = row.get("token_ids"), row.get("num_tokens")
     if ids is not None:
         if count not in (None, len(ids)):
             raise DataError(f"{where}: num_tokens is {count}, but token_ids are {len(ids)}; leave num_tokens out")
         ids, count = tuple(ids), len(ids)
     reason, scores = row.get("finish_reason", "unknown"), row.get("scores", {})
-    block.samples[number] = Sample(row["text"], reason, count, ids, scores, tuple(row.get("segments", ())))
+    sample = Sample(row["text"], reason, count, ids, scores, tuple(row.get("segments", ())))
+    if number in block.samples and not (block.is_repeated and sample == block.samples[number]):
+        raise DataError(f"{where}: prompt {name!r} has a sample {number} already; number its samples from 0 on")
+    block.samples[number] = sample
 
 
 def _finished(name: str, block: _Block) -> PooledPrompt:
@@ -275,22 +286,30 @@ def _rows(prompt: PooledPrompt) -> Iterator[dict[str, Any]]:
 
 
 def _cut_torn_block(path: Path) -> None:
-    """Cut off what a kill left of a block, and give a last line its end.
+    """Cut off what a kill left of a block, and give a last line its end."""
+    data = path.read_bytes()
+    lines = _whole_lines(data)
+    length = sum(map(len, lines))
+    if length < len(data):
+        os.truncate(path, length)
+    if not lines[-1].endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
+def _whole_lines(data: bytes) -> list[bytes]:
+    """The lines of a file without those of a torn block.
 
     Blocks are appended whole, so only the last one can be torn: its lines are fewer than its first one says.
     """
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = data.splitlines(keepends=True)
     kept = len(lines)
     if not lines[-1].endswith(b"\n") and parsed(lines[-1]) is None:
         kept -= 1
     last = next((i for i in reversed(range(kept)) if _is_prompt_line(parsed(lines[i]))), None)
     if last is not None and kept - last - 1 < (parsed(lines[last]) or {}).get("num_samples", 0):
         kept = last
-    if kept < len(lines):
-        os.truncate(path, sum(map(len, lines[:kept])))
-    if not lines[kept - 1].endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
+    return lines[:kept]
 
 
 def _is_prompt_line(row: dict[str, Any] | None) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from pydantic import Field
 
 from iama.cost import Cost
+from iama.data import check_letters
 from iama.errors import ConfigError, DataError
 from iama.schema import Strict, nearest, validate
 from iama.specs import Sampling
@@ -71,6 +72,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}:1: no header; a pool file's first line is one such as {EXAMPLE}")
     if raw["iama_pool"] != 1:
         raise DataError(f"{path}:1: iama_pool {raw['iama_pool']!r} is a format that is not known here; write 1")
+    check_letters(raw, f"{path}:1")
     return full_header(raw, f"{path}:1")
 
 
@@ -121,6 +123,8 @@ def read_line(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: not a JSON line ({error}); write one JSON object a line, in UTF-8") from error
     if not isinstance(row, dict):
         raise DataError(f'{where}: {str(row)[:40]!r} is no JSON object; write {{"prompt": ..., "text": ...}}')
+    if b"\\u" in line:
+        check_letters(row, where)
     known = _SAMPLE_KEYS if "text" in row else _PROMPT_KEYS
     for key, value in row.items():
         if key not in known:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama.config import CURVES, WinRateBaseline
-from inference.break_even import break_even
+from inference.break_even import break_even, mean_prompt_tokens, read_run, run_flops
 from inference.budgets import lengths
 from inference.controls import controls
 from inference.curves import operator_at
 from inference.fill_tables import scores_of, served
-from inference.flops import forward_flops
 from inference.hacking import hacking
+from inference.policy import resolve_paths
 from inference.recommend import key_of, recommend
 from inference.text_statistics import lower_tail
 from inference.win_rates import Side, kept_weights, win_rate
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 RECOMMENDED_UNITS = ("samples", "policy_tokens", "flops", "seconds")
+NOT_COUNTED = "the reference's own training is not counted"
 
 
 def curve_methods(config: EvaluationConfig) -> list[str]:
@@ -190,31 +192,44 @@ def recommendation_rows(config: EvaluationConfig, tables: Tables, curves: Sequen
 def break_even_rows(
     config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables, savings: Sequence[Row]
 ) -> list[Row]:
-    """Queries until the training's operations are saved, for every gold saving; empty without `training_run`."""
-    if not plan.training:
+    """Queries until the training's operations are saved, for every gold saving; empty without `training_run`.
+
+    Of a reference that was trained too, only what the trained policy's training took more.
+    """
+    spent = _training_flops(config, plan, measured, config.trained) if plan.training else None
+    if spent is None:
         return []
-    spent = _training_flops(config, plan, measured)
+    others = {name: _reference_training(config, plan, measured, name) for name in {r["reference"] for r in savings}}
     rows = []
     for row in savings:
         ratio = row["units"].get("flops")
         own = tables.cost(config.trained, row["criterion"], row["method"], "flops", config.trained_budget)
-        if row["metric"] != "gold" or ratio is None or own is None or spent is None:
+        if row["metric"] != "gold" or ratio is None or own is None:
             continue
-        found = break_even(spent, ratio["ratio"] * own, own, censored=row["censored"], floor=row["floor"])
+        theirs, told = others[row["reference"]]
+        bounds = {"censored": row["censored"], "floor": row["floor"]}
+        found = break_even(spent, ratio["ratio"] * own, own, **bounds, reference_training_flops=theirs)
         where = {name: row[name] for name in ("reference", "criterion", "method")}
-        rows.append({**where, **asdict(found)})
+        rows.append({**where, **asdict(found), "note": "; ".join(filter(None, (found.note, told)))})
     return rows
 
 
-def _training_flops(config: EvaluationConfig, plan: Plan, measured: Measured) -> float | None:
-    """Operations of all runs that trained the policy; None where its size is not known."""
-    size = plan.source(config.trained, config.criteria[0].name).size
+def _reference_training(config: EvaluationConfig, plan: Plan, measured: Measured, name: str) -> tuple[float, str]:
+    """Operations that a reference's own training took, 0 where they are not known; and what to say of them."""
+    policy = config.policies[name]
+    if policy.training_run:
+        spent = _training_flops(config, plan, measured, name)
+        return (0.0, NOT_COUNTED) if spent is None else (spent, "less the reference's own training")
+    variants = [] if policy.path is None else [policy.variant(criterion.name)[0] for criterion in config.criteria]
+    adapted = any(resolve_paths(name, variant)[1] is not None for variant in variants)
+    return 0.0, NOT_COUNTED if adapted else ""
+
+
+def _training_flops(config: EvaluationConfig, plan: Plan, measured: Measured, policy: str) -> float | None:
+    """Operations of all runs that trained a policy; None where its size is not known."""
+    size = plan.source(policy, config.criteria[0].name).size
     if size is None:
         return None
-    rewards = [measured.reward_sizes.get(criterion.proxy) for criterion in config.criteria]
-    total = 0.0
-    for run, prompt_tokens in plan.training:
-        tokens = round(prompt_tokens + run.mean_response_tokens)
-        each = [forward_flops(found, 0, tokens) / tokens for found in (size, *filter(None, rewards))]
-        total += run.flops(each[0], prompt_tokens, sum(each[1:]))
-    return total
+    rewards = [found for c in config.criteria if (found := measured.reward_sizes.get(c.proxy)) is not None]
+    folders = [Path(folder) for folder in config.policies[policy].training_run]
+    return sum(run_flops(f, read_run(f), mean_prompt_tokens(f), size, rewards) for f in folders)

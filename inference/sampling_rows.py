@@ -1,4 +1,4 @@
-"""What every pool looks like and what it cost: lengths, variety, fluency, missing scores."""
+"""What pools and guided answers look like and what they cost: lengths, variety, fluency, missing scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iama.config import EvaluationConfig
-    from inference.evaluation_plan import Plan, Source
+    from inference.evaluation_plan import Plan
     from inference.measured import Measured
     from inference.pool_file import PoolFile
     from inference.summary import Row
@@ -26,18 +26,41 @@ if TYPE_CHECKING:
 
 
 def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
-    """A row a pool."""
-    return [
+    """A row a pool, and one for the answers of every guided method, a single one a prompt."""
+    rows = [
         {
             "policy": source.policy,
             "criterion": None if len(source.criteria) == len(config.criteria) else ", ".join(source.criteria),
-            "engine": source.header["engine"],
-            **_texts(measured.pools[source.name], plan.num_samples),
-            **_cost(measured.pools[source.name]),
-            **_likelihood(config, measured, source),
+            "method": None,
+            **_row(config, plan, measured, source.header["engine"], measured.pools[source.name], source.name),
+            "fallback": None,
         }
         for source in plan.sources
     ]
+    for (policy, criterion, method), (_, pool, _) in measured.answers.items():
+        engine, name = plan.source(policy, criterion).header["engine"], answers_name(policy, criterion, method)
+        where: Row = {"policy": policy, "criterion": criterion, "method": method}
+        row = where | _row(config, plan, measured, engine, pool, name)
+        if next(c for c in config.criteria if c.name == criterion).proxy.judge is not None:
+            row["flops"] = None  # those of the policy alone would be no cost of the method
+        rows.append(row | {"distinct": None, "fallback": _forced_share(pool)})  # a single text has no variety
+    return rows
+
+
+def answers_name(policy: str, criterion: str, method: str) -> str:
+    """What guided answers are called where pools are called by their source."""
+    return f"{policy} {criterion} {method}"
+
+
+def _row(config: EvaluationConfig, plan: Plan, measured: Measured, engine: str, pool: PoolFile, name: str) -> Row:
+    told = {"engine": engine, **_texts(pool, plan.num_samples), **_cost(pool)}
+    return told | _likelihood(config, measured, pool, name)
+
+
+def _forced_share(pool: PoolFile) -> float | None:
+    """Share of segments none of whose proposals was accepted; None for a method that does not tell segments."""
+    segments = [segment for prompt in pool.prompts for sample in prompt.samples for segment in sample.segments]
+    return float(np.mean([segment["forced"] for segment in segments])) if segments else None
 
 
 def _texts(pool: PoolFile, num_compared: int) -> Row:
@@ -67,13 +90,13 @@ def _cost(pool: PoolFile) -> Row:
     }
 
 
-def _likelihood(config: EvaluationConfig, measured: Measured, source: Source) -> Row:
+def _likelihood(config: EvaluationConfig, measured: Measured, pool: PoolFile, name: str) -> Row:
     """Fluency under the reference, and the log-ratio to it; the latter only of plain sampling, whose KL it is."""
     found: Row = {"fluency": None, "fluency_z": None, "mean_log_ratio": None}
     reference = measured.reference
-    under = measured.log_probabilities.get((source.name, reference or ""))
-    own = measured.log_probabilities.get((source.name, source.name))
-    lengths_PS = lengths(measured.pools[source.name])
+    under = measured.log_probabilities.get((name, reference or ""))
+    own = measured.log_probabilities.get((name, name))
+    lengths_PS = lengths(pool)
     if reference is None or under is None or lengths_PS is None or not np.isfinite(under).all():
         return found
     found["fluency"] = float(np.nanmean(fluency(under, lengths_PS)))
@@ -87,7 +110,7 @@ def _likelihood(config: EvaluationConfig, measured: Measured, source: Source) ->
 
 
 def missing_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
-    """How many samples have no score, and of guided methods how many answers have no gold, where any has none."""
+    """How many samples have no score; and of guided methods how many answers, where any has none."""
     rows: list[Row] = []
     for policy, criterion in served(config):
         source = plan.source(policy, criterion.name)
@@ -97,9 +120,12 @@ def missing_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> li
                 where = {"policy": policy, "criterion": criterion.name, "metric": metric}
                 number = int(np.isnan(values_PS).sum())
                 rows.append({**where, "num_missing": number, "num_samples": int(values_PS.size)})
-    for (policy, name, method), (_, _, gold_P1) in measured.answers.items():
-        number = 0 if gold_P1 is None else int(np.isnan(gold_P1).sum())
-        if number:
-            where = {"policy": policy, "criterion": name, "metric": "gold", "method": method}
-            rows.append({**where, "num_missing": number, "num_samples": len(plan.rows)})
+    for (policy, name, method), (_, pool, gold_P1) in measured.answers.items():
+        proxies = [prompt.samples[0].scores["proxy"] for prompt in pool.prompts]
+        counts = {"proxy": int(np.isnan(np.asarray(proxies, dtype=np.float64)).sum())}
+        counts["gold"] = 0 if gold_P1 is None else int(np.isnan(gold_P1).sum())
+        for metric, number in counts.items():
+            if number:
+                where = {"policy": policy, "criterion": name, "metric": metric, "method": method}
+                rows.append({**where, "num_missing": number, "num_samples": len(plan.rows)})
     return rows

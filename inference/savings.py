@@ -57,9 +57,10 @@ class Savings:
     """A ratio (above 1: samples saved) with its 95 % interval.
 
     `censored`: a reference never gets there, so `ratio` is a lower bound; `num_censored` of `num_seeds` seeds.
-    `floor`: one reference sample is already enough, so `ratio` is an upper bound. `hacked`: the reference's
-    gold curve falls before its largest budget in some seed. `counts`: false if some seed is both, censored and
-    hacked: more samples would not bring that reference closer, so its bound says nothing.
+    `floor`: one reference sample is already enough, so `ratio` is an upper bound. `ci_censored` and `ci_floor`: shares
+    of resamples with such a seed; where they are above 0, the interval's upper or lower end may be a bound itself.
+    `hacked`: the reference's gold curve falls before its largest budget in some seed. `counts`: false if some seed is
+    both, censored and hacked: more samples would not bring that reference closer, so its bound says nothing.
     """
 
     ratio: float
@@ -69,6 +70,7 @@ class Savings:
     num_censored: int
     num_seeds: int
     ci_censored: float
+    ci_floor: float
     floor: bool
     hacked: bool
     counts: bool
@@ -119,7 +121,8 @@ def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, NDArra
     before = np.maximum(first - 1, 0)
     rows = np.arange(len(curves_BN))
     low, high = curves_BN[rows, before], curves_BN[rows, first]
-    share = np.where(high > low, (targets_B - low) / np.where(high > low, high - low, 1.0), 1.0)
+    crosses = (high > low) & ~censored
+    share = np.where(crosses, (targets_B - low) / np.where(crosses, high - low, 1.0), 1.0)
     log_n = np.log(before + 1) + share * (np.log(first + 1) - np.log(before + 1))
     return np.where(censored, curves_BN.shape[1], np.exp(log_n)), censored
 
@@ -141,8 +144,8 @@ def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: i
     weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))
     replicates = [_ratios(c, w) for c, (w, _) in zip(seeds, weights, strict=True)]
     shares_BK = np.stack([share for _, share in weights], axis=1)
-    log_samples_BK, censored_BK = (
-        np.stack([getattr(r, f) for r in replicates], axis=1) for f in ("log_ratio", "censored")
+    log_samples_BK, censored_BK, floor_BK = (
+        np.stack([getattr(r, f) for r in replicates], axis=1) for f in ("log_ratio", "censored", "floor")
     )
     censored = [bool(p.censored[0]) for p in point]
     hacked = [c.gold_PN is not None and falls(c.gold_PN.mean(axis=0)) for c in seeds]
@@ -154,6 +157,7 @@ def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: i
         num_censored=sum(censored),
         num_seeds=len(seeds),
         ci_censored=float((censored_BK & (shares_BK > 0)).any(axis=1).mean()),
+        ci_floor=float((floor_BK & (shares_BK > 0)).any(axis=1).mean()),
         floor=any(bool(p.floor[0]) for p in point),
         hacked=any(hacked),
         counts=not any(missed and fell for missed, fell in zip(censored, hacked, strict=True)),
@@ -171,11 +175,17 @@ def paired_difference(seeds: Sequence[tuple[Floats, Floats]], *, num_bootstrap: 
     return Difference(mean, percentile_interval(np.asarray(replicates)), len(seeds))
 
 
+def grows(costs_PN: Floats) -> bool:
+    """Whether every further sample costs more on average; else a cost does not tell how many samples were drawn."""
+    costs_N = costs_PN.mean(axis=0)
+    return bool(costs_N.any() and (np.diff(costs_N) > _ROUNDING * costs_N.max()).all())
+
+
 def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_bootstrap: int, seed: int) -> EqualCost:
     """Trained minus reference, the reference with as much of `unit` as the trained policy spends.
 
     The reference's value is linear in log n between budgets. Where it spends more with one sample already, or less
-    with all, it stands at that end, and `clipped` says so.
+    with all, it stands at that end, and `clipped` says so. The unit must grow with the samples (`grows`).
     """
     point = [_at_equal_cost(c, unit, np.full((1, len(c.trained_P)), 1 / len(c.trained_P))) for c in seeds]
     weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))

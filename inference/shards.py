@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iama.errors import ConfigError, RunError
-from inference.pool_file import read_unfinished, union
-from inference.store import append_line, read_lines
+from inference.pool_file import read_so_far, union
+from inference.store import append_line, lines_so_far, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,17 +53,18 @@ def parse_shard(text: str) -> Shard:
 def take_over(output_dir: Path) -> None:
     """Add what shards under `output_dir` have done to the evaluation's own files; what is there stays.
 
-    A shard may have been killed before it was finished, or before its first prompt.
+    A shard may have been killed before it was finished, or before its first prompt, and may still be writing: its
+    files are read as they are, without what is torn.
     """
     for part in sorted((output_dir / "shards").glob("*-of-*")):
         for kind in FOLDERS:
             for file in sorted((part / kind).glob("*.jsonl")):
                 target = output_dir / kind / file.name
                 if kind in POOLS:
-                    union(target, read_unfinished(file))
+                    union(target, read_so_far(file))
                 else:
                     known = read_lines(target)
-                    for key, line in read_lines(file).items():
+                    for key, line in lines_so_far(file).items():
                         if key not in known:
                             append_line(target, line)
 
@@ -92,19 +93,19 @@ def run_shards(commands: Sequence[Sequence[str]], output_dir: Path, advance: Cal
     logs[0].parent.mkdir(parents=True, exist_ok=True)
     processes = []
     for i, (command, log) in enumerate(zip(commands, logs, strict=True)):
-        environment = os.environ | ({"CUDA_VISIBLE_DEVICES": str(i % gpus)} if gpus else {"OMP_NUM_THREADS": "1"})
+        gpu = {"CUDA_VISIBLE_DEVICES": gpu_of(i, gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))} if gpus else {}
+        environment = os.environ | (gpu or {"OMP_NUM_THREADS": "1"})
         with log.open("w", encoding="utf-8") as file:
             processes.append(
                 subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, env=environment)  # noqa: S603
             )
     try:
-        seen, running = 0, True
+        positions: dict[Path, int] = {}
+        running = True
         while running:
             time.sleep(0.5)
             running = any(process.poll() is None for process in processes)
-            lines = _lines_written(output_dir)
-            advance(lines - seen)
-            seen = lines
+            advance(new_lines(output_dir, positions))
             failed = [log for process, log in zip(processes, logs, strict=True) if process.poll() not in (None, 0)]
             if failed:
                 raise RunError(f"a shard failed: {_last_line(failed[0])!r}; all of its output is in {failed[0]}")
@@ -114,10 +115,24 @@ def run_shards(commands: Sequence[Sequence[str]], output_dir: Path, advance: Cal
             process.wait()
 
 
-def _lines_written(output_dir: Path) -> int:
-    """Lines in the pools, without their headers."""
-    files = (output_dir / "shards").glob("*-of-*/pools/*.jsonl")
-    return sum(file.read_bytes().count(b"\n") - 1 for file in files)
+def gpu_of(index: int, count: int, visible: str | None) -> str:
+    """The name of the GPU for a process: one of the `count` that CUDA_VISIBLE_DEVICES (`visible`) names, in turn."""
+    names = visible.split(",") if visible else [str(i) for i in range(count)]
+    return names[index % count].strip()
+
+
+def new_lines(output_dir: Path, positions: dict[Path, int]) -> int:
+    """Lines of samples that the pools have gained, headers aside; `positions` are the bytes counted so far."""
+    count = 0
+    for path in (output_dir / "shards").glob("*-of-*/pools/*.jsonl"):
+        with path.open("rb") as file:
+            file.seek(positions.get(path, 0))
+            data = file.read()
+        if not data:
+            continue
+        count += data.count(b"\n") - (path not in positions)
+        positions[path] = positions.get(path, 0) + len(data)
+    return count
 
 
 def _last_line(log: Path) -> str:

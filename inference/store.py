@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from iama.errors import RunError
@@ -27,6 +28,16 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(path, len(whole))
+    return _parsed(path, whole)
+
+
+def lines_so_far(path: Path) -> dict[str, dict[str, Any]]:
+    """The same of a file that another process may be writing: a torn last line is passed over, and stays."""
+    data = path.read_bytes()
+    return _parsed(path, data[: data.rfind(b"\n") + 1])
+
+
+def _parsed(path: Path, whole: bytes) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
@@ -56,7 +67,13 @@ def fingerprint(folder: Path) -> str:
         return str(folder)
     total = hashlib.blake2b(digest_size=16)
     for file in sorted(f for f in folder.iterdir() if f.suffix in _MODEL_SUFFIXES and f.is_file()):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
-        total.update(f"{file.name}:{content.hexdigest()};".encode())
+        stat = file.stat()
+        total.update(f"{file.name}:{_content_hash(file.resolve(), stat.st_mtime_ns, stat.st_size)};".encode())
     return total.hexdigest()
+
+
+@cache
+def _content_hash(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - parts of the cache's key
+    """Hash of a file's content; a file that has kept its time and size is read once by a process."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

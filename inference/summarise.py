@@ -116,14 +116,15 @@ def reward_cost_rows(plan: Plan, measured: Measured) -> list[Row]:
         for (source, reward), scores in measured.scores.items():
             if reward != spec:
                 continue
-            new = 0
+            new = distinct = 0
             for prompt, tokens_S in zip(measured.pools[source].prompts, scores.tokens_PS, strict=True):
-                fresh = {s.text: int(t) for s, t in zip(prompt.samples, tokens_S, strict=True)}
+                scored = prompt.samples[: len(tokens_S)]  # a stored pool may have more
+                fresh = {s.text: int(t) for s, t in zip(scored, tokens_S, strict=True)}
+                distinct += len(fresh)
                 fresh = {text: t for text, t in fresh.items() if (prompt.prompt_id, text) not in seen}
                 seen.update((prompt.prompt_id, text) for text in fresh)
                 tokens += sum(fresh.values())
                 new += len(fresh)
-            distinct = sum(len({s.text for s in prompt.samples}) for prompt in measured.pools[source].prompts)
             seconds += float(scores.seconds_P.sum()) * new / distinct
         rows.append({"reward": name, "reward_calls": len(seen), "reward_tokens": tokens, "seconds": seconds})
     return rows

@@ -13,7 +13,7 @@ from iama.config import CURVES
 from iama.errors import RunError
 from iama.files import write_atomically
 from inference.budgets import UNITS
-from inference.savings import difference_at_equal_cost, estimate_savings, geometric_mean, paired_difference
+from inference.savings import difference_at_equal_cost, estimate_savings, geometric_mean, grows, paired_difference
 from inference.tables import Tables, load_tables
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def combine_runs(folders: Sequence[Path], question: Question) -> Results:
         shape = {key: value.shape[1] for key, value in tables.values.items()}
         if shape != {key: value.shape[1] for key, value in seeds[0].values.items()}:
             raise RunError(
-                f"{str(folder)!r} has other policies, criteria, methods or budgets than {str(folders[0])!r}; combine "
-                "evaluations that differ in their seeds only"
+                f"{str(folder)!r} has other policies, criteria, methods or budgets than {str(folders[0])!r}, or more "
+                "missing scores, which cut its curves short; combine evaluations that differ in their seeds only"
             )
     return compare_policies(seeds, question)
 
@@ -168,7 +168,10 @@ def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
 
 
 def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
-    """The trained policy by every method against each reference's curve: by the same method, else by the first one."""
+    """The trained policy by every method against each reference's curve: by the same method, else by the first one.
+
+    In every unit that grows with the reference's samples, which the prompt's tokens do not.
+    """
     curve_methods = _curve_methods(seeds[0])
     rows = []
     for criterion, method, metric, reference in product(
@@ -183,7 +186,7 @@ def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Row]
             if len(comparisons) < len(seeds):
                 continue
             where = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
-            for unit in (u for u in UNITS if all(u in c.costs and c.costs[u][0].any() for c in comparisons)):
+            for unit in (u for u in UNITS if all(u in c.costs and grows(c.costs[u][0]) for c in comparisons)):
                 result = difference_at_equal_cost(comparisons, unit, **question.bootstrap)
                 rows.append({**where, "reference_method": other, "unit": unit, **result.as_dict()})
     return rows

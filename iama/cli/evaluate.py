@@ -48,7 +48,7 @@ def evaluate(
     for name, policy in models:
         assert policy.path is not None
         note_differences(manifest_of(policy.path, policy.adapter), settings.sampling, f"policy {name!r}: ")
-    prepare([s for _, p in models for s in (p.path, p.adapter)] + [r.model for r in rewards])
+    prepare(_paths(settings))
     from rich.console import Console
 
     from inference import evaluate as run
@@ -71,6 +71,14 @@ def evaluate(
     print_tables(summary, Console())
     typer.echo(f"report: {write_report(Path(settings.output_dir))}")
     typer.echo(headline(summary))
+
+
+def _paths(settings: EvaluationConfig) -> list[str | None]:
+    """Whatever may be a folder or a file here, or else a name on the hub."""
+    policies = settings.policies.values()
+    paths = [path for p in policies for path in (p.path, p.adapter, *(c.adapter for c in p.by_criterion.values()))]
+    rewards = [spec.model for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
+    return [*paths, *rewards, None if settings.prompts is None else settings.prompts.path]
 
 
 def _settings(

@@ -25,7 +25,8 @@ def standardise(
     from iama.schema import load_config
 
     settings = load_config(config, TrainingConfig, overrides or [])
-    prepare([settings.policy.path, *(c.proxy.model for c in settings.objective.criteria)])
+    paths = [settings.policy.path, settings.policy.adapter, settings.prompts.path]
+    prepare([*paths, *(c.proxy.model for c in settings.objective.criteria)])
     from rich.console import Console
 
     with Console(stderr=True).status("sampling the reference policy and scoring"):

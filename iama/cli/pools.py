@@ -16,7 +16,8 @@ from iama.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from iama.specs import PromptsSpec, RewardSpec, Sampling
+    from iama.rewards import Reward
+    from iama.specs import JudgeSpec, PromptsSpec, RewardSpec, Sampling
     from inference.pool_file import PoolFile
     from inference.pools import Draw
 
@@ -129,6 +130,8 @@ def score(
     from inference.pools import add_column
 
     loaded = load_reward(column, wanted, missing_ok=True)
+    if wanted.judge is not None:
+        typer.echo(f"{column}: {_judge_line(read, loaded, wanted.judge)}", err=True)
     with _bar(f"scoring {column}", "prompts", len(read.prompts)) as advance:
         values_PS = add_column(file, read, column, loaded, wanted, advance)
     import numpy as np
@@ -239,6 +242,22 @@ def _scoring_spec(reward: str | None, head: str | None, spec: Path | None, place
     if wanted.column is not None:
         raise ConfigError(f"{spec}: column {wanted.column!r} is no reward that can score; the file has it already")
     return wanted
+
+
+def _judge_line(pool: PoolFile, reward: Reward, spec: JudgeSpec) -> str:
+    """What the judge will be asked, each distinct text of a prompt once, and what that costs at most."""
+    from iama.judges import judge_plan
+    from iama.render import as_completion, prompt_text
+
+    assert reward.judge is not None
+    pairs = [(prompt, text) for prompt in pool.prompts for text in dict.fromkeys(s.text for s in prompt.samples)]
+    names = {name for prompt in pool.prompts for name in prompt.columns}
+    columns = {name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names}
+    prompts = [prompt.prompt for prompt, _ in pairs]
+    completions = [as_completion(prompt.prompt, text) for prompt, text in pairs]
+    _, num_cached = reward.judge.count_requests(prompts, completions, **columns)
+    num_chars = sum(len(prompt_text(prompt.prompt)) + len(text) for prompt, text in pairs)
+    return judge_plan(spec, len(pairs), num_chars / len(pairs), num_cached)
 
 
 def _described(pool: PoolFile) -> str:

@@ -28,9 +28,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "curves": ("policy", "criterion", "method", *UNITS, "proxy", "proxy_ci95", "gold", "gold_ci95", "kl", "kl_kind"),
     "savings": (
         *("criterion", "method", "metric", "reference", "samples", "ratio", "ci95", "token_ratio", "token_ci95"),
-        *("censored", "num_censored", "num_seeds", "ci_censored", "floor", "hacked", "units"),
+        *("censored", "num_censored", "num_seeds", "ci_censored", "ci_floor", "floor", "hacked", "units"),
     ),
-    "equal_budget": ("criterion", "method", "metric", "reference", "unit", "budget", "difference", "ci95", "num_seeds"),
+    "equal_budget": (
+        *("criterion", "method", "metric", "reference", "reference_method", "unit", "budget", "difference", "ci95"),
+        *("clipped", "num_seeds"),
+    ),
     "averages": (
         *("method", "metric", "reference", "samples", "ratio", "ci95", "token_ratio", "token_ci95", "num_censored"),
         *("num_floor", "num_censored_total", "num_not_counted", "num_criteria"),
@@ -54,13 +57,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "recommendations": ("criterion", "unit", "budget", "policy", "method", "samples", "gold", "ci95", "runner_up"),
     "break_even": (
-        *("reference", "criterion", "method", "training_flops", "reference_flops", "trained_flops", "queries"),
-        *("bound", "note"),
+        *("reference", "criterion", "method", "training_flops", "reference_training_flops", "reference_flops"),
+        *("trained_flops", "queries", "bound", "note"),
     ),
     "sampling": (
-        *("policy", "criterion", "engine", "num_samples", "mean_tokens", "truncated", "distinct", "distinct_1"),
-        *("distinct_2", "distinct_3", "fluency", "fluency_z", "prefill_tokens", "decode_tokens", "flops", "seconds"),
-        *("peak_memory", "estimated", "mean_log_ratio"),
+        *("policy", "criterion", "method", "engine", "num_samples", "mean_tokens", "truncated", "fallback", "distinct"),
+        *("distinct_1", "distinct_2", "distinct_3", "fluency", "fluency_z", "prefill_tokens", "decode_tokens", "flops"),
+        *("seconds", "peak_memory", "estimated", "mean_log_ratio"),
     ),
     "missing": ("policy", "criterion", "metric", "num_missing", "num_samples"),
     "costs": (

@@ -44,6 +44,7 @@ FILTERS = {
     "ratio": words.ratio_text,
     "ratio_interval": words.interval_text,
     "note": words.note,
+    "equal_budget_note": words.equal_budget_note,
     "title": words.title,
     "method": words.method_title,
     "label": lambda row: words.label(row["method"], row["samples"]),

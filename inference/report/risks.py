@@ -123,7 +123,8 @@ def _truncation(summary: Summary) -> Risk:
 
 
 def _serving(row: Row) -> str:
-    return f" ({row['criterion']})" if row["criterion"] else ""
+    told = ", ".join(row[key] for key in ("criterion", "method") if row[key])
+    return f" ({told})" if told else ""
 
 
 def _missing(summary: Summary) -> Risk:

@@ -24,10 +24,11 @@ def number(value: float | None) -> str:
     """Three significant digits, from a million on with an SI prefix; a dash for what was not measured."""
     if value is None:
         return "-"
-    if abs(value) < 1000:
+    if abs(value) < 999.5:  # from there on three digits are 1,000
         return f"{value:.3g}"
-    if abs(value) < 1e6:
+    if abs(value) < 999_999.5:
         return f"{value:,.0f}"
+    value = float(f"{value:.3g}")
     power = min(int(math.log10(abs(value)) // 3), len(PREFIXES) - 1)
     return f"{value / 1000**power:.3g}{SPACE}{PREFIXES[power]}"
 
@@ -58,11 +59,12 @@ def ratio_text(row: Row, key: str = "ratio", unit: str | None = None) -> str:
 
 
 def interval_text(row: Row, key: str = "ci95", unit: str | None = None) -> str:
-    """A ratio's interval; `>` marks an upper end that is a bound, because resamples were censored."""
+    """A ratio's interval; `>` and `<` mark ends that are bounds: resamples were censored, or at one sample already."""
     ci95 = (row["units"].get(unit) or {}).get("ci95") if unit else row.get(key)
     if ci95 is None or None in ci95:
         return "-"
-    return f"[{ci95[0]:.2f}, {'>' if row.get('ci_censored') else ''}{ci95[1]:.2f}]"
+    low, high = ("<" if row.get("ci_floor") else ""), (">" if row.get("ci_censored") else "")
+    return f"[{low}{ci95[0]:.2f}, {high}{ci95[1]:.2f}]"
 
 
 def note(row: Row) -> str:
@@ -76,6 +78,16 @@ def note(row: Row) -> str:
         notes.append(f"censored {row['num_censored']}/{row['num_seeds']}")
     if row["floor"]:
         notes.append("one reference sample is enough")
+    return "; ".join(notes)
+
+
+def equal_budget_note(row: Row) -> str:
+    """What a reader must know about a row of equal budget."""
+    low, high = "a single sample of the reference costs more", "the curve of the reference ends at a lower cost"
+    ends = {"low": low, "high": high}
+    notes = [ends[row["clipped"]]] if row["clipped"] in ends else []
+    if row["reference_method"] not in (None, row["method"]):
+        notes.append(f"the reference by {method_title(row['reference_method'])}")
     return "; ".join(notes)
 
 

@@ -325,7 +325,8 @@ def config_file(tiny, tmp_path) -> Path:
 def test_evaluate_dry_run_does_nothing(run, config_file, tmp_path):
     code, out, err = run("evaluate", "--config", config_file, "--set", "num_samples=16", "--dry-run")
     assert code == 0, err
-    assert "2 policies (base, iama) x 4 prompts x 16 samples = 128 samples" in out
+    assert "2 policies (base, iama) x 4 prompts, " in out
+    assert "2 pools of 64 responses, 128 in all, " in out
     assert not (tmp_path / "evaluation").exists()
 
 

@@ -84,6 +84,16 @@ def test_malformed_prompts_are_named(tmp_path, text, match):
         load_prompts(path)
 
 
+@pytest.mark.parametrize("row", ['{"prompt": "a \\ud83d"}', '{"prompt": "a", "answer": ["\\ud83d"]}'])
+def test_half_a_character_is_named(tmp_path, row):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(f"{row.replace('ud83d', 'ud83d' + chr(92) + 'ude00')}\n{row}\n")  # a whole pair, and half of one
+    with pytest.raises(
+        DataError, match=r"prompts\.jsonl:2: '\\ud83d' is half a character, which UTF-8 cannot hold; write"
+    ):
+        load_prompts(path)
+
+
 def test_missing_prompts_file(tmp_path):
     with pytest.raises(DataError, match=r"nowhere.jsonl' does not exist"):
         load_prompts(tmp_path / "nowhere.jsonl")

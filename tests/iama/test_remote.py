@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from iama.errors import ConfigError, ModelError
-from iama.remote import ChatAnswer, ChatRequest, Endpoint, check_url
+from iama.remote import ChatAnswer, ChatRequest, Endpoint, check_url, well_formed
 from tests.openai_server import OpenAIServer
 
 
@@ -74,7 +74,8 @@ def test_a_server_that_gives_fewer_is_asked_for_the_rest(server: OpenAIServer, o
     server.answer = lambda body: [f"{body['seed'] + i}" for i in range(min(body.get("n", 1), max_n))]
     answer = ask(server, chat("a b", n=5, seed=100))
     assert answer.texts == ["100", "101", "102", "103", "104"]  # no seed, so no answer, comes twice
-    assert answer.prompt_tokens == 2 * len(server.requests)  # the server has read it as often
+    assert len(server.requests) > 1
+    assert answer.prompt_tokens == 2  # once, though the server has read it as often as it was asked
     assert answer.completion_tokens == 5
 
 
@@ -84,6 +85,20 @@ def test_a_refused_n_is_tried_once(server: OpenAIServer) -> None:
     answers = dict(endpoint(server.url, concurrency=1).ask_all(requests))
     assert sorted(answers) == [0, 1, 2, 3]
     assert server.num_requests == 1 + 12
+
+
+def test_a_server_with_a_limit_is_asked_for_half_as_many(server: OpenAIServer) -> None:
+    server.max_n = 4
+    answers = dict(endpoint(server.url, concurrency=1).ask_all([chat("a", n=16), chat("b", n=16)]))
+    assert [len(answers[i].texts) for i in (0, 1)] == [16, 16]
+    assert [body["n"] for body in server.requests] == [4] * 8
+    assert server.num_requests == 2 + 8  # 16 and 8 are refused, once
+
+
+def test_half_a_surrogate_pair_is_replaced(server: OpenAIServer) -> None:
+    server.answer = lambda body: "a\ud83d b"
+    assert ask(server, chat("x")).texts == ["a\ufffd b"]
+    assert well_formed("na\u00efve \U0001f600") == "na\u00efve \U0001f600"
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -215,6 +230,15 @@ def test_no_requests_ask_nothing(server: OpenAIServer) -> None:
 def test_refuses_what_is_no_url(url: str) -> None:
     with pytest.raises(ConfigError, match=r"here: url .* is no address; write one like http://localhost:8000/v1"):
         endpoint(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:secret@host/v1", "https://secret@host/v1/chat/completions", "http://host/v1?api_key=secret"]
+)
+def test_refuses_a_key_in_a_url_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"here: the url at 'host' holds .* api_key_env") as caught:
+        endpoint(url)
+    assert "secret" not in str(caught.value)
 
 
 def test_refuses_a_url_that_goes_too_far() -> None:

@@ -82,6 +82,7 @@ def saving_row(criterion: str, reference: str, method: str) -> dict:
         "num_censored": int(not reached),
         "num_seeds": 1,
         "ci_censored": 0.0 if reached else 1.0,
+        "ci_floor": float(needed == 1),
         "floor": needed == 1,
         "hacked": hacked,
         "counts": bool(reached) or not hacked,
@@ -110,6 +111,7 @@ def equal_budget_row(criterion: str, reference: str, unit: str) -> dict:
     own, its = (curve_row(policy, criterion, "bon", TRAINED_BUDGET) for policy in ("iama", reference))
     gap = own["gold"] - its["gold"]
     where = {"criterion": criterion, "method": "bon", "metric": "gold", "reference": reference, "unit": unit}
+    where |= {"reference_method": "bon", "clipped": None, "reference_samples": TRAINED_BUDGET}
     return where | {"budget": own[unit], "difference": gap, "ci95": [gap - 0.03, gap + 0.03], "num_seeds": 1}
 
 
@@ -181,6 +183,7 @@ def break_even_row(reference: str, criterion: str) -> dict:
         "criterion": criterion,
         "method": "bon",
         "training_flops": 3.1e15,
+        "reference_training_flops": 0.0,
         "reference_flops": 1.2e9,
         "trained_flops": 4.1e8,
         "queries": 3.1e15 / (1.2e9 - 4.1e8),
@@ -193,6 +196,7 @@ def sampling_row(policy: str, index: int) -> dict:
     return {
         "policy": policy,
         "criterion": None,
+        "method": None,
         "engine": "transformers",
         "num_samples": 64 * 256,
         "mean_tokens": 31.4 + index,
@@ -210,7 +214,13 @@ def sampling_row(policy: str, index: int) -> dict:
         "peak_memory": 812_000_000,
         "estimated": policy == "soup",
         "mean_log_ratio": None if policy == "base" else 0.8,
+        "fallback": None,
     }
+
+
+def answers_row(policy: str, criterion: str) -> dict:
+    row = sampling_row(policy, 1) | {"criterion": criterion, "method": CARDS, "num_samples": 1, "fallback": 0.25}
+    return row | {"distinct": None, "fluency": None, "fluency_z": None, "mean_log_ratio": None, "truncated": 0.03}
 
 
 def answer(policy: str, criterion: str, text: str, shift: float) -> dict:
@@ -325,7 +335,10 @@ def make_summary() -> dict:
             for row in recommendation_rows(c, unit)
         ],
         "break_even": [break_even_row(reference, c) for reference in ("base", "grpo") for c in CRITERIA],
-        "sampling": [sampling_row(policy, i) for i, policy in enumerate(POLICIES)],
+        "sampling": [
+            *(sampling_row(policy, i) for i, policy in enumerate(POLICIES)),
+            *(answers_row("iama", c) for c in CRITERIA),
+        ],
         "missing": missing_rows(),
         "costs": [
             {"reward": f"{c} (proxy)", "reward_calls": 65_536, "reward_tokens": 4_718_592}

@@ -8,7 +8,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from iama.errors import RunError
-from inference.break_even import TRL_DEFAULTS, break_even, mean_prompt_tokens, read_run
+from iama.flops import forward_flops, size_of
+from inference.break_even import (
+    TRL_DEFAULTS,
+    break_even,
+    mean_prompt_tokens,
+    own_reward_sizes,
+    read_run,
+    run_flops,
+)
 
 
 @pytest.fixture
@@ -106,6 +114,39 @@ def test_what_a_folder_lacks_is_named(make_run, tmp_path):
     (folder / "config.json").write_text("{}")
     with pytest.raises(RunError, match="no training run's configuration"):
         read_run(folder)
+
+
+def test_rewards_are_those_of_the_runs_own_objective(make_run, tiny):
+    from transformers import AutoModelForSequenceClassification
+
+    folder = make_run()
+    config = json.loads((folder / "config.json").read_text())
+    size = size_of(AutoModelForSequenceClassification.from_pretrained(tiny.reward))
+    criteria = [{"proxy": {"model": str(tiny.reward)}}, {"proxy": {"model": None, "function": "f.py:f"}}]
+    run, tokens = read_run(folder), 20
+    each = forward_flops(size, 0, tokens) / tokens
+    for objective, own, rewards in (
+        ({"criteria": criteria}, [size], 1),
+        ({"criteria": criteria[1:]}, [], 0),
+        ({"criteria": [*criteria, {"proxy": {"model": "gone"}}]}, None, 3),
+        (None, None, 3),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | {"objective": objective}))
+        assert own_reward_sizes(folder) == own
+        expected = run.flops(each, 5, rewards * each)
+        assert run_flops(folder, run, 5, size, [size] * 3) == pytest.approx(expected)
+
+
+def test_the_references_training_is_subtracted():
+    found = break_even(1000.0, 30.0, 10.0, censored=False, reference_training_flops=400.0)
+    assert (found.queries, found.training_flops, found.reference_training_flops) == (30.0, 1000.0, 400.0)
+    for theirs in (1000.0, 2000.0):
+        for censored in (False, True):
+            at_once = break_even(1000.0, 30.0, 10.0, censored=censored, reference_training_flops=theirs)
+            assert (at_once.queries, at_once.bound) == (0.0, False)
+            assert "took no less" in at_once.note
+    dearer = break_even(1000.0, 5.0, 10.0, censored=False, reference_training_flops=2000.0)
+    assert (dearer.queries, dearer.note) == (None, "nothing is saved")
 
 
 def test_break_even():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -12,10 +13,10 @@ from iama.cli import main
 from iama.cost import Cost
 from iama.data import load_prompts
 from iama.errors import ConfigError
-from iama.remote import Endpoint
+from iama.remote import ChatAnswer, Endpoint
 from iama.rewards import load_reward
 from iama.specs import PolicySpec, RewardSpec, Sampling
-from inference.engines import openai_draw, request_seed, vllm_draw, vllm_model_settings, vllm_settings
+from inference.engines import _usage, openai_draw, request_seed, vllm_draw, vllm_model_settings, vllm_settings
 from inference.pool_file import prompt_ids, read_pool
 from inference.pools import engine_header, fill_pool, pool_header, transformers_draw
 from tests.openai_server import OpenAIServer
@@ -90,6 +91,13 @@ def test_costs_are_estimates_where_the_server_tells_no_usage(openai_server):
     assert (cost.policy_prefill_tokens, cost.policy_decode_tokens) == (3, 2 + 3 - 2)
 
 
+@pytest.mark.parametrize("told", [(None, 9), (9, None)])
+def test_half_a_usage_is_an_estimate(told):
+    answer = ChatAnswer(["12345678"], ["stop"], *told)
+    assert _usage("123456789", answer) == ((told[0] or 3, (told[1] or 2) - 1), True)
+    assert _usage("123456789", replace(answer, prompt_tokens=9, completion_tokens=9)) == ((9, 8), False)
+
+
 def test_seeds_differ_by_prompt_occurrence_and_seed_and_not_by_what_else_is_drawn(openai_server):
     rows = [user("a?"), user("b?"), user("a?")]
 
@@ -110,6 +118,7 @@ def test_a_server_that_gives_one_answer_at_a_time_fills_the_pool_as_well(openai_
     ((samples, cost, _),) = drawn(openai_server, [user("a?")], num_samples=3).values()
     assert len({s.text for s in samples}) == 3  # each with a seed of its own
     assert cost.policy_decode_tokens == 3 * (2 - 1)
+    assert cost.policy_prefill_tokens == 1  # once, as where one reply holds all
 
 
 def test_remote_pools_resume_and_hold_what_the_local_engine_drew(openai_server, tiny, tmp_path):

@@ -33,7 +33,7 @@ def without_clock(value):
 
 
 def changed(config: EvaluationConfig, **changes) -> EvaluationConfig:
-    return EvaluationConfig.model_validate(config.model_dump() | changes)
+    return EvaluationConfig.model_validate(config.model_dump(exclude_unset=True) | changes)
 
 
 @pytest.fixture
@@ -146,7 +146,9 @@ def test_results_of_another_configuration_are_not_overwritten(config, changes, t
     evaluate(config)
     path = Path(config.output_dir) / "summary.json"
     before = path.read_bytes()
-    with pytest.raises(RunError, match=f"holds another evaluation \\({told}\\); choose another output_dir"):
+    with pytest.raises(
+        RunError, match=f"holds another evaluation \\({told}\\); delete its summary\\.json to replace it, or"
+    ):
         evaluate(changed(config, **changes))
     assert path.read_bytes() == before
     evaluate(EvaluationConfig.model_validate(config.model_dump()))
@@ -155,7 +157,7 @@ def test_results_of_another_configuration_are_not_overwritten(config, changes, t
 def test_a_policy_or_criterion_more_or_less_is_another_configuration(config):
     evaluate(config)
     fewer = {name: spec for name, spec in config.policies.items() if name != "grpo"}
-    with pytest.raises(RunError, match=r"policies\.grpo\.path was '.*', is '\(not set\)'; .*; \.\.\.\); choose"):
+    with pytest.raises(RunError, match=r"policies\.grpo\.path was '.*', is '\(not set\)'; .*; \.\.\.\); delete"):
         evaluate(changed(config, policies=fewer))
     with pytest.raises(RunError, match=r"criteria\.1\.name was 'brief', is '\(not set\)'"):
         evaluate(changed(config, criteria=config.model_dump()["criteria"][:1]))
@@ -275,8 +277,10 @@ class TestBadInput:
 
 def test_nan_from_a_reward(config, gold_file):
     criteria = [{"name": "c", "proxy": {"function": f"{gold_file}:broken"}}]
-    with pytest.raises(RewardError, match=r"'c \(proxy\)' returned nan for the prompt"):
+    with pytest.raises(RewardError, match=r"criterion 'c': only 0 of the 16 samples of policy 'base' .* have a score"):
         evaluate(changed(config, criteria=criteria))
+    with pytest.raises(RewardError, match=r"method 'cards': not one of 64 samples has a proxy score"):
+        evaluate(changed(config, criteria=criteria, methods=["cards"]))
 
 
 def test_a_damaged_pool_is_refused(config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from inference.pool_file import (
     open_unfinished,
     prompt_ids,
     read_pool,
+    read_so_far,
     read_unfinished,
     union,
     write_pool,
@@ -99,6 +101,29 @@ def test_a_block_torn_at_any_byte_is_cut_off_and_nothing_else(tmp_path):
         assert path.read_bytes() == (whole if is_whole else whole[:start])
 
 
+def test_a_file_that_is_being_written_is_read_and_left_as_it_is(tmp_path):
+    path = tmp_path / "pool.jsonl"
+    blocks = [PooledPrompt(name, "why?", {}, (Sample("x"), Sample("y")), Cost(1), False) for name in "ab"]
+    write_pool(path, PoolFile({**HEADER, "num_samples": 2}, blocks))
+    whole = path.read_bytes()
+    for cut in (3, 70, 150):
+        path.write_bytes(whole[:-cut])
+        assert read_so_far(path).prompts == blocks[:1]
+        assert path.read_bytes() == whole[:-cut]
+
+
+def test_what_two_processes_have_both_drawn_counts_once(tmp_path):
+    path = tmp_path / "pool.jsonl"
+    block = PooledPrompt("a", "why?", {}, (Sample("x"), Sample("y", scores={"c": 1.0})), Cost(1), False)
+    other = replace(block, prompt_id="b", prompt="how?")
+    write_pool(path, PoolFile({**HEADER, "num_samples": 2}, [block, other]))
+    append_block(path, replace(block, cost=Cost(1, seconds=9.0)))
+    assert read_pool(path).prompts == read_unfinished(path).prompts == [block, other]
+    append_block(path, replace(other, samples=(Sample("x"), Sample("z"))))
+    with pytest.raises(DataError, match="prompt 'b' has a sample 1 already"):
+        read_pool(path)
+
+
 def test_a_foreign_file_needs_prompts_and_texts_only(tmp_path):
     path = foreign(
         tmp_path,
@@ -172,6 +197,8 @@ SAMPLE = {"prompt": "a?", "text": "one"}
             [{"prompt": "a?", "num_samples": 2}, SAMPLE],
             r":2: prompt '\w+' has 1 of 2 samples, so the file is unfinished",
         ),
+        ([{**SAMPLE, "text": "a \ud83d"}], r":2: '\\ud83d' is half a character, .* write \\ufffd in its place"),
+        ([{**SAMPLE, "columns": {"a": ["\udc00"]}}], r":2: '\\udc00' is half a character"),
         ([{"prompt": "a?"}], r":2: prompt '\w+' has 0 of its samples"),
         ([], r"no completions; add lines such as"),
     ],
@@ -191,6 +218,7 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path, rows, message):
         ("", ":1: no header"),
         ('{"iama_pool": 2, "policy": {"name": "x"}}', ":1: iama_pool 2 is a format that is not known here"),
         ('{"iama_pool": 1}', ":1: 'policy' is missing"),
+        ('{"iama_pool": 1, "policy": {"name": "\\ud83d"}}', r":1: '\\ud83d' is half a character"),
         ('{"iama_pool": 1, "policy": {"name": ""}}', ":1: policy.name: "),
         (
             '{"iama_pool": 1, "policy": {"name": "x"}, "smpling": null}',

@@ -178,7 +178,7 @@ def test_costs_and_examples_are_shown():
     changed["costs"][0].update(reward="c (proxy)", reward_calls=4321, reward_tokens=98765, seconds=1.5)
     page = render_html(changed)
     rows = rows_of(page, "cost")
-    assert any(row[:1] + row[3:5] == ["iama", "1,234", "56,789"] for row in rows)
+    assert any(row[:2] + row[4:6] == ["iama", "the policy alone", "1,234", "56,789"] for row in rows)
     assert ["c (proxy)", "4,321", "98,765", "4.2 T", "1.5"] in rows
     examples = section(page, "examples")
     assert examples.count('class="chosen"') == sum(bool(row["candidates"]) for row in changed["examples"])
@@ -212,6 +212,7 @@ def test_bounds_are_marked():
     assert ratio_text(saving(censored=True, floor=True)) == "<> 3.00x"
     assert interval_text(saving()) == "[2.00, 4.00]"
     assert interval_text(saving(ci_censored=0.2)) == "[2.00, >4.00]"
+    assert interval_text(saving(ci_floor=0.1)) == "[<2.00, 4.00]"
     units = {"flops": {"ratio": 5.0, "ci95": [4.0, None]}}
     assert ratio_text(saving(units=units, censored=True), unit="flops") == "> 5.00x"
     assert interval_text(saving(units=units), unit="flops") == "-"
@@ -225,9 +226,31 @@ def test_bounds_are_marked():
     assert "one reference sample is enough" in note(saving(floor=True))
 
 
+def test_what_stands_at_an_end_or_by_another_method_is_said():
+    changed = make_summary()
+    changed["equal_budget"][0] |= {"clipped": "low"}
+    changed["equal_budget"][1] |= {"clipped": "high", "method": CARDS}
+    notes = [row[-1] for row in rows_of(render_html(changed), "equal-budget")]
+    assert sorted(filter(None, notes)) == [
+        "a single sample of the reference costs more",
+        "the curve of the reference ends at a lower cost; the reference by Best-of-N",
+    ]
+
+
+def test_guided_answers_stand_beside_the_pools():
+    page = render_html(make_summary())
+    rows = [row for row in rows_of(page, "sampling") if row[1:2] == [CARDS]]
+    assert [(row[0], row[4]) for row in rows] == [(f"iama ({c})", "25.0 %") for c in CRITERIA]
+    cut = next(risk.words for risk in find_risks(make_summary()) if risk.subject == "Cut answers")
+    assert f"iama (helpful, {CARDS}) 3.0{SPACE}%" in cut
+
+
 def test_numbers_in_words():
     assert [number(v) for v in (None, 0, 0.12345, -999.4, 1234.4, 4_718_592)] == [
         *("-", "0", "0.123", "-999", "1,234", f"4.72{SPACE}M"),
+    ]
+    assert [number(v) for v in (999.4, 999.7, -999.7, 999_999.7, 999_700_000.0)] == [
+        *("999", "1,000", "-1,000", f"1{SPACE}M", f"1{SPACE}G"),
     ]
     assert (signed(0.5), signed(-0.5), signed(0)) == ("+0.5", "-0.5", "0")
     assert (percent(0.1234), interval([0.1, 0.2]), interval(None)) == (f"12.3{SPACE}%", "[0.1, 0.2]", "-")
@@ -286,8 +309,8 @@ def test_terminal_tables():
     changed["quality"]["[red]odd[/red]"] = changed["quality"]["base"]
     print_tables(changed, console)
     text = console.export_text()
-    assert "Savings: cost of the reference / cost of iama" in text
-    assert re.search(r"helpful +bon +gold +base +11.78x +\[9.43, 14.73\]", text)
+    assert "Savings by gold: cost of the reference / cost of iama" in text
+    assert re.search(r"helpful +bon +base +11.78x +\[9.43, 14.73\]", text)
     assert "[red]odd[/red]" in text
     assert "one sample and Best-of-4" in " ".join(text.split())
     assert "! Reward hacking: iama's gold falls on harmless" in text

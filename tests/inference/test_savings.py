@@ -15,6 +15,7 @@ from inference.savings import (
     estimate_savings,
     falls,
     geometric_mean,
+    grows,
     paired_difference,
     samples_needed,
 )
@@ -80,6 +81,15 @@ def test_censored_gives_the_bound():
     assert result.ratio == pytest.approx(64 / 4)
     assert result.ci_censored == 1
     assert result.counts
+
+
+def test_how_many_resamples_are_at_one_sample():
+    """The trained policy is about as good as one sample: about half of the resamples say so, and are cut off there."""
+    result = estimate(comparison(np.log(N), 0.0, noise=1.0, num_prompts=400))
+    assert 0.05 < result.ci_floor < 0.95
+    assert result.ci95[0] == pytest.approx(1 / 4)
+    assert estimate(comparison(np.log(N), -9.0)).ci_floor == 1
+    assert estimate(comparison(np.log(N), np.log(8))).ci_floor == 0
 
 
 def test_a_bound_on_a_falling_gold_curve_does_not_count():
@@ -187,6 +197,14 @@ def test_equal_cost_says_where_the_reference_has_no_such_budget(tokens, clipped,
         [comparison(np.log(N), 2.0, tokens=tokens)], "policy_tokens", num_bootstrap=100, seed=0
     )
     assert (result.clipped, result.reference_samples) == (clipped, samples)
+
+
+def test_only_what_every_sample_adds_to_grows():
+    prompt_PN = np.full((3, 4), 10.0)
+    assert grows(prompt_PN + np.arange(4))
+    assert not grows(prompt_PN)
+    assert not grows(np.zeros((3, 4)))
+    assert not grows(np.array([[1.0, 2.0, 2.0]]))
 
 
 def test_paired_difference():

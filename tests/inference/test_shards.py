@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -22,7 +23,8 @@ from iama.errors import ConfigError, RunError
 from inference import pools
 from inference.evaluate import evaluate, evaluate_shard
 from inference.evaluation_plan import leaves
-from inference.shards import Shard, num_devices, parse_shard, run_shards, take_over
+from inference.shards import Shard, gpu_of, new_lines, num_devices, parse_shard, run_shards, take_over
+from inference.store import fingerprint
 from inference.summary import load_summary
 from tests.inference.test_evaluate import changed, without_clock
 
@@ -171,6 +173,49 @@ def test_shards_of_other_settings_are_never_mixed_in(config, drawn):
     assert len(files) == 3
 
 
+def test_what_a_shard_is_writing_is_left_to_it(config):
+    evaluate_shard(config, Shard(1, 2))
+    files = [path for path in (Path(config.output_dir) / "shards").rglob("*.jsonl") if "1-of-2" in str(path)]
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-5])
+    torn = {path: path.read_bytes() for path in files}
+    assert {path.parent.name for path in files} >= {"pools", "scores"}
+    take_over(Path(config.output_dir))
+    assert {path: path.read_bytes() for path in files} == torn
+    assert set(work(Path(config.output_dir)).values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [(None, 2, "01010"), ("", 2, "01010"), ("4,7", 2, "47474"), ("3", 1, "33333"), ("2, 5,-1,6", 2, "25252")],
+)
+def test_processes_stay_on_the_gpus_that_they_may_use(visible, count, names):
+    assert [gpu_of(i, count, visible) for i in range(5)] == list(names)
+
+
+def test_lines_are_counted_once(tmp_path):
+    path, positions = tmp_path / "shards" / "1-of-1" / "pools" / "base.jsonl", {}
+    path.parent.mkdir(parents=True)
+    counts = [new_lines(tmp_path, positions)]
+    for text in ("", "header\n", "one\ntwo\n", "", "thr", "ee\n"):
+        with path.open("a") as file:
+            file.write(text)
+        counts.append(new_lines(tmp_path, positions))
+    assert counts == [0, 0, 0, 2, 0, 0, 1]
+
+
+def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
+    read, real = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: read.append(1) or real(*a))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"one")
+    first = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == first
+    assert len(read) == 1
+    path.write_bytes(b"other")
+    assert fingerprint(tmp_path) != first
+
+
 def test_nothing_to_take_over(tmp_path):
     take_over(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -178,7 +223,7 @@ def test_nothing_to_take_over(tmp_path):
 
 def command(config: EvaluationConfig, *more: str) -> list[str]:
     path = Path(config.output_dir).parent / "config.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
     return [sys.executable, "-m", "iama.cli", "evaluate", "--config", str(path), *more]
 
 

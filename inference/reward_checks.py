@@ -1,0 +1,112 @@
+"""What an evaluation checks of its rewards before anything is sampled; no weights are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from iama.errors import ConfigError, DataError, RewardError
+from iama.models import loading
+from iama.render import prompt_text, render_exchange
+from iama.rewards import check_reward
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from iama.config import EvaluationConfig, EvaluationCriterion
+    from iama.specs import JudgeSpec, RewardSpec
+
+    Rows = Sequence[dict[str, Any]]
+
+
+def reward_names(config: EvaluationConfig) -> dict[RewardSpec, str]:
+    """Every distinct reward once with its name, so that a spec shared by criteria is loaded and scored once."""
+    names: dict[RewardSpec, str] = {}
+    for criterion in config.criteria:
+        _check_winners_curse(criterion)
+        for role, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
+            if spec is not None:
+                names.setdefault(spec, f"{criterion.name} ({role})")
+    return names
+
+
+def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: Rows) -> None:
+    """Check that every reward can be loaded, reads the prompts' format, and has the columns that it needs."""
+    for spec, name in names.items():
+        if spec.column is not None:
+            _check_column(config, name, spec)
+            continue
+        check_reward(name, spec, rows[0]["prompt"])
+        _check_has_column(name, spec, rows)
+
+
+def fits_rewards(names: dict[RewardSpec, str], rows: Rows, remedy: str | None) -> list[bool]:
+    """Which prompts each reward model can read, with an empty answer at least.
+
+    Raises `DataError`, which ends with `remedy`, for the first that one cannot, unless `remedy` is None.
+    """
+    keep = [True] * len(rows)
+    for spec, name in names.items():
+        if spec.model is None:
+            continue
+        with loading(spec.model, f"reward {name!r}"):
+            limit: int | None = getattr(AutoConfig.from_pretrained(spec.model), "max_position_embeddings", None)
+            tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        if limit is None:
+            continue
+        for i, row in enumerate(rows):
+            num_tokens = len(render_exchange(tokenizer, row["prompt"], ""))
+            if num_tokens > limit and remedy is not None:
+                raise DataError(
+                    f"reward {name!r}: prompt {i + 1} ({prompt_text(row['prompt'])[:60]!r}) has {num_tokens} tokens "
+                    f"without an answer, but {spec.model!r} reads at most {limit}; {remedy}"
+                )
+            keep[i] &= num_tokens <= limit
+    return keep
+
+
+def _check_column(config: EvaluationConfig, name: str, spec: RewardSpec) -> None:
+    sampled = [policy for policy, p in config.policies.items() if p.pool is None]
+    if sampled:
+        raise ConfigError(
+            f"reward {name!r} is the column {spec.column!r} of a pool file, but policy {sampled[0]!r} is a model that "
+            "has yet to be sampled; give a reward that can score it"
+        )
+
+
+def _check_has_column(name: str, spec: RewardSpec, rows: Rows) -> None:
+    """Raise `RewardError` where the prompts lack the column that a verifier or a pairwise judge reads."""
+    if spec.verifier is not None:
+        setting, column = "answer_column", spec.answer_column
+    elif spec.judge is not None and spec.judge.baseline_column is not None:
+        setting, column = "baseline_column", spec.judge.baseline_column
+    else:
+        return
+    first = next((i for i, row in enumerate(rows) if column not in row), None)
+    if first is not None:
+        there = sorted(set(rows[first]) - {"prompt"})
+        raise RewardError(
+            f"reward {name!r}: prompt {first + 1} has no column {column!r} ({setting}), only {there}; name one that "
+            "there is, or rename yours with prompts.columns"
+        )
+
+
+def _check_winners_curse(criterion: EvaluationCriterion) -> None:
+    """Selecting and reporting by the same noisy answers would overstate what was selected."""
+    judge = criterion.proxy.judge
+    gold = None if criterion.gold is None else criterion.gold.judge
+    if judge is None or gold is None or judge.temperature == 0:
+        return
+    if _answers_of(judge) == _answers_of(gold):
+        raise ConfigError(
+            f"criterion {criterion.name!r}: proxy and gold are the same answers of a judge at temperature "
+            f"{judge.temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
+        )
+
+
+def _answers_of(judge: JudgeSpec) -> dict[str, Any]:
+    """What decides a judge's answers; where it is asked, and how its answers are put on a scale, does not."""
+    return judge.model_dump(
+        include={"model", "prompt_file", "mode", "baseline_column", "temperature", "max_tokens", "draw"}
+    )
