@@ -3,9 +3,12 @@
     make bench
 
 Measures sampling against `generate` of transformers and a bare loop, CARDS against a slow reference and against what
-must be forwarded, the objective against a training step. Writes runs/bench/summary.json (`{name: {ratio, min, max,
-target, holds}}`; for which side of its target a ratio holds, see `scripts.bench.entries.BARS`), runs/bench/details.json
-and docs/performance.md.
+must be forwarded, GGRO against a slow reference, SEA against one chain at a time and against bare passes, the objective
+against a training step. Writes runs/bench/summary.json (`{name: {ratio, min, max, target, holds}}`; for which side of
+its target a ratio holds, see `scripts.bench.entries.BARS`), runs/bench/details.json and docs/performance.md.
+
+Each part can be measured alone (`--part gradient`). Figures are kept in runs/bench/parts.json, and the page is written
+when there are some of every part, of the same machine and setting.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ prepare_environment()
 from transformers.utils import logging as transformers_logging  # noqa: E402 - after the environment is set
 
 from scripts import launch  # noqa: E402
-from scripts.bench import cards, plain_sampling, training  # noqa: E402
-from scripts.bench.page import Report, write  # noqa: E402
-from scripts.bench.setting import QUICK, Setting, calibrate, prepare  # noqa: E402
+from scripts.bench.page import write  # noqa: E402
+from scripts.bench.parts import TITLES, Part, measure, store, stored  # noqa: E402
+from scripts.bench.setting import QUICK, Setting, prepare  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from scripts.bench.entries import Entry
 
 WORLD, OUT, PAGE = Path("runs/demo/world"), Path("runs/bench"), Path("docs/performance.md")
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -44,6 +49,10 @@ def main(
         Path | None, typer.Option(help="The page; else docs/performance.md, with --quick a file in --out.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="All in miniature; the figures mean nothing.")] = False,
+    part: Annotated[
+        list[Part] | None,
+        typer.Option(help="Measure this part alone (can be repeated); the others are what --out has of them."),
+    ] = None,
 ) -> None:
     """Measure speed as ratios of things done side by side; write summary.json, details.json and a page."""
     begin, console = time.monotonic(), Console(highlight=False)
@@ -51,22 +60,26 @@ def main(
     if world is None:
         world = WORLD
         launch.build_world(0, str(world))
-    console.print("1/4  models, prompts, settings of CARDS")
     bench = prepare(world, QUICK if quick else Setting(), device)
-    say = _sayer(console, begin)
-    settings = calibrate(bench, say)
-    console.print("2/4  sampling: ours, generate of transformers, bare loops, one sample at a time")
-    plain = plain_sampling.measure(bench, say)
-    console.print("3/4  CARDS: ours and two references")
-    figures = cards.measure(bench, settings, say)
-    console.print("4/4  advantages in training")
-    report = Report(bench, settings, plain, figures, training.measure(world, bench.setting.num_steps), quick)
+    asked = [name for name in Part if not part or name in part]
+    parts = stored(out / "parts.json", bench, asked)
+    for number, name in enumerate(asked, start=1):
+        console.print(f"{number}/{len(asked)}  {TITLES[name]}")
+        parts.figures[name] = measure(name, bench, world, _sayer(console, begin))
+        store(out / "parts.json", parts)
+    _show(console, [entry for name in asked for entry in parts.entries(name)])
+    if parts.missing:
+        console.print(f"no page: {', '.join(parts.missing)} not measured; see {out / 'parts.json'}", soft_wrap=True)
+        return
     path = page or (out / "performance.md" if quick else PAGE)
-    write(report, out, path, "make bench")
-    for name, entry in report.entries.items():
-        met = "met" if entry.bar.holds(entry.ratio) else "NOT MET"
-        console.print(f"{name:24} {entry.spread:32} {entry.bar.shown:14} {met}", soft_wrap=True)
+    write(parts.report(quick=quick), out, path, "make bench")
     console.print(f"wrote {out / 'summary.json'}, {out / 'details.json'} and {path}", soft_wrap=True)
+
+
+def _show(console: Console, entries: list[Entry]) -> None:
+    for entry in entries:
+        met = "met" if entry.bar.holds(entry.ratio) else "NOT MET"
+        console.print(f"{entry.name:24} {entry.spread:32} {entry.bar.shown:14} {met}", soft_wrap=True)
 
 
 def _sayer(console: Console, begin: float) -> Callable[[str], None]:

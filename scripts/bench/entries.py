@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["people", "own", "training"]
+Kind = Literal["people", "own", "gradient", "training"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ BARS = {
     "cards_policy_tokens": Bar("CARDS: policy tokens of the reference without a cache over ours", 20.0, False, "own"),
     "cards_reward_tokens": Bar("CARDS: reward tokens of the reference over ours", 4.0, False, "own"),
     "cards_wall": Bar("CARDS: seconds of the reference without a cache over ours", 8.0, False, "own"),
+    "ggro_policy_tokens": Bar("GGRO: policy tokens of the reference over ours", 8.0, False, "gradient"),
+    "ggro_reward_tokens": Bar("GGRO: reward tokens of the reference over ours", 8.0, False, "gradient"),
+    "ggro_wall": Bar("GGRO: seconds of the reference over ours", 4.0, False, "gradient"),
+    "sea_batched": Bar("SEA: seconds of one chain at a time over all together", 5.0, False, "gradient"),
+    "sea_step": Bar("SEA: seconds of steps over those of the passes that they must have", 1.3, True, "gradient"),
     "bon16_sequential": Bar("Best-of-16's sampling: seconds of one sample at a time over ours", 4.0, False, "own"),
     "engine_overhead": Bar("sampling: our seconds over those of a bare batched loop", 1.3, True, "own"),
     "advantages_overhead": Bar(

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from iama.files import write_atomically
+from inference.ggro import GgroSettings
 from scripts.bench.entries import BARS
 from scripts.experiments.pages import Claim, claims_table, table, write_page
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from inference.cards import CardsSettings
     from scripts.bench.cards import CardsFigures
     from scripts.bench.entries import Entry, Kind
+    from scripts.bench.gradient import GradientFigures
     from scripts.bench.plain_sampling import PlainFigures
     from scripts.bench.setting import Bench
 
@@ -35,13 +37,15 @@ class Report:
     settings: CardsSettings
     plain: PlainFigures
     cards: CardsFigures
+    gradient: GradientFigures
     advantages: tuple[Entry, Entry]  # of a thousand times the demo's rewards, and of the demo's own
     quick: bool
 
     @property
     def entries(self) -> dict[str, Entry]:
         """By name, in the order of the bars."""
-        found = [*self.plain.entries(self.bench), *self.cards.entries(), self.advantages[0]]
+        found = [*self.plain.entries(self.bench), *self.cards.entries(), *self.gradient.entries()]
+        found.append(self.advantages[0])
         by_name = {entry.name: entry for entry in found}
         return {name: by_name[name] for name in BARS}
 
@@ -65,10 +69,11 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
         "counts": report.cards.counts,
         "same_tokens": report.cards.num_same,
         "latency": report.latencies,
+        "gradient": asdict(report.gradient),
         "seconds": {"sampling": asdict(report.plain), "cards": report.cards.ours, "references": report.cards.theirs},
     }
     write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
-    parts = [setting(report), people(report), own(report), training(report), latency(report)]
+    parts = [part(report) for part in (setting, people, own, gradient, training, latency)]
     write_page(path, "Speed", command, [*([QUICK_NOTE] if report.quick else []), *map(filled, parts)])
 
 
@@ -180,6 +185,52 @@ bare loop is a forward, a softmax and `torch.multinomial` on a `DynamicCache`; t
 {fixed.num_prompts} rows, one sample a prompt. With {fixed.num_samples} samples a prompt it is
 {median(report.plain.wide_overhead)} ({len(report.plain.wide_overhead)} pairs).
 """
+
+
+def gradient(report: Report) -> str:
+    """Guidance by gradients: against a slow reference, one chain at a time, and bare passes."""
+    fixed, found, count = report.bench.setting, report.gradient, report.gradient.counts
+    num_chains, num_alone = (number * fixed.num_chains for number in (fixed.num_prompts, fixed.num_moved_alone))
+    defaults = GgroSettings()
+    header = ["tokens", "forwarded", "reference", "as published"]
+    rows = [
+        ["policy", f"{count['policy']:,}", shown(count, "policy", 1), shown(count, "policy", 1)],
+        ["reward", f"{count['reward']:,}", shown(count, "reward", 1), shown(count, "reward", 2)],
+    ]
+    return f"""
+## Guided by gradients
+
+Against references of our own, as above.
+
+{claims(report, "gradient")}
+
+**GGRO**, with its defaults ({defaults.num_candidates} candidates, a threshold of {defaults.entropy_threshold:g} nats,
+greedy), {fixed.guided_tokens} new tokens for each of {fixed.num_prompts} prompts. Segments have
+{found.summary["segment_length"]:.1f} tokens on the mean; longer ones leave less to save. For each, ours decodes
+{found.summary["candidates"]:.1f} candidates, the reference {found.summary["candidates_reference"]:.1f}: it decodes and
+scores a repeated one before it stops.
+
+{table(header, rows)}
+
+The reference (`scripts/bench/ggro_baseline.py`, frozen) is the published procedure on stock transformers, one prompt at
+a time, without what that computes and throws away, which is its second pass of the reward over soft tokens and the
+gradient of a segment's last candidate. The policy's cache lives as long as a candidate; the reward reads and
+differentiates whole rows. It gave the same tokens for {found.num_same["ggro"]} of {fixed.num_prompts} prompts; others
+differ by rounding. As published every candidate is read twice by the reward. Ours counts what the models are fed, and
+equals the ledger.
+
+**SEA**, {fixed.num_moves} steps of {fixed.num_chains} chains for each prompt, {fixed.guided_tokens} tokens each, from
+the same samples (drawing them is not counted). One chain at a time is the same code with batches of one; it gave the
+same answer for {found.num_same["sea"]} of {num_alone} chains, and its time is scaled up from theirs. The passes beside
+a step are those of {num_chains} rows of its shape: forward and backward to the inputs, weights frozen, of the policy
+(what stands before the response being constant) and of the reward, with no loss, no state and no optimiser.
+"""
+
+
+def shown(count: dict[str, int], kind: str, times: int) -> str:
+    """Tokens of GGRO's reference, and over ours."""
+    number = times * count[f"{kind}_reference"]
+    return f"{number:,} ({number / count[kind]:.1f})"
 
 
 def training(report: Report) -> str:

@@ -18,7 +18,7 @@ from iama.render import render_prompt
 from iama.rewards import load_reward
 from iama.specs import PolicySpec, RewardSpec, Sampling
 from inference.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
-from inference.decode import decode
+from inference.decode import decode, special_tokens
 from inference.policy import load_policy
 from inference.sampling import entropy
 
@@ -52,6 +52,12 @@ class Setting:
     num_alone: int = 4  # samples drawn one at a time in a round
     num_cards_rounds: int = 2
     num_requests: int = 20  # one at a time, for latency
+    guided_tokens: int = 64  # new tokens of GGRO and SEA
+    num_chains: int = 4  # of SEA, a prompt
+    num_moves: int = 5  # steps of SEA
+    num_moved_alone: int = 8  # prompts whose chains move one at a time
+    num_guided_rounds: int = 2  # of GGRO, and of SEA's chains
+    num_step_rounds: int = 5  # of SEA's steps
     num_steps: int = 7  # of training
 
     @property
@@ -71,6 +77,12 @@ QUICK = Setting(
     num_alone=1,
     num_cards_rounds=1,
     num_requests=2,
+    guided_tokens=20,
+    num_chains=2,
+    num_moves=2,
+    num_moved_alone=2,
+    num_guided_rounds=1,
+    num_step_rounds=2,
     num_steps=1,
 )
 
@@ -113,7 +125,7 @@ def forbid_special_tokens(policy: Policy) -> None:
     head.requires_grad_(requires_grad=False)
     head.weight = old.weight
     head.bias.zero_()
-    head.bias[policy.tokenizer.all_special_ids] = NEVER
+    head.bias[list(special_tokens(policy.tokenizer).values())] = NEVER
     model.set_output_embeddings(head)
     model.generation_config.eos_token_id = None
 

@@ -1,0 +1,106 @@
+"""The bench's parts: each is measured on its own and kept in a file, from which one page is put together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from iama.files import write_atomically
+from inference.cards import CardsSettings
+from scripts.bench import cards, gradient, plain_sampling, training
+from scripts.bench.entries import Entry
+from scripts.bench.page import Report, machine
+from scripts.bench.setting import calibrate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    from scripts.bench.setting import Bench
+
+
+class Part(StrEnum):
+    """A part's name."""
+
+    SAMPLING = "sampling"
+    CARDS = "cards"
+    GRADIENT = "gradient"
+    TRAINING = "training"
+
+
+TITLES = {
+    Part.SAMPLING: "sampling: ours, generate of transformers, bare loops, one sample at a time",
+    Part.CARDS: "CARDS: its settings, then ours and two references",
+    Part.GRADIENT: "GGRO: ours and a reference; SEA: chains together and alone, steps and bare passes",
+    Part.TRAINING: "advantages in training",
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Figures of parts by name, as they are in the file."""
+
+    bench: Bench
+    figures: dict[str, Any]
+
+    @property
+    def missing(self) -> list[Part]:
+        """Parts that were not measured."""
+        return [part for part in Part if part not in self.figures]
+
+    def report(self, *, quick: bool) -> Report:
+        """All of them, for the page; none may be missing."""
+        found = self.figures
+        advantages = [Entry("advantages_overhead", values) for values in found["training"]]
+        return Report(
+            self.bench,
+            CardsSettings.model_validate(found["cards"]["settings"]),
+            plain_sampling.PlainFigures(**found["sampling"]),
+            cards.CardsFigures(**found["cards"]["figures"]),
+            gradient.GradientFigures(**found["gradient"]),
+            (advantages[0], advantages[1]),
+            quick,
+        )
+
+    def entries(self, part: Part) -> list[Entry]:
+        """The ratios of one part."""
+        found = self.figures[part]
+        if part == Part.SAMPLING:
+            return plain_sampling.PlainFigures(**found).entries(self.bench)
+        if part == Part.CARDS:
+            return cards.CardsFigures(**found["figures"]).entries()
+        if part == Part.GRADIENT:
+            return gradient.GradientFigures(**found).entries()
+        return [Entry("advantages_overhead", found[0])]
+
+
+def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -> Any:
+    """Figures of a part, as numbers, lists and dictionaries."""
+    if part == Part.SAMPLING:
+        return asdict(plain_sampling.measure(bench, say))
+    if part == Part.CARDS:
+        settings = calibrate(bench, say)
+        return {"settings": settings.model_dump(), "figures": asdict(cards.measure(bench, settings, say))}
+    if part == Part.GRADIENT:
+        return asdict(gradient.measure(bench, say))
+    return [entry.ratios for entry in training.measure(world, bench.setting.num_steps)]
+
+
+def stored(path: Path, bench: Bench, but: Collection[Part]) -> Parts:
+    """What a file has of the parts, those in `but` left out; nothing if it is of another setting or machine."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    figures = kept.get("figures", {}) if kept.get("of") == _of(bench) else {}
+    return Parts(bench, {part: figures[part] for part in Part if part in figures and part not in but})
+
+
+def store(path: Path, parts: Parts) -> None:
+    """Keep parts in a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {"of": _of(parts.bench), "figures": parts.figures}
+    write_atomically(path, json.dumps(kept, indent=2) + "\n")
+
+
+def _of(bench: Bench) -> dict[str, Any]:
+    return {"setting": asdict(bench.setting), "machine": machine(bench)}
