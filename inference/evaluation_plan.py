@@ -81,9 +81,9 @@ class Plan:
 
 def make_plan(config: EvaluationConfig) -> Plan:
     """Check prompts, methods, output folder, rewards and models; raises `IamaError`s, before anything expensive."""
-    _check_folder(config)
     for method in config.methods:
         check_method(config, method)
+    _check_folder(config)
     rewards = reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
     if config.prompts is None:  # lest resamples depend on the order of a file's lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoTokenizer
@@ -9,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 from iama.errors import ConfigError, DataError, RewardError
 from iama.models import loading
 from iama.render import prompt_text, render_exchange
-from iama.rewards import check_reward
+from iama.rewards import check_reward, load_function
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,24 @@ def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: 
             continue
         check_reward(name, spec, rows[0]["prompt"])
         _check_has_column(name, spec, rows)
+        if spec.function is not None:
+            check_signature(name, spec.function, set(rows[0]) - {"prompt"})
+
+
+def check_signature(name: str, reference: str, columns: set[str]) -> None:
+    """Raise `RewardError` for a function that needs an argument which no column of the prompts gives."""
+    try:
+        parameters = inspect.signature(load_function(reference, f"reward {name!r}")).parameters.values()
+    except (TypeError, ValueError):  # a callable that does not tell
+        return
+    given = {"prompts", "completions", *columns}
+    named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    missing = [p.name for p in named if p.default is p.empty and p.name not in given]
+    if missing:
+        raise RewardError(
+            f"reward {name!r}: {reference!r} needs the column {missing[0]!r}, but the prompts have "
+            f"{sorted(columns) or 'none'}; add it (a pool file has 'columns'), or rename one with prompts.columns"
+        )
 
 
 def fits_rewards(names: dict[RewardSpec, str], rows: Rows, remedy: str | None) -> list[bool]:

@@ -128,7 +128,10 @@ def score(
         raise ConfigError(f"{file} has a column {column!r} already; give --replace, or another --column")
     from iama.rewards import load_reward
     from inference.pools import add_column
+    from inference.reward_checks import check_signature
 
+    if wanted.function is not None:
+        check_signature(column, wanted.function, set(read.prompts[0].columns))
     loaded = load_reward(column, wanted, missing_ok=True)
     if wanted.judge is not None:
         typer.echo(f"{column}: {_judge_line(read, loaded, wanted.judge)}", err=True)

@@ -182,7 +182,8 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("Served with", ", ".join(words.method_title(m) for m in summary["methods"])),
         ("Judged on", f"{words.number(summary['num_prompts'])} held-out prompts, {words.number(summary['num_samples'])}"
          " samples a prompt and policy"),
-        ("Sampling", ", ".join(text.format(words.number(v)) for text, v in limits.items() if v is not None)),
+        ("Sampling", "as its pool file says" if spec.get("pool") else
+         ", ".join(text.format(words.number(v)) for text, v in limits.items() if v is not None)),
         ("Pays back", _pays_back(summary)),
     ]  # fmt: skip
     return [(name, value) for name, value in rows if value]
@@ -192,7 +193,7 @@ def _operators(summary: Summary) -> str:
     """The manifest's operators, or else the budget that savings are told for."""
     manifest = cast("Row", summary).get("manifest")
     if not manifest:
-        return f"a budget of {words.number(summary['trained_budget'])} samples"
+        return f"not recorded; savings are told for {words.number(summary['trained_budget'])} samples"
     operators = ", ".join(f"{c['name']} by {c['operator']}" for c in manifest.get("criteria", []))
     return f"{operators} ({manifest.get('aggregate', 'sum')} of them, estimator {manifest.get('estimator', '-')})"
 

@@ -102,9 +102,9 @@ def _divergence(summary: Summary) -> Risk:
         for row in summary["curves"]
         if (row["policy"], row["method"], row["samples"]) == (trained, method, budget) and row["kl"] is not None
     ]
-    found = distinct(f"{number(row['kl'])} nats ({row['kl_kind'] or 'exact'})" for row in at_budget)
+    found = [f"{number(row['kl'])} nats for {row['criterion']} ({row['kl_kind'] or 'exact'})" for row in at_budget]
     if found:
-        parts.append(f"with {label(method, budget)} it is {' to '.join(found)}")
+        parts.append(f"with {label(method, budget)} it is {', '.join(found)}")
     if not parts:
         return Risk("KL", "unknown", "the distance from the reference was not measured.")
     return Risk("KL", "info", f"from the reference: {'; '.join(parts)}.")

@@ -128,6 +128,8 @@ def saving_sentences(summary: Summary) -> list[str]:
     """The saving against each reference, and by criterion where the averages have no interval; of a filled summary."""
     method, trained, references = first_method(summary), summary["trained"], summary["references"]
     found = [words for reference in references if (words := _saving_words(summary, reference, method))]
+    if not found and summary["savings"] and all(row["metric"] == "proxy" for row in summary["savings"]):
+        return ["No gold reward judges, so savings are by the proxy only, which says nothing about quality."]
     if not found:
         names = " or ".join(references) or "(none)"
         return [f"No savings were measured: they need a policy named {trained} and one named {names}."]

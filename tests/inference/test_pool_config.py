@@ -93,7 +93,7 @@ def test_columns_are_criteria_by_their_names(tmp_path):
         {"name": "alone/gold", "proxy": {"column": "alone/gold"}},
     ]
     assert (raw["trained"], raw["references"]) == ("y", ["x"])  # the last, where none is called iama
-    assert (raw["num_samples"], raw["budgets"], raw["trained_budget"]) == (16, [1, 2, 4], 4)
+    assert (raw["num_samples"], raw["budgets"], raw["trained_budget"]) == (16, [1, 2, 4], 1)
     assert config_from_pools(files, [], "x", "out")["references"] == ["y"]
     only = config_from_pools(files, ["h=helpful, brief", "b=brief"], None, "out")["criteria"]
     assert only[0] == {"name": "h", "proxy": {"column": "helpful"}, "gold": {"column": "brief"}}
@@ -107,7 +107,7 @@ def test_only_common_columns_and_samples(tmp_path):
     }
     raw = config_from_pools(files, [], None, str(tmp_path / "out"))
     assert [c["name"] for c in raw["criteria"]] == ["two"]
-    assert (raw["num_samples"], raw["budgets"], raw["trained_budget"]) == (9, [1, 2], 2)
+    assert (raw["num_samples"], raw["budgets"], raw["trained_budget"]) == (9, [1, 2], 1)
     summary = evaluate(EvaluationConfig.model_validate(raw | {"num_bootstrap": 100}))
     assert summary["num_samples"] == 9
     rows = {row["policy"]: row for row in summary["sampling"]}

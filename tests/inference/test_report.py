@@ -140,7 +140,7 @@ def test_risks_are_told_where_they_are_and_only_there():
     assert f"iama 0.8{SPACE}%" in risks["Cut answers"].words
     assert "gold of iama on brief 12 of 16,384" in risks["Missing scores"].words
     assert "0.8 nats a response" in risks["KL"].words
-    assert "1.44 nats (upper bound)" in risks["KL"].words
+    assert "1.44 nats for helpful (upper bound)" in risks["KL"].words
     good = make_summary() | {"dropped_prompts": 0}
     good["hacking"] = [row | {"onset": None} for row in good["hacking"] if row["criterion"] != "brief"]
     good["sampling"] = [row | {"truncated": 0.0} for row in good["sampling"]]

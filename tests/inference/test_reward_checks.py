@@ -21,6 +21,7 @@ from inference import guided_draw
 from inference.evaluate import evaluate
 from inference.evaluation_plan import judge_lines, make_plan
 from inference.pool_file import PooledPrompt, PoolFile, read_pool, write_pool
+from inference.reward_checks import check_signature
 from inference.samplers import Completion, Segment
 from tests.conftest import make_tokenizer, tiny_config
 from tests.inference.test_evaluate import changed
@@ -244,3 +245,14 @@ def test_files_of_an_evaluation_decide_whether_the_hub_is_asked(raw_config, tmp_
         import os
 
         assert (os.environ.get("HF_HUB_OFFLINE") == "1") == offline
+
+
+@pytest.mark.parametrize(("columns", "refused"), [({"topic"}, False), ({"topic", "more"}, False), (set(), True)])
+def test_a_function_that_needs_another_column_is_refused(tmp_path, columns, refused):
+    path = tmp_path / "needy.py"
+    path.write_text("def f(prompts, completions, topic, weight=1, **kwargs):\n    return [0.0] * len(prompts)\n")
+    if not refused:
+        check_signature("c", f"{path}:f", columns)
+        return
+    with pytest.raises(RewardError, match=r"needy\.py:f' needs the column 'topic', but the prompts have none"):
+        check_signature("c", f"{path}:f", columns)
