@@ -30,10 +30,13 @@ class Risk:
     words: str
 
 
+FEW_PROMPTS = 30
+
+
 def find_risks(summary: Summary) -> list[Risk]:
     """The risks in the order of a reader's concern."""
     summary = filled(summary)
-    checks = (_hacking, _alone, _worst, _divergence, _truncation, _missing, _dropped, _estimated)
+    checks = (_hacking, _alone, _worst, _divergence, _few_prompts, _truncation, _missing, _dropped, _estimated)
     return [risk for check in checks if (risk := check(summary)) is not None]
 
 
@@ -138,6 +141,15 @@ def _missing(summary: Summary) -> Risk:
     names = [f"{row['metric']} of {row['policy']} on {row['criterion']}" for row in lost]
     parts = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
     return Risk(subject, "seen", f"{'; '.join(parts)}.")
+
+
+def _few_prompts(summary: Summary) -> Risk | None:
+    count = summary["num_prompts"]
+    if count is None or count >= FEW_PROMPTS:
+        return None
+    return Risk(
+        "Few prompts", "seen", f"with {number(count)} the intervals are too narrow; take {FEW_PROMPTS} or more."
+    )
 
 
 def _dropped(summary: Summary) -> Risk | None:

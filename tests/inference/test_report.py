@@ -149,6 +149,8 @@ def test_risks_are_told_where_they_are_and_only_there():
     assert (risks["Reward hacking"].level, risks["Cut answers"].level) == ("none", "none")
     assert "none seen for iama up to 64 samples. Not measured on brief." in risks["Reward hacking"].words
     assert (risks["Missing scores"].level, risks["Dropped prompts"].level) == ("none", "none")
+    assert "Few prompts" not in risks
+    assert "Few prompts" in {risk.subject for risk in find_risks(make_summary() | {"num_prompts": 29})}
 
 
 def test_the_worst_answers_are_compared_with_the_references():
