@@ -36,10 +36,11 @@ Each page starts with its command and says what was to be shown, what was measur
 | [when to use](when_to_use.md) | when one meta-aligned base pays, and when an adapter for each criterion does |
 | [length](results/length.md) | two target lengths: does one base hold both? |
 | [front](results/front.md) | the helpful/harmless front with and without Best-of-4; every rival beside it |
-| [mixed preference](results/mixed-preference.md) | weights chosen at serving time, against soups and specialists |
+| [mixed preference](results/mixed-preference.md) | weights set at serving time, against soups and specialists |
 | [operators](results/operators.md) | another algorithm for each criterion; trained operator against served sampler |
 | [dynamics](results/dynamics.md) | how training gets to two modes; what the settings do to it |
 | [cards](results/cards.md) | CARDS, item-level rejection, ARGS and Best-of-n on one engine: gold against tokens, time |
+| [gradient samplers](results/gradient_samplers.md) | GGRO and SEA beside Best-of-n at equal operations |
 | [segmentation](results/segmentation.md) | does a prefix's reward tell more at boundaries before uncertain tokens? |
 | [search](results/search.md) | learning rate and beta of every rival, each with the same number of runs |
 """
