@@ -58,6 +58,7 @@ def run(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
+@pytest.mark.timeout(1800)  # some twenty commands, of which each starts a process
 def test_every_command_and_snippet_runs_in_the_order_of_the_readme(clone):
     baseline = "deepspeed --num_gpus 2 train_iama.py --config configs/demo-grpo.yaml"
     run(shlex.split(f"{baseline} --set trainer.max_steps=2"), clone)

@@ -163,8 +163,9 @@ def test_ctrl_c_ends_a_program_that_waits(server: OpenAIServer) -> None:
     server.delay_s = 20
     program = f"""
 import _thread, threading
+import openai  # before the clock starts: a slow import would swallow the interrupt
 from iama.remote import ChatRequest, Endpoint
-threading.Timer(0.5, _thread.interrupt_main).start()
+threading.Timer(1.5, _thread.interrupt_main).start()
 list(Endpoint({server.url!r}, "m", "K", 60, 2, 2, "here").ask_all([ChatRequest("x", 1.0, 5)] * 4))
 """
     start = time.monotonic()
