@@ -162,10 +162,10 @@ def test_a_caller_that_stops_begins_nothing_further(server: OpenAIServer) -> Non
 def test_ctrl_c_ends_a_program_that_waits(server: OpenAIServer) -> None:
     server.delay_s = 20
     program = f"""
-import _thread, threading
+import os, signal, threading
 import openai  # before the clock starts: a slow import would swallow the interrupt
 from iama.remote import ChatRequest, Endpoint
-threading.Timer(1.5, _thread.interrupt_main).start()
+threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 list(Endpoint({server.url!r}, "m", "K", 60, 2, 2, "here").ask_all([ChatRequest("x", 1.0, 5)] * 4))
 """
     start = time.monotonic()
