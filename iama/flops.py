@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from iama.models import inner_model
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -144,7 +146,7 @@ def _layer_kinds(config: Any) -> list[str]:
 def _is_causal(model: Any, config: Any) -> bool:
     if config.is_encoder_decoder or getattr(config, "is_causal", True) is False:
         return False
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     takes_cache = "past_key_values" in inspect.signature(type(inner).forward).parameters
     return takes_cache and not getattr(config, "use_bidirectional_attention", False)
 

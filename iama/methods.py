@@ -50,3 +50,11 @@ def parse_guided(method: str) -> tuple[str | None, dict[str, Any]]:
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"method {method!r}: {key} = {value!r} is no number, word or null") from error
     return name, settings
+
+
+def written_with_target(method: str, target: float) -> str:
+    """A guided method with its target, as people write it."""
+    name, settings = parse_guided(method)
+    given = {key: "null" if value is None else value for key, value in settings.items() if key != "target"}
+    written = ", ".join(f"{key}={value}" for key, value in {"target": f"{target:.6g}", **given}.items())
+    return f"{name}({written})"

@@ -112,3 +112,8 @@ def halved(batch_size: int, source: str, error: RuntimeError) -> int:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return batch_size // 2
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model inside a PEFT one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -97,10 +97,6 @@ class _Work:
     progress: Progress
     rewards: dict[RewardSpec, Reward] = field(default_factory=dict)
 
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [self.plan.rows[i] for i in self.indices]
-
     def reward(self, spec: RewardSpec) -> Reward:
         """A reward, loaded once."""
         if spec not in self.rewards:

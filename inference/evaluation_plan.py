@@ -154,17 +154,6 @@ def is_guided(method: str) -> bool:
     return method not in CURVES and parse_guided(method)[0] is not None
 
 
-def prompt_keys_of(rows: list[dict[str, Any]]) -> list[str]:
-    """Prompts as text, equal ones told apart by their occurrence."""
-    seen: dict[str, int] = {}
-    keys = []
-    for row in rows:
-        text = json.dumps(row["prompt"], sort_keys=True, ensure_ascii=False)
-        seen[text] = seen.get(text, 0) + 1
-        keys.append(f"{seen[text]} {text}")
-    return keys
-
-
 def _sources(config: EvaluationConfig, name: str, rows: list[dict[str, Any]], stored: PoolFile | None) -> list[Source]:
     """The pools of a policy: one, or where it differs by criterion one for each."""
     policy = config.policies[name]
@@ -196,18 +185,17 @@ def _size(name: str, spec: PolicySpec) -> ModelSize:
 
 def _in_order(name: str, rows: list[dict[str, Any]], pool: PoolFile) -> PoolFile:
     """A stored pool with the evaluation's prompts, in their order; raises `DataError` where one is missing."""
-    by_key = dict(zip(prompt_keys_of([{"prompt": p.prompt} for p in pool.prompts]), pool.prompts, strict=True))
-    missing = [row for row, key in zip(rows, prompt_keys_of(rows), strict=True) if key not in by_key]
+    ids = prompt_ids(rows)
+    by_id = dict(zip(prompt_ids([{"prompt": p.prompt} for p in pool.prompts]), pool.prompts, strict=True))
+    missing = [row for row, own in zip(rows, ids, strict=True) if own not in by_id]
     if missing:
         raise DataError(
             f"policy {name!r}: its pool has no completions for {len(missing)} of {len(rows)} prompts, the first is "
             f"{prompt_text(missing[0]['prompt'])[:60]!r}; all policies must answer the same prompts"
         )
-    ids = prompt_ids(rows)
     columns = [{name: value for name, value in row.items() if name != "prompt"} for row in rows]
-    found = [by_key[key] for key in prompt_keys_of(rows)]
     return PoolFile(
-        pool.header, [replace(p, prompt_id=i, columns=c) for p, i, c in zip(found, ids, columns, strict=True)]
+        pool.header, [replace(by_id[own], prompt_id=own, columns=c) for own, c in zip(ids, columns, strict=True)]
     )
 
 

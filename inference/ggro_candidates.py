@@ -16,7 +16,7 @@ import torch
 
 from iama.errors import ModelError
 from inference.decode import Ends, charge, special_tokens
-from inference.guided import Guided
+from inference.guided import Guided, enter_prompts
 from inference.random_streams import stream_keys, uniforms
 from inference.rows import Rows
 from inference.sampling import draw_tokens, entropy, probabilities
@@ -63,7 +63,6 @@ class GgroRequest(Guided):
     """A prompt with what is kept of its response, and the candidates for the next segment."""
 
     template: tuple[list[int], list[int]] = ([], [])  # what the reward reads before and after the response
-    slots: list[int] = field(default_factory=list)
     reward_rows: dict[int, int] = field(default_factory=dict)  # of each slot
     option_rows: list[int] = field(default_factory=list)  # one for each option, where the reward reads them
     options: list[int] = field(default_factory=list)  # tokens that may nudge this segment, the likeliest first
@@ -91,18 +90,7 @@ class Decoder:
 
     def enter(self, requests: Sequence[GgroRequest], num_slots: int) -> None:
         """Forward prompts, once each, and give them so many slots."""
-        begin = time.perf_counter()
-        number = len(requests)
-        slots = self._rows.allocate(number * num_slots)  # all at once, so that memory grows once
-        logits_PV = self._rows.extend(slots[:number], [request.prompt_ids for request in requests])
-        flops = self._rows.last_flops.tolist()
-        for i, (request, logits_V, own) in enumerate(zip(requests, logits_PV, flops, strict=True)):
-            request.num_steps += 1
-            request.flops += own
-            request.slots = slots[i::number]
-            request.logits_V = logits_V.clone()
-            self._rows.copy(request.slots[0], request.slots[1:])
-        charge(requests, time.perf_counter() - begin)
+        enter_prompts(self._rows, requests, num_slots)
 
     def leave(self, request: GgroRequest) -> None:
         """Give a prompt's slots up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
-from inference.decode import Request, response_text, shortest_first, until_all
+from inference.decode import Request, charge, response_text, shortest_first, until_all
 from inference.random_streams import prompt_keys
 from inference.samplers import Candidate, Completion, render_checked
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from iama.render import Prompt
     from iama.rewards import Reward
     from inference.cards import Cards
+    from inference.rows import Rows
     from inference.samplers import Segment
     from inference.scoring import RewardRows
     from inference.token_search import Args
@@ -37,6 +39,7 @@ class Guided(Request):
     reward: float = math.nan  # of the response so far
     logits_V: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     trace: list[Segment] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)  # rows of the policy that its candidates share
 
 
 G = TypeVar("G", bound=Guided)
@@ -74,6 +77,22 @@ def answer_all(
         replace(completion, cost=replace(completion.cost, peak_memory=peak))
         for completion in (completions[i] for i in range(len(prompts)))
     ]
+
+
+def enter_prompts(rows: Rows, requests: Sequence[Guided], num_slots: int) -> None:
+    """Forward prompts, once each, and give them so many slots that have read them."""
+    begin = time.perf_counter()
+    number = len(requests)
+    slots = rows.allocate(number * num_slots)  # all at once, so that memory grows once
+    logits_PV = rows.extend(slots[:number], [request.prompt_ids for request in requests])
+    flops = rows.last_flops.tolist()
+    for i, (request, logits_V, own) in enumerate(zip(requests, logits_PV, flops, strict=True)):
+        request.num_steps += 1
+        request.flops += own
+        request.slots = slots[i::number]
+        request.logits_V = logits_V.clone()
+        rows.copy(request.slots[0], request.slots[1:])
+    charge(requests, time.perf_counter() - begin)
 
 
 def score_rows(

@@ -10,7 +10,7 @@ import numpy as np
 
 from iama.data import with_system_prompt
 from iama.errors import RewardError
-from iama.methods import parse_guided
+from iama.methods import parse_guided, written_with_target
 from inference.decode import response_text
 from inference.policy import load_policy
 from inference.pool_file import Sample
@@ -50,9 +50,7 @@ def with_pool_target(method: str, proxy_PS: Floats) -> str:
             f"method {method!r}: not one of {proxy_PS.size} samples has a proxy score that its target could be taken "
             "from; look at what the reward could not score"
         )
-    target = float(np.nanquantile(proxy_PS, QUANTILE))
-    given = {key: "null" if value is None else value for key, value in settings.items() if key != "target"}
-    return f"{name}({', '.join(f'{key}={value}' for key, value in {'target': f'{target:.6g}', **given}.items())})"
+    return written_with_target(method, float(np.nanquantile(proxy_PS, QUANTILE)))
 
 
 def needs_target(method: str, sampling: Sampling) -> bool:

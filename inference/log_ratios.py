@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from iama.models import halved, is_out_of_memory
+from iama.models import halved, inner_model, is_out_of_memory
 from inference.sampling import log_probabilities
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _forward(policy: Policy, prompts_ids: list[Sequence[int]], responses_ids: li
     # Logits of the shared part of the prompts are not needed; nor is the last column's, which predicts nothing.
     first = min(map(len, prompts_ids)) - 1
     model: Any = policy.model
-    if "logits_to_keep" in inspect.signature(_inner(model).forward).parameters:
+    if "logits_to_keep" in inspect.signature(inner_model(model).forward).parameters:
         logits_BTV = model(**inputs, use_cache=False, logits_to_keep=width - first).logits
     else:
         logits_BTV = model(**inputs, use_cache=False).logits[:, first:]
@@ -135,8 +135,3 @@ def _sum(logits_TV: torch.Tensor, tokens: Sequence[int]) -> float:
     if (ids_T >= logits_TV.shape[1]).any():
         return -np.inf
     return float(log_probabilities(logits_TV, ids_T).sum())
-
-
-def _inner(model: Any) -> Any:
-    """The transformers model inside a PEFT one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

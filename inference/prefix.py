@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from iama.models import inner_model
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,7 +26,7 @@ class Prefixes:
         self._model = model
         self._lengths_R = torch.tensor([len(row) for row in rows], device=model.device)
         self._width = int(self._lengths_R.max())
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner = inner_model(model)
         accepted = inspect.signature(type(inner).forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._held: list[tuple[torch.Tensor, torch.Tensor]] = []

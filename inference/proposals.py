@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from inference.decode import Ends, charge, response_text
-from inference.guided import Guided
+from inference.guided import Guided, enter_prompts
 from inference.random_streams import stream_keys, uniforms
 from inference.rows import Rows
 from inference.sampling import draw_tokens, entropy, probabilities
@@ -58,7 +58,6 @@ class Proposal:
 class CardsRequest(Guided):
     """A prompt with what is accepted of its response, and the proposals for the next segment."""
 
-    slots: list[int] = field(default_factory=list)
     reward_rows: dict[int, int] = field(default_factory=dict)  # of each slot
     start_reward: float = 0.0  # of the empty response, where the threshold asks for it
     round: list[Proposal] = field(default_factory=list)  # drawn together
@@ -87,18 +86,7 @@ class Proposer:
 
     def enter(self, requests: Sequence[CardsRequest], num_slots: int) -> None:
         """Forward prompts, once each, and give them so many slots."""
-        begin = time.perf_counter()
-        number = len(requests)
-        slots = self._rows.allocate(number * num_slots)  # all at once, so that memory grows once
-        logits_PV = self._rows.extend(slots[:number], [request.prompt_ids for request in requests])
-        flops = self._rows.last_flops.tolist()
-        for i, (request, logits_V, own) in enumerate(zip(requests, logits_PV, flops, strict=True)):
-            request.num_steps += 1
-            request.flops += own
-            request.slots = slots[i::number]
-            request.logits_V = logits_V.clone()
-            self._rows.copy(request.slots[0], request.slots[1:])
-        charge(requests, time.perf_counter() - begin)
+        enter_prompts(self._rows, requests, num_slots)
 
     def leave(self, request: CardsRequest) -> None:
         """Give a prompt's slots up."""

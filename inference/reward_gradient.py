@@ -218,13 +218,7 @@ class GradientRows(Rows):
         with torch.enable_grad(), _leaves(self._model, columns) as found:
             logits = self._forward(in_line, step).logits
         (gradient_RD,) = torch.autograd.grad(logits[:, head].sum(), found)
-        for slot, row in zip(slots, tokens, strict=True):
-            self._ids[slot].extend(row)
-        before = np.empty_like(counts)
-        before[step.order] = step.lengths
-        self._last_fed = np.stack([before - counts, counts])
-        self.num_forwarded += int(counts.sum())
-        self.num_passes += 1
+        self._note_fed(slots, tokens, counts, step)
         back = torch.from_numpy(np.argsort(step.order)).to(logits.device)
         return logits.detach()[back], gradient_RD[back]
 

@@ -15,7 +15,7 @@ import torch
 
 from iama.errors import ModelError
 from iama.flops import RECURRENT, row_flops, size_of
-from iama.models import is_out_of_memory
+from iama.models import inner_model, is_out_of_memory
 from inference.kv_cache import SlotCache
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Rows:
         self._cache = SlotCache(model.device)
         self._ids: list[list[int]] = []
         self._free: list[int] = []
-        accepted = inspect.signature(type(_inner(model)).forward).parameters
+        accepted = inspect.signature(type(inner_model(model)).forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._pad_id = getattr(model.config, "pad_token_id", None) or 0
@@ -100,6 +100,16 @@ class Rows:
         assert counts.min() > 0, "a row without new tokens"
         step = self._cache.plan(slots, counts)
         logits: torch.Tensor = self._forward([tokens[place] for place in step.order], step).logits
+        self._note_fed(slots, tokens, counts, step)
+        in_line = logits if logits.ndim == 2 else logits[:, -1]
+        if (np.diff(step.order) == 1).all():
+            return in_line
+        return in_line[torch.from_numpy(np.argsort(step.order)).to(self._device)]
+
+    def _note_fed(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], counts: NDArray[np.int64], step: Step
+    ) -> None:
+        """Write down what a pass has read."""
         for slot, row in zip(slots, tokens, strict=True):
             self._ids[slot].extend(row)
         before = np.empty_like(counts)
@@ -107,10 +117,6 @@ class Rows:
         self._last_fed = np.stack([before - counts, counts])
         self.num_forwarded += int(counts.sum())
         self.num_passes += 1
-        in_line = logits if logits.ndim == 2 else logits[:, -1]
-        if (np.diff(step.order) == 1).all():
-            return in_line
-        return in_line[torch.from_numpy(np.argsort(step.order)).to(self._device)]
 
     @torch.inference_mode()
     def fork(self, slot: int, num_rows: int) -> list[int]:
@@ -156,7 +162,7 @@ def refuse_recurrent(model: Any, source: str) -> None:
     config = model.config.get_text_config(decoder=True)
     kinds = {str(kind) for kind in getattr(config, "layer_types", None) or []}
     recurrent = sorted(kind for kind in kinds if any(word in kind for word in RECURRENT))
-    if recurrent or getattr(_inner(model), "_is_stateful", False):
+    if recurrent or getattr(inner_model(model), "_is_stateful", False):
         what = f" ({', '.join(recurrent)})" if recurrent else ""
         raise ModelError(
             f"{source}: a {config.model_type} model keeps recurrent state{what}, which cannot be forked or rolled "
@@ -208,8 +214,3 @@ def differs(found: torch.Tensor, clean: torch.Tensor, dtype: torch.dtype) -> boo
 
 def _cannot(model: PreTrainedModel) -> str:
     return f"a {model.config.model_type} model cannot be decoded row by row from a cache; use another architecture"
-
-
-def _inner(model: Any) -> Any:
-    """The transformers model inside a PEFT one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from iama.cost import Cost
 from iama.errors import ConfigError
-from iama.methods import parse_guided
+from iama.methods import parse_guided, written_with_target
 from iama.operators import parse_operator
 from iama.schema import validate
 from inference.cards import Cards, CardsSettings, calibrate_target, rejection_settings
@@ -78,10 +78,7 @@ def with_target(
         return method, Cost()
     # Another seed than the responses', since proposals begin with the same random numbers.
     target, cost = calibrate_target(policy, reward, prompts, sampling, seed=seed + 1, batch_size=CALIBRATION_BATCH)
-    name, settings = parse_guided(method)
-    given = {key: "null" if value is None else value for key, value in settings.items() if key != "target"}
-    written = ", ".join(f"{key}={value}" for key, value in {"target": f"{target:.6g}", **given}.items())
-    return f"{name}({written})", cost
+    return written_with_target(method, target), cost
 
 
 def _served(operator: str) -> Served:
