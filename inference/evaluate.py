@@ -215,17 +215,17 @@ def _answer(work: _Work, measured: Measured, source: Source, criterion: Evaluati
     if needs_target(method, config.sampling):
         written = with_pool_target(method, measured.scores[source.name, criterion.proxy].values_PS)
     header = guided_header(source, written, reward_key(criterion.proxy))
-    name = f"{source.name} {criterion.name} {method}"
-    file_name = f"{source.file_name}-{digest([criterion.name, header])[:12]}.jsonl"
+    stem = f"{source.file_name}-{digest([criterion.name, header['method'], header['guided_by']])[:12]}"
+    name = answers_name(source.policy, criterion.name, method)
     advance = _bar(work.progress, f"answers of {name}", "prompts", len(work.indices))
     draw = guided_draw(
         source, work.reward(criterion.proxy), written, config.sampling, config.seed + 1, config.batch_size
     )
-    path = work.folder / "answers" / file_name
+    path = work.folder / "answers" / f"{stem}.jsonl"
     pool = fill_pool(path, header, work.plan.rows, draw, advance, indices=work.indices)
     gold = None
     if criterion.gold is not None:
-        journal = work.folder / "scores" / f"{file_name.removesuffix('.jsonl')}.{reward_key(criterion.gold)[:12]}.jsonl"
+        journal = work.folder / "scores" / f"{stem}.{reward_key(criterion.gold)[:12]}.jsonl"
         gold = score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, {}, lambda _: None).values_PS
     measured.answers[source.policy, criterion.name, method] = (written, pool, gold)
 

@@ -64,7 +64,7 @@ class Source:
 class Plan:
     """Prompts, pools, and the rewards by specification with their names; `dropped` prompts were too long.
 
-    `num_samples` are used of every pool; `training` has the runs that made the trained policy, with mean prompt tokens.
+    `num_samples` are used of every pool; `training` has each policy's runs, with their folders and mean prompt tokens.
     """
 
     rows: list[dict[str, Any]]
@@ -72,7 +72,7 @@ class Plan:
     sources: list[Source]
     rewards: dict[RewardSpec, str]
     num_samples: int
-    training: list[tuple[TrainingRun, float]]
+    training: dict[str, list[tuple[Path, TrainingRun, float]]]
 
     def source(self, policy: str, criterion: str) -> Source:
         """The pool that serves a criterion."""
@@ -113,16 +113,11 @@ def _stored_rows(stored: dict[str, PoolFile]) -> list[dict[str, Any]]:
     return rows
 
 
-def _training(config: EvaluationConfig) -> list[tuple[TrainingRun, float]]:
-    """What the trained policy's runs did; raises `RunError` or `DataError` where that or a reference's is unknown."""
-    runs = {
-        name: [
-            (read_run(Path(folder)), mean_prompt_tokens(Path(folder))) for folder in config.policies[name].training_run
-        ]
-        for name in (config.trained, *config.references)
-        if name in config.policies
-    }
-    return runs.get(config.trained, [])
+def _training(config: EvaluationConfig) -> dict[str, list[tuple[Path, TrainingRun, float]]]:
+    """What the runs of the trained policy and the references did; raises `RunError` or `DataError` if not known."""
+    policies = {name: config.policies[name] for name in (config.trained, *config.references) if name in config.policies}
+    folders = {name: [Path(folder) for folder in policy.training_run] for name, policy in policies.items()}
+    return {name: [(f, read_run(f), mean_prompt_tokens(f)) for f in found] for name, found in folders.items() if found}
 
 
 def check_method(config: EvaluationConfig, method: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama.config import CURVES, WinRateBaseline
-from inference.break_even import break_even, mean_prompt_tokens, read_run, run_flops
+from inference.break_even import break_even, run_flops
 from inference.budgets import lengths
 from inference.controls import controls
 from inference.curves import operator_at
@@ -196,7 +195,7 @@ def break_even_rows(
 
     Of a reference that was trained too, only what the trained policy's training took more.
     """
-    spent = _training_flops(config, plan, measured, config.trained) if plan.training else None
+    spent = _training_flops(config, plan, measured, config.trained)
     if spent is None:
         return []
     others = {name: _reference_training(config, plan, measured, name) for name in {r["reference"] for r in savings}}
@@ -217,7 +216,7 @@ def break_even_rows(
 def _reference_training(config: EvaluationConfig, plan: Plan, measured: Measured, name: str) -> tuple[float, str]:
     """Operations that a reference's own training took, 0 where they are not known; and what to say of them."""
     policy = config.policies[name]
-    if policy.training_run:
+    if name in plan.training:
         spent = _training_flops(config, plan, measured, name)
         return (0.0, NOT_COUNTED) if spent is None else (spent, "less the reference's own training")
     variants = [] if policy.path is None else [policy.variant(criterion.name)[0] for criterion in config.criteria]
@@ -226,10 +225,9 @@ def _reference_training(config: EvaluationConfig, plan: Plan, measured: Measured
 
 
 def _training_flops(config: EvaluationConfig, plan: Plan, measured: Measured, policy: str) -> float | None:
-    """Operations of all runs that trained a policy; None where its size is not known."""
-    size = plan.source(policy, config.criteria[0].name).size
+    """Operations of all runs that trained a policy; None where they or its size are not known."""
+    size = plan.source(policy, config.criteria[0].name).size if policy in plan.training else None
     if size is None:
         return None
     rewards = [found for c in config.criteria if (found := measured.reward_sizes.get(c.proxy)) is not None]
-    folders = [Path(folder) for folder in config.policies[policy].training_run]
-    return sum(run_flops(f, read_run(f), mean_prompt_tokens(f), size, rewards) for f in folders)
+    return sum(run_flops(*told, size, rewards) for told in plan.training[policy])
