@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iama.cli.app import app, manifest_of, note_differences, prepare
+from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
 from iama.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from iama.cost import Cost
     from iama.manifest import Manifest, ManifestCriterion
-    from iama.specs import RewardSpec, Sampling
+    from iama.specs import PolicySpec, RewardSpec, Sampling
     from inference.samplers import Completion
 
 
@@ -31,18 +33,18 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or cards, rejection, args with settings: "
+            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or cards, rejection, args, ggro, sea with settings: "
             "'cards(target=1.5)'; else iama.json's."
         ),
     ] = None,
     n: Annotated[int | None, typer.Option(help="Candidates of bon, or their mean number for bop.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1 (all tokens).")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Else that of iama.json, or 0 (all tokens).")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Else that of iama.json, or 0 (all tokens).")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1 (none).")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Else that of iama.json, or 128.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    max_new_tokens: MaxNewTokens = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same candidates.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text; do not use the chat template.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -71,6 +73,14 @@ def generate(
     sampling = sampling_of(given, manifest)
     note_differences(manifest, sampling)
     prepare([policy, adapter, spec.model if spec else None])
+    completion, operator, calibration = _answer(base, spec, operator, sampling, prompt, plain, seed)
+    _show(completion, operator, calibration)
+
+
+def _answer(
+    base: PolicySpec, spec: RewardSpec | None, operator: str, sampling: Sampling, prompt: str, plain: bool, seed: int
+) -> tuple[Completion, str, Cost | None]:
+    """The completion, the operator with a measured target where it lacked one, and what measuring cost."""
     from rich.console import Console
 
     with Console(stderr=True).status("loading and sampling"):
@@ -86,8 +96,7 @@ def generate(
         calibration = None
         if scorer is not None:
             operator, calibration = with_target(loaded, scorer, operator, [asked], sampling, seed)
-        completion = serve(loaded, scorer, operator, sampling).sample([asked], seed=seed)[0]
-    _show(completion, operator, calibration)
+        return serve(loaded, scorer, operator, sampling).sample([asked], seed=seed)[0], operator, calibration
 
 
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
@@ -213,7 +222,8 @@ def _segments(completion: Completion, operator: str) -> Table:
     for name in ("tokens", "reward so far", "threshold", "proposals", "wasted tokens", ""):
         table.add_column(name, justify="right")
     for segment in completion.trace:
-        numbers = [segment.num_tokens, f"{segment.reward:.4g}", f"{segment.threshold:.4g}", segment.num_proposals]
-        forced = "best of all, none accepted" if segment.forced else ""
-        table.add_row(*map(str, numbers), str(segment.wasted_tokens), forced)
+        threshold = "-" if math.isnan(segment.threshold) else f"{segment.threshold:.4g}"
+        numbers = [segment.num_tokens, f"{segment.reward:.4g}", threshold, segment.num_proposals]
+        told = "best of all, none accepted" if segment.forced else "begun with a nudge" if segment.nudge else ""
+        table.add_row(*map(str, numbers), str(segment.wasted_tokens), told)
     return table

@@ -11,6 +11,7 @@ import typer
 
 from iama.cli.app import app, manifest_of, note_differences, prepare
 from iama.cli.generate import reward_spec, sampling_of
+from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
 from iama.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def pool(
     column: Annotated[list[str] | None, typer.Option(help="Ours=theirs, e.g. prompt=question. Repeatable.")] = None,
     max_prompts: Annotated[int | None, typer.Option(help="The first so many prompts.", min=1)] = None,
     system_prompt: Annotated[str | None, typer.Option(help="Before every prompt; rewards do not see it.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1 (all tokens).")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Else that of iama.json, or 0 (all tokens).")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Else that of iama.json, or 0 (all tokens).")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Else that of iama.json, or 1 (none).")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Else that of iama.json, or 128.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    max_new_tokens: MaxNewTokens = None,
     seed: Annotated[int, typer.Option(help="With transformers the same seed gives the same samples.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Rows that transformers decodes together.", min=1)] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -188,6 +188,14 @@ def test_generate_shows_the_segments_of_cards(run, tiny):
     assert "measuring" not in out
 
 
+def test_generate_marks_the_nudges_of_ggro(run, tiny):
+    asked = ["generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--reward", tiny.reward]
+    code, out, err = run(*asked, "--method", "ggro(num_candidates=4, entropy_threshold=0.1)", "--max-new-tokens", 12)
+    assert code == 0, err
+    assert "begun with a nudge" in out
+    assert "nan" not in out
+
+
 def test_generate_in_half_precision(run, tiny, monkeypatch):
     asked = ["generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--reward", tiny.reward]
     asked += ["--method", "bon", "--n", 2, "--max-new-tokens", 6]
