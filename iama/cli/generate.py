@@ -33,8 +33,8 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or cards, rejection, args, ggro, sea with settings: "
-            "'cards(target=1.5)'; else iama.json's."
+            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or cards, rejection, args, ggro, sea, "
+            "with settings: 'cards(target=1.5)'; else iama.json's."
         ),
     ] = None,
     n: Annotated[int | None, typer.Option(help="Candidates of bon, or their mean number for bop.")] = None,
