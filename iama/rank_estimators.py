@@ -113,7 +113,7 @@ def _tables(law: Floats) -> _Tables:
 
 @dataclass(frozen=True)
 class _Group:
-    """Scores `[P, G]` sorted by the selecting reward, and the sort; `blocks` are runs of ties, None without any.
+    """Scores `[P, G]` sorted by the selecting reward, where each stood, and `blocks`, runs of ties; None without any.
 
     A block reaches from `below` (how many completions lie below it) to `upto`, `[P, G]` each.
     """
@@ -125,8 +125,9 @@ class _Group:
 
 def _sort(selector_PG: Floats, score_PG: Floats) -> _Group:
     order = np.argsort(selector_PG, axis=1)  # the order within a block has no effect
-    ordered = np.take_along_axis(selector_PG, order, axis=1)
-    score = ordered if score_PG is selector_PG else np.take_along_axis(score_PG, order, axis=1)
+    order += selector_PG.shape[1] * np.arange(len(order))[:, None]  # in the flat array: several times as fast
+    ordered = selector_PG.take(order)
+    score = ordered if score_PG is selector_PG else score_PG.take(order)
     is_new = ordered[:, 1:] != ordered[:, :-1]
     if is_new.all():
         return _Group(score, order, None)
@@ -143,7 +144,7 @@ def _first_variation(group: _Group, tables: _Tables) -> Floats:
     """U-statistic `[P, G]` of the first variation under the tables' law, in the original order."""
     ordered = _untied(group.score, tables) if group.blocks is None else _tied(group.score, *group.blocks, tables)
     phi: Floats = np.empty_like(ordered)
-    np.put_along_axis(phi, group.order, ordered, axis=1)
+    phi.reshape(-1)[group.order] = ordered
     return phi
 
 
