@@ -22,6 +22,11 @@ class ManifestCriterion(Strict):
     operator: str
     weight: float
     reward: RewardSpec
+    """The proxy reward, with its scale."""
+    reward_revision: str | None = None
+    """Of a reward model: the hub's commit, or a hash of the local folder's files."""
+    budget: float | None = None
+    """Samples an answer that the operator draws on average; null where no number of samples serves it."""
 
 
 class Manifest(Strict):

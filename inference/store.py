@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from iama.errors import RunError
+from iama.fingerprint import fingerprint as fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-# What decides a model's output; a training run's optimizer states and logs beside them do not.
-_MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".py"}
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
@@ -59,21 +56,3 @@ def digest(value: Any) -> str:
     """Hash of a JSON value."""
     data = json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash of the names and contents of a model directory's own files; a hub name stands for itself."""
-    if not folder.is_dir():
-        return str(folder)
-    total = hashlib.blake2b(digest_size=16)
-    for file in sorted(f for f in folder.iterdir() if f.suffix in _MODEL_SUFFIXES and f.is_file()):
-        stat = file.stat()
-        total.update(f"{file.name}:{_content_hash(file.resolve(), stat.st_mtime_ns, stat.st_size)};".encode())
-    return total.hexdigest()
-
-
-@cache
-def _content_hash(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - parts of the cache's key
-    """Hash of a file's content; a file that has kept its time and size is read once by a process."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -14,27 +14,38 @@ if TYPE_CHECKING:
     import torch
 
 
-def expected_keys(model: torch.nn.Module) -> set[str]:
-    """Keys that an adapter file of this PEFT model must hold (adapter named `default`)."""
+def expected_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape by key of what an adapter file of this PEFT model must hold (adapter named `default`).
+
+    Under ZeRO-3 a parameter is empty here and knows its whole shape.
+    """
     return {
-        re.sub(r"\.default(?=\.|$)", "", name)
-        for name, _ in model.named_parameters()
+        _key_of(name): tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in model.named_parameters()
         if "lora_" in name and re.search(r"\.default(\.|$)", name)
     }
 
 
-def check_adapter(folder: Path, expected: set[str], trained: bool) -> None:
-    """Reopen an adapter folder; `RunError` if keys differ, a tensor is empty, or lora_B is zero after training."""
+def _key_of(name: str) -> str:
+    """A parameter's key in an adapter file; DoRA's magnitudes lose the name of the tensor as well."""
+    return re.sub(r"(?<=lora_magnitude_vector)\.default\.weight$|\.default(?=\.|$)", "", name)
+
+
+def check_adapter(folder: Path, expected: dict[str, tuple[int, ...]], trained: bool) -> None:
+    """Reopen an adapter folder; `RunError` if keys or shapes differ, or if lora_B is zero after training."""
     path = folder / "adapter_model.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
             keys = set(file.keys())
-            if keys != expected:
-                differing = sorted(keys ^ expected)
+            if keys != expected.keys():
+                differing = sorted(keys ^ expected.keys())
                 raise RunError(f"{path}: {len(differing)} keys are missing or unexpected, first {differing[0]!r}")
-            empty = [key for key in keys if 0 in file.get_slice(key).get_shape()]
-            if empty:
-                raise RunError(f"{path}: tensor {empty[0]!r} is empty; the sharded weights were not gathered")
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in sorted(keys)}
+            for key, shape in shapes.items():
+                if 0 in shape:
+                    raise RunError(f"{path}: tensor {key!r} is empty; the sharded weights were not gathered")
+                if shape != expected[key]:
+                    raise RunError(f"{path}: tensor {key!r} has shape {shape}, not {expected[key]}")
             if trained and not any(file.get_tensor(key).any() for key in keys if "lora_B" in key):
                 raise RunError(f"{path}: every lora_B is zero although steps were taken; nothing was learned or saved")
     except (OSError, SafetensorError) as error:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, GenerationConfig, PrinterCallback
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig
 
@@ -17,10 +18,15 @@ from iama.files import temporary_name
 from iama.manifest import FILE_NAME, Manifest
 from iama.models import loading, refuse_missing_tensors
 from iama.rewards import load_reward
-from trainers.adapter import check_adapter, expected_keys
+from trainers.adapter import check_adapter, expected_shapes
 from trainers.callbacks import EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
-from trainers.engine import prepare_process_group
+from trainers.checkpoints import sharding_of
+from trainers.engine import prepare_process_group, whole_models
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
+from trainers.resume import Checkpoints
+from trainers.samples import SampleFiles
+from trainers.watch import Watch
+from trainers.watchdog import PhaseMarks, Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,28 +39,45 @@ if TYPE_CHECKING:
     from trainers.plan import Plan
 
 
-def build_trainer(plan: Plan, console: Console, first_step: int = 0) -> NonlinearGRPOTrainer:
-    """The trainer of a plan, ready for `train()`; metrics after `first_step` are cut from `metrics.jsonl`."""
+def build_trainer(
+    plan: Plan, console: Console, first_step: int = 0, watchdog: Watchdog | None = None
+) -> NonlinearGRPOTrainer:
+    """The trainer of a plan, ready for `train()`; metrics and samples after `first_step` are removed."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     args = _grpo_config(plan)  # first: it also gives this process its device
     criteria = plan.config.objective.criteria
     report = EngineReport(plan.uses_deepspeed, console.print)
-    metrics = MetricsFile(Path(plan.config.output_dir) / "metrics.jsonl", criteria, first_step)
+    folder, watchdog = Path(plan.config.output_dir), watchdog or Watchdog(None)
+    watch = Watch(plan.config.watch, [c.name for c in criteria], plan.config.kl.target)
+    metrics = MetricsFile(folder / "metrics.jsonl", criteria, first_step, watch)
+    samples = SampleFiles(folder / "samples", plan.config.watch.samples, first_step)
+    checkpoints = Checkpoints(sharding_of(plan.config), plan.trainer_fields.get("save_total_limit"))
+    with whole_models(args):
+        rewards = load_rewards(plan.config)
     trainer = NonlinearGRPOTrainer(
         objective=plan.objective,
         kl=plan.config.kl,
         on_nan=plan.config.objective.on_nan,
         running_mean_decay=plan.config.objective.running_mean_decay,
         model=_load_model(plan),
-        reward_funcs=load_rewards(plan.config),
+        reward_funcs=rewards,
         args=args,
         train_dataset=Dataset.from_list(plan.prompts),
         processing_class=plan.tokenizer,
         peft_config=plan.lora,
-        callbacks=[report, metrics, SavedAdapterCheck(), ProgressBar(criteria, console)],
+        callbacks=[
+            report,
+            metrics,
+            samples,
+            SavedAdapterCheck(),
+            checkpoints,
+            ProgressBar(criteria, console),
+            PhaseMarks(watchdog),  # last: what the others do on a save belongs to the save
+        ],
     )
-    report.trainer = trainer
+    report.trainer = samples.trainer = trainer
+    trainer.watchdog = watchdog
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -79,7 +102,7 @@ def save_final(trainer: NonlinearGRPOTrainer, folder: Path, manifest: Manifest) 
         (temporary / FILE_NAME).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
         if trainer.state.global_step == 0:
             raise RunError(f"no training step was taken (max_steps {trainer.state.max_steps}), so no adapter is saved")
-        check_adapter(temporary, expected_keys(trainer.model), trained=True)
+        check_adapter(temporary, expected_shapes(trainer.model), trained=True)
         temporary.replace(folder)
     trainer.accelerator.wait_for_everyone()
 
@@ -88,6 +111,8 @@ def _load_model(plan: Plan) -> PreTrainedModel:
     """The base model, after the GRPOConfig was made: under ZeRO-3 it is sharded while it is loaded."""
     spec = plan.config.policy
     options = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code, **plan.model_init_kwargs}
+    if plan.config.quantization is not None:
+        options["quantization_config"] = _four_bits(spec.dtype)
     with loading(spec.path, "policy.path"):
         model, info = AutoModelForCausalLM.from_pretrained(
             spec.path, use_safetensors=True, output_loading_info=True, **options
@@ -99,8 +124,19 @@ def _load_model(plan: Plan) -> PreTrainedModel:
     return model
 
 
+def _four_bits(dtype: str) -> BitsAndBytesConfig:
+    """NF4 with doubly quantised scales (Dettmers et al. 2023); matrices are multiplied in the policy's dtype."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+
+
 def _grpo_config(plan: Plan) -> GRPOConfig:
     fields: dict[str, Any] = prepare_process_group(plan.uses_deepspeed) | plan.trainer_fields
+    fields["save_total_limit"] = None  # old checkpoints go once the new one counts: `Checkpoints`
     try:
         return GRPOConfig(**fields)
     except (ValueError, TypeError) as error:

@@ -9,13 +9,14 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import broadcast_object_list
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from iama.environment import is_main_process
 from iama.errors import IamaWarning
 from iama.files import write_atomically
-from trainers.adapter import check_adapter, expected_keys
+from trainers.adapter import check_adapter, expected_shapes
 from trainers.engine import check_engine, describe_engine
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from iama.config import TrainingCriterion
-
-CLIPPED_WARNING = 0.2
+    from trainers.watch import Watch
 
 
 def gold_name(criterion: str) -> str:
@@ -43,43 +43,57 @@ class MetricsFile(TrainerCallback):
     Where an aggregate other than the weighted sum is in force, `criteria[name]` also has `running` (the running
     mean of `value`) and `weight` (dg/dR_k there); with kl.chi2, `chi2` (of the policy to the reference, on whole
     completions); with on_nan: drop, `dropped` (completions that left their group, a roll-out batch).
+    `criteria[name].lift` and `silent_groups` are what `trainers/watch.py` reads, and `alarms` names what it found; it
+    warns of each cause once.
     """
 
-    def __init__(self, path: Path, criteria: Sequence[TrainingCriterion], first_step: int) -> None:
+    def __init__(self, path: Path, criteria: Sequence[TrainingCriterion], first_step: int, watch: Watch) -> None:
         self._path = path
         self._criteria = criteria
+        self._watch = watch
         self._tokens, self._time = 0.0, time.perf_counter()
         if is_main_process():
-            _cut_back(path, first_step)
+            watch.replay(_cut_back(path, first_step))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start counting tokens and time; a resumed run goes on from its checkpoint's count."""
         self._tokens, self._time = float(state.num_input_tokens_seen), time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Write the step's line; TRL has merged its own metrics into `logs`."""
-        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+        """Write the step's line, and end the run where that is asked for; TRL has merged its metrics into `logs`."""
+        if logs is None or "loss" not in logs:
             return
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"step {state.global_step}: the loss is {logs['loss']}; lower trainer.learning_rate"
+            )
+        stop = [state.is_world_process_zero and self._write(self._row(state.global_step, logs, args.beta))]
+        if self._watch.config.stop_on_hacking:
+            control.should_training_stop |= bool(broadcast_object_list(stop)[0])  # the main process alone has looked
+
+    def _write(self, row: dict[str, Any]) -> bool:
+        """Write a line with its alarms, warn of what is told for the first time; returns whether to stop."""
+        alarms = self._watch.look(row)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self._row(state.global_step, logs, args.beta)) + "\n")
+            file.write(json.dumps({**row, "alarms": [alarm.cause for alarm in alarms]}) + "\n")
+        for alarm in self._watch.unsaid(alarms):
+            warnings.warn(alarm.message, IamaWarning, stacklevel=2)
+        if not (self._watch.config.stop_on_hacking and any(alarm.cause.startswith("hacking") for alarm in alarms)):
+            return False
+        warnings.warn(f"step {row['step']}: the run ends here (watch.stop_on_hacking)", IamaWarning, stacklevel=2)
+        return True
 
     def _row(self, step: int, logs: dict[str, Any], fixed_beta: float) -> dict[str, Any]:
         now, tokens = time.perf_counter(), float(logs.get("num_tokens", 0.0))
         rate = (tokens - self._tokens) / (now - self._time)
         self._tokens, self._time = tokens, now
-        if logs.get("completions/clipped_ratio", 0.0) > CLIPPED_WARNING and step == 1:
-            warnings.warn(
-                f"{logs['completions/clipped_ratio']:.0%} of the completions reach sampling.max_new_tokens "
-                "and are cut; raise it",
-                IamaWarning,
-                stacklevel=2,
-            )
-        row: dict[str, Any] = {
+        return {
             "step": step,
             "criteria": {c.name: _criterion_row(c, logs) for c in self._criteria},
             "kl_per_token": logs.get("kl"),
             "beta": logs.get("beta", fixed_beta),
             "clipped_ratio": logs.get("completions/clipped_ratio"),
+            "silent_groups": logs.get("silent_groups"),
             "mean_length": logs.get("completions/mean_length"),
             "tokens_per_second": rate,
             "loss": logs["loss"],
@@ -87,9 +101,6 @@ class MetricsFile(TrainerCallback):
             "learning_rate": logs.get("learning_rate"),
             **{key: logs[key] for key in ("chi2", "dropped") if key in logs},
         }
-        if not math.isfinite(row["loss"]):
-            raise FloatingPointError(f"step {step}: the loss is {row['loss']}; lower trainer.learning_rate")
-        return row
 
 
 def _criterion_row(criterion: TrainingCriterion, logs: dict[str, Any]) -> dict[str, Any]:
@@ -97,17 +108,19 @@ def _criterion_row(criterion: TrainingCriterion, logs: dict[str, Any]) -> dict[s
         "mean": logs.get(f"rewards/{criterion.name}/mean"),
         "value": logs.get(f"value/{criterion.name}"),
         "gold": logs.get(f"rewards/{gold_name(criterion.name)}/mean"),
+        "lift": logs.get(f"lift/{criterion.name}"),
         **{key: logs[f"{key}/{criterion.name}"] for key in ("running", "weight") if f"{key}/{criterion.name}" in logs},
     }
 
 
-def _cut_back(path: Path, first_step: int) -> None:
-    """Drop lines of steps that will be run again."""
+def _cut_back(path: Path, first_step: int) -> list[dict[str, Any]]:
+    """Drop lines of steps that will be run again; returns those that stay."""
     if not path.exists():
-        return
+        return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+    kept = {line: row for line in lines if (row := json.loads(line))["step"] <= first_step}
     write_atomically(path, "".join(kept))
+    return list(kept.values())
 
 
 class EngineReport(TrainerCallback):
@@ -131,7 +144,7 @@ class SavedAdapterCheck(TrainerCallback):
         """Raises `RunError` on an adapter that is not what was trained."""
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            check_adapter(folder, expected_keys(model), trained=state.global_step > 0)
+            check_adapter(folder, expected_shapes(model), trained=state.global_step > 0)
 
 
 class ProgressBar(TrainerCallback):

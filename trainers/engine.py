@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import patch_environment
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from iama.environment import threads_per_process, world_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def prepare_process_group(uses_deepspeed: bool) -> dict[str, Any]:
@@ -35,11 +40,34 @@ def prepare_process_group(uses_deepspeed: bool) -> dict[str, Any]:
     return {"use_cpu": True, "accelerator_config": {"use_configured_state": True}}
 
 
+@contextmanager
+def whole_models(args: Any) -> Iterator[None]:
+    """Load models whole, whatever the ZeRO stage of these GRPOConfig arguments.
+
+    Under ZeRO-3 transformers shards every model that it loads, and only an engine could run it: reward models have
+    none.
+    """
+    config = getattr(args, "hf_deepspeed_config", None)  # transformers sets it where DeepSpeed is asked for
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            set_hf_deepspeed_config(config)
+
+
+def leave_process_group() -> None:
+    """Close what connects the processes: torch warns about what is left open, and gloo's threads abort the exit."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def describe_engine(trainer: Any) -> str:
     """What trains: engine, ZeRO stage, processes, backend and threads; read from the objects in use."""
     wrapped = trainer.model_wrapped
     stage = wrapped.zero_optimization_stage() if hasattr(wrapped, "zero_optimization_stage") else None
     engine = f"DeepSpeed ZeRO-{stage}" if stage is not None else type(wrapped).__name__
+    engine += " with CPU offload" if stage is not None and wrapped.zero_cpu_offload() else ""
     size = trainer.accelerator.num_processes
     backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "no process group"
     return (

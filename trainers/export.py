@@ -4,55 +4,95 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iama.errors import RunError
+from iama.errors import ConfigError, RunError
 from iama.files import temporary_name
-from iama.manifest import FILE_NAME, Manifest, load_manifest
+from iama.manifest import FILE_NAME, load_manifest
 from iama.models import check_model_dir, loading
+from trainers.model_card import model_card, read_plain_quality
+from trainers.publish import published, vllm_objections
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 MERGE_TOLERANCE = 1e-3
 """Largest difference of fp32 logits between base + adapter and the merged model."""
+SKIPPED = ("training_args.bin", "README.md", FILE_NAME)
+"""Files of a run's adapter that an export does not copy: a pickle, and what it writes itself."""
 
 
-def export_run(run: Path, out: Path, merge: bool, base_model: str | None = None) -> None:
-    """Export a finished run to `out`.
+@dataclass(frozen=True)
+class Names:
+    """What an export calls things: the base's public name (None: the path that was trained), rewards by criterion."""
 
-    `base_model` is the name to record for the base, e.g. its hub name; by default the path that was trained.
-    With `merge` the result is a plain model whose logits equal base + adapter within `MERGE_TOLERANCE`, checked. It is
-    saved in fp32, since rounding merged weights to half precision can lose a good part of a small update.
+    base_model: str | None = None
+    rewards: Mapping[str, str] = field(default_factory=dict)
+
+
+def export_run(
+    run: Path, out: Path, merge: bool, names: Names | None = None, evaluation: Path | None = None
+) -> list[str]:
+    """Export a finished run to `out`; returns what the user should know.
+
+    With a public name for the base the export holds no path of this machine. `evaluation` is a folder of `iama
+    evaluate` from which the card takes what the model is worth without a sampler. With `merge` the result is a plain
+    model whose logits equal base + adapter within `MERGE_TOLERANCE`, checked. It is saved in fp32, since rounding
+    merged weights to half precision can lose a good part of a small update.
     Raises `RunError` if the run is not finished, or if `out` is in the way.
     """
+    names = names or Names()
     adapter = run / "adapter"
     manifest = load_manifest(adapter)
     if manifest is None:
         raise RunError(f"{str(run)!r} holds no finished run (no adapter/{FILE_NAME}); give a run's output_dir")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"--out {str(out)!r} exists and is not empty; choose a new folder")
+    if names.rewards and names.base_model is None:
+        raise ConfigError("--reward-name goes with --base-model: an export names either everything or nothing publicly")
+    recorded = manifest
+    if names.base_model is not None:
+        recorded = published(manifest, names.base_model, names.rewards)
+    quality = None if evaluation is None else read_plain_quality(evaluation, manifest)
     temporary = temporary_name(out)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    recorded = manifest.model_copy(update={"base_model": base_model or manifest.base_model})
     if merge:
         _save_merged(manifest.base_model, adapter, temporary)
     else:
         _copy_adapter(adapter, temporary, recorded.base_model)
     (temporary / FILE_NAME).write_text(recorded.model_dump_json(indent=2), encoding="utf-8")
-    (temporary / "README.md").write_text(model_card(recorded, merge), encoding="utf-8")
+    (temporary / "README.md").write_text(model_card(recorded, merge, quality), encoding="utf-8")
     if out.exists():
         out.rmdir()
     temporary.replace(out)
+    return _notes(recorded.base_model, names, evaluation, merged=merge, out=out)
+
+
+def _notes(base_model: str, names: Names, evaluation: Path | None, *, merged: bool, out: Path) -> list[str]:
+    """What is missing before strangers can use the export."""
+    notes = []
+    if names.base_model is None:
+        notes.append(f"its base is recorded as {base_model!r}; give --base-model ORG/NAME before you share it")
+    if evaluation is None:
+        notes.append("the card does not say what it is worth without a sampler; give --evaluation DIR")
+    if not merged and (objections := vllm_objections(out)):
+        notes.append(f"vLLM does not serve this adapter ({'; '.join(objections)}); export with --merge for it")
+    return notes
 
 
 def _copy_adapter(adapter: Path, out: Path, base_model: str) -> None:
-    shutil.copytree(adapter, out)
+    """The files of the adapter itself: folders beside it, such as a reference adapter's `ref`, stay where they are."""
+    out.mkdir()
+    for file in adapter.iterdir():
+        if file.is_file() and file.name not in SKIPPED:
+            shutil.copy2(file, out)
     path = out / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_model}
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -86,28 +126,3 @@ def _check_equal(expected: torch.Tensor, actual: torch.Tensor, what: str) -> Non
             f"the {what} model's logits differ from base + adapter by {difference:.2g} (allowed: {MERGE_TOLERANCE}); "
             "nothing was exported"
         )
-
-
-def model_card(manifest: Manifest, merged: bool) -> str:
-    """The README.md of an export: what it is, and how it is meant to be served."""
-    rows = "\n".join(
-        f"| {c.name} | `{c.operator}` | {c.weight:g} | `{c.reward.model or c.reward.function}` |"
-        for c in manifest.criteria
-    )
-    header = f"---\nbase_model: {manifest.base_model}\ntags: [iama, lora, inference-time-alignment]\n"
-    header += "" if merged else "library_name: peft\n"
-    sampling = ", ".join(f"{name} {value}" for name, value in manifest.sampling.model_dump().items() if name != "stop")
-    kind = "A merged model" if merged else "A LoRA adapter"
-    return f"""{header}---
-# Meta-aligned with non-linear GRPO
-
-{kind} for `{manifest.base_model}`, trained so that each criterion below is served well by a cheap inference-time
-algorithm with the reward that selects. Without that algorithm it may serve a single criterion worse than its base.
-
-| criterion | serve with | weight | reward |
-|---|---|---|---|
-{rows}
-
-Sampled in training with {sampling}; seed {manifest.seed}.
-`{FILE_NAME}` holds the same for programs; `iama generate` reads it.
-"""

@@ -24,6 +24,8 @@ from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.regularisation import chi_squared, chi_squared_advantages
 from iama.render import prompt_text
 from trainers.control import RunControl, RunningMean, check_kl
+from trainers.watch import lift_K, silent_share
+from trainers.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +78,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         self.reward_weights = weights
         self._kl, self._on_nan, self._has_dropped = kl or KLConfig(), on_nan, False
         check_kl(self._kl, self.beta)
+        self.watchdog = Watchdog(None)  # whoever runs the trainer may put a live one here
         self._running: RunningMean | None = None
         if objective.needs_running_values:
             self._running = RunningMean(running_mean_decay, [0.0] * len(objective.criteria))
@@ -83,16 +86,19 @@ class NonlinearGRPOTrainer(GRPOTrainer):
             self.add_callback(RunControl(self, self._kl, self._running))
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
-        rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self.watchdog.phase("reward"):
+            rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._gathered_rewards = self._without_missing(rewards, prompts)
         return self._gathered_rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        with self.watchdog.phase("roll-out"):
+            output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode, size = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
         columns = self._gathered_rewards[:, self._columns].double().cpu().numpy()
         rewards_PGK = columns.reshape(-1, size, len(self._columns))
         advantages_PG = self._advantages(rewards_PGK, mode)
+        self._log_signal(advantages_PG, rewards_PGK, mode)
         if self._kl.chi2 > 0 and mode == "train":
             advantages_PG = advantages_PG + self._chi_squared_advantages(output, rewards_PGK)
         advantages = torch.from_numpy(advantages_PG.reshape(-1)).float()
@@ -120,6 +126,12 @@ class NonlinearGRPOTrainer(GRPOTrainer):
             return np.zeros(rewards_PGK.shape[:2])
         self._log_aggregate(running_values_K, mode)
         return self.objective.advantages(rewards_PGK, running_values_K)
+
+    def _log_signal(self, advantages_PG: Floats, rewards_PGK: Floats, mode: str) -> None:
+        """Log how many groups carry no signal, and how far each criterion's best completion stands out."""
+        self._metrics[mode]["silent_groups"].append(silent_share(advantages_PG, rewards_PGK))
+        for criterion, lift in zip(self.objective.criteria, lift_K(rewards_PGK), strict=True):
+            self._metrics[mode][f"lift/{criterion.name}"].append(float(lift))
 
     def _log_aggregate(self, running_values_K: Floats, mode: str) -> None:
         """Log the running values and `dg/dR_k`, the weights that the aggregate gives the criteria now."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+import torch
 from peft import LoraConfig
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -26,6 +27,7 @@ from iama.render import render_prompt
 from iama.rewards import check_reward
 from iama.schema import nearest
 from iama.specs import Sampling
+from trainers.checkpoints import check_saving
 from trainers.control import check_kl
 
 if TYPE_CHECKING:
@@ -67,10 +69,13 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     fields = trainer_fields(config)
     objective.check(fields["num_generations"])
     _check_batch(config, fields, source)
+    check_saving(fields, config.world_size, source)
     _check_world_size(config, source)
     _check_kl(config, fields, source)
+    _check_quantization(config, source)
     rows = read_prompts(config.prompts)
     _check_deepspeed(fields, source)
+    _check_vllm(fields, source)
     tokenizer = load_policy_tokenizer(config)
     prompts = prompts_that_fit(config, tokenizer, rows)
     _check_number_of_prompts(config, fields, len(prompts))
@@ -220,6 +225,24 @@ def _check_kl(config: TrainingConfig, fields: dict[str, Any], source: str) -> No
         check_kl(config.kl, fields["beta"])
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def _check_quantization(config: TrainingConfig, source: str) -> None:
+    """4-bit weights exist on GPUs, with bitsandbytes."""
+    if config.quantization is None:
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{source}: quantization {config.quantization!r} needs a GPU; leave it out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"{source}: quantization {config.quantization!r} needs bitsandbytes: pip install 'iama[quantization]'"
+        )
+
+
+def _check_vllm(fields: dict[str, Any], source: str) -> None:
+    """TRL asks for vLLM only once the models are loaded."""
+    if fields.get("use_vllm") and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f"{source}: trainer.use_vllm is set, but vLLM is not installed: pip install 'trl[vllm]'")
 
 
 def _check_deepspeed(fields: dict[str, Any], source: str) -> None:

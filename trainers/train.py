@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import warnings
 from importlib.metadata import version
@@ -17,9 +18,19 @@ from rich.console import Console
 from iama.config import TrainingConfig
 from iama.environment import is_main_process, prepare_environment
 from iama.errors import IamaError, IamaWarning, RunError
-from iama.files import is_temporary, write_atomically
-from iama.manifest import Manifest, ManifestCriterion
+from iama.files import is_temporary, temporary_name, write_atomically
+from iama.fingerprint import revision
+from iama.manifest import FILE_NAME, Manifest, ManifestCriterion
 from iama.schema import load_config
+from trainers.checkpoints import (
+    clear_unfinished,
+    copy_adapter,
+    last_checkpoint,
+    refuse_other_sharding,
+    sharding_of,
+    step_of,
+    took_last_step,
+)
 
 if TYPE_CHECKING:
     from trainers.plan import Plan
@@ -43,7 +54,7 @@ def train(
     """
     training = load_config(config, TrainingConfig, set_)
     criteria = training.objective.criteria
-    rewards = [r.model for c in criteria for r in (c.proxy, c.gold) if r is not None]
+    rewards = [part.model for c in criteria for r in (c.proxy, c.gold) if r is not None for part in r.parts]
     prepare_environment([training.policy.path, *rewards])
     if run_is_finished(training) and not dry_run:
         console.print(f"{training.output_dir}: this run is finished; nothing to do")
@@ -51,9 +62,11 @@ def train(
     if dry_run:
         _pretend_world_size(training)
     from trainers.plan import make_plan
+    from trainers.preflight import preflight, say_and_refuse
 
     plan = make_plan(training, str(config))
     _say_plan(plan)
+    say_and_refuse(preflight(plan), console.print)
     if dry_run:
         console.print("dry run: all checks passed, nothing was written")
     else:
@@ -62,30 +75,51 @@ def train(
 
 def run(plan: Plan) -> None:
     """Train and save; every process of the run calls it."""
-    from trainers.build import build_trainer, one_line_errors, save_final
+    from trainers.run_folder import draw_plots
 
     folder = Path(plan.config.output_dir)
     checkpoint = last_checkpoint(folder)
-    with one_line_errors():
-        trainer = build_trainer(plan, console, first_step=_step(checkpoint) if checkpoint else 0)
-    if is_main_process():  # the folder is taken only once everything that can be refused was accepted
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CONFIG_FILE, json.dumps(plan.config.model_dump(mode="json"), indent=2))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    save_final(trainer, folder / ADAPTER, manifest(plan))
+    if checkpoint is not None and took_last_step(checkpoint):
+        _save_adapter_of(checkpoint, folder / ADAPTER, manifest(plan))
+    else:
+        _train(plan, folder, checkpoint)
     console.print(f"adapter    {plan.config.output_dir}/{ADAPTER}")
+    if is_main_process():
+        console.print(draw_plots(folder, [c.name for c in plan.config.objective.criteria]))
+
+
+def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
+    """Train from the beginning or from a checkpoint, and save."""
+    from trainers.build import build_trainer, one_line_errors, save_final
+    from trainers.run_folder import write_environment
+    from trainers.watchdog import Watchdog
+
+    with Watchdog(plan.config.watch.max_phase_s, folder) as watchdog:
+        with one_line_errors():
+            trainer = build_trainer(plan, console, step_of(checkpoint) if checkpoint else 0, watchdog)
+        if is_main_process():  # the folder is taken only once everything that can be refused was accepted
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / CONFIG_FILE, json.dumps(plan.config.model_dump(mode="json"), indent=2))
+            write_environment(folder)
+            clear_unfinished(folder)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with watchdog.phase("save"):
+            save_final(trainer, folder / ADAPTER, manifest(plan))
 
 
 def run_is_finished(config: TrainingConfig) -> bool:
     """Whether the output folder holds this very run, finished.
 
-    Raises `RunError` if it holds something else; an unfinished run of the same configuration is continued.
+    Raises `RunError` if it holds something else, or a checkpoint that this run's engine cannot read; an unfinished
+    run of the same configuration is continued.
     """
     folder = Path(config.output_dir)
     if not is_main_process():  # the main process judges a folder that it alone writes
         return (folder / ADAPTER).is_dir()
     path = folder / CONFIG_FILE
     if path.is_file():
+        if not (folder / ADAPTER).is_dir():
+            refuse_other_sharding(last_checkpoint(folder), sharding_of(config))
         if not _is_of(path, config):
             raise RunError(
                 f"output_dir {config.output_dir!r} holds a run with another configuration; choose another output_dir "
@@ -103,17 +137,18 @@ def _is_of(path: Path, config: TrainingConfig) -> bool:
         stored = TrainingConfig.model_validate_json(path.read_bytes())
     except ValidationError:
         return False
-    return stored.model_dump(mode="json") == config.model_dump(mode="json")
+    # What warns and what ends a run may change, so that a run which `watch` ended can go on.
+    return stored.model_dump(mode="json", exclude={"watch"}) == config.model_dump(mode="json", exclude={"watch"})
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; the trainer's state is the last file of one to be written."""
-    complete = [p.parent for p in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=_step) if complete else None
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def _save_adapter_of(checkpoint: Path, adapter: Path, manifest: Manifest) -> None:
+    """Finish a run that was killed between its last step and the end: its last checkpoint holds the adapter."""
+    if is_main_process():
+        temporary = temporary_name(adapter)
+        shutil.rmtree(temporary, ignore_errors=True)
+        copy_adapter(checkpoint, temporary)
+        (temporary / FILE_NAME).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+        temporary.replace(adapter)
 
 
 def manifest(plan: Plan) -> Manifest:
@@ -122,7 +157,14 @@ def manifest(plan: Plan) -> Manifest:
     return Manifest(
         base_model=config.policy.path,
         criteria=[
-            ManifestCriterion(name=c.name, operator=c.operator, weight=c.weight, reward=c.proxy)
+            ManifestCriterion(
+                name=c.name,
+                operator=c.operator,
+                weight=c.weight,
+                reward=c.proxy,
+                reward_revision=None if c.proxy.model is None else revision(c.proxy.model),
+                budget=c.parsed_operator().budget,
+            )
             for c in config.objective.criteria
         ],
         estimator=config.objective.estimator,
@@ -174,6 +216,11 @@ def main() -> None:
     except IamaError as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
+    finally:
+        if "torch" in sys.modules:  # else there is no process group, and a mistake is told without waiting for torch
+            from trainers.engine import leave_process_group
+
+            leave_process_group()
 
 
 if __name__ == "__main__":

@@ -42,6 +42,13 @@ BARS = {
     "sea_step": Bar("SEA: seconds of steps over those of the passes that they must have", 1.3, True, "gradient"),
     "bon16_sequential": Bar("Best-of-16's sampling: seconds of one sample at a time over ours", 4.0, False, "own"),
     "engine_overhead": Bar("sampling: our seconds over those of a bare batched loop", 1.3, True, "own"),
+    "nonlinear_step": Bar(
+        "CPU time inside our overrides, TRL's own in them taken off: share of a demo training step",
+        0.01,
+        True,
+        "training",
+    ),
+    "nonlinear_memory": Bar("peak memory of training over that of TRL's GRPOTrainer", 1.01, True, "training"),
     "advantages_overhead": Bar(
         "the objective's advantages, rewards [64, 1024, 4]: share of a demo training step", 0.01, True, "training"
     ),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from iama.files import write_atomically
 from inference.cards import CardsSettings
 from scripts.bench import cards, gradient, plain_sampling, training
-from scripts.bench.entries import Entry
 from scripts.bench.page import Report, machine
 from scripts.bench.setting import calibrate
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
+    from scripts.bench.entries import Entry
     from scripts.bench.setting import Bench
 
 
@@ -34,7 +34,7 @@ TITLES = {
     Part.SAMPLING: "sampling: ours, generate of transformers, bare loops, one sample at a time",
     Part.CARDS: "CARDS: its settings, then ours and two references",
     Part.GRADIENT: "GGRO: ours and a reference; SEA: chains together and alone, steps and bare passes",
-    Part.TRAINING: "advantages in training",
+    Part.TRAINING: "training: ours beside TRL's own, and the advantages alone",
 }
 
 
@@ -53,14 +53,13 @@ class Parts:
     def report(self, *, quick: bool) -> Report:
         """All of them, for the page; none may be missing."""
         found = self.figures
-        advantages = [Entry("advantages_overhead", values) for values in found["training"]]
         return Report(
             self.bench,
             CardsSettings.model_validate(found["cards"]["settings"]),
             plain_sampling.PlainFigures(**found["sampling"]),
             cards.CardsFigures(**found["cards"]["figures"]),
             gradient.GradientFigures(**found["gradient"]),
-            (advantages[0], advantages[1]),
+            training.TrainingFigures(**found["training"]),
             quick,
         )
 
@@ -73,7 +72,7 @@ class Parts:
             return cards.CardsFigures(**found["figures"]).entries()
         if part == Part.GRADIENT:
             return gradient.GradientFigures(**found).entries()
-        return [Entry("advantages_overhead", found[0])]
+        return training.TrainingFigures(**found).entries()
 
 
 def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -> Any:
@@ -85,7 +84,7 @@ def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -
         return {"settings": settings.model_dump(), "figures": asdict(cards.measure(bench, settings, say))}
     if part == Part.GRADIENT:
         return asdict(gradient.measure(bench, say))
-    return [entry.ratios for entry in training.measure(world, bench.setting.num_steps)]
+    return asdict(training.measure(world, bench.setting.num_steps, bench.setting.num_trainings))
 
 
 def stored(path: Path, bench: Bench, but: Collection[Part]) -> Parts:

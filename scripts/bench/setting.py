@@ -59,6 +59,7 @@ class Setting:
     num_guided_rounds: int = 2  # of GGRO, and of SEA's chains
     num_step_rounds: int = 5  # of SEA's steps
     num_steps: int = 7  # of training
+    num_trainings: int = 3  # pairs of runs whose memory is compared
 
     @property
     def sampling(self) -> Sampling:
@@ -84,6 +85,7 @@ QUICK = Setting(
     num_guided_rounds=1,
     num_step_rounds=2,
     num_steps=1,
+    num_trainings=1,
 )
 
 

@@ -55,8 +55,10 @@ def build(training: TrainingConfig) -> Any:
     from iama.rewards import load_reward
     from trainers.callbacks import MetricsFile
     from trainers.plan import load_policy_tokenizer, prompts_that_fit, trainer_fields
+    from trainers.watch import Watch
 
     criteria = training.objective.criteria
+    watch = Watch(training.watch, [c.name for c in criteria])
     tokenizer = load_policy_tokenizer(training)
     prompts = prompts_that_fit(training, tokenizer, read_prompts(training.prompts))
     model = AutoModelForCausalLM.from_pretrained(training.policy.path, dtype=torch.float32, use_safetensors=True)
@@ -67,7 +69,7 @@ def build(training: TrainingConfig) -> Any:
         train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,
         peft_config=LoraConfig(**{"task_type": "CAUSAL_LM", **training.lora}),
-        callbacks=[MetricsFile(Path(training.output_dir) / "metrics.jsonl", criteria, 0)],
+        callbacks=[MetricsFile(Path(training.output_dir) / "metrics.jsonl", criteria, 0, watch)],
     )
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from iama.errors import RunError
-from trainers.adapter import check_adapter, expected_keys
+from trainers.adapter import check_adapter, expected_shapes
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def saved(tiny, tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     model.save_pretrained(tmp_path)
-    return tmp_path, expected_keys(model)
+    return tmp_path, expected_shapes(model)
 
 
 def rewrite(folder, change):
@@ -35,6 +35,13 @@ def test_an_empty_tensor_is_found(saved):
     folder, expected = saved
     rewrite(folder, lambda tensors: {key: tensor[:0] for key, tensor in tensors.items()})
     with pytest.raises(RunError, match="is empty"):
+        check_adapter(folder, expected, trained=True)
+
+
+def test_half_a_tensor_is_found(saved):
+    folder, expected = saved
+    rewrite(folder, lambda tensors: {key: tensor[: len(tensor) // 2] for key, tensor in tensors.items()})
+    with pytest.raises(RunError, match=r"has shape \(2, 32\), not \(4, 32\)"):
         check_adapter(folder, expected, trained=True)
 
 

@@ -11,10 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iama.errors import RunError
+from iama.errors import ConfigError, RunError
 from iama.manifest import Manifest, ManifestCriterion, load_manifest
 from iama.specs import RewardSpec, Sampling
-from trainers.export import export_run
+from trainers.export import Names, export_run
+from trainers.publish import lora_rank, push, vllm_objections
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def logits(model) -> torch.Tensor:
 
 
 def test_an_adapter_export_loads_in_peft(run, tiny, tmp_path):
-    export_run(run, tmp_path / "out", merge=False, base_model="org/base")
+    export_run(run, tmp_path / "out", merge=False, names=Names("org/base"))
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/base"
     assert "base_model: org/base" in (tmp_path / "out" / "README.md").read_text()
@@ -102,3 +103,104 @@ def test_a_killed_export_is_done_again(run, tmp_path):
     export_run(run, tmp_path / "out", merge=False)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / ".out.tmp").exists()
+
+
+def write_summary(folder: Path, gold: float | None = 0.25) -> Path:
+    """What an evaluation of a base, linear GRPO and IAMA leaves behind, as far as a card reads it."""
+    values = {"iama": gold, "base": 0.5, "grpo": 0.75}
+    rows = [
+        {"policy": policy, "criterion": "helpful", "method": "bon", "samples": n, "gold": value, "proxy": 2.0 + n}
+        for policy, value in values.items()
+        for n in (1, 4)
+    ]
+    folder.mkdir()
+    summary = {"curves": rows, "trained": "iama", "references": ["base", "grpo"], "num_prompts": 32}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def card(folder: Path) -> list[str]:
+    """Lines of a card behind its front matter."""
+    return (folder / "README.md").read_text().split("---\n", 2)[2].splitlines()
+
+
+def test_the_cards_first_line_is_quality_without_a_sampler(run, tmp_path):
+    evaluation = write_summary(tmp_path / "evaluation")
+    notes = export_run(run, tmp_path / "out", merge=False, evaluation=evaluation)
+    assert card(tmp_path / "out")[0] == (
+        "**Without a sampler** (one sample, mean gold reward, 32 prompts): helpful 0.250 (the untrained base 0.500, "
+        "linear GRPO 0.750). Where that is below the base, do not serve this model without its sampler."
+    )
+    assert not any("--evaluation" in note for note in notes)
+
+
+def test_without_gold_the_card_tells_the_proxy(run, tmp_path):
+    evaluation = write_summary(tmp_path / "evaluation", gold=None)
+    export_run(run, tmp_path / "out", merge=False, evaluation=evaluation)
+    assert "mean proxy reward, 32 prompts): helpful 3.000" in card(tmp_path / "out")[0]
+
+
+def test_without_an_evaluation_the_card_says_that_nothing_was_measured(run, tmp_path):
+    notes = export_run(run, tmp_path / "out", merge=False)
+    assert card(tmp_path / "out")[0].startswith("**Quality without a sampler was not measured.**")
+    assert any("--evaluation" in note for note in notes)
+
+
+def test_an_evaluation_of_other_criteria_is_refused_before_anything_is_written(run, tmp_path):
+    evaluation = write_summary(tmp_path / "evaluation")
+    path = evaluation / "summary.json"
+    path.write_text(path.read_text().replace("helpful", "brief"))
+    with pytest.raises(RunError, match="no single sample of 'iama' for the criterion 'helpful'"):
+        export_run(run, tmp_path / "out", merge=False, evaluation=evaluation)
+    with pytest.raises(RunError, match=r"holds no summary\.json"):
+        export_run(run, tmp_path / "out", merge=False, evaluation=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_under_public_names_no_path_of_this_machine_is_left(run, tiny, tmp_path, merge):
+    export_run(run, tmp_path / "out", merge=merge, names=Names("org/base", {"helpful": "org/helpful-rm"}))
+    home = str(tiny.policy.parent)
+    for file in (tmp_path / "out").iterdir():
+        assert home.encode() not in file.read_bytes(), file.name
+    manifest = load_manifest(tmp_path / "out")
+    assert (manifest.base_model, manifest.criteria[0].reward.model) == ("org/base", "org/helpful-rm")
+
+
+def test_a_reward_without_a_public_name_keeps_its_last_part(run, tiny, tmp_path):
+    export_run(run, tmp_path / "out", merge=False, names=Names("org/base"))
+    assert load_manifest(tmp_path / "out").criteria[0].reward.model == tiny.reward.name
+
+
+def test_names_of_no_criterion_or_without_a_base_are_refused(run, tmp_path):
+    with pytest.raises(ConfigError, match="--reward-name brief=org/rm: no such criterion"):
+        export_run(run, tmp_path / "out", merge=False, names=Names("org/base", {"brief": "org/rm"}))
+    with pytest.raises(ConfigError, match="goes with --base-model"):
+        export_run(run, tmp_path / "out", merge=False, names=Names(None, {"helpful": "org/rm"}))
+
+
+def test_a_reference_adapter_is_left_behind(run, tmp_path):
+    moved = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.copytree(moved / "adapter", moved / "adapter" / "ref")
+    export_run(moved, tmp_path / "out", merge=False)
+    assert not any(item.is_dir() for item in (tmp_path / "out").iterdir())
+
+
+def test_the_adapter_keeps_vllms_contract_of_files(run, tmp_path):
+    export_run(run, tmp_path / "out", merge=False)
+    assert vllm_objections(tmp_path / "out") == []
+    assert lora_rank(tmp_path / "out") == 8  # the run's 4, padded
+    path = tmp_path / "out" / "adapter_config.json"
+    spoiled = {"r": 1024, "bias": "all", "use_dora": True, "modules_to_save": ["lm_head"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | spoiled))
+    told = "; ".join(vllm_objections(tmp_path / "out"))
+    for word in ("rank 1024", "bias is 'all'", "DoRA", "lm_head"):
+        assert word in told
+
+
+def test_a_push_that_fails_keeps_the_export(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    export_run(run, tmp_path / "out", merge=False, names=Names("org/base"))
+    with pytest.raises(RunError, match="--push-to-hub org/name: .*the export is whole"):
+        push(tmp_path / "out", "org/name", private=True)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

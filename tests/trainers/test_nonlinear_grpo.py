@@ -152,7 +152,7 @@ def test_a_run_writes_metrics_and_an_adapter(trained, tiny):
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["kl_per_token"] == 0.0  # the policy starts as the reference
     assert rows[1]["kl_per_token"] > 0.0
-    assert rows[0]["criteria"]["helpful"].keys() == {"mean", "value", "gold"}
+    assert rows[0]["criteria"]["helpful"].keys() == {"mean", "value", "gold", "lift"}
     assert rows[0]["criteria"]["helpful"]["gold"] is None
     assert np.isfinite(rows[0]["criteria"]["harmless"]["gold"])
     assert rows[0]["tokens_per_second"] > 0

@@ -16,7 +16,7 @@ from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelErr
 from iama.schema import load_config
 from trainers.build import build_trainer
 from trainers.plan import make_plan, sampling_fields, trainer_fields
-from trainers.train import _say_plan, last_checkpoint, manifest, run_is_finished
+from trainers.train import _say_plan, manifest, run_is_finished
 
 
 def refuse(config: TrainingConfig, error: type[IamaError], match: str) -> None:
@@ -366,12 +366,3 @@ def test_an_output_folder_with_other_files_is_left_alone(make_config):
     (Path(config.output_dir) / "thesis.tex").write_text("precious")
     with pytest.raises(RunError, match="holds other files"):
         run_is_finished(config)
-
-
-def test_only_complete_checkpoints_count(tmp_path):
-    assert last_checkpoint(tmp_path) is None
-    for step, complete in ((5, True), (10, True), (15, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if complete:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"

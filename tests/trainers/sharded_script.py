@@ -1,0 +1,85 @@
+"""A run whose roll-outs do not depend on the number of processes; `test_sharding.py` starts it alone and as two.
+
+Each process of `sharded_script.py CONFIG` writes what it saw to `rank-N.json` in the run's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from rich.console import Console
+
+from iama.config import TrainingConfig
+from iama.render import render_prompt
+from iama.schema import load_config
+from trainers.build import build_trainer, save_final
+from trainers.engine import describe_engine, leave_process_group
+from trainers.plan import make_plan
+from trainers.train import manifest
+
+PROBE = torch.arange(5, 21).reshape(2, 8)
+
+
+def replay(prompts, trainer):
+    """Roll-outs that depend on the step and on the place in the global batch alone; their lengths differ."""
+    first = trainer.accelerator.process_index * len(prompts)
+    tokenizer, completions = trainer.processing_class, []
+    for place in range(first, first + len(prompts)):
+        generator = torch.Generator().manual_seed(1000 * trainer.state.global_step + place)
+        length = 1 + (5 * place) % 7
+        ids = torch.randint(7, len(tokenizer), (length,), generator=generator).tolist()
+        completions.append([*ids, tokenizer.eos_token_id])
+    ids = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+
+
+def logits(trainer):
+    trainer.model_wrapped.eval()
+    with torch.no_grad():
+        return trainer.model_wrapped(input_ids=PROBE).logits.tolist()
+
+
+def partitions(trainer):
+    """Of every parameter: elements in all, in this process's shard, and resident outside of it."""
+    parameters = [p for p in trainer.model.parameters() if hasattr(p, "ds_tensor")]
+    return [[p.ds_numel, p.ds_tensor.numel(), p.numel()] for p in parameters]
+
+
+def uneven_lengths(trainer):
+    """Lengths when every answer of process 1 ends after its first token, sharded generation last."""
+    trainer.rollout_func = None
+    if trainer.accelerator.process_index == 1:
+        trainer.generation_config.eos_token_id = list(range(len(trainer.processing_class)))
+    lengths = []
+    for gather in (True, False):
+        trainer.args.ds3_gather_for_generation = gather
+        trainer.model.train()
+        output = trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
+        lengths.append(gather_object([output["completion_mask"].sum(dim=1).max().item()]))
+    return lengths
+
+
+def run(path):
+    """Train on replayed roll-outs and report."""
+    config = load_config(path, TrainingConfig, [])
+    plan = make_plan(config, str(path))
+    trainer = build_trainer(plan, Console(quiet=True))
+    trainer.rollout_func = replay
+    trainer.train()
+    save_final(trainer, Path(config.output_dir) / "adapter", manifest(plan))
+    trainable = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
+    result = {"engine": describe_engine(trainer), "logits": logits(trainer), "partitions": partitions(trainer)}
+    result |= {"advantages": list(trainer._logs["advantages"]), "trainable": trainable}
+    if trainer.accelerator.num_processes == 2:
+        result["lengths"] = uneven_lengths(trainer)
+    name = f"rank-{trainer.accelerator.process_index}.json"
+    (Path(config.output_dir) / name).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[-1]))
+    leave_process_group()

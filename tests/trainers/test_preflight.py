@@ -1,0 +1,396 @@
+"""The checklist: each line on a configuration that it is made for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from iama.errors import ConfigError, IamaWarning
+from trainers import memory, preflight, tokens
+from trainers.plan import make_plan
+from trainers.preflight import Check, say_and_refuse, size_text, stop_ids
+
+ROOT = Path(__file__).parents[2]
+
+
+def checks_of(config):
+    return {check.what: check for check in preflight.preflight(make_plan(config, "test.yaml"))}
+
+
+def copied(tiny, tmp_path, name="policy"):
+    return shutil.copytree(getattr(tiny, name), tmp_path / f"copy-{name}")
+
+
+def test_a_good_configuration_passes_every_line(make_config):
+    config = make_config()
+    checks = checks_of(config)
+    assert {check.status for check in checks.values()} == {"pass"}
+    assert {"policy tokenizer", "reward helpful", "reward helpful tokenizer", "gold harmless", "groups", "batch"} < set(
+        checks
+    )
+    assert {"device", "engine", "tracking", "LoRA", "memory", "output folder", "disk"} < set(checks)
+    assert "output 'good' of 2, times 1" in checks["gold harmless"].detail
+    assert "ends at '<|end|>'" in checks["policy tokenizer"].detail
+    assert checks["batch"].detail == "8 roll-outs of 1 process(es) are 2 groups of 4; 2 steps"
+    assert not Path(config.output_dir).exists()
+
+
+def test_every_line_is_shown_before_the_run_is_refused():
+    said = []
+    checks = [
+        Check("pass", "a", "fine"),
+        Check("fail", "disk", "full", "delete"),
+        Check("warn", "memory", "tight", "x"),
+    ]
+    with pytest.raises(ConfigError, match="1 of 3 checks failed: disk; what to do"):
+        say_and_refuse(checks, said.append)
+    assert said == ["pass  a       fine", "fail  disk    full  -> delete", "warn  memory  tight  -> x"]
+    say_and_refuse(checks[:1] + checks[2:], said.append)
+
+
+# ------------------------------------------------------------------ tokenizers and templates
+
+
+def template(folder, text):
+    (folder / "chat_template.jinja").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "match"),
+    [
+        ("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}", "fail", "twice"),
+        (
+            "{% for m in messages %}{{ bos_token }}{{ m['content'] }}<|end|>{% endfor %}{{ bos_token }}",
+            "warn",
+            "also stands inside",
+        ),
+        ("{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "warn", "without a special token"),
+        (
+            "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}",
+            "fail",
+            "ends a turn with '<|system|>', but generation ends at '<|end|>' only",
+        ),
+    ],
+)
+def test_templates_that_do_not_fit(make_config, tiny, tmp_path, text, status, match):
+    folder = template(copied(tiny, tmp_path), text)
+    check = checks_of(make_config(policy__path=str(folder)))["policy tokenizer"]
+    assert check.status == status
+    assert match in check.detail
+    assert check.remedy
+
+
+def test_an_end_of_turn_in_the_generation_config_counts(make_config, tiny, tmp_path):
+    text = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}"
+    folder = template(copied(tiny, tmp_path), text)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|system|>")]
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": ends}))
+    config = make_config(policy__path=str(folder))
+    assert stop_ids(make_plan(config, "test.yaml")) == set(ends)
+    assert checks_of(config)["policy tokenizer"].status == "pass"
+
+
+def test_without_a_generation_config_the_models_end_token_counts(make_config, tiny, tmp_path):
+    folder = copied(tiny, tmp_path)
+    (folder / "generation_config.json").unlink()
+    plan = make_plan(make_config(policy__path=str(folder)), "test.yaml")
+    loaded = AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id
+    assert stop_ids(plan) == {loaded}
+
+
+def test_a_template_without_the_bos_that_texts_get(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny.policy)
+    assert tokens.begin(tokenizer, [5, 6]) is None  # this one gives texts none either
+    from tokenizers.processors import TemplateProcessing
+
+    special = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=special)
+    found = tokens.begin(tokenizer, [5, 6])
+    assert found is not None
+    assert "texts begin with '<s>', but rendered prompts do not" in found.detail
+    assert tokens.begin(tokenizer, tokenizer("bread")["input_ids"]) is None
+
+
+def test_a_text_must_come_back_from_its_tokens(tiny):
+    tokenizer = AutoTokenizer.from_pretrained(tiny.policy)
+    assert tokens.round_trip(tokenizer, "how to bake bread") is None
+    unknown = tokens.round_trip(tokenizer, "how to ZZZ")
+    assert unknown is not None
+    assert "are unknown" in unknown.detail
+    from tokenizers.normalizers import Replace
+
+    tokenizer.backend_tokenizer.normalizer = Replace("bread", "water")
+    changed = tokens.round_trip(tokenizer, "how to bake bread")
+    assert changed is not None
+    assert "'bread' as 'water'" in changed.detail
+
+
+def test_a_tokenizer_of_another_model(make_config, tiny, tmp_path):
+    """More tokens than the model has embeddings: an index error in the middle of a run."""
+    folder = copied(tiny, tmp_path, "reward")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.resize_token_embeddings(20)
+    model.save_pretrained(folder)
+    criterion = {"name": "helpful", "proxy": {"model": str(folder)}, "operator": "bon(2)"}
+    check = checks_of(make_config(objective__criteria=[criterion]))["reward helpful tokenizer"]
+    assert check.status == "fail"
+    assert "outside the model's vocabulary of 20" in check.detail
+
+
+def test_a_reward_that_reads_too_little(make_config, tiny, tmp_path):
+    folder = copied(tiny, tmp_path, "reward")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 12}))
+    criterion = {"name": "helpful", "proxy": {"model": str(folder)}, "operator": "bon(2)"}
+    check = checks_of(make_config(objective__criteria=[criterion]))["reward helpful tokenizer"]
+    assert check.status == "warn"
+    assert "but it reads at most 12" in check.detail
+
+
+# ------------------------------------------------------------------ groups, engine, tracking
+
+
+def test_a_group_smaller_than_the_budget(make_config):
+    criteria = [c.model_dump() for c in make_config().objective.criteria]
+    with pytest.warns(IamaWarning, match="draws more than"):
+        check = checks_of(make_config(objective__criteria=[{**criteria[0], "operator": "bon(8)"}]))["groups"]
+    assert check.status == "warn"
+    assert check.remedy == "raise trainer.num_generations to 8"
+
+
+@pytest.mark.parametrize(
+    ("config", "compiler", "status", "match"),
+    [
+        ({"zero_optimization": {"stage": 2}}, None, "pass", "ZeRO-2, nothing is compiled"),
+        ({"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}, None, "fail", "the block `optimizer`"),
+        ({"zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW"}}, "sh", "warn", "minutes, once"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}, None, "fail", "to cpu"),
+        (
+            {
+                "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}},
+                "zero_force_ds_cpu_optimizer": False,
+            },
+            None,
+            "pass",
+            "nothing is compiled",
+        ),
+    ],
+)
+def test_deepspeed_needs_a_compiler_only_where_it_compiles(
+    make_config, tmp_path, monkeypatch, config, compiler, status, match
+):
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    monkeypatch.setenv("CXX", compiler or "/no/compiler")
+    check = checks_of(make_config(trainer__deepspeed=str(tmp_path / "ds.json")))["engine"]
+    assert check.status == status
+    assert match in check.detail
+
+
+def test_a_tracker_that_is_not_installed(make_config):
+    plan = make_plan(make_config(), "test.yaml")
+    for name, module in (("trackio", "trackio"), ("wandb", "wandb"), ("tensorboard", "tensorboard")):
+        asked = dataclasses.replace(plan, trainer_fields=plan.trainer_fields | {"report_to": [name]})
+        check = preflight._tracking(asked)
+        installed = any(preflight.importlib.util.find_spec(m) for m in preflight.TRACKERS[name])
+        assert check.status == ("pass" if installed else "fail")
+        assert name in check.detail
+        assert check.remedy == ("" if installed else f"pip install {module}, or leave it out")
+
+
+def test_a_lora_that_does_not_fit(make_config):
+    check = checks_of(make_config(lora__target_modules=["nope"]))["LoRA"]
+    assert check.status == "fail"
+    assert "nope" in check.detail
+
+
+# ------------------------------------------------------------------ memory and disk
+
+
+def test_sizes_are_those_of_the_models(make_config, tiny):
+    config = make_config(lora={"r": 4, "use_dora": True, "target_modules": "all-linear"})
+    plan = make_plan(config, "test.yaml")
+    sizes = memory.policy_sizes(plan)
+    model = AutoModelForCausalLM.from_pretrained(tiny.policy)
+    assert sizes.policy == model.num_parameters()
+    adapted = get_peft_model(model, plan.lora)
+    assert sizes.adapter == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    bytes_ = sum(
+        4 * AutoModelForSequenceClassification.from_pretrained(path).num_parameters()
+        for path in (tiny.reward, tiny.other_reward, tiny.two_headed_reward)
+    )
+    assert memory.estimate(plan, sizes).always["rewards"] == bytes_
+    assert memory.estimate(plan, sizes).always["policy"] == 4 * sizes.policy
+
+
+def test_the_parts_that_move_with_the_configuration(make_config):
+    def parts(**changes):
+        plan = make_plan(make_config(**changes), "test.yaml")
+        estimate = memory.estimate(plan, memory.policy_sizes(plan))
+        return estimate.always | estimate.rollout | estimate.step
+
+    plain, half = parts(), parts(policy__dtype="bfloat16")
+    assert half["policy"] == plain["policy"] / 2
+    assert half["KV cache"] == plain["KV cache"] / 2
+    assert parts(trainer__steps_per_generation=2)["KV cache"] == 2 * plain["KV cache"]
+    assert parts(trainer__gradient_checkpointing=True)["activations"] < plain["activations"]
+    assert parts(lora={"r": 8})["adapter and optimizer"] == 2 * plain["adapter and optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("zero", "policy", "gathered", "optimizer"),
+    [
+        ({"stage": 0}, 1.0, None, 16.0),
+        ({"stage": 2}, 1.0, None, 8.0 + 12.0 / 4),
+        ({"stage": 3}, 1 / 4, 3 / 4, 8.0 + 12.0 / 4),
+        (
+            {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}},
+            None,
+            1.0,
+            8.0,
+        ),
+    ],
+)
+def test_sharding_moves_the_estimate(make_config, monkeypatch, zero, policy, gathered, optimizer):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    config = make_config(
+        world_size=4, trainer__per_device_train_batch_size=4, trainer__deepspeed="configs/deepspeed/zero3.json"
+    )
+    plan = make_plan(config, "test.yaml")
+    fields = plan.trainer_fields | {"deepspeed": {"zero_optimization": zero}}
+    plan = dataclasses.replace(plan, trainer_fields=fields)
+    sizes = memory.policy_sizes(plan)
+    estimate = memory.estimate(plan, sizes)
+    weights = 4 * sizes.policy
+    assert estimate.always.get("policy") == (None if policy is None else policy * weights)
+    assert estimate.rollout.get("policy, gathered") == (None if gathered is None else gathered * weights)
+    assert estimate.always["adapter and optimizer"] == optimizer * sizes.adapter
+
+
+def test_keys_and_values_are_counted_as_they_are_kept(make_config, tiny):
+    """Against the cache that a real forward pass leaves behind."""
+    plan = make_plan(make_config(), "test.yaml")
+    rows, width = 8, memory.longest_prompt(plan) + 6
+    model = AutoModelForCausalLM.from_pretrained(tiny.policy)
+    with torch.no_grad():
+        cache = model(input_ids=torch.ones(rows, width, dtype=torch.long), use_cache=True).past_key_values
+    kept = sum(t.numel() * 4 for layer in cache.layers for t in (layer.keys, layer.values))
+    assert memory.estimate(plan, memory.policy_sizes(plan)).rollout["KV cache"] == kept
+
+
+def test_memory_that_does_not_suffice(make_config, monkeypatch):
+    config = make_config()
+    plan = make_plan(config, "test.yaml")
+    estimate = memory.estimate(plan, memory.policy_sizes(plan))
+    for there, status in (
+        (estimate.certain - 1, "fail"),
+        (estimate.certain + 1, "warn"),
+        (estimate.peak * 1.2, "warn"),
+        (estimate.peak * 1.3, "pass"),
+    ):
+        monkeypatch.setattr(memory, "available_memory", lambda there=there: (there, "free"))
+        check = checks_of(config)["memory"]
+        assert check.status == status
+        assert "(estimate: " in check.detail
+        assert bool(check.remedy) == (status != "pass")
+
+
+def test_containers_say_what_they_may_take(tmp_path):
+    assert memory._cgroup_memory(tmp_path) == float("inf")
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory._cgroup_memory(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._cgroup_memory(tmp_path) == float("inf")
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   5 kB\n")
+    assert memory._free_memory(tmp_path / "meminfo") == 5 * 1024
+
+
+@pytest.mark.parametrize(
+    ("fields", "number"),
+    [
+        ({"save_strategy": "no"}, 0),
+        ({"save_strategy": "steps", "save_steps": 10, "max_steps": 45}, 5),
+        ({"save_strategy": "steps", "save_steps": 10, "max_steps": 45, "save_total_limit": 2}, 3),
+        ({"save_strategy": "steps", "save_steps": 0.25, "max_steps": 40}, 4),
+        ({"save_strategy": "epoch", "num_train_epochs": 3, "max_steps": -1}, 3),
+    ],
+)
+def test_checkpoints_are_counted(make_config, fields, number):
+    plan = make_plan(make_config(), "test.yaml")
+    plan = dataclasses.replace(plan, trainer_fields=plan.trainer_fields | fields)
+    assert memory.num_checkpoints(plan) == number
+
+
+def test_steps_are_those_that_trl_takes(make_config):
+    from rich.console import Console
+
+    from trainers.build import build_trainer
+
+    config = make_config(trainer__max_steps=-1, trainer__num_train_epochs=2, trainer__num_iterations=2)
+    plan = make_plan(config, "test.yaml")
+    trainer = build_trainer(plan, Console(quiet=True))
+    assert memory.num_steps(plan) == len(trainer.get_train_dataloader()) * 2
+
+
+def test_a_full_disk(make_config, monkeypatch):
+    config = make_config(trainer__save_strategy="steps", trainer__save_steps=1)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: Free(100))
+    check = checks_of(config)["disk"]
+    assert check.status == "fail"
+    assert "2 checkpoint(s)" in check.detail
+    assert "save_total_limit" in check.remedy
+
+
+@dataclasses.dataclass
+class Free:
+    free: int
+
+
+def test_sizes_for_people():
+    assert [size_text(x) for x in (512, 3 * 2**20, 1.5 * 2**30, 2**41)] == ["0.5 KiB", "3 MiB", "1.5 GiB", "2 TiB"]
+
+
+# ------------------------------------------------------------------ quantization, and the command
+
+
+def test_four_bits_need_a_gpu(make_config):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    with pytest.raises(ConfigError, match="quantization '4bit' needs a GPU"):
+        make_plan(make_config(quantization="4bit"), "test.yaml")
+    with pytest.raises(ConfigError, match=r"quantization: .*'4bit'"):
+        make_config(quantization="3bit")
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_failing_check_ends_the_command_after_all_lines(raw_config, tiny, tmp_path, num_processes):
+    text = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}"
+    folder = template(copied(tiny, tmp_path), text)
+    raw_config["policy"]["path"] = str(folder)
+    raw_config["world_size"] = num_processes
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw_config))
+    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+    command = [*(launcher if num_processes == 2 else [sys.executable]), "train_iama.py"]
+    command += ["--config", str(tmp_path / "config.yaml"), *(["--dry-run"] if num_processes == 1 else [])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == (2 if num_processes == 1 else 1), done.stderr  # torchrun has a code of its own
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: 1 of")]
+    assert error.endswith("checks failed: policy tokenizer; what to do stands in the lines above")
+    lines = [line for line in done.stdout.splitlines() if line[:4] in ("pass", "warn", "fail")]
+    assert [line for line in lines if line.startswith("fail")] == [next(x for x in lines if "'<|system|>'" in x)]
+    assert lines[-1].startswith("pass  disk")
+    assert sum(line.startswith("pass  disk") for line in lines) == 1  # the main process alone prints
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,158 @@
+"""The watchdog, in real processes: a reward function that sleeps, and one that holds the interpreter's lock."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from trainers.build import build_trainer
+from trainers.plan import make_plan
+from trainers.train import run
+from trainers.watchdog import EXIT_CODE, PhaseMarks, Watchdog
+
+ROOT = Path(__file__).parents[2]
+SLEEPER = """
+import time
+
+calls = 0
+
+def sleeper(completions, **columns):
+    global calls
+    calls += 1
+    if calls == 2:
+        time.sleep(600)
+    return [float(len(str(c))) for c in completions]
+"""
+LIMIT_S = 30  # loading the tiny models must not take so long
+
+
+def test_a_reward_that_sleeps_ends_the_run_with_one_line(config_file, raw_config, tmp_path):
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    criterion = {"name": "helpful", "proxy": {"function": f"{tmp_path / 'sleeper.py'}:sleeper"}, "operator": "bon(2)"}
+    config = config_file(objective={"criteria": [criterion]}, watch={"max_phase_s": LIMIT_S})
+    command = [sys.executable, "train_iama.py", "--config", str(config)]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == EXIT_CODE, done.stderr[-2000:]
+    assert time.monotonic() - began < 200
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "process 0 has been in the phase 'reward' of step 2 for" in told
+    assert f"watch.max_phase_s = {LIMIT_S}" in told
+    trace = tmp_path / "run" / "hang-rank-0.txt"
+    assert str(trace) in told
+    assert "in sleeper" in trace.read_text()
+
+
+HOLDS_THE_LOCK = """
+import ctypes, sys
+from trainers import watchdog
+watchdog.BACKSTOP_S = 0.5
+with watchdog.Watchdog(0.5) as dog, dog.phase("reward"):
+    ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the interpreter's lock
+"""
+
+
+def test_a_process_whose_threads_cannot_run_ends_too():
+    done = subprocess.run(
+        [sys.executable, "-c", HOLDS_THE_LOCK], cwd=ROOT, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+
+
+TWO_RANKS = """
+import os, sys, time
+from pathlib import Path
+import torch.distributed as dist
+from trainers.watchdog import Watchdog
+
+dist.init_process_group("gloo")
+with Watchdog(3.0, Path(sys.argv[1])) as dog:
+    dog.enter("step", 7)
+    with dog.phase("reward" if dist.get_rank() == 1 else "roll-out"):
+        if dist.get_rank() == 1:
+            time.sleep(600)
+        dist.barrier()
+"""
+
+
+def test_every_process_that_waits_ends_and_names_its_phase(tmp_path):
+    (tmp_path / "script.py").write_text(TWO_RANKS)
+    start = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*start, str(tmp_path / "script.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if "error: process" in line]
+    assert told  # the launcher may end the second process as soon as the first has ended
+    assert all("of step 7 for" in line for line in told)
+    phases = {"process 0": "'roll-out'", "process 1": "'reward'"}
+    assert all(phases[line.partition("error: ")[2][:9]] in line for line in told)
+
+
+def test_phases_nest_and_each_starts_a_fresh_clock():
+    dog = Watchdog(None)
+    with dog, dog.phase("roll-out"):
+        with dog.phase("reward"):
+            assert dog.current == "reward"
+            inner = dog._state[1]
+        assert dog.current == "roll-out"
+        assert dog._state[1] > inner
+    with pytest.raises(KeyError), dog.phase("save"):
+        raise KeyError
+    assert dog.current == "start"
+
+
+def test_a_save_is_known_before_it_begins():
+    dog = Watchdog(None)
+    marks, state = PhaseMarks(dog), SimpleNamespace(global_step=4)
+    marks.on_step_begin(None, state, None)
+    assert (dog.current, dog._step) == ("step", 5)
+    state.global_step = 5
+    marks.on_step_end(None, state, SimpleNamespace(should_save=True))
+    assert (dog.current, dog._step) == ("save", 5)
+    marks.on_save(None, state, None)
+    assert dog.current == "step"
+
+
+class Recorder(Watchdog):
+    """A watchdog that writes down what it is told."""
+
+    def __init__(self):
+        self.seen = []
+        super().__init__(None)
+
+    def _enter(self, name):
+        if not self.seen or self.seen[-1] != (name, self._step):
+            self.seen.append((name, self._step))
+        super()._enter(name)
+
+
+@pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
+def test_a_run_tells_the_watchdog_its_phases(make_config):
+    config = make_config(trainer__save_strategy="steps", trainer__save_steps=1)
+    recorder = Recorder()
+    build_trainer(make_plan(config, "test.yaml"), Console(quiet=True), watchdog=recorder).train()
+    one = [("step", 1), ("roll-out", 1), ("reward", 1), ("roll-out", 1), ("step", 1), ("save", 1), ("step", 1)]
+    assert recorder.seen == [*one, *((name, 2) for name, _ in one)]
+
+
+@pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
+def test_a_finished_run_leaves_no_thread(make_config):
+    import threading
+
+    run(make_plan(make_config(trainer__max_steps=1), "test.yaml"))
+    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]

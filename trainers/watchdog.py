@@ -1,0 +1,132 @@
+"""A watchdog: it knows which phase a process is in, and ends the process when a phase takes too long.
+
+A distributed run whose processes wait for each other waits for ever, and says nothing. Every process has a watchdog of
+its own; the one that is stuck and those that wait for it all end, each naming its phase, and leave a traceback.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import Self
+
+EXIT_CODE = 124
+"""Of a process that the watchdog ended, as of the command `timeout`."""
+BACKSTOP_S = 60.0
+"""So much later the interpreter's own timer ends a process whose threads cannot run."""
+
+
+class Watchdog:
+    """Ends the process when a phase is longer than `limit_s` seconds (None: never); a context, inert outside it.
+
+    Phases: `start` (models, process group, engine), `roll-out`, `reward`, `step`, `save`. The clock starts anew with
+    every change of phase. The error is one line on stderr that names phase, step, seconds and process; the traceback
+    of every thread goes to `hang-rank-N.txt` in `folder`; the exit code is 124. Where no Python thread can run (a
+    native call that holds the interpreter's lock), Python's `faulthandler` prints the traceback and exits with 1.
+    """
+
+    def __init__(self, limit_s: float | None, folder: Path | None = None) -> None:
+        self._limit_s = limit_s
+        self._folder = folder
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._state = ("start", time.monotonic())  # one assignment, so that the thread never sees half of it
+        self._step = 0
+
+    def __enter__(self) -> Self:
+        self._enter("start")
+        if self._limit_s is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.ident is not None:
+            self._stop.set()
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    @property
+    def current(self) -> str:
+        """The phase in force."""
+        return self._state[0]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Be in a phase, then in the former one again, each with a fresh clock."""
+        before = self.current
+        self._enter(name)
+        try:
+            yield
+        finally:
+            self._enter(before)
+
+    def enter(self, name: str, step: int) -> None:
+        """Be in a phase from here on; `step` counts from 1, 0 is before the first."""
+        self._step = step
+        self._enter(name)
+
+    def _enter(self, name: str) -> None:
+        self._state = (name, time.monotonic())
+        if self._limit_s is not None and not self._stop.is_set() and sys.__stderr__ is not None:
+            faulthandler.dump_traceback_later(self._limit_s + BACKSTOP_S, exit=True, file=sys.__stderr__)
+
+    def _run(self) -> None:
+        assert self._limit_s is not None
+        pause_s = min(1.0, self._limit_s / 4)
+        while not self._stop.wait(pause_s):
+            phase, since = self._state
+            seconds = time.monotonic() - since
+            if seconds > self._limit_s:
+                self._end(phase, seconds)
+
+    def _end(self, phase: str, seconds: float) -> None:
+        """Say which phase hangs, leave the traceback, and end the process, whatever its threads do."""
+        rank = os.environ.get("RANK", "0")
+        where = self._traceback(f"hang-rank-{rank}.txt")
+        print(  # noqa: T201 - the console may be what hangs
+            f"error: process {rank} has been in the phase {phase!r} of step {self._step} for {seconds:.0f} s, longer "
+            f"than watch.max_phase_s = {self._limit_s:g}; {where}; mend what hangs, or raise the limit (null: none)",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(EXIT_CODE)
+
+    def _traceback(self, name: str) -> str:
+        """Write every thread's traceback; returns where it is, in words."""
+        if self._folder is None or not self._folder.is_dir():
+            faulthandler.dump_traceback(file=sys.__stderr__ or 2)
+            return "see the traceback above"
+        with (self._folder / name).open("w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file=file)
+        return f"see the traceback in {self._folder / name}"
+
+
+class PhaseMarks(TrainerCallback):
+    """Tells a watchdog about steps and checkpoints; roll-outs and rewards tell it themselves."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+
+    def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Forward, backward and optimiser."""
+        self._watchdog.enter("step", state.global_step + 1)
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Logging, and a checkpoint where transformers has decided on one."""
+        self._watchdog.enter("save" if control.should_save else "step", state.global_step)
+
+    def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """The checkpoint is there."""
+        self._watchdog.enter("step", state.global_step)
