@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from iama.aggregates import parse_aggregate
+from iama.methods import tuned_family
 from iama.operators import Operator, parse_operator
 from iama.schema import Strict, nearest
 from iama.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampling
@@ -29,6 +30,11 @@ class TrainingCriterion(EvaluationCriterion):
 
     @model_validator(mode="after")
     def _operator_parses(self) -> Self:
+        if tuned_family(self.operator) is not None:
+            raise ValueError(
+                f"operator {self.operator!r}: training needs a number; write the one that `iama tune` printed, e.g. "
+                "bon(4); `tuned` is for evaluation and `iama generate`"
+            )
         parse_operator(self.operator)
         return self
 
@@ -82,6 +88,29 @@ class KLConfig(Strict):
     """Weight of a chi-squared penalty (sequence level), which bounds what over-optimising the proxy can cost."""
 
 
+class WatchConfig(Strict):
+    """When a run warns about itself, and when it ends itself; none of it changes what is trained."""
+
+    clipped: float = Field(0.2, ge=0, le=1)
+    """Warn above this share of completions that are cut at sampling.max_new_tokens."""
+    silent: float = Field(0.5, ge=0, le=1)
+    """Warn above this share of groups whose advantages are all zero: they teach nothing."""
+    vanished: float = Field(0.4, ge=0, le=1)
+    """Warn where a criterion's lift (best of a group less its mean) falls below this share of its beginning."""
+    kl: float = Field(1.0, gt=0)
+    """Warn above this KL to the reference, in nats per token."""
+    kl_factor: float = Field(10.0, gt=1)
+    """With kl.target: warn above this multiple of it, if that is less."""
+    window: int = Field(20, ge=5)
+    """Logged steps of a block, of which hacking and vanished modes are read."""
+    stop_on_hacking: bool = False
+    """End the run, adapter saved, when gold falls while its proxy rises."""
+    max_phase_s: float | None = Field(3600.0, gt=0)
+    """A phase (start, roll-out, reward, step, save) that takes longer ends the run with an error; null: never."""
+    samples: int = Field(4, ge=0)
+    """Completions kept in samples/ at a logged step."""
+
+
 SAMPLING_NAMES = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -116,12 +145,15 @@ class TrainingConfig(Strict):
     """Number of processes the run is meant for; another number is refused, since it would be another run."""
     seed: int = 0
     kl: KLConfig = KLConfig()
+    watch: WatchConfig = WatchConfig()
     sampling: Sampling = Sampling()
     """Of the roll-outs; `iama.json` carries it to whatever serves the model."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of TRL's GRPOConfig, unchanged, except those that `sampling` fills."""
     lora: dict[str, Any] = Field(default_factory=dict)
     """Any field of PEFT's LoraConfig, unchanged."""
+    quantization: Literal["4bit"] | None = None
+    """4bit: train on a base in NF4 (QLoRA); needs a GPU and iama[quantization]."""
 
     @field_validator("sampling")
     @classmethod
@@ -238,6 +270,8 @@ class EvaluationConfig(Strict):
     criteria: Annotated[list[EvaluationCriterion], Field(min_length=1)]
     methods: list[str] = Field(default_factory=lambda: ["bon"], min_length=1)
     """bon and bop are measured at every budget from one pool; others, e.g. `cards(target=1.5)`, as they are written."""
+    tuning: str | None = None
+    """The `tuning.json` of `iama tune`, from which methods such as `bon(tuned)` take their numbers."""
     budgets: list[int] = Field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64], min_length=1)
     num_samples: int = Field(256, ge=4)
     """Pool size a prompt; curves reach a quarter of it."""

@@ -41,6 +41,11 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
 EXAMPLES = (
     "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, temperature=0.1), tilt(temperature=0.1, cap=1), series(0, 1)"
 )
+SERVED_ONLY = {
+    "itp": "bon(k) with k near 3 / sqrt(2 beta) - 1, which keeps the same mean quantile (for beta < 1/2)",
+    "mbr": "bon(n), the same choice without the texts",
+}
+"""Ways to serve that are no operators, and what to train in their place."""
 
 
 def parse_operator(text: str) -> Operator:
@@ -50,6 +55,8 @@ def parse_operator(text: str) -> Operator:
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
     name, inside = match.groups() if match else ("", None)
+    if name in SERVED_ONLY:
+        raise ConfigError(f"operator {text!r} is a way to serve, not one to train for; write {SERVED_ONLY[name]}")
     if name not in OPERATORS:
         raise ConfigError(f"operator {text!r} is not known; write one of {EXAMPLES}")
     try:
@@ -62,12 +69,22 @@ def parse_operator(text: str) -> Operator:
 
 
 def _arguments(build: Callable[..., Operator], inside: str) -> inspect.BoundArguments:
-    """The arguments as numbers, bound to the operator's signature; its parameter `n` is a whole number."""
+    """The arguments as numbers, bound to the operator's signature, whose annotations say which are whole."""
     pieces = [piece.rpartition("=") for piece in inside.split(",") if piece.strip()]
     positional = [value for _, equals, value in pieces if not equals]
     keywords = {key.strip(): value for key, equals, value in pieces if equals}
-    bound = inspect.signature(build).bind(*positional, **keywords)
+    signature = inspect.signature(build)
+    bound = signature.bind(*positional, **keywords)
     for name, value in bound.arguments.items():
-        number = int if name == "n" else float
-        bound.arguments[name] = tuple(map(number, value)) if isinstance(value, tuple) else number(value)
+        read = _READERS.get(str(signature.parameters[name].annotation), float)
+        bound.arguments[name] = tuple(map(read, value)) if isinstance(value, tuple) else read(value)
     return bound
+
+
+def _flag(text: str) -> bool:
+    if text.strip() not in ("0", "1"):
+        raise ValueError(f"{text.strip()!r} is neither 0 nor 1")
+    return text.strip() == "1"
+
+
+_READERS: dict[str, Callable[[str], float]] = {"int": int, "int | None": int, "bool": _flag}

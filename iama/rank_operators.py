@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import expi
-from scipy.stats import poisson
+from scipy.stats import binom, poisson
 
 from iama.errors import ConfigError
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CLAMPED_SHARE = 0.05
 """Share of an operator's draws that a group may be too small for before it is worth a warning."""
+_HARDEST = 700.0  # e^-700 is no share that float64 could tell from none
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class RankOperator:
 
     `pmf(max_n)` gives the weight of `n = 1..max_n` draws (what is missing to `pgf(1)` lies above), `method` and
     `budget` the sampler that serves it and its mean number of samples (None where no sampler does), `kl` its KL
-    divergence to the policy in nats for continuous rewards, where a closed form exists.
+    divergence to the policy in nats for continuous rewards, where a closed form exists. `capped_share` is the share
+    of draws that a latency cap has moved to its largest number.
     """
 
     name: str
@@ -51,6 +53,7 @@ class RankOperator:
     pgf: Callable[[Floats], Floats]
     pgf_derivative: Callable[[Floats], Floats]
     pmf: Callable[[int], Floats]
+    capped_share: float = 0.0
 
     @property
     def smallest_group(self) -> int:
@@ -136,8 +139,11 @@ def identity() -> RankOperator:
     return bon(1)
 
 
-def bop(mu: float) -> RankOperator:
-    """Best-of-Poisson: `n = 1 + Poisson(mu)` draws, the best by reward (Khalaf et al. 2025, sec. 4)."""
+def bop(mu: float, cap: int | None = None) -> RankOperator:
+    """Best-of-Poisson: `n = 1 + Poisson(mu)` draws, the best by reward (Khalaf et al. 2025, sec. 4).
+
+    `cap` bounds latency: at most so many draws; what the law has above is moved to `cap`.
+    """
     if not 0 <= mu < math.inf:
         raise ConfigError(f"operator bop({mu:g}): mu must not be negative nor infinite, e.g. bop(3)")
 
@@ -145,7 +151,7 @@ def bop(mu: float) -> RankOperator:
         law: Floats = poisson.pmf(np.arange(max_n), mu)
         return law
 
-    return RankOperator(
+    operator = RankOperator(
         name=f"bop({mu:g})",
         method="bop",
         budget=1.0 + mu,
@@ -154,6 +160,7 @@ def bop(mu: float) -> RankOperator:
         pgf_derivative=lambda x: (1 + mu * x) * np.exp(mu * (x - 1)),
         pmf=pmf,
     )
+    return operator if cap is None else _capped(operator, cap)
 
 
 def _bop_kl(mu: float) -> float | None:
@@ -164,10 +171,10 @@ def _bop_kl(mu: float) -> float | None:
     return math.log1p(mu) - 1 + tail if math.isfinite(tail) else None
 
 
-def bop_zt(lam: float) -> RankOperator:
+def bop_zt(lam: float, cap: int | None = None) -> RankOperator:
     """Best-of-Poisson with `n ~ Poisson(lam)` given `n >= 1`: on quantiles exactly the KL-optimal tilt.
 
-    The law of the kept quantile is `lam e^{lam u} / (e^lam - 1)`.
+    The law of the kept quantile is `lam e^{lam u} / (e^lam - 1)`. With `cap` at most so many are drawn, as in `bop`.
     """
     if not 0 < lam < math.inf:
         raise ConfigError(f"operator bop_zt({lam:g}): lam must be above 0 and finite, e.g. bop_zt(4)")
@@ -177,14 +184,63 @@ def bop_zt(lam: float) -> RankOperator:
         law: Floats = poisson.pmf(np.arange(1, max_n + 1), lam) / positive
         return law
 
-    mean = lam / positive
-    return RankOperator(
+    operator = RankOperator(
         name=f"bop_zt({lam:g})",
         method="bop_zt",
-        budget=mean,
+        budget=lam / positive,
         kl=lam * (1 / positive - 1 / lam) - lam - math.log(positive / lam),
         pgf=lambda x: np.exp(lam * (x - 1)) * -np.expm1(-lam * x) / positive,
         pgf_derivative=lambda x: lam * np.exp(lam * (x - 1)) / positive,
+        pmf=pmf,
+    )
+    return operator if cap is None else _capped(operator, cap)
+
+
+def _capped(operator: RankOperator, cap: int) -> RankOperator:
+    """At most `cap` draws: the law's tail is moved to `cap`, so that no closed form of the KL is left."""
+    name = f"{operator.name.removesuffix(')')}, cap={cap})"
+    if cap < 1:
+        raise ConfigError(f"operator {name}: cap must be at least 1, e.g. cap=16")
+    law, above = operator.pmf(cap), operator.clamped_share(cap)
+    law[-1] += above
+    return _finite(name, f"{operator.method}_capped", law, float(np.arange(1, cap + 1) @ law), above)
+
+
+def soft_ranks(n: int, temperature: float) -> RankOperator:
+    r"""Soft Best-of-N on ranks: of `n` draws one is kept in proportion to `e^{rank / temperature}`.
+
+    Ranks are those among the draws, rescaled to [0, 1]; equal rewards are put in order by chance. The weights are
+    geometric, `q^j` with `log q = 1 / ((n-1) temperature)`, so with `M` of the draws at or below a level the kept one
+    is among them with probability `(q^M - 1)/(q^n - 1)`, and with `E q^M = (1 + (q-1) F)^n`
+
+        g(F) = [(1 + (q-1) F)^n - 1] / (q^n - 1),
+
+    which is the best of `k ~ Binomial(n, 1 - 1/q)` draws given `k >= 1`. That is how it is served: the same law,
+    from `k` draws in the place of `n`.
+    """
+    name = f"soft_bon({n}, {temperature:g}, ranks=1)"
+    if n < 1 or not 0 < temperature < math.inf:
+        wanted = "n must be at least 1 and temperature positive and finite (a share of the range of ranks)"
+        raise ConfigError(f"operator {name}: {wanted}, e.g. soft_bon(8, 0.2, ranks=1)")
+    slope = min(1 / (max(n - 1, 1) * temperature), _HARDEST)  # log q
+    chance, positive = -math.expm1(-slope), -math.expm1(-slope * n)
+
+    def pmf(max_n: int) -> Floats:
+        law: Floats = binom.pmf(np.arange(1, max_n + 1), n, chance) / positive
+        return law
+
+    def below_top(x: Floats) -> Floats:
+        """`log(1 + (q-1) x) - log q`."""
+        logs: Floats = np.log1p(math.expm1(slope) * x) - slope
+        return logs
+
+    return RankOperator(
+        name=name,
+        method="soft_ranks",
+        budget=n * chance / positive,
+        kl=math.log(n * chance / positive) + (n - 1) * (slope * math.exp(-slope * n) / positive - 1 / n),
+        pgf=lambda x: np.exp(n * below_top(x)) * -np.expm1(-n * (below_top(x) + slope)) / positive,
+        pgf_derivative=lambda x: n * chance * np.exp((n - 1) * below_top(x)) / positive,
         pmf=pmf,
     )
 
@@ -198,20 +254,27 @@ def series(*weights: float) -> RankOperator:
     if not weights or not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
         shown = ", ".join(f"{w:g}" for w in weights)
         raise ConfigError(f"operator series({shown}): weights must not be negative nor all zero, e.g. series(0.5, 0.5)")
-    num_draws = np.arange(1, len(weights) + 1, dtype=np.float64)
-    is_law = abs(sum(weights) - 1.0) < 1e-9
+    law = np.asarray(weights, dtype=np.float64)
+    budget = float(np.arange(1, law.size + 1) @ law) if abs(law.sum() - 1.0) < 1e-9 else None
+    return _finite(f"series({', '.join(f'{w:g}' for w in weights)})", "series", law, budget)
+
+
+def _finite(name: str, method: str, law: Floats, budget: float | None, capped_share: float = 0.0) -> RankOperator:
+    """Of the weights `law[k-1]` of Best-of-k."""
+    num_draws = np.arange(1, law.size + 1, dtype=np.float64)
 
     def pmf(max_n: int) -> Floats:
-        law = np.zeros(max_n)
-        law[: len(weights)] = weights[:max_n]
-        return law
+        weights = np.zeros(max_n)
+        weights[: law.size] = law[:max_n]
+        return weights
 
     return RankOperator(
-        name=f"series({', '.join(f'{w:g}' for w in weights)})",
-        method="series",
-        budget=float(num_draws @ weights) if is_law else None,
+        name=name,
+        method=method,
+        budget=budget,
         kl=None,
-        pgf=lambda x: np.power.outer(x, num_draws) @ np.asarray(weights),
-        pgf_derivative=lambda x: np.power.outer(x, num_draws - 1) @ (num_draws * weights),
+        pgf=lambda x: np.power.outer(x, num_draws) @ law,
+        pgf_derivative=lambda x: np.power.outer(x, num_draws - 1) @ (num_draws * law),
         pmf=pmf,
+        capped_share=capped_share,
     )

@@ -1,7 +1,8 @@
 """Rewards, scored the same way in training and at inference.
 
 A reward is a sequence classifier (a Hugging Face directory, read with its own tokenizer and chat template), a
-TRL reward function `(prompts, completions, **columns) -> list[float]`, used unchanged, a judge or a verifier.
+TRL reward function `(prompts, completions, **columns) -> list[float]`, used unchanged, a judge, a verifier, or an
+ensemble of these.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from iama.cost import Cost, peak_memory, start_peak
+from iama.ensembles import Ensemble, check_scales, member_name
 from iama.errors import RewardError
 from iama.flops import row_flops, size_of
 from iama.judges import Judge, check_judge
-from iama.models import check_model_dir, halved, loading, pick_device, refuse_missing_tensors
+from iama.models import halved, loading, pick_device
 from iama.render import as_completion, completion_text, prompt_text, render_exchange
+from iama.reward_models import check_reward_model, load_reward_model, reward_config
 from iama.verifiers import MathVerifier, check_math_verify
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ class Reward:
     """A named reward; calling it is TRL's reward-function interface, so it goes to any TRL trainer as it is.
 
     `missing_ok` lets a score of None or NaN through as NaN; `scale` standardises. `classifier` is the model that
-    scores and `judge` the judge, None for any other kind of reward.
+    scores, `judge` the judge and `ensemble` the ensemble, None for any other kind of reward.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Reward:
         self.__name__ = name  # TRL names metrics and columns after it
         self.classifier = scorer if isinstance(scorer, Classifier) else None
         self.judge = scorer if isinstance(scorer, Judge) else None
+        self.ensemble = scorer if isinstance(scorer, Ensemble) else None
         self._scorer = scorer
         self._scale = scale
         self._missing_ok = missing_ok
@@ -60,9 +64,21 @@ class Reward:
         self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], **columns: Any
     ) -> list[float]:
         """Scores `[len(prompts)]`; raises `RewardError` on infinity and, unless `missing_ok`, on a missing score."""
-        return self._scored(prompts, completions, columns)[0]
+        return self.scored(prompts, completions, columns)[0]
 
-    def _scored(self, prompts: Any, completions: Any, columns: Mapping[str, Any]) -> tuple[list[float], int]:
+    @property
+    def classifiers(self) -> list[Classifier]:
+        """The models that score, an ensemble's members' too."""
+        if self.ensemble is not None:
+            return [classifier for member in self.ensemble.members for classifier in member.classifiers]
+        return [] if self.classifier is None else [self.classifier]
+
+    @property
+    def num_calls(self) -> int:
+        """How many rewards score each text: an ensemble's members, else one."""
+        return 1 if self.ensemble is None else len(self.ensemble.members)
+
+    def scored(self, prompts: Any, completions: Any, columns: Mapping[str, Any]) -> tuple[list[float], int]:
         """Scores, checked, and the number of tokens read."""
         scores, tokens = self._scorer(prompts, completions, **columns)
         return self.finish(prompts, completions, scores), tokens
@@ -92,12 +108,26 @@ class Reward:
         """Scores of texts with what they cost; `columns` are the prompts' further columns."""
         start = time.perf_counter()
         completions = [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        if self.classifier is None:
-            scores, tokens = self._scored(prompts, completions, columns)
-            read = Cost(reward_tokens=tokens, sequential_steps=int(tokens > 0))
-        else:
+        if self.classifier is not None:
             scores, read = self._read(self.classifier, prompts, texts)
-        return scores, replace(read, reward_calls=len(texts), seconds=time.perf_counter() - start)
+        elif self.ensemble is not None:
+            unscaled, read = self.ensemble.read(prompts, texts, columns)
+            scores = self.finish(prompts, completions, unscaled)
+        else:
+            scores, tokens = self.scored(prompts, completions, columns)
+            read = Cost(reward_tokens=tokens, sequential_steps=int(tokens > 0))
+        return scores, replace(read, reward_calls=len(texts) * self.num_calls, seconds=time.perf_counter() - start)
+
+    def disagreement(
+        self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Mapping[str, Sequence[Any]]
+    ) -> list[float]:
+        """Standard deviation of each text's scores over an ensemble's members, on their common scale.
+
+        Texts that `score` met shortly before are not read again. Raises `RewardError` for any other kind of reward.
+        """
+        if self.ensemble is None:
+            raise RewardError(f"reward {self.name!r} is no ensemble, so it has no members that could disagree")
+        return self.ensemble.disagreement(prompts, texts, columns)
 
     def _read(
         self, classifier: Classifier, prompts: Sequence[Prompt], texts: Sequence[str]
@@ -184,9 +214,22 @@ def load_reward(name: str, spec: RewardSpec, *, missing_ok: bool = False) -> Rew
         raise _column_error(spec, source)
     if spec.judge is not None:
         return Reward(name, Judge(spec.judge, source), spec.scale, missing_ok=True)
+    if spec.ensemble is not None:
+        return _load_ensemble(name, spec, missing_ok=missing_ok)
     if spec.verifier is not None:
         return Reward(name, MathVerifier(spec.answer_column, source), spec.scale, missing_ok=missing_ok)
     return Reward(name, load_classifier(name, spec), spec.scale, missing_ok=missing_ok)
+
+
+def _load_ensemble(name: str, spec: RewardSpec, *, missing_ok: bool) -> Reward:
+    assert spec.ensemble is not None
+    check_scales(spec.ensemble, f"reward {name!r}")
+    members = [
+        load_reward(member_name(name, number), member, missing_ok=missing_ok)
+        for number, member in enumerate(spec.ensemble.members)
+    ]
+    missing_ok = missing_ok or any(member.judge is not None for member in members)
+    return Reward(name, Ensemble(spec.ensemble, members), spec.scale, missing_ok=missing_ok)
 
 
 def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> None:
@@ -200,6 +243,10 @@ def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> N
         check_judge(spec.judge, source)
     elif spec.verifier is not None:
         check_math_verify(source)
+    elif spec.ensemble is not None:
+        check_scales(spec.ensemble, source)
+        for number, member in enumerate(spec.ensemble.members):
+            check_reward(member_name(name, number), member, prompt)
     else:
         _check_classifier(spec, source, prompt)
 
@@ -207,15 +254,15 @@ def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> N
 def _column_error(spec: RewardSpec, source: str) -> RewardError:
     return RewardError(
         f"{source}: column {spec.column!r} belongs to pool files, whose samples have scores already; here a reward "
-        "must score texts: give a model, function, judge or verifier"
+        "must score texts: give a model, function, judge, verifier or ensemble"
     )
 
 
 def _check_classifier(spec: RewardSpec, source: str, prompt: Prompt | None) -> None:
     assert spec.model is not None
-    check_model_dir(spec.model, source)
+    check_reward_model(spec.model, source)
+    _pick_head(reward_config(spec.model, source), spec, source)
     with loading(spec.model, source):
-        _pick_head(AutoConfig.from_pretrained(spec.model), spec, source)
         tokenizer = AutoTokenizer.from_pretrained(spec.model)
     if prompt is not None:
         render_exchange(tokenizer, prompt, "")
@@ -276,14 +323,11 @@ def load_classifier(name: str, spec: RewardSpec) -> Classifier:
     """Load the model of a reward; raises `RewardError` or `ModelError` with what to mend."""
     assert spec.model is not None
     source = f"reward {name!r}"
-    check_model_dir(spec.model, source)
+    check_reward_model(spec.model, source)
+    head = _pick_head(reward_config(spec.model, source), spec, source)
     with loading(spec.model, source):
-        head = _pick_head(AutoConfig.from_pretrained(spec.model), spec, source)
         tokenizer = AutoTokenizer.from_pretrained(spec.model)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            spec.model, dtype=getattr(torch, spec.dtype), use_safetensors=True, output_loading_info=True
-        )
-    refuse_missing_tensors(info, spec.model, source)
+    model = load_reward_model(spec.model, source, getattr(torch, spec.dtype))
     model.to(pick_device(spec.device)).eval()
     if model.config.pad_token_id is None:
         model.config.pad_token_id = (

@@ -21,16 +21,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, overload
 
 import numpy as np
 
 from iama.errors import ConfigError
+from iama.rank_operators import soft_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from iama.rank_operators import RankOperator
 
     Floats = NDArray[np.float64]
 
@@ -131,11 +134,18 @@ class Tilt:
         return ratio
 
 
-def soft_bon(n: int, temperature: float) -> SoftBestOfN:
+@overload
+def soft_bon(n: int, temperature: float) -> SoftBestOfN: ...
+@overload
+def soft_bon(n: int, temperature: float, ranks: bool) -> SoftBestOfN | RankOperator: ...
+def soft_bon(n: int, temperature: float, ranks: bool = False) -> SoftBestOfN | RankOperator:
     """Soft Best-of-N: `n` draws, one kept with probability proportional to `e^{r / temperature}`.
 
-    Raises `ConfigError` for `n < 1` or a temperature that is not positive and finite (units of the reward).
+    With `ranks`, `r` is a draw's rank among the `n`, rescaled to [0, 1]: see `rank_operators.soft_ranks`. Raises
+    `ConfigError` for `n < 1` or a temperature that is not positive and finite (units of the reward; of ranks).
     """
+    if ranks:
+        return soft_ranks(n, temperature)
     written = f"operator soft_bon({n}, {temperature})"
     if n < 1:
         raise ConfigError(f"{written}: n must be at least 1, e.g. soft_bon(4, 0.1)")

@@ -73,14 +73,38 @@ class JudgeSpec(Strict):
         return self
 
 
-SOURCES = ("model", "function", "judge", "verifier", "column")
+class EnsembleSpec(Strict):
+    """Several rewards as one, on a common scale: each member has a `scale`, or all are on one by themselves."""
+
+    members: tuple[RewardSpec, ...]
+    """At least two rewards that score texts; none of them an ensemble or a column."""
+    aggregate: Literal["mean", "median", "min", "mean_minus_std"] = "mean"
+    """Of the members' scores. mean_minus_std: less `coefficient` times their standard deviation."""
+    coefficient: float = Field(0.5, ge=0)
+    same_scale: bool = False
+    """The members are on one scale by themselves, and need no `scale`."""
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> Self:
+        if len(self.members) < 2:
+            raise ValueError(f"an ensemble needs at least 2 members, got {len(self.members)}")
+        for number, member in enumerate(self.members):
+            if member.source in ("ensemble", "column"):
+                remedy = "list its members here" if member.ensemble else "give a reward that scores texts"
+                raise ValueError(f"members.{number}: the source {member.source} is none for a member; {remedy}")
+        if self.coefficient != 0.5 and self.aggregate != "mean_minus_std":
+            raise ValueError(f"`coefficient` belongs to aggregate: mean_minus_std, not to {self.aggregate}")
+        return self
+
+
+SOURCES = ("model", "function", "judge", "verifier", "ensemble", "column")
 
 
 class RewardSpec(Strict):
-    """A reward: exactly one of `model`, `function`, `judge`, `verifier` and `column`."""
+    """A reward: exactly one of `model`, `function`, `judge`, `verifier`, `ensemble` and `column`."""
 
     model: str | None = None
-    """Directory or hub name of a sequence classifier."""
+    """Directory or hub name of a sequence classifier, or the directory of a PEFT adapter on one."""
     head: str | int | None = None
     """Label or index of the classifier's output that is the reward; required if it has more than one."""
     sign: Literal[1, -1] = 1
@@ -92,6 +116,8 @@ class RewardSpec(Strict):
     verifier: Literal["math"] | None = None
     """math: 1 where the completion's final answer equals the prompt's `answer_column`, else 0 (needs iama[math])."""
     answer_column: str = "answer"
+    ensemble: EnsembleSpec | None = None
+    """Several rewards as one."""
     column: str | None = None
     """Scores that a pool file holds already; evaluation and tuning only."""
     scale: RewardScale | None = None
@@ -105,6 +131,18 @@ class RewardSpec(Strict):
         """Which of `SOURCES` it is."""
         return next(name for name in SOURCES if getattr(self, name) is not None)
 
+    @property
+    def parts(self) -> tuple[RewardSpec, ...]:
+        """The rewards that score texts: an ensemble's members, else the reward itself."""
+        return (self,) if self.ensemble is None else self.ensemble.members
+
+    def placed(self, **placement: Any) -> RewardSpec:
+        """The reward on another `device` or with another `dtype`; of an ensemble, all its members."""
+        if self.ensemble is None:
+            return self.model_copy(update=placement)
+        members = tuple(member.placed(**placement) for member in self.ensemble.members)
+        return self.model_copy(update={"ensemble": self.ensemble.model_copy(update={"members": members})})
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         given = [name for name in SOURCES if getattr(self, name) is not None]
@@ -114,11 +152,18 @@ class RewardSpec(Strict):
             raise ValueError(f"function {self.function!r} needs the form path/to/file.py:name or package.module:name")
         if self.model is None and self.head is not None:
             raise ValueError(f"`head` belongs to a `model`, not to a {given[0]}")
+        if self.ensemble is not None:
+            for name in ("sign", "batch_size", "dtype", "device"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"`{name}` belongs to the members of an ensemble, each of its own")
         if self.sign != 1 and self.source not in ("model", "column"):
             raise ValueError(f"`sign` belongs to a `model` or a `column`; let the {given[0]} return what is wanted")
         if self.verifier is None and self.answer_column != "answer":
             raise ValueError("`answer_column` belongs to a `verifier`")
         return self
+
+
+EnsembleSpec.model_rebuild()
 
 
 class PromptsSpec(Strict):

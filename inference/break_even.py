@@ -142,7 +142,9 @@ def run_flops(
 def own_reward_sizes(folder: Path) -> list[ModelSize] | None:
     """Sizes of the models by whose rewards a run was trained; None where the run does not tell or one is gone."""
     criteria = (read_config(folder).get("objective") or {}).get("criteria") or []
-    models = [Path(criterion["proxy"]["model"]) for criterion in criteria if criterion["proxy"].get("model")]
+    proxies = [criterion["proxy"] for criterion in criteria]
+    parts = [part for proxy in proxies for part in (proxy.get("ensemble") or {"members": [proxy]})["members"]]
+    models = [Path(part["model"]) for part in parts if part.get("model")]
     if not criteria or not all((model / "config.json").is_file() for model in models):
         return None
     return [_classifier_size(model, f"run {str(folder)!r}") for model in models]

@@ -111,10 +111,12 @@ def _reward_costs(scores: PoolScores, size: ModelSize | None) -> dict[str, tuple
     prompt_P = scores.prompt_tokens_P.astype(np.float64)
     zero_P, one_P = np.zeros(len(prompt_P)), np.ones(len(prompt_P))
     costs = {
-        "reward_calls": (zero_P, one_P),
+        "reward_calls": (zero_P, one_P * scores.calls_per_text),
         "reward_tokens": (prompt_P, scores.tokens_PS.mean(axis=1) - prompt_P),
         "seconds": (zero_P, scores.seconds_P / scores.tokens_PS.shape[1]),
     }
+    if scores.flops_PS is not None:
+        return costs | {"flops": (zero_P, scores.flops_PS.mean(axis=1))}
     if size is None:
         return costs | {"flops": (zero_P, zero_P)}
     rate_P = row_flops(size, prompt_P[:, None], scores.tokens_PS - prompt_P[:, None]).mean(axis=1)

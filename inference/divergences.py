@@ -91,6 +91,16 @@ def tilt_chi_squared(lam: ArrayLike) -> Floats:
     return np.asarray(half / np.tanh(half) - 1)
 
 
+def soft_ranks_chi_squared(n: int, temperature: float) -> float:
+    """Chi-squared of soft Best-of-N on ranks to its policy; closed form without ties, else an UPPER BOUND.
+
+    With `log q = 1/((n-1) temperature)`: `n^2 (q-1) (q^(2n-1) - 1) / ((2n-1) (q^n - 1)^2) - 1`.
+    """
+    slope = 1 / (max(n - 1, 1) * temperature)  # log q
+    chance, positive, twice = (-np.expm1(-slope * power) for power in (1, n, 2 * n - 1))
+    return float(n**2 * chance * twice / ((2 * n - 1) * positive**2) - 1)
+
+
 def best_of_n_kl_estimate(n: ArrayLike, log_probabilities: ArrayLike) -> Floats:
     """ESTIMATE of the KL of Best-of-n to its policy from the kept answer's log-probability under that policy.
 

@@ -52,10 +52,26 @@ def evaluate(config: EvaluationConfig, console: Console | None = None) -> Summar
     take_over(folder)
     measured = _measure(config, plan, folder, list(range(len(plan.rows))), console)
     tables, summary = summarise(config, plan, measured)
+    for row in summary["curves"]:
+        key = (row["policy"], row["criterion"], row["method"])
+        if key in plan.tuned:
+            row["written"] = plan.tuned[key]
     folder.mkdir(parents=True, exist_ok=True)
     save_tables(folder, tables)
     save_summary(config, folder, summary)
     return summary
+
+
+def measure_pools(config: EvaluationConfig, console: Console | None = None) -> tuple[Plan, Measured]:
+    """Only what `evaluate` would do first: draw every policy's pool and score it, in the same files.
+
+    Raises what `evaluate` raises.
+    """
+    plan = make_plan(config)
+    folder = Path(config.output_dir)
+    take_over(folder)
+    with _progress(console or Console(stderr=True)) as progress:
+        return plan, _pools(_Work(config, plan, folder, list(range(len(plan.rows))), progress))
 
 
 def evaluate_shard(config: EvaluationConfig, shard: Shard, console: Console | None = None) -> Path:
@@ -101,7 +117,7 @@ class _Work:
         """A reward, loaded once."""
         if spec not in self.rewards:
             # A function may say that it has no score; NaN from a model is a fault.
-            missing_ok = spec.function is not None
+            missing_ok = any(part.function is not None for part in spec.parts)
             self.rewards[spec] = load_reward(self.plan.rewards[spec], spec, missing_ok=missing_ok)
         return self.rewards[spec]
 
@@ -112,14 +128,7 @@ def _measure(
     """Everything that needs a model: pools, log-probabilities, scores, guided answers."""
     with _progress(console or Console(stderr=True)) as progress:
         work = _Work(config, plan, folder, list(indices), progress)
-        for spec in plan.rewards:  # before sampling, lest a reward that cannot be loaded be found out late
-            if spec.column is None:
-                work.reward(spec)
-        sizes = {spec: _size(work.rewards[spec]) if spec in work.rewards else None for spec in plan.rewards}
-        measured = Measured(reward_sizes=sizes)
-        for source in plan.sources:
-            measured.pools[source.name] = _fill(work, source)
-        _scores(work, measured)
+        measured = _pools(work)
         part = len(indices) < len(plan.rows)  # whose quantile is no target: the whole evaluation answers these
         for method in filter(is_guided, config.methods):
             if part and needs_target(method, config.sampling):
@@ -131,8 +140,26 @@ def _measure(
     return measured
 
 
-def _size(reward: Reward) -> ModelSize | None:
-    return None if reward.classifier is None else size_of(reward.classifier.model)
+def _pools(work: _Work) -> Measured:
+    """Pools and their scores."""
+    for spec in work.plan.rewards:  # before sampling, lest a reward that cannot be loaded be found out late
+        if spec.column is None:
+            work.reward(spec)
+    sizes = {part: size for spec in work.plan.rewards for part, size in _sizes(spec, work.rewards.get(spec))}
+    measured = Measured(reward_sizes=sizes)
+    for source in work.plan.sources:
+        measured.pools[source.name] = _fill(work, source)
+    _scores(work, measured)
+    return measured
+
+
+def _sizes(spec: RewardSpec, reward: Reward | None) -> list[tuple[RewardSpec, ModelSize | None]]:
+    """Of the model that scores, or of an ensemble's members; None for what is no model."""
+    if reward is not None and reward.ensemble is not None:
+        pairs = zip(spec.parts, reward.ensemble.members, strict=True)
+        return [found for part, member in pairs for found in _sizes(part, member)]
+    classifier = None if reward is None else reward.classifier
+    return [(spec, None if classifier is None else size_of(classifier.model))]
 
 
 def _fill(work: _Work, source: Source) -> PoolFile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +11,24 @@ from iama.config import CURVES
 from iama.data import read_prompts, with_system_prompt
 from iama.errors import ConfigError, DataError, RunError
 from iama.judges import judge_plan
-from iama.methods import parse_guided
-from iama.operators import parse_operator
+from iama.methods import parse_guided, tuned_family
 from iama.render import prompt_text, render_prompt
 from inference.break_even import TrainingRun, mean_prompt_tokens, read_run
 from inference.decode import check_fit
 from inference.flops import size_from_folder
+from inference.hedging.tuning_file import tuned_methods
 from inference.policy import load_tokenizer, resolve_paths
 from inference.pool_file import PoolFile, prompt_ids, read_pool
 from inference.pools import pool_header
 from inference.reward_checks import check_rewards, fits_rewards, reward_names
-from inference.samplers import Served
-from inference.serving import read_method
+from inference.selection import Served
+from inference.serving import read_method, read_served
 from inference.store import digest
 from inference.summary import FILE_NAME
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from iama.config import EvaluationConfig
     from iama.specs import PolicySpec, RewardSpec
     from inference.flops import ModelSize
@@ -73,6 +75,12 @@ class Plan:
     rewards: dict[RewardSpec, str]
     num_samples: int
     training: dict[str, list[tuple[Path, TrainingRun, float]]]
+    tuned: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    """By (policy, criterion, method) what a method such as `bon(tuned)` is there."""
+
+    def written(self, policy: str, criterion: str, method: str) -> str:
+        """A method with the number that was tuned for a policy and criterion; any other method as it is."""
+        return self.tuned.get((policy, criterion, method), method)
 
     def source(self, policy: str, criterion: str) -> Source:
         """The pool that serves a criterion."""
@@ -92,7 +100,8 @@ def make_plan(config: EvaluationConfig) -> Plan:
     check_rewards(config, rewards, rows)
     rows, dropped = _fitting(config, rewards, rows)
     sources = [source for name in config.policies for source in _sources(config, name, rows, stored.get(name))]
-    return Plan(rows, dropped, sources, rewards, _num_samples(config, sources), _training(config))
+    tuned = tuned_methods(config, rows, sources)
+    return Plan(rows, dropped, sources, rewards, _num_samples(config, sources, tuned), _training(config), tuned)
 
 
 def _by_id(pool: PoolFile) -> PoolFile:
@@ -124,6 +133,13 @@ def check_method(config: EvaluationConfig, method: str) -> None:
     """Raise `ConfigError` for a method that cannot be evaluated."""
     if method in CURVES:
         return
+    if tuned_family(method) is not None:
+        if config.tuning is None:
+            raise ConfigError(
+                f"methods: {method!r} takes its number from a file of `iama tune`; name it with "
+                "tuning: FOLDER/tuning.json, or write the number"
+            )
+        return
     read = read_method(method, config.sampling)
     pooled = [name for name, policy in config.policies.items() if policy.pool is not None]
     if not isinstance(read, Served) and pooled:
@@ -135,8 +151,8 @@ def check_method(config: EvaluationConfig, method: str) -> None:
 
 
 def check_draws(method: str, num_samples: int, told: str) -> None:
-    """Raise `ConfigError` for an operator that draws more than a quarter of a pool, where no curve is reliable."""
-    draws = parse_operator(method).budget if method not in CURVES and not is_guided(method) else None
+    """Raise `ConfigError` for a method that draws more than a quarter of a pool, where no curve is reliable."""
+    draws = read_served(method).budget if method not in CURVES and not is_guided(method) else None
     if draws is not None and draws > num_samples // 4:
         raise ConfigError(
             f"methods: {method!r} keeps one of {draws:g} samples, more than a quarter of {told}; raise num_samples or "
@@ -194,7 +210,7 @@ def _in_order(name: str, rows: list[dict[str, Any]], pool: PoolFile) -> PoolFile
     )
 
 
-def _num_samples(config: EvaluationConfig, sources: list[Source]) -> int:
+def _num_samples(config: EvaluationConfig, sources: list[Source], tuned: Mapping[Any, str]) -> int:
     """Samples a prompt that are used of every pool: as many as are configured, or as the smallest stored pool has.
 
     Raises `ConfigError` where that is too few for the budgets.
@@ -209,7 +225,7 @@ def _num_samples(config: EvaluationConfig, sources: list[Source]) -> int:
             f"{smallest[1]!r}, where no curve is reliable; lower budgets, trained_budget and "
             "win_rate_baseline.samples, or draw more samples"
         )
-    for method in config.methods:
+    for method in [*(m for m in config.methods if tuned_family(m) is None), *tuned.values()]:
         check_draws(method, smallest[0], f"the {smallest[0]} samples a prompt in the pool of {smallest[1]!r}")
     return smallest[0]
 
@@ -253,10 +269,10 @@ def _check_folder(config: EvaluationConfig) -> None:
     if not path.is_file():
         return
     try:
-        stored = leaves(json.loads(path.read_text(encoding="utf-8"))["config"])
+        stored = _given(json.loads(path.read_text(encoding="utf-8"))["config"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise RunError(f"{path} is no evaluation's, or damaged; delete it, or choose another output_dir") from error
-    present = leaves(config.model_dump(mode="json"))
+    present = _given(config.model_dump(mode="json"))
     told = [
         f"{key} was {stored.get(key, ABSENT)!r}, is {present.get(key, ABSENT)!r}"
         for key in {**present, **stored}
@@ -268,6 +284,11 @@ def _check_folder(config: EvaluationConfig) -> None:
             f"output_dir {config.output_dir!r} holds another evaluation ({changes}); "
             f"delete its {FILE_NAME} to replace it, or choose another output_dir"
         )
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """What a configuration sets; a setting that came later is null in all that were made before."""
+    return {key: value for key, value in leaves(config).items() if value is not None}
 
 
 def leaves(value: Any, key: str = "") -> dict[str, Any]:
@@ -283,10 +304,10 @@ def judge_lines(config: EvaluationConfig, plan: Plan) -> list[str]:
     """What each judge will be asked and what that costs at most; answers that are kept already are not counted off."""
     lines = []
     for spec, name in plan.rewards.items():
-        if spec.judge is not None:
+        for judge in [part.judge for part in spec.parts if part.judge is not None]:
             criteria = {c.name for c in config.criteria if spec in (c.proxy, c.gold)}
             lengths = [n for s in plan.sources if criteria & set(s.criteria) for n in _num_chars(config, plan, s)]
-            lines.append(f"{name}: at most {judge_plan(spec.judge, len(lengths), sum(lengths) / len(lengths))}")
+            lines.append(f"{name}: at most {judge_plan(judge, len(lengths), sum(lengths) / len(lengths))}")
     return lines
 
 
@@ -298,6 +319,12 @@ def _num_chars(config: EvaluationConfig, plan: Plan, source: Source) -> list[int
         return [length + limit for length in prompts for _ in range(config.num_samples)]
     answers = [[len(text) for text in texts[: plan.num_samples]] for texts in source.stored.texts]
     return [length + answer for length, row in zip(prompts, answers, strict=True) for answer in row]
+
+
+def tuned_lines(plan: Plan) -> list[str]:
+    """What each method that is written `tuned` is for each policy and criterion."""
+    told = plan.tuned.items()
+    return [f"{policy}, {criterion}: {method} is {written}" for (policy, criterion, method), written in told]
 
 
 def describe(config: EvaluationConfig, plan: Plan) -> str:
@@ -316,6 +343,7 @@ def describe(config: EvaluationConfig, plan: Plan) -> str:
     if plan.dropped:
         lines.append(f"{plan.dropped} prompts are too long and are left out")
     lines += judge_lines(config, plan)
+    lines += tuned_lines(plan)
     if guided:
         answers = len(guided) * len(drawn) * len(plan.rows)
         lines.append(f"guided methods: at most {answers * len(config.criteria):,} answers by {', '.join(guided)}")

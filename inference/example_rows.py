@@ -8,7 +8,7 @@ from iama.config import CURVES
 from iama.render import prompt_text
 from inference.evaluation_plan import is_guided
 from inference.fill_tables import scores_of, served
-from inference.samplers import select
+from inference.selection import select
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,23 +10,26 @@ import numpy as np
 from iama.config import CURVES
 from iama.errors import RewardError
 from iama.estimators import group_value
-from iama.operators import RankOperator, parse_operator
+from iama.operators import RankOperator
 from iama.render import prompt_text
 from inference.budgets import UNITS, lengths, num_steps, pool_costs
 from inference.curves import curves, operator_at
 from inference.evaluation_plan import is_guided
 from inference.savings import at_budget
+from inference.selection import Rule
+from inference.selection_pool import kept_scores
+from inference.serving import read_served
 from inference.tables import Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from iama.config import EvaluationConfig, EvaluationCriterion
-    from iama.soft_operators import SoftBestOfN
     from inference.evaluation_plan import Plan
     from inference.measured import Measured
+    from inference.selection import Served
 
     Floats = NDArray[np.float64]
 
@@ -69,13 +72,11 @@ def scores_of(
     return proxy, gold
 
 
-def operators_of(method: str, max_budget: int) -> list[RankOperator | SoftBestOfN]:
-    """A curve's operators for 1..`max_budget` samples, or the one operator of a method."""
+def operators_of(method: str, max_budget: int) -> list[Served]:
+    """A curve's operators for 1..`max_budget` samples, or the one operator or rule of a method."""
     if method in CURVES:
         return [operator_at(method, n) for n in range(1, max_budget + 1)]
-    operator = parse_operator(method)
-    assert not hasattr(operator, "cap"), "a tilt is no way to sample"
-    return [operator]
+    return [read_served(method)]
 
 
 def _add_pool(
@@ -88,11 +89,17 @@ def _add_pool(
     max_budget: int,
 ) -> None:
     proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
-    operators = operators_of(method, max_budget)
+    operators = operators_of(plan.written(policy, criterion.name, method), max_budget)
+    source = plan.source(policy, criterion.name)
+    texts_PS = measured.pools[source.name].texts
     for metric, score_PS in (("proxy", proxy_PS), ("gold", gold_PS)):
         if score_PS is not None:
-            tables.values[policy, criterion.name, method, metric] = pool_values(proxy_PS, score_PS, operators)
-    source = plan.source(policy, criterion.name)
+            kept_PN = pool_values(proxy_PS, score_PS, operators, texts_PS)
+            tables.values[policy, criterion.name, method, metric] = kept_PN
+    spread_PS = measured.scores[source.name, criterion.proxy].disagreement_PS
+    if spread_PS is not None:
+        kept_PN = pool_values(proxy_PS, spread_PS[:, : plan.num_samples], operators, texts_PS)
+        tables.values[policy, criterion.name, method, "disagreement"] = kept_PN
     found = pool_costs(
         measured.pools[source.name],
         measured.scores[source.name, criterion.proxy],
@@ -117,15 +124,26 @@ def _add_pool(
         tables.costs[steps] = num_steps(lengths_PS, [o for o in operators if isinstance(o, RankOperator)])
 
 
-def pool_values(proxy_PS: Floats, score_PS: Floats, operators: list[RankOperator | SoftBestOfN]) -> Floats:
-    """Mean score of what each operator keeps, `[P, len(operators)]`; samples without a score are left out."""
+def pool_values(
+    proxy_PS: Floats, score_PS: Floats, operators: Sequence[Served], texts_PS: Sequence[Sequence[str]] | None = None
+) -> Floats:
+    """Mean score of what each operator keeps, `[P, len(operators)]`; samples without a score are left out.
+
+    A rule with a utility needs the pool's texts.
+    """
     ranked = [operator for operator in operators if isinstance(operator, RankOperator)]
     if len(ranked) == len(operators):
         return curves(proxy_PS, score_PS, ranked)
+    return np.stack([_values(proxy_PS, score_PS, operator, texts_PS) for operator in operators], axis=1)
+
+
+def _values(proxy_PS: Floats, score_PS: Floats, operator: Served, texts_PS: Sequence[Sequence[str]] | None) -> Floats:
+    """The same of one operator, `[P]`."""
+    if isinstance(operator, Rule):
+        return kept_scores(operator, proxy_PS, score_PS, texts_PS)
     known_PS = np.isfinite(proxy_PS) & np.isfinite(score_PS)
     rows = zip(proxy_PS, score_PS, known_PS, strict=True)
-    values = [[group_value(o, p[None, k], s[None, k])[0] for o in operators] for p, s, k in rows]
-    return np.asarray(values, dtype=np.float64)
+    return np.asarray([group_value(operator, p[None, k], s[None, k])[0] for p, s, k in rows], dtype=np.float64)
 
 
 def _add_answers(tables: Tables, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str) -> None:
@@ -143,7 +161,7 @@ def _add_answers(tables: Tables, measured: Measured, policy: str, criterion: Eva
 
 def _is_known(unit: str, criterion: EvaluationCriterion) -> bool:
     """Whether a unit can be told: how many operations a judge takes is known to its server alone."""
-    return unit != "flops" or criterion.proxy.judge is None
+    return unit != "flops" or all(part.judge is None for part in criterion.proxy.parts)
 
 
 def _known(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion) -> NDArray[np.bool_]:
@@ -152,17 +170,17 @@ def _known(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCri
     return np.isfinite(proxy_PS) if gold_PS is None else np.isfinite(proxy_PS) & np.isfinite(gold_PS)
 
 
-def _num_needed(config: EvaluationConfig) -> int:
+def _num_needed(config: EvaluationConfig, plan: Plan, policy: str, criterion: str) -> int:
     """Samples that the largest budget or operator draws."""
-    pooled = [method for method in config.methods if not is_guided(method)]
-    draws = [parse_operator(method).budget or 1 for method in pooled if method not in CURVES]
+    pooled = [plan.written(policy, criterion, method) for method in config.methods if not is_guided(method)]
+    draws = [read_served(method).budget or 1 for method in pooled if method not in CURVES]
     budgets = [*config.budgets, config.trained_budget] if len(draws) < len(pooled) else []
     return math.ceil(max([1, *budgets, *draws]))
 
 
 def _check_missing(config: EvaluationConfig, plan: Plan, measured: Measured) -> None:
-    needed = _num_needed(config)
     for policy, criterion in served(config):
+        needed = _num_needed(config, plan, policy, criterion.name)
         known_PS = _known(plan, measured, policy, criterion)
         worst = int(known_PS.sum(axis=1).argmin())
         count = int(known_PS[worst].sum())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from iama.errors import ConfigError
 from inference.pool_file import read_pool
+from inference.pools import DISAGREEMENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +25,8 @@ def config_from_pools(
     """An `EvaluationConfig` as it would stand in YAML, from pool files by policy name.
 
     `criteria` are `NAME=PROXY_COLUMN` or `NAME=PROXY_COLUMN,GOLD_COLUMN`; without any, every score column is a
-    criterion, judged by the column `NAME/gold` where there is one. Raises `ConfigError`, and what `read_pool` raises.
+    criterion, judged by the column `NAME/gold` where there is one, but for `NAME/disagreement` beside a column `NAME`.
+    Raises `ConfigError`, and what `read_pool` raises.
     """
     pools = {name: read_pool(path) for name, path in files.items()}
     columns = _common_columns(pools)
@@ -64,11 +66,12 @@ def _common_columns(pools: Mapping[str, PoolFile]) -> list[str]:
 
 
 def _conventional(columns: Sequence[str]) -> list[dict[str, Any]]:
+    beside = {name + suffix for name in columns for suffix in (GOLD, DISAGREEMENT)}
     return [
         {"name": name, "proxy": {"column": name}}
         | ({"gold": {"column": name + GOLD}} if name + GOLD in columns else {})
         for name in columns
-        if not (name.endswith(GOLD) and name.removesuffix(GOLD) in columns)
+        if name not in beside
     ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,8 +36,8 @@ from inference.pool_file import (
 )
 from inference.pool_schema import full_header
 from inference.random_streams import prompt_keys
-from inference.scoring import num_common, reads_in_pieces
 from inference.store import append_line, digest, fingerprint, read_lines
+from inference.text_scores import TextScore, as_line, from_line, score_texts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,6 +52,8 @@ Rows: TypeAlias = Sequence[dict[str, Any]]
 Draw: TypeAlias = Callable[[Rows, Sequence[int]], Iterator[tuple[int, list[Sample], Cost, bool]]]
 """From all rows and the indices of those to draw: (index, samples, cost, whether it is estimated), as they are done."""
 
+DISAGREEMENT = "/disagreement"
+"""What is added to a column's name for how far an ensemble's members disagree."""
 PACKAGES = {"transformers": ("torch", "transformers", "peft"), "vllm": ("torch", "vllm"), "openai": ("openai",)}
 
 
@@ -191,25 +192,13 @@ def _check_columns(rows: Rows) -> None:
 
 
 @dataclass(frozen=True)
-class TextScore:
-    """A text's score, its tokens as the reward reads them (0 for functions), and what reading it took.
-
-    `num_shared` of the tokens are the prompt's, which a reward that reads in pieces reads once for all texts.
-    """
-
-    value: float
-    num_tokens: int
-    num_shared: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class PoolScores:
     """A reward's scores of a pool: `values_PS`, NaN where one is missing.
 
     `tokens_PS` are the tokens of each text when read whole (prompt included; 0 for functions), and `prompt_tokens_P`
     those of them that all texts of a prompt share, if the reward reads in pieces (else 0). `seconds_P` is what a
     prompt's distinct texts took, `num_calls` how many texts were scored: those that were not known from elsewhere.
+    `calls_per_text` rewards score each; of an ensemble, `flops_PS` and `disagreement_PS` are those of `TextScore`.
     """
 
     values_PS: Floats
@@ -217,6 +206,9 @@ class PoolScores:
     prompt_tokens_P: NDArray[np.int64]
     seconds_P: Floats
     num_calls: int
+    calls_per_text: int = 1
+    flops_PS: Floats | None = None
+    disagreement_PS: Floats | None = None
 
 
 def score_pool(
@@ -229,15 +221,16 @@ def score_pool(
 ) -> PoolScores:
     """Score each distinct text of a prompt once; `advance` is told numbers of finished prompts.
 
-    `known` (prompt id, text) carries scores over from other pools. Scores of models and judges are kept in `journal`,
-    one line a prompt; a function's are computed afresh, since no hash could tell whether the code that it calls has
-    changed. A `column` is read from the samples and needs no reward. Raises `RewardError`.
+    `known` (prompt id, text) carries scores over from other pools. Scores of models and judges, and of ensembles of
+    these alone, are kept in `journal`, one line a prompt; a function's are computed afresh, since no hash could tell
+    whether the code that it calls has changed. A `column` is read from the samples and needs no reward. Raises
+    `RewardError`.
     """
     if spec.column is not None:
         advance(len(pool.prompts))
         return _stored_scores(pool, spec)
     assert reward is not None
-    is_kept = spec.source in ("model", "judge")
+    is_kept = all(part.source in ("model", "judge") for part in spec.parts)
     own, lines = reward_key(spec), read_lines(journal) if is_kept else {}
     scored: list[list[TextScore]] = []
     num_calls = 0
@@ -246,15 +239,15 @@ def score_pool(
         distinct = list(dict.fromkeys(texts))
         key = digest([own, prompt.prompt, prompt.columns, distinct])
         if key in lines:
-            found = _from_line(lines[key])
+            found = from_line(lines[key])
             num_calls += lines[key]["num_calls"]
         else:
             fresh = [text for text in distinct if (prompt.prompt_id, text) not in known]
-            new = dict(zip(fresh, _score_texts(reward, prompt, fresh), strict=True))
+            new = dict(zip(fresh, score_texts(reward, prompt, fresh), strict=True))
             found = [new[text] if text in new else known[prompt.prompt_id, text] for text in distinct]
             num_calls += len(fresh)
             if is_kept:
-                append_line(journal, _as_line(key, prompt.prompt_id, found, len(fresh)))
+                append_line(journal, as_line(key, prompt.prompt_id, found, len(fresh)))
         known.update(zip(((prompt.prompt_id, text) for text in distinct), found, strict=True))
         scored.append([known[prompt.prompt_id, text] for text in texts])
         advance(1)
@@ -264,7 +257,16 @@ def score_pool(
         prompt_tokens_P=np.asarray([min(s.num_shared for s in row) for row in scored], dtype=np.int64),
         seconds_P=np.asarray([_seconds(p, row) for p, row in zip(pool.prompts, scored, strict=True)]),
         num_calls=num_calls,
+        calls_per_text=reward.num_calls,
+        flops_PS=_told(scored, "flops"),
+        disagreement_PS=_told(scored, "disagreement"),
     )
+
+
+def _told(scored: Sequence[Sequence[TextScore]], name: str) -> Floats | None:
+    """What is told of every text of an ensemble, `[P, S]`, or None."""
+    values = [[getattr(score, name) for score in row] for row in scored]
+    return None if values[0][0] is None else np.asarray(values, dtype=np.float64)
 
 
 def reward_key(spec: RewardSpec) -> str:
@@ -278,57 +280,16 @@ def reward_key(spec: RewardSpec) -> str:
         source = [asked, Path(spec.judge.prompt_file).read_text(encoding="utf-8")]
     elif spec.verifier is not None:
         source = [spec.verifier, spec.answer_column]
+    elif spec.ensemble is not None:
+        members = [reward_key(member) for member in spec.ensemble.members]
+        source = [members, spec.ensemble.aggregate, spec.ensemble.coefficient]
     scale = None if spec.scale is None else spec.scale.model_dump()
     return digest([spec.source, source, spec.sign, scale])
-
-
-def _score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[TextScore]:
-    """Scores of texts of one prompt, in one call of the reward; seconds in equal shares."""
-    if not texts:
-        return []
-    start = time.perf_counter()
-    prompts = [prompt.prompt] * len(texts)
-    if reward.classifier is None:
-        columns = {name: [value] * len(texts) for name, value in prompt.columns.items()}
-        values, cost = reward.score(prompts, texts, columns)
-        each, rest = divmod(cost.reward_tokens, len(texts))
-        counts, shared = [each + (i < rest) for i in range(len(texts))], [0] * len(texts)
-    else:
-        ids = reward.classifier.render(prompts, texts)
-        values = reward.finish(prompts, texts, reward.classifier.score_ids(ids))
-        counts, shared = [len(row) for row in ids], _num_shared(reward, prompt, ids)
-    seconds = (time.perf_counter() - start) / len(texts)
-    return [TextScore(*told, seconds) for told in zip(values, counts, shared, strict=True)]
-
-
-def _num_shared(reward: Reward, prompt: PooledPrompt, ids: Sequence[Sequence[int]]) -> list[int]:
-    """Tokens at each text's beginning that the prompt with any answer has; 0 where texts are read whole.
-
-    As `scoring.RewardRows` counts, the last token is always read, since it is where the score is.
-    """
-    assert reward.classifier is not None
-    if not reads_in_pieces(reward.classifier):
-        return [0] * len(ids)
-    (empty,) = reward.classifier.render([prompt.prompt], [""])
-    return [min(num_common(empty, row), len(row) - 1) for row in ids]
 
 
 def _seconds(prompt: PooledPrompt, row: Sequence[TextScore]) -> float:
     """What the distinct texts of a prompt took."""
     return sum({sample.text: score.seconds for sample, score in zip(prompt.samples, row, strict=True)}.values())
-
-
-def _as_line(key: str, prompt_id: str, scores: Sequence[TextScore], num_calls: int) -> dict[str, Any]:
-    """A prompt's distinct texts in a journal; null for a missing score."""
-    values = [None if math.isnan(score.value) else score.value for score in scores]
-    columns = {name: [getattr(s, name) for s in scores] for name in ("num_tokens", "num_shared", "seconds")}
-    return {"key": key, "prompt_id": prompt_id, "values": values, **columns, "num_calls": num_calls}
-
-
-def _from_line(line: dict[str, Any]) -> list[TextScore]:
-    values = [math.nan if value is None else value for value in line["values"]]
-    rest = (line[name] for name in ("num_tokens", "num_shared", "seconds"))
-    return [TextScore(*told) for told in zip(values, *rest, strict=True)]
 
 
 def _stored_scores(pool: PoolFile, spec: RewardSpec) -> PoolScores:
@@ -354,24 +315,36 @@ def _stored_scores(pool: PoolFile, spec: RewardSpec) -> PoolScores:
 def add_column(path: Path, pool: PoolFile, name: str, reward: Reward, spec: RewardSpec, advance: Advance) -> Floats:
     """Score a pool and write the scores `[P, S]` into its file as a column, which is there whole or not at all.
 
+    An ensemble's disagreement goes into a column beside it (`DISAGREEMENT`), which any other reward takes away.
     A killed job goes on where it was, from a journal beside the file. Raises `RewardError` if every score is missing,
     `RunError` if the file has other samples in the end than in the beginning.
     """
     journal = path.with_name(f"{path.name}.{digest(name)[:8]}.scoring")
-    values_PS = score_pool(pool, reward, spec, journal, {}, advance).values_PS
+    scores = score_pool(pool, reward, spec, journal, {}, advance)
+    values_PS = scores.values_PS
     if np.isnan(values_PS).all():
         raise RewardError(f"reward {reward.name!r} gave none of the {values_PS.size} texts of {path} a score")
     present = read_pool(path)  # another column may have come in the meantime
     if present.texts != pool.texts:
         raise RunError(f"{path} has been changed while it was scored; score it again")
-    prompts = [
-        replace(prompt, samples=tuple(_with_score(s, name, v) for s, v in zip(prompt.samples, values_S, strict=True)))
-        for prompt, values_S in zip(present.prompts, values_PS.tolist(), strict=True)
-    ]
+    prompts = _with_scores(present.prompts, name, values_PS)
+    prompts = _with_scores(prompts, name + DISAGREEMENT, scores.disagreement_PS)
     write_pool(path, PoolFile(present.header, prompts))
     journal.unlink(missing_ok=True)
     return values_PS
 
 
-def _with_score(sample: Sample, name: str, value: float) -> Sample:
-    return replace(sample, scores={**sample.scores, name: None if math.isnan(value) else value})
+def _with_scores(prompts: Sequence[PooledPrompt], name: str, values_PS: Floats | None) -> list[PooledPrompt]:
+    """Prompts whose samples have these scores as the column `name`; None takes the column away."""
+    found = []
+    for p, prompt in enumerate(prompts):
+        samples = []
+        for s, sample in enumerate(prompt.samples):
+            scores = dict(sample.scores)
+            if values_PS is None:
+                scores.pop(name, None)
+            else:
+                scores[name] = None if math.isnan(values_PS[p, s]) else float(values_PS[p, s])
+            samples.append(replace(sample, scores=scores))
+        found.append(replace(prompt, samples=tuple(samples)))
+    return found

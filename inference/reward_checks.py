@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoTokenizer
@@ -39,9 +40,10 @@ def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: 
             _check_column(config, name, spec)
             continue
         check_reward(name, spec, rows[0]["prompt"])
-        _check_has_column(name, spec, rows)
-        if spec.function is not None:
-            check_signature(name, spec.function, set(rows[0]) - {"prompt"})
+        for part in spec.parts:
+            _check_has_column(name, part, rows)
+            if part.function is not None:
+                check_signature(name, part.function, set(rows[0]) - {"prompt"})
 
 
 def check_signature(name: str, reference: str, columns: set[str]) -> None:
@@ -66,12 +68,12 @@ def fits_rewards(names: dict[RewardSpec, str], rows: Rows, remedy: str | None) -
     Raises `DataError`, which ends with `remedy`, for the first that one cannot, unless `remedy` is None.
     """
     keep = [True] * len(rows)
-    for spec, name in names.items():
-        if spec.model is None:
+    for model, name in ((part.model, name) for spec, name in names.items() for part in spec.parts):
+        if model is None:
             continue
-        with loading(spec.model, f"reward {name!r}"):
-            limit: int | None = getattr(AutoConfig.from_pretrained(spec.model), "max_position_embeddings", None)
-            tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        with loading(model, f"reward {name!r}"):
+            limit: int | None = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
+            tokenizer = AutoTokenizer.from_pretrained(model)
         if limit is None:
             continue
         for i, row in enumerate(rows):
@@ -79,7 +81,7 @@ def fits_rewards(names: dict[RewardSpec, str], rows: Rows, remedy: str | None) -
             if num_tokens > limit and remedy is not None:
                 raise DataError(
                     f"reward {name!r}: prompt {i + 1} ({prompt_text(row['prompt'])[:60]!r}) has {num_tokens} tokens "
-                    f"without an answer, but {spec.model!r} reads at most {limit}; {remedy}"
+                    f"without an answer, but {model!r} reads at most {limit}; {remedy}"
                 )
             keep[i] &= num_tokens <= limit
     return keep
@@ -113,15 +115,15 @@ def _check_has_column(name: str, spec: RewardSpec, rows: Rows) -> None:
 
 def _check_winners_curse(criterion: EvaluationCriterion) -> None:
     """Selecting and reporting by the same noisy answers would overstate what was selected."""
-    judge = criterion.proxy.judge
-    gold = None if criterion.gold is None else criterion.gold.judge
-    if judge is None or gold is None or judge.temperature == 0:
-        return
-    if _answers_of(judge) == _answers_of(gold):
-        raise ConfigError(
-            f"criterion {criterion.name!r}: proxy and gold are the same answers of a judge at temperature "
-            f"{judge.temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
-        )
+    golds = () if criterion.gold is None else criterion.gold.parts
+    for judge, gold in product(*([part.judge for part in parts] for parts in (criterion.proxy.parts, golds))):
+        if judge is None or gold is None or judge.temperature == 0:
+            continue
+        if _answers_of(judge) == _answers_of(gold):
+            raise ConfigError(
+                f"criterion {criterion.name!r}: proxy and gold are the same answers of a judge at temperature "
+                f"{judge.temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
+            )
 
 
 def _answers_of(judge: JudgeSpec) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def check_shared_vocabulary(policy: Policy, reward: Reward, method: str) -> None
     """
     classifier = reward.classifier
     if classifier is None:
-        raise ConfigError(f"{method} needs the gradient of a reward, and {reward.name!r} is no classifier; {INSTEAD}")
+        kind = "no classifier" if reward.ensemble is None else "an ensemble, not one classifier"
+        raise ConfigError(f"{method} needs the gradient of a reward, and {reward.name!r} is {kind}; {INSTEAD}")
     sides = [(policy.tokenizer, f"policy {policy.name!r}"), (classifier.tokenizer, classifier.source)]
     texts = [{index: token for token, index in tokenizer.get_vocab().items()} for tokenizer, _ in sides]
     special = [set(special_tokens(tokenizer).values()) for tokenizer, _ in sides]

@@ -229,5 +229,6 @@ def _training_flops(config: EvaluationConfig, plan: Plan, measured: Measured, po
     size = plan.source(policy, config.criteria[0].name).size if policy in plan.training else None
     if size is None:
         return None
-    rewards = [found for c in config.criteria if (found := measured.reward_sizes.get(c.proxy)) is not None]
+    parts = [part for c in config.criteria for part in c.proxy.parts]
+    rewards = [found for part in parts if (found := measured.reward_sizes.get(part)) is not None]
     return sum(run_flops(*told, size, rewards) for told in plan.training[policy])

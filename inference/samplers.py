@@ -1,4 +1,4 @@
-"""Samplers that draw candidates and keep one: single sample, Best-of-N, Best-of-Poisson, soft Best-of-N.
+"""Samplers that draw candidates and keep one: single sample, Best-of-N and its kin, see `inference.selection`.
 
 Each is two steps, so that other methods can share a pool: `draw` candidates, then a pure selection on scores.
 """
@@ -10,15 +10,13 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import ConfigError, DataError
-from iama.operators import RankOperator, SoftBestOfN
 from iama.render import render_prompt
 from inference.decode import check_fit, iter_decode, response_text, until_all
 from inference.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
 from inference.scoring import RewardRows
+from inference.selection import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from iama.rewards import Reward
     from iama.specs import Sampling
     from inference.policy import Policy
+    from inference.selection import Rule, Served
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a sampler answers: the kept candidate, all candidates, what they cost together, and how it came about."""
+    """What a sampler answers: the kept candidate, all candidates, what they cost together, and how it came about.
+
+    `capped`: a latency cap cut the number of candidates. `fallback`: none was accepted, and a plain sample is kept.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -85,6 +87,8 @@ class Completion:
     candidates: list[Candidate]
     chosen: int
     trace: tuple[Segment, ...] = ()
+    capped: bool = False
+    fallback: bool = False
 
 
 class Sampler(Protocol):
@@ -142,8 +146,8 @@ def render_checked(
     check_columns(columns, len(prompts))
     ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
     check_fit(policy.name, policy.tokenizer, policy.context_length, ids, sampling)
-    if reward is not None and reward.classifier is not None:
-        reward.classifier.render(prompts, [""] * len(prompts))
+    for classifier in [] if reward is None else reward.classifiers:
+        classifier.render(prompts, [""] * len(prompts))
     return ids
 
 
@@ -226,41 +230,9 @@ def _score_by_classifier(pool: Pool, reward: Reward, indices: list[int], batch_s
             yield scored[i]
 
 
-Served = RankOperator | SoftBestOfN
-"""Operators that keep one of a number of draws."""
-NEGLIGIBLE = 1e-12
-
-
-def num_draws(operator: Served, u: float) -> int:
-    """How many candidates an operator draws, by inverse CDF of a uniform `u` in [0, 1)."""
-    if isinstance(operator, SoftBestOfN):
-        return operator.n
-    size = 64
-    while operator.clamped_share(size) > NEGLIGIBLE:
-        size *= 2
-    cumulative = np.cumsum(operator.pmf(size))
-    return 1 + int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-
-
-def select(rewards: Sequence[float], n: int) -> int:
-    """Index of the best of the first `n`.
-
-    The first of equals is kept, which is a uniform choice, since candidates are exchangeable.
-    """
-    assert 1 <= n <= len(rewards), f"{n} of {len(rewards)}"
-    return int(np.argmax(rewards[:n]))
-
-
-def select_soft(rewards: Sequence[float], temperature: float, u: float) -> int:
-    """Index drawn with probability proportional to `e^{reward / temperature}`, by inverse CDF of `u` in [0, 1)."""
-    scaled = np.asarray(rewards, dtype=np.float64) / temperature
-    cumulative = np.cumsum(np.exp(scaled - scaled.max()))
-    return int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-
-
 @dataclass(frozen=True)
 class SelectionSampler:
-    """Serve an operator: draw as many candidates as its law says, keep one by its reward.
+    """Serve an operator or another rule: draw as many candidates as it says, keep one by reward (and texts).
 
     Each completion carries its own exact cost. `reward` may be None for the identity (a single sample).
     """
@@ -272,7 +244,7 @@ class SelectionSampler:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        if self.reward is None and self.operator.method != "single":
+        if self.reward is None and self.operator.name != "identity":
             raise ConfigError(f"{self.operator.name} selects by a reward; give one, or sample with method single")
 
     def sample(
@@ -280,12 +252,15 @@ class SelectionSampler:
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
         ids = render_checked(self.policy, self.reward, prompts, columns, self.sampling)
+        rule = rule_of(self.operator)
         number, choice = self._uniforms(ids, seed)
-        counts = [num_draws(self.operator, u) for u in number]
+        counts = [rule.num_draws(u) for u in number]
         pool = draw(self.policy, prompts, counts, self.sampling, seed=seed, batch_size=self.batch_size)
         if self.reward is not None:
             pool = score(pool, self.reward, columns)
-        return [self._keep(row, cost, u) for row, cost, u in zip(pool.candidates, pool.costs, choice, strict=True)]
+        capped = [rule.is_capped(u) for u in number]
+        rows = zip(pool.candidates, pool.costs, capped, choice, strict=True)
+        return [_keep(rule, *row) for row in rows]
 
     @staticmethod
     def _uniforms(prompts_ids: Sequence[Sequence[int]], seed: int) -> list[list[float]]:
@@ -294,13 +269,12 @@ class SelectionSampler:
         streams = stream_keys(seed, keys, [PROMPT_STREAM] * len(keys))
         return [uniforms(streams, step).tolist() for step in (0, 1)]
 
-    def _keep(self, row: list[Candidate], cost: Cost, u: float) -> Completion:
-        rewards = [c.reward for c in row if c.reward is not None]
-        if not rewards:
-            chosen = 0
-        elif isinstance(self.operator, SoftBestOfN):
-            chosen = select_soft(rewards, self.operator.temperature, u)
-        else:
-            chosen = select(rewards, len(rewards))
-        kept = row[chosen]
-        return Completion(kept.text, kept.token_ids, kept.reward, kept.finish_reason, cost, row, chosen)
+
+def _keep(rule: Rule, row: list[Candidate], cost: Cost, capped: bool, u: float) -> Completion:
+    rewards = [c.reward for c in row if c.reward is not None]
+    chosen = rule.keep(rewards, [c.text for c in row], u) if rewards else 0
+    kept = row[chosen]
+    fallback = rule.falls_back and chosen == len(row) - 1
+    return Completion(
+        kept.text, kept.token_ids, kept.reward, kept.finish_reason, cost, row, chosen, capped=capped, fallback=fallback
+    )

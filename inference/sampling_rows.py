@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.config import CURVES
 from iama.cost import Cost
 from inference.budgets import lengths
-from inference.fill_tables import served
+from inference.evaluation_plan import is_guided
+from inference.fill_tables import operators_of, scores_of, served
 from inference.log_ratios import fluency, fluency_z
 from inference.pool_log_probabilities import is_plain
+from inference.selection import rule_of
+from inference.selection_pool import kept_chances
 from inference.text_statistics import distinct_n, distinct_texts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from iama.config import EvaluationConfig
@@ -26,7 +32,10 @@ if TYPE_CHECKING:
 
 
 def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
-    """A row a pool, and one for the answers of every guided method, a single one a prompt."""
+    """A row a pool, and one for the answers of every guided method, a single one a prompt.
+
+    Last, of selections that may fall back or be cut by a cap, how often they are.
+    """
     rows = [
         {
             "policy": source.policy,
@@ -41,10 +50,25 @@ def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> l
         engine, name = plan.source(policy, criterion).header["engine"], answers_name(policy, criterion, method)
         where: Row = {"policy": policy, "criterion": criterion, "method": method}
         row = where | _row(config, plan, measured, engine, pool, name)
-        if next(c for c in config.criteria if c.name == criterion).proxy.judge is not None:
+        proxy = next(c for c in config.criteria if c.name == criterion).proxy
+        if any(part.judge is not None for part in proxy.parts):
             row["flops"] = None  # those of the policy alone would be no cost of the method
         rows.append(row | {"distinct": None, "fallback": _forced_share(pool)})  # a single text has no variety
-    return rows
+    return [*rows, *_selection_rows(config, plan, measured, dict.fromkeys(rows[0]))]
+
+
+def _selection_rows(config: EvaluationConfig, plan: Plan, measured: Measured, empty: Row) -> Iterator[Row]:
+    for policy, criterion in served(config):
+        source = plan.source(policy, criterion.name)
+        for method in (m for m in config.methods if m not in CURVES and not is_guided(m)):
+            rule = rule_of(operators_of(plan.written(policy, criterion.name, method), 1)[0])
+            share = rule.capped_share
+            if rule.falls_back:
+                proxy_PS, _ = scores_of(plan, measured, policy, criterion)
+                share = float(kept_chances(rule, proxy_PS, measured.pools[source.name].texts)[1].mean())
+            if share or rule.falls_back:
+                where = {"policy": policy, "criterion": criterion.name, "method": method}
+                yield empty | where | {"engine": source.header["engine"], "fallback": share}
 
 
 def answers_name(policy: str, criterion: str, method: str) -> str:

@@ -36,7 +36,7 @@ class RewardRows:
     """Rows of texts that one reward scores again and again while they grow, are cut back or follow another.
 
     `in_pieces` tells whether the tokens that a text shares with the row's last one are kept, or all is scored whole
-    through the reward: a function is, and any classifier of which `reads_in_pieces` says no.
+    through the reward: a function or an ensemble is, and any classifier of which `reads_in_pieces` says no.
     """
 
     def __init__(self, reward: Reward) -> None:
@@ -91,7 +91,7 @@ class RewardRows:
         begin = time.perf_counter()
         scores, read = self._scored(rows, prompts, texts, columns or {})
         seconds = (time.perf_counter() - begin) / len(rows)
-        return scores, [replace(own, reward_calls=1, seconds=seconds) for own in read]
+        return scores, [replace(own, reward_calls=self._reward.num_calls, seconds=seconds) for own in read]
 
     def _scored(self, rows: Any, prompts: Any, texts: Any, columns: Any) -> tuple[list[float], list[Cost]]:
         """Scores and what was forwarded for each."""

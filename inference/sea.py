@@ -26,8 +26,9 @@ from inference.decode import Ends, iter_decode, response_text, shortest_first, s
 from inference.langevin import Models, Start
 from inference.random_streams import prompt_keys, stream_keys
 from inference.reward_gradient import EmbeddedReward, around, check_shared_vocabulary
-from inference.samplers import Candidate, Completion, Pool, render_checked, score, select
+from inference.samplers import Candidate, Completion, Pool, render_checked, score
 from inference.sea_run import Run, Search
+from inference.selection import select
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

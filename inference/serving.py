@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iama.cost import Cost
 from iama.errors import ConfigError
-from iama.methods import parse_guided, written_with_target
+from iama.methods import parse_guided, parse_selection, written_with_target
 from iama.operators import parse_operator
+from iama.rewards import load_function
 from iama.schema import validate
 from inference.cards import Cards, CardsSettings, calibrate_target, rejection_settings
 from inference.ggro import Ggro, GgroSettings
-from inference.samplers import SelectionSampler, Served
+from inference.samplers import SelectionSampler
 from inference.sea import Sea, SeaSettings
+from inference.selection import ItpSettings, MbrSettings, Served, itp_rule, mbr_rule
 from inference.token_search import Args, ArgsSettings
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ GuidedSettings = CardsSettings | ArgsSettings | GgroSettings | SeaSettings
 
 
 def serve(policy: Policy, reward: Reward | None, method: str, sampling: Sampling, batch_size: int = 256) -> Sampler:
-    """The sampler of a method: an operator as the configuration and `iama.json` write it (`bon(4)`), `cards(...)`,
-    `rejection(...)`, `args(...)`, `ggro(...)` or `sea(...)` with the fields of their settings.
+    """The sampler of a method: an operator as the configuration and `iama.json` write it (`bon(4)`), or `itp(...)`,
+    `mbr(...)`, `cards(...)`, `rejection(...)`, `args(...)`, `ggro(...)`, `sea(...)` with the fields of their settings.
 
     Raises `ConfigError` as `read_method` does, for CARDS without a target, and for a reward whose gradient a method
     cannot use.
@@ -50,14 +52,14 @@ def serve(policy: Policy, reward: Reward | None, method: str, sampling: Sampling
 
 
 def read_method(method: str, sampling: Sampling) -> Served | GuidedSettings:
-    """What a method asks for: an operator that keeps one of its draws, or a guided method's settings; loads nothing.
+    """What a method asks for: an operator or rule that keeps one of its draws, or a guided method's settings.
 
-    CARDS may lack its target. Raises `ConfigError` for what cannot be served: an unknown name, settings that do not
-    fit, a tilt, a series that is no law.
+    Loads no model. CARDS may lack its target. Raises `ConfigError` for what cannot be served: an unknown name,
+    settings that do not fit, a tilt, a series that is no law.
     """
     name, settings = parse_guided(method)
     if name is None:
-        return _served(method)
+        return read_served(method)
     others: dict[str, type[GuidedSettings]] = {"args": ArgsSettings, "ggro": GgroSettings, "sea": SeaSettings}
     if name in others:
         return validate(settings, others[name], f"method {method!r}")
@@ -81,12 +83,24 @@ def with_target(
     return written_with_target(method, target), cost
 
 
-def _served(operator: str) -> Served:
-    """An operator that is a way to sample."""
-    parsed = parse_operator(operator)
+def read_served(method: str) -> Served:
+    """What keeps one of its draws, as `read_method` does; the file of a `utility` is run."""
+    selection = parse_selection(method)
+    if selection is not None:
+        return _selection(method, *selection)
+    parsed = parse_operator(method)
     if parsed.budget is None or not isinstance(parsed, Served):
         raise ConfigError(
-            f"operator {operator!r} is what training assumes, not a way to sample; serve it with the sampler that it "
+            f"operator {method!r} is what training assumes, not a way to sample; serve it with the sampler that it "
             f"stands for, e.g. --method 'soft_bon(16, {getattr(parsed, 'temperature', 0.1):g})' or --method cards"
         )
     return parsed
+
+
+def _selection(method: str, name: str, settings: dict[str, Any]) -> Served:
+    source = f"method {method!r}"
+    if name == "itp":
+        return itp_rule(validate(settings, ItpSettings, source))
+    read = validate(settings, MbrSettings, source)
+    utility: Any = None if read.utility is None else load_function(read.utility, f"{source}: utility")
+    return mbr_rule(read, utility)

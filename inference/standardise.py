@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.cost import Cost
 from iama.data import fitting_prompts, read_prompts
+from iama.ensembles import aggregate, member_name
 from iama.errors import RewardError
 from iama.render import render_prompt
 from iama.rewards import load_reward
 from iama.specs import RewardScale
 from inference.policy import load_policy
-from inference.samplers import draw, score
+from inference.samplers import Candidate, Pool, draw, score
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
     from iama.config import TrainingConfig
+    from iama.specs import RewardSpec
+    from inference.pool_file import PoolFile
+
+    Floats = NDArray[np.float64]
+    Columns = Mapping[str, Sequence[Any]]
 
 BATCH_SIZE = 256
 
 
-def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -> list[RewardScale]:
-    """Mean and standard deviation of every criterion's proxy reward, in the order of the criteria.
+def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -> list[RewardSpec]:
+    """Every criterion's proxy reward with its `scale`, in the order of the criteria; an ensemble's members with theirs.
 
     Samples as training will, on the first `num_prompts` of its prompts. Raises `RewardError` for a reward that is
     constant.
@@ -34,17 +45,54 @@ def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -
     prompts = [row["prompt"] for row in rows]
     pool = draw(policy, prompts, num_samples, config.sampling, seed=config.seed, batch_size=BATCH_SIZE)
     columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
-    scales = []
-    for criterion in config.objective.criteria:
-        unscaled = criterion.proxy.model_copy(update={"scale": None})
-        reward = load_reward(criterion.name, unscaled, missing_ok=config.objective.on_nan == "drop")
-        scored = score(pool, reward, columns)
-        scores = np.asarray([c.reward for row in scored.candidates for c in row], dtype=np.float64)
-        scores = scores[~np.isnan(scores)]
-        if scores.size == 0 or np.ptp(scores) == 0:
-            raise RewardError(
-                f"reward {criterion.name!r} gives {'no score' if scores.size == 0 else f'{scores[0]:g}'} for all "
-                "samples, so it has no scale; use other prompts or more samples"
-            )
-        scales.append(RewardScale(mean=float(scores.mean()), std=float(scores.std())))
-    return scales
+    missing_ok = config.objective.on_nan == "drop"
+    return [scaled(c.name, c.proxy, pool, columns, missing_ok=missing_ok) for c in config.objective.criteria]
+
+
+def measure_on_pool(spec: RewardSpec, file: PoolFile, num_prompts: int, num_samples: int) -> RewardSpec:
+    """The reward with its `scale` on the first samples of a pool's first prompts; an ensemble's members with theirs.
+
+    Scores may be missing. Raises `RewardError` for a reward that is constant.
+    """
+    told = file.prompts[:num_prompts]
+    candidates = [[Candidate(s.text, (), s.finish_reason) for s in prompt.samples[:num_samples]] for prompt in told]
+    pool = Pool([prompt.prompt for prompt in told], candidates, [Cost()] * len(told))
+    columns = {name: [prompt.columns.get(name) for prompt in told] for prompt in told for name in prompt.columns}
+    return scaled("--spec", spec, pool, columns, missing_ok=True)
+
+
+def scaled(name: str, spec: RewardSpec, pool: Pool, columns: Columns, *, missing_ok: bool) -> RewardSpec:
+    """The reward with the mean and standard deviation of its scores of a pool as `scale`, in place of any that it has.
+
+    An ensemble's members are measured first, on the same samples, unless they are on one scale by themselves.
+    """
+    if spec.ensemble is None:
+        scores = _scores(name, spec, pool, columns, missing_ok=missing_ok)
+        return spec.model_copy(update={"scale": _scale(name, scores)})
+    members, rows = [], []
+    for number, member in enumerate(spec.ensemble.members):
+        own = member_name(name, number)
+        scores = _scores(own, member, pool, columns, missing_ok=missing_ok)
+        scale = member.scale if spec.ensemble.same_scale else _scale(own, scores)
+        members.append(member.model_copy(update={"scale": scale}))
+        rows.append(scores if scale is None else (scores - scale.mean) / scale.std)
+    values = aggregate(np.stack(rows), spec.ensemble.aggregate, spec.ensemble.coefficient)
+    ensemble = spec.ensemble.model_copy(update={"members": tuple(members)})
+    return spec.model_copy(update={"ensemble": ensemble, "scale": _scale(name, values)})
+
+
+def _scores(name: str, spec: RewardSpec, pool: Pool, columns: Columns, *, missing_ok: bool) -> Floats:
+    """Scores of all samples without any scale, `[R]`."""
+    unscaled = spec.model_copy(update={"scale": None})
+    found = score(pool, load_reward(name, unscaled, missing_ok=missing_ok), columns)
+    return np.asarray([c.reward for row in found.candidates for c in row], dtype=np.float64)
+
+
+def _scale(name: str, scores: Floats) -> RewardScale:
+    known = scores[~np.isnan(scores)]
+    if known.size == 0 or np.ptp(known) == 0:
+        raise RewardError(
+            f"reward {name!r} gives {'no score' if known.size == 0 else f'{known[0]:g}'} for all "
+            "samples, so it has no scale; use other prompts or more samples"
+        )
+    return RewardScale(mean=float(known.mean()), std=float(known.std()))

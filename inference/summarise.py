@@ -93,6 +93,8 @@ def curve_rows(config: EvaluationConfig, plan: Plan, measured: Measured, tables:
                 for metric in ("proxy", "gold"):
                     row |= _mean_and_interval(config, metric, tables.values.get((*key, metric)), column)
                 row |= {"kl": None if kl is None else float(kl[column - 1]), "kl_kind": kind}
+                if (*key, "disagreement") in tables.values:
+                    row["disagreement"] = tables.mean(*key, "disagreement", column)
                 rows.append({**row, "num_prompts": len(plan.rows)})
     return rows
 
@@ -126,7 +128,8 @@ def reward_cost_rows(plan: Plan, measured: Measured) -> list[Row]:
                 tokens += sum(fresh.values())
                 new += len(fresh)
             seconds += float(scores.seconds_P.sum()) * new / distinct
-        rows.append({"reward": name, "reward_calls": len(seen), "reward_tokens": tokens, "seconds": seconds})
+        calls = len(seen) * len(spec.parts)
+        rows.append({"reward": name, "reward_calls": calls, "reward_tokens": tokens, "seconds": seconds})
     return rows
 
 

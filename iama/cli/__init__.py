@@ -1,9 +1,10 @@
-"""Command line: `iama generate | pool | score | merge | evaluate | report | export | standardise`.
+"""Command line: `iama generate | pool | score | merge | tune | evaluate | report | export | standardise |
+distill`.
 
 A thin leaf: every command imports what it needs when it runs, so that `iama --help` is instant.
 """
 
-from iama.cli import evaluate, export, generate, pools
+from iama.cli import distill, evaluate, export, generate, pools, tune
 from iama.cli.app import app, main
 
-__all__ = ["app", "evaluate", "export", "generate", "main", "pools"]
+__all__ = ["app", "distill", "evaluate", "export", "generate", "main", "pools", "tune"]

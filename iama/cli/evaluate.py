@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,7 +49,7 @@ def evaluate(
     for name, policy in models:
         assert policy.path is not None
         note_differences(manifest_of(policy.path, policy.adapter), settings.sampling, f"policy {name!r}: ")
-    prepare(_paths(settings))
+    prepare(model_paths(settings))
     from rich.console import Console
 
     from inference import evaluate as run
@@ -62,22 +63,26 @@ def evaluate(
     if shard is not None:
         typer.echo(f"done: {run.evaluate_shard(settings, parse_shard(shard))}; then run without --shard")
         return
-    if any(reward.judge is not None for reward in rewards):
+    if any(part.judge is not None for reward in rewards for part in reward.parts):
         for line in judge_lines(settings, make_plan(settings)):
             typer.echo(line, err=True)
     if devices is not None:
         run.evaluate_on_devices(settings, devices)
     summary = run.evaluate(settings)
     print_tables(summary, Console())
+    for row in summary["curves"]:
+        if "written" in row:
+            typer.echo(f"{row['policy']}, {row['criterion']}: {row['method']} is {row['written']}")
     typer.echo(f"report: {write_report(Path(settings.output_dir))}")
     typer.echo(headline(summary))
 
 
-def _paths(settings: EvaluationConfig) -> list[str | None]:
+def model_paths(settings: EvaluationConfig) -> list[str | None]:
     """Whatever may be a folder or a file here, or else a name on the hub."""
     policies = settings.policies.values()
     paths = [path for p in policies for path in (p.path, p.adapter, *(c.adapter for c in p.by_criterion.values()))]
-    rewards = [spec.model for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
+    specs = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
+    rewards = [part.model for spec in specs for part in spec.parts]
     return [*paths, *rewards, None if settings.prompts is None else settings.prompts.path]
 
 
@@ -91,14 +96,14 @@ def _settings(
 ) -> EvaluationConfig:
     """From the file, or from pool files."""
     from iama.config import EvaluationConfig
-    from iama.schema import apply_override, load_config, validate
+    from iama.schema import apply_override, validate
 
     if (config is None) == (not pools):
         raise ConfigError("give --config FILE, or --pool NAME=FILE for completions that exist already (and not both)")
     if config is not None:
         if criteria or trained is not None or out is not None:
             raise ConfigError("--criterion, --trained and --out belong to --pool; write them into the file")
-        return load_config(config, EvaluationConfig, overrides)
+        return settings_from_file(config, overrides)
     from inference.pool_config import config_from_pools
 
     files = {}
@@ -111,6 +116,34 @@ def _settings(
     for override in overrides:
         apply_override(raw, override)
     return validate(raw, EvaluationConfig, "command line")
+
+
+def settings_from_file(config: Path, overrides: list[str]) -> EvaluationConfig:
+    """An evaluation's settings, with what the file leaves out and the export tells."""
+    from iama.config import EvaluationConfig
+    from iama.schema import load_config
+
+    return _with_defaults_of_the_export(load_config(config, EvaluationConfig, overrides))
+
+
+def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig:
+    """Sampling and budget that the file leaves out, as the trained policy's `iama.json` has them."""
+    policy = settings.policies.get(settings.trained)
+    manifest = None if policy is None or policy.path is None else manifest_of(policy.path, policy.adapter)
+    if manifest is None:
+        return settings
+    found: dict[str, Any] = {"sampling": manifest.sampling}
+    budgets = {c.budget for c in manifest.criteria}
+    if len(budgets) == 1 and (budget := budgets.pop()) is not None and float(budget).is_integer():
+        found["trained_budget"] = int(budget)
+    used = {key: value for key, value in found.items() if key not in settings.model_fields_set}
+    changed = {key: value for key, value in used.items() if value != getattr(settings, key)}
+    if not changed:
+        return settings
+    sys.stderr.write(f"note: {' and '.join(changed)} as in the iama.json of policy {settings.trained!r}\n")
+    from iama.schema import validate
+
+    return validate({**settings.model_dump(exclude_unset=True), **changed}, type(settings), "iama.json")
 
 
 @app.command()

@@ -29,13 +29,19 @@ def generate(
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
     reward: Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")] = None,
     head: Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")] = None,
+    spec_file: Annotated[
+        Path | None, typer.Option("--spec", help="A reward as YAML, for ensembles too, with its own device and dtype.")
+    ] = None,
     criterion: Annotated[str | None, typer.Option(help="Criterion of iama.json to serve; else the first.")] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or cards, rejection, args, ggro, sea, "
+            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or itp, mbr, cards, rejection, args, ggro, sea, "
             "with settings: 'cards(target=1.5)'; else iama.json's."
         ),
+    ] = None,
+    tuning: Annotated[
+        Path | None, typer.Option(help="tuning.json of iama tune, for --method 'bon(tuned)' and the like.")
     ] = None,
     n: Annotated[int | None, typer.Option(help="Candidates of bon, or their mean number for bop.")] = None,
     temperature: Temperature = None,
@@ -63,24 +69,33 @@ def generate(
 
     manifest = manifest_of(policy, adapter)
     operator = _operator(method, n, manifest, criterion, adapter or policy)
+    _check_tuning(operator, tuning)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
     base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
-    spec = reward_spec(reward, head, placement, manifest, criterion)
+    if spec_file is None:
+        spec = reward_spec(reward, head, placement, manifest, criterion)
+    else:
+        spec = _spec_of(spec_file, reward, head)
     if spec is None and operator != "identity":
         raise ConfigError(f"{operator} selects by a reward, and no iama.json names one; give --reward DIR")
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
     sampling = sampling_of(given, manifest)
     note_differences(manifest, sampling)
-    prepare([policy, adapter, spec.model if spec else None])
-    completion, operator, calibration = _answer(base, spec, operator, sampling, prompt, plain, seed)
-    _show(completion, operator, calibration)
+    prepare([policy, adapter, *(part.model for part in (spec.parts if spec else ()))])
+    if tuning is not None and spec is not None:
+        operator = _tuned(operator, tuning, base, spec, sampling, criterion)
+    completion, operator, calibration, spread = _answer(base, spec, operator, sampling, prompt, plain, seed)
+    _show(completion, operator, calibration, spread)
 
 
 def _answer(
     base: PolicySpec, spec: RewardSpec | None, operator: str, sampling: Sampling, prompt: str, plain: bool, seed: int
-) -> tuple[Completion, str, Cost | None]:
-    """The completion, the operator with a measured target where it lacked one, and what measuring cost."""
+) -> tuple[Completion, str, Cost | None, float | None]:
+    """The completion, the operator with a measured target where it lacked one, and what measuring cost.
+
+    Last, how far an ensemble's members disagree on the completion.
+    """
     from rich.console import Console
 
     with Console(stderr=True).status("loading and sampling"):
@@ -96,7 +111,11 @@ def _answer(
         calibration = None
         if scorer is not None:
             operator, calibration = with_target(loaded, scorer, operator, [asked], sampling, seed)
-        return serve(loaded, scorer, operator, sampling).sample([asked], seed=seed)[0], operator, calibration
+        completion = serve(loaded, scorer, operator, sampling).sample([asked], seed=seed)[0]
+        spread = None
+        if scorer is not None and scorer.ensemble is not None:
+            (spread,) = scorer.disagreement([asked], [completion.text], {})
+        return completion, operator, calibration, spread
 
 
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
@@ -129,12 +148,41 @@ def _operator(method: str | None, n: int | None, manifest: Manifest | None, crit
 
 
 def _check_method(method: str) -> None:
-    """Raise `ConfigError` for a method that is neither an operator nor guided, or is written wrongly."""
-    from iama.methods import parse_guided
+    """Raise `ConfigError` for a method that is not known, or is written wrongly."""
+    from iama.methods import parse_guided, parse_selection, tuned_family
     from iama.operators import parse_operator
 
-    if parse_guided(method)[0] is None:
+    if tuned_family(method) is not None:
+        return
+    if parse_guided(method)[0] is None and parse_selection(method) is None:
         parse_operator(method)
+
+
+def _check_tuning(method: str, tuning: Path | None) -> None:
+    """Raise `ConfigError` where a tuning file is missing, or has no use."""
+    from iama.methods import tuned_family
+
+    if tuned_family(method) is not None:
+        if tuning is None:
+            raise ConfigError(
+                f"--method {method!r} takes its number from a file of `iama tune`; give --tuning FOLDER/tuning.json, "
+                "or write the number"
+            )
+    elif tuning is not None:
+        raise ConfigError(f"--tuning {str(tuning)!r} has no use with method {method!r}; write e.g. 'bon(tuned)'")
+
+
+def _tuned(
+    method: str, tuning: Path, base: PolicySpec, spec: RewardSpec, sampling: Sampling, criterion: str | None
+) -> str:
+    """The method with the number that was tuned for this policy, reward and sampling."""
+    from inference.hedging.tuning_file import Wanted, find, load_tuning, setting
+    from inference.pools import pool_header
+
+    name = Path(base.adapter or base.path).name
+    header = pool_header(name, base, None, "transformers", sampling, 1, 0)
+    calibration = find(load_tuning(tuning), tuning, Wanted(header["policy"], None, sampling, spec, criterion))
+    return setting(calibration, tuning, method)
 
 
 def reward_spec(
@@ -151,7 +199,7 @@ def reward_spec(
             if criterion is not None:
                 raise ConfigError(f"--criterion {criterion!r} needs an iama.json beside the policy; there is none")
             return None
-        return _manifest_reward(_criterion(manifest, criterion)).model_copy(update=placement)
+        return _manifest_reward(_criterion(manifest, criterion)).placed(**placement)
     is_function = ":" in reward and not Path(reward).exists()
     source = {"function": reward} if is_function else {"model": reward}
     number = int(head) if head is not None and head.isdigit() else head
@@ -160,13 +208,26 @@ def reward_spec(
 
 def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
     """The criterion's reward, unless it is a function: a model from elsewhere must not run code unasked."""
-    function = criterion.reward.function
+    function = next((part.function for part in criterion.reward.parts if part.function is not None), None)
     if function is not None:
+        own = criterion.reward.ensemble is None
+        remedy = f"repeat it with --reward {shlex.quote(function)}" if own else "give the ensemble with --spec FILE"
         raise ConfigError(
             f"iama.json names the function {function!r} as the reward of {criterion.name!r}; its code is not run "
-            f"unasked, so if you trust it, repeat it with --reward {shlex.quote(function)}"
+            f"unasked, so if you trust it, {remedy}"
         )
     return criterion.reward
+
+
+def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:
+    """The reward in a file, which no other flag may name."""
+    from iama.schema import load_config
+    from iama.specs import RewardSpec
+
+    for flag, value in {"--reward": reward, "--head": head}.items():
+        if value is not None:
+            raise ConfigError(f"{flag} {value!r} and --spec {str(file)!r} both say which reward selects; give one")
+    return load_config(file, RewardSpec)
 
 
 def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
@@ -179,7 +240,7 @@ def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     return validate(settings, Sampling, "command line")
 
 
-def _show(completion: Completion, operator: str, calibration: Cost | None) -> None:
+def _show(completion: Completion, operator: str, calibration: Cost | None, spread: float | None) -> None:
     """What the response was chosen among, or the segments it was made of; the costs; the response."""
     from rich.console import Console
 
@@ -187,6 +248,12 @@ def _show(completion: Completion, operator: str, calibration: Cost | None) -> No
     if calibration is not None and calibration.reward_calls:
         typer.echo(f"cost of measuring the target: {_spent(calibration)}")
     typer.echo(f"cost: {_spent(completion.cost)}")
+    if completion.capped:
+        typer.echo(f"capped: {operator} asked for more than {len(completion.candidates)} candidates")
+    if completion.fallback:
+        typer.echo("fallback: no candidate was accepted; the answer is a plain sample, which no reward has selected")
+    if spread is not None:
+        typer.echo(f"disagreement of the members at the answer: {spread:.4g} (standard deviation on their scale)")
     typer.echo(completion.text)
 
 

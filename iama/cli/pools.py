@@ -17,8 +17,8 @@ from iama.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from iama.rewards import Reward
-    from iama.specs import JudgeSpec, PromptsSpec, RewardSpec, Sampling
+    from iama.judges import Judge
+    from iama.specs import PromptsSpec, RewardSpec, Sampling
     from inference.pool_file import PoolFile
     from inference.pools import Draw
 
@@ -97,7 +97,7 @@ def pool(
         spec = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
         header, draw = _local(order, engine, spec, batch_size)
     indices = list(range(len(rows))) if part is None else part.indices(len(rows))
-    with _bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as advance:
+    with progress_bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as advance:
         filled = fill_pool(out, header, rows, draw, advance, indices)
     typer.echo(f"pool: {out}: {_described(filled)}")
 
@@ -116,27 +116,31 @@ def score(
     """Score every completion of a pool file and add the scores to it as a column. Killed, run again, it resumes.
 
     By convention a column is named like the criterion whose proxy reward it is, and that of the gold reward has /gold
-    behind it: helpful, helpful/gold.
+    behind it: helpful, helpful/gold. Of an ensemble, a column with /disagreement behind its name holds the standard
+    deviation over the members.
 
     Example: iama score base.jsonl --reward runs/demo/world/rm-helpful --column helpful
     """
-    wanted = _scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
-    prepare([wanted.model])
+    wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
+    prepare([part.model for part in wanted.parts])
     from inference.pool_file import read_pool
+    from inference.pools import DISAGREEMENT, add_column
 
     read = read_pool(file)
-    if not replace and any(column in sample.scores for prompt in read.prompts for sample in prompt.samples):
-        raise ConfigError(f"{file} has a column {column!r} already; give --replace, or another --column")
+    for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):
+        if not replace and any(name in sample.scores for prompt in read.prompts for sample in prompt.samples):
+            raise ConfigError(f"{file} has a column {name!r} already; give --replace, or another --column")
     from iama.rewards import load_reward
-    from inference.pools import add_column
     from inference.reward_checks import check_signature
 
-    if wanted.function is not None:
-        check_signature(column, wanted.function, set(read.prompts[0].columns))
+    for part in wanted.parts:
+        if part.function is not None:
+            check_signature(column, part.function, set(read.prompts[0].columns))
     loaded = load_reward(column, wanted, missing_ok=True)
-    if wanted.judge is not None:
-        typer.echo(f"{column}: {_judge_line(read, loaded, wanted.judge)}", err=True)
-    with _bar(f"scoring {column}", "prompts", len(read.prompts)) as advance:
+    for member in [loaded] if loaded.ensemble is None else loaded.ensemble.members:
+        if member.judge is not None:
+            typer.echo(f"{member.name}: {_judge_line(read, member.judge)}", err=True)
+    with progress_bar(f"scoring {column}", "prompts", len(read.prompts)) as advance:
         values_PS = add_column(file, read, column, loaded, wanted, advance)
     import numpy as np
 
@@ -228,7 +232,7 @@ def _remote(order: Order, url: str, model: str, api_key_env: str, concurrency: i
     return engine_header(policy, *settings), draw
 
 
-def _scoring_spec(reward: str | None, head: str | None, spec: Path | None, placement: dict[str, str]) -> RewardSpec:
+def scoring_spec(reward: str | None, head: str | None, spec: Path | None, placement: dict[str, str]) -> RewardSpec:
     """The reward, from the flags or the file."""
     from iama.schema import load_config
     from iama.specs import RewardSpec
@@ -248,20 +252,19 @@ def _scoring_spec(reward: str | None, head: str | None, spec: Path | None, place
     return wanted
 
 
-def _judge_line(pool: PoolFile, reward: Reward, spec: JudgeSpec) -> str:
+def _judge_line(pool: PoolFile, judge: Judge) -> str:
     """What the judge will be asked, each distinct text of a prompt once, and what that costs at most."""
     from iama.judges import judge_plan
     from iama.render import as_completion, prompt_text
 
-    assert reward.judge is not None
     pairs = [(prompt, text) for prompt in pool.prompts for text in dict.fromkeys(s.text for s in prompt.samples)]
     names = {name for prompt in pool.prompts for name in prompt.columns}
     columns = {name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names}
     prompts = [prompt.prompt for prompt, _ in pairs]
     completions = [as_completion(prompt.prompt, text) for prompt, text in pairs]
-    _, num_cached = reward.judge.count_requests(prompts, completions, **columns)
+    _, num_cached = judge.count_requests(prompts, completions, **columns)
     num_chars = sum(len(prompt_text(prompt.prompt)) + len(text) for prompt, text in pairs)
-    return judge_plan(spec, len(pairs), num_chars / len(pairs), num_cached)
+    return judge_plan(judge.spec, len(pairs), num_chars / len(pairs), num_cached)
 
 
 def _described(pool: PoolFile) -> str:
@@ -274,7 +277,7 @@ def _described(pool: PoolFile) -> str:
 
 
 @contextmanager
-def _bar(description: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(description: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with count, rate and time left; yields what advances it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

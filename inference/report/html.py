@@ -207,6 +207,8 @@ def _source(spec: Row | None) -> str:
     """What a reward reads, in a few words."""
     if not spec:
         return ""
+    if ensemble := spec.get("ensemble"):
+        return f"{ensemble.get('aggregate', 'mean')} of {', '.join(map(_source, ensemble.get('members', [])))}"
     kind = next((k for k in ("model", "function", "judge", "verifier", "column") if spec.get(k)), None)
     value = spec.get(kind) if kind else None
     return f"{value.get('model', kind)} (judge)" if isinstance(value, dict) else str(value or "?")

@@ -188,6 +188,25 @@ def test_generate_shows_the_segments_of_cards(run, tiny):
     assert "measuring" not in out
 
 
+@pytest.mark.parametrize(
+    ("method", "candidates", "told"),
+    [
+        ("itp(2, 0.000001)", 5, "fallback: no candidate was accepted; the answer is a plain sample"),
+        ("bop(9, cap=2)", 2, "capped: bop(9, cap=2) asked for more than 2 candidates"),
+        ("mbr(3, 0.5)", 3, ""),
+    ],
+)
+def test_generate_tells_of_fallbacks_and_caps(run, tiny, method, candidates, told):
+    asked = ("generate", "--policy", tiny.policy, "--reward", tiny.reward, "--max-new-tokens", 4, "--prompt", "hi")
+    for seed in range(5):
+        code, out, err = run(*asked, "--method", method, "--seed", seed)
+        assert code == 0, err
+        assert f"{method}: {candidates} candidates" in out
+        if told in out and ("fallback" in out or "capped" in out) == bool(told):
+            return
+    pytest.fail(out)
+
+
 def test_generate_marks_the_nudges_of_ggro(run, tiny):
     asked = ["generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--reward", tiny.reward]
     code, out, err = run(*asked, "--method", "ggro(num_candidates=4, entropy_threshold=0.1)", "--max-new-tokens", 12)

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from iama import rank_estimators
 from iama.errors import ConfigError, IamaWarning
 from iama.estimators import advantages, check_group_size, group_value
-from iama.operators import RankOperator, bon, bop, bop_zt, identity, series
+from iama.operators import RankOperator, bon, bop, bop_zt, identity, series, soft_bon
 
 CASES = [
     (identity(), 3),
@@ -26,6 +26,8 @@ CASES = [
     (bop(0.7), 4),
     (bop(2.0), 3),
     (bop_zt(1.5), 4),
+    (bop(2.0, cap=3), 4),
+    (soft_bon(3, 0.3, ranks=True), 4),
     (series(0.5, 0.0, 0.0, 0.5), 5),
     (series(1.0, 0.5, 0.25), 4),
 ]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from iama.errors import ConfigError
-from iama.operators import bon, bop, bop_zt, identity, parse_operator, series
+from iama.operators import bon, bop, bop_zt, identity, parse_operator, series, soft_bon
 
 OPERATORS = [identity(), bon(2), bon(5), bop(0.0), bop(0.5), bop(3.0), bop_zt(0.2), bop_zt(4.0), series(0.2, 0.5, 0.3)]
+OPERATORS += [bop(3.0, cap=4), bop_zt(4.0, cap=3), soft_bon(5, 0.2, ranks=True), soft_bon(3, 2.0, ranks=True)]
 
 
 def brute_force_bon(p: np.ndarray, selector: np.ndarray, score: np.ndarray, n: int) -> float:
@@ -86,15 +87,47 @@ def test_operators_are_read_as_they_are_written():
     assert parse_operator("bop_zt(4)").name == "bop_zt(4)"
     assert parse_operator("series(0.5, 0, 0.5)").name == "series(0.5, 0, 0.5)"
     assert parse_operator("soft_bon(4, temperature=0.1)") == parse_operator("soft_bon(n=4, temperature=1e-1)")
+    for text in ("bop(3, cap=6)", "bop_zt(4, cap=5)", "soft_bon(8, 0.2, ranks=1)"):
+        assert parse_operator(text).name == text
+    assert parse_operator("soft_bon(4, 0.1, ranks=0)") == soft_bon(4, 0.1)
     assert parse_operator("tilt(0.1, cap=1.5)") != parse_operator("tilt(0.1)")
     assert parse_operator("identity").name == parse_operator("bon(1)").name == "identity"
 
 
 UNKNOWN = ["bon", "bon(0)", "bon(x)", "bon(4.5)", "bon(mu=3)", "bop(-1)", "bop_zt(0)", "best(4)", "identity(2)", ""]
 UNKNOWN += ["tilt(0)", "tilt(0.1, top=2)", "soft_bon(4)", "series()", "series(-1)"]
+UNKNOWN += ["bop(3, cap=0)", "bop_zt(3, cap=2.5)", "soft_bon(4, 0, ranks=1)", "soft_bon(4, 0.1, ranks=2)"]
 
 
 @pytest.mark.parametrize("text", UNKNOWN)
 def test_unknown_operators_are_named(text):
     with pytest.raises(ConfigError, match=r"operator .*(bon|bop|tilt|series|soft)"):
         parse_operator(text)
+
+
+@pytest.mark.parametrize(("text", "instead"), [("itp(8, 0.1)", r"bon\(k\) with k near"), ("mbr(8, 1)", r"bon\(n\)")])
+def test_a_way_to_serve_names_what_to_train(text, instead):
+    with pytest.raises(ConfigError, match=f"is a way to serve, not one to train for; write {instead}") as caught:
+        parse_operator(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_capped_law_moves_its_tail():
+    plain, capped = bop(3.0), bop(3.0, cap=6)
+    np.testing.assert_allclose(capped.pmf(8), [*plain.pmf(5), 1 - plain.pmf(5).sum(), 0, 0])
+    assert capped.capped_share == pytest.approx(1 - plain.pmf(6).sum())
+    assert capped.kl is None
+    assert capped.smallest_group <= 6
+    assert bop(3.0, cap=60).value(np.array([0.3, 0.7]), np.array([0.0, 1.0])) == pytest.approx(
+        plain.value(np.array([0.3, 0.7]), np.array([0.0, 1.0]))
+    )
+
+
+def test_soft_best_of_n_on_ranks_lies_between_a_single_sample_and_the_best():
+    u = np.linspace(0, 1, 11)
+    np.testing.assert_allclose(soft_bon(6, 1e-7, ranks=True).pgf(u), u**6, atol=1e-12)
+    np.testing.assert_allclose(soft_bon(6, 1e7, ranks=True).pgf(u), u, atol=1e-6)
+    many = soft_bon(4000, 0.25, ranks=True)  # for many draws the tilt
+    np.testing.assert_allclose(many.pgf_derivative(u), bop_zt(4.0).pgf_derivative(u), rtol=2e-3)
+    assert many.kl == pytest.approx(bop_zt(4.0).kl, rel=2e-3)
+    assert many.budget == pytest.approx(bop_zt(4.0).budget, rel=1e-3)

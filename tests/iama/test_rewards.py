@@ -43,6 +43,23 @@ def test_batched_scores_equal_one_by_one(tiny, prompts, batch_size):
     assert cost.seconds > 0
 
 
+FROZEN = [1.827560544013977, 1.4640390872955322, 1.8256194591522217, 1.4047460556030273]
+"""Scores of the texts by a classifier whose weights are given by a formula."""
+
+
+def test_scores_stay_what_they_are_when_packages_change(tiny, prompts, tmp_path):
+    """Loading, template, padding and head all have a part in them."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny.reward)
+    with torch.no_grad():
+        for k, (_, parameter) in enumerate(sorted(model.named_parameters())):
+            numbers = torch.arange(parameter.numel(), dtype=torch.float64) + 1000 * k
+            parameter.copy_(torch.sin(numbers).reshape(parameter.shape))
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny.reward).save_pretrained(tmp_path)
+    scores = load_reward("helpful", RewardSpec(model=str(tmp_path)))(prompts, TEXTS)
+    assert scores == pytest.approx(FROZEN, abs=1e-5)
+
+
 def no_room():
     raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -21,7 +21,8 @@ from inference.flops import forward_flops, size_of
 from inference.measured import Measured
 from inference.pool_file import PooledPrompt, PoolFile, Sample, prompt_ids
 from inference.pools import PoolScores, score_pool
-from inference.samplers import SelectionSampler, num_draws
+from inference.samplers import SelectionSampler
+from inference.selection import num_draws
 from inference.serving import read_method
 
 TEXTS = ("how to bake bread", "fix a bike", "mix water then flour")  # of `prompts_ids`

@@ -149,7 +149,7 @@ def test_methods_and_budgets_of_a_pool_generate_nothing(config, generated):
             assert rows[policy, "identity", None][metric] == pytest.approx(rows[policy, "bon", 1][metric]), metric
         assert rows[policy, "bon", 1]["proxy"] < rows[policy, "soft_bon(2, 0.5)", None]["proxy"]
         assert rows[policy, "soft_bon(2, 0.5)", None]["proxy"] < rows[policy, "bon", 2]["proxy"]
-        assert rows[policy, "soft_bon(2, 0.5)", None]["kl"] is None
+        assert rows[policy, "soft_bon(2, 0.5)", None]["kl_kind"] == "lower bound"
         assert rows[policy, "bop_zt(1)", None]["reward_calls"] == pytest.approx(1 / (1 - np.exp(-1)))
     write_report(Path(config.output_dir))
 

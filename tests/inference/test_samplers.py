@@ -17,9 +17,10 @@ from iama.errors import ConfigError, DataError, IamaWarning, RewardError
 from iama.operators import bon, bop, bop_zt, identity, series, soft_bon
 from iama.rewards import Reward, load_reward
 from iama.specs import RewardSpec, Sampling
-from inference.samplers import Pool, draw, num_draws, score, select, select_soft
+from inference.samplers import Pool, SelectionSampler, draw, score
 from inference.scoring import num_common
-from inference.serving import serve
+from inference.selection import Rule, best_weights, num_draws, select, select_soft
+from inference.serving import read_served, serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=16)
@@ -60,13 +61,17 @@ def test_soft_selection_follows_the_weights():
     assert select_soft([0.0, 1.0, 0.5], 1e-6, 0.999) == 1  # cold: the best
 
 
-@pytest.mark.parametrize("operator", ["identity", "bon(5)", "bop(3)", "soft_bon(5, 0.1)"])
+SELECTIONS = ["soft_bon(5, 0.3, ranks=1)", "bop(3, cap=2)", "itp(3, 0.1)", "itp(5, 0.2, batches=1)", "mbr(5, 0.5)"]
+
+
+@pytest.mark.parametrize("operator", ["identity", "bon(5)", "bop(3)", "soft_bon(5, 0.1)", *SELECTIONS])
 def test_batch_equals_one_by_one(policy64, reward, operator):
     sampler = serve(policy64, reward, operator, SAMPLING, batch_size=4)
     together = sampler.sample(PROMPTS, seed=1)
     alone = [sampler.sample([prompt], seed=1)[0] for prompt in PROMPTS]
     for one, other in zip(together, alone, strict=True):
         assert (one.text, one.token_ids, one.chosen) == (other.text, other.token_ids, other.chosen)
+        assert (one.capped, one.fallback) == (other.capped, other.fallback)
         assert one.reward == pytest.approx(other.reward, abs=1e-5)
         assert len(one.candidates) == len(other.candidates)
 
@@ -91,6 +96,51 @@ def test_best_of_poisson_draws_only_what_it_needs(policy, reward):
     assert len(set(counts)) > 2
     assert abs(counts.mean() - 3) < 3 * np.sqrt(2 / 60)
     assert sum(c.cost.reward_calls for c in completions) == counts.sum()
+
+
+def test_a_cap_bounds_latency_and_is_counted(policy, reward):
+    prompts = [PROMPTS[i % 3] for i in range(60)]
+    brief = Sampling(max_new_tokens=2)
+    plain, cut = (serve(policy, reward, m, brief).sample(prompts, seed=0) for m in ("bop(2)", "bop(2, cap=2)"))
+    counts = [len(c.candidates) for c in plain]
+    assert [len(c.candidates) for c in cut] == [min(count, 2) for count in counts]
+    assert [c.capped for c in cut] == [count > 2 for count in counts]
+    assert sum(c.capped for c in cut) == pytest.approx(60 * (1 - 3 * np.exp(-2)), abs=15)
+    assert not any(c.capped for c in plain)
+
+
+def test_fallbacks_are_plain_samples_and_counted(policy, reward):
+    """As often as the chances say; beta so small that few of two draws are accepted."""
+    prompts = [PROMPTS[i % 3] for i in range(60)]
+    completions = serve(policy, reward, "itp(2, 0.01)", Sampling(max_new_tokens=2)).sample(prompts, seed=0)
+    rule = read_served("itp(2, 0.01)")
+    expected = 0.0
+    for c in completions:
+        assert len(c.candidates) == c.cost.reward_calls == 5
+        assert c.fallback == (c.chosen == 4)
+        assert c.chosen >= 2  # the first batch only finds lambda
+        expected += rule.weigh(np.asarray([[x.reward for x in c.candidates]]), None)[0, -1]
+    assert 10 < expected < 50
+    assert sum(c.fallback for c in completions) == pytest.approx(expected, abs=3 * np.sqrt(60 / 4))
+    assert not any(c.fallback for c in serve(policy, reward, "bon(2)", SAMPLING).sample(PROMPTS, seed=0))
+
+
+def test_mbr_without_a_weight_is_best_of_n(policy, reward, tmp_path):
+    best = serve(policy, reward, "bon(6)", SAMPLING).sample(PROMPTS, seed=2)
+    same = serve(policy, reward, "mbr(6, 0)", SAMPLING).sample(PROMPTS, seed=2)
+    assert [(c.text, c.chosen) for c in best] == [(c.text, c.chosen) for c in same]
+    (tmp_path / "own.py").write_text("def longest(texts, others): return [[len(t) for _ in others] for t in texts]\n")
+    for c in serve(policy, reward, f"mbr(6, 1e6, utility={tmp_path}/own.py:longest)", SAMPLING).sample(PROMPTS, seed=2):
+        assert len(c.text) == max(len(x.text) for x in c.candidates)
+
+
+def test_a_rule_of_ones_own_is_served(policy, reward):
+    worst = Rule("worst(4)", 4.0, lambda rewards_RS, _: best_weights(-rewards_RS))
+    for c in SelectionSampler(policy, reward, worst, SAMPLING).sample(PROMPTS, seed=0):
+        assert c.reward == min(x.reward for x in c.candidates)
+        assert len(c.candidates) == 4
+    with pytest.raises(ConfigError, match=r"worst\(4\) selects by a reward"):
+        SelectionSampler(policy, None, worst, SAMPLING)
 
 
 def test_costs_add_up(policy, reward, prompts_ids):

@@ -5,13 +5,13 @@ import re
 import pytest
 
 from iama.cost import Cost
-from iama.errors import ConfigError
-from iama.methods import parse_guided
+from iama.errors import ConfigError, RewardError
+from iama.methods import parse_guided, parse_selection
 from iama.rewards import load_reward
 from iama.specs import Sampling
 from inference import Args, Cards, calibrate_target, serve
 from inference.samplers import draw, score
-from inference.serving import read_method, with_target
+from inference.serving import read_method, read_served, with_target
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike")]
 SAMPLING = Sampling(max_new_tokens=8)
@@ -83,6 +83,14 @@ BAD = [
     ("cards(target=1", "soft_bon(4, temperature=0.1), cards(target=1.5, entropy_threshold=2), rejection(target=1.5)"),
     ("bon(4, 5, 6)", "operator 'bon(4, 5, 6)'"),
     ("tilt(0.5)", "not a way to sample"),
+    ("itp(8)", "'beta' is missing"),
+    ("itp(8, 0)", "beta: Input should be greater than 0"),
+    ("itp(8, 0.1, 2)", "'2' is no setting; write at most 2 by place, then key=value, e.g. itp(8, beta=0.1)"),
+    ("itp(8, 0.1, n=3)", "sets 'n' twice"),
+    ("itp(8, 0.1, bond=ranks)", "unknown key 'bond'; did you mean 'bound'?"),
+    ("mbr(8, -1)", "weight: Input should be greater than or equal to 0"),
+    ("bop(3, cap=0)", "cap must be at least 1"),
+    ("soft_bon(8, 0.1, ranks=yes)", "'yes' is neither 0 nor 1"),
 ]
 
 
@@ -90,8 +98,23 @@ BAD = [
 def test_what_cannot_be_served_is_named_before_anything_is_loaded(method, message):
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         read_method(method, SAMPLING)
-    assert repr(method) in str(caught.value)
+    assert method in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_a_selection_may_be_written_by_place():
+    assert parse_selection(" itp ( 8 , 0.1, batches=1 )") == ("itp", {"n": 8, "beta": 0.1, "batches": 1})
+    assert parse_selection("mbr(weight=2, n=3)") == ("mbr", {"weight": 2, "n": 3})
+    assert parse_selection("bon(4)") is parse_selection("cards(target=1)") is None
+    assert parse_guided("itp(8, 0.1)") == (None, {})
+    names = ["itp(8, 0.1)", "itp(8, 0.1, batches=1)", "mbr(8, 0.5)", "soft_bon(8, 0.2, ranks=1)", "bop(3, cap=6)"]
+    assert [read_served(name).name for name in names] == names
+    assert [read_served(name).budget for name in names[:3]] == [17, 8, 8]
+
+
+def test_a_utility_that_cannot_be_imported_is_named():
+    with pytest.raises(RewardError, match=r"utility=gone.py:f\)': utility: cannot import function 'gone.py:f'"):
+        read_served("mbr(4, 1, utility=gone.py:f)")
 
 
 def test_cards_needs_a_target(policy, reward):

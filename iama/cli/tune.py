@@ -1,0 +1,193 @@
+"""`iama tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from iama.cli.app import app, prepare
+from iama.cli.evaluate import model_paths, settings_from_file
+from iama.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from iama.config import EvaluationConfig
+    from inference.hedging.tuning_file import Calibration, TunedMethod
+
+    Family = tuple[str, int | None]
+
+DEFAULT_METHODS = ("bon", "bop")
+NUM_BOOTSTRAP = 1000
+
+
+@app.command()
+def tune(
+    pools: Annotated[list[Path] | None, typer.Option("--pool", help="Scored pool file. Repeatable.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Evaluation file (YAML) whose policies and rewards give the pools.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="With --config: override a key: a.b=c. Repeatable.")
+    ] = None,
+    criteria: Annotated[
+        list[str] | None, typer.Option("--criterion", help="Else all that have gold scores. Repeatable.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="bon, bop, bop_zt, 'soft_bon(16)' or 'itp(16)'; else bon and bop. Repeatable."),
+    ] = None,
+    proxy_column: Annotated[str | None, typer.Option(help="With --pool: else NAME, the criterion's.")] = None,
+    gold_column: Annotated[str | None, typer.Option(help="With --pool: else NAME/gold.")] = None,
+    report_column: Annotated[
+        str | None, typer.Option(help="With --pool: other gold scores, by which what was chosen is reported.")
+    ] = None,
+    max_budget: Annotated[
+        int | None, typer.Option(help="Most draws to try; else a quarter of the samples a prompt.", min=2)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for tuning.json.")] = Path("runs/tune"),
+) -> None:
+    """Find how hard to push each proxy reward before gold falls, on calibration prompts with gold scores.
+
+    Example: iama tune --pool base.jsonl --criterion helpful --method bon --method "soft_bon(16)" --out runs/tune
+
+    Example: iama tune --config configs/demo-evaluate.yaml --set prompts.path=runs/demo/world/prompts-validation.jsonl
+    """
+    if (config is None) == (not pools):
+        raise ConfigError("give --pool FILE for scored completions, or --config FILE to have them made (and not both)")
+    settings = None if config is None else _settings(config, overrides or [], criteria or [])
+    families = _families(methods, settings)
+    columns = {"proxy": proxy_column, "gold": gold_column, "report": report_column}
+    _check_options(settings, columns, overrides)
+    prepare([] if settings is None else model_paths(settings))
+    from rich.console import Console
+
+    from inference.hedging.calibration import Columns, for_tuning, scored_by_config, scored_files, tuning_of
+    from inference.hedging.tuning_file import save_tuning
+
+    if settings is None:
+        scored = scored_files(pools or [], criteria or [], Columns(**columns))
+        num_bootstrap, seed = NUM_BOOTSTRAP, 0
+    else:
+        _tell_judges(for_tuning(settings, out))
+        scored = scored_by_config(settings, out)
+        num_bootstrap, seed = settings.num_bootstrap, settings.seed
+    with Console(stderr=True).status("tuning"):
+        tuning = tuning_of(scored, families, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed)
+    path = save_tuning(out, tuning)
+    for calibration in tuning.calibrations:
+        _show(calibration)
+    typer.echo(f"tuning: {path}")
+
+
+def _settings(config: Path, overrides: list[str], criteria: list[str]) -> EvaluationConfig:
+    """The evaluation, with the criteria that are asked for."""
+    settings = settings_from_file(config, overrides)
+    names = [c.name for c in settings.criteria]
+    unknown = [name for name in criteria if name not in names]
+    if unknown:
+        raise ConfigError(f"--criterion {unknown[0]!r} is not in {config}; choose among {', '.join(names)}")
+    wanted = [c for c in settings.criteria if not criteria or c.name in criteria]
+    return settings.model_copy(update={"criteria": wanted})
+
+
+def _families(methods: list[str] | None, settings: EvaluationConfig | None) -> list[Family]:
+    """What to tune: the flags, else what the file's methods leave to be tuned, else the default."""
+    from iama.methods import read_family, tuned_family
+
+    if methods:
+        families = [read_family(method) for method in methods]
+    else:
+        left = [tuned_family(method) for method in ([] if settings is None else settings.methods)]
+        families = [family for family in left if family is not None] or [read_family(m) for m in DEFAULT_METHODS]
+    return list(dict.fromkeys(families))
+
+
+def _check_options(
+    settings: EvaluationConfig | None, columns: dict[str, str | None], overrides: list[str] | None
+) -> None:
+    """Raise `ConfigError` for options that have no use with what is given."""
+    if settings is None and overrides:
+        raise ConfigError(f"--set {overrides[0]!r} belongs to --config; with --pool there is nothing to set")
+    given = [name for name, column in columns.items() if column is not None]
+    if settings is not None and given:
+        raise ConfigError(
+            f"--{given[0]}-column {columns[given[0]]!r} belongs to --pool; with --config the criterion's rewards count"
+        )
+
+
+def _tell_judges(settings: EvaluationConfig) -> None:
+    """What judges will be asked, on stderr."""
+    from inference.evaluation_plan import judge_lines, make_plan
+
+    specs = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
+    if any(part.judge is not None for spec in specs for part in spec.parts):
+        for line in judge_lines(settings, make_plan(settings)):
+            typer.echo(line, err=True)
+
+
+# What was found. ----------------------------------------------------------------------------------------
+
+
+def _show(calibration: Calibration) -> None:
+    from rich.console import Console
+
+    Console().print(_table(calibration))
+    left_out = f" ({calibration.num_left_out} left out)" if calibration.num_left_out else ""
+    seconds = sum(method.seconds for method in calibration.methods.values())
+    drawing = calibration.generation_seconds
+    typer.echo(
+        f"{len(calibration.prompt_ids)} prompts{left_out} x {calibration.num_samples} samples, "
+        f"{calibration.num_missing} of them without all scores; tuning took {seconds:.1f} s"
+        + ("" if drawing is None else f", drawing the samples {drawing:.1f} s")
+    )
+    typer.echo(
+        f"corr(proxy, gold) = {calibration.correlation:.2f}: largest n with a guaranteed gold gain: "
+        f"{calibration.safe_samples} (conservative: for the worst gold reward of that correlation)"
+    )
+
+
+def _table(calibration: Calibration) -> Table:
+    """A row a method."""
+    from rich.table import Table
+
+    table = Table(title=f"{calibration.policy.name}, {calibration.criterion.name}: best by gold")
+    reported = calibration.criterion.report is not None
+    names = ["method", "best", "samples", "gold", "gain", *(["gain by report"] if reported else []), "hacking"]
+    for name in names:
+        table.add_column(name, justify="left" if name in ("method", "best", "hacking") else "right")
+    for name, method in calibration.methods.items():
+        table.add_row(*_cells(name, method))
+    return table
+
+
+def _cells(name: str, method: TunedMethod) -> list[str]:
+    found, report = method.result, method.report
+    gains = [f"{found.gain:+.3f} ({_interval(found.gain_ci95, '+.3f')})"]
+    if report is not None:
+        gains.append(f"{report.gold - report.single:+.3f} ({_interval(report.gain_ci95, '+.3f')})")
+    gold = f"{found.gold:.3f} ({_interval(found.gold_ci95, '.3f')})"
+    return [name.replace("(tuned)", "").replace(", tuned", ""), found.written, f"{method.draws:.3g}", gold,
+            *gains, _hacking(method)]  # fmt: skip
+
+
+def _interval(ends: tuple[float, float], form: str) -> str:
+    return f"{ends[0]:{form}} to {ends[1]:{form}}"
+
+
+def _hacking(method: TunedMethod) -> str:
+    """Where gold falls, in a few words; the threshold is in samples where the number of samples is what is tuned."""
+    found = method.result
+    by_samples = found.knob in ("n", "mu", "lam")
+    if found.regime == "never hacks":
+        last = found.curve[-1]
+        limit = f"up to {last.samples:.3g} samples" if by_samples else f"down to {last.knob:.3g} {found.knob}"
+        return f"never, {limit}"
+    if found.threshold is None:
+        return f"{found.regime}, then rises again"
+    unit = "samples" if by_samples else found.knob
+    ends = "" if found.threshold_ci95 is None else f" ({_interval(found.threshold_ci95, '.3g')})"
+    always = "always, " if found.regime == "always hacks" else ""
+    return f"{always}from {found.threshold:.3g} {unit}{ends}"

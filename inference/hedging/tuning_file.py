@@ -1,0 +1,294 @@
+"""`tuning.json`: what `iama tune` found, for which policy and rewards; and `bon(tuned)` with the number from there."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from iama.errors import ConfigError, DataError, IamaWarning
+from iama.files import write_atomically
+from iama.methods import tuned_family
+from iama.schema import Strict, validate
+from iama.specs import RewardSpec, Sampling
+from inference.hedging.tune import Tuned
+from inference.pool_file import prompt_ids
+from inference.pool_schema import HeaderPolicy
+from inference.pools import reward_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from iama.config import EvaluationConfig
+    from inference.evaluation_plan import Source
+
+FILE_NAME = "tuning.json"
+FORMAT = 1
+
+
+class Report(Strict):
+    """Gold by scores that chose nothing, at the setting that was chosen and for a single sample: means over prompts."""
+
+    gold: float
+    single: float
+    gain_ci95: tuple[float, float]
+
+
+class TunedMethod(Strict):
+    """A method's setting, with the seconds that finding it took."""
+
+    result: Tuned
+    draws: float
+    """Mean number of draws as the method is served, which soft Best-of-N on ranks needs fewer of than its n."""
+    report: Report | None = None
+    """Where the calibration has a column to report by."""
+    seconds: float
+
+
+class TunedCriterion(Strict):
+    """The rewards that were used."""
+
+    name: str
+    proxy: RewardSpec
+    gold: RewardSpec
+    report: RewardSpec | None = None
+    """Other scores of the same judge, at which gold is reported for what was chosen by `gold`."""
+    proxy_key: str
+    """Hash of all that decides the order in which the proxy puts texts."""
+
+
+class Calibration(Strict):
+    """What was tuned on one pool of samples: a policy by a criterion's proxy and gold."""
+
+    policy: HeaderPolicy
+    system_prompt: str | None = None
+    sampling: Sampling | None = None
+    """None where the pool does not tell."""
+    criterion: TunedCriterion
+    prompt_ids: list[str]
+    """Of the prompts that were used (`pool_file.prompt_ids`)."""
+    num_left_out: int = 0
+    """Prompts with scores for less than half of their samples."""
+    num_missing: int = 0
+    """Samples of the prompts used that lack one of their scores."""
+    num_samples: int = Field(ge=1)
+    """A prompt."""
+    correlation: float | None
+    """Of proxy and gold within prompts; None where it is not defined."""
+    safe_samples: int = Field(ge=1)
+    """Largest n of Best-of-n at which the correlation alone guarantees that gold has risen; 1: none."""
+    generation_seconds: float | None = None
+    """What drawing the samples took, as far as it is known."""
+    methods: dict[str, TunedMethod]
+    """By the method as evaluations name it: `bon(tuned)`, `soft_bon(16, tuned)`."""
+
+
+class Tuning(Strict):
+    """`tuning.json`."""
+
+    format: Literal[1] = 1
+    seed: int
+    num_bootstrap: int
+    versions: dict[str, str]
+    calibrations: Annotated[list[Calibration], Field(min_length=1)]
+
+
+def written_tuned(family: str, num_draws: int | None) -> str:
+    """A family as evaluations name it: `bon(tuned)`, `soft_bon(16, tuned)`."""
+    return f"{family}(tuned)" if num_draws is None else f"{family}({num_draws}, tuned)"
+
+
+def order_key(spec: RewardSpec) -> str:
+    """`reward_key` without the scale, which does not change which of two texts is better."""
+    return reward_key(spec.model_copy(update={"scale": None}))
+
+
+def save_tuning(folder: Path, tuning: Tuning) -> Path:
+    """Write `tuning.json`, which is never seen half-written; NaN is refused, since JSON has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(tuning.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / FILE_NAME, text + "\n")
+    return folder / FILE_NAME
+
+
+def load_tuning(path: Path) -> Tuning:
+    """Read a tuning file; raises `DataError` where it is missing, damaged or of another format."""
+    if not path.is_file():
+        raise DataError(f"tuning file {str(path)!r} does not exist; `iama tune --out FOLDER` writes {FILE_NAME}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON, or damaged ({error}); run `iama tune` again") from error
+    if not isinstance(raw, dict) or "calibrations" not in raw:
+        raise DataError(f"{path} is no tuning file; give the {FILE_NAME} that `iama tune` wrote")
+    if raw.get("format") != FORMAT:
+        raise DataError(f"{path} has format {raw.get('format')!r}, and {FORMAT} is known here; run `iama tune` again")
+    try:
+        return validate(raw, Tuning, str(path))
+    except ConfigError as error:
+        raise DataError(f"{error}; run `iama tune` again") from error
+
+
+# Numbers from the file. ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a tuned number is asked for: `policy` and `system_prompt` as a pool's header has them, and the proxy.
+
+    `criterion` None: whichever has this proxy.
+    """
+
+    policy: Mapping[str, Any]
+    system_prompt: str | None
+    sampling: Sampling | None
+    proxy: RewardSpec
+    criterion: str | None
+
+
+def tuned_methods(
+    config: EvaluationConfig, rows: Sequence[Mapping[str, Any]], sources: Sequence[Source]
+) -> dict[tuple[str, str, str], str]:
+    """By (policy, criterion, method) what each method that is written `tuned` is there.
+
+    Raises `ConfigError` as `find` and `setting` do, `DataError` for a file that cannot be read, and where prompts of
+    the evaluation are among those that were calibrated on.
+    """
+    asked = [method for method in config.methods if tuned_family(method) is not None]
+    if not asked:
+        return {}
+    assert config.tuning is not None
+    path = Path(config.tuning)
+    tuning, found = load_tuning(path), {}
+    for source in sources:
+        header = source.header
+        sampling = None if header["sampling"] is None else Sampling.model_validate(header["sampling"])
+        for criterion in (c for c in config.criteria if c.name in source.criteria):
+            wanted = Wanted(header["policy"], header["system_prompt"], sampling, criterion.proxy, criterion.name)
+            calibration = find(tuning, path, wanted)
+            _check_disjoint(path, calibration, prompt_ids(rows))
+            for method in asked:
+                found[source.policy, criterion.name, method] = setting(calibration, path, method)
+    return found
+
+
+def setting(calibration: Calibration, path: Path, method: str) -> str:
+    """A method such as `bon(tuned)` with its number; raises `ConfigError` where it was not tuned."""
+    family = tuned_family(method)
+    assert family is not None
+    name = written_tuned(*family)
+    if name not in calibration.methods:
+        raise ConfigError(
+            f"{path}: {name} was not tuned for {calibration.policy.name!r} and {calibration.criterion.name!r}, only "
+            f"{', '.join(calibration.methods)}; run `iama tune` with that method as well"
+        )
+    return calibration.methods[name].result.written
+
+
+def find(tuning: Tuning, path: Path, wanted: Wanted) -> Calibration:
+    """The calibration of a policy, its sampling, and the proxy; raises `ConfigError` for another one, or several.
+
+    A policy is known by its fingerprint, or by its name where one of the two has none. A proxy is known by all that
+    decides its order, but where one is a column of a pool file and the other is not, by the criterion's name, with a
+    warning.
+    """
+    proxy_key = order_key(wanted.proxy)
+    checks: list[tuple[Callable[[Calibration], bool], Callable[[list[Calibration]], str]]] = [
+        (lambda c: _is_policy(c, wanted), lambda left: _policy_told(left, wanted)),
+        (lambda c: _is_proxy(c, wanted, proxy_key), lambda left: _proxy_told(left, wanted)),
+        (
+            lambda c: c.system_prompt == wanted.system_prompt,
+            lambda left: f"tuned with the system prompt {_prompts_told(left)}, but it is {wanted.system_prompt!r}",
+        ),
+        (lambda c: not _sampling_told(c, wanted), lambda left: f"tuned with {_sampling_told(left[0], wanted)}"),
+    ]
+    left = tuning.calibrations
+    for fits, told in checks:
+        kept = [calibration for calibration in left if fits(calibration)]
+        if not kept:
+            raise ConfigError(f"{path}: {told(left)}; run `iama tune` for what is to be served")
+        left = kept
+    # Two policies may be one model under two names.
+    left = [c for c in left if c.policy.name == wanted.policy["name"]] or left
+    left = [c for c in left if c.criterion.name == wanted.criterion] or left
+    names = list(dict.fromkeys(c.criterion.name for c in left))
+    if len(names) > 1:
+        raise ConfigError(
+            f"{path}: the criteria {', '.join(names)} were tuned with this proxy; name one of them (`iama generate` "
+            "takes --criterion)"
+        )
+    _warn_of_trust(path, left[0], wanted)
+    return left[0]
+
+
+def _is_policy(calibration: Calibration, wanted: Wanted) -> bool:
+    before, after = calibration.policy, HeaderPolicy.model_validate(wanted.policy)
+    if before.fingerprint is None or after.fingerprint is None:
+        return before.name == after.name
+    return before.fingerprint == after.fingerprint
+
+
+def _policy_told(left: list[Calibration], wanted: Wanted) -> str:
+    names, own = list(dict.fromkeys(c.policy.name for c in left)), wanted.policy["name"]
+    if own in names:
+        return f"tuned for another policy {own!r} (weights, tokenizer, chat template or precision differ)"
+    return f"tuned for {', '.join(map(repr, names))}, and the policy {own!r} is another"
+
+
+def _prompts_told(left: list[Calibration]) -> str:
+    return " or ".join(dict.fromkeys(repr(c.system_prompt) for c in left))
+
+
+def _by_name_only(calibration: Calibration, wanted: Wanted) -> bool:
+    return (calibration.criterion.proxy.column is None) != (wanted.proxy.column is None)
+
+
+def _is_proxy(calibration: Calibration, wanted: Wanted, proxy_key: str) -> bool:
+    if _by_name_only(calibration, wanted):
+        return wanted.criterion in (None, calibration.criterion.name)
+    return calibration.criterion.proxy_key == proxy_key
+
+
+def _proxy_told(left: list[Calibration], wanted: Wanted) -> str:
+    names = dict.fromkeys(_named(c.criterion.proxy) for c in left)
+    return f"tuned for the proxy {', '.join(names)}, and {_named(wanted.proxy)} is another, or has been changed"
+
+
+def _named(spec: RewardSpec) -> str:
+    value = getattr(spec, spec.source)
+    told = value if isinstance(value, str) else value.model if spec.judge is not None else f"{len(spec.parts)} rewards"
+    return f"{spec.source} {told!r}"
+
+
+def _sampling_told(calibration: Calibration, wanted: Wanted) -> str:
+    """Where two samplings differ; nothing where one of them is not known."""
+    if calibration.sampling is None or wanted.sampling is None:
+        return ""
+    pairs = [(key, value, getattr(wanted.sampling, key)) for key, value in calibration.sampling]
+    return "; ".join(f"{key} {before!r}, but it is {after!r}" for key, before, after in pairs if before != after)
+
+
+def _warn_of_trust(path: Path, calibration: Calibration, wanted: Wanted) -> None:
+    if _by_name_only(calibration, wanted):
+        told = _named(calibration.criterion.proxy)
+        warnings.warn(
+            f"{path}: {calibration.criterion.name!r} was tuned with the {told}; that {_named(wanted.proxy)} gives the "
+            "same scores cannot be checked",
+            IamaWarning,
+            stacklevel=2,
+        )
+
+
+def _check_disjoint(path: Path, calibration: Calibration, ids: Sequence[str]) -> None:
+    """Raise `DataError` for prompts that were calibrated on; a repeated prompt's id has a number behind it."""
+    known = {name.partition("-")[0] for name in calibration.prompt_ids}
+    count = sum(name.partition("-")[0] in known for name in ids)
+    if count:
+        raise DataError(
+            f"{path}: {count} of the evaluation's {len(ids)} prompts are among the {len(calibration.prompt_ids)} that "
+            f"{calibration.policy.name!r} was calibrated on; tune on other prompts, or evaluate on others"
+        )

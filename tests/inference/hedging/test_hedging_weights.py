@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+
+from iama.errors import ConfigError
+from iama.operators import bon, bop, bop_zt
+from inference.curves import rank_weights, sorted_scores
+from inference.hedging import densities
+from inference.hedging.families import KNOBS, ON_RANKS, by_budget, on_ranks
+from inference.hedging.weights import (
+    best_of_values,
+    best_of_weights,
+    bon_weights,
+    bop_weights,
+    bop_zt_weights,
+    itp_order,
+    itp_weights,
+    order_values,
+    order_weights,
+    raw_soft_bon_values,
+    soft_bon_order,
+    soft_bon_weights,
+)
+
+sizes = st.integers(2, 8)
+
+
+def family(name, num_samples, num_draws=None):
+    return on_ranks(name, num_draws or num_samples) if name in ON_RANKS else by_budget(name, num_samples, num_samples)
+
+
+def weights_at(path, pressure, num_samples):
+    """Weights of the pool's ranks at a pressure of a family."""
+    mixed = best_of_weights if path.num_draws is None else order_weights
+    return mixed(path.law(pressure), num_samples)
+
+
+@given(sizes, st.data())
+@settings(deadline=None, max_examples=40)
+def test_order_weights_equal_enumeration_of_all_subsets(size, data):
+    n = data.draw(st.integers(1, size))
+    order = np.array(data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n)))
+    kept = np.zeros(size)
+    for subset in combinations(range(size), n):
+        kept[list(subset)] += order / comb(size, n)
+    np.testing.assert_allclose(order_weights(order, size), kept, atol=1e-13)
+    columns = order_weights(np.stack([order, order[::-1]], axis=1), size)
+    np.testing.assert_allclose(columns, np.stack([kept, kept[::-1]], axis=1), atol=1e-13)
+
+
+def test_best_of_n_equals_its_binomials():
+    for n in (1, 2, 17, 59, 60):
+        exact = [comb(i - 1, n - 1) / comb(60, n) for i in range(1, 61)]
+        np.testing.assert_allclose(bon_weights(n, 60), exact, rtol=1e-12)
+        np.testing.assert_allclose(order_weights(np.eye(n)[-1], 60), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 64, 500])
+def test_mixtures_equal_the_weights_of_curves(size):
+    mixtures = (
+        (bon_weights(2, size), bon(2)),
+        (bop_weights(0, size), bop(0)),
+        (bop_weights(6.5, size), bop(6.5)),
+        (bop_zt_weights(6.5, size), bop_zt(6.5)),
+        (bop_zt_weights(1e-3, size), bop_zt(1e-3)),
+    )
+    for weights, operator in mixtures:
+        np.testing.assert_allclose(weights, rank_weights(operator, size), atol=1e-13)
+    np.testing.assert_allclose(bop_zt_weights(0, size), 1 / size, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", KNOBS)
+@given(size=sizes, shares=st.lists(st.floats(0, 1), min_size=2, max_size=5))
+@settings(deadline=None, max_examples=25)
+def test_weights_are_a_law_that_rises_with_pressure(name, size, shares):
+    path = family(name, size)
+    pressures = sorted({0.0, path.largest, *(share * path.largest for share in shares)})
+    cumulative = []
+    for pressure in pressures:
+        weights = weights_at(path, pressure, size)
+        assert weights.min() >= 0
+        assert weights.sum() == pytest.approx(1, abs=1e-12)
+        cumulative.append(weights.cumsum())
+    np.testing.assert_allclose(cumulative[0], np.arange(1, size + 1) / size, atol=1e-12)
+    assert (np.diff(cumulative, axis=0) <= 1e-12).all()
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_slopes_are_derivatives(name):
+    path = family(name, 9)
+    assert path.law(0).sum() == pytest.approx(1)
+    if name == "bon":
+        for n in range(1, 9):
+            np.testing.assert_array_equal(path.slope(n - 1), path.law(n) - path.law(n - 1))
+        return
+    for pressure in (0.01, 0.5, 2.0, 4.3):
+        step = 1e-6
+        difference = (path.law(pressure + step) - path.law(pressure - step)) / (2 * step)
+        np.testing.assert_allclose(path.slope(pressure), difference, atol=1e-8)
+    np.testing.assert_allclose(path.slope(0), (path.law(1e-7) - path.law(0)) / 1e-7, atol=1e-6)
+
+
+def test_strongest_settings_are_best_of_n():
+    for name in ON_RANKS:
+        path = on_ranks(name, 12)
+        np.testing.assert_allclose(weights_at(path, path.largest, 30), bon_weights(12, 30), atol=1e-8)
+    zero_truncated = by_budget("bop_zt", 9, 100)
+    assert zero_truncated.samples(zero_truncated.largest) == pytest.approx(9, abs=1e-9)
+
+
+@pytest.mark.parametrize("beta", [1e-4, 0.003, 0.1, 0.49, 0.5, 2.0, 50.0])
+@pytest.mark.parametrize("n", [1, 2, 7, 64])
+def test_itp_solves_for_its_threshold(n, beta):
+    u = (np.arange(1, n + 1) - 0.5) / n
+    lam = brentq(lambda lam: np.maximum((u - lam) / beta, 0).mean() - 1, -2 - beta, 1, xtol=1e-15)
+    np.testing.assert_allclose(itp_order(1 / beta, n), np.maximum((u - lam) / beta, 0) / n, atol=1e-9)
+
+
+def test_soft_best_of_n_weighs_rescaled_ranks():
+    weights = np.exp(np.arange(5) / 4 / 0.3)
+    np.testing.assert_allclose(soft_bon_order(1 / 0.3, 5), weights / weights.sum(), rtol=1e-12)
+    np.testing.assert_array_equal(soft_bon_order(3.0, 1), [1.0])
+    np.testing.assert_allclose(soft_bon_weights(1, 0.3, 6), 1 / 6)
+
+
+def test_real_n_lies_on_the_line_in_log_n():
+    low, high = bon_weights(3, 20), bon_weights(4, 20)
+    middle = np.sqrt(12.0)
+    np.testing.assert_allclose(bon_weights(middle, 20), (low + high) / 2, atol=1e-14)
+    np.testing.assert_array_equal(bon_weights(20, 20), np.eye(20)[-1])
+
+
+def test_large_pools_approach_the_densities():
+    size = 20_000
+    u = (np.arange(size) + 0.5) / size
+    for name, theta, weights in (
+        ("bon", 7.0, bon_weights(7, size)),
+        ("bop", 6.0, bop_weights(6.0, size)),
+        ("bop_zt", 6.0, bop_zt_weights(6.0, size)),
+    ):
+        np.testing.assert_allclose(size * weights, densities.density(name, u, theta), atol=0.02)
+
+
+def test_many_draws_on_ranks_approach_the_tilt_and_the_ramp():
+    size = 4000
+    u = (np.arange(size) + 0.5) / size
+    np.testing.assert_allclose(
+        np.cumsum(soft_bon_weights(1000, 0.25, size)), np.cumsum(densities.density("bop_zt", u, 4.0)) / size, atol=2e-3
+    )
+    for beta in (0.1, 0.7):
+        np.testing.assert_allclose(
+            np.cumsum(itp_weights(1000, beta, size)), np.cumsum(densities.density("itp", u, beta)) / size, atol=2e-3
+        )
+
+
+def test_stable_for_ten_thousand_of_twenty_thousand():
+    size, n = 20_000, 10_000
+    i = np.arange(1, size + 1)
+    weights = bon_weights(n, size)
+    assert weights.sum() == pytest.approx(1, abs=1e-12)
+    assert weights @ i == pytest.approx(n * (size + 1) / (n + 1), rel=1e-12)
+    assert weights[-1] == pytest.approx(n / size, rel=1e-9)
+    orders = np.zeros(n)
+    orders[[99, 4999]] = 0.25, 0.75
+    expected = (0.25 * 100 + 0.75 * 5000) * (size + 1) / (n + 1)  # mean rank of the j-th lowest: j (S+1)/(n+1)
+    assert order_weights(orders, size) @ i == pytest.approx(expected, rel=1e-11)
+    poisson = bop_weights(9000.0, size)
+    assert poisson.min() >= 0
+    assert poisson.sum() == pytest.approx(1, abs=1e-12)
+    # n/(n+1) of 1 + Poisson(mu) draws is 1 - 1/mu + (1 - e^-mu)/mu^2 on average.
+    assert poisson @ i == pytest.approx((size + 1) * (1 - 1 / 9000 + 1 / 9000**2), rel=1e-12)
+
+
+def test_values_are_weighted_sums():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(3, 11))
+    best = np.stack([scores @ bon_weights(n, 11) for n in range(1, 6)], axis=1)
+    np.testing.assert_allclose(best_of_values(scores, 5), best, atol=1e-13)
+    orders = np.stack([scores @ order_weights(np.eye(5)[j], 11) for j in range(5)], axis=1)
+    np.testing.assert_allclose(order_values(scores, 5), orders, atol=1e-13)
+
+
+@given(st.permutations(range(7)))
+@settings(deadline=None, max_examples=20)
+def test_order_of_samples_and_of_ties_does_not_matter(order):
+    proxy, gold = np.array([[0.0, 1, 1, 1, 2, 3, 3]]), np.array([[5.0, 2, 7, 1, 0, 3, 9]])
+    weights = bop_weights(2.0, 7)
+    shuffled = sorted_scores(proxy[:, order], gold[:, order]) @ weights
+    np.testing.assert_allclose(shuffled, sorted_scores(proxy, gold) @ weights, atol=1e-13)
+
+
+def test_raw_soft_best_of_n_equals_enumeration():
+    rng = np.random.default_rng(1)
+    proxy, gold = rng.normal(size=(2, 2, 6))
+    expected = np.zeros(2)
+    for subset in map(list, combinations(range(6), 3)):
+        shares = np.exp(proxy[:, subset] / 0.4)
+        expected += (gold[:, subset] * shares).sum(axis=1) / shares.sum(axis=1) / comb(6, 3)
+    np.testing.assert_allclose(raw_soft_bon_values(proxy, gold, 3, 0.4), expected, atol=1e-12)
+
+
+def test_more_draws_than_samples_are_refused():
+    with pytest.raises(ConfigError, match="9 draws cannot be taken from a pool of 8"):
+        raw_soft_bon_values(np.zeros((1, 8)), np.zeros((1, 8)), 9, 0.1)
+    with pytest.raises(ConfigError, match="9 draws cannot be taken from a pool of 8"):
+        soft_bon_weights(9, 0.1, 8)
+    for n in (0.5, 9):
+        with pytest.raises(ConfigError, match="n must lie between 1 and the pool's 8 samples"):
+            bon_weights(n, 8)

@@ -1,0 +1,205 @@
+"""Tuning files: written whole or not at all, and giving numbers only to what they were tuned for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iama.config import EvaluationConfig
+from iama.errors import ConfigError, DataError, IamaWarning
+from iama.methods import TUNABLE, read_family, tuned_family
+from iama.specs import RewardSpec, Sampling
+from inference.evaluation_plan import Source
+from inference.hedging.calibration import Scored, tuning_of
+from inference.hedging.tuning_file import (
+    Calibration,
+    TunedCriterion,
+    Tuning,
+    Wanted,
+    find,
+    load_tuning,
+    order_key,
+    save_tuning,
+    setting,
+    tuned_methods,
+    written_tuned,
+)
+from inference.pool_file import prompt_ids
+from inference.pool_schema import full_header
+
+PROMPTS = [f"what is {number}?" for number in range(6)]
+
+
+def header(name="base", fingerprint: str | None = "f", **more) -> dict:
+    raw = {"iama_pool": 1, "policy": {"name": name, "fingerprint": fingerprint}, "sampling": {"max_new_tokens": 8}}
+    return full_header(raw | more, "test")
+
+
+def scored(name="helpful", proxy: RewardSpec | None = None, told: dict | None = None, prompts=PROMPTS) -> Scored:
+    rng = np.random.default_rng(len(name))
+    proxy_PS, gold_PS = rng.normal(size=(2, len(prompts), 16))
+    proxy = proxy or RewardSpec(function=f"file.py:{name}")
+    criterion = TunedCriterion(name=name, proxy=proxy, gold=RewardSpec(column="gold"), proxy_key=order_key(proxy))
+    ids = prompt_ids([{"prompt": prompt} for prompt in prompts])
+    return Scored(told or header(), criterion, ids, proxy_PS, gold_PS, None, 3.0)
+
+
+def tuning(*pools: Scored, families=(("bon", None),)) -> Tuning:
+    return tuning_of(pools, families, max_budget=None, num_bootstrap=50, seed=0)
+
+
+def wanted(told: dict | None = None, criterion: str | None = "helpful", **proxy) -> Wanted:
+    told = told or header()
+    sampling = None if told["sampling"] is None else Sampling(**told["sampling"])
+    spec = RewardSpec(**(proxy or {"function": f"file.py:{criterion}"}))
+    return Wanted(told["policy"], told["system_prompt"], sampling, spec, criterion)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "tuning.json"
+
+
+def test_what_is_written_is_read(tmp_path):
+    written = tuning(scored(), scored("brief"), families=[("bon", None), ("bop_zt", None), ("soft_bon", 4)])
+    path = save_tuning(tmp_path / "new" / "folder", written)
+    assert load_tuning(path) == written
+    assert list(written.calibrations[0].methods) == ["bon(tuned)", "bop_zt(tuned)", "soft_bon(4, tuned)"]
+    assert [file.name for file in path.parent.iterdir()] == ["tuning.json"]
+    assert written.calibrations[0].generation_seconds == 3.0
+    assert len(json.loads(path.read_text())["calibrations"][0]["methods"]["bon(tuned)"]["result"]["curve"]) == 4
+
+
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
+    good = tuning(scored())
+    path = save_tuning(tmp_path, good)
+    broken = good.model_copy(
+        update={"calibrations": [good.calibrations[0].model_copy(update={"correlation": math.nan})]}
+    )
+    with pytest.raises(ValueError, match="JSON"):
+        save_tuning(tmp_path, broken)
+    assert load_tuning(path) == good
+
+
+@given(st.sampled_from(sorted(TUNABLE)), st.integers(2, 5000))
+def test_families_are_written_as_they_are_read(name, number):
+    family = (name, number if TUNABLE[name] else None)
+    written = written_tuned(*family)
+    assert tuned_family(written) == tuned_family(f" {written.replace('(', ' ( ')} ") == family
+    assert read_family(f"{name}({number})" if TUNABLE[name] else name) == family
+    assert tuned_family(written.replace("tuned", "0.5")) is None
+
+
+@pytest.mark.parametrize(
+    "method", ["soft_bon(1, tuned)", "itp(tuned)", "bop(3, tuned)", "sea(tuned)", "soft_bon(a, tuned)"]
+)
+def test_what_cannot_be_tuned(method):
+    with pytest.raises(ConfigError, match="has such a number; write bon") as raised:
+        tuned_family(method)
+    assert repr(method) in str(raised.value)
+
+
+class TestFind:
+    def test_a_policy_by_its_fingerprint_whatever_its_name(self, path):
+        found = find(tuning(scored()), path, wanted(header("served")))
+        assert found.policy.name == "base"
+        with pytest.raises(ConfigError, match="tuned for another policy 'base' \\(weights"):
+            find(tuning(scored()), path, wanted(header(fingerprint="g")))
+
+    @pytest.mark.parametrize("marks", [(None, None), (None, "f"), ("f", None)])
+    def test_a_policy_by_its_name_where_a_fingerprint_is_missing(self, path, marks):
+        own, other = (header(fingerprint=mark) for mark in marks)
+        assert find(tuning(scored(told=own)), path, wanted(other)).policy.name == "base"
+        with pytest.raises(ConfigError, match="tuned for 'base', and the policy 'theirs' is another; run `iama tune`"):
+            find(tuning(scored(told=own)), path, wanted(header("theirs", marks[1])))
+
+    def test_one_model_under_two_names(self, path):
+        both = tuning(scored(told=header("a")), scored(told=header("b")))
+        assert [find(both, path, wanted(header(name))).policy.name for name in "bac"] == ["b", "a", "a"]
+
+    def test_a_proxy_by_the_order_it_makes(self, path, tiny):
+        spec = {"model": str(tiny.reward)}
+        file = tuning(scored(proxy=RewardSpec(**spec)))
+        found = [find(file, path, wanted(**spec, **more)) for more in ({}, {"scale": {"mean": 1, "std": 2}})]
+        assert found[0] is found[1] is file.calibrations[0]
+        for changes in ({"sign": -1}, {"dtype": "bfloat16"}, {"model": str(tiny.other_reward)}):
+            with pytest.raises(ConfigError, match=r"tuned for the proxy model '.*', and model '.*' is another, or has"):
+                find(file, path, wanted(**(spec | changes)))
+
+    def test_a_column_by_the_criterion_s_name(self, path):
+        file = tuning(scored("a", RewardSpec(column="x")), scored("b", RewardSpec(column="y")))
+        with pytest.warns(
+            IamaWarning, match="'b' was tuned with the column 'y'; that function 'f.py:g' gives the same"
+        ):
+            found = find(file, path, wanted(criterion="b", function="f.py:g"))
+        assert found.criterion.name == "b"
+        assert find(file, path, wanted(criterion="renamed", column="x")).criterion.name == "a"
+        with pytest.raises(ConfigError, match="the criteria a, b were tuned with this proxy; name one of them"):
+            find(file, path, wanted(criterion=None, function="f.py:g"))
+        with pytest.raises(ConfigError, match=r"proxy column 'x', column 'y', and function 'f\.py:g' is another"):
+            find(file, path, wanted(criterion="c", function="f.py:g"))
+
+    def test_two_criteria_of_one_proxy(self, path):
+        spec = RewardSpec(function="file.py:same")
+        file = tuning(scored("a", spec), scored("b", spec))
+        assert find(file, path, wanted(criterion="b", function="file.py:same")).criterion.name == "b"
+        with pytest.raises(ConfigError, match="the criteria a, b were"):
+            find(file, path, wanted(criterion=None, function="file.py:same"))
+
+    def test_sampling_where_both_are_known(self, path):
+        file = tuning(scored())
+        assert find(file, path, wanted(header(sampling=None)))
+        with pytest.raises(ConfigError, match=r"tuned with top_p 1\.0, but it is 0\.5; max_new_tokens 8, but it is 9"):
+            find(file, path, wanted(header(sampling={"top_p": 0.5, "max_new_tokens": 9})))
+        with pytest.raises(ConfigError, match="tuned with the system prompt None, but it is 'be kind'"):
+            find(file, path, wanted(header(system_prompt="be kind")))
+
+    def test_a_method_that_was_tuned(self, path):
+        calibration = tuning(scored(), families=[("bon", None), ("soft_bon", 4)]).calibrations[0]
+        for name in ("bon", "soft_bon"):
+            method = "bon( tuned)" if name == "bon" else "soft_bon( 4,tuned )"
+            found = next(m for m in calibration.methods.values() if m.result.family == name)
+            assert setting(calibration, path, method) == found.result.written
+        with pytest.raises(ConfigError, match=r"soft_bon\(8, tuned\) was not tuned for 'base' and 'helpful', only bon"):
+            setting(calibration, path, "soft_bon(8, tuned)")
+
+
+def test_prompts_are_disjoint_from_those_calibrated_on(tmp_path):
+    """A repeated prompt counts as often as it occurs, whichever of the two lists repeats it."""
+    path = save_tuning(tmp_path, tuning(scored(prompts=[*PROMPTS, PROMPTS[0]])))
+    config = EvaluationConfig.model_validate(
+        {
+            "name": "t",
+            "output_dir": "o",
+            "policies": {"base": {"path": "p"}},
+            "trained": "base",
+            "references": [],
+            "prompts": "p.jsonl",
+            "criteria": [{"name": "helpful", "proxy": {"function": "file.py:helpful"}}],
+            "methods": ["bon", "bon(tuned)"],
+            "tuning": str(path),
+        }
+    )
+    sources = [Source("base", "base", ("helpful",), header())]
+    rows = [{"prompt": prompt} for prompt in ("new", PROMPTS[0], PROMPTS[0], PROMPTS[4])]
+    with pytest.raises(DataError, match="3 of the evaluation's 4 prompts are among the 7 that 'base' was") as raised:
+        tuned_methods(config, rows, sources)
+    assert "\n" not in str(raised.value)
+    calibration: Calibration = load_tuning(path).calibrations[0]
+    found = tuned_methods(config, rows[:1], sources)
+    assert found == {("base", "helpful", "bon(tuned)"): calibration.methods["bon(tuned)"].result.written}
+    assert tuned_methods(config.model_copy(update={"methods": ["bon"]}), rows, sources) == {}
+
+
+def test_the_example_of_the_page_runs(capsys):
+    page = (Path(__file__).parents[3] / "docs/hedging.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == "bon(4) hacks\n"
