@@ -16,7 +16,7 @@ from iama.cost import Cost
 from iama.errors import RewardError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -52,6 +52,19 @@ def disagreement(scores_MR: Floats) -> Floats:
     It is 0 for equal scores, to the bit.
     """
     return np.asarray((scores_MR - scores_MR[:1]).std(axis=0), dtype=np.float64)
+
+
+def within_prompt_spread(groups: Iterable[Floats]) -> float:
+    """Root of the mean variance of a prompt's known scores, given each prompt's `[S]`; 0 where no prompt's differ.
+
+    What prompts differ in by themselves does not count, since it never decides between the answers to one. Prompts
+    with fewer than two scores say nothing of it.
+    """
+    known = [scores[~np.isnan(scores)] for scores in groups]
+    told = [scores for scores in known if scores.size > 1]
+    if not any(np.ptp(scores) for scores in told):
+        return 0.0
+    return float(np.sqrt(np.mean([scores.var() for scores in told])))
 
 
 def _without_missing(scores_MR: Floats) -> Floats:

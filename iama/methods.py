@@ -27,8 +27,10 @@ EXAMPLES = (
     "sea(num_steps=50), itp(8, 0.1), mbr(8, 0.5)"
 )
 
-TUNABLE = {"bon": False, "bop": False, "bop_zt": False, "soft_bon": True, "itp": True}
-"""Methods whose number `iama tune` finds, and whether their number of draws is given beforehand."""
+TUNABLE = {"bon": "n", "bop": "mu", "bop_zt": "lam", "soft_bon": "temperature", "itp": "beta"}
+"""Methods whose number `iama tune` finds, and the name of that number."""
+FIXED_DRAWS = {"soft_bon": "ranks=1", "itp": "batches=1"}
+"""Those whose number of draws is given beforehand; they weigh the ranks of these draws, which they write so."""
 
 
 def read_family(text: str) -> tuple[str, int | None]:
@@ -38,7 +40,7 @@ def read_family(text: str) -> tuple[str, int | None]:
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(\d+)\s*\))?\s*", text)
     name, number = match.groups() if match else ("", None)
-    if name not in TUNABLE or TUNABLE[name] != (number is not None) or (number is not None and int(number) < 2):
+    if name not in TUNABLE or (name in FIXED_DRAWS) != (number is not None) or (number is not None and int(number) < 2):
         raise ConfigError(
             f"method {text!r} cannot be tuned; write bon, bop, bop_zt, soft_bon(16) or itp(16) (16 draws, at least 2)"
         )

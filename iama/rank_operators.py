@@ -27,12 +27,13 @@ from iama.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.float64]
 
 CLAMPED_SHARE = 0.05
 """Share of an operator's draws that a group may be too small for before it is worth a warning."""
+_SERIES = (437 / 181440, -11 / 2880, 17 / 2520, -1 / 72, 1 / 30, -1 / 12, 1 / 6, 0.0, 0.0)  # mu^8 to mu^0
 _HARDEST = 700.0  # e^-700 is no share that float64 could tell from none
 
 
@@ -155,7 +156,7 @@ def bop(mu: float, cap: int | None = None) -> RankOperator:
         name=f"bop({mu:g})",
         method="bop",
         budget=1.0 + mu,
-        kl=_bop_kl(mu),
+        kl=float(best_of_poisson_kl(mu)),
         pgf=lambda x: x * np.exp(mu * (x - 1)),
         pgf_derivative=lambda x: (1 + mu * x) * np.exp(mu * (x - 1)),
         pmf=pmf,
@@ -163,12 +164,29 @@ def bop(mu: float, cap: int | None = None) -> RankOperator:
     return operator if cap is None else _capped(operator, cap)
 
 
-def _bop_kl(mu: float) -> float | None:
-    """`ln(1+mu) - 1 + e^{-(1+mu)} [Ei(1+mu) - Ei(1)]/mu`; None where `Ei` leaves float64."""
-    if mu == 0:
-        return 0.0
-    tail = math.exp(-(1 + mu)) * (float(expi(1 + mu)) - float(expi(1.0))) / mu
-    return math.log1p(mu) - 1 + tail if math.isfinite(tail) else None
+def best_of_poisson_kl(mu: ArrayLike) -> Floats:
+    """KL of Best-of-Poisson (1 + Poisson(mu) draws) to its policy; closed form without ties, else an UPPER BOUND.
+
+    `ln(1+mu) - 1 + e^{-(1+mu)} [Ei(1+mu) - Ei(1)]/mu`, for every finite mu >= 0; where that cancels its series,
+    `mu^2/6 - mu^3/12 + ...`.
+    """
+    mu = np.asarray(mu, dtype=np.float64)
+    closed = poisson_kl_below(np.where(mu < 0.05, 1.0, mu), np.ones_like(mu))
+    return np.asarray(np.where(mu < 0.05, np.polyval(_SERIES, np.minimum(mu, 0.05)), closed))
+
+
+def poisson_kl_below(mu: Floats, a: Floats) -> Floats:
+    """`int_0^a g' ln g' du` for `g(u) = u e^{mu(u-1)}`, mu > 0: `g(a) (ln g'(a) - 1) + (Ei terms)`."""
+    log_slope = np.log1p(mu * a) + mu * (a - 1)
+    ends = np.exp(mu * (a - 1)) * _scaled_ei(1 + mu * a) - np.exp(-mu) * _scaled_ei(np.ones_like(mu))
+    return np.asarray(a * np.exp(mu * (a - 1)) * (log_slope - 1) + ends / mu)
+
+
+def _scaled_ei(x: Floats) -> Floats:
+    """`e^{-x} Ei(x)` for x >= 1, also where `Ei` leaves float64."""
+    small = np.minimum(x, 500.0)
+    series = (1 + (1 + (2 + (6 + 24 / x) / x) / x) / x) / x
+    return np.where(x < 500, np.exp(-small) * expi(small), series)
 
 
 def bop_zt(lam: float, cap: int | None = None) -> RankOperator:

@@ -8,13 +8,12 @@ Source: the standard curve estimator; Khalaf et al. 2025, sec. 3, for the mixtur
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import gammaln
 
 from iama.operators import RankOperator, bon, bop
+from inference.rank_weights import best_of_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,22 +32,8 @@ def operator_at(method: str, budget: float) -> RankOperator:
 def rank_weights(operator: RankOperator, num_samples: int) -> Floats:
     """Weights `[S]` of the ascending proxy ranks; they sum to 1. Pool size `S` is `num_samples`."""
     law_S = operator.pmf(num_samples)
-    drawn = np.flatnonzero(law_S)
-    assert drawn.size, f"{operator.name} draws more than the pool's {num_samples} samples"
-    cdf = _subset_cdfs(num_samples)[drawn].T @ (law_S[drawn] / law_S.sum())
-    weights: Floats = np.diff(cdf)
-    return weights
-
-
-@lru_cache(maxsize=2)
-def _subset_cdfs(num_samples: int) -> Floats:
-    """`[S, S+1]`: row `n-1`, column `i` is `C(i, n) / C(S, n)`, how often the best of `n` has rank `<= i`."""
-    n = np.arange(1, num_samples + 1)[:, None]
-    i = np.arange(num_samples + 1)[None, :]
-    with np.errstate(invalid="ignore"):
-        # The ratio of binomials without its common factor n!: i! (S-n)! / ((i-n)! S!), in logarithms.
-        log_ratio = gammaln(i + 1) - gammaln(i - n + 1) + gammaln(num_samples - n + 1) - gammaln(num_samples + 1)
-    return np.where(i >= n, np.exp(np.where(i >= n, log_ratio, 0.0)), 0.0)
+    assert law_S.any(), f"{operator.name} draws more than the pool's {num_samples} samples"
+    return best_of_weights(law_S / law_S.sum(), num_samples)
 
 
 def sorted_scores(proxy_PS: Floats, score_PS: Floats) -> Floats:

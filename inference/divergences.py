@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy.special import expi
+from scipy.special import gammaln, xlog1py, xlogy
 
+from iama.rank_operators import poisson_kl_below
 from inference.curves import curves, rank_weights
 from inference.win_rates import by_answer
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 Kind = Literal["estimate", "upper bound"]
 MIN_LOG_PROBABILITY = -690.0
 """Below it an answer is as unlikely as makes no difference; e^-690 is still a normal number of float64."""
+
+_POINTS = 20  # Gauss-Legendre points in a panel
+_HALVINGS = 40  # 2^-40 is far above the best of 10^10 samples, and no node is 1
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,6 @@ def best_of_n_kl(n: ArrayLike) -> Floats:
     return np.asarray(np.log(n) - (n - 1) / n)
 
 
-def best_of_poisson_kl(mu: ArrayLike) -> Floats:
-    """KL of Best-of-Poisson (1 + Poisson(mu) draws) to its policy; closed form without ties, else an UPPER BOUND.
-
-    `ln(1+mu) - 1 + e^{-(1+mu)} [Ei(1+mu) - Ei(1)]/mu`, for every finite mu >= 0.
-    """
-    mu = np.asarray(mu, dtype=np.float64)
-    return np.asarray(np.where(mu > 0, _poisson_part(np.where(mu > 0, mu, 1.0), np.ones_like(mu)), 0.0))
-
-
 def best_of_n_chi_squared(n: ArrayLike) -> Floats:
     """`(n-1)^2 / (2n-1)`: chi-squared of Best-of-n to its policy; closed form without ties, else an UPPER BOUND."""
     n = np.asarray(n, dtype=np.float64)
@@ -88,7 +83,36 @@ def tilt_chi_squared(lam: ArrayLike) -> Floats:
     Closed form without ties, else an UPPER BOUND.
     """
     half = np.asarray(lam, dtype=np.float64) / 2
-    return np.asarray(half / np.tanh(half) - 1)
+    small = np.minimum(np.abs(half), 0.02)  # where the closed form cancels its series holds
+    series = small**2 / 3 - small**4 / 45 + 2 * small**6 / 945
+    large = np.where(small < 0.02, 1.0, half)
+    return np.asarray(np.where(small < 0.02, series, large / np.tanh(large) - 1))
+
+
+def itp_start(beta: float) -> float:
+    """`lam`, below which InferenceTimePessimism on quantiles keeps nothing; negative where it keeps everything.
+
+    Many draws, Huang et al. 2025: the density of the kept quantile `u` is `relu((u - lam) / beta)`.
+    """
+    return float(1 - np.sqrt(2 * beta)) if beta < 0.5 else 0.5 - beta
+
+
+def itp_kl(beta: float) -> float:
+    """`ln(2 / sqrt(2 beta)) - 1/2` below 1/2: KL of InferenceTimePessimism on quantiles, closed form without ties."""
+    return float(np.log(2 / np.sqrt(2 * beta)) - 0.5) if beta < 0.5 else _line_kl(0.5 / beta)
+
+
+def itp_chi_squared(beta: float) -> float:
+    """`4/(3 sqrt(2 beta)) - 1`, and `1/(12 beta^2)` from 1/2: chi-squared likewise, closed form without ties."""
+    return float(4 / (3 * np.sqrt(2 * beta)) - 1) if beta < 0.5 else 1 / (12 * beta**2)
+
+
+def _line_kl(tilt: float) -> float:
+    """KL of the density that rises in a straight line from `1 - tilt` to `1 + tilt`, `0 <= tilt <= 1`."""
+    if tilt < 0.1:
+        return sum(tilt ** (2 * k) / (2 * k * (2 * k - 1) * (2 * k + 1)) for k in range(1, 9))
+    high, low = 1 + tilt, 1 - tilt
+    return float((xlogy(high**2, high) - xlogy(low**2, low)) / (4 * tilt) - 0.5)
 
 
 def soft_ranks_chi_squared(n: int, temperature: float) -> float:
@@ -99,6 +123,41 @@ def soft_ranks_chi_squared(n: int, temperature: float) -> float:
     slope = 1 / (max(n - 1, 1) * temperature)  # log q
     chance, positive, twice = (-np.expm1(-slope * power) for power in (1, n, 2 * n - 1))
     return float(n**2 * chance * twice / ((2 * n - 1) * positive**2) - 1)
+
+
+def order_kl(order_N: ArrayLike) -> float:
+    """KL to the policy in nats of keeping the j-th lowest of `N` draws with probability `order_N[j-1]`.
+
+    By quadrature of the mixture of Beta(j, N-j+1) laws, to rounding; with ties an UPPER BOUND.
+    """
+    kl_K, _ = order_divergences(np.asarray(order_N, dtype=np.float64)[:, None])
+    return float(kl_K[0])
+
+
+def order_divergences(order_NK: Floats) -> tuple[Floats, Floats]:
+    """`order_kl` `[K]` of every column, and its chi-squared `[K]`."""
+    num_draws, num_methods = order_NK.shape
+    u, step = quadrature()
+    law_QK = np.zeros((u.size, num_methods))
+    for block in np.array_split(np.arange(num_draws), 1 + num_draws * u.size // (1 << 20)):
+        law_QK += _beta_densities(u, block + 1, num_draws) @ order_NK[block]
+    kl_K, chi2_K = step @ xlogy(law_QK, law_QK), step @ (law_QK - 1) ** 2
+    return np.maximum(kl_K, 0.0), chi2_K
+
+
+def _beta_densities(u: Floats, j_B: NDArray[np.int64], n: int) -> Floats:
+    """Densities `[Q, B]` of the j-th lowest of `n` uniforms."""
+    log_count = gammaln(n + 1) - gammaln(j_B) - gammaln(n - j_B + 1)
+    return np.exp(log_count + xlogy(j_B - 1, u[:, None]) + xlog1py(n - j_B, -u[:, None]))
+
+
+def quadrature(start: float = 0.0) -> tuple[Floats, Floats]:
+    """Nodes in (0, 1) and their steps: panels that halve towards both ends, and from above to `start` in [0, 1)."""
+    halves = 0.5 ** np.arange(1, _HALVINGS + 1)
+    edge = np.array(sorted({0.0, 1.0, start, *halves, *(1 - halves), *(start + (1 - start) * halves)}))
+    point, step = np.polynomial.legendre.leggauss(_POINTS)
+    half = np.diff(edge)[:, None] / 2
+    return (edge[:-1, None] + half * (1 + point)).ravel(), (half * step).ravel()
 
 
 def best_of_n_kl_estimate(n: ArrayLike, log_probabilities: ArrayLike) -> Floats:
@@ -129,7 +188,7 @@ def best_of_poisson_kl_estimate(mu: ArrayLike, log_probabilities: ArrayLike) -> 
     e, positive = np.exp(log_e), np.where(mu > 0, mu, 1.0)
     # 1 - (1-e) exp(-mu e), without cancellation.
     top = -np.expm1(log_rest - positive * e)
-    found = _poisson_part(positive, -np.expm1(log_e)) + top * (np.log(top) - log_e)
+    found = poisson_kl_below(positive, -np.expm1(log_e)) + top * (np.log(top) - log_e)
     return np.asarray(np.where(mu > 0, found, 0.0))
 
 
@@ -143,7 +202,7 @@ def own_kl(
     """
     if log_probability_PS is not None and all(operator.method in ("single", "bon", "bop") for operator in operators):
         return ServedKL(_estimates(proxy_PS, log_probability_PS, operators), "estimate")
-    bounds = [_bound(operator) for operator in operators]
+    bounds = [operator.kl for operator in operators]
     if any(bound is None for bound in bounds):
         return None
     return ServedKL(np.tile(np.asarray(bounds, dtype=np.float64), (len(proxy_PS), 1)), "upper bound")
@@ -204,10 +263,6 @@ def _cell(chosen: float, reference_S: Floats) -> tuple[float, float]:
     return below / (len(reference_S) + 1), (below + ties + 1) / (len(reference_S) + 1)
 
 
-def _bound(operator: RankOperator) -> float | None:
-    return float(best_of_poisson_kl(operator.budget - 1)) if _is_bop(operator) and operator.budget else operator.kl
-
-
 def _estimates(proxy_PS: Floats, log_probability_PS: Floats, operators: Sequence[RankOperator]) -> Floats:
     """Mean of each operator's own estimate over what it keeps, `[P, N]`; as `curves`, with a score an operator."""
     values_PN = np.empty((len(proxy_PS), len(operators)))
@@ -238,17 +293,3 @@ def _log_probabilities(log_probabilities: ArrayLike) -> tuple[Floats, Floats]:
     log_e = np.clip(np.asarray(log_probabilities, dtype=np.float64), MIN_LOG_PROBABILITY, 0.0)
     with np.errstate(divide="ignore"):
         return log_e, np.log1p(-np.exp(log_e))
-
-
-def _poisson_part(mu: Floats, a: Floats) -> Floats:
-    """`int_0^a g' ln g' du` for `g(u) = u e^{mu(u-1)}`, mu > 0: `g(a) (ln g'(a) - 1) + (Ei terms)`."""
-    log_slope = np.log1p(mu * a) + mu * (a - 1)
-    ends = np.exp(mu * (a - 1)) * _scaled_ei(1 + mu * a) - np.exp(-mu) * _scaled_ei(np.ones_like(mu))
-    return np.asarray(a * np.exp(mu * (a - 1)) * (log_slope - 1) + ends / mu)
-
-
-def _scaled_ei(x: Floats) -> Floats:
-    """`e^{-x} Ei(x)` for x >= 1, also where `Ei` leaves float64."""
-    small = np.minimum(x, 500.0)
-    series = (1 + (1 + (2 + (6 + 24 / x) / x) / x) / x) / x
-    return np.where(x < 500, np.exp(-small) * expi(small), series)

@@ -43,6 +43,7 @@ def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> l
             "method": None,
             **_row(config, plan, measured, source.header["engine"], measured.pools[source.name], source.name),
             "fallback": None,
+            "capped": None,
         }
         for source in plan.sources
     ]
@@ -53,7 +54,8 @@ def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> l
         proxy = next(c for c in config.criteria if c.name == criterion).proxy
         if any(part.judge is not None for part in proxy.parts):
             row["flops"] = None  # those of the policy alone would be no cost of the method
-        rows.append(row | {"distinct": None, "fallback": _forced_share(pool)})  # a single text has no variety
+        row |= {"distinct": None, "fallback": _forced_share(pool), "capped": None}  # a single text has no variety
+        rows.append(row)
     return [*rows, *_selection_rows(config, plan, measured, dict.fromkeys(rows[0]))]
 
 
@@ -62,13 +64,14 @@ def _selection_rows(config: EvaluationConfig, plan: Plan, measured: Measured, em
         source = plan.source(policy, criterion.name)
         for method in (m for m in config.methods if m not in CURVES and not is_guided(m)):
             rule = rule_of(operators_of(plan.written(policy, criterion.name, method), 1)[0])
-            share = rule.capped_share
+            share = None
             if rule.falls_back:
                 proxy_PS, _ = scores_of(plan, measured, policy, criterion)
                 share = float(kept_chances(rule, proxy_PS, measured.pools[source.name].texts)[1].mean())
-            if share or rule.falls_back:
+            if rule.capped_share or rule.falls_back:
                 where = {"policy": policy, "criterion": criterion.name, "method": method}
-                yield empty | where | {"engine": source.header["engine"], "fallback": share}
+                told = {"engine": source.header["engine"], "fallback": share, "capped": rule.capped_share or None}
+                yield empty | where | told
 
 
 def answers_name(policy: str, criterion: str, method: str) -> str:

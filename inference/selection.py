@@ -23,7 +23,7 @@ from pydantic import Field
 from iama.errors import RewardError
 from iama.operators import RankOperator, SoftBestOfN
 from iama.schema import Strict
-from inference.hedging.densities import order_kl
+from inference.divergences import order_kl
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,11 +148,6 @@ def soft_weights(rewards_RS: Floats, temperature: float) -> Floats:
     return weights
 
 
-def select_soft(rewards: Sequence[float], temperature: float, u: float) -> int:
-    """Index drawn with probability proportional to `e^{reward / temperature}`, by inverse CDF of `u` in [0, 1)."""
-    return kept(soft_weights(np.asarray(rewards, dtype=np.float64)[None], temperature)[0], u)
-
-
 # InferenceTimePessimism. ----------------------------------------------------------------------------------------------
 
 
@@ -182,18 +177,18 @@ def itp_rule(settings: ItpSettings) -> Rule:
             falls_back=True,
             kl=partial(itp_two_batch_kl, n, beta) if on_ranks else None,
         )
-    weights = itp_weights(np.arange(n, dtype=np.float64)[None], beta)[0]
+    weights = itp_one_batch_weights(np.arange(n, dtype=np.float64)[None], beta)[0]
     order_N = (weights / weights.sum()).tolist()
     return Rule(
         name=f"itp({n}, {beta:g}, batches=1)",
         budget=float(n),
-        weigh=lambda rewards_RS, _: itp_weights(rewards_RS, beta, on_ranks),
+        weigh=lambda rewards_RS, _: itp_one_batch_weights(rewards_RS, beta, on_ranks),
         order_N=tuple(order_N) if on_ranks else None,
         kl=partial(order_kl, order_N) if on_ranks else None,
     )
 
 
-def itp_weights(rewards_RS: Floats, beta: float, on_ranks: bool = True) -> Floats:
+def itp_one_batch_weights(rewards_RS: Floats, beta: float, on_ranks: bool = True) -> Floats:
     """One batch: `w = relu((r - lam) / beta)` of the bounded rewards, `[R, S]`; every set's weights average 1."""
     bounded_RS = quantiles(rewards_RS) if on_ranks else squashed(rewards_RS, rewards_RS)
     weights: Floats = np.maximum(bounded_RS - itp_threshold(bounded_RS, beta), 0.0) / beta
@@ -222,7 +217,7 @@ def itp_two_batch_kl(n: int, beta: float) -> float:
     """ESTIMATE of the KL to the policy, in nats, of two batches on ranks, for a continuous reward.
 
     Of the rank that is kept among all draws, whose law is found from 8192 simulated sets (always the same). For many
-    draws it tends to `hedging.densities.kl("itp", beta)`; with few it is far less, since they often fall back.
+    draws it tends to `itp_kl(beta)`; with few it is far less, since they often fall back.
     """
     rng, law = np.random.default_rng(0), np.zeros(2 * n + 1)
     for _ in range(128):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.hedging.weights import order_weights
+from inference.rank_weights import order_weights
 from inference.selection import rule_of
 from inference.win_rates import by_answer
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from iama.cost import Cost
 from iama.data import fitting_prompts, read_prompts
-from iama.ensembles import aggregate, member_name
+from iama.ensembles import aggregate, member_name, within_prompt_spread
 from iama.errors import RewardError
 from iama.render import render_prompt
 from iama.rewards import load_reward
@@ -64,32 +64,45 @@ def measure_on_pool(spec: RewardSpec, file: PoolFile, num_prompts: int, num_samp
 def scaled(name: str, spec: RewardSpec, pool: Pool, columns: Columns, *, missing_ok: bool) -> RewardSpec:
     """The reward with the mean and standard deviation of its scores of a pool as `scale`, in place of any that it has.
 
-    An ensemble's members are measured first, on the same samples, unless they are on one scale by themselves.
+    An ensemble's members are measured first, on the same samples, unless they are on one scale by themselves: by the
+    standard deviation within a prompt, so that a member counts by how it tells answers to one prompt apart.
     """
     if spec.ensemble is None:
-        scores = _scores(name, spec, pool, columns, missing_ok=missing_ok)
-        return spec.model_copy(update={"scale": _scale(name, scores)})
-    members, rows = [], []
+        scores_PS = _scores(name, spec, pool, columns, missing_ok=missing_ok)
+        return spec.model_copy(update={"scale": _scale(name, scores_PS)})
+    members, tables = [], []
     for number, member in enumerate(spec.ensemble.members):
         own = member_name(name, number)
-        scores = _scores(own, member, pool, columns, missing_ok=missing_ok)
-        scale = member.scale if spec.ensemble.same_scale else _scale(own, scores)
+        scores_PS = _scores(own, member, pool, columns, missing_ok=missing_ok)
+        scale = member.scale if spec.ensemble.same_scale else _member_scale(own, scores_PS)
         members.append(member.model_copy(update={"scale": scale}))
-        rows.append(scores if scale is None else (scores - scale.mean) / scale.std)
-    values = aggregate(np.stack(rows), spec.ensemble.aggregate, spec.ensemble.coefficient)
+        tables.append(scores_PS if scale is None else (scores_PS - scale.mean) / scale.std)
+    values_PS = aggregate(np.stack(tables), spec.ensemble.aggregate, spec.ensemble.coefficient)
     ensemble = spec.ensemble.model_copy(update={"members": tuple(members)})
-    return spec.model_copy(update={"ensemble": ensemble, "scale": _scale(name, values)})
+    return spec.model_copy(update={"ensemble": ensemble, "scale": _scale(name, values_PS)})
 
 
 def _scores(name: str, spec: RewardSpec, pool: Pool, columns: Columns, *, missing_ok: bool) -> Floats:
-    """Scores of all samples without any scale, `[R]`."""
+    """Scores of all samples without any scale, `[P, S]`."""
     unscaled = spec.model_copy(update={"scale": None})
     found = score(pool, load_reward(name, unscaled, missing_ok=missing_ok), columns)
-    return np.asarray([c.reward for row in found.candidates for c in row], dtype=np.float64)
+    return np.asarray([[c.reward for c in row] for row in found.candidates], dtype=np.float64)
 
 
-def _scale(name: str, scores: Floats) -> RewardScale:
-    known = scores[~np.isnan(scores)]
+def _member_scale(name: str, scores_PS: Floats) -> RewardScale:
+    """A member's: the mean of all scores, the deviation within a prompt."""
+    pooled = _scale(name, scores_PS)
+    spread = within_prompt_spread(scores_PS)
+    if not spread:
+        raise RewardError(
+            f"reward {name!r} scores no two samples of a prompt differently, so it has no scale within an ensemble; "
+            "measure it on several samples a prompt, or leave it out"
+        )
+    return RewardScale(mean=pooled.mean, std=spread)
+
+
+def _scale(name: str, scores_PS: Floats) -> RewardScale:
+    known = scores_PS[~np.isnan(scores_PS)]
     if known.size == 0 or np.ptp(known) == 0:
         raise RewardError(
             f"reward {name!r} gives {'no score' if known.size == 0 else f'{known[0]:g}'} for all "

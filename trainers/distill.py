@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from trl import RewardConfig, RewardTrainer
 
+from iama.ensembles import within_prompt_spread
 from iama.errors import DataError, ModelError, RunError
 from iama.files import temporary_name
 from iama.models import check_model_dir, loading, pick_device, refuse_missing_tensors
@@ -132,8 +133,10 @@ def distill(
     """
     _check_out(out)
     groups, num_pairs, num_unscored = scored_answers(prompts, texts, scores)
-    trained, held_out = _split(groups, settings)
-    spread = within_prompt_spread(trained)
+    trained, held_out = split(groups, settings.held_out, settings.seed)
+    spread = within_prompt_spread(group.scores for group in trained)
+    if not spread:
+        raise DataError("all answers of a prompt have the same score, so there are no margins to learn")
     tokenizer, ids = _tokenized(trained, settings)
     temporary = temporary_name(out)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -181,29 +184,29 @@ def scored_answers(
     return groups, num_pairs, num_pairs - num_scored
 
 
-def within_prompt_spread(groups: Sequence[Answers]) -> float:
-    """Root of the mean variance of a prompt's scores; raises `DataError` where no prompt's scores differ."""
-    if not any(np.ptp(group.scores) for group in groups):
-        raise DataError("all answers of a prompt have the same score, so there are no margins to learn")
-    return float(np.sqrt(np.mean([group.scores.var() for group in groups])))
+def split(groups: Sequence[Answers], share: float, seed: int) -> tuple[list[Answers], list[Answers]]:
+    """Prompts to learn from, and a share of the prompts held out.
 
-
-def _split(groups: list[Answers], settings: DistillSettings) -> tuple[list[Answers], list[Answers]]:
-    """Prompts to learn from and prompts held out; scores of the latter differ."""
-    order = np.random.default_rng(settings.seed).permutation(len(groups)).tolist()
-    num_held_out = max(1, round(settings.held_out * len(groups)))
-    if num_held_out >= len(groups):
+    A prompt that occurs several times is on one side only, whether it is written as text or as a message. Raises
+    `DataError` for too few prompts, and where the held-out scores do not differ.
+    """
+    by_text: dict[str, list[Answers]] = {}
+    for group in groups:
+        by_text.setdefault(prompt_text(group.prompt).strip(), []).append(group)
+    parts = list(by_text.values())
+    order = np.random.default_rng(seed).permutation(len(parts)).tolist()
+    num_held_out = max(1, round(share * len(parts)))
+    if num_held_out >= len(parts):
         raise DataError(
-            f"{len(groups)} prompts with margins are too few to hold {settings.held_out:g} of them out; "
-            "give more prompts"
+            f"{len(parts)} different prompts with margins are too few to hold {share:g} of them out; give more prompts"
         )
-    held_out = [groups[i] for i in order[:num_held_out]]
+    held_out = [group for i in order[:num_held_out] for group in parts[i]]
     if not any(np.ptp(group.scores) for group in held_out):
         raise DataError(
             f"none of the {num_held_out} prompts that are held out has answers of different scores, so the student "
             "could not be judged; hold more out, or take another seed"
         )
-    return [groups[i] for i in order[num_held_out:]], held_out
+    return [group for i in order[num_held_out:] for group in parts[i]], held_out
 
 
 def draw_pairs(sizes: Sequence[int], number: int, seed: int) -> list[Pair]:

@@ -69,15 +69,11 @@ def generate(
 
     manifest = manifest_of(policy, adapter)
     operator = _operator(method, n, manifest, criterion, adapter or policy)
-    _check_tuning(operator, tuning)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
     base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
-    if spec_file is None:
-        spec = reward_spec(reward, head, placement, manifest, criterion)
-    else:
-        spec = _spec_of(spec_file, reward, head)
-    if spec is None and operator != "identity":
-        raise ConfigError(f"{operator} selects by a reward, and no iama.json names one; give --reward DIR")
+    told = None if spec_file is None else _spec_of(spec_file, reward, head)
+    spec = told or reward_spec(reward, head, placement, manifest, criterion)
+    _check_needs(operator, tuning, spec)
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
     sampling = sampling_of(given, manifest)
@@ -158,10 +154,12 @@ def _check_method(method: str) -> None:
         parse_operator(method)
 
 
-def _check_tuning(method: str, tuning: Path | None) -> None:
-    """Raise `ConfigError` where a tuning file is missing, or has no use."""
+def _check_needs(method: str, tuning: Path | None, spec: RewardSpec | None) -> None:
+    """Raise `ConfigError` where the reward or a tuning file is missing, or the latter has no use."""
     from iama.methods import tuned_family
 
+    if spec is None and method != "identity":
+        raise ConfigError(f"{method} selects by a reward, and no iama.json names one; give --reward DIR")
     if tuned_family(method) is not None:
         if tuning is None:
             raise ConfigError(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_METHODS = ("bon", "bop")
 NUM_BOOTSTRAP = 1000
+UNUSED = ("budgets=[1]", "trained_budget=1", "win_rate_baseline=null")
 
 
 @app.command()
@@ -45,7 +46,7 @@ def tune(
         str | None, typer.Option(help="With --pool: other gold scores, by which what was chosen is reported.")
     ] = None,
     max_budget: Annotated[
-        int | None, typer.Option(help="Most draws to try; else a quarter of the samples a prompt.", min=2)
+        int | None, typer.Option(help="Most draws to try; else a quarter of a prompt's scored samples.", min=2)
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for tuning.json.")] = Path("runs/tune"),
 ) -> None:
@@ -83,8 +84,8 @@ def tune(
 
 
 def _settings(config: Path, overrides: list[str], criteria: list[str]) -> EvaluationConfig:
-    """The evaluation, with the criteria that are asked for."""
-    settings = settings_from_file(config, overrides)
+    """The evaluation, with the criteria that are asked for, and without budgets, which the pools do not depend on."""
+    settings = settings_from_file(config, [*overrides, *UNUSED])
     names = [c.name for c in settings.criteria]
     unknown = [name for name in criteria if name not in names]
     if unknown:
@@ -143,9 +144,12 @@ def _show(calibration: Calibration) -> None:
         f"{calibration.num_missing} of them without all scores; tuning took {seconds:.1f} s"
         + ("" if drawing is None else f", drawing the samples {drawing:.1f} s")
     )
+    at_end = 1 < calibration.safe_samples == calibration.safe_searched
+    safe = f"at least {calibration.safe_samples} (end of the search)" if at_end else str(calibration.safe_samples)
+    correlation = f"{calibration.correlation:.2f} ({_interval(calibration.correlation_ci95, '.2f')})"
     typer.echo(
-        f"corr(proxy, gold) = {calibration.correlation:.2f}: largest n with a guaranteed gold gain: "
-        f"{calibration.safe_samples} (conservative: for the worst gold reward of that correlation)"
+        f"corr(proxy, gold) = {correlation}: largest n with a guaranteed gold gain: {safe} (conservative: "
+        "for the worst gold reward of the lowest correlation)"
     )
 
 
@@ -185,6 +189,8 @@ def _hacking(method: TunedMethod) -> str:
         last = found.curve[-1]
         limit = f"up to {last.samples:.3g} samples" if by_samples else f"down to {last.knob:.3g} {found.knob}"
         return f"never, {limit}"
+    if found.regime == "flat":
+        return "none, gold is flat"
     if found.threshold is None:
         return f"{found.regime}, then rises again"
     unit = "samples" if by_samples else found.knob

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
+from iama.render import prompt_text
 from iama.specs import RewardSpec, Sampling
-from inference.bootstrap import mean_interval
+from inference.bootstrap import mean_interval, percentile_interval, prompt_weights
 from inference.evaluate import measure_pools
 from inference.fill_tables import operators_of, pool_values, scores_of
 from inference.hedging.guarantee import pool_proxy_gain, safe_samples, within_prompt_correlation
@@ -23,7 +24,9 @@ from inference.hedging.tuning_file import (
     TunedCriterion,
     TunedMethod,
     Tuning,
+    gold_key,
     order_key,
+    text_id,
     written_tuned,
 )
 from inference.pool_config import GOLD
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from iama.config import EvaluationConfig
+    from iama.render import Prompt
+    from inference.bootstrap import Interval
 
     Floats = NDArray[np.float64]
 
@@ -50,11 +55,13 @@ Family = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class Scored:
-    """A policy's samples with a criterion's scores `[P, S]`, NaN where one is missing; `ids` are the prompts'."""
+    """A policy's samples of prompts with a criterion's scores `[P, S]`, NaN where one is missing."""
 
     header: dict[str, Any]
     criterion: TunedCriterion
     ids: list[str]
+    """Of the prompts (`pool_file.prompt_ids`)."""
+    prompts: list[Prompt]
     proxy_PS: Floats
     gold_PS: Floats
     report_PS: Floats | None
@@ -132,6 +139,7 @@ def _of_columns(path: Path, pool: PoolFile, name: str, columns: Columns, ids: li
         header=pool.header,
         criterion=_criterion(name, *specs),
         ids=ids,
+        prompts=[prompt.prompt for prompt in pool.prompts],
         proxy_PS=values[0],
         gold_PS=values[1],
         report_PS=values[2] if columns.report is not None else None,
@@ -145,7 +153,7 @@ def scored_by_config(config: EvaluationConfig, out: Path, console: Console | Non
     A killed run goes on where it was. Raises `ConfigError` for a criterion without gold, and what `evaluate` raises.
     """
     plan, measured = measure_pools(for_tuning(config, out), console)
-    ids = prompt_ids(plan.rows)
+    ids, prompts = prompt_ids(plan.rows), [row["prompt"] for row in plan.rows]
     found = []
     for source in plan.sources:
         for criterion in (c for c in config.criteria if c.name in source.criteria):
@@ -154,7 +162,7 @@ def scored_by_config(config: EvaluationConfig, out: Path, console: Console | Non
             assert gold_PS is not None
             told = _criterion(criterion.name, criterion.proxy, criterion.gold)
             seconds = _seconds(measured.pools[source.name])
-            found.append(Scored(source.header, told, ids, proxy_PS, gold_PS, None, seconds))
+            found.append(Scored(source.header, told, ids, prompts, proxy_PS, gold_PS, None, seconds))
     return found
 
 
@@ -170,7 +178,8 @@ def for_tuning(config: EvaluationConfig, out: Path) -> EvaluationConfig:
 
 
 def _criterion(name: str, proxy: RewardSpec, gold: RewardSpec, report: RewardSpec | None = None) -> TunedCriterion:
-    return TunedCriterion(name=name, proxy=proxy, gold=gold, report=report, proxy_key=order_key(proxy))
+    keys = {"proxy_key": order_key(proxy), "gold_key": gold_key(gold)}
+    return TunedCriterion(name=name, proxy=proxy, gold=gold, report=report, **keys)
 
 
 def _seconds(pool: PoolFile) -> float | None:
@@ -206,24 +215,20 @@ def calibrate(
     whole, with an `IamaWarning`. Raises `DataError` or `ConfigError` as `tune` does.
     """
     known_PS = _known(pool)
-    kept_P = 2 * known_PS.sum(axis=1) >= known_PS.shape[1]
-    if kept_P.sum() < 2:
-        raise DataError(
-            f"{pool.name}: {kept_P.sum()} of {len(kept_P)} prompts have scores for half of their samples or more, and "
-            "at least 2 are needed; add the missing proxy or gold scores"
-        )
-    if not kept_P.all():
-        told = (
-            f"{pool.name}: {(~kept_P).sum()} of {len(kept_P)} prompts have scores for less than half of their samples"
-        )
-        warnings.warn(f"{told} and are left out", IamaWarning, stacklevel=2)
-    proxy_PS, gold_PS = np.where(known_PS, pool.proxy_PS, np.nan)[kept_P], pool.gold_PS[kept_P]
+    kept_P = _kept(pool.name, known_PS)
+    kept = np.flatnonzero(kept_P).tolist()
+    num_known_P = known_PS[kept_P].sum(axis=1)
+    fewest = int(num_known_P.min())
+    _check_size(pool.name, fewest, families, max_budget)
+    if max_budget is None:
+        _warn_of_the_fewest(pool, kept[int(num_known_P.argmin())], fewest)
+    proxy_PS, gold_PS = (np.where(known_PS, values_PS, np.nan)[kept_P] for values_PS in (pool.proxy_PS, pool.gold_PS))
     report_PS = None if pool.report_PS is None else pool.report_PS[kept_P]
-    num_known = int(known_PS[kept_P].sum(axis=1).min())
-    _check_size(pool.name, num_known, families, max_budget)
+    limit = fewest // 4 if max_budget is None else max_budget
     try:
         correlation = within_prompt_correlation(proxy_PS, gold_PS)
-        safe = safe_samples(correlation, pool_proxy_gain(proxy_PS, num_known // 4))
+        interval = correlation_interval(proxy_PS, gold_PS, num_bootstrap, seed)
+        safe = safe_samples(min(correlation, interval[0]), pool_proxy_gain(proxy_PS, limit))
         scores = (proxy_PS, gold_PS, report_PS)
         methods = {
             written_tuned(*family): _tuned(*scores, family, max_budget, num_bootstrap, seed) for family in families
@@ -236,29 +241,64 @@ def calibrate(
         system_prompt=header["system_prompt"],
         sampling=None if header["sampling"] is None else Sampling.model_validate(header["sampling"]),
         criterion=pool.criterion,
-        prompt_ids=[name for name, kept in zip(pool.ids, kept_P, strict=True) if kept],
+        prompt_ids=[pool.ids[i] for i in kept],
+        text_ids=[text_id(pool.prompts[i]) for i in kept],
         num_left_out=int((~kept_P).sum()),
         num_missing=int((~known_PS[kept_P]).sum()),
         num_samples=known_PS.shape[1],
         correlation=correlation,
+        correlation_ci95=interval,
         safe_samples=safe,
+        safe_searched=limit,
         generation_seconds=pool.generation_seconds,
         methods=methods,
     )
 
 
+def correlation_interval(proxy_PS: Floats, gold_PS: Floats, num_bootstrap: int, seed: int) -> Interval:
+    """95 % of `within_prompt_correlation`, prompts resampled; both scores `[P, S]` are NaN where one is missing.
+
+    A replicate in which no prompt's proxy or gold differs counts as no correlation.
+    """
+    proxy_PS, gold_PS = (scores - np.nanmean(scores, axis=1, keepdims=True) for scores in (proxy_PS, gold_PS))
+    degrees_P = np.isfinite(proxy_PS).sum(axis=1) - 1
+    pairs = ((proxy_PS, gold_PS), (proxy_PS, proxy_PS), (gold_PS, gold_PS))
+    moments_P3 = np.stack([np.nansum(one * other, axis=1) / degrees_P for one, other in pairs], axis=1)
+    shared_B, proxy_B, gold_B = (prompt_weights(len(proxy_PS), num_bootstrap, seed) @ moments_P3).T
+    scale_B = np.sqrt(proxy_B * gold_B)
+    low, high = percentile_interval(np.where(scale_B > 0, shared_B / np.where(scale_B > 0, scale_B, 1.0), 0.0))
+    return max(low, -1.0), min(high, 1.0)
+
+
 def _check_size(where: str, num_known: int, families: Sequence[Family], max_budget: int | None) -> None:
-    """Raise `DataError` for more draws than the scored samples of a prompt."""
+    """Raise `DataError` for more draws than the scored samples of a prompt allow."""
     if num_known < 8:
         raise DataError(f"{where}: a prompt has {num_known} samples with all scores; at least 8 are needed, better 64")
     if max_budget is not None and max_budget > num_known:
         raise DataError(f"{where}: --max-budget {max_budget} is more than the {num_known} scored samples of a prompt")
+    limit = num_known // 4 if max_budget is None else max_budget
     for name, num_draws in families:
-        if num_draws is not None and num_draws > num_known:
+        if num_draws is not None and num_draws > limit:
+            told = f"--max-budget {limit}"
+            if max_budget is None:
+                told = f"{limit}, a quarter of the {num_known} scored samples of a prompt, where estimates turn noisy"
             raise DataError(
-                f"{where}: {name}({num_draws}) draws more than the {num_known} scored samples of a prompt; write "
-                "fewer, or draw more samples (four times as many are reliable)"
+                f"{where}: {name}({num_draws}) draws more than {told}; write fewer draws, score more samples, or raise "
+                "--max-budget"
             )
+
+
+def _warn_of_the_fewest(pool: Scored, index: int, num_known: int) -> None:
+    """Warn where one prompt's missing scores make every prompt's search shorter."""
+    num_samples = pool.proxy_PS.shape[1]
+    if num_known // 4 < num_samples // 4:
+        warnings.warn(
+            f"{pool.name}: the prompt {prompt_text(pool.prompts[index])[:60]!r} has all scores for {num_known} of "
+            f"{num_samples} samples only, so that at most {num_known // 4} draws are tried instead of "
+            f"{num_samples // 4}; add its scores, or leave it out",
+            IamaWarning,
+            stacklevel=3,
+        )
 
 
 def _tuned(
@@ -273,15 +313,28 @@ def _tuned(
     """One method's setting, with what other gold scores say of it."""
     name, num_draws = family
     start = time.perf_counter()
-    limit = max_budget if num_draws is None else None
     result = tune(
-        proxy_PS, gold_PS, name, num_draws=num_draws, max_budget=limit, num_bootstrap=num_bootstrap, seed=seed
+        proxy_PS, gold_PS, name, num_draws=num_draws, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed
     )
     seconds = time.perf_counter() - start
     report = None if report_PS is None else _report(proxy_PS, report_PS, result.written, num_bootstrap, seed)
     draws = read_served(result.written).budget
     assert draws is not None
     return TunedMethod(result=result, draws=draws, report=report, seconds=seconds)
+
+
+def _kept(where: str, known_PS: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Prompts with all scores for half of their samples or more; `DataError` for less than two, a warning for any."""
+    kept_P: NDArray[np.bool_] = 2 * known_PS.sum(axis=1) >= known_PS.shape[1]
+    if kept_P.sum() < 2:
+        raise DataError(
+            f"{where}: {kept_P.sum()} of {len(kept_P)} prompts have scores for half of their samples or more, and at "
+            "least 2 are needed; add the missing proxy or gold scores"
+        )
+    if not kept_P.all():
+        told = f"{where}: {(~kept_P).sum()} of {len(kept_P)} prompts have scores for less than half of their samples"
+        warnings.warn(f"{told} and are left out", IamaWarning, stacklevel=3)
+    return kept_P
 
 
 def _known(pool: Scored) -> NDArray[np.bool_]:

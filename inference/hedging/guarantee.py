@@ -10,13 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import ndtri
 
 from iama.errors import ConfigError
 from inference.divergences import best_of_n_chi_squared
-from inference.hedging.densities import expected
 from inference.hedging.scores import calibration_scores, known_scores
-from inference.hedging.weights import best_of_values
+from inference.rank_weights import best_of_values
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 def safe_samples(correlation: float, proxy_gain_N: ArrayLike) -> int:
     """The largest n whose Best-of-n surely gains gold, given the gains of the proxy for `n = 1..N` in s.d.; else 1.
 
-    `proxy_gain_N`: from `pool_proxy_gain`, or `gaussian_proxy_gain`. A correlation of 0 or below guarantees nothing.
+    `proxy_gain_N`: from `pool_proxy_gain`. A correlation of 0 or below guarantees nothing.
     Raises `ConfigError` for a correlation outside [-1, 1].
     """
     if not -1 <= correlation <= 1:
@@ -71,11 +69,6 @@ def pool_proxy_gain(proxy_PS: ArrayLike, max_n: int) -> Floats:
     total_N = sum((best_of_values(sorted_PS, max_n).sum(axis=0) for _, sorted_PS in scores.proxy), np.zeros(max_n))
     mean_N = total_N / len(known_PS)
     return np.asarray((mean_N - mean_N[0]) / np.sqrt(_within(known_PS, known_PS)))
-
-
-def gaussian_proxy_gain(max_n: int) -> Floats:
-    """Gain `[N]` of a normal proxy under Best-of-n in s.d., `n = 1..N`: the mean of the largest of n normals."""
-    return np.array([expected("bon", float(n), ndtri) for n in range(1, max_n + 1)])
 
 
 def _within(one_PS: Floats, other_PS: Floats) -> float:

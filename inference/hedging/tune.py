@@ -8,17 +8,18 @@ every change of sign on a grid is looked at, and the maxima are compared with on
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from iama.errors import ConfigError, DataError
+from iama.errors import ConfigError, DataError, IamaWarning
 from inference.bootstrap import Interval, percentile_interval, prompt_weights
 from inference.hedging.families import KNOBS, ON_RANKS, Family, by_budget, on_ranks
 from inference.hedging.scores import calibration_scores
 from inference.hedging.search import Regime, Search, replicated, search
-from inference.hedging.weights import best_of_values, order_values
+from inference.rank_weights import best_of_values, order_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """One setting on the curve: its knob, mean number of samples, mean proxy and gold over prompts, and KL in nats.
+    """One setting on the curve: its knob, mean number of samples, mean proxy and gold over prompts, and divergences.
 
-    `kl` is the divergence from the policy of a continuous proxy, with ties an upper bound: closed form for bon, bop and
-    bop_zt, by quadrature for soft_bon and itp. None where unknown.
+    `samples` are those drawn as the method is served. `kl` (nats) and `chi2` are the divergences from the policy of a
+    continuous proxy, with ties upper bounds: closed form, for itp by quadrature. None where unknown.
     """
 
     knob: float
@@ -44,6 +45,7 @@ class Point:
     gold: float
     gold_ci95: Interval
     kl: float | None
+    chi2: float | None
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,10 @@ class Tuned:
 
     `regime`: "hacks", gold is highest inside the range; "never hacks", it rises to the last setting, which is taken;
     "always hacks", a single sample is best and gold ends falling; "dips", an end is best but gold falls and rises
-    again on the way. `threshold`: the setting from which gold only falls (Khalaf et al. 2025, definition 1), as mean
-    number of samples for bon, bop and bop_zt and as the knob for soft_bon and itp; None where gold ends rising. An
-    end of `threshold_ci95` at the last setting stands for that or beyond.
+    again on the way; "flat", gold is the same at every setting up to rounding, and a single sample is taken.
+    `threshold`: the setting from which gold only falls (Khalaf et al. 2025, definition 1), as mean number of samples
+    for bon, bop and bop_zt and as the knob for soft_bon and itp; None where gold ends rising, or is flat. An end of
+    `threshold_ci95` at the last setting stands for that or beyond.
     """
 
     family: str
@@ -109,7 +112,8 @@ def tune(
     Families and their knobs: "bon" (n), "bop" (mu, 1 + Poisson(mu) draws), "bop_zt" (lam, zero-truncated), "soft_bon"
     (temperature) and "itp" (beta), the last two with `num_draws` draws and on the ranks of the draws, not on raw
     rewards. `max_budget` is the largest mean number of draws that is tried: by default a quarter of the pool, above
-    which few independent subsets are left and the estimate is noisy; at most the whole pool.
+    which few independent subsets are left and the estimate is noisy; at most the whole pool. bop and bop_zt, which then
+    ask for more than the pool has by chance, are tried up to where that is 1 in 1000, with an `IamaWarning`.
 
     A sample without one of its scores (NaN) leaves its prompt's pool, so a prompt with fewer samples is padded with
     NaN; every prompt must keep `max_budget` (or `num_draws`) samples. Equal proxies share a sample's weight: gold is
@@ -124,9 +128,9 @@ def tune(
     if num_bootstrap < 1:
         raise ConfigError(f"num_bootstrap is {num_bootstrap}: at least 1 replicate is needed, e.g. 1000")
     scores = calibration_scores(proxy_PS, gold_PS)
-    path = _family(family, num_draws, max_budget, scores)
-    gold_PN, proxy_PN = (_by_law(path, pools) for pools in (scores.gold, scores.proxy))
-    return _report(path, gold_PN, proxy_PN, prompt_weights(len(gold_PN), num_bootstrap, seed))
+    tuned = _family(family, num_draws, max_budget, scores)
+    gold_PN, proxy_PN = (_by_law(tuned, pools) for pools in (scores.gold, scores.proxy))
+    return _report(tuned, gold_PN, proxy_PN, prompt_weights(len(gold_PN), num_bootstrap, seed))
 
 
 def _family(name: str, num_draws: int | None, max_budget: int | None, scores: Scores) -> Family:
@@ -148,7 +152,16 @@ def _family(name: str, num_draws: int | None, max_budget: int | None, scores: Sc
         if max_budget < 2:
             raise DataError(f"{where} has {smallest} samples with both scores; a quarter of at least 8 is searched")
     _check_pool(max_budget, "max_budget", smallest, where)
-    return by_budget(name, max_budget, smallest)
+    family = by_budget(name, max_budget, smallest)
+    reached = family.samples(family.largest)
+    if reached < max_budget - 1e-6:
+        warnings.warn(
+            f"{name}: with {max_budget} draws on average it often asks for more than the {smallest} samples of "
+            f"{where}; tried are up to {reached:.4g}, where 1 in 1000 does; draw more samples, or lower max_budget",
+            IamaWarning,
+            stacklevel=3,
+        )
+    return family
 
 
 def _check_pool(draws: int, name: str, smallest: int, where: str) -> None:
@@ -156,31 +169,31 @@ def _check_pool(draws: int, name: str, smallest: int, where: str) -> None:
         raise DataError(f"{name} is {draws}, but {where} has {smallest} samples with both scores; lower it to that")
 
 
-def _by_law(path: Family, pools: Pools) -> Floats:
+def _by_law(family: Family, pools: Pools) -> Floats:
     """Mean score `[P, N]` at every point of the family's law: best of n draws, or j-th lowest of all draws."""
-    values_PN = np.empty((sum(len(rows) for rows, _ in pools), path.size))
-    by_rank = best_of_values if path.num_draws is None else order_values
+    values_PN = np.empty((sum(len(rows) for rows, _ in pools), family.size))
+    by_rank = best_of_values if family.num_draws is None else order_values
     for rows, sorted_PS in pools:
-        values_PN[rows] = by_rank(sorted_PS, path.size)
+        values_PN[rows] = by_rank(sorted_PS, family.size)
     return values_PN
 
 
-def _report(path: Family, gold_PN: Floats, proxy_PN: Floats, weights_BP: Floats) -> Tuned:
-    found = search(path, gold_PN.mean(axis=0))
-    best, last = path.law(found.best), path.law(path.largest)
-    gold_P, single_P = gold_PN @ best, gold_PN @ path.law(0.0)
+def _report(family: Family, gold_PN: Floats, proxy_PN: Floats, weights_BP: Floats) -> Tuned:
+    found = search(family, gold_PN.mean(axis=0))
+    best, last = family.law(found.best), family.law(family.largest)
+    gold_P, single_P = gold_PN @ best, gold_PN @ family.law(0.0)
     gain_P, loss_P = gold_P - single_P, gold_P - gold_PN @ last
-    laws_NM = np.stack([path.law(pressure) for pressure in path.pressures()], axis=1)
+    laws_NM = np.stack([family.law(pressure) for pressure in family.pressures()], axis=1)
     gold_BM = weights_BP @ (gold_PN @ laws_NM)
-    best_B, threshold_B = replicated(path, gold_BM)
-    threshold = path.samples if path.num_draws is None else path.setting
+    best_B, threshold_B = replicated(family, weights_BP @ gold_PN if family.whole else gold_BM)
+    threshold = family.samples if family.num_draws is None else family.setting
     return Tuned(
-        family=path.name,
-        knob=path.knob,
-        value=path.setting(found.best),
-        value_ci95=_interval_of(path.setting, best_B),
-        written=path.written(found.best),
-        num_samples_mean=path.samples(found.best),
+        family=family.name,
+        knob=family.knob,
+        value=family.setting(found.best),
+        value_ci95=_interval_of(family.setting, best_B),
+        written=family.written(found.best),
+        num_samples_mean=family.samples(found.best),
         gold=float(gold_P.mean()),
         gold_ci95=percentile_interval(weights_BP @ gold_P),
         gain=float(gain_P.mean()),
@@ -190,10 +203,10 @@ def _report(path: Family, gold_PN: Floats, proxy_PN: Floats, weights_BP: Floats)
         regime=found.regime,
         threshold=None if found.threshold is None else threshold(found.threshold),
         threshold_ci95=None if found.threshold is None else _interval_of(threshold, threshold_B),
-        stationary=_stationary(path, found),
+        stationary=_stationary(family, found),
         loss_at_max=float(loss_P.mean()),
         loss_at_max_ci95=percentile_interval(weights_BP @ loss_P),
-        curve=_curve(path, laws_NM, gold_PN, proxy_PN, gold_BM),
+        curve=_curve(family, laws_NM, gold_PN, proxy_PN, gold_BM),
     )
 
 
@@ -203,21 +216,22 @@ def _interval_of(scale: Callable[[float], float], pressure_B: Floats) -> Interva
     return min(ends), max(ends)
 
 
-def _stationary(path: Family, found: Search) -> tuple[Stationary, ...]:
-    return tuple(Stationary(path.setting(at.pressure), at.gold, at.kind) for at in found.extrema)
+def _stationary(family: Family, found: Search) -> tuple[Stationary, ...]:
+    return tuple(Stationary(family.setting(at.pressure), at.gold, at.kind) for at in found.extrema)
 
 
-def _curve(path: Family, laws_NM: Floats, gold_PN: Floats, proxy_PN: Floats, gold_BM: Floats) -> tuple[Point, ...]:
-    pressures, gold_M, proxy_M = path.pressures(), gold_PN.mean(axis=0) @ laws_NM, proxy_PN.mean(axis=0) @ laws_NM
-    kl_M = path.kl(pressures)
+def _curve(family: Family, laws_NM: Floats, gold_PN: Floats, proxy_PN: Floats, gold_BM: Floats) -> tuple[Point, ...]:
+    pressures, gold_M, proxy_M = family.pressures(), gold_PN.mean(axis=0) @ laws_NM, proxy_PN.mean(axis=0) @ laws_NM
+    divergences_M = family.divergences(pressures)
     return tuple(
         Point(
-            knob=path.setting(pressure),
-            samples=path.samples(pressure),
+            knob=family.setting(pressure),
+            samples=family.samples(pressure),
             proxy=float(proxy_M[i]),
             gold=float(gold_M[i]),
             gold_ci95=percentile_interval(gold_BM[:, i]),
-            kl=kl_M[i],
+            kl=divergences_M[i][0],
+            chi2=divergences_M[i][1],
         )
-        for i, pressure in enumerate(pressures)
+        for i, pressure in enumerate(pressures.tolist())
     )

@@ -19,11 +19,13 @@ from inference.hedging.tune import Tuned
 from inference.pool_file import prompt_ids
 from inference.pool_schema import HeaderPolicy
 from inference.pools import reward_key
+from inference.store import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from iama.config import EvaluationConfig
+    from iama.render import Prompt
     from inference.evaluation_plan import Source
 
 FILE_NAME = "tuning.json"
@@ -58,7 +60,9 @@ class TunedCriterion(Strict):
     report: RewardSpec | None = None
     """Other scores of the same judge, at which gold is reported for what was chosen by `gold`."""
     proxy_key: str
-    """Hash of all that decides the order in which the proxy puts texts."""
+    """Hash of what decides the order in which the proxy puts texts, as far as it is known (`order_key`)."""
+    gold_key: str
+    """The same of gold, whichever draw of a judge it is."""
 
 
 class Calibration(Strict):
@@ -71,16 +75,22 @@ class Calibration(Strict):
     criterion: TunedCriterion
     prompt_ids: list[str]
     """Of the prompts that were used (`pool_file.prompt_ids`)."""
+    text_ids: list[str]
+    """Of the same prompts, whatever form they are written in (`text_id`)."""
     num_left_out: int = 0
     """Prompts with scores for less than half of their samples."""
     num_missing: int = 0
     """Samples of the prompts used that lack one of their scores."""
     num_samples: int = Field(ge=1)
     """A prompt."""
-    correlation: float | None
-    """Of proxy and gold within prompts; None where it is not defined."""
+    correlation: float
+    """Of proxy and gold within prompts."""
+    correlation_ci95: tuple[float, float]
     safe_samples: int = Field(ge=1)
-    """Largest n of Best-of-n at which the correlation alone guarantees that gold has risen; 1: none."""
+    """Largest n of Best-of-n at which the correlation alone, the lower end of its interval, guarantees that gold has
+    risen; 1: none."""
+    safe_searched: int = Field(ge=1)
+    """The largest n that was looked at for `safe_samples`."""
     generation_seconds: float | None = None
     """What drawing the samples took, as far as it is known."""
     methods: dict[str, TunedMethod]
@@ -103,8 +113,28 @@ def written_tuned(family: str, num_draws: int | None) -> str:
 
 
 def order_key(spec: RewardSpec) -> str:
-    """`reward_key` without the scale, which does not change which of two texts is better."""
+    """`reward_key` without the scale, which does not change which of two texts is better.
+
+    A function is known by its name, a column too, and a model on the hub; their contents are not.
+    """
     return reward_key(spec.model_copy(update={"scale": None}))
+
+
+def gold_key(spec: RewardSpec) -> str:
+    """`order_key`, the same for every draw of a judge's answers."""
+    judge = None if spec.judge is None else spec.judge.model_copy(update={"draw": 0})
+    return order_key(spec.model_copy(update={"judge": judge}))
+
+
+def text_id(prompt: Prompt) -> str:
+    """Hash of what is asked: the last user message, or the text, without blanks around it.
+
+    A question keeps it as text and as a message, and under another system prompt.
+    """
+    if not isinstance(prompt, str):
+        asked = [message["content"] for message in prompt if message["role"] == "user"]
+        prompt = asked[-1] if asked else prompt[-1]["content"]
+    return digest(prompt.strip())[:16]
 
 
 def save_tuning(folder: Path, tuning: Tuning) -> Path:
@@ -138,9 +168,9 @@ def load_tuning(path: Path) -> Tuning:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a tuned number is asked for: `policy` and `system_prompt` as a pool's header has them, and the proxy.
+    """What a tuned number is asked for: `policy` and `system_prompt` as a pool's header has them, and the rewards.
 
-    `criterion` None: whichever has this proxy.
+    `criterion` None: whichever has this proxy. `gold` None: what is served is not judged.
     """
 
     policy: Mapping[str, Any]
@@ -148,6 +178,7 @@ class Wanted:
     sampling: Sampling | None
     proxy: RewardSpec
     criterion: str | None
+    gold: RewardSpec | None = None
 
 
 def tuned_methods(
@@ -168,9 +199,9 @@ def tuned_methods(
         header = source.header
         sampling = None if header["sampling"] is None else Sampling.model_validate(header["sampling"])
         for criterion in (c for c in config.criteria if c.name in source.criteria):
-            wanted = Wanted(header["policy"], header["system_prompt"], sampling, criterion.proxy, criterion.name)
-            calibration = find(tuning, path, wanted)
-            _check_disjoint(path, calibration, prompt_ids(rows))
+            rewards = (criterion.proxy, criterion.name, criterion.gold)
+            calibration = find(tuning, path, Wanted(header["policy"], header["system_prompt"], sampling, *rewards))
+            _check_disjoint(path, calibration, rows)
             for method in asked:
                 found[source.policy, criterion.name, method] = setting(calibration, path, method)
     return found
@@ -192,9 +223,9 @@ def setting(calibration: Calibration, path: Path, method: str) -> str:
 def find(tuning: Tuning, path: Path, wanted: Wanted) -> Calibration:
     """The calibration of a policy, its sampling, and the proxy; raises `ConfigError` for another one, or several.
 
-    A policy is known by its fingerprint, or by its name where one of the two has none. A proxy is known by all that
-    decides its order, but where one is a column of a pool file and the other is not, by the criterion's name, with a
-    warning.
+    A policy is known by its fingerprint, or by its name where one of the two has none. A proxy is known by what decides
+    its order (`order_key`), but where one is a column of a pool file and the other is not, by the criterion's name. An
+    `IamaWarning` tells what is known by a name alone, and of another gold reward.
     """
     proxy_key = order_key(wanted.proxy)
     checks: list[tuple[Callable[[Calibration], bool], Callable[[list[Calibration]], str]]] = [
@@ -222,14 +253,17 @@ def find(tuning: Tuning, path: Path, wanted: Wanted) -> Calibration:
             "takes --criterion)"
         )
     _warn_of_trust(path, left[0], wanted)
+    _warn_of_gold(path, left[0], wanted)
     return left[0]
 
 
 def _is_policy(calibration: Calibration, wanted: Wanted) -> bool:
-    before, after = calibration.policy, HeaderPolicy.model_validate(wanted.policy)
-    if before.fingerprint is None or after.fingerprint is None:
-        return before.name == after.name
-    return before.fingerprint == after.fingerprint
+    key = "name" if _policy_by_name_only(calibration, wanted) else "fingerprint"
+    return bool(getattr(calibration.policy, key) == wanted.policy[key])
+
+
+def _policy_by_name_only(calibration: Calibration, wanted: Wanted) -> bool:
+    return calibration.policy.fingerprint is None or wanted.policy["fingerprint"] is None
 
 
 def _policy_told(left: list[Calibration], wanted: Wanted) -> str:
@@ -243,12 +277,12 @@ def _prompts_told(left: list[Calibration]) -> str:
     return " or ".join(dict.fromkeys(repr(c.system_prompt) for c in left))
 
 
-def _by_name_only(calibration: Calibration, wanted: Wanted) -> bool:
-    return (calibration.criterion.proxy.column is None) != (wanted.proxy.column is None)
+def _one_is_a_column(one: RewardSpec, other: RewardSpec) -> bool:
+    return (one.column is None) != (other.column is None)
 
 
 def _is_proxy(calibration: Calibration, wanted: Wanted, proxy_key: str) -> bool:
-    if _by_name_only(calibration, wanted):
+    if _one_is_a_column(calibration.criterion.proxy, wanted.proxy):
         return wanted.criterion in (None, calibration.criterion.name)
     return calibration.criterion.proxy_key == proxy_key
 
@@ -273,22 +307,44 @@ def _sampling_told(calibration: Calibration, wanted: Wanted) -> str:
 
 
 def _warn_of_trust(path: Path, calibration: Calibration, wanted: Wanted) -> None:
-    if _by_name_only(calibration, wanted):
-        told = _named(calibration.criterion.proxy)
-        warnings.warn(
-            f"{path}: {calibration.criterion.name!r} was tuned with the {told}; that {_named(wanted.proxy)} gives the "
-            "same scores cannot be checked",
-            IamaWarning,
-            stacklevel=2,
-        )
+    """Warn of what only a name stands for."""
+    before, after = calibration.criterion.proxy, wanted.proxy
+    functions = [part.function for part in after.parts if part.function is not None]
+    told = []
+    if _policy_by_name_only(calibration, wanted):
+        told.append(f"the policy {calibration.policy.name!r} is the same model, since it has no fingerprint")
+    if _one_is_a_column(before, after):
+        name = calibration.criterion.name
+        told.append(f"{name!r} was tuned with the {_named(before)}, and {_named(after)} gives the same scores")
+    elif after.column is not None:
+        told.append(f"{_named(after)} holds scores of the same reward")
+    elif functions:
+        told.append(f"the code of {', '.join(functions)} is unchanged")
+    if told:
+        warnings.warn(f"{path}: taken on trust: {'; '.join(told)}", IamaWarning, stacklevel=2)
 
 
-def _check_disjoint(path: Path, calibration: Calibration, ids: Sequence[str]) -> None:
-    """Raise `DataError` for prompts that were calibrated on; a repeated prompt's id has a number behind it."""
-    known = {name.partition("-")[0] for name in calibration.prompt_ids}
-    count = sum(name.partition("-")[0] in known for name in ids)
+def _warn_of_gold(path: Path, calibration: Calibration, wanted: Wanted) -> None:
+    """Warn of another gold reward, as far as it can be told: a column may hold the scores of any reward."""
+    before, after = calibration.criterion, wanted.gold
+    if after is None or _one_is_a_column(before.gold, after) or before.gold_key == gold_key(after):
+        return
+    warnings.warn(
+        f"{path}: {before.name!r} was tuned for the gold {_named(before.gold)}, and {_named(after)} is another, or has "
+        "been changed: what was best by the one need not be best by the other",
+        IamaWarning,
+        stacklevel=2,
+    )
+
+
+def _check_disjoint(path: Path, calibration: Calibration, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `DataError` for prompts that were calibrated on, in whichever form; a repeated prompt's id has a number."""
+    known, texts = {name.partition("-")[0] for name in calibration.prompt_ids}, set(calibration.text_ids)
+    ids = [name.partition("-")[0] for name in prompt_ids(rows)]
+    count = sum(name in known or text_id(row["prompt"]) in texts for name, row in zip(ids, rows, strict=True))
     if count:
         raise DataError(
             f"{path}: {count} of the evaluation's {len(ids)} prompts are among the {len(calibration.prompt_ids)} that "
-            f"{calibration.policy.name!r} was calibrated on; tune on other prompts, or evaluate on others"
+            f"{calibration.policy.name!r} was calibrated on, or ask the same; tune on other prompts, or evaluate on "
+            "others"
         )

@@ -1,12 +1,5 @@
-"""Unbiased weights of ascending proxy ranks: how often a method keeps the sample at rank `i` of a pool of `S`.
+"""Laws of the methods that are tuned, over the number of their draws or the order among these, and weights by them.
 
-A method that draws `n` of the pool without replacement and keeps the j-th lowest of them with probability `q_j` keeps
-rank `i` with probability `w_i = sum_j q_j C(i-1, j-1) C(S-i, n-j) / C(S, n)`: an L-statistic, whose mean score
-`sum_i w_i G_i` is unbiased for the method's value. Best-of-n is `q = e_n`, a random `n` mixes Best-of-n. Everything
-is in logarithms, in blocks of orders, and every order's law is normalised by its own sum, so that weights are never
-negative, sum to 1, and hold for n = 10,000 of 20,000.
-
-Equal proxies: average scores over them first (`inference.curves.sorted_scores`), which is ties broken by chance.
 Sources: Khalaf et al. 2025, sec. 5; Huang et al. 2025, algorithm 1 (`itp`).
 """
 
@@ -15,25 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import gammaln, xlogy
 
 from iama.errors import ConfigError
-from iama.estimators import group_value
-from iama.operators import soft_bon
+from iama.operators import bop, bop_zt
+from inference.curves import rank_weights
+from inference.rank_weights import best_of_weights, order_weights
+from inference.selection import itp_one_batch_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
-
-_BLOCK = 1 << 20  # numbers in one block of rank laws: 8 MB
-_LOST = 1e-20  # shares of the largest coefficient below it are lost in rounding
-
-
-# What a method keeps of its own draws. --------------------------------------------------------------------------------
 
 
 def bon_law(n: float, size: int) -> Floats:
@@ -52,67 +37,38 @@ def bon_law(n: float, size: int) -> Floats:
 
 def bop_law(mu: float, size: int) -> Floats:
     """Law `[size]` of `1 + Poisson(mu)` draws, truncated at `size` and renormalised; `mu >= 0`."""
-    n = np.arange(1, size + 1)
-    return _normalised(xlogy(n - 1, mu) - gammaln(n))
+    return _law(bop(mu).pmf(size))
 
 
 def bop_zt_law(lam: float, size: int) -> Floats:
     """Law `[size]` of `Poisson(lam)` draws given at least one, truncated at `size` and renormalised; `lam >= 0`."""
-    n = np.arange(1, size + 1)
-    return _normalised(xlogy(n - 1, lam) - gammaln(n + 1))
+    return _law(bop_zt(lam).pmf(size)) if lam else np.eye(size)[0]
 
 
 def soft_bon_order(pressure: float, n: int) -> Floats:
     """`q` `[n]` of soft Best-of-N on ranks rescaled to [0, 1]: `q_j` ~ `e^{pressure (j-1)/(n-1)}`, 1/temperature."""
-    return _normalised(pressure * order_levels(n))
+    return _law(np.exp(pressure * (order_levels(n) - 1)))
 
 
 def itp_order(pressure: float, n: int) -> Floats:
-    """`q` `[n]` of one-batch InferenceTimePessimism on mid-ranks `u_j = (j-1/2)/n`, at `pressure` = 1/beta.
+    """`q` `[n]` of one-batch InferenceTimePessimism on the mid-ranks of its draws, at `pressure` = 1/beta."""
+    if not pressure:
+        return np.full(n, 1 / n)
+    return _law(itp_one_batch_weights(np.arange(n, dtype=np.float64)[None], 1 / pressure)[0])
 
-    `q_j = w_j/n` with `w_j = relu((u_j - lam)/beta)` and `lam` such that the `w_j` average 1. With `k` draws kept,
-    `w_j = (u_j - mean of the top k)/beta + n/k`: no difference of large numbers. Huang et al. 2025.
+
+def itp_bends(n: int) -> Floats:
+    """Pressures `[n-1]`, ascending, between which `itp_order` is straight, `2 n^2 / (k (k-1))`.
+
+    With the top k kept, the lowest of them has the weight `n/k - pressure (k-1)/(2n)`, which is 0 there.
     """
-    num_kept = itp_num_kept(pressure, n)
-    centred = (np.arange(num_kept) - (num_kept - 1) / 2) / n
-    order = np.zeros(n)
-    order[n - num_kept :] = np.maximum(pressure * centred / n + 1 / num_kept, 0.0)
-    return order
-
-
-def itp_num_kept(pressure: float, n: int) -> int:
-    """How many of `n` draws InferenceTimePessimism on mid-ranks keeps with a probability above 0."""
-    kept = np.arange(1, n + 1, dtype=np.float64)
-    return int(np.count_nonzero(pressure * kept * (kept - 1) < 2.0 * n**2))
+    num_kept = np.arange(n, 1, -1, dtype=np.float64)
+    return np.asarray(2 * n**2 / (num_kept * (num_kept - 1)))
 
 
 def order_levels(n: int) -> Floats:
     """Ranks of `n` draws rescaled to [0, 1]: `(j-1)/(n-1)`."""
     return np.linspace(0.0, 1.0, n) if n > 1 else np.zeros(1)
-
-
-# Weights of the pool's ranks. -----------------------------------------------------------------------------------------
-
-
-def order_weights(order_N: ArrayLike, num_samples: int) -> Floats:
-    """Weights `[S]` of a method that keeps the j-th lowest of `N` draws with probability `order_N[j-1]`.
-
-    With `[N, K]` columns are methods: `[S, K]`. Linear in its argument; `N <= S`.
-    """
-    order_NK = np.asarray(order_N, dtype=np.float64)
-    num_draws = len(order_NK)
-    _check_draws(num_draws, num_samples)
-    return _mixed(order_NK, num_samples, lambda j_B: order_ranks(j_B, num_draws, num_samples))
-
-
-def best_of_weights(law_N: ArrayLike, num_samples: int) -> Floats:
-    """Weights `[S]` of the best of a random number of draws, `n` with probability `law_N[n-1]`, `n <= S`.
-
-    With `[N, K]` columns are methods: `[S, K]`. Linear in its argument.
-    """
-    law_NK = np.asarray(law_N, dtype=np.float64)
-    _check_draws(len(law_NK), num_samples)
-    return _mixed(law_NK, num_samples, lambda n_B: best_of_ranks(n_B, num_samples))
 
 
 def bon_weights(n: float, num_samples: int) -> Floats:
@@ -124,12 +80,7 @@ def bon_weights(n: float, num_samples: int) -> Floats:
 
 def bop_weights(mu: float, num_samples: int) -> Floats:
     """Weights `[S]` of Best-of-Poisson, `1 + Poisson(mu)` draws; its law is truncated at S and renormalised."""
-    return best_of_weights(bop_law(mu, num_samples), num_samples)
-
-
-def bop_zt_weights(lam: float, num_samples: int) -> Floats:
-    """Weights `[S]` of zero-truncated Best-of-Poisson; its law is truncated at S and renormalised."""
-    return best_of_weights(bop_zt_law(lam, num_samples), num_samples)
+    return rank_weights(bop(mu), num_samples)
 
 
 def soft_bon_weights(n: int, temperature: float, num_samples: int) -> Floats:
@@ -142,82 +93,5 @@ def itp_weights(n: int, beta: float, num_samples: int) -> Floats:
     return order_weights(itp_order(1 / beta, n), num_samples)
 
 
-def raw_soft_bon_values(proxy_PS: Floats, score_PS: Floats, n: int, temperature: float) -> Floats:
-    """Unbiased mean score `[P]` of what soft Best-of-N on RAW proxy rewards keeps: no law of ranks, see `group_value`.
-
-    Raises `ConfigError` for more draws than samples, which have no unbiased estimate.
-    """
-    _check_draws(n, proxy_PS.shape[1])
-    return group_value(soft_bon(n, temperature), proxy_PS, score_PS)
-
-
-def order_values(sorted_PS: Floats, num_draws: int) -> Floats:
-    """Mean score `[P, N]` of the j-th lowest of `N` draws, from scores `[P, S]` in ascending order of the proxy."""
-    num_samples = sorted_PS.shape[1]
-    return _values(sorted_PS, num_draws, lambda j_B: order_ranks(j_B, num_draws, num_samples))
-
-
-def best_of_values(sorted_PS: Floats, max_draws: int) -> Floats:
-    """Mean score `[P, N]` of the best of `n = 1..N` draws, from scores `[P, S]` in ascending order of the proxy."""
-    num_samples = sorted_PS.shape[1]
-    return _values(sorted_PS, max_draws, lambda n_B: best_of_ranks(n_B, num_samples))
-
-
-def order_ranks(j_B: Ints, num_draws: int, num_samples: int) -> Floats:
-    """Law `[B, S]` of the pool rank of the j-th lowest of `num_draws`."""
-    log_factorial, i = _log_factorials(num_samples), np.arange(1, num_samples + 1)
-    lower, higher = i - j_B[:, None], num_samples - num_draws + j_B[:, None] - i  # samples left out on either side
-    log_count = (
-        log_factorial[i - 1]
-        - log_factorial[np.maximum(lower, 0)]
-        + log_factorial[num_samples - i]
-        - log_factorial[np.maximum(higher, 0)]
-    )
-    return _normalised(np.where((lower >= 0) & (higher >= 0), log_count, -np.inf))
-
-
-def best_of_ranks(n_B: Ints, num_samples: int) -> Floats:
-    """Law `[B, S]` of the pool rank of the best of `n` draws."""
-    log_factorial, i = _log_factorials(num_samples), np.arange(1, num_samples + 1)
-    lower = i - n_B[:, None]
-    log_count = log_factorial[i - 1] - log_factorial[np.maximum(lower, 0)]
-    return _normalised(np.where(lower >= 0, log_count, -np.inf))
-
-
-def _normalised(logits: Floats) -> Floats:
-    """Softmax along the last axis, in place: most of the time of a large pool is spent here."""
-    logits -= logits.max(axis=-1, keepdims=True)
-    np.exp(logits, out=logits)
-    logits /= logits.sum(axis=-1, keepdims=True)
-    return logits
-
-
-def _log_factorials(largest: int) -> Floats:
-    return np.asarray(gammaln(np.arange(1.0, largest + 2)))
-
-
-def _check_draws(num_draws: int, num_samples: int) -> None:
-    if num_draws > num_samples:
-        raise ConfigError(f"{num_draws} draws cannot be taken from a pool of {num_samples} samples; draw fewer")
-
-
-def _mixed(share_NK: Floats, num_samples: int, ranks: Callable[[Ints], Floats]) -> Floats:
-    """`sum_k share_k ranks(k)`, a block of `k` at a time; shares too small to matter are left out."""
-    largest_N = np.abs(share_NK).reshape(len(share_NK), -1).max(axis=1)
-    used = np.flatnonzero(largest_N > _LOST * largest_N.max())
-    weights = np.zeros((num_samples, *share_NK.shape[1:]))
-    for block in _blocks(used, num_samples):
-        weights += ranks(block + 1).T @ share_NK[block]
-    return weights
-
-
-def _values(sorted_PS: Floats, count: int, ranks: Callable[[Ints], Floats]) -> Floats:
-    values = np.empty((len(sorted_PS), count))
-    for block in _blocks(np.arange(count), sorted_PS.shape[1]):
-        values[:, block] = sorted_PS @ ranks(block + 1).T
-    return values
-
-
-def _blocks(indices: Ints, width: int) -> list[Ints]:
-    size = max(1, _BLOCK // width)
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
+def _law(shares: Floats) -> Floats:
+    return np.asarray(shares / shares.sum())

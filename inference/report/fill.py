@@ -61,9 +61,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("trained_flops", "queries", "bound", "note"),
     ),
     "sampling": (
-        *("policy", "criterion", "method", "engine", "num_samples", "mean_tokens", "truncated", "fallback", "distinct"),
-        *("distinct_1", "distinct_2", "distinct_3", "fluency", "fluency_z", "prefill_tokens", "decode_tokens", "flops"),
-        *("seconds", "peak_memory", "estimated", "mean_log_ratio"),
+        *("policy", "criterion", "method", "engine", "num_samples", "mean_tokens", "truncated", "fallback"),
+        *("capped", "distinct", "distinct_1", "distinct_2", "distinct_3", "fluency", "fluency_z", "prefill_tokens"),
+        *("decode_tokens", "flops", "seconds", "peak_memory", "estimated", "mean_log_ratio"),
     ),
     "missing": ("policy", "criterion", "metric", "num_missing", "num_samples"),
     "costs": (

@@ -412,10 +412,24 @@ def test_standardise_measures_the_members_on_the_same_samples(run, raw, tmp_path
     texts = [text for row in read.texts for text in row]
     scaled = np.asarray([load_reward("m", part).score(prompts, texts, {})[0] for part in spec.parts])
     np.testing.assert_allclose(scaled.mean(axis=1), 0, atol=1e-4)
-    np.testing.assert_allclose(scaled.std(axis=1), 1, atol=1e-4)
+    within_MP = scaled.reshape(len(spec.parts), len(read.prompts), -1).var(axis=2)
+    np.testing.assert_allclose(within_MP.mean(axis=1), 1, atol=1e-4)
     whole = load_reward("r", spec).score(prompts, texts, {})[0]
     assert (np.mean(whole), np.std(whole)) == (pytest.approx(0, abs=1e-4), pytest.approx(1, abs=1e-4))
     assert [code for code, _, _ in (run("standardise", "--pool", pool), run("standardise"))] == [2, 2]
+
+
+def test_standardise_refuses_a_member_that_tells_no_answers_apart(run, raw, tmp_path, pool):
+    """It differs between prompts only, which would give it a scale and no say."""
+    (tmp_path / "f.py").write_text(
+        "def asked(prompts, completions, **columns):\n    return [sum(map(ord, str(p))) / 1e3 for p in prompts]\n"
+    )
+    raw["ensemble"]["members"][1] = {"function": f"{tmp_path}/f.py:asked"}
+    (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(raw))
+    code, _, err = run("standardise", "--pool", pool, "--spec", tmp_path / "ensemble.yaml")
+    assert code == 2
+    assert "reward '--spec.members.1' scores no two samples of a prompt differently" in err
+    assert "Traceback" not in err
 
 
 def test_standardise_prints_overrides_for_every_member(run, raw, tiny, tmp_path):

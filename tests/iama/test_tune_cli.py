@@ -101,10 +101,21 @@ class TestFromPools:
         assert best.written in told
         assert f"{best.gain:+.3f}" in told
         assert f"guaranteed gold gain: {calibration.safe_samples} (conservative" in told
+        assert calibration.safe_searched == NUM_SAMPLES // 4
+        low, high = calibration.correlation_ci95
+        assert f"corr(proxy, gold) = {calibration.correlation:.2f} ({low:.2f} to {high:.2f}): " in told
+        assert low < calibration.correlation < high
         assert sorted(calibration.prompt_ids) == sorted(ids)
         assert (calibration.policy.name, calibration.policy.fingerprint) == ("theirs", None)
         assert (calibration.criterion.name, calibration.num_samples) == ("helpful", NUM_SAMPLES)
         assert calibration.generation_seconds is None
+
+    def test_the_end_of_the_search_is_no_largest_n(self, run, tmp_path):
+        proxy_PS, _ = scores(len(PROMPTS))
+        path = write(tmp_path / "p.jsonl", {"helpful": proxy_PS, "helpful/gold": proxy_PS})
+        for options, end in (([], 8), (["--max-budget", 4], 4)):
+            told = done(run("tune", "--pool", path, "--method", "bon", *options, "--out", tmp_path / "tune"))
+            assert f"guaranteed gold gain: at least {end} (end of the search) (conservative" in told
 
     def test_the_order_of_the_lines_does_not_matter(self, run, base, tmp_path):
         header, *lines = base.read_text().splitlines(keepends=True)
@@ -167,6 +178,8 @@ class TestFromPools:
         code, told, err = run("tune", "--pool", path, "--method", "bon", "--out", tmp_path / "tune")
         assert code == 0, err
         assert "1 of 8 prompts have scores for less than half of their samples and are left out" in err
+        shorter = "has all scores for 30 of 32 samples only, so that at most 7 draws are tried instead of 8"
+        assert f"the prompt {PROMPTS[5]!r} {shorter}" in err
         assert "7 prompts (1 left out) x 32 samples, 2 of them without all scores" in told
         (calibration,) = load_tuning(tmp_path / "tune" / "tuning.json").calibrations
         ids = np.asarray(prompt_ids([{"prompt": prompt} for prompt in PROMPTS]))
@@ -178,8 +191,9 @@ class TestFromPools:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            (["--method", "soft_bon(33)"], "soft_bon(33) draws more than the 32 scored samples of a prompt; write"),
-            (["--method", "itp(33)"], "itp(33) draws more than the 32 scored samples"),
+            (["--method", "soft_bon(9)"], "soft_bon(9) draws more than 8, a quarter of the 32 scored samples of a"),
+            (["--method", "itp(33)"], "itp(33) draws more than 8, a quarter of the 32 scored samples of a prompt"),
+            (["--method", "itp(17)", "--max-budget", "16"], "itp(17) draws more than --max-budget 16; write fewer"),
             (["--max-budget", "33"], "--max-budget 33 is more than the 32 scored samples of a prompt"),
             (["--method", "cards"], "method 'cards' cannot be tuned; write bon, bop, bop_zt, soft_bon(16) or itp(16)"),
             (["--method", "bno"], "method 'bno' cannot be tuned"),
@@ -207,6 +221,12 @@ class TestFromPools:
         assert told in line
         assert not (tmp_path / "tune").exists()
 
+    def test_more_than_a_quarter_is_asked_for(self, run, base, tmp_path):
+        out = tmp_path / "tune"
+        done(run("tune", "--pool", base, "--method", "itp(16)", "--max-budget", 16, "--out", out))
+        (calibration,) = load_tuning(out / "tuning.json").calibrations
+        assert list(calibration.methods) == ["itp(16, tuned)"]
+
     def test_files_that_cannot_be_tuned_on(self, run, tmp_path):
         proxy_PS, gold_PS = scores(len(PROMPTS))
         both = {"helpful": proxy_PS, "helpful/gold": gold_PS}
@@ -233,6 +253,7 @@ class TestFromPools:
         assert "given twice" in refusal(run("tune", "--pool", good, "--pool", good, "--out", tmp_path / "tune"))
 
 
+@pytest.mark.filterwarnings("default:.*taken on trust:iama.errors.IamaWarning")
 class TestEvaluatedFromPools:
     """The policy of a foreign pool is known by its name, its proxy by its column."""
 
@@ -247,7 +268,9 @@ class TestEvaluatedFromPools:
 
     def test_the_number_is_the_file_s(self, run, tuning, tmp_path):
         path = pair(tmp_path / "test.jsonl", OTHER_PROMPTS, seed=3)
-        told = done(self.evaluate(run, path, tmp_path / "out", tuning))
+        code, told, err = self.evaluate(run, path, tmp_path / "out", tuning)
+        assert code == 0, err
+        assert "since it has no fingerprint; column 'helpful' holds scores of the same reward" in err
         found = {name: m.result.written for name, m in load_tuning(tuning).calibrations[0].methods.items()}
         fixed = f"[{', '.join(found.values())}]"
         done(self.evaluate(run, path, tmp_path / "fixed", tuning, fixed))
@@ -444,6 +467,16 @@ class TestMadeByTheCommand:
         expected = [c.methods["bon(tuned)"].result.written for c in tuning.calibrations]
         assert [written[name] for name in names] == expected
 
+    def test_budgets_of_the_evaluation_do_not_matter(self, run, raw, tmp_path):
+        """Those that the pool is too small for, too."""
+        expected = self.tuned(run, raw, tmp_path, "--criterion", "helpful")
+        raw |= {"budgets": [1, 64], "trained_budget": 64, "win_rate_baseline": {"policy": "gone", "samples": 64}}
+        found = self.tuned(run, raw, tmp_path, "--criterion", "helpful")
+        for one, other in zip(expected.calibrations, found.calibrations, strict=True):
+            assert one.methods["bon(tuned)"].result == other.methods["bon(tuned)"].result
+        line = refusal(run("evaluate", "--config", tmp_path / "config.yaml"))
+        assert "budgets [64, 64] lie outside 1..4" in line
+
     def test_the_pool_is_that_of_an_evaluation(self, run, raw, tmp_path):
         """Tuned on what `iama pool` and `iama score` would give: the same samples, the same number."""
         tuning = self.tuned(run, raw, tmp_path, "--criterion", "helpful", "--method", "bop")
@@ -549,7 +582,7 @@ class TestGenerate:
         code, _, err = self.serve(run, tiny, tmp_path / "one" / "tuning.json")
         assert code == 0
         assert "warning: " in err
-        assert f"'a' was tuned with the column 'a'; that model {str(tiny.reward)!r} gives the same scores cannot" in err
+        assert f"'a' was tuned with the column 'a', and model {str(tiny.reward)!r} gives the same scores" in err
         done(run("tune", "--pool", path, "--method", "bon", "--out", tmp_path / "two"))
         line = refusal(self.serve(run, tiny, tmp_path / "two" / "tuning.json"))
         assert "the criteria a, b were tuned with this proxy; name one of them" in line

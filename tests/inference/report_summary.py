@@ -215,6 +215,7 @@ def sampling_row(policy: str, index: int) -> dict:
         "estimated": policy == "soup",
         "mean_log_ratio": None if policy == "base" else 0.8,
         "fallback": None,
+        "capped": None,
     }
 
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from iama.operators import bon, bop, bop_zt, identity, series
+from iama.rank_operators import best_of_poisson_kl
 from inference.curves import curves
 from inference.divergences import (
     best_of_n_chi_squared,
     best_of_n_kl,
     best_of_n_kl_estimate,
     best_of_poisson_chi_squared,
-    best_of_poisson_kl,
     best_of_poisson_kl_estimate,
     own_kl,
     quantile_kl,
@@ -59,10 +59,20 @@ def test_closed_forms_agree_with_the_operators():
         assert best_of_n_kl(operator.budget) == pytest.approx(operator.kl)
     for mu in (0.0, 0.3, 3.0, 63.0, 600.0):
         assert best_of_poisson_kl(mu) == pytest.approx(bop(mu).kl)
-    assert bop(900.0).kl is None
     # Finite where Ei is not: e^-x Ei(x) = (1 + 1/x + ...)/x.
     assert best_of_poisson_kl(900.0) == pytest.approx(math.log(901) - 1 + (1 + 1 / 901) / 901 / 900, abs=1e-8)
     assert best_of_n_chi_squared(1) == best_of_poisson_chi_squared(0.0) == best_of_poisson_kl(0.0) == 0
+
+
+@pytest.mark.parametrize("mu", [1e-12, 1e-6, 1e-3, 0.0499, 0.0501, 0.2])
+def test_best_of_poisson_with_few_draws(mu):
+    """By a quadrature of `g ln g - g + 1`, which does not cancel."""
+    u, step = np.polynomial.legendre.leggauss(20)
+    log = np.log1p(mu * (u + 1) / 2) + mu * (u - 1) / 2
+    term = np.where(np.abs(log) < 0.02, log**2 / 2 + log**3 / 3 + log**4 / 8 + log**5 / 30 + log**6 / 144, 0)
+    exact = np.where(np.abs(log) < 0.02, term, np.exp(log) * log - np.expm1(log))
+    assert best_of_poisson_kl(mu) == pytest.approx(step @ exact / 2, rel=1e-8)
+    assert bop(mu).kl == best_of_poisson_kl(mu)
 
 
 @given(st.floats(0.1, 40))

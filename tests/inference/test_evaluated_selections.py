@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from iama.errors import ConfigError
+from inference.divergences import order_kl
 from inference.evaluate import evaluate
 from inference.evaluation_plan import make_plan
 from inference.fill_tables import fill_tables
-from inference.hedging.densities import order_kl
 from inference.kl_rows import kl_of
 from inference.report import write_report
 from inference.sampling_rows import sampling_rows
@@ -79,7 +79,8 @@ def test_fallbacks_and_caps_have_rows(filled):
     rows = {(r["policy"], r["method"]): r for r in sampling_rows(settings, plan, measured)}
     assert {m for _, m in rows} == {None, "itp(1, 0.1)", "bop(1, cap=3)"}
     assert len({frozenset(row) for row in rows.values()}) == 1
-    assert rows["iama", "bop(1, cap=3)"]["fallback"] == pytest.approx(1 - 2.5 * np.exp(-1))
+    assert rows["iama", "bop(1, cap=3)"]["capped"] == pytest.approx(1 - 2.5 * np.exp(-1))
+    assert rows["iama", "bop(1, cap=3)"]["fallback"] is rows["iama", "itp(1, 0.1)"]["capped"] is None
     assert rows["iama", "itp(1, 0.1)"]["fallback"] == pytest.approx(0.71, abs=0.02)  # of three draws, in any order
 
 

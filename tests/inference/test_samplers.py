@@ -19,7 +19,7 @@ from iama.rewards import Reward, load_reward
 from iama.specs import RewardSpec, Sampling
 from inference.samplers import Pool, SelectionSampler, draw, score
 from inference.scoring import num_common
-from inference.selection import Rule, best_weights, num_draws, select, select_soft
+from inference.selection import Rule, best_weights, kept, num_draws, select, soft_weights
 from inference.serving import read_served, serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
@@ -55,10 +55,11 @@ def test_num_draws_follows_the_operators_law():
 def test_soft_selection_follows_the_weights():
     u = (np.arange(20000) + 0.5) / 20000
     rewards = [0.0, 0.3, -2.0, 0.3]
-    counts = np.bincount([select_soft(rewards, 0.5, x) for x in u], minlength=4) / len(u)
+    (own,) = soft_weights(np.asarray([rewards]), 0.5)
+    counts = np.bincount([kept(own, x) for x in u], minlength=4) / len(u)
     weights = np.exp(np.asarray(rewards) / 0.5)
     np.testing.assert_allclose(counts, weights / weights.sum(), atol=1e-4)
-    assert select_soft([0.0, 1.0, 0.5], 1e-6, 0.999) == 1  # cold: the best
+    assert kept(soft_weights(np.array([[0.0, 1.0, 0.5]]), 1e-6)[0], 0.999) == 1  # cold: the best
 
 
 SELECTIONS = ["soft_bon(5, 0.3, ranks=1)", "bop(3, cap=2)", "itp(3, 0.1)", "itp(5, 0.2, batches=1)", "mbr(5, 0.5)"]

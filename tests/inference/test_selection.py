@@ -14,18 +14,18 @@ from scipy.optimize import brentq
 
 from iama.errors import RewardError
 from iama.operators import bon, bop, soft_bon
-from inference.divergences import soft_ranks_chi_squared
+from inference.divergences import order_kl, soft_ranks_chi_squared
 from inference.hedging import densities
 from inference.hedging.weights import itp_order
 from inference.selection import (
     ItpSettings,
     MbrSettings,
     Rule,
+    itp_one_batch_weights,
     itp_rule,
     itp_threshold,
     itp_two_batch_kl,
     itp_two_batch_weights,
-    itp_weights,
     mbr_rule,
     quantiles,
     rule_of,
@@ -85,7 +85,7 @@ def test_closed_forms_for_uniform_rewards():
     uniform = ((np.arange(20000) + 0.5) / 20000)[None]
     lam = float(itp_threshold(uniform, BETA)[0, 0])
     assert lam == pytest.approx(1 - math.sqrt(2 * BETA), abs=1e-8)
-    weights = itp_weights(uniform, BETA)[0]
+    weights = itp_one_batch_weights(uniform, BETA)[0]
     np.testing.assert_allclose(weights, np.maximum(uniform[0] - lam, 0) / BETA, atol=1e-9)
     held = weights[weights > 0]
     kl, chi2 = float(np.sum(held * np.log(held))) / 20000, float(np.mean(weights**2)) - 1
@@ -137,7 +137,7 @@ def test_the_kl_of_two_batches():
     for order in itertools.permutations(range(3)):
         for rank, chance in zip(order, slow_two_batches([float(r) for r in order], BETA, "ranks"), strict=True):
             law[rank] += chance / 6
-    assert itp_two_batch_kl(1, BETA) == pytest.approx(densities.order_kl(law), rel=0.03)
+    assert itp_two_batch_kl(1, BETA) == pytest.approx(order_kl(law), rel=0.03)
     few, many = itp_two_batch_kl(8, BETA), itp_two_batch_kl(200, BETA)
     assert few < many / 2
     assert many == pytest.approx(densities.kl("itp", BETA), abs=0.02)

@@ -20,7 +20,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig
 
 from iama.cli import main
+from iama.ensembles import within_prompt_spread
 from iama.errors import DataError, ModelError, RunError
+from iama.render import prompt_text
 from iama.rewards import load_reward
 from iama.specs import RewardSpec
 from tests.conftest import WORDS
@@ -33,7 +35,7 @@ from trainers.distill import (
     draw_pairs,
     margin_loss,
     scored_answers,
-    within_prompt_spread,
+    split,
 )
 
 MARGIN = 0.8  # agreement on prompts that were held out, set beforehand; a coin has 0.5
@@ -123,14 +125,29 @@ def test_scored_answers_leave_out_and_count_what_lacks_a_score():
     assert (num_pairs, num_unscored) == (3 + 0 + 6, 2 + 0 + 6)
     with pytest.raises(DataError, match="no prompt has two different answers with a score"):
         scored_answers(["q"], texts[1:2], scores[1:2])
-    with pytest.raises(DataError, match="the same score, so there are no margins"):
-        within_prompt_spread(groups)
+    assert within_prompt_spread(group.scores for group in groups) == 0
 
 
 def test_the_spread_is_within_prompts():
-    """What prompts differ in by themselves is no margin."""
-    groups = [Answers("p", ["a", "b"], np.asarray([0.0, 2.0])), Answers("q", ["a", "b"], np.asarray([1000.0, 1000.0]))]
-    assert within_prompt_spread(groups) == pytest.approx(math.sqrt(0.5))
+    """What prompts differ in by themselves is no margin; missing scores, and prompts with a single one, say nothing."""
+    groups = [np.asarray(scores) for scores in ([0.0, 2.0, math.nan], [1000.0, 1000.0, math.nan])]
+    lone = np.asarray([5.0, math.nan, math.nan])
+    assert within_prompt_spread(groups) == within_prompt_spread([*groups, lone]) == pytest.approx(math.sqrt(0.5))
+    assert within_prompt_spread([np.full(3, 0.1), lone]) == 0
+
+
+@given(st.integers(0, 99))
+def test_a_prompt_that_occurs_twice_is_on_one_side(seed):
+    """In whichever form: its answers would be learnt from, and judged by."""
+    forms = [lambda text: text, lambda text: f"{text} ", lambda text: [{"role": "user", "content": text}]]
+    prompts = [form(name) for form in forms for name in "pqrs"]
+    groups = [Answers(prompt, ["a", "b"], np.asarray([0.0, 1.0])) for prompt in prompts]
+    trained, held_out = split(groups, 0.25, seed)
+    texts = [{prompt_text(group.prompt).strip() for group in side} for side in (trained, held_out)]
+    assert not texts[0] & texts[1]
+    assert (len(trained), len(held_out), len(texts[1])) == (9, 3, 1)
+    with pytest.raises(DataError, match="1 different prompts with margins are too few"):
+        split([group for group in groups if prompt_text(group.prompt).strip() == "p"], 0.25, seed)
 
 
 @given(st.lists(st.integers(2, 7), min_size=1, max_size=5), st.integers(1, 200), st.integers(0, 99))

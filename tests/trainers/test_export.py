@@ -201,6 +201,6 @@ def test_the_adapter_keeps_vllms_contract_of_files(run, tmp_path):
 def test_a_push_that_fails_keeps_the_export(run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     export_run(run, tmp_path / "out", merge=False, names=Names("org/base"))
-    with pytest.raises(RunError, match="--push-to-hub org/name: .*the export is whole"):
+    with pytest.raises(RunError, match=r"--push-to-hub org/name: .*the export is whole"):
         push(tmp_path / "out", "org/name", private=True)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import xlogy
 
+from iama.rank_operators import soft_ranks
+from inference.divergences import order_divergences, order_kl, soft_ranks_chi_squared
 from inference.hedging import densities
 from inference.hedging.weights import bon_weights, bop_weights, soft_bon_order
 
@@ -127,8 +129,18 @@ def test_two_humps_give_two_maxima():
 
 def test_kl_on_ranks():
     """The best of n is one order; a soft choice approaches the tilt; keeping any order alike is the policy."""
-    assert densities.order_kl(np.eye(16)[-1]) == pytest.approx(densities.kl("bon", 16), abs=1e-10)
-    assert densities.order_kl(np.full(9, 1 / 9)) == pytest.approx(0, abs=1e-12)
-    assert densities.order_kl(soft_bon_order(4.0, 2000)) == pytest.approx(densities.kl("bop_zt", 4.0), abs=2e-3)
+    assert order_kl(np.eye(16)[-1]) == pytest.approx(densities.kl("bon", 16), abs=1e-10)
+    assert order_kl(np.full(9, 1 / 9)) == pytest.approx(0, abs=1e-12)
+    assert order_kl(soft_bon_order(4.0, 2000)) == pytest.approx(densities.kl("bop_zt", 4.0), abs=2e-3)
     orders = np.stack([soft_bon_order(4.0, 30), np.eye(30)[-1]], axis=1)
-    assert densities.order_kls(orders) == pytest.approx([densities.order_kl(order) for order in orders.T], abs=1e-13)
+    kl_K, chi2_K = order_divergences(orders)
+    assert kl_K == pytest.approx([order_kl(order) for order in orders.T], abs=1e-13)
+    assert chi2_K == pytest.approx([soft_ranks_chi_squared(30, 0.25), densities.chi_squared("bon", 30)], rel=1e-10)
+    assert kl_K == pytest.approx([soft_ranks(30, 0.25).kl, densities.kl("bon", 30)], rel=1e-10)
+
+
+def test_without_pressure_nothing_is_lost():
+    for family in ("bop", "bop_zt"):
+        assert densities.kl(family, 0.0) == densities.chi_squared(family, 0.0) == 0
+    for lam in (1e-6, 0.0399, 0.0401):
+        assert densities.chi_squared("bop_zt", lam) == pytest.approx(lam**2 / 12 * (1 - lam**2 / 60), rel=1e-7)

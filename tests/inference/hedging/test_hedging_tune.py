@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq
 
-from iama.errors import ConfigError, DataError
-from iama.operators import bon, bop
-from inference.curves import curves, sorted_scores
+from iama.errors import ConfigError, DataError, IamaWarning
+from iama.operators import bon, bop, bop_zt
+from iama.rank_operators import soft_ranks
+from inference.curves import curves, rank_weights, sorted_scores
 from inference.hedging import densities, tune
 from inference.hedging.families import KNOBS, NO_PRESSURE, ON_RANKS, by_budget, on_ranks
 from inference.hedging.weights import (
     bon_weights,
     bop_weights,
-    bop_zt_weights,
     itp_weights,
     soft_bon_weights,
 )
@@ -49,7 +49,9 @@ def weights_of(family, knob, num_samples, num_draws):
         return bon_weights(1, num_samples)
     if family in ON_RANKS:
         return {"soft_bon": soft_bon_weights, "itp": itp_weights}[family](num_draws, knob, num_samples)
-    return {"bon": bon_weights, "bop": bop_weights, "bop_zt": bop_zt_weights}[family](knob, num_samples)
+    if family == "bop_zt":
+        return rank_weights(bop_zt(knob), num_samples) if knob else bon_weights(1, num_samples)
+    return {"bon": bon_weights, "bop": bop_weights}[family](knob, num_samples)
 
 
 def brute_force(proxy, gold, family, num_draws, num_settings=1500):
@@ -112,6 +114,89 @@ def test_the_right_one_of_two_humps(height, best, other):
             np.testing.assert_array_equal(maxima, tops)
             assert tuned.value == knobs[values.argmax()]
             assert maxima == pytest.approx([2, 241], rel=0.05)
+
+
+def walk(num_samples, seed):
+    """One pool, twice, whose gold by ascending proxy is a random walk."""
+    rng = np.random.default_rng(seed)
+    gold = np.cumsum(rng.normal(size=num_samples))
+    return np.tile(np.arange(float(num_samples)), (2, 1)), np.tile(gold, (2, 1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_n_is_looked_at(seed):
+    """Best-of-n up to the whole pool, by brute force: all extrema, wherever they are."""
+    proxy, gold = walk(400, seed)
+    gold[:, -6:] += (40.0, 90.0, 30.0, 0.0, -60.0, -300.0)
+    tuned = tune(proxy, gold, "bon", max_budget=400, num_bootstrap=4)
+    values = np.array([gold[0] @ bon_weights(n, 400) for n in range(1, 401)])
+    assert tuned.gold == pytest.approx(values.max(), abs=1e-9)
+    assert tuned.value == 1 + values.argmax()
+    inside = range(1, 399)
+    tops = [i + 1 for i in inside if values[i] > values[i - 1] and values[i] > values[i + 1]]
+    assert [at.knob for at in tuned.stationary if at.kind == "maximum"] == tops
+    assert tuned.value_ci95 == (tuned.value, tuned.value)  # both prompts are one
+
+
+def test_a_peak_in_the_last_interval_of_the_curve():
+    """Gold of the three best by proxy is -43, 1 and 0: if `m` are not drawn about `m/400 - 43 m (m-1) / 400^2`."""
+    proxy, gold = np.tile(np.arange(400.0), (2, 1)), np.zeros((2, 400))
+    gold[:, -3:] = -43.0, 1.0, 0.0
+    values = np.array([gold[0] @ bon_weights(n, 400) for n in range(1, 401)])
+    tuned = tune(proxy, gold, "bon", max_budget=400, num_bootstrap=4)
+    assert 1 + values.argmax() == 395
+    assert tuned.curve[-2].knob < 395
+    assert (tuned.value, tuned.regime, tuned.threshold) == (395, "hacks", 395)
+    assert tuned.value_ci95 == tuned.threshold_ci95 == (395, 395)
+
+
+@pytest.mark.parametrize("family", ["bop", "bop_zt", "soft_bon", "itp"])
+@pytest.mark.parametrize("seed", range(2))
+def test_no_top_of_a_random_walk_is_missed(family, seed):
+    proxy, gold = walk(300, seed)
+    options = {"num_draws": 60} if family in ON_RANKS else {"max_budget": 150}
+    tuned = tune(proxy, gold, family, num_bootstrap=2, **options)
+    path = on_ranks(family, 60) if family in ON_RANKS else by_budget(family, 150, 300)
+    knobs = [path.setting(p) for p in np.expm1(np.linspace(0, np.log1p(path.largest), 600))]
+    values = np.array([gold[0] @ weights_of(family, knob, 300, 60) for knob in knobs])
+    assert tuned.gold >= values.max() - 1e-9
+    tops = np.count_nonzero((values[1:-1] > values[:-2] + 1e-9) & (values[1:-1] > values[2:] + 1e-9))
+    assert sum(at.kind == "maximum" for at in tuned.stationary) >= tops
+
+
+@pytest.mark.parametrize("family", KNOBS)
+@pytest.mark.parametrize("level", [0.0, 1e3])
+def test_gold_that_the_proxy_cannot_change_is_flat(family, level):
+    """Gold is even where the proxy chooses, and the proxy is where gold is not: only rounding is left."""
+    rng = np.random.default_rng(0)
+    proxy, gold = rng.normal(size=(2, 6, 64))
+    proxy[:3], gold[3:] = 0.5, 1 / 3
+    tuned = quick(proxy, gold + level, family)
+    single = tuned.curve[0].knob
+    assert (tuned.regime, tuned.written, tuned.value) == ("flat", "identity", single)
+    assert tuned.value_ci95 == (single, single)
+    assert (tuned.threshold, tuned.threshold_ci95, tuned.stationary) == (None, None, ())
+    assert tuned.gain == tuned.gain_standard_error == 0
+
+
+@pytest.mark.parametrize("family", ["bop", "bop_zt"])
+def test_a_budget_that_the_pool_cannot_show_is_told(family):
+    proxy, _ = pool(3, 64)
+    with pytest.warns(IamaWarning, match=f"{family}: with 64 draws on average .* 64 samples of prompt 0; tried are up"):
+        tuned = quick(proxy, proxy, family, max_budget=64)
+    last = tuned.curve[-1]
+    assert tuned.num_samples_mean == last.samples < 48
+    assert tuned.gold == pytest.approx(curves(proxy, proxy, [{"bop": bop, "bop_zt": bop_zt}[family](last.knob)]).mean())
+
+
+def test_soft_best_of_n_is_told_as_it_is_served():
+    tuned = quick(*pool(30, 64), "soft_bon")
+    served = soft_ranks(16, tuned.value)
+    assert tuned.num_samples_mean == pytest.approx(served.budget)
+    assert tuned.num_samples_mean < 15
+    for point in tuned.curve[1::20]:
+        operator = soft_ranks(16, point.knob)
+        assert (point.samples, point.kl) == (pytest.approx(operator.budget), pytest.approx(operator.kl))
 
 
 def ends(gold_of_u, family):
@@ -226,14 +311,15 @@ def test_curves_start_at_a_single_sample_and_rise_in_the_proxy(family):
     proxy, gold = pool(10, 64)
     tuned = quick(proxy, gold, family)
     first = tuned.curve[0]
-    assert (first.samples, first.kl) == (1, pytest.approx(0, abs=1e-9))
+    assert (first.samples, first.kl, first.chi2) == (1, pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))
     assert first.gold == pytest.approx(gold.mean(), abs=1e-12)
-    for name in ("proxy", "kl"):
+    for name in ("proxy", "kl", "chi2"):
         assert (np.diff([getattr(point, name) for point in tuned.curve]) > -1e-9).all()
     last = tuned.curve[-1]
     assert last.samples == pytest.approx(16)
     if family in ON_RANKS:
         assert last.kl == pytest.approx(densities.kl("bon", 16), abs=1e-6)
+        assert last.chi2 == pytest.approx(densities.chi_squared("bon", 16), rel=1e-6)
 
 
 @given(seed=st.integers(0, 20), levels=st.sampled_from([2, 5, 1000]))
@@ -274,9 +360,9 @@ def test_a_constant_proxy_in_one_prompt_selects_nothing_there():
 def test_fast():
     proxy, gold = pool(50, 64)
     for family in KNOBS:
-        start = time.perf_counter()
+        start = time.process_time()
         tune(proxy, gold, family, num_bootstrap=1000, **draws(family))
-        assert time.perf_counter() - start < 3
+        assert time.process_time() - start < 10
 
 
 def test_large_pools_and_budgets():

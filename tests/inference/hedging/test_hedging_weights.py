@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 
 import numpy as np
@@ -11,23 +11,22 @@ from scipy.optimize import brentq
 
 from iama.errors import ConfigError
 from iama.operators import bon, bop, bop_zt
+from iama.rank_operators import soft_ranks
 from inference.curves import rank_weights, sorted_scores
 from inference.hedging import densities
 from inference.hedging.families import KNOBS, ON_RANKS, by_budget, on_ranks
 from inference.hedging.weights import (
-    best_of_values,
-    best_of_weights,
     bon_weights,
+    bop_law,
     bop_weights,
-    bop_zt_weights,
+    bop_zt_law,
+    itp_bends,
     itp_order,
     itp_weights,
-    order_values,
-    order_weights,
-    raw_soft_bon_values,
     soft_bon_order,
     soft_bon_weights,
 )
+from inference.rank_weights import best_of_values, best_of_weights, order_values, order_weights
 
 sizes = st.integers(2, 8)
 
@@ -66,14 +65,22 @@ def test_best_of_n_equals_its_binomials():
 def test_mixtures_equal_the_weights_of_curves(size):
     mixtures = (
         (bon_weights(2, size), bon(2)),
-        (bop_weights(0, size), bop(0)),
-        (bop_weights(6.5, size), bop(6.5)),
-        (bop_zt_weights(6.5, size), bop_zt(6.5)),
-        (bop_zt_weights(1e-3, size), bop_zt(1e-3)),
+        (best_of_weights(bop_law(0, size), size), bop(0)),
+        (best_of_weights(bop_law(6.5, size), size), bop(6.5)),
+        (best_of_weights(bop_zt_law(6.5, size), size), bop_zt(6.5)),
+        (best_of_weights(bop_zt_law(1e-3, size), size), bop_zt(1e-3)),
     )
     for weights, operator in mixtures:
         np.testing.assert_allclose(weights, rank_weights(operator, size), atol=1e-13)
-    np.testing.assert_allclose(bop_zt_weights(0, size), 1 / size, rtol=1e-12)
+    np.testing.assert_array_equal(bop_zt_law(0, size), np.eye(size)[0])
+
+
+@given(st.integers(2, 12), st.floats(0.01, 5), st.integers(0, 12))
+@settings(deadline=None, max_examples=30)
+def test_soft_best_of_n_by_order_is_the_operator_that_serves_it(n, temperature, more):
+    """Ranks among n draws, and the best of a binomial number: one law, known in two ways."""
+    served = rank_weights(soft_ranks(n, temperature), n + more)
+    np.testing.assert_allclose(soft_bon_weights(n, temperature, n + more), served, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", KNOBS)
@@ -92,19 +99,39 @@ def test_weights_are_a_law_that_rises_with_pressure(name, size, shares):
     assert (np.diff(cumulative, axis=0) <= 1e-12).all()
 
 
-@pytest.mark.parametrize("name", KNOBS)
+@pytest.mark.parametrize("name", ["bop", "bop_zt", "soft_bon"])
 def test_slopes_are_derivatives(name):
     path = family(name, 9)
     assert path.law(0).sum() == pytest.approx(1)
-    if name == "bon":
-        for n in range(1, 9):
-            np.testing.assert_array_equal(path.slope(n - 1), path.law(n) - path.law(n - 1))
-        return
+    assert path.bends() is None
     for pressure in (0.01, 0.5, 2.0, 4.3):
         step = 1e-6
         difference = (path.law(pressure + step) - path.law(pressure - step)) / (2 * step)
         np.testing.assert_allclose(path.slope(pressure), difference, atol=1e-8)
     np.testing.assert_allclose(path.slope(0), (path.law(1e-7) - path.law(0)) / 1e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_itp_is_straight_between_its_bends_and_bends_there(n):
+    bends = on_ranks("itp", n).bends()
+    assert (bends[0], bends[-1]) == (0, n**2)
+    np.testing.assert_array_equal(bends[1:], itp_bends(n))
+    for left, right in pairwise(bends):
+        middle = (itp_order(left, n) + itp_order(right, n)) / 2
+        np.testing.assert_allclose(itp_order((left + right) / 2, n), middle, atol=1e-14)
+    for before, at, after in zip(bends, bends[1:], bends[2:], strict=False):
+        across = itp_order(at, n) - (itp_order(before, n) * (after - at) + itp_order(after, n) * (at - before)) / (
+            after - before
+        )
+        assert np.abs(across).max() > 1e-3
+
+
+def test_laws_beyond_the_pool_are_not_tried():
+    for name, operator in (("bop", bop), ("bop_zt", bop_zt)):
+        path = by_budget(name, 64, 64)
+        assert operator(path.largest).clamped_share(64) == pytest.approx(1e-3, rel=1e-6)
+        assert 38 < path.samples(path.largest) < 48
+        assert by_budget(name, 16, 64).samples(by_budget(name, 16, 64).largest) == pytest.approx(16)
 
 
 def test_strongest_settings_are_best_of_n():
@@ -143,7 +170,7 @@ def test_large_pools_approach_the_densities():
     for name, theta, weights in (
         ("bon", 7.0, bon_weights(7, size)),
         ("bop", 6.0, bop_weights(6.0, size)),
-        ("bop_zt", 6.0, bop_zt_weights(6.0, size)),
+        ("bop_zt", 6.0, rank_weights(bop_zt(6.0), size)),
     ):
         np.testing.assert_allclose(size * weights, densities.density(name, u, theta), atol=0.02)
 
@@ -196,19 +223,7 @@ def test_order_of_samples_and_of_ties_does_not_matter(order):
     np.testing.assert_allclose(shuffled, sorted_scores(proxy, gold) @ weights, atol=1e-13)
 
 
-def test_raw_soft_best_of_n_equals_enumeration():
-    rng = np.random.default_rng(1)
-    proxy, gold = rng.normal(size=(2, 2, 6))
-    expected = np.zeros(2)
-    for subset in map(list, combinations(range(6), 3)):
-        shares = np.exp(proxy[:, subset] / 0.4)
-        expected += (gold[:, subset] * shares).sum(axis=1) / shares.sum(axis=1) / comb(6, 3)
-    np.testing.assert_allclose(raw_soft_bon_values(proxy, gold, 3, 0.4), expected, atol=1e-12)
-
-
 def test_more_draws_than_samples_are_refused():
-    with pytest.raises(ConfigError, match="9 draws cannot be taken from a pool of 8"):
-        raw_soft_bon_values(np.zeros((1, 8)), np.zeros((1, 8)), 9, 0.1)
     with pytest.raises(ConfigError, match="9 draws cannot be taken from a pool of 8"):
         soft_bon_weights(9, 0.1, 8)
     for n in (0.5, 9):

@@ -14,20 +14,24 @@ from hypothesis import strategies as st
 
 from iama.config import EvaluationConfig
 from iama.errors import ConfigError, DataError, IamaWarning
-from iama.methods import TUNABLE, read_family, tuned_family
+from iama.methods import FIXED_DRAWS, TUNABLE, read_family, tuned_family
 from iama.specs import RewardSpec, Sampling
+from inference.bootstrap import percentile_interval, prompt_weights
 from inference.evaluation_plan import Source
-from inference.hedging.calibration import Scored, tuning_of
+from inference.hedging.calibration import Scored, correlation_interval, tuning_of
+from inference.hedging.guarantee import within_prompt_correlation
 from inference.hedging.tuning_file import (
     Calibration,
     TunedCriterion,
     Tuning,
     Wanted,
     find,
+    gold_key,
     load_tuning,
     order_key,
     save_tuning,
     setting,
+    text_id,
     tuned_methods,
     written_tuned,
 )
@@ -42,24 +46,27 @@ def header(name="base", fingerprint: str | None = "f", **more) -> dict:
     return full_header(raw | more, "test")
 
 
-def scored(name="helpful", proxy: RewardSpec | None = None, told: dict | None = None, prompts=PROMPTS) -> Scored:
+def scored(
+    name="helpful", proxy: RewardSpec | None = None, told: dict | None = None, prompts=PROMPTS, gold=None
+) -> Scored:
     rng = np.random.default_rng(len(name))
     proxy_PS, gold_PS = rng.normal(size=(2, len(prompts), 16))
-    proxy = proxy or RewardSpec(function=f"file.py:{name}")
-    criterion = TunedCriterion(name=name, proxy=proxy, gold=RewardSpec(column="gold"), proxy_key=order_key(proxy))
+    proxy, gold = proxy or RewardSpec(verifier="math", answer_column=name), gold or RewardSpec(column="gold")
+    keys = {"proxy_key": order_key(proxy), "gold_key": gold_key(gold)}
+    criterion = TunedCriterion(name=name, proxy=proxy, gold=gold, **keys)
     ids = prompt_ids([{"prompt": prompt} for prompt in prompts])
-    return Scored(told or header(), criterion, ids, proxy_PS, gold_PS, None, 3.0)
+    return Scored(told or header(), criterion, ids, list(prompts), proxy_PS, gold_PS, None, 3.0)
 
 
 def tuning(*pools: Scored, families=(("bon", None),)) -> Tuning:
     return tuning_of(pools, families, max_budget=None, num_bootstrap=50, seed=0)
 
 
-def wanted(told: dict | None = None, criterion: str | None = "helpful", **proxy) -> Wanted:
+def wanted(told: dict | None = None, criterion: str | None = "helpful", gold=None, **proxy) -> Wanted:
     told = told or header()
     sampling = None if told["sampling"] is None else Sampling(**told["sampling"])
-    spec = RewardSpec(**(proxy or {"function": f"file.py:{criterion}"}))
-    return Wanted(told["policy"], told["system_prompt"], sampling, spec, criterion)
+    spec = RewardSpec(**(proxy or {"verifier": "math", "answer_column": criterion}))
+    return Wanted(told["policy"], told["system_prompt"], sampling, spec, criterion, gold)
 
 
 @pytest.fixture
@@ -90,10 +97,10 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
 
 @given(st.sampled_from(sorted(TUNABLE)), st.integers(2, 5000))
 def test_families_are_written_as_they_are_read(name, number):
-    family = (name, number if TUNABLE[name] else None)
+    family = (name, number if name in FIXED_DRAWS else None)
     written = written_tuned(*family)
     assert tuned_family(written) == tuned_family(f" {written.replace('(', ' ( ')} ") == family
-    assert read_family(f"{name}({number})" if TUNABLE[name] else name) == family
+    assert read_family(f"{name}({number})" if name in FIXED_DRAWS else name) == family
     assert tuned_family(written.replace("tuned", "0.5")) is None
 
 
@@ -116,7 +123,8 @@ class TestFind:
     @pytest.mark.parametrize("marks", [(None, None), (None, "f"), ("f", None)])
     def test_a_policy_by_its_name_where_a_fingerprint_is_missing(self, path, marks):
         own, other = (header(fingerprint=mark) for mark in marks)
-        assert find(tuning(scored(told=own)), path, wanted(other)).policy.name == "base"
+        with pytest.warns(IamaWarning, match="taken on trust: the policy 'base' is the same model, since it has no"):
+            assert find(tuning(scored(told=own)), path, wanted(other)).policy.name == "base"
         with pytest.raises(ConfigError, match="tuned for 'base', and the policy 'theirs' is another; run `iama tune`"):
             find(tuning(scored(told=own)), path, wanted(header("theirs", marks[1])))
 
@@ -135,12 +143,11 @@ class TestFind:
 
     def test_a_column_by_the_criterion_s_name(self, path):
         file = tuning(scored("a", RewardSpec(column="x")), scored("b", RewardSpec(column="y")))
-        with pytest.warns(
-            IamaWarning, match="'b' was tuned with the column 'y'; that function 'f.py:g' gives the same"
-        ):
+        with pytest.warns(IamaWarning, match="'b' was tuned with the column 'y', and function 'f.py:g' gives the same"):
             found = find(file, path, wanted(criterion="b", function="f.py:g"))
         assert found.criterion.name == "b"
-        assert find(file, path, wanted(criterion="renamed", column="x")).criterion.name == "a"
+        with pytest.warns(IamaWarning, match="taken on trust: column 'x' holds scores of the same reward"):
+            assert find(file, path, wanted(criterion="renamed", column="x")).criterion.name == "a"
         with pytest.raises(ConfigError, match="the criteria a, b were tuned with this proxy; name one of them"):
             find(file, path, wanted(criterion=None, function="f.py:g"))
         with pytest.raises(ConfigError, match=r"proxy column 'x', column 'y', and function 'f\.py:g' is another"):
@@ -149,9 +156,18 @@ class TestFind:
     def test_two_criteria_of_one_proxy(self, path):
         spec = RewardSpec(function="file.py:same")
         file = tuning(scored("a", spec), scored("b", spec))
-        assert find(file, path, wanted(criterion="b", function="file.py:same")).criterion.name == "b"
+        with pytest.warns(IamaWarning, match=r"taken on trust: the code of file\.py:same is unchanged"):
+            assert find(file, path, wanted(criterion="b", function="file.py:same")).criterion.name == "b"
         with pytest.raises(ConfigError, match="the criteria a, b were"):
             find(file, path, wanted(criterion=None, function="file.py:same"))
+
+    def test_another_gold_is_told(self, path):
+        judge = {"url": "http://x/v1", "model": "m", "prompt_file": __file__, "draw": 0}
+        file = tuning(scored(gold=RewardSpec(judge=judge)))
+        for same in (None, RewardSpec(column="gold"), RewardSpec(judge=judge | {"draw": 1})):
+            find(file, path, wanted(gold=same))
+        with pytest.warns(IamaWarning, match="was tuned for the gold judge 'm', and judge 'n' is another, or has been"):
+            find(file, path, wanted(gold=RewardSpec(judge=judge | {"model": "n"})))
 
     def test_sampling_where_both_are_known(self, path):
         file = tuning(scored())
@@ -182,7 +198,7 @@ def test_prompts_are_disjoint_from_those_calibrated_on(tmp_path):
             "trained": "base",
             "references": [],
             "prompts": "p.jsonl",
-            "criteria": [{"name": "helpful", "proxy": {"function": "file.py:helpful"}}],
+            "criteria": [{"name": "helpful", "proxy": {"verifier": "math", "answer_column": "helpful"}}],
             "methods": ["bon", "bon(tuned)"],
             "tuning": str(path),
         }
@@ -196,6 +212,32 @@ def test_prompts_are_disjoint_from_those_calibrated_on(tmp_path):
     found = tuned_methods(config, rows[:1], sources)
     assert found == {("base", "helpful", "bon(tuned)"): calibration.methods["bon(tuned)"].result.written}
     assert tuned_methods(config.model_copy(update={"methods": ["bon"]}), rows, sources) == {}
+    asked = {"role": "user", "content": f" {PROMPTS[1]}"}
+    chats = ([asked], [{"role": "system", "content": "be kind"}, asked], [asked, {"role": "assistant", "content": "?"}])
+    for other in (f"{PROMPTS[1]} \n", *chats):
+        with pytest.raises(DataError, match="1 of the evaluation's 2 prompts are among the 7 that 'base' was calibr"):
+            tuned_methods(config, [{"prompt": "new"}, {"prompt": other}], sources)
+
+
+def test_another_question_in_the_same_words_is_another():
+    question = [{"role": "user", "content": "why?"}]
+    later = [*question, {"role": "assistant", "content": "so"}, {"role": "user", "content": "how?"}]
+    assert text_id(question) == text_id("why?") != text_id(later) == text_id("how?")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_interval_of_the_correlation_is_that_of_a_slow_loop(seed):
+    rng = np.random.default_rng(seed)
+    gold_PS = rng.normal(size=(5, 9))
+    proxy_PS = gold_PS + rng.normal(size=(5, 9)) + 10 * rng.normal(size=(5, 1))
+    proxy_PS[0] = 1.0
+    gold_PS[2, 4] = proxy_PS[2, 4] = math.nan
+    found = []
+    for weights in prompt_weights(5, 200, seed):
+        chosen = [p for p in range(5) for _ in range(round(5 * weights[p]))]
+        constant = all(p == 0 for p in chosen)
+        found.append(0.0 if constant else within_prompt_correlation(proxy_PS[chosen], gold_PS[chosen]))
+    assert correlation_interval(proxy_PS, gold_PS, 200, seed) == pytest.approx(percentile_interval(np.asarray(found)))
 
 
 def test_the_example_of_the_page_runs(capsys):
