@@ -10,7 +10,7 @@ import pytest
 from transformers import LlamaForSequenceClassification
 
 from iama.cli import main
-from iama.cli.evaluate import _paths
+from iama.cli.evaluate import model_paths
 from iama.config import EvaluationConfig
 from iama.cost import Cost
 from iama.environment import prepare_environment
@@ -241,7 +241,7 @@ def test_files_of_an_evaluation_decide_whether_the_hub_is_asked(raw_config, tmp_
     ):  # fmt: skip
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # so that the change is undone
         monkeypatch.delenv("HF_HUB_OFFLINE")
-        prepare_environment(_paths(EvaluationConfig.model_validate(raw_config | changes)))
+        prepare_environment(model_paths(EvaluationConfig.model_validate(raw_config | changes)))
         import os
 
         assert (os.environ.get("HF_HUB_OFFLINE") == "1") == offline
