@@ -25,6 +25,8 @@ class ManifestCriterion(Strict):
     """The proxy reward, with its scale."""
     reward_revision: str | None = None
     """Of a reward model: the hub's commit, or a hash of the local folder's files."""
+    member_revisions: tuple[str | None, ...] = ()
+    """The same of an ensemble's members, in their order; empty for any other reward."""
     budget: float | None = None
     """Samples an answer that the operator draws on average; null where no number of samples serves it."""
 
@@ -34,6 +36,8 @@ class Manifest(Strict):
 
     format: Literal[1] = 1
     base_model: str
+    trust_remote_code: bool = False
+    """Whether the base runs code of its own, as the training was told."""
     criteria: Annotated[list[ManifestCriterion], Field(min_length=1)]
     estimator: str
     aggregate: str = "sum"

@@ -26,6 +26,15 @@ def expected_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
+def is_trained(model: torch.nn.Module) -> bool:
+    """Whether a lora_B has left zero; under ZeRO-3, in what this process holds of it."""
+    return any(
+        bool(getattr(parameter, "ds_tensor", parameter).any())
+        for name, parameter in model.named_parameters()
+        if "lora_B" in name
+    )
+
+
 def _key_of(name: str) -> str:
     """A parameter's key in an adapter file; DoRA's magnitudes lose the name of the tensor as well."""
     return re.sub(r"(?<=lora_magnitude_vector)\.default\.weight$|\.default(?=\.|$)", "", name)
@@ -46,7 +55,15 @@ def check_adapter(folder: Path, expected: dict[str, tuple[int, ...]], trained: b
                     raise RunError(f"{path}: tensor {key!r} is empty; the sharded weights were not gathered")
                 if shape != expected[key]:
                     raise RunError(f"{path}: tensor {key!r} has shape {shape}, not {expected[key]}")
-            if trained and not any(file.get_tensor(key).any() for key in keys if "lora_B" in key):
-                raise RunError(f"{path}: every lora_B is zero although steps were taken; nothing was learned or saved")
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be reopened ({error})") from error
+    if trained:
+        check_trained(folder)
+
+
+def check_trained(folder: Path) -> None:
+    """`RunError` if every lora_B of an adapter folder is zero."""
+    path = folder / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        if not any(file.get_tensor(key).any() for key in file.keys() if "lora_B" in key):  # noqa: SIM118 - no mapping
+            raise RunError(f"{path}: every lora_B is zero although steps were taken; nothing was learned or saved")

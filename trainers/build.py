@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig
 
+from iama.environment import is_main_process
 from iama.errors import ConfigError, IamaError, RunError
 from iama.files import temporary_name
 from iama.manifest import FILE_NAME, Manifest
@@ -20,8 +21,9 @@ from iama.models import loading, refuse_missing_tensors
 from iama.rewards import load_reward
 from trainers.adapter import check_adapter, expected_shapes
 from trainers.callbacks import EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
-from trainers.checkpoints import sharding_of
+from trainers.checkpoints import inputs_of, sharding_of
 from trainers.engine import prepare_process_group, whole_models
+from trainers.fields import save_limit
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.resume import Checkpoints
 from trainers.samples import SampleFiles
@@ -52,7 +54,8 @@ def build_trainer(
     watch = Watch(plan.config.watch, [c.name for c in criteria], plan.config.kl.target)
     metrics = MetricsFile(folder / "metrics.jsonl", criteria, first_step, watch)
     samples = SampleFiles(folder / "samples", plan.config.watch.samples, first_step)
-    checkpoints = Checkpoints(sharding_of(plan.config), plan.trainer_fields.get("save_total_limit"))
+    inputs = inputs_of(plan) if is_main_process() else {}  # the main process alone writes the marker
+    checkpoints = Checkpoints(sharding_of(plan.config), save_limit(plan.trainer_fields), inputs)
     with whole_models(args):
         rewards = load_rewards(plan.config)
     trainer = NonlinearGRPOTrainer(
@@ -89,8 +92,11 @@ def load_rewards(config: TrainingConfig) -> list[Reward]:
     return [load_reward(name, spec, missing_ok=missing_ok) for name, spec in specs]
 
 
-def save_final(trainer: NonlinearGRPOTrainer, folder: Path, manifest: Manifest) -> None:
-    """Save the adapter under a temporary name, reopen and check it, then move it into place."""
+def save_final(trainer: NonlinearGRPOTrainer, folder: Path, manifest: Manifest | None) -> None:
+    """Save the adapter under a temporary name, reopen and check it, then move it into place.
+
+    The main process alone needs the manifest.
+    """
     temporary = temporary_name(folder)
     if trainer.accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -98,6 +104,7 @@ def save_final(trainer: NonlinearGRPOTrainer, folder: Path, manifest: Manifest) 
     trainer.save_model(str(temporary))  # gathers sharded weights: every process takes part
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
+        assert manifest is not None
         (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should load
         (temporary / FILE_NAME).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
         if trainer.state.global_step == 0:
@@ -135,7 +142,8 @@ def _four_bits(dtype: str) -> BitsAndBytesConfig:
 
 
 def _grpo_config(plan: Plan) -> GRPOConfig:
-    fields: dict[str, Any] = prepare_process_group(plan.uses_deepspeed) | plan.trainer_fields
+    fields = dict(plan.trainer_fields)
+    fields = prepare_process_group(plan.uses_deepspeed, fields["ddp_timeout"]) | fields
     fields["save_total_limit"] = None  # old checkpoints go once the new one counts: `Checkpoints`
     try:
         return GRPOConfig(**fields)

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from iama.environment import is_main_process
-from iama.errors import IamaWarning
+from iama.errors import IamaWarning, RunError
 from iama.files import write_atomically
-from trainers.adapter import check_adapter, expected_shapes
+from trainers.adapter import check_adapter, expected_shapes, is_trained
 from trainers.engine import check_engine, describe_engine
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class MetricsFile(TrainerCallback):
         if logs is None or "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(
+            raise RunError(  # on every process: the logged loss is the mean over all of them
                 f"step {state.global_step}: the loss is {logs['loss']}; lower trainer.learning_rate"
             )
         stop = [state.is_world_process_zero and self._write(self._row(state.global_step, logs, args.beta))]
@@ -141,10 +141,13 @@ class SavedAdapterCheck(TrainerCallback):
     """Reopens the adapter of every checkpoint."""
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Raises `RunError` on an adapter that is not what was trained."""
+        """Raises `RunError` on an adapter that is not what was trained.
+
+        In the first step of a warm-up the learning rate is 0, and every lora_B is rightly zero.
+        """
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            check_adapter(folder, expected_shapes(model), trained=state.global_step > 0)
+            check_adapter(folder, expected_shapes(model), trained=is_trained(model))
 
 
 class ProgressBar(TrainerCallback):

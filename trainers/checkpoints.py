@@ -7,22 +7,30 @@ has no marker, or files that differ from it, and is passed over. Nothing here im
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from iama.errors import ConfigError, RunError
 from iama.files import is_temporary, write_atomically
+from iama.fingerprint import fingerprint
 from iama.schema import Strict
+from trainers.fields import deepspeed_options, steps_per_generation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from iama.config import TrainingConfig
+    from trainers.plan import Plan
 
 MARKER = "complete.json"
+_NAME = re.compile(r"checkpoint-\d+")
 NOT_OF_THE_ADAPTER = ("*.pt", "*.pth", "*.bin", "*.py", "trainer_state.json", "latest", "global_step*", MARKER)
 """What a checkpoint holds besides the adapter and its tokenizer."""
 
@@ -47,6 +55,8 @@ class Marker(Strict):
     sharding: Sharding
     files: dict[str, int]
     """Size in bytes by path within the checkpoint."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Hash by name of what the run was trained on: prompts and rewards (`inputs_of`)."""
 
 
 def sharding_of(config: TrainingConfig) -> Sharding:
@@ -59,21 +69,36 @@ def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
     """ZeRO stage of the field `trainer.deepspeed`, a file or its content; None without DeepSpeed."""
     if deepspeed is None:
         return None
-    content = deepspeed
-    if isinstance(deepspeed, str):
-        try:
-            content = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise ConfigError(
-                f"trainer.deepspeed {deepspeed!r} cannot be read ({error}); see configs/deepspeed/"
-            ) from error
-    assert isinstance(content, dict)
-    return int(content.get("zero_optimization", {}).get("stage", 0))
+    return int(deepspeed_options(deepspeed).get("zero_optimization", {}).get("stage", 0))
+
+
+def inputs_of(plan: Plan) -> dict[str, str]:
+    """Hash of what a run is trained on, by name: its prompts, and the rewards that are local files or folders."""
+    config = plan.config
+    prompts = json.dumps(plan.prompts, sort_keys=True, default=str).encode()
+    hashes = {f"prompts {config.prompts.path!r}": _hash(prompts)}
+    for spec in (r for c in config.objective.criteria for r in (c.proxy, c.gold) if r is not None):
+        for part in spec.parts:
+            file = part.judge.prompt_file if part.judge else (part.function or "").rpartition(":")[0]
+            if part.model is not None and Path(part.model).is_dir():
+                hashes[f"reward model {part.model!r}"] = fingerprint(Path(part.model))
+            elif Path(file).is_file():
+                hashes[f"reward file {file!r}"] = _hash(Path(file).read_bytes())
+    return hashes
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def checkpoints_in(folder: Path) -> Iterator[Path]:
+    """A run's own checkpoints, whole or not; other folders with similar names are left alone."""
+    return (path for path in folder.glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run that counts."""
-    return max(filter(is_complete, folder.glob("checkpoint-*")), key=step_of, default=None)
+    return max(filter(is_complete, checkpoints_in(folder)), key=step_of, default=None)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -82,9 +107,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file that the marker names is there, whole."""
+    """Whether every file that the marker names is there, whole; what somebody has put beside them does no harm."""
     marker = read_marker(checkpoint)
-    return marker is not None and marker.step == step_of(checkpoint) and marker.files == _sizes(checkpoint)
+    if marker is None or marker.step != step_of(checkpoint):
+        return False
+    return marker.files.items() <= _sizes(checkpoint).items()
 
 
 def read_marker(checkpoint: Path) -> Marker | None:
@@ -95,7 +122,7 @@ def read_marker(checkpoint: Path) -> Marker | None:
         return None
 
 
-def write_marker(checkpoint: Path, sharding: Sharding) -> None:
+def write_marker(checkpoint: Path, sharding: Sharding, inputs: dict[str, str]) -> None:
     """Let a checkpoint count. All its processes must have written their files: `RunError` if one's are not there."""
     for pattern in _needed(sharding):
         if not any(checkpoint.glob(pattern)):
@@ -103,7 +130,7 @@ def write_marker(checkpoint: Path, sharding: Sharding) -> None:
                 f"{checkpoint}: no {pattern}; output_dir must lie on a file system that all "
                 f"{sharding.world_size} process(es) share"
             )
-    marker = Marker(step=step_of(checkpoint), sharding=sharding, files=_sizes(checkpoint))
+    marker = Marker(step=step_of(checkpoint), sharding=sharding, files=_sizes(checkpoint), inputs=inputs)
     write_atomically(checkpoint / MARKER, marker.model_dump_json(indent=2))
 
 
@@ -118,18 +145,32 @@ def refuse_other_sharding(checkpoint: Path | None, sharding: Sharding) -> None:
         )
 
 
-def clear_unfinished(folder: Path) -> None:
+def refuse_other_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
+    """`RunError` if prompts or rewards are not those that a checkpoint was trained on."""
+    marker = read_marker(checkpoint)
+    before = {} if marker is None else marker.inputs
+    changed = [name for name, value in inputs.items() if before.get(name, value) != value]
+    if changed:
+        raise RunError(
+            f"{checkpoint} was trained on another content of {', '.join(changed)}; put the former content back, or "
+            "choose another output_dir"
+        )
+
+
+def clear_unfinished(folder: Path) -> list[Path]:
     """Remove what a killed run left half-saved, so that nothing of it mixes with the next save of that step."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not is_complete(checkpoint):
-            remove(checkpoint)
+    unfinished = sorted((c for c in checkpoints_in(folder) if not is_complete(c)), key=step_of)
+    for checkpoint in unfinished:
+        remove(checkpoint)
+    return unfinished
 
 
 def keep_newest(folder: Path, limit: int | None) -> None:
-    """Remove the oldest checkpoints beyond `limit` (`trainer.save_total_limit`); the newest always stays."""
-    if limit is None or limit <= 0:
+    """Remove the oldest checkpoints beyond `limit` (of `save_limit`); the newest always stays."""
+    if limit is None:
         return
-    for checkpoint in sorted(filter(is_complete, folder.glob("checkpoint-*")), key=step_of)[:-limit]:
+    assert limit > 0
+    for checkpoint in sorted(filter(is_complete, checkpoints_in(folder)), key=step_of)[:-limit]:
         remove(checkpoint)
 
 
@@ -165,7 +206,7 @@ def check_saving(fields: dict[str, Any], world_size: int, source: str) -> None:
             "(checkpoints hold the adapter and its optimizer state, not the base) or set trainer.save_strategy: 'no'"
         )
     accumulated = fields.get("gradient_accumulation_steps", 1)
-    used_for = _steps_per_generation(fields, world_size) * fields.get("num_iterations", 1)
+    used_for = steps_per_generation(fields, world_size) * fields.get("num_iterations", 1)
     if accumulated % used_for == 0 or strategy != "steps":  # the end of an epoch is the end of a batch
         return
     if used_for % accumulated:
@@ -181,13 +222,6 @@ def check_saving(fields: dict[str, Any], world_size: int, source: str) -> None:
             f"steps and cannot be restored half-used; write a multiple of {unit}, e.g. "
             f"{unit * max(1, math.ceil(save_steps / unit))}"
         )
-
-
-def _steps_per_generation(fields: dict[str, Any], world_size: int) -> int:
-    """Micro-steps in which a batch of roll-outs is used once (TRL's rule)."""
-    if fields.get("generation_batch_size") is not None:
-        return int(fields["generation_batch_size"] // (fields["per_device_train_batch_size"] * world_size))
-    return int(fields.get("steps_per_generation") or fields.get("gradient_accumulation_steps", 1))
 
 
 def _precision(config: TrainingConfig) -> str:

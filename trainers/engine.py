@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def prepare_process_group(uses_deepspeed: bool) -> dict[str, Any]:
-    """Make the process group where the stack would not; returns GRPOConfig fields that go with it."""
+def prepare_process_group(uses_deepspeed: bool, timeout_s: int) -> dict[str, Any]:
+    """Make the process group where the stack would not; returns GRPOConfig fields that go with it.
+
+    Where the stack makes it, `timeout_s` reaches it as GRPOConfig's `ddp_timeout`.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads_per_process())))
     if torch.cuda.is_available():
         return {}
@@ -36,7 +40,7 @@ def prepare_process_group(uses_deepspeed: bool) -> dict[str, Any]:
     if "RANK" not in os.environ:  # started with plain python: DeepSpeed would ask MPI for its rank
         os.environ.update(_single_process_environment())
     with patch_environment(ACCELERATE_USE_DEEPSPEED="true"):
-        PartialState(backend="gloo")
+        PartialState(backend="gloo", timeout=timedelta(seconds=timeout_s))
     return {"use_cpu": True, "accelerator_config": {"use_configured_state": True}}
 
 

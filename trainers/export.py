@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from iama.manifest import Manifest
+
 MERGE_TOLERANCE = 1e-3
 """Largest difference of fp32 logits between base + adapter and the merged model."""
 SKIPPED = ("training_args.bin", "README.md", FILE_NAME)
@@ -42,9 +44,9 @@ def export_run(
     """Export a finished run to `out`; returns what the user should know.
 
     With a public name for the base the export holds no path of this machine. `evaluation` is a folder of `iama
-    evaluate` from which the card takes what the model is worth without a sampler. With `merge` the result is a plain
-    model whose logits equal base + adapter within `MERGE_TOLERANCE`, checked. It is saved in fp32, since rounding
-    merged weights to half precision can lose a good part of a small update.
+    evaluate`, of what the run trained, from which the card takes what that is worth without a sampler. With `merge`
+    the result is a plain model whose logits equal base + adapter within `MERGE_TOLERANCE`, checked. It is saved in
+    fp32, since rounding merged weights to half precision can lose a good part of a small update.
     Raises `RunError` if the run is not finished, or if `out` is in the way.
     """
     names = names or Names()
@@ -59,12 +61,12 @@ def export_run(
     recorded = manifest
     if names.base_model is not None:
         recorded = published(manifest, names.base_model, names.rewards)
-    quality = None if evaluation is None else read_plain_quality(evaluation, manifest)
+    quality = None if evaluation is None else read_plain_quality(evaluation, run, manifest)
     temporary = temporary_name(out)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     if merge:
-        _save_merged(manifest.base_model, adapter, temporary)
+        _save_merged(manifest, adapter, temporary)
     else:
         _copy_adapter(adapter, temporary, recorded.base_model)
     (temporary / FILE_NAME).write_text(recorded.model_dump_json(indent=2), encoding="utf-8")
@@ -98,10 +100,11 @@ def _copy_adapter(adapter: Path, out: Path, base_model: str) -> None:
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _save_merged(base_path: str, adapter: Path, out: Path) -> None:
+def _save_merged(manifest: Manifest, adapter: Path, out: Path) -> None:
+    base_path, trust = manifest.base_model, {"trust_remote_code": manifest.trust_remote_code}
     check_model_dir(base_path, f"base_model in {adapter / FILE_NAME}")
     with loading(base_path, "base_model"):
-        base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32, use_safetensors=True)
+        base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32, use_safetensors=True, **trust)
     with loading(str(adapter), "adapter"):
         model = PeftModel.from_pretrained(base, adapter).eval()
     probe = torch.arange(min(32, model.config.vocab_size))[None]
@@ -109,8 +112,8 @@ def _save_merged(base_path: str, adapter: Path, out: Path) -> None:
     merged = model.merge_and_unload()
     _check_equal(expected, _logits(merged, probe), "merged in memory")
     merged.save_pretrained(out)
-    AutoTokenizer.from_pretrained(adapter).save_pretrained(out)
-    _check_equal(expected, _logits(AutoModelForCausalLM.from_pretrained(out), probe), "saved")
+    AutoTokenizer.from_pretrained(adapter, **trust).save_pretrained(out)
+    _check_equal(expected, _logits(AutoModelForCausalLM.from_pretrained(out, **trust), probe), "saved")
 
 
 @torch.inference_mode()

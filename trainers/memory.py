@@ -10,7 +10,6 @@ tensor of batch x tokens x vocabulary is among them; a roll-out holds one token'
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import warnings
@@ -26,6 +25,7 @@ from iama.environment import world_size
 from iama.models import loading
 from iama.render import render_prompt
 from iama.reward_models import reward_config
+from trainers import fields as trainer_fields
 
 if TYPE_CHECKING:
     from iama.specs import RewardSpec
@@ -103,8 +103,16 @@ def reward_bytes(spec: RewardSpec) -> float:
     return total
 
 
+def _is_beside_policy(spec: RewardSpec) -> bool:
+    """Whether a reward's memory is that of the policy: on a GPU if there is one, else the machine's."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return spec.device == "auto" or torch.device(spec.device).type == kind
+
+
 def estimate(plan: Plan, sizes: Sizes) -> Estimate:
-    """Bytes of one process of a run, on the device that it trains on: what DeepSpeed offloads is not counted."""
+    """Bytes of one process of a run, on the device that it trains on: what DeepSpeed offloads and
+    rewards on another kind of device are not counted.
+    """
     config, fields = plan.config, plan.trainer_fields
     with loading(config.policy.path, "policy.path"):
         loaded = AutoConfig.from_pretrained(config.policy.path, trust_remote_code=config.policy.trust_remote_code)
@@ -117,10 +125,11 @@ def estimate(plan: Plan, sizes: Sizes) -> Estimate:
     if config.quantization is not None:
         weights = sizes.linear * FOUR_BIT + (sizes.policy - sizes.linear) * width
     rewards = [r for c in config.objective.criteria for r in (c.proxy, c.gold) if r is not None]
+    beside = [part for spec in rewards for part in spec.parts if _is_beside_policy(part)]
     always = {
         "policy": weights * kept_share,
         "adapter and optimizer": adapter_bytes(plan, sizes),
-        "rewards": sum(reward_bytes(spec) for spec in rewards),
+        "rewards": sum(reward_bytes(part) for part in beside),
     }
     num_tokens = longest_prompt(plan) + config.sampling.max_new_tokens
     rows = int(fields["per_device_train_batch_size"])
@@ -163,8 +172,8 @@ def num_checkpoints(plan: Plan) -> int:
     elif every < 1:
         every *= steps
     made = math.ceil(steps / max(1.0, every))
-    limit = fields.get("save_total_limit")
-    return made if limit is None else min(made, int(limit) + 1)  # one more while the next is being written
+    limit = trainer_fields.save_limit(fields)
+    return made if limit is None else min(made, limit + 1)  # one more while the next is being written
 
 
 def num_steps(plan: Plan) -> int:
@@ -195,11 +204,7 @@ def _is_offloaded(zero: dict[str, Any], what: str) -> bool:
 
 def deepspeed_options(plan: Plan) -> dict[str, Any]:
     """The run's DeepSpeed configuration; empty without DeepSpeed."""
-    config = plan.trainer_fields.get("deepspeed")
-    if config is None:
-        return {}
-    loaded = json.loads(Path(config).read_text(encoding="utf-8")) if isinstance(config, str) else config
-    return dict(loaded)
+    return trainer_fields.deepspeed_options(plan.trainer_fields.get("deepspeed"))
 
 
 def longest_prompt(plan: Plan) -> int:
@@ -210,11 +215,7 @@ def longest_prompt(plan: Plan) -> int:
 
 def generations(plan: Plan) -> int:
     """Micro-batches that are rolled out together."""
-    fields = plan.trainer_fields
-    if fields.get("generation_batch_size"):
-        per_step = int(fields["per_device_train_batch_size"]) * plan.config.world_size
-        return max(1, int(fields["generation_batch_size"]) // per_step)
-    return int(fields.get("steps_per_generation") or fields.get("gradient_accumulation_steps", 1))
+    return trainer_fields.steps_per_generation(plan.trainer_fields, plan.config.world_size)
 
 
 def _rollout_bytes(text: Any, rows: int, num_tokens: int, width: int) -> dict[str, float]:
@@ -245,10 +246,12 @@ def _free_memory(path: Path = Path("/proc/meminfo")) -> float:
 
 
 def _cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """What a container may still take."""
+    """What a container may still take; files that are cached and not in use give way."""
     try:
         limit = (root / "memory.max").read_text(encoding="ascii").strip()
         used = int((root / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
+        lines = (root / "memory.stat").read_text(encoding="ascii").splitlines()
+        cached = int(dict(line.split(maxsplit=1) for line in lines)["inactive_file"])
+    except (OSError, ValueError, KeyError):
         return math.inf
-    return math.inf if limit == "max" else float(max(0, int(limit) - used))
+    return math.inf if limit == "max" else float(max(0, int(limit) - used + cached))

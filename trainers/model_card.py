@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from iama.errors import RunError
-from iama.manifest import FILE_NAME, Manifest
+from iama.manifest import FILE_NAME, Manifest, load_manifest
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
 SUMMARY = "summary.json"
 UNMEASURED = (
@@ -30,19 +32,27 @@ class PlainQuality:
     num_prompts: int
 
 
-def read_plain_quality(evaluation: Path, manifest: Manifest) -> PlainQuality:
+def read_plain_quality(evaluation: Path, run: Path, manifest: Manifest) -> PlainQuality:
     """What an evaluation says of single samples: of the trained policy, and of all references.
 
-    Raises `RunError` where the folder holds no evaluation, or one of other criteria or without a single sample.
+    Raises `RunError` where the folder holds no evaluation, or one of another policy than what `run` trained, of other
+    criteria or without a single sample.
     """
     path = evaluation / SUMMARY
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         rows = [row for row in summary["curves"] if row["method"] == "bon" and row["samples"] == 1]
         policies = [summary["trained"], *summary["references"]]
+        subject = dict(summary["config"]["policies"][summary["trained"]])
         num_prompts = int(summary["num_prompts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"--evaluation {str(evaluation)!r} holds no {SUMMARY} of `iama evaluate`") from error
+    if not _is_trained_by(run, manifest, subject):
+        model = subject.get("adapter") or subject.get("path") or subject.get("pool")
+        raise RunError(
+            f"--evaluation {str(evaluation)!r}: its {policies[0]!r} is {str(model)!r}, which is not what {str(run)!r} "
+            f"trained; give an evaluation with the adapter {str(run / 'adapter')!r} as its trained policy"
+        )
     values: dict[str, dict[str, float]] = {}
     metric: dict[str, str] = {}
     for criterion in (c.name for c in manifest.criteria):
@@ -55,6 +65,27 @@ def read_plain_quality(evaluation: Path, manifest: Manifest) -> PlainQuality:
         metric[criterion] = "gold" if all(row["gold"] is not None for row in own.values()) else "proxy"
         values[criterion] = {name: float(own[name][metric[criterion]]) for name in policies if name in own}
     return PlainQuality(policies[0], values, metric, num_prompts)
+
+
+def _is_trained_by(run: Path, manifest: Manifest, policy: Mapping[str, Any]) -> bool:
+    """Whether an evaluated policy is what a run trained, for every criterion that it was trained for.
+
+    It is the run's adapter or a copy of its weights, a model with the run's `iama.json`, or a pool that names the run.
+    """
+    changes = policy.get("by_criterion") or {}
+    adapters = {(changes.get(c.name) or {}).get("adapter") or policy.get("adapter") for c in manifest.criteria}
+    if adapters != {None}:
+        return all(name is not None and _is_same_adapter(Path(name), run / "adapter") for name in adapters)
+    if policy.get("path") is not None:
+        return load_manifest(Path(policy["path"])) == manifest
+    return [Path(folder).resolve() for folder in policy.get("training_run") or ()] == [run.resolve()]
+
+
+def _is_same_adapter(folder: Path, other: Path) -> bool:
+    if folder.resolve() == other.resolve():
+        return True
+    first, second = folder / "adapter_model.safetensors", other / "adapter_model.safetensors"
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 def model_card(manifest: Manifest, merged: bool, quality: PlainQuality | None = None) -> str:

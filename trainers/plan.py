@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,13 @@ from iama.schema import nearest
 from iama.specs import Sampling
 from trainers.checkpoints import check_saving
 from trainers.control import check_kl
+from trainers.fields import group_timeout_s, steps_per_generation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+EMBEDDINGS = ("embed_tokens", "lm_head")
+"""Modules that PEFT saves whole, base weights and all, once they are LoRA targets."""
 OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
 """GRPOConfig fields with a place of their own in the configuration."""
 NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
@@ -65,6 +69,8 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     """Check everything that can be checked early; raises one-line `IamaError`s."""
     _check_fields(config.trainer, GRPOConfig, "trainer", source)
     _check_fields(config.lora, LoraConfig, "lora", source)
+    _check_lora(config.lora, source)
+    _check_resume(config.trainer, source)
     objective = build_objective(config)
     fields = trainer_fields(config)
     objective.check(fields["num_generations"])
@@ -111,6 +117,8 @@ def trainer_fields(config: TrainingConfig) -> dict[str, Any]:
         "fp16": config.policy.dtype == "float16",
         "report_to": "none",
         "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # it logs a NaN as 0, and nobody would see it
+        "ddp_timeout": group_timeout_s(config.watch.max_phase_s),
     }
     set_elsewhere: dict[str, Any] = {"output_dir": config.output_dir, "seed": config.seed}
     set_elsewhere |= sampling_fields(config.sampling)
@@ -185,6 +193,36 @@ def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> N
             continue
 
 
+def _check_lora(lora: dict[str, Any], source: str) -> None:
+    """Refuse what trains or saves more than low-rank matrices: neither checkpoints nor exports know of it."""
+    for key, off in (("modules_to_save", None), ("bias", "none"), ("trainable_token_indices", None)):
+        if lora.get(key, off) not in (off, [], {}):
+            raise ConfigError(f"{source}: lora.{key} = {lora[key]!r} trains more than LoRA matrices; leave it out")
+    targets = lora.get("target_modules") or []
+    if isinstance(targets, str):
+        names = [name for name in EMBEDDINGS for full in (name, f"model.{name}") if re.fullmatch(targets, full)]
+    else:
+        names = [target for target in targets if target.rpartition(".")[2] in EMBEDDINGS]
+    if names:
+        raise ConfigError(
+            f"{source}: lora.target_modules names {names[0]!r}, which PEFT saves whole; "
+            "name attention and feed-forward layers only, or write all-linear"
+        )
+
+
+def _check_resume(trainer: dict[str, Any], source: str) -> None:
+    """Refuse fields that would continue a run in another way than the same command does."""
+    if trainer.get("ignore_data_skip"):
+        raise ConfigError(
+            f"{source}: trainer.ignore_data_skip lets a continued run see its first prompts again; leave it out"
+        )
+    if trainer.get("resume_from_checkpoint"):
+        raise ConfigError(
+            f"{source}: trainer.resume_from_checkpoint = {trainer['resume_from_checkpoint']!r} is not used: the same "
+            "command goes on from the newest checkpoint in output_dir; leave it out"
+        )
+
+
 def _close(key: str, known: list[str]) -> bool:
     return nearest(key, known).startswith("did you mean")
 
@@ -202,9 +240,7 @@ def _check_batch(config: TrainingConfig, fields: dict[str, Any], source: str) ->
 
 def _num_rollouts(config: TrainingConfig, fields: dict[str, Any]) -> int:
     """Roll-outs of one generation over all processes."""
-    if fields.get("generation_batch_size") is not None:
-        return int(fields["generation_batch_size"])
-    steps = fields.get("steps_per_generation") or fields.get("gradient_accumulation_steps", 1)
+    steps = steps_per_generation(fields, config.world_size)
     return int(fields["per_device_train_batch_size"] * config.world_size * steps)
 
 

@@ -58,7 +58,7 @@ class Check:
 
 def preflight(plan: Plan) -> list[Check]:
     """All lines of the checklist of a plan."""
-    checks = [Check("pass", "prompts", f"{len(plan.prompts)} of {plan.config.prompts.path}"), *_policy(plan)]
+    checks = [_prompts(plan), *_policy(plan)]
     for criterion in plan.config.objective.criteria:
         checks += _rewards(plan, criterion)
     checks += [_groups(plan), _batch(plan), *_devices(plan), _engine(plan), _tracking(plan)]
@@ -82,6 +82,15 @@ def say_and_refuse(checks: list[Check], say: Callable[[str], None]) -> None:
         )
     if failed:
         raise ConfigError(f"on the machine of process {os.environ.get('RANK')}: {failed[0].line()}")
+
+
+def _prompts(plan: Plan) -> Check:
+    """Texts reach a chat model without its template, which is seldom meant."""
+    told = f"{len(plan.prompts)} of {plan.config.prompts.path}"
+    if isinstance(plan.prompts[0]["prompt"], str) and plan.tokenizer.chat_template is not None:
+        detail = f"{told} are texts, to which the chat template of {plan.config.policy.path} is not applied"
+        return Check("warn", "prompts", detail, "write them as messages, or set prompts.system_prompt")
+    return Check("pass", "prompts", told)
 
 
 def _policy(plan: Plan) -> Iterator[Check]:
@@ -220,13 +229,22 @@ def _devices(plan: Plan) -> Iterator[Check]:
             "device",
             f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} core(s)",
         )
-    elif local is not None and int(local) > torch.cuda.device_count():
-        detail = f"{local} processes on this machine, but {torch.cuda.device_count()} GPU(s)"
-        yield Check("fail", "device", detail, "start as many processes as there are GPUs, and set world_size")
     else:
-        yield Check("pass", "device", f"{torch.cuda.get_device_name()} x {torch.cuda.device_count()}")
+        started = None if local is None else int(local)
+        yield _gpus(torch.cuda.get_device_name(), torch.cuda.device_count(), started, plan.config.world_size)
     if plan.config.policy.dtype == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         yield Check("fail", "device", "the GPU does not compute in bfloat16", "set policy.dtype: float32")
+
+
+def _gpus(name: str, num_gpus: int, num_started: int | None, world_size: int) -> Check:
+    """GPUs against processes: those that a launcher started here, else (a dry run) all those of the run."""
+    if num_started is not None and num_started > num_gpus:
+        detail = f"{num_started} processes on this machine, but {num_gpus} GPU(s)"
+        return Check("fail", "device", detail, "start as many processes as there are GPUs, and set world_size")
+    if num_started is None and world_size > num_gpus:
+        detail = f"the run needs {world_size} GPUs, this machine has {num_gpus} ({name})"
+        return Check("warn", "device", detail, "start it where they are, or lower world_size (the batch changes)")
+    return Check("pass", "device", f"{name} x {num_gpus}")
 
 
 def _engine(plan: Plan) -> Check:

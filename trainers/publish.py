@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from iama.errors import ConfigError, RunError
@@ -11,17 +12,22 @@ from iama.manifest import Manifest, ManifestCriterion
 from iama.schema import nearest, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM takes for max_lora_rank; an adapter's rank is padded up to one of them."""
+HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
+"""The revision of a model of the hub; that of a local folder has 32 digits (`iama.fingerprint`)."""
+JUDGE_URL = "http://JUDGE-HOST/v1"
+"""In the place of a judge's address, which may name a machine of a private network."""
 
 
 def published(manifest: Manifest, base_model: str, rewards: Mapping[str, str]) -> Manifest:
     """The manifest under public names: the base's, and that of every reward in `rewards` (by criterion).
 
-    A reward without one keeps the last part of its path, which tells what it was and not where. Raises `ConfigError`
-    for a name of no criterion.
+    A local reward without one keeps the last part of its path, which tells what it was and not where; a judge's address
+    becomes `JUDGE_URL`. Raises `ConfigError` for a name of no criterion.
     """
     names = [c.name for c in manifest.criteria]
     for name in rewards:
@@ -32,33 +38,44 @@ def published(manifest: Manifest, base_model: str, rewards: Mapping[str, str]) -
 
 
 def _published(criterion: ManifestCriterion, name: str | None) -> ManifestCriterion:
-    raw = criterion.model_dump(mode="json")
-    if name is not None and criterion.reward.model is None:
+    reward = criterion.reward
+    if name is not None and reward.model is None:
         raise ConfigError(
-            f"--reward-name {criterion.name}={name}: its reward is a {criterion.reward.source}, which has no hub name; "
+            f"--reward-name {criterion.name}={name}: its reward is a {reward.source}, which has no hub name; "
             "leave the option out"
         )
-    raw["reward"] = _without_folders(raw["reward"]) | ({} if name is None else {"model": name})
+    raw = criterion.model_dump(mode="json")
+    raw["reward"] = _without_places(raw["reward"], [criterion.reward_revision, *criterion.member_revisions])
+    raw["reward"] |= {} if name is None else {"model": name}
     return validate(raw, ManifestCriterion, "iama.json")
 
 
-def _without_folders(value: Any) -> Any:
-    """A copy in which every text that names something on this machine has lost its folders."""
-    if isinstance(value, dict):
-        return {key: _without_folders(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    return _last_part(value) if isinstance(value, str) else value
+def _without_places(reward: dict[str, Any], revisions: Sequence[str | None]) -> dict[str, Any]:
+    """A reward without folders and hosts, by what is recorded: what lies on this disk at this moment tells nothing.
+
+    `revisions` are the reward's, and those of an ensemble's members. A model keeps its whole name where its revision is
+    a commit of the hub.
+    """
+    found = dict(reward)
+    if reward["model"] is not None and not HUB_COMMIT.fullmatch(revisions[0] or ""):
+        found["model"] = _last_part(reward["model"])
+    if reward["function"] is not None:
+        path, colon, function = reward["function"].rpartition(":")
+        found["function"] = f"{_last_part(path)}{colon}{function}" if path.endswith(".py") else reward["function"]
+    if reward["judge"] is not None:
+        found["judge"] = reward["judge"] | {"url": JUDGE_URL}
+        for key in ("model", "prompt_file", "cache"):
+            found["judge"][key] = _last_part(reward["judge"][key])
+    if reward["ensemble"] is not None:
+        members = zip_longest(reward["ensemble"]["members"], revisions[1:])
+        public = [_without_places(member, [known]) for member, known in members]
+        found["ensemble"] = reward["ensemble"] | {"members": public}
+    return found
 
 
-def _last_part(text: str) -> str:
-    path, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
-    return f"{Path(path).name}{colon}{function}" if _is_local(path) else text
-
-
-def _is_local(text: str) -> bool:
-    """Whether a text names a file or folder of this machine."""
-    return "://" not in text and "/" in text and (Path(text).exists() or text.startswith(("/", "./", "../", "~")))
+def _last_part(path: str) -> str:
+    """Behind the last slash, of either kind."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def vllm_objections(adapter: Path) -> list[str]:

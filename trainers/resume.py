@@ -29,9 +29,10 @@ class Checkpoints(TrainerCallback):
     so that no line averages over steps of which a continued run knows only some. Frozen weights stay out of it.
     """
 
-    def __init__(self, sharding: Sharding, limit: int | None) -> None:
+    def __init__(self, sharding: Sharding, limit: int | None, inputs: dict[str, str]) -> None:
         self._sharding = sharding
         self._limit = limit
+        self._inputs = inputs
 
     def on_train_begin(
         self, _args: Any, state: Any, _control: Any, model: Any = None, train_dataloader: Any = None, **_: Any
@@ -56,7 +57,7 @@ class Checkpoints(TrainerCallback):
             folder = Path(args.output_dir)
             checkpoint = folder / f"checkpoint-{state.global_step}"
             warn_of_size(checkpoint, model, self._sharding.world_size)
-            write_marker(checkpoint, self._sharding)
+            write_marker(checkpoint, self._sharding, self._inputs)
             keep_newest(folder, self._limit)
 
 

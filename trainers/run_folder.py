@@ -37,6 +37,7 @@ PACKAGES = (
     "vllm",
     "bitsandbytes",
 )
+GIT_TIMEOUT_S = 30.0
 COLOURS = {"mean": "#777777", "value": "#0072b2", "gold": "#e69f00"}
 
 
@@ -49,12 +50,13 @@ def write_environment(folder: Path) -> None:
 
 def environment() -> dict[str, Any]:
     """When, with which command, versions and commit, and on what this process runs."""
+    changed = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "folder": str(Path.cwd()),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_changed": None if changed is None else bool(changed),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name)) is not None},
         "platform": platform.platform(),
@@ -73,11 +75,16 @@ def _version(name: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the folder the run was started in; None where there is no git or no repository."""
+    """What git says of the folder the run was started in; None without git or a repository, or where it takes long."""
     program = shutil.which("git")
     if program is None:
         return None
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603
+    try:
+        done = subprocess.run(  # noqa: S603
+            [program, *arguments], capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
@@ -85,7 +92,9 @@ def draw_plots(folder: Path, criteria: Sequence[str]) -> str:
     """Draw `plots.svg` from `metrics.jsonl`; returns a line that says where it is, or what it needs."""
     if importlib.util.find_spec("matplotlib") is None:
         return f"plots      not drawn: pip install 'iama[plots]' for {PLOTS_FILE}"
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    rows = [json.loads(line) for line in lines]
     if not rows:
         return "plots      not drawn: no step was logged"
     write_atomically(folder / PLOTS_FILE, _svg(rows, criteria))

@@ -25,7 +25,9 @@ from iama.schema import load_config
 from trainers.checkpoints import (
     clear_unfinished,
     copy_adapter,
+    inputs_of,
     last_checkpoint,
+    refuse_other_inputs,
     refuse_other_sharding,
     sharding_of,
     step_of,
@@ -79,8 +81,10 @@ def run(plan: Plan) -> None:
 
     folder = Path(plan.config.output_dir)
     checkpoint = last_checkpoint(folder)
+    if checkpoint is not None and is_main_process():  # the others need not read every reward model for this
+        refuse_other_inputs(checkpoint, inputs_of(plan))
     if checkpoint is not None and took_last_step(checkpoint):
-        _save_adapter_of(checkpoint, folder / ADAPTER, manifest(plan))
+        _save_adapter_of(checkpoint, folder / ADAPTER, plan)
     else:
         _train(plan, folder, checkpoint)
     console.print(f"adapter    {plan.config.output_dir}/{ADAPTER}")
@@ -101,10 +105,15 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / CONFIG_FILE, json.dumps(plan.config.model_dump(mode="json"), indent=2))
             write_environment(folder)
-            clear_unfinished(folder)
+            for removed in clear_unfinished(folder):
+                console.print(f"removed    {removed}, which was left unfinished")
+            if checkpoint is not None:
+                console.print(f"continues  after step {step_of(checkpoint)}, from {checkpoint}")
+        # Before the steps: of the files that train, and whatever fails costs no step.
+        described = manifest(plan) if is_main_process() else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         with watchdog.phase("save"):
-            save_final(trainer, folder / ADAPTER, manifest(plan))
+            save_final(trainer, folder / ADAPTER, described)
 
 
 def run_is_finished(config: TrainingConfig) -> bool:
@@ -141,13 +150,16 @@ def _is_of(path: Path, config: TrainingConfig) -> bool:
     return stored.model_dump(mode="json", exclude={"watch"}) == config.model_dump(mode="json", exclude={"watch"})
 
 
-def _save_adapter_of(checkpoint: Path, adapter: Path, manifest: Manifest) -> None:
+def _save_adapter_of(checkpoint: Path, adapter: Path, plan: Plan) -> None:
     """Finish a run that was killed between its last step and the end: its last checkpoint holds the adapter."""
+    from trainers.adapter import check_trained
+
     if is_main_process():
+        check_trained(checkpoint)
         temporary = temporary_name(adapter)
         shutil.rmtree(temporary, ignore_errors=True)
         copy_adapter(checkpoint, temporary)
-        (temporary / FILE_NAME).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+        (temporary / FILE_NAME).write_text(manifest(plan).model_dump_json(indent=2), encoding="utf-8")
         temporary.replace(adapter)
 
 
@@ -162,7 +174,8 @@ def manifest(plan: Plan) -> Manifest:
                 operator=c.operator,
                 weight=c.weight,
                 reward=c.proxy,
-                reward_revision=None if c.proxy.model is None else revision(c.proxy.model),
+                reward_revision=_revision(c.proxy.model),
+                member_revisions=tuple(_revision(part.model) for part in c.proxy.parts) if c.proxy.ensemble else (),
                 budget=c.parsed_operator().budget,
             )
             for c in config.objective.criteria
@@ -170,9 +183,20 @@ def manifest(plan: Plan) -> Manifest:
         estimator=config.objective.estimator,
         aggregate=config.objective.aggregate,
         sampling=config.sampling,
+        trust_remote_code=config.policy.trust_remote_code,
         seed=config.seed,
         versions={name: version(name) for name in ("iama", "torch", "transformers", "trl", "peft")},
     )
+
+
+def _revision(model: str | None) -> str | None:
+    """Which reward model it is, or None with a warning: a hub that does not answer must not cost a run."""
+    try:
+        return None if model is None else revision(model)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"{model}: {FILE_NAME} will not say which revision it is ({reason})", IamaWarning, stacklevel=2)
+        return None
 
 
 def _say_plan(plan: Plan) -> None:

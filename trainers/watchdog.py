@@ -27,6 +27,10 @@ BACKSTOP_S = 60.0
 """So much later the interpreter's own timer ends a process whose threads cannot run."""
 
 
+GRACE_S = 5.0
+"""Between the error and the end: a launcher ends all processes with the first, and each should say where it is."""
+
+
 class Watchdog:
     """Ends the process when a phase is longer than `limit_s` seconds (None: never); a context, inert outside it.
 
@@ -101,6 +105,7 @@ class Watchdog:
             flush=True,
         )
         sys.stdout.flush()
+        time.sleep(GRACE_S)
         os._exit(EXIT_CODE)
 
     def _traceback(self, name: str) -> str:
@@ -126,6 +131,11 @@ class PhaseMarks(TrainerCallback):
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         """Logging, and a checkpoint where transformers has decided on one."""
         self._watchdog.enter("save" if control.should_save else "step", state.global_step)
+
+    def on_epoch_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A checkpoint at the end of an epoch."""
+        if control.should_save:
+            self._watchdog.enter("save", state.global_step)
 
     def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """The checkpoint is there."""

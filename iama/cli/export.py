@@ -94,7 +94,7 @@ def export(
         list[str] | None, typer.Option(help="CRITERION=ORG/NAME, public name of a reward model. Repeatable.")
     ] = None,
     evaluation: Annotated[
-        Path | None, typer.Option(help="Folder of iama evaluate: the card tells quality without a sampler from it.")
+        Path | None, typer.Option(help="Folder of iama evaluate on this run: the card tells quality without a sampler.")
     ] = None,
     push_to_hub: Annotated[str | None, typer.Option(help="ORG/NAME to upload the export to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: a private repository.")] = False,

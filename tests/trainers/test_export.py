@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iama.errors import ConfigError, RunError
+from iama.errors import ConfigError, ModelError, RunError
 from iama.manifest import Manifest, ManifestCriterion, load_manifest
-from iama.specs import RewardSpec, Sampling
+from iama.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
 from trainers.export import Names, export_run
 from trainers.publish import lora_rank, push, vllm_objections
 
@@ -105,7 +107,7 @@ def test_a_killed_export_is_done_again(run, tmp_path):
     assert not (tmp_path / ".out.tmp").exists()
 
 
-def write_summary(folder: Path, gold: float | None = 0.25) -> Path:
+def write_summary(folder: Path, run: Path, gold: float | None = 0.25, **policy: object) -> Path:
     """What an evaluation of a base, linear GRPO and IAMA leaves behind, as far as a card reads it."""
     values = {"iama": gold, "base": 0.5, "grpo": 0.75}
     rows = [
@@ -114,7 +116,9 @@ def write_summary(folder: Path, gold: float | None = 0.25) -> Path:
         for n in (1, 4)
     ]
     folder.mkdir()
-    summary = {"curves": rows, "trained": "iama", "references": ["base", "grpo"], "num_prompts": 32}
+    trained = policy or {"path": "base", "adapter": str(run / "adapter")}
+    config = {"policies": {"iama": trained, "base": {"path": "base"}}}
+    summary = {"curves": rows, "trained": "iama", "references": ["base", "grpo"], "num_prompts": 32, "config": config}
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
@@ -125,7 +129,7 @@ def card(folder: Path) -> list[str]:
 
 
 def test_the_cards_first_line_is_quality_without_a_sampler(run, tmp_path):
-    evaluation = write_summary(tmp_path / "evaluation")
+    evaluation = write_summary(tmp_path / "evaluation", run)
     notes = export_run(run, tmp_path / "out", merge=False, evaluation=evaluation)
     assert card(tmp_path / "out")[0] == (
         "**Without a sampler** (one sample, mean gold reward, 32 prompts): helpful 0.250 (the untrained base 0.500, "
@@ -135,7 +139,7 @@ def test_the_cards_first_line_is_quality_without_a_sampler(run, tmp_path):
 
 
 def test_without_gold_the_card_tells_the_proxy(run, tmp_path):
-    evaluation = write_summary(tmp_path / "evaluation", gold=None)
+    evaluation = write_summary(tmp_path / "evaluation", run, gold=None)
     export_run(run, tmp_path / "out", merge=False, evaluation=evaluation)
     assert "mean proxy reward, 32 prompts): helpful 3.000" in card(tmp_path / "out")[0]
 
@@ -147,7 +151,7 @@ def test_without_an_evaluation_the_card_says_that_nothing_was_measured(run, tmp_
 
 
 def test_an_evaluation_of_other_criteria_is_refused_before_anything_is_written(run, tmp_path):
-    evaluation = write_summary(tmp_path / "evaluation")
+    evaluation = write_summary(tmp_path / "evaluation", run)
     path = evaluation / "summary.json"
     path.write_text(path.read_text().replace("helpful", "brief"))
     with pytest.raises(RunError, match="no single sample of 'iama' for the criterion 'helpful'"):
@@ -155,6 +159,99 @@ def test_an_evaluation_of_other_criteria_is_refused_before_anything_is_written(r
     with pytest.raises(RunError, match=r"holds no summary\.json"):
         export_run(run, tmp_path / "out", merge=False, evaluation=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_of_another_model_is_refused(run, tiny, tmp_path):
+    """What counts is which weights were evaluated, not where they lie or what the policy is called."""
+    export_run(run, tmp_path / "exported", merge=False)
+    merged = tmp_path / "merged"
+    export_run(run, merged, merge=True)
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    weights = other / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    base, adapter = str(tiny.policy), str(run / "adapter")
+    specialist = {"helpful": {"adapter": str(other / "adapter")}}
+    cases = {
+        "copy": ({"path": base, "adapter": str(tmp_path / "exported")}, True),
+        "merged": ({"path": str(merged), "adapter": None, "training_run": []}, True),
+        "pool": ({"pool": "iama.jsonl", "training_run": [str(run / "adapter" / "..")]}, True),
+        "other adapter": ({"path": base, "adapter": str(other / "adapter"), "training_run": [str(run)]}, False),
+        "specialist": ({"path": base, "adapter": adapter, "by_criterion": specialist}, False),
+        "base": ({"path": base, "training_run": [str(run)]}, False),
+        "nameless pool": ({"pool": "iama.jsonl"}, False),
+    }
+    for name, (policy, is_this) in cases.items():
+        evaluation = write_summary(tmp_path / f"evaluation {name}", run, **policy)
+        refusal = pytest.raises(RunError, match=r"which is not what .* trained; give an evaluation with the adapter")
+        with nullcontext() if is_this else refusal:
+            export_run(run, tmp_path / f"out {name}", merge=False, evaluation=evaluation)
+        assert (tmp_path / f"out {name}").exists() == is_this
+
+
+def test_public_names_are_those_that_the_manifest_tells_wherever_it_is_exported(run, tmp_path, monkeypatch):
+    """Relative paths of the training's folder name nothing here, and a hub's name is a folder here."""
+    judge = JudgeSpec(
+        url="http://gpu7.corp:8000/v1", model="/secret/judge", prompt_file="secret/ask.txt", cache="secret/c"
+    )
+    members = (RewardSpec(model="secret/rm-b"), RewardSpec(model="org/rm-c"))
+    rewards = {
+        "local": (RewardSpec(model="secret/rm-a"), {"reward_revision": "a" * 32}),
+        "hub": (RewardSpec(model="org/rm"), {"reward_revision": "b" * 40}),
+        "unknown": (RewardSpec(model="secret/rm-u"), {}),
+        "file": (RewardSpec(function="secret/rules.py:brief"), {}),
+        "module": (RewardSpec(function="package.module:brief"), {}),
+        "judge": (RewardSpec(judge=judge), {}),
+        "ensemble": (
+            RewardSpec(ensemble=EnsembleSpec(members=members, same_scale=True)),
+            {"member_revisions": ("a" * 32, "b" * 40)},
+        ),
+    }
+    criteria = [
+        ManifestCriterion(name=name, operator="bon(4)", weight=1.0, reward=reward, **more)
+        for name, (reward, more) in rewards.items()
+    ]
+    moved = Path(shutil.copytree(run, tmp_path / "run"))
+    recorded = load_manifest(run / "adapter").model_copy(update={"base_model": "secret/base", "criteria": criteria})
+    (moved / "adapter" / "iama.json").write_text(recorded.model_dump_json())
+    (tmp_path / "here" / "org" / "rm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    export_run(moved, tmp_path / "out", merge=False, names=Names("org/base"))
+    for file in (tmp_path / "out").iterdir():
+        for word in (b"secret/", b"corp"):
+            assert word not in file.read_bytes(), file.name
+    public = {c.name: c.reward for c in load_manifest(tmp_path / "out").criteria}
+    assert [public[name].model for name in ("local", "hub", "unknown")] == ["rm-a", "org/rm", "rm-u"]
+    assert [public[name].function for name in ("file", "module")] == ["rules.py:brief", "package.module:brief"]
+    assert [member.model for member in public["ensemble"].parts] == ["rm-b", "org/rm-c"]
+    assert (public["judge"].judge.prompt_file, public["judge"].judge.model) == ("ask.txt", "judge")
+
+
+def test_a_base_with_code_of_its_own_is_merged(tiny, tmp_path):
+    """The manifest says that the training trusted it; without that the merge is refused."""
+    base = Path(shutil.copytree(tiny.policy, tmp_path / "base"))
+    (base / "own_llama.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own_llama'\n\n\n"
+        "class OwnLlama(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    classes = {"AutoConfig": "own_llama.OwnConfig", "AutoModelForCausalLM": "own_llama.OwnLlama"}
+    config = json.loads((base / "config.json").read_text()) | {"model_type": "own_llama", "auto_map": classes}
+    (base / "config.json").write_text(json.dumps(config))
+    model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True)
+    folder = tmp_path / "run" / "adapter"
+    get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny.policy).save_pretrained(folder)
+    criterion = ManifestCriterion(name="a", operator="mean", weight=1.0, reward=RewardSpec(function="m:f"))
+    told = Manifest(
+        base_model=str(base), criteria=[criterion], estimator="auto", sampling=Sampling(), seed=0, versions={}
+    )
+    (folder / "iama.json").write_text(told.model_dump_json())
+    with pytest.raises(ModelError, match="base_model"):
+        export_run(tmp_path / "run", tmp_path / "out", merge=True)
+    (folder / "iama.json").write_text(told.model_copy(update={"trust_remote_code": True}).model_dump_json())
+    export_run(tmp_path / "run", tmp_path / "out", merge=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert type(merged).__name__ == "OwnLlama"
 
 
 @pytest.mark.parametrize("merge", [False, True])

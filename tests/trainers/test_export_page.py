@@ -88,7 +88,8 @@ def demo(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for policy in ("base", "grpo", "iama")
         for name in ("helpful", "harmless")
     ]
-    summary = {"curves": rows, "trained": "iama", "references": ["base", "grpo"], "num_prompts": 1}
+    config = yaml.safe_load((ROOT / "configs/demo-evaluate.yaml").read_text())
+    summary = {"curves": rows, "trained": "iama", "references": ["base", "grpo"], "num_prompts": 1, "config": config}
     (folder / "runs/demo/evaluation").mkdir()
     (folder / "runs/demo/evaluation/summary.json").write_text(json.dumps(summary))
     for command in blocks("bash")[0].splitlines():

@@ -309,6 +309,47 @@ def test_unknown_trainer_and_lora_keys(make_config):
     refuse(make_config(trainer__output_dir="x"), ConfigError, "'trainer.output_dir' has a place of its own")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("modules_to_save", ["lm_head"], r"modules_to_save = \['lm_head'\] trains more than LoRA matrices"),
+        ("bias", "lora_only", "bias = 'lora_only' trains more"),
+        ("trainable_token_indices", [1, 2], r"trainable_token_indices = \[1, 2\] trains more"),
+        ("target_modules", ["q_proj", "lm_head"], "target_modules names 'lm_head'"),
+        ("target_modules", ["model.embed_tokens"], "target_modules names 'model.embed_tokens'"),
+        ("target_modules", r".*(q_proj|embed_tokens)", "target_modules names 'embed_tokens'"),
+    ],
+)
+def test_lora_settings_that_save_more_than_lora(make_config, key, value, match):
+    refuse(make_config(**{f"lora__{key}": value}), ConfigError, f"^test.yaml: lora.{match}")
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"bias": "none", "modules_to_save": None, "target_modules": ["q_proj"]},
+        {"target_modules": "all-linear"},
+        {"target_modules": ".*(q|v)_proj"},
+    ],
+)
+def test_plain_lora_settings_are_accepted(make_config, lora):
+    make_plan(make_config(lora=lora), "test.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ignore_data_skip", True), ("resume_from_checkpoint", "run/checkpoint-50")]
+)
+def test_a_run_is_continued_in_one_way_only(make_config, key, value):
+    refuse(make_config(**{f"trainer__{key}": value}), ConfigError, f"^test.yaml: trainer.{key}.*leave it out")
+
+
+def test_process_groups_wait_longer_than_the_watchdog(make_config):
+    limits = {30.5: 151, 3600: 3720, None: 86400}
+    for limit, seconds in limits.items():
+        assert trainer_fields(make_config(watch={"max_phase_s": limit}))["ddp_timeout"] == seconds
+    assert trainer_fields(make_config(trainer__ddp_timeout=77))["ddp_timeout"] == 77
+
+
 def test_unknown_configuration_keys_name_the_nearest(config_file):
     with pytest.raises(ConfigError, match=r"unknown key 'promts'; did you mean 'prompts'"):
         load_config(config_file(promts="x"), TrainingConfig)

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from iama.errors import ConfigError, IamaWarning
-from trainers import memory, preflight, tokens
+from trainers import preflight, tokens
 from trainers.plan import make_plan
-from trainers.preflight import Check, say_and_refuse, size_text, stop_ids
+from trainers.preflight import Check, say_and_refuse, stop_ids
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,6 +108,40 @@ def test_without_a_generation_config_the_models_end_token_counts(make_config, ti
     plan = make_plan(make_config(policy__path=str(folder)), "test.yaml")
     loaded = AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id
     assert stop_ids(plan) == {loaded}
+
+
+def test_texts_for_a_chat_model_warn(make_config, tiny, tmp_path):
+    config = make_config(prompts={"path": str(tiny.text_prompts)})
+    check = checks_of(config)["prompts"]
+    assert check.status == "warn"
+    assert "the chat template of" in check.detail
+    assert (
+        checks_of(make_config(prompts={"path": str(tiny.text_prompts), "system_prompt": "be careful"}))[
+            "prompts"
+        ].status
+        == "pass"
+    )
+    folder = copied(tiny, tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    plain = {"prompts": {"path": str(tiny.text_prompts)}, "policy__path": str(folder)}
+    assert checks_of(make_config(**plain))["prompts"].status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "num_started", "world_size", "status", "match"),
+    [
+        (8, 8, 8, "pass", "H100 x 8"),
+        (8, 8, 16, "pass", "H100 x 8"),  # on two machines, under a launcher
+        (1, None, 1, "pass", "H100 x 1"),
+        (1, 2, 2, "fail", "2 processes on this machine, but 1 GPU"),
+        (1, None, 8, "warn", "the run needs 8 GPUs, this machine has 1"),
+    ],
+)
+def test_gpus_for_every_process(num_gpus, num_started, world_size, status, match):
+    check = preflight._gpus("H100", num_gpus, num_started, world_size)
+    assert check.status == status
+    assert match in check.detail
+    assert bool(check.remedy) == (status != "pass")
 
 
 def test_a_template_without_the_bos_that_texts_get(tiny):
@@ -214,153 +247,6 @@ def test_a_lora_that_does_not_fit(make_config):
     check = checks_of(make_config(lora__target_modules=["nope"]))["LoRA"]
     assert check.status == "fail"
     assert "nope" in check.detail
-
-
-# ------------------------------------------------------------------ memory and disk
-
-
-def test_sizes_are_those_of_the_models(make_config, tiny):
-    config = make_config(lora={"r": 4, "use_dora": True, "target_modules": "all-linear"})
-    plan = make_plan(config, "test.yaml")
-    sizes = memory.policy_sizes(plan)
-    model = AutoModelForCausalLM.from_pretrained(tiny.policy)
-    assert sizes.policy == model.num_parameters()
-    adapted = get_peft_model(model, plan.lora)
-    assert sizes.adapter == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    bytes_ = sum(
-        4 * AutoModelForSequenceClassification.from_pretrained(path).num_parameters()
-        for path in (tiny.reward, tiny.other_reward, tiny.two_headed_reward)
-    )
-    assert memory.estimate(plan, sizes).always["rewards"] == bytes_
-    assert memory.estimate(plan, sizes).always["policy"] == 4 * sizes.policy
-
-
-def test_the_parts_that_move_with_the_configuration(make_config):
-    def parts(**changes):
-        plan = make_plan(make_config(**changes), "test.yaml")
-        estimate = memory.estimate(plan, memory.policy_sizes(plan))
-        return estimate.always | estimate.rollout | estimate.step
-
-    plain, half = parts(), parts(policy__dtype="bfloat16")
-    assert half["policy"] == plain["policy"] / 2
-    assert half["KV cache"] == plain["KV cache"] / 2
-    assert parts(trainer__steps_per_generation=2)["KV cache"] == 2 * plain["KV cache"]
-    assert parts(trainer__gradient_checkpointing=True)["activations"] < plain["activations"]
-    assert parts(lora={"r": 8})["adapter and optimizer"] == 2 * plain["adapter and optimizer"]
-
-
-@pytest.mark.parametrize(
-    ("zero", "policy", "gathered", "optimizer"),
-    [
-        ({"stage": 0}, 1.0, None, 16.0),
-        ({"stage": 2}, 1.0, None, 8.0 + 12.0 / 4),
-        ({"stage": 3}, 1 / 4, 3 / 4, 8.0 + 12.0 / 4),
-        (
-            {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}},
-            None,
-            1.0,
-            8.0,
-        ),
-    ],
-)
-def test_sharding_moves_the_estimate(make_config, monkeypatch, zero, policy, gathered, optimizer):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    config = make_config(
-        world_size=4, trainer__per_device_train_batch_size=4, trainer__deepspeed="configs/deepspeed/zero3.json"
-    )
-    plan = make_plan(config, "test.yaml")
-    fields = plan.trainer_fields | {"deepspeed": {"zero_optimization": zero}}
-    plan = dataclasses.replace(plan, trainer_fields=fields)
-    sizes = memory.policy_sizes(plan)
-    estimate = memory.estimate(plan, sizes)
-    weights = 4 * sizes.policy
-    assert estimate.always.get("policy") == (None if policy is None else policy * weights)
-    assert estimate.rollout.get("policy, gathered") == (None if gathered is None else gathered * weights)
-    assert estimate.always["adapter and optimizer"] == optimizer * sizes.adapter
-
-
-def test_keys_and_values_are_counted_as_they_are_kept(make_config, tiny):
-    """Against the cache that a real forward pass leaves behind."""
-    plan = make_plan(make_config(), "test.yaml")
-    rows, width = 8, memory.longest_prompt(plan) + 6
-    model = AutoModelForCausalLM.from_pretrained(tiny.policy)
-    with torch.no_grad():
-        cache = model(input_ids=torch.ones(rows, width, dtype=torch.long), use_cache=True).past_key_values
-    kept = sum(t.numel() * 4 for layer in cache.layers for t in (layer.keys, layer.values))
-    assert memory.estimate(plan, memory.policy_sizes(plan)).rollout["KV cache"] == kept
-
-
-def test_memory_that_does_not_suffice(make_config, monkeypatch):
-    config = make_config()
-    plan = make_plan(config, "test.yaml")
-    estimate = memory.estimate(plan, memory.policy_sizes(plan))
-    for there, status in (
-        (estimate.certain - 1, "fail"),
-        (estimate.certain + 1, "warn"),
-        (estimate.peak * 1.2, "warn"),
-        (estimate.peak * 1.3, "pass"),
-    ):
-        monkeypatch.setattr(memory, "available_memory", lambda there=there: (there, "free"))
-        check = checks_of(config)["memory"]
-        assert check.status == status
-        assert "(estimate: " in check.detail
-        assert bool(check.remedy) == (status != "pass")
-
-
-def test_containers_say_what_they_may_take(tmp_path):
-    assert memory._cgroup_memory(tmp_path) == float("inf")
-    (tmp_path / "memory.current").write_text("300\n")
-    (tmp_path / "memory.max").write_text("1000\n")
-    assert memory._cgroup_memory(tmp_path) == 700
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory._cgroup_memory(tmp_path) == float("inf")
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   5 kB\n")
-    assert memory._free_memory(tmp_path / "meminfo") == 5 * 1024
-
-
-@pytest.mark.parametrize(
-    ("fields", "number"),
-    [
-        ({"save_strategy": "no"}, 0),
-        ({"save_strategy": "steps", "save_steps": 10, "max_steps": 45}, 5),
-        ({"save_strategy": "steps", "save_steps": 10, "max_steps": 45, "save_total_limit": 2}, 3),
-        ({"save_strategy": "steps", "save_steps": 0.25, "max_steps": 40}, 4),
-        ({"save_strategy": "epoch", "num_train_epochs": 3, "max_steps": -1}, 3),
-    ],
-)
-def test_checkpoints_are_counted(make_config, fields, number):
-    plan = make_plan(make_config(), "test.yaml")
-    plan = dataclasses.replace(plan, trainer_fields=plan.trainer_fields | fields)
-    assert memory.num_checkpoints(plan) == number
-
-
-def test_steps_are_those_that_trl_takes(make_config):
-    from rich.console import Console
-
-    from trainers.build import build_trainer
-
-    config = make_config(trainer__max_steps=-1, trainer__num_train_epochs=2, trainer__num_iterations=2)
-    plan = make_plan(config, "test.yaml")
-    trainer = build_trainer(plan, Console(quiet=True))
-    assert memory.num_steps(plan) == len(trainer.get_train_dataloader()) * 2
-
-
-def test_a_full_disk(make_config, monkeypatch):
-    config = make_config(trainer__save_strategy="steps", trainer__save_steps=1)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: Free(100))
-    check = checks_of(config)["disk"]
-    assert check.status == "fail"
-    assert "2 checkpoint(s)" in check.detail
-    assert "save_total_limit" in check.remedy
-
-
-@dataclasses.dataclass
-class Free:
-    free: int
-
-
-def test_sizes_for_people():
-    assert [size_text(x) for x in (512, 3 * 2**20, 1.5 * 2**30, 2**41)] == ["0.5 KiB", "3 MiB", "1.5 GiB", "2 TiB"]
 
 
 # ------------------------------------------------------------------ quantization, and the command

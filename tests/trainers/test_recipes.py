@@ -8,15 +8,27 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from trl import GRPOConfig
 
+from configs.recipes.hh_prompts import messages, preference
 from iama.config import TrainingConfig
 from iama.schema import load_config
 from scripts.estimate_recipes import RECIPES, SHAPES, figures
 from tests.conftest import make_tokenizer
 from trainers.build import build_trainer
-from trainers.plan import make_plan
+from trainers.checkpoints import check_saving
+from trainers.plan import (
+    _check_batch,
+    _check_deepspeed,
+    _check_fields,
+    _check_world_size,
+    build_objective,
+    make_plan,
+    trainer_fields,
+)
 from trainers.preflight import preflight
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +44,15 @@ TINY = {
     "max_position_embeddings": 256,
 }
 QUESTIONS = ("how to bake bread", "how to grow tomatoes", "fix a bike", "mix water then flour please")
+CHATS = [{"prompt": [{"role": "user", "content": text}]} for text in QUESTIONS]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "trl-lib/ultrafeedback-prompt": CHATS,
+    "runs/hh/prompts.jsonl": CHATS,
+    "openai/gsm8k": [{"question": text, "answer": f"so #### {i}"} for i, text in enumerate(QUESTIONS)],
+}
+"""By dataset, rows of the columns and types that it has."""
+UNSOLVED = "math-pass-at-8"
+"""A policy of random weights solves nothing: every reward is 0, all advantages are, and so is the gradient."""
 
 
 def tiny_model(name: str, folder: Path, *, is_reward: bool) -> str:
@@ -52,10 +73,7 @@ def tiny_model(name: str, folder: Path, *, is_reward: bool) -> str:
 def shrunk(recipe: Path, folder: Path) -> TrainingConfig:
     """A recipe with tiny models, four prompts of the same columns, one process and two small steps."""
     config = load_config(recipe, TrainingConfig)
-    column = config.prompts.columns.get("prompt", "prompt")
-    rows = [{column: text, "answer": f"so #### {i}"} for i, text in enumerate(QUESTIONS)]
-    if column == "prompt":
-        rows = [{"prompt": [{"role": "user", "content": text}]} for text in QUESTIONS]
+    rows = ROWS[config.prompts.path]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     models = {c.proxy.model for c in config.objective.criteria if c.proxy.model is not None}
     tiny = {name: tiny_model(name, folder, is_reward=True) for name in models}
@@ -73,6 +91,7 @@ def shrunk(recipe: Path, folder: Path) -> TrainingConfig:
         "world_size=1",
         "trainer.deepspeed=null",
         "trainer.max_steps=2",
+        "trainer.warmup_steps=0",
         f"trainer.per_device_train_batch_size={config.trainer['num_generations']}",
         "trainer.gradient_accumulation_steps=1",
         'trainer.save_strategy="no"',
@@ -87,15 +106,18 @@ def test_a_recipe_passes_its_checks_and_trains(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = make_plan(shrunk(recipe, tmp_path), str(recipe))
     assert {check.line() for check in preflight(plan) if check.status == "fail"} == set()
+    assert all(isinstance(row["prompt"], list) for row in plan.prompts), "no chat template is applied to texts"
     (tmp_path / "run").mkdir()
     trainer = build_trainer(plan, Console(quiet=True))
-    before = {name: p.clone() for name, p in trainer.model.named_parameters() if "lora_A" in name}
+    trained = [p for name, p in trainer.model.named_parameters() if "lora_B" in name]
+    assert trained
+    assert not any(p.any() for p in trained)
     trainer.train()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     for criterion in plan.config.objective.criteria:
         assert all(row["criteria"][criterion.name]["mean"] is not None for row in rows)
-    assert before
+    assert any(p.any() for p in trained) == (recipe.stem != UNSOLVED)
     assert all(p.isfinite().all() for _, p in trainer.model.named_parameters())
 
 
@@ -105,3 +127,49 @@ def test_a_header_tells_command_hardware_and_the_estimates_of_the_script(recipe)
     assert f"train_iama.py --config {recipe.relative_to(ROOT)}" in text
     assert figures(recipe).line(text) in text.splitlines()
     assert "Not run by us." in text
+
+
+@pytest.mark.parametrize("recipe", FILES, ids=NAMES)
+def test_a_recipe_as_it_stands_passes_the_plans_checks(recipe, monkeypatch):
+    """All those that need neither the models nor the prompts, with the processes that the header starts."""
+    monkeypatch.chdir(ROOT)
+    config = load_config(recipe, TrainingConfig)
+    monkeypatch.setenv("WORLD_SIZE", str(config.world_size))
+    fields, source = trainer_fields(config), str(recipe)
+    _check_fields(config.trainer, GRPOConfig, "trainer", source)
+    _check_fields(config.lora, LoraConfig, "lora", source)
+    build_objective(config).check(fields["num_generations"])
+    _check_batch(config, fields, source)
+    check_saving(fields, config.world_size, source)
+    _check_world_size(config, source)
+    _check_deepspeed(fields, source)
+    assert f"deepspeed --num_gpus {config.world_size} train_iama.py" in recipe.read_text()
+
+
+def test_a_dialogue_becomes_a_preference_in_messages():
+    start = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: a Human: b?\n\nAssistant:"
+    found = preference({"chosen": start + " yes", "rejected": start + " no\n"})
+    assert found == {
+        "prompt": [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "hello"},
+            {"role": "user", "content": "a Human: b?"},
+        ],
+        "chosen": [{"role": "assistant", "content": "yes"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    assert messages("no turns") == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [
+        ("no turns", "no turns"),
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "\n\nHuman: a\n\nAssistant: b\n\nHuman: c"),
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: other\n\nAssistant: b"),
+        ("\n\nHuman: a\n\nHuman: b", "\n\nHuman: a\n\nHuman: c"),
+        ("\n\nHuman: a\n\nAssistant: b", "\n\nHuman: a\n\nAssistant:"),
+    ],
+)
+def test_what_is_no_preference_is_left_out(chosen, rejected):
+    assert preference({"chosen": chosen, "rejected": rejected}) is None

@@ -32,6 +32,7 @@ from trainers.checkpoints import (
     clear_unfinished,
     is_complete,
     last_checkpoint,
+    read_marker,
     sharding_of,
     step_of,
     write_marker,
@@ -215,7 +216,6 @@ DAMAGE = {
     "half a marker": lambda folder: (folder / MARKER).write_text((folder / MARKER).read_text()[:40]),
     "half a file": lambda folder: os.truncate(folder / "optimizer.pt", 100),
     "a file is missing": lambda folder: (folder / "rng_state.pth").unlink(),
-    "a file too many": lambda folder: (folder / "extra.pt").write_bytes(b"torn"),
     "another step's": lambda folder: shutil.copy(folder.with_name("checkpoint-1") / MARKER, folder),
 }
 
@@ -227,7 +227,7 @@ def test_a_save_that_was_cut_short_does_not_count(checkpointed, damage):
     assert last_checkpoint(folder).name == "checkpoint-2"
     damage(folder / "checkpoint-2")
     assert last_checkpoint(folder).name == "checkpoint-1"
-    clear_unfinished(folder)
+    assert clear_unfinished(folder) == [folder / "checkpoint-2"]
     assert not (folder / "checkpoint-2").exists()
     run(make_plan(config, "test.yaml"))
     assert is_complete(folder / "checkpoint-2")
@@ -239,7 +239,52 @@ def test_a_save_that_was_cut_short_does_not_count(checkpointed, damage):
 def test_without_checkpoints_nothing_counts(tmp_path):
     assert last_checkpoint(tmp_path) is None
     assert last_checkpoint(tmp_path / "absent") is None
-    clear_unfinished(tmp_path)
+    assert clear_unfinished(tmp_path) == []
+
+
+def test_what_a_person_puts_beside_a_checkpoint_is_left_alone(checkpointed, capsys, monkeypatch):
+    config, folder = checkpointed
+    (folder / "checkpoint-2" / "notes.txt").write_text("the good one")
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-2-copy")
+    (folder / "checkpoint-best").mkdir()
+    (folder / "checkpoint-9").write_text("a file")
+    assert last_checkpoint(folder).name == "checkpoint-2"
+    (folder / "checkpoint-2" / MARKER).unlink()
+    monkeypatch.setattr("trainers.train.console", Console(soft_wrap=True))
+    run(make_plan(config, "test.yaml"))
+    told = capsys.readouterr().out
+    assert f"removed    {folder / 'checkpoint-2'}, which was left unfinished" in told
+    assert f"continues  after step 1, from {folder / 'checkpoint-1'}" in told
+    assert (folder / "checkpoint-2-copy" / "notes.txt").read_text() == "the good one"
+    assert (folder / "checkpoint-best").is_dir()
+
+
+def test_other_prompts_or_rewards_under_the_same_paths_are_refused(make_config, tiny, tmp_path):
+    """Prompts, a reward model's folder and a reward function's file."""
+    prompts, model, code = tmp_path / "prompts.jsonl", tmp_path / "reward", tmp_path / "rewards.py"
+    shutil.copy(tiny.prompts, prompts)
+    shutil.copytree(tiny.reward, model)
+    code.write_text("def length(completions, **_):\n    return [float(len(str(c))) for c in completions]\n")
+    rewards = {"helpful": {"model": str(model)}, "brief": {"function": f"{code}:length"}}
+    criteria = [{"name": name, "proxy": proxy, "operator": "bon(2)"} for name, proxy in rewards.items()]
+    config = make_config(**SAVING, trainer__max_steps=2, prompts=str(prompts), objective__criteria=criteria)
+    start_and_kill(config, 2)
+    checkpoint = last_checkpoint(Path(config.output_dir))
+    assert len(read_marker(checkpoint).inputs) == 3
+    for path, told in (
+        (prompts, f"prompts {str(prompts)!r}"),
+        (model / "chat_template.jinja", f"reward model {str(model)!r}"),
+        (code, f"reward file {str(code)!r}"),
+    ):
+        before = path.read_text()
+        lines = before.splitlines(keepends=True)
+        path.write_text("".join(lines[::-1]) if path == prompts else before + "\n# changed\n")
+        with pytest.raises(RunError, match=re.escape(f"was trained on another content of {told}; put")) as caught:
+            run(make_plan(config, "test.yaml"))
+        assert "\n" not in str(caught.value)
+        path.write_text(before)
+    run(make_plan(config, "test.yaml"))
+    assert run_is_finished(config)
 
 
 def test_files_of_every_process_must_be_there(checkpointed):
@@ -250,12 +295,12 @@ def test_files_of_every_process_must_be_there(checkpointed):
     (checkpoint / "global_step2").mkdir()
     (checkpoint / "global_step2" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
     with pytest.raises(RunError, match=r"no rng_state_1.pth; output_dir must lie on a file system that all 2 process"):
-        write_marker(checkpoint, two)
+        write_marker(checkpoint, two, {})
     (checkpoint / "rng_state_1.pth").touch()
     with pytest.raises(RunError, match=r"no global_step\*/\*zero_pp_rank_1_mp_rank_00_optim_states.pt"):
-        write_marker(checkpoint, two)
+        write_marker(checkpoint, two, {})
     (checkpoint / "global_step2" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt").touch()
-    write_marker(checkpoint, two)
+    write_marker(checkpoint, two, {})
     assert is_complete(checkpoint)
 
 
@@ -264,9 +309,9 @@ def test_old_checkpoints_go_once_the_new_one_counts(make_config, monkeypatch):
     trainer = build_trainer(make_plan(config, "test.yaml"), Console(quiet=True))
     complete_before = []
 
-    def spy(checkpoint, sharding):
+    def spy(checkpoint, sharding, inputs):
         complete_before.append(sorted(step_of(c) for c in checkpoint.parent.glob("checkpoint-*") if is_complete(c)))
-        write_marker(checkpoint, sharding)
+        write_marker(checkpoint, sharding, inputs)
 
     monkeypatch.setattr(resume, "write_marker", spy)
     trainer.train()

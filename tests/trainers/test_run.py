@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file
 
 from iama.errors import ConfigError, IamaWarning, RunError
+from iama.fingerprint import fingerprint
 from trainers.build import build_trainer, save_final
 from trainers.plan import make_plan
 from trainers.train import manifest, run, run_is_finished
@@ -44,6 +46,58 @@ def test_an_adapter_without_a_step_is_not_saved(make_config):
     with pytest.raises(RunError, match="no training step was taken"):
         save_final(trainer, Path(plan.config.output_dir) / "adapter", manifest(plan))
     assert not (Path(plan.config.output_dir) / "adapter").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_line(make_config):
+    """The second step takes the roll-outs of the first: weights that overflow would end a roll-out in another way."""
+    config = make_config(trainer__learning_rate=1e38, trainer__num_iterations=2, trainer__max_steps=4)
+    with pytest.raises(RunError, match=r"^step 2: the loss is (nan|inf|-inf); lower trainer.learning_rate$"):
+        run(make_plan(config, "test.yaml"))
+    assert [row["step"] for row in rows(config.output_dir)] == [1]
+    assert not run_is_finished(config)
+
+
+def test_a_warm_up_whose_first_step_changes_nothing_is_saved(make_config):
+    config = make_config(trainer__warmup_steps=1, trainer__save_strategy="steps", trainer__save_steps=1)
+    run(make_plan(config, "test.yaml"))
+    assert rows(config.output_dir)[0]["learning_rate"] == 0
+    folder = Path(config.output_dir)
+    zero = [
+        not any(t.any() for key, t in load_file(path / "adapter_model.safetensors").items() if "lora_B" in key)
+        for path in (folder / "checkpoint-1", folder / "adapter")
+    ]
+    assert zero == [True, False]
+
+
+def test_a_run_that_learned_nothing_saves_no_adapter(make_config):
+    """Neither at its end, nor from its last checkpoint when it is started again."""
+    config = make_config(trainer__learning_rate=0.0, trainer__save_strategy="steps", trainer__save_steps=1)
+    for _ in range(2):
+        with pytest.raises(RunError, match="every lora_B is zero"):
+            run(make_plan(config, "test.yaml"))
+        assert not run_is_finished(config)
+
+
+def test_a_hub_that_does_not_answer_costs_the_revision_only(make_config, monkeypatch, tiny):
+    def silent(path):
+        raise OSError("no answer\nfrom the hub")
+
+    monkeypatch.setattr("trainers.train.revision", silent)
+    with pytest.warns(IamaWarning, match=r"iama.json will not say which revision it is \(no answer from the hub\)"):
+        found = manifest(make_plan(make_config(), "test.yaml"))
+    assert [c.reward_revision for c in found.criteria] == [None, None]
+
+
+def test_the_manifest_knows_the_members_of_an_ensemble(make_config, tiny):
+    members = [{"model": str(model)} for model in (tiny.reward, tiny.other_reward)]
+    criterion = {
+        "name": "helpful",
+        "proxy": {"ensemble": {"members": members, "same_scale": True}},
+        "operator": "bon(2)",
+    }
+    (found,) = manifest(make_plan(make_config(objective__criteria=[criterion]), "test.yaml")).criteria
+    assert found.reward_revision is None
+    assert found.member_revisions == (fingerprint(tiny.reward), fingerprint(tiny.other_reward))
 
 
 def test_text_prompts_train_without_a_chat_template(make_config, tiny, tmp_path):

@@ -41,7 +41,7 @@ def test_a_run_folder_is_whole(make_config):
         advantages = [sample["advantage"] for sample in samples]
         assert advantages == sorted(advantages, reverse=True)
         assert list(samples[0]["rewards"]) == ["helpful", "harmless", "harmless_gold"]
-    assert rows[0]["alarms"] == ["clipped"] or rows[0]["alarms"] == []
+    assert [row["alarms"] for row in rows] == [["clipped"] if row["clipped_ratio"] > 0.2 else [] for row in rows]
     plot = (folder / "plots.svg").read_text()
     ET.fromstring(plot)
     assert all(word in plot for word in ("helpful", "harmless", "gold", "KL to the reference"))
@@ -52,6 +52,22 @@ def test_without_matplotlib_a_line_says_so(tmp_path, monkeypatch):
     told = run_folder.draw_plots(tmp_path, ["helpful"])
     assert told == "plots      not drawn: pip install 'iama[plots]' for plots.svg"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_metrics_has_no_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    for _ in range(2):
+        assert run_folder.draw_plots(tmp_path, ["helpful"]) == "plots      not drawn: no step was logged"
+        (tmp_path / "metrics.jsonl").touch()
+    assert not (tmp_path / "plots.svg").exists()
+
+
+def test_a_git_that_takes_too_long_says_nothing(monkeypatch):
+    assert isinstance(run_folder.environment()["git_changed"], bool)
+    monkeypatch.setattr(run_folder, "GIT_TIMEOUT_S", 1e-6)
+    found = run_folder.environment()
+    assert found["git_commit"] is None
+    assert found["git_changed"] is None
 
 
 def test_every_start_is_written_down(tmp_path):

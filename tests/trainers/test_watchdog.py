@@ -97,10 +97,37 @@ def test_every_process_that_waits_ends_and_names_its_phase(tmp_path):
     )
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if "error: process" in line]
-    assert told  # the launcher may end the second process as soon as the first has ended
     assert all("of step 7 for" in line for line in told)
-    phases = {"process 0": "'roll-out'", "process 1": "'reward'"}
-    assert all(phases[line.partition("error: ")[2][:9]] in line for line in told)
+    phases = {line.partition("error: ")[2][:9]: line.partition("phase ")[2].split()[0] for line in told}
+    assert phases == {"process 0": "'roll-out'", "process 1": "'reward'"}
+    assert "barrier" in (tmp_path / "hang-rank-0.txt").read_text()
+    assert "script.py" in (tmp_path / "hang-rank-1.txt").read_text()
+
+
+GROUP = """
+import torch
+from trainers.engine import leave_process_group, prepare_process_group
+from iama.environment import prepare_environment
+prepare_environment()
+prepare_process_group(uses_deepspeed=True, timeout_s=4321)
+group = torch.distributed.distributed_c10d._get_default_group()
+print("timeout", group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+leave_process_group()
+"""
+
+
+def test_the_process_group_in_force_waits_as_long_as_it_is_told():
+    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
+    done = subprocess.run(
+        [sys.executable, "-c", GROUP],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "timeout 4321.0" in done.stdout.splitlines(), done.stderr[-2000:]
 
 
 def test_phases_nest_and_each_starts_a_fresh_clock():
@@ -126,6 +153,10 @@ def test_a_save_is_known_before_it_begins():
     assert (dog.current, dog._step) == ("save", 5)
     marks.on_save(None, state, None)
     assert dog.current == "step"
+    marks.on_epoch_end(None, state, SimpleNamespace(should_save=False))
+    assert dog.current == "step"
+    marks.on_epoch_end(None, state, SimpleNamespace(should_save=True))
+    assert (dog.current, dog._step) == ("save", 5)
 
 
 class Recorder(Watchdog):

@@ -1,0 +1,178 @@
+"""What a run needs of memory and disk, by estimate, and what the checklist says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from tests.trainers.test_preflight import checks_of
+from trainers import memory, preflight
+from trainers.plan import make_plan
+from trainers.preflight import size_text
+
+
+def test_sizes_are_those_of_the_models(make_config, tiny):
+    config = make_config(lora={"r": 4, "use_dora": True, "target_modules": "all-linear"})
+    plan = make_plan(config, "test.yaml")
+    sizes = memory.policy_sizes(plan)
+    model = AutoModelForCausalLM.from_pretrained(tiny.policy)
+    assert sizes.policy == model.num_parameters()
+    adapted = get_peft_model(model, plan.lora)
+    assert sizes.adapter == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    bytes_ = sum(
+        4 * AutoModelForSequenceClassification.from_pretrained(path).num_parameters()
+        for path in (tiny.reward, tiny.other_reward, tiny.two_headed_reward)
+    )
+    assert memory.estimate(plan, sizes).always["rewards"] == bytes_
+    assert memory.estimate(plan, sizes).always["policy"] == 4 * sizes.policy
+
+
+def test_the_parts_that_move_with_the_configuration(make_config):
+    def parts(**changes):
+        plan = make_plan(make_config(**changes), "test.yaml")
+        estimate = memory.estimate(plan, memory.policy_sizes(plan))
+        return estimate.always | estimate.rollout | estimate.step
+
+    plain, half = parts(), parts(policy__dtype="bfloat16")
+    assert half["policy"] == plain["policy"] / 2
+    assert half["KV cache"] == plain["KV cache"] / 2
+    assert parts(trainer__steps_per_generation=2)["KV cache"] == 2 * plain["KV cache"]
+    assert parts(trainer__gradient_checkpointing=True)["activations"] < plain["activations"]
+    assert parts(lora={"r": 8})["adapter and optimizer"] == 2 * plain["adapter and optimizer"]
+
+
+def test_rewards_elsewhere_need_none_of_the_policys_memory(make_config, tiny, monkeypatch):
+    """`meta` is of another kind than any policy's device; an ensemble counts member by member."""
+    model = {"model": str(tiny.reward)}
+    elsewhere = {**model, "device": "meta"}
+
+    def rewards(proxy, gold=None):
+        criterion = {"name": "helpful", "proxy": proxy, "gold": gold, "operator": "bon(2)"}
+        plan = make_plan(make_config(objective__criteria=[criterion]), "test.yaml")
+        return memory.estimate(plan, memory.policy_sizes(plan)).always.get("rewards", 0)
+
+    one = rewards(model)
+    assert one > 0
+    assert rewards(elsewhere) == 0
+    assert rewards({**model, "device": "cuda:0" if torch.cuda.is_available() else "cpu"}) == one
+    assert rewards(elsewhere, gold=model) == one
+    assert rewards({"ensemble": {"members": [model, elsewhere, model], "same_scale": True}}) == 2 * one
+
+
+@pytest.mark.parametrize(
+    ("zero", "policy", "gathered", "optimizer"),
+    [
+        ({"stage": 0}, 1.0, None, 16.0),
+        ({"stage": 2}, 1.0, None, 8.0 + 12.0 / 4),
+        ({"stage": 3}, 1 / 4, 3 / 4, 8.0 + 12.0 / 4),
+        (
+            {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "cpu"}},
+            None,
+            1.0,
+            8.0,
+        ),
+    ],
+)
+def test_sharding_moves_the_estimate(make_config, monkeypatch, zero, policy, gathered, optimizer):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    config = make_config(
+        world_size=4, trainer__per_device_train_batch_size=4, trainer__deepspeed="configs/deepspeed/zero3.json"
+    )
+    plan = make_plan(config, "test.yaml")
+    fields = plan.trainer_fields | {"deepspeed": {"zero_optimization": zero}}
+    plan = dataclasses.replace(plan, trainer_fields=fields)
+    sizes = memory.policy_sizes(plan)
+    estimate = memory.estimate(plan, sizes)
+    weights = 4 * sizes.policy
+    assert estimate.always.get("policy") == (None if policy is None else policy * weights)
+    assert estimate.rollout.get("policy, gathered") == (None if gathered is None else gathered * weights)
+    assert estimate.always["adapter and optimizer"] == optimizer * sizes.adapter
+
+
+def test_keys_and_values_are_counted_as_they_are_kept(make_config, tiny):
+    """Against the cache that a real forward pass leaves behind."""
+    plan = make_plan(make_config(), "test.yaml")
+    rows, width = 8, memory.longest_prompt(plan) + 6
+    model = AutoModelForCausalLM.from_pretrained(tiny.policy)
+    with torch.no_grad():
+        cache = model(input_ids=torch.ones(rows, width, dtype=torch.long), use_cache=True).past_key_values
+    kept = sum(t.numel() * 4 for layer in cache.layers for t in (layer.keys, layer.values))
+    assert memory.estimate(plan, memory.policy_sizes(plan)).rollout["KV cache"] == kept
+
+
+def test_memory_that_does_not_suffice(make_config, monkeypatch):
+    config = make_config()
+    plan = make_plan(config, "test.yaml")
+    estimate = memory.estimate(plan, memory.policy_sizes(plan))
+    for there, status in (
+        (estimate.certain - 1, "fail"),
+        (estimate.certain + 1, "warn"),
+        (estimate.peak * 1.2, "warn"),
+        (estimate.peak * 1.3, "pass"),
+    ):
+        monkeypatch.setattr(memory, "available_memory", lambda there=there: (there, "free"))
+        check = checks_of(config)["memory"]
+        assert check.status == status
+        assert "(estimate: " in check.detail
+        assert bool(check.remedy) == (status != "pass")
+
+
+def test_containers_say_what_they_may_take(tmp_path):
+    assert memory._cgroup_memory(tmp_path) == float("inf")
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 120\nactive_file 80\n")
+    assert memory._cgroup_memory(tmp_path) == 820  # cached files that are not in use give way
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._cgroup_memory(tmp_path) == float("inf")
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   5 kB\n")
+    assert memory._free_memory(tmp_path / "meminfo") == 5 * 1024
+
+
+@pytest.mark.parametrize(
+    ("fields", "number"),
+    [
+        ({"save_strategy": "no"}, 0),
+        ({"save_strategy": "steps", "save_steps": 10, "max_steps": 45}, 5),
+        ({"save_strategy": "steps", "save_steps": 10, "max_steps": 45, "save_total_limit": 2}, 3),
+        ({"save_strategy": "steps", "save_steps": 0.25, "max_steps": 40}, 4),
+        ({"save_strategy": "epoch", "num_train_epochs": 3, "max_steps": -1}, 3),
+    ],
+)
+def test_checkpoints_are_counted(make_config, fields, number):
+    plan = make_plan(make_config(), "test.yaml")
+    plan = dataclasses.replace(plan, trainer_fields=plan.trainer_fields | fields)
+    assert memory.num_checkpoints(plan) == number
+
+
+def test_steps_are_those_that_trl_takes(make_config):
+    from rich.console import Console
+
+    from trainers.build import build_trainer
+
+    config = make_config(trainer__max_steps=-1, trainer__num_train_epochs=2, trainer__num_iterations=2)
+    plan = make_plan(config, "test.yaml")
+    trainer = build_trainer(plan, Console(quiet=True))
+    assert memory.num_steps(plan) == len(trainer.get_train_dataloader()) * 2
+
+
+def test_a_full_disk(make_config, monkeypatch):
+    config = make_config(trainer__save_strategy="steps", trainer__save_steps=1)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: Free(100))
+    check = checks_of(config)["disk"]
+    assert check.status == "fail"
+    assert "2 checkpoint(s)" in check.detail
+    assert "save_total_limit" in check.remedy
+
+
+@dataclasses.dataclass
+class Free:
+    free: int
+
+
+def test_sizes_for_people():
+    assert [size_text(x) for x in (512, 3 * 2**20, 1.5 * 2**30, 2**41)] == ["0.5 KiB", "3 MiB", "1.5 GiB", "2 TiB"]
