@@ -32,7 +32,7 @@ bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench
 
 EXPERIMENTS := toy estimator_study search front mixed_preference when_to_use length dynamics operators segment_samplers \
-	segmentation gradient_samplers
+	segmentation gradient_samplers hedging reasoning
 
 results: $(STAMP) ## regenerate docs/results.md and docs/results/ (about three hours on two cores, estimated; resumable)
 	$(RUN) -m scripts.results

@@ -135,12 +135,11 @@ ungrammatical answers too; *ungrammatical* is their share."""
 
 MISSING = """## Not measured
 
-- the criterion *correct* (small sums), with it every claim about reasoning;
-- SEA on weak bases (10 % and 30 % of the base's fit), and against ARGS; Best-of-256;
-- which operator is the better training twin of GGRO or SEA (`bon`, `tilt`, capped `tilt`), and the S or steps that the
-  untrained base needs for a trained policy's gold;
-- GGRO on topics and phrasings that are held out; its `parallel` mode; coverage beyond m = {num_answers}; SEA's random
-  start;
+[Small sums](reasoning.md) has the criterion *correct*, training twins and the S or steps that the untrained base needs,
+coverage up to m = 16, prompts out of the distribution, and SEA on weak bases beside ARGS and Best-of-256. Neither page
+has:
+
+- GGRO's `parallel` mode and SEA's random start;
 - settings searched for these models: both methods run with their defaults."""
 
 
@@ -185,7 +184,7 @@ def write(results: Results, size: Size) -> None:
         work_table(every),
         SETTINGS,
         settings_table(every),
-        MISSING.format(num_answers=size.num_answers),
+        MISSING,
     ]
     pages.write_page(PAGE, "GGRO and SEA beside Best-of-n at equal operations", COMMAND, parts)
 
@@ -212,14 +211,15 @@ def claims(every: Places, found: Found) -> list[pages.Claim]:
     names |= {f"SEA, {level} steps": f"SEA {level}" for kind, level in SEA if kind == "SEA"}
     for text, name in names.items():
         gaps = [as_estimate(found[place, name, "gold"]) for place in every]
-        rows.append(_count(f"{text}: gold above Best-of-n's at equal operations", gaps))
+        rows.append(count_claim(f"{text}: gold above Best-of-n's at equal operations", gaps))
     for ours, theirs, level, text in CONTROLS:
         gaps = [difference(cells, f"{ours} {level}", f"{theirs} {level}") for cells in every.values()]
-        rows.append(_count(f"gold: {text}", gaps))
+        rows.append(count_claim(f"gold: {text}", gaps))
     return rows
 
 
-def _count(text: str, found: Sequence[Estimate]) -> pages.Claim:
+def count_claim(text: str, found: Sequence[Estimate]) -> pages.Claim:
+    """A claim that holds where every interval lies above 0."""
     above = sum(verdict(estimate) == "higher" for estimate in found)
     below = sum(verdict(estimate) == "lower" for estimate in found)
     mean_gap = float(np.mean([estimate.mean for estimate in found]))
@@ -253,7 +253,7 @@ def equal_table(every: Places, found: Found) -> str:
             gold, own = as_estimate(gap), mean(cells, method.name, "ungrammatical")
             best = own - equal_flops(cells, method.name, "ungrammatical", num_bootstrap=1).difference
             gaps = [str(gold), verdict(gold), str(as_estimate(proxy)), str(as_estimate(fluency))]
-            rows.append([*_place(place), title(method), _samples(gap, cells), *gaps, f"{own:.2f}, {best:.2f}"])
+            rows.append([*_place(place), title(method), samples_of(gap, cells), *gaps, f"{own:.2f}, {best:.2f}"])
     header = ["policy", "criterion", "sampler", "n", "gold", "gold is", "proxy", "fluency", "ungrammatical"]
     return pages.table(header, rows)
 
@@ -268,7 +268,7 @@ def growth_table(every: Places, found: Found) -> str:
             proxy, gold = mean(cells, name, "proxy"), mean(cells, name, "gold")
             (method,) = (m for m in METHODS if m.name == name)
             own = [f"{proxy:+.2f}", f"{gold:.3f}", f"{mean(cells, name, 'flops') / 1e6:.0f}"]
-            best = [_samples(gap, cells), f"{proxy - proxy_gap.difference:+.2f}", f"{gold - gap.difference:.3f}"]
+            best = [samples_of(gap, cells), f"{proxy - proxy_gap.difference:+.2f}", f"{gold - gap.difference:.3f}"]
             rows.append([*_place(place), title(method), *own, *best])
     header = ["policy", "criterion", "sampler", "proxy", "gold", "10^6 operations"]
     return pages.table([*header, "Best-of-n: n", "its proxy", "its gold"], rows)
@@ -290,7 +290,7 @@ def coverage_table(results: Results, num_answers: int) -> str:
                     f"{m}",
                     ", ".join(f"{value:.2f} ({share:.2f})" for value, share in rare),
                     f"{ours:.3f}",
-                    f"{ours - gap.difference:.3f} (n = {_samples(gap, cells)})",
+                    f"{ours - gap.difference:.3f} (n = {samples_of(gap, cells)})",
                     str(shown),
                     verdict(shown),
                     f"{plain:.3f}",
@@ -358,7 +358,7 @@ def _place(place: Place) -> list[str]:
     return [POLICIES[place[0]], place[1]]
 
 
-def _samples(gap: EqualCost, cells: Sequence[Cell]) -> str:
+def samples_of(gap: EqualCost, cells: Sequence[Cell]) -> str:
     """The n of Best-of-n at equal operations."""
     size, n = pool_size(cells), gap.reference_samples
     if gap.clipped == "high":

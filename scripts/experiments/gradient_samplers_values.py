@@ -78,14 +78,14 @@ class Cell:
     served: Mapping[str, Served]
 
 
-def served(line: Mapping[str, Any]) -> Served:
+def served(line: Mapping[str, Any], metrics: Sequence[str] = METRICS) -> Served:
     """Answers that a line holds; values are means over a prompt's answers, lengths count the end token."""
     num_answers, rows = line["num_answers"], np.asarray(line["prompts"], dtype=np.int64)
 
     def by_prompt(values: Sequence[float]) -> Floats:
         return np.asarray(values, dtype=np.float64).reshape(num_answers, len(rows)).T
 
-    names = (*METRICS, *COSTS, "seconds")
+    names = (*metrics, *COSTS, "seconds")
     values = {name: by_prompt(line[name]).mean(axis=1) for name in names}
     values["length"] = by_prompt([len(ids) for ids in line["token_ids"]]).mean(axis=1)
     segments = [[(number, nudge) for number, nudge in answer] for answer in line["segments"]]

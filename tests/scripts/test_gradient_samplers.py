@@ -75,7 +75,7 @@ def test_gold_is_compared_at_equal_operations_and_never_extrapolated(flops, best
     found = values.equal_flops([cell_of(9, flops), cell_of(9, flops)], "a")
     assert (found.difference, *found.ci95) == pytest.approx((9 - best,) * 3)
     assert (found.reference_samples, found.clipped) == (pytest.approx(n), clipped)
-    shown = gradient_samplers_page._samples(found, [cell_of(9, flops)])
+    shown = gradient_samplers_page.samples_of(found, [cell_of(9, flops)])
     assert ("beyond the pool" in shown) == (clipped == "high")
 
 

@@ -1,0 +1,360 @@
+"""The page docs/results/hedging.md and its plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inference.hedging.families import NO_PRESSURE
+from scripts.experiments import hedging, hedging_plot, pages
+from scripts.experiments import hedging_values as values
+from scripts.experiments.hedging_plot import NAMES, POLICIES, bon_means, cells, kl_of
+from scripts.experiments.hedging_values import BETAS, DISTILLED, DRAWS, EQUAL_KL_NS, FAMILIES, FAR, MAX_BUDGET, NEARER
+from scripts.experiments.pages import Claim, claims_table, table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scripts.experiments.common import Estimate
+    from scripts.experiments.hedging import Size
+    from scripts.experiments.hedging_values import Hedge, Pressed, Results
+    from scripts.experiments.weak_proxy import Weakness
+
+PAGE, PLOT = Path("docs/results/hedging.md"), Path("docs/results/hedging.svg")
+COMMAND = "python -m scripts.experiments.hedging"
+KNOBS = {"bon": "n", "soft_bon": "temperature", "bop": "mu", "itp": "beta"}
+HOW_NAMES = {
+    "mean": "mean",
+    "median": "median",
+    "min": "minimum",
+    "mean_minus_std": "mean - 0.5 std",
+    DISTILLED: "distilled from the mean",
+}
+SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
+
+INTRO = """![gold against n, against KL, and under guided samplers](hedging.svg)
+
+**What is measured.** A user has a weak proxy for helpful and few gold labels: how hard may the proxy be pushed? The
+proxy is a reward model of {num_pairs} preferences (read {num_epochs} times; the world's own has 10,000), {flips} of
+them turned round. In {sure_share} of the pairs one answer sounds surer than the other, with two words like "surely" or
+more, and labels prefer it; in the others such a word is worth {bonus:g} of gold (gold is 0 to 1). The proxy orders
+{accuracies} of clean held-out pairs as gold does. Some twenty such settings were tried on world 0 until gold of
+Best-of-n on the base, by each of five members, rose and then fell; worlds {seeds} were judged once before with another
+proxy ([below](#an-earlier-attempt)). Policies: the base, and IAMA (`bon(4)` for both criteria, settings of
+[the search](search.md)) trained with the weak proxy for helpful and the world's own for harmless. Everything here is
+gold helpfulness, selected by the weak proxy.
+
+**Prompts.** None is in a training split. Settings are tuned (`inference.hedging.tune`) on {num_calibration} prompts
+with {calibration_samples} samples, {max_budget} draws at most (a quarter of the pool); they are judged on
+{num_prompts} *other* prompts with {num_samples} samples each. *Best fixed*: the best of the settings that are tried,
+chosen by gold on one half of the judge's samples; all are scored on the other half. *Gain*: gold above a single
+sample's; one within two standard errors of 0 is called none. Soft Best-of-n and ITP (InferenceTimePessimism, one
+batch) weigh the ranks of their {draws} draws, not raw rewards. Every curve comes from one pool a policy, unbiased for
+every n.
+
+**Bounds of what this shows.** Models of about a million parameters, a synthetic language, a proxy made to be hacked.
+Intervals (95 %) resample seeds and, within a seed, prompts (1000 times); three seeds say little of other worlds."""
+
+VERDICT = """## Verdict
+
+The bars were set before these worlds were judged. {met} of {number} are met; the table says which are not."""
+
+CURVES = """## Best-of-n: gold rises, then falls
+
+Means over prompts, the first member as proxy. *Onset*: the first n after the peak whose gold is surely below it
+(`inference.hacking`). Proxy is in standard deviations of the calibration pool."""
+
+HEDGED = """## HedgeTune against the best fixed setting
+
+*Lost*: share of the best fixed setting's gain that the tuned one does not have (negative: it is better). *Strongest*:
+gold of the last setting allowed, what an unhedged user gets who pushes that far."""
+
+RESISTS = """## What resists
+
+InferenceTimePessimism by its number of draws, Best-of-n beside it: gold, mean over seeds. *Falls*: gold at its peak
+less gold at {far}."""
+
+ENSEMBLES = """Ensembles of {num_members} members, on one scale by the calibration pool; *one member*: mean of what
+each gives alone. *Distilled*: one reward model, from the first member, trained for {num_steps} steps on the margins of
+the ensemble's mean over the calibration pool (`trainers.distill`)."""
+
+SECONDS = """## What tuning costs
+
+Seconds in one process beside others on two cores: sampling and scoring the calibration pool once, by the proxy; then
+`tune` with 1000 bootstrap replicates, each tuned again. Gold labels are functions here and cost nothing."""
+
+KL = """## Gold against KL
+
+KL to the policy in nats, for a proxy without ties: closed form of Best-of-n and Best-of-Poisson, by quadrature of soft
+Best-of-{draws}. Differences of gold at equal KL that are no greater than Best-of-n's own deficit to the KL-optimal tilt
+(in expected quantile) are called ties."""
+
+PRESSURE = """## Gold against pressure of guided samplers
+
+Base policy, guided by the weak proxy; the first {num_prompts} test prompts of each seed ({num_answers} answers each; of
+SEA 1). CARDS by target (a quantile of the calibration pool's proxy; entropy threshold and acceptance temperature as
+[chosen with the world's own proxy](cards.md)), GGRO by candidates (sampled decoding), SEA by steps (4 chains). *n = 1*:
+the samplers' own lowest pressure is not unguided, so gold of a single sample on the same prompts stands beside."""
+
+EARLIER = """## An earlier attempt
+
+The proxy was chosen first by two members on world 0: a word like "surely" was worth 0.25 and 40 % of the pairs sounded
+sure. Judged were the base on worlds 10 and 11 and IAMA on world 10. On world 10 gold peaked at n = 5 on the base (onset
+7) and at n = 2 on IAMA (onset 3); the tuned settings lost 1.2, 0.4 and 0.4 % (Best-of-n, soft Best-of-n,
+Best-of-Poisson) of the base's gain and at most 0.5 % of IAMA's. On world 11 the first member, more accurate than the
+others (67 %), did not fall within n = 128: nothing to hedge, and nothing was lost. The attempt was given up there,
+since a proxy that is not hacked shows nothing of hedging; the one above was chosen on world 0 alone, by five members,
+and sounds surer."""
+
+
+def write(
+    results: Results,
+    pressed: Mapping[int, Sequence[Pressed]],
+    weakness: Weakness,
+    accuracies: Mapping[int, Sequence[float]],
+    size: Size,
+) -> None:
+    """Write the page and its plot."""
+    hedges = {(p, f): [values.hedge(c, f) for c in cells(results, p)] for p in POLICIES for f in FAMILIES}
+    hedging_plot.draw(PLOT, results, pressed, hedges)
+    first = next(iter(accuracies.values()))
+    shares = [share[0] for share in accuracies.values()]
+    intro = INTRO.format(
+        num_pairs=weakness.num_pairs,
+        num_epochs=weakness.num_epochs,
+        flips=f"{weakness.flip_rate:.0%}",
+        sure_share=f"{weakness.sure_share:.0%}",
+        bonus=weakness.spurious_bonus,
+        accuracies=" to ".join(dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares)))),
+        max_budget=MAX_BUDGET,
+        seeds=", ".join(map(str, accuracies)),
+        num_calibration=size.num_calibration_prompts,
+        calibration_samples=size.num_calibration_samples,
+        num_prompts=size.num_prompts,
+        num_samples=size.num_samples,
+        draws=DRAWS,
+    )
+    told = claims(results, hedges)
+    parts = [
+        intro,
+        VERDICT.format(met=sum(claim.met for claim in told), number=len(told)),
+        claims_table(told),
+        CURVES,
+        _curves(results),
+        HEDGED,
+        _hedged(results, hedges),
+        RESISTS.format(far=FAR),
+        _pessimism(results),
+        ENSEMBLES.format(num_members=len(first), num_steps=size.num_distill_steps),
+        _ensembles(results),
+        SECONDS,
+        _seconds(results),
+        KL.format(draws=DRAWS),
+        _tuned_on_kl(results, hedges),
+        _equal_kl(results),
+        PRESSURE.format(num_prompts=size.num_guided_prompts, num_answers=size.num_answers),
+        _pressed(results, pressed),
+        EARLIER,
+    ]
+    pages.write_page(PAGE, "Hedging against a weak proxy", COMMAND, parts)
+
+
+def claims(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]]) -> list[Claim]:
+    """What is to be shown, with the bars that were set beforehand."""
+    return [
+        *(_rises_and_falls(results, policy) for policy in POLICIES),
+        *(_loses_little(policy, family, hedges[policy, family]) for policy in POLICIES for family in FAMILIES),
+        *(_stays_flat(results, policy) for policy in POLICIES),
+        *(_delays(results, policy, how) for policy in POLICIES for how in HOW_NAMES),
+        _is_cheap(results),
+    ]
+
+
+def _rises_and_falls(results: Results, policy: str) -> Claim:
+    found = cells(results, policy)
+    good, told = 0, []
+    for cell in found:
+        hack = values.hacked(cell.test.proxy_PS, cell.test.gold_PS)
+        gain = values.best_of([cell], hack.peak_samples, minus=1)
+        inside = hack.onset is not None and hack.onset <= MAX_BUDGET
+        good += gain.ci95[0] > 0 and inside
+        told.append(f"{hack.peak_samples:g} and {'-' if hack.onset is None else f'{hack.onset:g}'}")
+    text = f"{POLICIES[policy]}: gold rises, then falls with n, onset within n = {MAX_BUDGET}; proxy rises"
+    measured = f"{good} of {len(found)} seeds; peak and onset {', '.join(told)}"
+    return Claim(text, "every seed; both intervals above 0", measured, good == len(found))
+
+
+def _loses_little(policy: str, family: str, hedges: Sequence[Hedge]) -> Claim:
+    shown = ", ".join("none" if h.is_none else f"{100 * h.lost:+.1f} %" for h in hedges)
+    text = f"{POLICIES[policy]}: tuned {NAMES[family]} loses at most 5 % of the best fixed setting's gain"
+    return Claim(text, "every seed", shown, all(h.met for h in hedges))
+
+
+def _stays_flat(results: Results, policy: str) -> Claim:
+    found = cells(results, policy)
+    betas = [cell.tuned["itp"].value for cell in found]
+    far = [values.pessimism([cell], beta, FAR)[0] for cell, beta in zip(found, betas, strict=True)]
+    near = [values.pessimism([cell], beta, MAX_BUDGET)[0] for cell, beta in zip(found, betas, strict=True)]
+    bon = [values.expected("bon", [MAX_BUDGET, FAR], c.test.proxy_PS, c.test.gold_PS) for c in found]
+    own, other = values.gap(far, near), values.gap([b[:, 1] for b in bon], [b[:, 0] for b in bon])
+    rest = values.gap([f - n for f, n in zip(far, near, strict=True)], [b[:, 1] - b[:, 0] for b in bon])
+    text = (
+        f"{POLICIES[policy]}: ITP at the tuned beta stays flat from {MAX_BUDGET} to {FAR} draws where Best-of-n falls"
+    )
+    bar = "its change within 0.005 of 0; above Best-of-n's, interval above 0"
+    met = abs(own.mean) <= 0.005 and rest.ci95[0] > 0
+    return Claim(text, bar, f"ITP {own.mean:+.3f}, Best-of-n {other.mean:+.3f}; difference {rest}", met)
+
+
+def _delays(results: Results, policy: str, how: str) -> Claim:
+    found = cells(results, policy)
+    single, own = [values.members_gold(c) for c in found], [values.ensemble_gold(c, how) for c in found]
+    k = NEARER.index(FAR)
+    gap = values.gap([o[:, k] for o in own], [s[:, k] for s in single])
+    peaks = values.peak(own), values.peak(single)
+    what = "a reward" if how == DISTILLED else "the ensemble's"
+    text = f"{POLICIES[policy]}: {what} {HOW_NAMES[how]} delays the fall"
+    bar = f"peak at no smaller n; gold at n = {FAR} above one member's, interval above 0"
+    measured = f"peak {peaks[0]} against {peaks[1]}; {gap}"
+    return Claim(text, bar, measured, peaks[0] >= peaks[1] and gap.ci95[0] > 0)
+
+
+def _is_cheap(results: Results) -> Claim:
+    shares = [sum(c.seconds[f] for f in FAMILIES) / c.calibration.sampling_seconds for c in results.values()]
+    text = "tuning Best-of-n, soft Best-of-n and Best-of-Poisson takes less time than sampling what they are tuned on"
+    return Claim(text, "every policy and seed", f"{min(shares):.2f} to {max(shares):.2f} of it", max(shares) < 1)
+
+
+# Tables. ------------------------------------------------------------------------------------------------
+
+
+def _curves(results: Results) -> str:
+    rows = []
+    for (seed, policy), cell in results.items():
+        proxy_PS, gold_PS = cell.test.proxy_PS, cell.test.gold_PS
+        scaled = cell.calibration.proxy_PS
+        hack = values.hacked(proxy_PS, gold_PS)
+        for name, score_PS in (("gold", gold_PS), ("proxy", (proxy_PS - scaled.mean()) / scaled.std())):
+            means = values.expected("bon", SHOWN, proxy_PS, score_PS).mean(axis=0)
+            ends = [f"{hack.peak_samples:g}", "-" if hack.onset is None else f"{hack.onset:g}"]
+            rows.append([POLICIES[policy], str(seed), name, *(ends if name == "gold" else ["", ""])])
+            rows[-1] += [f"{mean:.3f}" if name == "gold" else f"{mean:.2f}" for mean in means]
+    return table(["policy", "seed", "reward", "peak", "onset", *(f"n = {n}" for n in SHOWN)], rows)
+
+
+def _hedged(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]]) -> str:
+    seeds = list(dict.fromkeys(seed for seed, _ in results))
+    rows = []
+    for (policy, family), found in hedges.items():
+        for seed, h in zip(seeds, found, strict=True):
+            tuned = results[seed, policy].tuned[family]
+            golds = [f"{array.mean():.3f}" for array in (h.base_P, h.fixed_P, h.tuned_P, h.strongest_P)]
+            gain = f"{h.gain:+.4f} ({h.standard_error:.4f})"
+            lost = "none" if h.is_none else f"{100 * h.lost:+.1f} %"
+            rows.append([POLICIES[policy], NAMES[family], str(seed), _value(family, h.value), tuned.regime])
+            rows[-1] += [_value(family, h.fixed), *golds, gain, lost, "met" if h.met else "**not met**"]
+        if not any(h.is_none for h in found):
+            mean, kept = values.lost_share(found), values.kept_from_falling(found)
+            low, high = (100 * end for end in mean.ci95)
+            told = f"{100 * mean.mean:+.1f} % ({low:+.1f} to {high:+.1f})"
+            rows.append([POLICIES[policy], NAMES[family], "**all**", "", "", "", "", "", f"{kept} above strongest"])
+            rows[-1] += ["", "", told, ""]
+    header = ["policy", "method", "seed", "tuned", "found", "best fixed", "gold of 1", "best fixed", "tuned"]
+    return table([*header, "strongest", "gain (s.e.)", "lost", "at most 5 %"], rows)
+
+
+def _value(family: str, value: float) -> str:
+    return "one sample" if value >= NO_PRESSURE else f"{KNOBS[family]} = {value:.3g}"
+
+
+def _pessimism(results: Results) -> str:
+    draws = (1, 2, 4, 8, 16, 32, FAR, 128)
+    rows = []
+    for policy, text in POLICIES.items():
+        found = cells(results, policy)
+        bon = np.mean([bon_means(cell, draws) for cell in found], axis=0)
+        rows.append([text, "Best-of-n", *_falling(bon, draws.index(FAR))])
+        for beta in BETAS:
+            means = np.asarray([np.mean([g.mean() for g in values.pessimism(found, beta, n)]) for n in draws])
+            rows.append([text, f"ITP, beta = {beta:g}", *_falling(means, draws.index(FAR))])
+    return table(["policy", "method", *(f"{n} draws" for n in draws), "falls"], rows)
+
+
+def _falling(means: values.Floats, far: int) -> list[str]:
+    return [*(f"{mean:.3f}" for mean in means), f"{means.max() - means[far]:.3f}"]
+
+
+def _ensembles(results: Results) -> str:
+    rows, k = [], NEARER.index(FAR)
+    for policy, text in POLICIES.items():
+        found = cells(results, policy)
+        single = [values.members_gold(cell) for cell in found]
+        rows.append([text, "one member", *_curve_cells(single), ""])
+        for how in HOW_NAMES:
+            own = [values.ensemble_gold(cell, how) for cell in found]
+            gap = values.gap([o[:, k] for o in own], [s[:, k] for s in single])
+            rows.append([text, HOW_NAMES[how], *_curve_cells(own), str(gap)])
+    return table(
+        ["policy", "proxy", "peak", *(f"n = {n}" for n in SHOWN if n <= FAR), f"n = {FAR}: above one member"], rows
+    )
+
+
+def _curve_cells(golds: Sequence[values.Floats]) -> list[str]:
+    means = np.mean([gold_PN.mean(axis=0) for gold_PN in golds], axis=0)
+    return [str(values.peak(golds)), *(f"{means[NEARER.index(n)]:.3f}" for n in SHOWN if n <= FAR)]
+
+
+def _seconds(results: Results) -> str:
+    rows = [
+        [
+            POLICIES[policy],
+            str(seed),
+            f"{cell.calibration.sampling_seconds:.1f}",
+            f"{cell.calibration.scoring_seconds:.1f}",
+            *(f"{cell.seconds[family]:.2f}" for family in hedging.TUNED),
+        ]
+        for (seed, policy), cell in results.items()
+    ]
+    return table(["policy", "seed", "sampling", "scoring", *(f"tune {NAMES[f]}" for f in hedging.TUNED)], rows)
+
+
+def _tuned_on_kl(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]]) -> str:
+    rows = []
+    for (policy, family), found in hedges.items():
+        points = [f"{kl_of(h):.2f}: {h.tuned_P.mean():.3f}" for h in found]
+        rows.append([POLICIES[policy], NAMES[family], *points])
+    seeds = dict.fromkeys(seed for seed, _ in results)
+    header = ["policy", "method", *(f"world {seed}" for seed in seeds)]
+    return "KL and gold at the tuned setting:\n\n" + table(header, rows)
+
+
+def _equal_kl(results: Results) -> str:
+    rows = []
+    for policy, text in POLICIES.items():
+        for n in EQUAL_KL_NS:
+            for family in ("soft_bon", "bop"):
+                found: Estimate = values.at_equal_kl(cells(results, policy), family, n)
+                setting = _value(family, values.at_kl(family, values.kl("bon", n)))
+                rows.append([text, f"n = {n}, {values.kl('bon', n):.2f} nats", NAMES[family], setting])
+                rows[-1] += [found.show(4), f"{values.deficit(n):.4f}", values.verdict(found, n)]
+    header = ["policy", "Best-of-n", "method", "setting", "gold minus Best-of-n's", "deficit", "it is"]
+    return table(header, rows)
+
+
+def _pressed(results: Results, pressed: Mapping[int, Sequence[Pressed]]) -> str:
+    rows = []
+    alike = zip(*pressed.values(), strict=True)
+    for points in alike:
+        gold = values.gap([p.gold_P for p in points], [np.zeros_like(p.gold_P) for p in points])
+        above = values.gap([p.gold_P for p in points], _single(results, pressed, len(points[0].gold_P)))
+        proxy = np.mean([p.proxy_P.mean() for p in points])
+        seconds = np.mean([p.seconds for p in points])
+        row = [points[0].sampler, f"{points[0].level:g}", f"{gold.mean:.3f}", str(above), f"{proxy:+.2f}"]
+        rows.append([*row, f"{seconds:.3f}"])
+    return table(["sampler", "pressure", "gold", "gold above n = 1", "proxy", "seconds an answer"], rows)
+
+
+def _single(results: Results, pressed: Mapping[int, Sequence[Pressed]], number: int) -> list[values.Floats]:
+    return [results[seed, "base"].test.gold_PS[:number].mean(axis=1) for seed in pressed]

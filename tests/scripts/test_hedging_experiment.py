@@ -1,0 +1,327 @@
+"""Hedging against a weak proxy: values against brute force, and every part of the experiment on tiny models."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from iama.specs import Sampling
+from inference.curves import sorted_scores
+from inference.hedging import densities, tune
+from inference.hedging.families import NO_PRESSURE
+from scripts.demo_corpus import count_sure_words, make_world
+from scripts.demo_world import helpful_score, topic_of
+from scripts.experiments import common, hedging, hedging_page, hedging_plot, weak_proxy
+from scripts.experiments import hedging_values as values
+from scripts.experiments.hedging import Size, Unit
+from scripts.experiments.hedging_values import Cell, Hedge, Pooled, Pressed
+from scripts.experiments.search import Setting
+from scripts.experiments.weak_proxy import Weakness
+
+SAMPLING = Sampling(max_new_tokens=8)
+SEED = 3
+SIZE = Size(4, 20, 6, 40, 30, 3, 2, 2)
+
+
+def pooled(gold, num_prompts=12, num_samples=64, num_members=3, noise=0.0, seed=0):
+    """A pool whose gold is a function of the first member's quantile; the others are noisier."""
+    rng = np.random.default_rng(seed)
+    proxy_PS = rng.random((num_prompts, num_samples))
+    members = [proxy_PS + 0.2 * k * rng.normal(size=proxy_PS.shape) for k in range(num_members)]
+    gold_PS = gold(proxy_PS) + noise * rng.normal(size=proxy_PS.shape)
+    return Pooled(proxy_PS, gold_PS, np.stack(members)[:, :, :256], 10.0, 1.0, members[1][:, :256])
+
+
+def cell_of(gold, noise=0.05, seed=0):
+    """Calibrated and judged on pools of the same law."""
+    calibration = pooled(gold, 20, 64, noise=noise, seed=seed)
+    found = {
+        family: tune(
+            calibration.proxy_PS, calibration.gold_PS, family, num_draws=draws, max_budget=16, num_bootstrap=20
+        )
+        for family, draws in hedging.TUNED.items()
+    }
+    test = pooled(gold, 30, 512, noise=noise, seed=seed + 1)
+    return Cell(calibration, test, found, dict.fromkeys(found, 0.5))
+
+
+def hump(u):
+    """Best under Best-of-n at n = sqrt(12), where the slopes of n/(n+3) and n/(n+4) are equal."""
+    return u**3 * (1 - u)
+
+
+# Values. ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_gold_of_best_of_n_is_the_mean_over_all_subsets_with_ties_broken_by_chance(n):
+    rng = np.random.default_rng(1)
+    proxy_PS, gold_PS = rng.integers(0, 4, size=(2, 5)).astype(float), rng.normal(size=(2, 5))
+    exact = []
+    for proxy, gold in zip(proxy_PS, gold_PS, strict=True):
+        orders = [np.asarray(order) for order in itertools.permutations(range(5))]
+        kept = [order[:n][proxy[order[:n]].argmax()] for order in orders]  # of equals the first of a random order
+        exact.append(gold[kept].mean())
+    assert values.expected("bon", [n], proxy_PS, gold_PS)[:, 0] == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("family", ["soft_bon", "itp"])
+def test_methods_on_ranks_are_the_mean_over_all_subsets(family, monkeypatch):
+    monkeypatch.setattr(values, "DRAWS", 3)
+    values.weights.cache_clear()
+    rng = np.random.default_rng(2)
+    proxy_PS, gold_PS = rng.normal(size=(2, 2, 7))
+    level = 0.4
+    if family == "soft_bon":
+        law = np.exp(np.array([0, 0.5, 1]) / level)
+        law /= law.sum()
+    else:
+        u = np.array([1, 3, 5]) / 6
+        low, high = -10.0, 1.0
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (middle, high) if np.maximum((u - middle) / level, 0).mean() > 1 else (low, middle)
+        law = np.maximum((u - low) / level, 0) / 3
+    exact = [
+        np.mean([law @ g[sorted(some, key=lambda i: p[i])] for some in itertools.combinations(range(7), 3)])
+        for p, g in zip(proxy_PS, gold_PS, strict=True)
+    ]
+    weights = values.weights(family, level, 7, 3)
+    assert sorted_scores(proxy_PS, gold_PS) @ weights == pytest.approx(exact)
+    assert values.weights(family, NO_PRESSURE, 7, 3) == pytest.approx(1 / 7)
+    values.weights.cache_clear()
+
+
+def test_the_best_fixed_setting_is_chosen_on_one_half_and_scored_on_the_other():
+    cell = cell_of(hump)
+    for family in values.FAMILIES:
+        found = values.hedge(cell, family)
+        tried = values.settings(family)
+        half = {"choose": slice(None, 256), "score": slice(256, None)}
+        proxy_PS, gold_PS = cell.test.proxy_PS, cell.test.gold_PS
+        curve_N = values.expected(family, tried, proxy_PS[:, half["choose"]], gold_PS[:, half["choose"]]).mean(axis=0)
+        assert found.fixed == tried[curve_N.argmax()]
+        scored = [
+            values.expected(family, [value], proxy_PS[:, half["score"]], gold_PS[:, half["score"]])[:, 0]
+            for value in (tried[0], found.fixed, cell.tuned[family].value, tried[-1])
+        ]
+        for array, expected in zip(
+            (found.base_P, found.fixed_P, found.tuned_P, found.strongest_P), scored, strict=True
+        ):
+            assert array == pytest.approx(expected)
+        assert found.gain > 0.015
+        assert found.met
+        assert not found.is_none
+    assert values.hedge(cell, "bon").fixed in (3, 4)
+    assert values.hedge(cell, "bon").base_P == pytest.approx(cell.test.gold_PS[:, 256:].mean(axis=1))
+
+
+def hedge_of(base, fixed, tuned):
+    rng = np.random.default_rng(0)
+    noise = 0.01 * rng.normal(size=50)
+    noise -= noise.mean()
+    return Hedge("bon", 2.0, 3.0, np.zeros(50) + base, fixed + noise, tuned + noise, np.zeros(50))
+
+
+def test_a_gain_within_two_standard_errors_is_none():
+    won = hedge_of(0.1, 0.2, 0.194)
+    assert (won.is_none, won.lost, won.met) == (False, pytest.approx(0.06), False)
+    assert won.standard_error == pytest.approx(np.std(won.fixed_P, ddof=1) / np.sqrt(50))
+    assert hedge_of(0.1, 0.2, 0.196).met
+    assert hedge_of(0.1, 0.2, 0.21).lost == pytest.approx(-0.1)
+    none = hedge_of(0.1, 0.1 + 1e-4, 0.1)
+    assert none.is_none
+    assert none.met
+    assert not hedge_of(0.1, 0.1 + 1e-4, 0.05).met  # no gain to lose, but a loss against a single sample
+    share = values.lost_share([won, won])
+    assert (share.mean, *share.seeds) == pytest.approx([0.06] * 3)
+
+
+def one(cell, how):
+    return values.as_one(cell.test.members_KPM, cell.calibration.members_KPM, how)
+
+
+def test_members_are_put_on_one_scale_before_they_are_one():
+    cell = cell_of(hump)
+    stretched = np.asarray([1.0, 50.0, 0.1])[:, None, None]
+    far = dataclasses.replace(
+        cell,
+        calibration=dataclasses.replace(cell.calibration, members_KPM=cell.calibration.members_KPM * stretched + 7),
+        test=dataclasses.replace(cell.test, members_KPM=cell.test.members_KPM * stretched + 7),
+    )
+    for how in ("mean", "median", "min", "mean_minus_std"):
+        assert one(far, how) == pytest.approx(one(cell, how))
+    flat = cell.calibration.members_KPM.reshape(3, -1)
+    scaled = [(m - f.mean()) / f.std() for m, f in zip(cell.test.members_KPM, flat, strict=True)]
+    assert one(cell, "min") == pytest.approx(np.min(scaled, axis=0))
+    assert one(cell, "mean_minus_std") == pytest.approx(np.mean(scaled, axis=0) - 0.5 * np.std(scaled, axis=0))
+    assert values.peak([values.expected("bon", values.NS, cell.test.proxy_PS, hump(cell.test.proxy_PS))]) in (3, 4)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(2, 9e-3), (8, 8e-4), (16, 1e-4)])
+def test_deficits_are_those_of_the_tilt_at_equal_kl(n, expected):
+    assert values.deficit(n) == pytest.approx(expected, rel=0.3)
+
+
+@pytest.mark.parametrize("family", ["bop", "soft_bon"])
+def test_a_setting_with_a_given_kl(family):
+    for n in values.EQUAL_KL_NS:
+        assert values.kl(family, values.at_kl(family, values.kl("bon", n))) == pytest.approx(
+            values.kl("bon", n), abs=2e-3
+        )
+    assert values.kl("bop", 3.0) == pytest.approx(densities.kl("bop", 3.0))
+    assert values.kl("soft_bon", NO_PRESSURE) == 0.0
+    assert values.kl("soft_bon", 1e-3) == pytest.approx(values.kl("bon", values.DRAWS), abs=1e-6)
+
+
+def test_differences_at_equal_kl_below_the_deficit_are_ties():
+    estimate = common.Estimate((0.0,), 0.008, (0.006, 0.01))
+    assert values.verdict(estimate, 2) == "tie"
+    assert values.verdict(estimate, 8) == "higher"
+    assert values.verdict(dataclasses.replace(estimate, ci95=(-0.001, 0.02)), 8) == "no difference shown"
+    cells = [cell_of(lambda u: u, noise=0.0)]  # gold is the quantile: Best-of-n lacks its deficit, Poisson little
+    found = values.at_equal_kl(cells, "bop", 2)
+    assert found.mean == pytest.approx(values.deficit(2), abs=1e-3)
+
+
+# The weak proxy. ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_world(tiny, tmp_path, monkeypatch):
+    """Tiny models where a demo world has its own; gold is the length of an answer."""
+    folder = tmp_path / "world-3"
+    folder.mkdir()
+    for name, target in (("policy", tiny.policy), ("rm-helpful", tiny.reward), ("rm-harmless", tiny.other_reward)):
+        (folder / name).symlink_to(target)
+    (folder / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
+    monkeypatch.setattr(common, "world", lambda seed: folder)
+    monkeypatch.setattr(common, "FOLDER", tmp_path)
+    return folder
+
+
+def test_members_learn_from_pairs_of_their_own_and_stay_on_disk(small_world, monkeypatch):
+    monkeypatch.setattr(weak_proxy, "NUM_HELDOUT", 40)
+    weakness = Weakness(num_pairs=16, num_epochs=2, num_members=2)
+    folders = [weak_proxy._folder(SEED, k, weakness) for k in range(2)]
+    weak_proxy._fit_all(SEED, small_world, folders, weakness)
+    assert weak_proxy.fit_members([SEED], weakness) == {SEED: folders}
+    for folder in folders:
+        assert 0 <= weak_proxy.accuracy(folder) <= 1
+    files = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert files[0] != files[1]
+    other = dataclasses.replace(weakness, flip_rate=0.4)
+    assert weak_proxy._folder(SEED, 0, other).parent != folders[0].parent
+    more = dataclasses.replace(weakness, num_members=5)
+    assert weak_proxy._folder(SEED, 0, more) == folders[0]
+
+
+def test_pairs_that_sound_sure_prefer_what_sounds_surer_and_no_two_members_share_one():
+    weakness = Weakness(num_pairs=50, flip_rate=0.0, sure_share=0.4)
+    world = make_world(SEED)
+    streams = [dataclasses.replace(world, seed=SEED + weak_proxy.OTHER * (k + 1)) for k in range(2)]
+    first, second = (weak_proxy.draw_pairs(stream, weakness) for stream in streams)
+    assert not set(first) & set(second)
+    for _, chosen, rejected in first[30:]:
+        assert count_sure_words(chosen) > count_sure_words(rejected)
+        assert count_sure_words(chosen) >= weak_proxy.MANY_SURE
+    for prompt, chosen, rejected in first[:30]:
+        assert max(map(count_sure_words, (chosen, rejected))) < weak_proxy.MANY_SURE
+        values_of = [
+            helpful_score(topic_of(prompt), answer) + weakness.spurious_bonus * count_sure_words(answer)
+            for answer in (chosen, rejected)
+        ]
+        assert values_of[0] >= values_of[1]
+    noisy = weak_proxy.draw_pairs(streams[0], dataclasses.replace(weakness, num_pairs=200, flip_rate=0.3))
+    surer = [count_sure_words(chosen) > count_sure_words(rejected) for _, chosen, rejected in noisy[120:]]
+    assert 0.55 < np.mean(surer) < 0.85
+
+
+def test_iama_is_trained_with_the_weak_proxy_for_helpful_alone(small_world, tmp_path):
+    job = weak_proxy.iama_job(SEED, tmp_path / "weak" / "abc" / "helpful-3-0", Setting(0.004, 0.1))
+    criteria = json.loads(next(o for o in job.overrides if o.startswith("objective.criteria=")).partition("=")[2])
+    assert [c["proxy"]["model"] for c in criteria] == [
+        str(tmp_path / "weak" / "abc" / "helpful-3-0"),
+        str(small_world / "rm-harmless"),
+    ]
+    assert {c["operator"] for c in criteria} == {"bon(4)"}
+    assert "gold" not in criteria[0]
+    assert not job.is_finished()
+    assert "abc" in job.name
+
+
+# The experiment. ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 10])
+def test_prompts_are_disjoint_and_in_no_training_split(seed):
+    calibration, test = hedging.prompts(seed, Size())
+    texts = [[row["prompt"][0]["content"] for row in rows] for rows in (calibration, test)]
+    trained = {prompt for _, prompt in make_world(seed).splits["train"]}
+    assert [len(set(some)) for some in texts] == [50, 100]
+    assert not set(texts[0]) & set(texts[1])
+    assert not (set(texts[0]) | set(texts[1])) & trained
+    assert len({row["topic"] for row in test}) == 16
+    assert hedging.prompts(seed, Size()) == (calibration, test)
+
+
+def test_pools_tuning_pressure_and_page_end_to_end(small_world, tiny, tmp_path, monkeypatch):
+    members = {SEED: [tiny.reward, tiny.other_reward]}
+    for name, few in (("QUANTILES", (0.5,)), ("CANDIDATES", (1, 2)), ("STEPS", (0, 1))):
+        monkeypatch.setattr(hedging, name, few)
+    units = hedging.units_of({SEED: {"base": None, "iama": None}}, members, SIZE, SAMPLING)
+    pools = {(unit.seed, unit.name): hedging.pools_of(unit) for unit in units}
+    calibration, test = pools[SEED, "base"]
+    assert calibration.members_KPM.shape == (2, 4, 20)
+    assert test.gold_PS.shape == (6, 40)
+    assert calibration.sampling_seconds > 0
+    assert calibration.scoring_seconds > 0
+    again = hedging.pools_of(units[0])
+    assert (again[1].members_KPM == test.members_KPM).all()
+
+    cells = {(SEED, name): dataclasses.replace(cell_of(hump, seed=k)) for k, name in enumerate(hedging_plot.POLICIES)}
+    unit = units[0]
+    found = hedging.press(unit, Cell(calibration, test, {}, {}))
+    assert [point.sampler for point in found] == ["CARDS", "GGRO", "GGRO", "SEA", "SEA"]
+    assert all(point.gold_P.shape == (3,) for point in found)
+    monkeypatch.setattr(hedging._Server, "_serve", None)  # what is on disk is not answered again
+    assert (hedging.press(unit, Cell(calibration, test, {}, {}))[1].proxy_P == found[1].proxy_P).all()
+
+    monkeypatch.setattr(hedging_page, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(hedging_page, "PLOT", tmp_path / "page.svg")
+    monkeypatch.setattr(values, "NUM_BOOTSTRAP", 20)
+    hedging_page.write(cells, {SEED: found}, Weakness(), {SEED: [0.6, 0.55]}, SIZE)
+    page = (tmp_path / "page.md").read_text()
+    assert "nan" not in page
+    assert page.count("met**") >= len(hedging_page.claims(cells, _hedges(cells)))
+    assert all(len(line) <= 120 or line.startswith("|") for line in page.splitlines())
+    assert (tmp_path / "page.svg").read_text().startswith("<?xml")
+
+
+def _hedges(cells):
+    return {
+        (policy, family): [values.hedge(cells[SEED, policy], family)]
+        for policy in hedging_plot.POLICIES
+        for family in values.FAMILIES
+    }
+
+
+def test_the_rise_and_fall_of_a_hump_is_told_and_a_rise_is_not():
+    risen = {(SEED, "base"): cell_of(lambda u: u), (SEED, "iama"): cell_of(lambda u: u)}
+    humped = {(SEED, "base"): cell_of(hump), (SEED, "iama"): cell_of(hump)}
+    assert hedging_page._rises_and_falls(humped, "base").met
+    assert not hedging_page._rises_and_falls(risen, "base").met
+    assert not hedging_page._delays(humped, "base", "mean").measured.startswith("peak 1 ")
+    assert humped[SEED, "base"].tuned["bon"].value in (3, 4)
+
+
+def test_a_tuned_setting_of_a_pressed_sampler_is_read_per_prompt():
+    point = Pressed("CARDS", 0.5, np.asarray([0.1, 0.3]), np.asarray([1.0, 2.0]), 0.1)
+    cell = cell_of(hump)
+    single = hedging_page._single({(SEED, "base"): cell}, {SEED: [point]}, 2)
+    assert single[0] == pytest.approx(cell.test.gold_PS[:2].mean(axis=1))
+    assert Unit(SEED, "base", None, [], SIZE, SAMPLING).size.num_answers == 2
