@@ -35,7 +35,8 @@ class GradientFigures:
     """Counts of the first round of GGRO, and seconds of each pair.
 
     `ggro`, `ggro_reference`: all prompts. `together`, `alone`: the steps of all chains of SEA, alone scaled up from
-    some. `steps`, `passes`: the steps of all chains, and the forward and backward passes that they must have.
+    some. `steps`, `passes`: the steps of all chains, and the forward and backward passes that they must have;
+    `passes_alone`: the same passes of one row at a time, scaled up from some.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class GradientFigures:
     alone: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
     passes: list[float] = field(default_factory=list)
+    passes_alone: list[float] = field(default_factory=list)
 
     def entries(self) -> list[Entry]:
         """The ratios."""
@@ -227,9 +229,11 @@ def measure_steps(bench: Bench, figures: GradientFigures, say: Callable[[str], N
     starts = [start for search in drawn(bench) for start in search.starts]
     settings = sea_settings(bench)
     passes = Passes(bench, starts)
+    single = [Passes(bench, [start]) for start in starts[: setting.num_moved_alone]]
     sides: dict[str, Callable[[Energy], object]] = {
         "steps": lambda energy: Chains(energy, settings).run(),
         "passes": lambda _energy: passes.run(settings.num_steps),
+        "passes_alone": lambda _energy: run_each(single, settings.num_steps),
     }
     for i in range(setting.num_step_rounds + 1):
         for name in sides if i % 2 == 0 else reversed(sides):
@@ -237,10 +241,17 @@ def measure_steps(bench: Bench, figures: GradientFigures, say: Callable[[str], N
             _, seconds = timed(sides[name], energy)
             if i > 0:  # the first is a warm-up
                 getattr(figures, name).append(seconds)
+    figures.passes_alone = [seconds * len(starts) / len(single) for seconds in figures.passes_alone]
     say(
         f"SEA, {setting.num_moves} steps of {len(starts)} chains: {statistics.median(figures.steps):.2f} s, bare "
-        f"passes {statistics.median(figures.passes):.2f} s"
+        f"passes {statistics.median(figures.passes):.2f} s, row by row {statistics.median(figures.passes_alone):.2f} s"
     )
+
+
+def run_each(passes: list[Passes], number: int) -> None:
+    """The same passes of several batches, one after the other."""
+    for one in passes:
+        one.run(number)
 
 
 class Passes:

@@ -50,7 +50,6 @@ KINDS = {"helpful": "job", "harmless": "job", "correct": "sum"}
 WEIGHTS = {"helpful": 0.5, "harmless": 0.5, "correct": 1.0}  # they add up to 1 on every prompt
 SETTINGS = {"iama": Setting(4e-3, 0.1), "grpo": Setting(2e-3, 0.2)}
 """What the search chose (docs/results/search.md); the tilts take IAMA's, since nothing was searched for them."""
-NUM_SCALING = 16
 RUN = uuid.uuid4().hex
 
 
