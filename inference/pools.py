@@ -266,7 +266,7 @@ def score_pool(
 def _told(scored: Sequence[Sequence[TextScore]], name: str) -> Floats | None:
     """What is told of every text of an ensemble, `[P, S]`, or None."""
     values = [[getattr(score, name) for score in row] for row in scored]
-    return None if values[0][0] is None else np.asarray(values, dtype=np.float64)
+    return None if not values or values[0][0] is None else np.asarray(values, dtype=np.float64)
 
 
 def reward_key(spec: RewardSpec) -> str:
