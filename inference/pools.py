@@ -21,6 +21,7 @@ from iama import __version__
 from iama.cost import Cost
 from iama.data import with_system_prompt
 from iama.errors import DataError, IamaWarning, RewardError, RunError
+from iama.fingerprint import fingerprint
 from iama.render import render_prompt
 from inference.decode import iter_decode, response_text
 from inference.policy import load_policy, resolve_paths
@@ -36,7 +37,7 @@ from inference.pool_file import (
 )
 from inference.pool_schema import full_header
 from inference.random_streams import prompt_keys
-from inference.store import append_line, digest, fingerprint, read_lines
+from inference.store import append_line, digest, read_lines
 from inference.text_scores import TextScore, as_line, from_line, score_texts
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from iama.errors import RunError
-from iama.fingerprint import fingerprint as fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path

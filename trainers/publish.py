@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM takes for max_lora_rank; an adapter's rank is padded up to one of them."""
+VLLM_MAX_RANK = 512
+"""Of vLLM's max_lora_rank."""
 HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
 """The revision of a model of the hub; that of a local folder has 32 digits (`iama.fingerprint`)."""
 JUDGE_URL = "http://JUDGE-HOST/v1"
@@ -81,12 +81,12 @@ def _last_part(path: str) -> str:
 def vllm_objections(adapter: Path) -> list[str]:
     """Why vLLM would not take an adapter folder as a LoRA request; empty if it would.
 
-    Its contract is of files: a rank that it pads to, no bias, no DoRA, no fully trained modules.
+    Its contract is of files: a rank within its limit, no bias, no DoRA, no fully trained modules.
     """
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     objections = []
-    if config["r"] > VLLM_RANKS[-1]:
-        objections.append(f"rank {config['r']} is above {VLLM_RANKS[-1]}")
+    if config["r"] > VLLM_MAX_RANK:
+        objections.append(f"rank {config['r']} is above {VLLM_MAX_RANK}")
     if config.get("bias", "none") != "none":
         objections.append(f"bias is {config['bias']!r}, not 'none'")
     if config.get("use_dora"):
@@ -94,12 +94,6 @@ def vllm_objections(adapter: Path) -> list[str]:
     if config.get("modules_to_save"):
         objections.append(f"modules_to_save {config['modules_to_save']} were trained fully")
     return objections
-
-
-def lora_rank(adapter: Path) -> int:
-    """The `--max-lora-rank` with which vLLM serves an adapter folder."""
-    rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
-    return next((known for known in VLLM_RANKS if known >= rank), VLLM_RANKS[-1])
 
 
 def push(folder: Path, repository: str, *, private: bool) -> str:

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from iama.config import EvaluationConfig
+    from inference.hedging.calibration import NamedFamily
     from inference.hedging.tuning_file import Calibration, TunedMethod
-
-    Family = tuple[str, int | None]
 
 DEFAULT_METHODS = ("bon", "bop")
 NUM_BOOTSTRAP = 1000
@@ -94,7 +93,7 @@ def _settings(config: Path, overrides: list[str], criteria: list[str]) -> Evalua
     return settings.model_copy(update={"criteria": wanted})
 
 
-def _families(methods: list[str] | None, settings: EvaluationConfig | None) -> list[Family]:
+def _families(methods: list[str] | None, settings: EvaluationConfig | None) -> list[NamedFamily]:
     """What to tune: the flags, else what the file's methods leave to be tuned, else the default."""
     from iama.methods import read_family, tuned_family
 

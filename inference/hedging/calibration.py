@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Family = tuple[str, int | None]
+NamedFamily = tuple[str, int | None]
 """A method's name and its number of draws, where that is not what is tuned."""
 
 
@@ -190,7 +190,7 @@ def _seconds(pool: PoolFile) -> float | None:
 
 
 def tuning_of(
-    pools: Sequence[Scored], families: Sequence[Family], *, max_budget: int | None, num_bootstrap: int, seed: int
+    pools: Sequence[Scored], families: Sequence[NamedFamily], *, max_budget: int | None, num_bootstrap: int, seed: int
 ) -> Tuning:
     """Every method tuned on every pool; raises `DataError` or `ConfigError`, with the policy and criterion named."""
     keys = [(*_policy_key(pool), pool.criterion.name) for pool in pools]
@@ -207,7 +207,7 @@ def _policy_key(pool: Scored) -> tuple[Any, ...]:
 
 
 def calibrate(
-    pool: Scored, families: Sequence[Family], *, max_budget: int | None, num_bootstrap: int, seed: int
+    pool: Scored, families: Sequence[NamedFamily], *, max_budget: int | None, num_bootstrap: int, seed: int
 ) -> Calibration:
     """Every method tuned on one pool.
 
@@ -270,7 +270,7 @@ def correlation_interval(proxy_PS: Floats, gold_PS: Floats, num_bootstrap: int, 
     return max(low, -1.0), min(high, 1.0)
 
 
-def _check_size(where: str, num_known: int, families: Sequence[Family], max_budget: int | None) -> None:
+def _check_size(where: str, num_known: int, families: Sequence[NamedFamily], max_budget: int | None) -> None:
     """Raise `DataError` for more draws than the scored samples of a prompt allow."""
     if num_known < 8:
         raise DataError(f"{where}: a prompt has {num_known} samples with all scores; at least 8 are needed, better 64")
@@ -305,7 +305,7 @@ def _tuned(
     proxy_PS: Floats,
     gold_PS: Floats,
     report_PS: Floats | None,
-    family: Family,
+    family: NamedFamily,
     max_budget: int | None,
     num_bootstrap: int,
     seed: int,

@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-KNOBS = TUNABLE
-"""Families and the name of what is tuned."""
-ON_RANKS = FIXED_DRAWS
-"""Families with a fixed number of draws, which weigh the ranks of those draws; how the served method says so."""
 NO_PRESSURE = 1e6
 """Temperature or beta that stands for a single sample."""
 NUM_SETTINGS = 128
@@ -59,7 +55,7 @@ class Family:
     @property
     def knob(self) -> str:
         """Name of what is tuned."""
-        return KNOBS[self.name]
+        return TUNABLE[self.name]
 
     @property
     def whole(self) -> bool:
@@ -93,7 +89,7 @@ class Family:
         value = f"{self.setting(pressure):.6g}"
         if not self.num_draws:
             return f"{self.name}({value})"
-        return f"{self.name}({self.num_draws}, {value}, {ON_RANKS[self.name]})"
+        return f"{self.name}({self.num_draws}, {value}, {FIXED_DRAWS[self.name]})"
 
     def kl(self, pressures: Floats) -> list[float]:
         """KL in nats to the policy of a continuous proxy."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from iama.errors import ConfigError, DataError, IamaWarning
+from iama.methods import FIXED_DRAWS, TUNABLE
 from inference.bootstrap import Interval, percentile_interval, prompt_weights
-from inference.hedging.families import KNOBS, ON_RANKS, Family, by_budget, on_ranks
+from inference.hedging.families import Family, by_budget, on_ranks
 from inference.hedging.scores import calibration_scores
 from inference.hedging.search import Regime, Search, replicated, search
 from inference.rank_weights import best_of_values, order_values
@@ -123,8 +124,8 @@ def tune(
     for scores of different shapes, infinite ones, fewer than 2 prompts, a prompt with too few samples (named by its
     row, from 0), and for a proxy or a gold that is constant within every prompt.
     """
-    if family not in KNOBS:
-        raise ConfigError(f"family {family!r} cannot be tuned; write one of {', '.join(KNOBS)}")
+    if family not in TUNABLE:
+        raise ConfigError(f"family {family!r} cannot be tuned; write one of {', '.join(TUNABLE)}")
     if num_bootstrap < 1:
         raise ConfigError(f"num_bootstrap is {num_bootstrap}: at least 1 replicate is needed, e.g. 1000")
     scores = calibration_scores(proxy_PS, gold_PS)
@@ -138,7 +139,7 @@ def _family(name: str, num_draws: int | None, max_budget: int | None, scores: Sc
     smallest, where = scores.smallest
     if max_budget is not None and max_budget < 2:
         raise ConfigError(f"max_budget is {max_budget}: tuning needs a budget of at least 2 draws")
-    if name in ON_RANKS:
+    if name in FIXED_DRAWS:
         if num_draws is None or num_draws < 2:
             raise ConfigError(f"{name} is tuned with a fixed number of draws of at least 2; num_draws is {num_draws}")
         if max_budget is not None and num_draws > max_budget:

@@ -100,13 +100,18 @@ class Job:
         """What the run printed."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
+    @property
+    def home(self) -> Path:
+        """Folder of the run's world."""
+        return world(self.seed)
+
     def settings(self) -> list[str]:
         """All overrides: the world's files, one process, the steps, then the job's own.
 
         The run's name carries the world's sources, so that a run of an outdated world is refused like one of other
         settings.
         """
-        home = world(self.seed)
+        home = self.home
         stamp = json.loads((home / "stamp.json").read_text(encoding="utf-8"))["sources_sha256"][:8]
         raw = yaml.safe_load((launch.ROOT / self.config).read_text(encoding="utf-8"))
         models = [

@@ -9,9 +9,10 @@ from rich.progress import track
 
 from iama.data import load_prompts
 from iama.files import write_atomically
+from iama.fingerprint import fingerprint
 from iama.render import render_prompt
 from iama.specs import PolicySpec
-from inference.store import digest, fingerprint
+from inference.store import digest
 from scripts.experiments import common
 from scripts.experiments.pools import SAMPLING, prefixed, quieten
 

@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 
 from iama.errors import IamaWarning
+from iama.fingerprint import fingerprint
 from iama.render import render_prompt
 from iama.rewards import load_reward
 from inference.flops import size_of
@@ -29,7 +30,7 @@ from inference.ggro import Ggro, GgroSettings
 from inference.log_ratios import response_ids, sequence_log_probabilities
 from inference.policy import load_policy
 from inference.sea import Sea, SeaSettings
-from inference.store import append_line, digest, fingerprint, read_lines
+from inference.store import append_line, digest, read_lines
 from scripts.demo_world import parse_answer
 from scripts.experiments import common, segment_samplers
 from scripts.experiments.common import CRITERIA, SEEDS

@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from iama.errors import IamaWarning
+from iama.fingerprint import fingerprint
 from iama.rewards import load_reward
 from iama.specs import RewardSpec
 from inference.cards import Cards, CardsSettings
@@ -31,7 +32,7 @@ from inference.hedging import tune
 from inference.policy import load_policy
 from inference.pools import score_pool
 from inference.sea import Sea, SeaSettings
-from inference.store import append_line, digest, fingerprint, read_lines
+from inference.store import append_line, digest, read_lines
 from scripts.demo_corpus import make_world
 from scripts.demo_fit import question
 from scripts.demo_world import all_prompts

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.methods import TUNABLE
 from inference.hedging.families import NO_PRESSURE
 from scripts.experiments import hedging, hedging_plot, pages
 from scripts.experiments import hedging_values as values
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 PAGE, PLOT = Path("docs/results/hedging.md"), Path("docs/results/hedging.svg")
 COMMAND = "python -m scripts.experiments.hedging"
-KNOBS = {"bon": "n", "soft_bon": "temperature", "bop": "mu", "itp": "beta"}
 HOW_NAMES = {
     "mean": "mean",
     "median": "median",
@@ -266,7 +266,7 @@ def _hedged(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]])
 
 
 def _value(family: str, value: float) -> str:
-    return "one sample" if value >= NO_PRESSURE else f"{KNOBS[family]} = {value:.3g}"
+    return "one sample" if value >= NO_PRESSURE else f"{TUNABLE[family]} = {value:.3g}"
 
 
 def _pessimism(results: Results) -> str:

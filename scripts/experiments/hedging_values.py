@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iama.ensembles import aggregate
+from iama.methods import FIXED_DRAWS
 from inference.curves import sorted_scores
 from inference.hacking import hacking
 from inference.hedging import densities
-from inference.hedging.families import NO_PRESSURE, ON_RANKS, by_budget, on_ranks
+from inference.hedging.families import NO_PRESSURE, by_budget, on_ranks
 from inference.hedging.weights import bon_weights, bop_weights, itp_weights, soft_bon_weights
 from scripts.experiments.common import bootstrap
 
@@ -113,7 +114,7 @@ def settings(family: str) -> list[float]:
 
 @lru_cache
 def _made(family: str) -> Family:
-    ranks = family in ON_RANKS
+    ranks = family in FIXED_DRAWS
     return on_ranks(family, DRAWS) if ranks else by_budget(family, MAX_BUDGET, 1 << 10)
 
 

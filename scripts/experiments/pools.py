@@ -18,10 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from iama.data import load_prompts
 from iama.files import temporary_name
+from iama.fingerprint import fingerprint
 from iama.rewards import load_reward
 from iama.specs import PolicySpec, RewardSpec, Sampling
 from inference.pools import fill_pool, pool_header, score_pool, transformers_draw
-from inference.store import digest, fingerprint
+from inference.store import digest
 from scripts.experiments import common
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import numpy as np
 
 from iama.data import load_prompts
 from iama.errors import IamaWarning
+from iama.fingerprint import fingerprint
 from iama.render import render_prompt
 from iama.rewards import load_reward
 from iama.specs import PolicySpec, RewardSpec
@@ -23,7 +24,7 @@ from inference.log_ratios import response_ids, sequence_log_probabilities
 from inference.policy import load_policy
 from inference.pools import fill_pool, pool_header, score_pool, transformers_draw
 from inference.sea import Sea, SeaSettings
-from inference.store import append_line, digest, fingerprint, read_lines
+from inference.store import append_line, digest, read_lines
 from inference.token_search import Args, ArgsSettings
 from scripts import launch
 from scripts.experiments import common
@@ -102,20 +103,10 @@ class SumsJob(common.Job):
 
     config: str = "configs/experiments/sums.yaml"
 
-    def settings(self) -> list[str]:
-        """All overrides: the world's files, one process, the steps, then the job's own."""
-        home = world(self.seed)
-        stamp = json.loads((home / "stamp.json").read_text(encoding="utf-8"))["sources_sha256"][:8]
-        return [
-            f"name={self.name} in world {self.seed} of {stamp}",
-            f"output_dir={self.folder}",
-            f"seed={self.seed}",
-            f"policy.path={home}/policy",
-            f"prompts={home}/prompts-train.jsonl",
-            *common.SINGLE_PROCESS,
-            f"trainer.max_steps={self.steps}",
-            *self.overrides,
-        ]
+    @property
+    def home(self) -> Path:
+        """Folder of the run's world with sums."""
+        return world(self.seed)
 
 
 def jobs(seed: int, scales: Mapping[str, tuple[float, float]], steps: int = common.STEPS) -> dict[str, SumsJob]:

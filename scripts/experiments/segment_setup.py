@@ -14,13 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from iama.data import load_prompts
 from iama.errors import IamaWarning
+from iama.fingerprint import fingerprint
 from iama.operators import RankOperator, parse_operator
 from iama.rewards import load_reward
 from inference.cards import Cards, CardsSettings, acceptance_summary, rejection_settings
 from inference.policy import load_policy
 from inference.samplers import SelectionSampler
 from inference.scoring import num_common
-from inference.store import append_line, digest, fingerprint, read_lines
+from inference.store import append_line, digest, read_lines
 from inference.token_search import Args, ArgsSettings
 from scripts.experiments import common
 from scripts.experiments.common import CRITERIA

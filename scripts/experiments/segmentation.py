@@ -19,13 +19,14 @@ import torch
 from rich.console import Console
 from scipy.stats import rankdata
 
+from iama.fingerprint import fingerprint
 from iama.render import render_prompt
 from inference.cards import CardsSettings
 from inference.decode import response_text
 from inference.samplers import draw
 from inference.sampling import entropy
 from inference.scoring import RewardRows
-from inference.store import append_line, digest, fingerprint, read_lines
+from inference.store import append_line, digest, read_lines
 from scripts.experiments import common
 from scripts.experiments.common import CRITERIA, SEARCH_SEED, SEEDS
 from scripts.experiments.pools import SAMPLING, quieten

@@ -14,29 +14,13 @@ from transformers import AutoTokenizer
 
 import iama.rewards
 import inference.policy
-from iama.cli import app, main
+from iama.cli import app
 from iama.config import EvaluationConfig, TrainingConfig
 from iama.data import read_prompts
 from iama.manifest import load_manifest
 from iama.rewards import load_reward
 from iama.schema import load_config
 from iama.specs import Sampling
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["iama", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "160")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

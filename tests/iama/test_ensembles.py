@@ -6,7 +6,6 @@ import json
 import math
 import shlex
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.cli import main
 from iama.config import TrainingConfig
 from iama.data import load_prompts
 from iama.ensembles import aggregate, described, disagreement, member_name
@@ -68,22 +66,6 @@ def raw(tiny):
             "aggregate": "min",
         }
     }
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["iama", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "160")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def members_MR(raw, prompts, texts=TEXTS):

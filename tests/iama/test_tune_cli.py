@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 
-from iama.cli import main
 from iama.config import TrainingConfig
 from iama.errors import ConfigError
 from iama.schema import validate
@@ -24,22 +22,6 @@ from inference.pool_file import prompt_ids, read_pool, write_pool
 NUM_SAMPLES = 32
 PROMPTS = [f"what about {word}" for word in ("bread", "tomatoes", "bikes", "water", "flour", "red", "cake", "tea")]
 OTHER_PROMPTS = [f"and {prompt}" for prompt in PROMPTS]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["iama", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "160")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def done(result: tuple[int, str, str]) -> str:

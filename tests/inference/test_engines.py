@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 
-from iama.cli import main
 from iama.cost import Cost
 from iama.data import load_prompts
 from iama.errors import ConfigError
@@ -188,21 +186,6 @@ def test_a_missing_vllm_is_told_at_once():
 
 
 # Commands. ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["iama", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_pool_score_and_merge_end_to_end(run, tiny, tmp_path, gold_file):

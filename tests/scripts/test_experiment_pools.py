@@ -16,20 +16,6 @@ from scripts.experiments import pools as experiment_pools
 SAMPLING = Sampling(max_new_tokens=6)
 
 
-@pytest.fixture
-def small_world(tiny, tmp_path, monkeypatch):
-    """Tiny models where a demo world has its own."""
-    folder = tmp_path / "world-3"
-    folder.mkdir()
-    for name, target in (("policy", tiny.policy), ("rm-helpful", tiny.reward), ("rm-harmless", tiny.other_reward)):
-        (folder / name).symlink_to(target)
-    (folder / "prompts-test.jsonl").write_text(tiny.prompts.read_text())
-    (folder / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
-    monkeypatch.setattr(common, "world", lambda seed: folder)
-    monkeypatch.setattr(common, "FOLDER", tmp_path)
-    return folder
-
-
 def test_pools_are_scored_at_the_plain_prompt_and_kept(small_world):
     criteria = [EvaluationCriterion(name="helpful", proxy=RewardSpec(model=str(small_world / "rm-helpful")))]
 

@@ -33,24 +33,16 @@ METHODS = tuple(dataclasses.replace(m, settings={**m.settings, **QUICK[m.is_sea]
 
 
 @pytest.fixture
-def small_world(tiny, tmp_path, monkeypatch):
+def small_world(small_world, monkeypatch):
     """Tiny models where a demo world has its own; each criterion's gold is the other one's model."""
-    folder = tmp_path / "world-3"
-    folder.mkdir()
-    for name, target in (("policy", tiny.policy), ("rm-helpful", tiny.reward), ("rm-harmless", tiny.other_reward)):
-        (folder / name).symlink_to(target)
-    (folder / "prompts-test.jsonl").write_text(tiny.prompts.read_text())
-    (folder / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
 
     def criteria(seed, *, gold):
-        specs = {name: RewardSpec(model=str(folder / f"rm-{name}")) for name in common.CRITERIA}
+        specs = {name: RewardSpec(model=str(small_world / f"rm-{name}")) for name in common.CRITERIA}
         swapped = dict(zip(specs, reversed(specs.values()), strict=True))
         return [EvaluationCriterion(name=n, proxy=s, gold=swapped[n] if gold else None) for n, s in specs.items()]
 
-    monkeypatch.setattr(common, "world", lambda seed: folder)
-    monkeypatch.setattr(common, "FOLDER", tmp_path)
     monkeypatch.setattr(common, "criteria", criteria)
-    return folder
+    return small_world
 
 
 def measured():

@@ -191,19 +191,6 @@ def test_differences_at_equal_kl_below_the_deficit_are_ties():
 # The weak proxy. ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_world(tiny, tmp_path, monkeypatch):
-    """Tiny models where a demo world has its own; gold is the length of an answer."""
-    folder = tmp_path / "world-3"
-    folder.mkdir()
-    for name, target in (("policy", tiny.policy), ("rm-helpful", tiny.reward), ("rm-harmless", tiny.other_reward)):
-        (folder / name).symlink_to(target)
-    (folder / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
-    monkeypatch.setattr(common, "world", lambda seed: folder)
-    monkeypatch.setattr(common, "FOLDER", tmp_path)
-    return folder
-
-
 def test_members_learn_from_pairs_of_their_own_and_stay_on_disk(small_world, monkeypatch):
     monkeypatch.setattr(weak_proxy, "NUM_HELDOUT", 40)
     weakness = Weakness(num_pairs=16, num_epochs=2, num_members=2)

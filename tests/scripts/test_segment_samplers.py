@@ -30,25 +30,17 @@ METHODS = tuple(m for m in segment_samplers.METHODS if m.level not in (16, 0.75,
 
 
 @pytest.fixture
-def small_world(tiny, tmp_path, monkeypatch):
+def small_world(small_world, monkeypatch):
     """Tiny models where a demo world has its own; each criterion's gold is the other one's model."""
-    folder = tmp_path / "world-3"
-    folder.mkdir()
-    for name, target in (("policy", tiny.policy), ("rm-helpful", tiny.reward), ("rm-harmless", tiny.other_reward)):
-        (folder / name).symlink_to(target)
-    for split in ("test", "validation"):
-        (folder / f"prompts-{split}.jsonl").write_text(tiny.prompts.read_text())
-    (folder / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
+
     asked = []
 
     def criteria(seed, *, gold):
         asked.append(gold)
-        specs = {name: RewardSpec(model=str(folder / f"rm-{name}")) for name in common.CRITERIA}
+        specs = {name: RewardSpec(model=str(small_world / f"rm-{name}")) for name in common.CRITERIA}
         swapped = dict(zip(specs, reversed(specs.values()), strict=True))
         return [EvaluationCriterion(name=n, proxy=s, gold=swapped[n] if gold else None) for n, s in specs.items()]
 
-    monkeypatch.setattr(common, "world", lambda seed: folder)
-    monkeypatch.setattr(common, "FOLDER", tmp_path)
     monkeypatch.setattr(common, "criteria", criteria)
     return asked
 

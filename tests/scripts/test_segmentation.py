@@ -21,19 +21,12 @@ THRESHOLD = 4.05
 
 
 @pytest.fixture
-def small_world(tiny, tmp_path, monkeypatch):
+def small_world(small_world, monkeypatch):
     """Tiny models where a demo world has its own."""
-    folder = tmp_path / "world-3"
-    folder.mkdir()
-    for name, target in (("policy", tiny.policy), ("rm-helpful", tiny.reward), ("rm-harmless", tiny.other_reward)):
-        (folder / name).symlink_to(target)
-    (folder / "prompts-test.jsonl").write_text(tiny.prompts.read_text())
-    specs = {name: RewardSpec(model=str(folder / f"rm-{name}")) for name in common.CRITERIA}
+    specs = {name: RewardSpec(model=str(small_world / f"rm-{name}")) for name in common.CRITERIA}
     criteria = [EvaluationCriterion(name=name, proxy=spec) for name, spec in specs.items()]
-    monkeypatch.setattr(common, "world", lambda seed: folder)
-    monkeypatch.setattr(common, "FOLDER", tmp_path)
     monkeypatch.setattr(common, "criteria", lambda seed, gold: criteria)
-    return folder
+    return small_world
 
 
 @pytest.fixture

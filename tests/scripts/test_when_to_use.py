@@ -136,20 +136,6 @@ def test_the_page_starts_with_decisions_that_have_their_figures(tmp_path, monkey
 
 
 @pytest.fixture
-def small_world(tiny, tmp_path, monkeypatch):
-    """Tiny models where a demo world has its own, and a finished run."""
-    folder = tmp_path / "world-3"
-    folder.mkdir()
-    for name, target in (("policy", tiny.policy), ("rm-helpful", tiny.reward), ("rm-harmless", tiny.other_reward)):
-        (folder / name).symlink_to(target)
-    (folder / "prompts-test.jsonl").write_text(tiny.prompts.read_text())
-    (folder / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
-    monkeypatch.setattr(common, "world", lambda seed: folder)
-    monkeypatch.setattr(common, "FOLDER", tmp_path)
-    return folder
-
-
-@pytest.fixture
 def finished_run(tiny, tmp_path):
     """What a run's folder holds that its cost is read from: 2 steps of 4 roll-outs, 15 tokens each on average."""
     run = tmp_path / "run"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig
 
-from iama.cli import main
 from iama.ensembles import within_prompt_spread
 from iama.errors import DataError, ModelError, RunError
 from iama.render import prompt_text
@@ -67,22 +65,6 @@ def write_pool(path: Path, answers, name: str = "helpful") -> Path:
         lines += [{"prompt": prompt, "text": t, "scores": {name: s}} for t, s in zip(texts, scores, strict=True)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line in this process: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["iama", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "160")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 # The loss and the data. ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from iama.errors import ConfigError, ModelError, RunError
 from iama.manifest import Manifest, ManifestCriterion, load_manifest
 from iama.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
 from trainers.export import Names, export_run
-from trainers.publish import lora_rank, push, vllm_objections
+from trainers.publish import push, vllm_objections
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,6 @@ def test_a_reference_adapter_is_left_behind(run, tmp_path):
 def test_the_adapter_keeps_vllms_contract_of_files(run, tmp_path):
     export_run(run, tmp_path / "out", merge=False)
     assert vllm_objections(tmp_path / "out") == []
-    assert lora_rank(tmp_path / "out") == 8  # the run's 4, padded
     path = tmp_path / "out" / "adapter_config.json"
     spoiled = {"r": 1024, "bias": "all", "use_dora": True, "modules_to_save": ["lm_head"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | spoiled))

@@ -10,11 +10,12 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq
 
 from iama.errors import ConfigError, DataError, IamaWarning
+from iama.methods import FIXED_DRAWS, TUNABLE
 from iama.operators import bon, bop, bop_zt
 from iama.rank_operators import soft_ranks
 from inference.curves import curves, rank_weights, sorted_scores
 from inference.hedging import densities, tune
-from inference.hedging.families import KNOBS, NO_PRESSURE, ON_RANKS, by_budget, on_ranks
+from inference.hedging.families import NO_PRESSURE, by_budget, on_ranks
 from inference.hedging.weights import (
     bon_weights,
     bop_weights,
@@ -37,7 +38,7 @@ def pool(num_prompts, num_samples, seed=0, noise=1.0):
 
 
 def draws(family, num_draws=16):
-    return {"num_draws": num_draws} if family in ON_RANKS else {}
+    return {"num_draws": num_draws} if family in FIXED_DRAWS else {}
 
 
 def quick(proxy, gold, family, **options):
@@ -47,7 +48,7 @@ def quick(proxy, gold, family, **options):
 def weights_of(family, knob, num_samples, num_draws):
     if knob == NO_PRESSURE:
         return bon_weights(1, num_samples)
-    if family in ON_RANKS:
+    if family in FIXED_DRAWS:
         return {"soft_bon": soft_bon_weights, "itp": itp_weights}[family](num_draws, knob, num_samples)
     if family == "bop_zt":
         return rank_weights(bop_zt(knob), num_samples) if knob else bon_weights(1, num_samples)
@@ -57,7 +58,7 @@ def weights_of(family, knob, num_samples, num_draws):
 def brute_force(proxy, gold, family, num_draws, num_settings=1500):
     """Knobs over the whole range, finely, and gold at each by the weights of the pool's ranks."""
     size = proxy.shape[1]
-    path = on_ranks(family, num_draws) if family in ON_RANKS else by_budget(family, size // 4, size)
+    path = on_ranks(family, num_draws) if family in FIXED_DRAWS else by_budget(family, size // 4, size)
     pressures = np.expm1(np.linspace(0, np.log1p(path.largest), num_settings))
     pressures = np.arange(path.largest + 1) if family == "bon" else pressures
     knobs = [path.setting(pressure) for pressure in pressures]
@@ -65,7 +66,7 @@ def brute_force(proxy, gold, family, num_draws, num_settings=1500):
     return np.array(knobs), np.array([mean_S @ weights_of(family, knob, size, num_draws) for knob in knobs])
 
 
-@pytest.mark.parametrize("family", KNOBS)
+@pytest.mark.parametrize("family", TUNABLE)
 def test_residual_and_brute_force_agree(family):
     proxy, gold = pool(30, 64)
     tuned = quick(proxy, gold, family)
@@ -85,7 +86,7 @@ def test_residual_and_brute_force_agree(family):
         assert (around[1] - around[0]) / (2 * step) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("family", KNOBS)
+@pytest.mark.parametrize("family", TUNABLE)
 @given(gold=arrays(np.float64, (2, 24), elements=st.floats(-1, 1, width=32)), seed=st.integers(0, 9))
 @settings(deadline=None, max_examples=6)
 def test_never_worse_than_brute_force_on_noise(family, gold, seed):
@@ -154,9 +155,9 @@ def test_a_peak_in_the_last_interval_of_the_curve():
 @pytest.mark.parametrize("seed", range(2))
 def test_no_top_of_a_random_walk_is_missed(family, seed):
     proxy, gold = walk(300, seed)
-    options = {"num_draws": 60} if family in ON_RANKS else {"max_budget": 150}
+    options = {"num_draws": 60} if family in FIXED_DRAWS else {"max_budget": 150}
     tuned = tune(proxy, gold, family, num_bootstrap=2, **options)
-    path = on_ranks(family, 60) if family in ON_RANKS else by_budget(family, 150, 300)
+    path = on_ranks(family, 60) if family in FIXED_DRAWS else by_budget(family, 150, 300)
     knobs = [path.setting(p) for p in np.expm1(np.linspace(0, np.log1p(path.largest), 600))]
     values = np.array([gold[0] @ weights_of(family, knob, 300, 60) for knob in knobs])
     assert tuned.gold >= values.max() - 1e-9
@@ -164,7 +165,7 @@ def test_no_top_of_a_random_walk_is_missed(family, seed):
     assert sum(at.kind == "maximum" for at in tuned.stationary) >= tops
 
 
-@pytest.mark.parametrize("family", KNOBS)
+@pytest.mark.parametrize("family", TUNABLE)
 @pytest.mark.parametrize("level", [0.0, 1e3])
 def test_gold_that_the_proxy_cannot_change_is_flat(family, level):
     """Gold is even where the proxy chooses, and the proxy is where gold is not: only rounding is left."""
@@ -204,7 +205,7 @@ def ends(gold_of_u, family):
     return quick(u, gold_of_u(u), family)
 
 
-@pytest.mark.parametrize("family", KNOBS)
+@pytest.mark.parametrize("family", TUNABLE)
 def test_never_hacks_takes_the_last_setting(family):
     tuned = ends(lambda u: u**3, family)
     assert tuned.regime == "never hacks"
@@ -215,19 +216,19 @@ def test_never_hacks_takes_the_last_setting(family):
     assert tuned.gain == pytest.approx(tuned.gold - 0.25, abs=1e-3)
 
 
-@pytest.mark.parametrize("family", KNOBS)
+@pytest.mark.parametrize("family", TUNABLE)
 def test_always_hacks_takes_a_single_sample(family):
     tuned = ends(lambda u: -(u**3), family)
     single = {"bon": 1, "bop": 0, "bop_zt": 0}.get(family, NO_PRESSURE)
     assert tuned.regime == "always hacks"
     assert (tuned.written, tuned.value, tuned.num_samples_mean) == ("identity", single, 1)
     assert tuned.gain == tuned.gain_standard_error == 0
-    assert tuned.threshold == (1 if family not in ON_RANKS else NO_PRESSURE)
+    assert tuned.threshold == (1 if family not in FIXED_DRAWS else NO_PRESSURE)
     assert tuned.loss_at_max > 0.3
     assert tuned.gold == pytest.approx(tuned.curve[0].gold)
 
 
-@pytest.mark.parametrize("family", KNOBS)
+@pytest.mark.parametrize("family", TUNABLE)
 def test_a_dip_is_told_and_the_better_end_taken(family):
     up = ends(lambda u: (u - 0.6) ** 2, family)
     assert up.regime == "dips"
@@ -240,12 +241,12 @@ def test_a_dip_is_told_and_the_better_end_taken(family):
 
 def test_writes_methods_as_people_do():
     proxy, gold = pool(30, 64)
-    for family in KNOBS:
+    for family in TUNABLE:
         tuned = quick(proxy, gold, family)
         number = f"{tuned.value:.6g}"
-        inside = f"16, {number}, {ON_RANKS[family]}" if family in ON_RANKS else number
+        inside = f"16, {number}, {FIXED_DRAWS[family]}" if family in FIXED_DRAWS else number
         assert tuned.written == f"{family}({inside})"
-        assert tuned.knob == KNOBS[family]
+        assert tuned.knob == TUNABLE[family]
 
 
 @pytest.mark.parametrize("family", ["bon", "bop"])
@@ -306,7 +307,7 @@ def test_numbers_equal_the_curves_of_the_evaluation():
         assert point.gold_ci95[0] < point.gold < point.gold_ci95[1]
 
 
-@pytest.mark.parametrize("family", KNOBS)
+@pytest.mark.parametrize("family", TUNABLE)
 def test_curves_start_at_a_single_sample_and_rise_in_the_proxy(family):
     proxy, gold = pool(10, 64)
     tuned = quick(proxy, gold, family)
@@ -317,7 +318,7 @@ def test_curves_start_at_a_single_sample_and_rise_in_the_proxy(family):
         assert (np.diff([getattr(point, name) for point in tuned.curve]) > -1e-9).all()
     last = tuned.curve[-1]
     assert last.samples == pytest.approx(16)
-    if family in ON_RANKS:
+    if family in FIXED_DRAWS:
         assert last.kl == pytest.approx(densities.kl("bon", 16), abs=1e-6)
         assert last.chi2 == pytest.approx(densities.chi_squared("bon", 16), rel=1e-6)
 
@@ -359,7 +360,7 @@ def test_a_constant_proxy_in_one_prompt_selects_nothing_there():
 
 def test_fast():
     proxy, gold = pool(50, 64)
-    for family in KNOBS:
+    for family in TUNABLE:
         start = time.process_time()
         tune(proxy, gold, family, num_bootstrap=1000, **draws(family))
         assert time.process_time() - start < 10

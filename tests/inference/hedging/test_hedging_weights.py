@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from iama.errors import ConfigError
+from iama.methods import FIXED_DRAWS, TUNABLE
 from iama.operators import bon, bop, bop_zt
 from iama.rank_operators import soft_ranks
 from inference.curves import rank_weights, sorted_scores
 from inference.hedging import densities
-from inference.hedging.families import KNOBS, ON_RANKS, by_budget, on_ranks
+from inference.hedging.families import by_budget, on_ranks
 from inference.hedging.weights import (
     bon_weights,
     bop_law,
@@ -32,7 +33,9 @@ sizes = st.integers(2, 8)
 
 
 def family(name, num_samples, num_draws=None):
-    return on_ranks(name, num_draws or num_samples) if name in ON_RANKS else by_budget(name, num_samples, num_samples)
+    return (
+        on_ranks(name, num_draws or num_samples) if name in FIXED_DRAWS else by_budget(name, num_samples, num_samples)
+    )
 
 
 def weights_at(path, pressure, num_samples):
@@ -83,7 +86,7 @@ def test_soft_best_of_n_by_order_is_the_operator_that_serves_it(n, temperature, 
     np.testing.assert_allclose(soft_bon_weights(n, temperature, n + more), served, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", KNOBS)
+@pytest.mark.parametrize("name", TUNABLE)
 @given(size=sizes, shares=st.lists(st.floats(0, 1), min_size=2, max_size=5))
 @settings(deadline=None, max_examples=25)
 def test_weights_are_a_law_that_rises_with_pressure(name, size, shares):
@@ -135,7 +138,7 @@ def test_laws_beyond_the_pool_are_not_tried():
 
 
 def test_strongest_settings_are_best_of_n():
-    for name in ON_RANKS:
+    for name in FIXED_DRAWS:
         path = on_ranks(name, 12)
         np.testing.assert_allclose(weights_at(path, path.largest, 30), bon_weights(12, 30), atol=1e-8)
     zero_truncated = by_budget("bop_zt", 9, 100)
