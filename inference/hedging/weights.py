@@ -52,7 +52,7 @@ def soft_bon_order(pressure: float, n: int) -> Floats:
 
 def itp_order(pressure: float, n: int) -> Floats:
     """`q` `[n]` of one-batch InferenceTimePessimism on the mid-ranks of its draws, at `pressure` = 1/beta."""
-    if not pressure:
+    if pressure < np.finfo(np.float64).eps:  # weights `1 + pressure * (r - mean)` round to 1; 1/pressure may overflow
         return np.full(n, 1 / n)
     return _law(itp_one_batch_weights(np.arange(n, dtype=np.float64)[None], 1 / pressure)[0])
 

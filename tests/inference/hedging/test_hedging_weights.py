@@ -5,7 +5,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
@@ -88,6 +88,7 @@ def test_soft_best_of_n_by_order_is_the_operator_that_serves_it(n, temperature, 
 
 @pytest.mark.parametrize("name", TUNABLE)
 @given(size=sizes, shares=st.lists(st.floats(0, 1), min_size=2, max_size=5))
+@example(size=2, shares=[0.0, 2e-311, 1e-300, 1e-17, 1e-9])
 @settings(deadline=None, max_examples=25)
 def test_weights_are_a_law_that_rises_with_pressure(name, size, shares):
     path = family(name, size)
