@@ -127,8 +127,10 @@ def read_line(line: bytes, where: str) -> dict[str, Any]:
         check_letters(row, where)
     known = _SAMPLE_KEYS if "text" in row else _PROMPT_KEYS
     for key, value in row.items():
+        if key not in known and key in _SAMPLE_KEYS:
+            raise DataError(f"{where}: {key!r} belongs to a sample, and there is no 'text'; write the completion there")
         if key not in known:
-            hint = nearest(key, list(known))
+            hint = nearest(key, [*known, "text"])
             raise DataError(f"{where}: unknown key {key!r}; {hint} (data of your own goes into 'columns')")
         fits, wanted = known[key]
         if not fits(value):

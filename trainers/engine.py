@@ -26,13 +26,18 @@ if TYPE_CHECKING:
 def prepare_process_group(uses_deepspeed: bool, timeout_s: int) -> dict[str, Any]:
     """Make the process group where the stack would not; returns GRPOConfig fields that go with it.
 
-    Where the stack makes it, `timeout_s` reaches it as GRPOConfig's `ddp_timeout`.
+    On a GPU the stack makes it, and `timeout_s` reaches it as GRPOConfig's `ddp_timeout`; on a CPU it would not.
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", threads_per_process())))
     if torch.cuda.is_available():
         return {}
-    if not uses_deepspeed:
+    timeout = timedelta(seconds=timeout_s)
+    if not uses_deepspeed and world_size() == 1:
         return {"use_cpu": True}
+    configured = {"use_cpu": True, "accelerator_config": {"use_configured_state": True}}
+    if not uses_deepspeed:
+        PartialState(cpu=True, timeout=timeout)
+        return configured
     import deepspeed
 
     # Its shared-memory collective is compiled on first use and has no fallback; plain gloo needs no compiler.
@@ -40,8 +45,8 @@ def prepare_process_group(uses_deepspeed: bool, timeout_s: int) -> dict[str, Any
     if "RANK" not in os.environ:  # started with plain python: DeepSpeed would ask MPI for its rank
         os.environ.update(_single_process_environment())
     with patch_environment(ACCELERATE_USE_DEEPSPEED="true"):
-        PartialState(backend="gloo", timeout=timedelta(seconds=timeout_s))
-    return {"use_cpu": True, "accelerator_config": {"use_configured_state": True}}
+        PartialState(backend="gloo", timeout=timeout)
+    return configured
 
 
 @contextmanager

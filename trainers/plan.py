@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Modules that PEFT saves whole, base weights and all, once they are LoRA targets."""
+KEEPS_BASE = (True, False, "gaussian", "orthogonal")
+"""Values of LoRA's `init_lora_weights` that leave the weights of the base as they are."""
 OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
 """GRPOConfig fields with a place of their own in the configuration."""
 NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
@@ -198,6 +200,12 @@ def _check_lora(lora: dict[str, Any], source: str) -> None:
     for key, off in (("modules_to_save", None), ("bias", "none"), ("trainable_token_indices", None)):
         if lora.get(key, off) not in (off, [], {}):
             raise ConfigError(f"{source}: lora.{key} = {lora[key]!r} trains more than LoRA matrices; leave it out")
+    start = lora.get("init_lora_weights", True)
+    if start not in KEEPS_BASE:
+        raise ConfigError(
+            f"{source}: lora.init_lora_weights = {start!r} starts from the data or changes the base's weights, and the "
+            f"reference and the exported adapter are of the base as it was; write one of {list(KEEPS_BASE)}"
+        )
     targets = lora.get("target_modules") or []
     if isinstance(targets, str):
         names = [name for name in EMBEDDINGS for full in (name, f"model.{name}") if re.fullmatch(targets, full)]

@@ -260,7 +260,7 @@ def gap(ours: Sequence[Floats], theirs: Sequence[Floats]) -> Estimate:
 
 @lru_cache(maxsize=4096)
 def kl(family: str, value: float) -> float:
-    """KL to the policy, nats, for a proxy without ties: closed form, of methods on ranks by quadrature."""
+    """KL to the policy, nats, for a proxy without ties: closed form, of itp by quadrature."""
     if family in ("bon", "bop"):
         return densities.kl(family, value)
     return _made(family).kl(np.asarray([1 / value]))[0] if value < NO_PRESSURE else 0.0

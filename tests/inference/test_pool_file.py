@@ -170,7 +170,12 @@ SAMPLE = {"prompt": "a?", "text": "one"}
     [
         (["{"], r":2: not JSON|:2: not a JSON line"),
         (["[1]"], r":2: '\[1\]' is no JSON object; write"),
-        ([{"prompt": "a?", "texts": ["one"]}], r":2: unknown key 'texts'; "),
+        ([{"prompt": "a?", "texts": ["one"]}], r":2: unknown key 'texts'; did you mean 'text'\?"),
+        (
+            [{"prompt": "a?", "sample": 0, "completion": "one"}],
+            r":2: 'sample' belongs to a sample, and there is no 'text'",
+        ),
+        ([{"prompt": "a?", "completion": "one"}], r":2: unknown key 'completion'; known keys: .*text"),
         ([{"prompt": "a?", "text": "x", "score": 1}], r":2: unknown key 'score'; did you mean 'scores'\?"),
         ([{**SAMPLE, "text": 3}], r":2: text '3' is not a text"),
         ([{**SAMPLE, "scores": {"helpful": "high"}}], r":2: scores .* null where one is missing"),

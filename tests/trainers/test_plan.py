@@ -312,6 +312,11 @@ def test_unknown_trainer_and_lora_keys(make_config):
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
+        (
+            "init_lora_weights",
+            "pissa",
+            r"init_lora_weights = 'pissa' starts from the data or changes",
+        ),
         ("modules_to_save", ["lm_head"], r"modules_to_save = \['lm_head'\] trains more than LoRA matrices"),
         ("bias", "lora_only", "bias = 'lora_only' trains more"),
         ("trainable_token_indices", [1, 2], r"trainable_token_indices = \[1, 2\] trains more"),
@@ -320,7 +325,7 @@ def test_unknown_trainer_and_lora_keys(make_config):
         ("target_modules", r".*(q_proj|embed_tokens)", "target_modules names 'embed_tokens'"),
     ],
 )
-def test_lora_settings_that_save_more_than_lora(make_config, key, value, match):
+def test_lora_settings_that_touch_more_than_lora(make_config, key, value, match):
     refuse(make_config(**{f"lora__{key}": value}), ConfigError, f"^test.yaml: lora.{match}")
 
 

@@ -109,19 +109,23 @@ import torch
 from trainers.engine import leave_process_group, prepare_process_group
 from iama.environment import prepare_environment
 prepare_environment()
-prepare_process_group(uses_deepspeed=True, timeout_s=4321)
+prepare_process_group(uses_deepspeed={uses_deepspeed}, timeout_s=4321)
 group = torch.distributed.distributed_c10d._get_default_group()
 print("timeout", group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
 leave_process_group()
 """
 
 
-def test_the_process_group_in_force_waits_as_long_as_it_is_told():
+@pytest.mark.parametrize("uses_deepspeed", [True, False])
+def test_the_process_group_in_force_waits_as_long_as_it_is_told(tmp_path, uses_deepspeed):
+    (tmp_path / "script.py").write_text(GROUP.format(uses_deepspeed=uses_deepspeed))
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
+    start = [sys.executable] if uses_deepspeed else torchrun
     environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
     done = subprocess.run(
-        [sys.executable, "-c", GROUP],
+        [*start, str(tmp_path / "script.py")],
         cwd=ROOT,
-        env=environment,
+        env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
