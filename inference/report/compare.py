@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from inference.summary import Row, Summary
 
 FILE_NAME = "compare.html"
-ABSENT = "(not set)"
+_ABSENT = object()
 QUALITY = {"without": "gold, one sample", "with": "gold, sampler", "worst_with": "worst 5 %, sampler"}
 SAVINGS_KEYS = ("criterion", "method", "metric", "reference")
 SECOND_DASH = "6 3"
@@ -99,27 +99,42 @@ def print_comparison(first: Path, second: Path, console: Console) -> None:
 
 
 def differing_settings(pair: Pair) -> list[tuple[str, str, str]]:
-    """Key, the first's value, the second's; versions and the numbers of prompts included."""
-    sides = []
-    for summary in pair:
-        side = leaves(summary["config"]) | leaves(summary["versions"], "versions")
-        sides.append(side | {"number of prompts": summary["num_prompts"]})
-    first, second = ({key: _shown(value) for key, value in side.items()} for side in sides)
-    keys = distinct([*first, *second])
-    pairs = [(key, first.get(key, ABSENT), second.get(key, ABSENT)) for key in keys]
-    return [row for row in pairs if row[1] != row[2]]
+    """Key, the first's value, the second's; versions and the numbers of prompts included.
+
+    A block that one side lacks is one row: its settings have nothing to differ from.
+    """
+    first, second = (
+        {**summary["config"], "versions": summary["versions"], "number of prompts": summary["num_prompts"]}
+        for summary in pair
+    )
+    return _differences("", first, second)
 
 
-def leaves(value: Any, key: str = "") -> dict[str, Any]:
-    """Nested settings as one level, by dotted key; criteria go by their names, a list of plain values is one value."""
+def _differences(key: str, first: Any, second: Any) -> list[tuple[str, str, str]]:
+    first, second = _by_name(first), _by_name(second)
+    if first == second:
+        return []
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return [(key, _shown(first), _shown(second))]
+    return [
+        row
+        for name in distinct([*first, *second])
+        for row in _differences(f"{key}.{name}" if key else name, first.get(name, _ABSENT), second.get(name, _ABSENT))
+    ]
+
+
+def _by_name(value: Any) -> Any:
+    """A list of blocks as a mapping, criteria by their names; anything else as it is."""
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        value = {str(item.get("name", i)) if isinstance(item, dict) else i: item for i, item in enumerate(value)}
-    if not isinstance(value, dict) or not value:
-        return {key: value}
-    return {k: v for name, item in value.items() for k, v in leaves(item, f"{key}.{name}" if key else name).items()}
+        return {str(item.get("name", i)) if isinstance(item, dict) else str(i): item for i, item in enumerate(value)}
+    return value
 
 
 def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "(not set)"
+    if isinstance(value, dict) and value:
+        return f"(a block: {', '.join(map(str, value))})"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from iama.cli.app import app
 from iama.errors import ConfigError, RunError
 from inference.report import headline, print_tables, render_html, write_comparison, write_report
-from inference.report.compare import differing_settings, leaves, quality_pairs, run_names, savings_pairs
+from inference.report.compare import differing_settings, quality_pairs, run_names, savings_pairs
 from inference.report.fill import filled, savings_units, used_units
 from inference.report.html import as_json
 from inference.report.risks import find_risks
@@ -332,7 +332,12 @@ def test_a_comparison_tells_what_differs():
     ]
     assert differing_settings(pair) == wanted
     assert differing_settings(pair_of()) == []
-    assert leaves({"criteria": [{"name": "c", "x": [1, 2]}]}) == {"criteria.c.name": "c", "criteria.c.x": [1, 2]}
+    criteria = [{"name": "c", "x": [1, 2]}, {"name": "d", "x": [1], "y": {"z": 1}}]
+    pair[0]["config"]["criteria"], pair[1]["config"]["criteria"] = criteria, [{"name": "c", "x": [1, 3]}]
+    assert [row for row in differing_settings(pair) if row[0].startswith("criteria")] == [
+        ("criteria.c.x", "[1, 2]", "[1, 3]"),
+        ("criteria.d", "(a block: name, x, y)", "(not set)"),
+    ]
     pair[1]["quality"]["iama"]["brief"]["with"] = pair[0]["quality"]["iama"]["brief"]["with"] + 0.25
     gaps = [row for row in quality_pairs(pair) if row["difference"]]
     assert [(row["policy"], row["criterion"], row["difference"]) for row in gaps] == [
