@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## build the demo world, train, export, evaluate, write the report
 	$(RUN) -m scripts.demo
 
-test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(STAMP) ## run the tests, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(STAMP) ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .

@@ -42,6 +42,7 @@ Each page starts with its command and says what was to be shown, what was measur
 | [cards](results/cards.md) | CARDS, item-level rejection, ARGS and Best-of-n on one engine: gold against tokens, time |
 | [gradient samplers](results/gradient_samplers.md) | GGRO and SEA beside Best-of-n at equal operations |
 | [small sums](results/reasoning.md) | GGRO and SEA on sums: training twins, budgets, coverage, drift, weak bases |
+| [hedging](results/hedging.md) | how hard a weak proxy may be pushed: HedgeTune, pessimism, ensembles |
 | [segmentation](results/segmentation.md) | does a prefix's reward tell more at boundaries before uncertain tokens? |
 | [search](results/search.md) | learning rate and beta of every rival, each with the same number of runs |
 """

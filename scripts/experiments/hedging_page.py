@@ -59,7 +59,10 @@ Intervals (95 %) resample seeds and, within a seed, prompts (1000 times); three 
 
 VERDICT = """## Verdict
 
-The bars were set before these worlds were judged. {met} of {number} are met; the table says which are not."""
+The bars were set before these worlds were judged. {met} of {number} are met; the table says which are not.
+
+Gold of a single sample is {base:.3f} on the base and {iama:.3f} on IAMA, which was trained with the weak proxy, and
+{best:.3f} at IAMA's best n. Where training has pushed a proxy too far, hedging a sampler does not undo it."""
 
 CURVES = """## Best-of-n: gold rises, then falls
 
@@ -80,6 +83,10 @@ ENSEMBLES = """Ensembles of {num_members} members, on one scale by the calibrati
 each gives alone. *Distilled*: one reward model, from the first member, trained for {num_steps} steps on the margins of
 the ensemble's mean over the calibration pool (`trainers.distill`)."""
 
+AGREEMENT = """An ensemble mends errors that its members do not share. Correlations over the samples of a prompt, means
+over members and seeds; *given gold*: what two members still have in common once gold is held constant. All members
+learned from labels that prefer sure words, and averaging does not remove what they share."""
+
 SECONDS = """## What tuning costs
 
 Seconds in one process beside others on two cores: sampling and scoring the calibration pool once, by the proxy; then
@@ -87,9 +94,8 @@ Seconds in one process beside others on two cores: sampling and scoring the cali
 
 KL = """## Gold against KL
 
-KL to the policy in nats, for a proxy without ties: closed form of Best-of-n and Best-of-Poisson, by quadrature of soft
-Best-of-{draws}. Differences of gold at equal KL that are no greater than Best-of-n's own deficit to the KL-optimal tilt
-(in expected quantile) are called ties."""
+KL to the policy in nats, for a proxy without ties, in closed form. Differences of gold at equal KL that are no greater
+than Best-of-n's own deficit to the KL-optimal tilt (in expected quantile) are called ties."""
 
 PRESSURE = """## Gold against pressure of guided samplers
 
@@ -139,7 +145,7 @@ def write(
     told = claims(results, hedges)
     parts = [
         intro,
-        VERDICT.format(met=sum(claim.met for claim in told), number=len(told)),
+        _verdict(results, told),
         claims_table(told),
         CURVES,
         _curves(results),
@@ -149,9 +155,11 @@ def write(
         _pessimism(results),
         ENSEMBLES.format(num_members=len(first), num_steps=size.num_distill_steps),
         _ensembles(results),
+        AGREEMENT,
+        _agreement(results),
         SECONDS,
         _seconds(results),
-        KL.format(draws=DRAWS),
+        KL,
         _tuned_on_kl(results, hedges),
         _equal_kl(results),
         PRESSURE.format(num_prompts=size.num_guided_prompts, num_answers=size.num_answers),
@@ -225,6 +233,15 @@ def _is_cheap(results: Results) -> Claim:
     shares = [sum(c.seconds[f] for f in FAMILIES) / c.calibration.sampling_seconds for c in results.values()]
     text = "tuning Best-of-n, soft Best-of-n and Best-of-Poisson takes less time than sampling what they are tuned on"
     return Claim(text, "every policy and seed", f"{min(shares):.2f} to {max(shares):.2f} of it", max(shares) < 1)
+
+
+def _verdict(results: Results, told: Sequence[Claim]) -> str:
+    base, iama = (
+        np.mean([bon_means(cell, values.NS) for cell in cells(results, policy)], axis=0) for policy in POLICIES
+    )
+    return VERDICT.format(
+        met=sum(claim.met for claim in told), number=len(told), base=base[0], iama=iama[0], best=iama.max()
+    )
 
 
 # Tables. ------------------------------------------------------------------------------------------------
@@ -304,6 +321,14 @@ def _ensembles(results: Results) -> str:
 def _curve_cells(golds: Sequence[values.Floats]) -> list[str]:
     means = np.mean([gold_PN.mean(axis=0) for gold_PN in golds], axis=0)
     return [str(values.peak(golds)), *(f"{means[NEARER.index(n)]:.3f}" for n in SHOWN if n <= FAR)]
+
+
+def _agreement(results: Results) -> str:
+    rows = []
+    for policy, text in POLICIES.items():
+        means = np.mean([values.agreement(cell) for cell in cells(results, policy)], axis=0)
+        rows.append([text, *(f"{mean:.2f}" for mean in means)])
+    return table(["policy", "a member with gold", "the mean with gold", "two members", "two members, given gold"], rows)
 
 
 def _seconds(results: Results) -> str:

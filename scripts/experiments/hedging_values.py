@@ -239,6 +239,28 @@ def ensemble_gold(cell: Cell, how: str) -> Floats:
     return _nearer(as_one(cell.test.members_KPM, cell.calibration.members_KPM, how), cell)
 
 
+def agreement(cell: Cell) -> Floats:
+    """Correlations within prompts `[4]`: a member with gold, the mean with gold, two members, those given gold.
+
+    Means over members and pairs of them; `given gold` is the partial correlation, of what gold does not explain.
+    """
+    members_KPM = cell.test.members_KPM
+    num_members, num_prompts, size = members_KPM.shape
+    rows_RPM = np.concatenate([members_KPM, _mean_of(cell)[None], cell.test.gold_PS[None, :, :size]])
+    centred_RPM = rows_RPM - rows_RPM.mean(axis=2, keepdims=True)
+    r = np.corrcoef(centred_RPM.reshape(num_members + 2, num_prompts * size))
+    with_gold_K = r[:num_members, -1]
+    a, b = np.triu_indices(num_members, 1)
+    given_gold = (r[a, b] - with_gold_K[a] * with_gold_K[b]) / np.sqrt(
+        (1 - with_gold_K[a] ** 2) * (1 - with_gold_K[b] ** 2)
+    )
+    return np.asarray([with_gold_K.mean(), r[num_members, -1], r[a, b].mean(), given_gold.mean()])
+
+
+def _mean_of(cell: Cell) -> Floats:
+    return as_one(cell.test.members_KPM, cell.calibration.members_KPM, "mean")
+
+
 def _nearer(proxy_PM: Floats, cell: Cell) -> Floats:
     return expected("bon", NEARER, proxy_PM, cell.test.gold_PS[:, : proxy_PM.shape[1]])
 

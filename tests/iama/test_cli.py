@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,12 @@ def one_line_error(result: tuple[int, str, str]) -> str:
     return lines[0]
 
 
+def _children_seconds() -> float:
+    """Of the processor, in processes that have ended: other work on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_instant_and_imports_no_torch():
     script = (
         "import sys; sys.argv = ['iama', '--help']\n"
@@ -63,9 +69,9 @@ def test_help_is_instant_and_imports_no_torch():
     )
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = _children_seconds()
         subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
+        times.append(_children_seconds() - start)
     assert min(times) < 0.5
 
 

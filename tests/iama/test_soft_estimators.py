@@ -235,11 +235,11 @@ def test_groups_do_not_mix():
 def test_large_groups_are_finite_quick_and_consistent():
     rng = np.random.default_rng(6)
     selector = rng.normal(size=(1, 1024))
-    start = time.perf_counter()
+    start = time.process_time()
     loo = soft_bon_advantages(selector, selector, 64, 0.3)
     loo1 = soft_bon_advantages(selector, selector, 64, 0.3, "loo1")
     value = soft_bon_value(selector, selector, 64, 0.3)
-    assert time.perf_counter() - start < 10.0
+    assert time.process_time() - start < 10.0
     assert np.isfinite(loo).all()
     assert abs(loo.sum()) < 1e-9
     assert np.corrcoef(loo[0], loo1[0])[0, 1] > 0.999

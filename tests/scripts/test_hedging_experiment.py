@@ -162,6 +162,24 @@ def test_members_are_put_on_one_scale_before_they_are_one():
     assert values.peak([values.expected("bon", values.NS, cell.test.proxy_PS, hump(cell.test.proxy_PS))]) in (3, 4)
 
 
+def test_agreement_given_gold_is_that_of_what_gold_does_not_explain():
+    """Two members that share an error, beside a regression on gold."""
+    rng = np.random.default_rng(5)
+    gold_PS, shared_PS = rng.normal(size=(2, 30, 64)) + rng.normal(size=(2, 30, 1))
+    members_KPM = gold_PS + shared_PS + rng.normal(size=(3, 30, 64))
+    made = Pooled(members_KPM[0], gold_PS, members_KPM, 1.0, 1.0)
+    found = values.agreement(Cell(made, made, {}, {}))
+    centred = [(rows - rows.mean(axis=1, keepdims=True)).ravel() for rows in (*members_KPM, gold_PS)]
+    gold = centred.pop()
+    rest = [row - gold * (row @ gold) / (gold @ gold) for row in centred]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert found[0] == pytest.approx(np.mean([np.corrcoef(row, gold)[0, 1] for row in centred]))
+    assert found[2] == pytest.approx(np.mean([np.corrcoef(centred[a], centred[b])[0, 1] for a, b in pairs]))
+    assert found[3] == pytest.approx(np.mean([np.corrcoef(rest[a], rest[b])[0, 1] for a, b in pairs]))
+    assert found[3] == pytest.approx(0.5, abs=0.05)
+    assert found[1] > found[0]
+
+
 @pytest.mark.parametrize(("n", "expected"), [(2, 9e-3), (8, 8e-4), (16, 1e-4)])
 def test_deficits_are_those_of_the_tilt_at_equal_kl(n, expected):
     assert values.deficit(n) == pytest.approx(expected, rel=0.3)
