@@ -36,6 +36,8 @@ SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 
 INTRO = """![gold against n, against KL, and under guided samplers](hedging.svg)
 
+Thick lines are means over worlds; thin ones are Best-of-n in each world, the vertical one is at {max_budget} draws.
+
 **What is measured.** A user has a weak proxy for helpful and few gold labels: how hard may the proxy be pushed? The
 proxy is a reward model of {num_pairs} preferences (read {num_epochs} times; the world's own has 10,000), {flips} of
 them turned round. In {sure_share} of the pairs one answer sounds surer than the other, with two words like "surely" or
