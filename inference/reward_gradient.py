@@ -77,26 +77,34 @@ def around(reward: Reward, prompt: Prompt) -> tuple[list[int], list[int]]:
     """Token ids of the reward's own template before and after a response to a prompt.
 
     Those after it end with the token that speaks for the row: padding behind it, which a classifier ignores, is left
-    out. So `before + response + after`, read to its last token, is what the reward scores. Raises `ConfigError` for a
-    template that does not show a response as it is, or whose tokens merge with a response's.
+    out. So `before + response + after`, read to its last token, is what the reward scores. Where the text before a
+    response merges with its first word (a plain prompt, or a template such as "Bot: "), that holds of a response that
+    begins with a space, as policies write it there; any other is the same text in other tokens. Raises `ConfigError`
+    for a template that does not show a response as it is, or merges with it even so.
     """
     classifier = reward.classifier
     assert classifier is not None, "a function has no template"
-    tokenizer = classifier.tokenizer
-    lead = " " if isinstance(prompt, str) else ""  # a word would merge with a text that it follows at once
+    for lead in (" ",) if isinstance(prompt, str) else ("", " "):
+        before, after, misread = _split(classifier.tokenizer, prompt, lead)
+        if misread is None:
+            return before, after[: num_before_padding(after, classifier.pad_id)]
+    raise ConfigError(
+        f"{classifier.source}: where a response begins and ends cannot be told in its template "
+        f"({misread} after {prompt_text(prompt)[:40]!r}); {INSTEAD}"
+    )
+
+
+def _split(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, lead: str) -> tuple[list[int], list[int], str | None]:
+    """What stands before and after words that follow `lead`, and what a word is misread as."""
     words = _distinct_words(tokenizer)
     rendered = [render_exchange(tokenizer, prompt, lead + word) for word in words]
     num_before = min(num_common(rendered[0], row) for row in rendered)
     num_after = min(num_common(rendered[0][::-1], row[::-1]) for row in rendered)
-    for word, row in zip(words, rendered, strict=True):
-        found = str(tokenizer.decode(row[num_before : len(row) - num_after]))
-        if found not in (word, lead + word):
-            raise ConfigError(
-                f"{classifier.source}: where a response begins and ends cannot be told in its template (for {word!r} "
-                f"after {prompt_text(prompt)[:40]!r} it has {found!r}); {INSTEAD}"
-            )
-    after = rendered[0][len(rendered[0]) - num_after :]
-    return rendered[0][:num_before], after[: num_before_padding(after, classifier.pad_id)]
+    read = [str(tokenizer.decode(row[num_before : len(row) - num_after])) for row in rendered]
+    misread = (
+        f"{word!r} is {found!r}" for word, found in zip(words, read, strict=True) if found.removeprefix(lead) != word
+    )
+    return rendered[0][:num_before], rendered[0][len(rendered[0]) - num_after :], next(misread, None)
 
 
 def _distinct_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:

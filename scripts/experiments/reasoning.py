@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-SEEDS = (10,)
+SEEDS = (10, 11, 12)
 CRITERIA = tuple(KINDS)
 LEVELS = (2, 4, 8)
 GREEDY = Method("greedy", 1, "ggro", {"num_candidates": 1})

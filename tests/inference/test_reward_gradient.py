@@ -172,12 +172,26 @@ def test_a_response_is_put_into_the_rewards_own_template(rewards, name, template
     assert (len(after) > 0) == (template == CLOSED and name == "llama")  # GPT-2's end is its padding
 
 
-def test_a_template_that_merges_with_a_response_is_refused(rewards):
-    for template in (GPT2_TEMPLATE, "{% for m in messages %}{{ m['content'] | upper }}\n{% endfor %}"):
-        with pytest.raises(
-            ConfigError, match=r"^reward 'gpt2': where a response begins and ends cannot be told in its"
-        ):
-            around(with_template(rewards["gpt2"], template), CHAT)
+@pytest.mark.parametrize("template", [GPT2_TEMPLATE, GPT2_TEMPLATE.replace("content'] }}", "content'] | trim }}")])
+def test_a_response_that_begins_with_a_space_follows_a_template_that_ends_with_one(rewards, template):
+    """As policies write it whose generation prompt ends at the colon; any other is the same text."""
+    reward = with_template(rewards["gpt2"], template)
+    tokenizer = reward.classifier.tokenizer
+    before, after = around(reward, CHAT)
+    for text in (" bread", " grow red tomatoes", "no, thanks"):
+        row = before + tokenizer(text, add_special_tokens=False)["input_ids"] + after
+        rendered = render_exchange(tokenizer, CHAT, text)
+        if text.startswith(" "):
+            assert rendered[: len(row)] == row
+        elif "trim" not in template:
+            assert tokenizer.decode(rendered[: len(row)]).startswith(tokenizer.decode(row))
+
+
+@pytest.mark.parametrize("change", ["upper", "replace('a', '')"])
+def test_a_template_that_changes_a_response_is_refused(rewards, change):
+    template = f"{{% for m in messages %}}{{{{ m['content'] | {change} }}}}\n{{% endfor %}}"
+    with pytest.raises(ConfigError, match=r"^reward 'gpt2': where a response begins and ends cannot be told in its"):
+        around(with_template(rewards["gpt2"], template), CHAT)
 
 
 def test_an_encoder_decoder_is_refused():
