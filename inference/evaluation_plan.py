@@ -20,9 +20,9 @@ from inference.hedging.tuning_file import tuned_methods
 from inference.policy import load_tokenizer, resolve_paths
 from inference.pool_file import PoolFile, prompt_ids, read_pool
 from inference.pools import pool_header
-from inference.reward_checks import check_rewards, fits_rewards, reward_names
+from inference.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.selection import Served
-from inference.serving import read_method, read_served
+from inference.serving import needs_gradient, read_method, read_served
 from inference.store import digest
 from inference.summary import FILE_NAME
 
@@ -100,6 +100,11 @@ def make_plan(config: EvaluationConfig) -> Plan:
     check_rewards(config, rewards, rows)
     rows, dropped = _fitting(config, rewards, rows)
     sources = [source for name in config.policies for source in _sources(config, name, rows, stored.get(name))]
+    guided_by_gradient = [m for m in config.methods if is_guided(m) and needs_gradient(m, config.sampling)]
+    if guided_by_gradient:
+        sampled = [(source.policy, source.spec, c) for source in sources if source.spec for c in source.criteria]
+        tokenizers = [(name, criterion, load_tokenizer(name, spec)[0]) for name, spec, criterion in sampled]
+        check_gradients(config, guided_by_gradient, tokenizers)
     tuned = tuned_methods(config, rows, sources)
     return Plan(rows, dropped, sources, rewards, _num_samples(config, sources, tuned), _training(config), tuned)
 

@@ -12,9 +12,12 @@ from iama.errors import ConfigError, DataError, RewardError
 from iama.models import loading
 from iama.render import prompt_text, render_exchange
 from iama.rewards import check_reward, load_function
+from inference.reward_gradient import Side, check_same_ids, instead_of, reward_side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
 
     from iama.config import EvaluationConfig, EvaluationCriterion
     from iama.specs import JudgeSpec, RewardSpec
@@ -85,6 +88,31 @@ def fits_rewards(names: dict[RewardSpec, str], rows: Rows, remedy: str | None) -
                 )
             keep[i] &= num_tokens <= limit
     return keep
+
+
+def check_gradients(
+    config: EvaluationConfig, methods: Sequence[str], tokenizers: Sequence[tuple[str, str, PreTrainedTokenizerBase]]
+) -> None:
+    """Raise `ConfigError` where a proxy has no gradient, or has other token ids than a policy that it guides.
+
+    `methods` are those that need the gradient; `tokenizers` are those of the policies that are sampled, with a
+    policy's name and a criterion that it serves.
+    """
+    for method in methods:
+        name = method.partition("(")[0]
+        for criterion in config.criteria:
+            model, source = criterion.proxy.model, f"reward '{criterion.name} (proxy)'"
+            if model is None:
+                raise ConfigError(
+                    f"methods: {method!r} needs the gradient of a reward, and {source} is no classifier; "
+                    f"{instead_of(name)}, or evaluate that criterion by itself"
+                )
+            with loading(model, source):
+                reward = reward_side(source, model, AutoTokenizer.from_pretrained(model))
+            for policy, served, tokenizer in tokenizers:
+                if served == criterion.name:
+                    own = Side(f"policy {policy!r}", tokenizer, {tokenizer.eos_token_id})
+                    check_same_ids(own, reward, name)
 
 
 def _check_column(config: EvaluationConfig, name: str, spec: RewardSpec) -> None:

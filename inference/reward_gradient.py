@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -25,7 +26,7 @@ from inference.rows import Rows, differs
 from inference.scoring import num_before_padding, num_common
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Sequence, Set
 
     from transformers import PreTrainedTokenizerBase
 
@@ -50,11 +51,38 @@ def check_shared_vocabulary(policy: Policy, reward: Reward, method: str) -> None
     classifier = reward.classifier
     if classifier is None:
         kind = "no classifier" if reward.ensemble is None else "an ensemble, not one classifier"
-        raise ConfigError(f"{method} needs the gradient of a reward, and {reward.name!r} is {kind}; {INSTEAD}")
-    sides = [(policy.tokenizer, f"policy {policy.name!r}"), (classifier.tokenizer, classifier.source)]
-    texts = [{index: token for token, index in tokenizer.get_vocab().items()} for tokenizer, _ in sides]
-    special = [set(special_tokens(tokenizer).values()) for tokenizer, _ in sides]
-    ends = {*policy.eos_token_ids, classifier.tokenizer.eos_token_id}
+        raise ConfigError(
+            f"{method} needs the gradient of a reward, and {reward.name!r} is {kind}; {instead_of(method)}"
+        )
+    own = Side(f"policy {policy.name!r}", policy.tokenizer, policy.eos_token_ids)
+    check_same_ids(own, reward_side(classifier.source, classifier.path, classifier.tokenizer), method)
+
+
+def instead_of(method: str) -> str:
+    """What else to use where a method cannot have its gradient."""
+    return INSTEAD.replace("use", "use ggro(score=exact), or") if method == "ggro" else INSTEAD
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model's tokenizer, its end tokens, and what errors call it."""
+
+    told: str
+    tokenizer: PreTrainedTokenizerBase
+    ends: Set[int | None]
+
+
+def reward_side(source: str, path: str, tokenizer: PreTrainedTokenizerBase) -> Side:
+    """A classifier's."""
+    return Side(f"{source} ({path!r})", tokenizer, {tokenizer.eos_token_id})
+
+
+def check_same_ids(policy: Side, reward: Side, method: str) -> None:
+    """`check_shared_vocabulary` of tokenizers alone."""
+    sides = (policy, reward)
+    texts = [{index: token for token, index in side.tokenizer.get_vocab().items()} for side in sides]
+    special = [set(special_tokens(side.tokenizer).values()) for side in sides]
+    ends = {*policy.ends, *reward.ends}
 
     def agrees(index: int) -> bool:
         own, other = (side.get(index) for side in texts)
@@ -68,8 +96,8 @@ def check_shared_vocabulary(policy: Policy, reward: Reward, method: str) -> None
     if differing:
         shown = ", ".join(f"{i} ({texts[0].get(i)!r} and {texts[1].get(i)!r})" for i in differing[:NUM_SHOWN])
         raise ConfigError(
-            f"{method} needs one vocabulary, but {sides[0][1]} and {sides[1][1]} ({classifier.path!r}) differ in "
-            f"{len(differing)} token ids, e.g. {shown}; {INSTEAD}"
+            f"{method} needs one vocabulary, but {policy.told} and {reward.told} differ in {len(differing)} token ids, "
+            f"e.g. {shown}; {instead_of(method)}"
         )
 
 

@@ -68,6 +68,12 @@ def read_method(method: str, sampling: Sampling) -> Served | GuidedSettings:
     return validate(settings, CardsSettings, f"method {method!r}")
 
 
+def needs_gradient(method: str, sampling: Sampling) -> bool:
+    """Whether a method guides by the gradient of a reward that shares the policy's token ids."""
+    read = read_method(method, sampling)
+    return isinstance(read, SeaSettings) or (isinstance(read, GgroSettings) and read.needs_gradient)
+
+
 def with_target(
     policy: Policy, reward: Reward, method: str, prompts: Sequence[Prompt], sampling: Sampling, seed: int
 ) -> tuple[str, Cost]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from iama.cli.app import app
@@ -143,6 +145,21 @@ class TestBadInput:
             ConfigError, match=r"'c \(proxy\)' is the column 'c' of a pool file, but policy 'base' is a"
         ):
             evaluate(changed(config, policies=policies, criteria=criteria))
+
+    @pytest.mark.parametrize("method", ["sea(num_steps=2)", "ggro(num_candidates=2)"])
+    def test_a_gradient_of_a_function_or_of_another_vocabulary(self, config, tiny, tmp_path, method):
+        function = [{"name": "c", "proxy": {"function": "math:fsum"}}]
+        with pytest.raises(ConfigError, match=r"needs the gradient of a reward, and reward 'c \(proxy\)' is no clas"):
+            evaluate(changed(config, criteria=function, methods=[method]))
+        shutil.copytree(tiny.reward, tmp_path / "other")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "other")
+        tokenizer.add_tokens(["zebra"])
+        tokenizer.save_pretrained(tmp_path / "other")
+        classifier = [{"name": "c", "proxy": {"model": str(tmp_path / "other")}}]
+        with pytest.raises(
+            ConfigError, match=r"needs one vocabulary, but policy 'base' and reward 'c \(proxy\)'.*zebra"
+        ):
+            evaluate(changed(config, criteria=classifier, methods=[method]))
 
     def test_a_pool_with_a_file(self, tmp_path):
         result = CliRunner().invoke(app, ["evaluate", "--pool", "a=b.jsonl", "--config", str(tmp_path / "c.yaml")])

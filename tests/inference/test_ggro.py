@@ -292,7 +292,7 @@ def test_a_function_guides_by_exact_scores(policy_with_ends):
     completions = check(policy_with_ends, reward, having(score="exact"), SAMPLING, EVERY[:2])
     plain = answer(policy_with_ends, reward, EVERY[:2], settings=having(num_candidates=1))
     assert sum(c.reward for c in completions) > sum(c.reward for c in plain)
-    with pytest.raises(ConfigError, match="'brief' is no classifier; use method cards or bon instead"):
+    with pytest.raises(ConfigError, match=r"'brief' is no classifier; use ggro\(score=exact\), or method cards or"):
         Ggro(policy_with_ends, reward, SETTINGS, SAMPLING)
 
 
@@ -303,7 +303,10 @@ def test_another_vocabulary_is_refused_but_for_exact_scores(policy_with_ends, ti
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     foreign = double(load_reward("foreign", RewardSpec(model=str(tmp_path))))
-    with pytest.raises(ConfigError, match=r"differ in \d+ token ids, e\.g\. \d+ \(.*use method cards or bon instead$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"differ in \d+ token ids, e\.g\. \d+ \(.*use ggro\(score=exact\), or method cards or bon instead$",
+    ):
         Ggro(policy_with_ends, foreign, SETTINGS, SAMPLING)
     check(policy_with_ends, foreign, having(score="exact"), SAMPLING, PROMPTS[:1])
 
