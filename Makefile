@@ -34,7 +34,7 @@ bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 EXPERIMENTS := toy estimator_study search front mixed_preference when_to_use length dynamics operators segment_samplers \
 	segmentation gradient_samplers hedging reasoning
 
-results: $(STAMP) ## regenerate docs/results.md and docs/results/ (about three and a half hours on two cores, estimated; resumable)
+results: $(STAMP) ## regenerate docs/results.md and docs/results/ (about five hours on two cores, estimated; resumable)
 	$(RUN) -m scripts.results
 	set -e; for name in $(EXPERIMENTS); do $(RUN) -m scripts.experiments.$$name; done
 

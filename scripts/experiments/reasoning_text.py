@@ -2,7 +2,7 @@
 
 INTRO = """![gold against operations](reasoning.svg)
 
-**What is compared.** GGRO (sampled) and SEA beside Best-of-n in worlds with sums (`scripts/sums_world.py`), world seed
+**What is compared.** GGRO (sampled) and SEA beside Best-of-n in worlds with sums (`scripts/sums_world.py`), seeds
 {seeds}: the demo world's jobs, and prompts that need a small sum ("how many eggs are in three boxes of four?").
 *Correct* is 1 where the stated result is right, exactly from the text; its proxy is a reward model fitted on noisy
 preferences like the other two. Helpful and harmless count on jobs, correct on sums. The base is fitted on answers of
@@ -29,7 +29,8 @@ number, and with so few seeds they hardly know how worlds differ.
 seed 10 with a first proxy of correct (10,000 pairs of the base's own answers), which put the answers to a third of the
 prompts in no better order than chance: gold of Best-of-n was 0.51, 0.57, 0.27 and 0.13 for n = 1, 4, 64 and 256. That
 says little of any sampler, so the proxy was refitted on 24,000 pairs with worse answers among them, and the columns
-*best with fewer* were added; nothing else was changed. Gold was seen in that choice."""
+*best with fewer* were added, later the table of weak bases; nothing else was changed. Gold was seen in that choice.
+Seeds 11 and 12 were measured afterwards, once."""
 
 WORLDS = """## The worlds
 
