@@ -83,13 +83,17 @@ def tune(
 
 
 def _settings(config: Path, overrides: list[str], criteria: list[str]) -> EvaluationConfig:
-    """The evaluation, with the criteria that are asked for, and without budgets, which the pools do not depend on."""
+    """The evaluation without budgets, which the pools do not depend on; criteria as asked for, else those with gold."""
     settings = settings_from_file(config, [*overrides, *UNUSED])
     names = [c.name for c in settings.criteria]
     unknown = [name for name in criteria if name not in names]
     if unknown:
         raise ConfigError(f"--criterion {unknown[0]!r} is not in {config}; choose among {', '.join(names)}")
-    wanted = [c for c in settings.criteria if not criteria or c.name in criteria]
+    wanted = [c for c in settings.criteria if c.name in (criteria or names)]
+    if not criteria and any(c.gold is not None for c in wanted):
+        for criterion in (c for c in wanted if c.gold is None):
+            typer.echo(f"note: criterion {criterion.name!r} has no gold reward and is not tuned", err=True)
+        wanted = [c for c in wanted if c.gold is not None]
     return settings.model_copy(update={"criteria": wanted})
 
 

@@ -505,8 +505,14 @@ class TestMadeByTheCommand:
     def test_criteria_without_gold(self, run, raw, tmp_path):
         del raw["criteria"][1]["gold"]
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
-        line = refusal(run("tune", "--config", tmp_path / "config.yaml", "--out", tmp_path / "tune"))
+        out = ("--method", "bon", "--out", tmp_path / "tune")
+        line = refusal(run("tune", "--config", tmp_path / "config.yaml", "--criterion", "brief", *out))
         assert "criterion 'brief' has no gold reward, without which nothing can be tuned" in line
+        code, _, err = run("tune", "--config", tmp_path / "config.yaml", *out)
+        assert code == 0
+        assert "note: criterion 'brief' has no gold reward and is not tuned" in err
+        tuned = load_tuning(tmp_path / "tune" / "tuning.json").calibrations
+        assert {calibration.criterion.name for calibration in tuned} == {"helpful"}
         line = refusal(
             run("tune", "--config", tmp_path / "config.yaml", "--criterion", "x", "--out", tmp_path / "tune")
         )
