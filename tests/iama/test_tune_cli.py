@@ -508,11 +508,6 @@ class TestMadeByTheCommand:
         out = ("--method", "bon", "--out", tmp_path / "tune")
         line = refusal(run("tune", "--config", tmp_path / "config.yaml", "--criterion", "brief", *out))
         assert "criterion 'brief' has no gold reward, without which nothing can be tuned" in line
-        code, _, err = run("tune", "--config", tmp_path / "config.yaml", *out)
-        assert code == 0
-        assert "note: criterion 'brief' has no gold reward and is not tuned" in err
-        tuned = load_tuning(tmp_path / "tune" / "tuning.json").calibrations
-        assert {calibration.criterion.name for calibration in tuned} == {"helpful"}
         line = refusal(
             run("tune", "--config", tmp_path / "config.yaml", "--criterion", "x", "--out", tmp_path / "tune")
         )
@@ -520,6 +515,11 @@ class TestMadeByTheCommand:
         line = refusal(run("tune", "--config", tmp_path / "config.yaml", "--gold-column", "x"))
         assert "--gold-column 'x' belongs to --pool" in line
         assert not (tmp_path / "tune").exists()
+        code, _, err = run("tune", "--config", tmp_path / "config.yaml", *out)
+        assert code == 0
+        assert "note: criterion 'brief' has no gold reward and is not tuned" in err
+        tuned = load_tuning(tmp_path / "tune" / "tuning.json").calibrations
+        assert {calibration.criterion.name for calibration in tuned} == {"helpful"}
         assert len(self.tuned(run, raw, tmp_path, "--criterion", "helpful").calibrations) == 2
 
 
