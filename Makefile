@@ -21,7 +21,7 @@ demo: $(STAMP) ## build the demo world, train, export, evaluate, write the repor
 	$(RUN) -m scripts.demo
 
 test: $(STAMP) ## run the tests, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .
