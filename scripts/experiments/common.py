@@ -9,11 +9,13 @@ with the same roll-outs a step.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +53,12 @@ CONFIG = "configs/demo.yaml"
 AT_ONCE = 2
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 SINGLE_PROCESS = ("world_size=1", "trainer.deepspeed=null", "trainer.per_device_train_batch_size=64")
+
+
+def processes(number: int = AT_ONCE, **options: Any) -> ProcessPoolExecutor:
+    """Fresh processes of one thread each; `options` are the executor's."""
+    os.environ.update(ENVIRONMENT)  # read by the processes when they import torch
+    return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"), **options)
 
 
 # Worlds. ------------------------------------------------------------------------------------------------

@@ -9,11 +9,7 @@ command goes on.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +32,7 @@ from scripts.experiments import common, segment_samplers
 from scripts.experiments.common import CRITERIA, SEEDS
 from scripts.experiments.gradient_samplers_values import Cell, Method, bon_curves, cut_rate, served
 from scripts.experiments.pools import SAMPLING, Task, policy_spec, quieten
-from scripts.experiments.segment_setup import OTHER_SEED, RUN, progress_bar, prompts, setup
+from scripts.experiments.segment_setup import OTHER_SEED, RUN, each, prompts, setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -137,16 +133,8 @@ def measure(
         Unit(s, name, path, size, sampling, methods) for s, some in policies.items() for name, path in some.items()
     ]
     results: dict[int, dict[tuple[str, str], Cell]] = {seed: {} for seed in policies}
-    with ExitStack() as stack:
-        progress = stack.enter_context(progress_bar())
-        run: Any = map
-        if at_once > 1:
-            os.environ.update(common.ENVIRONMENT)  # read by the processes when they import torch
-            context = multiprocessing.get_context("spawn")
-            run = stack.enter_context(ProcessPoolExecutor(at_once, mp_context=context)).map
-        found = zip(units, run(serve_unit, units), strict=True)
-        for unit, cells in progress.track(found, len(units), description="policies"):
-            results[unit.seed] |= {(unit.name, criterion): cell for criterion, cell in cells.items()}
+    for unit, cells in each(serve_unit, units, "policies", at_once):
+        results[unit.seed] |= {(unit.name, criterion): cell for criterion, cell in cells.items()}
     return results
 
 

@@ -9,13 +9,9 @@ runs/results, so that a killed command goes on; what is tuned is tuned again, si
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +37,7 @@ from scripts.experiments.common import SEEDS
 from scripts.experiments.hedging_values import DRAWS, MAX_BUDGET, Cell, Pooled, Pressed, as_one
 from scripts.experiments.pools import SAMPLING, Task, policy_spec, quieten
 from scripts.experiments.rivals import Setting
-from scripts.experiments.segment_setup import OTHER_SEED, progress_bar
+from scripts.experiments.segment_setup import OTHER_SEED, each, progress_bar
 from scripts.experiments.weak_proxy import CRITERION, Weakness
 from trainers.distill import DistillSettings, distill
 
@@ -158,19 +154,8 @@ def measure(
 ) -> Results:
     """Every seed's policies pooled, `at_once` processes, then tuned one by one."""
     units = units_of(policies, members, size, sampling)
-    found = {}
-    with ExitStack() as stack:
-        progress = stack.enter_context(progress_bar())
-        run: Any = map
-        if at_once > 1:
-            os.environ.update(common.ENVIRONMENT)  # read by the processes when they import torch
-            context = multiprocessing.get_context("spawn")
-            run = stack.enter_context(ProcessPoolExecutor(at_once, mp_context=context)).map
-        for unit, pools in progress.track(
-            zip(units, run(pools_of, units), strict=True), len(units), description="pools"
-        ):
-            found[unit.seed, unit.name] = pools
-    return {key: tuned(*pools) for key, pools in found.items()}
+    found = list(each(pools_of, units, "pools", at_once))
+    return {(unit.seed, unit.name): tuned(*pools) for unit, pools in found}
 
 
 def pools_of(unit: Unit) -> tuple[Pooled, Pooled]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,9 +152,7 @@ def _fill(tasks: Sequence[Task]) -> None:
             _make(first)
             progress.advance(bar)
             return
-        os.environ.update(common.ENVIRONMENT)  # read by the processes when they import torch
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(common.AT_ONCE, mp_context=context) as executor:
+        with common.processes() as executor:
             for done in as_completed([executor.submit(_make, task) for task in missing]):
                 done.result()
                 progress.advance(bar)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import uuid
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -29,7 +30,7 @@ from scripts.experiments.pools import Task, policy_spec
 from scripts.experiments.segment_samplers_values import Drawn, Method
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     Settings = CardsSettings | ArgsSettings | str
     Adapters = Mapping[str, Path | None]
 
+U = TypeVar("U")
+R = TypeVar("R")
 CARDS, REJECTION, ARGS, BON = "cards", "rejection", "args", "bon"
 OTHER_SEED = 1000  # proposals begin with the random numbers of a pool of the same seed
 RUN = uuid.uuid4().hex
@@ -199,6 +202,14 @@ def _num_multiplied(model: Any) -> int:
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     tied = head is not None and head.weight is embedding
     return sum(int(p.numel()) for p in model.parameters()) - (0 if tied else int(embedding.numel()))
+
+
+def each(function: Callable[[U], R], units: Sequence[U], description: str, at_once: int) -> Iterator[tuple[U, R]]:
+    """Units with what a function makes of each, in their order, `at_once` processes behind a bar."""
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar())
+        run: Any = stack.enter_context(common.processes(at_once)).map if at_once > 1 else map
+        yield from progress.track(zip(units, run(function, units), strict=True), len(units), description=description)
 
 
 def progress_bar() -> Progress:

@@ -7,10 +7,8 @@ like beside gold is the same for all. The first member is the proxy that users o
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -59,9 +57,7 @@ def fit_members(seeds: Sequence[int], weakness: Weakness) -> dict[int, list[Path
     missing = [s for s in seeds if not all(folder.is_dir() for folder in folders[s])]
     if not missing:
         return folders
-    os.environ.update(common.ENVIRONMENT)  # read by the processes when they import torch
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(common.AT_ONCE, mp_context=context, max_tasks_per_child=1) as executor:
+    with common.processes(max_tasks_per_child=1) as executor:
         fits = [executor.submit(_fit_all, s, common.world(s), folders[s], weakness) for s in missing]
         for done in track(as_completed(fits), "weak proxies: worlds", len(fits), console=Console(stderr=True)):
             done.result()

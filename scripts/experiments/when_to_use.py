@@ -8,10 +8,8 @@ proxy reward model for each criterion, and writes docs/when_to_use.md and .svg.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -186,9 +184,7 @@ def fit_replacing(seeds: Sequence[int], parameters: Parameters | None = None) ->
     missing = [(s, c) for s in seeds for c in CRITERIA if not _is_current(folders[s][c], common.world(s))]
     if not missing:
         return folders
-    os.environ.update(common.ENVIRONMENT)  # read by the processes when they import torch
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(common.AT_ONCE, mp_context=context, max_tasks_per_child=1) as executor:
+    with common.processes(max_tasks_per_child=1) as executor:
         fits = [
             executor.submit(fit_one, common.world(s), replace(parameters, seed=s), c, folders[s][c]) for s, c in missing
         ]
