@@ -1,7 +1,8 @@
 """A watchdog: it knows which phase a process is in, and ends the process when a phase takes too long.
 
 A distributed run whose processes wait for each other waits for ever, and says nothing. Every process has a watchdog of
-its own; the one that is stuck and those that wait for it all end, each naming its phase, and leave a traceback.
+its own; the one that is stuck and those that wait for it all end, each naming its phase, and leave a traceback. The
+first traceback in the run folder tells the others: the one that is stuck may have entered its phase much later.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -25,8 +26,6 @@ EXIT_CODE = 124
 """Of a process that the watchdog ended, as of the command `timeout`."""
 BACKSTOP_S = 60.0
 """So much later the interpreter's own timer ends a process whose threads cannot run."""
-
-
 GRACE_S = 5.0
 """Between the error and the end: a launcher ends all processes with the first, and each should say where it is."""
 
@@ -47,9 +46,11 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._state = ("start", time.monotonic())  # one assignment, so that the thread never sees half of it
         self._step = 0
+        self._entered = time.time()  # of the wall's clock, as the times of files
 
     def __enter__(self) -> Self:
         self._enter("start")
+        self._entered = time.time()
         if self._limit_s is not None:
             self._thread.start()
         return self
@@ -92,18 +93,28 @@ class Watchdog:
             phase, since = self._state
             seconds = time.monotonic() - since
             if seconds > self._limit_s:
-                self._end(phase, seconds)
+                self._end(phase, seconds, f"longer than watch.max_phase_s = {self._limit_s:g}")
+            if self._another_hangs():
+                self._end(phase, seconds, "and ends because another process has been in its phase too long")
 
-    def _end(self, phase: str, seconds: float) -> None:
+    def _another_hangs(self) -> bool:
+        """Whether a process of this run has left its traceback; those of earlier runs are older than this one."""
+        if self._folder is None:
+            return False
+        with suppress(OSError):  # a file that goes between the listing and the question, a disk that fails
+            return any(trace.stat().st_mtime > self._entered for trace in self._folder.glob("hang-rank-*.txt"))
+        return False
+
+    def _end(self, phase: str, seconds: float, why: str) -> None:
         """Say which phase hangs, leave the traceback, and end the process, whatever its threads do."""
         rank = os.environ.get("RANK", "0")
         where = self._traceback(f"hang-rank-{rank}.txt")
-        print(  # noqa: T201 - the console may be what hangs
-            f"error: process {rank} has been in the phase {phase!r} of step {self._step} for {seconds:.0f} s, longer "
-            f"than watch.max_phase_s = {self._limit_s:g}; {where}; mend what hangs, or raise the limit (null: none)",
-            file=sys.stderr,
-            flush=True,
+        # one write, newline included: processes share this stream; and the console may be what hangs
+        sys.stderr.write(
+            f"error: process {rank} has been in the phase {phase!r} of step {self._step} for {seconds:.0f} s, {why}; "
+            f"{where}; mend what hangs, or raise the limit (null: none)\n"
         )
+        sys.stderr.flush()
         sys.stdout.flush()
         time.sleep(GRACE_S)
         os._exit(EXIT_CODE)

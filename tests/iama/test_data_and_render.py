@@ -112,7 +112,7 @@ def test_prompts_keep_their_columns(tiny):
 TEXTS = st.text(min_size=1, max_size=12).filter(str.strip)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.fixed_dictionaries({"prompt": TEXTS, "answer": st.text(max_size=6)}), min_size=1, max_size=4))
 @example([{"prompt": 'a "quoted",\nbroken\r\nline', "answer": "007"}, {"prompt": "NA", "answer": ""}])
 @example([{"prompt": "one\u2028two\u0085three\rfour", "answer": "null"}])

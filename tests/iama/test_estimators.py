@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -91,14 +91,12 @@ def test_plugin_is_the_papers_table_over_ranks():
 rewards_PG = arrays(np.float64, (3, 8), elements=st.floats(-10, 10).map(lambda x: round(x, 1)))
 
 
-@settings(deadline=None)
 @given(rewards_PG, st.permutations(range(8)), st.sampled_from([identity(), bon(2), bon(4), bon(6), bop(1.5)]))
 def test_permuting_a_group_permutes_its_advantages(rewards, order, operator):
     expected = advantages(operator, rewards)[:, order]
     np.testing.assert_allclose(advantages(operator, rewards[:, order]), expected, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(rewards_PG, st.floats(0.1, 10), st.floats(-5, 5), st.sampled_from([identity(), bon(2), bon(4), bop(1.5)]))
 def test_affine_rewards_scale_advantages(rewards, scale, shift, operator):
     expected = scale * advantages(operator, rewards)

@@ -160,7 +160,7 @@ def test_a_caller_that_stops_begins_nothing_further(server: OpenAIServer) -> Non
 
 
 def test_ctrl_c_ends_a_program_that_waits(server: OpenAIServer) -> None:
-    server.delay_s = 20
+    server.delay_s = 100
     program = f"""
 import os, signal, threading
 import openai  # before the clock starts: a slow import would swallow the interrupt
@@ -169,9 +169,9 @@ threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 list(Endpoint({server.url!r}, "m", "K", 60, 2, 2, "here").ask_all([ChatRequest("x", 1.0, 5)] * 4))
 """
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert "KeyboardInterrupt" in done.stderr
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 90
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_groups_of_one_and_of_equal_scores_have_no_advantage():
     assert not tilt_advantages(selector[:, :1], selector[:, :1], 0.1).any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=arrays(np.float64, (2, 6), elements=st.floats(-5, 5).map(lambda x: round(x, 2))),
     order=st.permutations(range(6)),

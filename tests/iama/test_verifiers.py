@@ -58,7 +58,7 @@ def test_wrong_and_missing_answers_are_zero(reward: Reward, right: object, text:
     assert reward(["p"], [text], answer=[right]) == [0.0]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(a=st.integers(-99, 99), b=st.integers(1, 30), c=st.integers(-99, 99), d=st.integers(1, 30))
 def test_fractions_are_equal_as_numbers_are(a: int, b: int, c: int, d: int) -> None:
     reward = load_reward("r", RewardSpec(verifier="math", answer_column="gold"))
@@ -76,7 +76,7 @@ def test_what_takes_too_long_is_wrong_and_silent(reward: Reward, caplog: pytest.
     start = time.monotonic()
     with caplog.at_level(logging.WARNING):
         assert reward(["p"], ["it is \\boxed{9^{9^{9^9}}}"], answer=["42"]) == [0.0]
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 100
     assert caplog.records == []
 
 

@@ -10,7 +10,7 @@ from inference.savings import paired_difference
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(0, 5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_weights_are_counts_of_prompts_and_seeds(sizes, seed):
     parts = list(resample(sizes, 50, seed))
     for size, (weights_BP, share_B) in zip(sizes, parts, strict=True):

@@ -35,7 +35,7 @@ pools = st.integers(2, 8).flatmap(
 
 
 @given(pools)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_equals_enumeration_of_all_subsets(pool):
     proxy_PS, score_PS = pool
     for n in range(1, proxy_PS.shape[1] + 1):
@@ -44,7 +44,7 @@ def test_equals_enumeration_of_all_subsets(pool):
 
 
 @given(pools, st.floats(0.1, 6))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_best_of_poisson_equals_its_mixture(pool, mu):
     proxy_PS, score_PS = pool
     size = proxy_PS.shape[1]
@@ -54,7 +54,6 @@ def test_best_of_poisson_equals_its_mixture(pool, mu):
 
 
 @given(pools)
-@settings(deadline=None)
 def test_ends_of_the_curve(pool):
     proxy_PS, score_PS = pool
     size = proxy_PS.shape[1]

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
@@ -82,7 +82,6 @@ def test_tilt_chi_squared(lam):
 
 
 @given(st.integers(2, 12), st.sampled_from([bon(2), bon(7), bon(64), bop(0.5), bop(9), bop_zt(4)]), st.integers(0, 99))
-@settings(deadline=None)
 def test_closed_forms_bound_every_discrete_law(size, operator, seed):
     """With ties as well: rewards take few values."""
     rng = np.random.default_rng(seed)

@@ -73,7 +73,7 @@ def pools(draw):
     return PoolFile({**HEADER, "num_samples": number}, blocks)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(pools(), st.randoms())
 def test_what_is_written_is_read_whatever_the_order_of_its_lines(tmp_path_factory, pool, random):
     path = tmp_path_factory.mktemp("pool") / "pool.jsonl"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
@@ -17,7 +17,6 @@ def mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**63), st.integers(0, 2**40), st.integers(0, 10**6))
 def test_equals_the_integer_reference(seed, key, sample, step):
     mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15

@@ -169,7 +169,7 @@ def without_gold():
 def load(folder, address: str) -> tuple[str, list[str]]:
     """The DOM after the page's scripts, and the lines of the console."""
     command = [BROWSER, *FLAGS, f"--user-data-dir={folder / 'user'}", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

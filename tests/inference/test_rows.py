@@ -19,7 +19,7 @@ from iama.errors import ModelError
 from inference.kv_cache import GROWTH, MIN_GROWTH, _Buffer
 from inference.rows import Rows, refuse_inexact
 
-FEW = settings(max_examples=12, deadline=None)
+FEW = settings(max_examples=12)
 model_of = functools.cache(make_model)
 
 

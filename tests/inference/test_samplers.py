@@ -8,7 +8,7 @@ from operator import add
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
@@ -31,7 +31,6 @@ def reward(reward_spec):
     return load_reward("proxy", reward_spec)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.data())
 def test_select_keeps_the_first_best_of_the_first_n(rewards, data):
     n = data.draw(st.integers(1, len(rewards)))

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.savings import (
@@ -41,7 +41,6 @@ def estimate(*seeds):
     return estimate_savings(seeds, num_bootstrap=400, seed=0)
 
 
-@settings(deadline=None)
 @given(st.floats(1, 64))
 def test_known_crossing_of_a_curve_linear_in_log_n(n):
     needed, censored = samples_needed(np.log(N)[None, :], np.array([np.log(n)]))

@@ -120,7 +120,7 @@ class Machine:
 
 
 @pytest.mark.parametrize("name", SPECS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_scores_equal_those_from_scratch_after_any_operations(rewards, name, data):
     Machine(rewards[name], RewardRows(rewards[name])).run(data)
@@ -138,7 +138,7 @@ def must_be_fed(held, ids, pad_id):
 
 
 @pytest.mark.parametrize("name", SPECS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_the_ledger_equals_a_count_of_what_is_forwarded_and_that_is_what_must_be(rewards, name, data):
     """The count is taken where rows go one by one; in batches, padded, the ledger must say the same."""

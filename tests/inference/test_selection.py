@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq
@@ -72,7 +72,6 @@ def slow_two_batches(rewards, beta: float, bound: str) -> list[float]:
 
 
 @given(arrays(np.float64, (3, 9), elements=st.floats(-5, 5)), st.floats(1e-3, 5))
-@settings(deadline=None)
 def test_the_threshold_is_the_root(found_RS, beta):
     lam_R1 = itp_threshold(found_RS, beta)
     for lam, row in zip(lam_R1[:, 0], found_RS, strict=True):
@@ -108,7 +107,6 @@ def test_one_batch_on_ranks_is_a_law_of_ranks(n, beta):
 
 
 @given(rewards_RS, st.floats(1e-3, 3), st.sampled_from(["ranks", "sigmoid"]))
-@settings(deadline=None)
 def test_two_batches_equal_the_slow_loop(found_RS, beta, bound):
     chances = itp_two_batch_weights(found_RS, beta, on_ranks=bound == "ranks")
     np.testing.assert_allclose(chances.sum(axis=1), 1)
@@ -170,7 +168,6 @@ def test_without_a_weight_it_is_best_of_n(rewards):
 
 
 @given(arrays(np.float64, 5, elements=st.integers(-3, 3)), st.floats(0, 50))
-@settings(deadline=None)
 def test_mbr_equals_a_slow_loop(rewards, weight):
     utility = np.random.default_rng(int(rewards.sum()) + 20).random((5, 5))
     rule = mbr_rule(MbrSettings(n=5, weight=weight), lambda texts, others: utility)

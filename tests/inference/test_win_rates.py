@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
@@ -30,7 +30,6 @@ def even(values_PS, lengths_PS=None):
 
 
 @given(SCORES, SCORES, OPERATORS)
-@settings(deadline=None)
 def test_kept_weights_reproduce_the_curves(proxy_PS, score_PS, operator):
     weights_PS = kept_weights(proxy_PS, operator)
     np.testing.assert_allclose(weights_PS.sum(axis=1), 1)
@@ -51,7 +50,6 @@ def test_kept_weights_without_missing_answers():
 
 
 @given(SCORES, arrays(np.float64, (2, 4), elements=st.integers(0, 4)), OPERATORS, st.integers(0, 9))
-@settings(deadline=None)
 def test_equals_the_double_sum(x_PS, y_PT, operator, seed):
     rng = np.random.default_rng(seed)
     a = Side(x_PS, kept_weights(rng.normal(size=x_PS.shape), operator), x_PS)

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -77,7 +77,6 @@ def test_a_subset_of_prompts_is_compared_on_the_same_prompts():
     assert values.equal_flops([cell], "a").difference == pytest.approx(-3)
 
 
-@settings(deadline=None)
 @given(arrays(bool, (3, 5)), st.integers(1, 5))
 def test_coverage_is_the_mean_over_all_subsets(hits_PM, m):
     subsets = list(itertools.combinations(range(5), m))

@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -54,7 +54,6 @@ def pool(proxy_PS, gold_PS, other_PS=None, weight=0.5):
 # Best-of-n from a pool. ---------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(arrays(float, (2, 5), elements=st.integers(0, 3)), st.integers(1, 5))
 def test_shares_are_those_of_all_subsets_and_equals_share(proxy_PS, n):
     expected = np.zeros_like(proxy_PS)
@@ -81,7 +80,6 @@ def test_arrays_of_best_of_n_are_unbiased_values_and_the_ledgers_tokens():
     assert tokens == [37, 60 - 2 * 6, 37 + 0.5 * (60 - 2 * 6)]
 
 
-@settings(deadline=None)
 @given(arrays(float, (2, 4), elements=st.integers(0, 2)), arrays(float, (2,), elements=st.integers(0, 2)))
 def test_wins_and_losses_are_counted_over_what_is_kept(gold_PS, ours_P):
     proxy_PS = np.random.default_rng(0).permutation(8).reshape(2, 4).astype(float)

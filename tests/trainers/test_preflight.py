@@ -271,7 +271,7 @@ def test_a_failing_check_ends_the_command_after_all_lines(raw_config, tiny, tmp_
     launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
     command = [*(launcher if num_processes == 2 else [sys.executable]), "train_iama.py"]
     command += ["--config", str(tmp_path / "config.yaml"), *(["--dry-run"] if num_processes == 1 else [])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == (2 if num_processes == 1 else 1), done.stderr  # torchrun has a code of its own
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: 1 of")]
     assert error.endswith("checks failed: policy tokenizer; what to do stands in the lines above")

@@ -29,7 +29,7 @@ TINY_SHARDS = {"stage3_param_persistence_threshold": 0}  # else ZeRO-3 keeps sma
 def launch(command, **extra):
     environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
     environment |= {"PYTHONPATH": str(ROOT), "CXX": "/bin/false", "CC": "/bin/false", **extra}  # nothing is compiled
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def free_port():

@@ -233,7 +233,7 @@ def test_two_processes_end_at_the_same_step(raw_config, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw_config))
     start = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2", "train_iama.py"]
     command = [*start, "--config", str(tmp_path / "config.yaml")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("warning: step 10: the run ends here") == 1
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -24,7 +24,7 @@ def gaussian_proxy_gain(max_n):
 
 
 @given(st.integers(0, 10_000), st.integers(2, 12), st.floats(0.0, 3.0))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_gold_gains_at_least_the_guarantee(seed, num_outcomes, noise):
     """On a discrete law, with ties, gains in closed form."""
     rng = np.random.default_rng(seed)

@@ -88,7 +88,7 @@ def test_residual_and_brute_force_agree(family):
 
 @pytest.mark.parametrize("family", TUNABLE)
 @given(gold=arrays(np.float64, (2, 24), elements=st.floats(-1, 1, width=32)), seed=st.integers(0, 9))
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 def test_never_worse_than_brute_force_on_noise(family, gold, seed):
     gold[0, :2] = 2.0, -2.0
     proxy = np.random.default_rng(seed).random((2, 24))
@@ -324,7 +324,7 @@ def test_curves_start_at_a_single_sample_and_rise_in_the_proxy(family):
 
 
 @given(seed=st.integers(0, 20), levels=st.sampled_from([2, 5, 1000]))
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 def test_the_order_of_samples_does_not_matter_nor_does_the_scale_of_the_proxy(seed, levels):
     rng = np.random.default_rng(seed)
     proxy = rng.integers(levels, size=(5, 32)).astype(float)  # many ties

@@ -45,7 +45,7 @@ def weights_at(path, pressure, num_samples):
 
 
 @given(sizes, st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_order_weights_equal_enumeration_of_all_subsets(size, data):
     n = data.draw(st.integers(1, size))
     order = np.array(data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n)))
@@ -79,7 +79,7 @@ def test_mixtures_equal_the_weights_of_curves(size):
 
 
 @given(st.integers(2, 12), st.floats(0.01, 5), st.integers(0, 12))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_soft_best_of_n_by_order_is_the_operator_that_serves_it(n, temperature, more):
     """Ranks among n draws, and the best of a binomial number: one law, known in two ways."""
     served = rank_weights(soft_ranks(n, temperature), n + more)
@@ -89,7 +89,7 @@ def test_soft_best_of_n_by_order_is_the_operator_that_serves_it(n, temperature, 
 @pytest.mark.parametrize("name", TUNABLE)
 @given(size=sizes, shares=st.lists(st.floats(0, 1), min_size=2, max_size=5))
 @example(size=2, shares=[0.0, 2e-311, 1e-300, 1e-17, 1e-9])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_weights_are_a_law_that_rises_with_pressure(name, size, shares):
     path = family(name, size)
     pressures = sorted({0.0, path.largest, *(share * path.largest for share in shares)})
@@ -219,7 +219,7 @@ def test_values_are_weighted_sums():
 
 
 @given(st.permutations(range(7)))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_order_of_samples_and_of_ties_does_not_matter(order):
     proxy, gold = np.array([[0.0, 1, 1, 1, 2, 3, 3]]), np.array([[5.0, 2, 7, 1, 0, 3, 9]])
     weights = bop_weights(2.0, 7)
