@@ -26,6 +26,8 @@ EXIT_CODE = 124
 """Of a process that the watchdog ended, as of the command `timeout`."""
 BACKSTOP_S = 60.0
 """So much later the interpreter's own timer ends a process whose threads cannot run."""
+POLL_S = 1.0
+"""Between two looks at the run folder, for the traceback of another process."""
 GRACE_S = 5.0
 """Between the error and the end: a launcher ends all processes with the first, and each should say where it is."""
 
@@ -44,21 +46,26 @@ class Watchdog:
         self._folder = folder
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        # A thread of its own: a file system that does not answer must not keep the other from its clock.
+        self._folder_thread = threading.Thread(target=self._look, name="watchdog-folder", daemon=True)
+        self._another_hangs = threading.Event()
         self._state = ("start", time.monotonic())  # one assignment, so that the thread never sees half of it
         self._step = 0
-        self._entered = time.time()  # of the wall's clock, as the times of files
+        self._traces: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         self._enter("start")
-        self._entered = time.time()
         if self._limit_s is not None:
+            self._traces = self._traces_now()
             self._thread.start()
+            self._folder_thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._thread.ident is not None:
             self._stop.set()
             self._thread.join()
+            self._folder_thread.join(timeout=POLL_S)  # it may wait for the file system
             faulthandler.cancel_dump_traceback_later()
 
     @property
@@ -94,39 +101,49 @@ class Watchdog:
             seconds = time.monotonic() - since
             if seconds > self._limit_s:
                 self._end(phase, seconds, f"longer than watch.max_phase_s = {self._limit_s:g}")
-            if self._another_hangs():
+            if self._another_hangs.is_set():
                 self._end(phase, seconds, "and ends because another process has been in its phase too long")
 
-    def _another_hangs(self) -> bool:
-        """Whether a process of this run has left its traceback; those of earlier runs are older than this one."""
+    def _look(self) -> None:
+        """Wait for a traceback that was not there, or was another one, when this process began."""
+        while not self._stop.wait(POLL_S):
+            if self._traces_now().items() - self._traces.items():
+                self._another_hangs.set()
+                return
+
+    def _traces_now(self) -> dict[str, int]:
+        """Time of change by name of the tracebacks in the run folder; earlier runs may have left some."""
         if self._folder is None:
-            return False
-        with suppress(OSError):  # a file that goes between the listing and the question, a disk that fails
-            return any(trace.stat().st_mtime > self._entered for trace in self._folder.glob("hang-rank-*.txt"))
-        return False
+            return {}
+        try:
+            return {path.name: path.stat().st_mtime_ns for path in self._folder.glob("hang-rank-*.txt")}
+        except OSError:  # a file that goes between the listing and the question, a disk that fails
+            return {}
 
     def _end(self, phase: str, seconds: float, why: str) -> None:
         """Say which phase hangs, leave the traceback, and end the process, whatever its threads do."""
         rank = os.environ.get("RANK", "0")
-        where = self._traceback(f"hang-rank-{rank}.txt")
-        # one write, newline included: processes share this stream; and the console may be what hangs
+        trace = None if self._folder is None else self._folder / f"hang-rank-{rank}.txt"
+        where = "the traceback follows" if trace is None else f"the traceback goes to {trace}, or follows"
+        # Before the disk is touched, which may be what hangs; one write, newline included: processes share the stream.
         sys.stderr.write(
             f"error: process {rank} has been in the phase {phase!r} of step {self._step} for {seconds:.0f} s, {why}; "
             f"{where}; mend what hangs, or raise the limit (null: none)\n"
         )
         sys.stderr.flush()
+        _write_traceback(trace)
         sys.stdout.flush()
         time.sleep(GRACE_S)
         os._exit(EXIT_CODE)
 
-    def _traceback(self, name: str) -> str:
-        """Write every thread's traceback; returns where it is, in words."""
-        if self._folder is None or not self._folder.is_dir():
-            faulthandler.dump_traceback(file=sys.__stderr__ or 2)
-            return "see the traceback above"
-        with (self._folder / name).open("w", encoding="utf-8") as file:
+
+def _write_traceback(path: Path | None) -> None:
+    """Write every thread's traceback to a file, or to stderr where it cannot be made."""
+    if path is not None:
+        with suppress(OSError), path.open("w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file=file)
-        return f"see the traceback in {self._folder / name}"
+            return
+    faulthandler.dump_traceback(file=sys.__stderr__ or 2)
 
 
 class PhaseMarks(TrainerCallback):

@@ -15,7 +15,7 @@ from rich.console import Console
 from trainers.build import build_trainer
 from trainers.plan import make_plan
 from trainers.train import run
-from trainers.watchdog import EXIT_CODE, PhaseMarks, Watchdog
+from trainers.watchdog import EXIT_CODE, PhaseMarks, Watchdog, _write_traceback
 
 ROOT = Path(__file__).parents[2]
 SLEEPER = """
@@ -87,6 +87,7 @@ with Watchdog(3.0 if dist.get_rank() == 0 else float(sys.argv[2]), Path(sys.argv
 def test_every_process_that_waits_ends_and_names_its_phase(tmp_path, stuck_until_s):
     """The one that is stuck says so, however much later than the others its own limit would come."""
     (tmp_path / "script.py").write_text(TWO_RANKS)
+    (tmp_path / "hang-rank-1.txt").write_text("of an earlier run")
     start = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -134,6 +135,14 @@ def test_the_process_group_in_force_waits_as_long_as_it_is_told(tmp_path, uses_d
         check=False,
     )
     assert "timeout 4321.0" in done.stdout.splitlines(), done.stderr[-2000:]
+
+
+def test_a_traceback_without_a_folder_goes_to_stderr(tmp_path, capfd):
+    _write_traceback(tmp_path / "none" / "hang-rank-0.txt")
+    assert "test_a_traceback_without" in capfd.readouterr().err
+    _write_traceback(tmp_path / "hang-rank-0.txt")
+    assert capfd.readouterr().err == ""
+    assert "test_a_traceback_without" in (tmp_path / "hang-rank-0.txt").read_text()
 
 
 def test_phases_nest_and_each_starts_a_fresh_clock():
@@ -192,4 +201,4 @@ def test_a_finished_run_leaves_no_thread(make_config):
     import threading
 
     run(make_plan(make_config(trainer__max_steps=1), "test.yaml"))
-    assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("watchdog")]
