@@ -34,7 +34,8 @@ from scripts.demo_fit import question
 from scripts.demo_world import all_prompts
 from scripts.experiments import common, weak_proxy
 from scripts.experiments.common import SEEDS
-from scripts.experiments.hedging_values import DRAWS, MAX_BUDGET, Cell, Pooled, Pressed, as_one
+from scripts.experiments.hedging_ensembles import as_one
+from scripts.experiments.hedging_values import DRAWS, MAX_BUDGET, Cell, Pooled, Pressed
 from scripts.experiments.pools import SAMPLING, Task, policy_spec, quieten
 from scripts.experiments.rivals import Setting
 from scripts.experiments.segment_setup import OTHER_SEED, each, progress_bar

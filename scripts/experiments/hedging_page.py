@@ -7,32 +7,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.methods import TUNABLE
-from inference.hedging.families import NO_PRESSURE
-from scripts.experiments import hedging, hedging_plot, pages
+from scripts.experiments import hedging_ensembles as several
+from scripts.experiments import hedging_plot, pages
+from scripts.experiments import hedging_tables as tables
 from scripts.experiments import hedging_values as values
-from scripts.experiments.hedging_plot import NAMES, POLICIES, bon_means, cells, kl_of
-from scripts.experiments.hedging_values import BETAS, DISTILLED, DRAWS, EQUAL_KL_NS, FAMILIES, FAR, MAX_BUDGET, NEARER
-from scripts.experiments.pages import Claim, claims_table, table
+from scripts.experiments.hedging_ensembles import DISTILLED
+from scripts.experiments.hedging_plot import NAMES, POLICIES, bon_means, cells
+from scripts.experiments.hedging_tables import HOW_NAMES
+from scripts.experiments.hedging_values import DRAWS, FAMILIES, FAR, MAX_BUDGET, NEARER
+from scripts.experiments.pages import Claim, claims_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scripts.experiments.common import Estimate
     from scripts.experiments.hedging import Size
     from scripts.experiments.hedging_values import Hedge, Pressed, Results
     from scripts.experiments.weak_proxy import Weakness
 
 PAGE, PLOT = Path("docs/results/hedging.md"), Path("docs/results/hedging.svg")
 COMMAND = "python -m scripts.experiments.hedging"
-HOW_NAMES = {
-    "mean": "mean",
-    "median": "median",
-    "min": "minimum",
-    "mean_minus_std": "mean - 0.5 std",
-    DISTILLED: "distilled from the mean",
-}
-SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)
 
 INTRO = """![gold against n, against KL, and under guided samplers](hedging.svg)
 
@@ -150,22 +143,22 @@ def write(
         _verdict(results, told),
         claims_table(told),
         CURVES,
-        _curves(results),
+        tables.curves(results),
         HEDGED,
-        _hedged(results, hedges),
+        tables.hedged(results, hedges),
         RESISTS.format(far=FAR),
-        _pessimism(results),
+        tables.pessimism(results),
         ENSEMBLES.format(num_members=len(first), num_steps=size.num_distill_steps),
-        _ensembles(results),
+        tables.ensembles(results),
         AGREEMENT,
-        _agreement(results),
+        tables.agreement(results),
         SECONDS,
-        _seconds(results),
+        tables.seconds(results),
         KL,
-        _tuned_on_kl(results, hedges),
-        _equal_kl(results),
+        tables.tuned_on_kl(results, hedges),
+        tables.equal_kl(results),
         PRESSURE.format(num_prompts=size.num_guided_prompts, num_answers=size.num_answers),
-        _pressed(results, pressed),
+        tables.guided(results, pressed),
         EARLIER,
     ]
     pages.write_page(PAGE, "Hedging against a weak proxy", COMMAND, parts)
@@ -220,10 +213,10 @@ def _stays_flat(results: Results, policy: str) -> Claim:
 
 def _delays(results: Results, policy: str, how: str) -> Claim:
     found = cells(results, policy)
-    single, own = [values.members_gold(c) for c in found], [values.ensemble_gold(c, how) for c in found]
+    single, own = [several.members_gold(c) for c in found], [several.ensemble_gold(c, how) for c in found]
     k = NEARER.index(FAR)
     gap = values.gap([o[:, k] for o in own], [s[:, k] for s in single])
-    peaks = values.peak(own), values.peak(single)
+    peaks = several.peak(own), several.peak(single)
     what = "a reward" if how == DISTILLED else "the ensemble's"
     text = f"{POLICIES[policy]}: {what} {HOW_NAMES[how]} delays the fall"
     bar = f"peak at no smaller n; gold at n = {FAR} above one member's, interval above 0"
@@ -244,144 +237,3 @@ def _verdict(results: Results, told: Sequence[Claim]) -> str:
     return VERDICT.format(
         met=sum(claim.met for claim in told), number=len(told), base=base[0], iama=iama[0], best=iama.max()
     )
-
-
-# Tables. ------------------------------------------------------------------------------------------------
-
-
-def _curves(results: Results) -> str:
-    rows = []
-    for (seed, policy), cell in results.items():
-        proxy_PS, gold_PS = cell.test.proxy_PS, cell.test.gold_PS
-        scaled = cell.calibration.proxy_PS
-        hack = values.hacked(proxy_PS, gold_PS)
-        for name, score_PS in (("gold", gold_PS), ("proxy", (proxy_PS - scaled.mean()) / scaled.std())):
-            means = values.expected("bon", SHOWN, proxy_PS, score_PS).mean(axis=0)
-            ends = [f"{hack.peak_samples:g}", "-" if hack.onset is None else f"{hack.onset:g}"]
-            rows.append([POLICIES[policy], str(seed), name, *(ends if name == "gold" else ["", ""])])
-            rows[-1] += [f"{mean:.3f}" if name == "gold" else f"{mean:.2f}" for mean in means]
-    return table(["policy", "seed", "reward", "peak", "onset", *(f"n = {n}" for n in SHOWN)], rows)
-
-
-def _hedged(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]]) -> str:
-    seeds = list(dict.fromkeys(seed for seed, _ in results))
-    rows = []
-    for (policy, family), found in hedges.items():
-        for seed, h in zip(seeds, found, strict=True):
-            tuned = results[seed, policy].tuned[family]
-            golds = [f"{array.mean():.3f}" for array in (h.base_P, h.fixed_P, h.tuned_P, h.strongest_P)]
-            gain = f"{h.gain:+.4f} ({h.standard_error:.4f})"
-            lost = "none" if h.is_none else f"{100 * h.lost:+.1f} %"
-            rows.append([POLICIES[policy], NAMES[family], str(seed), _value(family, h.value), tuned.regime])
-            rows[-1] += [_value(family, h.fixed), *golds, gain, lost, "met" if h.met else "**not met**"]
-        if not any(h.is_none for h in found):
-            mean, kept = values.lost_share(found), values.kept_from_falling(found)
-            low, high = (100 * end for end in mean.ci95)
-            told = f"{100 * mean.mean:+.1f} % ({low:+.1f} to {high:+.1f})"
-            rows.append([POLICIES[policy], NAMES[family], "**all**", "", "", "", "", "", f"{kept} above strongest"])
-            rows[-1] += ["", "", told, ""]
-    header = ["policy", "method", "seed", "tuned", "found", "best fixed", "gold of 1", "best fixed", "tuned"]
-    return table([*header, "strongest", "gain (s.e.)", "lost", "at most 5 %"], rows)
-
-
-def _value(family: str, value: float) -> str:
-    return "one sample" if value >= NO_PRESSURE else f"{TUNABLE[family]} = {value:.3g}"
-
-
-def _pessimism(results: Results) -> str:
-    draws = (1, 2, 4, 8, 16, 32, FAR, 128)
-    rows = []
-    for policy, text in POLICIES.items():
-        found = cells(results, policy)
-        bon = np.mean([bon_means(cell, draws) for cell in found], axis=0)
-        rows.append([text, "Best-of-n", *_falling(bon, draws.index(FAR))])
-        for beta in BETAS:
-            means = np.asarray([np.mean([g.mean() for g in values.pessimism(found, beta, n)]) for n in draws])
-            rows.append([text, f"ITP, beta = {beta:g}", *_falling(means, draws.index(FAR))])
-    return table(["policy", "method", *(f"{n} draws" for n in draws), "falls"], rows)
-
-
-def _falling(means: values.Floats, far: int) -> list[str]:
-    return [*(f"{mean:.3f}" for mean in means), f"{means.max() - means[far]:.3f}"]
-
-
-def _ensembles(results: Results) -> str:
-    rows, k = [], NEARER.index(FAR)
-    for policy, text in POLICIES.items():
-        found = cells(results, policy)
-        single = [values.members_gold(cell) for cell in found]
-        rows.append([text, "one member", *_curve_cells(single), ""])
-        for how in HOW_NAMES:
-            own = [values.ensemble_gold(cell, how) for cell in found]
-            gap = values.gap([o[:, k] for o in own], [s[:, k] for s in single])
-            rows.append([text, HOW_NAMES[how], *_curve_cells(own), str(gap)])
-    return table(
-        ["policy", "proxy", "peak", *(f"n = {n}" for n in SHOWN if n <= FAR), f"n = {FAR}: above one member"], rows
-    )
-
-
-def _curve_cells(golds: Sequence[values.Floats]) -> list[str]:
-    means = np.mean([gold_PN.mean(axis=0) for gold_PN in golds], axis=0)
-    return [str(values.peak(golds)), *(f"{means[NEARER.index(n)]:.3f}" for n in SHOWN if n <= FAR)]
-
-
-def _agreement(results: Results) -> str:
-    rows = []
-    for policy, text in POLICIES.items():
-        means = np.mean([values.agreement(cell) for cell in cells(results, policy)], axis=0)
-        rows.append([text, *(f"{mean:.2f}" for mean in means)])
-    return table(["policy", "a member with gold", "the mean with gold", "two members", "two members, given gold"], rows)
-
-
-def _seconds(results: Results) -> str:
-    rows = [
-        [
-            POLICIES[policy],
-            str(seed),
-            f"{cell.calibration.sampling_seconds:.1f}",
-            f"{cell.calibration.scoring_seconds:.1f}",
-            *(f"{cell.seconds[family]:.2f}" for family in hedging.TUNED),
-        ]
-        for (seed, policy), cell in results.items()
-    ]
-    return table(["policy", "seed", "sampling", "scoring", *(f"tune {NAMES[f]}" for f in hedging.TUNED)], rows)
-
-
-def _tuned_on_kl(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]]) -> str:
-    rows = []
-    for (policy, family), found in hedges.items():
-        points = [f"{kl_of(h):.2f}: {h.tuned_P.mean():.3f}" for h in found]
-        rows.append([POLICIES[policy], NAMES[family], *points])
-    seeds = dict.fromkeys(seed for seed, _ in results)
-    header = ["policy", "method", *(f"world {seed}" for seed in seeds)]
-    return "KL and gold at the tuned setting:\n\n" + table(header, rows)
-
-
-def _equal_kl(results: Results) -> str:
-    rows = []
-    for policy, text in POLICIES.items():
-        for n in EQUAL_KL_NS:
-            for family in ("soft_bon", "bop"):
-                found: Estimate = values.at_equal_kl(cells(results, policy), family, n)
-                setting = _value(family, values.at_kl(family, values.kl("bon", n)))
-                rows.append([text, f"n = {n}, {values.kl('bon', n):.2f} nats", NAMES[family], setting])
-                rows[-1] += [found.show(4), f"{values.deficit(n):.4f}", values.verdict(found, n)]
-    header = ["policy", "Best-of-n", "method", "setting", "gold minus Best-of-n's", "deficit", "it is"]
-    return table(header, rows)
-
-
-def _pressed(results: Results, pressed: Mapping[int, Sequence[Pressed]]) -> str:
-    rows = []
-    alike = zip(*pressed.values(), strict=True)
-    for points in alike:
-        gold = values.gap([p.gold_P for p in points], [np.zeros_like(p.gold_P) for p in points])
-        above = values.gap([p.gold_P for p in points], _single(results, pressed, len(points[0].gold_P)))
-        proxy = np.mean([p.proxy_P.mean() for p in points])
-        seconds = np.mean([p.seconds for p in points])
-        row = [points[0].sampler, f"{points[0].level:g}", f"{gold.mean:.3f}", str(above), f"{proxy:+.2f}"]
-        rows.append([*row, f"{seconds:.3f}"])
-    return table(["sampler", "pressure", "gold", "gold above n = 1", "proxy", "seconds an answer"], rows)
-
-
-def _single(results: Results, pressed: Mapping[int, Sequence[Pressed]], number: int) -> list[values.Floats]:
-    return [results[seed, "base"].test.gold_PS[:number].mean(axis=1) for seed in pressed]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scripts.experiments import figures
+from scripts.experiments import hedging_ensembles as several
 from scripts.experiments import hedging_values as values
 from scripts.experiments.hedging_values import DRAWS, FAMILIES, MAX_BUDGET, NEARER, NS
 
@@ -66,7 +67,7 @@ def _draws(axis: Axes, results: Results, policy: str) -> None:
     axis.plot(NS, np.mean([bon_means(cell, NS) for cell in found], axis=0), color=COLOURS["bon"], label="Best-of-n")
     itp = [np.mean([g.mean() for g in values.pessimism(found, 0.1, n)]) for n in NS]
     axis.plot(NS, itp, color=COLOURS["itp"], label="ITP, beta = 0.1")
-    own = np.mean([values.ensemble_gold(cell, "mean").mean(axis=0) for cell in found], axis=0)
+    own = np.mean([several.ensemble_gold(cell, "mean").mean(axis=0) for cell in found], axis=0)
     axis.plot(NEARER, own, color=COLOURS["ensemble"], label="Best-of-n by the ensemble's mean")
     axis.set_xscale("log")
     axis.axvline(MAX_BUDGET, color=figures.GREY, linewidth=0.8)

@@ -15,7 +15,8 @@ from inference.hedging import densities, tune
 from inference.hedging.families import NO_PRESSURE
 from scripts.demo_corpus import count_sure_words, make_world
 from scripts.demo_world import helpful_score, topic_of
-from scripts.experiments import common, hedging, hedging_page, hedging_plot, weak_proxy
+from scripts.experiments import common, hedging, hedging_page, hedging_plot, hedging_tables, weak_proxy
+from scripts.experiments import hedging_ensembles as several
 from scripts.experiments import hedging_values as values
 from scripts.experiments.hedging import Size, Unit
 from scripts.experiments.hedging_values import Cell, Hedge, Pooled, Pressed
@@ -142,7 +143,7 @@ def test_a_gain_within_two_standard_errors_is_none():
 
 
 def one(cell, how):
-    return values.as_one(cell.test.members_KPM, cell.calibration.members_KPM, how)
+    return several.as_one(cell.test.members_KPM, cell.calibration.members_KPM, how)
 
 
 def test_members_are_put_on_one_scale_before_they_are_one():
@@ -159,7 +160,7 @@ def test_members_are_put_on_one_scale_before_they_are_one():
     scaled = [(m - f.mean()) / f.std() for m, f in zip(cell.test.members_KPM, flat, strict=True)]
     assert one(cell, "min") == pytest.approx(np.min(scaled, axis=0))
     assert one(cell, "mean_minus_std") == pytest.approx(np.mean(scaled, axis=0) - 0.5 * np.std(scaled, axis=0))
-    assert values.peak([values.expected("bon", values.NS, cell.test.proxy_PS, hump(cell.test.proxy_PS))]) in (3, 4)
+    assert several.peak([values.expected("bon", values.NS, cell.test.proxy_PS, hump(cell.test.proxy_PS))]) in (3, 4)
 
 
 def test_agreement_given_gold_is_that_of_what_gold_does_not_explain():
@@ -168,7 +169,7 @@ def test_agreement_given_gold_is_that_of_what_gold_does_not_explain():
     gold_PS, shared_PS = rng.normal(size=(2, 30, 64)) + rng.normal(size=(2, 30, 1))
     members_KPM = gold_PS + shared_PS + rng.normal(size=(3, 30, 64))
     made = Pooled(members_KPM[0], gold_PS, members_KPM, 1.0, 1.0)
-    found = values.agreement(Cell(made, made, {}, {}))
+    found = several.agreement(Cell(made, made, {}, {}))
     centred = [(rows - rows.mean(axis=1, keepdims=True)).ravel() for rows in (*members_KPM, gold_PS)]
     gold = centred.pop()
     rest = [row - gold * (row @ gold) / (gold @ gold) for row in centred]
@@ -327,6 +328,6 @@ def test_the_rise_and_fall_of_a_hump_is_told_and_a_rise_is_not():
 def test_a_tuned_setting_of_a_pressed_sampler_is_read_per_prompt():
     point = Pressed("CARDS", 0.5, np.asarray([0.1, 0.3]), np.asarray([1.0, 2.0]), 0.1)
     cell = cell_of(hump)
-    single = hedging_page._single({(SEED, "base"): cell}, {SEED: [point]}, 2)
+    single = hedging_tables._single({(SEED, "base"): cell}, {SEED: [point]}, 2)
     assert single[0] == pytest.approx(cell.test.gold_PS[:2].mean(axis=1))
     assert Unit(SEED, "base", None, [], SIZE, SAMPLING).size.num_answers == 2
