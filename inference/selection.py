@@ -204,12 +204,37 @@ def itp_two_batch_weights(rewards_RS: Floats, beta: float, on_ranks: bool = True
     """
     n = rewards_RS.shape[1] // 2
     first_RN, fresh_RN = rewards_RS[:, :n], rewards_RS[:, n : 2 * n]
-    bounded_RN = quantiles(first_RN) if on_ranks else squashed(first_RN, first_RN)
-    fresh_RN = fresh_quantiles(fresh_RN, first_RN) if on_ranks else squashed(fresh_RN, first_RN)
-    lam_R1 = itp_threshold(bounded_RN, beta)
-    accepted_RN = np.clip((fresh_RN - lam_R1) / (1.0 - lam_R1), 0.0, 1.0)
-    none_yet = np.cumprod(np.concatenate([np.ones_like(lam_R1), 1.0 - accepted_RN], axis=1), axis=1)
+    if on_ranks:
+        accepted_RN = _accepted_by_rank(first_RN, fresh_RN, beta)
+    else:
+        lam_R1 = itp_threshold(squashed(first_RN, first_RN), beta)
+        accepted_RN = _acceptance(squashed(fresh_RN, first_RN), lam_R1)
+    none_yet = np.cumprod(np.concatenate([np.ones((len(fresh_RN), 1)), 1.0 - accepted_RN], axis=1), axis=1)
     return np.concatenate([np.zeros_like(first_RN), accepted_RN * none_yet[:, :-1], none_yet[:, -1:]], axis=1)
+
+
+def _acceptance(bounded: Floats, lam: Floats) -> Floats:
+    """`min(w / M, 1)`, from which beta cancels."""
+    accepted: Floats = np.clip((bounded - lam) / (1.0 - lam), 0.0, 1.0)
+    return accepted
+
+
+def _accepted_by_rank(first_RN: Floats, fresh_RN: Floats, beta: float) -> Floats:
+    """Chance of each fresh draw, by its rank among the first ones and itself, which finds lam whatever the rewards.
+
+    A draw that equals some of the first ones falls between any two of them by chance, anew for each draw, so its chance
+    is the mean over these places. Their middle alone could lie below lam: a verifier's right answers would never be
+    accepted once many are right.
+    """
+    n = first_RN.shape[1]
+    lam = itp_threshold(quantiles(np.arange(n, dtype=np.float64)[None]), beta)
+    by_rank = _acceptance((np.arange(n + 1) + 0.5) / (n + 1), lam)[0]
+    rows = list(zip(np.sort(first_RN, axis=1), fresh_RN, strict=True))
+    below_RN, upto_RN = (np.stack([np.searchsorted(*row, side=side) for row in rows]) for side in ("left", "right"))
+    up_to = np.concatenate([[0.0], np.cumsum(by_rank)])
+    spread_RN = (up_to[upto_RN + 1] - up_to[below_RN]) / (upto_RN - below_RN + 1)
+    accepted_RN: Floats = np.where(upto_RN > below_RN, np.clip(spread_RN, 0.0, 1.0), by_rank[below_RN])
+    return accepted_RN
 
 
 @lru_cache(maxsize=64)
@@ -245,14 +270,6 @@ def quantiles(rewards_RS: Floats) -> Floats:
     found = np.empty(rewards_RS.shape)
     middles_1S = (np.arange(size)[None] + 0.5) / size
     np.put_along_axis(found, np.argsort(rewards_RS, axis=1, kind="stable"), middles_1S, axis=1)
-    return found
-
-
-def fresh_quantiles(fresh_RN: Floats, first_RN: Floats) -> Floats:
-    """Quantile of each fresh reward among the first ones and itself: the middle of its rank (or of its ties')."""
-    rows = list(zip(np.sort(first_RN, axis=1), fresh_RN, strict=True))
-    below_RN, upto_RN = (np.stack([np.searchsorted(*row, side=side) for row in rows]) for side in ("left", "right"))
-    found: Floats = (below_RN + upto_RN + 1) / 2 / (first_RN.shape[1] + 1)
     return found
 
 

@@ -48,24 +48,44 @@ def slow_threshold(rewards, beta: float) -> float:
     return float(brentq(lambda lam: mean_weight(lam, rewards, beta) - 1, low, high, xtol=1e-15, rtol=1e-14))
 
 
+def places(value: float, first) -> list[int]:
+    """Where a draw may rank among the first ones: between any two of its equals."""
+    below = sum(f < value for f in first)
+    return list(range(below, below + sum(f == value for f in first) + 1))
+
+
 def slow_two_batches(rewards, beta: float, bound: str) -> list[float]:
     """The algorithm as published, one draw after the other: the chance of each to be kept."""
     n = len(rewards) // 2
     first, fresh = list(rewards[:n]), list(rewards[n : 2 * n])
     if bound == "ranks":
         bounded = [(i + 0.5) / n for i in range(n)]
-        values = [(sum(f < x for f in first) + (sum(f == x for f in first) + 1) / 2) / (n + 1) for x in fresh]
+        values = [[(rank + 0.5) / (n + 1) for rank in places(x, first)] for x in fresh]
     else:
         spread = np.std(first) if max(first) > min(first) else math.inf
-        bounded, values = ([1 / (1 + math.exp(-(x - np.mean(first)) / spread)) for x in y] for y in (first, fresh))
+        bounded, found = ([1 / (1 + math.exp(-(x - np.mean(first)) / spread)) for x in y] for y in (first, fresh))
+        values = [[x] for x in found]
     lam = slow_threshold(bounded, beta)
     ceiling = (1 - lam) / beta
     left, chances = 1.0, [0.0] * n
-    for value in values:
-        accept = min(max(value - lam, 0) / beta / ceiling, 1)
+    for equals in values:
+        accept = float(np.mean([min(max(value - lam, 0) / beta / ceiling, 1) for value in equals]))
         chances.append(left * accept)
         left *= 1 - accept
     return [*chances, left]
+
+
+def simulated_two_batches(rewards, beta: float, num_runs: int) -> np.ndarray:
+    """How often each draw is kept where ties are broken by coins, which each fresh draw tosses against the first."""
+    n, rng = len(rewards) // 2, np.random.default_rng(0)
+    lam = slow_threshold([(i + 0.5) / n for i in range(n)], beta)
+    kept = np.full(num_runs, 2 * n)
+    for number, value in reversed(list(enumerate(rewards[n : 2 * n], start=n))):
+        coins = rng.random((num_runs, n + 1))
+        won = (np.asarray(rewards[:n]) == value) & (coins[:, :n] < coins[:, n:])
+        quantile = (np.sum(np.asarray(rewards[:n]) < value) + won.sum(axis=1) + 0.5) / (n + 1)
+        kept[rng.random(num_runs) < (quantile - lam) / (1 - lam)] = number
+    return np.bincount(kept, minlength=len(rewards)) / num_runs
 
 
 # InferenceTimePessimism. ----------------------------------------------------------------------------------------------
@@ -112,6 +132,26 @@ def test_two_batches_equal_the_slow_loop(found_RS, beta, bound):
     np.testing.assert_allclose(chances.sum(axis=1), 1)
     for row, expected in zip(chances, found_RS, strict=True):
         np.testing.assert_allclose(row, slow_two_batches(expected.tolist(), beta, bound), atol=1e-9)
+
+
+@pytest.mark.parametrize("rewards", [[1, 0, 1, 0, 1, 0, 1, 0, 0], [2, 2, 2, 2, 2, 2, 2], [0, 3, 3, 1, 3, 1, 5, 0, 1]])
+def test_two_batches_break_ties_by_chance(rewards):
+    (chances,) = itp_two_batch_weights(np.asarray([rewards], dtype=float), BETA)
+    np.testing.assert_allclose(chances, simulated_two_batches(rewards, BETA, 200_000), atol=0.005)
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.1])
+@pytest.mark.parametrize("passing", [0.1, 0.3, 0.5, 0.8, 0.95])
+def test_two_batches_on_a_verifier_s_rewards(passing, beta):
+    """As accurate as one batch, less what falls back, which is as rare as without ties."""
+    n, rng = 32, np.random.default_rng(0)
+    right_RS, plain_RS = rng.random((2000, 2 * n + 1)) < passing, rng.random((2000, 2 * n + 1))
+    two_RS, untied_RS = (itp_two_batch_weights(x, beta) for x in (right_RS.astype(float), plain_RS))
+    one_RN = itp_one_batch_weights(right_RS[:, :n].astype(float), beta) / n
+    accuracy, expected = ((w * right_RS[:, : w.shape[1]]).sum(axis=1).mean() for w in (two_RS, one_RN))
+    fallback = two_RS[:, -1].mean()
+    assert fallback < untied_RS[:, -1].mean() + 0.01 < 0.09
+    assert accuracy == pytest.approx(expected, abs=0.02 + fallback * (1 - passing))
 
 
 @pytest.mark.parametrize("bound", ["ranks", "sigmoid"])
