@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from inference.sampling import cut_at_stop
 from inference.scoring import RewardRows, micro_batches, num_before_padding, num_common, reads_in_pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from iama.flops import ModelSize
     from iama.rewards import Reward
@@ -121,7 +122,8 @@ class GradientScores:
         owners = {request.reward_rows[request.slots[0]]: request for request in read}
         for batch in micro_batches(counts, self._classifier.batch_size):
             begin = time.perf_counter()
-            self._rows.extend(batch, [owners[row].template[0] for row in batch])
+            with _named(self._classifier.source):
+                self._rows.extend(batch, [owners[row].template[0] for row in batch])
             seconds = (time.perf_counter() - begin) / len(batch)
             for row, flops in zip(batch, self._rows.last_flops.tolist(), strict=True):
                 owners[row].reward_cost += Cost(
@@ -158,12 +160,13 @@ class GradientScores:
         # Where a response has nothing in the place, and its template nothing after it, there is nothing to replace.
         asked = [own for own in tries if own.wants_gains and places[own] < len(ids[own])]
         plain = [own for own in tries if own not in asked]
-        try:
-            self._read(plain, ids, {})
-            self._read(asked, ids, {own: places[own] for own in asked})
-        except RuntimeError as error:
-            error.add_note(self._classifier.source)
-            raise
+        with _named(self._classifier.source):
+            costs = [*self._read(plain, ids, {}), *self._read(asked, ids, {own: places[own] for own in asked})]
+        spent: dict[GgroRequest, Cost] = {}
+        for own, cost in costs:  # of one request all are read side by side, whatever the batches
+            spent[own.request] = spent.get(own.request, Cost()).beside(cost)
+        for request, cost in spent.items():
+            request.reward_cost += cost
 
     def _ids(self, request: GgroRequest, tokens: Sequence[int]) -> list[int]:
         """A row as the reward reads it: its template around the ids that have a text, up to the one that speaks.
@@ -180,8 +183,10 @@ class GradientScores:
         before, after = request.template
         return [*before, *(t for t in tokens[: len(tokens) - ended] if t not in self._unread and t < known), *after]
 
-    def _read(self, tries: Sequence[Try], ids: Mapping[Try, list[int]], places: Mapping[Try, int]) -> None:
-        """Score candidates; where they have `places`, take the gradient there too (all have one, or none)."""
+    def _read(
+        self, tries: Sequence[Try], ids: Mapping[Try, list[int]], places: Mapping[Try, int]
+    ) -> Iterator[tuple[Try, Cost]]:
+        """Score candidates, and tell what each cost; with `places`, take the gradients there too (all or none)."""
         starts = {own: self._start(own, ids[own], places.get(own)) for own in tries}
         counts = {i: len(ids[own]) - starts[own] for i, own in enumerate(tries)}
         for batch in micro_batches(counts, self._classifier.batch_size):
@@ -195,8 +200,7 @@ class GradientScores:
                 row.own.reward = score
                 row.own.gains = self._gains(row, gradient_D)
             seconds = (time.perf_counter() - begin) / len(rows)
-            for row in rows:
-                row.own.request.reward_cost += replace(row.cost(self._classifier.size), seconds=seconds)
+            yield from ((row.own, replace(row.cost(self._classifier.size), seconds=seconds)) for row in rows)
 
     def _start(self, own: Try, ids: Sequence[int], place: int | None) -> int:
         """The first of a row's tokens that must be read."""
@@ -262,3 +266,13 @@ class _Reading:
             return cost
         flops = suffix_backward_flops(size, self.start, number)
         return cost + Cost(backward_tokens=number, sequential_steps=1, flops=flops)
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Let a lack of memory carry a note whose it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(source)
+        raise

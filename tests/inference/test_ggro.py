@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from iama.cli import main
-from iama.errors import ConfigError, RewardError
+from iama.errors import ConfigError, ModelError, RewardError
 from iama.flops import forward_flops, size_of
 from iama.render import render_prompt
 from iama.rewards import Reward, load_reward, reward_from_function
@@ -25,6 +26,7 @@ from inference.ggro import Ggro
 from inference.ggro_scores import GradientScores
 from inference.policy import load_policy
 from inference.random_streams import prompt_keys
+from inference.reward_gradient import GradientRows
 from inference.samplers import draw
 from inference.serving import serve
 
@@ -229,6 +231,35 @@ def test_the_ledger_is_what_was_forwarded_and_differentiated(policy_with_ends, r
         num_rescored = cost.reward_calls - sum(segment.num_proposals for segment in completion.trace)
         assert num_rescored in (0, 1)  # the text, where the reward's tokenizer reads it as other ids
         assert cost.sequential_steps == len(passes["policy"]) + len(passes["reward"]) + len(backward)
+
+
+@pytest.mark.parametrize("score", ["gradient", "exact"])
+def test_candidates_read_side_by_side_are_one_step(policy_with_ends, reward, score):
+    """In batches of any size: the prefills, two rounds' tokens, a reading of each, and one more of the text at most."""
+    policy = dataclasses.replace(policy_with_ends, eos_token_ids=frozenset({3}))
+    settings = having(parallel=True, score=score, num_candidates=8, entropy_threshold=None)
+    steps = []
+    for batch_size in (1, 64):
+        alone = Reward("proxy", dataclasses.replace(reward.classifier, batch_size=batch_size))
+        (completion,) = answer(policy, alone, PROMPTS[:1], settings, Sampling(max_new_tokens=6), batch_size=64)
+        assert [(segment.num_tokens, segment.num_proposals) for segment in completion.trace] == [(6, 8)]
+        steps.append(completion.cost.sequential_steps)
+    gradient = 1  # or the options, by text
+    assert steps[0] == steps[1]
+    assert steps[0] - (2 + 5 + 1 + gradient + 5 + 1) in (0, 1)
+
+
+@pytest.mark.parametrize("shown", ["prompt", "candidates"])
+def test_a_lack_of_memory_is_the_rewards_whatever_it_reads(policy_with_ends, reward, monkeypatch, shown):
+    """The template before a response is read without a gradient, candidates that nudges are asked of with one."""
+    name = {"prompt": "extend", "candidates": "extend_with_gradient"}[shown]
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(GradientRows, name, fail)
+    with pytest.raises(ModelError, match=f"^{re.escape(reward.classifier.source)}: out of memory with a single row"):
+        answer(policy_with_ends, reward, PROMPTS[:1], batch_size=1)
 
 
 def test_far_fewer_tokens_than_the_procedure_as_published(policy_with_ends, reward):
