@@ -184,7 +184,7 @@ class Energy:
         rows = [self._reward_inputs(row).requires_grad_(with_gradient) for row in ids]
         with torch.set_grad_enabled(with_gradient):
             rewards_R = self._reward.scores(rows)
-        values_R = rewards_R.detach().to(self.device)
+        values_R = rewards_R.detach().to(self.device, self.dtype)
         if not bool(values_R.isfinite().all()):
             raise RewardError(f"{self._sources[1]}: the score of a text {NOT_FINITE}")
         if not with_gradient:
@@ -208,6 +208,9 @@ class Energy:
 
 class Chains:
     """R chains on their way: their states `state_NV`, and the best text of each so far, by reward or by energy.
+
+    Positions after a text's end have no gradient, but Adam's momentum and noise move them on: where the end token goes
+    to a later place, or away, tokens come to light that no energy has judged.
 
     `best_N` are the tokens of the best texts with what follows their ends, `best_step_R` the step that each was found
     after and `num_kept_R` how many tokens belong to it, end token included. `rewards_SR`, `log_probs_SR` and
@@ -259,7 +262,7 @@ class Chains:
         reading, settings = self._reading, self._settings
         value_R = reading.rewards_R
         if settings.keep == "energy":
-            value_R = reading.log_probs_R.to(value_R) + settings.alpha * value_R
+            value_R = reading.log_probs_R + settings.alpha * value_R
         is_better_R = value_R > self._best_R
         self.best_N = torch.where(is_better_R[self._energy.row_N], tokens_N, self.best_N)
         self._best_R = torch.where(is_better_R, value_R, self._best_R)

@@ -165,7 +165,8 @@ class Run:
 def decode_top_k(
     models: Models, starts: Sequence[Start], states: Sequence[torch.Tensor], k: int
 ) -> tuple[list[list[int]], list[Cost]]:
-    """Texts from the states `[T, V]` of chains: at each position the best of the policy's `k` likeliest next tokens.
+    """Texts from the states `[T, V]` of chains: at each position the best of the policy's `k` likeliest next tokens
+    that have a text.
 
     They end at an end token or with the state. Chains of one prompt that follow each other share its prefill, which is
     in the first one's cost.
@@ -176,9 +177,7 @@ def decode_top_k(
     while live:
         chains = list(live)
         state_RV = torch.stack([states[c][len(answers[c])] for c in chains])
-        likeliest_RK = logits_RV.topk(min(k, logits_RV.shape[1]), dim=-1).indices
-        best_R1 = state_RV.gather(1, likeliest_RK).argmax(dim=-1, keepdim=True)
-        for c, token in zip(chains, likeliest_RK.gather(1, best_R1).squeeze(1).tolist(), strict=True):
+        for c, token in zip(chains, _best_of_likeliest(models.silent_V, logits_RV, state_RV, k), strict=True):
             answers[c].append(token)
             if token in models.end_ids or len(answers[c]) == len(states[c]):
                 rows.free([live.pop(c)])
@@ -187,6 +186,24 @@ def decode_top_k(
             for c, flops in zip(live, rows.last_flops.tolist(), strict=True):
                 costs[c] += Cost(policy_decode_tokens=1, sequential_steps=1, flops=flops)
     return answers, costs
+
+
+def _best_of_likeliest(silent_V: torch.Tensor, logits_RV: torch.Tensor, state_RV: torch.Tensor, k: int) -> list[int]:
+    """Of each row the best by its state of the `k` likeliest tokens; where that is a silent one, of those with text."""
+    number = min(k, logits_RV.shape[1])
+
+    def best_R(logits_RV: torch.Tensor, state_RV: torch.Tensor) -> torch.Tensor:
+        likeliest_RK = logits_RV.topk(number, dim=-1).indices
+        best_R1 = state_RV.gather(1, likeliest_RK).argmax(dim=-1, keepdim=True)
+        return likeliest_RK.gather(1, best_R1).squeeze(1)
+
+    tokens_R = best_R(logits_RV, state_RV)
+    is_silent_R = silent_V[tokens_R]
+    if bool(is_silent_R.any()):
+        heard = [values_RV.masked_fill(silent_V, -torch.inf) for values_RV in (logits_RV, state_RV)]
+        tokens_R = torch.where(is_silent_R, best_R(*heard), tokens_R)
+    found: list[int] = tokens_R.tolist()
+    return found
 
 
 def _prefill(rows: Rows, starts: Sequence[Start]) -> tuple[dict[int, int], torch.Tensor, list[Cost]]:

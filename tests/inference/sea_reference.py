@@ -99,14 +99,16 @@ def slow_chain(policy, reward, settings, prompt, template, token_ids, silent_V, 
     return chain
 
 
-def slow_top_k(policy, prompt, state_TV, k):
-    """Left to right, the best of the policy's `k` likeliest after what is decoded."""
+def slow_top_k(policy, prompt, state_TV, k, silent_V):
+    """Left to right, the best of the policy's `k` likeliest after what is decoded; of those with text if it has none."""
     prompt_ids, tokens = render_prompt(policy.tokenizer, prompt), []
     for state_V in state_TV:
         with torch.no_grad():
             logits = policy.model(torch.tensor([[*prompt_ids, *tokens]])).logits[0, -1]
-        likeliest = sorted(range(len(logits)), key=lambda v: -logits[v].item())[:k]
-        tokens.append(max(likeliest, key=lambda v: state_V[v].item()))
+        ranked = sorted(range(len(logits)), key=lambda v: -logits[v].item())
+        tokens.append(max(ranked[:k], key=lambda v: state_V[v].item()))
+        if silent_V[tokens[-1]]:
+            tokens[-1] = max([v for v in ranked if not silent_V[v]][:k], key=lambda v: state_V[v].item())
         if tokens[-1] in policy.eos_token_ids:
             break
     return tuple(tokens)

@@ -21,13 +21,13 @@ from iama.render import render_prompt
 from iama.rewards import load_reward, reward_from_function
 from iama.schema import validate
 from iama.specs import PolicySpec, RewardSpec, Sampling
-from inference.langevin import Energy, Models, Start, softmax_pullback_
+from inference.langevin import Chains, Energy, Models, Start, softmax_pullback_
 from inference.policy import load_policy
 from inference.prefix import Prefixes
 from inference.reward_gradient import EmbeddedReward, around, embedding_table
 from inference.samplers import SelectionSampler
 from inference.sea import Sea, SeaSettings, end_tokens, silent_tokens
-from inference.sea_run import batches_alike
+from inference.sea_run import batches_alike, decode_top_k
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=12)
@@ -307,7 +307,47 @@ def test_top_k_decodes_within_the_policys_likeliest(k, policy_with_ends, reward)
     for prompt, completion, starts in zip(PROMPTS, completions, samples(policy, reward, 5), strict=True):
         for c, candidate in enumerate(completion.candidates):
             state_TV = slow(policy, reward, settings, prompt, starts[c], c=c, seed=5).state_TV
-            assert candidate.token_ids == slow_top_k(policy, prompt, state_TV, k)
+            silent_V = silent_tokens(policy, len(EmbeddedReward(reward).embeddings), end_tokens(policy, SAMPLING))
+            assert candidate.token_ids == slow_top_k(policy, prompt, state_TV, k, silent_V)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_top_k_decodes_no_token_without_text(k, policy_with_ends, reward):
+    """Not even where all of the policy's likeliest are such tokens; elsewhere what they are changes nothing."""
+    policy, state_TV = policy_with_ends, torch.randn(4, 310, generator=torch.Generator().manual_seed(0)).double()
+    start = Start(render_prompt(policy.tokenizer, PROMPTS[0]), [50] * 4, *around(reward, PROMPTS[0]), 0)
+    state_TV = state_TV[:, : policy.model.config.vocab_size]
+    silent_V = torch.zeros(state_TV.shape[1], dtype=torch.bool)
+
+    def decoded():
+        models = Models(policy, EmbeddedReward(reward), "reward", policy.eos_token_ids, silent_V)
+        (answer,), _ = decode_top_k(models, [start], [state_TV.masked_fill(silent_V, -torch.inf)], k)
+        return tuple(answer)
+
+    plain = decoded()
+    with torch.no_grad():
+        likeliest = policy.model(torch.tensor([start.prompt_ids])).logits[0, -1].topk(k + 1).indices
+    for silent in (likeliest[k:], likeliest[:k]):
+        silent_V.zero_()
+        silent_V[silent] = True
+        found = decoded()
+        assert found == slow_top_k(policy, PROMPTS[0], state_TV.masked_fill(silent_V, -torch.inf), k, silent_V)
+        assert not set(found) & set(silent.tolist())
+        assert (found[0] == plain[0]) == (plain[0] not in silent.tolist())
+
+
+def test_in_half_precision_energies_are_in_full(spec, reward_spec):
+    """The models' numbers are rounded; what is made of them is not."""
+    policy, reward = load_policy("base", spec), load_reward("proxy", reward_spec)
+    for model in (policy.model, reward.classifier.model):
+        model.to(torch.bfloat16)
+    energy, _ = make_energy(policy, reward, [[50, 61, 33, 47, 80], [39, 77, 20, 55, 66]])
+    chains = Chains(energy, having(num_steps=2, keep="energy"))
+    chains.run()
+    assert chains.state_NV.dtype == chains._best_R.dtype == torch.float32
+    for r, step in enumerate(chains.best_step_R.tolist()):
+        expected = chains.log_probs_SR[step][r] + 20.0 * chains.rewards_SR[step][r]
+        assert chains._best_R[r].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_answer_ends_at_a_stop_string(policy64, reward):
