@@ -1,4 +1,4 @@
-"""What CARDS and ARGS share: one response a prompt, which grows while a reward reads it."""
+"""What CARDS, ARGS and GGRO share: one response a prompt, which grows while a reward reads it."""
 
 from __future__ import annotations
 
