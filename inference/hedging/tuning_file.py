@@ -127,14 +127,16 @@ def gold_key(spec: RewardSpec) -> str:
 
 
 def text_id(prompt: Prompt) -> str:
-    """Hash of what is asked: the last user message, or the text, without blanks around it.
+    """Hash of what is asked: the turns up to the last user message, or the text, without blanks around them.
 
     A question keeps it as text and as a message, and under another system prompt.
     """
-    if not isinstance(prompt, str):
-        asked = [message["content"] for message in prompt if message["role"] == "user"]
-        prompt = asked[-1] if asked else prompt[-1]["content"]
-    return digest(prompt.strip())[:16]
+    if isinstance(prompt, str):
+        return digest(prompt.strip())[:16]
+    turns = [(message["role"], message["content"].strip()) for message in prompt if message["role"] != "system"]
+    last = max((i for i, (role, _) in enumerate(turns) if role == "user"), default=len(turns) - 1)
+    asked = turns[: last + 1] or [("system", prompt[-1]["content"].strip())]
+    return digest(asked[0][1] if len(asked) == 1 else asked)[:16]
 
 
 def save_tuning(folder: Path, tuning: Tuning) -> Path:

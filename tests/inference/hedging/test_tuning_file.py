@@ -37,6 +37,7 @@ from inference.hedging.tuning_file import (
 )
 from inference.pool_file import prompt_ids
 from inference.pool_schema import full_header
+from inference.store import digest
 
 PROMPTS = [f"what is {number}?" for number in range(6)]
 
@@ -219,10 +220,25 @@ def test_prompts_are_disjoint_from_those_calibrated_on(tmp_path):
             tuned_methods(config, [{"prompt": "new"}, {"prompt": other}], sources)
 
 
-def test_another_question_in_the_same_words_is_another():
-    question = [{"role": "user", "content": "why?"}]
-    later = [*question, {"role": "assistant", "content": "so"}, {"role": "user", "content": "how?"}]
-    assert text_id(question) == text_id("why?") != text_id(later) == text_id("how?")
+def test_a_conversation_is_known_by_all_its_turns():
+    """Not by its last one alone, which many share; a single turn has the id that older files hold."""
+
+    def talk(*contents: str, system: str | None = None) -> list[dict[str, str]]:
+        turns = [
+            {"role": role, "content": text} for role, text in zip(("user", "assistant") * 3, contents, strict=False)
+        ]
+        return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+    texts = ("a text", "another")
+    ends_alike = [text_id(talk(text, "noted", "Summarise the above.")) for text in texts]
+    assert len({*ends_alike, text_id("Summarise the above."), text_id(texts[0])}) == 4
+    assert ends_alike[0] == text_id(talk("a text ", "noted", "\nSummarise the above.", system="be brief"))
+    assert ends_alike[0] != text_id(talk("a text", "seen", "Summarise the above."))
+    assert ends_alike[0] == text_id(
+        talk("a text", "noted", "Summarise the above.", "In short:")
+    )  # prefilled
+    assert text_id("why?") == text_id(talk("why? ", system="be kind")) == digest("why?")[:16]
+    assert text_id([{"role": "system", "content": "why?"}]) == text_id("why?")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
