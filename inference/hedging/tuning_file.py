@@ -254,6 +254,7 @@ def find(tuning: Tuning, path: Path, wanted: Wanted) -> Calibration:
             f"{path}: the criteria {', '.join(names)} were tuned with this proxy; name one of them (`iama generate` "
             "takes --criterion)"
         )
+    left = _of_one_sampling(path, left, wanted)
     _warn_of_trust(path, left[0], wanted)
     _warn_of_gold(path, left[0], wanted)
     return left[0]
@@ -308,6 +309,23 @@ def _sampling_told(calibration: Calibration, wanted: Wanted) -> str:
     return "; ".join(f"{key} {before!r}, but it is {after!r}" for key, before, after in pairs if before != after)
 
 
+def _of_one_sampling(path: Path, left: list[Calibration], wanted: Wanted) -> list[Calibration]:
+    """Those of the sampling that is served, where it is known; raises `ConfigError` for several where it is not."""
+    if wanted.sampling is not None:
+        return [c for c in left if c.sampling is not None] or left
+    other = next((c for c in left if c.sampling != left[0].sampling), None)
+    if other is None:
+        return left
+    told = "a sampling that is known and one that is not"
+    if left[0].sampling is not None and other.sampling is not None:
+        pairs = [(key, value, getattr(other.sampling, key)) for key, value in left[0].sampling]
+        told = "; ".join(f"{key} {value!r} and {another!r}" for key, value, another in pairs if value != another)
+    raise ConfigError(
+        f"{path}: {left[0].policy.name!r} was tuned with {told}, and the pool "
+        " to be evaluated does not tell which it has; write `sampling` into its header (the file's first line)"
+    )
+
+
 def _warn_of_trust(path: Path, calibration: Calibration, wanted: Wanted) -> None:
     """Warn of what only a name stands for."""
     before, after = calibration.criterion.proxy, wanted.proxy
@@ -322,6 +340,8 @@ def _warn_of_trust(path: Path, calibration: Calibration, wanted: Wanted) -> None
         told.append(f"{_named(after)} holds scores of the same reward")
     elif functions:
         told.append(f"the code of {', '.join(functions)} is unchanged")
+    if calibration.sampling is None or wanted.sampling is None:
+        told.append(f"{calibration.policy.name!r} is sampled as it was, since a pool's header has no `sampling`")
     if told:
         warnings.warn(f"{path}: taken on trust: {'; '.join(told)}", IamaWarning, stacklevel=2)
 

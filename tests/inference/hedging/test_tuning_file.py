@@ -172,11 +172,31 @@ class TestFind:
 
     def test_sampling_where_both_are_known(self, path):
         file = tuning(scored())
-        assert find(file, path, wanted(header(sampling=None)))
         with pytest.raises(ConfigError, match=r"tuned with top_p 1\.0, but it is 0\.5; max_new_tokens 8, but it is 9"):
             find(file, path, wanted(header(sampling={"top_p": 0.5, "max_new_tokens": 9})))
         with pytest.raises(ConfigError, match="tuned with the system prompt None, but it is 'be kind'"):
             find(file, path, wanted(header(system_prompt="be kind")))
+
+    def test_unknown_sampling_is_told(self, path):
+        for there, here in (({"max_new_tokens": 8}, None), (None, {"max_new_tokens": 8}), (None, None)):
+            file = tuning(scored(told=header(sampling=there)))
+            with pytest.warns(IamaWarning, match="on trust: 'base' is sampled as it was, since a pool's header has no"):
+                assert find(file, path, wanted(header(sampling=here)))
+
+    def test_one_of_several_samplings(self, path):
+        hot, cold = ({"temperature": value} for value in (1.0, 0.5))
+        both = tuning(scored(told=header(sampling=hot)), scored(told=header(sampling=cold)))
+        for told, found in zip((hot, cold), both.calibrations, strict=True):
+            assert find(both, path, wanted(header(sampling=told))) is found
+        with pytest.raises(
+            ConfigError, match=r"'base' was tuned with temperature 1\.0 and 0\.5, and the pool to be"
+        ) as e:
+            find(both, path, wanted(header(sampling=None)))
+        assert "\n" not in str(e.value)
+        one = tuning(scored(told=header(sampling=None)), scored(told=header(sampling=cold)))
+        assert find(one, path, wanted(header(sampling=cold))) is one.calibrations[1]
+        with pytest.raises(ConfigError, match="a sampling that is known and one that is not, and the pool"):
+            find(one, path, wanted(header(sampling=None)))
 
     def test_a_method_that_was_tuned(self, path):
         calibration = tuning(scored(), families=[("bon", None), ("soft_bon", 4)]).calibrations[0]
@@ -234,9 +254,7 @@ def test_a_conversation_is_known_by_all_its_turns():
     assert len({*ends_alike, text_id("Summarise the above."), text_id(texts[0])}) == 4
     assert ends_alike[0] == text_id(talk("a text ", "noted", "\nSummarise the above.", system="be brief"))
     assert ends_alike[0] != text_id(talk("a text", "seen", "Summarise the above."))
-    assert ends_alike[0] == text_id(
-        talk("a text", "noted", "Summarise the above.", "In short:")
-    )  # prefilled
+    assert ends_alike[0] == text_id(talk("a text", "noted", "Summarise the above.", "In short:"))  # prefilled
     assert text_id("why?") == text_id(talk("why? ", system="be kind")) == digest("why?")[:16]
     assert text_id([{"role": "system", "content": "why?"}]) == text_id("why?")
 
