@@ -321,8 +321,8 @@ def _of_one_sampling(path: Path, left: list[Calibration], wanted: Wanted) -> lis
         pairs = [(key, value, getattr(other.sampling, key)) for key, value in left[0].sampling]
         told = "; ".join(f"{key} {value!r} and {another!r}" for key, value, another in pairs if value != another)
     raise ConfigError(
-        f"{path}: {left[0].policy.name!r} was tuned with {told}, and the pool "
-        " to be evaluated does not tell which it has; write `sampling` into its header (the file's first line)"
+        f"{path}: {left[0].policy.name!r} was tuned with {told}, and the pool to be "
+        "evaluated does not tell which it has; write `sampling` into its header (the file's first line)"
     )
 
 

@@ -188,11 +188,8 @@ class TestFind:
         both = tuning(scored(told=header(sampling=hot)), scored(told=header(sampling=cold)))
         for told, found in zip((hot, cold), both.calibrations, strict=True):
             assert find(both, path, wanted(header(sampling=told))) is found
-        with pytest.raises(
-            ConfigError, match=r"'base' was tuned with temperature 1\.0 and 0\.5, and the pool to be"
-        ) as e:
+        with pytest.raises(ConfigError, match=r"'base' was tuned with temperature 1\.0 and 0\.5, and the pool to be ev"):
             find(both, path, wanted(header(sampling=None)))
-        assert "\n" not in str(e.value)
         one = tuning(scored(told=header(sampling=None)), scored(told=header(sampling=cold)))
         assert find(one, path, wanted(header(sampling=cold))) is one.calibrations[1]
         with pytest.raises(ConfigError, match="a sampling that is known and one that is not, and the pool"):
@@ -244,9 +241,8 @@ def test_a_conversation_is_known_by_all_its_turns():
     """Not by its last one alone, which many share; a single turn has the id that older files hold."""
 
     def talk(*contents: str, system: str | None = None) -> list[dict[str, str]]:
-        turns = [
-            {"role": role, "content": text} for role, text in zip(("user", "assistant") * 3, contents, strict=False)
-        ]
+        roles = ("user", "assistant") * 2
+        turns = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
         return turns if system is None else [{"role": "system", "content": system}, *turns]
 
     texts = ("a text", "another")
