@@ -50,19 +50,35 @@ def read_family(text: str) -> tuple[str, int | None]:
 def tuned_family(method: str) -> tuple[str, int | None] | None:
     """What a method such as `bon(tuned)` or `soft_bon(16, tuned)` leaves to a tuning file; None for any other method.
 
-    Raises `ConfigError` for a method that has no such number, or is not written like these.
+    Settings may have their keys: `bon(n=tuned)`. Raises `ConfigError` for a method that has no such number, or is not
+    written like these.
     """
-    match = re.fullmatch(r"(\s*\w+\s*)\((?:(.*),)?\s*tuned\s*\)\s*", method)
-    if match is None:
+    name, inside = _parts(method)
+    parts = [part.rpartition("=") for part in inside.split(",")]
+    given = [(key.strip(), value.strip()) for key, _, value in parts]
+    if "tuned" not in [value for _, value in given]:
         return None
-    name, number = match.groups()
     try:
-        return read_family(name if number is None else f"{name}({number})")
+        return read_family(_without_tuned(name, given))
     except ConfigError as error:
         raise ConfigError(
             f"method {method!r}: no file of `iama tune` has such a number; write bon(tuned), bop(tuned), "
             "bop_zt(tuned), soft_bon(16, tuned) or itp(16, tuned)"
         ) from error
+
+
+def _without_tuned(name: str, given: list[tuple[str, str]]) -> str:
+    """The family as `read_family` has it; raises `ConfigError` where another setting than its own number is tuned."""
+    law = FIXED_DRAWS.get(name)
+    places = ("n",) * (law is not None) + (TUNABLE.get(name, ""),)
+    named = [(key or "".join(places[i : i + 1]), value) for i, (key, value) in enumerate(given)]
+    settings = {key: value for key, value in named if f"{key}={value}" != law}  # which is how they are served anyway
+    if settings.pop(places[-1], None) != "tuned" or len({key for key, _ in named}) < len(named):
+        raise ConfigError(f"{name} has no setting that is tuned in this place")
+    number = settings.pop("n", None)
+    if settings:
+        raise ConfigError(f"{', '.join(settings)} cannot be set beside it")
+    return name if number is None else f"{name}({number})"
 
 
 def parse_guided(method: str) -> tuple[str | None, dict[str, Any]]:

@@ -103,11 +103,17 @@ def test_families_are_written_as_they_are_read(name, number):
     assert tuned_family(written) == tuned_family(f" {written.replace('(', ' ( ')} ") == family
     assert read_family(f"{name}({number})" if name in FIXED_DRAWS else name) == family
     assert tuned_family(written.replace("tuned", "0.5")) is None
+    draws, law = (f"n={number}, ", f", {FIXED_DRAWS[name]}") if name in FIXED_DRAWS else ("", "")
+    assert tuned_family(f"{name}({draws}{TUNABLE[name]} = tuned{law})") == family
+    assert tuned_family(written.replace(")", f"{law})")) == family
 
 
 @pytest.mark.parametrize(
-    "method", ["soft_bon(1, tuned)", "itp(tuned)", "bop(3, tuned)", "sea(tuned)", "soft_bon(a, tuned)"]
-)
+    "method",
+    ["soft_bon(1, tuned)", "itp(tuned)", "bop(3, tuned)", "sea(tuned)", "soft_bon(a, tuned)", "bon(mu=tuned)",
+     "itp(16, tuned, batches=2)", "soft_bon(tuned, 16)", "soft_bon(16, tuned, ranks=0)", "soft_bon(n=tuned)",
+     "bon(tuned, tuned)", "cards(target=tuned)"],
+)  # fmt: skip
 def test_what_cannot_be_tuned(method):
     with pytest.raises(ConfigError, match="has such a number; write bon") as raised:
         tuned_family(method)
@@ -188,7 +194,7 @@ class TestFind:
         both = tuning(scored(told=header(sampling=hot)), scored(told=header(sampling=cold)))
         for told, found in zip((hot, cold), both.calibrations, strict=True):
             assert find(both, path, wanted(header(sampling=told))) is found
-        with pytest.raises(ConfigError, match=r"'base' was tuned with temperature 1\.0 and 0\.5, and the pool to be ev"):
+        with pytest.raises(ConfigError, match=r"'base' was tuned with temperature 1\.0 and 0\.5, and the pool to"):
             find(both, path, wanted(header(sampling=None)))
         one = tuning(scored(told=header(sampling=None)), scored(told=header(sampling=cold)))
         assert find(one, path, wanted(header(sampling=cold))) is one.calibrations[1]
@@ -201,6 +207,7 @@ class TestFind:
             method = "bon( tuned)" if name == "bon" else "soft_bon( 4,tuned )"
             found = next(m for m in calibration.methods.values() if m.result.family == name)
             assert setting(calibration, path, method) == found.result.written
+        assert setting(calibration, path, "bon(n=tuned)") == setting(calibration, path, "bon(tuned)")
         with pytest.raises(ConfigError, match=r"soft_bon\(8, tuned\) was not tuned for 'base' and 'helpful', only bon"):
             setting(calibration, path, "soft_bon(8, tuned)")
 
