@@ -32,6 +32,9 @@ TUNABLE = {"bon": "n", "bop": "mu", "bop_zt": "lam", "soft_bon": "temperature", 
 FIXED_DRAWS = {"soft_bon": "ranks=1", "itp": "batches=1"}
 """Those whose number of draws is given beforehand; they weigh the ranks of these draws, which they write so."""
 
+CAPPED = ("bop", "bop_zt")
+"""Those that may be served with a latency cap, which tuning does not look at."""
+
 
 def read_family(text: str) -> tuple[str, int | None]:
     """What is to be tuned: a method's name, and the number of draws where that is given, as in `soft_bon(16)`.
@@ -63,8 +66,14 @@ def tuned_family(method: str) -> tuple[str, int | None] | None:
     except ConfigError as error:
         raise ConfigError(
             f"method {method!r}: no file of `iama tune` has such a number; write bon(tuned), bop(tuned), "
-            "bop_zt(tuned), soft_bon(16, tuned) or itp(16, tuned)"
+            "bop_zt(tuned), soft_bon(16, tuned), itp(16, tuned) or bop(tuned, cap=64)"
         ) from error
+
+
+def tuned_cap(method: str) -> int | None:
+    """The latency cap of a method such as `bop(tuned, cap=64)`, which `tuned_family` has read."""
+    found = re.search(r"\bcap\s*=\s*(\d+)", method)
+    return None if found is None else int(found[1])
 
 
 def _without_tuned(name: str, given: list[tuple[str, str]]) -> str:
@@ -76,6 +85,8 @@ def _without_tuned(name: str, given: list[tuple[str, str]]) -> str:
     if settings.pop(places[-1], None) != "tuned" or len({key for key, _ in named}) < len(named):
         raise ConfigError(f"{name} has no setting that is tuned in this place")
     number = settings.pop("n", None)
+    if name in CAPPED and re.fullmatch("[1-9][0-9]*", settings.get("cap", "")):
+        del settings["cap"]
     if settings:
         raise ConfigError(f"{', '.join(settings)} cannot be set beside it")
     return name if number is None else f"{name}({number})"

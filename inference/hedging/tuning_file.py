@@ -12,7 +12,7 @@ from pydantic import Field
 
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.files import write_atomically
-from iama.methods import tuned_family
+from iama.methods import tuned_cap, tuned_family
 from iama.schema import Strict, validate
 from iama.specs import RewardSpec, Sampling
 from inference.hedging.tune import Tuned
@@ -210,7 +210,7 @@ def tuned_methods(
 
 
 def setting(calibration: Calibration, path: Path, method: str) -> str:
-    """A method such as `bon(tuned)` with its number; raises `ConfigError` where it was not tuned."""
+    """A method such as `bon(tuned)` with its number (and its cap); raises `ConfigError` where it was not tuned."""
     family = tuned_family(method)
     assert family is not None
     name = written_tuned(*family)
@@ -219,7 +219,8 @@ def setting(calibration: Calibration, path: Path, method: str) -> str:
             f"{path}: {name} was not tuned for {calibration.policy.name!r} and {calibration.criterion.name!r}, only "
             f"{', '.join(calibration.methods)}; run `iama tune` with that method as well"
         )
-    return calibration.methods[name].result.written
+    written, cap = calibration.methods[name].result.written, tuned_cap(method)
+    return written if cap is None or written == "identity" else f"{written[:-1]}, cap={cap})"
 
 
 def find(tuning: Tuning, path: Path, wanted: Wanted) -> Calibration:

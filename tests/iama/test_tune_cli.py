@@ -254,8 +254,12 @@ class TestEvaluatedFromPools:
         assert code == 0, err
         assert "since it has no fingerprint; column 'helpful' holds scores of the same reward" in err
         found = {name: m.result.written for name, m in load_tuning(tuning).calibrations[0].methods.items()}
-        keyed = self.evaluate(run, path, tmp_path / "keyed", tuning, "[bon(n=tuned)]", "--dry-run")
-        assert f"theirs, helpful: bon(n=tuned) is {found['bon(tuned)']}" in done(keyed)
+        keyed = self.evaluate(
+            run, path, tmp_path / "keyed", tuning, "['bon(n=tuned)', 'bop(tuned, cap=9)']", "--dry-run"
+        )
+        lines = done(keyed)
+        assert f"theirs, helpful: bon(n=tuned) is {found['bon(tuned)']}" in lines
+        assert f"theirs, helpful: bop(tuned, cap=9) is {found['bop(tuned)'][:-1]}, cap=9)" in lines
         fixed = f"[{', '.join(found.values())}]"
         done(self.evaluate(run, path, tmp_path / "fixed", tuning, fixed))
         rows, expected = (

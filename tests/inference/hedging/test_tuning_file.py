@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from iama.config import EvaluationConfig
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.methods import FIXED_DRAWS, TUNABLE, read_family, tuned_family
+from iama.operators import RankOperator
 from iama.specs import RewardSpec, Sampling
 from inference.bootstrap import percentile_interval, prompt_weights
 from inference.evaluation_plan import Source
@@ -37,6 +39,7 @@ from inference.hedging.tuning_file import (
 )
 from inference.pool_file import prompt_ids
 from inference.pool_schema import full_header
+from inference.serving import read_served
 from inference.store import digest
 
 PROMPTS = [f"what is {number}?" for number in range(6)]
@@ -112,7 +115,7 @@ def test_families_are_written_as_they_are_read(name, number):
     "method",
     ["soft_bon(1, tuned)", "itp(tuned)", "bop(3, tuned)", "sea(tuned)", "soft_bon(a, tuned)", "bon(mu=tuned)",
      "itp(16, tuned, batches=2)", "soft_bon(tuned, 16)", "soft_bon(16, tuned, ranks=0)", "soft_bon(n=tuned)",
-     "bon(tuned, tuned)", "cards(target=tuned)"],
+     "bon(tuned, tuned)", "cards(target=tuned)", "bon(tuned, cap=4)", "bop(tuned, cap=0)", "bop(3, cap=tuned)"],
 )  # fmt: skip
 def test_what_cannot_be_tuned(method):
     with pytest.raises(ConfigError, match="has such a number; write bon") as raised:
@@ -210,6 +213,22 @@ class TestFind:
         assert setting(calibration, path, "bon(n=tuned)") == setting(calibration, path, "bon(tuned)")
         with pytest.raises(ConfigError, match=r"soft_bon\(8, tuned\) was not tuned for 'base' and 'helpful', only bon"):
             setting(calibration, path, "soft_bon(8, tuned)")
+
+
+def test_a_latency_cap_beside_a_tuned_number(path):
+    """It is served with the number that was tuned without it; a single sample needs none."""
+    pool = scored()
+    risen, fallen = (
+        tuning(replace(pool, gold_PS=sign * pool.proxy_PS), families=[("bop", None)]).calibrations[0]
+        for sign in (1, -1)
+    )
+    for method in ("bop(tuned, cap=3)", "bop(cap = 3, mu = tuned)"):
+        written = setting(risen, path, method)
+        assert written == setting(risen, path, "bop(tuned)").replace(")", ", cap=3)")
+        operator = read_served(written)
+        assert isinstance(operator, RankOperator)
+        assert operator.capped_share > 0
+        assert setting(fallen, path, method) == "identity"
 
 
 def test_prompts_are_disjoint_from_those_calibrated_on(tmp_path):
