@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scripts.experiments.common import Estimate
+    from scripts.experiments.hedging_ensembles import Delay
     from scripts.experiments.hedging_values import Hedge, Pressed, Results
 
 HOW_NAMES = {
@@ -93,15 +94,13 @@ def _falling(means: values.Floats, far: int) -> list[str]:
 
 def ensembles(results: Results) -> str:
     """Best-of-n by one member, by every ensemble, and by the distilled reward."""
-    rows, k = [], NEARER.index(FAR)
+    rows = []
     for policy, text in POLICIES.items():
         found = cells(results, policy)
-        single = [several.members_gold(cell) for cell in found]
-        rows.append([text, "one member", *_curve_cells(single), ""])
+        rows.append([text, "one member", *_curve_cells([several.members_gold(cell) for cell in found]), ""])
         for how in HOW_NAMES:
             own = [several.ensemble_gold(cell, how) for cell in found]
-            gap = values.gap([o[:, k] for o in own], [s[:, k] for s in single])
-            rows.append([text, HOW_NAMES[how], *_curve_cells(own), str(gap)])
+            rows.append([text, HOW_NAMES[how], *_curve_cells(own), str(several.delay(found, how).gap)])
     return table(
         ["policy", "proxy", "peak", *(f"n = {n}" for n in SHOWN if n <= FAR), f"n = {FAR}: above one member"], rows
     )
@@ -110,6 +109,19 @@ def ensembles(results: Results) -> str:
 def _curve_cells(golds: Sequence[values.Floats]) -> list[str]:
     means = np.mean([gold_PN.mean(axis=0) for gold_PN in golds], axis=0)
     return [str(several.peak(golds)), *(f"{means[NEARER.index(n)]:.3f}" for n in SHOWN if n <= FAR)]
+
+
+def scales(pairs: Mapping[tuple[str, str], Sequence[Delay]]) -> str:
+    """Every ensemble on the earlier scale and on this one, by policy and aggregate."""
+    rows = []
+    for (policy, how), found in pairs.items():
+        rows.append([POLICIES[policy], HOW_NAMES[how], str(found[0].single_peak)])
+        for delay in found:
+            rows[-1] += [str(delay.peak), str(delay.gap), "**met**" if delay.met else "**not met**"]
+    header = ["policy", "ensemble", "one member's peak"]
+    for scale in ("earlier scale", "this scale"):
+        header += [f"{scale}: peak", f"n = {FAR}: above one member", ""]
+    return table(header, rows)
 
 
 def agreement(results: Results) -> str:

@@ -142,25 +142,71 @@ def test_a_gain_within_two_standard_errors_is_none():
     assert (share.mean, *share.seeds) == pytest.approx([0.06] * 3)
 
 
-def one(cell, how):
-    return several.as_one(cell.test.members_KPM, cell.calibration.members_KPM, how)
+def one(cell, how, **kwargs):
+    return several.as_one(cell.test.members_KPM, cell.calibration.members_KPM, how, **kwargs)
 
 
-def test_members_are_put_on_one_scale_before_they_are_one():
+def moved(cell, by):
+    """The cell, its members' scores changed by a function of them."""
+    pools = (cell.calibration, cell.test)
+    own, test = (dataclasses.replace(pool, members_KPM=by(pool.members_KPM)) for pool in pools)
+    return dataclasses.replace(cell, calibration=own, test=test)
+
+
+AGGREGATES = ("mean", "median", "min", "mean_minus_std")
+
+
+@pytest.mark.parametrize("by_prompt", [True, False])
+def test_members_are_put_on_one_scale_before_they_are_one(by_prompt):
     cell = cell_of(hump)
     stretched = np.asarray([1.0, 50.0, 0.1])[:, None, None]
-    far = dataclasses.replace(
-        cell,
-        calibration=dataclasses.replace(cell.calibration, members_KPM=cell.calibration.members_KPM * stretched + 7),
-        test=dataclasses.replace(cell.test, members_KPM=cell.test.members_KPM * stretched + 7),
-    )
-    for how in ("mean", "median", "min", "mean_minus_std"):
+    far = moved(cell, lambda members_KPM: members_KPM * stretched + 7)
+    for how in AGGREGATES:
+        assert one(far, how, by_prompt=by_prompt) == pytest.approx(one(cell, how, by_prompt=by_prompt))
+    if by_prompt:
+        spreads = [np.sqrt(np.mean([row.var() for row in m])) for m in cell.calibration.members_KPM]
+        scaled = [
+            np.stack([(row - row.mean()) / spread for row in m])
+            for m, spread in zip(cell.test.members_KPM, spreads, strict=True)
+        ]
+    else:
+        flat = cell.calibration.members_KPM.reshape(3, -1)
+        scaled = [(m - f.mean()) / f.std() for m, f in zip(cell.test.members_KPM, flat, strict=True)]
+    found = {how: one(cell, how, by_prompt=by_prompt) for how in AGGREGATES}
+    assert found["min"] == pytest.approx(np.min(scaled, axis=0))
+    assert found["mean_minus_std"] == pytest.approx(np.mean(scaled, axis=0) - 0.5 * np.std(scaled, axis=0))
+
+
+def test_what_a_member_adds_to_all_answers_of_a_prompt_changes_nothing():
+    cell = cell_of(hump)
+    offsets = np.random.default_rng(8).normal(scale=9, size=(3, 30, 1))
+    far = moved(cell, lambda members_KPM: members_KPM + offsets[:, : members_KPM.shape[1]])
+    for how in AGGREGATES:
         assert one(far, how) == pytest.approx(one(cell, how))
-    flat = cell.calibration.members_KPM.reshape(3, -1)
-    scaled = [(m - f.mean()) / f.std() for m, f in zip(cell.test.members_KPM, flat, strict=True)]
-    assert one(cell, "min") == pytest.approx(np.min(scaled, axis=0))
-    assert one(cell, "mean_minus_std") == pytest.approx(np.mean(scaled, axis=0) - 0.5 * np.std(scaled, axis=0))
+        assert several.ensemble_gold(far, how) == pytest.approx(several.ensemble_gold(cell, how))
+    # by one mean over all prompts the minimum was one member's at every answer of a prompt
+    lowest_KPM = np.argsort(offsets, axis=0)[:1] * np.ones((1, 1, 256))
+    chosen = several.as_one(far.test.members_KPM, cell.calibration.members_KPM, "min", by_prompt=False)
+    members = [
+        several.as_one(far.test.members_KPM[[k, k]], cell.calibration.members_KPM[[k, k]], "min", by_prompt=False)
+        for k in range(3)
+    ]
+    assert (chosen == np.choose(lowest_KPM[0].astype(int), members)).mean() > 0.9
+
+
+def test_a_delay_is_a_later_peak_and_more_gold_far_out():
+    cell = cell_of(hump)
+    found = several.delay([cell], "mean")
+    k = values.NEARER.index(values.FAR)
+    assert found.gap.mean == pytest.approx(
+        (several.ensemble_gold(cell, "mean") - several.members_gold(cell))[:, k].mean()
+    )
+    assert found.peak == several.peak([several.ensemble_gold(cell, "mean")])
     assert several.peak([values.expected("bon", values.NS, cell.test.proxy_PS, hump(cell.test.proxy_PS))]) in (3, 4)
+    above = common.Estimate((0.1,), 0.1, (0.01, 0.2))
+    assert several.Delay(4, 4, above).met
+    assert not several.Delay(3, 4, above).met
+    assert not several.Delay(4, 4, dataclasses.replace(above, ci95=(0.0, 0.2))).met
 
 
 def test_agreement_given_gold_is_that_of_what_gold_does_not_explain():
