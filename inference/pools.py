@@ -309,8 +309,16 @@ def _stored_scores(pool: PoolFile, spec: RewardSpec) -> PoolScores:
     values_PS = values_PS * spec.sign
     if spec.scale is not None:
         values_PS = (values_PS - spec.scale.mean) / spec.scale.std
-    zeros_P = np.zeros(len(values_PS), dtype=np.int64)
-    return PoolScores(values_PS, np.zeros(values_PS.shape, dtype=np.int64), zeros_P, zeros_P.astype(np.float64), 0)
+    tokens_PS, zeros_P = np.zeros(values_PS.shape, dtype=np.int64), np.zeros(len(values_PS), dtype=np.int64)
+    spread_PS = _stored_disagreement(pool, name, values_PS)
+    return PoolScores(values_PS, tokens_PS, zeros_P, zeros_P.astype(np.float64), 0, disagreement_PS=spread_PS)
+
+
+def _stored_disagreement(pool: PoolFile, name: str, values_PS: Floats) -> Floats | None:
+    """What an ensemble's column has beside it, as it is (on the members' scale); None where scores are without one."""
+    beside = [[sample.scores.get(name + DISAGREEMENT) for sample in prompt.samples] for prompt in pool.prompts]
+    spread_PS = np.asarray(beside, dtype=np.float64)
+    return None if np.isnan(spread_PS[~np.isnan(values_PS)]).any() else spread_PS
 
 
 def add_column(path: Path, pool: PoolFile, name: str, reward: Reward, spec: RewardSpec, advance: Advance) -> Floats:

@@ -289,6 +289,19 @@ class TestEvaluatedFromPools:
             assert rows[name]["proxy"] == pytest.approx(method.result.proxy, abs=1e-5), name
             assert rows[name]["reward_calls"] == pytest.approx(method.draws, rel=1e-4), name
 
+    def test_disagreement_that_a_pool_holds_is_told_at_the_answer(self, run, tuning, tmp_path):
+        """Of an ensemble that `iama score` has scored: the best of n by its column, by brute force."""
+        proxy_PS, gold_PS = scores(len(PROMPTS), seed=3)
+        spread_PS = np.random.default_rng(4).random(proxy_PS.shape)
+        columns = {"helpful": proxy_PS, "helpful/gold": gold_PS, "helpful/disagreement": spread_PS}
+        path = write(tmp_path / "test.jsonl", columns, OTHER_PROMPTS)
+        done(self.evaluate(run, path, tmp_path / "out", tuning, "['bon(2)']"))
+        (row,) = json.loads((tmp_path / "out" / "summary.json").read_text())["curves"]
+        order = np.argsort(proxy_PS, axis=1)
+        weights = np.diff([k * (k - 1) for k in range(NUM_SAMPLES + 1)]) / (NUM_SAMPLES * (NUM_SAMPLES - 1))
+        expected = np.take_along_axis(spread_PS, order, axis=1).mean(axis=0) @ weights
+        assert row["disagreement"] == pytest.approx(expected, abs=1e-6)
+
     def test_each_policy_has_its_own(self, run, tmp_path):
         """Gold that never falls, and gold that does."""
         proxy_PS, gold_PS = scores(len(PROMPTS))

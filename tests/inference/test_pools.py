@@ -252,6 +252,25 @@ def test_columns_are_read_from_the_samples(pool, tmp_path):
         score_pool(scored, None, missing, tmp_path / "journal", {}, ignore)
 
 
+def test_an_ensemble_s_column_has_its_disagreement_beside_it(pool, tmp_path):
+    """As it is, whatever the column's scale; only where every score has one."""
+    spec = RewardSpec(column="h", sign=-1, scale=RewardScale(mean=1, std=2))
+    told = [{"h": 0.5, "h/disagreement": 0.25}, {"h": None, "h/disagreement": None}, {"h": 2.0, "h/disagreement": 0.0}]
+    cases = [(told, [0.25, np.nan, 0.0]), ([{"h": 0.5}, *told[1:]], None), ([{"h": 0.5}] * 3, None)]
+    for scores, expected in cases:
+        prompts = [
+            dataclasses.replace(
+                p, samples=tuple(dataclasses.replace(s, scores=dict(x)) for s, x in zip(p.samples, scores, strict=True))
+            )
+            for p in pool.prompts
+        ]
+        found = score_pool(PoolFile(pool.header, prompts), None, spec, tmp_path / "j", {}, ignore)
+        if expected is None:
+            assert found.disagreement_PS is None
+        else:
+            np.testing.assert_array_equal(found.disagreement_PS, [expected] * len(prompts))
+
+
 def test_rewards_have_keys_by_what_decides_their_scores(tiny, tmp_path):
     model = RewardSpec(model=str(tiny.two_headed_reward), head="good")
     specs = [model, model.model_copy(update={"head": "bad"}), model.model_copy(update={"sign": -1})]
