@@ -100,7 +100,7 @@ def slow_chain(policy, reward, settings, prompt, template, token_ids, silent_V, 
 
 
 def slow_top_k(policy, prompt, state_TV, k, silent_V):
-    """Left to right, the best of the policy's `k` likeliest after what is decoded; of those with text if it has none."""
+    """Left to right, the best of the policy's `k` likeliest after what is decoded; of those with text if need be."""
     prompt_ids, tokens = render_prompt(policy.tokenizer, prompt), []
     for state_V in state_TV:
         with torch.no_grad():
