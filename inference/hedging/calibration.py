@@ -150,9 +150,12 @@ def _of_columns(path: Path, pool: PoolFile, name: str, columns: Columns, ids: li
 def scored_by_config(config: EvaluationConfig, out: Path, console: Console | None = None) -> list[Scored]:
     """Of the policies of an evaluation on its prompts, drawn and scored as `iama evaluate` does it, into `out`.
 
-    A killed run goes on where it was. Raises `ConfigError` for a criterion without gold, and what `evaluate` raises.
+    A killed run goes on where it was. An `IamaWarning` tells of a noisy judge, one set of whose answers both chooses
+    and reports. Raises `ConfigError` for a criterion without gold, and what `evaluate` raises.
     """
-    plan, measured = measure_pools(for_tuning(config, out), console)
+    settings = for_tuning(config, out)
+    _warn_of_noisy_gold(config)
+    plan, measured = measure_pools(settings, console)
     ids, prompts = prompt_ids(plan.rows), [row["prompt"] for row in plan.rows]
     found = []
     for source in plan.sources:
@@ -175,6 +178,20 @@ def for_tuning(config: EvaluationConfig, out: Path) -> EvaluationConfig:
                 "choose others with --criterion"
             )
     return config.model_copy(update={"output_dir": str(out), "methods": ["bon"], "tuning": None})
+
+
+def _warn_of_noisy_gold(config: EvaluationConfig) -> None:
+    for criterion in config.criteria:
+        judges = [] if criterion.gold is None else [part.judge for part in criterion.gold.parts]
+        noisy = next((judge for judge in judges if judge is not None and judge.temperature > 0), None)
+        if noisy is not None:
+            warnings.warn(
+                f"criterion {criterion.name!r}: its gold judge answers at temperature {noisy.temperature:g}, and the "
+                "same answers choose the setting and report its gold, which they overstate; score a pool with two "
+                "draws of the judge, and tune with --pool, --gold-column and --report-column",
+                IamaWarning,
+                stacklevel=3,
+            )
 
 
 def _criterion(name: str, proxy: RewardSpec, gold: RewardSpec, report: RewardSpec | None = None) -> TunedCriterion:

@@ -18,6 +18,7 @@ from inference import pools
 from inference.hedging.tune import tune
 from inference.hedging.tuning_file import Tuning, load_tuning
 from inference.pool_file import prompt_ids, read_pool, write_pool
+from tests.openai_server import OpenAIServer
 
 NUM_SAMPLES = 32
 PROMPTS = [f"what about {word}" for word in ("bread", "tomatoes", "bikes", "water", "flour", "red", "cake", "tea")]
@@ -520,6 +521,25 @@ class TestMadeByTheCommand:
             assert told in line
         assert not (tmp_path / "evaluation").exists()
         assert len(tuning.calibrations) == 4
+
+    @pytest.mark.filterwarnings("default::iama.errors.IamaWarning")
+    @pytest.mark.parametrize("temperature", [0.0, 0.7])
+    def test_a_noisy_judge_as_gold_is_told(self, run, raw, tmp_path, temperature):
+        """Only the criterion that it judges; what chooses by it reports by it."""
+        (tmp_path / "judge.txt").write_text("{prompt} {completion}")
+        with OpenAIServer() as server:
+            server.answer = lambda body: str(1 + len(body["messages"][0]["content"]) % 10)
+            judge = {"url": server.url, "model": "j", "prompt_file": str(tmp_path / "judge.txt")}
+            judge |= {"temperature": temperature, "cache": str(tmp_path / "cache")}
+            raw["criteria"][1]["gold"] = {"judge": judge}
+            (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+            code, _, err = run("tune", "--config", tmp_path / "config.yaml", "--out", tmp_path / "tune")
+        assert code == 0, err
+        told = [line for line in err.splitlines() if "gold judge answers" in line]
+        assert len(told) == (temperature > 0)
+        for line in told:
+            assert "criterion 'brief': its gold judge answers at temperature 0.7, and the same answers choose" in line
+            assert "tune with --pool, --gold-column and --report-column" in line
 
     def test_criteria_without_gold(self, run, raw, tmp_path):
         del raw["criteria"][1]["gold"]
