@@ -41,7 +41,7 @@ def _key_of(name: str) -> str:
 
 
 def check_adapter(folder: Path, expected: dict[str, tuple[int, ...]], trained: bool) -> None:
-    """Reopen an adapter folder; `RunError` if keys or shapes differ, or if lora_B is zero after training."""
+    """Reopen an adapter folder; `RunError` if keys or shapes differ, weights are not finite or none trained."""
     path = folder / "adapter_model.safetensors"
     try:
         with safe_open(path, framework="pt") as file:
@@ -55,6 +55,11 @@ def check_adapter(folder: Path, expected: dict[str, tuple[int, ...]], trained: b
                     raise RunError(f"{path}: tensor {key!r} is empty; the sharded weights were not gathered")
                 if shape != expected[key]:
                     raise RunError(f"{path}: tensor {key!r} has shape {shape}, not {expected[key]}")
+                if not file.get_tensor(key).isfinite().all():
+                    raise RunError(
+                        f"{path}: tensor {key!r} holds NaN or infinity, so a gradient did; lower trainer.learning_rate "
+                        "or trainer.max_grad_norm, or train in bfloat16 rather than float16"
+                    )
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be reopened ({error})") from error
     if trained:

@@ -22,7 +22,7 @@ from iama.rewards import load_reward
 from trainers.adapter import check_adapter, expected_shapes
 from trainers.callbacks import EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
 from trainers.checkpoints import inputs_of, sharding_of
-from trainers.engine import prepare_process_group, whole_models
+from trainers.engine import prepare_process_group, refuse_disagreement, whole_models
 from trainers.fields import save_limit
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.resume import Checkpoints
@@ -48,6 +48,7 @@ def build_trainer(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     args = _grpo_config(plan)  # first: it also gives this process its device
+    refuse_disagreement(first_step)
     criteria = plan.config.objective.criteria
     report = EngineReport(plan.uses_deepspeed, console.print)
     folder, watchdog = Path(plan.config.output_dir), watchdog or Watchdog(None)

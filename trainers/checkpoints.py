@@ -2,7 +2,8 @@
 
 A checkpoint is many files that several processes write. It counts once its marker is there: written last and
 atomically, with the size of every other file and the engine that wrote them. Whatever a killed run leaves half-saved
-has no marker, or files that differ from it, and is passed over. Nothing here imports torch.
+has no marker, and is passed over and removed. One whose files differ from its marker was changed by somebody, and is
+for them to judge: the run is refused. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 MARKER = "complete.json"
 _NAME = re.compile(r"checkpoint-\d+")
+NOTES = "README.md"
+"""PEFT writes it; no run reads it, and people do."""
 NOT_OF_THE_ADAPTER = ("*.pt", "*.pth", "*.bin", "*.py", "trainer_state.json", "latest", "global_step*", MARKER)
 """What a checkpoint holds besides the adapter and its tokenizer."""
 
@@ -108,10 +111,35 @@ def step_of(checkpoint: Path) -> int:
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether every file that the marker names is there, whole; what somebody has put beside them does no harm."""
+    return (checkpoint / MARKER).is_file() and _damage(checkpoint) is None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """`RunError` if a checkpoint that was saved whole has changed: no kill does that, and it may be mended."""
+    for checkpoint in sorted(checkpoints_in(folder), key=step_of):
+        damage = _damage(checkpoint) if (checkpoint / MARKER).is_file() else None
+        if damage is not None:
+            last = last_checkpoint(folder)
+            raise RunError(
+                f"{checkpoint} is not as it was saved: {damage}; put it back as it was, or delete that folder to go on "
+                f"from {'the beginning' if last is None else last.name}"
+            )
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """How a checkpoint differs from its marker, or None."""
     marker = read_marker(checkpoint)
-    if marker is None or marker.step != step_of(checkpoint):
-        return False
-    return marker.files.items() <= _sizes(checkpoint).items()
+    if marker is None:
+        return f"{MARKER} cannot be read, or is of another version of iama"
+    if marker.step != step_of(checkpoint):
+        return f"{MARKER} is of step {marker.step}"
+    sizes = _sizes(checkpoint)
+    for name, size in marker.files.items():
+        if name not in sizes:
+            return f"{name} is missing"
+        if sizes[name] != size:
+            return f"{name} has {sizes[name]} bytes, not {size}"
+    return None
 
 
 def read_marker(checkpoint: Path) -> Marker | None:
@@ -130,7 +158,8 @@ def write_marker(checkpoint: Path, sharding: Sharding, inputs: dict[str, str]) -
                 f"{checkpoint}: no {pattern}; output_dir must lie on a file system that all "
                 f"{sharding.world_size} process(es) share"
             )
-    marker = Marker(step=step_of(checkpoint), sharding=sharding, files=_sizes(checkpoint), inputs=inputs)
+    files = {name: size for name, size in _sizes(checkpoint).items() if name != NOTES}
+    marker = Marker(step=step_of(checkpoint), sharding=sharding, files=files, inputs=inputs)
     write_atomically(checkpoint / MARKER, marker.model_dump_json(indent=2))
 
 
@@ -159,7 +188,7 @@ def refuse_other_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
 
 def clear_unfinished(folder: Path) -> list[Path]:
     """Remove what a killed run left half-saved, so that nothing of it mixes with the next save of that step."""
-    unfinished = sorted((c for c in checkpoints_in(folder) if not is_complete(c)), key=step_of)
+    unfinished = sorted((c for c in checkpoints_in(folder) if not (c / MARKER).is_file()), key=step_of)
     for checkpoint in unfinished:
         remove(checkpoint)
     return unfinished

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import patch_environment
+from accelerate.utils import gather_object, patch_environment
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from iama.environment import threads_per_process, world_size
+from iama.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,16 @@ def prepare_process_group(uses_deepspeed: bool, timeout_s: int) -> dict[str, Any
     with patch_environment(ACCELERATE_USE_DEEPSPEED="true"):
         PartialState(backend="gloo", timeout=timeout)
     return configured
+
+
+def refuse_disagreement(first_step: int) -> None:
+    """`RunError` unless all processes go on after the same step; each reads the run folder for itself."""
+    steps = sorted(set(gather_object([first_step])))
+    if len(steps) > 1:
+        raise RunError(
+            f"the processes found different checkpoints to go on from, those of the steps {steps} (0: none); "
+            "output_dir must lie on a file system that all of them share; start again once all of them see the same"
+        )
 
 
 @contextmanager

@@ -73,6 +73,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_fields(config.lora, LoraConfig, "lora", source)
     _check_lora(config.lora, source)
     _check_resume(config.trainer, source)
+    _check_logging(config.trainer, source)
     objective = build_objective(config)
     fields = trainer_fields(config)
     objective.check(fields["num_generations"])
@@ -228,6 +229,15 @@ def _check_resume(trainer: dict[str, Any], source: str) -> None:
         raise ConfigError(
             f"{source}: trainer.resume_from_checkpoint = {trainer['resume_from_checkpoint']!r} is not used: the same "
             "command goes on from the newest checkpoint in output_dir; leave it out"
+        )
+
+
+def _check_logging(trainer: dict[str, Any], source: str) -> None:
+    """Refuse a run that nobody would watch: metrics, alarms and the end at a NaN come with the logged steps."""
+    if trainer.get("logging_strategy") == "no":
+        raise ConfigError(
+            f"{source}: trainer.logging_strategy 'no' would leave metrics.jsonl empty, the alarms of `watch` silent "
+            "and a loss of NaN unseen; leave it out, or raise trainer.logging_steps"
         )
 
 

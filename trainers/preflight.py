@@ -26,6 +26,7 @@ from iama.rank_operators import CLAMPED_SHARE
 from iama.render import render_exchange, render_prompt
 from iama.reward_models import reward_config
 from trainers import memory, tokens
+from trainers.checkpoints import checkpoints_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -334,12 +335,15 @@ def _folder(plan: Plan) -> Check:
 
 
 def _disk(plan: Plan, sizes: Sizes) -> Check:
-    """Checkpoints that lie there at a time, and the final adapter, against the free space."""
+    """What checkpoints at a time and the final adapter take beyond what lies there, against the free space."""
     number = memory.num_checkpoints(plan)
     need = number * memory.checkpoint_bytes(plan, sizes) + 4.0 * sizes.adapter
-    free = shutil.disk_usage(_nearest_folder(Path(plan.config.output_dir))).free
-    detail = f"about {size_text(need)} for {number} checkpoint(s) and the adapter (estimate); {size_text(free)} free"
-    remedy = "set trainer.save_total_limit, raise trainer.save_steps, or choose another output_dir"
+    folder = Path(plan.config.output_dir)
+    need = max(0.0, need - sum(f.stat().st_size for c in checkpoints_in(folder) for f in c.rglob("*") if f.is_file()))
+    free = shutil.disk_usage(_nearest_folder(folder)).free
+    what = f"{number} checkpoint(s) and the adapter"
+    detail = f"about {size_text(need)} to come for {what} (estimate); {size_text(free)} free"
+    remedy = "make room, set trainer.save_total_limit, or start with larger trainer.save_steps or another output_dir"
     if need > free:
         return Check("fail", "disk", detail, remedy)
     return Check("warn", "disk", detail, remedy) if need > FULL * free else Check("pass", "disk", detail)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 VLLM_MAX_RANK = 512
 """Of vLLM's max_lora_rank."""
+PATTERNS = ("rank_pattern", "alpha_pattern")
 HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
 """The revision of a model of the hub; that of a local folder has 32 digits (`iama.fingerprint`)."""
 JUDGE_URL = "http://JUDGE-HOST/v1"
@@ -81,7 +82,7 @@ def _last_part(path: str) -> str:
 def vllm_objections(adapter: Path) -> list[str]:
     """Why vLLM would not take an adapter folder as a LoRA request; empty if it would.
 
-    Its contract is of files: a rank within its limit, no bias, no DoRA, no fully trained modules.
+    Its contract is of files: one rank, within its limit, and one scale, no bias, no DoRA, no fully trained modules.
     """
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     objections = []
@@ -91,6 +92,9 @@ def vllm_objections(adapter: Path) -> list[str]:
         objections.append(f"bias is {config['bias']!r}, not 'none'")
     if config.get("use_dora"):
         objections.append("it uses DoRA")
+    if config.get("lora_bias"):
+        objections.append("it trains LoRA biases (lora_bias)")
+    objections += [f"{key} gives modules ranks or scales of their own" for key in PATTERNS if config.get(key)]
     if config.get("modules_to_save"):
         objections.append(f"modules_to_save {config['modules_to_save']} were trained fully")
     return objections

@@ -9,7 +9,7 @@ import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ from trainers.checkpoints import (
     copy_adapter,
     inputs_of,
     last_checkpoint,
+    refuse_damaged,
     refuse_other_inputs,
     refuse_other_sharding,
     sharding_of,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 ADAPTER = "adapter"
+MAY_CHANGE = ("save_total_limit", "report_to")
+"""Fields of `trainer` with which a run may go on otherwise than it began; so may the block `watch`."""
 console = Console(quiet=not is_main_process(), highlight=False, markup=False, soft_wrap=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -119,8 +122,8 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
 def run_is_finished(config: TrainingConfig) -> bool:
     """Whether the output folder holds this very run, finished.
 
-    Raises `RunError` if it holds something else, or a checkpoint that this run's engine cannot read; an unfinished
-    run of the same configuration is continued.
+    Raises `RunError` if it holds something else, a checkpoint that was changed, or one that this run's engine cannot
+    read; an unfinished run of the same configuration is continued.
     """
     folder = Path(config.output_dir)
     if not is_main_process():  # the main process judges a folder that it alone writes
@@ -128,6 +131,7 @@ def run_is_finished(config: TrainingConfig) -> bool:
     path = folder / CONFIG_FILE
     if path.is_file():
         if not (folder / ADAPTER).is_dir():
+            refuse_damaged(folder)
             refuse_other_sharding(last_checkpoint(folder), sharding_of(config))
         if not _is_of(path, config):
             raise RunError(
@@ -146,8 +150,13 @@ def _is_of(path: Path, config: TrainingConfig) -> bool:
         stored = TrainingConfig.model_validate_json(path.read_bytes())
     except ValidationError:
         return False
-    # What warns and what ends a run may change, so that a run which `watch` ended can go on.
-    return stored.model_dump(mode="json", exclude={"watch"}) == config.model_dump(mode="json", exclude={"watch"})
+    return _training_of(stored) == _training_of(config)
+
+
+def _training_of(config: TrainingConfig) -> dict[str, Any]:
+    """What a run trains; what warns and ends it, what it keeps and whom it tells may change when it goes on."""
+    fields = config.model_dump(mode="json", exclude={"watch"})
+    return fields | {"trainer": {k: v for k, v in fields["trainer"].items() if k not in MAY_CHANGE}}
 
 
 def _save_adapter_of(checkpoint: Path, adapter: Path, plan: Plan) -> None:

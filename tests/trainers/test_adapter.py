@@ -60,6 +60,15 @@ def test_zero_lora_b_is_found_only_after_training(saved):
         check_adapter(folder, expected, trained=True)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_found(saved, value):
+    """They would count as trained: any() of NaN is true."""
+    folder, expected = saved
+    rewrite(folder, lambda tensors: {key: tensor.clone().fill_(value) for key, tensor in tensors.items()})
+    with pytest.raises(RunError, match="holds NaN or infinity, so a gradient did"):
+        check_adapter(folder, expected, trained=False)
+
+
 def test_a_damaged_file_is_found(saved):
     folder, expected = saved
     (folder / "adapter_model.safetensors").write_bytes(b"torn")

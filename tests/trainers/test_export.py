@@ -288,9 +288,10 @@ def test_the_adapter_keeps_vllms_contract_of_files(run, tmp_path):
     assert vllm_objections(tmp_path / "out") == []
     path = tmp_path / "out" / "adapter_config.json"
     spoiled = {"r": 1024, "bias": "all", "use_dora": True, "modules_to_save": ["lm_head"]}
+    spoiled |= {"lora_bias": True, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"k_proj": 2}}
     path.write_text(json.dumps(json.loads(path.read_text()) | spoiled))
     told = "; ".join(vllm_objections(tmp_path / "out"))
-    for word in ("rank 1024", "bias is 'all'", "DoRA", "lm_head"):
+    for word in ("rank 1024", "bias is 'all'", "DoRA", "lm_head", "lora_bias", "rank_pattern", "alpha_pattern"):
         assert word in told
 
 

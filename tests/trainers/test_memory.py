@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +168,18 @@ def test_a_full_disk(make_config, monkeypatch):
     assert check.status == "fail"
     assert "2 checkpoint(s)" in check.detail
     assert "save_total_limit" in check.remedy
+
+
+def test_what_lies_there_needs_no_room_again(make_config, monkeypatch):
+    """A run killed near its end goes on where it would no longer fit from the beginning."""
+    config = make_config(trainer__save_strategy="steps", trainer__save_steps=1)
+    plan = make_plan(config, "test.yaml")
+    one = memory.checkpoint_bytes(plan, memory.policy_sizes(plan))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: Free(one))
+    assert checks_of(config)["disk"].status == "fail"
+    (Path(config.output_dir) / "checkpoint-1").mkdir(parents=True)
+    (Path(config.output_dir) / "checkpoint-1" / "optimizer.pt").write_bytes(bytes(round(2 * one)))
+    assert checks_of(config)["disk"].status == "pass"
 
 
 @dataclasses.dataclass

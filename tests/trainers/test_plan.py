@@ -348,6 +348,10 @@ def test_a_run_is_continued_in_one_way_only(make_config, key, value):
     refuse(make_config(**{f"trainer__{key}": value}), ConfigError, f"^test.yaml: trainer.{key}.*leave it out")
 
 
+def test_a_run_that_nobody_would_watch_is_refused(make_config):
+    refuse(make_config(trainer__logging_strategy="no"), ConfigError, r"logging_strategy 'no'.*raise trainer.logging_")
+
+
 def test_process_groups_wait_longer_than_the_watchdog(make_config):
     limits = {30.5: 151, 3600: 3720, None: 86400}
     for limit, seconds in limits.items():

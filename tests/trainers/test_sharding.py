@@ -190,6 +190,21 @@ def test_cpu_offload_and_the_stage_that_the_run_names(write):
     assert (folder / "adapter" / "iama.json").is_file()
 
 
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_bfloat16_and_gradient_checkpointing_as_the_recipes_ask(write, stage):
+    config = write(f"half-{stage}", 2, stage, max_steps=2, save_steps=2, gradient_checkpointing=True, bf16=True)
+    start = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", free_port(), "train_iama.py"]
+    done = launch([*start, "--config", str(config), "--set", "policy.dtype=bfloat16"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"engine     DeepSpeed ZeRO-{stage[-1]}, 2 processes (gloo)" in done.stdout
+    folder = config.parent / "run"
+    assert all(0 < row["grad_norm"] < float("inf") for row in report(folder)[1])
+    assert is_complete(folder / "checkpoint-2")
+    assert read_marker(folder / "checkpoint-2").sharding.precision == "bfloat16"
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert all(weights[key].any() for key in weights if "lora_B" in key)
+
+
 ENDING = """
 import torch
 from trainers.train import main
@@ -218,3 +233,20 @@ def test_shipped_files_differ_in_their_zero_block_alone():
     assert [content.pop("zero_optimization")["stage"] for content in contents.values()] == [1, 2, 3, 3]
     assert contents["zero3_offload"].pop("zero_force_ds_cpu_optimizer") is False
     assert all(one == two for one, two in pairwise(contents.values()))
+
+
+def test_processes_that_would_go_on_from_different_steps_are_refused(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import os\n"
+        "from trainers.engine import leave_process_group, prepare_process_group, refuse_disagreement\n"
+        "prepare_process_group(uses_deepspeed=False, timeout_s=100)\n"
+        "refuse_disagreement(7)\n"
+        "try:\n    refuse_disagreement(int(os.environ['RANK']))\n"
+        "except ValueError as error:\n    os.write(1, f'{error}\\n'.encode())\n"
+        "leave_process_group()\n"
+    )
+    done = launch([str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")])
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = [line for line in done.stdout.splitlines() if "different checkpoints" in line]
+    assert len(told) == 2
+    assert all("those of the steps [0, 1] (0: none)" in line for line in told)

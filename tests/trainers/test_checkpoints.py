@@ -1,0 +1,291 @@
+"""Which checkpoint counts, which run may go on from it, and what it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from iama.errors import ConfigError, IamaWarning, RunError
+from tests.trainers.test_resume import REUSED, ROOT, SAVING, rows, start_and_kill
+from trainers import resume
+from trainers.adapter import expected_shapes
+from trainers.build import build_trainer
+from trainers.checkpoints import (
+    MARKER,
+    Sharding,
+    clear_unfinished,
+    is_complete,
+    last_checkpoint,
+    read_marker,
+    sharding_of,
+    step_of,
+    write_marker,
+)
+from trainers.plan import make_plan
+from trainers.train import run, run_is_finished
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
+
+
+# --- what counts
+
+
+@pytest.fixture
+def checkpointed(make_config):
+    """A run with checkpoints 1 and 2 and without its adapter: its configuration and folder."""
+    config = make_config(**SAVING, trainer__max_steps=2)
+    build_trainer(make_plan(config, "test.yaml"), Console(quiet=True)).train()
+    folder = Path(config.output_dir)
+    (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
+    return config, folder
+
+
+def test_a_save_that_was_cut_short_does_not_count(checkpointed):
+    config, folder = checkpointed
+    whole = (rows(folder), load_file(folder / "checkpoint-2" / "adapter_model.safetensors"))
+    assert last_checkpoint(folder).name == "checkpoint-2"
+    (folder / "checkpoint-2" / MARKER).unlink()
+    assert last_checkpoint(folder).name == "checkpoint-1"
+    assert clear_unfinished(folder) == [folder / "checkpoint-2"]
+    assert not (folder / "checkpoint-2").exists()
+    run(make_plan(config, "test.yaml"))
+    assert is_complete(folder / "checkpoint-2")
+    assert rows(folder) == whole[0]
+    again = load_file(folder / "adapter" / "adapter_model.safetensors")
+    torch.testing.assert_close(again, whole[1], atol=0, rtol=0)
+
+
+DAMAGE = {
+    "half a marker": (lambda at: (at / MARKER).write_text((at / MARKER).read_text()[:40]), "cannot be read"),
+    "half a file": (lambda at: os.truncate(at / "optimizer.pt", 100), r"optimizer\.pt has 100 bytes, not \d+"),
+    "a file is missing": (lambda at: (at / "rng_state.pth").unlink(), r"rng_state\.pth is missing"),
+    "another step's": (lambda at: shutil.copy(at.with_name("checkpoint-1") / MARKER, at), "is of step 1"),
+}
+
+
+@pytest.mark.parametrize(("damage", "told"), DAMAGE.values(), ids=DAMAGE)
+def test_a_checkpoint_that_was_changed_is_refused_and_kept(checkpointed, damage, told):
+    """A kill leaves no marker; what has one and differs may be mended, and days of training are not thrown away."""
+    config, folder = checkpointed
+    damage(folder / "checkpoint-2")
+    with pytest.raises(RunError, match=rf"checkpoint-2 is not as it was saved: .*{told}.*; .*go on from checkpoint-1$"):
+        run_is_finished(config)
+    assert clear_unfinished(folder) == []
+    assert last_checkpoint(folder).name == "checkpoint-1"
+    assert (folder / "checkpoint-2" / "adapter_model.safetensors").is_file()
+
+
+def test_notes_in_a_checkpoint_are_free(checkpointed):
+    config, folder = checkpointed
+    (folder / "checkpoint-2" / "README.md").write_text("the good one")
+    assert not run_is_finished(config)
+    assert last_checkpoint(folder).name == "checkpoint-2"
+
+
+def test_what_is_kept_and_who_is_told_may_change(checkpointed):
+    config, _ = checkpointed
+    trainer = config.trainer | {"save_total_limit": 1, "report_to": "tensorboard"}
+    assert not run_is_finished(config.model_copy(update={"trainer": trainer}))
+    with pytest.raises(RunError, match="another configuration"):
+        run_is_finished(config.model_copy(update={"trainer": trainer | {"learning_rate": 1.0}}))
+
+
+def test_without_checkpoints_nothing_counts(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path / "absent") is None
+    assert clear_unfinished(tmp_path) == []
+
+
+def test_what_a_person_puts_beside_a_checkpoint_is_left_alone(checkpointed, capsys, monkeypatch):
+    config, folder = checkpointed
+    (folder / "checkpoint-2" / "notes.txt").write_text("the good one")
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-2-copy")
+    (folder / "checkpoint-best").mkdir()
+    (folder / "checkpoint-9").write_text("a file")
+    assert last_checkpoint(folder).name == "checkpoint-2"
+    (folder / "checkpoint-2" / MARKER).unlink()
+    monkeypatch.setattr("trainers.train.console", Console(soft_wrap=True))
+    run(make_plan(config, "test.yaml"))
+    told = capsys.readouterr().out
+    assert f"removed    {folder / 'checkpoint-2'}, which was left unfinished" in told
+    assert f"continues  after step 1, from {folder / 'checkpoint-1'}" in told
+    assert (folder / "checkpoint-2-copy" / "notes.txt").read_text() == "the good one"
+    assert (folder / "checkpoint-best").is_dir()
+
+
+def test_other_prompts_or_rewards_under_the_same_paths_are_refused(make_config, tiny, tmp_path):
+    """Prompts, a reward model's folder and a reward function's file."""
+    prompts, model, code = tmp_path / "prompts.jsonl", tmp_path / "reward", tmp_path / "rewards.py"
+    shutil.copy(tiny.prompts, prompts)
+    shutil.copytree(tiny.reward, model)
+    code.write_text("def length(completions, **_):\n    return [float(len(str(c))) for c in completions]\n")
+    rewards = {"helpful": {"model": str(model)}, "brief": {"function": f"{code}:length"}}
+    criteria = [{"name": name, "proxy": proxy, "operator": "bon(2)"} for name, proxy in rewards.items()]
+    config = make_config(**SAVING, trainer__max_steps=2, prompts=str(prompts), objective__criteria=criteria)
+    start_and_kill(config, 2)
+    checkpoint = last_checkpoint(Path(config.output_dir))
+    assert len(read_marker(checkpoint).inputs) == 3
+    for path, told in (
+        (prompts, f"prompts {str(prompts)!r}"),
+        (model / "chat_template.jinja", f"reward model {str(model)!r}"),
+        (code, f"reward file {str(code)!r}"),
+    ):
+        before = path.read_text()
+        lines = before.splitlines(keepends=True)
+        path.write_text("".join(lines[::-1]) if path == prompts else before + "\n# changed\n")
+        with pytest.raises(RunError, match=re.escape(f"was trained on another content of {told}; put")) as caught:
+            run(make_plan(config, "test.yaml"))
+        assert "\n" not in str(caught.value)
+        path.write_text(before)
+    run(make_plan(config, "test.yaml"))
+    assert run_is_finished(config)
+
+
+def test_files_of_every_process_must_be_there(checkpointed):
+    _, folder = checkpointed
+    checkpoint = folder / "checkpoint-2"
+    two = Sharding(zero_stage=2, world_size=2, precision="float32")
+    (checkpoint / "rng_state_0.pth").touch()
+    (checkpoint / "global_step2").mkdir()
+    (checkpoint / "global_step2" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(RunError, match=r"no rng_state_1.pth; output_dir must lie on a file system that all 2 process"):
+        write_marker(checkpoint, two, {})
+    (checkpoint / "rng_state_1.pth").touch()
+    with pytest.raises(RunError, match=r"no global_step\*/\*zero_pp_rank_1_mp_rank_00_optim_states.pt"):
+        write_marker(checkpoint, two, {})
+    (checkpoint / "global_step2" / "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt").touch()
+    write_marker(checkpoint, two, {})
+    assert is_complete(checkpoint)
+
+
+def test_old_checkpoints_go_once_the_new_one_counts(make_config, monkeypatch):
+    config = make_config(**SAVING, trainer__max_steps=4, trainer__save_total_limit=2)
+    trainer = build_trainer(make_plan(config, "test.yaml"), Console(quiet=True))
+    complete_before = []
+
+    def spy(checkpoint, sharding, inputs):
+        complete_before.append(sorted(step_of(c) for c in checkpoint.parent.glob("checkpoint-*") if is_complete(c)))
+        write_marker(checkpoint, sharding, inputs)
+
+    monkeypatch.setattr(resume, "write_marker", spy)
+    trainer.train()
+    assert complete_before == [[], [1], [1, 2], [2, 3]]
+    assert sorted(p.name for p in Path(config.output_dir).glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
+# --- who may go on
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"world_size": 2}, "1 process, no DeepSpeed, float32, and cannot be continued by 2 processes, no DeepSpeed"),
+        ({"trainer__deepspeed": "configs/deepspeed/zero3_offload.json"}, "continued by 1 process, ZeRO-3, float32"),
+        ({"policy__dtype": "bfloat16"}, "continued by 1 process, no DeepSpeed, bfloat16"),
+        ({"trainer__bf16": True}, "continued by 1 process, no DeepSpeed, float32 with bf16 mixed precision"),
+    ],
+)
+def test_another_engine_is_refused_in_one_line(checkpointed, make_config, change, told):
+    _, folder = checkpointed
+    with pytest.raises(RunError, match=re.escape(told)) as caught:
+        run_is_finished(make_config(**{**SAVING, "trainer__max_steps": 2, **change}))
+    assert str(folder / "checkpoint-2") in str(caught.value)
+    assert "docs/training.md" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_deepspeed_file_that_has_changed_is_noticed(checkpointed, make_config, tmp_path):
+    _, folder = checkpointed
+    zero = tmp_path / "zero.json"
+    config = make_config(**SAVING, trainer__max_steps=2, trainer__deepspeed=str(zero))
+    (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
+    for stage, message in ((2, "by 1 process, no DeepSpeed"), (3, "by 1 process, ZeRO-2")):
+        zero.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        with pytest.raises(RunError, match=f"was written {message}"):
+            run_is_finished(config)
+        marker = json.loads((folder / "checkpoint-2" / MARKER).read_text())
+        marker["sharding"] = sharding_of(config).model_dump()
+        (folder / "checkpoint-2" / MARKER).write_text(json.dumps(marker))
+        assert not run_is_finished(config)
+    zero.write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        run_is_finished(config)
+
+
+def test_the_documented_way_to_another_engine(checkpointed, make_config, tiny, tmp_path):
+    """The page's snippet makes a policy that equals the checkpoint and that another run accepts."""
+    _, folder = checkpointed
+    page = (ROOT / "docs" / "training.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page[page.index("### Another engine") :], flags=re.DOTALL)
+    for name, path in (("BASE", tiny.policy), ("RUN/checkpoint-50", folder / "checkpoint-2")):
+        code = code.replace(name, str(path))
+    exec(code.replace("MERGED", str(tmp_path / "merged")), {})
+    base = AutoModelForCausalLM.from_pretrained(tiny.policy)
+    probe = {"input_ids": torch.arange(5, 15)[None]}
+    with torch.inference_mode():
+        expected = PeftModel.from_pretrained(base, folder / "checkpoint-2").eval()(**probe).logits
+        actual = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(**probe).logits
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    make_plan(make_config(policy__path=str(tmp_path / "merged"), output_dir=str(tmp_path / "other")), "test.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {**REUSED, "trainer__save_steps": 6},
+            r"save_steps 6 falls inside .* used for 4 steps .* e.g. 8$",
+        ),
+        ({**REUSED, "trainer__save_steps": 0.5}, r"save_steps 0.5 falls inside .* e.g. 4$"),
+        ({"trainer__num_iterations": 3, "trainer__save_steps": 500}, r"save_steps 500 falls inside .* e.g. 501$"),
+        (
+            {"trainer__generation_batch_size": 24, "trainer__gradient_accumulation_steps": 2},
+            r"= 3 and gradient_accumulation_steps = 2: .* make one a multiple of the other",
+        ),
+        ({"trainer__save_only_model": True}, "save_only_model leaves out what a killed run needs"),
+    ],
+)
+def test_checkpoints_that_could_not_be_continued_are_refused(make_config, options, message):
+    with pytest.raises(ConfigError, match=f"^test.yaml: .*{message}") as caught:
+        make_plan(make_config(**{**SAVING, **options}), "test.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**REUSED, "trainer__save_steps": 8},
+        {**REUSED, "trainer__save_steps": 6, "trainer__save_strategy": "no"},
+        {**REUSED, "trainer__save_strategy": "epoch"},
+        {"trainer__gradient_accumulation_steps": 4, "trainer__steps_per_generation": 2, "trainer__save_steps": 7},
+    ],
+)
+def test_checkpoints_between_roll_outs_are_accepted(make_config, options):
+    make_plan(make_config(**{**SAVING, "trainer__per_device_train_batch_size": 4, **options}), "test.yaml")
+
+
+# --- what a checkpoint holds
+
+
+def test_a_checkpoint_without_the_base_is_small_enough_and_one_with_it_is_not(checkpointed, monkeypatch, make_config):
+    config, folder = checkpointed
+    checkpoint = folder / "checkpoint-2"
+    monkeypatch.setattr(resume, "SPARE_BYTES", 80_000)  # tiny models: the tokenizer and the random states
+    model = build_trainer(make_plan(config, "test.yaml"), Console(quiet=True), first_step=2).model
+    assert len(expected_shapes(model)) == len(load_file(checkpoint / "adapter_model.safetensors"))
+    resume.warn_of_size(checkpoint, model, world_size=1)
+    base = sum(p.numel() for p in model.parameters()) * 4
+    with (checkpoint / "frozen.pt").open("wb") as file:
+        file.truncate(2 * base)
+    with pytest.warns(IamaWarning, match="the frozen base seems to be saved with it"):
+        resume.warn_of_size(checkpoint, model, world_size=1)
