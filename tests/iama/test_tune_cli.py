@@ -93,6 +93,29 @@ class TestFromPools:
         assert (calibration.criterion.name, calibration.num_samples) == ("helpful", NUM_SAMPLES)
         assert calibration.generation_seconds is None
 
+    def test_the_page_s_file_of_scores_alone(self, run, tmp_path):
+        """Its two lines, with further prompts and samples; without the header or the text it is refused by name."""
+        page = (Path(__file__).parents[2] / "docs/hedging.md").read_text()
+        head, line = [part.strip() for part in page.splitlines() if part.startswith('    {"')]
+        proxy_PS, gold_PS = scores(len(PROMPTS))
+        told = [
+            json.loads(line) | {"prompt": prompt, "scores": {"helpful": proxy_PS[p, s], "helpful/gold": gold_PS[p, s]}}
+            for p, prompt in enumerate(PROMPTS)
+            for s in range(NUM_SAMPLES)
+        ]
+        assert {row["text"] for row in told} == {""}
+        mute = [{key: value for key, value in row.items() if key != "text"} for row in told]
+        files = {"whole": [json.loads(head), *told], "headless": told, "mute": [json.loads(head), *mute]}
+        for name, rows in files.items():
+            (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        options = ["--method", "bon", "--out", tmp_path / "tune"]
+        done(run("tune", "--pool", tmp_path / "whole", *options))
+        (calibration,) = load_tuning(tmp_path / "tune" / "tuning.json").calibrations
+        assert calibration.policy.name == json.loads(head)["policy"]["name"]
+        assert all(point.chi2 is not None for point in calibration.methods["bon(tuned)"].result.curve)
+        assert "headless:1: no header" in refusal(run("tune", "--pool", tmp_path / "headless", *options))
+        assert "'scores' belongs to a sample, and" in refusal(run("tune", "--pool", tmp_path / "mute", *options))
+
     def test_the_end_of_the_search_is_no_largest_n(self, run, tmp_path):
         proxy_PS, _ = scores(len(PROMPTS))
         path = write(tmp_path / "p.jsonl", {"helpful": proxy_PS, "helpful/gold": proxy_PS})
