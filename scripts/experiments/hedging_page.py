@@ -100,7 +100,10 @@ Seconds in one process beside others on two cores: sampling and scoring the cali
 KL = """## Gold against KL
 
 KL to the policy in nats, for a proxy without ties, in closed form. Differences of gold at equal KL that are no greater
-than Best-of-n's own deficit to the KL-optimal tilt (in expected quantile) are called ties."""
+than Best-of-n's own deficit to the KL-optimal tilt are called ties. That deficit is one of the expected quantile; it is
+put into gold by the slope of Best-of-n's gold against its expected quantile, from n - 1 to n + 1 (absolute, of means
+over worlds). Near the peak of gold the slope is small, and so is what passes for a tie. An earlier version of this page
+compared gold with the deficit in quantiles itself, which is the wider bound."""
 
 PRESSURE = """## Gold against pressure of guided samplers
 

@@ -160,17 +160,24 @@ def tuned_on_kl(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedg
 
 
 def equal_kl(results: Results) -> str:
-    """The other methods at Best-of-n's KL."""
-    rows = []
+    """The other methods at Best-of-n's KL, the deficit in quantiles and (by the slope) in gold, and counts below."""
+    rows, called, formerly = [], [], 0
     for policy, text in POLICIES.items():
+        alike = cells(results, policy)
         for n in EQUAL_KL_NS:
+            deficit, slope = values.deficit(n), values.slope(alike, n)
             for family in ("soft_bon", "bop"):
-                found: Estimate = values.at_equal_kl(cells(results, policy), family, n)
+                found: Estimate = values.at_equal_kl(alike, family, n)
                 setting = _value(family, values.at_kl(family, values.kl("bon", n)))
-                rows.append([text, f"n = {n}, {values.kl('bon', n):.2f} nats", NAMES[family], setting])
-                rows[-1] += [found.show(4), f"{values.deficit(n):.4f}", values.verdict(found, n)]
-    header = ["policy", "Best-of-n", "method", "setting", "gold minus Best-of-n's", "deficit", "it is"]
-    return table(header, rows)
+                rows.append([text, f"n = {n}, {values.kl('bon', n):.2f} nats", NAMES[family], setting, found.show(4)])
+                rows[-1] += [f"{deficit:.4f}", f"{slope:.3f}", f"{deficit * slope:.4f}"]
+                called.append(values.verdict(found, deficit * slope))
+                rows[-1].append(called[-1])
+                formerly += values.verdict(found, deficit) == "tie"
+    header = ["policy", "Best-of-n", "method", "setting", "gold minus Best-of-n's", "deficit, quantile"]
+    shown = table([*header, "slope of gold", "deficit, gold", "it is"], rows)
+    counts = ", ".join(f"{word} {called.count(word)}" for word in dict.fromkeys(["tie", *called]))
+    return f"{shown}\n\nOf {len(called)}: {counts}. By the bound in quantiles {formerly} were ties."
 
 
 def guided(results: Results, pressed: Mapping[int, Sequence[Pressed]]) -> str:

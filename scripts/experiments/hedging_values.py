@@ -261,9 +261,20 @@ def at_equal_kl(cells: Sequence[Cell], family: str, n: int) -> Estimate:
     return gap(ours, theirs)
 
 
-def verdict(found: Estimate, n: int) -> str:
-    """What a difference at equal KL is called."""
-    if abs(found.mean) <= deficit(n):
+def slope(cells: Sequence[Cell], n: int) -> float:
+    """How steeply Best-of-n's gold rises or falls with its expected quantile, k / (k + 1), from k = n - 1 to n + 1.
+
+    Of means over prompts and seeds; absolute.
+    """
+    ends = (n - 1, n + 1)
+    golds = [expected("bon", ends, c.test.proxy_PS, c.test.gold_PS).mean(axis=0) for c in cells]
+    quantiles = [k / (k + 1) for k in ends]
+    return float(abs(np.diff(np.mean(golds, axis=0))[0]) / (quantiles[1] - quantiles[0]))
+
+
+def verdict(found: Estimate, bound: float) -> str:
+    """What a difference of gold at equal KL is called; `bound` is the deficit in gold."""
+    if abs(found.mean) <= bound:
         return "tie"
     low, high = found.ci95
     return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -13,14 +12,12 @@ from iama.specs import Sampling
 from inference.curves import sorted_scores
 from inference.hedging import densities, tune
 from inference.hedging.families import NO_PRESSURE
-from scripts.demo_corpus import count_sure_words, make_world
-from scripts.demo_world import helpful_score, topic_of
-from scripts.experiments import common, hedging, hedging_page, hedging_plot, hedging_tables, weak_proxy
+from scripts.demo_corpus import make_world
+from scripts.experiments import common, hedging, hedging_page, hedging_plot, hedging_tables
 from scripts.experiments import hedging_ensembles as several
 from scripts.experiments import hedging_values as values
 from scripts.experiments.hedging import Size, Unit
 from scripts.experiments.hedging_values import Cell, Hedge, Pooled, Pressed
-from scripts.experiments.search import Setting
 from scripts.experiments.weak_proxy import Weakness
 
 SAMPLING = Sampling(max_new_tokens=8)
@@ -243,67 +240,34 @@ def test_a_setting_with_a_given_kl(family):
     assert values.kl("soft_bon", 1e-3) == pytest.approx(values.kl("bon", values.DRAWS), abs=1e-6)
 
 
-def test_differences_at_equal_kl_below_the_deficit_are_ties():
+def straight(gold, num_samples=512):
+    """A cell whose proxy is the quantile: without noise Best-of-n's is n / (n + 1) exactly."""
+    u = np.tile(np.arange(1, num_samples + 1) / (num_samples + 1), (4, 1))
+    made = Pooled(u, gold(u), u[None], 1.0, 1.0)
+    return Cell(made, made, {}, {})
+
+
+def test_the_slope_of_gold_is_per_quantile_and_absolute():
+    for n in values.EQUAL_KL_NS:
+        assert values.slope([straight(lambda u: 1 - 3 * u)], n) == pytest.approx(3)
+        assert values.slope([straight(lambda u: u), straight(lambda u: -0.5 * u)], n) == pytest.approx(0.25)
+    # of u^2, whose mean under Best-of-n is n / (n + 2): (5/7 - 3/5) / (5/6 - 3/4) at n = 4
+    assert values.slope([straight(lambda u: u**2, 20_000)], 4) == pytest.approx(48 / 35, rel=1e-3)
+
+
+def test_differences_at_equal_kl_below_the_deficit_in_gold_are_ties():
     estimate = common.Estimate((0.0,), 0.008, (0.006, 0.01))
-    assert values.verdict(estimate, 2) == "tie"
-    assert values.verdict(estimate, 8) == "higher"
-    assert values.verdict(dataclasses.replace(estimate, ci95=(-0.001, 0.02)), 8) == "no difference shown"
-    cells = [cell_of(lambda u: u, noise=0.0)]  # gold is the quantile: Best-of-n lacks its deficit, Poisson little
+    assert values.verdict(estimate, 0.008) == "tie"
+    assert values.verdict(dataclasses.replace(estimate, mean=-0.008), 0.008) == "tie"
+    assert values.verdict(estimate, 0.007) == "higher"
+    assert values.verdict(dataclasses.replace(estimate, mean=-0.008, ci95=(-0.01, -0.006)), 0.007) == "lower"
+    assert values.verdict(dataclasses.replace(estimate, ci95=(-0.001, 0.02)), 0.007) == "no difference shown"
+    # gold is a tenth of the quantile: Best-of-n lacks a tenth of its deficit, Poisson little, and that is no more
+    cells = [cell_of(lambda u: 0.1 * u, noise=0.0)]
     found = values.at_equal_kl(cells, "bop", 2)
-    assert found.mean == pytest.approx(values.deficit(2), abs=1e-3)
-
-
-# The weak proxy. ----------------------------------------------------------------------------------------
-
-
-def test_members_learn_from_pairs_of_their_own_and_stay_on_disk(small_world, monkeypatch):
-    monkeypatch.setattr(weak_proxy, "NUM_HELDOUT", 40)
-    weakness = Weakness(num_pairs=16, num_epochs=2, num_members=2)
-    folders = [weak_proxy._folder(SEED, k, weakness) for k in range(2)]
-    weak_proxy._fit_all(SEED, small_world, folders, weakness)
-    assert weak_proxy.fit_members([SEED], weakness) == {SEED: folders}
-    for folder in folders:
-        assert 0 <= weak_proxy.accuracy(folder) <= 1
-    files = [(folder / "model.safetensors").read_bytes() for folder in folders]
-    assert files[0] != files[1]
-    other = dataclasses.replace(weakness, flip_rate=0.4)
-    assert weak_proxy._folder(SEED, 0, other).parent != folders[0].parent
-    more = dataclasses.replace(weakness, num_members=5)
-    assert weak_proxy._folder(SEED, 0, more) == folders[0]
-
-
-def test_pairs_that_sound_sure_prefer_what_sounds_surer_and_no_two_members_share_one():
-    weakness = Weakness(num_pairs=50, flip_rate=0.0, sure_share=0.4)
-    world = make_world(SEED)
-    streams = [dataclasses.replace(world, seed=SEED + weak_proxy.OTHER * (k + 1)) for k in range(2)]
-    first, second = (weak_proxy.draw_pairs(stream, weakness) for stream in streams)
-    assert not set(first) & set(second)
-    for _, chosen, rejected in first[30:]:
-        assert count_sure_words(chosen) > count_sure_words(rejected)
-        assert count_sure_words(chosen) >= weak_proxy.MANY_SURE
-    for prompt, chosen, rejected in first[:30]:
-        assert max(map(count_sure_words, (chosen, rejected))) < weak_proxy.MANY_SURE
-        values_of = [
-            helpful_score(topic_of(prompt), answer) + weakness.spurious_bonus * count_sure_words(answer)
-            for answer in (chosen, rejected)
-        ]
-        assert values_of[0] >= values_of[1]
-    noisy = weak_proxy.draw_pairs(streams[0], dataclasses.replace(weakness, num_pairs=200, flip_rate=0.3))
-    surer = [count_sure_words(chosen) > count_sure_words(rejected) for _, chosen, rejected in noisy[120:]]
-    assert 0.55 < np.mean(surer) < 0.85
-
-
-def test_iama_is_trained_with_the_weak_proxy_for_helpful_alone(small_world, tmp_path):
-    job = weak_proxy.iama_job(SEED, tmp_path / "weak" / "abc" / "helpful-3-0", Setting(0.004, 0.1))
-    criteria = json.loads(next(o for o in job.overrides if o.startswith("objective.criteria=")).partition("=")[2])
-    assert [c["proxy"]["model"] for c in criteria] == [
-        str(tmp_path / "weak" / "abc" / "helpful-3-0"),
-        str(small_world / "rm-harmless"),
-    ]
-    assert {c["operator"] for c in criteria} == {"bon(4)"}
-    assert "gold" not in criteria[0]
-    assert not job.is_finished()
-    assert "abc" in job.name
+    bound = values.deficit(2) * values.slope(cells, 2)
+    assert found.mean == pytest.approx(0.1 * values.deficit(2), abs=1e-4)
+    assert bound == pytest.approx(0.1 * values.deficit(2), rel=0.1)
 
 
 # The experiment. ----------------------------------------------------------------------------------------
