@@ -23,6 +23,17 @@ def jsonl(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_tracker_gets_the_metrics_of_the_objective(make_config, monkeypatch):
+    """TensorBoard, whose files are here to be read; the other trackers get the same from the same call."""
+    config = make_config(trainer__report_to="tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(Path(config.output_dir) / "tensorboard"))
+    run(make_plan(config, "test.yaml"))
+    (events,) = (Path(config.output_dir) / "tensorboard").glob("events.out.tfevents.*")
+    content = events.read_bytes()
+    for tag in ("train/loss", "train/value/helpful", "train/value/harmless"):
+        assert tag.encode() in content, tag
+
+
 def test_a_run_folder_is_whole(make_config):
     config = make_config(watch={"samples": 3})
     run(make_plan(config, "test.yaml"))

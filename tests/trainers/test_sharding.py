@@ -96,11 +96,15 @@ def alone(write):
 @pytest.fixture(scope="module", params=["zero1", "zero2", "zero3"])
 def sharded(request, write):
     """Two processes under one of the ZeRO stages: name, folder, metrics, and what each process saw."""
-    config = write(request.param, 2, request.param)
+    return request.param, *replayed(write(request.param, 2, request.param))
+
+
+def replayed(config):
+    """The roll-outs of `sharded_script` in two processes: folder, metrics, and what each process saw."""
     start = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", free_port()]
     done = launch([*start, str(Path(sharded_script.__file__)), str(config)])
     assert done.returncode == 0, done.stderr[-3000:]
-    return request.param, *report(config.parent / "run")
+    return report(config.parent / "run")
 
 
 def test_the_stage_is_in_force_and_parameters_are_partitioned(sharded):
@@ -118,7 +122,11 @@ def test_the_stage_is_in_force_and_parameters_are_partitioned(sharded):
 
 
 def test_losses_metrics_and_weights_are_those_of_one_process(alone, sharded):
-    _, folder, rows, _ = sharded
+    same_training(alone, sharded[1:])
+
+
+def same_training(alone, sharded):
+    folder, rows, _ = sharded
     assert [row["step"] for row in rows] == [1, 2, 3]
     for one, two in zip(alone[1], rows, strict=True):
         for key in ("loss", "grad_norm", "kl_per_token", "mean_length", "clipped_ratio"):
@@ -172,6 +180,12 @@ def test_processes_that_finish_at_different_lengths_do_not_hang(sharded):
     for rank in sharded[3]:
         for one, two in rank["lengths"]:  # whole weights while generating, then sharded ones
             assert one > two == 1
+
+
+def test_cpu_offload_trains_as_one_process_does(alone, write):
+    sharded = replayed(write("offloaded", 2, "zero3_offload"))
+    assert all("DeepSpeed ZeRO-3 with CPU offload, 2 processes (gloo)" in rank["engine"] for rank in sharded[2])
+    same_training(alone, sharded)
 
 
 def test_cpu_offload_and_the_stage_that_the_run_names(write):
