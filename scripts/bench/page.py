@@ -193,6 +193,7 @@ bare loop is a forward, a softmax and `torch.multinomial` on a `DynamicCache`; t
 def gradient(report: Report) -> str:
     """Guidance by gradients: against a slow reference, one chain at a time, and bare passes."""
     fixed, found, count = report.bench.setting, report.gradient, report.gradient.counts
+    at = machine(report.bench)
     num_chains, num_alone = (number * fixed.num_chains for number in (fixed.num_prompts, fixed.num_moved_alone))
     defaults, bare = GgroSettings(), Entry("sea_batched", ratios(found.passes_alone, found.passes))
     header = ["tokens", "forwarded", "reference", "as published"]
@@ -203,7 +204,8 @@ def gradient(report: Report) -> str:
     return f"""
 ## Guided by gradients
 
-Against references of our own, as above.
+Against references of our own, as above. Seconds are of both sides with torch's threads set to {at["threads"]}, on
+{at["cores"]} cores. At 1.5 B and 0.5 B parameters in bf16 on a GPU nothing of this was measured.
 
 {claims(report, "gradient")}
 
