@@ -96,13 +96,13 @@ class Size:
 
 def main() -> None:
     """Serve and write the page."""
-    from scripts.experiments import gradient_samplers_page
+    from scripts.experiments import gradient_samplers_page, gradient_ties
     from scripts.experiments.search import best_settings
 
     quieten()
     best = best_settings()
     results = measure({seed: segment_samplers.adapters(seed, best) for seed in SEEDS})
-    gradient_samplers_page.write(results, Size())
+    gradient_samplers_page.write(results, Size(), gradient_ties.measure(SEEDS))
     Console(highlight=False).print(f"wrote {gradient_samplers_page.PAGE} and {gradient_samplers_page.PLOT}")
 
 
@@ -160,7 +160,9 @@ def serve_unit(unit: Unit) -> dict[str, Cell]:
     cells = {}
     for k, criterion in enumerate(CRITERIA):
         own, other = scores[unit.name, criterion], scores[unit.name, CRITERIA[1 - k]]
-        extra = {"other": other.gold, "fluency": fluency_PS, "ungrammatical": ungrammatical(own.texts)}
+        wrong_PS = ungrammatical(own.texts)
+        extra = {"other": other.gold, "fluency": fluency_PS, "ungrammatical": wrong_PS}
+        extra["strict"] = strict(own.gold, wrong_PS)
         classifier = ready.proxies[criterion].classifier
         assert classifier is not None
         curves = bon_curves(pool, own.proxy_PS, {"gold": own.gold, **extra}, classifier, size_of(ready.policy.model))
@@ -172,6 +174,12 @@ def serve_unit(unit: Unit) -> dict[str, Cell]:
 def ungrammatical(texts_PS: Sequence[Sequence[str]]) -> Floats:
     """1 where the demo world's grammar does not hold an answer: `[P, S]`."""
     return np.asarray([[float(parse_answer(text) is None) for text in row] for row in texts_PS])
+
+
+def strict(gold: Sequence[float] | Floats, wrong: Floats) -> Floats:
+    """Gold that counts ungrammatical answers as 0."""
+    found: Floats = np.asarray(gold) * (1 - np.asarray(wrong))
+    return found
 
 
 class Judge:
@@ -199,7 +207,8 @@ class Judge:
             name: self._golds[of].score(asked, line["texts"], columns)[0]
             for name, of in (("gold", criterion), ("other", other))
         }
-        return {**golds, "ungrammatical": ungrammatical([line["texts"]])[0].tolist()}
+        wrong = ungrammatical([line["texts"]])[0]
+        return {**golds, "strict": strict(golds["gold"], wrong).tolist(), "ungrammatical": wrong.tolist()}
 
     def _asked(self, indices: Sequence[int]) -> tuple[list[Any], dict[str, list[Any]]]:
         """Prompts and their columns."""

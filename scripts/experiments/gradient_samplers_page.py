@@ -13,6 +13,17 @@ from scripts.experiments import figures, pages
 from scripts.experiments.common import CRITERIA
 from scripts.experiments.fronts import verdict
 from scripts.experiments.gradient_samplers import GREEDY, LEVELS, METHODS, POLICIES, SEA
+from scripts.experiments.gradient_samplers_text import (
+    CONTROL,
+    COVERAGE,
+    EQUAL,
+    GROWTH,
+    INTRO,
+    MISSING,
+    SETTINGS,
+    TIES,
+    WORK,
+)
 from scripts.experiments.gradient_samplers_values import (
     COSTS,
     METRICS,
@@ -31,6 +42,7 @@ from scripts.experiments.gradient_samplers_values import (
     num_segments,
     pool_size,
     rare_value,
+    same_answers,
     seconds_ratio,
 )
 
@@ -43,6 +55,7 @@ if TYPE_CHECKING:
     from scripts.experiments.common import Estimate
     from scripts.experiments.gradient_samplers import Size
     from scripts.experiments.gradient_samplers_values import Cell, Method, Results
+    from scripts.experiments.gradient_ties import Tie
 
     Place = tuple[str, str]
     Places = dict[Place, list[Cell]]
@@ -68,82 +81,14 @@ CONTROLS = (
     ("sampled, taylor", "sampled", MOST, "Taylor score over the published one, sampled"),
     ("sampled", "sampled, random nudges", MOST, "reward's nudges over random ones, sampled"),
     ("sampled", "sampled, random cuts", MOST, "uncertain boundaries over random ones, sampled"),
-    ("SEA", "SEA, alpha = 0", 10, "SEA's reward over none"),
+    ("SEA", "SEA, alpha = 0", 10, "SEA's gradient of the reward over the choice of a chain by it alone (alpha = 0)"),
     ("SEA", "SEA, top_k", 10, "SEA's argmax over top_k"),
     ("SEA", "SEA, top_k, alpha = 100", 10, "SEA's argmax over top_k with a larger alpha"),
 )
 """Ours, theirs, level, what the first has over the second."""
 
-INTRO = """![gold against operations, and gold against proxy](gradient_samplers.svg)
 
-**What is compared.** GGRO with its three scores and two controls, SEA with its controls, and Best-of-n, on the base,
-linear GRPO and IAMA (`bon(4)`; both at equal weights, settings of [the search](search.md)) of the demo world; seeds
-{seeds}, the first {num_prompts} test prompts of each. Each criterion is served with its own proxy reward; gold only
-judges. One answer a prompt (sampled GGRO with S = 4 answers {num_answers} times; its figures are means). SEA answers
-only {num_sea} of the prompts, and is compared with Best-of-n on the same ones. Best-of-n is unbiased for every n up to
-{size}, from one pool a prompt.
-
-**Settings.** The defaults: GGRO ends a segment before an entropy of {threshold:g} nats and nudges among the {top_k}
-likeliest tokens; *gradient* (as published), *taylor* and *exact* are its scores (the first two rank nudges alike, and
-differ only in when they stop). It decodes greedily, except *sampled*: tokens other than nudges are drawn at
-temperature 1, as Best-of-n draws them, and nudges are the gradient's unless more is said. *Random nudges*: tokens of
-the {top_k} at random in place of the reward's. *Random cuts*: segments end at random places, as often where they may
-end as those of the same method do; the first is nudged as always. SEA: {chains} chains, alpha = {alpha:g} and the best
-text passed, unless its name says otherwise.
-
-**Cost.** Operations of policy and reward, forward and backward, from the ledger, means over prompts. *At equal
-operations*: Best-of-n at the (real) n that costs as many, its value linear in log n; *beyond the pool* where that n
-exceeds {size}: then the difference is to Best-of-{size}, which had fewer operations.
-
-**Bounds of what this shows.** Answers are a few short sentences of a synthetic language, models have about a million
-parameters; {num_prompts} prompts a seed are few, so only large differences show. Intervals (95 %) resample seeds and,
-within a seed, prompts, jointly for both sides ({num_bootstrap} times), and nothing corrects for their number."""
-
-EQUAL = """## At equal operations
-
-Each method minus Best-of-n with as many operations (means over prompts and seeds; *n*: of that Best-of-n). *Fluency*:
-log-probability a token under the base, nats. *Ungrammatical*: share of answers that the demo world's grammar does not
-hold, the method's and Best-of-n's."""
-
-GROWTH = """## Gold and proxy as S grows
-
-Beside Best-of-n with as many operations. Where proxy rises and gold does not, the proxy is exploited. S = 1 of greedy
-GGRO is greedy decoding, of sampled GGRO the single sample."""
-
-COVERAGE = """## Coverage
-
-Share of prompts with at least one of m answers that has a gold value which the base's Best-of-{n} reaches with at most
-{share:.0%} of its answers (where even its greatest gold is more frequent: that). GGRO samples with S = 4; each of
-Best-of-n's m answers has as many operations as one of GGRO's, and is drawn afresh from the law of the pool."""
-
-CONTROL = """## Scores, boundaries, decoding: what each part adds
-
-Gold and proxy of the first minus the second, with the same S or steps on the same prompts, and the ratio of
-their operations: a control that spends more is not held to equal operations here."""
-
-WORK = """## What is changed, and the time
-
-Greedy decoding is the reference. *Nudged*: share of tokens that were overridden; *different*: share of an answer's
-tokens that the greedy answer does not have in their places (all that follows a nudge may differ). *Seconds* a prompt
-over greedy decoding's in the same run, median over seeds: on two processes at once, tiny models, so mostly overhead;
-GGRO's prompts are answered together, sampled S = 4 has {num_answers} times as many of them."""
-
-SETTINGS = """## Every setting
-
-Means over prompts and seeds; operations in millions, length in tokens with the end token. Gold counts
-ungrammatical answers too; *ungrammatical* is their share."""
-
-MISSING = """## Not measured
-
-[Small sums](reasoning.md) has the criterion *correct*, training twins and the S or steps that the untrained base needs,
-coverage up to m = 16, prompts out of the distribution, and SEA on weak bases beside ARGS and Best-of-256. Neither page
-has:
-
-- GGRO's `parallel` mode and SEA's random start;
-- settings searched for these models: both methods run with their defaults."""
-
-
-def write(results: Results, size: Size) -> None:
+def write(results: Results, size: Size, tie: Tie) -> None:
     """Write the page and its plot."""
     plot(results)
     every = places(results)
@@ -165,7 +110,7 @@ def write(results: Results, size: Size) -> None:
         (place, method.name, metric): equal_flops(cells, method.name, metric)
         for place, cells in every.items()
         for method in METHODS
-        for metric in ("gold", "proxy", "fluency")
+        for metric in ("gold", "proxy", "fluency", "strict")
     }
     parts = [
         intro,
@@ -180,6 +125,7 @@ def write(results: Results, size: Size) -> None:
         coverage_table(results, size.num_answers),
         CONTROL,
         control_table(every),
+        ties(every, tie),
         WORK.format(num_answers=size.num_answers),
         work_table(every),
         SETTINGS,
@@ -249,12 +195,23 @@ def equal_table(every: Places, found: Found) -> str:
     rows = []
     for place, cells in every.items():
         for method in METHODS:
-            gap, proxy, fluency = (found[place, method.name, metric] for metric in ("gold", "proxy", "fluency"))
-            gold, own = as_estimate(gap), mean(cells, method.name, "ungrammatical")
+            gap, own = found[place, method.name, "gold"], mean(cells, method.name, "ungrammatical")
             best = own - equal_flops(cells, method.name, "ungrammatical", num_bootstrap=1).difference
-            gaps = [str(gold), verdict(gold), str(as_estimate(proxy)), str(as_estimate(fluency))]
-            rows.append([*_place(place), title(method), samples_of(gap, cells), *gaps, f"{own:.2f}, {best:.2f}"])
-    header = ["policy", "criterion", "sampler", "n", "gold", "gold is", "proxy", "fluency", "ungrammatical"]
+            others = [as_estimate(found[place, method.name, metric]) for metric in ("proxy", "fluency", "strict")]
+            gaps = [str(as_estimate(gap)), verdict(as_estimate(gap)), *map(str, others), f"{own:.2f}, {best:.2f}"]
+            rows.append([*_place(place), title(method), samples_of(gap, cells), *gaps])
+    header = [
+        "policy",
+        "criterion",
+        "sampler",
+        "n",
+        "gold",
+        "gold is",
+        "proxy",
+        "fluency",
+        "strict gold",
+        "ungrammatical",
+    ]
     return pages.table(header, rows)
 
 
@@ -312,6 +269,24 @@ def control_table(every: Places) -> str:
     return pages.table(["policy", "criterion", "what", "gold", "gold is", "proxy", "operations, ratio"], rows)
 
 
+def ties(every: Places, tie: Tie) -> str:
+    """Why the published score and argmax are the defaults."""
+    pairs = [(a, b, level) for a, b in (("gradient", "taylor"), ("sampled", "sampled, taylor")) for level in LEVELS]
+    same = [
+        same_answers(cell.served[f"{a} {level}"], cell.served[f"{b} {level}"])
+        for cells in every.values()
+        for cell in cells
+        for a, b, level in pairs
+        if f"{b} {level}" in cell.served
+    ]
+    counts = {}
+    for metric in ("gold", "fluency"):
+        gaps = [verdict(difference(cells, "SEA 10", "SEA, top_k 10", metric)) for cells in every.values()]
+        counts[metric] = f"{gaps.count('higher')} of {len(gaps)} and below in {gaps.count('lower')}"
+    alpha = SeaSettings().alpha
+    return TIES.format(same=sum(same), pairs=len(same), **tie._asdict(), **counts, alpha=alpha)
+
+
 def work_table(every: Places) -> str:
     """Nudges, what they change, and seconds."""
     rows = []
@@ -349,7 +324,7 @@ def settings_table(every: Places) -> str:
 
 
 def _shown(values: Sequence[float]) -> list[str]:
-    formats = ("{:+.2f}", "{:.3f}", "{:.3f}", "{:.2f}", "{:.2f}", "{:.1f}", "{:.0f}", "{:.0f}", "{:.0f}")
+    formats = ("{:+.2f}", "{:.3f}", "{:.3f}", "{:.3f}", "{:.2f}", "{:.2f}", "{:.1f}", "{:.0f}", "{:.0f}", "{:.0f}")
     *others, flops = values
     return [text.format(value) for text, value in zip(formats, others, strict=True)] + [f"{flops / 1e6:.0f}"]
 

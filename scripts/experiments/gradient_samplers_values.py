@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 NUM_BOOTSTRAP = 500
 RARE_N, RARE_SHARE = 64, 0.1
-METRICS = ("proxy", "gold", "other", "fluency", "ungrammatical")
+METRICS = ("proxy", "gold", "strict", "other", "fluency", "ungrammatical")
 COSTS = ("policy_tokens", "reward_tokens", "backward_tokens", "flops")
 
 
@@ -230,6 +230,11 @@ def changed(own: Served, greedy: Served) -> float:
         same = sum(a == b for a, b in zip(ids, known[row], strict=False))
         shares.append(1 - same / len(ids))
     return float(np.mean(shares))
+
+
+def same_answers(one: Served, other: Served) -> bool:
+    """Whether two methods gave the same answers, of the same segments."""
+    return one.token_ids == other.token_ids and one.segments == other.segments
 
 
 def nudged(own: Served) -> float:

@@ -19,7 +19,7 @@ from inference.ggro import GgroSettings
 from inference.log_ratios import sequence_log_probabilities
 from inference.policy import load_policy
 from inference.samplers import SelectionSampler
-from scripts.experiments import common, gradient_samplers, gradient_samplers_page, segment_setup
+from scripts.experiments import common, gradient_samplers, gradient_samplers_page, gradient_ties, segment_setup
 from scripts.experiments import gradient_samplers_values as values
 from scripts.experiments.gradient_samplers import Size
 from scripts.experiments.gradient_samplers_values import Cell, Served
@@ -140,10 +140,16 @@ def test_what_nudges_change():
     assert values.changed(own, greedy) == pytest.approx((3 / 4 + 0) / 2)
     assert values.nudged(own) == pytest.approx(1 / 6)
     assert values.num_segments(own) == 1.5
+    assert values.same_answers(own, own)
+    assert not values.same_answers(own, greedy)
     cell = Cell({}, np.zeros((2, 1)), np.zeros((2, 1)), {"a": own, "greedy": greedy})
     assert values.seconds_ratio(cell, "a", "greedy") == pytest.approx(2.0)
     other = dataclasses.replace(own, run="other")
     assert values.seconds_ratio(dataclasses.replace(cell, served={**cell.served, "a": other}), "a", "greedy") is None
+
+
+def test_strict_gold_counts_ungrammatical_answers_as_nothing():
+    assert gradient_samplers.strict([0.5, -1.0, 2.0], np.asarray([0.0, 0.0, 1.0])).tolist() == [0.5, -1.0, 0.0]
 
 
 # On tiny models. ----------------------------------------------------------------------------------------
@@ -176,7 +182,7 @@ def test_every_method_is_served_judged_and_written_and_a_second_run_reads(small_
     monkeypatch.setattr(gradient_samplers_page, "PLOT", tmp_path / "page.svg")
     monkeypatch.setattr(gradient_samplers_page, "METHODS", METHODS)
     monkeypatch.setattr(values, "NUM_BOOTSTRAP", 20)
-    gradient_samplers_page.write(results, SIZE)
+    gradient_samplers_page.write(results, SIZE, gradient_ties.measure([SEED], 1))
     page = (tmp_path / "page.md").read_text()
     assert "nan" not in page
     assert page.count("loses to Best-of-n") == len(METHODS)
