@@ -57,7 +57,26 @@ VERDICT = """## Verdict
 The bars were set before these worlds were judged. {met} of {number} are met; the table says which are not.
 
 Gold of a single sample is {base:.3f} on the base and {iama:.3f} on IAMA, which was trained with the weak proxy, and
-{best:.3f} at IAMA's best n. Where training has pushed a proxy too far, hedging a sampler does not undo it."""
+{best:.3f} at IAMA's best n. Where training has pushed a proxy too far, hedging a sampler does not undo it.
+
+{in_short}"""
+IN_SHORT = "In short: {met} of {number} claims met, HedgeTune loses at most {most:.1f} % of the best fixed gain."
+"""What `scripts.results_page` puts into its row."""
+
+NO_ONSET = """HedgeTune's claims presuppose that the onset of hacking lies within n = {max_budget}. It does not for
+{worlds}: those claims rest on the other worlds, and its figures are in brackets."""
+
+TOLD = """*{policy} in world {seed}: no onset within n = {max_budget}.* On the {num_prompts} test prompts gold is
+highest at n = {peak:g}, so of the settings allowed the last is best. On the calibration prompts `tune` says
+"{regime}" and takes n = {value:g} (95 % of its replicates: {low:g} to {high:g}), where gold is
+{loss} above that at n = {max_budget}.
+{conclusion}
+Best-of-n, soft Best-of-n and Best-of-Poisson lose {lost} of the gain there."""
+
+AGREED = "The test prompts say the same."
+BEYOND_NOISE = "The calibration prompts show that fall beyond their noise; the test prompts do not have it."
+WITHIN_NOISE = """That is within the noise of so few prompts: "hacks" says where the curve of the
+calibration prompts is highest and is no test of a fall; the interval must be read with it."""
 
 CURVES = """## Best-of-n: gold rises, then falls
 
@@ -153,12 +172,14 @@ def write(
     told = claims(results, hedges)
     parts = [
         intro,
-        _verdict(results, told),
+        _verdict(results, hedges, told),
+        *_without_onset(results),
         claims_table(told),
         CURVES,
         tables.curves(results),
         HEDGED,
         tables.hedged(results, hedges),
+        *_told_without_onset(results, hedges),
         RESISTS.format(far=FAR),
         tables.pessimism(results),
         ENSEMBLES.format(num_members=len(first), num_steps=size.num_distill_steps, num_near=size.num_member_samples),
@@ -182,7 +203,7 @@ def claims(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]]) 
     """What is to be shown, with the bars that were set beforehand."""
     return [
         *(_rises_and_falls(results, policy) for policy in POLICIES),
-        *(_loses_little(policy, family, hedges[policy, family]) for policy in POLICIES for family in FAMILIES),
+        *(_loses_little(results, policy, f, hedges[policy, f]) for policy in POLICIES for f in FAMILIES),
         *(_stays_flat(results, policy) for policy in POLICIES),
         *(_delays(results, policy, how) for policy in POLICIES for how in HOW_NAMES),
         _is_cheap(results),
@@ -195,18 +216,20 @@ def _rises_and_falls(results: Results, policy: str) -> Claim:
     for cell in found:
         hack = values.hacked(cell.test.proxy_PS, cell.test.gold_PS)
         gain = values.best_of([cell], hack.peak_samples, minus=1)
-        inside = hack.onset is not None and hack.onset <= MAX_BUDGET
-        good += gain.ci95[0] > 0 and inside
+        good += gain.ci95[0] > 0 and values.onset_inside(cell)
         told.append(f"{hack.peak_samples:g} and {'-' if hack.onset is None else f'{hack.onset:g}'}")
     text = f"{POLICIES[policy]}: gold rises, then falls with n, onset within n = {MAX_BUDGET}; proxy rises"
     measured = f"{good} of {len(found)} seeds; peak and onset {', '.join(told)}"
     return Claim(text, "every seed; both intervals above 0", measured, good == len(found))
 
 
-def _loses_little(policy: str, family: str, hedges: Sequence[Hedge]) -> Claim:
-    shown = ", ".join("none" if h.is_none else f"{100 * h.lost:+.1f} %" for h in hedges)
+def _loses_little(results: Results, policy: str, family: str, hedges: Sequence[Hedge]) -> Claim:
+    inside = [values.onset_inside(cell) for cell in cells(results, policy)]
+    lost = ["none" if h.is_none else f"{100 * h.lost:+.1f} %" for h in hedges]
+    shown = ", ".join(share if good else f"({share})" for share, good in zip(lost, inside, strict=True))
     text = f"{POLICIES[policy]}: tuned {NAMES[family]} loses at most 5 % of the best fixed setting's gain"
-    return Claim(text, "every seed", shown, all(h.met for h in hedges))
+    measured = f"{shown}; onset inside in {sum(inside)} of {len(inside)} seeds"
+    return Claim(text, "every seed; in brackets: onset not inside", measured, all(h.met for h in hedges))
 
 
 def _stays_flat(results: Results, policy: str) -> Claim:
@@ -239,13 +262,50 @@ def _is_cheap(results: Results) -> Claim:
     return Claim(text, "every policy and seed", f"{min(shares):.2f} to {max(shares):.2f} of it", max(shares) < 1)
 
 
-def _verdict(results: Results, told: Sequence[Claim]) -> str:
+def _verdict(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]], told: Sequence[Claim]) -> str:
     base, iama = (
         np.mean([bon_means(cell, values.NS) for cell in cells(results, policy)], axis=0) for policy in POLICIES
     )
-    return VERDICT.format(
-        met=sum(claim.met for claim in told), number=len(told), base=base[0], iama=iama[0], best=iama.max()
-    )
+    met, number = sum(claim.met for claim in told), len(told)
+    most = max(100 * h.lost for found in hedges.values() for h in found if not h.is_none)
+    in_short = IN_SHORT.format(met=met, number=number, most=most)
+    return VERDICT.format(met=met, number=number, base=base[0], iama=iama[0], best=iama.max(), in_short=in_short)
+
+
+def _no_onset(results: Results) -> list[tuple[int, str]]:
+    return [key for key, cell in results.items() if not values.onset_inside(cell)]
+
+
+def _without_onset(results: Results) -> list[str]:
+    missing = _no_onset(results)
+    worlds = " and ".join(f"the {POLICIES[policy]} policy of world {seed}" for seed, policy in missing)
+    return [NO_ONSET.format(max_budget=MAX_BUDGET, worlds=worlds)] if missing else []
+
+
+def _told_without_onset(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]]) -> list[str]:
+    """What tuning says where there was nothing to hedge."""
+    parts = []
+    for seed, policy in _no_onset(results):
+        cell = results[seed, policy]
+        tuned, place = cell.tuned["bon"], list(dict.fromkeys(s for s, _ in results)).index(seed)
+        low, high = tuned.loss_at_max_ci95
+        own = [hedges[policy, family][place] for family in FAMILIES]
+        told = TOLD.format(
+            policy={"base": "Base", "iama": "IAMA"}[policy],
+            seed=seed,
+            max_budget=MAX_BUDGET,
+            num_prompts=len(cell.test.gold_PS),
+            peak=values.hacked(cell.test.proxy_PS, cell.test.gold_PS).peak_samples,
+            regime=tuned.regime,
+            value=tuned.value,
+            low=tuned.value_ci95[0],
+            high=tuned.value_ci95[1],
+            loss=f"{tuned.loss_at_max:.4f} ({low:+.4f} to {high:+.4f})",
+            conclusion=AGREED if tuned.value >= MAX_BUDGET else BEYOND_NOISE if low > 0 else WITHIN_NOISE,
+            lost=", ".join("none" if h.is_none else f"{100 * h.lost:.1f} %" for h in own),
+        )
+        parts.append(told)
+    return parts
 
 
 def _earlier_scale(results: Results) -> str:

@@ -58,16 +58,17 @@ def hedged(results: Results, hedges: Mapping[tuple[str, str], Sequence[Hedge]]) 
             golds = [f"{array.mean():.3f}" for array in (h.base_P, h.fixed_P, h.tuned_P, h.strongest_P)]
             gain = f"{h.gain:+.4f} ({h.standard_error:.4f})"
             lost = "none" if h.is_none else f"{100 * h.lost:+.1f} %"
-            rows.append([POLICIES[policy], NAMES[family], str(seed), _value(family, h.value), tuned.regime])
+            inside = "yes" if values.onset_inside(results[seed, policy]) else "**no**"
+            rows.append([POLICIES[policy], NAMES[family], str(seed), inside, _value(family, h.value), tuned.regime])
             rows[-1] += [_value(family, h.fixed), *golds, gain, lost, "met" if h.met else "**not met**"]
         if not any(h.is_none for h in found):
             mean, kept = values.lost_share(found), values.kept_from_falling(found)
             low, high = (100 * end for end in mean.ci95)
             told = f"{100 * mean.mean:+.1f} % ({low:+.1f} to {high:+.1f})"
-            rows.append([POLICIES[policy], NAMES[family], "**all**", "", "", "", "", "", f"{kept} above strongest"])
+            rows.append([POLICIES[policy], NAMES[family], "**all**", *[""] * 6, f"{kept} above strongest"])
             rows[-1] += ["", "", told, ""]
-    header = ["policy", "method", "seed", "tuned", "found", "best fixed", "gold of 1", "best fixed", "tuned"]
-    return table([*header, "strongest", "gain (s.e.)", "lost", "at most 5 %"], rows)
+    header = ["policy", "method", "seed", "onset inside", "tuned", "found", "best fixed", "gold of 1", "best fixed"]
+    return table([*header, "tuned", "strongest", "gain (s.e.)", "lost", "at most 5 %"], rows)
 
 
 def _value(family: str, value: float) -> str:

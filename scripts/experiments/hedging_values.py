@@ -123,6 +123,12 @@ def hacked(proxy_PS: Floats, gold_PS: Floats) -> Hacking:
     return found
 
 
+def onset_inside(cell: Cell) -> bool:
+    """Whether the onset of hacking by Best-of-n lies within the draws that are allowed, as hedging presupposes."""
+    onset = hacked(cell.test.proxy_PS, cell.test.gold_PS).onset
+    return onset is not None and onset <= MAX_BUDGET
+
+
 def best_of(cells: Sequence[Cell], n: float, minus: float | None = None) -> Estimate:
     """Gold of Best-of-n by the first member, mean over seeds, less that of Best-of-`minus`."""
     arrays = []

@@ -341,3 +341,28 @@ def test_a_tuned_setting_of_a_pressed_sampler_is_read_per_prompt():
     single = hedging_tables._single({(SEED, "base"): cell}, {SEED: [point]}, 2)
     assert single[0] == pytest.approx(cell.test.gold_PS[:2].mean(axis=1))
     assert Unit(SEED, "base", None, [], SIZE, SAMPLING).size.num_answers == 2
+
+
+def test_where_no_onset_lies_inside_hedging_is_told_apart_and_not_silently_counted():
+    results = {(seed, policy): cell_of(hump) for seed in (1, 2) for policy in hedging_plot.POLICIES}
+    results[2, "base"] = cell_of(lambda u: u)
+    assert values.onset_inside(results[1, "base"])
+    assert not values.onset_inside(results[2, "base"])
+    hedges = {
+        (policy, family): [values.hedge(results[seed, policy], family) for seed in (1, 2)]
+        for policy in hedging_plot.POLICIES
+        for family in values.FAMILIES
+    }
+    base, iama = (hedging_page._loses_little(results, p, "bon", hedges[p, "bon"]) for p in hedging_plot.POLICIES)
+    assert base.measured.endswith("%); onset inside in 1 of 2 seeds")
+    assert iama.measured.endswith("%; onset inside in 2 of 2 seeds")
+    assert "(" not in iama.measured
+    assert "the base policy of world 2:" in hedging_page._without_onset(results)[0]
+    told = hedging_page._told_without_onset(results, hedges)
+    assert len(told) == 1
+    assert told[0].startswith("*Base in world 2: no onset within n = 16.*")
+    assert f'"{results[2, "base"].tuned["bon"].regime}"' in told[0]
+    only = {key: cell for key, cell in results.items() if key != (2, "base")}
+    assert hedging_page._without_onset(only) == []
+    rows = [line for line in hedging_tables.hedged(results, hedges).splitlines() if "| base | Best-of-n |" in line]
+    assert [row.split(" | ")[3] for row in rows[:2]] == ["yes", "**no**"]
