@@ -30,6 +30,7 @@ from scripts.experiments.common import CRITERIA, FOLDER, SEARCH_SEED, SEEDS, fin
 from scripts.results_page import MAX_KL, page, readme_table
 
 PAGE, README = Path("docs/results.md"), Path("README.md")
+HEDGING = Path("docs/results/hedging.md")
 BEGIN, END = "<!-- written by make results -->", "<!-- end -->"
 EVALUATION = "configs/demo-evaluate.yaml"
 METHODS = {"grpo": "configs/demo-grpo.yaml", "iama": "configs/demo.yaml"}
@@ -50,7 +51,7 @@ def main() -> None:
     combined = dict(combine_runs(folders, Question(BUDGET)))
     worlds = {seed: json.loads((world(seed) / "world.json").read_text()) for seed in SEEDS}
     PAGE.parent.mkdir(exist_ok=True)
-    write_atomically(PAGE, page(search, best, summaries, combined, worlds))
+    write_atomically(PAGE, page(search, best, summaries, combined, worlds, HEDGING.read_text(encoding="utf-8")))
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     write_atomically(README, f"{before}{BEGIN}\n{readme_table(combined)}\n{END}{after}")

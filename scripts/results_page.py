@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ Each page starts with its command and says what was to be shown, what was measur
 | [cards](results/cards.md) | CARDS, item-level rejection, ARGS and Best-of-n on one engine: gold against tokens, time |
 | [gradient samplers](results/gradient_samplers.md) | GGRO and SEA beside Best-of-n at equal operations |
 | [small sums](results/reasoning.md) | GGRO and SEA on sums: training twins, budgets, coverage, drift, weak bases |
-| [hedging](results/hedging.md) | how hard a weak proxy may be pushed: HedgeTune, pessimism, ensembles |
+| [hedging](results/hedging.md) | how hard a weak proxy may be pushed: HedgeTune, pessimism, ensembles{hedging} |
 | [segmentation](results/segmentation.md) | does a prefix's reward tell more at boundaries before uncertain tokens? |
 | [search](results/search.md) | learning rate and beta of every rival, each with the same number of runs |
 """
@@ -71,8 +72,9 @@ def page(
     seeds: Mapping[int, Row],
     combined: Row,
     worlds: Mapping[int, Row],
+    hedging: str,
 ) -> str:
-    """Markdown of the whole page."""
+    """Markdown of the whole page; `hedging` is the text of docs/results/hedging.md."""
     first = next(iter(seeds.values()))
     intro = INTRO.format(
         seeds=", ".join(map(str, seeds)),
@@ -91,9 +93,16 @@ def page(
         _search(search, best),
         EARLIER_ATTEMPTS,
         _worlds(worlds),
-        FURTHER,
+        further(hedging),
     ]
     return "\n".join(parts)
+
+
+def further(hedging: str) -> str:
+    """The other pages, with what that on hedging has in short."""
+    short = re.search(r"^In short: (.+)\.$", hedging, re.MULTILINE)
+    assert short, "docs/results/hedging.md has no line `In short: ...`"
+    return FURTHER.format(hedging=f". {short[1]}")
 
 
 def readme_table(combined: Row) -> str:

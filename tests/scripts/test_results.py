@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts import demo, launch, results
-from scripts.results_page import page, readme_table
+from scripts.results_page import further, page, readme_table
 
 
 def savings(criterion, reference, metric, **changes):
@@ -65,7 +65,7 @@ def whole_page(seeds, combined):
         "rm-harmless": {"pair_accuracy": 0.8},
     }
     worlds = {seed: {"measurements": measured} for seed in seeds}
-    return page(search, {"grpo": row, "iama": row}, seeds, combined, worlds)
+    return page(search, {"grpo": row, "iama": row}, seeds, combined, worlds, "In short: 3 of 4 claims met.\n")
 
 
 def test_the_page_prints_every_seed_and_says_what_holds(run):
@@ -76,6 +76,7 @@ def test_the_page_prints_every_seed_and_says_what_holds(run):
     assert "| **all** | helpful | base |" in text
     assert "| iama | helpful | 0.010 | 0.040 |" in text
     assert text.count("chosen") == 2
+    assert "HedgeTune, pessimism, ensembles. 3 of 4 claims met |" in text
 
 
 @pytest.mark.parametrize(
@@ -123,3 +124,8 @@ def test_the_demo_deletes_what_another_world_left(tmp_path, monkeypatch):
         (world / "stamp.json").write_text(stamp)
         demo._delete_outdated()
         assert run_folder.exists() == survives
+
+
+def test_the_page_has_the_figures_of_the_page_on_hedging():
+    written = (launch.ROOT / results.PAGE).read_text(encoding="utf-8")
+    assert written.endswith(further((launch.ROOT / results.HEDGING).read_text(encoding="utf-8")))
