@@ -17,6 +17,7 @@ from rich.console import Console
 
 from inference.flops import size_of
 from scripts.experiments import common
+from scripts.experiments.gradient_samplers import strict
 from scripts.experiments.gradient_samplers_values import Cell, bon_curves, served
 from scripts.experiments.pools import quieten
 from scripts.experiments.reasoning_setup import (
@@ -171,12 +172,15 @@ def cell(case: Case, methods: Sequence[Method], num_few: int) -> Cell:
     proxy_PS, gold_PS = scored(case, pool)
     classifier = case.reward().classifier
     assert classifier is not None
-    known = {"gold": gold_PS, "fluency": pool_fluency(case, pool), "ungrammatical": ungrammatical(pool.texts)}
+    wrong_PS = ungrammatical(pool.texts)
+    known = {"gold": gold_PS, "fluency": pool_fluency(case, pool), "ungrammatical": wrong_PS}
+    known["strict"] = strict(gold_PS, wrong_PS)
     curves = bon_curves(pool, proxy_PS, known, classifier, size_of(case.loaded().model))
     found = {}
     for method in methods:
         line = answers(case, method, num_few)
-        line |= {"gold": judged(case, line), "ungrammatical": ungrammatical([line["texts"]])[0].tolist()}
+        gold, wrong = judged(case, line), ungrammatical([line["texts"]])[0]
+        line |= {"gold": gold, "strict": strict(gold, wrong).tolist(), "ungrammatical": wrong.tolist()}
         found[method.name] = served(line, METRICS)
     return Cell(curves, proxy_PS, gold_PS, found)
 

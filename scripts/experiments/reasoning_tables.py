@@ -31,6 +31,7 @@ from scripts.experiments.reasoning import (
     ggro,
     sea,
 )
+from scripts.experiments.reasoning_text import PARITY
 from scripts.experiments.reasoning_values import (
     best_below,
     bon_at,
@@ -114,7 +115,7 @@ def equal_table(results: Results) -> str:
     for policy in MAIN:
         for criterion in CRITERIA:
             cells = cells_in_test(results, policy, criterion)
-            rows.append([POLICIES[policy], criterion, "single sample", *_own(cells, None), "", "", "", "", "", ""])
+            rows.append([POLICIES[policy], criterion, "single sample", *_own(cells, None), *[""] * 6])
             for method in COMPARED:
                 gap, proxy, fluency = (equal_flops(cells, method.name, m) for m in ("gold", "proxy", "fluency"))
                 gold = as_estimate(gap)
@@ -122,17 +123,17 @@ def equal_table(results: Results) -> str:
                 gaps = [str(gold), verdict(gold), best, str(as_estimate(proxy)), str(as_estimate(fluency))]
                 own = _own(cells, method.name)
                 rows.append([POLICIES[policy], criterion, title(method), *own, samples_of(gap, cells), *gaps])
-    header = ["policy", "criterion", "sampler", "gold", "proxy", "ungrammatical", "10^6 operations"]
+    header = ["policy", "criterion", "sampler", "gold", "strict", "proxy", "ungrammatical", "10^6 operations"]
     return pages.table([*header, "n", "gold over Best-of-n", "it is", "best with fewer", "proxy", "fluency"], rows)
 
 
 def _own(cells: Sequence[Cell], name: str | None) -> list[str]:
-    """Gold, proxy, ungrammatical share and operations of a method, or of a single sample."""
+    """Gold, strict gold, proxy, ungrammatical share and operations of a method, or of a single sample."""
     found = [
         bon_mean(cells, 1, metric) if name is None else mean(cells, name, metric)
-        for metric in ("gold", "proxy", "ungrammatical", "flops")
+        for metric in ("gold", "strict", "proxy", "ungrammatical", "flops")
     ]
-    return [f"{found[0]:.3f}", f"{found[1]:+.2f}", f"{found[2]:.2f}", f"{found[3] / 1e6:.0f}"]
+    return [f"{found[0]:.3f}", f"{found[1]:.3f}", f"{found[2]:+.2f}", f"{found[3]:.2f}", f"{found[4] / 1e6:.0f}"]
 
 
 def twin_table(results: Results) -> str:
@@ -218,11 +219,12 @@ def drift_table(results: Results) -> str:
         for criterion in CRITERIA:
             for split in ("test", *(own for own, c in drifting() if c == criterion)):
                 found = drift_of(results, policy, criterion, split)
-                work = [f"{found.segments:.1f}", f"{found.trigger:.2f}", f"{found.single:.3f}", f"{found.guided:.3f}"]
+                work = [f"{found.segments:.1f}", f"{found.fired:.3f}", f"{found.trigger:.2f}"]
+                golds = [f"{found.single:.3f}", f"{found.guided:.3f}", str(found.gain)]
                 change = "" if found.change is None else str(found.change)
-                rows.append([POLICIES[policy], criterion, split, *work, str(found.gain), change])
-    header = ["policy", "criterion", "prompts", "segments", "nudged segments", "gold, single sample", "gold, GGRO"]
-    return pages.table([*header, "gain", "change against test"], rows)
+                rows.append([POLICIES[policy], criterion, split, *work, *golds, change])
+    header = ["policy", "criterion", "prompts", "segments", "threshold fires", "nudged segments"]
+    return pages.table([*header, "gold, single sample", "gold, GGRO", "gain", "change against test"], rows)
 
 
 def weak_table(results: Results) -> str:
@@ -235,18 +237,35 @@ def weak_table(results: Results) -> str:
             single = bon_at(cells, name, 1)
             size = min(len(cell.proxy_PS[0]) for cell in cells)
             for n in (n for n in WEAK_N if n <= size):
-                gold, wrong = (bon_at(cells, name, n, metric) for metric in ("gold", "ungrammatical"))
+                gold, held, wrong = (bon_at(cells, name, n, metric) for metric in _COUNTED)
                 label = "single sample" if n == 1 else f"Best-of-{n}"
-                shown = [f"{gold:.3f}", _relative(gold, single), f"{wrong:.2f}", "", "", ""]
+                shown = [f"{gold:.3f}", _relative(gold, single), f"{wrong:.2f}", f"{held:.3f}", *[""] * 4]
                 rows.append([criterion, _base(policy), label, *shown])
             for method in WEAK_METHODS:
-                gold, wrong = (mean(cells, method.name, metric) for metric in ("gold", "ungrammatical"))
-                gap = equal_flops(cells, method.name)
-                shown = [f"{gold:.3f}", _relative(gold, single), f"{wrong:.2f}", samples_of(gap, cells)]
-                estimate = as_estimate(gap)
-                rows.append([criterion, _base(policy), title(method), *shown, str(estimate), verdict(estimate)])
-    header = ["criterion", "base", "sampler", "gold", "relative gain", "ungrammatical"]
-    return pages.table([*header, "n", "gold over Best-of-n", "it is"], rows)
+                gold, held, wrong = (mean(cells, method.name, metric) for metric in _COUNTED)
+                gap, strict_gap = (equal_flops(cells, method.name, metric) for metric in _COUNTED[:2])
+                shown = [f"{gold:.3f}", _relative(gold, single), f"{wrong:.2f}", f"{held:.3f}", samples_of(gap, cells)]
+                gaps = [str(as_estimate(gap)), verdict(as_estimate(gap)), str(as_estimate(strict_gap))]
+                rows.append([criterion, _base(policy), title(method), *shown, *gaps])
+    header = ["criterion", "base", "sampler", "gold", "relative gain", "ungrammatical", "strict gold"]
+    return pages.table([*header, "n", "gold over Best-of-n", "it is", "strict gold over Best-of-n"], rows)
+
+
+_COUNTED = ("gold", "strict", "ungrammatical")
+
+
+def parity(results: Results) -> str:
+    """What a weak base changes of SEA's standing beside Best-of-n at equal operations, in two sentences."""
+    told = {}
+    for name, bases in (("weak", BASES[:-1]), ("whole", BASES[-1:])):
+        places = [cells_in_test(results, policy, criterion) for policy in bases for criterion in CRITERIA]
+        found = [verdict(as_estimate(equal_flops(cells, sea(30).name))) for cells in places]
+        told[name] = ", ".join(f"{kind} in {found.count(kind)}" for kind in ("higher", "lower", "no difference shown"))
+        told[f"{name}_count"] = f"{len(found)}"
+        is_gain = found.count("higher") > found.count("lower")
+        told.setdefault("changes", "changes that parity" if is_gain else "does not change that parity")
+    few = min(len(cell.served[sea(30).name].rows) for cell in places[0])
+    return PARITY.format(**told, few=few)
 
 
 def weakness_table(results: Results) -> str:

@@ -16,6 +16,7 @@ world; the tilts take IAMA's. Nothing was searched in the worlds with sums.
 **Settings.** The first {num_prompts} test prompts of a kind; SEA and ARGS answer {num_few} of them and are compared
 with Best-of-n on the same ones. Defaults throughout: GGRO ends a segment before an entropy of 1.5 nats (once, where it
 says so, 0.5) and answers twice (16 times on the base where S = 4; figures are means); SEA has 4 chains, alpha = 20.
+With alpha = 0 the reward moves no chain, but it still chooses the answer among the 4: Best-of-4's selection is in it.
 Best-of-n is unbiased for every n up to {num_base_samples} on bases, {num_samples} on trained policies, from one pool a
 prompt. *At equal operations* is Best-of-n at the (real) n that costs as many floating-point operations, forward and
 backward, its value linear in log n; *beyond the pool* the difference is to the largest n, which had fewer operations.
@@ -43,7 +44,7 @@ EQUAL = """## At equal operations
 Each method minus Best-of-n with as many operations (*n*: of that Best-of-n). SEA's rows are means over its own prompts.
 *Best with fewer*: the greatest gold of Best-of-n up to that n, since more samples are worse where they exploit the
 proxy (its n is chosen by gold). *Fluency*: log-probability a token under the base, nats. *Ungrammatical*: share of
-answers that the world's grammar does not hold."""
+answers that the world's grammar does not hold; *strict* is gold that counts them as 0."""
 
 TWINNING = """## Training twins
 
@@ -71,17 +72,26 @@ DRIFTING = """## Outside the distribution
 
 GGRO with S = 8. *Phrasing*: the same topics and sums asked in words that no split used in fitting has; *topic*: two
 jobs that no model was fitted on, in the usual phrasings (their names are spelled letter by letter, and the proxies have
-never seen which nouns and hazards fit). *Nudged segments*: share of segments whose kept candidate begins with a nudge.
+never seen which nouns and hazards fit). *Threshold fires*: share of tokens that could begin a
+segment (the first is none, and a segment has 3 tokens or more) and did, being as uncertain as that, in the answers that
+were kept. *Nudged segments*: share of segments whose kept candidate begins with a nudge.
 *Gain*: gold over a single sample's on the same prompts."""
 
 WEAK = """## SEA on weak bases
 
 Checkpoints at 10 % and 30 % of the base's fit, and the whole fit, all on SEA's prompts. *Relative gain*: of gold over a
-single sample's. The three last columns compare with Best-of-n at equal operations. Gold counts ungrammatical answers
-too (a cut-off or garbled answer may still earn some); *ungrammatical* is their share."""
+single sample's. The four last columns compare with Best-of-n at equal operations. Gold counts ungrammatical answers
+too (a cut-off or garbled answer may still earn some); *ungrammatical* is their share, and *strict gold* counts them as
+0, on both sides."""
 
 WEAKNESS = """Does a weak base change how SEA (30 steps) compares with Best-of-n at equal operations? Where Best-of-n
 exploits the proxy (correct, whole fit), the gap says little of SEA."""
+
+PARITY = """The toy in this project's notes on SEA (papers/sea.md) found parity with Best-of-n at equal compute. Of
+SEA (30 steps), in the table of bases above, gold over Best-of-n's is
+{weak} of {weak_count} on weak bases and
+{whole} of {whole_count} on the whole fit: **a weak base {changes} to a gain over Best-of-n**. {few} prompts a seed would not
+show small differences, and the whole fit's win on correct, where there is one, is one over an exploited proxy."""
 
 MISSING = """## Not measured
 

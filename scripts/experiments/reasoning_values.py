@@ -9,6 +9,7 @@ import numpy as np
 
 from iama.operators import bon
 from inference.curves import curves
+from inference.ggro import GgroSettings
 from inference.savings import Comparison, difference_at_equal_cost, samples_needed
 from scripts.experiments import common
 from scripts.experiments.gradient_samplers_values import (
@@ -17,6 +18,7 @@ from scripts.experiments.gradient_samplers_values import (
     RARE_SHARE,
     Cell,
     any_of,
+    cut_rate,
     equal_flops,
     mean,
     num_segments,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     Place = tuple[str, str, str]
     Results = Mapping[int, Mapping[Place, Cell]]
 
-METRICS = ("proxy", "gold", "fluency", "ungrammatical")
+METRICS = ("proxy", "gold", "strict", "fluency", "ungrammatical")
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,11 @@ def hard_coverage(cells: Sequence[Cell], base: Sequence[Cell], name: str, value:
 
 
 class Drift(NamedTuple):
-    """What GGRO does on prompts of a split: segments an answer, nudges a segment, and gold over a single sample."""
+    """What GGRO does on prompts of a split: segments an answer, how often a token that may begin one does (it is as
+    uncertain as that), nudges a segment, and gold over a single sample."""
 
     segments: float
+    fired: float
     trigger: float
     single: float
     guided: float
@@ -181,6 +185,7 @@ def drift(inside: Sequence[Cell], outside: Sequence[Cell] | None, name: str) -> 
         change = common.bootstrap(pairs, lambda means: means["outside"] - means["inside"], NUM_BOOTSTRAP)
     return Drift(
         float(np.mean([num_segments(served) for served in own])),
+        float(np.mean([cut_rate(served.segments, GgroSettings().min_segment) for served in own])),
         float(np.mean([triggered(served.segments) for served in own])),
         float(np.mean([cell.gold_PS.mean() for cell in cells])),
         mean(cells, name, "gold"),

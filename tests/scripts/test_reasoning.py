@@ -152,6 +152,7 @@ def test_drift_is_the_change_of_the_gain():
     outside = dataclasses.replace(outside, gold_PS=np.ones((4, 8)))
     within = values.drift([inside], None, "a")
     assert (within.segments, within.trigger) == (1.5, pytest.approx(2 / 3))
+    assert within.fired == pytest.approx(1 / 2)  # once, and the last of the four tokens of a segment did not
     assert (within.gain.mean, within.change) == (3, None)
     found = values.drift([inside], [outside], "a")
     assert (found.gain.mean, found.change.mean) == (pytest.approx(0.5), pytest.approx(-2.5))
