@@ -90,7 +90,8 @@ exploits the proxy (correct, whole fit), the gap says little of SEA."""
 PARITY = """The toy in this project's notes on SEA (papers/sea.md) found parity with Best-of-n at equal compute. Of
 SEA (30 steps), in the table of bases above, gold over Best-of-n's is
 {weak} of {weak_count} on weak bases and
-{whole} of {whole_count} on the whole fit: **a weak base {changes} to a gain over Best-of-n**. {few} prompts a seed would not
+{whole} of {whole_count} on the whole fit: **a weak base {changes} to a gain over Best-of-n**.
+{few} prompts a seed would not
 show small differences, and the whole fit's win on correct, where there is one, is one over an exploited proxy."""
 
 MISSING = """## Not measured
