@@ -76,9 +76,9 @@ reward that does not norm its inputs may tell them apart.
 **SEA decodes by argmax by default.** Of the policies and criteria, with equal alpha, its gold is above top_k's in
 {gold}, its fluency above in {fluency}. The comparison is confounded: argmax returns
 the text of the lowest energy that the chain passed (`keep`), top_k decodes the last state, which may be worse than an
-earlier one; what is due to `keep` was not measured apart. In the toy behind this project's notes on
-SEA (papers/sea.md, section 6) top_k with a large alpha restored fluency; here it came out less fluent,
-with alpha = {alpha:g} as with 100."""
+earlier one; what is due to `keep` was not measured apart. On a toy that was tried before the
+samplers were built, top_k with a large alpha restored fluency; here it came out less fluent, with
+alpha = {alpha:g} as with 100."""
 
 MISSING = """## Not measured
 

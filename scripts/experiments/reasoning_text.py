@@ -87,7 +87,7 @@ too (a cut-off or garbled answer may still earn some); *ungrammatical* is their 
 WEAKNESS = """Does a weak base change how SEA (30 steps) compares with Best-of-n at equal operations? Where Best-of-n
 exploits the proxy (correct, whole fit), the gap says little of SEA."""
 
-PARITY = """The toy in this project's notes on SEA (papers/sea.md) found parity with Best-of-n at equal compute. Of
+PARITY = """A toy that was tried before the samplers were built found SEA at parity with Best-of-n at equal compute. Of
 SEA (30 steps), in the table of bases above, gold over Best-of-n's is
 {weak} of {weak_count} on weak bases and
 {whole} of {whole_count} on the whole fit: **a weak base {changes} to a gain over Best-of-n**.
