@@ -1,7 +1,8 @@
-"""What a person finds in a run folder besides metrics and samples: the environment of every start, and plots."""
+"""The run folder: who may write in it, and besides metrics and samples the environment of every start, and plots."""
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import io
 import json
@@ -10,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from iama.environment import threads_per_process, world_size
+from iama.errors import RunError
 from iama.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 ENVIRONMENT_FILE = "environment.json"
 PLOTS_FILE = "plots.svg"
@@ -39,6 +42,29 @@ PACKAGES = (
 )
 GIT_TIMEOUT_S = 30.0
 COLOURS = {"mean": "#777777", "value": "#0072b2", "gold": "#e69f00"}
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a run folder; `RunError` while another process of this machine does. Where it ends, so does its hold."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunError(
+            f"output_dir {str(folder)!r} is being trained in by another process; wait for it or stop it, or "
+            "choose another output_dir"
+        ) from None
+    except OSError:  # a file system without locks
+        return
 
 
 def write_environment(folder: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -98,14 +99,19 @@ def run(plan: Plan) -> None:
 def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
     """Train from the beginning or from a checkpoint, and save."""
     from trainers.build import build_trainer, one_line_errors, save_final
-    from trainers.run_folder import write_environment
+    from trainers.run_folder import alone_in, write_environment
     from trainers.watchdog import Watchdog
 
-    with Watchdog(plan.config.watch.max_phase_s, folder) as watchdog:
+    with Watchdog(plan.config.watch.max_phase_s, folder) as watchdog, ExitStack() as held:
+        is_new = not folder.is_dir()
+        if is_main_process() and not is_new:
+            held.enter_context(alone_in(folder))
         with one_line_errors():
             trainer = build_trainer(plan, console, step_of(checkpoint) if checkpoint else 0, watchdog)
         if is_main_process():  # the folder is taken only once everything that can be refused was accepted
             folder.mkdir(parents=True, exist_ok=True)
+            if is_new:
+                held.enter_context(alone_in(folder))
             write_atomically(folder / CONFIG_FILE, json.dumps(plan.config.model_dump(mode="json"), indent=2))
             write_environment(folder)
             for removed in clear_unfinished(folder):

@@ -32,6 +32,7 @@ from trainers.checkpoints import (
     write_marker,
 )
 from trainers.plan import make_plan
+from trainers.run_folder import alone_in
 from trainers.train import run, run_is_finished
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
@@ -90,6 +91,19 @@ def test_notes_in_a_checkpoint_are_free(checkpointed):
     (folder / "checkpoint-2" / "README.md").write_text("the good one")
     assert not run_is_finished(config)
     assert last_checkpoint(folder).name == "checkpoint-2"
+
+
+def test_a_folder_that_is_trained_in_is_refused_and_left_alone(checkpointed):
+    config, folder = checkpointed
+    plan, before = make_plan(config, "test.yaml"), (folder / "metrics.jsonl").read_bytes()
+    (folder / "checkpoint-1" / MARKER).unlink()
+    (folder / "checkpoint-2" / MARKER).unlink()
+    with alone_in(folder), pytest.raises(RunError, match=r"is being trained in by another process; wait for it"):
+        run(plan)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert len(list(folder.glob("checkpoint-*"))) == 2
+    run(plan)
+    assert run_is_finished(config)
 
 
 def test_what_is_kept_and_who_is_told_may_change(checkpointed):
