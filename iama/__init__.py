@@ -8,40 +8,40 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from iama.aggregates import minimum, smooth_min, weighted_sum
-    from iama.config import KLConfig
+    from iama.config.settings import KLConfig
+    from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
     from iama.errors import IamaError, IamaWarning
-    from iama.objective import Criterion, Objective
-    from iama.operators import Operator, bon, bop, bop_zt, identity, parse_operator, series, soft_bon, tilt
-    from iama.rewards import Reward, load_reward
-    from iama.specs import PolicySpec, RewardSpec, Sampling
+    from iama.objective.aggregates import minimum, smooth_min, weighted_sum
+    from iama.objective.objective import Criterion, Objective
+    from iama.objective.operators import Operator, bon, bop, bop_zt, identity, parse_operator, series, soft_bon, tilt
+    from iama.rewards.reward import Reward, load_reward
 
 # Where each public name lives; imported on first use, so that the command line starts without torch.
 _HOME = {
     "Cost": "cost",
-    "Criterion": "objective",
+    "Criterion": "objective.objective",
     "IamaError": "errors",
     "IamaWarning": "errors",
-    "KLConfig": "config",
-    "Objective": "objective",
-    "Operator": "operators",
-    "PolicySpec": "config",
-    "Reward": "rewards",
-    "RewardSpec": "config",
-    "Sampling": "config",
-    "bon": "operators",
-    "bop": "operators",
-    "bop_zt": "operators",
-    "identity": "operators",
-    "load_reward": "rewards",
-    "minimum": "aggregates",
-    "parse_operator": "operators",
-    "series": "operators",
-    "smooth_min": "aggregates",
-    "soft_bon": "operators",
-    "tilt": "operators",
-    "weighted_sum": "aggregates",
+    "KLConfig": "config.settings",
+    "Objective": "objective.objective",
+    "Operator": "objective.operators",
+    "PolicySpec": "config.specs",
+    "Reward": "rewards.reward",
+    "RewardSpec": "config.specs",
+    "Sampling": "config.specs",
+    "bon": "objective.operators",
+    "bop": "objective.operators",
+    "bop_zt": "objective.operators",
+    "identity": "objective.operators",
+    "load_reward": "rewards.reward",
+    "minimum": "objective.aggregates",
+    "parse_operator": "objective.operators",
+    "series": "objective.operators",
+    "smooth_min": "objective.aggregates",
+    "soft_bon": "objective.operators",
+    "tilt": "objective.operators",
+    "weighted_sum": "objective.aggregates",
 }
 
 __all__ = [

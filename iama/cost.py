@@ -18,7 +18,7 @@ class Cost:
     Units: tokens that were forwarded (a prefill token belongs to a prompt, a decode token is a response token
     fed back to sample the next, so a response of T tokens costs T - 1), tokens that a gradient went through, calls
     (texts scored by a reward), passes of policy or reward that had to wait for each other, floating-point operations
-    (`iama.flops`), seconds of wall time, bytes. `peak_memory` and `seconds` are measured, the others counted.
+    (`iama.models.flops`), seconds of wall time, bytes. `peak_memory` and `seconds` are measured, the others counted.
     """
 
     policy_prefill_tokens: int = 0

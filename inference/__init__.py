@@ -1,10 +1,10 @@
 """Inference: policies, the decoding engine, samplers, unbiased curves, savings, evaluation and its report."""
 
-from inference.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
-from inference.policy import Policy, load_policy
-from inference.samplers import Completion, Sampler
-from inference.serving import serve
-from inference.token_search import Args, ArgsSettings
+from inference.engine.policy import Policy, load_policy
+from inference.samplers.args import Args, ArgsSettings
+from inference.samplers.best_of import Completion, Sampler
+from inference.samplers.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
+from inference.samplers.serve import serve
 
 __all__ = [
     "Args",

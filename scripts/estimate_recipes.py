@@ -3,7 +3,7 @@
     python -m scripts.estimate_recipes            # print them
     python -m scripts.estimate_recipes --write    # and put them into the recipes' headers
 
-Memory is that of `trainers.memory` (what `train_iama.py --dry-run` prints for your models and machine). Time a step is
+Memory is that of `trainers.run.memory` (what `train_iama.py --dry-run` prints for your models and machine). Time a step is
 
     roll-out   T max(LAYER_S layers, weights / bandwidth): T new tokens, all rows of a process together, not compiled
     rewards    2 parameters tokens / (UTILISATION peak)
@@ -33,11 +33,11 @@ from transformers import (
     Qwen3Config,
 )
 
-from iama.config import TrainingConfig
+from iama.config.schema import load_config
+from iama.config.settings import TrainingConfig
 from iama.files import write_atomically
-from iama.schema import load_config
-from trainers.memory import NUM_BYTES, estimate, generations, is_checkpointed, num_steps, policy_sizes, reward_bytes
-from trainers.plan import Plan, build_objective, trainer_fields
+from trainers.run.memory import NUM_BYTES, estimate, generations, is_checkpointed, num_steps, policy_sizes, reward_bytes
+from trainers.run.plan import Plan, build_objective, trainer_fields
 
 RECIPES = Path("configs/recipes")
 LAYER_S = 1.0e-3

@@ -23,7 +23,7 @@ import yaml
 from rich.console import Console
 
 from iama.files import write_atomically
-from inference.summary import Question, combine_runs, load_summary
+from inference.evaluation.summary import Question, combine_runs, load_summary
 from scripts import launch
 from scripts.build_demo_models import Parameters, stamp_of
 from scripts.experiments.common import CRITERIA, FOLDER, SEARCH_SEED, SEEDS, final_kl

@@ -32,7 +32,7 @@ def test_rooms_import_only_what_they_may(room):
 
 
 def test_the_command_line_and_the_configuration_do_not_import_torch():
-    code = "import sys, iama.cli, iama.config; assert 'torch' not in sys.modules"
+    code = "import sys, iama.cli, iama.config.settings; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -48,7 +48,7 @@ def test_the_wheel_holds_every_module_and_runs_outside_the_clone(tmp_path):
         assert expected <= names, expected - names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
-        "import iama, trainers, inference.report, iama.cli; from iama.operators import bon; import pathlib\n"
+        "import iama, trainers, inference.report, iama.cli; from iama.objective.operators import bon; import pathlib\n"
         "assert 'site' in pathlib.Path(iama.__file__).parts, iama.__file__\n"
         "from trainers import NonlinearGRPOTrainer; sys.argv = ['iama', '--help']; iama.cli.main()"
     )

@@ -19,7 +19,7 @@ from iama.errors import ConfigError, IamaWarning
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from iama.config import KLConfig
+    from iama.config.settings import KLConfig
 
     Floats = NDArray[np.float64]
 

@@ -18,19 +18,19 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
-from iama.config import KLConfig
+from iama.config.settings import KLConfig
 from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
-from iama.regularisation import chi_squared, chi_squared_advantages
-from iama.render import prompt_text
+from iama.objective.regularisation import chi_squared, chi_squared_advantages
+from iama.prompts.render import prompt_text
 from trainers.control import RunControl, RunningMean, check_kl
-from trainers.watch import lift_K, silent_share
-from trainers.watchdog import Watchdog
+from trainers.run.watch import lift_K, silent_share
+from trainers.run.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from iama.objective import Objective
+    from iama.objective.objective import Objective
 
     Floats = NDArray[np.float64]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from iama.render import completion_text
+from iama.prompts.render import completion_text
 
 SHORT_TARGET, LONG_TARGET, MAX_LENGTH = 50, 150, 256
 

@@ -12,8 +12,8 @@ import typer
 from iama.errors import IamaError, IamaWarning
 
 if TYPE_CHECKING:
-    from iama.manifest import Manifest
-    from iama.specs import Sampling
+    from iama.config.manifest import Manifest
+    from iama.config.specs import Sampling
 
 app = typer.Typer(
     help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: train_iama.py.",
@@ -57,14 +57,14 @@ def prepare(model_paths: list[str | None]) -> None:
 
 def manifest_of(policy: str, adapter: str | None) -> Manifest | None:
     """What the adapter, or else the policy, was trained for."""
-    from iama.manifest import load_manifest
+    from iama.config.manifest import load_manifest
 
     return load_manifest(Path(adapter or policy))
 
 
 def note_differences(manifest: Manifest | None, sampling: Sampling, where: str = "") -> None:
     """One line on stderr if a policy is not sampled as it was trained."""
-    from iama.specs import sampling_differences
+    from iama.config.specs import sampling_differences
 
     differences = [] if manifest is None else sampling_differences(manifest.sampling, sampling)
     if differences:

@@ -12,7 +12,7 @@ from iama.cli.pools import progress_bar
 from iama.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from inference.pool_file import PoolFile
+    from inference.pools.file import PoolFile
 
 
 @app.command()
@@ -40,7 +40,7 @@ def distill(
     if not learning_rate > 0:
         raise ConfigError(f"--learning-rate {learning_rate:g} must be positive, e.g. 1e-5")
     prepare([base])
-    from inference.pool_file import read_pool
+    from inference.pools.file import read_pool
 
     read = read_pool(file)
     scores = _column(read, column, file)

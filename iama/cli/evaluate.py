@@ -12,7 +12,7 @@ from iama.cli.app import app, manifest_of, note_differences, prepare
 from iama.errors import ConfigError
 
 if TYPE_CHECKING:
-    from iama.config import EvaluationConfig
+    from iama.config.settings import EvaluationConfig
 
 
 @app.command()
@@ -52,10 +52,10 @@ def evaluate(
     prepare(model_paths(settings))
     from rich.console import Console
 
-    from inference import evaluate as run
-    from inference.evaluation_plan import describe, judge_lines, make_plan
+    from inference.evaluation import evaluate as run
+    from inference.evaluation.plan import describe, judge_lines, make_plan
+    from inference.evaluation.shards import parse_shard
     from inference.report import headline, print_tables, write_report
-    from inference.shards import parse_shard
 
     if dry_run:
         typer.echo(describe(settings, make_plan(settings)))
@@ -95,8 +95,8 @@ def _settings(
     out: str | None,
 ) -> EvaluationConfig:
     """From the file, or from pool files."""
-    from iama.config import EvaluationConfig
-    from iama.schema import apply_override, validate
+    from iama.config.schema import apply_override, validate
+    from iama.config.settings import EvaluationConfig
 
     if (config is None) == (not pools):
         raise ConfigError("give --config FILE, or --pool NAME=FILE for completions that exist already (and not both)")
@@ -104,7 +104,7 @@ def _settings(
         if criteria or trained is not None or out is not None:
             raise ConfigError("--criterion, --trained and --out belong to --pool; write them into the file")
         return settings_from_file(config, overrides)
-    from inference.pool_config import config_from_pools
+    from inference.evaluation.from_pools import config_from_pools
 
     files = {}
     for text in pools:
@@ -120,8 +120,8 @@ def _settings(
 
 def settings_from_file(config: Path, overrides: list[str]) -> EvaluationConfig:
     """An evaluation's settings, with what the file leaves out and the export tells."""
-    from iama.config import EvaluationConfig
-    from iama.schema import load_config
+    from iama.config.schema import load_config
+    from iama.config.settings import EvaluationConfig
 
     return _with_defaults_of_the_export(load_config(config, EvaluationConfig, overrides))
 
@@ -141,7 +141,7 @@ def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig
     if not changed:
         return settings
     sys.stderr.write(f"note: {' and '.join(changed)} as in the iama.json of policy {settings.trained!r}\n")
-    from iama.schema import validate
+    from iama.config.schema import validate
 
     return validate({**settings.model_dump(exclude_unset=True), **changed}, type(settings), "iama.json")
 
@@ -159,8 +159,8 @@ def report(
     from rich.console import Console
 
     from iama.errors import ConfigError
+    from inference.evaluation.summary import load_summary
     from inference.report import headline, print_comparison, print_tables, write_comparison, write_report
-    from inference.summary import load_summary
 
     if len(folders) != 1 + compare:
         wanted = "two folders with --compare" if compare else "one folder (or two and --compare)"

@@ -40,8 +40,8 @@ def standardise(
 
 def _standardise_config(config: Path, num_prompts: int, num_samples: int, overrides: list[str] | None) -> None:
     """By samples that are drawn as training will draw them; printed as overrides."""
-    from iama.config import TrainingConfig
-    from iama.schema import load_config
+    from iama.config.schema import load_config
+    from iama.config.settings import TrainingConfig
 
     settings = load_config(config, TrainingConfig, overrides or [])
     paths = [settings.policy.path, settings.policy.adapter, settings.prompts.path]
@@ -49,7 +49,7 @@ def _standardise_config(config: Path, num_prompts: int, num_samples: int, overri
     from rich.console import Console
 
     with Console(stderr=True).status("sampling the reference policy and scoring"):
-        from inference.standardise import measure_scales
+        from inference.pools.standardise import measure_scales
 
         rewards = measure_scales(settings, num_prompts, num_samples)
     for index, (criterion, reward) in enumerate(zip(settings.objective.criteria, rewards, strict=True)):
@@ -70,9 +70,9 @@ def _standardise_on_pool(pool: Path, spec: Path, num_prompts: int, num_samples: 
 
     wanted = scoring_spec(None, None, spec, {})
     prepare([part.model for part in wanted.parts])
-    from inference.pool_file import read_pool
-    from inference.reward_checks import check_signature
-    from inference.standardise import measure_on_pool
+    from inference.evaluation.reward_checks import check_signature
+    from inference.pools.file import read_pool
+    from inference.pools.standardise import measure_on_pool
 
     read = read_pool(pool)
     for part in wanted.parts:
@@ -114,8 +114,8 @@ def export(
             raise ConfigError(f"--reward-name {text!r}: write CRITERION=ORG/NAME")
         rewards[criterion] = name
     prepare([push_to_hub])
-    from trainers.export import Names, export_run
-    from trainers.publish import push
+    from trainers.export.export import Names, export_run
+    from trainers.export.publish import push
 
     for note in export_run(run, out, merge, Names(base_model, rewards), evaluation):
         typer.echo(f"note: {note}", err=True)

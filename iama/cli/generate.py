@@ -16,10 +16,10 @@ from iama.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from iama.config.manifest import Manifest, ManifestCriterion
+    from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
-    from iama.manifest import Manifest, ManifestCriterion
-    from iama.specs import PolicySpec, RewardSpec, Sampling
-    from inference.samplers import Completion
+    from inference.samplers.best_of import Completion
 
 
 @app.command()
@@ -64,8 +64,8 @@ def generate(
     Example: iama generate --policy runs/demo/world/policy --reward runs/demo/world/rm-helpful --method bon --n 8
     --prompt "how do i climb a roof today?"
     """
-    from iama.schema import validate
-    from iama.specs import PolicySpec
+    from iama.config.schema import validate
+    from iama.config.specs import PolicySpec
 
     manifest = manifest_of(policy, adapter)
     operator = _operator(method, n, manifest, criterion, adapter or policy)
@@ -95,9 +95,9 @@ def _answer(
     from rich.console import Console
 
     with Console(stderr=True).status("loading and sampling"):
-        from iama.rewards import load_reward
-        from inference.policy import load_policy
-        from inference.serving import read_method, serve, with_target
+        from iama.rewards.reward import load_reward
+        from inference.engine.policy import load_policy
+        from inference.samplers.serve import read_method, serve, with_target
 
         read_method(operator, sampling)  # before anything is loaded
         loaded = load_policy("--policy", base, sampling)
@@ -145,8 +145,8 @@ def _operator(method: str | None, n: int | None, manifest: Manifest | None, crit
 
 def _check_method(method: str) -> None:
     """Raise `ConfigError` for a method that is not known, or is written wrongly."""
-    from iama.methods import parse_guided, parse_selection, tuned_family
-    from iama.operators import parse_operator
+    from iama.config.methods import parse_guided, parse_selection, tuned_family
+    from iama.objective.operators import parse_operator
 
     if tuned_family(method) is not None:
         return
@@ -156,7 +156,7 @@ def _check_method(method: str) -> None:
 
 def _check_needs(method: str, tuning: Path | None, spec: RewardSpec | None) -> None:
     """Raise `ConfigError` where the reward or a tuning file is missing, or the latter has no use."""
-    from iama.methods import tuned_family
+    from iama.config.methods import tuned_family
 
     if spec is None and method != "identity":
         raise ConfigError(f"{method} selects by a reward, and no iama.json names one; give --reward DIR")
@@ -175,7 +175,7 @@ def _tuned(
 ) -> str:
     """The method with the number that was tuned for this policy, reward and sampling."""
     from inference.hedging.tuning_file import Wanted, find, load_tuning, setting
-    from inference.pools import pool_header
+    from inference.pools.fill import pool_header
 
     name = Path(base.adapter or base.path).name
     header = pool_header(name, base, None, "transformers", sampling, 1, 0)
@@ -187,8 +187,8 @@ def reward_spec(
     reward: str | None, head: str | None, placement: dict[str, str], manifest: Manifest | None, criterion: str | None
 ) -> RewardSpec | None:
     """The reward that selects: from the flags, else that of the criterion in iama.json."""
-    from iama.schema import validate
-    from iama.specs import RewardSpec
+    from iama.config.schema import validate
+    from iama.config.specs import RewardSpec
 
     if reward is None:
         if head is not None:
@@ -219,8 +219,8 @@ def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
 
 def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:
     """The reward in a file, which no other flag may name."""
-    from iama.schema import load_config
-    from iama.specs import RewardSpec
+    from iama.config.schema import load_config
+    from iama.config.specs import RewardSpec
 
     for flag, value in {"--reward": reward, "--head": head}.items():
         if value is not None:
@@ -230,8 +230,8 @@ def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:
 
 def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     """The flags over the settings of training, since a policy is best served as it was trained."""
-    from iama.schema import validate
-    from iama.specs import Sampling
+    from iama.config.schema import validate
+    from iama.config.specs import Sampling
 
     settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
     settings |= {key: value for key, value in given.items() if value is not None}

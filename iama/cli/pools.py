@@ -17,10 +17,10 @@ from iama.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from iama.judges import Judge
-    from iama.specs import PromptsSpec, RewardSpec, Sampling
-    from inference.pool_file import PoolFile
-    from inference.pools import Draw
+    from iama.config.specs import PromptsSpec, RewardSpec, Sampling
+    from iama.rewards.judge import Judge
+    from inference.pools.file import PoolFile
+    from inference.pools.fill import Draw
 
 ENGINES = ("transformers", "vllm", "openai")
 TIMEOUT_S, NUM_RETRIES = 600.0, 4
@@ -84,9 +84,9 @@ def pool(
     source = _prompts_spec(prompts, subset, split, column or [], max_prompts)
     name = name or Path(adapter or policy or model or "").name
     prepare([policy, adapter, prompts])
-    from iama.data import read_prompts
-    from inference.pools import fill_pool
-    from inference.shards import parse_shard
+    from iama.prompts.data import read_prompts
+    from inference.evaluation.shards import parse_shard
+    from inference.pools.fill import fill_pool
 
     part = None if shard is None else parse_shard(shard)
     rows = read_prompts(source)
@@ -123,15 +123,15 @@ def score(
     """
     wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
     prepare([part.model for part in wanted.parts])
-    from inference.pool_file import read_pool
-    from inference.pools import DISAGREEMENT, add_column
+    from inference.pools.file import read_pool
+    from inference.pools.fill import DISAGREEMENT, add_column
 
     read = read_pool(file)
     for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):
         if not replace and any(name in sample.scores for prompt in read.prompts for sample in prompt.samples):
             raise ConfigError(f"{file} has a column {name!r} already; give --replace, or another --column")
-    from iama.rewards import load_reward
-    from inference.reward_checks import check_signature
+    from iama.rewards.reward import load_reward
+    from inference.evaluation.reward_checks import check_signature
 
     for part in wanted.parts:
         if part.function is not None:
@@ -162,7 +162,7 @@ def merge(
     """
     if out.exists():
         raise RunError(f"{out} exists already; give another name for the merged pool, or delete it")
-    from inference.pool_file import merge_pools, write_pool
+    from inference.pools.file import merge_pools, write_pool
 
     merged = merge_pools(files)
     write_pool(out, merged)
@@ -184,8 +184,8 @@ def _check_engine(engine: str, policy: str | None, url: str | None, model: str |
 def _prompts_spec(
     path: str, subset: str | None, split: str | None, columns: list[str], max_prompts: int | None
 ) -> PromptsSpec:
-    from iama.schema import validate
-    from iama.specs import PromptsSpec
+    from iama.config.schema import validate
+    from iama.config.specs import PromptsSpec
 
     named = {}
     for text in columns:
@@ -199,14 +199,14 @@ def _prompts_spec(
 
 def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], Draw]:
     """Header and draw of a policy that runs in this process; prompts that do not fit are refused here."""
-    from iama.data import with_system_prompt
-    from iama.render import render_prompt
-    from iama.schema import validate
-    from iama.specs import PolicySpec
-    from inference.decode import check_fit
-    from inference.engines import vllm_draw
-    from inference.policy import load_tokenizer
-    from inference.pools import pool_header, transformers_draw
+    from iama.config.schema import validate
+    from iama.config.specs import PolicySpec
+    from iama.prompts.data import with_system_prompt
+    from iama.prompts.render import render_prompt
+    from inference.engine.decode import check_fit
+    from inference.engine.policy import load_tokenizer
+    from inference.pools.engines import vllm_draw
+    from inference.pools.fill import pool_header, transformers_draw
 
     spec = validate(raw, PolicySpec, "command line")
     given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)
@@ -221,9 +221,9 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
 
 def _remote(order: Order, url: str, model: str, api_key_env: str, concurrency: int) -> tuple[dict[str, Any], Draw]:
     """Header and draw of a server's model, which is known by its name and address only."""
-    from iama.remote import Endpoint
-    from inference.engines import openai_draw
-    from inference.pools import engine_header
+    from iama.rewards.remote import Endpoint
+    from inference.pools.engines import openai_draw
+    from inference.pools.fill import engine_header
 
     endpoint = Endpoint(url, model, api_key_env, TIMEOUT_S, NUM_RETRIES, concurrency, "--engine openai")
     policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {url}"}
@@ -234,8 +234,8 @@ def _remote(order: Order, url: str, model: str, api_key_env: str, concurrency: i
 
 def scoring_spec(reward: str | None, head: str | None, spec: Path | None, placement: dict[str, str]) -> RewardSpec:
     """The reward, from the flags or the file."""
-    from iama.schema import load_config
-    from iama.specs import RewardSpec
+    from iama.config.schema import load_config
+    from iama.config.specs import RewardSpec
 
     if (reward is None) == (spec is None):
         raise ConfigError("give --reward DIR or file.py:function, or --spec FILE (and not both)")
@@ -254,8 +254,8 @@ def scoring_spec(reward: str | None, head: str | None, spec: Path | None, placem
 
 def _judge_line(pool: PoolFile, judge: Judge) -> str:
     """What the judge will be asked, each distinct text of a prompt once, and what that costs at most."""
-    from iama.judges import judge_plan
-    from iama.render import as_completion, prompt_text
+    from iama.prompts.render import as_completion, prompt_text
+    from iama.rewards.judge import judge_plan
 
     pairs = [(prompt, text) for prompt in pool.prompts for text in dict.fromkeys(s.text for s in prompt.samples)]
     names = {name for prompt in pool.prompts for name in prompt.columns}

@@ -14,8 +14,8 @@ from iama.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from iama.config import EvaluationConfig
-    from inference.hedging.calibration import NamedFamily
+    from iama.config.settings import EvaluationConfig
+    from inference.evaluation.calibration import NamedFamily
     from inference.hedging.tuning_file import Calibration, TunedMethod
 
 DEFAULT_METHODS = ("bon", "bop")
@@ -64,7 +64,7 @@ def tune(
     prepare([] if settings is None else model_paths(settings))
     from rich.console import Console
 
-    from inference.hedging.calibration import Columns, for_tuning, scored_by_config, scored_files, tuning_of
+    from inference.evaluation.calibration import Columns, for_tuning, scored_by_config, scored_files, tuning_of
     from inference.hedging.tuning_file import save_tuning
 
     if settings is None:
@@ -99,7 +99,7 @@ def _settings(config: Path, overrides: list[str], criteria: list[str]) -> Evalua
 
 def _families(methods: list[str] | None, settings: EvaluationConfig | None) -> list[NamedFamily]:
     """What to tune: the flags, else what the file's methods leave to be tuned, else the default."""
-    from iama.methods import read_family, tuned_family
+    from iama.config.methods import read_family, tuned_family
 
     if methods:
         families = [read_family(method) for method in methods]
@@ -124,7 +124,7 @@ def _check_options(
 
 def _tell_judges(settings: EvaluationConfig) -> None:
     """What judges will be asked, on stderr."""
-    from inference.evaluation_plan import judge_lines, make_plan
+    from inference.evaluation.plan import judge_lines, make_plan
 
     specs = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
     if any(part.judge is not None for spec in specs for part in spec.parts):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from iama.operators import bop_zt
-from iama.rank_operators import best_of_poisson_kl
-from inference.divergences import (
+from iama.objective.operators import bop_zt
+from iama.objective.rank_operators import best_of_poisson_kl
+from inference.selection.divergences import (
     best_of_n_chi_squared,
     best_of_n_kl,
     best_of_poisson_chi_squared,

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import brentq
 
-from iama.methods import FIXED_DRAWS, TUNABLE
-from iama.operators import bop, bop_zt
-from iama.rank_operators import soft_ranks
-from inference.divergences import order_divergences, soft_ranks_chi_squared
+from iama.config.methods import FIXED_DRAWS, TUNABLE
+from iama.objective.operators import bop, bop_zt
+from iama.objective.rank_operators import soft_ranks
 from inference.hedging import densities
 from inference.hedging.weights import (
     bon_law,
@@ -29,6 +28,7 @@ from inference.hedging.weights import (
     order_levels,
     soft_bon_order,
 )
+from inference.selection.divergences import order_divergences, soft_ranks_chi_squared
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

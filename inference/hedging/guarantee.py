@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iama.errors import ConfigError
-from inference.divergences import best_of_n_chi_squared
 from inference.hedging.scores import calibration_scores, known_scores
-from inference.rank_weights import best_of_values
+from inference.selection.divergences import best_of_n_chi_squared
+from inference.selection.rank_weights import best_of_values
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from iama.errors import DataError
-from inference.curves import sorted_scores
+from inference.selection.curves import sorted_scores
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from iama.config.methods import FIXED_DRAWS, TUNABLE
 from iama.errors import ConfigError, DataError, IamaWarning
-from iama.methods import FIXED_DRAWS, TUNABLE
-from inference.bootstrap import Interval, percentile_interval, prompt_weights
 from inference.hedging.families import Family, by_budget, on_ranks
 from inference.hedging.scores import calibration_scores
 from inference.hedging.search import Regime, Search, replicated, search
-from inference.rank_weights import best_of_values, order_values
+from inference.selection.rank_weights import best_of_values, order_values
+from inference.statistics.bootstrap import Interval, percentile_interval, prompt_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from iama.config.methods import tuned_cap, tuned_family
+from iama.config.schema import Strict, validate
+from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.files import write_atomically
-from iama.methods import tuned_cap, tuned_family
-from iama.schema import Strict, validate
-from iama.specs import RewardSpec, Sampling
 from inference.hedging.tune import Tuned
-from inference.pool_file import prompt_ids
-from inference.pool_schema import HeaderPolicy
-from inference.pools import reward_key
-from inference.store import digest
+from inference.pools.file import prompt_ids
+from inference.pools.fill import reward_key
+from inference.pools.format import HeaderPolicy
+from inference.pools.journal import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from iama.config import EvaluationConfig
-    from iama.render import Prompt
-    from inference.evaluation_plan import Source
+    from iama.config.settings import EvaluationConfig
+    from iama.prompts.render import Prompt
+    from inference.evaluation.plan import Source
 
 FILE_NAME = "tuning.json"
 FORMAT = 1

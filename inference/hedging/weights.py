@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iama.errors import ConfigError
-from iama.operators import bop, bop_zt
-from inference.curves import rank_weights
-from inference.rank_weights import best_of_weights, order_weights
-from inference.selection import itp_one_batch_weights
+from iama.objective.operators import bop, bop_zt
+from inference.selection.curves import rank_weights
+from inference.selection.rank_weights import best_of_weights, order_weights
+from inference.selection.rules import itp_one_batch_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

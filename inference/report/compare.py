@@ -10,18 +10,18 @@ from rich.markup import escape
 
 from iama.errors import RunError
 from iama.files import write_atomically
+from inference.evaluation.summary import load_summary
 from inference.report import words
 from inference.report.fill import UNITS, distinct, filled, savings_units, used_units
 from inference.report.html import chart_data, choices, render, style
 from inference.report.terminal import make_table
-from inference.summary import load_summary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
-    from inference.summary import Row, Summary
+    from inference.evaluation.summary import Row, Summary
 
 FILE_NAME = "compare.html"
 _ABSENT = object()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from inference.summary import Row, Summary
+    from inference.evaluation.summary import Row, Summary
 
 UNITS = {
     "samples": "samples",

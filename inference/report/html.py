@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from iama.errors import IamaError
 from iama.files import write_atomically
+from inference.evaluation.summary import load_summary
 from inference.report import words
 from inference.report.fill import UNITS, distinct, filled, savings_units, used_units
 from inference.report.risks import find_risks
-from inference.savings import FALL_TOLERANCE
-from inference.summary import load_summary
+from inference.statistics.savings import FALL_TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from inference.summary import Row, Summary
+    from inference.evaluation.summary import Row, Summary
 
 FILE_NAME = "report.html"
 # Distinguishable for colour-blind readers, and on light and dark ground (Okabe and Ito).

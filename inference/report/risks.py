@@ -18,7 +18,7 @@ from inference.report.words import (
 )
 
 if TYPE_CHECKING:
-    from inference.summary import Row, Summary
+    from inference.evaluation.summary import Row, Summary
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from inference.summary import Row, Summary
+    from inference.evaluation.summary import Row, Summary
 
 SHOWN_UNITS = {"samples": "samples (95 %)", "policy_tokens": "tokens", "flops": "FLOPs"}
 WIDE = 100

@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from inference.report.fill import filled
-from inference.savings import FALL_TOLERANCE
+from inference.statistics.savings import FALL_TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inference.summary import Row, Summary
+    from inference.evaluation.summary import Row, Summary
 
 TITLES = {"base": "the untrained base", "grpo": "linear GRPO"}
 METHODS = {"bon": "Best-of-N", "bop": "Best-of-Poisson"}

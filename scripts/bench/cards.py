@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from inference.cards import acceptance_summary
-from inference.random_streams import prompt_keys, stream_keys, uniforms
-from inference.scoring import reads_in_pieces
+from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
+from inference.engine.reward_rows import reads_in_pieces
+from inference.samplers.cards import acceptance_summary
 from scripts.bench import setting as settings_of
 from scripts.bench.cards_baseline import Baseline, respond
 from scripts.bench.counting import policy_necessary, recorded, reward_necessary, watched
@@ -18,8 +18,8 @@ from scripts.bench.setting import timed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inference.cards import CardsSettings
-    from inference.samplers import Completion
+    from inference.samplers.best_of import Completion
+    from inference.samplers.cards import CardsSettings
     from scripts.bench.setting import Bench
 
 READERS = {"whole": False, "cached": True}

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from iama.render import prompt_text
+from iama.prompts.render import prompt_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import torch
 
-    from iama.render import Message
-    from iama.rewards import Reward
-    from inference.samplers import Completion
+    from iama.prompts.render import Message
+    from iama.rewards.reward import Reward
+    from inference.samplers.best_of import Completion
 
 
 @dataclass

@@ -7,7 +7,7 @@ differentiates, each candidate's whole row; and a candidate is known as a repeti
 
 It covers the setting of the bench alone: greedy decoding, no end tokens, no segment cut by its length. The gradient is
 that of input embeddings with frozen weights, where the public code forms that of dense one-hot rows. Given the same
-models it answers what `inference.ggro` answers.
+models it answers what `inference.samplers.ggro` answers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 @dataclass(frozen=True)
 class Baseline:
-    """Models, their weights frozen, and the method's settings (names as in `inference.ggro.GgroSettings`)."""
+    """Models, their weights frozen, and the method's settings (names as in `inference.samplers.ggro.GgroSettings`)."""
 
     policy: Any
     reward: Any

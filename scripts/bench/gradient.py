@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
-from iama.specs import Sampling
-from inference.decode import decode
-from inference.ggro import Ggro, GgroSettings
-from inference.langevin import Chains, Energy, Models, Start
-from inference.reward_gradient import EmbeddedReward, around
-from inference.scoring import reads_in_pieces
-from inference.sea import Sea, SeaSettings, end_tokens, silent_tokens
-from inference.sea_run import Run, Search
+from iama.config.specs import Sampling
+from inference.engine.decode import decode
+from inference.engine.reward_gradient import EmbeddedReward, around
+from inference.engine.reward_rows import reads_in_pieces
+from inference.samplers.ggro import Ggro, GgroSettings
+from inference.samplers.sea import Sea, SeaSettings, end_tokens, silent_tokens
+from inference.samplers.sea_energy import Chains, Energy, Models, Start
+from inference.samplers.sea_run import Run, Search
 from scripts.bench.entries import Entry
 from scripts.bench.ggro_baseline import Answer, Baseline, respond
 from scripts.bench.plain_sampling import ratios
@@ -26,7 +26,7 @@ from scripts.bench.setting import timed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from inference.samplers import Completion
+    from inference.samplers.best_of import Completion
     from scripts.bench.setting import Bench
 
 
@@ -257,7 +257,7 @@ def run_each(passes: list[Passes], number: int) -> None:
 class Passes:
     """Bare passes of policy and reward over rows of one shape: what steps read and differentiate, nothing else.
 
-    As in `inference.langevin` the policy reads from the prompt's last token on, what is before it being constant.
+    As in `inference.samplers.sea_energy` the policy reads from the prompt's last token on, what is before it being constant.
     """
 
     def __init__(self, bench: Bench, starts: list[Start]) -> None:

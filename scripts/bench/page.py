@@ -14,13 +14,13 @@ import torch
 import transformers
 
 from iama.files import write_atomically
-from inference.ggro import GgroSettings
+from inference.samplers.ggro import GgroSettings
 from scripts.bench.entries import BARS, Entry
 from scripts.bench.plain_sampling import ratios
 from scripts.experiments.pages import Claim, claims_table, table, write_page
 
 if TYPE_CHECKING:
-    from inference.cards import CardsSettings
+    from inference.samplers.cards import CardsSettings
     from scripts.bench.cards import CardsFigures
     from scripts.bench.entries import Kind
     from scripts.bench.gradient import GradientFigures

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from iama.files import write_atomically
-from inference.cards import CardsSettings
+from inference.samplers.cards import CardsSettings
 from scripts.bench import cards, gradient, plain_sampling, training
 from scripts.bench.page import Report, machine
 from scripts.bench.setting import calibrate

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import DynamicCache
 
-from iama.specs import Sampling
-from inference.decode import decode
+from iama.config.specs import Sampling
+from inference.engine.decode import decode
 from scripts.bench.entries import Entry, Latency
 from scripts.bench.setting import timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inference.policy import Policy
+    from inference.engine.policy import Policy
     from scripts.bench.setting import Bench
 
 EVERY = 3  # rounds in which the wide bare loop, which only stands beside a ratio, takes part

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from iama.data import load_prompts
+from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import DataError, RunError
-from iama.render import render_prompt
-from iama.rewards import load_reward
-from iama.specs import PolicySpec, RewardSpec, Sampling
-from inference.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
-from inference.decode import decode, special_tokens
-from inference.policy import load_policy
-from inference.sampling import entropy
+from iama.prompts.data import load_prompts
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import load_reward
+from inference.engine.decode import decode, special_tokens
+from inference.engine.next_token import entropy
+from inference.engine.policy import load_policy
+from inference.samplers.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.render import Message
-    from iama.rewards import Classifier, Reward
-    from inference.policy import Policy
+    from iama.prompts.render import Message
+    from iama.rewards.reward import Classifier, Reward
+    from inference.engine.policy import Policy
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,15 +18,15 @@ from rich.console import Console
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from iama.config import TrainingConfig
-from iama.objective import Criterion, Objective
-from iama.operators import bon
-from iama.schema import load_config
+from iama.config.schema import load_config
+from iama.config.settings import TrainingConfig
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon
 from scripts import launch
 from scripts.bench.entries import Entry
 from scripts.experiments.stock_grpo import build
-from trainers.build import build_trainer
-from trainers.plan import make_plan
+from trainers.run.build import build_trainer
+from trainers.run.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

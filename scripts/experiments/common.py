@@ -26,20 +26,20 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from iama.config import EvaluationCriterion, TrainingConfig
+from iama.config.schema import load_config
+from iama.config.settings import EvaluationCriterion, TrainingConfig
+from iama.config.specs import RewardSpec
 from iama.errors import IamaError
-from iama.estimators import group_value
-from iama.schema import load_config
-from iama.specs import RewardSpec
+from iama.objective.estimators import group_value
 from scripts import launch
-from trainers.train import run_is_finished
+from trainers.run.train import run_is_finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from iama.operators import Operator
+    from iama.objective.operators import Operator
     from scripts.experiments.pools import Scores
 
     Floats = NDArray[np.float64]

@@ -11,17 +11,17 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iama.data import load_prompts
+from iama.config.specs import RewardSpec
 from iama.files import write_atomically
-from iama.rewards import load_reward
-from iama.specs import RewardSpec
+from iama.prompts.data import load_prompts
+from iama.rewards.reward import load_reward
 from scripts.experiments import common
 from scripts.experiments.pools import prefixed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from iama.rewards import Reward
+    from iama.rewards.reward import Reward
 
 PREFIXES = {"helpful": "please help. ", "harmless": "safety first. "}
 """Words that the demo's tokenizer has whole; it would spell `harmless` letter by letter."""

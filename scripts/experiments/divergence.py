@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
-from iama.data import load_prompts
+from iama.config.specs import PolicySpec
 from iama.files import write_atomically
-from iama.fingerprint import fingerprint
-from iama.render import render_prompt
-from iama.specs import PolicySpec
-from inference.store import digest
+from iama.models.fingerprint import fingerprint
+from iama.prompts.data import load_prompts
+from iama.prompts.render import render_prompt
+from inference.pools.journal import digest
 from scripts.experiments import common
 from scripts.experiments.pools import SAMPLING, prefixed, quieten
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from inference.policy import Policy
+    from inference.engine.policy import Policy
 
 NUM_SAMPLES = 8
 Sequences = list[tuple[list[int], list[int]]]
@@ -57,7 +57,7 @@ def kl_to_base(
 
 
 def _measure(home: Path, adapter: Path, rows: list[dict[str, Any]], texts: list[list[str]], prefix: str) -> float:
-    from inference.policy import load_policy
+    from inference.engine.policy import load_policy
 
     quieten()
     base = load_policy("base", PolicySpec(path=str(home / "policy")))

@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iama.data import load_prompts
 from iama.files import write_atomically
+from iama.prompts.data import load_prompts
 from scripts.experiments import dynamics_page
 from scripts.experiments.common import CRITERIA, FOLDER, SEARCH_SEED, SEEDS, Job, train_many, world
 from scripts.experiments.dynamics_tracks import DEFAULT, LINEAR, track

@@ -55,7 +55,7 @@ each other.
 """
 
 INTRO = """One prompt, a softmax policy over 64 atoms, Best-of-N on a reward: `loo`, `loo1` and `plugin` are the
-library's estimators (`iama.estimators.advantages`), *plain GRPO* the leave-one-out advantage of the reward itself,
+library's estimators (`iama.objective.estimators.advantages`), *plain GRPO* the leave-one-out advantage of the reward itself,
 which knows no N. **Noise** is the standard deviation of the gradient from one group over the length of the true
 gradient, **bias** the distance of its expectation from the true gradient over the same; biases are computed exactly,
 noise from {groups} groups for each of {tables} policies (logits and rewards drawn anew); figures are means over

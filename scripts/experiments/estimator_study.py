@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from iama.estimators import advantages
-from iama.operators import bon, identity, soft_bon, tilt
+from iama.objective.estimators import advantages
+from iama.objective.operators import bon, identity, soft_bon, tilt
 from scripts.experiments import estimator_page
 from scripts.experiments.toy_problem import draw, policy_gradient
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.operators import Operator
+    from iama.objective.operators import Operator
 
     Floats = NDArray[np.float64]
 

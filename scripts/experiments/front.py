@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from iama.operators import bon
+from iama.objective.operators import bon
 from scripts.experiments import common
 from scripts.experiments.common import CRITERIA
 from scripts.experiments.divergence import kl_to_base

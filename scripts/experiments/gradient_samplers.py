@@ -18,15 +18,15 @@ import numpy as np
 from rich.console import Console
 
 from iama.errors import IamaWarning
-from iama.fingerprint import fingerprint
-from iama.render import render_prompt
-from iama.rewards import load_reward
-from inference.flops import size_of
-from inference.ggro import Ggro, GgroSettings
-from inference.log_ratios import response_ids, sequence_log_probabilities
-from inference.policy import load_policy
-from inference.sea import Sea, SeaSettings
-from inference.store import append_line, digest, read_lines
+from iama.models.fingerprint import fingerprint
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import load_reward
+from inference.engine.flops import size_of
+from inference.engine.likelihood import response_ids, sequence_log_probabilities
+from inference.engine.policy import load_policy
+from inference.pools.journal import append_line, digest, read_lines
+from inference.samplers.ggro import Ggro, GgroSettings
+from inference.samplers.sea import Sea, SeaSettings
 from scripts.demo_world import parse_answer
 from scripts.experiments import common, segment_samplers
 from scripts.experiments.common import CRITERIA, SEEDS
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.specs import Sampling
-    from inference.policy import Policy
-    from inference.pool_file import PoolFile
+    from iama.config.specs import Sampling
+    from inference.engine.policy import Policy
+    from inference.pools.file import PoolFile
     from scripts.experiments.gradient_samplers_values import Results
     from scripts.experiments.segment_setup import Adapters, Setup
 

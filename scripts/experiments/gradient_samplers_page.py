@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.ggro import GgroSettings
-from inference.sea import SeaSettings
+from inference.samplers.ggro import GgroSettings
+from inference.samplers.sea import SeaSettings
 from scripts.experiments import figures, pages
 from scripts.experiments.common import CRITERIA
 from scripts.experiments.fronts import verdict
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from inference.savings import EqualCost
+    from inference.statistics.savings import EqualCost
     from scripts.experiments.common import Estimate
     from scripts.experiments.gradient_samplers import Size
     from scripts.experiments.gradient_samplers_values import Cell, Method, Results

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import comb
 
-from iama.operators import bon
-from inference.budgets import lengths, pool_costs
-from inference.curves import curves
-from inference.pools import PoolScores
-from inference.savings import Comparison, difference_at_equal_cost, paired_difference
-from inference.scoring import num_common, reads_in_pieces
+from iama.objective.operators import bon
+from inference.engine.reward_rows import num_common, reads_in_pieces
+from inference.pools.fill import PoolScores
+from inference.selection.curves import curves
+from inference.statistics.costs import lengths, pool_costs
+from inference.statistics.savings import Comparison, difference_at_equal_cost, paired_difference
 from scripts.experiments.common import Estimate
 from scripts.experiments.segment_samplers_values import TIE, keep_shares
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.flops import ModelSize
-    from iama.rewards import Classifier
-    from inference.pool_file import PoolFile
-    from inference.savings import EqualCost
+    from iama.models.flops import ModelSize
+    from iama.rewards.reward import Classifier
+    from inference.pools.file import PoolFile
+    from inference.statistics.savings import EqualCost
 
     Floats = NDArray[np.float64]
     Results = Mapping[int, Mapping[tuple[str, str], "Cell"]]

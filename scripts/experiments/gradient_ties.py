@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from iama.rewards import load_reward
-from inference.ggro import Ggro, GgroSettings
-from inference.ggro_scores import GradientScores
-from inference.policy import load_policy
+from iama.rewards.reward import load_reward
+from inference.engine.policy import load_policy
+from inference.samplers.ggro import Ggro, GgroSettings
+from inference.samplers.ggro_scores import GradientScores
 from scripts.experiments import common
 from scripts.experiments.pools import SAMPLING, policy_spec
 from scripts.experiments.segment_setup import prompts
@@ -18,7 +18,7 @@ from scripts.experiments.segment_setup import prompts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inference.ggro_candidates import Try
+    from inference.samplers.ggro_candidates import Try
 
 NUM_PROMPTS = 6
 

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from iama.config.specs import RewardSpec
 from iama.errors import IamaWarning
-from iama.fingerprint import fingerprint
-from iama.rewards import load_reward
-from iama.specs import RewardSpec
-from inference.cards import Cards, CardsSettings
-from inference.ggro import Ggro, GgroSettings
+from iama.models.fingerprint import fingerprint
+from iama.rewards.reward import load_reward
+from inference.engine.policy import load_policy
 from inference.hedging import tune
-from inference.policy import load_policy
-from inference.pools import score_pool
-from inference.sea import Sea, SeaSettings
-from inference.store import append_line, digest, read_lines
+from inference.pools.fill import score_pool
+from inference.pools.journal import append_line, digest, read_lines
+from inference.samplers.cards import Cards, CardsSettings
+from inference.samplers.ggro import Ggro, GgroSettings
+from inference.samplers.sea import Sea, SeaSettings
 from scripts.demo_corpus import make_world
 from scripts.demo_fit import question
 from scripts.demo_world import all_prompts
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.specs import Sampling
-    from inference.pool_file import PoolFile
-    from inference.pools import PoolScores
+    from iama.config.specs import Sampling
+    from inference.pools.file import PoolFile
+    from inference.pools.fill import PoolScores
     from scripts.experiments.hedging_values import Results
 
     Floats = NDArray[np.float64]

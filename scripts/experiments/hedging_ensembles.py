@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.ensembles import aggregate, within_prompt_spread
+from iama.rewards.ensemble import aggregate, within_prompt_spread
 from scripts.experiments.hedging_values import FAR, NEARER, expected, gap
 
 if TYPE_CHECKING:

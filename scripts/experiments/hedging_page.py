@@ -81,7 +81,7 @@ calibration prompts is highest and is no test of a fall; the interval must be re
 CURVES = """## Best-of-n: gold rises, then falls
 
 Means over prompts, the first member as proxy. *Onset*: the first n after the peak whose gold is surely below it
-(`inference.hacking`). Proxy is in standard deviations of the calibration pool."""
+(`inference.statistics.hacking`). Proxy is in standard deviations of the calibration pool."""
 
 HEDGED = """## HedgeTune against the best fixed setting
 

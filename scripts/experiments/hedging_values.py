@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.methods import FIXED_DRAWS
-from inference.curves import sorted_scores
-from inference.hacking import hacking
+from iama.config.methods import FIXED_DRAWS
 from inference.hedging import densities
 from inference.hedging.families import NO_PRESSURE, by_budget, on_ranks
 from inference.hedging.weights import bon_weights, bop_weights, itp_weights, soft_bon_weights
+from inference.selection.curves import sorted_scores
+from inference.statistics.hacking import hacking
 from scripts.experiments.common import bootstrap
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from inference.hacking import Hacking
     from inference.hedging import Tuned
     from inference.hedging.families import Family
+    from inference.statistics.hacking import Hacking
     from scripts.experiments.common import Estimate
 
     Floats = NDArray[np.float64]

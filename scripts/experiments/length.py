@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.config import EvaluationCriterion
-from iama.operators import bon, identity
-from iama.specs import RewardSpec
+from iama.config.settings import EvaluationCriterion
+from iama.config.specs import RewardSpec
+from iama.objective.operators import bon, identity
 from scripts.experiments import length_page
 from scripts.experiments.common import SEARCH_SEED, SEEDS, Job, final_kl, metrics, pools, train_many, values
 from scripts.experiments.length_law import zones

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from iama.estimators import group_value
-from iama.operators import bon
+from iama.objective.estimators import group_value
+from iama.objective.operators import bon
 from scripts.experiments.common import CRITERIA
 from scripts.experiments.front import BUDGET, measure_seeds
 from scripts.experiments.fronts import hypervolume, split_value

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from iama.config import EvaluationCriterion
-from iama.specs import RewardSpec
+from iama.config.settings import EvaluationCriterion
+from iama.config.specs import RewardSpec
 from scripts import launch
 from scripts.experiments import operators_page
 from scripts.experiments.common import CRITERIA, SEEDS, Job, criteria, final_kl, pools, train_many

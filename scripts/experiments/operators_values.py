@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.operators import parse_operator
+from iama.objective.operators import parse_operator
 from scripts.experiments.common import CRITERIA, Estimate, bootstrap, values
 
 if TYPE_CHECKING:

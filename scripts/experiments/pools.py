@@ -14,13 +14,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iama.data import load_prompts
+from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.files import temporary_name
-from iama.fingerprint import fingerprint
-from iama.rewards import load_reward
-from iama.specs import PolicySpec, RewardSpec, Sampling
-from inference.pools import fill_pool, pool_header, score_pool, transformers_draw
-from inference.store import digest
+from iama.models.fingerprint import fingerprint
+from iama.prompts.data import load_prompts
+from iama.rewards.reward import load_reward
+from inference.pools.fill import fill_pool, pool_header, score_pool, transformers_draw
+from inference.pools.journal import digest
 from scripts.experiments import common
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.config import EvaluationCriterion
-    from inference.pool_file import PoolFile
+    from iama.config.settings import EvaluationCriterion
+    from inference.pools.file import PoolFile
 
     Floats = NDArray[np.float64]
 

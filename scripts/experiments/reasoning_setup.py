@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iama.data import load_prompts
+from iama.config.specs import PolicySpec, RewardSpec
 from iama.errors import IamaWarning
-from iama.fingerprint import fingerprint
-from iama.render import render_prompt
-from iama.rewards import load_reward
-from iama.specs import PolicySpec, RewardSpec
-from inference.ggro import Ggro, GgroSettings
-from inference.log_ratios import response_ids, sequence_log_probabilities
-from inference.policy import load_policy
-from inference.pools import fill_pool, pool_header, score_pool, transformers_draw
-from inference.sea import Sea, SeaSettings
-from inference.store import append_line, digest, read_lines
-from inference.token_search import Args, ArgsSettings
+from iama.models.fingerprint import fingerprint
+from iama.prompts.data import load_prompts
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import load_reward
+from inference.engine.likelihood import response_ids, sequence_log_probabilities
+from inference.engine.policy import load_policy
+from inference.pools.fill import fill_pool, pool_header, score_pool, transformers_draw
+from inference.pools.journal import append_line, digest, read_lines
+from inference.samplers.args import Args, ArgsSettings
+from inference.samplers.ggro import Ggro, GgroSettings
+from inference.samplers.sea import Sea, SeaSettings
 from scripts import launch
 from scripts.experiments import common
 from scripts.experiments.gradient_samplers import UNITS, chosen_prompts
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.rewards import Reward
-    from inference.policy import Policy
-    from inference.pool_file import PoolFile
+    from iama.rewards.reward import Reward
+    from inference.engine.policy import Policy
+    from inference.pools.file import PoolFile
     from scripts.experiments.reasoning_values import Method
 
     Floats = NDArray[np.float64]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from iama.operators import bon
-from inference.curves import curves
-from inference.ggro import GgroSettings
-from inference.savings import Comparison, difference_at_equal_cost, samples_needed
+from iama.objective.operators import bon
+from inference.samplers.ggro import GgroSettings
+from inference.selection.curves import curves
+from inference.statistics.savings import Comparison, difference_at_equal_cost, samples_needed
 from scripts.experiments import common
 from scripts.experiments.gradient_samplers_values import (
     NUM_BOOTSTRAP,

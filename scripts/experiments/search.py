@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from iama.operators import bon
+from iama.objective.operators import bon
 from scripts.experiments import common, figures, pages
 from scripts.experiments.conditioned import PREFIXES
 from scripts.experiments.rivals import LANES, Setting

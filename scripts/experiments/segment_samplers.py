@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from iama.rewards import load_reward
+from iama.rewards.reward import load_reward
 from scripts.experiments import common, rivals
 from scripts.experiments.common import CRITERIA, SEARCH_SEED, SEEDS
 from scripts.experiments.pools import SAMPLING, quieten
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.rewards import Reward
-    from iama.specs import Sampling
+    from iama.config.specs import Sampling
+    from iama.rewards.reward import Reward
     from scripts.experiments.segment_samplers_values import Results
     from scripts.experiments.segment_setup import Adapters, Setup
 

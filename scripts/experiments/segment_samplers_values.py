@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from iama.operators import bon
-from inference.curves import rank_weights
+from iama.objective.operators import bon
+from inference.selection.curves import rank_weights
 from scripts.experiments import common
 
 if TYPE_CHECKING:

@@ -13,17 +13,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from iama.data import load_prompts
 from iama.errors import IamaWarning
-from iama.fingerprint import fingerprint
-from iama.operators import RankOperator, parse_operator
-from iama.rewards import load_reward
-from inference.cards import Cards, CardsSettings, acceptance_summary, rejection_settings
-from inference.policy import load_policy
-from inference.samplers import SelectionSampler
-from inference.scoring import num_common
-from inference.store import append_line, digest, read_lines
-from inference.token_search import Args, ArgsSettings
+from iama.models.fingerprint import fingerprint
+from iama.objective.operators import RankOperator, parse_operator
+from iama.prompts.data import load_prompts
+from iama.rewards.reward import load_reward
+from inference.engine.policy import load_policy
+from inference.engine.reward_rows import num_common
+from inference.pools.journal import append_line, digest, read_lines
+from inference.samplers.args import Args, ArgsSettings
+from inference.samplers.best_of import SelectionSampler
+from inference.samplers.cards import Cards, CardsSettings, acceptance_summary, rejection_settings
 from scripts.experiments import common
 from scripts.experiments.common import CRITERIA
 from scripts.experiments.pools import Task, policy_spec
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.rewards import Reward
-    from iama.specs import PolicySpec, Sampling
-    from inference.policy import Policy
-    from inference.pool_file import PoolFile
+    from iama.config.specs import PolicySpec, Sampling
+    from iama.rewards.reward import Reward
+    from inference.engine.policy import Policy
+    from inference.pools.file import PoolFile
     from scripts.experiments.pools import Scores
 
     Floats = NDArray[np.float64]

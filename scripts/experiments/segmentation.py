@@ -19,14 +19,14 @@ import torch
 from rich.console import Console
 from scipy.stats import rankdata
 
-from iama.fingerprint import fingerprint
-from iama.render import render_prompt
-from inference.cards import CardsSettings
-from inference.decode import response_text
-from inference.samplers import draw
-from inference.sampling import entropy
-from inference.scoring import RewardRows
-from inference.store import append_line, digest, read_lines
+from iama.models.fingerprint import fingerprint
+from iama.prompts.render import render_prompt
+from inference.engine.decode import response_text
+from inference.engine.next_token import entropy
+from inference.engine.reward_rows import RewardRows
+from inference.pools.journal import append_line, digest, read_lines
+from inference.samplers.best_of import draw
+from inference.samplers.cards import CardsSettings
 from scripts.experiments import common
 from scripts.experiments.common import CRITERIA, SEARCH_SEED, SEEDS
 from scripts.experiments.pools import SAMPLING, quieten
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.specs import Sampling
+    from iama.config.specs import Sampling
     from scripts.experiments.common import Estimate
     from scripts.experiments.segment_setup import Adapters, Setup
 

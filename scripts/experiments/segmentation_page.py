@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.cards import CardsSettings
+from inference.samplers.cards import CardsSettings
 from scripts.experiments import figures, pages
 from scripts.experiments.common import CRITERIA
 from scripts.experiments.fronts import verdict

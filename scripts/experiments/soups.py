@@ -11,7 +11,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from iama.files import temporary_name
-from iama.fingerprint import fingerprint
+from iama.models.fingerprint import fingerprint
 from scripts.experiments.pools import quieten
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from iama.config import TrainingConfig
+from iama.config.schema import load_config
+from iama.config.settings import TrainingConfig
 from iama.environment import prepare_environment
 from iama.files import temporary_name, write_atomically
-from iama.schema import load_config
-from trainers.train import ADAPTER, CONFIG_FILE, run_is_finished
+from trainers.run.train import ADAPTER, CONFIG_FILE, run_is_finished
 
 
 def main(
@@ -51,11 +51,11 @@ def build(training: TrainingConfig) -> Any:
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    from iama.data import read_prompts
-    from iama.rewards import load_reward
-    from trainers.callbacks import MetricsFile
-    from trainers.plan import load_policy_tokenizer, prompts_that_fit, trainer_fields
-    from trainers.watch import Watch
+    from iama.prompts.data import read_prompts
+    from iama.rewards.reward import load_reward
+    from trainers.run.callbacks import MetricsFile
+    from trainers.run.plan import load_policy_tokenizer, prompts_that_fit, trainer_fields
+    from trainers.run.watch import Watch
 
     criteria = training.objective.criteria
     watch = Watch(training.watch, [c.name for c in criteria])

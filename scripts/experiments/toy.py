@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from iama.operators import bon, identity, tilt
+from iama.objective.operators import bon, identity, tilt
 from scripts.experiments import toy_page
 from scripts.experiments.toy_problem import (
     Problem,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from iama.operators import Operator
+    from iama.objective.operators import Operator
 
     Floats = NDArray[np.float64]
 

@@ -33,7 +33,7 @@ between neighbours), the one with it is found by Newton's method and certified b
 LEARNED = """## a. GRPO against the closed form
 
 32 groups of G = 8 a step, 1000 steps, plain gradient steps on the logits (10, falling to zero), beta = 0.001, three
-seeds; advantages from `iama.objective.Objective` with `estimator="auto"` (leave-one-out at N = 4, LOO-1 at N = 8), the
+seeds; advantages from `iama.objective.objective.Objective` with `estimator="auto"` (leave-one-out at N = 4, LOO-1 at N = 8), the
 KL sampled as well. Linear GRPO is the same program with `operator: identity`. Its own optimum is shown too: no step
 size or length of run would help it. *Outer mass* is the mass outside [1/4, 3/4]. The value is flat near its optimum:
 the learned policies lose next to nothing of it while they have yet to move all the mass to the two ends.

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import logsumexp
 
-from iama import estimators
-from iama.objective import Criterion, Objective
-from iama.operators import bon, identity
+from iama.objective import estimators
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon, identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from iama.estimators import Estimator
-    from iama.operators import Operator
+    from iama.objective.estimators import Estimator
+    from iama.objective.operators import Operator
 
     Floats = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import track
 
-from inference.store import digest
+from inference.pools.journal import digest
 from scripts.build_demo_models import STAMP
 from scripts.demo_corpus import Criterion, count_sure_words, make_world, sample_pairs
 from scripts.experiments import common

@@ -18,16 +18,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from iama.config import EvaluationCriterion
-from iama.data import load_prompts
-from iama.operators import bon
-from iama.rewards import load_reward
-from iama.specs import RewardSpec
-from inference.break_even import mean_prompt_tokens, read_run
-from inference.budgets import lengths, pool_costs
-from inference.curves import curves
-from inference.flops import forward_flops, size_from_folder
-from inference.pools import PoolScores
+from iama.config.settings import EvaluationCriterion
+from iama.config.specs import RewardSpec
+from iama.objective.operators import bon
+from iama.prompts.data import load_prompts
+from iama.rewards.reward import load_reward
+from inference.engine.flops import forward_flops, size_from_folder
+from inference.pools.fill import PoolScores
+from inference.selection.curves import curves
+from inference.statistics.break_even import mean_prompt_tokens, read_run
+from inference.statistics.costs import lengths, pool_costs
 from scripts.build_demo_models import STAMP, Parameters
 from scripts.demo_corpus import CRITERIA, Criterion, make_world, sample_pairs
 from scripts.experiments import common
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from inference.flops import ModelSize
+    from inference.engine.flops import ModelSize
     from scripts.experiments.pools import Scores
     from scripts.experiments.rivals import Setting
 
@@ -265,7 +265,7 @@ def training_costs(home: Path, runs: Mapping[str, Path], sizes: tuple[ModelSize,
 
 
 def run_flops(run: Path, policy: ModelSize, reward: ModelSize, num_rewards: int) -> float:
-    """Operations of a finished training run (`inference.break_even`)."""
+    """Operations of a finished training run (`inference.statistics.break_even`)."""
     done, prompt = read_run(run), mean_prompt_tokens(run)
     tokens = round(prompt + done.mean_response_tokens)
     own, read = (forward_flops(size, 0, tokens) / tokens for size in (policy, reward))

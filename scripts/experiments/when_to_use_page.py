@@ -40,7 +40,7 @@ from scripts.experiments.when_to_use_values import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from inference.savings import Savings
+    from inference.statistics.savings import Savings
     from scripts.experiments.when_to_use import Measured
     from scripts.experiments.when_to_use_values import Crossing
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.bootstrap import percentile_interval, resample
-from inference.savings import Comparison, Savings, at_budget, estimate_savings, samples_needed
+from inference.statistics.bootstrap import percentile_interval, resample
+from inference.statistics.savings import Comparison, Savings, at_budget, estimate_savings, samples_needed
 from scripts.experiments.common import CRITERIA, Estimate
 from scripts.experiments.rivals import pool_name
 from scripts.experiments.when_to_use import BUDGET, REPLACED, plain

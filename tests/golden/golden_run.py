@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-UNITS = re.compile(r"seconds|versions|version$|_at$|time|flops_per_second|memory|peak|host|pid|path$|^python$|^platform$")
+UNITS = re.compile(
+    r"seconds|versions|version$|_at$|time|flops_per_second|memory|peak|host|pid|path$|^python$|^platform$"
+)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 DURATION = re.compile(r"\d+(\.\d+)?(e-?\d+)? ?(s|ms|seconds|minutes|min)\b")
 PROMPT = "how do i climb a roof today?"
@@ -177,7 +179,9 @@ def _pools(record: dict[str, Any], max_new_tokens: int) -> None:
         _iama("score", file, "--reward", "rm-helpful", "--column", "helpful")
         record[f"score {file}"] = _iama("score", file, "--reward", "gold.py:words", "--column", "helpful/gold")
         record[file] = _content(Path(file))
-    record["evaluate --pool"] = _iama("evaluate", "--pool", "base=base.jsonl", "--pool", "iama=iama.jsonl", "--out", "own")
+    record["evaluate --pool"] = _iama(
+        "evaluate", "--pool", "base=base.jsonl", "--pool", "iama=iama.jsonl", "--out", "own"
+    )
     record["own/summary.json"] = _content(Path("own/summary.json"))
     record["standardise"] = _iama("standardise", "--config", "train.yaml", "--num-prompts", 2)
 
@@ -199,7 +203,18 @@ def _evaluate(record: dict[str, Any]) -> None:
 
 
 def _tune(record: dict[str, Any]) -> None:
-    given = ["--pool", "base.jsonl", "--method", "bon", "--method", "bop", "--method", "soft_bon(4)", "--method", "itp(4)"]
+    given = [
+        "--pool",
+        "base.jsonl",
+        "--method",
+        "bon",
+        "--method",
+        "bop",
+        "--method",
+        "soft_bon(4)",
+        "--method",
+        "itp(4)",
+    ]
     record["tune"] = _iama("tune", *given, "--criterion", "helpful", "--out", "tuning")
     record["tuning/tuning.json"] = _content(Path("tuning/tuning.json"))
 

@@ -71,4 +71,6 @@ def same(stored: Any, made: Any) -> bool:
 
 
 def close(stored: float, made: float) -> bool:
-    return stored == made or math.isclose(stored, made, rel_tol=1e-3, abs_tol=2e-4) or stored != stored and made != made
+    return (
+        stored == made or math.isclose(stored, made, rel_tol=1e-3, abs_tol=2e-4) or (stored != stored and made != made)
+    )

@@ -12,15 +12,15 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-import iama.rewards
-import inference.policy
+import iama.rewards.reward
+import inference.engine.policy
 from iama.cli import app
-from iama.config import EvaluationConfig, TrainingConfig
-from iama.data import read_prompts
-from iama.manifest import load_manifest
-from iama.rewards import load_reward
-from iama.schema import load_config
-from iama.specs import Sampling
+from iama.config.manifest import load_manifest
+from iama.config.schema import load_config
+from iama.config.settings import EvaluationConfig, TrainingConfig
+from iama.config.specs import Sampling
+from iama.prompts.data import read_prompts
+from iama.rewards.reward import load_reward
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def exported(tiny, tmp_path) -> Path:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
-    from iama.manifest import Manifest
+    from iama.config.manifest import Manifest
 
     folder = tmp_path / "exported"
     model = LlamaForCausalLM.from_pretrained(tiny.policy)
@@ -209,7 +209,7 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
     asked = ["generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--reward", tiny.reward]
     asked += ["--method", "bon", "--n", 2, "--max-new-tokens", 6]
     loaded = []
-    for module, name in ((inference.policy, "load_policy"), (iama.rewards, "load_reward")):
+    for module, name in ((inference.engine.policy, "load_policy"), (iama.rewards.reward, "load_reward")):
         load = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, load=load: loaded.append(load(*args)) or loaded[-1])
     code, _, err = run(*asked, "--dtype", "bfloat16")

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from iama.data import fitting_prompts, load_prompts, read_prompts, with_system_prompt
+from iama.config.schema import Strict, load_config
+from iama.config.specs import PromptsSpec
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError
 from iama.files import is_temporary, temporary_name, write_atomically
-from iama.render import as_completion, completion_text, prompt_text, render_exchange, render_prompt
-from iama.schema import Strict, load_config
-from iama.specs import PromptsSpec
+from iama.prompts.data import fitting_prompts, load_prompts, read_prompts, with_system_prompt
+from iama.prompts.render import as_completion, completion_text, prompt_text, render_exchange, render_prompt
 
 MESSAGES = [{"role": "user", "content": "bake bread"}]
 SYSTEM = {"role": "system", "content": "be brief"}

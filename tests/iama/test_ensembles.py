@@ -15,19 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.config import TrainingConfig
-from iama.data import load_prompts
-from iama.ensembles import aggregate, described, disagreement, member_name
+from iama.config.schema import load_config, validate
+from iama.config.settings import TrainingConfig
+from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, RewardError
-from iama.flops import forward_flops, size_of
-from iama.rewards import check_reward, load_reward
-from iama.schema import load_config, validate
-from iama.specs import RewardSpec, Sampling
-from inference.pool_config import config_from_pools
-from inference.pool_file import read_pool
-from inference.pools import score_pool
-from inference.sea import Sea, SeaSettings
-from inference.serving import serve
+from iama.models.flops import forward_flops, size_of
+from iama.prompts.data import load_prompts
+from iama.rewards.ensemble import aggregate, described, disagreement, member_name
+from iama.rewards.reward import check_reward, load_reward
+from inference.evaluation.from_pools import config_from_pools
+from inference.pools.file import read_pool
+from inference.pools.fill import score_pool
+from inference.samplers.sea import Sea, SeaSettings
+from inference.samplers.serve import serve
 
 TEXTS = ["bake red bread", "no thanks", "mix flour then water then flour please", "be careful"]
 HOWS = ("mean", "median", "min", "mean_minus_std")
@@ -147,7 +147,7 @@ def test_disagreement_is_remembered_and_else_read_again(raw, prompts, monkeypatc
     calls = []
     read = type(reward.ensemble).read
     monkeypatch.setattr(type(reward.ensemble), "read", lambda self, *args: calls.append(1) or read(self, *args))
-    monkeypatch.setattr("iama.ensembles.NUM_KEPT", 2)
+    monkeypatch.setattr("iama.rewards.ensemble.NUM_KEPT", 2)
     first = reward.disagreement(prompts, TEXTS, {"topic": list("abcd")})
     assert not calls
     assert reward.disagreement(prompts[:1], TEXTS[:1], {"topic": ["z"]})[0] == pytest.approx(first[0])
@@ -225,8 +225,8 @@ def test_a_specification_is_hashable_survives_json_and_is_placed_with_its_member
 
 @pytest.fixture
 def policy(tiny):
-    from iama.specs import PolicySpec
-    from inference.policy import load_policy
+    from iama.config.specs import PolicySpec
+    from inference.engine.policy import load_policy
 
     return load_policy("base", PolicySpec(path=str(tiny.policy)))
 
@@ -245,7 +245,7 @@ def test_a_prompt_that_a_member_cannot_read_is_refused_before_anything_is_drawn(
     sampler = serve(policy, reward, "bon(4)", Sampling(max_new_tokens=5))
     first, second = reward.classifiers
     object.__setattr__(second, "context_length", 4)
-    monkeypatch.setattr("inference.samplers.draw", None)
+    monkeypatch.setattr("inference.samplers.best_of.draw", None)
     with pytest.raises(RewardError, match=r"reward 'helpful.members.1': .* reads at most 4"):
         sampler.sample(prompts[:1], seed=0)
     assert first.context_length == 128
@@ -271,9 +271,9 @@ def test_what_needs_one_classifiers_gradient_refuses_an_ensemble(policy, raw):
 def test_training_takes_an_ensemble_as_proxy(tiny, raw, tmp_path):
     from rich.console import Console
 
-    from trainers.build import build_trainer, save_final
-    from trainers.plan import make_plan
-    from trainers.train import manifest
+    from trainers.run.build import build_trainer, save_final
+    from trainers.run.plan import make_plan
+    from trainers.run.train import manifest
 
     config = validate(
         {
@@ -439,8 +439,8 @@ def test_standardise_prints_overrides_for_every_member(run, raw, tiny, tmp_path)
 
 
 def test_an_evaluation_takes_an_ensemble_and_tells_its_disagreement(raw, tmp_path, pool):
-    from iama.config import EvaluationConfig
-    from inference.evaluate import evaluate
+    from iama.config.settings import EvaluationConfig
+    from inference.evaluation.evaluate import evaluate
 
     (tmp_path / "f.py").write_text(FUNCTIONS)
     config = validate(

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama import rank_estimators
 from iama.errors import ConfigError, IamaWarning
-from iama.estimators import advantages, check_group_size, group_value
-from iama.operators import RankOperator, bon, bop, bop_zt, identity, series, soft_bon
+from iama.objective import rank_estimators
+from iama.objective.estimators import advantages, check_group_size, group_value
+from iama.objective.operators import RankOperator, bon, bop, bop_zt, identity, series, soft_bon
 
 CASES = [
     (identity(), 3),

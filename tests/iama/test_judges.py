@@ -19,10 +19,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, IamaWarning, RewardError
-from iama.judges import Answers, Judge, fill, judge_plan, parse_number, parse_verdict, question_key, read_template
-from iama.rewards import check_reward, load_reward
-from iama.specs import JudgeSpec, RewardSpec
+from iama.rewards.judge import (
+    Answers,
+    Judge,
+    fill,
+    judge_plan,
+    parse_number,
+    parse_verdict,
+    question_key,
+    read_template,
+)
+from iama.rewards.reward import check_reward, load_reward
 from tests.openai_server import OpenAIServer
 
 POINTWISE = "Rate from 1 to 10.\nQuestion: {prompt}\nAnswer: {completion}\nNumber:"
@@ -297,8 +306,8 @@ def test_a_kill_loses_only_what_is_under_way(server: OpenAIServer, tmp_path: Pat
     spec = judge_spec(server, tmp_path, concurrency=1, highest=100)
     texts = ["x" * i for i in range(1, 61)]
     program = f"""
-from iama.judges import Judge
-from iama.specs import JudgeSpec
+from iama.rewards.judge import Judge
+from iama.config.specs import JudgeSpec
 Judge(JudgeSpec.model_validate_json({spec.model_dump_json()!r}), "here")(["p"] * 60, {texts!r})
 """
     killed = subprocess.Popen([sys.executable, "-c", program])

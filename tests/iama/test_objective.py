@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.aggregates import minimum, parse_aggregate, smooth_min, weighted_sum
 from iama.errors import ConfigError, IamaWarning, RewardError
-from iama.objective import Criterion, Objective
-from iama.operators import bon, bop, identity, soft_bon, tilt
+from iama.objective.aggregates import minimum, parse_aggregate, smooth_min, weighted_sum
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon, bop, identity, soft_bon, tilt
 
 CRITERIA = [Criterion("helpful", bon(2), 0.7), Criterion("harmless", bop(1.0), 0.3), Criterion("short", tilt(0.5), 0.5)]
 

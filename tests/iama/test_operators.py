@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iama.errors import ConfigError
-from iama.operators import bon, bop, bop_zt, identity, parse_operator, series, soft_bon
+from iama.objective.operators import bon, bop, bop_zt, identity, parse_operator, series, soft_bon
 
 OPERATORS = [identity(), bon(2), bon(5), bop(0.0), bop(0.5), bop(3.0), bop_zt(0.2), bop_zt(4.0), series(0.2, 0.5, 0.3)]
 OPERATORS += [bop(3.0, cap=4), bop_zt(4.0, cap=3), soft_bon(5, 0.2, ranks=True), soft_bon(3, 2.0, ranks=True)]

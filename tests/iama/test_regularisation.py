@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.regularisation import chi_squared, chi_squared_advantages, ratios
+from iama.objective.regularisation import chi_squared, chi_squared_advantages, ratios
 
 REFERENCE = np.array([0.5, 0.2, 0.2, 0.1])
 LOGITS = np.array([0.3, -0.4, 1.1, 0.2])

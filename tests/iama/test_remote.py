@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from iama.errors import ConfigError, ModelError
-from iama.remote import ChatAnswer, ChatRequest, Endpoint, check_url, well_formed
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url, well_formed
 from tests.openai_server import OpenAIServer
 
 
@@ -164,7 +164,7 @@ def test_ctrl_c_ends_a_program_that_waits(server: OpenAIServer) -> None:
     program = f"""
 import os, signal, threading
 import openai  # before the clock starts: a slow import would swallow the interrupt
-from iama.remote import ChatRequest, Endpoint
+from iama.rewards.remote import ChatRequest, Endpoint
 threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 list(Endpoint({server.url!r}, "m", "K", 60, 2, 2, "here").ask_all([ChatRequest("x", 1.0, 5)] * 4))
 """

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from iama.data import load_prompts
+from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import IamaWarning, ModelError, RewardError
-from iama.render import render_exchange
-from iama.rewards import load_function, load_reward, reward_from_function
-from iama.specs import RewardScale, RewardSpec
+from iama.prompts.data import load_prompts
+from iama.prompts.render import render_exchange
+from iama.rewards.reward import load_function, load_reward, reward_from_function
 
 TEXTS = ["bake red bread", "no thanks", "mix flour then water then flour please", "be careful"]
 

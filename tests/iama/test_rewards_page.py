@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from iama.rewards import check_reward, load_reward
-from iama.schema import parse_yaml
-from iama.specs import SOURCES, RewardSpec
+from iama.config.schema import parse_yaml
+from iama.config.specs import SOURCES, RewardSpec
+from iama.rewards.reward import check_reward, load_reward
 
 FENCES = ("yaml", "python", "text")
 

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.soft_estimators import (
+from iama.objective.soft_estimators import (
     soft_bon_advantages,
     soft_bon_first_variation,
     soft_bon_value,
     tilt_advantages,
     tilt_value,
 )
-from iama.soft_operators import soft_bon, tilt
+from iama.objective.soft_operators import soft_bon, tilt
 
 
 def space(seed: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

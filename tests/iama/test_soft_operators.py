@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iama.errors import ConfigError
-from iama.soft_operators import SoftBestOfN, Tilt, log_weights, soft_bon, tilt
+from iama.objective.soft_operators import SoftBestOfN, Tilt, log_weights, soft_bon, tilt
 
 OPERATORS = [
     soft_bon(1, 0.3),

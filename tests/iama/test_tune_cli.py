@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iama.config import TrainingConfig
+from iama.config.schema import validate
+from iama.config.settings import TrainingConfig
 from iama.errors import ConfigError
-from iama.schema import validate
 from inference.hedging.tune import tune
 from inference.hedging.tuning_file import load_tuning
-from inference.pool_file import prompt_ids
+from inference.pools.file import prompt_ids
 
 NUM_SAMPLES = 32
 PROMPTS = [f"what about {word}" for word in ("bread", "tomatoes", "bikes", "water", "flour", "red", "cake", "tea")]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inference import pools
 from inference.hedging.tuning_file import Tuning, load_tuning
-from inference.pool_file import read_pool, write_pool
+from inference.pools import fill as pools
+from inference.pools.file import read_pool, write_pool
 from tests.iama.test_tune_cli import OTHER_PROMPTS, PROMPTS, done, refusal
 from tests.openai_server import OpenAIServer
 

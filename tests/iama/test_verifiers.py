@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iama.config.specs import RewardSpec
 from iama.errors import RewardError
-from iama.rewards import Reward, check_reward, load_reward
-from iama.specs import RewardSpec
+from iama.rewards.reward import Reward, check_reward, load_reward
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from iama.render import render_prompt
-from iama.specs import Sampling
-from inference.cards import CardsSettings
-from inference.random_streams import prompt_keys, stream_keys, uniforms
-from inference.samplers import Segment
+from iama.config.specs import Sampling
+from iama.prompts.render import render_prompt
+from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
+from inference.samplers.best_of import Segment
+from inference.samplers.cards import CardsSettings
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=22, top_k=30, temperature=0.9)

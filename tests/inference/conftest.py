@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from iama.config import EvaluationConfig
-from iama.render import render_prompt
-from iama.rewards import reward_from_function
-from iama.specs import PolicySpec, RewardSpec
-from inference.policy import load_policy
+from iama.config.settings import EvaluationConfig
+from iama.config.specs import PolicySpec, RewardSpec
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import reward_from_function
+from inference.engine.policy import load_policy
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 GOLD = """

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from cards_reference import nats, next_logits, sampling_law, text_of
 
-from iama.render import render_prompt
-from iama.specs import Sampling
-from inference.ggro import GgroSettings
-from inference.random_streams import prompt_keys, stream_keys, uniforms
-from inference.reward_gradient import around
+from iama.config.specs import Sampling
+from iama.prompts.render import render_prompt
+from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
+from inference.engine.reward_gradient import around
+from inference.samplers.ggro import GgroSettings
 
 SAMPLING = Sampling(max_new_tokens=13)
 SETTINGS = GgroSettings(num_candidates=5, entropy_threshold=3.7, min_segment=3, max_segment=7, top_k=12)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from iama.render import render_prompt
-from inference.random_streams import prompt_keys, stream_keys
-from inference.sea import NOISE_STREAM
+from iama.prompts.render import render_prompt
+from inference.engine.random_streams import prompt_keys, stream_keys
+from inference.samplers.sea import NOISE_STREAM
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 

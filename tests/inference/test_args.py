@@ -9,11 +9,11 @@ import torch
 from cards_reference import next_logits, slow_args
 from pydantic import ValidationError
 
+from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError, RewardError
-from iama.render import render_prompt
-from iama.rewards import Reward, load_reward
-from iama.specs import RewardSpec, Sampling
-from inference.token_search import Args, ArgsSettings
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import Reward, load_reward
+from inference.samplers.args import Args, ArgsSettings
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SETTINGS = ArgsSettings(top_k=5)

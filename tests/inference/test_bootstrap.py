@@ -5,8 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.bootstrap import mean_interval, percentile_interval, prompt_weights, replicated_means, resample
-from inference.savings import paired_difference
+from inference.statistics.bootstrap import (
+    mean_interval,
+    percentile_interval,
+    prompt_weights,
+    replicated_means,
+    resample,
+)
+from inference.statistics.savings import paired_difference
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(0, 5))

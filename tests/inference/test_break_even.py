@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from iama.errors import RunError
-from iama.flops import forward_flops, size_of
-from inference.break_even import (
+from iama.models.flops import forward_flops, size_of
+from inference.statistics.break_even import (
     TRL_DEFAULTS,
     break_even,
     mean_prompt_tokens,

@@ -8,22 +8,22 @@ from math import exp, factorial
 import numpy as np
 import pytest
 
-from iama.config import EvaluationConfig
+from iama.config.settings import EvaluationConfig
+from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
-from iama.operators import bop_zt
-from iama.rewards import load_reward
-from iama.specs import RewardSpec, Sampling
-from inference.budgets import UNITS, completion_costs, lengths, num_steps, pool_costs
-from inference.decode import iter_decode, response_text
-from inference.evaluation_plan import make_plan
-from inference.fill_tables import fill_tables
-from inference.flops import forward_flops, size_of
-from inference.measured import Measured
-from inference.pool_file import PooledPrompt, PoolFile, Sample, prompt_ids
-from inference.pools import PoolScores, score_pool
-from inference.samplers import SelectionSampler
-from inference.selection import num_draws
-from inference.serving import read_method
+from iama.objective.operators import bop_zt
+from iama.rewards.reward import load_reward
+from inference.engine.decode import iter_decode, response_text
+from inference.engine.flops import forward_flops, size_of
+from inference.evaluation.measured import Measured
+from inference.evaluation.plan import make_plan
+from inference.evaluation.rows.values import fill_tables
+from inference.pools.file import PooledPrompt, PoolFile, Sample, prompt_ids
+from inference.pools.fill import PoolScores, score_pool
+from inference.samplers.best_of import SelectionSampler
+from inference.samplers.serve import read_method
+from inference.selection.rules import num_draws
+from inference.statistics.costs import UNITS, completion_costs, lengths, num_steps, pool_costs
 
 TEXTS = ("how to bake bread", "fix a bike", "mix water then flour")  # of `prompts_ids`
 NUM_SAMPLES = 6

@@ -23,12 +23,12 @@ from cards_reference import (
 from scipy.stats import chisquare
 from transformers import AutoTokenizer, LlamaForSequenceClassification
 
-from iama.render import render_prompt
-from iama.rewards import load_reward
-from iama.specs import RewardSpec, Sampling
-from inference.cards import Cards, calibrate_target, rejection_settings
-from inference.random_streams import prompt_keys
-from inference.samplers import draw, score
+from iama.config.specs import RewardSpec, Sampling
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import load_reward
+from inference.engine.random_streams import prompt_keys
+from inference.samplers.best_of import draw, score
+from inference.samplers.cards import Cards, calibrate_target, rejection_settings
 
 TEXTS = ["how to bake bread", "mix water"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*none of which was accepted")

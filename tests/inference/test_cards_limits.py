@@ -11,13 +11,13 @@ import torch
 from cards_reference import PROMPTS, SAMPLING, SETTINGS, answers, double, having
 from pydantic import ValidationError
 
+from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError, RewardError
-from iama.render import render_prompt
-from iama.rewards import Reward, load_reward
-from iama.specs import RewardSpec, Sampling
-from inference.cards import Cards, acceptance_summary, calibrate_target, rejection_settings
-from inference.proposals import Proposer
-from inference.samplers import Segment, draw, score
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import Reward, load_reward
+from inference.samplers.best_of import Segment, draw, score
+from inference.samplers.cards import Cards, acceptance_summary, calibrate_target, rejection_settings
+from inference.samplers.proposals import Proposer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*none of which was accepted")
 

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from inference.controls import CONTROLS, controls
+from inference.statistics.controls import CONTROLS, controls
 
 
 def find(proxy, gold, lengths, budgets):

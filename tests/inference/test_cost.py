@@ -14,15 +14,15 @@ import torch
 from cards_reference import PROMPTS, SETTINGS, having
 from hypothesis import given
 
+from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost, peak_memory, start_peak
-from iama.rewards import Reward, load_reward
-from iama.specs import RewardSpec, Sampling
-from inference.cards import Cards, calibrate_target
-from inference.flops import forward_flops, size_of
-from inference.samplers import draw, score
-from inference.scoring import RewardRows
-from inference.serving import serve
-from inference.token_search import Args, ArgsSettings
+from iama.rewards.reward import Reward, load_reward
+from inference.engine.flops import forward_flops, size_of
+from inference.engine.reward_rows import RewardRows
+from inference.samplers.args import Args, ArgsSettings
+from inference.samplers.best_of import draw, score
+from inference.samplers.cards import Cards, calibrate_target
+from inference.samplers.serve import serve
 
 SAMPLING = Sampling(max_new_tokens=14, top_k=30)
 pytestmark = pytest.mark.filterwarnings("ignore:.*none of which was accepted")

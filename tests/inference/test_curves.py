@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import poisson
 
-from iama.operators import bon, bop, identity
-from inference.curves import curves, operator_at, rank_weights, sorted_scores
+from iama.objective.operators import bon, bop, identity
+from inference.selection.curves import curves, operator_at, rank_weights, sorted_scores
 
 
 def by_enumeration(proxy, score, n):

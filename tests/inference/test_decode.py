@@ -10,13 +10,13 @@ from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from iama.config.specs import Sampling
 from iama.errors import DataError, IamaWarning, ModelError
-from iama.specs import Sampling
-from inference import decode as engine
-from inference.decode import Ends, decode, iter_decode, response_text
-from inference.kv_cache import _Buffer
-from inference.random_streams import prompt_keys, stream_keys, uniforms
-from inference.sampling import probabilities
+from inference.engine import decode as engine
+from inference.engine.decode import Ends, decode, iter_decode, response_text
+from inference.engine.kv_cache import _Buffer
+from inference.engine.next_token import probabilities
+from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 
 SAMPLING = Sampling(max_new_tokens=24)
 

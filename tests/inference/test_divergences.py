@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from iama.operators import bon, bop, bop_zt, identity, series
-from iama.rank_operators import best_of_poisson_kl
-from inference.curves import curves
-from inference.divergences import (
+from iama.objective.operators import bon, bop, bop_zt, identity, series
+from iama.objective.rank_operators import best_of_poisson_kl
+from inference.selection.curves import curves
+from inference.selection.divergences import (
     best_of_n_chi_squared,
     best_of_n_kl,
     best_of_n_kl_estimate,

@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import pytest
 
+from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.cost import Cost
-from iama.data import load_prompts
 from iama.errors import ConfigError
-from iama.remote import ChatAnswer, Endpoint
-from iama.rewards import load_reward
-from iama.specs import PolicySpec, RewardSpec, Sampling
-from inference.engines import _usage, openai_draw, request_seed, vllm_draw, vllm_model_settings, vllm_settings
-from inference.pool_file import prompt_ids, read_pool
-from inference.pools import engine_header, fill_pool, pool_header, transformers_draw
+from iama.prompts.data import load_prompts
+from iama.rewards.remote import ChatAnswer, Endpoint
+from iama.rewards.reward import load_reward
+from inference.pools.engines import _usage, openai_draw, request_seed, vllm_draw, vllm_model_settings, vllm_settings
+from inference.pools.file import prompt_ids, read_pool
+from inference.pools.fill import engine_header, fill_pool, pool_header, transformers_draw
 from tests.openai_server import OpenAIServer
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, stop=["\n"], max_new_tokens=9)

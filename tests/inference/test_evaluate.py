@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iama.config import EvaluationConfig
+from iama.config.schema import validate
+from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, DataError, IamaError, ModelError, RewardError, RunError
-from iama.schema import validate
-from inference import pools
-from inference.budgets import UNITS
-from inference.evaluate import evaluate
-from inference.evaluation_plan import make_plan
-from inference.pool_file import read_pool
-from inference.summary import Question, combine_runs, load_summary
-from inference.tables import load_tables
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.plan import make_plan
+from inference.evaluation.summary import Question, combine_runs, load_summary
+from inference.evaluation.tables import load_tables
+from inference.pools import fill as pools
+from inference.pools.file import read_pool
+from inference.statistics.costs import UNITS
 
 
 def pool_of(config: EvaluationConfig, name: str) -> Path:
@@ -255,7 +255,7 @@ class TestBadInput:
         [({"model": "./gone"}, r"'\./gone' does not exist"), ({"function": "gone.py:f"}, "cannot import function")],
     )
     def test_rewards_are_checked_before_policies_are_read(self, config, monkeypatch, role, broken, message):
-        monkeypatch.setattr("inference.evaluation_plan.load_tokenizer", None)
+        monkeypatch.setattr("inference.evaluation.plan.load_tokenizer", None)
         criteria = config.model_dump()["criteria"]
         criteria[1][role] = broken
         with pytest.raises(IamaError, match=f"'brief \\({role}\\)'.*{message}"):

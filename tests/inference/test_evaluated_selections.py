@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from iama.errors import ConfigError
-from inference.divergences import order_kl
-from inference.evaluate import evaluate
-from inference.evaluation_plan import make_plan
-from inference.fill_tables import fill_tables
-from inference.kl_rows import kl_of
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.plan import make_plan
+from inference.evaluation.rows.kl import kl_of
+from inference.evaluation.rows.sampling import sampling_rows
+from inference.evaluation.rows.values import fill_tables
 from inference.report import write_report
-from inference.sampling_rows import sampling_rows
-from inference.selection_pool import kept_scores
-from inference.serving import read_served
+from inference.samplers.serve import read_served
+from inference.selection.divergences import order_kl
+from inference.selection.kept import kept_scores
 from tests.inference.test_evaluate import changed, sampled, without_clock  # noqa: F401
 from tests.inference.test_fill_tables import config, measured_of  # noqa: F401
 
@@ -116,7 +116,7 @@ def test_kl_of_selections(filled):
 
 def test_an_evaluation_with_models(raw_config, sampled, tmp_path):  # noqa: F811
     """No new generation for a method, and the same numbers again."""
-    from iama.config import EvaluationConfig
+    from iama.config.settings import EvaluationConfig
 
     few = raw_config | {"criteria": raw_config["criteria"][:1], "methods": ["bon", *METHODS, "soft_bon(3, 0.5)"]}
     few["policies"] = {name: raw_config["policies"][name] for name in ("base", "iama")}

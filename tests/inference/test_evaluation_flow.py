@@ -11,13 +11,13 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from iama.cli.app import app
-from iama.config import EvaluationConfig
+from iama.config.schema import validate
+from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, IamaError, RunError
-from iama.schema import validate
-from inference.divergences import best_of_n_kl, best_of_n_kl_estimate
-from inference.evaluate import evaluate
-from inference.evaluation_plan import make_plan
-from inference.pool_file import PoolFile, read_pool, write_pool
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.plan import make_plan
+from inference.pools.file import PoolFile, read_pool, write_pool
+from inference.selection.divergences import best_of_n_kl, best_of_n_kl_estimate
 from tests.inference.test_evaluate import changed, pool_of, sampled  # noqa: F401 - a fixture
 from tests.inference.test_recomputed import chances, mean
 

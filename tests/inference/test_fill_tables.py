@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from iama.config import EvaluatedPolicy, EvaluationConfig
+from iama.config.settings import EvaluatedPolicy, EvaluationConfig
+from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import RewardError
-from iama.flops import ModelSize
-from iama.specs import RewardSpec
-from inference.evaluate import evaluate
-from inference.evaluation_plan import make_plan
-from inference.fill_tables import fill_tables
-from inference.measured import Measured
-from inference.pool_config import config_from_pools
-from inference.pool_file import PooledPrompt, PoolFile, Sample
-from inference.pools import PoolScores
+from iama.models.flops import ModelSize
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.from_pools import config_from_pools
+from inference.evaluation.measured import Measured
+from inference.evaluation.plan import make_plan
+from inference.evaluation.rows.risks import break_even_rows
+from inference.evaluation.rows.sampling import missing_rows, sampling_rows
+from inference.evaluation.rows.values import fill_tables
+from inference.evaluation.summary import Question, compare_policies
+from inference.pools.file import PooledPrompt, PoolFile, Sample
+from inference.pools.fill import PoolScores
 from inference.report import write_report
-from inference.risk_rows import break_even_rows
-from inference.sampling_rows import missing_rows, sampling_rows
-from inference.summary import Question, compare_policies
 from tests.inference.test_evaluate import changed, without_clock
 
 PROMPTS = ("bake bread", "grow tomatoes", "fix a bike", "mix water", "be careful")

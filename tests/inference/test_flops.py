@@ -16,9 +16,9 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BertConfig, DeepseekV3Config, MambaConfig, MixtralConfig, Qwen3MoeConfig
 
-from inference.flops import ModelSize, backward_flops, forward_flops, row_flops, size_from_folder, size_of
-from inference.policy import load_policy
-from inference.rows import Rows
+from inference.engine.flops import ModelSize, backward_flops, forward_flops, row_flops, size_from_folder, size_of
+from inference.engine.policy import load_policy
+from inference.engine.rows import Rows
 
 SHAPE = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

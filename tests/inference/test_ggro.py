@@ -17,18 +17,18 @@ from transformers import (
 )
 
 from iama.cli import main
+from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RewardError
-from iama.flops import forward_flops, size_of
-from iama.render import render_prompt
-from iama.rewards import Reward, load_reward, reward_from_function
-from iama.specs import PolicySpec, RewardSpec, Sampling
-from inference.ggro import Ggro
-from inference.ggro_scores import GradientScores
-from inference.policy import load_policy
-from inference.random_streams import prompt_keys
-from inference.reward_gradient import GradientRows
-from inference.samplers import draw
-from inference.serving import serve
+from iama.models.flops import forward_flops, size_of
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import Reward, load_reward, reward_from_function
+from inference.engine.policy import load_policy
+from inference.engine.random_streams import prompt_keys
+from inference.engine.reward_gradient import GradientRows
+from inference.samplers.best_of import draw
+from inference.samplers.ggro import Ggro
+from inference.samplers.ggro_scores import GradientScores
+from inference.samplers.serve import serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 EVERY = [*PROMPTS[:2], "mix water"]
@@ -287,7 +287,7 @@ def test_a_reward_that_is_read_whole(policy_with_ends, reward, monkeypatch):
     """The answers are the same, and the ledger tells that every candidate is read and differentiated whole."""
     prompts = EVERY[1:]
     quick = answer(policy_with_ends, reward, prompts)
-    monkeypatch.setattr("inference.ggro_scores.reads_in_pieces", lambda _: False)
+    monkeypatch.setattr("inference.samplers.ggro_scores.reads_in_pieces", lambda _: False)
     whole = check(policy_with_ends, reward, SETTINGS, SAMPLING, prompts)
     assert [c.token_ids for c in whole] == [c.token_ids for c in quick]
     for prompt, completion in zip(prompts, whole, strict=True):

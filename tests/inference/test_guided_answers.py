@@ -8,17 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iama.config import EvaluationConfig
-from iama.rewards import load_reward
-from iama.specs import PolicySpec
-from inference import guided_draw, pools
-from inference.budgets import UNITS
-from inference.evaluate import evaluate
-from inference.guided_draw import with_pool_target
-from inference.policy import load_policy
-from inference.pool_file import read_pool
+from iama.config.settings import EvaluationConfig
+from iama.config.specs import PolicySpec
+from iama.rewards.reward import load_reward
+from inference.engine.policy import load_policy
+from inference.evaluation import answers as guided_draw
+from inference.evaluation.answers import with_pool_target
+from inference.evaluation.evaluate import evaluate
+from inference.pools import fill as pools
+from inference.pools.file import read_pool
 from inference.report import write_report
-from inference.serving import serve
+from inference.samplers.serve import serve
+from inference.statistics.costs import UNITS
 from tests.inference.test_evaluate import changed, pool_of
 from tests.openai_server import OpenAIServer
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from iama.operators import bon
-from inference.curves import curves
-from inference.hacking import hacking
+from iama.objective.operators import bon
+from inference.selection.curves import curves
+from inference.statistics.hacking import hacking
 
 BUDGETS = [1, 2, 4, 8, 16, 32]
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning
-from iama.specs import PolicySpec, Sampling
-from inference.decode import decode, response_text
-from inference.log_ratios import fluency, fluency_z, response_ids, sequence_log_probabilities
-from inference.policy import load_policy
-from inference.sampling import log_probabilities
+from inference.engine.decode import decode, response_text
+from inference.engine.likelihood import fluency, fluency_z, response_ids, sequence_log_probabilities
+from inference.engine.next_token import log_probabilities
+from inference.engine.policy import load_policy
 
 
 def step_by_step(policy, prompt, response):

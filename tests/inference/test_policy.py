@@ -8,10 +8,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
-from iama.specs import PolicySpec, Sampling
-from inference.policy import load_policy
-from inference.rows import refuse_inexact
+from inference.engine.policy import load_policy
+from inference.engine.rows import refuse_inexact
 
 
 def logits(policy, ids):

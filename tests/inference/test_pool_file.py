@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from iama.cost import Cost
 from iama.errors import DataError, RunError
-from inference import pool_file
-from inference.pool_file import (
+from inference.pools import file as pool_file
+from inference.pools.file import (
     PooledPrompt,
     PoolFile,
     Sample,
@@ -29,7 +29,7 @@ from inference.pool_file import (
     union,
     write_pool,
 )
-from inference.pool_schema import full_header, header_difference
+from inference.pools.format import full_header, header_difference
 
 HEADER = full_header({"iama_pool": 1, "policy": {"name": "base", "path": "p", "fingerprint": "f"}, "seed": 3}, "test")
 FOREIGN = '{"iama_pool": 1, "policy": {"name": "theirs"}}'

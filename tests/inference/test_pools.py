@@ -8,14 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from iama.data import load_prompts
+from iama.config.specs import PolicySpec, RewardScale, RewardSpec, Sampling
 from iama.errors import DataError, IamaWarning, RewardError, RunError
-from iama.rewards import load_reward, reward_from_function
-from iama.specs import PolicySpec, RewardScale, RewardSpec, Sampling
-from inference import pools
-from inference.pool_file import PoolFile, merge_pools, read_pool, write_pool
-from inference.pools import add_column, fill_pool, pool_header, reward_key, score_pool, transformers_draw
-from inference.scoring import RewardRows
+from iama.prompts.data import load_prompts
+from iama.rewards.reward import load_reward, reward_from_function
+from inference.engine.reward_rows import RewardRows
+from inference.pools import fill as pools
+from inference.pools.file import PoolFile, merge_pools, read_pool, write_pool
+from inference.pools.fill import add_column, fill_pool, pool_header, reward_key, score_pool, transformers_draw
 
 SAMPLING = Sampling(max_new_tokens=8)
 NUM_SAMPLES = 3

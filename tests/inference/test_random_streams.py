@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from inference.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
+from inference.engine.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
 
 
 def mix(x: int) -> int:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inference.recommend import key_of, recommend
+from inference.statistics.recommend import key_of, recommend
 
 
 def row(policy, samples, cost, *, method="bon", criterion="helpful"):

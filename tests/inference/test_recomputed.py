@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from iama.config import EvaluationConfig
-from inference.evaluate import evaluate
-from inference.pools import reward_key
+from iama.config.settings import EvaluationConfig
+from inference.evaluation.evaluate import evaluate
+from inference.pools.fill import reward_key
 from inference.report import write_report
 
 NUM_SAMPLES, BUDGETS, TRAINED = 12, (1, 2, 3), 2

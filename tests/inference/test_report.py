@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from iama.cli.app import app
 from iama.errors import ConfigError, RunError
+from inference.evaluation.summary import average_rows
 from inference.report import headline, print_tables, render_html, write_comparison, write_report
 from inference.report.compare import differing_settings, quality_pairs, run_names, savings_pairs
 from inference.report.fill import filled, savings_units, used_units
 from inference.report.html import as_json
 from inference.report.risks import find_risks
 from inference.report.words import interval, interval_text, label, note, number, percent, ratio_text, signed
-from inference.summary import average_rows
 
 VOID = {"meta", "br", "link", "img", "input"}
 SPACE = "\N{NO-BREAK SPACE}"

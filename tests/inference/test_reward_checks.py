@@ -11,18 +11,18 @@ from transformers import LlamaForSequenceClassification
 
 from iama.cli import main
 from iama.cli.evaluate import model_paths
-from iama.config import EvaluationConfig
+from iama.config.schema import validate
+from iama.config.settings import EvaluationConfig
+from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.environment import prepare_environment
 from iama.errors import ConfigError, DataError, ModelError, RewardError
-from iama.schema import validate
-from iama.specs import Sampling
-from inference import guided_draw
-from inference.evaluate import evaluate
-from inference.evaluation_plan import judge_lines, make_plan
-from inference.pool_file import PooledPrompt, PoolFile, read_pool, write_pool
-from inference.reward_checks import check_signature
-from inference.samplers import Completion, Segment
+from inference.evaluation import answers as guided_draw
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.plan import judge_lines, make_plan
+from inference.evaluation.reward_checks import check_signature
+from inference.pools.file import PooledPrompt, PoolFile, read_pool, write_pool
+from inference.samplers.best_of import Completion, Segment
 from tests.conftest import make_tokenizer, tiny_config
 from tests.inference.test_evaluate import changed
 from tests.inference.test_pool_config import write as write_pool_file

@@ -10,12 +10,12 @@ from families import CONFIGS, CONTEXT
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from iama.config.specs import RewardSpec
 from iama.errors import ConfigError
-from iama.flops import ModelSize, backward_flops, forward_flops
-from iama.render import render_exchange
-from iama.rewards import Classifier, Reward, load_reward, reward_from_function
-from iama.specs import RewardSpec
-from inference.reward_gradient import (
+from iama.models.flops import ModelSize, backward_flops, forward_flops
+from iama.prompts.render import render_exchange
+from iama.rewards.reward import Classifier, Reward, load_reward, reward_from_function
+from inference.engine.reward_gradient import (
     EmbeddedReward,
     GradientRows,
     around,
@@ -23,7 +23,7 @@ from inference.reward_gradient import (
     suffix_backward_flops,
     whole_with_gradient,
 )
-from inference.scoring import reads_in_pieces
+from inference.engine.reward_rows import reads_in_pieces
 
 CHAT = [{"role": "user", "content": "how to bake"}]
 CLOSED = "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"

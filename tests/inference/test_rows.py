@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from iama.errors import ModelError
-from inference.kv_cache import GROWTH, MIN_GROWTH, _Buffer
-from inference.rows import Rows, refuse_inexact
+from inference.engine.kv_cache import GROWTH, MIN_GROWTH, _Buffer
+from inference.engine.rows import Rows, refuse_inexact
 
 FEW = settings(max_examples=12)
 model_of = functools.cache(make_model)

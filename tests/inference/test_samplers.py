@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import poisson
 
+from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning, RewardError
-from iama.operators import bon, bop, bop_zt, identity, series, soft_bon
-from iama.rewards import Reward, load_reward
-from iama.specs import RewardSpec, Sampling
-from inference.samplers import Pool, SelectionSampler, draw, score
-from inference.scoring import num_common
-from inference.selection import Rule, best_weights, kept, num_draws, select, soft_weights
-from inference.serving import read_served, serve
+from iama.objective.operators import bon, bop, bop_zt, identity, series, soft_bon
+from iama.rewards.reward import Reward, load_reward
+from inference.engine.reward_rows import num_common
+from inference.samplers.best_of import Pool, SelectionSampler, draw, score
+from inference.samplers.serve import read_served, serve
+from inference.selection.rules import Rule, best_weights, kept, num_draws, select, soft_weights
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=16)

@@ -16,9 +16,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from iama.config.specs import Sampling, sampling_differences
 from iama.errors import ModelError
-from iama.specs import Sampling, sampling_differences
-from inference.sampling import cut_at_stop, draw_tokens, entropy, log_probabilities, probabilities
+from inference.engine.next_token import cut_at_stop, draw_tokens, entropy, log_probabilities, probabilities
 
 V = 12
 # Few distinct values, so that there are ties, and -inf, which masks a token; each row keeps a finite logit.

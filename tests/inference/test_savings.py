@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.savings import (
+from inference.statistics.savings import (
     FALL_TOLERANCE,
     Comparison,
     at_budget,

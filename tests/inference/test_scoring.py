@@ -22,10 +22,10 @@ from families import CONFIGS
 from hypothesis import given, settings
 from transformers import BioGptConfig
 
+from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import IamaWarning, RewardError
-from iama.rewards import Reward, load_reward, reward_from_function
-from iama.specs import RewardScale, RewardSpec
-from inference.scoring import RewardRows, micro_batches
+from iama.rewards.reward import Reward, load_reward, reward_from_function
+from inference.engine.reward_rows import RewardRows, micro_batches
 
 PIECES = ["bake bread", " grow", " toma", "toes", ",", " ", "é", "<|endoftext|>", "<pad>", "</s>", " mix water"]
 PROMPTS = ["", "how to bake ", "fix a bike: ", "<|endoftext|>", *[

@@ -15,19 +15,19 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from iama.config.schema import validate
+from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import ConfigError, IamaWarning, ModelError, RewardError
-from iama.operators import parse_operator
-from iama.render import render_prompt
-from iama.rewards import load_reward, reward_from_function
-from iama.schema import validate
-from iama.specs import PolicySpec, RewardSpec, Sampling
-from inference.langevin import Chains, Energy, Models, Start, softmax_pullback_
-from inference.policy import load_policy
-from inference.prefix import Prefixes
-from inference.reward_gradient import EmbeddedReward, around, embedding_table
-from inference.samplers import SelectionSampler
-from inference.sea import Sea, SeaSettings, end_tokens, silent_tokens
-from inference.sea_run import batches_alike, decode_top_k
+from iama.objective.operators import parse_operator
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import load_reward, reward_from_function
+from inference.engine.policy import load_policy
+from inference.engine.prefix import Prefixes
+from inference.engine.reward_gradient import EmbeddedReward, around, embedding_table
+from inference.samplers.best_of import SelectionSampler
+from inference.samplers.sea import Sea, SeaSettings, end_tokens, silent_tokens
+from inference.samplers.sea_energy import Chains, Energy, Models, Start, softmax_pullback_
+from inference.samplers.sea_run import batches_alike, decode_top_k
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=12)
@@ -424,7 +424,7 @@ def test_the_cost_is_what_was_forwarded(decode, policy64, reward, monkeypatch):
     sampler = Sea(policy64, reward, settings, SAMPLING)
     sampler.sample(PROMPTS[:1], seed=0)  # trials of a new model are in no ledger
     embedded = EmbeddedReward(reward)
-    monkeypatch.setattr("inference.sea.EmbeddedReward", lambda _: embedded)
+    monkeypatch.setattr("inference.samplers.sea.EmbeddedReward", lambda _: embedded)
     policy_watch, reward_watch = Watch(policy64.model, monkeypatch), Watch(reward.classifier.model, monkeypatch)
     (completion,) = sampler.sample(PROMPTS[:1], seed=0)
     cost = completion.cost

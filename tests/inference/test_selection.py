@@ -13,11 +13,12 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq
 
 from iama.errors import RewardError
-from iama.operators import bon, bop, soft_bon
-from inference.divergences import order_kl, soft_ranks_chi_squared
+from iama.objective.operators import bon, bop, soft_bon
 from inference.hedging import densities
 from inference.hedging.weights import itp_order
-from inference.selection import (
+from inference.selection.divergences import order_kl, soft_ranks_chi_squared
+from inference.selection.kept import NUM_SETS, draw_kept, kept_chances, kept_scores
+from inference.selection.rules import (
     ItpSettings,
     MbrSettings,
     Rule,
@@ -33,7 +34,6 @@ from inference.selection import (
     squashed,
     word_overlap,
 )
-from inference.selection_pool import NUM_SETS, draw_kept, kept_chances, kept_scores
 
 BETA = 0.1
 rewards_RS = arrays(np.float64, (2, 7), elements=st.integers(0, 5))  # many ties

@@ -4,14 +4,14 @@ import re
 
 import pytest
 
+from iama.config.methods import parse_guided, parse_selection
+from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
-from iama.methods import parse_guided, parse_selection
-from iama.rewards import load_reward
-from iama.specs import Sampling
+from iama.rewards.reward import load_reward
 from inference import Args, Cards, calibrate_target, serve
-from inference.samplers import draw, score
-from inference.serving import read_method, read_served, with_target
+from inference.samplers.best_of import draw, score
+from inference.samplers.serve import read_method, read_served, with_target
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike")]
 SAMPLING = Sampling(max_new_tokens=8)

@@ -18,14 +18,14 @@ import yaml
 from typer.testing import CliRunner
 
 from iama.cli.app import app
-from iama.config import EvaluationConfig
+from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, RunError
-from iama.fingerprint import fingerprint
-from inference import pools
-from inference.evaluate import evaluate, evaluate_shard
-from inference.evaluation_plan import leaves
-from inference.shards import Shard, gpu_of, new_lines, num_devices, parse_shard, run_shards, take_over
-from inference.summary import load_summary
+from iama.models.fingerprint import fingerprint
+from inference.evaluation.evaluate import evaluate, evaluate_shard
+from inference.evaluation.plan import leaves
+from inference.evaluation.shards import Shard, gpu_of, new_lines, num_devices, parse_shard, run_shards, take_over
+from inference.evaluation.summary import load_summary
+from inference.pools import fill as pools
 from tests.inference.test_evaluate import changed, without_clock
 
 NUM_SAMPLES = 12

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from inference.text_statistics import distinct_n, distinct_texts, lower_tail, mean_words
+from inference.statistics.texts import distinct_n, distinct_texts, lower_tail, mean_words
 
 
 def test_distinct_n_by_hand():

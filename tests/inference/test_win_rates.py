@@ -7,9 +7,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
-from iama.operators import bon, bop, identity
-from inference.curves import curves
-from inference.win_rates import Side, _binned, _intercept_rates, kept_weights, length_controlled, win_rate, win_rates
+from iama.objective.operators import bon, bop, identity
+from inference.selection.curves import curves
+from inference.statistics.win_rates import (
+    Side,
+    _binned,
+    _intercept_rates,
+    kept_weights,
+    length_controlled,
+    win_rate,
+    win_rates,
+)
 
 SCORES = arrays(np.float64, (2, 6), elements=st.integers(0, 4))
 OPERATORS = st.sampled_from([identity(), bon(2), bon(5), bop(1.5)])

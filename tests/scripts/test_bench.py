@@ -10,8 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from iama.errors import DataError
-from inference.cards import CardsSettings
-from inference.samplers import Candidate, Completion, Cost, Segment
+from inference.samplers.best_of import Candidate, Completion, Cost, Segment
+from inference.samplers.cards import CardsSettings
 from scripts import launch
 from scripts.bench import cards, entries, plain_sampling, setting
 from scripts.bench.__main__ import app

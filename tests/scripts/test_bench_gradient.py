@@ -9,9 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from inference.ggro import Ggro, GgroSettings
-from inference.langevin import Chains, Energy
-from inference.reward_gradient import around
+from inference.engine.reward_gradient import around
+from inference.samplers.ggro import Ggro, GgroSettings
+from inference.samplers.sea_energy import Chains, Energy
 from scripts.bench import gradient, parts, setting
 from scripts.bench.__main__ import app
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.config import TrainingConfig
-from iama.estimators import group_value
-from iama.operators import bon
-from iama.schema import load_config
+from iama.config.schema import load_config
+from iama.config.settings import TrainingConfig
+from iama.objective.estimators import group_value
+from iama.objective.operators import bon
 from scripts.experiments import common, front, mixed_preference, rivals, search
 from scripts.experiments.fronts import hypervolume, split_value, verdict
 from scripts.experiments.pools import Scores

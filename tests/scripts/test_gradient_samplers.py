@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.config import EvaluationCriterion
-from iama.operators import bon
-from iama.render import render_prompt
-from iama.specs import RewardSpec, Sampling
-from inference.flops import row_flops, size_of
-from inference.ggro import GgroSettings
-from inference.log_ratios import sequence_log_probabilities
-from inference.policy import load_policy
-from inference.samplers import SelectionSampler
+from iama.config.settings import EvaluationCriterion
+from iama.config.specs import RewardSpec, Sampling
+from iama.objective.operators import bon
+from iama.prompts.render import render_prompt
+from inference.engine.flops import row_flops, size_of
+from inference.engine.likelihood import sequence_log_probabilities
+from inference.engine.policy import load_policy
+from inference.samplers.best_of import SelectionSampler
+from inference.samplers.ggro import GgroSettings
 from scripts.experiments import common, gradient_samplers, gradient_samplers_page, gradient_ties, segment_setup
 from scripts.experiments import gradient_samplers_values as values
 from scripts.experiments.gradient_samplers import Size

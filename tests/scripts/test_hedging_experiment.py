@@ -8,10 +8,10 @@ import itertools
 import numpy as np
 import pytest
 
-from iama.specs import Sampling
-from inference.curves import sorted_scores
+from iama.config.specs import Sampling
 from inference.hedging import densities, tune
 from inference.hedging.families import NO_PRESSURE
+from inference.selection.curves import sorted_scores
 from scripts.demo_corpus import make_world
 from scripts.experiments import common, hedging, hedging_page, hedging_plot, hedging_tables
 from scripts.experiments import hedging_ensembles as several

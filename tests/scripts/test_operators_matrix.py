@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from iama.operators import parse_operator
+from iama.objective.operators import parse_operator
 from scripts.experiments import operators, operators_page
 from scripts.experiments.operators_values import (
     MATRIX,

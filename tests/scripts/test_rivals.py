@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from iama.rewards import load_reward
-from iama.specs import RewardSpec
+from iama.config.specs import RewardSpec
+from iama.rewards.reward import load_reward
 from scripts.experiments import conditioned, stock_grpo
 from scripts.experiments.soups import mix_adapters
 
@@ -95,8 +95,8 @@ lora: {{ r: 2, target_modules: all-linear }}
 
 @pytest.mark.filterwarnings("ignore:.*100% of the completions:iama.errors.IamaWarning")  # an untrained model
 def test_stock_grpo_is_trls_trainer_with_its_defaults_and_leaves_a_run_folder(stock_config, tmp_path):
-    from iama.config import TrainingConfig
-    from iama.schema import load_config
+    from iama.config.schema import load_config
+    from iama.config.settings import TrainingConfig
 
     trainer = stock_grpo.build(load_config(stock_config, TrainingConfig))
     assert type(trainer).__name__ == "GRPOTrainer"

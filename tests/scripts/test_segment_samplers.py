@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.config import EvaluationCriterion
-from iama.operators import bon
-from iama.specs import RewardSpec, Sampling
-from inference.cards import CardsSettings, calibrate_target
-from inference.samplers import SelectionSampler
-from inference.token_search import ArgsSettings
+from iama.config.settings import EvaluationCriterion
+from iama.config.specs import RewardSpec, Sampling
+from iama.objective.operators import bon
+from inference.samplers.args import ArgsSettings
+from inference.samplers.best_of import SelectionSampler
+from inference.samplers.cards import CardsSettings, calibrate_target
 from scripts.experiments import common, segment_samplers, segment_samplers_page, segment_setup
 from scripts.experiments import segment_samplers_values as values
 from scripts.experiments.pools import Scores

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from iama.config import EvaluationCriterion
-from iama.specs import RewardSpec, Sampling
-from inference.cards import Cards, CardsSettings
+from iama.config.settings import EvaluationCriterion
+from iama.config.specs import RewardSpec, Sampling
+from inference.samplers.cards import Cards, CardsSettings
 from scripts.experiments import common, segmentation, segmentation_page
 from scripts.experiments.segment_setup import prompts, setup
 from scripts.experiments.segmentation import ENTROPY, FIXED, RANDOM, RIVALS, SHIFTED, Samples

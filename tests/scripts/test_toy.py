@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iama.operators import identity
+from iama.objective.operators import identity
 from scripts.experiments import figures, toy, toy_page
 from scripts.experiments.toy_problem import (
     Recipe,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from iama.estimators import group_value
-from iama.operators import bon
-from inference.flops import forward_flops, size_from_folder
+from iama.objective.estimators import group_value
+from iama.objective.operators import bon
+from inference.engine.flops import forward_flops, size_from_folder
 from scripts.build_demo_models import Parameters
 from scripts.demo_corpus import make_world, sample_pairs
 from scripts.experiments import common, when_to_use_page, when_to_use_plot, when_to_use_values
@@ -178,8 +178,8 @@ def test_a_query_costs_its_prompt_once_and_no_reward_for_a_single_sample(small_w
     files = list((common.FOLDER / "pools").rglob("base-*.jsonl"))
     assert len(files) == 1, "the pool is the one that was scored"
     prompt = pools.load_prompts(small_world / "prompts-test.jsonl", 2)[0]["prompt"]
-    from iama.render import render_prompt
-    from inference.policy import load_policy
+    from iama.prompts.render import render_prompt
+    from inference.engine.policy import load_policy
 
     num_prompt = len(render_prompt(load_policy("base", pools.policy_spec(3, None)).tokenizer, prompt))
     block = [json.loads(line) for line in files[0].read_text().splitlines()]

@@ -13,13 +13,13 @@ import torch
 from accelerate.utils import gather_object
 from rich.console import Console
 
-from iama.config import TrainingConfig
-from iama.render import render_prompt
-from iama.schema import load_config
-from trainers.build import build_trainer, save_final
-from trainers.engine import describe_engine, leave_process_group
-from trainers.plan import make_plan
-from trainers.train import manifest
+from iama.config.schema import load_config
+from iama.config.settings import TrainingConfig
+from iama.prompts.render import render_prompt
+from trainers.run.build import build_trainer, save_final
+from trainers.run.engine import describe_engine, leave_process_group
+from trainers.run.plan import make_plan
+from trainers.run.train import manifest
 
 PROBE = torch.arange(5, 21).reshape(2, 8)
 

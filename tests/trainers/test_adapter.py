@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from iama.errors import RunError
-from trainers.adapter import check_adapter, expected_shapes
+from trainers.run.adapter import check_adapter, expected_shapes
 
 
 @pytest.fixture

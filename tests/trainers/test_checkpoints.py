@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from iama.errors import ConfigError, IamaWarning, RunError
 from tests.trainers.test_resume import REUSED, ROOT, SAVING, rows, start_and_kill
-from trainers import resume
-from trainers.adapter import expected_shapes
-from trainers.build import build_trainer
-from trainers.checkpoints import (
+from trainers.run import resume
+from trainers.run.adapter import expected_shapes
+from trainers.run.build import build_trainer
+from trainers.run.checkpoints import (
     MARKER,
     Sharding,
     clear_unfinished,
@@ -31,9 +31,9 @@ from trainers.checkpoints import (
     step_of,
     write_marker,
 )
-from trainers.plan import make_plan
-from trainers.run_folder import alone_in
-from trainers.train import run, run_is_finished
+from trainers.run.plan import make_plan
+from trainers.run.run_folder import alone_in
+from trainers.run.train import run, run_is_finished
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 
@@ -128,7 +128,7 @@ def test_what_a_person_puts_beside_a_checkpoint_is_left_alone(checkpointed, caps
     (folder / "checkpoint-9").write_text("a file")
     assert last_checkpoint(folder).name == "checkpoint-2"
     (folder / "checkpoint-2" / MARKER).unlink()
-    monkeypatch.setattr("trainers.train.console", Console(soft_wrap=True))
+    monkeypatch.setattr("trainers.run.train.console", Console(soft_wrap=True))
     run(make_plan(config, "test.yaml"))
     told = capsys.readouterr().out
     assert f"removed    {folder / 'checkpoint-2'}, which was left unfinished" in told

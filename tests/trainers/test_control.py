@@ -13,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from iama.aggregates import parse_aggregate
-from iama.config import KLConfig
-from iama.data import load_prompts
+from iama.config.settings import KLConfig
 from iama.errors import ConfigError, IamaWarning, RewardError
-from iama.objective import Criterion, Objective
-from iama.operators import bon
-from iama.regularisation import chi_squared, chi_squared_advantages
+from iama.objective.aggregates import parse_aggregate
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon
+from iama.objective.regularisation import chi_squared, chi_squared_advantages
+from iama.prompts.data import load_prompts
 from tests.trainers.test_nonlinear_grpo import grpo_args, length, script, vowels
 from trainers import control
-from trainers.build import build_trainer
 from trainers.control import RunControl, RunningMean, check_kl, describe_kl, next_beta
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
-from trainers.plan import make_plan
+from trainers.run.build import build_trainer
+from trainers.run.plan import make_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 

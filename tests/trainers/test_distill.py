@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig
 
-from iama.ensembles import within_prompt_spread
+from iama.config.specs import RewardSpec
 from iama.errors import DataError, ModelError, RunError
-from iama.render import prompt_text
-from iama.rewards import load_reward
-from iama.specs import RewardSpec
+from iama.prompts.render import prompt_text
+from iama.rewards.ensemble import within_prompt_spread
+from iama.rewards.reward import load_reward
 from tests.conftest import WORDS
 from trainers.distill import (
     Answers,

@@ -13,11 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from iama.config.manifest import Manifest, ManifestCriterion, load_manifest
+from iama.config.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RunError
-from iama.manifest import Manifest, ManifestCriterion, load_manifest
-from iama.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
-from trainers.export import Names, export_run
-from trainers.publish import push, vllm_objections
+from trainers.export.export import Names, export_run
+from trainers.export.publish import push, vllm_objections
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iama.manifest import Manifest, ManifestCriterion
-from iama.specs import RewardSpec, Sampling
+from iama.config.manifest import Manifest, ManifestCriterion
+from iama.config.specs import RewardSpec, Sampling
 from tests.openai_server import OpenAIServer
 
 ROOT = Path(__file__).parents[2]

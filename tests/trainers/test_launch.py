@@ -17,9 +17,9 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from iama.objective import Criterion, Objective
-from iama.operators import bon, bop
-from trainers.adapter import check_adapter, expected_shapes
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon, bop
+from trainers.run.adapter import check_adapter, expected_shapes
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -121,11 +121,11 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig
-from iama.aggregates import smooth_min
-from iama.config import KLConfig
-from iama.data import load_prompts
-from iama.objective import Criterion, Objective
-from iama.operators import bon
+from iama.objective.aggregates import smooth_min
+from iama.config.settings import KLConfig
+from iama.prompts.data import load_prompts
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon
 from trainers import NonlinearGRPOTrainer
 
 def length(completions, **kwargs):

@@ -11,9 +11,9 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.trainers.test_preflight import checks_of
-from trainers import memory, preflight
-from trainers.plan import make_plan
-from trainers.preflight import size_text
+from trainers.run import memory, preflight
+from trainers.run.plan import make_plan
+from trainers.run.preflight import size_text
 
 
 def test_sizes_are_those_of_the_models(make_config, tiny):
@@ -153,7 +153,7 @@ def test_checkpoints_are_counted(make_config, fields, number):
 def test_steps_are_those_that_trl_takes(make_config):
     from rich.console import Console
 
-    from trainers.build import build_trainer
+    from trainers.run.build import build_trainer
 
     config = make_config(trainer__max_steps=-1, trainer__num_train_epochs=2, trainer__num_iterations=2)
     plan = make_plan(config, "test.yaml")

@@ -14,15 +14,15 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from iama.data import load_prompts
 from iama.errors import ConfigError, IamaWarning, RewardError
-from iama.objective import Criterion, Objective
-from iama.operators import bon, identity
-from iama.render import render_prompt
-from trainers.build import build_trainer, save_final
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon, identity
+from iama.prompts.data import load_prompts
+from iama.prompts.render import render_prompt
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
-from trainers.plan import make_plan
-from trainers.train import manifest
+from trainers.run.build import build_trainer, save_final
+from trainers.run.plan import make_plan
+from trainers.run.train import manifest
 
 # A random tiny policy rarely ends its answers.
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 from trl import GRPOConfig
 
-from iama.config import EvaluationConfig, TrainingConfig
+from iama.config.schema import load_config
+from iama.config.settings import EvaluationConfig, TrainingConfig
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelError, RewardError, RunError
-from iama.schema import load_config
-from trainers.build import build_trainer
-from trainers.plan import make_plan, sampling_fields, trainer_fields
-from trainers.train import _say_plan, manifest, run_is_finished
+from trainers.run.build import build_trainer
+from trainers.run.plan import make_plan, sampling_fields, trainer_fields
+from trainers.run.train import _say_plan, manifest, run_is_finished
 
 
 def refuse(config: TrainingConfig, error: type[IamaError], match: str) -> None:
@@ -269,7 +269,7 @@ def test_long_prompts_are_dropped_counted_and_said(make_config, tmp_path, capsys
         plan = make_plan(make_config(prompts=block), "test.yaml")
     assert [row["prompt"] for row in plan.prompts] == ["bread", "flour", "water"]
     assert plan.num_dropped == 1
-    monkeypatch.setattr("trainers.train.console", Console(soft_wrap=True))
+    monkeypatch.setattr("trainers.run.train.console", Console(soft_wrap=True))
     _say_plan(plan)
     assert "3 prompts (1 dropped as too long), groups of 4" in capsys.readouterr().out
     (tmp_path / "two.jsonl").write_text("".join(lines[:2]))

@@ -15,9 +15,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from iama.errors import ConfigError, IamaWarning
-from trainers import preflight, tokens
-from trainers.plan import make_plan
-from trainers.preflight import Check, say_and_refuse, stop_ids
+from trainers.run import preflight, tokens
+from trainers.run.plan import make_plan
+from trainers.run.preflight import Check, say_and_refuse, stop_ids
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import GRPOConfig
 
 from configs.recipes.hh_prompts import messages, preference
-from iama.config import TrainingConfig
-from iama.schema import load_config
+from iama.config.schema import load_config
+from iama.config.settings import TrainingConfig
 from scripts.estimate_recipes import RECIPES, SHAPES, figures
 from tests.conftest import make_tokenizer
-from trainers.build import build_trainer
-from trainers.checkpoints import check_saving
-from trainers.plan import (
+from trainers.run.build import build_trainer
+from trainers.run.checkpoints import check_saving
+from trainers.run.plan import (
     _check_batch,
     _check_deepspeed,
     _check_fields,
@@ -29,7 +29,7 @@ from trainers.plan import (
     make_plan,
     trainer_fields,
 )
-from trainers.preflight import preflight
+from trainers.run.preflight import preflight
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / RECIPES).glob("*.yaml"))

@@ -18,14 +18,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from iama.config import TrainingConfig
-from iama.schema import load_config
-from trainers.build import build_trainer
-from trainers.checkpoints import (
+from iama.config.schema import load_config
+from iama.config.settings import TrainingConfig
+from trainers.run.build import build_trainer
+from trainers.run.checkpoints import (
     last_checkpoint,
 )
-from trainers.plan import make_plan
-from trainers.train import run, run_is_finished
+from trainers.run.plan import make_plan
+from trainers.run.train import run, run_is_finished
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from iama.errors import ConfigError, IamaWarning, RunError
-from iama.fingerprint import fingerprint
-from trainers.build import build_trainer, save_final
-from trainers.plan import make_plan
-from trainers.train import manifest, run, run_is_finished
+from iama.models.fingerprint import fingerprint
+from trainers.run.build import build_trainer, save_final
+from trainers.run.plan import make_plan
+from trainers.run.train import manifest, run, run_is_finished
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 
@@ -82,7 +82,7 @@ def test_a_hub_that_does_not_answer_costs_the_revision_only(make_config, monkeyp
     def silent(path):
         raise OSError("no answer\nfrom the hub")
 
-    monkeypatch.setattr("trainers.train.revision", silent)
+    monkeypatch.setattr("trainers.run.train.revision", silent)
     with pytest.warns(IamaWarning, match=r"iama.json will not say which revision it is \(no answer from the hub\)"):
         found = manifest(make_plan(make_config(), "test.yaml"))
     assert [c.reward_revision for c in found.criteria] == [None, None]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import run_folder
-from trainers.plan import make_plan
-from trainers.samples import MAX_CHARACTERS, SampleFiles, sample_rows
-from trainers.train import run, run_is_finished
+from trainers.run import run_folder
+from trainers.run.plan import make_plan
+from trainers.run.samples import MAX_CHARACTERS, SampleFiles, sample_rows
+from trainers.run.train import run, run_is_finished
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.trainers import sharded_script
-from trainers.checkpoints import is_complete, read_marker
+from trainers.run.checkpoints import is_complete, read_marker
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -221,7 +221,7 @@ def test_bfloat16_and_gradient_checkpointing_as_the_recipes_ask(write, stage):
 
 ENDING = """
 import torch
-from trainers.train import main
+from trainers.run.train import main
 try:
     main()
 finally:
@@ -252,7 +252,7 @@ def test_shipped_files_differ_in_their_zero_block_alone():
 def test_processes_that_would_go_on_from_different_steps_are_refused(tmp_path):
     (tmp_path / "script.py").write_text(
         "import os\n"
-        "from trainers.engine import leave_process_group, prepare_process_group, refuse_disagreement\n"
+        "from trainers.run.engine import leave_process_group, prepare_process_group, refuse_disagreement\n"
         "prepare_process_group(uses_deepspeed=False, timeout_s=100)\n"
         "refuse_disagreement(7)\n"
         "try:\n    refuse_disagreement(int(os.environ['RANK']))\n"

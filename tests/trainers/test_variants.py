@@ -14,12 +14,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from iama.config import TrainingConfig
-from iama.rewards import Classifier, load_classifier, load_reward
-from iama.specs import RewardSpec
-from trainers.build import build_trainer, save_final
-from trainers.plan import make_plan
-from trainers.train import manifest
+from iama.config.settings import TrainingConfig
+from iama.config.specs import RewardSpec
+from iama.rewards.reward import Classifier, load_classifier, load_reward
+from trainers.run.build import build_trainer, save_final
+from trainers.run.plan import make_plan
+from trainers.run.train import manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 
@@ -111,7 +111,7 @@ def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make
         seen.setdefault(self.source, []).extend(ids)
         return forward(self, ids)
 
-    monkeypatch.setattr("iama.rewards.load_classifier", counted)
+    monkeypatch.setattr("iama.rewards.reward.load_classifier", counted)
     monkeypatch.setattr(Classifier, "score_ids", recorded)
     config = make_config(objective__criteria=criteria)
     trainer, _ = trained(config)

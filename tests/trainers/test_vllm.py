@@ -19,9 +19,9 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer import grpo_trainer
 
 from iama.errors import ConfigError
-from trainers import plan as plan_module
-from trainers.build import build_trainer
-from trainers.plan import make_plan
+from trainers.run import plan as plan_module
+from trainers.run.build import build_trainer
+from trainers.run.plan import make_plan
 
 
 class InProcess(VLLMGeneration):

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from rich.console import Console
 
-from iama.config import WatchConfig
+from iama.config.settings import WatchConfig
 from iama.errors import IamaWarning
-from iama.objective import Criterion, Objective
-from iama.operators import bon
-from trainers.build import build_trainer
-from trainers.plan import make_plan
-from trainers.watch import Watch, lift_K, silent_share
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon
+from trainers.run.build import build_trainer
+from trainers.run.plan import make_plan
+from trainers.run.watch import Watch, lift_K, silent_share
 
 ROOT = Path(__file__).parents[2]
 UNENDED = "ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning"

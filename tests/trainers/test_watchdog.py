@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from trainers.build import build_trainer
-from trainers.plan import make_plan
-from trainers.train import run
-from trainers.watchdog import EXIT_CODE, PhaseMarks, Watchdog, _write_traceback
+from trainers.run.build import build_trainer
+from trainers.run.plan import make_plan
+from trainers.run.train import run
+from trainers.run.watchdog import EXIT_CODE, PhaseMarks, Watchdog, _write_traceback
 
 ROOT = Path(__file__).parents[2]
 SLEEPER = """
@@ -52,7 +52,7 @@ def test_a_reward_that_sleeps_ends_the_run_with_one_line(config_file, raw_config
 
 HOLDS_THE_LOCK = """
 import ctypes, sys
-from trainers import watchdog
+from trainers.run import watchdog
 watchdog.BACKSTOP_S = 0.5
 with watchdog.Watchdog(0.5) as dog, dog.phase("reward"):
     ctypes.PyDLL(None).sleep(600)  # PyDLL keeps the interpreter's lock
@@ -71,7 +71,7 @@ TWO_RANKS = """
 import os, sys, time
 from pathlib import Path
 import torch.distributed as dist
-from trainers.watchdog import Watchdog
+from trainers.run.watchdog import Watchdog
 
 dist.init_process_group("gloo")
 with Watchdog(3.0 if dist.get_rank() == 0 else float(sys.argv[2]), Path(sys.argv[1])) as dog:
@@ -109,7 +109,7 @@ def test_every_process_that_waits_ends_and_names_its_phase(tmp_path, stuck_until
 
 GROUP = """
 import torch
-from trainers.engine import leave_process_group, prepare_process_group
+from trainers.run.engine import leave_process_group, prepare_process_group
 from iama.environment import prepare_environment
 prepare_environment()
 prepare_process_group(uses_deepspeed={uses_deepspeed}, timeout_s=4321)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import xlogy
 
-from iama.rank_operators import soft_ranks
-from inference.divergences import order_divergences, order_kl, soft_ranks_chi_squared
+from iama.objective.rank_operators import soft_ranks
 from inference.hedging import densities
 from inference.hedging.weights import bon_weights, bop_weights, soft_bon_order
+from inference.selection.divergences import order_divergences, order_kl, soft_ranks_chi_squared
 
 CASES = [
     *(("bon", n) for n in (1.0, 1.5, 4.0, 64.0, 10_000.0)),

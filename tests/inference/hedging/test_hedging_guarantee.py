@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtri
 
 from iama.errors import ConfigError, DataError
-from iama.operators import bon
-from inference.curves import curves
+from iama.objective.operators import bon
 from inference.hedging import safe_samples
 from inference.hedging.densities import expected
 from inference.hedging.guarantee import (
@@ -16,6 +15,7 @@ from inference.hedging.guarantee import (
     pool_proxy_gain,
     within_prompt_correlation,
 )
+from inference.selection.curves import curves
 
 
 def gaussian_proxy_gain(max_n):

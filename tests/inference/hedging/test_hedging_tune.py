@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq
 
+from iama.config.methods import FIXED_DRAWS, TUNABLE
 from iama.errors import ConfigError, DataError, IamaWarning
-from iama.methods import FIXED_DRAWS, TUNABLE
-from iama.operators import bon, bop, bop_zt
-from iama.rank_operators import soft_ranks
-from inference.curves import curves, rank_weights, sorted_scores
+from iama.objective.operators import bon, bop, bop_zt
+from iama.objective.rank_operators import soft_ranks
 from inference.hedging import densities, tune
 from inference.hedging.families import NO_PRESSURE, by_budget, on_ranks
 from inference.hedging.weights import (
@@ -22,6 +21,7 @@ from inference.hedging.weights import (
     itp_weights,
     soft_bon_weights,
 )
+from inference.selection.curves import curves, rank_weights, sorted_scores
 
 
 def heavy_tail(u):

@@ -9,11 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
+from iama.config.methods import FIXED_DRAWS, TUNABLE
 from iama.errors import ConfigError
-from iama.methods import FIXED_DRAWS, TUNABLE
-from iama.operators import bon, bop, bop_zt
-from iama.rank_operators import soft_ranks
-from inference.curves import rank_weights, sorted_scores
+from iama.objective.operators import bon, bop, bop_zt
+from iama.objective.rank_operators import soft_ranks
 from inference.hedging import densities
 from inference.hedging.families import by_budget, on_ranks
 from inference.hedging.weights import (
@@ -27,7 +26,8 @@ from inference.hedging.weights import (
     soft_bon_order,
     soft_bon_weights,
 )
-from inference.rank_weights import best_of_values, best_of_weights, order_values, order_weights
+from inference.selection.curves import rank_weights, sorted_scores
+from inference.selection.rank_weights import best_of_values, best_of_weights, order_values, order_weights
 
 sizes = st.integers(2, 8)
 

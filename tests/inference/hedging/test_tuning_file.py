@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iama.config import EvaluationConfig
+from iama.config.methods import FIXED_DRAWS, TUNABLE, read_family, tuned_family
+from iama.config.settings import EvaluationConfig
+from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
-from iama.methods import FIXED_DRAWS, TUNABLE, read_family, tuned_family
-from iama.operators import RankOperator
-from iama.specs import RewardSpec, Sampling
-from inference.bootstrap import percentile_interval, prompt_weights
-from inference.evaluation_plan import Source
-from inference.hedging.calibration import Scored, correlation_interval, tuning_of
+from iama.objective.operators import RankOperator
+from inference.evaluation.calibration import Scored, correlation_interval, tuning_of
+from inference.evaluation.plan import Source
 from inference.hedging.guarantee import within_prompt_correlation
 from inference.hedging.tuning_file import (
     Calibration,
@@ -37,10 +36,11 @@ from inference.hedging.tuning_file import (
     tuned_methods,
     written_tuned,
 )
-from inference.pool_file import prompt_ids
-from inference.pool_schema import full_header
-from inference.serving import read_served
-from inference.store import digest
+from inference.pools.file import prompt_ids
+from inference.pools.format import full_header
+from inference.pools.journal import digest
+from inference.samplers.serve import read_served
+from inference.statistics.bootstrap import percentile_interval, prompt_weights
 
 PROMPTS = [f"what is {number}?" for number in range(6)]
 

@@ -1,0 +1,58 @@
+"""`iama.json`: what an exported model was trained for, beside its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from iama.config.schema import Strict, validate
+from iama.config.specs import RewardSpec, Sampling
+from iama.errors import ModelError
+
+FILE_NAME = "iama.json"
+
+
+class ManifestCriterion(Strict):
+    """A criterion that the model was trained for, with the operator that should serve it."""
+
+    name: str
+    operator: str
+    weight: float
+    reward: RewardSpec
+    """The proxy reward, with its scale."""
+    reward_revision: str | None = None
+    """Of a reward model: the hub's commit, or a hash of the local folder's files."""
+    member_revisions: tuple[str | None, ...] = ()
+    """The same of an ensemble's members, in their order; empty for any other reward."""
+    budget: float | None = None
+    """Samples an answer that the operator draws on average; null where no number of samples serves it."""
+
+
+class Manifest(Strict):
+    """What the model was trained for, and how it was sampled in training."""
+
+    format: Literal[1] = 1
+    base_model: str
+    trust_remote_code: bool = False
+    """Whether the base runs code of its own, as the training was told."""
+    criteria: Annotated[list[ManifestCriterion], Field(min_length=1)]
+    estimator: str
+    aggregate: str = "sum"
+    sampling: Sampling
+    seed: int
+    versions: dict[str, str]
+
+
+def load_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a model folder, or None where there is none; `ModelError` if it is damaged."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path}: not JSON ({error.msg}); export the run again") from error
+    return validate(raw, Manifest, str(path))

@@ -1,0 +1,310 @@
+"""Configuration: one frozen schema for training and one for evaluation. Importing it does not import torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from iama.config.methods import tuned_family
+from iama.config.schema import Strict, nearest
+from iama.config.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampling
+from iama.objective.aggregates import parse_aggregate
+from iama.objective.operators import Operator, parse_operator
+
+
+class EvaluationCriterion(Strict):
+    """A criterion to judge: the proxy reward selects, the gold reward only judges."""
+
+    name: str = Field(min_length=1)
+    proxy: RewardSpec
+    gold: RewardSpec | None = None
+
+
+class TrainingCriterion(EvaluationCriterion):
+    """A criterion to train for; its gold reward, if any, is logged and never used."""
+
+    operator: str = "bon(4)"
+    """What will serve it: identity, bon(N), bop(MU), bop_zt(LAM), soft_bon(N, TEMPERATURE), tilt(TEMPERATURE), ..."""
+    weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _operator_parses(self) -> Self:
+        if tuned_family(self.operator) is not None:
+            raise ValueError(
+                f"operator {self.operator!r}: training needs a number; write the one that `iama tune` printed, e.g. "
+                "bon(4); `tuned` is for evaluation and `iama generate`"
+            )
+        parse_operator(self.operator)
+        return self
+
+    def parsed_operator(self) -> Operator:
+        """The operator itself."""
+        return parse_operator(self.operator)
+
+
+def _distinct_names(criteria: list[Any]) -> None:
+    names = [c.name for c in criteria]
+    if len(set(names)) < len(names):
+        raise ValueError(f"criteria names must differ, got {names}")
+
+
+class ObjectiveConfig(Strict):
+    """The objective: `aggregate_k(E_[operator_k] reward_k)`."""
+
+    criteria: Annotated[list[TrainingCriterion], Field(min_length=1)]
+    estimator: Literal["auto", "loo", "loo1", "plugin"] = "auto"
+    """auto: leave-one-out for G >= 2N, leave-one-out-minus-one below; plugin: the paper's (biased)."""
+    aggregate: str = "sum"
+    """sum (weighted), min, or smooth_min(GAMMA)."""
+    running_mean_decay: float = Field(0.9, ge=0, lt=1)
+    """Of the values at which min and smooth_min take their slopes, per roll-out batch; 0: each batch's own values."""
+    group_normalisation: bool = False
+    """Divide by each group's standard deviation; only with `estimator: plugin`, as the paper's recipe."""
+    on_nan: Literal["error", "drop"] = "error"
+    """A completion for which a reward is None or NaN: stop, or leave it out of its group."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _distinct_names(self.criteria)
+        parse_aggregate(self.aggregate)
+        if self.group_normalisation and self.estimator != "plugin":
+            raise ValueError(f"group_normalisation needs estimator: plugin, not {self.estimator}")
+        return self
+
+
+class KLConfig(Strict):
+    """How the policy is held near the reference, besides `trainer.beta`.
+
+    The first variation carries a factor N, so the same beta weighs about N times less against Best-of-N than
+    against a single sample. A target takes the choice of beta off your hands.
+    """
+
+    target: float | None = Field(None, gt=0)
+    """KL to the reference (nats per token, as TRL logs it) that beta is steered to; without it beta is fixed."""
+    gain: float = Field(0.1, gt=0, le=1)
+    """Largest rise of log beta in one optimiser step; it falls by at most a fifth of that."""
+    chi2: float = Field(0.0, ge=0)
+    """Weight of a chi-squared penalty (sequence level), which bounds what over-optimising the proxy can cost."""
+
+
+class WatchConfig(Strict):
+    """When a run warns about itself, and when it ends itself; none of it changes what is trained."""
+
+    clipped: float = Field(0.2, ge=0, le=1)
+    """Warn above this share of completions that are cut at sampling.max_new_tokens."""
+    silent: float = Field(0.5, ge=0, le=1)
+    """Warn above this share of groups whose advantages are all zero: they teach nothing."""
+    vanished: float = Field(0.4, ge=0, le=1)
+    """Warn where a criterion's lift (best of a group less its mean) falls below this share of its beginning."""
+    kl: float = Field(1.0, gt=0)
+    """Warn above this KL to the reference, in nats per token."""
+    kl_factor: float = Field(10.0, gt=1)
+    """With kl.target: warn above this multiple of it, if that is less."""
+    window: int = Field(20, ge=5)
+    """Logged steps of a block, of which hacking and vanished modes are read."""
+    stop_on_hacking: bool = False
+    """End the run, adapter saved, when gold falls while its proxy rises."""
+    max_phase_s: float | None = Field(3600.0, gt=0)
+    """A phase (start, roll-out, reward, step, save) that takes longer ends the run with an error; null: never."""
+    samples: int = Field(4, ge=0)
+    """Completions kept in samples/ at a logged step."""
+
+
+SAMPLING_NAMES = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "stop_strings": "stop",
+    "max_new_tokens": "max_new_tokens",
+    "max_completion_length": "max_new_tokens",
+}
+"""Names that TRL and transformers use, and the field of `Sampling` that stands for each."""
+
+
+def _no_stop(written: str) -> str:
+    return (
+        f"{written} cannot be used in training, where TRL ends a response at end tokens only; drop it here and set "
+        "`stop` where the policy is served"
+    )
+
+
+class TrainingConfig(Strict):
+    """A training run."""
+
+    name: str
+    output_dir: str
+    """The run's folder: resolved config, metrics.jsonl, checkpoints, adapter."""
+    policy: PolicySpec
+    prompts: PromptsSpec
+    """Each with a `prompt`; further columns go to the reward functions."""
+    objective: ObjectiveConfig
+    world_size: int = Field(1, ge=1)
+    """Number of processes the run is meant for; another number is refused, since it would be another run."""
+    seed: int = 0
+    kl: KLConfig = KLConfig()
+    watch: WatchConfig = WatchConfig()
+    sampling: Sampling = Sampling()
+    """Of the roll-outs; `iama.json` carries it to whatever serves the model."""
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """Any field of TRL's GRPOConfig, unchanged, except those that `sampling` fills."""
+    lora: dict[str, Any] = Field(default_factory=dict)
+    """Any field of PEFT's LoraConfig, unchanged."""
+    quantization: Literal["4bit"] | None = None
+    """4bit: train on a base in NF4 (QLoRA); needs a GPU and iama[quantization]."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _no_stop_strings(cls, sampling: Sampling) -> Sampling:
+        if sampling.stop:
+            raise ValueError(_no_stop(f"stop {list(sampling.stop)}"))
+        return sampling
+
+    @field_validator("trainer")
+    @classmethod
+    def _sampling_has_its_block(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        nested = trainer.get("generation_kwargs")
+        places = [("", trainer), ("generation_kwargs.", nested if isinstance(nested, dict) else {})]
+        for prefix, block in places:
+            for key, name in SAMPLING_NAMES.items():
+                if key in block and name == "stop":
+                    raise ValueError(_no_stop(f"{prefix}{key} = {block[key]!r}"))
+                if key in block:
+                    raise ValueError(f"{prefix}{key} = {block[key]!r} has one place: write `sampling.{name}` instead")
+        return trainer
+
+
+class PolicyChange(Strict):
+    """What a policy does differently for one criterion."""
+
+    adapter: str | None = None
+    system_prompt: str | None = None
+
+
+class EvaluatedPolicy(Strict):
+    """A policy to evaluate: a model (the fields of `PolicySpec`), or completions in a pool file."""
+
+    path: str | None = None
+    """Base or merged model."""
+    adapter: str | None = None
+    """PEFT adapter directory to put on it."""
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    chat_template: str | None = None
+    trust_remote_code: bool = False
+    pool: str | None = None
+    """A pool file with its completions, in the place of a model."""
+    system_prompt: str | None = None
+    """Put before every prompt that this policy answers; rewards do not see it."""
+    by_criterion: dict[str, PolicyChange] = Field(default_factory=dict)
+    """Another adapter or system prompt for a criterion: specialists, or a policy that is told its criterion."""
+    training_run: tuple[str, ...] = ()
+    """Folders of the runs that trained it, for the break-even; a list or one folder."""
+
+    @field_validator("training_run", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _model_or_pool(self) -> Self:
+        if (self.path is None) == (self.pool is None):
+            raise ValueError("give exactly one of `path` (a model) and `pool` (a file of completions)")
+        if self.pool is not None and (self.adapter or self.system_prompt or self.by_criterion):
+            raise ValueError("a `pool` is sampled already; adapter, system_prompt and by_criterion belong to a model")
+        return self
+
+    def variant(self, criterion: str) -> tuple[PolicySpec, str | None]:
+        """The model and system prompt that serve a criterion; not of a pool."""
+        assert self.path is not None
+        change = self.by_criterion.get(criterion, PolicyChange())
+        spec = PolicySpec(
+            path=self.path,
+            adapter=change.adapter or self.adapter,
+            dtype=self.dtype,
+            device=self.device,
+            chat_template=self.chat_template,
+            trust_remote_code=self.trust_remote_code,
+        )
+        return spec, change.system_prompt or self.system_prompt
+
+
+class WinRateBaseline(Strict):
+    """The policy and number of samples that win rates are counted against."""
+
+    policy: str
+    samples: int = Field(1, ge=1)
+
+
+CURVES = ("bon", "bop")
+"""Methods that one pool gives at every budget at once."""
+
+
+def _check_named(config: EvaluationConfig) -> None:
+    """Refuse policies that are named and are none, and methods that are named twice."""
+    named = {"trained": [config.trained], "references": config.references}
+    for key in config.model_fields_set & set(named):
+        for name in named[key]:
+            if name not in config.policies:
+                raise ValueError(f"{key} names {name!r}, which is no policy; {nearest(name, [*config.policies])}")
+    twice = [method for i, method in enumerate(config.methods) if method in config.methods[:i]]
+    if twice:
+        raise ValueError(f"methods names {twice[0]!r} twice; write it once")
+
+
+class EvaluationConfig(Strict):
+    """An evaluation: policies x criteria x methods x budgets on held-out prompts."""
+
+    name: str
+    output_dir: str
+    policies: Annotated[dict[str, EvaluatedPolicy], Field(min_length=1)]
+    """By name."""
+    trained: str = "iama"
+    """The policy whose savings are measured."""
+    references: list[str] = Field(default_factory=lambda: ["base", "grpo"])
+    """What it is compared with, as far as they are among `policies`; KL and fluency are measured by the first."""
+    prompts: PromptsSpec | None = None
+    """May be left out where every policy is a pool file, which holds its prompts."""
+    criteria: Annotated[list[EvaluationCriterion], Field(min_length=1)]
+    methods: list[str] = Field(default_factory=lambda: ["bon"], min_length=1)
+    """bon and bop are measured at every budget from one pool; others, e.g. `cards(target=1.5)`, as they are written."""
+    tuning: str | None = None
+    """The `tuning.json` of `iama tune`, from which methods such as `bon(tuned)` take their numbers."""
+    budgets: list[int] = Field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64], min_length=1)
+    num_samples: int = Field(256, ge=4)
+    """Pool size a prompt; curves reach a quarter of it."""
+    trained_budget: int = Field(4, ge=1)
+    win_rate_baseline: WinRateBaseline | None = None
+    """Else the first reference's single sample."""
+    sampling: Sampling = Sampling()
+    log_probabilities: bool = True
+    """Measure KL and fluency: two more forward passes over every pool."""
+    batch_size: int = Field(256, ge=1)
+    """Rows decoded together."""
+    num_bootstrap: int = Field(1000, ge=100)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _distinct_names(self.criteria)
+        too_big = [n for n in [*self.budgets, self.trained_budget] if not 1 <= n <= self.num_samples // 4]
+        if too_big:
+            raise ValueError(
+                f"budgets {too_big} lie outside 1..{self.num_samples // 4}: an unbiased curve is reliable only up to "
+                f"a quarter of num_samples = {self.num_samples}; raise num_samples or drop them"
+            )
+        names = [c.name for c in self.criteria]
+        for name, policy in self.policies.items():
+            unknown = [criterion for criterion in policy.by_criterion if criterion not in names]
+            if unknown:
+                raise ValueError(f"policies.{name}.by_criterion names {unknown[0]!r}; {nearest(unknown[0], names)}")
+        if self.prompts is None and any(policy.pool is None for policy in self.policies.values()):
+            raise ValueError("'prompts' is missing; only pool files hold prompts of their own")
+        _check_named(self)
+        baseline = self.win_rate_baseline
+        if baseline is not None and baseline.policy not in self.policies:
+            hint = nearest(baseline.policy, [*self.policies])
+            raise ValueError(f"win_rate_baseline.policy {baseline.policy!r} is no policy; {hint}")
+        return self

@@ -1,0 +1,227 @@
+"""What a configuration names: policies, rewards, and how a policy is sampled."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from iama.config.schema import Strict
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class PolicySpec(Strict):
+    """A policy: a Hugging Face model directory or hub name (org/name), with or without an adapter."""
+
+    path: str
+    """Base or merged model."""
+    adapter: str | None = None
+    """PEFT adapter directory to put on it."""
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    """`auto` (the first GPU, else the CPU) or a torch device."""
+    chat_template: str | None = None
+    """A .jinja file, for a model whose tokenizer has no chat template of its own."""
+    trust_remote_code: bool = False
+
+
+class RewardScale(Strict):
+    """Mean and standard deviation of a reward on reference samples (`iama standardise` measures them)."""
+
+    mean: float
+    std: float = Field(gt=0)
+
+
+class JudgeSpec(Strict):
+    """A language model that judges, behind an OpenAI-compatible endpoint."""
+
+    url: str
+    """Address of the endpoint, e.g. http://localhost:8000/v1."""
+    model: str
+    prompt_file: str
+    """Text with {prompt} and {completion}; pairwise with {prompt}, {first} and {second}."""
+    mode: Literal["pointwise", "pairwise"] = "pointwise"
+    """pointwise: a number; pairwise: against `baseline_column` in both orders, 1 won, 0.5 tie or disagreement, 0."""
+    baseline_column: str | None = None
+    """Column of the prompts with the text to compare with; pairwise only."""
+    lowest: float = 1.0
+    highest: float = 10.0
+    """A pointwise answer must be one number from `lowest` to `highest`; anything else is unparsable."""
+    temperature: float = Field(0.0, ge=0)
+    draw: int = Field(0, ge=0)
+    """Which of a noisy judge's independent answers; give proxy and gold different ones."""
+    max_tokens: int = Field(16, ge=1)
+    concurrency: int = Field(8, ge=1)
+    """Requests at a time."""
+    num_retries: int = Field(4, ge=0)
+    timeout_s: float = Field(60.0, gt=0)
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; a server that needs none takes any."""
+    cache: str = "runs/judge-cache"
+    """Folder of answers by a hash of all that was sent, so that nothing is asked twice."""
+    input_price: float = Field(0.0, ge=0)
+    """Currency units for a million prompt tokens, to show the cost beforehand."""
+    output_price: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _baseline_fits(self) -> Self:
+        if (self.mode == "pairwise") != (self.baseline_column is not None):
+            raise ValueError("mode: pairwise needs `baseline_column`, and mode: pointwise has no use for it")
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest {self.lowest:g} must be below highest {self.highest:g}")
+        return self
+
+
+class EnsembleSpec(Strict):
+    """Several rewards as one, on a common scale: each member has a `scale`, or all are on one by themselves."""
+
+    members: tuple[RewardSpec, ...]
+    """At least two rewards that score texts; none of them an ensemble or a column."""
+    aggregate: Literal["mean", "median", "min", "mean_minus_std"] = "mean"
+    """Of the members' scores. mean_minus_std: less `coefficient` times their standard deviation."""
+    coefficient: float = Field(0.5, ge=0)
+    same_scale: bool = False
+    """The members are on one scale by themselves, and need no `scale`."""
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> Self:
+        if len(self.members) < 2:
+            raise ValueError(f"an ensemble needs at least 2 members, got {len(self.members)}")
+        for number, member in enumerate(self.members):
+            if member.source in ("ensemble", "column"):
+                remedy = "list its members here" if member.ensemble else "give a reward that scores texts"
+                raise ValueError(f"members.{number}: the source {member.source} is none for a member; {remedy}")
+        if self.coefficient != 0.5 and self.aggregate != "mean_minus_std":
+            raise ValueError(f"`coefficient` belongs to aggregate: mean_minus_std, not to {self.aggregate}")
+        return self
+
+
+SOURCES = ("model", "function", "judge", "verifier", "ensemble", "column")
+
+
+class RewardSpec(Strict):
+    """A reward: exactly one of `model`, `function`, `judge`, `verifier`, `ensemble` and `column`."""
+
+    model: str | None = None
+    """Directory or hub name of a sequence classifier, or the directory of a PEFT adapter on one."""
+    head: str | int | None = None
+    """Label or index of the classifier's output that is the reward; required if it has more than one."""
+    sign: Literal[1, -1] = 1
+    """-1 for a cost."""
+    function: str | None = None
+    """`path/to/file.py:name` or `package.module:name` of a function (prompts, completions, **columns)."""
+    judge: JudgeSpec | None = None
+    """A language model that judges."""
+    verifier: Literal["math"] | None = None
+    """math: 1 where the completion's final answer equals the prompt's `answer_column`, else 0 (needs iama[math])."""
+    answer_column: str = "answer"
+    ensemble: EnsembleSpec | None = None
+    """Several rewards as one."""
+    column: str | None = None
+    """Scores that a pool file holds already; evaluation and tuning only."""
+    scale: RewardScale | None = None
+    """Standardise: (reward - mean) / std, fixed once for the run, never per group."""
+    batch_size: int = Field(64, ge=1)
+    dtype: Dtype = "float32"
+    device: str = "auto"
+
+    @property
+    def source(self) -> str:
+        """Which of `SOURCES` it is."""
+        return next(name for name in SOURCES if getattr(self, name) is not None)
+
+    @property
+    def parts(self) -> tuple[RewardSpec, ...]:
+        """The rewards that score texts: an ensemble's members, else the reward itself."""
+        return (self,) if self.ensemble is None else self.ensemble.members
+
+    def placed(self, **placement: Any) -> RewardSpec:
+        """The reward on another `device` or with another `dtype`; of an ensemble, all its members."""
+        if self.ensemble is None:
+            return self.model_copy(update=placement)
+        members = tuple(member.placed(**placement) for member in self.ensemble.members)
+        return self.model_copy(update={"ensemble": self.ensemble.model_copy(update={"members": members})})
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(SOURCES)}, got {', '.join(given) or 'none'}")
+        if self.function is not None and ":" not in self.function:
+            raise ValueError(f"function {self.function!r} needs the form path/to/file.py:name or package.module:name")
+        if self.model is None and self.head is not None:
+            raise ValueError(f"`head` belongs to a `model`, not to a {given[0]}")
+        if self.ensemble is not None:
+            for name in ("sign", "batch_size", "dtype", "device"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"`{name}` belongs to the members of an ensemble, each of its own")
+        if self.sign != 1 and self.source not in ("model", "column"):
+            raise ValueError(f"`sign` belongs to a `model` or a `column`; let the {given[0]} return what is wanted")
+        if self.verifier is None and self.answer_column != "answer":
+            raise ValueError("`answer_column` belongs to a `verifier`")
+        return self
+
+
+EnsembleSpec.model_rebuild()
+
+
+class PromptsSpec(Strict):
+    """Prompts: a file, or a dataset by name. A bare text is a `path`."""
+
+    path: str
+    """A .jsonl, .json, .csv or .parquet file, or the name of a dataset (org/name)."""
+    subset: str | None = None
+    """Configuration of a named dataset."""
+    split: str | None = None
+    """Split of a named dataset; required there if it has more than one."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name: theirs, e.g. {prompt: question}. Columns that are not named keep their names."""
+    system_prompt: str | None = None
+    """Put before every prompt that has no system message; text prompts become messages."""
+    max_prompts: int | None = Field(None, ge=1)
+    """The first so many."""
+    too_long: Literal["error", "drop"] = "error"
+    """A prompt that leaves a policy no room for max_new_tokens: refuse, or leave out (counted, and said)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class Sampling(Strict):
+    """How a policy is sampled, in training, generation and evaluation alike; plain sampling by default.
+
+    Same meaning and order as in transformers' `generate`: repetition penalty, temperature, top_k, top_p, min_p.
+    """
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the likeliest tokens that together reach this probability; 1: all."""
+    top_k: int = Field(0, ge=0)
+    """Keep this many of the likeliest tokens; 0: all."""
+    min_p: float = Field(0.0, ge=0, lt=1)
+    """Drop tokens less likely than this share of the likeliest one's probability; 0: none."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Divides the positive logits, and multiplies the negative ones, of tokens that prompt or response hold."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """A response ends before the first of these strings."""
+    max_new_tokens: int = Field(128, ge=1)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _is_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"write a list of strings, [{value!r}]")
+        return value
+
+
+def sampling_differences(trained: Sampling, used: Sampling) -> list[str]:
+    """Each setting in which two samplings differ, as text: `temperature 0.7 (trained with 1.0)`."""
+    pairs = [(name, getattr(trained, name), getattr(used, name)) for name in Sampling.model_fields]
+    return [f"{name} {_show(value)} (trained with {_show(before)})" for name, before, value in pairs if value != before]
+
+
+def _show(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)

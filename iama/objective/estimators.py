@@ -1,0 +1,105 @@
+"""Group estimators: the rewards of G completions of one prompt to the advantage of each, for any operator.
+
+`auto` is leave-one-out (LOO) where `G >= 2N` and leave-one-out-minus-one (LOO-1) where `N <= G < 2N`: unbiased
+both, each with the smaller variance there. For `G < N` no unbiased estimator exists (the value is a polynomial of
+degree N in the policy): the operator is estimated for `N = G`, and `check_group_size` warns. `plugin` is the
+paper's own: the first variation of the group's empirical distribution, biased towards smaller N.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from iama.errors import ConfigError, IamaWarning
+from iama.objective.operators import RankOperator, SoftBestOfN, Tilt
+from iama.objective.rank_estimators import rank_advantages, rank_value
+from iama.objective.rank_operators import CLAMPED_SHARE
+from iama.objective.soft_estimators import soft_bon_advantages, soft_bon_value, tilt_advantages, tilt_value
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from iama.objective.operators import Operator
+
+    Floats = NDArray[np.float64]
+
+Estimator = Literal["auto", "loo", "loo1", "plugin"]
+
+
+def advantages(
+    operator: Operator,
+    selector_PG: Floats,
+    score_PG: Floats | None = None,
+    estimator: Estimator = "auto",
+) -> Floats:
+    """Advantages `[P, G]` of one criterion under one operator; `selector` chooses, `score` (default: it) counts."""
+    selector_PG = np.ascontiguousarray(selector_PG, dtype=np.float64)  # sorted several times as fast as a slice
+    score_PG = selector_PG if score_PG is None else np.ascontiguousarray(score_PG, dtype=np.float64)
+    if estimator == "plugin":
+        return _plugin(operator, selector_PG, score_PG)
+    if isinstance(operator, RankOperator):
+        return rank_advantages(operator, selector_PG, score_PG, estimator)
+    if isinstance(operator, SoftBestOfN):
+        return soft_bon_advantages(selector_PG, score_PG, operator.n, operator.temperature, estimator)
+    return tilt_advantages(selector_PG, score_PG, operator.temperature, operator.cap)
+
+
+def group_value(operator: Operator, selector_PG: Floats, score_PG: Floats | None = None) -> Floats:
+    """Estimate `[P]` of the value under the operator, clamped at G draws; unbiased but for a tilt, O(1/G)."""
+    selector_PG = np.asarray(selector_PG, dtype=np.float64)
+    score_PG = selector_PG if score_PG is None else np.asarray(score_PG, dtype=np.float64)
+    if isinstance(operator, RankOperator):
+        return rank_value(operator, selector_PG, score_PG)
+    if isinstance(operator, SoftBestOfN):
+        return soft_bon_value(selector_PG, score_PG, operator.n, operator.temperature)
+    return tilt_value(selector_PG, score_PG, operator.temperature, operator.cap)
+
+
+def check_group_size(operator: Operator, num_generations: int, estimator: Estimator, source: str) -> None:
+    """Refuse groups of one (`ConfigError`); warn where a group is too small for the operator or the estimator."""
+    if num_generations < 2:
+        raise ConfigError(f"{source}: groups need at least 2 completions, but num_generations is {num_generations}")
+    share = clamped_share(operator, num_generations)
+    if share > CLAMPED_SHARE:
+        instead = (
+            f"'plugin' ascends a mixture of budgets up to {num_generations}"
+            if estimator == "plugin"
+            else f"training counts those draws as {num_generations}"
+        )
+        warnings.warn(
+            f"{source}: {operator.name} draws more than trainer.num_generations = {num_generations} samples with "
+            f"probability {share:.1%}; {instead}, a smaller budget than it is served with; "
+            f"raise num_generations to {operator.smallest_group} or more",
+            IamaWarning,
+            stacklevel=2,
+        )
+    if estimator in ("loo", "loo1") and isinstance(operator, Tilt):
+        message = f"{source}: estimator {estimator!r} is not used: a tilt has one estimator, soft Best-of-N at n = G"
+        warnings.warn(message, IamaWarning, stacklevel=2)
+    if estimator == "loo" and share == 0.0 and clamped_share(operator, num_generations - 1) > CLAMPED_SHARE:
+        warnings.warn(
+            f"{source}: estimator 'loo' needs more completions than the {num_generations} that {operator.name} draws; "
+            f"'loo1' is used, or raise trainer.num_generations above {num_generations}",
+            IamaWarning,
+            stacklevel=2,
+        )
+
+
+def clamped_share(operator: Operator, num_generations: int) -> float:
+    """Share of an operator's draws that are of more than `num_generations` samples."""
+    if isinstance(operator, RankOperator):
+        return operator.clamped_share(num_generations)
+    if isinstance(operator, SoftBestOfN):
+        return float(operator.n > num_generations)
+    return 0.0  # a tilt has no number of draws
+
+
+def _plugin(operator: Operator, selector_PG: Floats, score_PG: Floats) -> Floats:
+    uniform = np.full(selector_PG.shape[1], 1.0 / selector_PG.shape[1])
+    rows = zip(selector_PG, score_PG, strict=True)
+    phi = np.stack([operator.first_variation(uniform, r, s) for r, s in rows])
+    centred: Floats = phi - phi.mean(axis=1, keepdims=True)
+    return centred

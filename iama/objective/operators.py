@@ -1,0 +1,90 @@
+"""Operators: what training knows of a sampler, and how the configuration writes them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING
+
+from iama.errors import ConfigError
+from iama.objective.rank_operators import RankOperator, bon, bop, bop_zt, identity, series
+from iama.objective.soft_operators import SoftBestOfN, Tilt, soft_bon, tilt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "Operator",
+    "RankOperator",
+    "SoftBestOfN",
+    "Tilt",
+    "bon",
+    "bop",
+    "bop_zt",
+    "identity",
+    "parse_operator",
+    "series",
+    "soft_bon",
+    "tilt",
+]
+
+Operator = RankOperator | SoftBestOfN | Tilt
+OPERATORS: dict[str, Callable[..., Operator]] = {
+    "identity": identity,
+    "bon": bon,
+    "bop": bop,
+    "bop_zt": bop_zt,
+    "soft_bon": soft_bon,
+    "tilt": tilt,
+    "series": series,
+}
+EXAMPLES = (
+    "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, temperature=0.1), tilt(temperature=0.1, cap=1), series(0, 1)"
+)
+SERVED_ONLY = {
+    "itp": "bon(k) with k near 3 / sqrt(2 beta) - 1, which keeps the same mean quantile (for beta < 1/2)",
+    "mbr": "bon(n), the same choice without the texts",
+}
+"""Ways to serve that are no operators, and what to train in their place."""
+
+
+def parse_operator(text: str) -> Operator:
+    """Read an operator as the configuration writes it, e.g. `bon(4)`, `bop(mu=3)` or `tilt(0.1, cap=1.5)`.
+
+    Raises `ConfigError` naming the text and what can be written.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
+    name, inside = match.groups() if match else ("", None)
+    if name in SERVED_ONLY:
+        raise ConfigError(f"operator {text!r} is a way to serve, not one to train for; write {SERVED_ONLY[name]}")
+    if name not in OPERATORS:
+        raise ConfigError(f"operator {text!r} is not known; write one of {EXAMPLES}")
+    try:
+        arguments = _arguments(OPERATORS[name], inside or "")
+        return OPERATORS[name](*arguments.args, **arguments.kwargs)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"operator {text!r}: {error}; write it like {EXAMPLES}") from error
+
+
+def _arguments(build: Callable[..., Operator], inside: str) -> inspect.BoundArguments:
+    """The arguments as numbers, bound to the operator's signature, whose annotations say which are whole."""
+    pieces = [piece.rpartition("=") for piece in inside.split(",") if piece.strip()]
+    positional = [value for _, equals, value in pieces if not equals]
+    keywords = {key.strip(): value for key, equals, value in pieces if equals}
+    signature = inspect.signature(build)
+    bound = signature.bind(*positional, **keywords)
+    for name, value in bound.arguments.items():
+        read = _READERS.get(str(signature.parameters[name].annotation), float)
+        bound.arguments[name] = tuple(map(read, value)) if isinstance(value, tuple) else read(value)
+    return bound
+
+
+def _flag(text: str) -> bool:
+    if text.strip() not in ("0", "1"):
+        raise ValueError(f"{text.strip()!r} is neither 0 nor 1")
+    return text.strip() == "1"
+
+
+_READERS: dict[str, Callable[[str], float]] = {"int": int, "int | None": int, "bool": _flag}

@@ -1,0 +1,116 @@
+"""Verifiers: rewards that check a final answer. `math` compares mathematical answers through math-verify."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iama.errors import RewardError
+from iama.prompts.render import completion_text, prompt_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from iama.prompts.render import Message, Prompt
+
+_LATEX = ("$", "\\(", "\\[", "\\boxed")  # what marks mathematics in a text
+_SECONDS = 5  # for reading, and for comparing, one answer
+
+
+class MathVerifier:
+    """A scorer: 1 where the final answer of a completion equals that in `answer_column`, else 0.
+
+    A completion without a readable answer is wrong, not missing. Reading and comparing have five seconds each (an
+    answer may be 9^9^9^9); what takes longer counts as wrong.
+    """
+
+    def __init__(self, answer_column: str, source: str) -> None:
+        check_math_verify(source)
+        self.answer_column, self.source = answer_column, source
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], **columns: Any
+    ) -> tuple[list[float], int]:
+        """Scores, and 0 tokens; raises `RewardError` for a right answer that is missing or cannot be read."""
+        if self.answer_column not in columns:
+            raise RewardError(
+                f"{self.source}: the prompts have no column {self.answer_column!r} (answer_column); "
+                f"they have {sorted(columns)}"
+            )
+        pairs = [
+            (final_answer(right), completion_text(completion))
+            for right, completion in zip(columns[self.answer_column], completions, strict=True)
+        ]
+        scores = _scores(pairs)
+        for prompt, right, score in zip(prompts, columns[self.answer_column], scores, strict=True):
+            if score is None:
+                raise RewardError(
+                    f"{self.source}: column {self.answer_column!r} of the prompt {prompt_text(prompt)[:60]!r} is "
+                    f"{right!r}, in which math-verify finds no answer; write a number or LaTeX"
+                )
+        return [score for score in scores if score is not None], 0
+
+
+def check_math_verify(source: str) -> None:
+    """Raise `RewardError` where math-verify is not installed."""
+    try:
+        _math_verify()
+    except ImportError as error:
+        raise RewardError(f"{source}: needs the math-verify package; pip install 'iama[math]'") from error
+
+
+def _math_verify() -> Any:
+    return importlib.import_module("math_verify")
+
+
+def final_answer(right: Any) -> str:
+    """A right answer as math-verify reads it: in dollars, of GSM8K's solutions what follows `####`."""
+    text = "" if right is None else str(right).rpartition("####")[2].strip()
+    return text if any(mark in text for mark in _LATEX) else f"${text}$"
+
+
+def _scores(pairs: list[tuple[str, str]]) -> list[float | None]:
+    """1 or 0 for each (right answer, completion), None where the right answer cannot be read.
+
+    math-verify's limits on time are signals, which only a main thread may set: elsewhere a process of our own does it.
+    """
+    if threading.current_thread() is threading.main_thread():
+        return [verify(right, text) for right, text in pairs]
+    command = [sys.executable, "-m", "iama.rewards.verifier"]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(  # noqa: S603
+        command, input=json.dumps(pairs), stdout=subprocess.PIPE, text=True, check=True, env=environment
+    )
+    scores: list[float | None] = json.loads(done.stdout)
+    return scores
+
+
+def verify(right: str, text: str) -> float | None:
+    """Whether a text's final answer equals the right one, 1 or 0; None where the right one cannot be read."""
+    math_verify = _math_verify()
+    # It logs every answer that takes too long.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    wanted = _parse(right)
+    if not wanted:
+        return None
+    given = math_verify.parse(text, fallback_mode="no_fallback", parsing_timeout=_SECONDS)
+    return float(math_verify.verify(list(wanted), given, timeout_seconds=_SECONDS))
+
+
+@lru_cache(maxsize=1024)
+def _parse(right: str) -> tuple[Any, ...]:
+    """A right answer's readings; those of a group of completions are read once."""
+    return tuple(_math_verify().parse(right, fallback_mode="no_fallback", parsing_timeout=_SECONDS))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps([verify(right, text) for right, text in json.load(sys.stdin)]))

@@ -1,0 +1,137 @@
+"""Log-probabilities of finished responses under a policy, and the fluency read off them.
+
+They are those of softmax(logits): temperature 1, whole vocabulary, whatever the responses were drawn with.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from iama.models.loading import halved, inner_model, is_out_of_memory
+from inference.engine.next_token import log_probabilities
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from inference.engine.policy import Policy
+
+    Floats = NDArray[np.float64]
+
+
+def sequence_log_probabilities(
+    policy: Policy,
+    prompts_ids: Sequence[Sequence[int]],
+    responses_ids: Sequence[Sequence[int]],
+    batch_size: int,
+) -> list[tuple[float, int]]:
+    """Summed log-probability (nats) and number of tokens of each response, given its prompt (one prompt a response).
+
+    `responses_ids` are scored as they are, the end token included where they hold one: `inference.engine.decode` keeps it,
+    `response_ids` makes them from text. An empty response gives (0, 0). Where memory runs out the batch is halved,
+    with a warning. A token beyond what the head can give has log-probability -inf.
+    """
+    assert len(prompts_ids) == len(responses_ids)
+    assert all(prompts_ids), "a prompt without tokens"
+    found: dict[int, tuple[float, int]] = {i: (0.0, 0) for i, ids in enumerate(responses_ids) if not ids}
+    # Neighbours are of a length, so that little is padding; the longest first, so that memory runs out at once.
+    waiting = sorted(
+        (i for i in range(len(responses_ids)) if i not in found),
+        key=lambda i: -len(prompts_ids[i]) - len(responses_ids[i]),
+    )
+    while waiting:
+        batch = waiting[:batch_size]
+        try:
+            sums = _forward(policy, [prompts_ids[i] for i in batch], [responses_ids[i] for i in batch])
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            batch_size = halved(batch_size, f"policy {policy.name!r}", error)
+            continue
+        found |= {i: (value, len(responses_ids[i])) for i, value in zip(batch, sums, strict=True)}
+        waiting = waiting[batch_size:]
+    return [found[i] for i in range(len(responses_ids))]
+
+
+def response_ids(policy: Policy, text: str, finish_reason: str) -> list[int]:
+    """Token ids of a response of which only the text is known.
+
+    The text is tokenised anew, which may split it otherwise than it was sampled: its log-probability is then a
+    little lower than that of all splits together, and not that of the sampled one. A response that ended with
+    "stop" gets the tokenizer's end token (which is wrong after a stop string that is no token).
+    """
+    ids = list(policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+    end = policy.tokenizer.eos_token_id
+    if finish_reason == "stop" and end is None:
+        end = min(policy.eos_token_ids)
+    return [*ids, end] if finish_reason == "stop" else ids
+
+
+def fluency(log_probability_PS: Floats, num_tokens_PS: NDArray[Any]) -> Floats:
+    """Log-probability a token, `[P, S]`: with a reference's log-probabilities, how natural it finds a text.
+
+    NaN for responses without tokens or without a log-probability.
+    """
+    counts_PS = np.asarray(num_tokens_PS, dtype=np.float64)
+    return np.where(counts_PS > 0, log_probability_PS / np.where(counts_PS > 0, counts_PS, 1.0), np.nan)
+
+
+def fluency_z(fluency_PS: Floats, reference_PS: Floats) -> float | None:
+    """How many standard deviations a pool's mean fluency lies above that of the reference's own pool.
+
+    Prompt by prompt, in units of the reference samples' spread within their prompts (its root mean square over
+    prompts); both measured under the reference. Pools may differ in size. None where nothing can be compared.
+    """
+    own_P, reference_P = _row_means(fluency_PS), _row_means(reference_PS)
+    gaps_P = own_P - reference_P
+    squares_PS = (reference_PS - reference_P[:, None]) ** 2
+    known_P = ~np.isnan(gaps_P)
+    if not known_P.any():
+        return None
+    spread = float(np.sqrt(np.nanmean(_row_means(squares_PS)[known_P])))
+    return float(gaps_P[known_P].mean() / spread) if spread > 0 else None
+
+
+def _row_means(values_PS: Floats) -> Floats:
+    """Mean of each row's known values, NaN where there are none."""
+    known_PS = ~np.isnan(values_PS)
+    counts_P = known_PS.sum(axis=1)
+    sums_P = np.where(known_PS, values_PS, 0.0).sum(axis=1)
+    return np.where(counts_P > 0, sums_P / np.maximum(counts_P, 1), np.nan)
+
+
+@torch.inference_mode()
+def _forward(policy: Policy, prompts_ids: list[Sequence[int]], responses_ids: list[Sequence[int]]) -> list[float]:
+    """Summed log-probabilities of a batch: one forward pass over prompts and responses, padded on the right."""
+    rows = [[*prompt, *response] for prompt, response in zip(prompts_ids, responses_ids, strict=True)]
+    width = max(map(len, rows))
+    device = policy.model.device
+    pad = getattr(policy.model.config, "pad_token_id", None) or 0
+    inputs: dict[str, Any] = {"input_ids": torch.tensor([[*r, *[pad] * (width - len(r))] for r in rows], device=device)}
+    if any(len(row) < width for row in rows):
+        mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+        inputs["attention_mask"] = torch.tensor(mask, device=device)
+    # Logits of the shared part of the prompts are not needed; nor is the last column's, which predicts nothing.
+    first = min(map(len, prompts_ids)) - 1
+    model: Any = policy.model
+    if "logits_to_keep" in inspect.signature(inner_model(model).forward).parameters:
+        logits_BTV = model(**inputs, use_cache=False, logits_to_keep=width - first).logits
+    else:
+        logits_BTV = model(**inputs, use_cache=False).logits[:, first:]
+    starts = [len(prompt) - 1 - first for prompt in prompts_ids]
+    return [
+        _sum(logits_TV[start : start + len(response)], response)
+        for logits_TV, start, response in zip(logits_BTV, starts, responses_ids, strict=True)
+    ]
+
+
+def _sum(logits_TV: torch.Tensor, tokens: Sequence[int]) -> float:
+    ids_T = np.asarray(tokens, dtype=np.int64)
+    if (ids_T >= logits_TV.shape[1]).any():
+        return -np.inf
+    return float(log_probabilities(logits_TV, ids_T).sum())

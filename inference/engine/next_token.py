@@ -1,0 +1,118 @@
+"""The law that the next token is drawn from, and the draw itself: pure functions of logits, in float64.
+
+Settings mean what they mean in transformers' `generate`, and are applied in its order: repetition penalty,
+temperature, top_k, top_p, min_p.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from iama.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from iama.config.specs import Sampling
+
+
+def probabilities(
+    logits_RV: torch.Tensor,
+    sampling: Sampling,
+    seen: Sequence[Sequence[int]] | None = None,
+    *,
+    source: str,
+) -> torch.Tensor:
+    """The law that each row's next token is drawn from: `[R, V]`, float64, on the logits' device, rows sum to 1.
+
+    `seen` holds each row's token ids so far, prompt and response; only a repetition penalty needs them. Single
+    logits may be -inf. Raises `ModelError` naming `source` ("policy 'base'") for NaN, +inf, or a row of only -inf.
+    """
+    scores_RV = logits_RV.double()
+    if sampling.repetition_penalty != 1:
+        assert seen is not None
+        scores_RV = _penalise(scores_RV, seen, sampling.repetition_penalty)
+    scores_RV = scores_RV / sampling.temperature
+    if sampling.top_k > 0:
+        scores_RV = _keep_top_k(scores_RV, sampling.top_k)
+    if sampling.top_p < 1:
+        scores_RV = _keep_top_p(scores_RV, sampling.top_p)
+    if sampling.min_p > 0:
+        scores_RV = _keep_min_p(scores_RV, sampling.min_p)
+    law_RV = torch.softmax(scores_RV, dim=-1)
+    # Whatever is not finite turns its whole row into NaN, through every step above, so one column tells.
+    if bool(law_RV[:, 0].isnan().any()):
+        raise ModelError(f"{source} gives logits that are not finite; its weights are damaged")
+    return law_RV
+
+
+def draw_tokens(probabilities_RV: torch.Tensor, u_R: NDArray[np.float64]) -> NDArray[np.int64]:
+    """A token id a row by inverse CDF of `u_R` in [0, 1): `[R]`. It never has probability 0."""
+    cdf_RV = probabilities_RV.cumsum(dim=-1)
+    target_R1 = torch.from_numpy(u_R).to(cdf_RV.device).unsqueeze(1) * cdf_RV[:, -1:]
+    tokens_R: NDArray[np.int64] = torch.searchsorted(cdf_RV, target_R1, right=True).squeeze(1).cpu().numpy()
+    return tokens_R
+
+
+def log_probabilities(logits_RV: torch.Tensor, tokens_R: NDArray[np.int64]) -> torch.Tensor:
+    """Log-probability of each row's token under softmax(logits): `[R]`, float64, nats.
+
+    It is that of the whole vocabulary at temperature 1, whatever the token was drawn from. Logits that `probabilities`
+    refuses give NaN.
+    """
+    tokens_R1 = torch.from_numpy(tokens_R).to(logits_RV.device).unsqueeze(1)
+    return torch.log_softmax(logits_RV.double(), dim=-1).gather(1, tokens_R1).squeeze(1)
+
+
+def entropy(logits_RV: torch.Tensor) -> torch.Tensor:
+    """Entropy of softmax(logits) over the whole vocabulary, at temperature 1: `[R]`, float64, nats.
+
+    Logits that `probabilities` refuses give NaN.
+    """
+    entropy_R: torch.Tensor = torch.special.entr(torch.softmax(logits_RV.double(), dim=-1)).sum(dim=-1)
+    return entropy_R
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the earliest occurrence of any stop string, and whether there was one."""
+    starts = [start for start in map(text.find, stop) if start >= 0]
+    return (text[: min(starts)], True) if starts else (text, False)
+
+
+def _penalise(scores_RV: torch.Tensor, seen: Sequence[Sequence[int]], penalty: float) -> torch.Tensor:
+    """Divide the positive and multiply the negative scores of each row's seen tokens."""
+    assert len(seen) == len(scores_RV)
+    counts = [len(ids) for ids in seen]
+    rows = np.repeat(np.arange(len(seen)), counts)
+    ids = np.fromiter(chain.from_iterable(seen), dtype=np.int64, count=sum(counts))
+    known = ids < scores_RV.shape[1]  # embeddings may hold more tokens than the head can give
+    is_seen_RV = torch.zeros_like(scores_RV, dtype=torch.bool)
+    is_seen_RV[tuple(torch.from_numpy(np.stack([rows[known], ids[known]])).to(scores_RV.device))] = True
+    penalised_RV = torch.where(scores_RV < 0, scores_RV * penalty, scores_RV / penalty)
+    return torch.where(is_seen_RV, penalised_RV, scores_RV)
+
+
+def _keep_top_k(scores_RV: torch.Tensor, k: int) -> torch.Tensor:
+    """Drop what is below the k-th best score; ties with it stay."""
+    kth_R1 = scores_RV.topk(min(k, scores_RV.shape[1]), dim=-1).values[:, -1:]
+    return scores_RV.masked_fill(scores_RV < kth_R1, -torch.inf)
+
+
+def _keep_top_p(scores_RV: torch.Tensor, p: float) -> torch.Tensor:
+    """Drop the least likely tokens that together have at most probability 1 - p, never all."""
+    ascending_RV, order_RV = scores_RV.sort(dim=-1, stable=True)
+    dropped_RV = ascending_RV.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
+    dropped_RV[:, -1] = False
+    return scores_RV.masked_fill(dropped_RV.scatter(1, order_RV, dropped_RV), -torch.inf)
+
+
+def _keep_min_p(scores_RV: torch.Tensor, p: float) -> torch.Tensor:
+    """Drop tokens less likely than `p` times the likeliest one."""
+    law_RV = scores_RV.softmax(dim=-1)
+    return scores_RV.masked_fill(law_RV < p * law_RV.amax(dim=-1, keepdim=True), -torch.inf)

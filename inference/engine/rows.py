@@ -1,0 +1,216 @@
+"""Rows of token ids that one causal model reads: extended in batches, forked, rolled back, freed.
+
+Exact: the logits of a row are those of a clean forward over its ids, whatever was forked or rolled back before
+(tests/inference/test_rows.py). What the model was fed is counted here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from iama.errors import ModelError
+from iama.models.flops import RECURRENT, row_flops, size_of
+from iama.models.loading import inner_model, is_out_of_memory
+from inference.engine.kv_cache import SlotCache
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from iama.models.flops import ModelSize
+    from inference.engine.kv_cache import Step
+
+
+class Rows:
+    """Rows of one model; a row is named by its slot, an integer that `allocate` and `fork` hand out.
+
+    The model may be a causal language model or a causal sequence classifier. `num_forwarded` counts tokens fed,
+    padding excluded, `num_passes` forward passes.
+    """
+
+    def __init__(self, model: PreTrainedModel, source: str) -> None:
+        """Raise `ModelError` for a model with recurrent state, which cannot be rolled back."""
+        refuse_recurrent(model, source)
+        self.num_forwarded = 0
+        self.num_passes = 0
+        self._model = model
+        self._last_fed = np.zeros((2, 0), dtype=np.int64)  # of each row of the last pass: tokens before, tokens fed
+        self._device = model.device
+        self._cache = SlotCache(model.device)
+        self._ids: list[list[int]] = []
+        self._free: list[int] = []
+        accepted = inspect.signature(type(inner_model(model)).forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._pad_id = getattr(model.config, "pad_token_id", None) or 0
+
+    def allocate(self, num_rows: int) -> list[int]:
+        """Empty rows; the slots of freed rows are used again, lowest first."""
+        missing = max(0, num_rows - len(self._free))
+        self._free += range(len(self._ids), len(self._ids) + missing)
+        self._ids += [[] for _ in range(missing)]
+        self._cache.add_slots(missing)
+        self._free.sort()
+        slots, self._free = self._free[:num_rows], self._free[num_rows:]
+        return slots
+
+    def reserve(self, num_rows: int, length: int) -> None:
+        """Hold memory for so many rows of so many tokens, so that it does not grow by and by."""
+        self._cache.reserve(num_rows, length)
+
+    def free(self, slots: Sequence[int]) -> None:
+        """Give rows up."""
+        for slot in slots:
+            assert slot not in self._free, f"row {slot} is free already"
+            self.roll_back(slot, 0)
+        self._free.extend(slots)
+
+    @property
+    def cache_shape(self) -> tuple[int, int]:
+        """Rows and tokens a row that memory is held for."""
+        return self._cache.shape
+
+    def ids(self, slot: int) -> Sequence[int]:
+        """A row's token ids."""
+        return self._ids[slot]
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """The model's size, as operations are counted from it."""
+        return size_of(self._model)
+
+    @property
+    def last_flops(self) -> NDArray[np.float64]:
+        """Floating-point operations of the last pass, of each row that `extend` was given, `[R]`; none for padding."""
+        return row_flops(self.size, *self._last_fed)
+
+    @torch.inference_mode()
+    def extend(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Append at least one token to each row; returns the logits after the last, `[R, V]` (or `[R, labels]`)."""
+        assert len(slots) == len(tokens) > 0
+        assert len(set(slots)) == len(slots), "a row twice in one pass"
+        counts = np.asarray([len(row) for row in tokens], dtype=np.int64)
+        assert counts.min() > 0, "a row without new tokens"
+        step = self._cache.plan(slots, counts)
+        logits: torch.Tensor = self._forward([tokens[place] for place in step.order], step).logits
+        self._note_fed(slots, tokens, counts, step)
+        in_line = logits if logits.ndim == 2 else logits[:, -1]
+        if (np.diff(step.order) == 1).all():
+            return in_line
+        return in_line[torch.from_numpy(np.argsort(step.order)).to(self._device)]
+
+    def _note_fed(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], counts: NDArray[np.int64], step: Step
+    ) -> None:
+        """Write down what a pass has read."""
+        for slot, row in zip(slots, tokens, strict=True):
+            self._ids[slot].extend(row)
+        before = np.empty_like(counts)
+        before[step.order] = step.lengths
+        self._last_fed = np.stack([before - counts, counts])
+        self.num_forwarded += int(counts.sum())
+        self.num_passes += 1
+
+    @torch.inference_mode()
+    def fork(self, slot: int, num_rows: int) -> list[int]:
+        """Further rows with the same ids; nothing is forwarded."""
+        slots = self.allocate(num_rows)
+        self.copy(slot, slots)
+        return slots
+
+    @torch.inference_mode()
+    def copy(self, source: int, targets: Sequence[int], start: int = 0) -> None:
+        """Make rows equal to another; up to token `start` they must be so already."""
+        ids = self._ids[source]
+        if not targets:
+            return
+        assert source not in targets
+        assert all(self._ids[target][:start] == ids[:start] for target in targets), "rows differ before `start`"
+        self._cache.copy(source, targets, start)
+        for target in targets:
+            self._ids[target] = ids.copy()
+
+    def roll_back(self, slot: int, length: int) -> None:
+        """Forget a row's tokens from `length` on."""
+        assert 0 <= length <= len(self._ids[slot]), f"row {slot} has {len(self._ids[slot])} tokens, not {length}"
+        del self._ids[slot][length:]
+        self._cache.truncate(slot, length)
+
+    def _forward(self, tokens: Sequence[Sequence[int]], step: Step) -> Any:
+        """Forward right-aligned input; where no row is padded no mask is given, which is quicker."""
+        padded = [[*[self._pad_id] * (step.num_queries - len(row)), *row] for row in tokens]
+        inputs: dict[str, Any] = {"input_ids": torch.tensor(padded, device=self._device)}
+        if self._takes_positions:
+            last = np.arange(step.num_queries)[None, :] - step.num_queries
+            positions = (step.lengths[:, None] + last).clip(min=0)
+            inputs["position_ids"] = torch.from_numpy(positions).to(self._device)
+        if (step.lengths < step.width).any():
+            mask = np.arange(step.width)[None, :] >= (step.width - step.lengths)[:, None]
+            inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self._device)
+        return self._model(**inputs, past_key_values=self._cache, use_cache=True, **self._last_only)
+
+
+def refuse_recurrent(model: Any, source: str) -> None:
+    """Raise `ModelError` naming a model that keeps a recurrent state beside, or in the place of, keys and values."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = {str(kind) for kind in getattr(config, "layer_types", None) or []}
+    recurrent = sorted(kind for kind in kinds if any(word in kind for word in RECURRENT))
+    if recurrent or getattr(inner_model(model), "_is_stateful", False):
+        what = f" ({', '.join(recurrent)})" if recurrent else ""
+        raise ModelError(
+            f"{source}: a {config.model_type} model keeps recurrent state{what}, which cannot be forked or rolled "
+            "back; use a model with attention only"
+        )
+
+
+def refuse_inexact(model: PreTrainedModel, source: str) -> None:
+    """Raise `ModelError` for a language model that the engine cannot decode exactly.
+
+    Every architecture that was tried can be; this tries the one at hand: two short rows, read side by side in two
+    passes, and the end of one read again alone, must give the logits of a clean forward. In half precision only gross
+    differences are seen.
+    """
+    rows = Rows(model, source)
+    size = model.config.get_text_config(decoder=True).vocab_size
+    ids = [[(7 * i + length) % size for i in range(length)] for length in (11, 6)]
+    slots = rows.allocate(2)
+    try:
+        rows.extend(slots, [row[:5] for row in ids])
+        found = rows.extend(slots, [row[5:] for row in ids])
+        rows.roll_back(slots[0], len(ids[0]) - 1)
+        found = torch.cat([found, rows.extend(slots[:1], [ids[0][-1:]])])
+        with torch.inference_mode():
+            clean = torch.cat([model(input_ids=torch.tensor([row], device=model.device)).logits[:, -1] for row in ids])
+        clean = clean[[0, 1, 0]]
+    except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise ModelError(
+                f"{source}: out of memory with two short rows; use a smaller model or half precision"
+            ) from error
+        reason = " ".join(str(error).split())[:120]
+        raise ModelError(f"{source}: {_cannot(model)} ({type(error).__name__}: {reason})") from error
+    if differs(found, clean, model.dtype):
+        worst = float((found - clean).abs().max())
+        raise ModelError(f"{source}: {_cannot(model)} (logits differ by {worst:.3g} from a clean forward)")
+
+
+def differs(found: torch.Tensor, clean: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether what a model of this precision gives in pieces is more than rounding away from what it gives at once.
+
+    Measured against the spread of `clean`, so that no scale of the outputs hides a difference.
+    """
+    if not clean.isfinite().all():  # damaged weights, which have an error of their own where the outputs are used
+        return False
+    rounding = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+    return not torch.allclose(found, clean, rtol=rounding, atol=rounding * float(clean.std()))
+
+
+def _cannot(model: PreTrainedModel) -> str:
+    return f"a {model.config.model_type} model cannot be decoded row by row from a cache; use another architecture"

@@ -1,0 +1,369 @@
+"""From pools of samples with proxy and gold scores to what `tuning.json` holds."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from iama.config.specs import RewardSpec, Sampling
+from iama.errors import ConfigError, DataError, IamaError, IamaWarning
+from iama.prompts.render import prompt_text
+from inference.evaluation.evaluate import measure_pools
+from inference.evaluation.from_pools import GOLD
+from inference.evaluation.rows.values import operators_of, pool_values, scores_of
+from inference.evaluation.summarise import versions
+from inference.hedging.guarantee import pool_proxy_gain, safe_samples, within_prompt_correlation
+from inference.hedging.tune import tune
+from inference.hedging.tuning_file import (
+    Calibration,
+    Report,
+    TunedCriterion,
+    TunedMethod,
+    Tuning,
+    gold_key,
+    order_key,
+    text_id,
+    written_tuned,
+)
+from inference.pools.file import PoolFile, prompt_ids, read_pool
+from inference.pools.fill import score_pool
+from inference.pools.format import HeaderPolicy
+from inference.samplers.serve import read_served
+from inference.statistics.bootstrap import mean_interval, percentile_interval, prompt_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from numpy.typing import NDArray
+    from rich.console import Console
+
+    from iama.config.settings import EvaluationConfig
+    from iama.prompts.render import Prompt
+    from inference.statistics.bootstrap import Interval
+
+    Floats = NDArray[np.float64]
+
+NamedFamily = tuple[str, int | None]
+"""A method's name and its number of draws, where that is not what is tuned."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A policy's samples of prompts with a criterion's scores `[P, S]`, NaN where one is missing."""
+
+    header: dict[str, Any]
+    criterion: TunedCriterion
+    ids: list[str]
+    """Of the prompts (`pool_file.prompt_ids`)."""
+    prompts: list[Prompt]
+    proxy_PS: Floats
+    gold_PS: Floats
+    report_PS: Floats | None
+    generation_seconds: float | None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"policy {self.header['policy']['name']!r}, criterion {self.criterion.name!r}"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns of a pool file that do not follow the convention."""
+
+    proxy: str | None = None
+    gold: str | None = None
+    report: str | None = None
+
+
+# Where scores come from. --------------------------------------------------------------------------------
+
+
+def scored_files(paths: Sequence[Path], criteria: Sequence[str], columns: Columns) -> list[Scored]:
+    """Of pool files, by criterion; without any named, by every column that has a gold column beside it.
+
+    Raises `ConfigError` where columns are missing or one stands for two things, and what `read_pool` raises.
+    """
+    given = columns.proxy or columns.gold or columns.report
+    if given and len(criteria) > 1:
+        raise ConfigError(f"column {given!r} is given for {len(criteria)} criteria; tune one of them at a time")
+    found = []
+    for path in paths:
+        pool = read_pool(path)
+        own = prompt_ids([{"prompt": p.prompt} for p in pool.prompts])
+        order = sorted(range(len(own)), key=own.__getitem__)  # lest resamples depend on the order of a file's lines
+        pool = PoolFile(pool.header, [pool.prompts[i] for i in order])
+        names = list(criteria) or ([columns.proxy] if columns.proxy else _conventional(path, pool, columns))
+        ids = [own[i] for i in order]
+        found += [_of_columns(path, pool, name, columns, ids) for name in names]
+    return found
+
+
+def _conventional(path: Path, pool: PoolFile, columns: Columns) -> list[str]:
+    there = list(pool.prompts[0].samples[0].scores)
+    found = [name for name in there if name + GOLD in there]
+    if not found:
+        raise ConfigError(
+            f"{path}: no criterion has gold scores, without which nothing can be tuned (columns: "
+            f"{', '.join(there) or 'none'}); add them with `iama score {path} --column NAME{GOLD}`, or name the "
+            "columns with --proxy-column and --gold-column"
+        )
+    if len(found) > 1 and (columns.gold or columns.report):
+        raise ConfigError(f"{path}: --gold-column and --report-column need --criterion, one of {', '.join(found)}")
+    return found
+
+
+def _of_columns(path: Path, pool: PoolFile, name: str, columns: Columns, ids: list[str]) -> Scored:
+    proxy, gold = columns.proxy or name, columns.gold or name + GOLD
+    there = list(pool.prompts[0].samples[0].scores)
+    used = [column for column in (proxy, gold, columns.report) if column is not None]
+    for column in used:
+        if column not in there:
+            role = "proxy" if column == proxy else "gold" if column == gold else "report"
+            raise ConfigError(
+                f"{path}: criterion {name!r} has no {role} scores: there is no column {column!r}, only "
+                f"{', '.join(there) or 'none'}; add it with `iama score {path} --column {column}`, or name another "
+                f"with --{role}-column"
+            )
+    if len(set(used)) < len(used):
+        raise ConfigError(f"{path}: criterion {name!r} uses a column twice ({', '.join(used)}); give each its own")
+    specs = [RewardSpec(column=column) for column in used]
+    values = [score_pool(pool, None, spec, path, {}, lambda _: None).values_PS for spec in specs]
+    return Scored(
+        header=pool.header,
+        criterion=_criterion(name, *specs),
+        ids=ids,
+        prompts=[prompt.prompt for prompt in pool.prompts],
+        proxy_PS=values[0],
+        gold_PS=values[1],
+        report_PS=values[2] if columns.report is not None else None,
+        generation_seconds=_seconds(pool),
+    )
+
+
+def scored_by_config(config: EvaluationConfig, out: Path, console: Console | None = None) -> list[Scored]:
+    """Of the policies of an evaluation on its prompts, drawn and scored as `iama evaluate` does it, into `out`.
+
+    A killed run goes on where it was. An `IamaWarning` tells of a noisy judge, one set of whose answers both chooses
+    and reports. Raises `ConfigError` for a criterion without gold, and what `evaluate` raises.
+    """
+    settings = for_tuning(config, out)
+    _warn_of_noisy_gold(config)
+    plan, measured = measure_pools(settings, console)
+    ids, prompts = prompt_ids(plan.rows), [row["prompt"] for row in plan.rows]
+    found = []
+    for source in plan.sources:
+        for criterion in (c for c in config.criteria if c.name in source.criteria):
+            assert criterion.gold is not None
+            proxy_PS, gold_PS = scores_of(plan, measured, source.policy, criterion)
+            assert gold_PS is not None
+            told = _criterion(criterion.name, criterion.proxy, criterion.gold)
+            seconds = _seconds(measured.pools[source.name])
+            found.append(Scored(source.header, told, ids, prompts, proxy_PS, gold_PS, None, seconds))
+    return found
+
+
+def for_tuning(config: EvaluationConfig, out: Path) -> EvaluationConfig:
+    """An evaluation's pools only, in a folder of their own; raises `ConfigError` for a criterion without gold."""
+    for criterion in config.criteria:
+        if criterion.gold is None:
+            raise ConfigError(
+                f"criterion {criterion.name!r} has no gold reward, without which nothing can be tuned; give it one, or "
+                "choose others with --criterion"
+            )
+    return config.model_copy(update={"output_dir": str(out), "methods": ["bon"], "tuning": None})
+
+
+def _warn_of_noisy_gold(config: EvaluationConfig) -> None:
+    for criterion in config.criteria:
+        judges = [] if criterion.gold is None else [part.judge for part in criterion.gold.parts]
+        noisy = next((judge for judge in judges if judge is not None and judge.temperature > 0), None)
+        if noisy is not None:
+            warnings.warn(
+                f"criterion {criterion.name!r}: its gold judge answers at temperature {noisy.temperature:g}, and the "
+                "same answers choose the setting and report its gold, which they overstate; score a pool with two "
+                "draws of the judge, and tune with --pool, --gold-column and --report-column",
+                IamaWarning,
+                stacklevel=3,
+            )
+
+
+def _criterion(name: str, proxy: RewardSpec, gold: RewardSpec, report: RewardSpec | None = None) -> TunedCriterion:
+    keys = {"proxy_key": order_key(proxy), "gold_key": gold_key(gold)}
+    return TunedCriterion(name=name, proxy=proxy, gold=gold, report=report, **keys)
+
+
+def _seconds(pool: PoolFile) -> float | None:
+    return sum(prompt.cost.seconds for prompt in pool.prompts) or None
+
+
+# Tuning. ------------------------------------------------------------------------------------------------
+
+
+def tuning_of(
+    pools: Sequence[Scored], families: Sequence[NamedFamily], *, max_budget: int | None, num_bootstrap: int, seed: int
+) -> Tuning:
+    """Every method tuned on every pool; raises `DataError` or `ConfigError`, with the policy and criterion named."""
+    keys = [(*_policy_key(pool), pool.criterion.name) for pool in pools]
+    twice = next((pool for i, pool in enumerate(pools) if keys[i] in keys[:i]), None)
+    if twice is not None:
+        raise ConfigError(f"{twice.name}: given twice; put the parts of a pool together with `iama merge`")
+    found = [calibrate(pool, families, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed) for pool in pools]
+    return Tuning(seed=seed, num_bootstrap=num_bootstrap, versions=versions(), calibrations=found)
+
+
+def _policy_key(pool: Scored) -> tuple[Any, ...]:
+    policy = pool.header["policy"]
+    return policy["name"], policy["fingerprint"], pool.header["system_prompt"], str(pool.header["sampling"])
+
+
+def calibrate(
+    pool: Scored, families: Sequence[NamedFamily], *, max_budget: int | None, num_bootstrap: int, seed: int
+) -> Calibration:
+    """Every method tuned on one pool.
+
+    A sample without one of its scores is left out, a prompt that has less than half of its samples left is left out
+    whole, with an `IamaWarning`. Raises `DataError` or `ConfigError` as `tune` does.
+    """
+    known_PS = _known(pool)
+    kept_P = _kept(pool.name, known_PS)
+    kept = np.flatnonzero(kept_P).tolist()
+    num_known_P = known_PS[kept_P].sum(axis=1)
+    fewest = int(num_known_P.min())
+    _check_size(pool.name, fewest, families, max_budget)
+    if max_budget is None:
+        _warn_of_the_fewest(pool, kept[int(num_known_P.argmin())], fewest)
+    proxy_PS, gold_PS = (np.where(known_PS, values_PS, np.nan)[kept_P] for values_PS in (pool.proxy_PS, pool.gold_PS))
+    report_PS = None if pool.report_PS is None else pool.report_PS[kept_P]
+    limit = fewest // 4 if max_budget is None else max_budget
+    try:
+        correlation = within_prompt_correlation(proxy_PS, gold_PS)
+        interval = correlation_interval(proxy_PS, gold_PS, num_bootstrap, seed)
+        safe = safe_samples(min(correlation, interval[0]), pool_proxy_gain(proxy_PS, limit))
+        scores = (proxy_PS, gold_PS, report_PS)
+        methods = {
+            written_tuned(*family): _tuned(*scores, family, max_budget, num_bootstrap, seed) for family in families
+        }
+    except IamaError as error:
+        raise type(error)(f"{pool.name}: {error}") from error
+    header = pool.header
+    return Calibration(
+        policy=HeaderPolicy.model_validate(header["policy"]),
+        system_prompt=header["system_prompt"],
+        sampling=None if header["sampling"] is None else Sampling.model_validate(header["sampling"]),
+        criterion=pool.criterion,
+        prompt_ids=[pool.ids[i] for i in kept],
+        text_ids=[text_id(pool.prompts[i]) for i in kept],
+        num_left_out=int((~kept_P).sum()),
+        num_missing=int((~known_PS[kept_P]).sum()),
+        num_samples=known_PS.shape[1],
+        correlation=correlation,
+        correlation_ci95=interval,
+        safe_samples=safe,
+        safe_searched=limit,
+        generation_seconds=pool.generation_seconds,
+        methods=methods,
+    )
+
+
+def correlation_interval(proxy_PS: Floats, gold_PS: Floats, num_bootstrap: int, seed: int) -> Interval:
+    """95 % of `within_prompt_correlation`, prompts resampled; both scores `[P, S]` are NaN where one is missing.
+
+    A replicate in which no prompt's proxy or gold differs counts as no correlation.
+    """
+    proxy_PS, gold_PS = (scores - np.nanmean(scores, axis=1, keepdims=True) for scores in (proxy_PS, gold_PS))
+    degrees_P = np.isfinite(proxy_PS).sum(axis=1) - 1
+    pairs = ((proxy_PS, gold_PS), (proxy_PS, proxy_PS), (gold_PS, gold_PS))
+    moments_P3 = np.stack([np.nansum(one * other, axis=1) / degrees_P for one, other in pairs], axis=1)
+    shared_B, proxy_B, gold_B = (prompt_weights(len(proxy_PS), num_bootstrap, seed) @ moments_P3).T
+    scale_B = np.sqrt(proxy_B * gold_B)
+    low, high = percentile_interval(np.where(scale_B > 0, shared_B / np.where(scale_B > 0, scale_B, 1.0), 0.0))
+    return max(low, -1.0), min(high, 1.0)
+
+
+def _check_size(where: str, num_known: int, families: Sequence[NamedFamily], max_budget: int | None) -> None:
+    """Raise `DataError` for more draws than the scored samples of a prompt allow."""
+    if num_known < 8:
+        raise DataError(f"{where}: a prompt has {num_known} samples with all scores; at least 8 are needed, better 64")
+    if max_budget is not None and max_budget > num_known:
+        raise DataError(f"{where}: --max-budget {max_budget} is more than the {num_known} scored samples of a prompt")
+    limit = num_known // 4 if max_budget is None else max_budget
+    for name, num_draws in families:
+        if num_draws is not None and num_draws > limit:
+            told = f"--max-budget {limit}"
+            if max_budget is None:
+                told = f"{limit}, a quarter of the {num_known} scored samples of a prompt, where estimates turn noisy"
+            raise DataError(
+                f"{where}: {name}({num_draws}) draws more than {told}; write fewer draws, score more samples, or raise "
+                "--max-budget"
+            )
+
+
+def _warn_of_the_fewest(pool: Scored, index: int, num_known: int) -> None:
+    """Warn where one prompt's missing scores make every prompt's search shorter."""
+    num_samples = pool.proxy_PS.shape[1]
+    if num_known // 4 < num_samples // 4:
+        warnings.warn(
+            f"{pool.name}: the prompt {prompt_text(pool.prompts[index])[:60]!r} has all scores for {num_known} of "
+            f"{num_samples} samples only, so that at most {num_known // 4} draws are tried instead of "
+            f"{num_samples // 4}; add its scores, or leave it out",
+            IamaWarning,
+            stacklevel=3,
+        )
+
+
+def _tuned(
+    proxy_PS: Floats,
+    gold_PS: Floats,
+    report_PS: Floats | None,
+    family: NamedFamily,
+    max_budget: int | None,
+    num_bootstrap: int,
+    seed: int,
+) -> TunedMethod:
+    """One method's setting, with what other gold scores say of it."""
+    name, num_draws = family
+    start = time.perf_counter()
+    result = tune(
+        proxy_PS, gold_PS, name, num_draws=num_draws, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed
+    )
+    seconds = time.perf_counter() - start
+    report = None if report_PS is None else _report(proxy_PS, report_PS, result.written, num_bootstrap, seed)
+    draws = read_served(result.written).budget
+    assert draws is not None
+    return TunedMethod(result=result, draws=draws, report=report, seconds=seconds)
+
+
+def _kept(where: str, known_PS: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Prompts with all scores for half of their samples or more; `DataError` for less than two, a warning for any."""
+    kept_P: NDArray[np.bool_] = 2 * known_PS.sum(axis=1) >= known_PS.shape[1]
+    if kept_P.sum() < 2:
+        raise DataError(
+            f"{where}: {kept_P.sum()} of {len(kept_P)} prompts have scores for half of their samples or more, and at "
+            "least 2 are needed; add the missing proxy or gold scores"
+        )
+    if not kept_P.all():
+        told = f"{where}: {(~kept_P).sum()} of {len(kept_P)} prompts have scores for less than half of their samples"
+        warnings.warn(f"{told} and are left out", IamaWarning, stacklevel=3)
+    return kept_P
+
+
+def _known(pool: Scored) -> NDArray[np.bool_]:
+    """Which samples have all their scores."""
+    known_PS = ~(np.isnan(pool.proxy_PS) | np.isnan(pool.gold_PS))
+    return known_PS if pool.report_PS is None else known_PS & ~np.isnan(pool.report_PS)
+
+
+def _report(proxy_PS: Floats, report_PS: Floats, written: str, num_bootstrap: int, seed: int) -> Report:
+    """Other gold scores at the setting that was chosen, and for a single sample."""
+    operators = [*operators_of("identity", 1), *operators_of(written, 1)]
+    single_P, chosen_P = pool_values(proxy_PS, report_PS, operators).T
+    gain = mean_interval(chosen_P - single_P, num_bootstrap=num_bootstrap, seed=seed)
+    assert gain is not None
+    return Report(gold=float(chosen_P.mean()), single=float(single_P.mean()), gain_ci95=gain.ci95)

@@ -1,0 +1,91 @@
+"""An evaluation of completions that exist already, without a configuration file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from iama.errors import ConfigError
+from inference.pools.file import read_pool
+from inference.pools.fill import DISAGREEMENT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from inference.pools.file import PoolFile
+
+GOLD = "/gold"
+"""What a gold column's name adds to its criterion's by convention."""
+BUDGET = 4
+
+
+def config_from_pools(
+    files: Mapping[str, Path], criteria: Sequence[str], trained: str | None, output_dir: str
+) -> dict[str, Any]:
+    """An `EvaluationConfig` as it would stand in YAML, from pool files by policy name.
+
+    `criteria` are `NAME=PROXY_COLUMN` or `NAME=PROXY_COLUMN,GOLD_COLUMN`; without any, every score column is a
+    criterion, judged by the column `NAME/gold` where there is one, but for `NAME/disagreement` beside a column `NAME`.
+    Raises `ConfigError`, and what `read_pool` raises.
+    """
+    pools = {name: read_pool(path) for name, path in files.items()}
+    columns = _common_columns(pools)
+    found = [_criterion(text, columns) for text in criteria] or _conventional(columns)
+    if not found:
+        raise ConfigError(
+            f"the pools {', '.join(files)} have no score column in common; add one to each with "
+            "`iama score POOL --reward DIR --column NAME`"
+        )
+    size = min(len(pool.prompts[0].samples) for pool in pools.values())
+    if size < 4:
+        raise ConfigError(
+            f"the pools have {size} samples a prompt; at least 4 are needed, and 4 times the largest budget"
+        )
+    largest = size // 4
+    names = list(files)
+    own = trained if trained is not None else "iama" if "iama" in names else names[-1]
+    if own not in names:
+        raise ConfigError(f"--trained {own!r} is none of the pools {', '.join(names)}")
+    return {
+        "name": " and ".join(names),
+        "output_dir": output_dir,
+        "policies": {name: {"pool": str(path)} for name, path in files.items()},
+        "trained": own,
+        "references": [name for name in names if name != own],
+        "criteria": found,
+        "budgets": [2**i for i in range(largest.bit_length()) if 2**i <= largest],
+        "trained_budget": max(1, min(BUDGET, largest // 4)),  # so that a saving of 4 times can show
+        "num_samples": size,
+    }
+
+
+def _common_columns(pools: Mapping[str, PoolFile]) -> list[str]:
+    """Score columns that every sample of every pool has."""
+    samples = [sample for pool in pools.values() for prompt in pool.prompts for sample in prompt.samples]
+    return [name for name in samples[0].scores if all(name in sample.scores for sample in samples)]
+
+
+def _conventional(columns: Sequence[str]) -> list[dict[str, Any]]:
+    beside = {name + suffix for name in columns for suffix in (GOLD, DISAGREEMENT)}
+    return [
+        {"name": name, "proxy": {"column": name}}
+        | ({"gold": {"column": name + GOLD}} if name + GOLD in columns else {})
+        for name in columns
+        if name not in beside
+    ]
+
+
+def _criterion(text: str, columns: Sequence[str]) -> dict[str, Any]:
+    name, _, written = text.partition("=")
+    parts = [part.strip() for part in written.split(",")]
+    if not name or not 1 <= len(parts) <= 2 or not all(parts):
+        raise ConfigError(
+            f"--criterion {text!r}: write NAME=PROXY_COLUMN,GOLD_COLUMN (the gold column may be left out)"
+        )
+    unknown = [part for part in parts if part not in columns]
+    if unknown:
+        raise ConfigError(
+            f"--criterion {text!r}: not every sample has the score column {unknown[0]!r}; the pools have "
+            f"{', '.join(columns) or 'none in common'}"
+        )
+    return {"name": name, "proxy": {"column": parts[0]}} | ({"gold": {"column": parts[1]}} if len(parts) == 2 else {})

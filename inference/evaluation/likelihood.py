@@ -1,0 +1,101 @@
+"""Log-probabilities of a pool's responses, kept prompt by prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from iama.prompts.data import with_system_prompt
+from iama.prompts.render import render_prompt
+from inference.engine.decode import response_text
+from inference.engine.likelihood import sequence_log_probabilities
+from inference.engine.policy import load_policy, load_tokenizer
+from inference.pools.journal import append_line, digest, read_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from iama.config.settings import EvaluationConfig
+    from iama.config.specs import Sampling
+    from inference.engine.policy import Policy
+    from inference.evaluation.plan import Plan, Source
+    from inference.pools.file import PoolFile
+
+    Floats = NDArray[np.float64]
+
+
+def reference_source(config: EvaluationConfig, plan: Plan) -> Source | None:
+    """The pool of the first reference that is a model: KL and fluency are measured by its policy."""
+    for name in config.references:
+        for source in plan.sources:
+            if source.policy == name and source.spec is not None:
+                return source
+    return None
+
+
+def last_loaded() -> Callable[[Source], Policy]:
+    """Loads a source's policy; the last one stays, so that what it judges next need not load it again."""
+    held: dict[str, Policy] = {}
+
+    def load(source: Source) -> Policy:
+        if source.name not in held:
+            assert source.spec is not None
+            held.clear()
+            held[source.name] = load_policy(source.name, source.spec)
+        return held[source.name]
+
+    return load
+
+
+def is_plain(sampling: Sampling) -> bool:
+    """Whether responses are drawn from the whole law at temperature 1, whose log-probabilities these are."""
+    plain = type(sampling)(max_new_tokens=sampling.max_new_tokens, stop=sampling.stop)
+    return sampling == plain and not sampling.stop
+
+
+def pool_log_probabilities(
+    pool: PoolFile,
+    source: Source,
+    judge: Source,
+    path: Path,
+    batch_size: int,
+    load: Callable[[Source], Policy],
+    advance: Callable[[int], None],
+) -> Floats | None:
+    """Log-probability (nats) of every whole response under the policy of `judge`, `[P, S]`.
+
+    None where the pool holds no token ids, or the two policies have other vocabularies.
+    """
+    if judge.spec is None or any(s.token_ids is None for p in pool.prompts for s in p.samples):
+        return None
+    lines = read_lines(path)
+    keys = [digest([prompt.prompt_id, [s.token_ids for s in prompt.samples]]) for prompt in pool.prompts]
+    missing = [i for i, key in enumerate(keys) if key not in lines]
+    advance(len(pool.prompts) - len(missing))
+    if missing:
+        policy = load(judge)
+        if not _same_vocabulary(policy, source, pool):
+            return None
+        for i in missing:
+            prompt = pool.prompts[i]
+            ids = render_prompt(policy.tokenizer, with_system_prompt(prompt.prompt, judge.system_prompt))
+            responses = [list(s.token_ids or ()) for s in prompt.samples]
+            found = sequence_log_probabilities(policy, [ids] * len(responses), responses, batch_size)
+            lines[keys[i]] = {"key": keys[i], "log_probabilities": [value for value, _ in found]}
+            append_line(path, lines[keys[i]])
+            advance(1)
+    return np.asarray([lines[key]["log_probabilities"] for key in keys], dtype=np.float64)
+
+
+def _same_vocabulary(policy: Policy, source: Source, pool: PoolFile) -> bool:
+    """Whether a policy reads token ids as they were meant; of a stored pool its texts tell."""
+    if source.spec is None:
+        firsts = [prompt.samples[0] for prompt in pool.prompts]
+        return all(response_text(policy, s.token_ids or ()).startswith(s.text) for s in firsts)
+    tokenizer: Any = load_tokenizer(source.name, source.spec)[0]
+    same: bool = tokenizer.get_vocab() == policy.tokenizer.get_vocab()
+    return same

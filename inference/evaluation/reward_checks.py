@@ -1,0 +1,161 @@
+"""What an evaluation checks of its rewards before anything is sampled; no weights are read."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoTokenizer
+
+from iama.errors import ConfigError, DataError, RewardError
+from iama.models.loading import loading
+from iama.prompts.render import prompt_text, render_exchange
+from iama.rewards.reward import check_reward, load_function
+from inference.engine.reward_gradient import Side, check_same_ids, instead_of, reward_side
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from iama.config.settings import EvaluationConfig, EvaluationCriterion
+    from iama.config.specs import JudgeSpec, RewardSpec
+
+    Rows = Sequence[dict[str, Any]]
+
+
+def reward_names(config: EvaluationConfig) -> dict[RewardSpec, str]:
+    """Every distinct reward once with its name, so that a spec shared by criteria is loaded and scored once."""
+    names: dict[RewardSpec, str] = {}
+    for criterion in config.criteria:
+        _check_winners_curse(criterion)
+        for role, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
+            if spec is not None:
+                names.setdefault(spec, f"{criterion.name} ({role})")
+    return names
+
+
+def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: Rows) -> None:
+    """Check that every reward can be loaded, reads the prompts' format, and has the columns that it needs."""
+    for spec, name in names.items():
+        if spec.column is not None:
+            _check_column(config, name, spec)
+            continue
+        check_reward(name, spec, rows[0]["prompt"])
+        for part in spec.parts:
+            _check_has_column(name, part, rows)
+            if part.function is not None:
+                check_signature(name, part.function, set(rows[0]) - {"prompt"})
+
+
+def check_signature(name: str, reference: str, columns: set[str]) -> None:
+    """Raise `RewardError` for a function that needs an argument which no column of the prompts gives."""
+    try:
+        parameters = inspect.signature(load_function(reference, f"reward {name!r}")).parameters.values()
+    except (TypeError, ValueError):  # a callable that does not tell
+        return
+    given = {"prompts", "completions", *columns}
+    named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    missing = [p.name for p in named if p.default is p.empty and p.name not in given]
+    if missing:
+        raise RewardError(
+            f"reward {name!r}: {reference!r} needs the column {missing[0]!r}, but the prompts have "
+            f"{sorted(columns) or 'none'}; add it (a pool file has 'columns'), or rename one with prompts.columns"
+        )
+
+
+def fits_rewards(names: dict[RewardSpec, str], rows: Rows, remedy: str | None) -> list[bool]:
+    """Which prompts each reward model can read, with an empty answer at least.
+
+    Raises `DataError`, which ends with `remedy`, for the first that one cannot, unless `remedy` is None.
+    """
+    keep = [True] * len(rows)
+    for model, name in ((part.model, name) for spec, name in names.items() for part in spec.parts):
+        if model is None:
+            continue
+        with loading(model, f"reward {name!r}"):
+            limit: int | None = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
+            tokenizer = AutoTokenizer.from_pretrained(model)
+        if limit is None:
+            continue
+        for i, row in enumerate(rows):
+            num_tokens = len(render_exchange(tokenizer, row["prompt"], ""))
+            if num_tokens > limit and remedy is not None:
+                raise DataError(
+                    f"reward {name!r}: prompt {i + 1} ({prompt_text(row['prompt'])[:60]!r}) has {num_tokens} tokens "
+                    f"without an answer, but {model!r} reads at most {limit}; {remedy}"
+                )
+            keep[i] &= num_tokens <= limit
+    return keep
+
+
+def check_gradients(
+    config: EvaluationConfig, methods: Sequence[str], tokenizers: Sequence[tuple[str, str, PreTrainedTokenizerBase]]
+) -> None:
+    """Raise `ConfigError` where a proxy has no gradient, or has other token ids than a policy that it guides.
+
+    `methods` are those that need the gradient; `tokenizers` are those of the policies that are sampled, with a
+    policy's name and a criterion that it serves.
+    """
+    for method in methods:
+        name = method.partition("(")[0]
+        for criterion in config.criteria:
+            model, source = criterion.proxy.model, f"reward '{criterion.name} (proxy)'"
+            if model is None:
+                raise ConfigError(
+                    f"methods: {method!r} needs the gradient of a reward, and {source} is no classifier; "
+                    f"{instead_of(name)}, or evaluate that criterion by itself"
+                )
+            with loading(model, source):
+                reward = reward_side(source, model, AutoTokenizer.from_pretrained(model))
+            for policy, served, tokenizer in tokenizers:
+                if served == criterion.name:
+                    own = Side(f"policy {policy!r}", tokenizer, {tokenizer.eos_token_id})
+                    check_same_ids(own, reward, name)
+
+
+def _check_column(config: EvaluationConfig, name: str, spec: RewardSpec) -> None:
+    sampled = [policy for policy, p in config.policies.items() if p.pool is None]
+    if sampled:
+        raise ConfigError(
+            f"reward {name!r} is the column {spec.column!r} of a pool file, but policy {sampled[0]!r} is a model that "
+            "has yet to be sampled; give a reward that can score it"
+        )
+
+
+def _check_has_column(name: str, spec: RewardSpec, rows: Rows) -> None:
+    """Raise `RewardError` where the prompts lack the column that a verifier or a pairwise judge reads."""
+    if spec.verifier is not None:
+        setting, column = "answer_column", spec.answer_column
+    elif spec.judge is not None and spec.judge.baseline_column is not None:
+        setting, column = "baseline_column", spec.judge.baseline_column
+    else:
+        return
+    first = next((i for i, row in enumerate(rows) if column not in row), None)
+    if first is not None:
+        there = sorted(set(rows[first]) - {"prompt"})
+        raise RewardError(
+            f"reward {name!r}: prompt {first + 1} has no column {column!r} ({setting}), only {there}; name one that "
+            "there is, or rename yours with prompts.columns"
+        )
+
+
+def _check_winners_curse(criterion: EvaluationCriterion) -> None:
+    """Selecting and reporting by the same noisy answers would overstate what was selected."""
+    golds = () if criterion.gold is None else criterion.gold.parts
+    for judge, gold in product(*([part.judge for part in parts] for parts in (criterion.proxy.parts, golds))):
+        if judge is None or gold is None or judge.temperature == 0:
+            continue
+        if _answers_of(judge) == _answers_of(gold):
+            raise ConfigError(
+                f"criterion {criterion.name!r}: proxy and gold are the same answers of a judge at temperature "
+                f"{judge.temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
+            )
+
+
+def _answers_of(judge: JudgeSpec) -> dict[str, Any]:
+    """What decides a judge's answers; where it is asked, and how its answers are put on a scale, does not."""
+    return judge.model_dump(
+        include={"model", "prompt_file", "mode", "baseline_column", "temperature", "max_tokens", "draw"}
+    )

@@ -1,0 +1,115 @@
+"""KL divergence of every served policy to the reference, as far as it can be known, and what kind of number it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from iama.config.settings import CURVES
+from iama.objective.operators import RankOperator
+from inference.evaluation.likelihood import is_plain
+from inference.evaluation.plan import is_guided
+from inference.evaluation.rows.values import max_budget, operators_of, pool_values, scores_of
+from inference.selection.divergences import ServedKL, own_kl, quantile_kl, served_kl
+from inference.selection.kept import draw_kept
+from inference.selection.rules import Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from iama.config.settings import EvaluationConfig, EvaluationCriterion
+    from inference.evaluation.measured import Measured
+    from inference.evaluation.plan import Plan
+    from inference.selection.rules import Served
+
+    Floats = NDArray[np.float64]
+
+
+def kl_of(
+    config: EvaluationConfig, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str
+) -> tuple[Floats | None, str | None]:
+    """Mean KL to the reference in nats for every budget of a method, `[N]`, with its kind; None where nothing is known.
+
+    What no law is known of gets a lower bound from the answers' proxy rewards among the reference's samples.
+    """
+    if is_guided(method):
+        return _of_answers(measured, policy, criterion, method)
+    written = plan.written(policy, criterion.name, method)
+    operators = operators_of(written, max_budget(config, plan, measured) if method in CURVES else 1)
+    found = _of_law(config, plan, measured, policy, criterion, operators) if is_plain(config.sampling) else None
+    if found is not None:
+        return found.values_PN.mean(axis=0), found.kind
+    return (None, None) if method in CURVES else _of_choices(plan, measured, policy, criterion, operators[0])
+
+
+def _of_law(
+    config: EvaluationConfig,
+    plan: Plan,
+    measured: Measured,
+    policy: str,
+    criterion: EvaluationCriterion,
+    operators: Sequence[Served],
+) -> ServedKL | None:
+    """By prompt and operator, of operators and rules whose law is known."""
+    source = plan.source(policy, criterion.name).name
+    proxy_PS, _ = scores_of(plan, measured, policy, criterion)
+    own, under = (measured.log_probabilities.get((source, name)) for name in (source, measured.reference or ""))
+    ratio_PS = None
+    if own is not None and under is not None and np.isfinite(own - under).all():
+        own, under = own[:, : plan.num_samples], under[:, : plan.num_samples]
+        ratio_PS = own - under
+    elif source != (measured.reference or _first_reference(config)):
+        return None
+    rule = operators[0]
+    if isinstance(rule, Rule):
+        return None if rule.kl is None else _of_rule(rule, rule.kl(), proxy_PS, ratio_PS)
+    ranked = [operator for operator in operators if isinstance(operator, RankOperator)]
+    if len(ranked) < len(operators):
+        return None
+    return own_kl(proxy_PS, ranked) if ratio_PS is None else served_kl(proxy_PS, ratio_PS, ranked, own)
+
+
+def _of_rule(rule: Rule, own_kl: float, proxy_PS: Floats, ratio_PS: Floats | None) -> ServedKL:
+    """KL of a rule to its own policy, and from there to the reference: the mean log-ratio of what it keeps."""
+    values_PN = np.full((len(proxy_PS), 1), own_kl)
+    if ratio_PS is not None:
+        values_PN += pool_values(proxy_PS, ratio_PS, [rule])
+    return ServedKL(values_PN, "estimate" if rule.order_N is None else "upper bound")
+
+
+def _of_choices(
+    plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, operator: Served
+) -> tuple[Floats | None, str | None]:
+    """From one answer a prompt, kept from the pool; of the reference's own pool what was not drawn is compared with."""
+    reference = measured.scores.get((measured.reference or "", criterion.proxy))
+    if reference is None:
+        return None, None
+    source = plan.source(policy, criterion.name).name
+    proxy_PS, _ = scores_of(plan, measured, policy, criterion)
+    chosen_P, drawn_PS = draw_kept(operator, proxy_PS, measured.pools[source].texts)
+    if np.isnan(chosen_P).all():
+        return None, None
+    reference_PS = reference.values_PS[:, : plan.num_samples]
+    if source == measured.reference:
+        reference_PS = np.where(drawn_PS, np.nan, reference_PS)
+    return np.asarray([quantile_kl(chosen_P, reference_PS).kl]), "lower bound"
+
+
+def _of_answers(
+    measured: Measured, policy: str, criterion: EvaluationCriterion, method: str
+) -> tuple[Floats | None, str | None]:
+    reference = measured.scores.get((measured.reference or "", criterion.proxy))
+    if reference is None:
+        return None, None
+    _, pool, _ = measured.answers[policy, criterion.name, method]
+    chosen_P = np.asarray([prompt.samples[0].scores["proxy"] for prompt in pool.prompts], dtype=np.float64)
+    if np.isnan(chosen_P).all():
+        return None, None
+    return np.asarray([quantile_kl(chosen_P, reference.values_PS).kl]), "lower bound"
+
+
+def _first_reference(config: EvaluationConfig) -> str | None:
+    return next((name for name in config.references if name in config.policies), None)

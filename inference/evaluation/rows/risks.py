@@ -1,0 +1,234 @@
+"""What the savings are worth: quality without a sampler, hacking, controls, win rates, advice and the break-even."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from iama.config.settings import CURVES, WinRateBaseline
+from inference.engine.policy import resolve_paths
+from inference.evaluation.rows.values import scores_of, served
+from inference.selection.curves import operator_at
+from inference.statistics.break_even import break_even, run_flops
+from inference.statistics.controls import controls
+from inference.statistics.costs import lengths
+from inference.statistics.hacking import hacking
+from inference.statistics.recommend import key_of, recommend
+from inference.statistics.texts import lower_tail
+from inference.statistics.win_rates import Side, kept_weights, win_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from iama.config.settings import EvaluationConfig, EvaluationCriterion
+    from inference.evaluation.measured import Measured
+    from inference.evaluation.plan import Plan
+    from inference.evaluation.summary import Row
+    from inference.evaluation.tables import Tables
+
+    Floats = NDArray[np.float64]
+
+RECOMMENDED_UNITS = ("samples", "policy_tokens", "flops", "seconds")
+NOT_COUNTED = "the reference's own training is not counted"
+
+
+def curve_methods(config: EvaluationConfig) -> list[str]:
+    """Methods that are measured at every budget."""
+    return [method for method in config.methods if method in CURVES]
+
+
+def quality_rows(config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables) -> dict[str, dict[str, Row]]:
+    """Gold and proxy of every policy without a sampler, and with the first one at the trained budget."""
+    if not curve_methods(config):
+        return {}
+    method, budget = curve_methods(config)[0], config.trained_budget
+    quality: dict[str, dict[str, Row]] = {policy: {} for policy in config.policies}
+    for policy, criterion in served(config):
+        key = (policy, criterion.name, method)
+        worst = _worst(config, plan, measured, policy, criterion)
+        quality[policy][criterion.name] = {
+            "without": tables.mean(*key, "gold", 1),
+            "with": tables.mean(*key, "gold", budget),
+            "proxy_without": tables.mean(*key, "proxy", 1),
+            "proxy_with": tables.mean(*key, "proxy", budget),
+            "worst_without": worst[0],
+            "worst_with": worst[1],
+            "method": method,
+            "samples": budget,
+        }
+    return quality
+
+
+def _worst(
+    config: EvaluationConfig, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion
+) -> tuple[float | None, float | None]:
+    """Mean gold of the worst 5 % of answers, without and with the sampler."""
+    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
+    if gold_PS is None:
+        return None, None
+    operator = operator_at(curve_methods(config)[0], config.trained_budget)
+    return lower_tail(gold_PS), lower_tail(gold_PS, kept_weights(_known(proxy_PS, gold_PS), operator))
+
+
+def _known(proxy_PS: Floats, gold_PS: Floats) -> Floats:
+    """The proxy without the samples that have no gold, which the curves leave out."""
+    return np.where(np.isfinite(gold_PS), proxy_PS, np.nan)
+
+
+def hacking_rows(config: EvaluationConfig, tables: Tables) -> list[Row]:
+    """Where gold turns down along each curve."""
+    rows = []
+    for (policy, criterion, method, metric), values_PN in tables.values.items():
+        if metric != "gold" or method not in CURVES:
+            continue
+        budgets = sorted(set(config.budgets))
+        columns = values_PN[:, [n - 1 for n in budgets]]
+        found = hacking(columns, budgets, num_bootstrap=config.num_bootstrap, seed=config.seed)
+        if found is not None:
+            where = {"policy": policy, "criterion": criterion, "method": method}
+            rows.append({**where, **asdict(found), "drop_ci95": list(found.drop_ci95)})
+    return rows
+
+
+def control_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+    """The proxy's choice beside a random, the longest and the oracle's, for the trained budget."""
+    rows: list[Row] = []
+    for policy, criterion in served(config):
+        proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
+        if gold_PS is None:
+            continue
+        found = controls(
+            proxy_PS,
+            gold_PS,
+            _lengths(plan, measured, policy, criterion),
+            sorted({config.trained_budget, max(config.budgets)}),
+            num_bootstrap=config.num_bootstrap,
+            seed=config.seed,
+        )
+        where = {"policy": policy, "criterion": criterion.name}
+        rows.extend({**where, **asdict(row), "gold_ci95": list(row.gold_ci95)} for row in found)
+    return rows
+
+
+def _lengths(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion) -> Floats:
+    """Tokens of every answer; where they are not known, characters."""
+    pool = measured.pools[plan.source(policy, criterion.name).name]
+    lengths_PS = lengths(pool)
+    if lengths_PS is None:
+        lengths_PS = np.asarray([[len(text) for text in row] for row in pool.texts], dtype=np.float64)
+    return lengths_PS[:, : plan.num_samples]
+
+
+def win_rate_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+    """Win rates by gold (by proxy where there is no gold) against the baseline, with one sample and the budget."""
+    rows = []
+    for policy, criterion in served(config) if curve_methods(config) else ():
+        for samples in sorted({1, config.trained_budget}):
+            baseline = baseline_of(config)
+            if (policy, samples) == (baseline.policy, baseline.samples):
+                continue
+            sides = _sides(config, plan, measured, policy, criterion, samples)
+            found = win_rate(*sides, num_bootstrap=config.num_bootstrap, seed=config.seed)
+            if found is not None:
+                rows.append(
+                    {
+                        "policy": policy,
+                        "criterion": criterion.name,
+                        "method": curve_methods(config)[0],
+                        "samples": samples,
+                        "metric": "proxy" if criterion.gold is None else "gold",
+                        "baseline_policy": baseline.policy,
+                        "baseline_samples": baseline.samples,
+                        "win_rate": found.win_rate,
+                        "ci95": list(found.ci95),
+                        "length_controlled": found.length_controlled,
+                        "length_controlled_ci95": _list(found.length_controlled_ci95),
+                    }
+                )
+    return rows
+
+
+def _sides(
+    config: EvaluationConfig, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, samples: int
+) -> tuple[Side, Side]:
+    """The policy with `samples` and the baseline; of one pool each has half, lest an answer meet itself."""
+    method, baseline = curve_methods(config)[0], baseline_of(config)
+    sides = []
+    for part, (name, n) in enumerate(((policy, samples), (baseline.policy, baseline.samples))):
+        which = slice(part, None, 2) if policy == baseline.policy else slice(None)
+        proxy_PS, gold_PS = scores_of(plan, measured, name, criterion)
+        judged_PS = proxy_PS if gold_PS is None else gold_PS
+        lengths_PS = _lengths(plan, measured, name, criterion)
+        weights_PS = kept_weights(_known(proxy_PS, judged_PS)[:, which], operator_at(method, n))
+        sides.append(Side(judged_PS[:, which], weights_PS, lengths_PS[:, which]))
+    return sides[0], sides[1]
+
+
+def baseline_of(config: EvaluationConfig) -> WinRateBaseline:
+    """What win rates are counted against: the first reference's single sample unless configured."""
+    known = [name for name in config.references if name in config.policies]
+    return config.win_rate_baseline or WinRateBaseline(policy=(known or list(config.policies))[0])
+
+
+def _list(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def recommendation_rows(config: EvaluationConfig, tables: Tables, curves: Sequence[Row]) -> list[Row]:
+    """The best gold that each budget buys."""
+    rows = [row for row in curves if row["gold"] is not None]
+    gold = {
+        key_of(row): tables.values[row["policy"], row["criterion"], row["method"], "gold"][:, (row["samples"] or 1) - 1]
+        for row in rows
+    }
+    return recommend(rows, gold, RECOMMENDED_UNITS, num_bootstrap=config.num_bootstrap, seed=config.seed)
+
+
+def break_even_rows(
+    config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables, savings: Sequence[Row]
+) -> list[Row]:
+    """Queries until the training's operations are saved, for every gold saving; empty without `training_run`.
+
+    Of a reference that was trained too, only what the trained policy's training took more.
+    """
+    spent = _training_flops(config, plan, measured, config.trained)
+    if spent is None:
+        return []
+    others = {name: _reference_training(config, plan, measured, name) for name in {r["reference"] for r in savings}}
+    rows = []
+    for row in savings:
+        ratio = row["units"].get("flops")
+        own = tables.cost(config.trained, row["criterion"], row["method"], "flops", config.trained_budget)
+        if row["metric"] != "gold" or ratio is None or own is None:
+            continue
+        theirs, told = others[row["reference"]]
+        bounds = {"censored": row["censored"], "floor": row["floor"]}
+        found = break_even(spent, ratio["ratio"] * own, own, **bounds, reference_training_flops=theirs)
+        where = {name: row[name] for name in ("reference", "criterion", "method")}
+        rows.append({**where, **asdict(found), "note": "; ".join(filter(None, (found.note, told)))})
+    return rows
+
+
+def _reference_training(config: EvaluationConfig, plan: Plan, measured: Measured, name: str) -> tuple[float, str]:
+    """Operations that a reference's own training took, 0 where they are not known; and what to say of them."""
+    policy = config.policies[name]
+    if name in plan.training:
+        spent = _training_flops(config, plan, measured, name)
+        return (0.0, NOT_COUNTED) if spent is None else (spent, "less the reference's own training")
+    variants = [] if policy.path is None else [policy.variant(criterion.name)[0] for criterion in config.criteria]
+    adapted = any(resolve_paths(name, variant)[1] is not None for variant in variants)
+    return 0.0, NOT_COUNTED if adapted else ""
+
+
+def _training_flops(config: EvaluationConfig, plan: Plan, measured: Measured, policy: str) -> float | None:
+    """Operations of all runs that trained a policy; None where they or its size are not known."""
+    size = plan.source(policy, config.criteria[0].name).size if policy in plan.training else None
+    if size is None:
+        return None
+    parts = [part for c in config.criteria for part in c.proxy.parts]
+    rewards = [found for part in parts if (found := measured.reward_sizes.get(part)) is not None]
+    return sum(run_flops(*told, size, rewards) for told in plan.training[policy])

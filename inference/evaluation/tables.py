@@ -1,0 +1,112 @@
+"""Per-prompt values and costs of an evaluation: the one table from which every published number is computed.
+
+Kept beside the summary as `prompt_values.npz`, so that evaluations of several seeds can be combined.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from iama.errors import RunError
+from iama.files import temporary_name
+from inference.statistics.costs import UNITS
+from inference.statistics.savings import Comparison
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Key = tuple[str, str, str, str]
+
+FILE_NAME = "prompt_values.npz"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """By (policy, criterion, method, metric) values, and by (policy, criterion, method, unit) costs.
+
+    `[P, N]` for n = 1..N samples; a method that is one point has N = 1. A unit that is not known is absent.
+    """
+
+    values: dict[Key, Floats] = field(default_factory=dict)
+    costs: dict[Key, Floats] = field(default_factory=dict)
+
+    def mean(self, policy: str, criterion: str, method: str, metric: str, n: int) -> float | None:
+        """Mean over prompts with `n` samples; None for a gold reward that was not given."""
+        values = self.values.get((policy, criterion, method, metric))
+        return None if values is None else float(values[:, n - 1].mean())
+
+    def cost(self, policy: str, criterion: str, method: str, unit: str, n: int) -> float | None:
+        """Mean cost over prompts of `n` samples; None where it is not known."""
+        costs = self.costs.get((policy, criterion, method, unit))
+        return None if costs is None else float(costs[:, n - 1].mean())
+
+    def compare(
+        self, trained: str, reference: str, criterion: str, method: str, metric: str, budget: int
+    ) -> Comparison | None:
+        """The trained policy at `budget` samples against the reference; None where one or the metric is missing."""
+        return self.against((trained, criterion, method), reference, method, metric, budget, float(budget))
+
+    def against(
+        self,
+        trained: tuple[str, str, str],
+        reference: str,
+        reference_method: str,
+        metric: str,
+        column: int,
+        budget: float,
+    ) -> Comparison | None:
+        """A (policy, criterion, method) at its `column`-th budget against a reference's curve by another method."""
+        other = (reference, trained[1], reference_method)
+        if (*other, metric) not in self.values or (*trained, metric) not in self.values:
+            return None
+        # A guided answer may lack its score; the reference leaves out the same prompt.
+        known_P = np.isfinite(self.values[*trained, metric][:, column - 1])
+        if not known_P.any():
+            return None
+        gold_PN = self.values.get((*other, "gold"))
+        return Comparison(
+            reference_PN=self.values[*other, metric][known_P],
+            gold_PN=None if gold_PN is None else gold_PN[known_P],
+            trained_P=self.values[*trained, metric][known_P, column - 1],
+            budget=budget,
+            costs={
+                unit: (self.costs[*other, unit][known_P], self.costs[*trained, unit][known_P, column - 1])
+                for unit in UNITS
+                if (*other, unit) in self.costs and (*trained, unit) in self.costs
+            },
+        )
+
+
+def save_tables(folder: Path, tables: Tables) -> None:
+    """Write `prompt_values.npz` atomically."""
+    arrays: dict[str, Any] = {json.dumps(["values", *key]): array for key, array in tables.values.items()}
+    arrays |= {json.dumps(["costs", *key]): array for key, array in tables.costs.items()}
+    path = folder / FILE_NAME
+    with temporary_name(path).open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    temporary_name(path).replace(path)
+
+
+def load_tables(folder: Path) -> Tables:
+    """Read what `save_tables` wrote; raises `RunError` if it is missing or damaged."""
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise RunError(f"{str(folder)!r} holds no {FILE_NAME}; run `iama evaluate` into it first")
+    tables = Tables()
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                kind, *key = json.loads(name)
+                target: dict[Any, Floats] = getattr(tables, kind)
+                target[tuple(key)] = arrays[name]
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        raise RunError(f"{path} is damaged ({error}); run `iama evaluate` again") from error
+    return tables

@@ -1,0 +1,206 @@
+"""What the lines of a pool file may hold."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from pydantic import Field
+
+from iama.config.schema import Strict, nearest, validate
+from iama.config.specs import Sampling
+from iama.cost import Cost
+from iama.errors import ConfigError, DataError
+from iama.prompts.data import check_letters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+EXAMPLE = '{"iama_pool": 1, "policy": {"name": "my-model"}}'
+
+
+# The header. --------------------------------------------------------------------------------------------
+
+
+class HeaderPolicy(Strict):
+    """Which policy answered."""
+
+    name: str = Field(min_length=1)
+    path: str | None = None
+    """Model directory or hub name; a remote model's name."""
+    adapter: str | None = None
+    fingerprint: str | None = None
+    """Of all that decides the policy's answers: weights, tokenizer, chat template, precision."""
+
+
+class Header(Strict):
+    """First line of a pool file."""
+
+    iama_pool: Literal[1]
+    """Version of the format."""
+    policy: HeaderPolicy
+    engine: str = "unknown"
+    sampling: Sampling | None = None
+    num_samples: int | None = Field(None, ge=1)
+    seed: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    system_prompt: str | None = None
+    """Put before every prompt that the policy answered; rewards do not see it."""
+    method: str | None = None
+    """Of answers that were written under a reward's guidance: how."""
+    guided_by: str | None = None
+    """The reward that guided."""
+
+
+def full_header(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A header with every field, as JSON has it; raises `DataError` for what is no header."""
+    try:
+        return validate(dict(raw), Header, where).model_dump(mode="json")
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The first line of a pool file, with every field of `Header`."""
+    if not path.is_file():
+        raise DataError(f"pool file {str(path)!r} does not exist; `iama pool` makes one")
+    with path.open("rb") as file:
+        raw = parsed(file.readline())
+    if raw is None or "iama_pool" not in raw:
+        raise DataError(f"{path}:1: no header; a pool file's first line is one such as {EXAMPLE}")
+    if raw["iama_pool"] != 1:
+        raise DataError(f"{path}:1: iama_pool {raw['iama_pool']!r} is a format that is not known here; write 1")
+    check_letters(raw, f"{path}:1")
+    return full_header(raw, f"{path}:1")
+
+
+def header_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Where two headers differ in what decides the samples: `seed was 0, is 1`; None if they do not.
+
+    Versions do not count, nor do the folders of policies with one fingerprint.
+    """
+    before, after = _deciding(stored), _deciding(wanted)
+    if _same(before, after, "policy.fingerprint"):
+        for key in ("policy.path", "policy.adapter"):
+            before.pop(key, None)
+            after.pop(key, None)
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return "; ".join(f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in keys) or None
+
+
+def _deciding(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the samples, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in header.items():
+        if key != "versions":
+            flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _same(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> bool:
+    return before.get(key) is not None and before.get(key) == after.get(key)
+
+
+# Prompt and sample lines. -------------------------------------------------------------------------------
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """A line's object, None where it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def read_line(line: bytes, where: str) -> dict[str, Any]:
+    """A prompt or sample line, checked key by key; raises `DataError`. Whoever has a `text` is a sample."""
+    try:
+        row = _DECODER.decode(line.decode("utf-8"))
+    except ValueError as error:
+        raise DataError(f"{where}: not a JSON line ({error}); write one JSON object a line, in UTF-8") from error
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: {str(row)[:40]!r} is no JSON object; write {{"prompt": ..., "text": ...}}')
+    if b"\\u" in line:
+        check_letters(row, where)
+    known = _SAMPLE_KEYS if "text" in row else _PROMPT_KEYS
+    for key, value in row.items():
+        if key not in known and key in _SAMPLE_KEYS:
+            raise DataError(f"{where}: {key!r} belongs to a sample, and there is no 'text'; write the completion there")
+        if key not in known:
+            hint = nearest(key, [*known, "text"])
+            raise DataError(f"{where}: unknown key {key!r}; {hint} (data of your own goes into 'columns')")
+        fits, wanted = known[key]
+        if not fits(value):
+            raise DataError(f"{where}: {key} {str(value)[:60]!r} is not {wanted}")
+    if "text" not in row and "prompt" not in row:
+        raise DataError(f"{where}: neither a 'text' (a sample) nor a 'prompt'; write one of them")
+    if "prompt_id" not in row and "prompt" not in row:
+        raise DataError(f"{where}: neither 'prompt' nor 'prompt_id'; write the prompt that the text answers")
+    return row
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON, write null for a missing score")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    return _are(value, lambda m: isinstance(m, dict) and all(isinstance(m.get(k), str) for k in ("role", "content")))
+
+
+def _are(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(fits, value))
+
+
+def _is_cost(value: Any) -> bool:
+    counts = {f.name: type(f.default) is int for f in fields(Cost)}
+    return isinstance(value, dict) and all(
+        key in counts and (_is_count(number) if counts[key] else _is_number(number) and number >= 0)
+        for key, number in value.items()
+    )
+
+
+# What a value must be, in code and in words.
+_BOTH_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "prompt_id": (_is_text, "a text"),
+    "prompt": (_is_prompt, "a text, or a list of {role, content} messages"),
+    "columns": (lambda value: isinstance(value, dict), "an object"),
+}
+_PROMPT_KEYS = {
+    **_BOTH_KEYS,
+    "num_samples": (_is_count, "a number"),
+    "cost": (_is_cost, f"an object of numbers of at least 0 with keys among {', '.join(f.name for f in fields(Cost))}"),
+    "estimated": (lambda value: isinstance(value, bool), "true or false"),
+}
+_SAMPLE_KEYS = {
+    **_BOTH_KEYS,
+    "sample": (_is_count, "a number from 0 on"),
+    "text": (lambda value: isinstance(value, str), "a text"),
+    "finish_reason": (lambda value: isinstance(value, str), "a text such as stop or length"),
+    "num_tokens": (lambda value: value is None or _is_count(value), "a number"),
+    "token_ids": (lambda value: value in (None, []) or _are(value, _is_count), "a list of numbers"),
+    "scores": (
+        lambda value: isinstance(value, dict) and all(v is None or _is_number(v) for v in value.values()),
+        "an object of numbers, null where one is missing",
+    ),
+    "segments": (lambda value: value == [] or _are(value, lambda s: isinstance(s, dict)), "a list of objects"),
+}

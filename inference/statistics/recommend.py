@@ -1,0 +1,113 @@
+"""Which policy, method and number of samples to use for a budget, chosen and judged on different prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.statistics.bootstrap import mean_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+Row = dict[str, Any]
+Key = tuple[str, str, str, int | None]
+NUM_BUDGETS = 12
+"""Most budgets that a (criterion, unit) is given a recommendation for."""
+
+
+def key_of(row: Row) -> Key:
+    """(policy, criterion, method, samples) of a curve row: what its per-prompt gold values are found by."""
+    return row["policy"], row["criterion"], row["method"], row["samples"]
+
+
+def recommend(
+    rows: Sequence[Row],
+    gold: Mapping[Key, Floats],
+    units: Sequence[str],
+    *,
+    num_bootstrap: int,
+    seed: int,
+    num_budgets: int = NUM_BUDGETS,
+) -> list[Row]:
+    """The best gold that each budget buys: one row a (criterion, unit, budget), as `summary.json` has them.
+
+    `rows` are curve rows (policy, criterion, method, samples, and a cost or None for every unit), `gold[key_of(row)]`
+    their gold by prompt, `[P]`, the same prompts for all rows of a criterion; rows without gold are left out. Budgets
+    are costs that occur, at most `num_budgets` of them, evenly among their ranks, the cheapest and dearest included.
+
+    Named is what is best on all prompts. Its `gold` is not read off there, where the best of many noisy means is
+    overstated: it is what is best on one half of the prompts, judged on the other half, both ways round, which may be
+    another row than the one named. `ci95` is over prompts, the choices held fixed. `runner_up`: the same among other
+    policies and methods, None without one. With a single prompt there are no halves and `gold` leans upwards.
+    """
+    out = []
+    for criterion in dict.fromkeys(row["criterion"] for row in rows):
+        candidates = [row for row in rows if row["criterion"] == criterion and key_of(row) in gold]
+        for unit in units:
+            costed = [row for row in candidates if row.get(unit) is not None]
+            for budget in _budgets([row[unit] for row in costed], num_budgets):
+                affordable = [row for row in costed if row[unit] <= budget]
+                chosen = _choice(affordable, gold, num_bootstrap, seed)
+                if chosen is not None:
+                    others = [row for row in affordable if _way(row) != _way(chosen)]
+                    second = _choice(others, gold, num_bootstrap, seed)
+                    runner_up = None if second is None else {k: v for k, v in second.items() if k != "ci95"}
+                    out.append(
+                        {"criterion": criterion, "unit": unit, "budget": budget, **chosen, "runner_up": runner_up}
+                    )
+    return out
+
+
+def _budgets(costs: Sequence[float], num_budgets: int) -> list[float]:
+    """Costs that occur, thinned evenly by rank."""
+    distinct = sorted(set(costs))
+    if len(distinct) <= num_budgets:
+        return distinct
+    places = np.linspace(0, len(distinct) - 1, num_budgets).round().astype(int)
+    return [distinct[i] for i in places]
+
+
+def _way(row: Row) -> tuple[str, str]:
+    return row["policy"], row["method"]
+
+
+def _choice(rows: Sequence[Row], gold: Mapping[Key, Floats], num_bootstrap: int, seed: int) -> Row | None:
+    """The best row's policy, method and samples; `gold` and `ci95` of what is chosen on halves."""
+    if not rows:
+        return None
+    gold_RP = np.stack([gold[key_of(row)] for row in rows])
+    found = mean_interval(_cross_fitted(gold_RP, seed), num_bootstrap=num_bootstrap, seed=seed)
+    best = _best(gold_RP)
+    if found is None or best is None:
+        return None
+    named = {name: rows[best][name] for name in ("policy", "method", "samples")}
+    return {**named, "gold": found.mean, "ci95": list(found.ci95)}
+
+
+def _cross_fitted(gold_RP: Floats, seed: int) -> Floats:
+    """Gold by prompt, `[P]`, of the row that is best on the half of the prompts that the prompt is not in."""
+    num_prompts = gold_RP.shape[1]
+    shuffled = np.random.default_rng(seed).permutation(num_prompts)
+    halves = [shuffled[: num_prompts // 2], shuffled[num_prompts // 2 :]]
+    values_P = np.full(num_prompts, np.nan)
+    for judged, choosing in (halves, halves[::-1]):
+        best = _best(gold_RP[:, choosing if len(choosing) else judged])
+        if best is not None:
+            values_P[judged] = gold_RP[best, judged]
+    return values_P
+
+
+def _best(gold_RP: Floats) -> int | None:
+    """The row with the highest mean; the first of equals. Missing values are left out; None if all are missing."""
+    known_RP = ~np.isnan(gold_RP)
+    counts_R = known_RP.sum(axis=1)
+    if not counts_R.any():
+        return None
+    means_R = np.where(known_RP, gold_RP, 0.0).sum(axis=1) / np.maximum(counts_R, 1)
+    return int(np.where(counts_R > 0, means_R, -np.inf).argmax())

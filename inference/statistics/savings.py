@@ -1,0 +1,268 @@
+"""Savings: how many samples a reference needs for the value that the trained base reaches with fewer.
+
+One `Comparison` holds one seed, prompt by prompt; the estimates here combine any number of seeds. Intervals are
+percentile bootstraps that resample seeds and, within each seed, prompts jointly over the policies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.statistics.bootstrap import percentile_interval, resample
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+# Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
+FALL_TOLERANCE = 0.02
+# A curve this flat, relative to its size, has no shape but rounding.
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A trained policy at one budget against a reference at every budget, on the same prompts of one seed.
+
+    `reference_PN[:, n-1]` and `gold_PN[:, n-1]` are the reference's values with n samples under the metric
+    compared and under the gold reward (equal if gold is the metric, None if there is no gold), `trained_P` the
+    trained policy's with `budget` samples. `costs` gives, by unit, what the reference spends on each prompt at every
+    budget, `[P, N]`, and the trained policy at its own, `[P]`.
+    """
+
+    reference_PN: Floats
+    gold_PN: Floats | None
+    trained_P: Floats
+    budget: float
+    costs: Mapping[str, tuple[Floats, Floats]]
+
+
+@dataclass(frozen=True)
+class UnitRatio:
+    """What the reference spends for the same value, divided by what the trained policy spends, in one unit."""
+
+    ratio: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Savings:
+    """A ratio (above 1: samples saved) with its 95 % interval.
+
+    `censored`: a reference never gets there, so `ratio` is a lower bound; `num_censored` of `num_seeds` seeds.
+    `floor`: one reference sample is already enough, so `ratio` is an upper bound. `ci_censored` and `ci_floor`: shares
+    of resamples with such a seed; where they are above 0, the interval's upper or lower end may be a bound itself.
+    `hacked`: the reference's gold curve falls before its largest budget in some seed. `counts`: false if some seed is
+    both, censored and hacked: more samples would not bring that reference closer, so its bound says nothing.
+    """
+
+    ratio: float
+    ci95: tuple[float, float]
+    units: dict[str, UnitRatio]
+    censored: bool
+    num_censored: int
+    num_seeds: int
+    ci_censored: float
+    ci_floor: float
+    floor: bool
+    hacked: bool
+    counts: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields by name, as JSON has them; `token_ratio` and `token_ci95` are those of policy tokens."""
+        tokens = self.units.get("policy_tokens")
+        return {name: _jsonable(value) for name, value in asdict(self).items()} | {
+            "token_ratio": None if tokens is None else tokens.ratio,
+            "token_ci95": None if tokens is None else list(tokens.ci95),
+        }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference with its 95 % interval."""
+
+    mean: float
+    ci95: tuple[float, float]
+    num_seeds: int
+
+
+@dataclass(frozen=True)
+class EqualCost:
+    """A mean difference at equal cost; `clipped`: "low" or "high" where the reference has no budget of that cost."""
+
+    budget: float
+    difference: float
+    ci95: tuple[float, float]
+    reference_samples: float
+    clipped: str | None
+    num_seeds: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields by name, as JSON has them."""
+        return {name: _jsonable(value) for name, value in asdict(self).items()}
+
+
+def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Smallest n at which each curve first reaches its target, linear in log n between budgets; `[B]` each.
+
+    Columns are n = 1..N. Where a curve never reaches its target the second result is True and n is N, a lower
+    bound; where n = 1 is enough, n is 1.
+    """
+    reached_BN = curves_BN >= targets_B[:, None]
+    censored: NDArray[np.bool_] = np.asarray(~reached_BN.any(axis=1))
+    first = np.where(censored, curves_BN.shape[1] - 1, reached_BN.argmax(axis=1))
+    before = np.maximum(first - 1, 0)
+    rows = np.arange(len(curves_BN))
+    low, high = curves_BN[rows, before], curves_BN[rows, first]
+    crosses = (high > low) & ~censored
+    share = np.where(crosses, (targets_B - low) / np.where(crosses, high - low, 1.0), 1.0)
+    log_n = np.log(before + 1) + share * (np.log(first + 1) - np.log(before + 1))
+    return np.where(censored, curves_BN.shape[1], np.exp(log_n)), censored
+
+
+def falls(gold_N: Floats) -> bool:
+    """Whether a gold curve comes down again from its peak before its largest budget (reward hacking).
+
+    It does if its last value lies below its peak by more than `FALL_TOLERANCE` (2 %) of the curve's range. The
+    curve is an unbiased estimate from a finite pool, so even a plateau may end a little below its own maximum by
+    chance; a smaller dip is within that noise.
+    """
+    least = max(FALL_TOLERANCE * np.ptp(gold_N), _ROUNDING * np.abs(gold_N).max())
+    return bool(gold_N.max() - gold_N[-1] > least)
+
+
+def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: int) -> Savings:
+    """Savings of the trained policy over the reference, combined geometrically over seeds."""
+    point = [_ratios(c, np.full((1, len(c.trained_P)), 1 / len(c.trained_P))) for c in seeds]
+    weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))
+    replicates = [_ratios(c, w) for c, (w, _) in zip(seeds, weights, strict=True)]
+    shares_BK = np.stack([share for _, share in weights], axis=1)
+    log_samples_BK, censored_BK, floor_BK = (
+        np.stack([getattr(r, f) for r in replicates], axis=1) for f in ("log_ratio", "censored", "floor")
+    )
+    censored = [bool(p.censored[0]) for p in point]
+    hacked = [c.gold_PN is not None and falls(c.gold_PN.mean(axis=0)) for c in seeds]
+    return Savings(
+        ratio=math.exp(np.mean([p.log_ratio[0] for p in point])),
+        ci95=percentile_interval(np.exp((log_samples_BK * shares_BK).sum(axis=1))),
+        units={unit: _unit_ratio(unit, point, replicates, shares_BK) for unit in _common_units(point)},
+        censored=any(censored),
+        num_censored=sum(censored),
+        num_seeds=len(seeds),
+        ci_censored=float((censored_BK & (shares_BK > 0)).any(axis=1).mean()),
+        ci_floor=float((floor_BK & (shares_BK > 0)).any(axis=1).mean()),
+        floor=any(bool(p.floor[0]) for p in point),
+        hacked=any(hacked),
+        counts=not any(missed and fell for missed, fell in zip(censored, hacked, strict=True)),
+    )
+
+
+def paired_difference(seeds: Sequence[tuple[Floats, Floats]], *, num_bootstrap: int, seed: int) -> Difference:
+    """Mean over seeds and prompts of first minus second, each pair `[P]` on the same prompts."""
+    gaps = [first - second for first, second in seeds]
+    replicates = sum(
+        share * (weights @ gap)
+        for gap, (weights, share) in zip(gaps, resample([len(g) for g in gaps], num_bootstrap, seed), strict=True)
+    )
+    mean = float(np.mean([gap.mean() for gap in gaps]))
+    return Difference(mean, percentile_interval(np.asarray(replicates)), len(seeds))
+
+
+def grows(costs_PN: Floats) -> bool:
+    """Whether every further sample costs more on average; else a cost does not tell how many samples were drawn."""
+    costs_N = costs_PN.mean(axis=0)
+    return bool(costs_N.any() and (np.diff(costs_N) > _ROUNDING * costs_N.max()).all())
+
+
+def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_bootstrap: int, seed: int) -> EqualCost:
+    """Trained minus reference, the reference with as much of `unit` as the trained policy spends.
+
+    The reference's value is linear in log n between budgets. Where it spends more with one sample already, or less
+    with all, it stands at that end, and `clipped` says so. The unit must grow with the samples (`grows`).
+    """
+    point = [_at_equal_cost(c, unit, np.full((1, len(c.trained_P)), 1 / len(c.trained_P))) for c in seeds]
+    weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))
+    replicates = sum(share * _at_equal_cost(c, unit, w)[0] for c, (w, share) in zip(seeds, weights, strict=True))
+    ends = [(float(c.costs[unit][0][:, i].mean()), float(c.costs[unit][1].mean())) for c in seeds for i in (0, -1)]
+    low, high = ends[::2], ends[1::2]
+    return EqualCost(
+        budget=float(np.mean([own for _, own in low])),
+        difference=float(np.mean([p[0][0] for p in point])),
+        ci95=percentile_interval(np.asarray(replicates)),
+        reference_samples=float(np.mean([p[1][0] for p in point])),
+        clipped="low" if any(c > own for c, own in low) else "high" if any(c < own for c, own in high) else None,
+        num_seeds=len(seeds),
+    )
+
+
+def _at_equal_cost(c: Comparison, unit: str, weights_BP: Floats) -> tuple[Floats, Floats]:
+    """Trained minus reference, and the reference's samples, of each resample; `[B]` each."""
+    reference_PN, trained_P = c.costs[unit]
+    n = np.arange(1, reference_PN.shape[1] + 1)
+    pairs = zip(weights_BP @ trained_P, weights_BP @ reference_PN, weights_BP @ c.reference_PN, strict=True)
+    found = np.array([_value_at(own, costs_N, values_N, n) for own, costs_N, values_N in pairs])
+    return weights_BP @ c.trained_P - found[:, 0], found[:, 1]
+
+
+def _value_at(own: float, costs_N: Floats, values_N: Floats, n: NDArray[np.int64]) -> tuple[float, float]:
+    samples = np.interp(own, costs_N, n)
+    return float(np.interp(np.log(samples), np.log(n), values_N)), float(samples)
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    """Geometric mean."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+@dataclass(frozen=True)
+class _Ratios:
+    """Of each resample, `[B]`: log ratios in samples and in every unit, whether censored, whether at the floor."""
+
+    log_ratio: Floats
+    log_units: dict[str, Floats]
+    censored: NDArray[np.bool_]
+    floor: NDArray[np.bool_]
+
+
+def _ratios(c: Comparison, weights_BP: Floats) -> _Ratios:
+    curves_BN = weights_BP @ c.reference_PN
+    targets_B = weights_BP @ c.trained_P
+    needed_B, censored_B = samples_needed(curves_BN, targets_B)
+    floor_B: NDArray[np.bool_] = np.asarray(curves_BN[:, 0] >= targets_B)
+    units = {}
+    for unit, (reference_PN, trained_P) in c.costs.items():
+        if (reference_PN > 0).all() and (trained_P > 0).all():  # a unit that some prompt does not use gives no ratio
+            units[unit] = np.log(at_budget(weights_BP @ reference_PN, needed_B) / (weights_BP @ trained_P))
+    return _Ratios(np.log(needed_B / c.budget), units, censored_B, floor_B)
+
+
+def at_budget(costs_BN: Floats, n_B: Floats) -> Floats:
+    """Costs (columns n = 1..N) at budgets between whole numbers, linear between them; `[B]`."""
+    low = np.clip(np.floor(n_B).astype(int), 1, costs_BN.shape[1])
+    high = np.minimum(low + 1, costs_BN.shape[1])
+    rows = np.arange(len(costs_BN))
+    found: Floats = costs_BN[rows, low - 1] + (n_B - low) * (costs_BN[rows, high - 1] - costs_BN[rows, low - 1])
+    return found
+
+
+def _common_units(point: Sequence[_Ratios]) -> list[str]:
+    return [unit for unit in point[0].log_units if all(unit in p.log_units for p in point)]
+
+
+def _unit_ratio(unit: str, point: Sequence[_Ratios], replicates: Sequence[_Ratios], shares_BK: Floats) -> UnitRatio:
+    ratio = math.exp(np.mean([p.log_units[unit][0] for p in point]))
+    log_BK = np.stack([r.log_units[unit] for r in replicates], axis=1)
+    return UnitRatio(ratio, percentile_interval(np.exp((log_BK * shares_BK).sum(axis=1))))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _jsonable(item) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,131 @@
+"""The README.md of an export: what the weights are, how they are meant to be served, and what they are without that."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iama.config.manifest import FILE_NAME, Manifest, load_manifest
+from iama.errors import RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SUMMARY = "summary.json"
+UNMEASURED = (
+    "**Quality without a sampler was not measured.** A base made for a sampler can be worse without it, even unsafe: "
+    "measure it with `iama evaluate`, and export with `--evaluation`."
+)
+TITLES = {"base": "the untrained base", "grpo": "linear GRPO"}
+
+
+@dataclass(frozen=True)
+class PlainQuality:
+    """Mean reward of a single sample, by criterion and policy; `metric` is gold, or proxy where there is no gold."""
+
+    trained: str
+    values: dict[str, dict[str, float]]
+    metric: dict[str, str]
+    num_prompts: int
+
+
+def read_plain_quality(evaluation: Path, run: Path, manifest: Manifest) -> PlainQuality:
+    """What an evaluation says of single samples: of the trained policy, and of all references.
+
+    Raises `RunError` where the folder holds no evaluation, or one of another policy than what `run` trained, of other
+    criteria or without a single sample.
+    """
+    path = evaluation / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        rows = [row for row in summary["curves"] if row["method"] == "bon" and row["samples"] == 1]
+        policies = [summary["trained"], *summary["references"]]
+        subject = dict(summary["config"]["policies"][summary["trained"]])
+        num_prompts = int(summary["num_prompts"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"--evaluation {str(evaluation)!r} holds no {SUMMARY} of `iama evaluate`") from error
+    if not _is_trained_by(run, manifest, subject):
+        model = subject.get("adapter") or subject.get("path") or subject.get("pool")
+        raise RunError(
+            f"--evaluation {str(evaluation)!r}: its {policies[0]!r} is {str(model)!r}, which is not what {str(run)!r} "
+            f"trained; give an evaluation with the adapter {str(run / 'adapter')!r} as its trained policy"
+        )
+    values: dict[str, dict[str, float]] = {}
+    metric: dict[str, str] = {}
+    for criterion in (c.name for c in manifest.criteria):
+        own = {row["policy"]: row for row in rows if row["criterion"] == criterion and row["policy"] in policies}
+        if policies[0] not in own:
+            raise RunError(
+                f"--evaluation {str(evaluation)!r} has no single sample of {policies[0]!r} for the criterion "
+                f"{criterion!r}; evaluate the method bon with 1 among its budgets"
+            )
+        metric[criterion] = "gold" if all(row["gold"] is not None for row in own.values()) else "proxy"
+        values[criterion] = {name: float(own[name][metric[criterion]]) for name in policies if name in own}
+    return PlainQuality(policies[0], values, metric, num_prompts)
+
+
+def _is_trained_by(run: Path, manifest: Manifest, policy: Mapping[str, Any]) -> bool:
+    """Whether an evaluated policy is what a run trained, for every criterion that it was trained for.
+
+    It is the run's adapter or a copy of its weights, a model with the run's `iama.json`, or a pool that names the run.
+    """
+    changes = policy.get("by_criterion") or {}
+    adapters = {(changes.get(c.name) or {}).get("adapter") or policy.get("adapter") for c in manifest.criteria}
+    if adapters != {None}:
+        return all(name is not None and _is_same_adapter(Path(name), run / "adapter") for name in adapters)
+    if policy.get("path") is not None:
+        return load_manifest(Path(policy["path"])) == manifest
+    return [Path(folder).resolve() for folder in policy.get("training_run") or ()] == [run.resolve()]
+
+
+def _is_same_adapter(folder: Path, other: Path) -> bool:
+    if folder.resolve() == other.resolve():
+        return True
+    first, second = folder / "adapter_model.safetensors", other / "adapter_model.safetensors"
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
+
+
+def model_card(manifest: Manifest, merged: bool, quality: PlainQuality | None = None) -> str:
+    """The text of README.md; its first line says what a criterion is worth without its sampler."""
+    rows = "\n".join(
+        f"| {c.name} | `{c.operator}` | {'-' if c.budget is None else f'{c.budget:g}'} | {c.weight:g} "
+        f"| `{c.reward.model or c.reward.function or c.reward.source}` |"
+        for c in manifest.criteria
+    )
+    header = f"base_model: {manifest.base_model}\ntags: [iama, lora, inference-time-alignment]\n"
+    header += "" if merged else "library_name: peft\n"
+    sampling = ", ".join(f"{name} {value}" for name, value in manifest.sampling.model_dump().items() if name != "stop")
+    kind = "A merged model" if merged else "A LoRA adapter"
+    return f"""---
+{header}---
+{UNMEASURED if quality is None else without_a_sampler(quality)}
+
+# Meta-aligned with non-linear GRPO
+
+{kind} for `{manifest.base_model}`, trained so that each criterion below is served well by a cheap inference-time
+algorithm with the reward that selects. Without that algorithm it may serve a single criterion worse than its base.
+
+| criterion | serve with | samples | weight | reward |
+|---|---|---|---|---|
+{rows}
+
+Sampled in training with {sampling}; seed {manifest.seed}.
+`{FILE_NAME}` holds the same for programs; `iama generate` reads it.
+"""
+
+
+def without_a_sampler(quality: PlainQuality) -> str:
+    """One line: each criterion's mean reward of a single sample, beside that of every reference."""
+    told = []
+    for criterion, values in quality.values.items():
+        others = [f"{TITLES.get(name, name)} {v:.3f}" for name, v in values.items() if name != quality.trained]
+        beside = f" ({', '.join(others)})" if others else ""
+        told.append(f"{criterion} {values[quality.trained]:.3f}{beside}")
+    kinds = " or ".join(dict.fromkeys(quality.metric.values()))
+    return (
+        f"**Without a sampler** (one sample, mean {kinds} reward, {quality.num_prompts} prompts): {'; '.join(told)}. "
+        "Where that is below the base, do not serve this model without its sampler."
+    )

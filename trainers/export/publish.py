@@ -1,0 +1,118 @@
+"""What an export may say to strangers: no local path, what vLLM takes, and the push to the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from iama.config.manifest import Manifest, ManifestCriterion
+from iama.config.schema import nearest, validate
+from iama.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+VLLM_MAX_RANK = 512
+"""Of vLLM's max_lora_rank."""
+PATTERNS = ("rank_pattern", "alpha_pattern")
+HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
+"""The revision of a model of the hub; that of a local folder has 32 digits (`iama.models.fingerprint`)."""
+JUDGE_URL = "http://JUDGE-HOST/v1"
+"""In the place of a judge's address, which may name a machine of a private network."""
+
+
+def published(manifest: Manifest, base_model: str, rewards: Mapping[str, str]) -> Manifest:
+    """The manifest under public names: the base's, and that of every reward in `rewards` (by criterion).
+
+    A local reward without one keeps the last part of its path, which tells what it was and not where; a judge's address
+    becomes `JUDGE_URL`. Raises `ConfigError` for a name of no criterion.
+    """
+    names = [c.name for c in manifest.criteria]
+    for name in rewards:
+        if name not in names:
+            raise ConfigError(f"--reward-name {name}={rewards[name]}: no such criterion; {nearest(name, names)}")
+    criteria = [_published(c, rewards.get(c.name)) for c in manifest.criteria]
+    return manifest.model_copy(update={"base_model": base_model, "criteria": criteria})
+
+
+def _published(criterion: ManifestCriterion, name: str | None) -> ManifestCriterion:
+    reward = criterion.reward
+    if name is not None and reward.model is None:
+        raise ConfigError(
+            f"--reward-name {criterion.name}={name}: its reward is a {reward.source}, which has no hub name; "
+            "leave the option out"
+        )
+    raw = criterion.model_dump(mode="json")
+    raw["reward"] = _without_places(raw["reward"], [criterion.reward_revision, *criterion.member_revisions])
+    raw["reward"] |= {} if name is None else {"model": name}
+    return validate(raw, ManifestCriterion, "iama.json")
+
+
+def _without_places(reward: dict[str, Any], revisions: Sequence[str | None]) -> dict[str, Any]:
+    """A reward without folders and hosts, by what is recorded: what lies on this disk at this moment tells nothing.
+
+    `revisions` are the reward's, and those of an ensemble's members. A model keeps its whole name where its revision is
+    a commit of the hub.
+    """
+    found = dict(reward)
+    if reward["model"] is not None and not HUB_COMMIT.fullmatch(revisions[0] or ""):
+        found["model"] = _last_part(reward["model"])
+    if reward["function"] is not None:
+        path, colon, function = reward["function"].rpartition(":")
+        found["function"] = f"{_last_part(path)}{colon}{function}" if path.endswith(".py") else reward["function"]
+    if reward["judge"] is not None:
+        found["judge"] = reward["judge"] | {"url": JUDGE_URL}
+        for key in ("model", "prompt_file", "cache"):
+            found["judge"][key] = _last_part(reward["judge"][key])
+    if reward["ensemble"] is not None:
+        members = zip_longest(reward["ensemble"]["members"], revisions[1:])
+        public = [_without_places(member, [known]) for member, known in members]
+        found["ensemble"] = reward["ensemble"] | {"members": public}
+    return found
+
+
+def _last_part(path: str) -> str:
+    """Behind the last slash, of either kind."""
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def vllm_objections(adapter: Path) -> list[str]:
+    """Why vLLM would not take an adapter folder as a LoRA request; empty if it would.
+
+    Its contract is of files: one rank, within its limit, and one scale, no bias, no DoRA, no fully trained modules.
+    """
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    objections = []
+    if config["r"] > VLLM_MAX_RANK:
+        objections.append(f"rank {config['r']} is above {VLLM_MAX_RANK}")
+    if config.get("bias", "none") != "none":
+        objections.append(f"bias is {config['bias']!r}, not 'none'")
+    if config.get("use_dora"):
+        objections.append("it uses DoRA")
+    if config.get("lora_bias"):
+        objections.append("it trains LoRA biases (lora_bias)")
+    objections += [f"{key} gives modules ranks or scales of their own" for key in PATTERNS if config.get(key)]
+    if config.get("modules_to_save"):
+        objections.append(f"modules_to_save {config['modules_to_save']} were trained fully")
+    return objections
+
+
+def push(folder: Path, repository: str, *, private: bool) -> str:
+    """Upload an export to the hub as `repository` (org/name); returns its address. Raises `RunError`."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export of iama")
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(
+            f"--push-to-hub {repository}: {reason}; the export is whole in {str(folder)!r}, upload it with "
+            f"`hf upload {repository} {folder}`"
+        ) from error
+    return str(url)

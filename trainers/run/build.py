@@ -1,0 +1,163 @@
+"""From a plan to a trainer, and from a trainer to an adapter on disk."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PrinterCallback
+from transformers.utils import logging as transformers_logging
+from trl import GRPOConfig
+
+from iama.config.manifest import FILE_NAME, Manifest
+from iama.environment import is_main_process
+from iama.errors import ConfigError, IamaError, RunError
+from iama.files import temporary_name
+from iama.models.loading import loading, refuse_missing_tensors
+from iama.rewards.reward import load_reward
+from trainers.nonlinear_grpo import NonlinearGRPOTrainer
+from trainers.run.adapter import check_adapter, expected_shapes
+from trainers.run.callbacks import EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
+from trainers.run.checkpoints import inputs_of, sharding_of
+from trainers.run.engine import prepare_process_group, refuse_disagreement, whole_models
+from trainers.run.fields import save_limit
+from trainers.run.resume import Checkpoints
+from trainers.run.samples import SampleFiles
+from trainers.run.watch import Watch
+from trainers.run.watchdog import PhaseMarks, Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from transformers import PreTrainedModel
+
+    from iama.config.settings import TrainingConfig
+    from iama.rewards.reward import Reward
+    from trainers.run.plan import Plan
+
+
+def build_trainer(
+    plan: Plan, console: Console, first_step: int = 0, watchdog: Watchdog | None = None
+) -> NonlinearGRPOTrainer:
+    """The trainer of a plan, ready for `train()`; metrics and samples after `first_step` are removed."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    args = _grpo_config(plan)  # first: it also gives this process its device
+    refuse_disagreement(first_step)
+    criteria = plan.config.objective.criteria
+    report = EngineReport(plan.uses_deepspeed, console.print)
+    folder, watchdog = Path(plan.config.output_dir), watchdog or Watchdog(None)
+    watch = Watch(plan.config.watch, [c.name for c in criteria], plan.config.kl.target)
+    metrics = MetricsFile(folder / "metrics.jsonl", criteria, first_step, watch)
+    samples = SampleFiles(folder / "samples", plan.config.watch.samples, first_step)
+    inputs = inputs_of(plan) if is_main_process() else {}  # the main process alone writes the marker
+    checkpoints = Checkpoints(sharding_of(plan.config), save_limit(plan.trainer_fields), inputs)
+    with whole_models(args):
+        rewards = load_rewards(plan.config)
+    trainer = NonlinearGRPOTrainer(
+        objective=plan.objective,
+        kl=plan.config.kl,
+        on_nan=plan.config.objective.on_nan,
+        running_mean_decay=plan.config.objective.running_mean_decay,
+        model=_load_model(plan),
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=Dataset.from_list(plan.prompts),
+        processing_class=plan.tokenizer,
+        peft_config=plan.lora,
+        callbacks=[
+            report,
+            metrics,
+            samples,
+            SavedAdapterCheck(),
+            checkpoints,
+            ProgressBar(criteria, console),
+            PhaseMarks(watchdog),  # last: what the others do on a save belongs to the save
+        ],
+    )
+    report.trainer = samples.trainer = trainer
+    trainer.watchdog = watchdog
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def load_rewards(config: TrainingConfig) -> list[Reward]:
+    """Proxy rewards under their criteria's names, then gold rewards, which are logged and never train."""
+    criteria, missing_ok = config.objective.criteria, config.objective.on_nan == "drop"
+    specs = [(c.name, c.proxy) for c in criteria] + [(gold_name(c.name), c.gold) for c in criteria if c.gold]
+    return [load_reward(name, spec, missing_ok=missing_ok) for name, spec in specs]
+
+
+def save_final(trainer: NonlinearGRPOTrainer, folder: Path, manifest: Manifest | None) -> None:
+    """Save the adapter under a temporary name, reopen and check it, then move it into place.
+
+    The main process alone needs the manifest.
+    """
+    temporary = temporary_name(folder)
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(temporary))  # gathers sharded weights: every process takes part
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        assert manifest is not None
+        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should load
+        (temporary / FILE_NAME).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+        if trainer.state.global_step == 0:
+            raise RunError(f"no training step was taken (max_steps {trainer.state.max_steps}), so no adapter is saved")
+        check_adapter(temporary, expected_shapes(trainer.model), trained=True)
+        temporary.replace(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _load_model(plan: Plan) -> PreTrainedModel:
+    """The base model, after the GRPOConfig was made: under ZeRO-3 it is sharded while it is loaded."""
+    spec = plan.config.policy
+    options = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code, **plan.model_init_kwargs}
+    if plan.config.quantization is not None:
+        options["quantization_config"] = _four_bits(spec.dtype)
+    with loading(spec.path, "policy.path"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            spec.path, use_safetensors=True, output_loading_info=True, **options
+        )
+    refuse_missing_tensors(info, spec.path, "policy.path")
+    # `generate` fills whatever TRL leaves unset from here, and nothing that serves the policy would know.
+    ends = {key: getattr(model.generation_config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ends)
+    return model
+
+
+def _four_bits(dtype: str) -> BitsAndBytesConfig:
+    """NF4 with doubly quantised scales (Dettmers et al. 2023); matrices are multiplied in the policy's dtype."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+
+
+def _grpo_config(plan: Plan) -> GRPOConfig:
+    fields = dict(plan.trainer_fields)
+    fields = prepare_process_group(plan.uses_deepspeed, fields["ddp_timeout"]) | fields
+    fields["save_total_limit"] = None  # old checkpoints go once the new one counts: `Checkpoints`
+    try:
+        return GRPOConfig(**fields)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What the libraries refuse while a trainer is built, as one line."""
+    try:
+        yield
+    except IamaError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"the trainer cannot be built: {' '.join(str(error).split())[:300]}") from error

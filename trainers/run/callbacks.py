@@ -1,0 +1,190 @@
+"""What a run writes while it trains: `metrics.jsonl`, progress, and checks of every saved adapter."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import broadcast_object_list
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from iama.environment import is_main_process
+from iama.errors import IamaWarning, RunError
+from iama.files import write_atomically
+from trainers.run.adapter import check_adapter, expected_shapes, is_trained
+from trainers.run.engine import check_engine, describe_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from iama.config.settings import TrainingCriterion
+    from trainers.run.watch import Watch
+
+
+def gold_name(criterion: str) -> str:
+    """Name of the reward function that carries a criterion's gold reward."""
+    return f"{criterion}_gold"
+
+
+class MetricsFile(TrainerCallback):
+    """Appends one JSON line a logged step to `metrics.jsonl`.
+
+    Keys: `step`; `criteria[name]` with `mean` (of the proxy), `value` (under the criterion's own operator,
+    unbiased from the group) and `gold` (null where there is none); `kl_per_token` (TRL's mean over tokens of
+    the k3 estimate, in nats; null at beta = 0); `beta` (in force during the step); `clipped_ratio`; `mean_length`;
+    `tokens_per_second` (prompt and completion tokens, all processes); `loss`; `grad_norm`; `learning_rate`.
+    Where an aggregate other than the weighted sum is in force, `criteria[name]` also has `running` (the running
+    mean of `value`) and `weight` (dg/dR_k there); with kl.chi2, `chi2` (of the policy to the reference, on whole
+    completions); with on_nan: drop, `dropped` (completions that left their group, a roll-out batch).
+    `criteria[name].lift` and `silent_groups` are what `trainers/run/watch.py` reads, and `alarms` names what it found; it
+    warns of each cause once.
+    """
+
+    def __init__(self, path: Path, criteria: Sequence[TrainingCriterion], first_step: int, watch: Watch) -> None:
+        self._path = path
+        self._criteria = criteria
+        self._watch = watch
+        self._tokens, self._time = 0.0, time.perf_counter()
+        if is_main_process():
+            watch.replay(_cut_back(path, first_step))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start counting tokens and time; a resumed run goes on from its checkpoint's count."""
+        self._tokens, self._time = float(state.num_input_tokens_seen), time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write the step's line, and end the run where that is asked for; TRL has merged its metrics into `logs`."""
+        if logs is None or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise RunError(  # on every process: the logged loss is the mean over all of them
+                f"step {state.global_step}: the loss is {logs['loss']}; lower trainer.learning_rate"
+            )
+        stop = [state.is_world_process_zero and self._write(self._row(state.global_step, logs, args.beta))]
+        if self._watch.config.stop_on_hacking:
+            control.should_training_stop |= bool(broadcast_object_list(stop)[0])  # the main process alone has looked
+
+    def _write(self, row: dict[str, Any]) -> bool:
+        """Write a line with its alarms, warn of what is told for the first time; returns whether to stop."""
+        alarms = self._watch.look(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "alarms": [alarm.cause for alarm in alarms]}) + "\n")
+        for alarm in self._watch.unsaid(alarms):
+            warnings.warn(alarm.message, IamaWarning, stacklevel=2)
+        if not (self._watch.config.stop_on_hacking and any(alarm.cause.startswith("hacking") for alarm in alarms)):
+            return False
+        warnings.warn(f"step {row['step']}: the run ends here (watch.stop_on_hacking)", IamaWarning, stacklevel=2)
+        return True
+
+    def _row(self, step: int, logs: dict[str, Any], fixed_beta: float) -> dict[str, Any]:
+        now, tokens = time.perf_counter(), float(logs.get("num_tokens", 0.0))
+        rate = (tokens - self._tokens) / (now - self._time)
+        self._tokens, self._time = tokens, now
+        return {
+            "step": step,
+            "criteria": {c.name: _criterion_row(c, logs) for c in self._criteria},
+            "kl_per_token": logs.get("kl"),
+            "beta": logs.get("beta", fixed_beta),
+            "clipped_ratio": logs.get("completions/clipped_ratio"),
+            "silent_groups": logs.get("silent_groups"),
+            "mean_length": logs.get("completions/mean_length"),
+            "tokens_per_second": rate,
+            "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm"),
+            "learning_rate": logs.get("learning_rate"),
+            **{key: logs[key] for key in ("chi2", "dropped") if key in logs},
+        }
+
+
+def _criterion_row(criterion: TrainingCriterion, logs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "mean": logs.get(f"rewards/{criterion.name}/mean"),
+        "value": logs.get(f"value/{criterion.name}"),
+        "gold": logs.get(f"rewards/{gold_name(criterion.name)}/mean"),
+        "lift": logs.get(f"lift/{criterion.name}"),
+        **{key: logs[f"{key}/{criterion.name}"] for key in ("running", "weight") if f"{key}/{criterion.name}" in logs},
+    }
+
+
+def _cut_back(path: Path, first_step: int) -> list[dict[str, Any]]:
+    """Drop lines of steps that will be run again; returns those that stay."""
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    kept = {line: row for line in lines if (row := json.loads(line))["step"] <= first_step}
+    write_atomically(path, "".join(kept))
+    return list(kept.values())
+
+
+class EngineReport(TrainerCallback):
+    """Prints, and checks, the engine that is really in force once it is built."""
+
+    def __init__(self, uses_deepspeed: bool, say: Any) -> None:
+        self.trainer: Any = None
+        self._uses_deepspeed = uses_deepspeed
+        self._say = say
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The first moment at which the wrapped model exists."""
+        check_engine(self.trainer, self._uses_deepspeed)
+        self._say(f"engine     {describe_engine(self.trainer)}")
+
+
+class SavedAdapterCheck(TrainerCallback):
+    """Reopens the adapter of every checkpoint."""
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Raises `RunError` on an adapter that is not what was trained.
+
+        In the first step of a warm-up the learning rate is 0, and every lora_B is rightly zero.
+        """
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            check_adapter(folder, expected_shapes(model), trained=is_trained(model))
+
+
+class ProgressBar(TrainerCallback):
+    """One bar with the criteria's values and the KL, on the main process."""
+
+    def __init__(self, criteria: Sequence[TrainingCriterion], console: Console) -> None:
+        self._criteria = criteria
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+            console=console,
+        )
+        self._task: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the bar."""
+        if state.is_world_process_zero:
+            self._progress.start()
+            done = state.global_step
+            self._task = self._progress.add_task("training", total=state.max_steps, completed=done, values="")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Show the latest values; without a terminal, print a line every tenth of the run."""
+        if self._task is None or logs is None or "loss" not in logs:
+            return
+        numbers = {c.name: logs.get(f"value/{c.name}") for c in self._criteria}  # None if every completion was dropped
+        values = "  ".join(f"{name} {math.nan if value is None else value:.3f}" for name, value in numbers.items())
+        values += f"  kl {logs['kl']:.4f}" if logs.get("kl") is not None else ""
+        self._progress.update(self._task, completed=state.global_step, values=values)
+        if not self._console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
+            self._console.print(f"  step {state.global_step}/{state.max_steps}  {values}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop the bar."""
+        if self._task is not None:
+            self._progress.stop()

@@ -1,0 +1,278 @@
+"""Which checkpoint counts, and which run may go on from it.
+
+A checkpoint is many files that several processes write. It counts once its marker is there: written last and
+atomically, with the size of every other file and the engine that wrote them. Whatever a killed run leaves half-saved
+has no marker, and is passed over and removed. One whose files differ from its marker was changed by somebody, and is
+for them to judge: the run is refused. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from iama.config.schema import Strict
+from iama.errors import ConfigError, RunError
+from iama.files import is_temporary, write_atomically
+from iama.models.fingerprint import fingerprint
+from trainers.run.fields import deepspeed_options, steps_per_generation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from iama.config.settings import TrainingConfig
+    from trainers.run.plan import Plan
+
+MARKER = "complete.json"
+_NAME = re.compile(r"checkpoint-\d+")
+NOTES = "README.md"
+"""PEFT writes it; no run reads it, and people do."""
+NOT_OF_THE_ADAPTER = ("*.pt", "*.pth", "*.bin", "*.py", "trainer_state.json", "latest", "global_step*", MARKER)
+"""What a checkpoint holds besides the adapter and its tokenizer."""
+
+
+class Sharding(Strict):
+    """What the files of a checkpoint are shards of: another engine cannot put them together."""
+
+    zero_stage: int | None
+    """None without DeepSpeed."""
+    world_size: int
+    precision: str
+
+    def __str__(self) -> str:
+        engine = "no DeepSpeed" if self.zero_stage is None else f"ZeRO-{self.zero_stage}"
+        return f"{self.world_size} process{'es' if self.world_size > 1 else ''}, {engine}, {self.precision}"
+
+
+class Marker(Strict):
+    """Content of `complete.json`."""
+
+    step: int
+    sharding: Sharding
+    files: dict[str, int]
+    """Size in bytes by path within the checkpoint."""
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Hash by name of what the run was trained on: prompts and rewards (`inputs_of`)."""
+
+
+def sharding_of(config: TrainingConfig) -> Sharding:
+    """The sharding that a configuration asks for."""
+    stage = zero_stage(config.trainer.get("deepspeed"))
+    return Sharding(zero_stage=stage, world_size=config.world_size, precision=_precision(config))
+
+
+def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
+    """ZeRO stage of the field `trainer.deepspeed`, a file or its content; None without DeepSpeed."""
+    if deepspeed is None:
+        return None
+    return int(deepspeed_options(deepspeed).get("zero_optimization", {}).get("stage", 0))
+
+
+def inputs_of(plan: Plan) -> dict[str, str]:
+    """Hash of what a run is trained on, by name: its prompts, and the rewards that are local files or folders."""
+    config = plan.config
+    prompts = json.dumps(plan.prompts, sort_keys=True, default=str).encode()
+    hashes = {f"prompts {config.prompts.path!r}": _hash(prompts)}
+    for spec in (r for c in config.objective.criteria for r in (c.proxy, c.gold) if r is not None):
+        for part in spec.parts:
+            file = part.judge.prompt_file if part.judge else (part.function or "").rpartition(":")[0]
+            if part.model is not None and Path(part.model).is_dir():
+                hashes[f"reward model {part.model!r}"] = fingerprint(Path(part.model))
+            elif Path(file).is_file():
+                hashes[f"reward file {file!r}"] = _hash(Path(file).read_bytes())
+    return hashes
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def checkpoints_in(folder: Path) -> Iterator[Path]:
+    """A run's own checkpoints, whole or not; other folders with similar names are left alone."""
+    return (path for path in folder.glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that counts."""
+    return max(filter(is_complete, checkpoints_in(folder)), key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file that the marker names is there, whole; what somebody has put beside them does no harm."""
+    return (checkpoint / MARKER).is_file() and _damage(checkpoint) is None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """`RunError` if a checkpoint that was saved whole has changed: no kill does that, and it may be mended."""
+    for checkpoint in sorted(checkpoints_in(folder), key=step_of):
+        damage = _damage(checkpoint) if (checkpoint / MARKER).is_file() else None
+        if damage is not None:
+            last = last_checkpoint(folder)
+            raise RunError(
+                f"{checkpoint} is not as it was saved: {damage}; put it back as it was, or delete that folder to go on "
+                f"from {'the beginning' if last is None else last.name}"
+            )
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """How a checkpoint differs from its marker, or None."""
+    marker = read_marker(checkpoint)
+    if marker is None:
+        return f"{MARKER} cannot be read, or is of another version of iama"
+    if marker.step != step_of(checkpoint):
+        return f"{MARKER} is of step {marker.step}"
+    sizes = _sizes(checkpoint)
+    for name, size in marker.files.items():
+        if name not in sizes:
+            return f"{name} is missing"
+        if sizes[name] != size:
+            return f"{name} has {sizes[name]} bytes, not {size}"
+    return None
+
+
+def read_marker(checkpoint: Path) -> Marker | None:
+    """The marker of a checkpoint, or None if there is none that can be read."""
+    try:
+        return Marker.model_validate_json((checkpoint / MARKER).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write_marker(checkpoint: Path, sharding: Sharding, inputs: dict[str, str]) -> None:
+    """Let a checkpoint count. All its processes must have written their files: `RunError` if one's are not there."""
+    for pattern in _needed(sharding):
+        if not any(checkpoint.glob(pattern)):
+            raise RunError(
+                f"{checkpoint}: no {pattern}; output_dir must lie on a file system that all "
+                f"{sharding.world_size} process(es) share"
+            )
+    files = {name: size for name, size in _sizes(checkpoint).items() if name != NOTES}
+    marker = Marker(step=step_of(checkpoint), sharding=sharding, files=files, inputs=inputs)
+    write_atomically(checkpoint / MARKER, marker.model_dump_json(indent=2))
+
+
+def refuse_other_sharding(checkpoint: Path | None, sharding: Sharding) -> None:
+    """`RunError` if a checkpoint was written by another engine than the one that would read it."""
+    marker = None if checkpoint is None else read_marker(checkpoint)
+    if marker is not None and marker.sharding != sharding:
+        raise RunError(
+            f"{checkpoint} was written by {marker.sharding}, and cannot be continued by {sharding}; start the run as "
+            "it was, or choose another output_dir and train on from this checkpoint's adapter: docs/training.md, "
+            "'Another engine'"
+        )
+
+
+def refuse_other_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
+    """`RunError` if prompts or rewards are not those that a checkpoint was trained on."""
+    marker = read_marker(checkpoint)
+    before = {} if marker is None else marker.inputs
+    changed = [name for name, value in inputs.items() if before.get(name, value) != value]
+    if changed:
+        raise RunError(
+            f"{checkpoint} was trained on another content of {', '.join(changed)}; put the former content back, or "
+            "choose another output_dir"
+        )
+
+
+def clear_unfinished(folder: Path) -> list[Path]:
+    """Remove what a killed run left half-saved, so that nothing of it mixes with the next save of that step."""
+    unfinished = sorted((c for c in checkpoints_in(folder) if not (c / MARKER).is_file()), key=step_of)
+    for checkpoint in unfinished:
+        remove(checkpoint)
+    return unfinished
+
+
+def keep_newest(folder: Path, limit: int | None) -> None:
+    """Remove the oldest checkpoints beyond `limit` (of `save_limit`); the newest always stays."""
+    if limit is None:
+        return
+    assert limit > 0
+    for checkpoint in sorted(filter(is_complete, checkpoints_in(folder)), key=step_of)[:-limit]:
+        remove(checkpoint)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint, its marker first: a deletion that is cut short leaves nothing that counts."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def took_last_step(checkpoint: Path) -> bool:
+    """Whether a checkpoint stands at the end of its run."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
+
+
+def copy_adapter(checkpoint: Path, folder: Path) -> None:
+    """Copy the adapter and its tokenizer out of a checkpoint."""
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns(*NOT_OF_THE_ADAPTER))
+
+
+def check_saving(fields: dict[str, Any], world_size: int, source: str) -> None:
+    """Refuse (`ConfigError`) checkpoints that a killed run could not go on from as if nothing had happened.
+
+    TRL takes `steps_per_generation * num_iterations` micro-steps on one batch of roll-outs and does not save a
+    half-used batch: checkpoints must fall where one is used up.
+    """
+    strategy = str(fields.get("save_strategy", "steps"))
+    if strategy == "no":
+        return
+    if fields.get("save_only_model"):
+        raise ConfigError(
+            f"{source}: trainer.save_only_model leaves out what a killed run needs to go on; leave it out "
+            "(checkpoints hold the adapter and its optimizer state, not the base) or set trainer.save_strategy: 'no'"
+        )
+    accumulated = fields.get("gradient_accumulation_steps", 1)
+    used_for = steps_per_generation(fields, world_size) * fields.get("num_iterations", 1)
+    if accumulated % used_for == 0 or strategy != "steps":  # the end of an epoch is the end of a batch
+        return
+    if used_for % accumulated:
+        raise ConfigError(
+            f"{source}: steps_per_generation x num_iterations = {used_for} and gradient_accumulation_steps = "
+            f"{accumulated}: checkpoints would fall inside a batch of roll-outs, which cannot be restored; make one "
+            "a multiple of the other or set trainer.save_strategy: 'no'"
+        )
+    unit, save_steps = used_for // accumulated, fields.get("save_steps", 500)
+    if save_steps < 1 or save_steps % unit:
+        raise ConfigError(
+            f"{source}: trainer.save_steps {save_steps:g} falls inside a batch of roll-outs, which is used for {unit} "
+            f"steps and cannot be restored half-used; write a multiple of {unit}, e.g. "
+            f"{unit * max(1, math.ceil(save_steps / unit))}"
+        )
+
+
+def _precision(config: TrainingConfig) -> str:
+    """The weights' type, and mixed precision where it is not the same."""
+    dtype = config.policy.dtype
+    natural = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype)
+    mixed = next((name for name in ("bf16", "fp16") if config.trainer.get(name, name == natural)), None)
+    return dtype if mixed == natural else f"{dtype} with {mixed or 'no'} mixed precision"
+
+
+def _needed(sharding: Sharding) -> list[str]:
+    """Patterns of files without which a checkpoint cannot be continued, those of every process among them."""
+    ranks = range(sharding.world_size)
+    files = ["trainer_state.json", "adapter_model.safetensors"]
+    files += [f"rng_state_{rank}.pth" for rank in ranks] if sharding.world_size > 1 else ["rng_state.pth"]
+    if sharding.zero_stage is None:
+        return [*files, "optimizer.pt", "scheduler.pt"]
+    if sharding.zero_stage == 0:
+        return [*files, "global_step*/mp_rank_00_model_states.pt"]
+    return files + [f"global_step*/*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in ranks]
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    files = (path for path in checkpoint.rglob("*") if path.is_file() and not is_temporary(path))
+    return {str(p.relative_to(checkpoint)): p.stat().st_size for p in files if p.name != MARKER}

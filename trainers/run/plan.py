@@ -1,0 +1,346 @@
+"""A training run's plan: every check that can be made before anything expensive starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import torch
+from peft import LoraConfig
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from trl import GRPOConfig
+
+from iama.config.schema import nearest
+from iama.config.settings import TrainingConfig
+from iama.config.specs import Sampling
+from iama.environment import world_size
+from iama.errors import ConfigError, DataError, IamaWarning
+from iama.models.generation import check_generation_config
+from iama.models.loading import check_model_dir, loading
+from iama.objective.aggregates import parse_aggregate
+from iama.objective.objective import Criterion, Objective
+from iama.prompts.data import fitting_prompts, read_prompts
+from iama.prompts.render import render_prompt
+from iama.rewards.reward import check_reward
+from trainers.control import check_kl
+from trainers.run.checkpoints import check_saving
+from trainers.run.fields import group_timeout_s, steps_per_generation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EMBEDDINGS = ("embed_tokens", "lm_head")
+"""Modules that PEFT saves whole, base weights and all, once they are LoRA targets."""
+KEEPS_BASE = (True, False, "gaussian", "orthogonal")
+"""Values of LoRA's `init_lora_weights` that leave the weights of the base as they are."""
+OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
+"""GRPOConfig fields with a place of their own in the configuration."""
+NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
+"""GRPOConfig fields that shape roll-outs and that this project's samplers do not know."""
+NOT_IN_GRADIENT = ("top_p", "top_k", "min_p", "repetition_penalty")
+"""Sampling settings that TRL's log-probabilities leave out; they know the temperature alone."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run: everything cheap is loaded and checked, nothing heavy is."""
+
+    config: TrainingConfig
+    objective: Objective
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[dict[str, Any]]
+    num_dropped: int
+    """Prompts that were left out because they are too long."""
+    trainer_fields: dict[str, Any]
+    model_init_kwargs: dict[str, Any]
+    lora: LoraConfig
+
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Whether DeepSpeed shards the run."""
+        return self.trainer_fields.get("deepspeed") is not None
+
+
+def make_plan(config: TrainingConfig, source: str) -> Plan:
+    """Check everything that can be checked early; raises one-line `IamaError`s."""
+    _check_fields(config.trainer, GRPOConfig, "trainer", source)
+    _check_fields(config.lora, LoraConfig, "lora", source)
+    _check_lora(config.lora, source)
+    _check_resume(config.trainer, source)
+    _check_logging(config.trainer, source)
+    objective = build_objective(config)
+    fields = trainer_fields(config)
+    objective.check(fields["num_generations"])
+    _check_batch(config, fields, source)
+    check_saving(fields, config.world_size, source)
+    _check_world_size(config, source)
+    _check_kl(config, fields, source)
+    _check_quantization(config, source)
+    rows = read_prompts(config.prompts)
+    _check_deepspeed(fields, source)
+    _check_vllm(fields, source)
+    tokenizer = load_policy_tokenizer(config)
+    prompts = prompts_that_fit(config, tokenizer, rows)
+    _check_number_of_prompts(config, fields, len(prompts))
+    for criterion in config.objective.criteria:
+        check_reward(criterion.name, criterion.proxy, prompts[0]["prompt"])
+        if criterion.gold is not None:
+            check_reward(f"{criterion.name} (gold)", criterion.gold, prompts[0]["prompt"])
+    _warn(config, fields, source)
+    check_generation_config(config.policy.path, "policy.path", config.sampling)
+    lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
+    model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
+    return Plan(config, objective, tokenizer, prompts, len(rows) - len(prompts), fields, model_init_kwargs, lora)
+
+
+def build_objective(config: TrainingConfig) -> Objective:
+    """The objective that the configuration names."""
+    criteria = [Criterion(c.name, c.parsed_operator(), c.weight) for c in config.objective.criteria]
+    return Objective(
+        criteria,
+        config.objective.estimator,
+        parse_aggregate(config.objective.aggregate),
+        config.objective.group_normalisation,
+    )
+
+
+def trainer_fields(config: TrainingConfig) -> dict[str, Any]:
+    """GRPOConfig fields: the configuration's, over our defaults where TRL's do not fit, and those of `sampling`."""
+    defaults = {f.name: f.default for f in dataclasses.fields(GRPOConfig)}
+    chosen = ("num_generations", "beta", "per_device_train_batch_size")
+    ours = {
+        "logging_steps": 1,
+        "bf16": config.policy.dtype == "bfloat16",
+        "fp16": config.policy.dtype == "float16",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # it logs a NaN as 0, and nobody would see it
+        "ddp_timeout": group_timeout_s(config.watch.max_phase_s),
+    }
+    set_elsewhere: dict[str, Any] = {"output_dir": config.output_dir, "seed": config.seed}
+    set_elsewhere |= sampling_fields(config.sampling)
+    return {name: defaults[name] for name in chosen} | ours | config.trainer | set_elsewhere
+
+
+def sampling_fields(sampling: Sampling) -> dict[str, Any]:
+    """The GRPOConfig fields that say what `sampling` says; its stop strings have none (`TrainingConfig`)."""
+    assert not sampling.stop
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p or None,  # None is TRL's word for off
+        "repetition_penalty": sampling.repetition_penalty,
+        "max_completion_length": sampling.max_new_tokens,
+    }
+
+
+def load_policy_tokenizer(config: TrainingConfig) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, with the configured chat template if there is one."""
+    spec = config.policy
+    if spec.adapter is not None:
+        raise ConfigError(
+            f"policy.adapter {spec.adapter!r}: training starts from a plain model; merge the adapter first with "
+            "`iama export RUN --out DIR --merge` and set policy.path to DIR"
+        )
+    check_model_dir(spec.path, "policy.path")
+    with loading(spec.path, "policy.path"):
+        tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
+    if spec.chat_template is not None:
+        template = Path(spec.chat_template)
+        if not template.is_file():
+            raise ConfigError(f"policy.chat_template {spec.chat_template!r} does not exist; give a .jinja file")
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def prompts_that_fit(
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The prompts to train on: those that fit the policy's context with their answer; see `fitting_prompts`."""
+    num_tokens_P = [len(render_prompt(tokenizer, row["prompt"])) for row in rows]
+    return fitting_prompts(config.prompts, rows, num_tokens_P, _context_length(config), config.sampling.max_new_tokens)
+
+
+def _context_length(config: TrainingConfig) -> int | None:
+    with loading(config.policy.path, "policy.path"):
+        model_config = AutoConfig.from_pretrained(config.policy.path, trust_remote_code=config.policy.trust_remote_code)
+    length: int | None = getattr(model_config, "max_position_embeddings", None)
+    return length
+
+
+def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> None:
+    """Refuse unknown keys, and values of another type than the field's."""
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    types = get_type_hints(cls)
+    for key in block:
+        if key not in known:
+            hint = nearest(key, known) if len(known) < 40 or _close(key, known) else f"see {cls.__name__}"
+            raise ConfigError(f"{source}: unknown key '{name}.{key}'; {hint}")
+        if name == "trainer" and key in OURS:
+            raise ConfigError(f"{source}: 'trainer.{key}' has a place of its own: set '{OURS[key]}' at the top level")
+        try:
+            TypeAdapter(types[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(block[key])
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(f"{source}: {name}.{key}: {reason} (got {block[key]!r})") from error
+        except PydanticUserError:  # the annotation is a class with a configuration of its own
+            continue
+
+
+def _check_lora(lora: dict[str, Any], source: str) -> None:
+    """Refuse what trains or saves more than low-rank matrices: neither checkpoints nor exports know of it."""
+    for key, off in (("modules_to_save", None), ("bias", "none"), ("trainable_token_indices", None)):
+        if lora.get(key, off) not in (off, [], {}):
+            raise ConfigError(f"{source}: lora.{key} = {lora[key]!r} trains more than LoRA matrices; leave it out")
+    start = lora.get("init_lora_weights", True)
+    if start not in KEEPS_BASE:
+        raise ConfigError(
+            f"{source}: lora.init_lora_weights = {start!r} starts from the data or changes the base's weights, and the "
+            f"reference and the exported adapter are of the base as it was; write one of {list(KEEPS_BASE)}"
+        )
+    targets = lora.get("target_modules") or []
+    if isinstance(targets, str):
+        names = [name for name in EMBEDDINGS for full in (name, f"model.{name}") if re.fullmatch(targets, full)]
+    else:
+        names = [target for target in targets if target.rpartition(".")[2] in EMBEDDINGS]
+    if names:
+        raise ConfigError(
+            f"{source}: lora.target_modules names {names[0]!r}, which PEFT saves whole; "
+            "name attention and feed-forward layers only, or write all-linear"
+        )
+
+
+def _check_resume(trainer: dict[str, Any], source: str) -> None:
+    """Refuse fields that would continue a run in another way than the same command does."""
+    if trainer.get("ignore_data_skip"):
+        raise ConfigError(
+            f"{source}: trainer.ignore_data_skip lets a continued run see its first prompts again; leave it out"
+        )
+    if trainer.get("resume_from_checkpoint"):
+        raise ConfigError(
+            f"{source}: trainer.resume_from_checkpoint = {trainer['resume_from_checkpoint']!r} is not used: the same "
+            "command goes on from the newest checkpoint in output_dir; leave it out"
+        )
+
+
+def _check_logging(trainer: dict[str, Any], source: str) -> None:
+    """Refuse a run that nobody would watch: metrics, alarms and the end at a NaN come with the logged steps."""
+    if trainer.get("logging_strategy") == "no":
+        raise ConfigError(
+            f"{source}: trainer.logging_strategy 'no' would leave metrics.jsonl empty, the alarms of `watch` silent "
+            "and a loss of NaN unseen; leave it out, or raise trainer.logging_steps"
+        )
+
+
+def _close(key: str, known: list[str]) -> bool:
+    return nearest(key, known).startswith("did you mean")
+
+
+def _check_batch(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
+    """Roll-outs of one generation, over all processes, must be whole groups."""
+    rows = _num_rollouts(config, fields)
+    if rows % fields["num_generations"]:
+        raise ConfigError(
+            f"{source}: trainer.per_device_train_batch_size {fields['per_device_train_batch_size']} x world_size "
+            f"{config.world_size} x steps_per_generation = {rows} roll-outs, which is not a multiple "
+            f"of trainer.num_generations {fields['num_generations']}; change one of them"
+        )
+
+
+def _num_rollouts(config: TrainingConfig, fields: dict[str, Any]) -> int:
+    """Roll-outs of one generation over all processes."""
+    steps = steps_per_generation(fields, config.world_size)
+    return int(fields["per_device_train_batch_size"] * config.world_size * steps)
+
+
+def _check_number_of_prompts(config: TrainingConfig, fields: dict[str, Any], num_prompts: int) -> None:
+    """TRL drops an incomplete generation; with too few prompts it would train no step."""
+    need = _num_rollouts(config, fields) // fields["num_generations"]
+    if num_prompts < need:
+        raise DataError(
+            f"{config.prompts.path}: {num_prompts} prompts, but one generation takes {need} "
+            f"({_num_rollouts(config, fields)} roll-outs in groups of {fields['num_generations']}); "
+            "give more prompts or lower trainer.per_device_train_batch_size"
+        )
+
+
+def _check_kl(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
+    """What regularises must have its reference."""
+    try:
+        check_kl(config.kl, fields["beta"])
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _check_quantization(config: TrainingConfig, source: str) -> None:
+    """4-bit weights exist on GPUs, with bitsandbytes."""
+    if config.quantization is None:
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{source}: quantization {config.quantization!r} needs a GPU; leave it out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"{source}: quantization {config.quantization!r} needs bitsandbytes: pip install 'iama[quantization]'"
+        )
+
+
+def _check_vllm(fields: dict[str, Any], source: str) -> None:
+    """TRL asks for vLLM only once the models are loaded."""
+    if fields.get("use_vllm") and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f"{source}: trainer.use_vllm is set, but vLLM is not installed: pip install 'trl[vllm]'")
+
+
+def _check_deepspeed(fields: dict[str, Any], source: str) -> None:
+    """DeepSpeed must be installed, and its configuration there, before models are loaded."""
+    config = fields.get("deepspeed")
+    if config is None:
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(f"{source}: trainer.deepspeed is set, but DeepSpeed is not installed: pip install deepspeed")
+    if isinstance(config, str) and not Path(config).is_file():
+        raise ConfigError(f"{source}: trainer.deepspeed {config!r} does not exist; see configs/deepspeed/")
+
+
+def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
+    """Say what is configured and not used, or not measured."""
+    messages = [
+        f"trainer.{key} = {fields[key]!r} shapes the roll-outs; `iama generate` and `iama evaluate` sample without it"
+        for key in NOT_SERVED
+        if fields.get(key) is not None
+    ]
+    messages += [
+        f"sampling.{key} = {getattr(config.sampling, key)!r} shapes the roll-outs, but TRL takes the log-probabilities "
+        "of the policy without it, so the gradient is not that of the sampled law"
+        for key in NOT_IN_GRADIENT
+        if getattr(config.sampling, key) != Sampling.model_fields[key].default
+    ]
+    if config.policy.device != "auto":
+        messages.append(
+            f"policy.device = {config.policy.device!r} is not used in training: the launcher places processes"
+        )
+    if fields["beta"] == 0.0:
+        messages.append("trainer.beta is 0: TRL computes no reference, so the KL is not measured and is logged as null")
+    if "running_mean_decay" in config.objective.model_fields_set and config.objective.aggregate == "sum":
+        messages.append("objective.running_mean_decay is not used: the weighted sum needs no running values")
+    if "gain" in config.kl.model_fields_set and config.kl.target is None:
+        messages.append("kl.gain is not used: without kl.target beta is fixed")
+    for message in messages:
+        warnings.warn(f"{source}: {message}", IamaWarning, stacklevel=3)
+
+
+def _check_world_size(config: TrainingConfig, source: str) -> None:
+    if world_size() != config.world_size:
+        raise ConfigError(
+            f"{source}: world_size is {config.world_size}, but {world_size()} process(es) were started; start "
+            f"`deepspeed --num_gpus {config.world_size} train_iama.py ...` or set world_size={world_size()} "
+            "(the global batch changes with it)"
+        )

@@ -1,0 +1,363 @@
+"""The checklist before a run: every line says what was looked at, what was found and, if it is bad, what to do.
+
+A plan (`make_plan`) refuses what is plainly wrong with one error. Here stands what a plan that was accepted may still
+fail of: tokenizers and templates that do not fit, memory, the disk, a missing compiler. Nothing heavy is loaded, and
+nothing is written. Every process looks for itself, since they may be on different machines; the main one prints.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from iama.environment import is_main_process
+from iama.errors import ConfigError
+from iama.models.loading import loading
+from iama.objective.estimators import clamped_share
+from iama.objective.rank_operators import CLAMPED_SHARE
+from iama.prompts.render import render_exchange, render_prompt
+from iama.rewards.classifier_files import reward_config
+from trainers.run import memory, tokens
+from trainers.run.checkpoints import checkpoints_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from iama.config.settings import TrainingCriterion
+    from iama.config.specs import RewardSpec
+    from trainers.run.memory import Sizes
+    from trainers.run.plan import Plan
+    from trainers.run.tokens import Finding
+
+FULL = 0.8
+"""Share of memory or disk from which a line warns: what is not estimated needs room too."""
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A line of the checklist."""
+
+    status: Literal["pass", "warn", "fail"]
+    what: str
+    detail: str
+    remedy: str = ""
+
+    def line(self, width: int = 0) -> str:
+        """The line, with a column of `width` characters for what was looked at."""
+        line = f"{self.status}  {self.what:<{width}}  {self.detail}"
+        return f"{line}  -> {self.remedy}" if self.remedy else line
+
+
+def preflight(plan: Plan) -> list[Check]:
+    """All lines of the checklist of a plan."""
+    checks = [_prompts(plan), *_policy(plan)]
+    for criterion in plan.config.objective.criteria:
+        checks += _rewards(plan, criterion)
+    checks += [_groups(plan), _batch(plan), *_devices(plan), _engine(plan), _tracking(plan)]
+    sizes = _sizes(plan)
+    if isinstance(sizes, Check):
+        return [*checks, sizes, _folder(plan)]
+    adapter = f"r={plan.lora.r}, {sizes.adapter:,} of {sizes.policy:,} parameters are trained"
+    return [*checks, Check("pass", "LoRA", adapter), _memory(plan, sizes), _folder(plan), _disk(plan, sizes)]
+
+
+def say_and_refuse(checks: list[Check], say: Callable[[str], None]) -> None:
+    """Say every line, then raise `ConfigError` if one of them fails; every process of a run calls it."""
+    width = max(len(check.what) for check in checks)
+    for check in checks:
+        say(check.line(width))
+    failed = [check for check in checks if check.status == "fail"]
+    if failed and is_main_process():
+        names = ", ".join(check.what for check in failed)
+        raise ConfigError(
+            f"{len(failed)} of {len(checks)} checks failed: {names}; what to do stands in the lines above"
+        )
+    if failed:
+        raise ConfigError(f"on the machine of process {os.environ.get('RANK')}: {failed[0].line()}")
+
+
+def _prompts(plan: Plan) -> Check:
+    """Texts reach a chat model without its template, which is seldom meant."""
+    told = f"{len(plan.prompts)} of {plan.config.prompts.path}"
+    if isinstance(plan.prompts[0]["prompt"], str) and plan.tokenizer.chat_template is not None:
+        detail = f"{told} are texts, to which the chat template of {plan.config.policy.path} is not applied"
+        return Check("warn", "prompts", detail, "write them as messages, or set prompts.system_prompt")
+    return Check("pass", "prompts", told)
+
+
+def _policy(plan: Plan) -> Iterator[Check]:
+    spec, prompt = plan.config.policy, plan.prompts[0]["prompt"]
+    yield Check("pass", "policy", f"{spec.path} ({spec.dtype})")
+    ids = render_prompt(plan.tokenizer, prompt)
+    findings = [
+        tokens.round_trip(plan.tokenizer, prompt),
+        tokens.begin(plan.tokenizer, ids),
+        tokens.in_vocabulary(ids, _vocab_size(spec.path, spec.trust_remote_code)),
+        tokens.end(plan.tokenizer, stop_ids(plan), is_chat=not isinstance(prompt, str)),
+    ]
+    told = f"{_describe(plan.tokenizer, prompt, ids)}, ends at {_names(plan.tokenizer, stop_ids(plan))}"
+    yield from _lines("policy tokenizer", told, findings)
+
+
+def _rewards(plan: Plan, criterion: TrainingCriterion) -> Iterator[Check]:
+    for kind, spec in (("reward", criterion.proxy), ("gold", criterion.gold)):
+        if spec is not None:
+            for part in spec.parts:
+                yield from _reward(plan, f"{kind} {criterion.name}", part)
+
+
+def _reward(plan: Plan, what: str, spec: RewardSpec) -> Iterator[Check]:
+    """A reward that the plan has accepted: its kind, and for a model its head, tokenizer, template and context."""
+    if spec.model is None:
+        shown = spec.judge.url if spec.judge is not None else spec.function or spec.verifier
+        yield Check("pass", what, f"{spec.source} {shown}")
+        return
+    config = reward_config(spec.model, what)
+    with loading(spec.model, what):
+        tokenizer = AutoTokenizer.from_pretrained(spec.model)
+    labels = list(config.id2label.values())
+    head = labels[0] if spec.head is None else spec.head
+    yield Check("pass", what, f"{spec.model}, output {head!r} of {len(labels)}, times {spec.sign}")
+    prompt = plan.prompts[0]["prompt"]
+    ids = render_exchange(tokenizer, prompt, tokens.ANSWER)
+    findings = [
+        tokens.round_trip(tokenizer, prompt),
+        tokens.begin(tokenizer, ids),
+        tokens.in_vocabulary(ids, config.get_text_config().vocab_size),
+        _reward_end(tokenizer, prompt),
+        _reward_context(plan, tokenizer, config),
+    ]
+    yield from _lines(f"{what} tokenizer", _describe(tokenizer, prompt, ids), findings)
+
+
+def _reward_end(tokenizer: Any, prompt: Any) -> Finding | None:
+    """A text is followed by the end token, so that there must be one."""
+    if tokenizer.eos_token is not None or not isinstance(prompt, str):
+        return None
+    return tokens.Finding(False, "no end token is known, so texts are scored without one", "set the eos_token")
+
+
+def _reward_context(plan: Plan, tokenizer: Any, config: Any) -> Finding | None:
+    """The longest prompt with a longest answer, both guessed: the answer's tokens are the policy's."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is None:
+        return None
+    prompt = max((row["prompt"] for row in plan.prompts), key=lambda prompt: len(str(prompt)))
+    need = len(render_exchange(tokenizer, prompt, "")) + plan.config.sampling.max_new_tokens
+    if need <= limit:
+        return None
+    detail = f"the longest prompt with a longest answer has about {need} tokens, but it reads at most {limit}"
+    return tokens.Finding(
+        False, detail, "lower sampling.max_new_tokens or leave out long prompts, else the run may end"
+    )
+
+
+def _lines(what: str, told: str, findings: list[Finding | None]) -> Iterator[Check]:
+    """A line for each finding, or one that passes."""
+    found = [finding for finding in findings if finding is not None]
+    for finding in found:
+        yield Check("fail" if finding.is_fatal else "warn", what, finding.detail, finding.remedy)
+    if not found:
+        yield Check("pass", what, told)
+
+
+def stop_ids(plan: Plan) -> set[int]:
+    """Tokens that end a roll-out: the tokenizer's end token and those of the model's generation config (TRL's rule)."""
+    spec = plan.config.policy
+    try:
+        settings = GenerationConfig.from_pretrained(spec.path)
+    except OSError:  # there is none, and transformers makes one from the model's configuration
+        config = AutoConfig.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
+        settings = GenerationConfig.from_model_config(config)
+    ids = settings.eos_token_id
+    found = {ids} if isinstance(ids, int) else set(ids or [])
+    eos = plan.tokenizer.eos_token_id
+    return found if eos is None else found | {eos}
+
+
+def _vocab_size(path: str, trust_remote_code: bool) -> int:
+    with loading(path, "policy.path"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return int(config.get_text_config().vocab_size)
+
+
+def _describe(tokenizer: Any, prompt: Any, ids: list[int]) -> str:
+    kind = "text prompts" if isinstance(prompt, str) else "chat template"
+    return f"{type(tokenizer).__name__}, {kind}, begins with {tokenizer.convert_ids_to_tokens(ids[0])!r}"
+
+
+def _names(tokenizer: Any, ids: set[int]) -> str:
+    return ", ".join(sorted(repr(tokenizer.convert_ids_to_tokens(i)) for i in ids)) or "nothing"
+
+
+def _groups(plan: Plan) -> Check:
+    """G against N."""
+    size = plan.trainer_fields["num_generations"]
+    shares = {c.name: clamped_share(c.operator, size) for c in plan.objective.criteria}
+    name = max(shares, key=lambda key: shares[key])
+    operators = ", ".join(f"{c.name} {c.operator.name}" for c in plan.objective.criteria)
+    if shares[name] <= CLAMPED_SHARE:
+        return Check("pass", "groups", f"{size} completions each, for {operators}")
+    need = max(c.operator.smallest_group for c in plan.objective.criteria)
+    detail = f"{shares[name]:.1%} of the draws of {name!r} are of more than the {size} completions of a group"
+    return Check("warn", "groups", detail, f"raise trainer.num_generations to {need}")
+
+
+def _batch(plan: Plan) -> Check:
+    """The plan has refused what does not divide; this says what came of it."""
+    fields, size = plan.trainer_fields, plan.trainer_fields["num_generations"]
+    per_step = fields["per_device_train_batch_size"] * plan.config.world_size
+    rows = fields.get("generation_batch_size") or per_step * memory.generations(plan)
+    detail = f"{rows} roll-outs of {plan.config.world_size} process(es) are {rows // size} groups of {size}"
+    return Check("pass", "batch", f"{detail}; {memory.num_steps(plan)} steps")
+
+
+def _devices(plan: Plan) -> Iterator[Check]:
+    """Every process of this machine needs a GPU of its own, if there are GPUs."""
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    if not torch.cuda.is_available():
+        yield Check(
+            "pass",
+            "device",
+            f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} core(s)",
+        )
+    else:
+        started = None if local is None else int(local)
+        yield _gpus(torch.cuda.get_device_name(), torch.cuda.device_count(), started, plan.config.world_size)
+    if plan.config.policy.dtype == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        yield Check("fail", "device", "the GPU does not compute in bfloat16", "set policy.dtype: float32")
+
+
+def _gpus(name: str, num_gpus: int, num_started: int | None, world_size: int) -> Check:
+    """GPUs against processes: those that a launcher started here, else (a dry run) all those of the run."""
+    if num_started is not None and num_started > num_gpus:
+        detail = f"{num_started} processes on this machine, but {num_gpus} GPU(s)"
+        return Check("fail", "device", detail, "start as many processes as there are GPUs, and set world_size")
+    if num_started is None and world_size > num_gpus:
+        detail = f"the run needs {world_size} GPUs, this machine has {num_gpus} ({name})"
+        return Check("warn", "device", detail, "start it where they are, or lower world_size (the batch changes)")
+    return Check("pass", "device", f"{name} x {num_gpus}")
+
+
+def _engine(plan: Plan) -> Check:
+    """DeepSpeed compiles operators of its own for some configurations, for minutes, and needs a compiler then."""
+    if not plan.uses_deepspeed:
+        return Check("pass", "engine", "no DeepSpeed")
+    options, zero = memory.deepspeed_options(plan), memory.zero_options(plan)
+    told = f"DeepSpeed {version('deepspeed')}, ZeRO-{zero.get('stage', 0)}"
+    compiled = _compiled(options, zero)
+    if compiled is not None and shutil.which(os.environ.get("CXX", "g++")) is None:
+        detail = f"{told} compiles an optimizer for {compiled}, and no C++ compiler is there"
+        remedy = 'install g++, or leave `optimizer` out and set "zero_force_ds_cpu_optimizer": false'
+        return Check("fail", "engine", detail, remedy)
+    if compiled is not None:
+        detail = f"{told} compiles an optimizer for {compiled}: minutes, once"
+        return Check("warn", "engine", detail, '"zero_force_ds_cpu_optimizer": false and no `optimizer` avoid it')
+    if zero.get("stage") == 3 and not plan.trainer_fields.get("ds3_gather_for_generation", True):
+        detail = f"{told} with ds3_gather_for_generation: false gathers every layer for every token"
+        return Check("warn", "engine", detail, "leave it out if the whole model fits beside its shard")
+    return Check("pass", "engine", f"{told}, nothing is compiled")
+
+
+def _compiled(options: dict[str, Any], zero: dict[str, Any]) -> str | None:
+    """What makes DeepSpeed compile an optimizer, in the configuration's words; None if nothing does."""
+    if "optimizer" in options:
+        return "the block `optimizer`"
+    offload = zero.get("offload_optimizer", {}).get("device", "none")
+    if offload != "none" and options.get("zero_force_ds_cpu_optimizer", True):
+        return f"`offload_optimizer` to {offload}"
+    return None
+
+
+def _tracking(plan: Plan) -> Check:
+    """Trackers must be installed; `metrics.jsonl` is always written."""
+    asked = plan.trainer_fields.get("report_to") or "none"
+    names = [asked] if isinstance(asked, str) else list(asked)
+    for name in names:
+        if name in TRACKERS and not any(importlib.util.find_spec(module) for module in TRACKERS[name]):
+            detail = f"trainer.report_to names {name}, which is not installed"
+            return Check("fail", "tracking", detail, f"pip install {TRACKERS[name][0]}, or leave it out")
+    others = ", ".join(name for name in names if name != "none")
+    return Check("pass", "tracking", "metrics.jsonl" + (f", {others}" if others else ""))
+
+
+def _sizes(plan: Plan) -> Sizes | Check:
+    """Sizes of the policy and its adapter, or why the adapter does not fit."""
+    try:
+        return memory.policy_sizes(plan)
+    except (ValueError, TypeError) as error:
+        return Check("fail", "LoRA", " ".join(str(error).split())[:300], "mend the `lora` block")
+    except (RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        return Check(
+            "warn", "memory", f"this architecture cannot be counted beforehand ({reason})", "watch the first step"
+        )
+
+
+def _memory(plan: Plan, sizes: Sizes) -> Check:
+    """The estimate against what is there; only what is certain can fail."""
+    estimate, (there, of) = memory.estimate(plan, sizes), memory.available_memory()
+    parts = ", ".join(f"{name} {size_text(size)}" for name, size in estimate.parts())
+    detail = f"about {size_text(estimate.peak)} (estimate: {parts}); {size_text(there)} {of}"
+    if estimate.certain > there:
+        return Check("fail", "memory", detail, "use a smaller model, half precision, ZeRO-3 or quantization: 4bit")
+    if estimate.peak > FULL * there:
+        largest = next((name for name, _ in estimate.parts() if name in REMEDIES), "")
+        return Check("warn", "memory", detail, REMEDIES.get(largest, "use a smaller model or half precision"))
+    return Check("pass", "memory", detail)
+
+
+REMEDIES = {
+    "KV cache": "lower sampling.max_new_tokens, or trainer.per_device_train_batch_size (steps_per_generation: 1)",
+    "logits": "lower trainer.per_device_train_batch_size, or set trainer.steps_per_generation: 1",
+    "activations": "set trainer.gradient_checkpointing: true, or lower trainer.per_device_train_batch_size",
+    "rewards": "load rewards in bfloat16 (`dtype`), or put them on another `device`",
+    "policy": "set policy.dtype: bfloat16, or quantization: 4bit",
+}
+
+
+def _folder(plan: Plan) -> Check:
+    """The output folder, or the nearest folder above it, must take files."""
+    path = Path(plan.config.output_dir)
+    place = _nearest_folder(path)
+    if os.access(place, os.W_OK | os.X_OK):
+        return Check("pass", "output folder", str(path))
+    return Check("fail", "output folder", f"{place} cannot be written to", "choose another output_dir")
+
+
+def _disk(plan: Plan, sizes: Sizes) -> Check:
+    """What checkpoints at a time and the final adapter take beyond what lies there, against the free space."""
+    number = memory.num_checkpoints(plan)
+    need = number * memory.checkpoint_bytes(plan, sizes) + 4.0 * sizes.adapter
+    folder = Path(plan.config.output_dir)
+    need = max(0.0, need - sum(f.stat().st_size for c in checkpoints_in(folder) for f in c.rglob("*") if f.is_file()))
+    free = shutil.disk_usage(_nearest_folder(folder)).free
+    what = f"{number} checkpoint(s) and the adapter"
+    detail = f"about {size_text(need)} to come for {what} (estimate); {size_text(free)} free"
+    remedy = "make room, set trainer.save_total_limit, or start with larger trainer.save_steps or another output_dir"
+    if need > free:
+        return Check("fail", "disk", detail, remedy)
+    return Check("warn", "disk", detail, remedy) if need > FULL * free else Check("pass", "disk", detail)
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
+def size_text(size: float) -> str:
+    """Bytes for people, in powers of 1024."""
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+    return f"{size / 1024:.3g} TiB"

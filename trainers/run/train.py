@@ -1,0 +1,266 @@
+"""`train_iama.py`: parse, plan, train, save."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import warnings
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from iama.config.manifest import FILE_NAME, Manifest, ManifestCriterion
+from iama.config.schema import load_config
+from iama.config.settings import TrainingConfig
+from iama.environment import is_main_process, prepare_environment
+from iama.errors import IamaError, IamaWarning, RunError
+from iama.files import is_temporary, temporary_name, write_atomically
+from iama.models.fingerprint import revision
+from trainers.run.checkpoints import (
+    clear_unfinished,
+    copy_adapter,
+    inputs_of,
+    last_checkpoint,
+    refuse_damaged,
+    refuse_other_inputs,
+    refuse_other_sharding,
+    sharding_of,
+    step_of,
+    took_last_step,
+)
+
+if TYPE_CHECKING:
+    from trainers.run.plan import Plan
+
+CONFIG_FILE = "config.json"
+ADAPTER = "adapter"
+MAY_CHANGE = ("save_total_limit", "report_to")
+"""Fields of `trainer` with which a run may go on otherwise than it began; so may the block `watch`."""
+console = Console(quiet=not is_main_process(), highlight=False, markup=False, soft_wrap=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="YAML file of the run.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. --set trainer.max_steps=50")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Make every check, print the plan, and stop.")] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # noqa: ARG001 - DeepSpeed passes it
+) -> None:
+    """Train a LoRA adapter with non-linear GRPO.
+
+    Example: deepspeed --num_gpus 2 train_iama.py --config configs/demo.yaml --set trainer.max_steps=50
+    """
+    training = load_config(config, TrainingConfig, set_)
+    criteria = training.objective.criteria
+    rewards = [part.model for c in criteria for r in (c.proxy, c.gold) if r is not None for part in r.parts]
+    prepare_environment([training.policy.path, *rewards])
+    if run_is_finished(training) and not dry_run:
+        console.print(f"{training.output_dir}: this run is finished; nothing to do")
+        return
+    if dry_run:
+        _pretend_world_size(training)
+    from trainers.run.plan import make_plan
+    from trainers.run.preflight import preflight, say_and_refuse
+
+    plan = make_plan(training, str(config))
+    _say_plan(plan)
+    say_and_refuse(preflight(plan), console.print)
+    if dry_run:
+        console.print("dry run: all checks passed, nothing was written")
+    else:
+        run(plan)
+
+
+def run(plan: Plan) -> None:
+    """Train and save; every process of the run calls it."""
+    from trainers.run.run_folder import draw_plots
+
+    folder = Path(plan.config.output_dir)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None and is_main_process():  # the others need not read every reward model for this
+        refuse_other_inputs(checkpoint, inputs_of(plan))
+    if checkpoint is not None and took_last_step(checkpoint):
+        _save_adapter_of(checkpoint, folder / ADAPTER, plan)
+    else:
+        _train(plan, folder, checkpoint)
+    console.print(f"adapter    {plan.config.output_dir}/{ADAPTER}")
+    if is_main_process():
+        console.print(draw_plots(folder, [c.name for c in plan.config.objective.criteria]))
+
+
+def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
+    """Train from the beginning or from a checkpoint, and save."""
+    from trainers.run.build import build_trainer, one_line_errors, save_final
+    from trainers.run.run_folder import alone_in, write_environment
+    from trainers.run.watchdog import Watchdog
+
+    with Watchdog(plan.config.watch.max_phase_s, folder) as watchdog, ExitStack() as held:
+        is_new = not folder.is_dir()
+        if is_main_process() and not is_new:
+            held.enter_context(alone_in(folder))
+        with one_line_errors():
+            trainer = build_trainer(plan, console, step_of(checkpoint) if checkpoint else 0, watchdog)
+        if is_main_process():  # the folder is taken only once everything that can be refused was accepted
+            folder.mkdir(parents=True, exist_ok=True)
+            if is_new:
+                held.enter_context(alone_in(folder))
+            write_atomically(folder / CONFIG_FILE, json.dumps(plan.config.model_dump(mode="json"), indent=2))
+            write_environment(folder)
+            for removed in clear_unfinished(folder):
+                console.print(f"removed    {removed}, which was left unfinished")
+            if checkpoint is not None:
+                console.print(f"continues  after step {step_of(checkpoint)}, from {checkpoint}")
+        # Before the steps: of the files that train, and whatever fails costs no step.
+        described = manifest(plan) if is_main_process() else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with watchdog.phase("save"):
+            save_final(trainer, folder / ADAPTER, described)
+
+
+def run_is_finished(config: TrainingConfig) -> bool:
+    """Whether the output folder holds this very run, finished.
+
+    Raises `RunError` if it holds something else, a checkpoint that was changed, or one that this run's engine cannot
+    read; an unfinished run of the same configuration is continued.
+    """
+    folder = Path(config.output_dir)
+    if not is_main_process():  # the main process judges a folder that it alone writes
+        return (folder / ADAPTER).is_dir()
+    path = folder / CONFIG_FILE
+    if path.is_file():
+        if not (folder / ADAPTER).is_dir():
+            refuse_damaged(folder)
+            refuse_other_sharding(last_checkpoint(folder), sharding_of(config))
+        if not _is_of(path, config):
+            raise RunError(
+                f"output_dir {config.output_dir!r} holds a run with another configuration; choose another output_dir "
+                "or delete that folder"
+            )
+        return (folder / ADAPTER).is_dir()
+    if folder.is_dir() and any(not is_temporary(item) for item in folder.iterdir()):
+        raise RunError(f"output_dir {config.output_dir!r} holds other files; choose an empty or new folder")
+    return False
+
+
+def _is_of(path: Path, config: TrainingConfig) -> bool:
+    """Whether a stored configuration says what `config` says, in whichever of the ways it may be written."""
+    try:
+        stored = TrainingConfig.model_validate_json(path.read_bytes())
+    except ValidationError:
+        return False
+    return _training_of(stored) == _training_of(config)
+
+
+def _training_of(config: TrainingConfig) -> dict[str, Any]:
+    """What a run trains; what warns and ends it, what it keeps and whom it tells may change when it goes on."""
+    fields = config.model_dump(mode="json", exclude={"watch"})
+    return fields | {"trainer": {k: v for k, v in fields["trainer"].items() if k not in MAY_CHANGE}}
+
+
+def _save_adapter_of(checkpoint: Path, adapter: Path, plan: Plan) -> None:
+    """Finish a run that was killed between its last step and the end: its last checkpoint holds the adapter."""
+    from trainers.run.adapter import check_trained
+
+    if is_main_process():
+        check_trained(checkpoint)
+        temporary = temporary_name(adapter)
+        shutil.rmtree(temporary, ignore_errors=True)
+        copy_adapter(checkpoint, temporary)
+        (temporary / FILE_NAME).write_text(manifest(plan).model_dump_json(indent=2), encoding="utf-8")
+        temporary.replace(adapter)
+
+
+def manifest(plan: Plan) -> Manifest:
+    """What the run trains for, to be kept beside its weights."""
+    config = plan.config
+    return Manifest(
+        base_model=config.policy.path,
+        criteria=[
+            ManifestCriterion(
+                name=c.name,
+                operator=c.operator,
+                weight=c.weight,
+                reward=c.proxy,
+                reward_revision=_revision(c.proxy.model),
+                member_revisions=tuple(_revision(part.model) for part in c.proxy.parts) if c.proxy.ensemble else (),
+                budget=c.parsed_operator().budget,
+            )
+            for c in config.objective.criteria
+        ],
+        estimator=config.objective.estimator,
+        aggregate=config.objective.aggregate,
+        sampling=config.sampling,
+        trust_remote_code=config.policy.trust_remote_code,
+        seed=config.seed,
+        versions={name: version(name) for name in ("iama", "torch", "transformers", "trl", "peft")},
+    )
+
+
+def _revision(model: str | None) -> str | None:
+    """Which reward model it is, or None with a warning: a hub that does not answer must not cost a run."""
+    try:
+        return None if model is None else revision(model)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"{model}: {FILE_NAME} will not say which revision it is ({reason})", IamaWarning, stacklevel=2)
+        return None
+
+
+def _say_plan(plan: Plan) -> None:
+    from iama.objective.estimators import clamped_share
+    from trainers.control import describe_kl
+
+    config, fields = plan.config, plan.trainer_fields
+    console.print(f"run        {config.name} -> {config.output_dir}")
+    console.print(f"policy     {config.policy.path} ({config.policy.dtype}), LoRA r={plan.lora.r}")
+    console.print(f"objective  {plan.objective.describe()}")
+    for c in plan.objective.criteria:
+        share = clamped_share(c.operator, fields["num_generations"])
+        if share > 0:
+            console.print(
+                f"clamped    {c.name}: {share:.2%} of the draws of {c.operator.name} count as the group's size"
+            )
+    dropped = f" ({plan.num_dropped} dropped as too long)" if plan.num_dropped else ""
+    console.print(
+        f"roll-outs  {len(plan.prompts)} prompts{dropped}, groups of {fields['num_generations']}, "
+        f"at most {fields['max_completion_length']} new tokens, {describe_kl(config.kl, fields['beta'])}"
+    )
+    console.print(f"asked for  {fields.get('deepspeed') or 'no DeepSpeed'}, {config.world_size} process(es)")
+
+
+def _pretend_world_size(config: TrainingConfig) -> None:
+    """A dry run in one process plans for as many as the configuration wants."""
+    if "WORLD_SIZE" not in os.environ:
+        os.environ["WORLD_SIZE"] = str(config.world_size)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, IamaWarning):
+        console.print(f"warning: {message}", style="yellow")
+
+
+def main() -> None:
+    """Entry point of `train_iama.py`: errors of the user are one line and exit code 2."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        app()
+    except IamaError as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    finally:
+        if "torch" in sys.modules:  # else there is no process group, and a mistake is told without waiting for torch
+            from trainers.run.engine import leave_process_group
+
+            leave_process_group()
+
+
+if __name__ == "__main__":
+    main()
