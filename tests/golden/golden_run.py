@@ -14,17 +14,21 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
-UNITS = re.compile(
-    r"seconds|versions|version$|_at$|time|flops_per_second|memory|peak|host|pid|path$|^python$|^platform$"
-)
+UNITS = re.compile(r"seconds|versions|version$|_at$|time|per_second|memory|peak|host|pid|path$|^python$|^platform$")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 DURATION = re.compile(r"\d+(\.\d+)?(e-?\d+)? ?(s|ms|seconds|minutes|min)\b")
 PROMPT = "how do i climb a roof today?"
@@ -75,6 +79,7 @@ def golden_run(world: Path, max_new_tokens: int = 16) -> dict[str, Any]:
         _write_inputs(max_new_tokens)
         _train(record)
         _export(record)
+        _fix_adapter()
         _generate(record, max_new_tokens)
         _pools(record, max_new_tokens)
         _evaluate(record)
@@ -122,7 +127,7 @@ def _write_inputs(max_new_tokens: int) -> None:
         "output_dir": "evaluation",
         "policies": {
             "base": {"path": "policy"},
-            "iama": {"path": "policy", "adapter": "run/adapter", "training_run": "run"},
+            "iama": {"path": "policy", "adapter": "fixed", "training_run": "run"},
         },
         "prompts": {"path": "prompts-test.jsonl", "max_prompts": 4},
         "criteria": criteria,
@@ -140,7 +145,7 @@ def _write_inputs(max_new_tokens: int) -> None:
 
 def _train(record: dict[str, Any]) -> None:
     command = [sys.executable, str(ROOT / "train_iama.py"), "--config", "train.yaml"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}  # PEFT writes sets in their order
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     for name in ("metrics.jsonl", "config.json"):
@@ -163,6 +168,15 @@ def _export(record: dict[str, Any]) -> None:
             record[f"bytes of {weights}"] = hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
+def _fix_adapter() -> None:
+    """An adapter whose bytes, which name the files of an evaluation, no processor's rounding decides."""
+    shutil.copytree("run/adapter", "fixed")
+    rng = np.random.default_rng(0)
+    trained = load_file("fixed/adapter_model.safetensors")
+    drawn = {name: rng.normal(0, 0.05, trained[name].shape).astype(np.float32) for name in sorted(trained)}
+    save_file(drawn, "fixed/adapter_model.safetensors", metadata={"format": "pt"})
+
+
 def _generate(record: dict[str, Any], max_new_tokens: int) -> None:
     asked = ["--prompt", PROMPT, "--max-new-tokens", max_new_tokens, "--seed", 7]
     for method in METHODS:
@@ -172,7 +186,7 @@ def _generate(record: dict[str, Any], max_new_tokens: int) -> None:
 
 
 def _pools(record: dict[str, Any], max_new_tokens: int) -> None:
-    for name, policy in (("base", ["policy"]), ("iama", ["policy", "--adapter", "run/adapter"])):
+    for name, policy in (("base", ["policy"]), ("iama", ["policy", "--adapter", "fixed"])):
         file = f"{name}.jsonl"
         given = ["--prompts", "prompts-test.jsonl", "--max-prompts", 4, "--n", 16, "--max-new-tokens", max_new_tokens]
         _iama("pool", file, *given, "--policy", *policy)
@@ -228,11 +242,12 @@ def _iama(*arguments: object) -> list[str]:
     os.environ["COLUMNS"] = "200"
     out = io.StringIO()
     try:
-        with contextlib.redirect_stdout(out), warnings.catch_warnings():
+        with contextlib.redirect_stdout(out), warnings.catch_warnings(), _stopped_clock():
             warnings.simplefilter("ignore")
             main()
     except SystemExit as exit_:
-        assert not exit_.code, f"iama {' '.join(map(str, arguments))}: exit code {exit_.code}"
+        if exit_.code:
+            raise RuntimeError(f"iama {' '.join(map(str, arguments))}: exit code {exit_.code}") from exit_
     finally:
         sys.argv = argv
         if width is None:
@@ -240,6 +255,13 @@ def _iama(*arguments: object) -> list[str]:
         else:
             os.environ["COLUMNS"] = width
     return _plain(out.getvalue())
+
+
+@contextlib.contextmanager
+def _stopped_clock() -> Iterator[None]:
+    """Seconds are a unit of cost like any other, and choose between methods: here nothing takes any."""
+    with mock.patch("time.perf_counter", lambda: 0.0):
+        yield
 
 
 def _plain(text: str) -> list[str]:
@@ -268,7 +290,6 @@ def _without_times(value: Any, key: str = "") -> Any:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    import shutil
     import tempfile
 
     source, target = Path(sys.argv[1]).resolve(), Path(sys.argv[2])

@@ -13,7 +13,7 @@ import yaml
 from inference.hedging.tuning_file import Tuning, load_tuning
 from inference.pools import fill as pools
 from inference.pools.file import read_pool, write_pool
-from tests.iama.test_tune_cli import OTHER_PROMPTS, PROMPTS, done, refusal
+from tests.iama.cli.test_tune_cli import OTHER_PROMPTS, PROMPTS, done, refusal
 from tests.openai_server import OpenAIServer
 
 

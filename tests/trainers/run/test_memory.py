@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.trainers.test_preflight import checks_of
+from tests.trainers.run.test_preflight import checks_of
 from trainers.run import memory, preflight
 from trainers.run.plan import make_plan
 from trainers.run.preflight import size_text

@@ -305,7 +305,7 @@ def example_of(run, command: str) -> list[str]:
 
 def test_help_examples_name_what_the_demo_makes(run):
     """The demo's evaluation file names the demo's folders; the examples name the same."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     evaluation = example_of(run, "evaluate")
     settings = [evaluation[i + 1] for i, word in enumerate(evaluation) if word == "--set"]
     path = root / evaluation[evaluation.index("--config") + 1]

@@ -23,7 +23,7 @@ from iama.config.manifest import Manifest, ManifestCriterion
 from iama.config.specs import RewardSpec, Sampling
 from tests.openai_server import OpenAIServer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 PAGE = (ROOT / "docs/export.md").read_text()
 PROMPT = "how do i climb a roof today?"

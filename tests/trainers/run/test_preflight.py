@@ -19,7 +19,7 @@ from trainers.run import preflight, tokens
 from trainers.run.plan import make_plan
 from trainers.run.preflight import Check, say_and_refuse, stop_ids
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def checks_of(config):

@@ -21,7 +21,7 @@ from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon, bop
 from trainers.run.adapter import check_adapter, expected_shapes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 
 

@@ -20,7 +20,7 @@ from inference.pools.file import read_pool
 from inference.report import write_report
 from inference.samplers.serve import serve
 from inference.statistics.costs import UNITS
-from tests.inference.test_evaluate import changed, pool_of
+from tests.inference.evaluation.test_evaluate import changed, pool_of
 from tests.openai_server import OpenAIServer
 
 CARDS = "cards(entropy_threshold=1.0, min_segment=2, max_proposals=3)"

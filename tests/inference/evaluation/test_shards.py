@@ -26,7 +26,7 @@ from inference.evaluation.plan import leaves
 from inference.evaluation.shards import Shard, gpu_of, new_lines, num_devices, parse_shard, run_shards, take_over
 from inference.evaluation.summary import load_summary
 from inference.pools import fill as pools
-from tests.inference.test_evaluate import changed, without_clock
+from tests.inference.evaluation.test_evaluate import changed, without_clock
 
 NUM_SAMPLES = 12
 pytestmark = pytest.mark.filterwarnings("ignore:.*none of which was accepted")

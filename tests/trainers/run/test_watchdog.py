@@ -17,7 +17,7 @@ from trainers.run.plan import make_plan
 from trainers.run.train import run
 from trainers.run.watchdog import EXIT_CODE, PhaseMarks, Watchdog, _write_traceback
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SLEEPER = """
 import time
 

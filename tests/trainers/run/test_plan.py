@@ -222,7 +222,7 @@ def test_plain_sampling_is_trls_own_but_for_the_length(make_config):
 
 @pytest.mark.parametrize("name", ["demo", "demo-grpo", "experiments/length", "experiments/mixed"])
 def test_recipes_sample_as_their_evaluation_does(name):
-    root = Path(__file__).parents[2] / "configs"
+    root = Path(__file__).parents[3] / "configs"
     recipe = load_config(root / f"{name}.yaml", TrainingConfig)
     assert recipe.sampling == load_config(root / "demo-evaluate.yaml", EvaluationConfig).sampling
 

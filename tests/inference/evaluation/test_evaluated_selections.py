@@ -17,8 +17,8 @@ from inference.report import write_report
 from inference.samplers.serve import read_served
 from inference.selection.divergences import order_kl
 from inference.selection.kept import kept_scores
-from tests.inference.test_evaluate import changed, sampled, without_clock  # noqa: F401
-from tests.inference.test_fill_tables import config, measured_of  # noqa: F401
+from tests.inference.evaluation.test_evaluate import changed, sampled, without_clock  # noqa: F401
+from tests.inference.evaluation.test_fill_tables import config, measured_of  # noqa: F401
 
 METHODS = ["itp(1, 0.1)", "itp(4, 0.1, batches=1)", "mbr(4, 0.5)", "soft_bon(4, 0.2, ranks=1)", "bop(1, cap=3)"]
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from iama.errors import ConfigError, IamaWarning, RunError
-from tests.trainers.test_resume import REUSED, ROOT, SAVING, rows, start_and_kill
+from tests.trainers.run.test_resume import REUSED, ROOT, SAVING, rows, start_and_kill
 from trainers.run import resume
 from trainers.run.adapter import expected_shapes
 from trainers.run.build import build_trainer

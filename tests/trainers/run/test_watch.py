@@ -24,7 +24,7 @@ from trainers.run.build import build_trainer
 from trainers.run.plan import make_plan
 from trainers.run.watch import Watch, lift_K, silent_share
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UNENDED = "ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning"
 
 

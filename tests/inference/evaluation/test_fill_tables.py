@@ -27,7 +27,7 @@ from inference.evaluation.summary import Question, compare_policies
 from inference.pools.file import PooledPrompt, PoolFile, Sample
 from inference.pools.fill import PoolScores
 from inference.report import write_report
-from tests.inference.test_evaluate import changed, without_clock
+from tests.inference.evaluation.test_evaluate import changed, without_clock
 
 PROMPTS = ("bake bread", "grow tomatoes", "fix a bike", "mix water", "be careful")
 SIZE = ModelSize(num_parameters=1000, full_width=8)
