@@ -260,7 +260,7 @@ def _iama(*arguments: object) -> list[str]:
 @contextlib.contextmanager
 def _stopped_clock() -> Iterator[None]:
     """Seconds are a unit of cost like any other, and choose between methods: here nothing takes any."""
-    with mock.patch("time.perf_counter", lambda: 0.0):
+    with mock.patch("time.perf_counter", return_value=0.0):
         yield
 
 

@@ -23,7 +23,7 @@ from iama.errors import DataError, ModelError, RunError
 from iama.prompts.render import prompt_text
 from iama.rewards.ensemble import within_prompt_spread
 from iama.rewards.reward import load_reward
-from tests.trainers.conftest import WORDS
+from tests.conftest import WORDS
 from trainers.distill import (
     Answers,
     DistillSettings,

@@ -17,7 +17,7 @@ from configs.recipes.hh_prompts import messages, preference
 from iama.config.schema import load_config
 from iama.config.settings import TrainingConfig
 from scripts.estimate_recipes import RECIPES, SHAPES, figures
-from tests.trainers.conftest import make_tokenizer
+from tests.conftest import make_tokenizer
 from trainers.run.build import build_trainer
 from trainers.run.checkpoints import check_saving
 from trainers.run.plan import (

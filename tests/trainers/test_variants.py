@@ -79,7 +79,7 @@ def test_a_variant_trains_two_steps_and_is_reloaded(make_config, tiny, name):
 
 def other_tokenizer(tiny, tmp_path):
     """The second reward with a tokenizer of its own: the same vocabulary, numbered backwards."""
-    from tests.trainers.conftest import make_tokenizer
+    from tests.conftest import make_tokenizer
 
     folder = shutil.copytree(tiny.other_reward, tmp_path / "backwards")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())

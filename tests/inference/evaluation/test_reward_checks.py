@@ -27,7 +27,7 @@ from tests.inference.evaluation.test_evaluate import changed
 from tests.inference.evaluation.test_pool_config import write as write_pool_file
 from tests.inference.pools.test_pool_file import HEADER
 from tests.openai_server import OpenAIServer
-from tests.trainers.conftest import make_tokenizer, tiny_config
+from tests.conftest import make_tokenizer, tiny_config
 
 CARDS = "cards(target=5, entropy_threshold=1.0, min_segment=2, max_proposals=2)"
 JUDGE = {"url": "http://localhost:1/v1", "model": "m", "temperature": 0.7}
