@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from trl import RewardConfig, RewardTrainer
 
+from iama.arrays import Floats
 from iama.config.specs import RewardSpec
 from iama.errors import DataError, ModelError, RunError
 from iama.files import temporary_name
@@ -39,11 +40,8 @@ from trainers.run.build import one_line_errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.prompts.render import Prompt
 
-    Floats = NDArray[np.float64]
     Pair = tuple[int, int, int]  # a prompt and two of its answers, by index
 
 FILE_NAME = "distillation.json"

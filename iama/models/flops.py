@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from iama.arrays import Floats, Integers
 from iama.models.loading import inner_model
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    Integers = NDArray[np.int64]
-    Floats = NDArray[np.float64]
+    from numpy.typing import ArrayLike
 
 WINDOWED = ("sliding", "local", "chunked")
 RECURRENT = ("linear", "mamba", "recurrent", "conv", "ssm", "rwkv")

@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.cost import Cost
 from iama.errors import RewardError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.specs import EnsembleSpec, RewardSpec
     from iama.prompts.render import Message, Prompt
     from iama.rewards.reward import Reward
-
-    Floats = NDArray[np.float64]
 
 NUM_KEPT = 4096  # texts whose disagreement is remembered
 

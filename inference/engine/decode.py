@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 
+from iama.arrays import Integers, Mask
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import DataError
 from iama.models.loading import halved
@@ -365,7 +366,7 @@ class _Decoder:
                 row.request.num_steps = max(map(len, row.request.tokens))  # the last of them is not fed back
                 yield row.request
 
-    def _sample(self) -> NDArray[np.int64]:
+    def _sample(self) -> Integers:
         """The next token of every row, `[R]`, which is noted in its response."""
         steps = np.asarray([len(row.tokens) for row in self._live])
         streams = np.asarray([row.request.streams[row.sample] for row in self._live])
@@ -379,7 +380,7 @@ class _Decoder:
             row.tokens.append(token)
         return tokens
 
-    def _ended(self) -> NDArray[np.bool_]:
+    def _ended(self) -> Mask:
         """Which rows have ended, `[R]`; it is noted which did by themselves."""
         reasons = [self._ends.reason(row.tokens) for row in self._live]
         for row, reason in zip(self._live, reasons, strict=True):

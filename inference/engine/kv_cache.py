@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from iama.arrays import Integers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    Integers = NDArray[np.int64]
     Places = tuple[torch.Tensor, ...]
 
 # A buffer that grows gets more than is needed, so that it grows seldom, and ends may drift before all rows are moved

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from iama.arrays import Floats
 from iama.models.loading import halved, inner_model, is_out_of_memory
 from inference.engine.next_token import log_probabilities
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.engine.policy import Policy
-
-    Floats = NDArray[np.float64]
 
 
 def sequence_log_probabilities(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats, Integers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,7 +49,7 @@ def stream_keys(seed: int, keys: Sequence[int], sample_indices: ArrayLike) -> Ke
     return _at(base, np.asarray(sample_indices, dtype=np.uint64))
 
 
-def uniforms(keys: Keys, step: int | NDArray[np.int64]) -> NDArray[np.float64]:
+def uniforms(keys: Keys, step: int | Integers) -> Floats:
     """Uniform numbers in [0, 1) of the streams at a step, or each at its own, `[R]`."""
     bits = _at(keys, np.atleast_1d(np.asarray(step, dtype=np.uint64) + np.uint64(1)))
     # 52 bits: then u * total < total for every float total, so an inverse CDF never runs off its end.

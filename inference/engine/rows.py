@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from iama.arrays import Floats, Integers
 from iama.errors import ModelError
 from iama.models.flops import RECURRENT, row_flops, size_of
 from iama.models.loading import inner_model, is_out_of_memory
@@ -21,7 +22,6 @@ from inference.engine.kv_cache import SlotCache
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
     from iama.models.flops import ModelSize
@@ -87,7 +87,7 @@ class Rows:
         return size_of(self._model)
 
     @property
-    def last_flops(self) -> NDArray[np.float64]:
+    def last_flops(self) -> Floats:
         """Floating-point operations of the last pass, of each row that `extend` was given, `[R]`; none for padding."""
         return row_flops(self.size, *self._last_fed)
 
@@ -106,9 +106,7 @@ class Rows:
             return in_line
         return in_line[torch.from_numpy(np.argsort(step.order)).to(self._device)]
 
-    def _note_fed(
-        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], counts: NDArray[np.int64], step: Step
-    ) -> None:
+    def _note_fed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], counts: Integers, step: Step) -> None:
         """Write down what a pass has read."""
         for slot, row in zip(slots, tokens, strict=True):
             self._ids[slot].extend(row)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.config.methods import parse_guided, written_with_target
 from iama.errors import RewardError
 from iama.prompts.data import with_system_prompt
@@ -20,8 +21,6 @@ from inference.samplers.serve import read_method, serve
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.specs import Sampling
     from iama.cost import Cost
     from iama.rewards.reward import Reward
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from inference.evaluation.plan import Source
     from inference.pools.fill import Draw, Rows
     from inference.samplers.best_of import Completion
-
-    Floats = NDArray[np.float64]
 
 CHUNK = 16
 """Prompts answered together: the unit of work that a kill can cost."""

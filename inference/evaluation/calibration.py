@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats, Mask
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
 from iama.prompts.render import prompt_text
@@ -40,14 +41,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from numpy.typing import NDArray
     from rich.console import Console
 
     from iama.config.settings import EvaluationConfig
     from iama.prompts.render import Prompt
     from inference.statistics.bootstrap import Interval
-
-    Floats = NDArray[np.float64]
 
 NamedFamily = tuple[str, int | None]
 """A method's name and its number of draws, where that is not what is tuned."""
@@ -340,9 +338,9 @@ def _tuned(
     return TunedMethod(result=result, draws=draws, report=report, seconds=seconds)
 
 
-def _kept(where: str, known_PS: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _kept(where: str, known_PS: Mask) -> Mask:
     """Prompts with all scores for half of their samples or more; `DataError` for less than two, a warning for any."""
-    kept_P: NDArray[np.bool_] = 2 * known_PS.sum(axis=1) >= known_PS.shape[1]
+    kept_P: Mask = 2 * known_PS.sum(axis=1) >= known_PS.shape[1]
     if kept_P.sum() < 2:
         raise DataError(
             f"{where}: {kept_P.sum()} of {len(kept_P)} prompts have scores for half of their samples or more, and at "
@@ -354,7 +352,7 @@ def _kept(where: str, known_PS: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept_P
 
 
-def _known(pool: Scored) -> NDArray[np.bool_]:
+def _known(pool: Scored) -> Mask:
     """Which samples have all their scores."""
     known_PS = ~(np.isnan(pool.proxy_PS) | np.isnan(pool.gold_PS))
     return known_PS if pool.report_PS is None else known_PS & ~np.isnan(pool.report_PS)

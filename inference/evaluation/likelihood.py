@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.prompts.data import with_system_prompt
 from iama.prompts.render import render_prompt
 from inference.engine.decode import response_text
@@ -17,15 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import EvaluationConfig
     from iama.config.specs import Sampling
     from inference.engine.policy import Policy
     from inference.evaluation.plan import Plan, Source
     from inference.pools.file import PoolFile
-
-    Floats = NDArray[np.float64]
 
 
 def reference_source(config: EvaluationConfig, plan: Plan) -> Source | None:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from iama.arrays import Floats
 
+if TYPE_CHECKING:
     from iama.config.specs import RewardSpec
     from iama.models.flops import ModelSize
     from inference.pools.file import PoolFile
     from inference.pools.fill import PoolScores
-
-    Floats = NDArray[np.float64]
 
 
 @dataclass

@@ -7,9 +7,8 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from iama import __version__
+from iama.arrays import Floats
 from iama.config.manifest import load_manifest
 from iama.config.settings import CURVES
 from inference.evaluation.rows import risks as risk_rows
@@ -25,15 +24,11 @@ from inference.statistics.costs import UNITS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import EvaluationConfig
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
     from inference.evaluation.summary import Row
     from inference.evaluation.tables import Tables
-
-    Floats = NDArray[np.float64]
 
 
 def summarise(config: EvaluationConfig, plan: Plan, measured: Measured) -> tuple[Tables, Summary]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.objective.operators import bop_zt
 from iama.objective.rank_operators import best_of_poisson_kl
 from inference.selection.divergences import (
@@ -26,9 +27,7 @@ from inference.selection.divergences import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    Floats = NDArray[np.float64]
+    from numpy.typing import ArrayLike
 
 Gold: TypeAlias = "Callable[[Floats], Floats]"
 """Mean gold reward at proxy quantiles `u`."""

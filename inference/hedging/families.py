@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import brentq
 
+from iama.arrays import Floats
 from iama.config.methods import FIXED_DRAWS, TUNABLE
 from iama.objective.operators import bop, bop_zt
 from iama.objective.rank_operators import soft_ranks
@@ -29,11 +29,6 @@ from inference.hedging.weights import (
     soft_bon_order,
 )
 from inference.selection.divergences import order_divergences, soft_ranks_chi_squared
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 NO_PRESSURE = 1e6
 """Temperature or beta that stands for a single sample."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.config.methods import FIXED_DRAWS, TUNABLE
 from iama.errors import ConfigError, DataError, IamaWarning
 from inference.hedging.families import Family, by_budget, on_ranks
@@ -25,11 +26,9 @@ from inference.statistics.bootstrap import Interval, percentile_interval, prompt
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
     from inference.hedging.scores import Pools, Scores
-
-    Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,14 @@ Sources: Khalaf et al. 2025, sec. 5; Huang et al. 2025, algorithm 1 (`itp`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from iama.arrays import Floats
 from iama.errors import ConfigError
 from iama.objective.operators import bop, bop_zt
 from inference.selection.curves import rank_weights
 from inference.selection.rank_weights import best_of_weights, order_weights
 from inference.selection.rules import itp_one_batch_weights
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 
 def bon_law(n: float, size: int) -> Floats:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from iama import __version__
+from iama.arrays import Floats, Integers
 from iama.cost import Cost
 from iama.errors import DataError, IamaWarning, RewardError, RunError
 from iama.models.fingerprint import fingerprint
@@ -41,12 +42,8 @@ from inference.pools.journal import append_line, digest, read_lines
 from inference.pools.text_scores import TextScore, as_line, from_line, score_texts
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.rewards.reward import Reward
-
-    Floats = NDArray[np.float64]
 
 Advance: TypeAlias = Callable[[int], None]
 Rows: TypeAlias = Sequence[dict[str, Any]]
@@ -203,8 +200,8 @@ class PoolScores:
     """
 
     values_PS: Floats
-    tokens_PS: NDArray[np.int64]
-    prompt_tokens_P: NDArray[np.int64]
+    tokens_PS: Integers
+    prompt_tokens_P: Integers
     seconds_P: Floats
     num_calls: int
     calls_per_text: int = 1

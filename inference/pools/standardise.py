@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.config.specs import RewardScale
 from iama.cost import Cost
 from iama.errors import RewardError
@@ -19,13 +20,10 @@ from inference.samplers.best_of import Candidate, Pool, draw, score
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import TrainingConfig
     from iama.config.specs import RewardSpec
     from inference.pools.file import PoolFile
 
-    Floats = NDArray[np.float64]
     Columns = Mapping[str, Sequence[Any]]
 
 BATCH_SIZE = 256

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from iama.arrays import Integers
 from iama.errors import ModelError
 from inference.engine.decode import Ends, charge, special_tokens
 from inference.engine.next_token import draw_tokens, entropy, probabilities
@@ -23,8 +24,6 @@ from inference.samplers.guided import Guided, enter_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
     from iama.config.specs import Sampling
     from inference.engine.policy import Policy
@@ -182,7 +181,7 @@ class Decoder:
             for own, token in zip(tries, tokens, strict=True)
         ]
 
-    def _draw(self, tries: Sequence[Try], logits_RV: torch.Tensor) -> NDArray[np.int64]:
+    def _draw(self, tries: Sequence[Try], logits_RV: torch.Tensor) -> Integers:
         seen = None
         if self._sampling.repetition_penalty != 1:
             seen = [[*own.request.prompt_ids, *own.response] for own in tries]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from iama.arrays import Integers
 from inference.engine.decode import Ends, charge, response_text
 from inference.engine.next_token import draw_tokens, entropy, probabilities
 from inference.engine.random_streams import stream_keys, uniforms
@@ -22,8 +23,6 @@ from inference.samplers.guided import Guided, enter_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
     from iama.config.specs import Sampling
     from inference.engine.policy import Policy
@@ -144,7 +143,7 @@ class Proposer:
         """The response up to a proposal's end."""
         return response_text(self._policy, proposal.response, self._sampling.stop)
 
-    def _draw(self, proposals: Sequence[Proposal]) -> NDArray[np.int64]:
+    def _draw(self, proposals: Sequence[Proposal]) -> Integers:
         seen = None
         if self._sampling.repetition_penalty != 1:
             seen = [[*p.request.prompt_ids, *p.response] for p in proposals]

@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.objective.operators import RankOperator, bon, bop
 from inference.selection.rank_weights import best_of_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 
 def operator_at(method: str, budget: float) -> RankOperator:

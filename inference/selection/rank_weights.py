@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import gammaln
 
+from iama.arrays import Floats, Integers
 from iama.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import ArrayLike, NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
+    from numpy.typing import ArrayLike
 
 _BLOCK = 1 << 20  # numbers in one block of rank laws: 8 MB
 _LOST = 1e-20  # shares of the largest coefficient below it are lost in rounding
@@ -64,7 +62,7 @@ def best_of_values(sorted_PS: Floats, max_draws: int) -> Floats:
     return _values(sorted_PS, max_draws, lambda n_B: best_of_ranks(n_B, num_samples))
 
 
-def order_ranks(j_B: Ints, num_draws: int, num_samples: int) -> Floats:
+def order_ranks(j_B: Integers, num_draws: int, num_samples: int) -> Floats:
     """Law `[B, S]` of the pool rank of the j-th lowest of `num_draws`."""
     log_factorial, i = _log_factorials(num_samples), np.arange(1, num_samples + 1)
     lower, higher = i - j_B[:, None], num_samples - num_draws + j_B[:, None] - i  # samples left out on either side
@@ -77,7 +75,7 @@ def order_ranks(j_B: Ints, num_draws: int, num_samples: int) -> Floats:
     return _normalised(np.where((lower >= 0) & (higher >= 0), log_count, -np.inf))
 
 
-def best_of_ranks(n_B: Ints, num_samples: int) -> Floats:
+def best_of_ranks(n_B: Integers, num_samples: int) -> Floats:
     """Law `[B, S]` of the pool rank of the best of `n` draws."""
     log_factorial, i = _log_factorials(num_samples), np.arange(1, num_samples + 1)
     lower = i - n_B[:, None]
@@ -102,7 +100,7 @@ def _check_draws(num_draws: int, num_samples: int) -> None:
         raise ConfigError(f"{num_draws} draws cannot be taken from a pool of {num_samples} samples; draw fewer")
 
 
-def _mixed(share_NK: Floats, num_samples: int, ranks: Callable[[Ints], Floats]) -> Floats:
+def _mixed(share_NK: Floats, num_samples: int, ranks: Callable[[Integers], Floats]) -> Floats:
     """`sum_k share_k ranks(k)`, a block of `k` at a time; shares too small to matter are left out."""
     largest_N = np.abs(share_NK).reshape(len(share_NK), -1).max(axis=1)
     used = np.flatnonzero(largest_N > _LOST * largest_N.max())
@@ -112,13 +110,13 @@ def _mixed(share_NK: Floats, num_samples: int, ranks: Callable[[Ints], Floats]) 
     return weights
 
 
-def _values(sorted_PS: Floats, count: int, ranks: Callable[[Ints], Floats]) -> Floats:
+def _values(sorted_PS: Floats, count: int, ranks: Callable[[Integers], Floats]) -> Floats:
     values = np.empty((len(sorted_PS), count))
     for block in _blocks(np.arange(count), sorted_PS.shape[1]):
         values[:, block] = sorted_PS @ ranks(block + 1).T
     return values
 
 
-def _blocks(indices: Ints, width: int) -> list[Ints]:
+def _blocks(indices: Integers, width: int) -> list[Integers]:
     size = max(1, _BLOCK // width)
     return [indices[start : start + size] for start in range(0, len(indices), size)]

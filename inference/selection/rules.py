@@ -15,20 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
 
+from iama.arrays import Floats
 from iama.config.schema import Strict
 from iama.errors import RewardError
 from iama.objective.operators import RankOperator, SoftBestOfN
 from inference.selection.divergences import order_kl
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 Utility: TypeAlias = "Callable[[Sequence[str], Sequence[str]], Floats]"
 """How much each of some texts agrees with each of others, `[texts, others]`."""

@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from inference.engine.flops import row_flops
 from inference.selection.curves import curves, operator_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.objective.operators import RankOperator
     from inference.engine.flops import ModelSize
     from inference.pools.file import PoolFile
     from inference.pools.fill import PoolScores
-
-    Floats = NDArray[np.float64]
 
 UNITS = (
     "policy_tokens",

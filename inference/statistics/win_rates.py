@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from inference.selection.curves import rank_weights
 from inference.statistics.bootstrap import Interval, mean_interval, percentile_interval, prompt_weights
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from iama.objective.operators import RankOperator
-
-    Floats = NDArray[np.float64]
 
 NUM_PAIRS = 256
 """Pairs a prompt that the length-controlled rate is fitted on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from iama.arrays import Floats
 from iama.config.settings import CURVES
 from iama.prompts.render import prompt_text
 from inference.evaluation.plan import is_guided
@@ -11,15 +12,10 @@ from inference.evaluation.rows.values import scores_of, served
 from inference.selection.rules import select
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
     from inference.evaluation.summary import Row
-
-    Floats = NDArray[np.float64]
 
 NUM_EXAMPLES = 4
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.config.settings import CURVES
 from iama.objective.operators import RankOperator
 from inference.evaluation.likelihood import is_plain
@@ -18,14 +19,10 @@ from inference.selection.rules import Rule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
     from inference.selection.rules import Served
-
-    Floats = NDArray[np.float64]
 
 
 def kl_of(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.config.settings import CURVES, WinRateBaseline
 from inference.engine.policy import resolve_paths
 from inference.evaluation.rows.values import scores_of, served
@@ -22,15 +23,11 @@ from inference.statistics.win_rates import Side, kept_weights, win_rate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
     from inference.evaluation.summary import Row
     from inference.evaluation.tables import Tables
-
-    Floats = NDArray[np.float64]
 
 RECOMMENDED_UNITS = ("samples", "policy_tokens", "flops", "seconds")
 NOT_COUNTED = "the reference's own training is not counted"

@@ -20,15 +20,11 @@ from inference.statistics.texts import distinct_n, distinct_texts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import EvaluationConfig
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
     from inference.evaluation.summary import Row
     from inference.pools.file import PoolFile
-
-    Floats = NDArray[np.float64]
 
 
 def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats, Mask
 from iama.config.settings import CURVES
 from iama.errors import RewardError
 from iama.objective.estimators import group_value
@@ -24,14 +25,10 @@ from inference.statistics.savings import at_budget
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
     from inference.selection.rules import Served
-
-    Floats = NDArray[np.float64]
 
 
 def fill_tables(config: EvaluationConfig, plan: Plan, measured: Measured) -> Tables:
@@ -164,7 +161,7 @@ def _is_known(unit: str, criterion: EvaluationCriterion) -> bool:
     return unit != "flops" or all(part.judge is None for part in criterion.proxy.parts)
 
 
-def _known(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion) -> NDArray[np.bool_]:
+def _known(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion) -> Mask:
     """Which samples have all their scores, `[P, S]`."""
     proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
     return np.isfinite(proxy_PS) if gold_PS is None else np.isfinite(proxy_PS) & np.isfinite(gold_PS)
