@@ -23,10 +23,11 @@ demo: $(STAMP) ## build the demo world, train, export, evaluate, write the repor
 test: $(STAMP) ## run the tests, two files at a time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-check: $(STAMP) ## ruff, ruff format, mypy --strict
+check: $(STAMP) ## ruff, ruff format, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench
