@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from iama.config.manifest import Manifest, ManifestCriterion
     from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
 
 
 @app.command()

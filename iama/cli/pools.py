@@ -203,8 +203,8 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     from iama.config.specs import PolicySpec
     from iama.prompts.data import with_system_prompt
     from iama.prompts.render import render_prompt
-    from inference.engine.decode import check_fit
     from inference.engine.policy import load_tokenizer
+    from inference.engine.responses import check_fit
     from inference.pools.engines import vllm_draw
     from inference.pools.fill import pool_header, transformers_draw
 

@@ -20,10 +20,10 @@ from iama.errors import ConfigError
 from iama.models.flops import backward_flops, forward_flops
 from iama.models.loading import is_out_of_memory
 from iama.prompts.render import prompt_text, render_exchange
-from inference.engine.decode import special_tokens
 from inference.engine.kv_cache import SlotCache
 from inference.engine.reward_rows import num_before_padding, num_common
 from inference.engine.rows import Rows, differs
+from inference.engine.vocabulary import special_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Set

@@ -12,8 +12,8 @@ from iama.arrays import Floats
 from iama.config.methods import parse_guided, written_with_target
 from iama.errors import RewardError
 from iama.prompts.data import with_system_prompt
-from inference.engine.decode import response_text
 from inference.engine.policy import load_policy
+from inference.engine.responses import response_text
 from inference.pools.file import Sample
 from inference.pools.journal import digest
 from inference.samplers.serve import read_method, serve
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from inference.engine.policy import Policy
     from inference.evaluation.plan import Source
     from inference.pools.fill import Draw, Rows
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
 
 CHUNK = 16
 """Prompts answered together: the unit of work that a kill can cost."""

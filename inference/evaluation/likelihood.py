@@ -9,9 +9,9 @@ import numpy as np
 from iama.arrays import Floats
 from iama.prompts.data import with_system_prompt
 from iama.prompts.render import render_prompt
-from inference.engine.decode import response_text
 from inference.engine.likelihood import sequence_log_probabilities
 from inference.engine.policy import load_policy, load_tokenizer
+from inference.engine.responses import response_text
 from inference.pools.journal import append_line, digest, read_lines
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from iama.errors import ConfigError, DataError, RunError
 from iama.prompts.data import read_prompts, with_system_prompt
 from iama.prompts.render import prompt_text, render_prompt
 from iama.rewards.judge import judge_plan
-from inference.engine.decode import check_fit
 from inference.engine.flops import size_from_folder
 from inference.engine.policy import load_tokenizer, resolve_paths
+from inference.engine.responses import check_fit
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.summary import FILE_NAME
 from inference.hedging.tuning_file import tuned_methods

@@ -14,8 +14,9 @@ from iama.prompts.data import with_system_prompt
 from iama.prompts.render import render_prompt
 from iama.rewards.judge import num_tokens
 from iama.rewards.remote import ChatRequest, well_formed
-from inference.engine.decode import check_fit, special_tokens
 from inference.engine.policy import load_tokenizer, resolve_paths
+from inference.engine.responses import check_fit
+from inference.engine.vocabulary import special_tokens
 from inference.pools.file import Sample, prompt_ids
 from inference.pools.journal import digest
 

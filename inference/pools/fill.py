@@ -24,7 +24,7 @@ from iama.errors import DataError, IamaWarning, RewardError, RunError
 from iama.models.fingerprint import fingerprint
 from iama.prompts.data import with_system_prompt
 from iama.prompts.render import render_prompt
-from inference.engine.decode import iter_decode, response_text
+from inference.engine.decode import iter_decode
 from inference.engine.policy import load_policy, resolve_paths
 from inference.engine.random_streams import prompt_keys
 from inference.pools.file import (
@@ -153,12 +153,7 @@ def transformers_draw(
             batch_size=batch_size,
             keys=[keys[i] for i in indices],
         ):
-            samples = [
-                Sample(
-                    response_text(policy, r.token_ids, sampling.stop), r.finish_reason, len(r.token_ids), r.token_ids
-                )
-                for r in responses
-            ]
+            samples = [Sample(r.text, r.finish_reason, r.num_tokens, r.token_ids) for r in responses]
             yield indices[place], samples, cost, False
 
     return draw

@@ -15,7 +15,8 @@ from iama.prompts.render import render_prompt
 from iama.rewards.ensemble import aggregate, member_name, within_prompt_spread
 from iama.rewards.reward import load_reward
 from inference.engine.policy import load_policy
-from inference.samplers.best_of import Candidate, Pool, draw, score
+from inference.engine.responses import Response
+from inference.samplers.best_of import Pool, draw, score
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ def measure_on_pool(spec: RewardSpec, file: PoolFile, num_prompts: int, num_samp
     Scores may be missing. Raises `RewardError` for a reward that is constant.
     """
     told = file.prompts[:num_prompts]
-    candidates = [[Candidate(s.text, (), s.finish_reason) for s in prompt.samples[:num_samples]] for prompt in told]
+    candidates = [[Response(s.text, (), s.finish_reason) for s in prompt.samples[:num_samples]] for prompt in told]
     pool = Pool([prompt.prompt for prompt in told], candidates, [Cost()] * len(told))
     columns = {name: [prompt.columns.get(name) for prompt in told] for prompt in told for name in prompt.columns}
     return scaled("--spec", spec, pool, columns, missing_ok=True)

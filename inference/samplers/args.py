@@ -15,7 +15,8 @@ from pydantic import Field
 
 from iama.config.schema import Strict
 from iama.errors import ConfigError, ModelError
-from inference.engine.decode import Ends, charge, response_text
+from inference.engine.batches import charge
+from inference.engine.responses import Ends, response_text
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
 from inference.samplers.guided import Guided, answer_all, score_rows
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
 
 
 class ArgsSettings(Strict):

@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from iama.cost import Cost, peak_memory, start_peak
-from iama.errors import ConfigError, DataError
+from iama.errors import ConfigError
 from iama.prompts.render import render_prompt
-from inference.engine.decode import check_fit, iter_decode, response_text, until_all
+from inference.engine.batches import until_all
+from inference.engine.decode import iter_decode
 from inference.engine.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
 from inference.engine.reward_rows import RewardRows
+from inference.samplers.base import Completion, check_columns, render_checked
 from inference.selection.rules import rule_of
 
 if TYPE_CHECKING:
@@ -27,78 +29,17 @@ if TYPE_CHECKING:
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
+    from inference.engine.responses import Response
     from inference.selection.rules import Rule, Served
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One response in a pool; `reward` is None until it is scored."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    reward: float | None = None
-
-
-@dataclass(frozen=True)
 class Pool:
-    """Candidates drawn for each prompt, with what each prompt's candidates cost."""
+    """Responses drawn for each prompt, with what each prompt's candidates cost."""
 
     prompts: list[Prompt]
-    candidates: list[list[Candidate]]
+    candidates: list[list[Response]]
     costs: list[Cost]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of a response that was proposed until one was kept, as `inference.samplers.cards` and `inference.samplers.ggro` do it.
-
-    `num_proposals` counts the proposals up to the one that settled it. `forced` says that none was accepted, and the
-    best of them kept. `wasted_tokens` were drawn for it and not kept. `nudge` says that its first token is not the
-    policy's own choice. `threshold` is NaN where nothing is compared with one.
-    """
-
-    num_tokens: int
-    reward: float
-    threshold: float
-    num_proposals: int
-    forced: bool
-    wasted_tokens: int
-    nudge: bool = False
-
-    @property
-    def num_tested(self) -> int:
-        """Proposals that were compared with the threshold: the last of a forced segment is not."""
-        return self.num_proposals - self.forced
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a sampler answers: the kept candidate, all candidates, what they cost together, and how it came about.
-
-    `capped`: a latency cap cut the number of candidates. `fallback`: none was accepted, and a plain sample is kept.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    reward: float | None
-    finish_reason: str
-    cost: Cost
-    candidates: list[Candidate]
-    chosen: int
-    trace: tuple[Segment, ...] = ()
-    capped: bool = False
-    fallback: bool = False
-
-
-class Sampler(Protocol):
-    """Anything that answers prompts; the same seed and prompt give the same answer in any batch."""
-
-    def sample(
-        self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[Completion]:
-        """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
-        ...
 
 
 def draw(
@@ -112,15 +53,12 @@ def draw(
 ) -> Pool:
     """Draw candidates (`num_samples` is one number or one a prompt), unscored."""
     prompts_ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
-    candidates: list[list[Candidate]] = [[] for _ in prompts]
+    candidates: list[list[Response]] = [[] for _ in prompts]
     costs = [Cost()] * len(prompts)
     for index, responses, cost in iter_decode(
         policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size
     ):
-        candidates[index] = [
-            Candidate(response_text(policy, r.token_ids, sampling.stop), r.token_ids, r.finish_reason)
-            for r in responses
-        ]
+        candidates[index] = responses
         costs[index] = cost
     return Pool(list(prompts), candidates, _with_peak(costs, policy.model.device))
 
@@ -129,33 +67,6 @@ def _with_peak(costs: Sequence[Cost], device: torch.device) -> list[Cost]:
     """Costs of the prompts of one call, all with the peak of memory up to its end."""
     peak = peak_memory(device)
     return [replace(cost, peak_memory=max(peak, cost.peak_memory)) for cost in costs]
-
-
-def render_checked(
-    policy: Policy,
-    reward: Reward | None,
-    prompts: Sequence[Prompt],
-    columns: Mapping[str, Sequence[Any]] | None,
-    sampling: Sampling,
-) -> list[list[int]]:
-    """Token ids of the prompts as the policy reads them, after every check that needs no forward pass.
-
-    Raises `DataError` for a column that does not fit the prompts and for a prompt that is empty or too long, and
-    what the reward raises for a prompt that it cannot read even with an empty answer.
-    """
-    check_columns(columns, len(prompts))
-    ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
-    check_fit(policy.name, policy.tokenizer, policy.context_length, ids, sampling)
-    for classifier in [] if reward is None else reward.classifiers:
-        classifier.render(prompts, [""] * len(prompts))
-    return ids
-
-
-def check_columns(columns: Mapping[str, Sequence[Any]] | None, num_prompts: int) -> None:
-    """Raise `DataError` for a column that has not one value a prompt."""
-    for name, values in (columns or {}).items():
-        if len(values) != num_prompts:
-            raise DataError(f"column {name!r} has {len(values)} values for {num_prompts} prompts; give one a prompt")
 
 
 def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | None = None) -> Pool:
@@ -178,8 +89,7 @@ def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | Non
     for own in scored:
         costs[own.index] += own.cost
         candidates[own.index] = [
-            Candidate(c.text, c.token_ids, c.finish_reason, r)
-            for c, r in zip(candidates[own.index], own.rewards, strict=True)
+            replace(response, reward=value) for response, value in zip(candidates[own.index], own.rewards, strict=True)
         ]
     if reward.classifier is not None:
         costs = _with_peak(costs, reward.classifier.model.device)
@@ -270,11 +180,8 @@ class SelectionSampler:
         return [uniforms(streams, step).tolist() for step in (0, 1)]
 
 
-def _keep(rule: Rule, row: list[Candidate], cost: Cost, capped: bool, u: float) -> Completion:
+def _keep(rule: Rule, row: list[Response], cost: Cost, capped: bool, u: float) -> Completion:
     rewards = [c.reward for c in row if c.reward is not None]
     chosen = rule.keep(rewards, [c.text for c in row], u) if rewards else 0
-    kept = row[chosen]
     fallback = rule.falls_back and chosen == len(row) - 1
-    return Completion(
-        kept.text, kept.token_ids, kept.reward, kept.finish_reason, cost, row, chosen, capped=capped, fallback=fallback
-    )
+    return Completion(row, chosen, cost, capped=capped, fallback=fallback)

@@ -23,10 +23,11 @@ from pydantic import Field, model_validator
 from iama.config.schema import Strict
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning
-from inference.engine.decode import charge
+from inference.engine.batches import charge
 from inference.engine.random_streams import uniforms
 from inference.engine.reward_rows import RewardRows
-from inference.samplers.best_of import Segment, draw, render_checked, score
+from inference.samplers.base import Segment, render_checked
+from inference.samplers.best_of import draw, score
 from inference.samplers.guided import answer_all, score_rows
 from inference.samplers.proposals import CardsRequest, Proposal, Proposer
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
 
 ACCEPTANCE_STEP = 2**31  # of a proposal's random stream; its tokens use the steps below
 DECIDE_AT = 0.5  # share of the rows that must wait for their score before any is scored

@@ -20,7 +20,7 @@ from iama.config.schema import Strict
 from iama.errors import ConfigError, RewardError
 from iama.prompts.render import prompt_text
 from inference.engine.reward_gradient import around, check_shared_vocabulary
-from inference.samplers.best_of import Segment
+from inference.samplers.base import Segment
 from inference.samplers.ggro_candidates import Decoder, GgroRequest
 from inference.samplers.ggro_scores import GradientScores, TextScores
 from inference.samplers.guided import answer_all
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
 
 DECIDE_AT = 0.5  # share of the rows that must wait for their score before any is scored
 

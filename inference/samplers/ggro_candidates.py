@@ -16,10 +16,12 @@ import torch
 
 from iama.arrays import Integers
 from iama.errors import ModelError
-from inference.engine.decode import Ends, charge, special_tokens
+from inference.engine.batches import charge
 from inference.engine.next_token import draw_tokens, entropy, probabilities
 from inference.engine.random_streams import stream_keys, uniforms
+from inference.engine.responses import Ends
 from inference.engine.rows import Rows
+from inference.engine.vocabulary import special_tokens
 from inference.samplers.guided import Guided, enter_prompts
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import torch
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.models.flops import row_flops
-from inference.engine.decode import response_text, special_tokens
 from inference.engine.next_token import cut_at_stop
+from inference.engine.responses import response_text
 from inference.engine.reward_gradient import (
     EmbeddedReward,
     GradientRows,
@@ -23,6 +23,7 @@ from inference.engine.reward_gradient import (
     whole_with_gradient,
 )
 from inference.engine.reward_rows import RewardRows, micro_batches, num_before_padding, num_common, reads_in_pieces
+from inference.engine.vocabulary import special_tokens
 from inference.samplers.guided import score_rows
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import torch
 
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
-from inference.engine.decode import Request, charge, response_text, shortest_first, until_all
+from inference.engine.batches import Request, charge, shortest_first, until_all
 from inference.engine.random_streams import prompt_keys
-from inference.samplers.best_of import Candidate, Completion, render_checked
+from inference.engine.responses import Response, response_text
+from inference.samplers.base import Completion, render_checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from inference.engine.reward_rows import RewardRows
     from inference.engine.rows import Rows
     from inference.samplers.args import Args
-    from inference.samplers.best_of import Segment
+    from inference.samplers.base import Segment
     from inference.samplers.cards import Cards
 
 
@@ -68,10 +69,8 @@ def answer_all(
     completions = {}
     for request in until_all(begin, shortest_first(ids), sampler.batch_size, f"policy {policy.name!r}"):
         text = response_text(policy, request.tokens, sampling.stop)
-        kept = Candidate(text, tuple(request.tokens), request.finish_reason, request.reward)
-        completions[request.index] = Completion(
-            text, kept.token_ids, kept.reward, kept.finish_reason, request.cost(), [kept], 0, tuple(request.trace)
-        )
+        response = Response(text, tuple(request.tokens), request.finish_reason, request.reward)
+        completions[request.index] = Completion([response], 0, request.cost(), tuple(request.trace))
     peak = peak_memory(policy.model.device)
     return [
         replace(completion, cost=replace(completion.cost, peak_memory=peak))

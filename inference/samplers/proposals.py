@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from iama.arrays import Integers
-from inference.engine.decode import Ends, charge, response_text
+from inference.engine.batches import charge
 from inference.engine.next_token import draw_tokens, entropy, probabilities
 from inference.engine.random_streams import stream_keys, uniforms
+from inference.engine.responses import Ends, response_text
 from inference.engine.rows import Rows
 from inference.samplers.guided import Guided, enter_prompts
 

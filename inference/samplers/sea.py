@@ -22,10 +22,14 @@ from pydantic import Field
 from iama.config.schema import Strict
 from iama.cost import peak_memory
 from iama.errors import ConfigError, RewardError
-from inference.engine.decode import Ends, iter_decode, response_text, shortest_first, special_tokens, until_all
+from inference.engine.batches import shortest_first, until_all
+from inference.engine.decode import iter_decode
 from inference.engine.random_streams import prompt_keys, stream_keys
+from inference.engine.responses import Ends, Response, response_text
 from inference.engine.reward_gradient import EmbeddedReward, around, check_shared_vocabulary
-from inference.samplers.best_of import Candidate, Completion, Pool, render_checked, score
+from inference.engine.vocabulary import end_tokens, special_tokens
+from inference.samplers.base import Completion, render_checked
+from inference.samplers.best_of import Pool, score
 from inference.samplers.sea_energy import Models, Start
 from inference.samplers.sea_run import Run, Search
 from inference.selection.rules import select
@@ -177,17 +181,14 @@ class Sea:
             if any(map(math.isnan, rewards)):
                 raise RewardError(f"reward {self.reward.name!r} has no score for a text that it must choose by")
             chosen = select(rewards, len(row))
-            kept, spent = row[chosen], replace(cost, peak_memory=max(peak, cost.peak_memory))
-            completions.append(
-                Completion(kept.text, kept.token_ids, kept.reward, kept.finish_reason, spent, row, chosen)
-            )
+            completions.append(Completion(row, chosen, replace(cost, peak_memory=max(peak, cost.peak_memory))))
         traces = [
             [self._trace(end_ids, chain, candidate) for chain, candidate in zip(search.chains, row, strict=True)]
             for search, row in zip(searches, candidates, strict=True)
         ]
         return completions, traces
 
-    def _candidate(self, ends: Ends, token_ids: Sequence[int]) -> Candidate:
+    def _candidate(self, ends: Ends, token_ids: Sequence[int]) -> Response:
         """Of what a chain decoded, up to its end or a stop string."""
         reason: Literal["stop", "length"] = "length"
         for number in range(1, len(token_ids) + 1):
@@ -195,9 +196,9 @@ class Sea:
                 token_ids, reason = token_ids[:number], "stop"
                 break
         text = response_text(self.policy, token_ids, self.sampling.stop)
-        return Candidate(text, tuple(token_ids), reason)
+        return Response(text, tuple(token_ids), reason)
 
-    def _trace(self, end_ids: frozenset[int], chain: Chain, candidate: Candidate) -> ChainTrace:
+    def _trace(self, end_ids: frozenset[int], chain: Chain, candidate: Response) -> ChainTrace:
         assert self.reward.classifier is not None
         assert chain.trace is not None
         token_ids = candidate.token_ids
@@ -205,12 +206,6 @@ class Sea:
         decoded = [*chain.start.before, *(token_ids[:-1] if ended else token_ids), *chain.start.after]
         (read,) = self.reward.classifier.render([chain.search.prompt], [candidate.text])
         return replace(chain.trace, same_ids=read[: len(decoded)] == decoded)
-
-
-def end_tokens(policy: Policy, sampling: Sampling) -> frozenset[int]:
-    """Token ids that end a response: the policy's, and stop strings that are special tokens."""
-    special = special_tokens(policy.tokenizer)
-    return policy.eos_token_ids | {special[stop] for stop in sampling.stop if stop in special}
 
 
 def silent_tokens(policy: Policy, num_reward_tokens: int, end_ids: frozenset[int]) -> torch.Tensor:

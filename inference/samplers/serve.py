@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.samplers.best_of import Sampler
+    from inference.samplers.base import Sampler
 
 CALIBRATION_BATCH = 256
 GuidedSettings = CardsSettings | ArgsSettings | GgroSettings | SeaSettings

@@ -14,8 +14,9 @@ from iama.config.specs import Sampling
 from inference.engine.decode import decode
 from inference.engine.reward_gradient import EmbeddedReward, around
 from inference.engine.reward_rows import reads_in_pieces
+from inference.engine.vocabulary import end_tokens
 from inference.samplers.ggro import Ggro, GgroSettings
-from inference.samplers.sea import Sea, SeaSettings, end_tokens, silent_tokens
+from inference.samplers.sea import Sea, SeaSettings, silent_tokens
 from inference.samplers.sea_energy import Chains, Energy, Models, Start
 from inference.samplers.sea_run import Run, Search
 from scripts.bench.entries import Entry
@@ -26,7 +27,7 @@ from scripts.bench.setting import timed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
     from scripts.bench.setting import Bench
 
 

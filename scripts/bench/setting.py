@@ -18,9 +18,10 @@ from iama.errors import DataError, RunError
 from iama.prompts.data import load_prompts
 from iama.prompts.render import render_prompt
 from iama.rewards.reward import load_reward
-from inference.engine.decode import decode, special_tokens
+from inference.engine.decode import decode
 from inference.engine.next_token import entropy
 from inference.engine.policy import load_policy
+from inference.engine.vocabulary import special_tokens
 from inference.samplers.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
 
 if TYPE_CHECKING:

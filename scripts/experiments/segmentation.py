@@ -21,8 +21,8 @@ from scipy.stats import rankdata
 
 from iama.models.fingerprint import fingerprint
 from iama.prompts.render import render_prompt
-from inference.engine.decode import response_text
 from inference.engine.next_token import entropy
+from inference.engine.responses import response_text
 from inference.engine.reward_rows import RewardRows
 from inference.pools.journal import append_line, digest, read_lines
 from inference.samplers.best_of import draw

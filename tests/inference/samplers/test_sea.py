@@ -24,8 +24,9 @@ from iama.rewards.reward import load_reward, reward_from_function
 from inference.engine.policy import load_policy
 from inference.engine.prefix import Prefixes
 from inference.engine.reward_gradient import EmbeddedReward, around, embedding_table
+from inference.engine.vocabulary import end_tokens
 from inference.samplers.best_of import SelectionSampler
-from inference.samplers.sea import Sea, SeaSettings, end_tokens, silent_tokens
+from inference.samplers.sea import Sea, SeaSettings, silent_tokens
 from inference.samplers.sea_energy import Chains, Energy, Models, Start, softmax_pullback_
 from inference.samplers.sea_run import batches_alike, decode_top_k
 

@@ -13,8 +13,9 @@ from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.objective.operators import bop_zt
 from iama.rewards.reward import load_reward
-from inference.engine.decode import iter_decode, response_text
+from inference.engine.decode import iter_decode
 from inference.engine.flops import forward_flops, size_of
+from inference.engine.responses import response_text
 from inference.evaluation.measured import Measured
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.values import fill_tables
