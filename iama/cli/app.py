@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from iama.errors import IamaError, IamaWarning
+from iama.installation import check_packages
 
 if TYPE_CHECKING:
     from iama.config.manifest import Manifest
     from iama.config.specs import Sampling
 
 app = typer.Typer(
-    help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: train_iama.py.",
+    help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: iama train.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -28,12 +29,14 @@ def main() -> None:
     """Run the command line; a mistake in the input is one line on stderr and exit code 2."""
     warnings.showwarning = _show_warning
     try:
+        check_packages("inference", "trainers")
         app()
     except IamaError as error:
-        _fail(error)
+        fail(error)
 
 
-def _fail(error: IamaError) -> None:
+def fail(error: IamaError) -> NoReturn:
+    """End this process with one line."""
     sys.stderr.write(f"error: {error}\n")
     raise SystemExit(2)
 

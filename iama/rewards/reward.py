@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
+from iama.installation import find_file
 from iama.models.flops import row_flops, size_of
 from iama.models.loading import halved, loading, pick_device
 from iama.prompts.render import as_completion, completion_text, prompt_text, render_exchange
@@ -285,7 +286,7 @@ def load_function(reference: str, source: str) -> RewardFn:
     module_name, _, attribute = reference.rpartition(":")
     try:
         if module_name.endswith(".py"):
-            module = _module_from_file(Path(module_name))
+            module = _module_from_file(find_file(module_name))
         else:
             module = importlib.import_module(module_name)
         function = getattr(module, attribute)

@@ -21,6 +21,7 @@ from iama import __version__
 from iama.arrays import Floats, Integers
 from iama.cost import Cost
 from iama.errors import DataError, IamaWarning, RewardError, RunError
+from iama.installation import find_file
 from iama.models.fingerprint import fingerprint
 from iama.prompts.data import with_system_prompt
 from iama.prompts.render import render_prompt
@@ -69,7 +70,7 @@ def pool_header(
 ) -> dict[str, Any]:
     """The header of a local policy's pool, with a fingerprint of all in its folders that decides the samples."""
     base, adapter = resolve_paths(name, spec)
-    template = Path(spec.chat_template).read_text(encoding="utf-8") if spec.chat_template else None
+    template = find_file(spec.chat_template).read_text(encoding="utf-8") if spec.chat_template else None
     folders = [fingerprint(Path(base)), fingerprint(Path(adapter)) if adapter else None]
     policy = {
         "name": name,
