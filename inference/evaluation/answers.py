@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,7 @@ from iama.config.methods import parse_guided, written_with_target
 from iama.errors import RewardError
 from iama.prompts.data import with_system_prompt
 from inference.engine.policy import load_policy
-from inference.engine.responses import response_text
-from inference.pools.file import Sample
+from inference.engine.responses import Response, response_text
 from inference.pools.journal import digest
 from inference.samplers.serve import read_method, serve
 
@@ -66,7 +66,7 @@ def guided_draw(source: Source, reward: Reward, method: str, sampling: Sampling,
     Repeated prompts get random numbers of their own, whichever of them are answered together.
     """
 
-    def run(rows: Rows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Sample], Cost, bool]]:
+    def run(rows: Rows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
         assert source.spec is not None
         policy = load_policy(source.name, source.spec, sampling)
         sampler = serve(policy, reward, method, sampling, batch_size)
@@ -78,7 +78,7 @@ def guided_draw(source: Source, reward: Reward, method: str, sampling: Sampling,
                 columns = {name: [rows[i][name] for i in chunk] for name in rows[0] if name != "prompt"}
                 completions = sampler.sample(prompts, seed=seed + repeat, columns=columns)
                 for i, completion in zip(chunk, completions, strict=True):
-                    yield i, [_sample(policy, completion, sampling)], completion.cost, False
+                    yield i, [_stored(policy, completion, sampling)], completion.cost, False
 
     return run
 
@@ -97,7 +97,8 @@ def _rounds(rows: Rows) -> list[list[int]]:
     return rounds
 
 
-def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sample:
+def _stored(policy: Policy, completion: Completion, sampling: Sampling) -> Response:
+    """The answer as a pool file keeps it: with its score, and its segments with their texts."""
     segments = []
     texts = _segment_texts(policy, completion, sampling)
     for text, segment in zip(texts, completion.trace, strict=True):
@@ -111,14 +112,8 @@ def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sampl
                 "nudge": segment.nudge,
             }
         )
-    return Sample(
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        num_tokens=len(completion.token_ids),
-        token_ids=completion.token_ids,
-        scores={"proxy": None if completion.reward is None else _or_none(completion.reward)},
-        segments=tuple(segments),
-    )
+    scores = {"proxy": None if completion.reward is None else _or_none(completion.reward)}
+    return replace(completion.response, scores=scores, segments=tuple(segments))
 
 
 def _or_none(value: float) -> float | None:

@@ -14,6 +14,7 @@ from iama.arrays import Floats, Mask
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
 from iama.prompts.render import prompt_text
+from inference.engine.responses import Pool
 from inference.evaluation.evaluate import measure_pools
 from inference.evaluation.from_pools import GOLD
 from inference.evaluation.rows.values import operators_of, pool_values, scores_of
@@ -31,7 +32,7 @@ from inference.hedging.tuning_file import (
     text_id,
     written_tuned,
 )
-from inference.pools.file import PoolFile, prompt_ids, read_pool
+from inference.pools.file import prompt_ids, read_pool
 from inference.pools.fill import score_pool
 from inference.pools.format import HeaderPolicy
 from inference.samplers.serve import read_served
@@ -96,14 +97,14 @@ def scored_files(paths: Sequence[Path], criteria: Sequence[str], columns: Column
         pool = read_pool(path)
         own = prompt_ids([{"prompt": p.prompt} for p in pool.prompts])
         order = sorted(range(len(own)), key=own.__getitem__)  # lest resamples depend on the order of a file's lines
-        pool = PoolFile(pool.header, [pool.prompts[i] for i in order])
+        pool = Pool(pool.header, [pool.prompts[i] for i in order])
         names = list(criteria) or ([columns.proxy] if columns.proxy else _conventional(path, pool, columns))
         ids = [own[i] for i in order]
         found += [_of_columns(path, pool, name, columns, ids) for name in names]
     return found
 
 
-def _conventional(path: Path, pool: PoolFile, columns: Columns) -> list[str]:
+def _conventional(path: Path, pool: Pool, columns: Columns) -> list[str]:
     there = list(pool.prompts[0].samples[0].scores)
     found = [name for name in there if name + GOLD in there]
     if not found:
@@ -117,7 +118,7 @@ def _conventional(path: Path, pool: PoolFile, columns: Columns) -> list[str]:
     return found
 
 
-def _of_columns(path: Path, pool: PoolFile, name: str, columns: Columns, ids: list[str]) -> Scored:
+def _of_columns(path: Path, pool: Pool, name: str, columns: Columns, ids: list[str]) -> Scored:
     proxy, gold = columns.proxy or name, columns.gold or name + GOLD
     there = list(pool.prompts[0].samples[0].scores)
     used = [column for column in (proxy, gold, columns.report) if column is not None]
@@ -197,7 +198,7 @@ def _criterion(name: str, proxy: RewardSpec, gold: RewardSpec, report: RewardSpe
     return TunedCriterion(name=name, proxy=proxy, gold=gold, report=report, **keys)
 
 
-def _seconds(pool: PoolFile) -> float | None:
+def _seconds(pool: Pool) -> float | None:
     return sum(prompt.cost.seconds for prompt in pool.prompts) or None
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from iama.files import write_atomically
 from iama.models.flops import size_of
 from iama.rewards.reward import load_reward
+from inference.engine.responses import Pool
 from inference.evaluation.answers import guided_draw, guided_header, needs_target, with_pool_target
 from inference.evaluation.likelihood import last_loaded, pool_log_probabilities, reference_source
 from inference.evaluation.measured import Measured
@@ -23,7 +24,6 @@ from inference.evaluation.shards import num_devices, run_shards, take_over
 from inference.evaluation.summarise import summarise
 from inference.evaluation.summary import save_summary
 from inference.evaluation.tables import save_tables
-from inference.pools.file import PoolFile
 from inference.pools.fill import fill_pool, reward_key, score_pool, transformers_draw
 from inference.pools.journal import digest
 
@@ -162,9 +162,9 @@ def _sizes(spec: RewardSpec, reward: Reward | None) -> list[tuple[RewardSpec, Mo
     return [(spec, None if classifier is None else size_of(classifier.model))]
 
 
-def _fill(work: _Work, source: Source) -> PoolFile:
+def _fill(work: _Work, source: Source) -> Pool:
     if source.stored is not None:
-        return PoolFile(source.stored.header, [source.stored.prompts[i] for i in work.indices])
+        return Pool(source.stored.header, [source.stored.prompts[i] for i in work.indices])
     assert source.spec is not None
     config = work.config
     advance = _bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
@@ -218,13 +218,13 @@ def _scores(work: _Work, measured: Measured) -> None:
             advance(0, f"mean of {source.name} {known_N.mean():.3g}" if known_N.size else "")
 
 
-def _beginning(pool: PoolFile, num_samples: int) -> PoolFile:
+def _beginning(pool: Pool, num_samples: int) -> Pool:
     """The first samples of every prompt: what an evaluation uses of a larger pool, and all that is scored of it."""
-    return PoolFile(pool.header, [replace(prompt, samples=prompt.samples[:num_samples]) for prompt in pool.prompts])
+    return Pool(pool.header, [replace(prompt, samples=prompt.samples[:num_samples]) for prompt in pool.prompts])
 
 
 def _score(
-    work: _Work, pool: PoolFile, source: Source, spec: RewardSpec, known: dict[Any, Any], advance: Callable[[int], None]
+    work: _Work, pool: Pool, source: Source, spec: RewardSpec, known: dict[Any, Any], advance: Callable[[int], None]
 ) -> PoolScores:
     reward = None if spec.column is not None else work.reward(spec)
     journal = work.folder / "scores" / f"{source.file_name}.{reward_key(spec)[:12]}.jsonl"

@@ -10,7 +10,7 @@ from iama.arrays import Floats
 if TYPE_CHECKING:
     from iama.config.specs import RewardSpec
     from iama.models.flops import ModelSize
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
     from inference.pools.fill import PoolScores
 
 
@@ -22,9 +22,9 @@ class Measured:
     one answer a prompt with its proxy reward, and gold `[P, 1]`. `reference` is the source of KL and fluency.
     """
 
-    pools: dict[str, PoolFile] = field(default_factory=dict)
+    pools: dict[str, Pool] = field(default_factory=dict)
     scores: dict[tuple[str, RewardSpec], PoolScores] = field(default_factory=dict)
     log_probabilities: dict[tuple[str, str], Floats] = field(default_factory=dict)
-    answers: dict[tuple[str, str, str], tuple[str, PoolFile, Floats | None]] = field(default_factory=dict)
+    answers: dict[tuple[str, str, str], tuple[str, Pool, Floats | None]] = field(default_factory=dict)
     reward_sizes: dict[RewardSpec, ModelSize | None] = field(default_factory=dict)
     reference: str | None = None

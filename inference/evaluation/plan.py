@@ -15,11 +15,11 @@ from iama.prompts.render import prompt_text, render_prompt
 from iama.rewards.judge import judge_plan
 from inference.engine.flops import size_from_folder
 from inference.engine.policy import load_tokenizer, resolve_paths
-from inference.engine.responses import check_fit
+from inference.engine.responses import Pool, check_fit
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.summary import FILE_NAME
 from inference.hedging.tuning_file import tuned_methods
-from inference.pools.file import PoolFile, prompt_ids, read_pool
+from inference.pools.file import prompt_ids, read_pool
 from inference.pools.fill import pool_header
 from inference.pools.journal import digest
 from inference.samplers.serve import needs_gradient, read_method, read_served
@@ -51,7 +51,7 @@ class Source:
     header: dict[str, Any]
     spec: PolicySpec | None = None
     system_prompt: str | None = None
-    stored: PoolFile | None = None
+    stored: Pool | None = None
     size: ModelSize | None = None
 
     @property
@@ -109,12 +109,12 @@ def make_plan(config: EvaluationConfig) -> Plan:
     return Plan(rows, dropped, sources, rewards, _num_samples(config, sources, tuned), _training(config), tuned)
 
 
-def _by_id(pool: PoolFile) -> PoolFile:
+def _by_id(pool: Pool) -> Pool:
     """Prompts by their ids, of which `h-2` comes before `h-10`."""
-    return PoolFile(pool.header, sorted(pool.prompts, key=lambda p: (len(p.prompt_id), p.prompt_id)))
+    return Pool(pool.header, sorted(pool.prompts, key=lambda p: (len(p.prompt_id), p.prompt_id)))
 
 
-def _stored_rows(stored: dict[str, PoolFile]) -> list[dict[str, Any]]:
+def _stored_rows(stored: dict[str, Pool]) -> list[dict[str, Any]]:
     """The prompts that all pool files answer; raises `DataError` where one has more than the first."""
     first = next(iter(stored))
     rows = [{"prompt": p.prompt, **p.columns} for p in stored[first].prompts]
@@ -170,7 +170,7 @@ def is_guided(method: str) -> bool:
     return method not in CURVES and parse_guided(method)[0] is not None
 
 
-def _sources(config: EvaluationConfig, name: str, rows: list[dict[str, Any]], stored: PoolFile | None) -> list[Source]:
+def _sources(config: EvaluationConfig, name: str, rows: list[dict[str, Any]], stored: Pool | None) -> list[Source]:
     """The pools of a policy: one, or where it differs by criterion one for each."""
     policy = config.policies[name]
     names = tuple(c.name for c in config.criteria)
@@ -199,7 +199,7 @@ def _size(name: str, spec: PolicySpec) -> ModelSize:
     return size_from_folder(base, f"policy {name!r}", trust_remote_code=spec.trust_remote_code)
 
 
-def _in_order(name: str, rows: list[dict[str, Any]], pool: PoolFile) -> PoolFile:
+def _in_order(name: str, rows: list[dict[str, Any]], pool: Pool) -> Pool:
     """A stored pool with the evaluation's prompts, in their order; raises `DataError` where one is missing."""
     ids = prompt_ids(rows)
     by_id = dict(zip(prompt_ids([{"prompt": p.prompt} for p in pool.prompts]), pool.prompts, strict=True))
@@ -210,7 +210,7 @@ def _in_order(name: str, rows: list[dict[str, Any]], pool: PoolFile) -> PoolFile
             f"{prompt_text(missing[0]['prompt'])[:60]!r}; all policies must answer the same prompts"
         )
     columns = [{name: value for name, value in row.items() if name != "prompt"} for row in rows]
-    return PoolFile(
+    return Pool(
         pool.header, [replace(by_id[own], prompt_id=own, columns=c) for own, c in zip(ids, columns, strict=True)]
     )
 

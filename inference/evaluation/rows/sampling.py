@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from iama.config.settings import EvaluationConfig
+    from inference.engine.responses import Pool
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
     from inference.evaluation.summary import Row
-    from inference.pools.file import PoolFile
 
 
 def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
@@ -75,18 +75,18 @@ def answers_name(policy: str, criterion: str, method: str) -> str:
     return f"{policy} {criterion} {method}"
 
 
-def _row(config: EvaluationConfig, plan: Plan, measured: Measured, engine: str, pool: PoolFile, name: str) -> Row:
+def _row(config: EvaluationConfig, plan: Plan, measured: Measured, engine: str, pool: Pool, name: str) -> Row:
     told = {"engine": engine, **_texts(pool, plan.num_samples), **_cost(pool)}
     return told | _likelihood(config, measured, pool, name)
 
 
-def _forced_share(pool: PoolFile) -> float | None:
+def _forced_share(pool: Pool) -> float | None:
     """Share of segments none of whose proposals was accepted; None for a method that does not tell segments."""
     segments = [segment for prompt in pool.prompts for sample in prompt.samples for segment in sample.segments]
     return float(np.mean([segment["forced"] for segment in segments])) if segments else None
 
 
-def _texts(pool: PoolFile, num_compared: int) -> Row:
+def _texts(pool: Pool, num_compared: int) -> Row:
     """Variety falls with the number of samples, so as many of every pool are looked at."""
     texts = [row[:num_compared] for row in pool.texts]
     lengths_PS = lengths(pool)
@@ -100,7 +100,7 @@ def _texts(pool: PoolFile, num_compared: int) -> Row:
     }
 
 
-def _cost(pool: PoolFile) -> Row:
+def _cost(pool: Pool) -> Row:
     """What sampling took; None for what a pool from elsewhere does not tell."""
     cost = sum((prompt.cost for prompt in pool.prompts), Cost())
     return {
@@ -113,7 +113,7 @@ def _cost(pool: PoolFile) -> Row:
     }
 
 
-def _likelihood(config: EvaluationConfig, measured: Measured, pool: PoolFile, name: str) -> Row:
+def _likelihood(config: EvaluationConfig, measured: Measured, pool: Pool, name: str) -> Row:
     """Fluency under the reference, and the log-ratio to it; the latter only of plain sampling, whose KL it is."""
     found: Row = {"fluency": None, "fluency_z": None, "mean_log_ratio": None}
     reference = measured.reference

@@ -16,6 +16,7 @@ from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.models.flops import ModelSize
+from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.evaluation.evaluate import evaluate
 from inference.evaluation.from_pools import config_from_pools
 from inference.evaluation.measured import Measured
@@ -24,7 +25,6 @@ from inference.evaluation.rows.risks import break_even_rows
 from inference.evaluation.rows.sampling import missing_rows, sampling_rows
 from inference.evaluation.rows.values import fill_tables
 from inference.evaluation.summary import Question, compare_policies
-from inference.pools.file import PooledPrompt, PoolFile, Sample
 from inference.pools.fill import PoolScores
 from inference.report import write_report
 from tests.inference.evaluation.test_evaluate import changed, without_clock
@@ -125,7 +125,7 @@ def sized(plan):
     return replace(plan, sources=[replace(source, size=SIZE) for source in plan.sources])
 
 
-def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> tuple[str, PoolFile, None]:
+def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> tuple[str, Pool, None]:
     """Guided answers of four tokens, in two segments each, the first of the first answer forced."""
     source = next(s for s in plan.sources if s.policy == policy)
     prompts = [
@@ -134,13 +134,12 @@ def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> tuple[str, Po
             prompt.prompt,
             {},
             (
-                Sample(
+                Response(
                     "one two",
-                    "length" if i == 0 else "stop",
-                    4,
                     (1, 2, 3, 4),
-                    {"proxy": proxy},
-                    tuple({"text": t, "forced": i == 0 and t == "one "} for t in ("one ", "two")),
+                    "length" if i == 0 else "stop",
+                    scores={"proxy": proxy},
+                    segments=tuple({"text": t, "forced": i == 0 and t == "one "} for t in ("one ", "two")),
                 ),
             ),
             Cost(policy_prefill_tokens=5, policy_decode_tokens=9, flops=70.0),
@@ -148,7 +147,7 @@ def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> tuple[str, Po
         )
         for i, (prompt, proxy) in enumerate(zip(source.stored.prompts, proxies, strict=True))
     ]
-    return method, PoolFile(source.stored.header, prompts), None
+    return method, Pool(source.stored.header, prompts), None
 
 
 def test_operations_of_a_judge_are_not_known(config, tmp_path):
