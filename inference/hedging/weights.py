@@ -10,9 +10,8 @@ import numpy as np
 from iama.arrays import Floats
 from iama.errors import ConfigError
 from iama.objective.operators import bop, bop_zt
-from inference.selection.curves import rank_weights
-from inference.selection.rank_weights import best_of_weights, order_weights
-from inference.selection.rules import itp_one_batch_weights
+from inference.selection.curves import best_of_weights, order_weights, rank_weights
+from inference.selection.itp import itp_one_batch_weights
 
 
 def bon_law(n: float, size: int) -> Floats:

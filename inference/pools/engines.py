@@ -1,4 +1,4 @@
-"""Engines that fill pools in place of `inference.engine.decode`: OpenAI-compatible servers, and vLLM in this process."""
+"""Engines that fill pools in place of `inference.engine.decode`: OpenAI-compatible servers, and vLLM in-process."""
 
 from __future__ import annotations
 

@@ -26,8 +26,14 @@ from inference.hedging.weights import (
     soft_bon_order,
     soft_bon_weights,
 )
-from inference.selection.curves import rank_weights, sorted_scores
-from inference.selection.rank_weights import best_of_values, best_of_weights, order_values, order_weights
+from inference.selection.curves import (
+    best_of_values,
+    best_of_weights,
+    order_values,
+    order_weights,
+    rank_weights,
+    sorted_scores,
+)
 
 sizes = st.integers(2, 8)
 

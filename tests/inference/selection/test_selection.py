@@ -17,23 +17,19 @@ from iama.objective.operators import bon, bop, soft_bon
 from inference.hedging import densities
 from inference.hedging.weights import itp_order
 from inference.selection.divergences import order_kl, soft_ranks_chi_squared
-from inference.selection.kept import NUM_SETS, draw_kept, kept_chances, kept_scores
-from inference.selection.rules import (
+from inference.selection.itp import (
     ItpSettings,
-    MbrSettings,
-    Rule,
     itp_one_batch_weights,
     itp_rule,
     itp_threshold,
     itp_two_batch_kl,
     itp_two_batch_weights,
-    mbr_rule,
     quantiles,
-    rule_of,
-    select,
     squashed,
-    word_overlap,
 )
+from inference.selection.kept import NUM_SETS, draw_kept, kept_chances, kept_scores
+from inference.selection.mbr import MbrSettings, mbr_rule, word_overlap
+from inference.selection.rules import Rule, rule_of, select
 
 BETA = 0.1
 rewards_RS = arrays(np.float64, (2, 7), elements=st.integers(0, 5))  # many ties
