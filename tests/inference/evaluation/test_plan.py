@@ -43,7 +43,9 @@ def test_a_prompt_is_rendered_once_for_each_way_to_read_it(config, raw_config, r
     variants = {"told": raw_config["policies"]["base"] | {"by_criterion": {"brief": {"system_prompt": "be brief"}}}}
     raw = raw_config | {"policies": raw_config["policies"] | variants}
     made = make_plan(EvaluationConfig.model_validate(raw))
-    plain, told = ({count for text, count in rendered.items() if ("system" in text) is system} for system in (False, True))
+    plain, told = (
+        {count for text, count in rendered.items() if ("system" in text) is system} for system in (False, True)
+    )
     assert plain == {2}  # without and with the adapter
     assert told == {1}
     by_name = {source.name: source for source in made.sources}

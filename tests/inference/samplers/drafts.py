@@ -48,8 +48,5 @@ class Drafts:
             good = [i for i, draft in enumerate(drafts) if draft.reward >= self.settings.enough]
             best = max(range(number), key=lambda i: drafts[i].reward)
             chosen = min(good, key=lambda i: len(drafts[i].token_ids), default=best)
-            kept = drafts[chosen]
-            completions.append(
-                Completion(kept.text, kept.token_ids, kept.reward, kept.finish_reason, cost, drafts, chosen)
-            )
+            completions.append(Completion(drafts, chosen, cost))
         return completions
