@@ -44,7 +44,6 @@ def evaluate(
     if shard is not None and devices is not None:
         raise ConfigError(f"--shard {shard} is one part, --devices {devices} runs all of them; give one of the two")
     settings = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
-    rewards = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
     models = [(name, policy) for name, policy in settings.policies.items() if policy.path is not None]
     for name, policy in models:
         assert policy.path is not None
@@ -53,22 +52,23 @@ def evaluate(
     from rich.console import Console
 
     from inference.evaluation import evaluate as run
-    from inference.evaluation.plan import describe, judge_lines, make_plan
+    from inference.evaluation.describe import describe, judge_lines
+    from inference.evaluation.plan import make_plan
     from inference.evaluation.shards import parse_shard
     from inference.report import headline, print_tables, write_report
 
+    plan = make_plan(settings)
     if dry_run:
-        typer.echo(describe(settings, make_plan(settings)))
+        typer.echo(describe(plan))
         return
     if shard is not None:
-        typer.echo(f"done: {run.evaluate_shard(settings, parse_shard(shard))}; then run without --shard")
+        typer.echo(f"done: {run.evaluate_shard(plan, parse_shard(shard))}; then run without --shard")
         return
-    if any(part.judge is not None for reward in rewards for part in reward.parts):
-        for line in judge_lines(settings, make_plan(settings)):
-            typer.echo(line, err=True)
+    for line in judge_lines(plan):
+        typer.echo(line, err=True)
     if devices is not None:
-        run.evaluate_on_devices(settings, devices)
-    summary = run.evaluate(settings)
+        run.evaluate_on_devices(plan, devices)
+    summary = run.evaluate(plan)
     print_tables(summary, Console())
     for row in summary["curves"]:
         if "written" in row:

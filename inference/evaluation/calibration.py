@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iama.arrays import Floats, Mask
+from iama.config.methods import written_tuned
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
 from iama.prompts.render import prompt_text
 from inference.engine.responses import Pool
-from inference.evaluation.evaluate import measure_pools
+from inference.evaluation.evaluate import evaluate_pools
 from inference.evaluation.from_pools import GOLD
-from inference.evaluation.rows.values import operators_of, pool_values, scores_of
-from inference.evaluation.summarise import versions
+from inference.evaluation.provenance import versions
+from inference.evaluation.rows.values import pool_values
 from inference.hedging.guarantee import pool_proxy_gain, safe_samples, within_prompt_correlation
 from inference.hedging.tune import tune
 from inference.hedging.tuning_file import (
@@ -30,12 +31,11 @@ from inference.hedging.tuning_file import (
     gold_key,
     order_key,
     text_id,
-    written_tuned,
 )
 from inference.pools.file import prompt_ids, read_pool
 from inference.pools.fill import score_pool
 from inference.pools.format import HeaderPolicy
-from inference.samplers.serve import read_served
+from inference.samplers.serve import read_method, served_of
 from inference.statistics.bootstrap import mean_interval, percentile_interval, prompt_weights
 
 if TYPE_CHECKING:
@@ -44,12 +44,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from iama.config.methods import Family
     from iama.config.settings import EvaluationConfig
     from iama.prompts.render import Prompt
+    from inference.evaluation.plan import Plan
     from inference.statistics.bootstrap import Interval
-
-NamedFamily = tuple[str, int | None]
-"""A method's name and its number of draws, where that is not what is tuned."""
 
 
 @dataclass(frozen=True)
@@ -146,26 +145,25 @@ def _of_columns(path: Path, pool: Pool, name: str, columns: Columns, ids: list[s
     )
 
 
-def scored_by_config(config: EvaluationConfig, out: Path, console: Console | None = None) -> list[Scored]:
-    """Of the policies of an evaluation on its prompts, drawn and scored as `iama evaluate` does it, into `out`.
+def scored_by_plan(plan: Plan, console: Console | None = None) -> list[Scored]:
+    """Of the policies of a plan `for_tuning`, drawn and scored as `iama evaluate` does it, into its folder.
 
     A killed run goes on where it was. An `IamaWarning` tells of a noisy judge, one set of whose answers both chooses
-    and reports. Raises `ConfigError` for a criterion without gold, and what `evaluate` raises.
+    and reports. Raises what `evaluate` raises.
     """
-    settings = for_tuning(config, out)
-    _warn_of_noisy_gold(config)
-    plan, measured = measure_pools(settings, console)
+    _warn_of_noisy_gold(plan.config)
+    evaluation = evaluate_pools(plan, console)
     ids, prompts = prompt_ids(plan.rows), [row["prompt"] for row in plan.rows]
-    found = []
+    scored = []
     for source in plan.sources:
-        for criterion in (c for c in config.criteria if c.name in source.criteria):
+        for criterion in (c for c in plan.config.criteria if c.name in source.criteria):
+            proxy_PS, gold_PS = evaluation.scores_of(source.policy, criterion)
             assert criterion.gold is not None
-            proxy_PS, gold_PS = scores_of(plan, measured, source.policy, criterion)
             assert gold_PS is not None
-            told = _criterion(criterion.name, criterion.proxy, criterion.gold)
-            seconds = _seconds(measured.pools[source.name])
-            found.append(Scored(source.header, told, ids, prompts, proxy_PS, gold_PS, None, seconds))
-    return found
+            tuned = _criterion(criterion.name, criterion.proxy, criterion.gold)
+            seconds = _seconds(evaluation.measured.pools[source.name])
+            scored.append(Scored(source.header, tuned, ids, prompts, proxy_PS, gold_PS, None, seconds))
+    return scored
 
 
 def for_tuning(config: EvaluationConfig, out: Path) -> EvaluationConfig:
@@ -206,7 +204,7 @@ def _seconds(pool: Pool) -> float | None:
 
 
 def tuning_of(
-    pools: Sequence[Scored], families: Sequence[NamedFamily], *, max_budget: int | None, num_bootstrap: int, seed: int
+    pools: Sequence[Scored], families: Sequence[Family], *, max_budget: int | None, num_bootstrap: int, seed: int
 ) -> Tuning:
     """Every method tuned on every pool; raises `DataError` or `ConfigError`, with the policy and criterion named."""
     keys = [(*_policy_key(pool), pool.criterion.name) for pool in pools]
@@ -223,7 +221,7 @@ def _policy_key(pool: Scored) -> tuple[Any, ...]:
 
 
 def calibrate(
-    pool: Scored, families: Sequence[NamedFamily], *, max_budget: int | None, num_bootstrap: int, seed: int
+    pool: Scored, families: Sequence[Family], *, max_budget: int | None, num_bootstrap: int, seed: int
 ) -> Calibration:
     """Every method tuned on one pool.
 
@@ -247,7 +245,7 @@ def calibrate(
         safe = safe_samples(min(correlation, interval[0]), pool_proxy_gain(proxy_PS, limit))
         scores = (proxy_PS, gold_PS, report_PS)
         methods = {
-            written_tuned(*family): _tuned(*scores, family, max_budget, num_bootstrap, seed) for family in families
+            written_tuned(family): _tuned(*scores, family, max_budget, num_bootstrap, seed) for family in families
         }
     except IamaError as error:
         raise type(error)(f"{pool.name}: {error}") from error
@@ -286,7 +284,7 @@ def correlation_interval(proxy_PS: Floats, gold_PS: Floats, num_bootstrap: int, 
     return max(low, -1.0), min(high, 1.0)
 
 
-def _check_size(where: str, num_known: int, families: Sequence[NamedFamily], max_budget: int | None) -> None:
+def _check_size(where: str, num_known: int, families: Sequence[Family], max_budget: int | None) -> None:
     """Raise `DataError` for more draws than the scored samples of a prompt allow."""
     if num_known < 8:
         raise DataError(f"{where}: a prompt has {num_known} samples with all scores; at least 8 are needed, better 64")
@@ -321,7 +319,7 @@ def _tuned(
     proxy_PS: Floats,
     gold_PS: Floats,
     report_PS: Floats | None,
-    family: NamedFamily,
+    family: Family,
     max_budget: int | None,
     num_bootstrap: int,
     seed: int,
@@ -334,7 +332,7 @@ def _tuned(
     )
     seconds = time.perf_counter() - start
     report = None if report_PS is None else _report(proxy_PS, report_PS, result.written, num_bootstrap, seed)
-    draws = read_served(result.written).budget
+    draws = served_of(read_method(result.written)).budget
     assert draws is not None
     return TunedMethod(result=result, draws=draws, report=report, seconds=seconds)
 
@@ -361,7 +359,7 @@ def _known(pool: Scored) -> Mask:
 
 def _report(proxy_PS: Floats, report_PS: Floats, written: str, num_bootstrap: int, seed: int) -> Report:
     """Other gold scores at the setting that was chosen, and for a single sample."""
-    operators = [*operators_of("identity", 1), *operators_of(written, 1)]
+    operators = [served_of(read_method(text)) for text in ("identity", written)]
     single_P, chosen_P = pool_values(proxy_PS, report_PS, operators).T
     gain = mean_interval(chosen_P - single_P, num_bootstrap=num_bootstrap, seed=seed)
     assert gain is not None

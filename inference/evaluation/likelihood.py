@@ -7,28 +7,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iama.arrays import Floats
-from iama.prompts.data import with_system_prompt
-from iama.prompts.render import render_prompt
 from inference.engine.likelihood import sequence_log_probabilities
 from inference.engine.policy import load_policy, load_tokenizer
 from inference.engine.responses import response_text
 from inference.pools.journal import append_line, digest, read_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from iama.config.settings import EvaluationConfig
     from iama.config.specs import Sampling
     from inference.engine.policy import Policy
     from inference.engine.responses import Pool
-    from inference.evaluation.plan import Plan, Source
+    from inference.evaluation.sources import Source
 
 
-def reference_source(config: EvaluationConfig, plan: Plan) -> Source | None:
+def reference_source(config: EvaluationConfig, sources: Sequence[Source]) -> Source | None:
     """The pool of the first reference that is a model: KL and fluency are measured by its policy."""
     for name in config.references:
-        for source in plan.sources:
+        for source in sources:
             if source.policy == name and source.spec is not None:
                 return source
     return None
@@ -58,6 +56,7 @@ def pool_log_probabilities(
     pool: Pool,
     source: Source,
     judge: Source,
+    prompts_ids: Sequence[Sequence[int]],
     path: Path,
     batch_size: int,
     load: Callable[[Source], Policy],
@@ -65,7 +64,8 @@ def pool_log_probabilities(
 ) -> Floats | None:
     """Log-probability (nats) of every whole response under the policy of `judge`, `[P, S]`.
 
-    None where the pool holds no token ids, or the two policies have other vocabularies.
+    `prompts_ids` are the pool's prompts as that policy reads them. None where the pool holds no token ids, or the two
+    policies have other vocabularies.
     """
     if judge.spec is None or not all(s.has_ids for p in pool.prompts for s in p.samples):
         return None
@@ -79,10 +79,10 @@ def pool_log_probabilities(
             return None
         for i in missing:
             prompt = pool.prompts[i]
-            ids = render_prompt(policy.tokenizer, with_system_prompt(prompt.prompt, judge.system_prompt))
             responses = [list(s.token_ids) for s in prompt.samples]
-            found = sequence_log_probabilities(policy, [ids] * len(responses), responses, batch_size)
-            lines[keys[i]] = {"key": keys[i], "log_probabilities": [value for value, _ in found]}
+            prompts = [list(prompts_ids[i])] * len(responses)
+            sums = [total for total, _ in sequence_log_probabilities(policy, prompts, responses, batch_size)]
+            lines[keys[i]] = {"key": keys[i], "log_probabilities": sums}
             append_line(path, lines[keys[i]])
             advance(1)
     return np.asarray([lines[key]["log_probabilities"] for key in keys], dtype=np.float64)

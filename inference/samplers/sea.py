@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ NOISE_STREAM = 2**61
 
 class SeaSettings(Strict):
     """How chains start, move and end."""
+
+    needs_gradient: ClassVar[bool] = True
 
     num_chains: int = Field(4, ge=1)
     """Responses that are moved, each from a sample of its own; the best of them is the answer."""

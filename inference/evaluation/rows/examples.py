@@ -5,41 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from iama.arrays import Floats
-from iama.config.settings import CURVES
 from iama.prompts.render import prompt_text
-from inference.evaluation.plan import is_guided
-from inference.evaluation.rows.values import scores_of, served
 from inference.selection.rules import select
 
 if TYPE_CHECKING:
-    from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from inference.evaluation.measured import Measured
-    from inference.evaluation.plan import Plan
+    from iama.config.settings import EvaluationCriterion
+    from inference.evaluation.measured import Evaluation
     from inference.evaluation.summary import Row
 
 NUM_EXAMPLES = 4
 
 
-def example_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+def example_rows(evaluation: Evaluation) -> list[Row]:
     """Evenly spaced prompts, not chosen: the first sample, and what each method keeps of how many."""
-    stride = max(1, len(plan.rows) // NUM_EXAMPLES)
+    stride = max(1, len(evaluation.plan.rows) // NUM_EXAMPLES)
     rows = []
-    for i in list(range(0, len(plan.rows), stride))[:NUM_EXAMPLES]:
-        where = {"prompt": prompt_text(plan.rows[i]["prompt"])}
-        for policy, criterion in served(config):
-            if any(method in CURVES for method in config.methods):
-                rows.append(where | _pooled(config, plan, measured, policy, criterion, i))
-            guided = filter(is_guided, config.methods)
-            rows.extend(where | _guided(plan, measured, policy, criterion, method, i) for method in guided)
+    for i in list(range(0, len(evaluation.plan.rows), stride))[:NUM_EXAMPLES]:
+        where = {"prompt": prompt_text(evaluation.plan.rows[i]["prompt"])}
+        for policy, criterion in evaluation.served:
+            if evaluation.curve_methods:
+                rows.append(where | _pooled(evaluation, policy, criterion, i))
+            guided = [method.text for method in evaluation.plan.methods if method.is_guided]
+            rows.extend(where | _guided(evaluation, policy, criterion, method, i) for method in guided)
     return rows
 
 
-def _pooled(
-    config: EvaluationConfig, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, i: int
-) -> Row:
-    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
-    samples = measured.pools[plan.source(policy, criterion.name).name].prompts[i].samples
-    n = config.trained_budget
+def _pooled(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, i: int) -> Row:
+    proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
+    samples = evaluation.pool(policy, criterion).prompts[i].samples
+    n = evaluation.config.trained_budget
     chosen = select([float("-inf") if p != p else p for p in proxy_PS[i].tolist()], n)
     candidates = [
         {
@@ -53,7 +47,7 @@ def _pooled(
     return {
         "policy": policy,
         "criterion": criterion.name,
-        "method": next(method for method in config.methods if method in CURVES),
+        "method": evaluation.curve_methods[0].text,
         "samples": n,
         "single": _without(candidates[0]),
         "best": _without(candidates[chosen]),
@@ -62,18 +56,18 @@ def _pooled(
     }
 
 
-def _guided(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str, i: int) -> Row:
-    written, pool, gold_P1 = measured.answers[policy, criterion.name, method]
+def _guided(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, method: str, i: int) -> Row:
+    method_used, pool, gold_PA = evaluation.measured.answers[policy, criterion.name, method]
     sample = pool.prompts[i].samples[0]
-    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
-    first = measured.pools[plan.source(policy, criterion.name).name].prompts[i].samples[0]
+    proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
+    first = evaluation.pool(policy, criterion).prompts[i].samples[0]
     return {
         "policy": policy,
         "criterion": criterion.name,
-        "method": written,
+        "method": method_used.text,
         "samples": None,
         "single": {"text": first.text, "proxy": _number(proxy_PS, i, 0), "gold": _number(gold_PS, i, 0)},
-        "best": {"text": sample.text, "proxy": sample.scores["proxy"], "gold": _number(gold_P1, i, 0)},
+        "best": {"text": sample.text, "proxy": sample.scores["proxy"], "gold": _number(gold_PA, i, 0)},
         "candidates": [],
         "segments": list(sample.segments),
     }

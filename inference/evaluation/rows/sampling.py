@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.config.settings import CURVES
 from iama.cost import Cost
 from inference.engine.likelihood import fluency, fluency_z
 from inference.evaluation.likelihood import is_plain
-from inference.evaluation.plan import is_guided
-from inference.evaluation.rows.values import operators_of, scores_of, served
+from inference.evaluation.measured import answers_name
 from inference.selection.kept import kept_chances
 from inference.selection.rules import rule_of
 from inference.statistics.costs import lengths
@@ -20,14 +18,12 @@ from inference.statistics.texts import distinct_n, distinct_texts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from iama.config.settings import EvaluationConfig
     from inference.engine.responses import Pool
-    from inference.evaluation.measured import Measured
-    from inference.evaluation.plan import Plan
+    from inference.evaluation.measured import Evaluation
     from inference.evaluation.summary import Row
 
 
-def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+def sampling_rows(evaluation: Evaluation) -> list[Row]:
     """A row a pool, and one for the answers of every guided method, a single one a prompt.
 
     Last, of selections that may fall back or be cut by a cap, how often they are.
@@ -35,49 +31,49 @@ def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> l
     rows = [
         {
             "policy": source.policy,
-            "criterion": None if len(source.criteria) == len(config.criteria) else ", ".join(source.criteria),
+            "criterion": None
+            if len(source.criteria) == len(evaluation.config.criteria)
+            else ", ".join(source.criteria),
             "method": None,
-            **_row(config, plan, measured, source.header["engine"], measured.pools[source.name], source.name),
+            **_row(evaluation, source.header["engine"], evaluation.measured.pools[source.name], source.name),
             "fallback": None,
             "capped": None,
         }
-        for source in plan.sources
+        for source in evaluation.plan.sources
     ]
-    for (policy, criterion, method), (_, pool, _) in measured.answers.items():
-        engine, name = plan.source(policy, criterion).header["engine"], answers_name(policy, criterion, method)
+    for (policy, criterion, method), (_, pool, _) in evaluation.measured.answers.items():
+        engine, name = (
+            evaluation.plan.source(policy, criterion).header["engine"],
+            answers_name(policy, criterion, method),
+        )
         where: Row = {"policy": policy, "criterion": criterion, "method": method}
-        row = where | _row(config, plan, measured, engine, pool, name)
-        proxy = next(c for c in config.criteria if c.name == criterion).proxy
+        row = where | _row(evaluation, engine, pool, name)
+        proxy = next(c for c in evaluation.config.criteria if c.name == criterion).proxy
         if any(part.judge is not None for part in proxy.parts):
             row["flops"] = None  # those of the policy alone would be no cost of the method
         row |= {"distinct": None, "fallback": _forced_share(pool), "capped": None}  # a single text has no variety
         rows.append(row)
-    return [*rows, *_selection_rows(config, plan, measured, dict.fromkeys(rows[0]))]
+    return [*rows, *_selection_rows(evaluation, dict.fromkeys(rows[0]))]
 
 
-def _selection_rows(config: EvaluationConfig, plan: Plan, measured: Measured, empty: Row) -> Iterator[Row]:
-    for policy, criterion in served(config):
-        source = plan.source(policy, criterion.name)
-        for method in (m for m in config.methods if m not in CURVES and not is_guided(m)):
-            rule = rule_of(operators_of(plan.written(policy, criterion.name, method), 1)[0])
+def _selection_rows(evaluation: Evaluation, empty: Row) -> Iterator[Row]:
+    for policy, criterion in evaluation.served:
+        source = evaluation.plan.source(policy, criterion.name)
+        for method in (m for m in evaluation.plan.methods if not m.is_curve and not m.is_guided):
+            rule = rule_of(evaluation.operators_of(policy, criterion, method)[0])
             share = None
             if rule.falls_back:
-                proxy_PS, _ = scores_of(plan, measured, policy, criterion)
-                share = float(kept_chances(rule, proxy_PS, measured.pools[source.name].texts)[1].mean())
+                proxy_PS, _ = evaluation.scores_of(policy, criterion)
+                share = float(kept_chances(rule, proxy_PS, evaluation.measured.pools[source.name].texts)[1].mean())
             if rule.capped_share or rule.falls_back:
-                where = {"policy": policy, "criterion": criterion.name, "method": method}
+                where = {"policy": policy, "criterion": criterion.name, "method": method.text}
                 told = {"engine": source.header["engine"], "fallback": share, "capped": rule.capped_share or None}
                 yield empty | where | told
 
 
-def answers_name(policy: str, criterion: str, method: str) -> str:
-    """What guided answers are called where pools are called by their source."""
-    return f"{policy} {criterion} {method}"
-
-
-def _row(config: EvaluationConfig, plan: Plan, measured: Measured, engine: str, pool: Pool, name: str) -> Row:
-    told = {"engine": engine, **_texts(pool, plan.num_samples), **_cost(pool)}
-    return told | _likelihood(config, measured, pool, name)
+def _row(evaluation: Evaluation, engine: str, pool: Pool, name: str) -> Row:
+    told = {"engine": engine, **_texts(pool, evaluation.plan.num_samples), **_cost(pool)}
+    return told | _likelihood(evaluation, pool, name)
 
 
 def _forced_share(pool: Pool) -> float | None:
@@ -113,42 +109,41 @@ def _cost(pool: Pool) -> Row:
     }
 
 
-def _likelihood(config: EvaluationConfig, measured: Measured, pool: Pool, name: str) -> Row:
+def _likelihood(evaluation: Evaluation, pool: Pool, name: str) -> Row:
     """Fluency under the reference, and the log-ratio to it; the latter only of plain sampling, whose KL it is."""
     found: Row = {"fluency": None, "fluency_z": None, "mean_log_ratio": None}
-    reference = measured.reference
-    under = measured.log_probabilities.get((name, reference or ""))
-    own = measured.log_probabilities.get((name, name))
+    reference = evaluation.measured.reference
+    under = evaluation.measured.log_probabilities.get((name, reference or ""))
+    own = evaluation.measured.log_probabilities.get((name, name))
     lengths_PS = lengths(pool)
     if reference is None or under is None or lengths_PS is None or not np.isfinite(under).all():
         return found
     found["fluency"] = float(np.nanmean(fluency(under, lengths_PS)))
-    reference_lengths = lengths(measured.pools[reference])
+    reference_lengths = lengths(evaluation.measured.pools[reference])
     if reference_lengths is not None:
-        theirs = fluency(measured.log_probabilities[reference, reference], reference_lengths)
+        theirs = fluency(evaluation.measured.log_probabilities[reference, reference], reference_lengths)
         found["fluency_z"] = fluency_z(fluency(under, lengths_PS), theirs)
-    if own is not None and is_plain(config.sampling):
+    if own is not None and is_plain(evaluation.config.sampling):
         found["mean_log_ratio"] = float((own - under).mean())
     return found
 
 
-def missing_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+def missing_rows(evaluation: Evaluation) -> list[Row]:
     """How many samples have no score; and of guided methods how many answers, where any has none."""
     rows: list[Row] = []
-    for policy, criterion in served(config):
-        source = plan.source(policy, criterion.name)
+    for policy, criterion in evaluation.served:
+        source = evaluation.plan.source(policy, criterion.name)
         for metric, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
             if spec is not None:
-                values_PS = measured.scores[source.name, spec].values_PS
+                values_PS = evaluation.measured.scores[source.name, spec].values_PS
                 where = {"policy": policy, "criterion": criterion.name, "metric": metric}
                 number = int(np.isnan(values_PS).sum())
                 rows.append({**where, "num_missing": number, "num_samples": int(values_PS.size)})
-    for (policy, name, method), (_, pool, gold_P1) in measured.answers.items():
-        proxies = [prompt.samples[0].scores["proxy"] for prompt in pool.prompts]
-        counts = {"proxy": int(np.isnan(np.asarray(proxies, dtype=np.float64)).sum())}
-        counts["gold"] = 0 if gold_P1 is None else int(np.isnan(gold_P1).sum())
+    for (policy, name, method), answers in evaluation.measured.answers.items():
+        counts = {"proxy": int(np.isnan(answers.proxy_PA).sum())}
+        counts["gold"] = 0 if answers.gold_PA is None else int(np.isnan(answers.gold_PA).sum())
         for metric, number in counts.items():
             if number:
                 where = {"policy": policy, "criterion": name, "metric": metric, "method": method}
-                rows.append({**where, "num_missing": number, "num_samples": len(plan.rows)})
+                rows.append({**where, "num_missing": number, "num_samples": answers.proxy_PA.size})
     return rows

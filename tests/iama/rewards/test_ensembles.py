@@ -440,7 +440,7 @@ def test_standardise_prints_overrides_for_every_member(run, raw, tiny, tmp_path)
 
 def test_an_evaluation_takes_an_ensemble_and_tells_its_disagreement(raw, tmp_path, pool):
     from iama.config.settings import EvaluationConfig
-    from inference.evaluation.evaluate import evaluate
+    from tests.inference.evaluation.running import evaluate
 
     (tmp_path / "f.py").write_text(FUNCTIONS)
     config = validate(

@@ -16,10 +16,10 @@ from iama.config.schema import validate
 from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, IamaError, RunError
 from inference.engine.responses import Pool
-from inference.evaluation.evaluate import evaluate
 from inference.evaluation.plan import make_plan
 from inference.pools.file import read_pool, write_pool
 from inference.selection.divergences import best_of_n_kl, best_of_n_kl_estimate
+from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed, pool_of, sampled  # noqa: F401 - a fixture
 from tests.inference.evaluation.test_recomputed import chances, mean
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from iama.config.settings import EvaluationConfig
-from iama.config.specs import PolicySpec
+from iama.config.specs import PolicySpec, Sampling
 from iama.rewards.reward import load_reward
 from inference.engine.policy import load_policy
 from inference.evaluation import answers as guided_draw
 from inference.evaluation.answers import with_pool_target
-from inference.evaluation.evaluate import evaluate
 from inference.pools import fill as pools
 from inference.pools.file import read_pool
 from inference.report import write_report
-from inference.samplers.serve import serve
+from inference.samplers.serve import needs_target, read_method, serve
 from inference.statistics.costs import UNITS
+from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed, pool_of
 from tests.openai_server import OpenAIServer
 
@@ -102,14 +102,18 @@ def test_answers_are_the_samplers_own(config):
 def test_a_target_is_put_into_the_method():
     proxy_PS = np.arange(10.0).reshape(2, 5)
     proxy_PS[0, 0] = np.nan
-    told = f"{np.quantile(np.arange(1, 10), 0.9):.6g}"
-    assert with_pool_target("cards", proxy_PS) == f"cards(target={told})"
-    assert (
-        with_pool_target("cards(entropy_threshold=null)", proxy_PS) == f"cards(target={told}, entropy_threshold=null)"
-    )
-    assert with_pool_target("rejection(target=null)", proxy_PS) == f"rejection(target={told})"
-    for method in ("cards(target=1.5)", "args(top_k=3)", "bon(4)"):
-        assert with_pool_target(method, proxy_PS) == method
+    target = f"{np.quantile(np.arange(1, 10), 0.9):.6g}"
+    for written, expected in {
+        "cards": f"cards(target={target})",
+        "cards(entropy_threshold=null)": f"cards(target={target}, entropy_threshold=null)",
+        "rejection(target=null)": f"rejection(target={target})",
+    }.items():
+        method = read_method(written)
+        assert needs_target(method, Sampling())
+        assert with_pool_target(method, proxy_PS) == read_method(expected)
+        assert with_pool_target(method, proxy_PS).settings == read_method(expected).settings
+    for written in ("cards(target=1.5)", "args(top_k=3)", "bon(4)"):
+        assert not needs_target(read_method(written), Sampling())
 
 
 def test_guided_answers_resume(config, generated):

@@ -19,12 +19,13 @@ from iama.environment import prepare_environment
 from iama.errors import ConfigError, DataError, ModelError, RewardError
 from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.evaluation import answers as guided_draw
-from inference.evaluation.evaluate import evaluate
-from inference.evaluation.plan import judge_lines, make_plan
+from inference.evaluation.describe import judge_lines
+from inference.evaluation.plan import make_plan
 from inference.evaluation.reward_checks import check_signature
 from inference.pools.file import read_pool, write_pool
 from inference.samplers.base import Completion, Segment
 from tests.conftest import make_tokenizer, tiny_config
+from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed
 from tests.inference.evaluation.test_pool_config import write as write_pool_file
 from tests.inference.pools.test_pool_file import HEADER
@@ -76,7 +77,7 @@ class TestJudges:
             "trained_budget": 2,
         }
         config = EvaluationConfig.model_validate(raw)
-        (line,) = judge_lines(config, make_plan(config))
+        (line,) = judge_lines(make_plan(config))
         pool = read_pool(path)
         chars = sum(len(p.prompt) + len(s.text) for p in pool.prompts for s in p.samples[:8]) / 24
         tokens = 24 * -(-(chars + len("{prompt} {completion}")) // 4)

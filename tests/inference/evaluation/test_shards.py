@@ -21,11 +21,11 @@ from iama.cli.app import app
 from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, RunError
 from iama.models.fingerprint import fingerprint
-from inference.evaluation.evaluate import evaluate, evaluate_shard
 from inference.evaluation.plan import leaves
 from inference.evaluation.shards import Shard, gpu_of, new_lines, num_devices, parse_shard, run_shards, take_over
 from inference.evaluation.summary import load_summary
 from inference.pools import fill as pools
+from tests.inference.evaluation.running import evaluate, evaluate_shard
 from tests.inference.evaluation.test_evaluate import changed, without_clock
 
 NUM_SAMPLES = 12

@@ -20,8 +20,9 @@ from iama.rewards.reward import Reward, load_reward
 from inference.engine.responses import pool_of
 from inference.engine.reward_rows import num_common
 from inference.samplers.best_of import SelectionSampler, draw, score
-from inference.samplers.serve import read_served, serve
+from inference.samplers.serve import serve
 from inference.selection.rules import Rule, best_weights, kept, num_draws, select, soft_weights
+from tests.inference.methods import read_served
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=16)

@@ -16,7 +16,7 @@ from iama.rewards.reward import load_reward
 from inference.engine.decode import iter_decode
 from inference.engine.flops import forward_flops, size_of
 from inference.engine.responses import Pool, PooledPrompt, Response
-from inference.evaluation.measured import Measured
+from inference.evaluation.measured import Evaluation, Measured
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.values import fill_tables
 from inference.pools.file import prompt_ids
@@ -165,7 +165,7 @@ def test_an_operators_cost_is_that_of_its_draws(pool, scores, policy_with_ends, 
                          scores.prompt_tokens_P, 2 * scores.seconds_P, 0)  # fmt: skip
     spec = config.criteria[0].proxy
     measured = Measured({"base": twice}, {("base", spec): doubled}, reward_sizes={spec: sizes[1]})
-    tables = fill_tables(config, plan, measured)
+    tables = fill_tables(Evaluation(plan, measured))
     operator = bop_zt(2.0)
     law = operator.pmf(12)
     every = pool_costs(twice, doubled, plan.sources[0].size, sizes[1], "bon", 12)
