@@ -173,7 +173,7 @@ class SelectionSampler:
 
 
 def _keep(rule: Rule, drawn: PooledPrompt, capped: bool, u: float) -> Completion:
-    candidates = list(drawn.samples)
+    candidates = drawn.samples
     rewards = [candidate.reward for candidate in candidates if candidate.reward is not None]
     chosen = rule.keep(rewards, [candidate.text for candidate in candidates], u) if rewards else 0
     fallback = rule.falls_back and chosen == len(candidates) - 1

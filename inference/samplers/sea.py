@@ -183,7 +183,7 @@ class Sea:
             if any(map(math.isnan, rewards)):
                 raise RewardError(f"reward {self.reward.name!r} has no score for a text that it must choose by")
             chosen = select(rewards, len(row))
-            completions.append(Completion(list(row), chosen, replace(cost, peak_memory=max(peak, cost.peak_memory))))
+            completions.append(Completion(row, chosen, replace(cost, peak_memory=max(peak, cost.peak_memory))))
         traces = [
             [self._trace(end_ids, chain, candidate) for chain, candidate in zip(search.chains, row, strict=True)]
             for search, row in zip(searches, candidates, strict=True)
