@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from iama.config.specs import PromptsSpec, RewardSpec, Sampling
     from iama.rewards.judge import Judge
     from inference.engine.responses import Pool
-    from inference.pools.fill import Draw
+    from inference.pools.engines import Draw
 
 ENGINES = ("transformers", "vllm", "openai")
 TIMEOUT_S, NUM_RETRIES = 600.0, 4
@@ -124,7 +124,7 @@ def score(
     wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
     prepare([part.model for part in wanted.parts])
     from inference.pools.file import read_pool
-    from inference.pools.fill import DISAGREEMENT, add_column
+    from inference.pools.score import DISAGREEMENT, add_column
 
     read = read_pool(file)
     for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):
@@ -205,8 +205,8 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     from iama.prompts.render import render_prompt
     from inference.engine.policy import load_tokenizer
     from inference.engine.responses import check_fit
-    from inference.pools.engines import vllm_draw
-    from inference.pools.fill import pool_header, transformers_draw
+    from inference.pools.engines import transformers_draw, vllm_draw
+    from inference.pools.fill import pool_header
 
     spec = validate(raw, PolicySpec, "command line")
     given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)

@@ -15,8 +15,10 @@ from iama.rewards.reward import load_reward, reward_from_function
 from inference.engine.responses import Pool
 from inference.engine.reward_rows import RewardRows
 from inference.pools import fill as pools
+from inference.pools.engines import transformers_draw
 from inference.pools.file import merge_pools, read_pool, write_pool
-from inference.pools.fill import add_column, fill_pool, pool_header, reward_key, score_pool, transformers_draw
+from inference.pools.fill import fill_pool, pool_header
+from inference.pools.score import add_column, reward_key, score_pool
 
 SAMPLING = Sampling(max_new_tokens=8)
 NUM_SAMPLES = 3
