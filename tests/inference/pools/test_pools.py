@@ -14,6 +14,7 @@ from iama.prompts.data import load_prompts
 from iama.rewards.reward import load_reward, reward_from_function
 from inference.engine.responses import Pool
 from inference.engine.reward_rows import RewardRows
+from inference.pools import engines
 from inference.pools import fill as pools
 from inference.pools.engines import transformers_draw
 from inference.pools.file import merge_pools, read_pool, write_pool
@@ -39,13 +40,13 @@ def rows(tiny):
 def asked(monkeypatch):
     """The prompts that the engine was given, call by call."""
     calls = []
-    real = pools.iter_decode
+    real = engines.iter_decode
 
     def counted(policy, prompts_ids, *args, **kwargs):
         calls.append(len(prompts_ids))
         return real(policy, prompts_ids, *args, **kwargs)
 
-    monkeypatch.setattr(pools, "iter_decode", counted)
+    monkeypatch.setattr(engines, "iter_decode", counted)
     return calls
 
 
