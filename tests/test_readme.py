@@ -68,6 +68,7 @@ def make_gold_vary(path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # some twenty commands, of which each starts a process
 def test_every_command_and_snippet_runs_in_the_order_of_the_readme(clone):
     baseline = "deepspeed --num_gpus 2 train_iama.py --config configs/demo-grpo.yaml"
@@ -97,6 +98,7 @@ def test_python_snippets_are_as_short_as_promised():
         assert len(statements) <= 10
 
 
+@pytest.mark.slow
 def test_the_snippet_of_the_decoding_page_runs(tmp_path):
     page = (ROOT / "docs/decoding.md").read_text()
     (snippet,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)

@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM
 from tests.trainers import sharded_script
 from trainers.run.checkpoints import is_complete, read_marker
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TINY_SHARDS = {"stage3_param_persistence_threshold": 0}  # else ZeRO-3 keeps small matrices whole on every process

@@ -52,6 +52,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_trains_two_steps_and_is_reloaded(make_config, tiny, name):
     changes, keys = VARIANTS[name]
@@ -93,6 +94,7 @@ def other_tokenizer(tiny, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make_config, tiny, tmp_path, monkeypatch):
     backwards = other_tokenizer(tiny, tmp_path)
     criteria = [
@@ -158,6 +160,7 @@ def test_a_reward_may_be_an_adapter(tiny, tmp_path, kind):
     assert reward(prompt, ["mix flour"]) == pytest.approx([expected], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_adapters_on_one_base_keep_their_own_names(make_config, tiny, tmp_path):
     from transformers import AutoTokenizer
 

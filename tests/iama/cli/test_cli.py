@@ -59,6 +59,7 @@ def _children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow
 def test_help_is_instant_and_imports_no_torch():
     script = (
         "import sys; sys.argv = ['iama', '--help']\n"

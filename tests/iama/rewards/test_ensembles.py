@@ -267,6 +267,7 @@ def test_what_needs_one_classifiers_gradient_refuses_an_ensemble(policy, raw):
 
 
 # A random tiny policy rarely ends its answers.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 def test_training_takes_an_ensemble_as_proxy(tiny, raw, tmp_path):
     from rich.console import Console

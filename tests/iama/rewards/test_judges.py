@@ -301,6 +301,7 @@ def test_of_two_answers_the_first_in_the_file_counts(tmp_path: Path) -> None:
     assert answers.rows["k"]["text"] == "1"
 
 
+@pytest.mark.slow
 def test_a_kill_loses_only_what_is_under_way(server: OpenAIServer, tmp_path: Path) -> None:
     server.answer, server.delay_s = length, 0.02
     spec = judge_spec(server, tmp_path, concurrency=1, highest=100)

@@ -227,6 +227,7 @@ def command(config: EvaluationConfig, *more: str) -> list[str]:
     return [sys.executable, "-m", "iama.cli", "evaluate", "--config", str(path), *more]
 
 
+@pytest.mark.slow
 def test_devices_are_processes(config, whole):
     done = subprocess.run(command(config, "--devices", "2"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -238,6 +239,7 @@ def test_devices_are_processes(config, whole):
     assert "report.html" in done.stdout
 
 
+@pytest.mark.slow
 def test_kills_cost_only_the_unit_in_flight(config, whole):
     """kill -9 whenever: what was written stays, is written once, and the numbers are the same."""
     folder, rng, seen = Path(config.output_dir), random.Random(3), Counter()

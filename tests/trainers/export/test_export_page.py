@@ -23,6 +23,8 @@ from iama.config.manifest import Manifest, ManifestCriterion
 from iama.config.specs import RewardSpec, Sampling
 from tests.openai_server import OpenAIServer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 PAGE = (ROOT / "docs/export.md").read_text()

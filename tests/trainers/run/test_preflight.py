@@ -261,6 +261,7 @@ def test_four_bits_need_a_gpu(make_config):
         make_config(quantization="3bit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_failing_check_ends_the_command_after_all_lines(raw_config, tiny, tmp_path, num_processes):
     text = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}"

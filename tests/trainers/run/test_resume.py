@@ -27,7 +27,10 @@ from trainers.run.checkpoints import (
 from trainers.run.plan import make_plan
 from trainers.run.train import run, run_is_finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning"),
+]
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent

@@ -196,6 +196,7 @@ def config_with(make_config, tmp_path, code, **changes):
     return make_config(objective__criteria=[{"operator": "bon(2)", **criterion}], **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(UNENDED)
 def test_groups_without_a_signal_are_seen_in_a_run(make_config, tmp_path):
     config = config_with(make_config, tmp_path, CONSTANT, trainer__max_steps=3)
@@ -208,6 +209,7 @@ def test_groups_without_a_signal_are_seen_in_a_run(make_config, tmp_path):
     assert rows[0]["criteria"]["helpful"]["lift"] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [True, False])
 def test_a_hacked_run_ends_where_that_is_asked_for(make_config, tmp_path, stop):
     watch = {"window": 5, "stop_on_hacking": stop}
@@ -224,6 +226,7 @@ def test_a_hacked_run_ends_where_that_is_asked_for(make_config, tmp_path, stop):
     assert any("the run ends here" in str(warning.message) for warning in caught) == stop
 
 
+@pytest.mark.slow
 def test_two_processes_end_at_the_same_step(raw_config, tmp_path):
     (tmp_path / "rewards.py").write_text(HACKED)
     functions = {name: {"function": f"{tmp_path / 'rewards.py'}:{name}"} for name in ("proxy", "gold")}

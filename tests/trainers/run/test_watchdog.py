@@ -33,6 +33,7 @@ def sleeper(completions, **columns):
 LIMIT_S = 30  # loading the tiny models must not take so long
 
 
+@pytest.mark.slow
 def test_a_reward_that_sleeps_ends_the_run_with_one_line(config_file, raw_config, tmp_path):
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     criterion = {"name": "helpful", "proxy": {"function": f"{tmp_path / 'sleeper.py'}:sleeper"}, "operator": "bon(2)"}
@@ -59,6 +60,7 @@ with watchdog.Watchdog(0.5) as dog, dog.phase("reward"):
 """
 
 
+@pytest.mark.slow
 def test_a_process_whose_threads_cannot_run_ends_too():
     done = subprocess.run(
         [sys.executable, "-c", HOLDS_THE_LOCK], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
@@ -83,6 +85,7 @@ with Watchdog(3.0 if dist.get_rank() == 0 else float(sys.argv[2]), Path(sys.argv
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stuck_until_s", [3.0, 600.0])
 def test_every_process_that_waits_ends_and_names_its_phase(tmp_path, stuck_until_s):
     """The one that is stuck says so, however much later than the others its own limit would come."""
@@ -119,6 +122,7 @@ leave_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uses_deepspeed", [True, False])
 def test_the_process_group_in_force_waits_as_long_as_it_is_told(tmp_path, uses_deepspeed):
     (tmp_path / "script.py").write_text(GROUP.format(uses_deepspeed=uses_deepspeed))
@@ -187,6 +191,7 @@ class Recorder(Watchdog):
         super()._enter(name)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 def test_a_run_tells_the_watchdog_its_phases(make_config):
     config = make_config(trainer__save_strategy="steps", trainer__save_steps=1)
@@ -196,6 +201,7 @@ def test_a_run_tells_the_watchdog_its_phases(make_config):
     assert recorder.seen == [*one, *((name, 2) for name, _ in one)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 def test_a_finished_run_leaves_no_thread(make_config):
     import threading
