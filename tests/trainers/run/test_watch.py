@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from iama.config.settings import WatchConfig
 from iama.errors import IamaWarning
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon
+from tests.processes import run_python
 from trainers.run.build import build_trainer
 from trainers.run.plan import make_plan
 from trainers.run.watch import Watch, lift_K, silent_share
@@ -234,9 +233,7 @@ def test_two_processes_end_at_the_same_step(raw_config, tmp_path):
     raw_config["trainer"] |= {"max_steps": 12, "per_device_train_batch_size": 4}
     raw_config |= {"world_size": 2, "watch": {"window": 5, "stop_on_hacking": True}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw_config))
-    start = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2", "train_iama.py"]
-    command = [*start, "--config", str(tmp_path / "config.yaml")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = run_python(["train_iama.py", "--config", tmp_path / "config.yaml"], num_ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("warning: step 10: the run ends here") == 1
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from tests.processes import run_python
 from trainers.run.build import build_trainer
 from trainers.run.plan import make_plan
 from trainers.run.train import run
@@ -38,9 +39,8 @@ def test_a_reward_that_sleeps_ends_the_run_with_one_line(config_file, raw_config
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     criterion = {"name": "helpful", "proxy": {"function": f"{tmp_path / 'sleeper.py'}:sleeper"}, "operator": "bon(2)"}
     config = config_file(objective={"criteria": [criterion]}, watch={"max_phase_s": LIMIT_S})
-    command = [sys.executable, "train_iama.py", "--config", str(config)]
     began = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = run_python(["train_iama.py", "--config", config])
     assert done.returncode == EXIT_CODE, done.stderr[-2000:]
     assert time.monotonic() - began < 500  # the reward alone would take 600
     (told,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -62,9 +62,7 @@ with watchdog.Watchdog(0.5) as dog, dog.phase("reward"):
 
 @pytest.mark.slow
 def test_a_process_whose_threads_cannot_run_ends_too():
-    done = subprocess.run(
-        [sys.executable, "-c", HOLDS_THE_LOCK], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = run_python(["-c", HOLDS_THE_LOCK])
     assert done.returncode == 1
     assert "Timeout" in done.stderr
 
@@ -126,18 +124,7 @@ leave_process_group()
 @pytest.mark.parametrize("uses_deepspeed", [True, False])
 def test_the_process_group_in_force_waits_as_long_as_it_is_told(tmp_path, uses_deepspeed):
     (tmp_path / "script.py").write_text(GROUP.format(uses_deepspeed=uses_deepspeed))
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
-    start = [sys.executable] if uses_deepspeed else torchrun
-    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
-    done = subprocess.run(
-        [*start, str(tmp_path / "script.py")],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = run_python([tmp_path / "script.py"], num_ranks=1 if uses_deepspeed else 2)
     assert "timeout 4321.0" in done.stdout.splitlines(), done.stderr[-2000:]
 
 
