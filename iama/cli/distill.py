@@ -12,7 +12,7 @@ from iama.cli.pools import progress_bar
 from iama.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
 
 
 @app.command()
@@ -62,7 +62,7 @@ def distill(
     typer.echo(f"reward model: {out}")
 
 
-def _column(pool: PoolFile, name: str, file: Path) -> list[list[float]]:
+def _column(pool: Pool, name: str, file: Path) -> list[list[float]]:
     """Scores `[P][S]`, NaN where one is missing; raises `DataError` for a single sample or a column that is absent."""
     if len(pool.prompts[0].samples) < 2:
         raise DataError(f"{file} has one sample a prompt, which has no margins; draw several (iama pool --n 16)")

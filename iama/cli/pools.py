@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from iama.config.specs import PromptsSpec, RewardSpec, Sampling
     from iama.rewards.judge import Judge
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
     from inference.pools.fill import Draw
 
 ENGINES = ("transformers", "vllm", "openai")
@@ -252,7 +252,7 @@ def scoring_spec(reward: str | None, head: str | None, spec: Path | None, placem
     return wanted
 
 
-def _judge_line(pool: PoolFile, judge: Judge) -> str:
+def _judge_line(pool: Pool, judge: Judge) -> str:
     """What the judge will be asked, each distinct text of a prompt once, and what that costs at most."""
     from iama.prompts.render import as_completion, prompt_text
     from iama.rewards.judge import judge_plan
@@ -267,7 +267,7 @@ def _judge_line(pool: PoolFile, judge: Judge) -> str:
     return judge_plan(judge.spec, len(pairs), num_chars / len(pairs), num_cached)
 
 
-def _described(pool: PoolFile) -> str:
+def _described(pool: Pool) -> str:
     """Size, lengths as far as they are known, and what was cut."""
     samples = [sample for prompt in pool.prompts for sample in prompt.samples]
     known = [sample.num_tokens for sample in samples if sample.num_tokens is not None]

@@ -1,4 +1,4 @@
-"""A response: its tokens, the text they are, and where it ends."""
+"""A response: its tokens, the text they are, and where it ends; and pools of responses to many prompts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from iama.config.specs import Sampling
+    from iama.cost import Cost
+    from iama.prompts.render import Prompt
     from inference.engine.policy import Policy
 
 TAIL = 8  # tokens that a tail's first characters may depend on, while the others are those of the whole text
@@ -24,9 +26,10 @@ TAIL = 8  # tokens that a tail's first characters may depend on, while the other
 class Response:
     """An answer to a prompt, wherever it comes from: this engine, another one, or a pool file.
 
-    `token_ids` hold the end token where there is one; they are empty where they are not known, and `length` may then
-    say how many there are. `reward` is what a sampler chooses by, None until it is scored. `scores` are those of a
-    pool file by column, None where one is missing. `segments` tell how a guided answer was written.
+    `token_ids` hold the end token where there is one, and are empty where they are not known. `length` is the number
+    of tokens, for answers whose tokens are counted elsewhere. `reward` is what a sampler chooses by, None until it is
+    scored. `scores` are those of a pool file by column, None where one is missing. `segments` tell how a guided answer
+    was written.
     """
 
     text: str
@@ -41,6 +44,64 @@ class Response:
     def num_tokens(self) -> int | None:
         """Number of tokens, None where it is not known."""
         return len(self.token_ids) or self.length
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether `token_ids` are those of the answer."""
+        return len(self.token_ids) == self.num_tokens
+
+
+@dataclass(frozen=True)
+class PooledPrompt:
+    """A prompt (as rewards see it) with its further columns, its samples, and what they cost.
+
+    `prompt_id` names it within its pool. `estimated` says that the cost is not counted but derived from what is known.
+    """
+
+    prompt_id: str
+    prompt: Prompt
+    columns: dict[str, Any]
+    samples: tuple[Response, ...]
+    cost: Cost
+    estimated: bool
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Prompts with the samples that a policy gave to each, drawn just now or read from a file.
+
+    `header` has every field of `inference.pools.format.Header`, as JSON has it; it is empty where no file is meant.
+    """
+
+    header: dict[str, Any]
+    prompts: list[PooledPrompt]
+
+    @property
+    def samples(self) -> list[tuple[Response, ...]]:
+        """Samples `[P][S]`."""
+        return [prompt.samples for prompt in self.prompts]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """Texts `[P][S]`."""
+        return [[sample.text for sample in samples] for samples in self.samples]
+
+    @property
+    def costs(self) -> list[Cost]:
+        """What each prompt's samples cost, `[P]`."""
+        return [prompt.cost for prompt in self.prompts]
+
+
+def pool_of(prompts: Sequence[Prompt], samples: Sequence[Sequence[Response]], costs: Sequence[Cost]) -> Pool:
+    """A pool that is in no file; its prompts are named by their numbers."""
+    rows = zip(prompts, samples, costs, strict=True)
+    return Pool(
+        {},
+        [
+            PooledPrompt(str(number), prompt, {}, tuple(responses), cost, estimated=False)
+            for number, (prompt, responses, cost) in enumerate(rows, start=1)
+        ],
+    )
 
 
 def response_text(policy: Policy, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:

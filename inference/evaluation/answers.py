@@ -15,8 +15,7 @@ from iama.cost import Cost
 from iama.errors import RewardError
 from iama.prompts.data import with_system_prompt
 from inference.engine.policy import load_policy
-from inference.engine.responses import response_text
-from inference.pools.file import PoolFile, Sample
+from inference.engine.responses import Pool, Response, response_text
 from inference.pools.journal import digest
 from inference.samplers.serve import serve
 
@@ -74,7 +73,7 @@ def answer_file(source: Source, criterion: str, header: dict[str, Any], number: 
     return f"{source.file_name}-{digest(decides)[:12]}"
 
 
-def together(pools: Sequence[PoolFile]) -> PoolFile:
+def together(pools: Sequence[Pool]) -> Pool:
     """Pools of one answer a prompt as one pool with all answers to a prompt, and their cost together."""
     if len(pools) == 1:
         return pools[0]
@@ -87,7 +86,7 @@ def together(pools: Sequence[PoolFile]) -> PoolFile:
         )
         for row in zip(*(pool.prompts for pool in pools), strict=True)
     ]
-    return PoolFile({**pools[0].header, "num_samples": len(pools)}, prompts)
+    return Pool({**pools[0].header, "num_samples": len(pools)}, prompts)
 
 
 def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampling, seed: int, batch_size: int) -> Draw:
@@ -96,7 +95,7 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
     Repeated prompts get random numbers of their own, whichever of them are answered together.
     """
 
-    def run(rows: Rows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Sample], Cost, bool]]:
+    def run(rows: Rows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
         assert source.spec is not None
         policy = load_policy(source.name, source.spec, sampling)
         sampler = serve(policy, reward, method, sampling, batch_size)
@@ -108,7 +107,7 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
                 columns = {name: [rows[i][name] for i in chunk] for name in rows[0] if name != "prompt"}
                 completions = sampler.sample(prompts, seed=seed + repeat, columns=columns)
                 for i, completion in zip(chunk, completions, strict=True):
-                    yield i, [_sample(policy, completion, sampling)], completion.cost, False
+                    yield i, [_stored(policy, completion, sampling)], completion.cost, False
 
     return run
 
@@ -127,7 +126,8 @@ def _rounds(rows: Rows) -> list[list[int]]:
     return rounds
 
 
-def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sample:
+def _stored(policy: Policy, completion: Completion, sampling: Sampling) -> Response:
+    """The answer as a pool file keeps it: with its score, and its segments with their texts."""
     segments = []
     texts = _segment_texts(policy, completion, sampling)
     for text, segment in zip(texts, completion.trace, strict=True):
@@ -141,14 +141,8 @@ def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sampl
                 "nudge": segment.nudge,
             }
         )
-    return Sample(
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        num_tokens=len(completion.token_ids),
-        token_ids=completion.token_ids,
-        scores={"proxy": None if completion.reward is None else _or_none(completion.reward)},
-        segments=tuple(segments),
-    )
+    scores = {"proxy": None if completion.reward is None else _or_none(completion.reward)}
+    return replace(completion.response, scores=scores, segments=tuple(segments))
 
 
 def _or_none(value: float) -> float | None:

@@ -15,6 +15,7 @@ from iama.config.methods import written_tuned
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
 from iama.prompts.render import prompt_text
+from inference.engine.responses import Pool
 from inference.evaluation.evaluate import evaluate_pools
 from inference.evaluation.from_pools import GOLD
 from inference.evaluation.provenance import versions
@@ -31,7 +32,7 @@ from inference.hedging.tuning_file import (
     order_key,
     text_id,
 )
-from inference.pools.file import PoolFile, prompt_ids, read_pool
+from inference.pools.file import prompt_ids, read_pool
 from inference.pools.fill import score_pool
 from inference.pools.format import HeaderPolicy
 from inference.samplers.serve import read_method, served_of
@@ -95,14 +96,14 @@ def scored_files(paths: Sequence[Path], criteria: Sequence[str], columns: Column
         pool = read_pool(path)
         own = prompt_ids([{"prompt": p.prompt} for p in pool.prompts])
         order = sorted(range(len(own)), key=own.__getitem__)  # lest resamples depend on the order of a file's lines
-        pool = PoolFile(pool.header, [pool.prompts[i] for i in order])
+        pool = Pool(pool.header, [pool.prompts[i] for i in order])
         names = list(criteria) or ([columns.proxy] if columns.proxy else _conventional(path, pool, columns))
         ids = [own[i] for i in order]
         found += [_of_columns(path, pool, name, columns, ids) for name in names]
     return found
 
 
-def _conventional(path: Path, pool: PoolFile, columns: Columns) -> list[str]:
+def _conventional(path: Path, pool: Pool, columns: Columns) -> list[str]:
     there = list(pool.prompts[0].samples[0].scores)
     found = [name for name in there if name + GOLD in there]
     if not found:
@@ -116,7 +117,7 @@ def _conventional(path: Path, pool: PoolFile, columns: Columns) -> list[str]:
     return found
 
 
-def _of_columns(path: Path, pool: PoolFile, name: str, columns: Columns, ids: list[str]) -> Scored:
+def _of_columns(path: Path, pool: Pool, name: str, columns: Columns, ids: list[str]) -> Scored:
     proxy, gold = columns.proxy or name, columns.gold or name + GOLD
     there = list(pool.prompts[0].samples[0].scores)
     used = [column for column in (proxy, gold, columns.report) if column is not None]
@@ -195,7 +196,7 @@ def _criterion(name: str, proxy: RewardSpec, gold: RewardSpec, report: RewardSpe
     return TunedCriterion(name=name, proxy=proxy, gold=gold, report=report, **keys)
 
 
-def _seconds(pool: PoolFile) -> float | None:
+def _seconds(pool: Pool) -> float | None:
     return sum(prompt.cost.seconds for prompt in pool.prompts) or None
 
 

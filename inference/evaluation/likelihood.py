@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from iama.config.settings import EvaluationConfig
     from iama.config.specs import Sampling
     from inference.engine.policy import Policy
+    from inference.engine.responses import Pool
     from inference.evaluation.sources import Source
-    from inference.pools.file import PoolFile
 
 
 def reference_source(config: EvaluationConfig, sources: Sequence[Source]) -> Source | None:
@@ -53,7 +53,7 @@ def is_plain(sampling: Sampling) -> bool:
 
 
 def pool_log_probabilities(
-    pool: PoolFile,
+    pool: Pool,
     source: Source,
     judge: Source,
     prompts_ids: Sequence[Sequence[int]],
@@ -67,7 +67,7 @@ def pool_log_probabilities(
     `prompts_ids` are the pool's prompts as that policy reads them. None where the pool holds no token ids, or the two
     policies have other vocabularies.
     """
-    if judge.spec is None or any(s.token_ids is None for p in pool.prompts for s in p.samples):
+    if judge.spec is None or not all(s.has_ids for p in pool.prompts for s in p.samples):
         return None
     lines = read_lines(path)
     keys = [digest([prompt.prompt_id, [s.token_ids for s in prompt.samples]]) for prompt in pool.prompts]
@@ -79,7 +79,7 @@ def pool_log_probabilities(
             return None
         for i in missing:
             prompt = pool.prompts[i]
-            responses = [list(s.token_ids or ()) for s in prompt.samples]
+            responses = [list(s.token_ids) for s in prompt.samples]
             prompts = [list(prompts_ids[i])] * len(responses)
             sums = [total for total, _ in sequence_log_probabilities(policy, prompts, responses, batch_size)]
             lines[keys[i]] = {"key": keys[i], "log_probabilities": sums}
@@ -88,11 +88,11 @@ def pool_log_probabilities(
     return np.asarray([lines[key]["log_probabilities"] for key in keys], dtype=np.float64)
 
 
-def _same_vocabulary(policy: Policy, source: Source, pool: PoolFile) -> bool:
+def _same_vocabulary(policy: Policy, source: Source, pool: Pool) -> bool:
     """Whether a policy reads token ids as they were meant; of a stored pool its texts tell."""
     if source.spec is None:
         firsts = [prompt.samples[0] for prompt in pool.prompts]
-        return all(response_text(policy, s.token_ids or ()).startswith(s.text) for s in firsts)
+        return all(response_text(policy, s.token_ids).startswith(s.text) for s in firsts)
     tokenizer: Any = load_tokenizer(source.name, source.spec)[0]
     same: bool = tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     return same

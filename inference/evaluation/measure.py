@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from iama.models.flops import size_of
 from iama.rewards.reward import load_reward
+from inference.engine.responses import Pool
 from inference.evaluation.answers import (
     answer_file,
     answer_seed,
@@ -25,7 +26,6 @@ from inference.evaluation.answers import (
 )
 from inference.evaluation.likelihood import last_loaded, pool_log_probabilities, reference_source
 from inference.evaluation.measured import Answers, Evaluation, Measured, answers_name
-from inference.pools.file import PoolFile
 from inference.pools.fill import fill_pool, reward_key, score_pool, transformers_draw
 from inference.pools.journal import digest
 from inference.samplers.serve import needs_target
@@ -121,9 +121,9 @@ def _sizes(spec: RewardSpec, reward: Reward | None) -> list[tuple[RewardSpec, Mo
     return [(spec, None if classifier is None else size_of(classifier.model))]
 
 
-def _fill(work: _Work, source: Source) -> PoolFile:
+def _fill(work: _Work, source: Source) -> Pool:
     if source.stored is not None:
-        return PoolFile(source.stored.header, [source.stored.prompts[i] for i in work.indices])
+        return Pool(source.stored.header, [source.stored.prompts[i] for i in work.indices])
     assert source.spec is not None
     config = work.config
     advance = bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
@@ -181,13 +181,13 @@ def _scores(work: _Work, measured: Measured) -> None:
             advance(0, f"mean of {source.name} {known_N.mean():.3g}" if known_N.size else "")
 
 
-def _beginning(pool: PoolFile, num_samples: int) -> PoolFile:
+def _beginning(pool: Pool, num_samples: int) -> Pool:
     """The first samples of every prompt: what an evaluation uses of a larger pool, and all that is scored of it."""
-    return PoolFile(pool.header, [replace(prompt, samples=prompt.samples[:num_samples]) for prompt in pool.prompts])
+    return Pool(pool.header, [replace(prompt, samples=prompt.samples[:num_samples]) for prompt in pool.prompts])
 
 
 def _score(
-    work: _Work, pool: PoolFile, source: Source, spec: RewardSpec, known: dict[Any, Any], advance: Callable[[int], None]
+    work: _Work, pool: Pool, source: Source, spec: RewardSpec, known: dict[Any, Any], advance: Callable[[int], None]
 ) -> PoolScores:
     reward = None if spec.column is not None else work.reward(spec)
     journal = work.folder / "scores" / f"{source.file_name}.{reward_key(spec)[:12]}.jsonl"
@@ -211,7 +211,7 @@ def _answers(
 
 def _answer_round(
     work: _Work, source: Source, criterion: EvaluationCriterion, method: Method, number: int
-) -> tuple[PoolFile, Floats | None]:
+) -> tuple[Pool, Floats | None]:
     """One answer a prompt, and its gold `[P, 1]`."""
     config = work.config
     header = guided_header(source, method, reward_key(criterion.proxy))

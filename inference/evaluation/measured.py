@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
     from iama.config.specs import RewardSpec
     from iama.models.flops import ModelSize
+    from inference.engine.responses import Pool
     from inference.evaluation.plan import Plan
-    from inference.pools.file import PoolFile
     from inference.pools.fill import PoolScores
     from inference.selection.rules import Served
 
@@ -28,7 +28,7 @@ class Answers(NamedTuple):
     their proxy rewards, and gold `[P, A]`."""
 
     method: Method
-    pool: PoolFile
+    pool: Pool
     gold_PA: Floats | None
 
     @property
@@ -45,7 +45,7 @@ class Measured:
     `answers` of guided methods by (policy, criterion, method as written). `reference` is the source of KL and fluency.
     """
 
-    pools: dict[str, PoolFile] = field(default_factory=dict)
+    pools: dict[str, Pool] = field(default_factory=dict)
     scores: dict[tuple[str, RewardSpec], PoolScores] = field(default_factory=dict)
     log_probabilities: dict[tuple[str, str], Floats] = field(default_factory=dict)
     answers: dict[tuple[str, str, str], Answers] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Evaluation:
         counts = [self.known(*pair).sum(axis=1).min() for pair in self.served]
         return int(min(self.plan.num_samples // 4, *counts))
 
-    def pool(self, policy: str, criterion: EvaluationCriterion) -> PoolFile:
+    def pool(self, policy: str, criterion: EvaluationCriterion) -> Pool:
         """The pool that serves a criterion."""
         return self.measured.pools[self.plan.source(policy, criterion.name).name]
 

@@ -10,7 +10,8 @@ from iama.prompts.data import with_system_prompt
 from iama.prompts.render import prompt_text, render_prompt
 from inference.engine.flops import size_from_folder
 from inference.engine.policy import load_tokenizer, resolve_paths
-from inference.pools.file import PoolFile, prompt_ids
+from inference.engine.responses import Pool
+from inference.pools.file import prompt_ids
 from inference.pools.fill import pool_header
 from inference.pools.journal import digest
 
@@ -40,7 +41,7 @@ class Source:
     header: dict[str, Any]
     spec: PolicySpec | None = None
     system_prompt: str | None = None
-    stored: PoolFile | None = None
+    stored: Pool | None = None
     size: ModelSize | None = None
     prompts_ids: Sequence[Sequence[int]] = field(default=(), repr=False)
 
@@ -83,7 +84,7 @@ def read_variants(config: EvaluationConfig, rows: Sequence[Mapping[str, Any]]) -
 def sources_of(
     config: EvaluationConfig,
     rows: Sequence[Mapping[str, Any]],
-    stored: Mapping[str, PoolFile],
+    stored: Mapping[str, Pool],
     readings: Mapping[Variant, Reading],
 ) -> list[Source]:
     """The pools of all policies: one each, or where a policy differs by criterion one for each.
@@ -126,12 +127,12 @@ def _size(name: str, spec: PolicySpec) -> ModelSize:
     return size_from_folder(base, f"policy {name!r}", trust_remote_code=spec.trust_remote_code)
 
 
-def prompts_by_id(pool: PoolFile) -> PoolFile:
+def prompts_by_id(pool: Pool) -> Pool:
     """A pool with its prompts by their ids, of which `h-2` comes before `h-10`."""
-    return PoolFile(pool.header, sorted(pool.prompts, key=lambda p: (len(p.prompt_id), p.prompt_id)))
+    return Pool(pool.header, sorted(pool.prompts, key=lambda p: (len(p.prompt_id), p.prompt_id)))
 
 
-def stored_rows(stored: Mapping[str, PoolFile]) -> list[dict[str, Any]]:
+def stored_rows(stored: Mapping[str, Pool]) -> list[dict[str, Any]]:
     """The prompts that all pool files answer; raises `DataError` where one has more than the first."""
     first = next(iter(stored))
     rows = [{"prompt": p.prompt, **p.columns} for p in stored[first].prompts]
@@ -144,7 +145,7 @@ def stored_rows(stored: Mapping[str, PoolFile]) -> list[dict[str, Any]]:
     return rows
 
 
-def _in_order(name: str, rows: Sequence[Mapping[str, Any]], pool: PoolFile) -> PoolFile:
+def _in_order(name: str, rows: Sequence[Mapping[str, Any]], pool: Pool) -> Pool:
     """A stored pool with the evaluation's prompts, in their order; raises `DataError` where one is missing."""
     ids = prompt_ids(rows)
     by_id = dict(zip(prompt_ids([{"prompt": p.prompt} for p in pool.prompts]), pool.prompts, strict=True))
@@ -156,4 +157,4 @@ def _in_order(name: str, rows: Sequence[Mapping[str, Any]], pool: PoolFile) -> P
         )
     columns = [{key: value for key, value in row.items() if key != "prompt"} for row in rows]
     prompts = [replace(by_id[key], prompt_id=key, columns=c) for key, c in zip(ids, columns, strict=True)]
-    return PoolFile(pool.header, prompts)
+    return Pool(pool.header, prompts)

@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from iama.arrays import Floats, Indices
 
 if TYPE_CHECKING:
-    from inference.hedging.families import Family
+    from inference.hedging.laws import Family
 
 Regime = Literal["hacks", "never hacks", "always hacks", "dips", "flat"]
 Kind: TypeAlias = Literal["maximum", "minimum"]

@@ -17,10 +17,10 @@ import numpy as np
 from iama.arrays import Floats
 from iama.config.methods import FIXED_DRAWS, TUNABLE
 from iama.errors import ConfigError, DataError, IamaWarning
-from inference.hedging.families import Family, by_budget, on_ranks
+from inference.hedging.laws import Family, by_budget, on_ranks
 from inference.hedging.scores import calibration_scores
 from inference.hedging.search import Regime, Search, replicated, search
-from inference.selection.rank_weights import best_of_values, order_values
+from inference.selection.curves import best_of_values, order_values
 from inference.statistics.bootstrap import Interval, percentile_interval, prompt_weights
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Engines beside the one of `inference.engine.decode` that fill pools: OpenAI-compatible servers, and vLLM in this process."""
+"""Engines that fill pools in place of `inference.engine.decode`: OpenAI-compatible servers, and vLLM in-process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from iama.prompts.render import render_prompt
 from iama.rewards.judge import num_tokens
 from iama.rewards.remote import ChatRequest, well_formed
 from inference.engine.policy import load_tokenizer, resolve_paths
-from inference.engine.responses import check_fit
+from inference.engine.responses import Response, check_fit
 from inference.engine.vocabulary import special_tokens
-from inference.pools.file import Sample, prompt_ids
+from inference.pools.file import prompt_ids
 from inference.pools.journal import digest
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from iama.rewards.remote import ChatAnswer, Endpoint
     from inference.pools.fill import Draw, Rows
 
-    Drawn = Iterator[tuple[int, list[Sample], Cost, bool]]
+    Drawn = Iterator[tuple[int, list[Response], Cost, bool]]
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM can be told of adapters: the largest rank, one of these."""
@@ -82,10 +82,13 @@ def openai_draw(
     return draw
 
 
-def _samples(answer: ChatAnswer) -> list[Sample]:
+def _samples(answer: ChatAnswer) -> list[Response]:
     """Texts with what is known of their lengths: the server counts the tokens of all together."""
     number = answer.completion_tokens if len(answer.texts) == 1 else None
-    return [Sample(text, reason, number) for text, reason in zip(answer.texts, answer.finish_reasons, strict=True)]
+    return [
+        Response(text, finish_reason=reason, length=number)
+        for text, reason in zip(answer.texts, answer.finish_reasons, strict=True)
+    ]
 
 
 def _usage(prompt: Prompt, answer: ChatAnswer) -> tuple[tuple[int, int], bool]:
@@ -139,7 +142,7 @@ def vllm_draw(
             begin = time.perf_counter()
             outputs = model.generate(
                 [{"prompt_token_ids": prompts_ids[i]} for i in chunk],
-                [vllm.SamplingParams(**own, stop_token_ids=end_ids or None) for own in settings],
+                [vllm.SamplingParams(**arguments, stop_token_ids=end_ids or None) for arguments in settings],
                 use_tqdm=False,
                 lora_request=lora,
             )
@@ -184,13 +187,13 @@ def vllm_model_settings(spec: PolicySpec, adapter: str | None) -> dict[str, Any]
     return settings | {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
 
 
-def _vllm_samples(output: Any, num_prompt_tokens: int, seconds: float) -> tuple[list[Sample], Cost]:
+def _vllm_samples(output: Any, num_prompt_tokens: int, seconds: float) -> tuple[list[Response], Cost]:
     """Samples of a `RequestOutput`, and what they cost: all were decoded side by side."""
     samples = [
-        Sample(well_formed(o.text), o.finish_reason or "unknown", len(o.token_ids), tuple(map(int, o.token_ids)))
+        Response(well_formed(o.text), tuple(map(int, o.token_ids)), o.finish_reason or "unknown")
         for o in sorted(output.outputs, key=lambda o: int(o.index))
     ]
-    lengths = [len(sample.token_ids or ()) for sample in samples]
+    lengths = [len(sample.token_ids) for sample in samples]
     cost = Cost(
         policy_prefill_tokens=num_prompt_tokens,
         policy_decode_tokens=sum(max(length - 1, 0) for length in lengths),

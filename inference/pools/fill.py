@@ -28,16 +28,8 @@ from iama.prompts.render import render_prompt
 from inference.engine.decode import iter_decode
 from inference.engine.policy import load_policy, resolve_paths
 from inference.engine.random_streams import prompt_keys
-from inference.pools.file import (
-    PooledPrompt,
-    PoolFile,
-    Sample,
-    append_block,
-    open_unfinished,
-    prompt_ids,
-    read_pool,
-    write_pool,
-)
+from inference.engine.responses import Pool, PooledPrompt, Response
+from inference.pools.file import append_block, open_unfinished, prompt_ids, read_pool, write_pool
 from inference.pools.format import full_header
 from inference.pools.journal import append_line, digest, read_lines
 from inference.pools.text_scores import TextScore, as_line, from_line, score_texts
@@ -48,7 +40,7 @@ if TYPE_CHECKING:
 
 Advance: TypeAlias = Callable[[int], None]
 Rows: TypeAlias = Sequence[dict[str, Any]]
-Draw: TypeAlias = Callable[[Rows, Sequence[int]], Iterator[tuple[int, list[Sample], Cost, bool]]]
+Draw: TypeAlias = Callable[[Rows, Sequence[int]], Iterator[tuple[int, list[Response], Cost, bool]]]
 """From all rows and the indices of those to draw: (index, samples, cost, whether it is estimated), as they are done."""
 
 DISAGREEMENT = "/disagreement"
@@ -100,7 +92,7 @@ def engine_header(
 
 def fill_pool(
     path: Path, header: dict[str, Any], rows: Rows, draw: Draw, advance: Advance, indices: Sequence[int] | None = None
-) -> PoolFile:
+) -> Pool:
     """The pool of the rows (of those at `indices`), in their order; what the file lacks is drawn and appended.
 
     `advance` is told numbers of finished prompts. What else the file holds stays there. Raises `RunError` where the
@@ -125,7 +117,7 @@ def fill_pool(
             append_block(path, block)
             found[names[index]] = block
             advance(1)
-    return PoolFile(stored.header, [replace(found[names[i]], columns=_columns(rows[i])) for i in wanted])
+    return Pool(stored.header, [replace(found[names[i]], columns=_columns(rows[i])) for i in wanted])
 
 
 def transformers_draw(
@@ -139,7 +131,7 @@ def transformers_draw(
 ) -> Draw:
     """Draw with the engine of `inference.engine.decode`; the policy is loaded when something is drawn."""
 
-    def draw(rows: Rows, indices: Sequence[int]) -> Iterator[tuple[int, list[Sample], Cost, bool]]:
+    def draw(rows: Rows, indices: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
         policy = load_policy(policy_name, spec, sampling)
         prompts_ids = [
             render_prompt(policy.tokenizer, with_system_prompt(row["prompt"], system_prompt)) for row in rows
@@ -154,8 +146,7 @@ def transformers_draw(
             batch_size=batch_size,
             keys=[keys[i] for i in indices],
         ):
-            samples = [Sample(r.text, r.finish_reason, r.num_tokens, r.token_ids) for r in responses]
-            yield indices[place], samples, cost, False
+            yield indices[place], responses, cost, False
 
     return draw
 
@@ -206,7 +197,7 @@ class PoolScores:
 
 
 def score_pool(
-    pool: PoolFile,
+    pool: Pool,
     reward: Reward | None,
     spec: RewardSpec,
     journal: Path,
@@ -286,7 +277,7 @@ def _seconds(prompt: PooledPrompt, row: Sequence[TextScore]) -> float:
     return sum({sample.text: score.seconds for sample, score in zip(prompt.samples, row, strict=True)}.values())
 
 
-def _stored_scores(pool: PoolFile, spec: RewardSpec) -> PoolScores:
+def _stored_scores(pool: Pool, spec: RewardSpec) -> PoolScores:
     """Scores that the samples hold, with sign and scale."""
     name = spec.column
     assert name is not None
@@ -307,14 +298,14 @@ def _stored_scores(pool: PoolFile, spec: RewardSpec) -> PoolScores:
     return PoolScores(values_PS, tokens_PS, zeros_P, zeros_P.astype(np.float64), 0, disagreement_PS=spread_PS)
 
 
-def _stored_disagreement(pool: PoolFile, name: str, values_PS: Floats) -> Floats | None:
+def _stored_disagreement(pool: Pool, name: str, values_PS: Floats) -> Floats | None:
     """What an ensemble's column has beside it, as it is (on the members' scale); None where scores are without one."""
     beside = [[sample.scores.get(name + DISAGREEMENT) for sample in prompt.samples] for prompt in pool.prompts]
     spread_PS = np.asarray(beside, dtype=np.float64)
     return None if np.isnan(spread_PS[~np.isnan(values_PS)]).any() else spread_PS
 
 
-def add_column(path: Path, pool: PoolFile, name: str, reward: Reward, spec: RewardSpec, advance: Advance) -> Floats:
+def add_column(path: Path, pool: Pool, name: str, reward: Reward, spec: RewardSpec, advance: Advance) -> Floats:
     """Score a pool and write the scores `[P, S]` into its file as a column, which is there whole or not at all.
 
     An ensemble's disagreement goes into a column beside it (`DISAGREEMENT`), which any other reward takes away.
@@ -331,7 +322,7 @@ def add_column(path: Path, pool: PoolFile, name: str, reward: Reward, spec: Rewa
         raise RunError(f"{path} has been changed while it was scored; score it again")
     prompts = _with_scores(present.prompts, name, values_PS)
     prompts = _with_scores(prompts, name + DISAGREEMENT, scores.disagreement_PS)
-    write_pool(path, PoolFile(present.header, prompts))
+    write_pool(path, Pool(present.header, prompts))
     journal.unlink(missing_ok=True)
     return values_PS
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from iama.rewards.reward import Reward
-    from inference.pools.file import PooledPrompt
+    from inference.engine.responses import PooledPrompt
 
 
 _COLUMNS = ("num_tokens", "num_shared", "seconds")

@@ -38,7 +38,7 @@ class Completion:
     candidates. `fallback`: none was accepted, and a plain sample is kept.
     """
 
-    candidates: list[Response]
+    candidates: Sequence[Response]
     chosen: int
     cost: Cost
     trace: tuple[Segment, ...] = ()

@@ -139,7 +139,7 @@ def calibrate_target(
     render_checked(policy, reward, prompts, columns, sampling)
     pool = draw(policy, prompts, num_samples, sampling, seed=seed, batch_size=batch_size)
     scored = score(pool, reward, columns)
-    rewards = [c.reward for row in scored.candidates for c in row if c.reward is not None]
+    rewards = [c.reward for row in scored.samples for c in row if c.reward is not None]
     return float(np.quantile(rewards, quantile)), sum(scored.costs, Cost())
 
 

@@ -25,11 +25,11 @@ from iama.errors import ConfigError, RewardError
 from inference.engine.batches import shortest_first, until_all
 from inference.engine.decode import iter_decode
 from inference.engine.random_streams import prompt_keys, stream_keys
-from inference.engine.responses import Ends, Response, response_text
+from inference.engine.responses import Ends, Response, pool_of, response_text
 from inference.engine.reward_gradient import EmbeddedReward, around, check_shared_vocabulary
 from inference.engine.vocabulary import end_tokens, special_tokens
 from inference.samplers.base import Completion, render_checked
-from inference.samplers.best_of import Pool, score
+from inference.samplers.best_of import score
 from inference.samplers.sea_energy import Models, Start
 from inference.samplers.sea_run import Run, Search
 from inference.selection.rules import select
@@ -176,9 +176,9 @@ class Sea:
         """Score the chains' texts as texts, and keep the best of each prompt."""
         ends, end_ids = Ends(self.policy, self.sampling), end_tokens(self.policy, self.sampling)
         candidates = [[self._candidate(ends, chain.answer) for chain in search.chains] for search in searches]
-        pool = score(Pool(list(prompts), candidates, [search.cost() for search in searches]), self.reward, columns)
+        pool = score(pool_of(prompts, candidates, [search.cost() for search in searches]), self.reward, columns)
         completions, peak = [], peak_memory(self.policy.model.device)
-        for row, cost in zip(pool.candidates, pool.costs, strict=True):
+        for row, cost in zip(pool.samples, pool.costs, strict=True):
             rewards = [candidate.reward for candidate in row if candidate.reward is not None]
             if any(map(math.isnan, rewards)):
                 raise RewardError(f"reward {self.reward.name!r} has no score for a text that it must choose by")

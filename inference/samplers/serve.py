@@ -25,7 +25,9 @@ from inference.samplers.best_of import SelectionSampler
 from inference.samplers.cards import Cards, CardsSettings, calibrate_target, rejection_settings
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
-from inference.selection.rules import ItpSettings, MbrSettings, Rule, Served, itp_rule, mbr_rule
+from inference.selection.itp import ItpSettings, itp_rule
+from inference.selection.mbr import MbrSettings, mbr_rule
+from inference.selection.rules import Rule, Served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

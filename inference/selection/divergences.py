@@ -16,8 +16,7 @@ from scipy.special import gammaln, xlog1py, xlogy
 
 from iama.arrays import Floats, Integers
 from iama.objective.rank_operators import poisson_kl_below
-from inference.selection.curves import curves, rank_weights
-from inference.statistics.win_rates import by_answer
+from inference.selection.curves import by_answer, curves, rank_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iama.arrays import Floats, Indices, Mask
-from inference.selection.rank_weights import order_weights
+from inference.selection.curves import by_answer, order_weights
 from inference.selection.rules import rule_of
-from inference.statistics.win_rates import by_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

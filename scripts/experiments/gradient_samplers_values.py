@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from iama.models.flops import ModelSize
     from iama.rewards.reward import Classifier
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
     from inference.statistics.savings import EqualCost
 
     Floats = NDArray[np.float64]
@@ -96,7 +96,7 @@ def served(line: Mapping[str, Any], metrics: Sequence[str] = METRICS) -> Served:
 
 
 def bon_curves(
-    pool: PoolFile, proxy_PS: Floats, metrics: Mapping[str, Floats], classifier: Classifier, policy_size: ModelSize
+    pool: Pool, proxy_PS: Floats, metrics: Mapping[str, Floats], classifier: Classifier, policy_size: ModelSize
 ) -> dict[str, Floats]:
     """What keeping the best of n = 1..N gives and costs, `[P, N]` by metric and unit."""
     lengths_PS = lengths(pool)
@@ -108,7 +108,7 @@ def bon_curves(
     return found | {unit: costs[unit] for unit in COSTS}
 
 
-def _read(pool: PoolFile, proxy_PS: Floats, classifier: Classifier) -> PoolScores:
+def _read(pool: Pool, proxy_PS: Floats, classifier: Classifier) -> PoolScores:
     """A pool's scores with the tokens that the reward reads for them."""
     tokens, shared = [], []
     for prompt, texts in zip(pool.prompts, pool.texts, strict=True):

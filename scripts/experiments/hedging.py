@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iama.config.specs import Sampling
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
     from inference.pools.fill import PoolScores
     from scripts.experiments.hedging_values import Results
 
@@ -195,12 +195,12 @@ def _pooled(unit: Unit, task: Task, student: Path | None = None) -> Pooled:
     )
 
 
-def _scored(pool: PoolFile, folder: Path, journal: Path) -> PoolScores:
+def _scored(pool: Pool, folder: Path, journal: Path) -> PoolScores:
     spec = RewardSpec(model=str(folder))
     return score_pool(pool, load_reward(CRITERION, spec), spec, journal, {}, _ignore)
 
 
-def _distilled(unit: Unit, pool: PoolFile, scored: Pooled) -> Path:
+def _distilled(unit: Unit, pool: Pool, scored: Pooled) -> Path:
     """A student of the ensemble's mean on the calibration pool, which begins as the first member; kept on disk."""
     settings = DistillSettings(
         base=str(unit.members[0]),

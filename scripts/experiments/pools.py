@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iama.config.settings import EvaluationCriterion
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
 
     Floats = NDArray[np.float64]
 
@@ -78,7 +78,7 @@ class Task:
         """The pool file's header; all but the versions of packages decides the samples."""
         return pool_header(self.name, self.spec, None, "transformers", self.sampling, self.num_samples, self.seed)
 
-    def sampled(self) -> PoolFile:
+    def sampled(self) -> Pool:
         """The pool at the plain prompts; what is on disk is not sampled again."""
         header = self.header()
         path = self.folder / "pools" / f"{self.name}-{digest({**header, 'versions': {}})[:12]}.jsonl"

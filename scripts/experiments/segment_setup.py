@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from iama.config.specs import PolicySpec, Sampling
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
     from scripts.experiments.pools import Scores
 
     Floats = NDArray[np.float64]
@@ -178,7 +178,7 @@ def drawn(ready: Setup, split: str, num_samples: int, scores: Mapping[str, Score
     )
 
 
-def _reward_tokens(reward: Reward, rows: Sequence[Any], pool: PoolFile) -> tuple[Floats, Floats]:
+def _reward_tokens(reward: Reward, rows: Sequence[Any], pool: Pool) -> tuple[Floats, Floats]:
     """Tokens that a reward reads to score one sample, mean over each prompt's, and those that all share: `[P]`."""
     classifier = reward.classifier
     assert classifier is not None

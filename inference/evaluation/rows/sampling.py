@@ -18,9 +18,9 @@ from inference.statistics.texts import distinct_n, distinct_texts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from inference.engine.responses import Pool
     from inference.evaluation.measured import Evaluation
     from inference.evaluation.summary import Row
-    from inference.pools.file import PoolFile
 
 
 def sampling_rows(evaluation: Evaluation) -> list[Row]:
@@ -71,18 +71,18 @@ def _selection_rows(evaluation: Evaluation, empty: Row) -> Iterator[Row]:
                 yield empty | where | told
 
 
-def _row(evaluation: Evaluation, engine: str, pool: PoolFile, name: str) -> Row:
+def _row(evaluation: Evaluation, engine: str, pool: Pool, name: str) -> Row:
     told = {"engine": engine, **_texts(pool, evaluation.plan.num_samples), **_cost(pool)}
     return told | _likelihood(evaluation, pool, name)
 
 
-def _forced_share(pool: PoolFile) -> float | None:
+def _forced_share(pool: Pool) -> float | None:
     """Share of segments none of whose proposals was accepted; None for a method that does not tell segments."""
     segments = [segment for prompt in pool.prompts for sample in prompt.samples for segment in sample.segments]
     return float(np.mean([segment["forced"] for segment in segments])) if segments else None
 
 
-def _texts(pool: PoolFile, num_compared: int) -> Row:
+def _texts(pool: Pool, num_compared: int) -> Row:
     """Variety falls with the number of samples, so as many of every pool are looked at."""
     texts = [row[:num_compared] for row in pool.texts]
     lengths_PS = lengths(pool)
@@ -96,7 +96,7 @@ def _texts(pool: PoolFile, num_compared: int) -> Row:
     }
 
 
-def _cost(pool: PoolFile) -> Row:
+def _cost(pool: Pool) -> Row:
     """What sampling took; None for what a pool from elsewhere does not tell."""
     cost = sum((prompt.cost for prompt in pool.prompts), Cost())
     return {
@@ -109,7 +109,7 @@ def _cost(pool: PoolFile) -> Row:
     }
 
 
-def _likelihood(evaluation: Evaluation, pool: PoolFile, name: str) -> Row:
+def _likelihood(evaluation: Evaluation, pool: Pool, name: str) -> Row:
     """Fluency under the reference, and the log-ratio to it; the latter only of plain sampling, whose KL it is."""
     found: Row = {"fluency": None, "fluency_z": None, "mean_log_ratio": None}
     reference = evaluation.measured.reference

@@ -16,6 +16,7 @@ from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.models.flops import ModelSize
+from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.evaluation.compare import Question, compare_policies
 from inference.evaluation.from_pools import config_from_pools
 from inference.evaluation.measured import Answers, Evaluation, Measured
@@ -23,7 +24,6 @@ from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.risks import break_even_rows
 from inference.evaluation.rows.sampling import missing_rows, sampling_rows
 from inference.evaluation.rows.values import fill_tables
-from inference.pools.file import PooledPrompt, PoolFile, Sample
 from inference.pools.fill import PoolScores
 from inference.report import write_report
 from inference.samplers.serve import read_method
@@ -135,13 +135,12 @@ def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> Answers:
             prompt.prompt,
             {},
             (
-                Sample(
+                Response(
                     "one two",
-                    "length" if i == 0 else "stop",
-                    4,
                     (1, 2, 3, 4),
-                    {"proxy": proxy},
-                    tuple({"text": t, "forced": i == 0 and t == "one "} for t in ("one ", "two")),
+                    "length" if i == 0 else "stop",
+                    scores={"proxy": proxy},
+                    segments=tuple({"text": t, "forced": i == 0 and t == "one "} for t in ("one ", "two")),
                 ),
             ),
             Cost(policy_prefill_tokens=5, policy_decode_tokens=9, flops=70.0),
@@ -149,7 +148,7 @@ def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> Answers:
         )
         for i, (prompt, proxy) in enumerate(zip(source.stored.prompts, proxies, strict=True))
     ]
-    return Answers(read_method(method), PoolFile(source.stored.header, prompts), None)
+    return Answers(read_method(method), Pool(source.stored.header, prompts), None)
 
 
 def test_operations_of_a_judge_are_not_known(config, tmp_path):

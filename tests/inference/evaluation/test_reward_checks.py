@@ -17,12 +17,12 @@ from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.environment import prepare_environment
 from iama.errors import ConfigError, DataError, ModelError, RewardError
-from inference.engine.responses import Response
+from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.evaluation import answers as guided_draw
 from inference.evaluation.describe import judge_lines
 from inference.evaluation.plan import make_plan
 from inference.evaluation.reward_checks import check_signature
-from inference.pools.file import PooledPrompt, PoolFile, read_pool, write_pool
+from inference.pools.file import read_pool, write_pool
 from inference.samplers.base import Completion, Segment
 from tests.conftest import make_tokenizer, tiny_config
 from tests.inference.evaluation.running import evaluate
@@ -227,7 +227,7 @@ def test_a_guided_answer_without_a_score_is_null_in_its_pool(policy, tmp_path):
     completion = Completion([Response("a b", (7, 8), "length", math.nan)], 0, Cost(1), (segment,))
     sample = guided_draw._sample(policy, completion, Sampling())
     block = PooledPrompt("q", "why?", {}, (sample,), Cost(1), False)
-    write_pool(tmp_path / "answers.jsonl", PoolFile(HEADER | {"num_samples": 1}, [block]))
+    write_pool(tmp_path / "answers.jsonl", Pool(HEADER | {"num_samples": 1}, [block]))
     (read,) = read_pool(tmp_path / "answers.jsonl").prompts
     assert read.samples[0].scores == {"proxy": None}
     assert [(s["reward"], s["threshold"]) for s in read.samples[0].segments] == [(None, None)]

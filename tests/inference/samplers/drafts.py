@@ -44,7 +44,7 @@ class Drafts:
         pool = draw(self.policy, prompts, number, self.sampling, seed=seed, batch_size=self.batch_size)
         pool = score(pool, self.reward, columns)
         completions = []
-        for drafts, cost in zip(pool.candidates, pool.costs, strict=True):
+        for drafts, cost in zip(pool.samples, pool.costs, strict=True):
             good = [i for i, draft in enumerate(drafts) if draft.reward >= self.settings.enough]
             best = max(range(number), key=lambda i: drafts[i].reward)
             chosen = min(good, key=lambda i: len(drafts[i].token_ids), default=best)

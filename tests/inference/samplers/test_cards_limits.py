@@ -151,7 +151,7 @@ def test_columns_reach_reward_functions(policy64, tmp_path):
 
 def test_calibration_takes_a_quantile_of_unguided_rewards(policy64, reward):
     pool = score(draw(policy64, PROMPTS, 8, SAMPLING, seed=4, batch_size=64), reward)
-    rewards = [c.reward for row in pool.candidates for c in row]
+    rewards = [c.reward for row in pool.samples for c in row]
     for quantile in (0.0, 0.75, 1.0):
         target, _ = calibrate_target(
             policy64, reward, PROMPTS, SAMPLING, quantile=quantile, num_samples=8, seed=4, batch_size=5

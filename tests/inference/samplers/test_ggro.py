@@ -167,7 +167,7 @@ def test_one_candidate_is_plain_decoding(policy_with_ends, reward):
         assert completion.cost.policy_decode_tokens == len(completion.token_ids) - 1
     sampled = answer(policy_with_ends, reward, PROMPTS, having(settings, greedy=False), SAMPLED, seed=5)
     pool = draw(policy_with_ends, PROMPTS, 1, SAMPLED, seed=5, batch_size=8)
-    assert [c.token_ids for c in sampled] == [row[0].token_ids for row in pool.candidates]
+    assert [c.token_ids for c in sampled] == [row[0].token_ids for row in pool.samples]
 
 
 def test_parallel_candidates_are_the_best_proposals_of_the_first_gradient(policy_with_ends, reward):
