@@ -48,7 +48,7 @@ def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[
         values, cost = reward.score(prompts, texts, columns)
         each, rest = divmod(cost.reward_tokens, len(texts))
         counts, shared = [each + (i < rest) for i in range(len(texts))], [0] * len(texts)
-        if reward.ensemble is not None:
+        if reward.members:
             more = [(cost.flops / len(texts), found) for found in reward.disagreement(prompts, texts, columns)]
     else:
         ids = reward.classifier.render(prompts, texts)

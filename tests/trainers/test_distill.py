@@ -22,7 +22,7 @@ from iama.config.specs import RewardSpec
 from iama.errors import DataError, ModelError, RunError
 from iama.prompts.render import prompt_text
 from iama.rewards.ensemble import within_prompt_spread
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from tests.conftest import WORDS
 from trainers.distill import (
     Answers,

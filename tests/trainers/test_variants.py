@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from iama.config.settings import TrainingConfig
 from iama.config.specs import RewardSpec
-from iama.rewards.reward import Classifier, load_classifier, load_reward
+from iama.rewards.classifier import Classifier, load_classifier
+from iama.rewards.load import load_reward
 from trainers.run.build import build_trainer, save_final
 from trainers.run.plan import make_plan
 from trainers.run.train import manifest
@@ -113,7 +114,7 @@ def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make
         seen.setdefault(self.source, []).extend(ids)
         return forward(self, ids)
 
-    monkeypatch.setattr("iama.rewards.reward.load_classifier", counted)
+    monkeypatch.setattr("iama.rewards.load.load_classifier", counted)
     monkeypatch.setattr(Classifier, "score_ids", recorded)
     config = make_config(objective__criteria=criteria)
     trainer, _ = trained(config)

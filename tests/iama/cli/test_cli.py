@@ -20,7 +20,7 @@ from iama.config.schema import load_config
 from iama.config.settings import EvaluationConfig, TrainingConfig
 from iama.config.specs import Sampling
 from iama.prompts.data import read_prompts
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 
 
 @pytest.fixture

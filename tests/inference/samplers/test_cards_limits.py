@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError, RewardError
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import Reward, load_reward
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.rows import Rows
 from inference.samplers.base import Segment
 from inference.samplers.best_of import draw, score

@@ -21,7 +21,9 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RewardError
 from iama.models.flops import forward_flops, size_of
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import Reward, load_reward, reward_from_function
+from iama.rewards.function import reward_from_function
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.policy import load_policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.reward_gradient import GradientRows

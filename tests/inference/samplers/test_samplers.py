@@ -16,7 +16,8 @@ from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning, RewardError
 from iama.objective.operators import bon, bop, bop_zt, identity, series, soft_bon
-from iama.rewards.reward import Reward, load_reward
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.responses import pool_of
 from inference.engine.reward_rows import num_common
 from inference.samplers.best_of import SelectionSampler, draw, score

@@ -20,7 +20,8 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import ConfigError, IamaWarning, ModelError, RewardError
 from iama.objective.operators import parse_operator
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward, reward_from_function
+from iama.rewards.function import reward_from_function
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.engine.prefix import Prefixes
 from inference.engine.reward_gradient import EmbeddedReward, around, embedding_table
