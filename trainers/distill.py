@@ -34,7 +34,7 @@ from iama.files import temporary_name
 from iama.models.loading import check_model_dir, loading, pick_device, refuse_missing_tensors
 from iama.prompts.render import prompt_text, render_exchange
 from iama.rewards.ensemble import within_prompt_spread
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from trainers.run.build import one_line_errors
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iama.cli.app import app, manifest_of, note_differences, prepare
+from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of
 from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
 from iama.errors import ConfigError
 
@@ -99,7 +99,7 @@ def _answer(
     from rich.console import Console
 
     with Console(stderr=True).status("loading and sampling"):
-        from iama.rewards.reward import load_reward
+        from iama.rewards.load import load_reward
         from inference.engine.policy import load_policy
         from inference.samplers.serve import check_served, serve, with_target
 
@@ -113,7 +113,7 @@ def _answer(
             method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
         completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
         spread = None
-        if scorer is not None and scorer.ensemble is not None:
+        if scorer is not None and scorer.members:
             (spread,) = scorer.disagreement([asked], [completion.text], {})
         return completion, method, calibration, spread
 
@@ -177,9 +177,6 @@ def reward_spec(
     reward: str | None, head: str | None, placement: dict[str, str], manifest: Manifest | None, criterion: str | None
 ) -> RewardSpec | None:
     """The reward that selects: from the flags, else that of the criterion in iama.json."""
-    from iama.config.schema import validate
-    from iama.config.specs import RewardSpec
-
     if reward is None:
         if head is not None:
             raise ConfigError(f"--head {head!r} belongs to a classifier; give --reward DIR as well")
@@ -188,10 +185,7 @@ def reward_spec(
                 raise ConfigError(f"--criterion {criterion!r} needs an iama.json beside the policy; there is none")
             return None
         return _manifest_reward(_criterion(manifest, criterion)).placed(**placement)
-    is_function = ":" in reward and not Path(reward).exists()
-    source = {"function": reward} if is_function else {"model": reward}
-    number = int(head) if head is not None and head.isdigit() else head
-    return validate({**source, "head": number, **placement}, RewardSpec, "--reward")
+    return named_reward(reward, head, placement)
 
 
 def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
@@ -216,16 +210,6 @@ def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:
         if value is not None:
             raise ConfigError(f"{flag} {value!r} and --spec {str(file)!r} both say which reward selects; give one")
     return load_config(file, RewardSpec)
-
-
-def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
-    """The flags over the settings of training, since a policy is best served as it was trained."""
-    from iama.config.schema import validate
-    from iama.config.specs import Sampling
-
-    settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
-    settings |= {key: value for key, value in given.items() if value is not None}
-    return validate(settings, Sampling, "command line")
 
 
 def _show(completion: Completion, operator: str, calibration: Cost | None, spread: float | None) -> None:

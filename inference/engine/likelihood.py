@@ -31,7 +31,7 @@ def sequence_log_probabilities(
 ) -> list[tuple[float, int]]:
     """Summed log-probability (nats) and number of tokens of each response, given its prompt (one prompt a response).
 
-    `responses_ids` are scored as they are, the end token included where they hold one: `inference.engine.decode` keeps it,
+    `responses_ids` are scored as they are, the end token included where they hold one: decoding keeps it, and
     `response_ids` makes them from text. An empty response gives (0, 0). Where memory runs out the batch is halved,
     with a warning. A token beyond what the head can give has log-probability -inf.
     """

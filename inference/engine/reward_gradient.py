@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from iama.models.flops import ModelSize
     from iama.prompts.render import Prompt
-    from iama.rewards.reward import Classifier, Reward
+    from iama.rewards.classifier import Classifier
+    from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
 
 INSTEAD = "use method cards or bon instead"
@@ -50,7 +51,7 @@ def check_shared_vocabulary(policy: Policy, reward: Reward, method: str) -> None
     """
     classifier = reward.classifier
     if classifier is None:
-        kind = "no classifier" if reward.ensemble is None else "an ensemble, not one classifier"
+        kind = "an ensemble, not one classifier" if reward.members else "no classifier"
         raise ConfigError(
             f"{method} needs the gradient of a reward, and {reward.name!r} is {kind}; {instead_of(method)}"
         )

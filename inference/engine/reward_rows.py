@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from iama.prompts.render import Prompt
-    from iama.rewards.reward import Classifier, Reward
+    from iama.rewards.classifier import Classifier
+    from iama.rewards.reward import Reward
 
 SLACK = 16  # in one pass a row may have twice as many new tokens as the shortest, and so many more
 PROBE = (37, 5, 26, 9, 17, 13)  # tokens of the trial's rows

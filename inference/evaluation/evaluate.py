@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import yaml
 
 from iama.files import write_atomically
+from iama.progress import add_bar, progress_bars
 from inference.evaluation.compare import Question, compare_policies
-from inference.evaluation.measure import bar, measure, measure_pools, progress_bars
+from inference.evaluation.measure import measure, measure_pools
 from inference.evaluation.provenance import manifest_of, versions
 from inference.evaluation.rows import risks
 from inference.evaluation.rows.curves import curve_rows
@@ -78,7 +79,7 @@ def evaluate_on_devices(plan: Plan, devices: str, console: Console | None = None
     command = ["-m", "iama.cli", "evaluate", "--config", str(resolved), "--shard"]
     total = sum(len(plan.rows) * (config.num_samples + 1) for source in plan.sources if source.stored is None)
     with progress_bars(console) as progress:
-        advance = bar(progress, f"{count} processes", "lines", total)
+        advance = add_bar(progress, f"{count} processes", "lines", total)
         run_shards([[*command, f"{i}/{count}"] for i in range(1, count + 1)], folder, advance)
 
 

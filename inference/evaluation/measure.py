@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from iama.models.flops import size_of
-from iama.rewards.reward import load_reward
+from iama.progress import add_bar, progress_bars
+from iama.rewards.load import load_reward
 from inference.engine.responses import Pool
 from inference.evaluation.answers import (
     answer_file,
@@ -116,8 +117,8 @@ def _pools(work: _Work) -> Measured:
 
 def _sizes(spec: RewardSpec, reward: Reward | None) -> list[tuple[RewardSpec, ModelSize | None]]:
     """Of the model that scores, or of an ensemble's members; None for what is no model."""
-    if reward is not None and reward.ensemble is not None:
-        pairs = zip(spec.parts, reward.ensemble.members, strict=True)
+    if reward is not None and reward.members:
+        pairs = zip(spec.parts, reward.members, strict=True)
         return [size for part, member in pairs for size in _sizes(part, member)]
     classifier = None if reward is None else reward.classifier
     return [(spec, None if classifier is None else size_of(classifier.model))]
@@ -128,7 +129,7 @@ def _fill(work: _Work, source: Source) -> Pool:
         return Pool(source.stored.header, [source.stored.prompts[i] for i in work.indices])
     assert source.spec is not None
     config = work.config
-    advance = bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
+    advance = add_bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
     draw = transformers_draw(
         source.name,
         source.spec,
@@ -156,7 +157,7 @@ def _log_probabilities(work: _Work, measured: Measured) -> None:
         source, name = work.plan.source(policy, criterion), answers_name(policy, criterion, method)
         pools.append((source, reference, name, answers.pool))
     for source, judge, name, pool in pools:
-        advance = bar(work.progress, f"likelihood of {name} under {judge.name}", "prompts", len(pool.prompts))
+        advance = add_bar(work.progress, f"likelihood of {name} under {judge.name}", "prompts", len(pool.prompts))
         key = digest([source.file_name, judge.file_name, pool.header["method"], pool.header["guided_by"]])[:12]
         path = work.folder / "log_probabilities" / f"{source.file_name}-{key}.jsonl"
         prompts_ids = [] if judge.spec is None else [judge.prompts_ids[i] for i in work.indices]
@@ -171,7 +172,7 @@ def _scores(work: _Work, measured: Measured) -> None:
     """Each distinct text of a prompt once under each reward, whichever policies gave it."""
     for spec, name in work.plan.rewards.items():
         judged = [s for s in work.plan.sources if set(s.criteria) & set(_criteria_of(work.config, spec))]
-        advance = bar(work.progress, f"scoring {name}", "prompts", len(work.indices) * len(judged))
+        advance = add_bar(work.progress, f"scoring {name}", "prompts", len(work.indices) * len(judged))
         known: dict[tuple[str, str], Any] = {}
         for source in judged:
             pool = measured.pools[source.name]
@@ -219,7 +220,7 @@ def _answer_round(
     header = guided_header(source, method, reward_key(criterion.proxy))
     stem = answer_file(source, criterion.name, header, number)
     name = answers_name(source.policy, criterion.name, method.text)
-    advance = bar(work.progress, f"answers of {name}", "prompts", len(work.indices))
+    advance = add_bar(work.progress, f"answers of {name}", "prompts", len(work.indices))
     seed = answer_seed(config.seed, number)
     draw = guided_draw(source, work.reward(criterion.proxy), method, config.sampling, seed, config.batch_size)
     path = work.folder / "answers" / f"{stem}.jsonl"
@@ -228,28 +229,3 @@ def _answer_round(
         return pool, None
     journal = work.folder / "scores" / f"{stem}.{reward_key(criterion.gold)[:12]}.jsonl"
     return pool, score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, {}, lambda _: None).values_PS
-
-
-def progress_bars(console: Console | None) -> Progress:
-    """Bars on stderr, unless another console is given."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        console=console or Console(stderr=True),
-    )
-
-
-def bar(progress: Progress, description: str, unit: str, total: int) -> Callable[..., None]:
-    """A bar that shows count, rate and time left; returns what advances it, with a figure to show if one is given."""
-    task = progress.add_task(description, total=total, unit=unit, rate="")
-
-    def advance(count: int, figure: str = "") -> None:
-        progress.advance(task, count)
-        speed = progress.tasks[task].speed
-        progress.update(task, rate=" ".join(filter(None, ["" if speed is None else f"{speed:,.1f}/s", figure])))
-
-    return advance

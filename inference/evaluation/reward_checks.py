@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoTokenizer
 from iama.errors import ConfigError, DataError, RewardError
 from iama.models.loading import loading
 from iama.prompts.render import prompt_text, render_exchange
-from iama.rewards.reward import check_reward, load_function
+from iama.rewards.function import load_function
+from iama.rewards.load import check_reward
 from inference.engine.reward_gradient import Side, check_same_ids, instead_of, reward_side
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ def request_seed(seed: int, prompt_id: str) -> int:
     return int(digest([seed, prompt_id])[:8], 16) >> 1
 
 
-# This package's engine. ------------------------------------------------------------------------------------------------
+# This package's engine. --------------------------------------------------------------------------------------------
 
 
 def transformers_draw(

@@ -207,7 +207,7 @@ def _with_scores(prompts: Sequence[PooledPrompt], name: str, values_PS: Floats |
     return found
 
 
-# Texts of one prompt. --------------------------------------------------------------------------------------------------
+# Texts of one prompt. ---------------------------------------------------------------------------------------------
 
 
 _COLUMNS = ("num_tokens", "num_shared", "seconds")
@@ -242,7 +242,7 @@ def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[
         values, cost = reward.score(prompts, texts, columns)
         each, rest = divmod(cost.reward_tokens, len(texts))
         counts, shared = [each + (i < rest) for i in range(len(texts))], [0] * len(texts)
-        if reward.ensemble is not None:
+        if reward.members:
             more = [(cost.flops / len(texts), spread) for spread in reward.disagreement(prompts, texts, columns)]
     else:
         ids = reward.classifier.render(prompts, texts)

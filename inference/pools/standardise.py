@@ -13,7 +13,7 @@ from iama.errors import RewardError
 from iama.prompts.data import fitting_prompts, read_prompts
 from iama.prompts.render import render_prompt
 from iama.rewards.ensemble import aggregate, member_name, within_prompt_spread
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.engine.responses import Pool
 from inference.samplers.best_of import draw, score

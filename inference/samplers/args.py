@@ -19,7 +19,7 @@ from inference.engine.batches import charge
 from inference.engine.responses import Ends, response_text
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
-from inference.samplers.guided import Guided, answer_all, score_rows
+from inference.samplers.guided import GuidedRequest, answer_all, score_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +76,7 @@ class Args:
 
 
 @dataclass(eq=False)
-class _Search(Guided):
+class _Search(GuidedRequest):
     """A prompt's search; the policy reads one row of it, the reward one a candidate."""
 
     slot: int = -1

@@ -19,7 +19,7 @@ from iama.config.schema import Strict, validate
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
 from iama.objective.operators import operator_of
-from iama.rewards.reward import load_function
+from iama.rewards.function import load_function
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.best_of import SelectionSampler
 from inference.samplers.cards import Cards, CardsSettings, calibrate_target, rejection_settings

@@ -17,7 +17,7 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import DataError, RunError
 from iama.prompts.data import load_prompts
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.decode import decode
 from inference.engine.next_token import entropy
 from inference.engine.policy import load_policy
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from iama.prompts.render import Message
-    from iama.rewards.reward import Classifier, Reward
+    from iama.rewards.classifier import Classifier
+    from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
 
 P = ParamSpec("P")

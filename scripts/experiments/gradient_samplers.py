@@ -20,7 +20,7 @@ from rich.console import Console
 from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.flops import size_of
 from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import load_policy

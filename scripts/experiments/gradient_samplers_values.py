@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iama.models.flops import ModelSize
-    from iama.rewards.reward import Classifier
+    from iama.rewards.classifier import Classifier
     from inference.engine.responses import Pool
     from inference.statistics.savings import EqualCost
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from iama.config.specs import RewardSpec
 from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.hedging import tune
 from inference.pools.journal import append_line, digest, read_lines

@@ -18,7 +18,7 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.files import temporary_name
 from iama.models.fingerprint import fingerprint
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.pools.engines import transformers_draw
 from inference.pools.fill import fill_pool, pool_header
 from inference.pools.journal import digest

@@ -18,7 +18,7 @@ from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
 from iama.prompts.data import load_prompts
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import load_policy
 from inference.pools.engines import transformers_draw

@@ -17,7 +17,7 @@ from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
 from iama.objective.operators import RankOperator, parse_operator
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.engine.reward_rows import num_common
 from inference.pools.journal import append_line, digest, read_lines

@@ -22,7 +22,7 @@ from iama.config.settings import EvaluationCriterion
 from iama.config.specs import RewardSpec
 from iama.objective.operators import bon
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.flops import forward_flops, size_from_folder
 from inference.evaluation.training_cost import mean_prompt_tokens, read_run
 from inference.pools.score import PoolScores

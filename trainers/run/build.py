@@ -19,7 +19,7 @@ from iama.errors import ConfigError, IamaError, RunError
 from iama.files import temporary_name
 from iama.installation import find_deepspeed
 from iama.models.loading import loading, refuse_missing_tensors
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.run.adapter import check_adapter, expected_shapes
 from trainers.run.callbacks import EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name

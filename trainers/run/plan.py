@@ -27,7 +27,7 @@ from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
 from iama.prompts.data import fitting_prompts, read_prompts
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import check_reward
+from iama.rewards.load import check_reward
 from trainers.control import check_kl
 from trainers.run.checkpoints import check_saving
 from trainers.run.fields import group_timeout_s, steps_per_generation

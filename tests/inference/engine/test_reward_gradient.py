@@ -14,7 +14,10 @@ from iama.config.specs import RewardSpec
 from iama.errors import ConfigError
 from iama.models.flops import ModelSize, backward_flops, forward_flops
 from iama.prompts.render import render_exchange
-from iama.rewards.reward import Classifier, Reward, load_reward, reward_from_function
+from iama.rewards.classifier import Classifier
+from iama.rewards.function import reward_from_function
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.reward_gradient import (
     EmbeddedReward,
     GradientRows,

@@ -10,7 +10,7 @@ import pytest
 
 from iama.config.settings import EvaluationConfig
 from iama.config.specs import PolicySpec, Sampling
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.evaluation import answers as guided_draw
 from inference.evaluation.answers import with_pool_target

@@ -12,8 +12,8 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError
 from iama.prompts.data import load_prompts
+from iama.rewards.load import load_reward
 from iama.rewards.remote import ChatAnswer, Endpoint
-from iama.rewards.reward import load_reward
 from inference.pools.engines import (
     _usage,
     openai_draw,

@@ -11,7 +11,8 @@ import pytest
 from iama.config.specs import PolicySpec, RewardScale, RewardSpec, Sampling
 from iama.errors import DataError, IamaWarning, RewardError, RunError
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward, reward_from_function
+from iama.rewards.function import reward_from_function
+from iama.rewards.load import load_reward
 from inference.engine.responses import Pool
 from inference.engine.reward_rows import RewardRows
 from inference.pools import engines

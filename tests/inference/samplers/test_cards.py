@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 from iama.config.specs import RewardSpec, Sampling
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.random_streams import prompt_keys
 from inference.samplers.best_of import draw, score
 from inference.samplers.cards import Cards, calibrate_target, rejection_settings

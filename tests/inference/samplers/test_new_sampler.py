@@ -14,7 +14,7 @@ from pydantic import Field
 from iama.config.schema import Strict
 from iama.config.specs import Sampling
 from iama.objective.operators import OPERATORS, RankOperator, bon, parse_operator, series
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference import serve
 from inference.evaluation.summary import load_summary
 from inference.samplers.serve import RULES, SAMPLERS, GuidedEntry, RuleEntry

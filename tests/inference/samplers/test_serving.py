@@ -7,7 +7,7 @@ import pytest
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference import Args, Cards, calibrate_target, serve
 from inference.samplers.best_of import draw, score
 from inference.samplers.serve import check_served, read_method, with_target

@@ -12,7 +12,7 @@ from iama.config.settings import EvaluationConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.objective.operators import bop_zt
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.decode import iter_decode
 from inference.engine.flops import forward_flops, size_of
 from inference.engine.responses import Pool, PooledPrompt, Response

@@ -21,6 +21,8 @@ from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon, bop
 from trainers.run.adapter import check_adapter, expected_shapes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 
