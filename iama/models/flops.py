@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from iama.arrays import Floats, Integers
-from iama.models.loading import inner_model
+from iama.models.loading import inner_model, loading
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -78,6 +80,18 @@ def size_of(model: Any) -> ModelSize:
     """
     config = model.config.get_text_config()
     return ModelSize(_num_parameters(model, config), *_widths(model, config))
+
+
+def size_from_folder(path: str, source: str, *, trust_remote_code: bool = False) -> ModelSize:
+    """Size of a causal language model from its configuration; no weights are read.
+
+    Raises `ModelError` naming `source` and the folder. An adapter counts as merged.
+    """
+    with loading(path, source):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return size_of(model)
 
 
 def _width_attended(size: ModelSize, begin: Integers, number: Integers) -> Integers:
