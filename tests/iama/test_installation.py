@@ -10,7 +10,7 @@ from iama.config.schema import load_config
 from iama.config.settings import TrainingConfig
 from iama.errors import ConfigError
 from iama.installation import CONFIGS, find_config, find_deepspeed, find_file
-from iama.rewards.reward import load_function
+from iama.rewards.function import load_function
 from trainers.run.fields import deepspeed_options
 
 TEMPLATE = "configs/recipes/alpaca.jinja"
