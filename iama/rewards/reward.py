@@ -24,6 +24,7 @@ from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
 from iama.installation import find_file
 from iama.models.flops import row_flops, size_of
+from iama.models.inputs import pad
 from iama.models.loading import halved, loading, pick_device
 from iama.prompts.render import as_completion, completion_text, prompt_text, render_exchange
 from iama.rewards.classifier_files import check_reward_model, load_reward_model, reward_config
@@ -375,9 +376,8 @@ def _forward(model: Any, ids: Sequence[Sequence[int]], pad_id: int, batch_size: 
     logits = torch.empty(len(ids), model.config.num_labels)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        width = len(ids[batch[-1]])
-        input_ids = torch.tensor([[*ids[i], *[pad_id] * (width - len(ids[i]))] for i in batch])
-        mask = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in batch])
-        output = model(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device))
+        input_ids = pad([ids[i] for i in batch], pad_id, device=model.device)
+        mask = pad([[1] * len(ids[i]) for i in batch], 0, device=model.device)
+        output = model(input_ids=input_ids, attention_mask=mask)
         logits[batch] = output.logits.float().cpu()
     return logits

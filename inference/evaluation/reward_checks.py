@@ -12,7 +12,7 @@ from iama.errors import ConfigError, DataError, RewardError
 from iama.models.loading import loading
 from iama.prompts.render import prompt_text, render_exchange
 from iama.rewards.reward import check_reward, load_function
-from inference.engine.reward_gradient import Side, check_same_ids, instead_of, reward_side
+from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
