@@ -21,6 +21,7 @@ from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import ModelError, RewardError
 from iama.models.flops import ModelSize, row_flops, size_of
+from iama.models.inputs import pad
 from iama.models.loading import check_model_dir, halved, loading, pick_device, refuse_missing_tensors
 from iama.prompts.render import Message, Prompt, completion_text, prompt_text, render_exchange
 
@@ -121,10 +122,9 @@ def _forward(model: Any, ids: Sequence[Sequence[int]], pad_id: int, batch_size: 
     logits = torch.empty(len(ids), model.config.num_labels)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        width = len(ids[batch[-1]])
-        input_ids = torch.tensor([[*ids[i], *[pad_id] * (width - len(ids[i]))] for i in batch])
-        mask = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in batch])
-        output = model(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device))
+        input_ids = pad([ids[i] for i in batch], pad_id, device=model.device)
+        mask = pad([[1] * len(ids[i]) for i in batch], 0, device=model.device)
+        output = model(input_ids=input_ids, attention_mask=mask)
         logits[batch] = output.logits.float().cpu()
     return logits
 
