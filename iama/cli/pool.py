@@ -15,7 +15,7 @@ from iama.progress import progress_bar
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.specs import PromptsSpec, Sampling
-    from inference.pools.fill import Draw
+    from inference.pools.engines import Draw
 
 ENGINES = ("transformers", "vllm", "openai")
 TIMEOUT_S, NUM_RETRIES = 600.0, 4
@@ -133,8 +133,8 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     from iama.prompts.render import render_prompt
     from inference.engine.policy import load_tokenizer
     from inference.engine.responses import check_fit
-    from inference.pools.engines import vllm_draw
-    from inference.pools.fill import pool_header, transformers_draw
+    from inference.pools.engines import transformers_draw, vllm_draw
+    from inference.pools.fill import pool_header
 
     spec = validate(raw, PolicySpec, "command line")
     given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)

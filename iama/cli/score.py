@@ -39,7 +39,7 @@ def score(
     wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
     prepare([part.model for part in wanted.parts])
     from inference.pools.file import read_pool
-    from inference.pools.fill import DISAGREEMENT, add_column
+    from inference.pools.score import DISAGREEMENT, add_column
 
     read = read_pool(file)
     for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
     from inference.evaluation.sources import Source
-    from inference.pools.fill import Draw, Rows
+    from inference.pools.engines import Draw, Rows
     from inference.samplers.base import Completion
 
 CHUNK = 16

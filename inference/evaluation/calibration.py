@@ -33,8 +33,8 @@ from inference.hedging.tuning_file import (
     text_id,
 )
 from inference.pools.file import prompt_ids, read_pool
-from inference.pools.fill import score_pool
 from inference.pools.format import HeaderPolicy
+from inference.pools.score import score_pool
 from inference.samplers.serve import read_method, served_of
 from inference.statistics.bootstrap import mean_interval, percentile_interval, prompt_weights
 

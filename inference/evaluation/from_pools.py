@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from iama.errors import ConfigError
 from inference.pools.file import read_pool
-from inference.pools.fill import DISAGREEMENT
+from inference.pools.score import DISAGREEMENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

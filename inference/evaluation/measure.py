@@ -27,8 +27,10 @@ from inference.evaluation.answers import (
 )
 from inference.evaluation.likelihood import last_loaded, pool_log_probabilities, reference_source
 from inference.evaluation.measured import Answers, Evaluation, Measured, answers_name
-from inference.pools.fill import fill_pool, reward_key, score_pool, transformers_draw
+from inference.pools.engines import transformers_draw
+from inference.pools.fill import fill_pool
 from inference.pools.journal import digest
+from inference.pools.score import reward_key, score_pool
 from inference.samplers.serve import needs_target
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from iama.rewards.reward import Reward
     from inference.evaluation.plan import Plan
     from inference.evaluation.sources import Source
-    from inference.pools.fill import PoolScores
+    from inference.pools.score import PoolScores
 
 
 def measure_pools(plan: Plan, console: Console | None = None) -> Evaluation:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from iama.models.flops import ModelSize
     from inference.engine.responses import Pool
     from inference.evaluation.plan import Plan
-    from inference.pools.fill import PoolScores
+    from inference.pools.score import PoolScores
     from inference.selection.rules import Served
 
 

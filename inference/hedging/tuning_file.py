@@ -15,9 +15,9 @@ from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.files import write_atomically
 from inference.hedging.tune import Tuned
-from inference.pools.fill import reward_key
 from inference.pools.format import HeaderPolicy
 from inference.pools.journal import digest
+from inference.pools.score import reward_key
 from inference.samplers.serve import read_method
 
 if TYPE_CHECKING:

@@ -1,12 +1,13 @@
-"""Engines that fill pools in place of `inference.engine.decode`: OpenAI-compatible servers, and vLLM in-process."""
+"""Engines that draw samples for pools: this package's, OpenAI-compatible servers, and vLLM in this process."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from iama.cost import Cost
 from iama.errors import ConfigError
@@ -14,21 +15,26 @@ from iama.prompts.data import with_system_prompt
 from iama.prompts.render import render_prompt
 from iama.rewards.judge import num_tokens
 from iama.rewards.remote import ChatRequest, well_formed
-from inference.engine.policy import load_tokenizer, resolve_paths
+from inference.engine.decode import iter_decode
+from inference.engine.policy import load_policy, load_tokenizer, resolve_paths
+from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response, check_fit
 from inference.engine.vocabulary import special_tokens
 from inference.pools.file import prompt_ids
 from inference.pools.journal import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from iama.config.specs import PolicySpec, Sampling
     from iama.prompts.render import Prompt
     from iama.rewards.remote import ChatAnswer, Endpoint
-    from inference.pools.fill import Draw, Rows
 
-    Drawn = Iterator[tuple[int, list[Response], Cost, bool]]
+
+Rows: TypeAlias = Sequence[dict[str, Any]]
+"""Prompts with their columns, as `iama.prompts.data.read_prompts` gives them."""
+Drawn: TypeAlias = Iterator[tuple[int, list[Response], Cost, bool]]
+"""Prompts as they are done: (index, samples, cost, whether the cost is estimated)."""
+Draw: TypeAlias = Callable[[Rows, Sequence[int]], Drawn]
+"""An engine with its settings: from all rows and the indices of those to draw."""
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM can be told of adapters: the largest rank, one of these."""
@@ -41,6 +47,40 @@ ROWS_AT_ONCE = 2048
 def request_seed(seed: int, prompt_id: str) -> int:
     """A prompt's seed: 31 bits, so that repeated prompts and other seeds get other samples."""
     return int(digest([seed, prompt_id])[:8], 16) >> 1
+
+
+# This package's engine. --------------------------------------------------------------------------------------------
+
+
+def transformers_draw(
+    policy_name: str,
+    spec: PolicySpec,
+    system_prompt: str | None,
+    num_samples: int,
+    sampling: Sampling,
+    seed: int,
+    batch_size: int,
+) -> Draw:
+    """Draw with the engine of `inference.engine.decode`; the policy is loaded when something is drawn."""
+
+    def draw(rows: Rows, indices: Sequence[int]) -> Drawn:
+        policy = load_policy(policy_name, spec, sampling)
+        prompts_ids = [
+            render_prompt(policy.tokenizer, with_system_prompt(row["prompt"], system_prompt)) for row in rows
+        ]
+        keys = prompt_keys(prompts_ids)  # of all rows, so that repeated prompts differ whichever are drawn here
+        for place, responses, cost in iter_decode(
+            policy,
+            [prompts_ids[i] for i in indices],
+            num_samples,
+            sampling,
+            seed=seed,
+            batch_size=batch_size,
+            keys=[keys[i] for i in indices],
+        ):
+            yield indices[place], responses, cost, False
+
+    return draw
 
 
 # OpenAI-compatible servers. -----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from iama.objective.operators import RankOperator
     from inference.engine.flops import ModelSize
     from inference.engine.responses import Pool
-    from inference.pools.fill import PoolScores
+    from inference.pools.score import PoolScores
 
 UNITS = (
     "policy_tokens",

@@ -10,7 +10,7 @@ from scipy.special import comb
 
 from iama.objective.operators import bon
 from inference.engine.reward_rows import num_common, reads_in_pieces
-from inference.pools.fill import PoolScores
+from inference.pools.score import PoolScores
 from inference.selection.curves import curves
 from inference.statistics.costs import lengths, pool_costs
 from inference.statistics.savings import Comparison, difference_at_equal_cost, paired_difference

@@ -24,8 +24,8 @@ from iama.models.fingerprint import fingerprint
 from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.hedging import tune
-from inference.pools.fill import score_pool
 from inference.pools.journal import append_line, digest, read_lines
+from inference.pools.score import score_pool
 from inference.samplers.cards import Cards, CardsSettings
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from iama.config.specs import Sampling
     from inference.engine.responses import Pool
-    from inference.pools.fill import PoolScores
+    from inference.pools.score import PoolScores
     from scripts.experiments.hedging_values import Results
 
     Floats = NDArray[np.float64]

@@ -19,8 +19,10 @@ from iama.files import temporary_name
 from iama.models.fingerprint import fingerprint
 from iama.prompts.data import load_prompts
 from iama.rewards.load import load_reward
-from inference.pools.fill import fill_pool, pool_header, score_pool, transformers_draw
+from inference.pools.engines import transformers_draw
+from inference.pools.fill import fill_pool, pool_header
 from inference.pools.journal import digest
+from inference.pools.score import score_pool
 from scripts.experiments import common
 
 if TYPE_CHECKING:

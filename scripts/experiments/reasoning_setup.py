@@ -21,8 +21,10 @@ from iama.prompts.render import render_prompt
 from iama.rewards.load import load_reward
 from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import load_policy
-from inference.pools.fill import fill_pool, pool_header, score_pool, transformers_draw
+from inference.pools.engines import transformers_draw
+from inference.pools.fill import fill_pool, pool_header
 from inference.pools.journal import append_line, digest, read_lines
+from inference.pools.score import score_pool
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings

@@ -25,7 +25,7 @@ from iama.prompts.data import load_prompts
 from iama.rewards.load import load_reward
 from inference.engine.flops import forward_flops, size_from_folder
 from inference.evaluation.training_cost import mean_prompt_tokens, read_run
-from inference.pools.fill import PoolScores
+from inference.pools.score import PoolScores
 from inference.selection.curves import curves
 from inference.statistics.costs import lengths, pool_costs
 from scripts.build_demo_models import STAMP, Parameters

@@ -25,7 +25,7 @@ from iama.rewards.ensemble import aggregate, described, disagreement, member_nam
 from iama.rewards.load import check_reward, load_reward
 from inference.evaluation.from_pools import config_from_pools
 from inference.pools.file import read_pool
-from inference.pools.fill import score_pool
+from inference.pools.score import score_pool
 from inference.samplers.sea import Sea, SeaSettings
 from inference.samplers.serve import serve
 

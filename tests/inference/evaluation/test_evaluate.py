@@ -13,7 +13,7 @@ from inference.evaluation.compare import Question, combine_runs
 from inference.evaluation.plan import make_plan
 from inference.evaluation.summary import load_summary
 from inference.evaluation.tables import load_tables
-from inference.pools import fill as pools
+from inference.pools import engines
 from inference.pools.file import read_pool
 from inference.statistics.costs import UNITS
 from tests.inference.evaluation.running import evaluate
@@ -41,13 +41,13 @@ def changed(config: EvaluationConfig, **changes) -> EvaluationConfig:
 def sampled(monkeypatch) -> list[int]:
     """How many prompts each call of the engine was asked to sample."""
     asked = []
-    real = pools.iter_decode
+    real = engines.iter_decode
 
     def counted(policy, prompts_ids, *args, **kwargs):
         asked.append(len(prompts_ids))
         return real(policy, prompts_ids, *args, **kwargs)
 
-    monkeypatch.setattr(pools, "iter_decode", counted)
+    monkeypatch.setattr(engines, "iter_decode", counted)
     return asked
 
 

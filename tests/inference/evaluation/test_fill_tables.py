@@ -24,7 +24,7 @@ from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.risks import break_even_rows
 from inference.evaluation.rows.sampling import missing_rows, sampling_rows
 from inference.evaluation.rows.values import fill_tables
-from inference.pools.fill import PoolScores
+from inference.pools.score import PoolScores
 from inference.report import write_report
 from inference.samplers.serve import read_method
 from tests.inference.evaluation.running import evaluate

@@ -14,7 +14,7 @@ from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.evaluation import answers as guided_draw
 from inference.evaluation.answers import with_pool_target
-from inference.pools import fill as pools
+from inference.pools import engines
 from inference.pools.file import read_pool
 from inference.report import write_report
 from inference.samplers.serve import needs_target, read_method, serve
@@ -50,7 +50,7 @@ def config(tmp_path, tiny, adapter_dir) -> EvaluationConfig:
 def generated(monkeypatch) -> list[int]:
     """How many prompts each call of the engine, for pools or guided answers, was asked for."""
     asked = []
-    decode, serving = pools.iter_decode, guided_draw.serve
+    decode, serving = engines.iter_decode, guided_draw.serve
 
     class Counted:
         def __init__(self, sampler):
@@ -60,7 +60,9 @@ def generated(monkeypatch) -> list[int]:
             asked.append(len(prompts))
             return self.sampler.sample(prompts, **kwargs)
 
-    monkeypatch.setattr(pools, "iter_decode", lambda p, ids, *a, **k: asked.append(len(ids)) or decode(p, ids, *a, **k))
+    monkeypatch.setattr(
+        engines, "iter_decode", lambda p, ids, *a, **k: asked.append(len(ids)) or decode(p, ids, *a, **k)
+    )
     monkeypatch.setattr(guided_draw, "serve", lambda *a: Counted(serving(*a)))
     return asked
 

@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from iama.config.settings import EvaluationConfig
-from inference.pools.fill import reward_key
+from inference.pools.score import reward_key
 from inference.report import write_report
 from tests.inference.evaluation.running import evaluate
 

@@ -21,7 +21,7 @@ from iama.models.fingerprint import fingerprint
 from inference.evaluation.plan import leaves
 from inference.evaluation.shards import Shard, gpu_of, new_lines, num_devices, parse_shard, run_shards, take_over
 from inference.evaluation.summary import load_summary
-from inference.pools import fill as pools
+from inference.pools import engines
 from tests.inference.evaluation.running import evaluate, evaluate_shard
 from tests.inference.evaluation.test_evaluate import changed, without_clock
 from tests.processes import begin_python, run_python
@@ -99,8 +99,8 @@ def work(folder: Path) -> Counter[tuple[str, str]]:
 def drawn(monkeypatch) -> list[int]:
     """How many prompts each call of the engine was asked to sample."""
     asked = []
-    real = pools.iter_decode
-    monkeypatch.setattr(pools, "iter_decode", lambda p, ids, *a, **k: asked.append(len(ids)) or real(p, ids, *a, **k))
+    real = engines.iter_decode
+    monkeypatch.setattr(engines, "iter_decode", lambda p, ids, *a, **k: asked.append(len(ids)) or real(p, ids, *a, **k))
     return asked
 
 

@@ -15,9 +15,12 @@ from iama.rewards.function import reward_from_function
 from iama.rewards.load import load_reward
 from inference.engine.responses import Pool
 from inference.engine.reward_rows import RewardRows
+from inference.pools import engines
 from inference.pools import fill as pools
+from inference.pools.engines import transformers_draw
 from inference.pools.file import merge_pools, read_pool, write_pool
-from inference.pools.fill import add_column, fill_pool, pool_header, reward_key, score_pool, transformers_draw
+from inference.pools.fill import fill_pool, pool_header
+from inference.pools.score import add_column, reward_key, score_pool
 
 SAMPLING = Sampling(max_new_tokens=8)
 NUM_SAMPLES = 3
@@ -38,13 +41,13 @@ def rows(tiny):
 def asked(monkeypatch):
     """The prompts that the engine was given, call by call."""
     calls = []
-    real = pools.iter_decode
+    real = engines.iter_decode
 
     def counted(policy, prompts_ids, *args, **kwargs):
         calls.append(len(prompts_ids))
         return real(policy, prompts_ids, *args, **kwargs)
 
-    monkeypatch.setattr(pools, "iter_decode", counted)
+    monkeypatch.setattr(engines, "iter_decode", counted)
     return calls
 
 

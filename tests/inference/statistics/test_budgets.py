@@ -20,7 +20,7 @@ from inference.evaluation.measured import Evaluation, Measured
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.values import fill_tables
 from inference.pools.file import prompt_ids
-from inference.pools.fill import PoolScores, score_pool
+from inference.pools.score import PoolScores, score_pool
 from inference.samplers.best_of import SelectionSampler
 from inference.samplers.serve import read_method
 from inference.selection.rules import num_draws
