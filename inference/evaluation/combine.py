@@ -66,8 +66,8 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         num_samples=first["num_samples"],
         trained_budget=first["trained_budget"],
         manifest=first["manifest"],
-        config=_together([s["config"] for s in summaries], list),
-        versions=_together([s["versions"] for s in summaries], ", ".join),
+        config=_together([s["config"] for s in summaries], _listed),
+        versions=_together([s["versions"] for s in summaries], _listed),
     )
 
 
@@ -144,4 +144,11 @@ def _together(values: Sequence[Any], differing: Callable[[Sequence[Any]], Any]) 
     if all(isinstance(value, dict) for value in values):
         keys = dict.fromkeys(key for value in values for key in value)
         return {key: _together([value.get(key) for value in values], differing) for key in keys}
+    if all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
+        return [_together(items, differing) for items in zip(*values, strict=True)]
     return differing(values)
+
+
+def _listed(values: Sequence[Any]) -> Any:
+    """Settings that differ: texts one after the other, so that a page can show them, anything else as a list."""
+    return ", ".join(values) if all(isinstance(value, str) for value in values) else list(values)
