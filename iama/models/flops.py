@@ -7,16 +7,17 @@ A multiplication and an addition are two operations, as in the `6 N D` of Kaplan
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from iama.arrays import Floats, Integers
 from iama.models.inputs import accepted_arguments
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+from iama.models.loading import loading
 
 WINDOWED = ("sliding", "local", "chunked")
 RECURRENT = ("linear", "mamba", "recurrent", "conv", "ssm", "rwkv")
@@ -79,6 +80,18 @@ def size_of(model: Any) -> ModelSize:
     return ModelSize(_num_parameters(model, config), *_widths(model, config))
 
 
+def size_from_folder(path: str, source: str, *, trust_remote_code: bool = False) -> ModelSize:
+    """Size of a causal language model from its configuration; no weights are read.
+
+    Raises `ModelError` naming `source` and the folder. An adapter counts as merged.
+    """
+    with loading(path, source):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return size_of(model)
+
+
 def _width_attended(size: ModelSize, begin: Integers, number: Integers) -> Integers:
     """Width times positions attended, summed over layers and tokens."""
     end = begin + number
@@ -106,10 +119,10 @@ def _num_parameters(model: Any, config: Any) -> int:
         # A tied head is a module of its own, whose weight is the embeddings' too.
         if isinstance(module, nn.Embedding) or "original_module" in name.split("."):
             continue
-        for own, weight in module.named_parameters(name, recurse=False):
-            if weight.ndim < 2 or "lora_embedding_A" in own:
+        for parameter, weight in module.named_parameters(name, recurse=False):
+            if weight.ndim < 2 or "lora_embedding_A" in parameter:
                 continue
-            routed = "experts" in own.split(".") or (weight.ndim == 3 and len(weight) == num_experts)
+            routed = "experts" in parameter.split(".") or (weight.ndim == 3 and len(weight) == num_experts)
             total += weight.numel() * num_used // num_experts if routed and num_used and num_experts else weight.numel()
     return int(total)
 

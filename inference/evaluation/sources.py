@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from iama.errors import DataError
+from iama.models.flops import size_from_folder
 from iama.prompts.data import with_system_prompt
 from iama.prompts.render import prompt_text, render_prompt
-from inference.engine.flops import size_from_folder
 from inference.engine.policy import load_tokenizer, resolve_paths
 from inference.engine.responses import Pool
 from inference.pools.file import prompt_ids
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from iama.config.settings import EvaluationConfig
     from iama.config.specs import PolicySpec
-    from inference.engine.flops import ModelSize
+    from iama.models.flops import ModelSize
 
     Variant = tuple[PolicySpec, str | None]
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iama.arrays import Floats
-from inference.engine.flops import row_flops
+from iama.models.flops import row_flops
 from inference.selection.curves import curves, operator_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from iama.models.flops import ModelSize
     from iama.objective.operators import RankOperator
-    from inference.engine.flops import ModelSize
     from inference.engine.responses import Pool
     from inference.pools.score import PoolScores
 

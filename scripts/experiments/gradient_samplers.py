@@ -19,9 +19,9 @@ from rich.console import Console
 
 from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
+from iama.models.flops import size_of
 from iama.prompts.render import render_prompt
 from iama.rewards.load import load_reward
-from inference.engine.flops import size_of
 from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import load_policy
 from inference.pools.journal import append_line, digest, read_lines

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from inference.engine.flops import size_of
+from iama.models.flops import size_of
 from scripts.experiments import common
 from scripts.experiments.gradient_samplers import strict
 from scripts.experiments.gradient_samplers_values import Cell, bon_curves, served

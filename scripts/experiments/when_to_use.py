@@ -20,10 +20,10 @@ from rich.progress import track
 
 from iama.config.settings import EvaluationCriterion
 from iama.config.specs import RewardSpec
+from iama.models.flops import forward_flops, size_from_folder
 from iama.objective.operators import bon
 from iama.prompts.data import load_prompts
 from iama.rewards.load import load_reward
-from inference.engine.flops import forward_flops, size_from_folder
 from inference.evaluation.training_cost import mean_prompt_tokens, read_run
 from inference.pools.score import PoolScores
 from inference.selection.curves import curves
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from inference.engine.flops import ModelSize
+    from iama.models.flops import ModelSize
     from scripts.experiments.pools import Scores
     from scripts.experiments.rivals import Setting
 

@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 
 from iama.config.settings import EvaluationCriterion
 from iama.config.specs import RewardSpec, Sampling
+from iama.models.flops import row_flops, size_of
 from iama.objective.operators import bon
 from iama.prompts.render import render_prompt
-from inference.engine.flops import row_flops, size_of
 from inference.engine.likelihood import sequence_log_probabilities
 from inference.engine.policy import load_policy
 from inference.samplers.best_of import SelectionSampler

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from iama.models.flops import forward_flops, size_from_folder
 from iama.objective.estimators import group_value
 from iama.objective.operators import bon
-from inference.engine.flops import forward_flops, size_from_folder
 from scripts.build_demo_models import Parameters
 from scripts.demo_corpus import make_world, sample_pairs
 from scripts.experiments import common, when_to_use_page, when_to_use_plot, when_to_use_values

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BertConfig, DeepseekV3Config, MambaConfig, MixtralConfig, Qwen3MoeConfig
 
-from inference.engine.flops import ModelSize, backward_flops, forward_flops, row_flops, size_from_folder, size_of
+from iama.models.flops import ModelSize, backward_flops, forward_flops, row_flops, size_from_folder, size_of
 from inference.engine.policy import load_policy
 from inference.engine.rows import Rows
 

@@ -11,10 +11,10 @@ import pytest
 from iama.config.settings import EvaluationConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
+from iama.models.flops import forward_flops, size_of
 from iama.objective.operators import bop_zt
 from iama.rewards.load import load_reward
 from inference.engine.decode import iter_decode
-from inference.engine.flops import forward_flops, size_of
 from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.evaluation.measured import Evaluation, Measured
 from inference.evaluation.plan import make_plan
