@@ -132,11 +132,11 @@ def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig
     manifest = None if policy is None or policy.path is None else manifest_of(policy.path, policy.adapter)
     if manifest is None:
         return settings
-    found: dict[str, Any] = {"sampling": manifest.sampling}
+    exported: dict[str, Any] = {"sampling": manifest.sampling}
     budgets = {c.budget for c in manifest.criteria}
     if len(budgets) == 1 and (budget := budgets.pop()) is not None and float(budget).is_integer():
-        found["trained_budget"] = int(budget)
-    used = {key: value for key, value in found.items() if key not in settings.model_fields_set}
+        exported["trained_budget"] = int(budget)
+    used = {key: value for key, value in exported.items() if key not in settings.model_fields_set}
     changed = {key: value for key, value in used.items() if value != getattr(settings, key)}
     if not changed:
         return settings
