@@ -1,9 +1,14 @@
-"""Theory and vocabulary of inference-aware meta-alignment: operators, objective, configuration, rewards."""
+"""Theory and vocabulary of inference-aware meta-alignment, which training and inference share.
+
+`objective` is the theory: operators, estimators, aggregates. `config` is what files may say, `prompts` and `models`
+what they name, `rewards` what scores. `cli` is the command line. Read `objective/objective.py` first.
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from iama.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -17,33 +22,6 @@ if TYPE_CHECKING:
     from iama.objective.operators import Operator, bon, bop, bop_zt, identity, parse_operator, series, soft_bon, tilt
     from iama.rewards.load import load_reward
     from iama.rewards.reward import Reward
-
-# Where each public name lives; imported on first use, so that the command line starts without torch.
-_HOME = {
-    "Cost": "cost",
-    "Criterion": "objective.objective",
-    "IamaError": "errors",
-    "IamaWarning": "errors",
-    "KLConfig": "config.settings",
-    "Objective": "objective.objective",
-    "Operator": "objective.operators",
-    "PolicySpec": "config.specs",
-    "Reward": "rewards.reward",
-    "RewardSpec": "config.specs",
-    "Sampling": "config.specs",
-    "bon": "objective.operators",
-    "bop": "objective.operators",
-    "bop_zt": "objective.operators",
-    "identity": "objective.operators",
-    "load_reward": "rewards.load",
-    "minimum": "objective.aggregates",
-    "parse_operator": "objective.operators",
-    "series": "objective.operators",
-    "smooth_min": "objective.aggregates",
-    "soft_bon": "objective.operators",
-    "tilt": "objective.operators",
-    "weighted_sum": "objective.aggregates",
-}
 
 __all__ = [
     "Cost",
@@ -72,8 +50,28 @@ __all__ = [
     "weighted_sum",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+# The command line starts without torch.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "config.settings": ["KLConfig"],
+        "config.specs": ["PolicySpec", "RewardSpec", "Sampling"],
+        "cost": ["Cost"],
+        "errors": ["IamaError", "IamaWarning"],
+        "objective.aggregates": ["minimum", "smooth_min", "weighted_sum"],
+        "objective.objective": ["Criterion", "Objective"],
+        "objective.operators": [
+            "Operator",
+            "bon",
+            "bop",
+            "bop_zt",
+            "identity",
+            "parse_operator",
+            "series",
+            "soft_bon",
+            "tilt",
+        ],
+        "rewards.load": ["load_reward"],
+        "rewards.reward": ["Reward"],
+    },
+)

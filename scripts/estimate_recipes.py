@@ -25,6 +25,7 @@ import typer
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -36,8 +37,9 @@ from transformers import (
 from iama.config.schema import load_config
 from iama.config.settings import TrainingConfig
 from iama.files import write_atomically
+from iama.rewards.classifier import ClassifierFiles
 from trainers.run.memory import NUM_BYTES, estimate, generations, is_checkpointed, num_steps, policy_sizes, reward_bytes
-from trainers.run.plan import Plan, build_objective, trainer_fields
+from trainers.run.plan import Plan, build_objective, policy_config, trainer_fields
 
 RECIPES = Path("configs/recipes")
 LAYER_S = 1.0e-3
@@ -120,7 +122,7 @@ def _figures(config: TrainingConfig, peak: float, bandwidth: float) -> Figures:
     width = NUM_BYTES[config.policy.dtype]
     per_token = max(LAYER_S * layers, sizes.policy * width / bandwidth)
     specs = [c.proxy for c in config.objective.criteria]
-    num_reward = sum(reward_bytes(spec) / NUM_BYTES[spec.dtype] for spec in specs)
+    num_reward = sum(reward_bytes(spec, plan.reward_files) / NUM_BYTES[spec.dtype] for spec in specs)
     update = 2 * (2 * sizes.policy + 3 * sizes.adapter) + 2 * sizes.policy * (fields["beta"] != 0)
     update += 2 * (sizes.policy + sizes.adapter) * is_checkpointed(fields)
     seconds = {
@@ -140,7 +142,12 @@ def _plan(config: TrainingConfig) -> Plan:
     prompts = [{"prompt": " ".join(["word"] * PROMPT_TOKENS)}]
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
-    return Plan(config, build_objective(config), tokenizer, prompts, 0, trainer_fields(config), {}, lora)
+    models_of = {c.proxy: c.proxy.model for c in config.objective.criteria if c.proxy.model is not None}
+    files = {
+        spec: ClassifierFiles(path, AutoConfig.from_pretrained(path), tokenizer, 0) for spec, path in models_of.items()
+    }
+    objective, fields = build_objective(config), trainer_fields(config)
+    return Plan(config, objective, tokenizer, prompts, 0, fields, {}, lora, policy_config(config), files)
 
 
 def _shape(folder: str) -> dict[str, Any]:

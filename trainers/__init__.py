@@ -1,19 +1,24 @@
-"""Training: non-linear GRPO on TRL, PEFT and DeepSpeed; adapters and their export."""
+"""Training: non-linear GRPO on TRL, PEFT and DeepSpeed.
+
+Read `nonlinear_grpo` first: TRL's trainer with the objective's advantages. `control` steers the KL to the base,
+`distill` trains reward models, `run` is everything around a run, and `export` makes a model of a finished one.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from iama.lazy import lazy_names
 
 if TYPE_CHECKING:
     from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 
 __all__ = ["NonlinearGRPOTrainer"]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the trainer on first use, so that a run's environment is set before torch and TRL are loaded."""
-    if name != "NonlinearGRPOTrainer":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from trainers.nonlinear_grpo import NonlinearGRPOTrainer
-
-    return NonlinearGRPOTrainer
+# A run's environment is set before torch and TRL are imported.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "nonlinear_grpo": ["NonlinearGRPOTrainer"],
+    },
+)

@@ -125,7 +125,7 @@ def distill(
 ) -> Distilled:
     """Train a classifier on the margins of scores `[P][S]` (NaN: missing) of texts, and save it with its tokenizer.
 
-    `advance` is told numbers of steps. `out` appears whole or not at all, and what is reported was measured by the
+    `advance` gets numbers of steps. `out` appears whole or not at all, and what is reported was measured by the
     saved model. Raises `DataError` for scores that hold no margins, `ModelError` for a base that cannot be used,
     `RunError` where `out` is in the way.
     """
@@ -143,13 +143,13 @@ def distill(
     agreement, r_squared = compare(held_out, _student_scores(held_out, temporary, settings), spread)
     size = max(1, round(ENDS_SHARE * len(losses)))
     ends = float(np.mean(losses[:size])), float(np.mean(losses[-size:]))
-    found = Distilled(len(trained), len(held_out), num_pairs, num_unscored, spread, *ends, agreement, r_squared)
-    told = {"settings": asdict(settings), "result": asdict(found)}
-    (temporary / FILE_NAME).write_text(json.dumps(told, indent=2), encoding="utf-8")
+    result = Distilled(len(trained), len(held_out), num_pairs, num_unscored, spread, *ends, agreement, r_squared)
+    record = {"settings": asdict(settings), "result": asdict(result)}
+    (temporary / FILE_NAME).write_text(json.dumps(record, indent=2), encoding="utf-8")
     if out.exists():
         out.rmdir()
     temporary.replace(out)
-    return found
+    return result
 
 
 # What the teacher says. ---------------------------------------------------------------------------------
@@ -165,12 +165,12 @@ def scored_answers(
     """
     groups, num_pairs, num_scored = [], 0, 0
     for prompt, row, values in zip(prompts, texts, scores, strict=True):
-        told: dict[str, list[float]] = {text: [] for text in row}
+        scores_of: dict[str, list[float]] = {text: [] for text in row}
         for text, value in zip(row, values, strict=True):
             if not np.isnan(value):
-                told[text].append(value)
-        known = {text: float(np.mean(found)) for text, found in told.items() if found}
-        num_pairs += len(told) * (len(told) - 1) // 2
+                scores_of[text].append(value)
+        known = {text: float(np.mean(values)) for text, values in scores_of.items() if values}
+        num_pairs += len(scores_of) * (len(scores_of) - 1) // 2
         num_scored += len(known) * (len(known) - 1) // 2
         if len(known) > 1:
             groups.append(Answers(prompt, list(known), np.asarray(list(known.values()), dtype=np.float64)))
@@ -223,14 +223,14 @@ def draw_pairs(sizes: Sequence[int], number: int, seed: int) -> list[Pair]:
 def compare(groups: Sequence[Answers], student: Sequence[Sequence[float]], spread: float) -> tuple[float, float]:
     """Agreement and R^2 of `Distilled`, over all pairs of answers to one prompt."""
     agreed, squares, left = [], 0.0, 0.0
-    for group, found in zip(groups, student, strict=True):
-        i, j = np.triu_indices(len(found), k=1)
-        own = np.asarray(found, dtype=np.float64)
-        own_R, wanted_R = own[i] - own[j], (group.scores[i] - group.scores[j]) / spread
-        told = wanted_R != 0
-        agreed.append((1 + np.sign(own_R) * np.sign(wanted_R))[told] / 2)
+    for group, scores in zip(groups, student, strict=True):
+        i, j = np.triu_indices(len(scores), k=1)
+        scores_S = np.asarray(scores, dtype=np.float64)
+        margin_R, wanted_R = scores_S[i] - scores_S[j], (group.scores[i] - group.scores[j]) / spread
+        differs = wanted_R != 0
+        agreed.append((1 + np.sign(margin_R) * np.sign(wanted_R))[differs] / 2)
         squares += float(np.square(wanted_R).sum())
-        left += float(np.square(own_R - wanted_R).sum())
+        left += float(np.square(margin_R - wanted_R).sum())
     return float(np.concatenate(agreed).mean()), 1 - left / squares
 
 

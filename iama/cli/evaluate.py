@@ -132,11 +132,11 @@ def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig
     manifest = None if policy is None or policy.path is None else manifest_of(policy.path, policy.adapter)
     if manifest is None:
         return settings
-    found: dict[str, Any] = {"sampling": manifest.sampling}
+    exported: dict[str, Any] = {"sampling": manifest.sampling}
     budgets = {c.budget for c in manifest.criteria}
     if len(budgets) == 1 and (budget := budgets.pop()) is not None and float(budget).is_integer():
-        found["trained_budget"] = int(budget)
-    used = {key: value for key, value in found.items() if key not in settings.model_fields_set}
+        exported["trained_budget"] = int(budget)
+    used = {key: value for key, value in exported.items() if key not in settings.model_fields_set}
     changed = {key: value for key, value in used.items() if value != getattr(settings, key)}
     if not changed:
         return settings
@@ -148,28 +148,41 @@ def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="An evaluation's output_dir; two of them with --compare.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="An evaluation's output_dir; two with --compare, several with --combine.")
+    ],
     compare: Annotated[bool, typer.Option("--compare", help="Put two evaluations side by side.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File of the comparison; else compare.html in the second.")] = None,
+    combine: Annotated[bool, typer.Option("--combine", help="Evaluations that differ in their seeds, as one.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --compare: file, else compare.html in the second. With --combine: folder, else nothing is kept."
+        ),
+    ] = None,
 ) -> None:
-    """Rebuild report.html from summary.json, or compare two evaluations.
+    """Rebuild report.html from summary.json, compare two evaluations, or combine the seeds of one.
 
     Example: iama report runs/demo/evaluation
+
+    Example: iama report runs/seed-0 runs/seed-1 runs/seed-2 --combine --out runs/combined
     """
+    if compare and combine:
+        raise ConfigError("--compare puts evaluations side by side, --combine makes one of them; give one of the two")
+    if combine:
+        _combine(folders, out)
+    elif compare:
+        _compare(folders, out)
+    else:
+        _rebuild(folders, out)
+
+
+def _rebuild(folders: list[Path], out: Path | None) -> None:
     from rich.console import Console
 
-    from iama.errors import ConfigError
     from inference.evaluation.summary import load_summary
-    from inference.report import headline, print_comparison, print_tables, write_comparison, write_report
+    from inference.report import headline, print_tables, write_report
 
-    if len(folders) != 1 + compare:
-        wanted = "two folders with --compare" if compare else "one folder (or two and --compare)"
-        raise ConfigError(f"iama report takes {wanted}, got {len(folders)}: {' '.join(map(str, folders))}")
-    if compare:
-        path = write_comparison(folders[0], folders[1], out)
-        print_comparison(folders[0], folders[1], Console())
-        typer.echo(f"comparison: {path}")
-        return
+    _check_number(folders, 1, "one folder (or two and --compare, or several and --combine)")
     if out is not None:
         raise ConfigError(f"--out {str(out)!r} goes with --compare; a report is written into its evaluation's folder")
     path = write_report(folders[0])
@@ -177,3 +190,37 @@ def report(
     print_tables(summary, Console())
     typer.echo(f"report: {path}")
     typer.echo(headline(summary))
+
+
+def _compare(folders: list[Path], out: Path | None) -> None:
+    from rich.console import Console
+
+    from inference.report import print_comparison, write_comparison
+
+    _check_number(folders, 2, "two folders with --compare")
+    path = write_comparison(folders[0], folders[1], out)
+    print_comparison(folders[0], folders[1], Console())
+    typer.echo(f"comparison: {path}")
+
+
+def _combine(folders: list[Path], out: Path | None) -> None:
+    """Print what the seeds say together, and keep it where a folder is named."""
+    from rich.console import Console
+
+    from inference.evaluation.combine import combine_evaluations, save_combined
+    from inference.report import headline, print_differences, print_tables, write_report
+
+    if len(folders) < 2:
+        raise ConfigError(f"iama report --combine takes two folders or more, got {len(folders)}: {folders[0]}")
+    summary = combine_evaluations(folders)
+    print_tables(summary, Console())
+    print_differences(summary, Console())
+    if out is not None:
+        save_combined(out, summary)
+        typer.echo(f"report: {write_report(out)}")
+    typer.echo(headline(summary))
+
+
+def _check_number(folders: list[Path], number: int, wanted: str) -> None:
+    if len(folders) != number:
+        raise ConfigError(f"iama report takes {wanted}, got {len(folders)}: {' '.join(map(str, folders))}")

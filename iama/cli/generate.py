@@ -192,8 +192,8 @@ def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
     """The criterion's reward, unless it is a function: a model from elsewhere must not run code unasked."""
     function = next((part.function for part in criterion.reward.parts if part.function is not None), None)
     if function is not None:
-        own = criterion.reward.ensemble is None
-        remedy = f"repeat it with --reward {shlex.quote(function)}" if own else "give the ensemble with --spec FILE"
+        alone = criterion.reward.ensemble is None
+        remedy = f"repeat it with --reward {shlex.quote(function)}" if alone else "give the ensemble with --spec FILE"
         raise ConfigError(
             f"iama.json names the function {function!r} as the reward of {criterion.name!r}; its code is not run "
             f"unasked, so if you trust it, {remedy}"
@@ -263,6 +263,6 @@ def _segments(completion: Completion, operator: str) -> Table:
     for segment in completion.trace:
         threshold = "-" if math.isnan(segment.threshold) else f"{segment.threshold:.4g}"
         numbers = [segment.num_tokens, f"{segment.reward:.4g}", threshold, segment.num_proposals]
-        told = "best of all, none accepted" if segment.forced else "begun with a nudge" if segment.nudge else ""
-        table.add_row(*map(str, numbers), str(segment.wasted_tokens), told)
+        remark = "best of all, none accepted" if segment.forced else "begun with a nudge" if segment.nudge else ""
+        table.add_row(*map(str, numbers), str(segment.wasted_tokens), remark)
     return table

@@ -126,7 +126,7 @@ def _check_options(
         )
 
 
-# What was found. ----------------------------------------------------------------------------------------
+# What is shown. ----------------------------------------------------------------------------------------
 
 
 def _show(calibration: Calibration) -> None:
@@ -165,12 +165,12 @@ def _table(calibration: Calibration) -> Table:
 
 
 def _cells(name: str, method: TunedMethod) -> list[str]:
-    found, report = method.result, method.report
-    gains = [f"{found.gain:+.3f} ({_interval(found.gain_ci95, '+.3f')})"]
+    result, report = method.result, method.report
+    gains = [f"{result.gain:+.3f} ({_interval(result.gain_ci95, '+.3f')})"]
     if report is not None:
         gains.append(f"{report.gold - report.single:+.3f} ({_interval(report.gain_ci95, '+.3f')})")
-    gold = f"{found.gold:.3f} ({_interval(found.gold_ci95, '.3f')})"
-    return [name.replace("(tuned)", "").replace(", tuned", ""), found.written, f"{method.draws:.3g}", gold,
+    gold = f"{result.gold:.3f} ({_interval(result.gold_ci95, '.3f')})"
+    return [name.replace("(tuned)", "").replace(", tuned", ""), result.written, f"{method.draws:.3g}", gold,
             *gains, _hacking(method)]  # fmt: skip
 
 
@@ -180,17 +180,17 @@ def _interval(ends: tuple[float, float], form: str) -> str:
 
 def _hacking(method: TunedMethod) -> str:
     """Where gold falls, in a few words; the threshold is in samples where the number of samples is what is tuned."""
-    found = method.result
-    by_samples = found.knob in ("n", "mu", "lam")
-    if found.regime == "never hacks":
-        last = found.curve[-1]
-        limit = f"up to {last.samples:.3g} samples" if by_samples else f"down to {last.knob:.3g} {found.knob}"
+    result = method.result
+    by_samples = result.knob in ("n", "mu", "lam")
+    if result.regime == "never hacks":
+        last = result.curve[-1]
+        limit = f"up to {last.samples:.3g} samples" if by_samples else f"down to {last.knob:.3g} {result.knob}"
         return f"never, {limit}"
-    if found.regime == "flat":
+    if result.regime == "flat":
         return "none, gold is flat"
-    if found.threshold is None:
-        return f"{found.regime}, then rises again"
-    unit = "samples" if by_samples else found.knob
-    ends = "" if found.threshold_ci95 is None else f" ({_interval(found.threshold_ci95, '.3g')})"
-    always = "always, " if found.regime == "always hacks" else ""
-    return f"{always}from {found.threshold:.3g} {unit}{ends}"
+    if result.threshold is None:
+        return f"{result.regime}, then rises again"
+    unit = "samples" if by_samples else result.knob
+    ends = "" if result.threshold_ci95 is None else f" ({_interval(result.threshold_ci95, '.3g')})"
+    always = "always, " if result.regime == "always hacks" else ""
+    return f"{always}from {result.threshold:.3g} {unit}{ends}"

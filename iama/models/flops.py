@@ -6,20 +6,18 @@ A multiplication and an addition are two operations, as in the `6 N D` of Kaplan
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from iama.arrays import Floats, Integers
-from iama.models.loading import inner_model, loading
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+from iama.models.inputs import accepted_arguments
+from iama.models.loading import loading
 
 WINDOWED = ("sliding", "local", "chunked")
 RECURRENT = ("linear", "mamba", "recurrent", "conv", "ssm", "rwkv")
@@ -121,10 +119,10 @@ def _num_parameters(model: Any, config: Any) -> int:
         # A tied head is a module of its own, whose weight is the embeddings' too.
         if isinstance(module, nn.Embedding) or "original_module" in name.split("."):
             continue
-        for own, weight in module.named_parameters(name, recurse=False):
-            if weight.ndim < 2 or "lora_embedding_A" in own:
+        for parameter, weight in module.named_parameters(name, recurse=False):
+            if weight.ndim < 2 or "lora_embedding_A" in parameter:
                 continue
-            routed = "experts" in own.split(".") or (weight.ndim == 3 and len(weight) == num_experts)
+            routed = "experts" in parameter.split(".") or (weight.ndim == 3 and len(weight) == num_experts)
             total += weight.numel() * num_used // num_experts if routed and num_used and num_experts else weight.numel()
     return int(total)
 
@@ -158,8 +156,7 @@ def _layer_kinds(config: Any) -> list[str]:
 def _is_causal(model: Any, config: Any) -> bool:
     if config.is_encoder_decoder or getattr(config, "is_causal", True) is False:
         return False
-    inner = inner_model(model)
-    takes_cache = "past_key_values" in inspect.signature(type(inner).forward).parameters
+    takes_cache = "past_key_values" in accepted_arguments(model)
     return takes_cache and not getattr(config, "use_bidirectional_attention", False)
 
 

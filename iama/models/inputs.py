@@ -14,23 +14,21 @@ if TYPE_CHECKING:
 
 
 def accepted_arguments(model: Any) -> Collection[str]:
-    """Names of the arguments that a model's `forward` takes (below an adapter, which passes all on)."""
+    """Names of the arguments that a model's `forward` takes; an adapter's are those of the model inside."""
     return inspect.signature(type(inner_model(model)).forward).parameters.keys()
 
 
 def pad(
     rows: Sequence[Sequence[int]],
-    pad_id: int,
+    filler: int,
     side: Literal["left", "right"] = "right",
-    device: torch.device | str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask (1 for a token, 0 for padding), both `[R, T]`, with T that of the longest row."""
+    device: torch.device | None = None,
+) -> torch.Tensor:
+    """Rows of integers as one tensor `[R, T]`, T being the longest row's length; the shorter are filled on one side.
+
+    The attention mask of right-padded rows is `pad([[1] * len(row) for row in rows], 0)`.
+    """
     width = max(map(len, rows))
-    gaps = [width - len(row) for row in rows]
     if side == "left":
-        ids = [[*[pad_id] * gap, *row] for row, gap in zip(rows, gaps, strict=True)]
-        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
-    else:
-        ids = [[*row, *[pad_id] * gap] for row, gap in zip(rows, gaps, strict=True)]
-        mask = [[1] * (width - gap) + [0] * gap for gap in gaps]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        return torch.tensor([[*[filler] * (width - len(row)), *row] for row in rows], device=device)
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], device=device)

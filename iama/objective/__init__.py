@@ -1,1 +1,51 @@
-"""Room."""
+"""The theory: what is maximised, and its gradient from the rewards of a group of completions. numpy only.
+
+Read `objective` first: rewards in, advantages out. `operators` lists what may serve a criterion and parses it, and
+`estimators` turns one criterion's rewards into advantages. The mathematics is in `rank_operators`, `rank_estimators`,
+`soft_operators` and `soft_estimators`. `aggregates` combines criteria; `regularisation` bounds the distance to the
+base.
+"""
+
+from iama.objective.aggregates import Aggregate, minimum, parse_aggregate, smooth_min, weighted_sum
+from iama.objective.estimators import advantages, group_value
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import (
+    OPERATORS,
+    Operator,
+    RankOperator,
+    SoftBestOfN,
+    Tilt,
+    bon,
+    bop,
+    bop_zt,
+    identity,
+    parse_operator,
+    series,
+    soft_bon,
+    tilt,
+)
+
+__all__ = [
+    "OPERATORS",
+    "Aggregate",
+    "Criterion",
+    "Objective",
+    "Operator",
+    "RankOperator",
+    "SoftBestOfN",
+    "Tilt",
+    "advantages",
+    "bon",
+    "bop",
+    "bop_zt",
+    "group_value",
+    "identity",
+    "minimum",
+    "parse_aggregate",
+    "parse_operator",
+    "series",
+    "smooth_min",
+    "soft_bon",
+    "tilt",
+    "weighted_sum",
+]

@@ -21,6 +21,7 @@ from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import ModelError, RewardError
 from iama.models.flops import ModelSize, row_flops, size_of
+from iama.models.inputs import pad
 from iama.models.loading import check_model_dir, halved, loading, pick_device, refuse_missing_tensors
 from iama.prompts.render import Message, Prompt, completion_text, prompt_text, render_exchange
 
@@ -121,18 +122,21 @@ def _forward(model: Any, ids: Sequence[Sequence[int]], pad_id: int, batch_size: 
     logits = torch.empty(len(ids), model.config.num_labels)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        width = len(ids[batch[-1]])
-        input_ids = torch.tensor([[*ids[i], *[pad_id] * (width - len(ids[i]))] for i in batch])
-        mask = torch.tensor([[1] * len(ids[i]) + [0] * (width - len(ids[i])) for i in batch])
-        output = model(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device))
+        input_ids = pad([ids[i] for i in batch], pad_id, device=model.device)
+        mask = pad([[1] * len(ids[i]) for i in batch], 0, device=model.device)
+        output = model(input_ids=input_ids, attention_mask=mask)
         logits[batch] = output.logits.float().cpu()
     return logits
 
 
 def load_classifier(spec: RewardSpec, source: str) -> Classifier:
     """The model of a reward with its weights; raises `RewardError` or `ModelError` with what to mend."""
-    files = classifier_files(spec, source)
-    model = load_reward_model(files.path, source, getattr(torch, spec.dtype))
+    return load_weights(read_files(spec, source), spec, source)
+
+
+def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Classifier:
+    """The model whose files were read before."""
+    model = load_reward_model(files, source, getattr(torch, spec.dtype))
     model.to(pick_device(spec.device)).eval()
     tokenizer = files.tokenizer
     if model.config.pad_token_id is None:
@@ -162,7 +166,7 @@ class ClassifierFiles:
     head: int
 
 
-def classifier_files(spec: RewardSpec, source: str) -> ClassifierFiles:
+def read_files(spec: RewardSpec, source: str) -> ClassifierFiles:
     """Check a classifier's directory, and read its configuration and tokenizer."""
     assert spec.model is not None
     check_reward_model(spec.model, source)
@@ -173,11 +177,12 @@ def classifier_files(spec: RewardSpec, source: str) -> ClassifierFiles:
     return ClassifierFiles(spec.model, config, tokenizer, head)
 
 
-def check_classifier(spec: RewardSpec, source: str, prompt: Prompt | None) -> None:
-    """Make the checks that need no weights; `prompt` must render for the reward."""
-    files = classifier_files(spec, source)
+def check_classifier(spec: RewardSpec, source: str, prompt: Prompt | None) -> ClassifierFiles:
+    """Make the checks that need no weights, and return what they read; `prompt` must render for the reward."""
+    files = read_files(spec, source)
     if prompt is not None:
         render_exchange(files.tokenizer, prompt, "")
+    return files
 
 
 def _pick_head(config: Any, spec: RewardSpec, source: str) -> int:
@@ -233,10 +238,10 @@ def reward_config(path: str, source: str) -> Any:
     return config
 
 
-def load_reward_model(path: str, source: str, dtype: Any) -> Any:
+def load_reward_model(files: ClassifierFiles, source: str, dtype: Any) -> Any:
     """A classifier with its weights, an adapter merged into its base; `ModelError` where something is missing."""
+    path, config = files.path, files.config
     base = adapter_base(path, source)
-    config = reward_config(path, source)
     with loading(path, source):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path if base is None else base,

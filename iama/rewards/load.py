@@ -5,13 +5,14 @@ A new kind is a `Scorer` and an entry of `KINDS`. A configuration asks for it as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from iama.config.specs import RewardSpec
 from iama.errors import RewardError
 from iama.prompts.render import Prompt
-from iama.rewards.classifier import check_classifier, load_classifier
+from iama.rewards.classifier import ClassifierFiles, check_classifier, load_classifier, load_weights
 from iama.rewards.ensemble import Ensemble, check_scales, member_name
 from iama.rewards.function import load_function_scorer
 from iama.rewards.judge import check_judge, load_judge
@@ -24,12 +25,17 @@ class Kind:
     """How a kind of reward is made of its specification; both functions take what names the reward in errors.
 
     `check` makes the checks that need no weights; without it, loading is the check. It also gets a prompt, which must
-    suit the reward, or None. `may_be_missing` says that only whoever uses a score can say what its absence means.
+    suit the reward, or None; of a model it returns what it has read. `may_be_missing` says that only whoever uses a
+    score can say what its absence means.
     """
 
     load: Callable[[RewardSpec, str], Scorer]
-    check: Callable[[RewardSpec, str, Prompt | None], None] | None = None
+    check: Callable[[RewardSpec, str, Prompt | None], ClassifierFiles | None] | None = None
     may_be_missing: bool = False
+
+
+Files: TypeAlias = Mapping[RewardSpec, ClassifierFiles]
+"""What was read of the reward models, an ensemble's members by themselves."""
 
 
 KINDS = {
@@ -41,36 +47,47 @@ KINDS = {
 """Kinds of rewards by name. An ensemble, which is made of these, and a column, which scores nothing, are none."""
 
 
-def load_reward(name: str, spec: RewardSpec, *, missing_ok: bool = False) -> Reward:
+def load_reward(name: str, spec: RewardSpec, *, missing_ok: bool = False, files: Files | None = None) -> Reward:
     """Load a reward; raises `RewardError` or `ModelError` with what to mend.
 
-    A judge's score may always be missing: only whoever uses it can say what an unparsable answer means there.
+    A judge's score may always be missing: only whoever uses it can say what an unparsable answer means there. `files`
+    are what `check_reward` read, which is not read again.
     """
     source = f"reward {name!r}"
     may_be_missing = missing_ok or any(_kind(part, source).may_be_missing for part in spec.parts)
     if spec.ensemble is None:
-        return Reward(name, _kind(spec, source).load(spec, source), spec.scale, missing_ok=may_be_missing)
+        return Reward(name, _scorer(spec, source, files or {}), spec.scale, missing_ok=may_be_missing)
     check_scales(spec.ensemble, source)
     members = [
-        load_reward(member_name(name, number), member, missing_ok=missing_ok)
+        load_reward(member_name(name, number), member, missing_ok=missing_ok, files=files)
         for number, member in enumerate(spec.ensemble.members)
     ]
     return Reward(name, Ensemble(spec.ensemble, members), spec.scale, missing_ok=may_be_missing)
 
 
-def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> None:
-    """Make the checks of `load_reward` that need no weights in memory; `prompt` must suit the reward."""
+def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> Files:
+    """Make the checks of `load_reward` that need no weights in memory; `prompt` must suit the reward.
+
+    Returns what was read of its models, for `load_reward`.
+    """
     source = f"reward {name!r}"
     if spec.ensemble is not None:
         check_scales(spec.ensemble, source)
+        files: dict[RewardSpec, ClassifierFiles] = {}
         for number, member in enumerate(spec.ensemble.members):
-            check_reward(member_name(name, number), member, prompt)
-        return
+            files |= check_reward(member_name(name, number), member, prompt)
+        return files
     kind = _kind(spec, source)
     if kind.check is None:
         kind.load(spec, source)
-    else:
-        kind.check(spec, source, prompt)
+        return {}
+    read = kind.check(spec, source, prompt)
+    return {} if read is None else {spec: read}
+
+
+def _scorer(spec: RewardSpec, source: str, files: Files) -> Scorer:
+    kind = _kind(spec, source)
+    return load_weights(files[spec], spec, source) if spec in files else kind.load(spec, source)
 
 
 def _kind(spec: RewardSpec, source: str) -> Kind:

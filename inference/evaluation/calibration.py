@@ -91,30 +91,31 @@ def scored_files(paths: Sequence[Path], criteria: Sequence[str], columns: Column
     given = columns.proxy or columns.gold or columns.report
     if given and len(criteria) > 1:
         raise ConfigError(f"column {given!r} is given for {len(criteria)} criteria; tune one of them at a time")
-    found = []
+    scored = []
     for path in paths:
         pool = read_pool(path)
-        own = prompt_ids([{"prompt": p.prompt} for p in pool.prompts])
-        order = sorted(range(len(own)), key=own.__getitem__)  # lest resamples depend on the order of a file's lines
+        pool_ids = prompt_ids([{"prompt": p.prompt} for p in pool.prompts])
+        # By their ids, lest resamples depend on the order of a file's lines.
+        order = sorted(range(len(pool_ids)), key=pool_ids.__getitem__)
         pool = Pool(pool.header, [pool.prompts[i] for i in order])
         names = list(criteria) or ([columns.proxy] if columns.proxy else _conventional(path, pool, columns))
-        ids = [own[i] for i in order]
-        found += [_of_columns(path, pool, name, columns, ids) for name in names]
-    return found
+        ids = [pool_ids[i] for i in order]
+        scored += [_of_columns(path, pool, name, columns, ids) for name in names]
+    return scored
 
 
 def _conventional(path: Path, pool: Pool, columns: Columns) -> list[str]:
     there = list(pool.prompts[0].samples[0].scores)
-    found = [name for name in there if name + GOLD in there]
-    if not found:
+    names = [name for name in there if name + GOLD in there]
+    if not names:
         raise ConfigError(
             f"{path}: no criterion has gold scores, without which nothing can be tuned (columns: "
             f"{', '.join(there) or 'none'}); add them with `iama score {path} --column NAME{GOLD}`, or name the "
             "columns with --proxy-column and --gold-column"
         )
-    if len(found) > 1 and (columns.gold or columns.report):
-        raise ConfigError(f"{path}: --gold-column and --report-column need --criterion, one of {', '.join(found)}")
-    return found
+    if len(names) > 1 and (columns.gold or columns.report):
+        raise ConfigError(f"{path}: --gold-column and --report-column need --criterion, one of {', '.join(names)}")
+    return names
 
 
 def _of_columns(path: Path, pool: Pool, name: str, columns: Columns, ids: list[str]) -> Scored:
@@ -211,8 +212,10 @@ def tuning_of(
     twice = next((pool for i, pool in enumerate(pools) if keys[i] in keys[:i]), None)
     if twice is not None:
         raise ConfigError(f"{twice.name}: given twice; put the parts of a pool together with `iama merge`")
-    found = [calibrate(pool, families, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed) for pool in pools]
-    return Tuning(seed=seed, num_bootstrap=num_bootstrap, versions=versions(), calibrations=found)
+    calibrations = [
+        calibrate(pool, families, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed) for pool in pools
+    ]
+    return Tuning(seed=seed, num_bootstrap=num_bootstrap, versions=versions(), calibrations=calibrations)
 
 
 def _policy_key(pool: Scored) -> tuple[Any, ...]:
@@ -293,12 +296,12 @@ def _check_size(where: str, num_known: int, families: Sequence[Family], max_budg
     limit = num_known // 4 if max_budget is None else max_budget
     for name, num_draws in families:
         if num_draws is not None and num_draws > limit:
-            told = f"--max-budget {limit}"
+            bound = f"--max-budget {limit}"
             if max_budget is None:
-                told = f"{limit}, a quarter of the {num_known} scored samples of a prompt, where estimates turn noisy"
+                bound = f"{limit}, a quarter of the {num_known} scored samples of a prompt, where estimates turn noisy"
             raise DataError(
-                f"{where}: {name}({num_draws}) draws more than {told}; write fewer draws, score more samples, or raise "
-                "--max-budget"
+                f"{where}: {name}({num_draws}) draws more than {bound}; write fewer draws, score more samples, or "
+                "raise --max-budget"
             )
 
 
@@ -346,8 +349,8 @@ def _kept(where: str, known_PS: Mask) -> Mask:
             "least 2 are needed; add the missing proxy or gold scores"
         )
     if not kept_P.all():
-        told = f"{where}: {(~kept_P).sum()} of {len(kept_P)} prompts have scores for less than half of their samples"
-        warnings.warn(f"{told} and are left out", IamaWarning, stacklevel=3)
+        message = f"{where}: {(~kept_P).sum()} of {len(kept_P)} prompts have scores for less than half of their samples"
+        warnings.warn(f"{message} and are left out", IamaWarning, stacklevel=3)
     return kept_P
 
 

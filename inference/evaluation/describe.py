@@ -61,6 +61,6 @@ def describe(plan: Plan) -> str:
     lines += judge_lines(plan)
     lines += tuned_lines(plan)
     if guided:
-        answers = len(guided) * len(drawn) * len(plan.rows)
+        answers = len(guided) * len(drawn) * len(plan.rows) * config.num_answers
         lines.append(f"guided methods: at most {answers * len(config.criteria):,} answers by {', '.join(guided)}")
     return "\n".join(lines)

@@ -30,8 +30,8 @@ def config_from_pools(
     """
     pools = {name: read_pool(path) for name, path in files.items()}
     columns = _common_columns(pools)
-    found = [_criterion(text, columns) for text in criteria] or _conventional(columns)
-    if not found:
+    chosen = [_criterion(text, columns) for text in criteria] or _conventional(columns)
+    if not chosen:
         raise ConfigError(
             f"the pools {', '.join(files)} have no score column in common; add one to each with "
             "`iama score POOL --reward DIR --column NAME`"
@@ -43,16 +43,16 @@ def config_from_pools(
         )
     largest = size // 4
     names = list(files)
-    own = trained if trained is not None else "iama" if "iama" in names else names[-1]
-    if own not in names:
-        raise ConfigError(f"--trained {own!r} is none of the pools {', '.join(names)}")
+    subject = trained if trained is not None else "iama" if "iama" in names else names[-1]
+    if subject not in names:
+        raise ConfigError(f"--trained {subject!r} is none of the pools {', '.join(names)}")
     return {
         "name": " and ".join(names),
         "output_dir": output_dir,
         "policies": {name: {"pool": str(path)} for name, path in files.items()},
-        "trained": own,
-        "references": [name for name in names if name != own],
-        "criteria": found,
+        "trained": subject,
+        "references": [name for name in names if name != subject],
+        "criteria": chosen,
         "budgets": [2**i for i in range(largest.bit_length()) if 2**i <= largest],
         "trained_budget": max(1, min(BUDGET, largest // 4)),  # so that a saving of 4 times can show
         "num_samples": size,

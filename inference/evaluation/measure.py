@@ -138,6 +138,7 @@ def _fill(work: _Work, source: Source) -> Pool:
         config.sampling,
         config.seed,
         config.batch_size,
+        source.prompts_ids,
     )
     path = work.folder / "pools" / f"{source.file_name}.jsonl"
     return fill_pool(path, source.header, work.plan.rows, draw, advance, indices=work.indices)

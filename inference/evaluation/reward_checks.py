@@ -13,7 +13,7 @@ from iama.models.loading import loading
 from iama.prompts.render import prompt_text, render_exchange
 from iama.rewards.function import load_function
 from iama.rewards.load import check_reward
-from inference.engine.reward_gradient import Side, check_same_ids, instead_of, reward_side
+from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

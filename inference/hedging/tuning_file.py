@@ -199,19 +199,19 @@ def find(tuning: Tuning, path: Path, wanted: Wanted) -> Calibration:
     """
     proxy_key = order_key(wanted.proxy)
     checks: list[tuple[Callable[[Calibration], bool], Callable[[list[Calibration]], str]]] = [
-        (lambda c: _is_policy(c, wanted), lambda left: _policy_told(left, wanted)),
-        (lambda c: _is_proxy(c, wanted, proxy_key), lambda left: _proxy_told(left, wanted)),
+        (lambda c: _is_policy(c, wanted), lambda left: _policy_words(left, wanted)),
+        (lambda c: _is_proxy(c, wanted, proxy_key), lambda left: _proxy_words(left, wanted)),
         (
             lambda c: c.system_prompt == wanted.system_prompt,
-            lambda left: f"tuned with the system prompt {_prompts_told(left)}, but it is {wanted.system_prompt!r}",
+            lambda left: f"tuned with the system prompt {_prompts_words(left)}, but it is {wanted.system_prompt!r}",
         ),
-        (lambda c: not _sampling_told(c, wanted), lambda left: f"tuned with {_sampling_told(left[0], wanted)}"),
+        (lambda c: not _sampling_words(c, wanted), lambda left: f"tuned with {_sampling_words(left[0], wanted)}"),
     ]
     left = tuning.calibrations
-    for fits, told in checks:
+    for fits, explain in checks:
         kept = [calibration for calibration in left if fits(calibration)]
         if not kept:
-            raise ConfigError(f"{path}: {told(left)}; run `iama tune` for what is to be served")
+            raise ConfigError(f"{path}: {explain(left)}; run `iama tune` for what is to be served")
         left = kept
     # Two policies may be one model under two names.
     left = [c for c in left if c.policy.name == wanted.policy["name"]] or left
@@ -237,14 +237,14 @@ def _policy_by_name_only(calibration: Calibration, wanted: Wanted) -> bool:
     return calibration.policy.fingerprint is None or wanted.policy["fingerprint"] is None
 
 
-def _policy_told(left: list[Calibration], wanted: Wanted) -> str:
-    names, own = list(dict.fromkeys(c.policy.name for c in left)), wanted.policy["name"]
-    if own in names:
-        return f"tuned for another policy {own!r} (weights, tokenizer, chat template or precision differ)"
-    return f"tuned for {', '.join(map(repr, names))}, and the policy {own!r} is another"
+def _policy_words(left: list[Calibration], wanted: Wanted) -> str:
+    names, name = list(dict.fromkeys(c.policy.name for c in left)), wanted.policy["name"]
+    if name in names:
+        return f"tuned for another policy {name!r} (weights, tokenizer, chat template or precision differ)"
+    return f"tuned for {', '.join(map(repr, names))}, and the policy {name!r} is another"
 
 
-def _prompts_told(left: list[Calibration]) -> str:
+def _prompts_words(left: list[Calibration]) -> str:
     return " or ".join(dict.fromkeys(repr(c.system_prompt) for c in left))
 
 
@@ -258,18 +258,18 @@ def _is_proxy(calibration: Calibration, wanted: Wanted, proxy_key: str) -> bool:
     return calibration.criterion.proxy_key == proxy_key
 
 
-def _proxy_told(left: list[Calibration], wanted: Wanted) -> str:
+def _proxy_words(left: list[Calibration], wanted: Wanted) -> str:
     names = dict.fromkeys(_named(c.criterion.proxy) for c in left)
     return f"tuned for the proxy {', '.join(names)}, and {_named(wanted.proxy)} is another, or has been changed"
 
 
 def _named(spec: RewardSpec) -> str:
     value = getattr(spec, spec.source)
-    told = value if isinstance(value, str) else value.model if spec.judge is not None else f"{len(spec.parts)} rewards"
-    return f"{spec.source} {told!r}"
+    shown = value if isinstance(value, str) else value.model if spec.judge is not None else f"{len(spec.parts)} rewards"
+    return f"{spec.source} {shown!r}"
 
 
-def _sampling_told(calibration: Calibration, wanted: Wanted) -> str:
+def _sampling_words(calibration: Calibration, wanted: Wanted) -> str:
     """Where two samplings differ; nothing where one of them is not known."""
     if calibration.sampling is None or wanted.sampling is None:
         return ""
@@ -284,12 +284,12 @@ def _of_one_sampling(path: Path, left: list[Calibration], wanted: Wanted) -> lis
     other = next((c for c in left if c.sampling != left[0].sampling), None)
     if other is None:
         return left
-    told = "a sampling that is known and one that is not"
+    samplings = "a sampling that is known and one that is not"
     if left[0].sampling is not None and other.sampling is not None:
         pairs = [(key, value, getattr(other.sampling, key)) for key, value in left[0].sampling]
-        told = "; ".join(f"{key} {value!r} and {another!r}" for key, value, another in pairs if value != another)
+        samplings = "; ".join(f"{key} {value!r} and {another!r}" for key, value, another in pairs if value != another)
     raise ConfigError(
-        f"{path}: {left[0].policy.name!r} was tuned with {told}, and the pool to be "
+        f"{path}: {left[0].policy.name!r} was tuned with {samplings}, and the pool to be "
         "evaluated does not tell which it has; write `sampling` into its header (the file's first line)"
     )
 
@@ -298,20 +298,20 @@ def _warn_of_trust(path: Path, calibration: Calibration, wanted: Wanted) -> None
     """Warn of what only a name stands for."""
     before, after = calibration.criterion.proxy, wanted.proxy
     functions = [part.function for part in after.parts if part.function is not None]
-    told = []
+    trusted = []
     if _policy_by_name_only(calibration, wanted):
-        told.append(f"the policy {calibration.policy.name!r} is the same model, since it has no fingerprint")
+        trusted.append(f"the policy {calibration.policy.name!r} is the same model, since it has no fingerprint")
     if _one_is_a_column(before, after):
         name = calibration.criterion.name
-        told.append(f"{name!r} was tuned with the {_named(before)}, and {_named(after)} gives the same scores")
+        trusted.append(f"{name!r} was tuned with the {_named(before)}, and {_named(after)} gives the same scores")
     elif after.column is not None:
-        told.append(f"{_named(after)} holds scores of the same reward")
+        trusted.append(f"{_named(after)} holds scores of the same reward")
     elif functions:
-        told.append(f"the code of {', '.join(functions)} is unchanged")
+        trusted.append(f"the code of {', '.join(functions)} is unchanged")
     if calibration.sampling is None or wanted.sampling is None:
-        told.append(f"{calibration.policy.name!r} is sampled as it was, since a pool's header has no `sampling`")
-    if told:
-        warnings.warn(f"{path}: taken on trust: {'; '.join(told)}", IamaWarning, stacklevel=2)
+        trusted.append(f"{calibration.policy.name!r} is sampled as it was, since a pool's header has no `sampling`")
+    if trusted:
+        warnings.warn(f"{path}: taken on trust: {'; '.join(trusted)}", IamaWarning, stacklevel=2)
 
 
 def _warn_of_gold(path: Path, calibration: Calibration, wanted: Wanted) -> None:

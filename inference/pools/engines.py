@@ -60,18 +60,22 @@ def transformers_draw(
     sampling: Sampling,
     seed: int,
     batch_size: int,
+    prompts_ids: Sequence[Sequence[int]] | None = None,
 ) -> Draw:
-    """Draw with the engine of `inference.engine.decode`; the policy is loaded when something is drawn."""
+    """Draw with the engine of `inference.engine.decode`; the policy is loaded when something is drawn.
+
+    `prompts_ids` are the token ids of all rows' prompts, where they are known already.
+    """
 
     def draw(rows: Rows, indices: Sequence[int]) -> Drawn:
         policy = load_policy(policy_name, spec, sampling)
-        prompts_ids = [
+        ids = prompts_ids or [
             render_prompt(policy.tokenizer, with_system_prompt(row["prompt"], system_prompt)) for row in rows
         ]
-        keys = prompt_keys(prompts_ids)  # of all rows, so that repeated prompts differ whichever are drawn here
+        keys = prompt_keys(ids)  # of all rows, so that repeated prompts differ whichever are drawn here
         for place, responses, cost in iter_decode(
             policy,
-            [prompts_ids[i] for i in indices],
+            [ids[i] for i in indices],
             num_samples,
             sampling,
             seed=seed,

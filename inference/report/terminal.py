@@ -10,7 +10,17 @@ from rich.table import Table
 
 from inference.report.fill import filled, savings_units
 from inference.report.risks import find_risks
-from inference.report.words import first_method, interval_text, label, method_title, note, number, ratio_text
+from inference.report.words import (
+    first_method,
+    interval,
+    interval_text,
+    label,
+    method_title,
+    note,
+    number,
+    ratio_text,
+    signed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +76,18 @@ def _print_quality(summary: Summary, console: Console) -> None:
             values = (row[key] for key in ("without", "with", "worst_without", "worst_with"))
             table.add_row(escape(policy), escape(criterion), *map(number, values))
     console.print(table)
+
+
+def print_differences(summary: Summary, console: Console) -> None:
+    """The trained policy less each reference at the same number of samples, summed over criteria."""
+    names = ("method", "metric", "reference")
+    title = f"{summary['trained']} less the reference, rewards summed over criteria"
+    table = make_table(title, names, ("samples", "difference", "95 %", "seeds"))
+    for row in summary["differences"]:
+        numbers = (number(row["samples"]), signed(row["mean"]), interval(row["ci95"]), str(row["num_seeds"]))
+        table.add_row(*(escape(row[name]) for name in names), *map(escape, numbers))
+    if summary["differences"]:
+        console.print(table)
 
 
 def make_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:

@@ -84,7 +84,7 @@ class _Search(GuidedRequest):
 
 
 class _Run:
-    """Searches in flight: finished ones leave, waiting ones enter."""
+    """Many prompts at once: those that are finished make room for those that wait."""
 
     def __init__(self, sampler: Args, batch_size: int) -> None:
         self._policy, self._sampling, self._settings = sampler.policy, sampler.sampling, sampler.settings
@@ -129,12 +129,13 @@ class _Run:
         self._live += searches
 
     def _feed(self, searches: Sequence[_Search], tokens: Sequence[Sequence[int]]) -> None:
+        """Forward tokens of each search, and note the logits after them."""
         begin = time.perf_counter()
         logits_RV = self._rows.extend([search.slot for search in searches], tokens)
-        for search, logits_V, own in zip(searches, logits_RV, self._rows.last_flops.tolist(), strict=True):
+        for search, logits_V, flops in zip(searches, logits_RV, self._rows.last_flops.tolist(), strict=True):
             search.logits_V = logits_V
             search.num_steps += 1
-            search.flops += own
+            search.flops += flops
         charge(searches, time.perf_counter() - begin)
 
     def _choose(self) -> None:

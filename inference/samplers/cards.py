@@ -1,11 +1,11 @@
 """CARDS, cascade reward sampling (Li et al., arXiv 2406.16306): rejection sampling of segments against a reward.
 
 A segment ends before an uncertain token. It is scored with all that stands before it, and accepted with probability
-`min(1, e^{(R - threshold) / T})`, where the threshold rises linearly from near the prompt's own reward to a target.
+`min(1, e^{(R - threshold) / T})`. The threshold rises linearly from near the reward of the empty response to a target.
 With one segment a response it is rejection sampling of whole responses (`rejection_settings`).
 
-Beside the paper: EOS ends a response, none is longer than asked, sampling and acceptance have temperatures of their
-own, and the target can be calibrated, since rewards have scales of their own.
+Beside the paper: an end token ends a response, no response is longer than asked, sampling and acceptance have separate
+temperatures, and the target can be measured (`calibrate_target`), since every reward has another scale.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class CardsSettings(Strict):
     """How segments are cut and accepted."""
 
     target: float | None = None
-    """Reward that a finished response should have, in the reward's own units (`calibrate_target` measures one)."""
+    """Reward that a finished response should have, in units of the reward (`calibrate_target` measures one)."""
     entropy_threshold: float | None = Field(3.0, ge=0)
     """A segment ends before a token whose distribution has at least this entropy, in nats; null: never."""
     min_segment: int = Field(4, ge=1)
@@ -57,7 +57,8 @@ class CardsSettings(Strict):
     max_segment: int = Field(64, ge=1)
     """Most tokens of a segment."""
     start_weight: float = Field(0.5, ge=0, le=1)
-    """Weight of the target in the threshold at the start (the paper's alpha); the prompt's own reward has the rest."""
+    """Weight of the target in the threshold at the start (the paper's alpha); the empty response's reward has the
+    rest."""
     acceptance: Literal["soft", "hard"] = "soft"
     """soft: below the threshold too, with a probability that falls with the distance; hard: at or above it only."""
     acceptance_temperature: float = Field(0.7, gt=0)
@@ -147,9 +148,9 @@ def calibrate_target(
 class Cards:
     """The sampler; `batch_size` is the number of rows that propose together.
 
-    A prompt takes as many rows as it has parallel proposals (at most `batch_size`), and the memory of one more. What
-    it answers depends on its own tokens and the seed alone. Besides its proposals, each prompt is scored once with an
-    empty response, for the threshold (unless `start_weight` is 1), and so that a reward that reads texts in pieces
+    A prompt takes as many rows as it has parallel proposals (at most `batch_size`), and the memory of one more. The
+    answer depends on the prompt's tokens and the seed alone. Besides its proposals, each prompt is scored once with an
+    empty response: for the threshold (unless `start_weight` is 1), and so that a reward that reads texts in pieces
     reads the prompt once.
     """
 
@@ -170,8 +171,8 @@ class Cards:
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions.
 
-        Warns if more than a fifth of the segments were forced, which means that they follow no law to speak of; with
-        a single proposal for each all are, and nothing is said.
+        Warns if none of the proposals was accepted for more than a fifth of the segments. There is no warning with
+        `max_proposals` = 1, which accepts nothing by design.
         """
 
         def run(requests: list[SegmentRequest], batch_size: int) -> Iterator[SegmentRequest]:
@@ -240,7 +241,7 @@ class _Rule:
         return self._more(request)
 
     def streams(self, request: SegmentRequest, numbers: Sequence[int]) -> Keys:
-        """Each proposal of a prompt has a stream of its own."""
+        """A separate stream for each proposal of a prompt."""
         samples = [len(request.trace) * self.max_proposals + number for number in numbers]
         return stream_keys(self._seed, [request.key] * len(samples), samples)
 

@@ -4,7 +4,7 @@ A segment ends before an uncertain token. The next one is decoded several times,
 which a reward's gradient proposes from the policy's likeliest ones; the candidate with the best reward is kept.
 
 Beside what is published: any end token ends a response, every segment has at least one token, token ids are kept, the
-reward reads its own template, and what was read once stays in the caches of policy and reward.
+reward reads its usual template, and what was read once stays in the caches of policy and reward.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from iama.prompts.render import prompt_text
 from inference.engine.next_token import entropy
 from inference.engine.random_streams import stream_keys, uniforms
 from inference.engine.responses import Ends
-from inference.engine.reward_gradient import around, check_shared_vocabulary
-from inference.engine.vocabulary import special_tokens
+from inference.engine.reward_gradient import around
+from inference.engine.vocabulary import check_shared_vocabulary, special_tokens
 from inference.samplers.ggro_scores import GgroRequest, GradientScores, OptionScores
 from inference.samplers.guided import answer_all
 from inference.samplers.segments import Kept, SegmentLoop, TextScores, draw_next, stacked_logits
@@ -48,7 +48,7 @@ class GgroSettings(Strict):
     """Where segments end, and how their first tokens are chosen."""
 
     num_candidates: int = Field(8, ge=1)
-    """Most candidates for a segment, the policy's own continuation being the first; 1: plain decoding."""
+    """Most candidates for a segment, the first being the policy's continuation without a nudge; 1: plain decoding."""
     entropy_threshold: float | None = Field(1.5, ge=0)
     """A segment ends before a token whose distribution has at least this entropy, in nats; null: never."""
     min_segment: int = Field(4, ge=2)
@@ -59,8 +59,8 @@ class GgroSettings(Strict):
     """A nudge is one of so many likeliest tokens (but no special token that does not end the response)."""
     score: Literal["gradient", "taylor", "exact"] = "gradient"
     """What a token v promises in the first place of a candidate: gradient, g . E_v, with 0 for the token that stands
-    there (as published); taylor, g . (E_v - E_current); exact, the reward of the text with v there, less the
-    candidate's own (any reward, any vocabulary)."""
+    there (as published); taylor, g . (E_v - E_current); exact, the reward of the text with v there, less that of the
+    candidate (any reward, any vocabulary)."""
     parallel: bool = False
     """false: each nudge is proposed from the candidate before, until one is repeated or none promises more than 0;
     true: the best proposals of the first candidate are decoded together."""
@@ -94,8 +94,8 @@ class GgroSettings(Strict):
 class Ggro:
     """The sampler; `batch_size` is the number of rows decoded together (a parallel prompt has `num_candidates` - 1).
 
-    What it answers depends on a prompt's own tokens and the seed alone. Rewards in the trace are those that guided:
-    with a gradient, of the response's own token ids. A completion's `reward` is always that of its text.
+    The answer depends on the prompt's tokens and the seed alone. Rewards in the trace are those that guided: with a
+    gradient, those of the policy's token ids. A completion's `reward` is always that of its text.
     """
 
     policy: Policy
@@ -125,7 +125,7 @@ class Ggro:
         return answer_all(self, GgroRequest, run, prompts, columns)
 
     def scores(self) -> Scores[GgroRequest]:
-        """What tells proposals' rewards, and what options promise."""
+        """The reward's side of the loop: rewards of proposals, and gains of the tokens that may nudge."""
         settings = self.settings
         if settings.needs_gradient:
             return GradientScores(self.policy, self.reward, self.sampling, taylor=settings.score == "taylor")
@@ -151,7 +151,7 @@ class Ggro:
 
 
 class _Rule:
-    """GGRO's part in the loop: the policy's own continuation of a segment, and others that begin with a nudge.
+    """GGRO's part in the loop: the policy's continuation of a segment, and others that begin with a nudge.
 
     A proposal is a function of its first token: the tokens after it are the likeliest ones, or drawn with the random
     numbers that belong to their places in the response. So a first token that was tried needs no second proposal.
@@ -168,7 +168,7 @@ class _Rule:
         self.min_tokens, self.max_tokens = settings.min_segment - 1, settings.max_segment
 
     def open(self, request: GgroRequest) -> FirstTokens:
-        """The policy's own continuation, and with it the tokens that may nudge the segment, if any may."""
+        """The policy's continuation without a nudge; notes the tokens that may nudge the segment, if any may."""
         settings = self._settings
         request.options, request.tried = [], set()
         is_first = settings.first_nudge and not request.tokens

@@ -1,4 +1,4 @@
-"""What GGRO's candidates are worth, and what its nudging tokens promise: by text, or by ids and a gradient."""
+"""Rewards of GGRO's proposals, and what each nudging token promises: by text, or by token ids and a gradient."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class GgroRequest(SegmentRequest):
 
 
 class OptionScores(TextScores[GgroRequest]):
-    """Rewards of texts, by any reward; a nudging token is worth what the text with it in place is scored more."""
+    """Rewards of texts, by any reward; an option's gain is the reward of the text with it in place, less the text's."""
 
     def __init__(self, policy: Policy, reward: Reward, sampling: Sampling, num_options: int) -> None:
-        """Gains are told of at most `num_options` tokens."""
+        """A prompt has at most `num_options` tokens that may nudge a segment."""
         super().__init__(policy, reward, sampling)
         self._num_options = num_options
 
@@ -91,7 +91,7 @@ class OptionScores(TextScores[GgroRequest]):
 
 
 class GradientScores:
-    """Rewards of the policy's own token ids in the reward's template, and gradients with respect to one of them.
+    """Rewards of the policy's token ids in the reward's template, and gradients with respect to one of them.
 
     Where the reward reads in pieces (`inference.engine.reward_rows`), what stands before a segment is read once and is
     constant in the gradient, which is exact since attention is causal. Any other reward reads, and differentiates,
@@ -188,7 +188,7 @@ class GradientScores:
         return [*before, *(t for t in tokens[: len(tokens) - ended] if t not in self._unread and t < known), *after]
 
     def _read(self, readings: Sequence[_Reading]) -> Iterator[tuple[GgroRequest, Cost]]:
-        """Score proposals, and tell what each cost; those with a place get gradients too (all or none have one)."""
+        """Score proposals; yields what each cost. With a place they get gradients too (all have one, or none)."""
         counts = {i: len(reading.ids) - reading.start for i, reading in enumerate(readings)}
         for batch in micro_batches(counts, self._classifier.batch_size):
             begin = time.perf_counter()

@@ -4,9 +4,9 @@ A few sampled responses of a prompt become logits, one vector a position, which 
 `-(log pi_ref + alpha * reward)` (`inference.samplers.sea_energy`) for a number of steps, with noise that dies away.
 What is read at every step is the text that the logits decode to, so every reward and log-probability is one of text.
 
-Beside the paper: the sampled token is raised, so that the first text is the sample; tokens that have no text of their
-own (special ones that end nothing, padding of the vocabulary, what the reward lacks) are never moved to; and the answer
-is scored as text, tokenised by the reward.
+Beside the paper: the sampled token is raised, so that the first text is the sample; tokens without a text (special
+ones that end nothing, padding of the vocabulary, what the reward lacks) are never moved to; and the answer is scored as
+text, tokenised by the reward.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from inference.engine.batches import shortest_first, until_all
 from inference.engine.decode import iter_decode
 from inference.engine.random_streams import prompt_keys, stream_keys
 from inference.engine.responses import Ends, Response, pool_of, response_text
-from inference.engine.reward_gradient import around, check_shared_vocabulary
-from inference.engine.vocabulary import end_tokens
+from inference.engine.reward_gradient import around
+from inference.engine.vocabulary import check_shared_vocabulary, end_tokens
 from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import score
 from inference.samplers.sea_energy import Energy, Models, Start, decode_top_k, start_state
@@ -41,13 +41,14 @@ if TYPE_CHECKING:
 
     from iama.config.specs import Sampling
     from iama.prompts.render import Prompt
+    from iama.rewards.classifier import Classifier
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
 
 SPREAD = 1.25  # of the lengths in a batch
 ENOUGH = 1024  # tokens in a pass, above which more rows make it little quicker
 NOISE_STREAM = 2**61
-"""Sample index of the first chain's noise; samples' own are below."""
+"""Sample index of the first chain's noise; those of the samples are below."""
 
 
 class SeaSettings(Strict):
@@ -56,7 +57,7 @@ class SeaSettings(Strict):
     needs_gradient: ClassVar[bool] = True
 
     num_chains: int = Field(4, ge=1)
-    """Responses that are moved, each from a sample of its own; the best of them is the answer."""
+    """Responses that are moved, each from another sample; the best of them is the answer."""
     num_steps: int = Field(50, ge=0)
     """Steps of the optimiser; with 0 the best sample is the answer."""
     alpha: float = Field(20.0, ge=0)
@@ -85,7 +86,7 @@ class ChainTrace:
     """What a chain passed, for experiments: rewards of its hard texts, read as token ids, their log-probabilities under
     the policy (nats, end token included) and lengths (without it), before the first step and after each.
 
-    `best_step` is where the kept text was found. `same_ids` tells whether the reward, tokenising the answer's text,
+    `best_step` is the step that gave the kept text. `same_ids` says whether the reward, tokenising the answer's text,
     reads the ids that were decoded; where it does not, the reward of the text may differ from that of the ids.
     """
 
@@ -131,7 +132,7 @@ class Chain:
 class Sea:
     """The sampler; `batch_size` is the number of chains that move together.
 
-    A prompt's answer depends on its own tokens and the seed alone, up to rounding. A chain holds an fp32 number a
+    The answer depends on the prompt's tokens and the seed alone, up to rounding. A chain holds an fp32 number a
     position and token of the vocabulary four times (state, two of Adam, gradient), and up to three times more while the
     policy is read, besides what the models hold for their gradients. The policy reads a prompt once for a chain, the
     reward whole rows at every step. The reward must be a classifier with the policy's token ids. Stop strings cut
@@ -178,14 +179,20 @@ class Sea:
         assert len(done) == len(searches)
         return self._answer(searches, prompts, columns)
 
+    @property
+    def classifier(self) -> Classifier:
+        """The reward's model."""
+        assert self.reward.classifier is not None, "check_shared_vocabulary refuses other rewards"
+        return self.reward.classifier
+
     def _check_fit(self, templates: Sequence[tuple[list[int], list[int]]]) -> None:
-        assert self.reward.classifier is not None
-        limit = self.reward.classifier.context_length
+        """Raise `RewardError` for a prompt that leaves the reward no room for `max_new_tokens`."""
+        source, limit = self.classifier.source, self.classifier.context_length
         for number, (before, after) in enumerate(templates, start=1):
             length = len(before) + self.sampling.max_new_tokens + len(after)
             if limit is not None and length > limit:
                 raise RewardError(
-                    f"{self.reward.classifier.source}: prompt {number} with sampling.max_new_tokens = "
+                    f"{source}: prompt {number} with sampling.max_new_tokens = "
                     f"{self.sampling.max_new_tokens} may have {length} tokens, but it reads at most {limit}; use "
                     "shorter prompts or a smaller max_new_tokens"
                 )
@@ -244,12 +251,11 @@ class Sea:
         return Response(text, tuple(token_ids), reason)
 
     def _trace(self, end_ids: frozenset[int], chain: Chain, candidate: Response) -> ChainTrace:
-        assert self.reward.classifier is not None
         assert chain.trace is not None
         token_ids = candidate.token_ids
         ended = token_ids[-1] in end_ids
         decoded = [*chain.start.before, *(token_ids[:-1] if ended else token_ids), *chain.start.after]
-        (read,) = self.reward.classifier.render([chain.search.prompt], [candidate.text])
+        (read,) = self.classifier.render([chain.search.prompt], [candidate.text])
         return replace(chain.trace, same_ids=read[: len(decoded)] == decoded)
 
 
@@ -257,9 +263,8 @@ class Run:
     """Batches of chains, the lengths of which are alike; a prompt's chains end together."""
 
     def __init__(self, sampler: Sea, models: Models, batch_size: int) -> None:
-        assert sampler.reward.classifier is not None
         self._settings, self._models, self._batch_size = sampler.settings, models, batch_size
-        self._policy_size, self._reward_size = size_of(models.policy.model), sampler.reward.classifier.size
+        self._policy_size, self._reward_size = size_of(models.policy.model), sampler.classifier.size
 
     def run(self, searches: Sequence[Search]) -> Iterator[Search]:
         """Move all chains, as many prompts at a time as fit; each prompt is yielded when its chains have ended."""
@@ -349,9 +354,9 @@ class Chains:
     Positions after a text's end have no gradient, but Adam's momentum and noise move them on: where the end token goes
     to a later place, or away, tokens come to light that no energy has judged.
 
-    `best_N` are the tokens of the best texts with what follows their ends, `best_step_R` the step that each was found
-    after and `num_kept_R` how many tokens belong to it, end token included. `rewards_SR`, `log_probs_SR` and
-    `num_text_SR` tell of the texts before the first step and after each.
+    `best_N` are the tokens of the best texts with what follows their ends. `best_step_R` is the step that gave each,
+    and `num_kept_R` how many tokens belong to it, end token included. `rewards_SR`, `log_probs_SR` and `num_text_SR`
+    are those of the texts before the first step and after each.
     """
 
     def __init__(self, energy: Energy, settings: SeaSettings) -> None:
@@ -410,7 +415,7 @@ class Chains:
         self.num_text_SR.append(reading.num_text_R.tolist())
 
     def _add_noise(self, spread: float) -> None:
-        """Normal noise, each chain's from its own generator, so that no batch changes it."""
+        """Normal noise from a generator for each chain, so that no batch changes it."""
         for generator, part_TV in zip(self._generators, self._energy.split(self.state_NV), strict=True):
             noise_TV = torch.randn(part_TV.shape, generator=generator, dtype=part_TV.dtype, device=part_TV.device)
             part_TV.add_(noise_TV, alpha=spread)

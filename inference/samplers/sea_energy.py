@@ -120,7 +120,7 @@ class Energy:
         self.row_N = torch.repeat_interleave(torch.arange(len(starts)), torch.tensor(self.sizes)).to(device)
         self._place_N = torch.cat([torch.arange(size) for size in self.sizes]).to(device)
         # What the policy reads: the prompt's last token, then the response but for its last.
-        self._ids_RT, _ = pad([[start.prompt_ids[-1], *start.token_ids] for start in starts], 0, device=device)
+        self._ids_RT = pad([[start.prompt_ids[-1], *start.token_ids] for start in starts], 0, device=device)
         self.sampled_N = self._ids_RT[self.row_N, self._place_N + 1]
         self._prompts = Prefixes(policy.model, [start.prompt_ids[:-1] for start in starts])
 
@@ -232,7 +232,7 @@ class Energy:
 def start_state(
     log_laws_NV: torch.Tensor, tokens_N: torch.Tensor, silent_V: torch.Tensor, margin: float
 ) -> torch.Tensor:
-    """The policy's own logits, with the sampled token raised by `margin` above the greatest: `[N, V]`.
+    """The policy's logits, with the sampled token raised by `margin` above the greatest: `[N, V]`.
 
     Tokens that no text may hold get -inf, unless they were sampled; they stay there, as their gradient is 0.
     """

@@ -2,8 +2,8 @@
 
 A sampler is a `SegmentRule` (how many proposals, where a segment ends, what token comes next, which proposal is kept)
 on `SegmentLoop`, which does the rest for many prompts together. Each token is forwarded once: a prompt's proposals
-share what is kept of its response, each in a slot of its own. A rejected proposal is rolled back, and all slots go on
-from the kept one.
+share what is kept of its response, each in another slot. A rejected proposal is rolled back, and all slots go on from
+the kept one.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class SegmentRule(Protocol[R_contra]):
     max_tokens: int
 
     def open(self, request: R_contra) -> FirstTokens:
-        """The first proposals of a segment; `request.logits_V` tell of its first token."""
+        """The first proposals of a segment; `request.logits_V` are those of its first token."""
         ...
 
     def streams(self, request: R_contra, numbers: Sequence[int]) -> Keys:

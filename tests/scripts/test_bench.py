@@ -50,6 +50,7 @@ def bench(world):
     return found
 
 
+@pytest.mark.slow
 def test_the_bench_in_miniature(world, tmp_path):
     page = (launch.ROOT / "docs/performance.md").read_bytes() if (launch.ROOT / "docs/performance.md").exists() else b""
     done = CliRunner().invoke(app, ["--quick", "--world", str(world), "--out", str(tmp_path)], catch_exceptions=False)

@@ -11,6 +11,8 @@ from scripts.experiments import estimator_page
 from scripts.experiments import estimator_study as study
 from scripts.experiments.toy_problem import policy_gradient
 
+pytestmark = pytest.mark.slow
+
 P = np.array([0.5, 0.3, 0.2])
 
 

@@ -155,6 +155,7 @@ def test_strict_gold_counts_ungrammatical_answers_as_nothing():
 # On tiny models. ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_method_is_served_judged_and_written_and_a_second_run_reads(small_world, tmp_path, monkeypatch):
     results = measured()
     cell = results[SEED]["base", "harmless"]

@@ -285,6 +285,7 @@ def test_prompts_are_disjoint_and_in_no_training_split(seed):
     assert hedging.prompts(seed, Size()) == (calibration, test)
 
 
+@pytest.mark.slow
 def test_pools_tuning_pressure_and_page_end_to_end(small_world, tiny, tmp_path, monkeypatch):
     members = {SEED: [tiny.reward, tiny.other_reward]}
     for name, few in (("QUANTILES", (0.5,)), ("CANDIDATES", (1, 2)), ("STEPS", (0, 1))):

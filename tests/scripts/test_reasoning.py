@@ -169,6 +169,7 @@ def test_a_weak_base_s_gap_is_read_at_its_own_operations():
 # On tiny models. ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_is_served_judged_and_written_and_a_second_run_reads(small_world, tmp_path, monkeypatch):
     adapters = dict.fromkeys(("grpo", "iama", "tilt", "capped"))
     methods = {policy: tuple(map(quick, own)) for policy, own in reasoning.METHODS.items()}

@@ -93,6 +93,7 @@ lora: {{ r: 2, target_modules: all-linear }}
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*100% of the completions:iama.errors.IamaWarning")  # an untrained model
 def test_stock_grpo_is_trls_trainer_with_its_defaults_and_leaves_a_run_folder(stock_config, tmp_path):
     from iama.config.schema import load_config

@@ -213,6 +213,7 @@ def test_targets_are_the_librarys_and_temperatures_are_shares_of_the_spread(smal
     assert segment_setup.settings_of(Method("args", 0.5), drawn.proxies[0], chosen, 10) == ArgsSettings(weight=0.5)
 
 
+@pytest.mark.slow
 def test_search_measurement_and_page_end_to_end(small_world, tmp_path, monkeypatch):
     monkeypatch.setattr(segment_samplers_page, "PAGE", tmp_path / "cards.md")
     monkeypatch.setattr(segment_samplers_page, "PLOT", tmp_path / "cards.svg")

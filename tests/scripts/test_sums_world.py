@@ -2,10 +2,7 @@
 
 import json
 import random
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -34,8 +31,8 @@ from scripts.sums_world import (
     sum_of,
     value_of,
 )
+from tests.processes import run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 WORLDS = [make_sums_world(seed) for seed in range(3)]
 
 
@@ -153,6 +150,7 @@ def built(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_world_has_models_of_one_vocabulary_checkpoints_and_prompts(built):
     from safetensors.torch import load_file
 
@@ -182,6 +180,7 @@ def test_a_folder_that_is_no_world_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_correct_is_a_verifiable_reward_in_training(tmp_path):
     """Two steps of configs/experiments/sums.yaml; the base knows one sum, and half of its answers are right."""
     from scripts import demo_fit
@@ -202,8 +201,7 @@ def test_correct_is_a_verifiable_reward_in_training(tmp_path):
         "sampling.max_new_tokens=12",
     ]
     sets = [part for override in overrides for part in ("--set", override)]
-    command = [sys.executable, "train_iama.py", "--config", "configs/experiments/sums.yaml", *sets]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(["train_iama.py", "--config", "configs/experiments/sums.yaml", *sets])
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert [step["step"] for step in steps] == [1, 2]

@@ -19,7 +19,7 @@ from iama.config.settings import TrainingConfig
 from scripts.estimate_recipes import RECIPES, SHAPES, figures
 from tests.conftest import make_tokenizer
 from trainers.run.build import build_trainer
-from trainers.run.checkpoints import check_saving
+from trainers.run.fields import check_saving
 from trainers.run.plan import (
     _check_batch,
     _check_deepspeed,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from iama.config.settings import TrainingConfig
 from iama.config.specs import RewardSpec
-from iama.rewards.classifier import Classifier, load_classifier
+from iama.rewards.classifier import Classifier, load_weights
 from iama.rewards.load import load_reward
 from trainers.run.build import build_trainer, save_final
 from trainers.run.plan import make_plan
@@ -104,9 +104,9 @@ def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make
     ]
     loaded, seen = [], {}
 
-    def counted(name, spec):
-        loaded.append(name)
-        return load_classifier(name, spec)
+    def counted(files, spec, source):
+        loaded.append(source)
+        return load_weights(files, spec, source)
 
     forward = Classifier.score_ids
 
@@ -114,11 +114,11 @@ def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make
         seen.setdefault(self.source, []).extend(ids)
         return forward(self, ids)
 
-    monkeypatch.setattr("iama.rewards.load.load_classifier", counted)
+    monkeypatch.setattr("iama.rewards.load.load_weights", counted)
     monkeypatch.setattr(Classifier, "score_ids", recorded)
     config = make_config(objective__criteria=criteria)
     trainer, _ = trained(config)
-    assert sorted(loaded) == ["harmless", "helpful"]
+    assert sorted(loaded) == ["reward 'harmless'", "reward 'helpful'"]
     helpful, harmless = (list(seen[f"reward {name!r}"]) for name in ("helpful", "harmless"))
     assert len(helpful) == len(harmless) == 16  # two steps of eight
     assert helpful != harmless

@@ -119,13 +119,13 @@ Sampled in training with {sampling}; seed {manifest.seed}.
 
 def without_a_sampler(quality: PlainQuality) -> str:
     """One line: each criterion's mean reward of a single sample, beside that of every reference."""
-    told = []
+    parts = []
     for criterion, values in quality.values.items():
         others = [f"{TITLES.get(name, name)} {v:.3f}" for name, v in values.items() if name != quality.trained]
         beside = f" ({', '.join(others)})" if others else ""
-        told.append(f"{criterion} {values[quality.trained]:.3f}{beside}")
+        parts.append(f"{criterion} {values[quality.trained]:.3f}{beside}")
     kinds = " or ".join(dict.fromkeys(quality.metric.values()))
     return (
-        f"**Without a sampler** (one sample, mean {kinds} reward, {quality.num_prompts} prompts): {'; '.join(told)}. "
+        f"**Without a sampler** (one sample, mean {kinds} reward, {quality.num_prompts} prompts): {'; '.join(parts)}. "
         "Where that is below the base, do not serve this model without its sampler."
     )

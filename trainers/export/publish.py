@@ -57,21 +57,21 @@ def _without_places(reward: dict[str, Any], revisions: Sequence[str | None]) -> 
     `revisions` are the reward's, and those of an ensemble's members. A model keeps its whole name where its revision is
     a commit of the hub.
     """
-    found = dict(reward)
+    renamed = dict(reward)
     if reward["model"] is not None and not HUB_COMMIT.fullmatch(revisions[0] or ""):
-        found["model"] = _last_part(reward["model"])
+        renamed["model"] = _last_part(reward["model"])
     if reward["function"] is not None:
         path, colon, function = reward["function"].rpartition(":")
-        found["function"] = f"{_last_part(path)}{colon}{function}" if path.endswith(".py") else reward["function"]
+        renamed["function"] = f"{_last_part(path)}{colon}{function}" if path.endswith(".py") else reward["function"]
     if reward["judge"] is not None:
-        found["judge"] = reward["judge"] | {"url": JUDGE_URL}
+        renamed["judge"] = reward["judge"] | {"url": JUDGE_URL}
         for key in ("model", "prompt_file", "cache"):
-            found["judge"][key] = _last_part(reward["judge"][key])
+            renamed["judge"][key] = _last_part(reward["judge"][key])
     if reward["ensemble"] is not None:
         members = zip_longest(reward["ensemble"]["members"], revisions[1:])
         public = [_without_places(member, [known]) for member, known in members]
-        found["ensemble"] = reward["ensemble"] | {"members": public}
-    return found
+        renamed["ensemble"] = reward["ensemble"] | {"members": public}
+    return renamed
 
 
 def _last_part(path: str) -> str:

@@ -22,11 +22,10 @@ from iama.models.loading import loading, refuse_missing_tensors
 from iama.rewards.load import load_reward
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.run.adapter import check_adapter, expected_shapes
-from trainers.run.callbacks import EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
+from trainers.run.callbacks import Checkpoints, EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
 from trainers.run.checkpoints import inputs_of, sharding_of
 from trainers.run.engine import prepare_process_group, refuse_disagreement, whole_models
 from trainers.run.fields import save_limit
-from trainers.run.resume import Checkpoints
 from trainers.run.samples import SampleFiles
 from trainers.run.watch import Watch
 from trainers.run.watchdog import PhaseMarks, Watchdog
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
-    from iama.config.settings import TrainingConfig
     from iama.rewards.reward import Reward
     from trainers.run.plan import Plan
 
@@ -59,7 +57,7 @@ def build_trainer(
     inputs = inputs_of(plan) if is_main_process() else {}  # the main process alone writes the marker
     checkpoints = Checkpoints(sharding_of(plan.config), save_limit(plan.trainer_fields), inputs)
     with whole_models(args):
-        rewards = load_rewards(plan.config)
+        rewards = load_rewards(plan)
     trainer = NonlinearGRPOTrainer(
         objective=plan.objective,
         kl=plan.config.kl,
@@ -87,11 +85,13 @@ def build_trainer(
     return trainer
 
 
-def load_rewards(config: TrainingConfig) -> list[Reward]:
+def load_rewards(plan: Plan) -> list[Reward]:
     """Proxy rewards under their criteria's names, then gold rewards, which are logged and never train."""
-    criteria, missing_ok = config.objective.criteria, config.objective.on_nan == "drop"
-    specs = [(c.name, c.proxy) for c in criteria] + [(gold_name(c.name), c.gold) for c in criteria if c.gold]
-    return [load_reward(name, spec, missing_ok=missing_ok) for name, spec in specs]
+    objective = plan.config.objective
+    specs = [(c.name, c.proxy) for c in objective.criteria]
+    specs += [(gold_name(c.name), c.gold) for c in objective.criteria if c.gold is not None]
+    missing_ok = objective.on_nan == "drop"
+    return [load_reward(name, spec, missing_ok=missing_ok, files=plan.reward_files) for name, spec in specs]
 
 
 def save_final(trainer: NonlinearGRPOTrainer, folder: Path, manifest: Manifest | None) -> None:

@@ -47,3 +47,36 @@ def deepspeed_options(deepspeed: str | dict[str, Any] | None) -> dict[str, Any]:
 def group_timeout_s(max_phase_s: float | None) -> int:
     """Seconds after which a process group gives up waiting: later than the watchdog; a day without a limit."""
     return DAY_S if max_phase_s is None else math.ceil(max_phase_s) + TIMEOUT_MARGIN_S
+
+
+def check_saving(fields: dict[str, Any], world_size: int, source: str) -> None:
+    """Refuse (`ConfigError`) checkpoints that a killed run could not go on from as if nothing had happened.
+
+    TRL takes `steps_per_generation * num_iterations` micro-steps on one batch of roll-outs and does not save a
+    half-used batch: checkpoints must fall where one is used up.
+    """
+    strategy = str(fields.get("save_strategy", "steps"))
+    if strategy == "no":
+        return
+    if fields.get("save_only_model"):
+        raise ConfigError(
+            f"{source}: trainer.save_only_model leaves out what a killed run needs to go on; leave it out "
+            "(checkpoints hold the adapter and its optimizer state, not the base) or set trainer.save_strategy: 'no'"
+        )
+    accumulated = fields.get("gradient_accumulation_steps", 1)
+    used_for = steps_per_generation(fields, world_size) * fields.get("num_iterations", 1)
+    if accumulated % used_for == 0 or strategy != "steps":  # the end of an epoch is the end of a batch
+        return
+    if used_for % accumulated:
+        raise ConfigError(
+            f"{source}: steps_per_generation x num_iterations = {used_for} and gradient_accumulation_steps = "
+            f"{accumulated}: checkpoints would fall inside a batch of roll-outs, which cannot be restored; make one "
+            "a multiple of the other or set trainer.save_strategy: 'no'"
+        )
+    unit, save_steps = used_for // accumulated, fields.get("save_steps", 500)
+    if save_steps < 1 or save_steps % unit:
+        raise ConfigError(
+            f"{source}: trainer.save_steps {save_steps:g} falls inside a batch of roll-outs, which is used for {unit} "
+            f"steps and cannot be restored half-used; write a multiple of {unit}, e.g. "
+            f"{unit * max(1, math.ceil(save_steps / unit))}"
+        )

@@ -15,21 +15,19 @@ import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from iama.config.specs import RewardSpec
 from iama.environment import world_size
 from iama.models.loading import loading
 from iama.prompts.render import render_prompt
-from iama.rewards.classifier import reward_config
+from iama.rewards.load import Files
 from trainers.run import fields as trainer_fields
-
-if TYPE_CHECKING:
-    from iama.config.specs import RewardSpec
-    from trainers.run.plan import Plan
+from trainers.run.plan import Plan
 
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FOUR_BIT = 0.56
@@ -76,7 +74,7 @@ def policy_sizes(plan: Plan) -> Sizes:
     spec = plan.config.policy
     with loading(spec.path, "policy.path"), torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = AutoConfig.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
+        config = copy.deepcopy(plan.model_config)  # transformers writes into it
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
     num_policy = model.num_parameters()
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
@@ -90,15 +88,15 @@ def policy_sizes(plan: Plan) -> Sizes:
     return Sizes(num_policy, linear - (0 if head is None else head.weight.numel()), num_adapter)
 
 
-def reward_bytes(spec: RewardSpec) -> float:
-    """Weights of a reward that is a model, or of an ensemble's models."""
+def reward_bytes(spec: RewardSpec, files: Files) -> float:
+    """Weights of a reward that is a model, or of an ensemble's models; `files` are what was read of them."""
     total = 0.0
     for part in spec.parts:
         if part.model is None:
             continue
         with loading(part.model, "reward"), torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = AutoModelForSequenceClassification.from_config(reward_config(part.model, "reward"))
+            model = AutoModelForSequenceClassification.from_config(copy.deepcopy(files[part].config))
         total += model.num_parameters() * NUM_BYTES[part.dtype]
     return total
 
@@ -114,9 +112,7 @@ def estimate(plan: Plan, sizes: Sizes) -> Estimate:
     rewards on another kind of device are not counted.
     """
     config, fields = plan.config, plan.trainer_fields
-    with loading(config.policy.path, "policy.path"):
-        loaded = AutoConfig.from_pretrained(config.policy.path, trust_remote_code=config.policy.trust_remote_code)
-    text = loaded.get_text_config()
+    text = plan.model_config.get_text_config()
     zero, width = zero_options(plan), NUM_BYTES[config.policy.dtype]
     kept_share = 1 / config.world_size if zero.get("stage", 0) == 3 else 1.0
     if _is_offloaded(zero, "offload_param"):
@@ -129,7 +125,7 @@ def estimate(plan: Plan, sizes: Sizes) -> Estimate:
     always = {
         "policy": weights * kept_share,
         "adapter and optimizer": adapter_bytes(plan, sizes),
-        "rewards": sum(reward_bytes(part) for part in beside),
+        "rewards": sum(reward_bytes(part, plan.reward_files) for part in beside),
     }
     num_tokens = longest_prompt(plan) + config.sampling.max_new_tokens
     rows = int(fields["per_device_train_batch_size"])

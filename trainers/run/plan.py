@@ -17,7 +17,7 @@ from trl import GRPOConfig
 
 from iama.config.schema import nearest
 from iama.config.settings import TrainingConfig
-from iama.config.specs import Sampling
+from iama.config.specs import RewardSpec, Sampling
 from iama.environment import world_size
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.installation import find_deepspeed, find_file
@@ -26,11 +26,11 @@ from iama.models.loading import check_model_dir, loading
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
 from iama.prompts.data import fitting_prompts, read_prompts
-from iama.prompts.render import render_prompt
-from iama.rewards.load import check_reward
+from iama.prompts.render import Prompt, render_prompt
+from iama.rewards.classifier import ClassifierFiles
+from iama.rewards.load import Files, check_reward
 from trainers.control import check_kl
-from trainers.run.checkpoints import check_saving
-from trainers.run.fields import group_timeout_s, steps_per_generation
+from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +60,10 @@ class Plan:
     trainer_fields: dict[str, Any]
     model_init_kwargs: dict[str, Any]
     lora: LoraConfig
+    model_config: Any
+    """The policy's transformers configuration."""
+    reward_files: Files
+    """What was read of the reward models: configurations and tokenizers."""
 
     @property
     def uses_deepspeed(self) -> bool:
@@ -86,17 +90,18 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_deepspeed(fields, source)
     _check_vllm(fields, source)
     tokenizer = load_policy_tokenizer(config)
-    prompts = prompts_that_fit(config, tokenizer, rows)
+    model_config = policy_config(config)
+    prompts = prompts_that_fit(config, tokenizer, model_config, rows)
     _check_number_of_prompts(config, fields, len(prompts))
-    for criterion in config.objective.criteria:
-        check_reward(criterion.name, criterion.proxy, prompts[0]["prompt"])
-        if criterion.gold is not None:
-            check_reward(f"{criterion.name} (gold)", criterion.gold, prompts[0]["prompt"])
+    reward_files = _check_rewards(config, prompts[0]["prompt"])
     _warn(config, fields, source)
     check_generation_config(config.policy.path, "policy.path", config.sampling)
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
     model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
-    return Plan(config, objective, tokenizer, prompts, len(rows) - len(prompts), fields, model_init_kwargs, lora)
+    num_dropped = len(rows) - len(prompts)
+    return Plan(
+        config, objective, tokenizer, prompts, num_dropped, fields, model_init_kwargs, lora, model_config, reward_files
+    )
 
 
 def build_objective(config: TrainingConfig) -> Objective:
@@ -162,19 +167,29 @@ def load_policy_tokenizer(config: TrainingConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def policy_config(config: TrainingConfig) -> Any:
+    """The policy's transformers configuration; `ModelError` where it cannot be read."""
+    with loading(config.policy.path, "policy.path"):
+        return AutoConfig.from_pretrained(config.policy.path, trust_remote_code=config.policy.trust_remote_code)
+
+
 def prompts_that_fit(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, model_config: Any, rows: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The prompts to train on: those that fit the policy's context with their answer; see `fitting_prompts`."""
     num_tokens_P = [len(render_prompt(tokenizer, row["prompt"])) for row in rows]
-    return fitting_prompts(config.prompts, rows, num_tokens_P, _context_length(config), config.sampling.max_new_tokens)
+    context_length: int | None = getattr(model_config, "max_position_embeddings", None)
+    return fitting_prompts(config.prompts, rows, num_tokens_P, context_length, config.sampling.max_new_tokens)
 
 
-def _context_length(config: TrainingConfig) -> int | None:
-    with loading(config.policy.path, "policy.path"):
-        model_config = AutoConfig.from_pretrained(config.policy.path, trust_remote_code=config.policy.trust_remote_code)
-    length: int | None = getattr(model_config, "max_position_embeddings", None)
-    return length
+def _check_rewards(config: TrainingConfig, prompt: Prompt) -> Files:
+    """Check every reward, and return what was read of the models among them."""
+    files: dict[RewardSpec, ClassifierFiles] = {}
+    for criterion in config.objective.criteria:
+        files |= check_reward(criterion.name, criterion.proxy, prompt)
+        if criterion.gold is not None:
+            files |= check_reward(f"{criterion.name} (gold)", criterion.gold, prompt)
+    return files
 
 
 def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> None:

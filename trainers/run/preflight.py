@@ -1,4 +1,4 @@
-"""The checklist before a run: every line says what was looked at, what was found and, if it is bad, what to do.
+"""The checklist before a run: each line says what was checked, the result and, if it is bad, what to do.
 
 A plan (`make_plan`) refuses what is plainly wrong with one error. Here stands what a plan that was accepted may still
 fail of: tokenizers and templates that do not fit, memory, the disk, a missing compiler. Nothing heavy is loaded, and
@@ -10,32 +10,27 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
+from iama.config.settings import TrainingCriterion
+from iama.config.specs import RewardSpec
 from iama.environment import is_main_process
 from iama.errors import ConfigError
-from iama.models.loading import loading
 from iama.objective.estimators import clamped_share
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.prompts.render import render_exchange, render_prompt
-from iama.rewards.classifier import reward_config
 from trainers.run import memory, tokens
 from trainers.run.checkpoints import checkpoints_in
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from iama.config.settings import TrainingCriterion
-    from iama.config.specs import RewardSpec
-    from trainers.run.memory import Sizes
-    from trainers.run.plan import Plan
-    from trainers.run.tokens import Finding
+from trainers.run.memory import Sizes
+from trainers.run.plan import Plan
+from trainers.run.tokens import Finding
 
 FULL = 0.8
 """Share of memory or disk from which a line warns: what is not estimated needs room too."""
@@ -87,11 +82,11 @@ def say_and_refuse(checks: list[Check], say: Callable[[str], None]) -> None:
 
 def _prompts(plan: Plan) -> Check:
     """Texts reach a chat model without its template, which is seldom meant."""
-    told = f"{len(plan.prompts)} of {plan.config.prompts.path}"
+    prompts = f"{len(plan.prompts)} of {plan.config.prompts.path}"
     if isinstance(plan.prompts[0]["prompt"], str) and plan.tokenizer.chat_template is not None:
-        detail = f"{told} are texts, to which the chat template of {plan.config.policy.path} is not applied"
+        detail = f"{prompts} are texts, to which the chat template of {plan.config.policy.path} is not applied"
         return Check("warn", "prompts", detail, "write them as messages, or set prompts.system_prompt")
-    return Check("pass", "prompts", told)
+    return Check("pass", "prompts", prompts)
 
 
 def _policy(plan: Plan) -> Iterator[Check]:
@@ -101,11 +96,11 @@ def _policy(plan: Plan) -> Iterator[Check]:
     findings = [
         tokens.round_trip(plan.tokenizer, prompt),
         tokens.begin(plan.tokenizer, ids),
-        tokens.in_vocabulary(ids, _vocab_size(spec.path, spec.trust_remote_code)),
+        tokens.in_vocabulary(ids, plan.model_config.get_text_config().vocab_size),
         tokens.end(plan.tokenizer, stop_ids(plan), is_chat=not isinstance(prompt, str)),
     ]
-    told = f"{_describe(plan.tokenizer, prompt, ids)}, ends at {_names(plan.tokenizer, stop_ids(plan))}"
-    yield from _lines("policy tokenizer", told, findings)
+    reads = f"{_describe(plan.tokenizer, prompt, ids)}, ends at {_names(plan.tokenizer, stop_ids(plan))}"
+    yield from _lines("policy tokenizer", reads, findings)
 
 
 def _rewards(plan: Plan, criterion: TrainingCriterion) -> Iterator[Check]:
@@ -118,12 +113,10 @@ def _rewards(plan: Plan, criterion: TrainingCriterion) -> Iterator[Check]:
 def _reward(plan: Plan, what: str, spec: RewardSpec) -> Iterator[Check]:
     """A reward that the plan has accepted: its kind, and for a model its head, tokenizer, template and context."""
     if spec.model is None:
-        shown = spec.judge.url if spec.judge is not None else spec.function or spec.verifier
+        shown = spec.judge.url if spec.judge is not None else getattr(spec, spec.source)
         yield Check("pass", what, f"{spec.source} {shown}")
         return
-    config = reward_config(spec.model, what)
-    with loading(spec.model, what):
-        tokenizer = AutoTokenizer.from_pretrained(spec.model)
+    config, tokenizer = plan.reward_files[spec].config, plan.reward_files[spec].tokenizer
     labels = list(config.id2label.values())
     head = labels[0] if spec.head is None else spec.head
     yield Check("pass", what, f"{spec.model}, output {head!r} of {len(labels)}, times {spec.sign}")
@@ -161,33 +154,25 @@ def _reward_context(plan: Plan, tokenizer: Any, config: Any) -> Finding | None:
     )
 
 
-def _lines(what: str, told: str, findings: list[Finding | None]) -> Iterator[Check]:
+def _lines(what: str, good: str, findings: list[Finding | None]) -> Iterator[Check]:
     """A line for each finding, or one that passes."""
-    found = [finding for finding in findings if finding is not None]
-    for finding in found:
+    wrong = [finding for finding in findings if finding is not None]
+    for finding in wrong:
         yield Check("fail" if finding.is_fatal else "warn", what, finding.detail, finding.remedy)
-    if not found:
-        yield Check("pass", what, told)
+    if not wrong:
+        yield Check("pass", what, good)
 
 
 def stop_ids(plan: Plan) -> set[int]:
     """Tokens that end a roll-out: the tokenizer's end token and those of the model's generation config (TRL's rule)."""
-    spec = plan.config.policy
     try:
-        settings = GenerationConfig.from_pretrained(spec.path)
+        settings = GenerationConfig.from_pretrained(plan.config.policy.path)
     except OSError:  # there is none, and transformers makes one from the model's configuration
-        config = AutoConfig.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
-        settings = GenerationConfig.from_model_config(config)
+        settings = GenerationConfig.from_model_config(plan.model_config)
     ids = settings.eos_token_id
-    found = {ids} if isinstance(ids, int) else set(ids or [])
+    ends = {ids} if isinstance(ids, int) else set(ids or [])
     eos = plan.tokenizer.eos_token_id
-    return found if eos is None else found | {eos}
-
-
-def _vocab_size(path: str, trust_remote_code: bool) -> int:
-    with loading(path, "policy.path"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    return int(config.get_text_config().vocab_size)
+    return ends if eos is None else ends | {eos}
 
 
 def _describe(tokenizer: Any, prompt: Any, ids: list[int]) -> str:
@@ -253,19 +238,19 @@ def _engine(plan: Plan) -> Check:
     if not plan.uses_deepspeed:
         return Check("pass", "engine", "no DeepSpeed")
     options, zero = memory.deepspeed_options(plan), memory.zero_options(plan)
-    told = f"DeepSpeed {version('deepspeed')}, ZeRO-{zero.get('stage', 0)}"
+    engine = f"DeepSpeed {version('deepspeed')}, ZeRO-{zero.get('stage', 0)}"
     compiled = _compiled(options, zero)
     if compiled is not None and shutil.which(os.environ.get("CXX", "g++")) is None:
-        detail = f"{told} compiles an optimizer for {compiled}, and no C++ compiler is there"
+        detail = f"{engine} compiles an optimizer for {compiled}, and no C++ compiler is there"
         remedy = 'install g++, or leave `optimizer` out and set "zero_force_ds_cpu_optimizer": false'
         return Check("fail", "engine", detail, remedy)
     if compiled is not None:
-        detail = f"{told} compiles an optimizer for {compiled}: minutes, once"
+        detail = f"{engine} compiles an optimizer for {compiled}: minutes, once"
         return Check("warn", "engine", detail, '"zero_force_ds_cpu_optimizer": false and no `optimizer` avoid it')
     if zero.get("stage") == 3 and not plan.trainer_fields.get("ds3_gather_for_generation", True):
-        detail = f"{told} with ds3_gather_for_generation: false gathers every layer for every token"
+        detail = f"{engine} with ds3_gather_for_generation: false gathers every layer for every token"
         return Check("warn", "engine", detail, "leave it out if the whole model fits beside its shard")
-    return Check("pass", "engine", f"{told}, nothing is compiled")
+    return Check("pass", "engine", f"{engine}, nothing is compiled")
 
 
 def _compiled(options: dict[str, Any], zero: dict[str, Any]) -> str | None:

@@ -1,6 +1,6 @@
 """Whether a tokenizer and a chat template fit their model: what roll-outs and rewards read, looked at before a run.
 
-Findings are pairs of words: what is wrong, and what to do. They are told apart by how sure the damage is.
+Findings are pairs of words: what is wrong, and what to do. Each says whether the damage is sure.
 """
 
 from __future__ import annotations

@@ -135,19 +135,19 @@ class Watch:
     def look(self, row: dict[str, Any]) -> list[Alarm]:
         """All alarms that stand at a line of `metrics.jsonl`."""
         self._recent.append(row)
-        found = [self._clipped(row), self._silent(row), self._kl(row)]
+        alarms = [self._clipped(row), self._silent(row), self._kl(row)]
         for name, track in self._tracks.items():
-            found += self._criterion(row["step"], name, track, row["criteria"][name])
-        return [alarm for alarm in found if alarm is not None]
+            alarms += self._criterion(row["step"], name, track, row["criteria"][name])
+        return [alarm for alarm in alarms if alarm is not None]
 
     def unsaid(self, alarms: Iterable[Alarm]) -> list[Alarm]:
-        """Those whose cause was not told before; they count as told from here on."""
+        """Those whose cause is new; each cause is reported once."""
         fresh = [alarm for alarm in alarms if alarm.cause not in self._said]
         self._said |= {alarm.cause for alarm in fresh}
         return fresh
 
     def replay(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Look at the lines of a run that is continued; what they told is not told again."""
+        """Look at the lines of a run that is continued; what they reported is not reported again."""
         for row in rows:
             self.unsaid(self.look(row))
 
@@ -155,8 +155,10 @@ class Watch:
         share = row.get("clipped_ratio")
         if share is None or share <= self.config.clipped:
             return None
-        told = f"step {row['step']}: {share:.0%} of the completions reach sampling.max_new_tokens and are cut; raise it"
-        return Alarm("clipped", told)
+        detail = (
+            f"step {row['step']}: {share:.0%} of the completions reach sampling.max_new_tokens and are cut; raise it"
+        )
+        return Alarm("clipped", detail)
 
     def _silent(self, row: dict[str, Any]) -> Alarm | None:
         shares = [r["silent_groups"] for r in self._recent if r.get("silent_groups") is not None]
@@ -189,8 +191,8 @@ class Watch:
         if len(track.rows) == self.config.window:
             last = _block(track.rows)
             track.rows.clear()
-            found = [_hacking(name, track.best, last), _vanished(name, track.begin, last, self.config.vanished)]
-            track.alarms = [alarm for alarm in found if alarm is not None]
+            alarms = [_hacking(name, track.best, last), _vanished(name, track.begin, last, self.config.vanished)]
+            track.alarms = [alarm for alarm in alarms if alarm is not None]
             if track.best is None or last.means.get("gold", -math.inf) > track.best.means.get("gold", -math.inf):
                 track.best = last
         return track.alarms

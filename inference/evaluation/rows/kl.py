@@ -33,9 +33,9 @@ def kl_of(
     if method.is_guided:
         return _of_answers(evaluation, policy, criterion, method.text)
     operators = evaluation.operators_of(policy, criterion, method)
-    found = _of_law(evaluation, policy, criterion, operators) if is_plain(evaluation.config.sampling) else None
-    if found is not None:
-        return found.values_PN.mean(axis=0), found.kind
+    law = _of_law(evaluation, policy, criterion, operators) if is_plain(evaluation.config.sampling) else None
+    if law is not None:
+        return law.values_PN.mean(axis=0), law.kind
     return (None, None) if method.is_curve else _of_choices(evaluation, policy, criterion, operators[0])
 
 
@@ -49,11 +49,12 @@ def _of_law(
     source = evaluation.plan.source(policy, criterion.name).name
     proxy_PS, _ = evaluation.scores_of(policy, criterion)
     reference = evaluation.measured.reference
-    own, under = (evaluation.measured.log_probabilities.get((source, name)) for name in (source, reference or ""))
+    known, number = evaluation.measured.log_probabilities, evaluation.plan.num_samples
+    own_PS, reference_PS = known.get((source, source)), known.get((source, reference or ""))
     ratio_PS = None
-    if own is not None and under is not None and np.isfinite(own - under).all():
-        own, under = own[:, : evaluation.plan.num_samples], under[:, : evaluation.plan.num_samples]
-        ratio_PS = own - under
+    if own_PS is not None and reference_PS is not None and np.isfinite(own_PS - reference_PS).all():
+        own_PS, reference_PS = own_PS[:, :number], reference_PS[:, :number]
+        ratio_PS = own_PS - reference_PS
     elif source != (reference or _first_reference(evaluation.config)):
         return None
     rule = operators[0]
@@ -62,7 +63,7 @@ def _of_law(
     ranked = [operator for operator in operators if isinstance(operator, RankOperator)]
     if len(ranked) < len(operators):
         return None
-    return own_kl(proxy_PS, ranked) if ratio_PS is None else served_kl(proxy_PS, ratio_PS, ranked, own)
+    return own_kl(proxy_PS, ranked) if ratio_PS is None else served_kl(proxy_PS, ratio_PS, ranked, own_PS)
 
 
 def _of_rule(rule: Rule, own_kl: float, proxy_PS: Floats, ratio_PS: Floats | None) -> ServedKL:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def sampling_rows(evaluation: Evaluation) -> list[Row]:
-    """A row a pool, and one for the answers of every guided method, a single one a prompt.
+    """A row a pool, and one for the answers of every guided method.
 
     Last, of selections that may fall back or be cut by a cap, how often they are.
     """
@@ -51,7 +51,9 @@ def sampling_rows(evaluation: Evaluation) -> list[Row]:
         proxy = next(c for c in evaluation.config.criteria if c.name == criterion).proxy
         if any(part.judge is not None for part in proxy.parts):
             row["flops"] = None  # those of the policy alone would be no cost of the method
-        row |= {"distinct": None, "fallback": _forced_share(pool), "capped": None}  # a single text has no variety
+        if row["num_samples"] == 1:  # a single text has no variety
+            row["distinct"] = None
+        row |= {"fallback": _forced_share(pool), "capped": None}
         rows.append(row)
     return [*rows, *_selection_rows(evaluation, dict.fromkeys(rows[0]))]
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-import iama.rewards.reward
+import iama.rewards.load
 import inference.engine.policy
 from iama.cli import app
 from iama.config.manifest import load_manifest
@@ -210,7 +210,7 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
     asked = ["generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--reward", tiny.reward]
     asked += ["--method", "bon", "--n", 2, "--max-new-tokens", 6]
     loaded = []
-    for module, name in ((inference.engine.policy, "load_policy"), (iama.rewards.reward, "load_reward")):
+    for module, name in ((inference.engine.policy, "load_policy"), (iama.rewards.load, "load_reward")):
         load = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, load=load: loaded.append(load(*args)) or loaded[-1])
     code, _, err = run(*asked, "--dtype", "bfloat16")

@@ -22,11 +22,11 @@ from inference.engine.reward_gradient import (
     EmbeddedReward,
     GradientRows,
     around,
-    check_shared_vocabulary,
     suffix_backward_flops,
     whole_with_gradient,
 )
 from inference.engine.reward_rows import reads_in_pieces
+from inference.engine.vocabulary import check_shared_vocabulary
 
 CHAT = [{"role": "user", "content": "how to bake"}]
 CLOSED = "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"

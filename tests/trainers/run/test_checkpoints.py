@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from iama.errors import ConfigError, IamaWarning, RunError
 from tests.trainers.run.test_resume import REUSED, ROOT, SAVING, rows, start_and_kill
-from trainers.run import resume
+from trainers.run import callbacks
 from trainers.run.adapter import expected_shapes
 from trainers.run.build import build_trainer
 from trainers.run.checkpoints import (
@@ -194,7 +194,7 @@ def test_old_checkpoints_go_once_the_new_one_counts(make_config, monkeypatch):
         complete_before.append(sorted(step_of(c) for c in checkpoint.parent.glob("checkpoint-*") if is_complete(c)))
         write_marker(checkpoint, sharding, inputs)
 
-    monkeypatch.setattr(resume, "write_marker", spy)
+    monkeypatch.setattr(callbacks, "write_marker", spy)
     trainer.train()
     assert complete_before == [[], [1], [1, 2], [2, 3]]
     assert sorted(p.name for p in Path(config.output_dir).glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
@@ -297,12 +297,12 @@ def test_checkpoints_between_roll_outs_are_accepted(make_config, options):
 def test_a_checkpoint_without_the_base_is_small_enough_and_one_with_it_is_not(checkpointed, monkeypatch, make_config):
     config, folder = checkpointed
     checkpoint = folder / "checkpoint-2"
-    monkeypatch.setattr(resume, "SPARE_BYTES", 80_000)  # tiny models: the tokenizer and the random states
+    monkeypatch.setattr(callbacks, "SPARE_BYTES", 80_000)  # tiny models: the tokenizer and the random states
     model = build_trainer(make_plan(config, "test.yaml"), Console(quiet=True), first_step=2).model
     assert len(expected_shapes(model)) == len(load_file(checkpoint / "adapter_model.safetensors"))
-    resume.warn_of_size(checkpoint, model, world_size=1)
+    callbacks.warn_of_size(checkpoint, model, world_size=1)
     base = sum(p.numel() for p in model.parameters()) * 4
     with (checkpoint / "frozen.pt").open("wb") as file:
         file.truncate(2 * base)
     with pytest.warns(IamaWarning, match="the frozen base seems to be saved with it"):
-        resume.warn_of_size(checkpoint, model, world_size=1)
+        callbacks.warn_of_size(checkpoint, model, world_size=1)
