@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, then renamed."""
+"""Files that are whole or absent, written under a temporary name and renamed; and files that lines are appended to."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = temporary_name(path)
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def whole_lines(data: bytes) -> bytes:
+    """What a file holds up to its last line end: a line that a kill tore is left out."""
+    return data[: data.rfind(b"\n") + 1]

@@ -17,6 +17,7 @@ from typing import Any
 from iama.config.specs import JudgeSpec, RewardSpec
 from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
+from iama.files import whole_lines
 from iama.prompts.render import Prompt, completion_text, prompt_text
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url
 from iama.rewards.reward import Columns, Completion, Scorer
@@ -180,7 +181,7 @@ class Answers:
         with self.path.open("rb") as file:
             file.seek(self._position)
             data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
+        whole = whole_lines(data)
         self._position += len(whole)
         for line in whole.split(b"\n"):
             row = _as_answer(line)

@@ -1,4 +1,7 @@
-"""Append-only JSONL keyed by what determines each line, so that a killed job resumes and never mixes settings."""
+"""Journals: JSON lines that are only appended, each under a key of all that determines it.
+
+A killed job goes on where it was, and never takes over what was made with other settings.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from iama.errors import RunError
+from iama.files import whole_lines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +25,7 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
+    whole = whole_lines(data)
     if len(whole) < len(data):
         os.truncate(path, len(whole))
     return _parsed(path, whole)
@@ -29,8 +33,7 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
 
 def lines_so_far(path: Path) -> dict[str, dict[str, Any]]:
     """The same of a file that another process may be writing: a torn last line is passed over, and stays."""
-    data = path.read_bytes()
-    return _parsed(path, data[: data.rfind(b"\n") + 1])
+    return _parsed(path, whole_lines(path.read_bytes()))
 
 
 def _parsed(path: Path, whole: bytes) -> dict[str, dict[str, Any]]:
@@ -52,6 +55,6 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def digest(value: Any) -> str:
-    """Hash of a JSON value."""
+    """Hash of a JSON value, 32 hexadecimal digits."""
     data = json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
     return hashlib.blake2b(data, digest_size=16).hexdigest()

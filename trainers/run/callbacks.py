@@ -17,7 +17,7 @@ from trl.trainer.utils import RepeatSampler
 
 from iama.environment import is_main_process
 from iama.errors import IamaWarning, RunError
-from iama.files import write_atomically
+from iama.files import whole_lines, write_atomically
 from iama.progress import add_bar, progress_bars
 from trainers.run.adapter import check_adapter, expected_shapes, is_trained
 from trainers.run.checkpoints import Sharding, keep_newest, write_marker
@@ -124,7 +124,7 @@ def _cut_back(path: Path, first_step: int) -> list[dict[str, Any]]:
     """Drop lines of steps that will be run again; returns those that stay."""
     if not path.exists():
         return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    lines = whole_lines(path.read_bytes()).decode().splitlines(keepends=True)
     kept = {line: row for line in lines if (row := json.loads(line))["step"] <= first_step}
     write_atomically(path, "".join(kept))
     return list(kept.values())
