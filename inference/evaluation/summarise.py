@@ -20,7 +20,6 @@ from inference.evaluation.rows.values import fill_tables, served
 from inference.evaluation.summary import Question, Summary, compare_policies
 from inference.statistics.bootstrap import mean_interval
 from inference.statistics.break_even import read_config
-from inference.statistics.costs import UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
     from iama.config.settings import EvaluationConfig
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
-    from inference.evaluation.summary import Row
     from inference.evaluation.tables import Tables
+    from inference.statistics.bootstrap import Estimate
+    from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow, RewardCostRow
 
     Floats = NDArray[np.float64]
 
@@ -78,9 +78,9 @@ def summarise(config: EvaluationConfig, plan: Plan, measured: Measured) -> tuple
     return tables, summary
 
 
-def curve_rows(config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables) -> list[Row]:
+def curve_rows(config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables) -> list[CurveRow]:
     """Mean proxy, gold, cost and KL: a row a (policy, criterion, method, budget), or one for a method of one point."""
-    rows = []
+    rows: list[CurveRow] = []
     for policy, criterion in served(config):
         for method in config.methods:
             budgets: Sequence[int | None] = sorted(set(config.budgets)) if method in CURVES else [None]
@@ -88,30 +88,58 @@ def curve_rows(config: EvaluationConfig, plan: Plan, measured: Measured, tables:
             for n in budgets:
                 key = (policy, criterion.name, method)
                 column = 1 if n is None else n
-                row: Row = {"policy": policy, "criterion": criterion.name, "method": method, "samples": n}
-                row |= {unit: tables.cost(*key, unit, column) for unit in UNITS}
-                for metric in ("proxy", "gold"):
-                    row |= _mean_and_interval(config, metric, tables.values.get((*key, metric)), column)
-                row |= {"kl": None if kl is None else float(kl[column - 1]), "kl_kind": kind}
-                if (*key, "disagreement") in tables.values:
-                    row["disagreement"] = tables.mean(*key, "disagreement", column)
-                rows.append({**row, "num_prompts": len(plan.rows)})
+                proxy, gold = (
+                    _estimate(config, tables.values.get((*key, metric)), column) for metric in ("proxy", "gold")
+                )
+                rows.append(
+                    {
+                        "policy": policy,
+                        "criterion": criterion.name,
+                        "method": method,
+                        "samples": n,
+                        **_costs(tables, key, column),
+                        "proxy": None if proxy is None else proxy.mean,
+                        "proxy_ci95": None if proxy is None else list(proxy.ci95),
+                        "gold": None if gold is None else gold.mean,
+                        "gold_ci95": None if gold is None else list(gold.ci95),
+                        "kl": None if kl is None else float(kl[column - 1]),
+                        "kl_kind": kind,
+                        **_disagreement(tables, key, column),
+                        "num_prompts": len(plan.rows),
+                    }
+                )
     return rows
 
 
-def _mean_and_interval(config: EvaluationConfig, metric: str, values_PN: Floats | None, column: int) -> Row:
-    found = None
-    if values_PN is not None:
-        found = mean_interval(values_PN[:, column - 1], num_bootstrap=config.num_bootstrap, seed=config.seed)
+def _costs(tables: Tables, key: tuple[str, str, str], column: int) -> Costs:
     return {
-        metric: None if found is None else found.mean,
-        f"{metric}_ci95": None if found is None else list(found.ci95),
+        "policy_tokens": tables.cost(*key, "policy_tokens", column),
+        "policy_prefill_tokens": tables.cost(*key, "policy_prefill_tokens", column),
+        "policy_decode_tokens": tables.cost(*key, "policy_decode_tokens", column),
+        "reward_calls": tables.cost(*key, "reward_calls", column),
+        "reward_tokens": tables.cost(*key, "reward_tokens", column),
+        "backward_tokens": tables.cost(*key, "backward_tokens", column),
+        "sequential_steps": tables.cost(*key, "sequential_steps", column),
+        "flops": tables.cost(*key, "flops", column),
+        "seconds": tables.cost(*key, "seconds", column),
     }
 
 
-def reward_cost_rows(plan: Plan, measured: Measured) -> list[Row]:
+def _disagreement(tables: Tables, key: tuple[str, str, str], column: int) -> CurveExtras:
+    known = (*key, "disagreement") in tables.values
+    return {"disagreement": tables.mean(*key, "disagreement", column)} if known else {}
+
+
+def _estimate(config: EvaluationConfig, values_PN: Floats | None, column: int) -> Estimate | None:
+    """Mean over prompts with its interval."""
+    if values_PN is None:
+        return None
+    return mean_interval(values_PN[:, column - 1], num_bootstrap=config.num_bootstrap, seed=config.seed)
+
+
+def reward_cost_rows(plan: Plan, measured: Measured) -> list[RewardCostRow]:
     """What scoring the pools took, by reward: each distinct text of a prompt once, whichever policies gave it."""
-    rows = []
+    rows: list[RewardCostRow] = []
     for spec, name in plan.rewards.items():
         seen: set[tuple[str, str]] = set()
         tokens, seconds = 0, 0.0
@@ -133,7 +161,7 @@ def reward_cost_rows(plan: Plan, measured: Measured) -> list[Row]:
     return rows
 
 
-def manifest_of(config: EvaluationConfig) -> Row | None:
+def manifest_of(config: EvaluationConfig) -> dict[str, Any] | None:
     """What the trained policy was trained for: from the `iama.json` of an export, else from its training run."""
     policy = config.policies.get(config.trained)
     if policy is None:

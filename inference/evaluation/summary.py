@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 
@@ -21,9 +21,27 @@ from inference.statistics.savings import (
     grows,
     paired_difference,
 )
+from inference.statistics.summary_rows import (
+    AverageRow,
+    BreakEvenRow,
+    Compared,
+    ControlRow,
+    CurveRow,
+    DifferenceRow,
+    EqualBudgetRow,
+    ExampleRow,
+    HackingRow,
+    MissingRow,
+    QualityRow,
+    RecommendationRow,
+    RewardCostRow,
+    SamplingRow,
+    SavingsRow,
+    WinRateRow,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from iama.config.settings import EvaluationConfig
@@ -33,32 +51,30 @@ TRAINED = "iama"
 REFERENCES = ("base", "grpo")
 METRICS = ("gold", "proxy")
 
-Row = dict[str, Any]
-
 
 class Results(TypedDict):
     """Savings, their averages over criteria, and differences of summed rewards and at equal cost."""
 
-    savings: list[Row]
-    averages: list[Row]
-    differences: list[Row]
-    equal_budget: list[Row]
+    savings: list[SavingsRow]
+    averages: list[AverageRow]
+    differences: list[DifferenceRow]
+    equal_budget: list[EqualBudgetRow]
 
 
 class Summary(Results):
     """`summary.json`; docs/evaluation.md says what each number means."""
 
-    curves: list[Row]
-    quality: dict[str, dict[str, Row]]
-    hacking: list[Row]
-    controls: list[Row]
-    win_rates: list[Row]
-    recommendations: list[Row]
-    break_even: list[Row]
-    sampling: list[Row]
-    missing: list[Row]
-    costs: list[Row]
-    examples: list[Row]
+    curves: list[CurveRow]
+    quality: dict[str, dict[str, QualityRow]]
+    hacking: list[HackingRow]
+    controls: list[ControlRow]
+    win_rates: list[WinRateRow]
+    recommendations: list[RecommendationRow]
+    break_even: list[BreakEvenRow]
+    sampling: list[SamplingRow]
+    missing: list[MissingRow]
+    costs: list[RewardCostRow]
+    examples: list[ExampleRow]
     name: str
     trained: str
     references: list[str]
@@ -69,8 +85,8 @@ class Summary(Results):
     dropped_prompts: int
     num_samples: int
     trained_budget: int
-    manifest: Row | None
-    config: Row
+    manifest: dict[str, Any] | None
+    config: dict[str, Any]
     versions: dict[str, str]
 
 
@@ -128,7 +144,7 @@ def combine_runs(folders: Sequence[Path], question: Question) -> Results:
 
 
 def load_summary(folder: Path) -> Summary:
-    """Read `summary.json`; raises `RunError` if it is missing or damaged."""
+    """Read `summary.json`, its rows completed; raises `RunError` if it is missing or damaged."""
     path = folder / FILE_NAME
     if not path.is_file():
         raise RunError(f"{str(folder)!r} holds no {FILE_NAME}; run `iama evaluate` first")
@@ -139,8 +155,24 @@ def load_summary(folder: Path) -> Summary:
     lacking = sorted(Summary.__required_keys__ - set(raw)) if isinstance(raw, dict) else ["(not an object)"]
     if lacking:
         raise RunError(f"{path} lacks {', '.join(lacking)}; run `iama evaluate` again")
-    summary: Summary = raw
-    return summary
+    return complete(raw)
+
+
+def complete(raw: Mapping[str, Any]) -> Summary:
+    """A copy in which no table and no column is missing, as it may be in an older file: they are empty or None."""
+    return cast("Summary", _completed(raw, Summary))
+
+
+def _completed(value: Any, kind: Any) -> Any:
+    if is_typeddict(kind):
+        value, hints = value or {}, get_type_hints(kind)
+        required = {key: hints[key] for key in hints if key in kind.__required_keys__ or key in value}
+        return dict(value) | {key: _completed(value.get(key), hint) for key, hint in required.items()}
+    if get_origin(kind) is list:
+        return [_completed(item, get_args(kind)[0]) for item in value or []]
+    if get_origin(kind) is dict:
+        return {key: _completed(item, get_args(kind)[1]) for key, item in (value or {}).items()}
+    return value
 
 
 def save_summary(config: EvaluationConfig, folder: Path, summary: Summary) -> None:
@@ -159,8 +191,8 @@ def _curve_methods(tables: Tables) -> list[str]:
     return [method for method in _axis(tables, 2) if method in CURVES]
 
 
-def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
-    rows = []
+def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRow]:
+    rows: list[SavingsRow] = []
     names = product(_axis(seeds[0], 1), _curve_methods(seeds[0]), METRICS, question.references)
     for criterion, method, metric, reference in names:
         compared = (question.trained, reference, criterion, method, metric, question.budget)
@@ -168,18 +200,18 @@ def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
         comparisons = [comparison for comparison in found if comparison is not None]
         if len(comparisons) == len(seeds):
             result = estimate_savings(comparisons, **question.bootstrap)
-            where = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
+            where: Compared = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
             rows.append({**where, "samples": question.budget, **result.as_dict()})
     return rows
 
 
-def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
+def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[EqualBudgetRow]:
     """The trained policy by every method against each reference's curve: by the same method, else by the first one.
 
     In every unit that grows with the reference's samples, which the prompt's tokens do not.
     """
     curve_methods = _curve_methods(seeds[0])
-    rows = []
+    rows: list[EqualBudgetRow] = []
     for criterion, method, metric, reference in product(
         _axis(seeds[0], 1), _axis(seeds[0], 2), METRICS, question.references
     ):
@@ -191,7 +223,7 @@ def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Row]
             comparisons = [comparison for comparison in found if comparison is not None]
             if len(comparisons) < len(seeds):
                 continue
-            where = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
+            where: Compared = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
             for unit in (u for u in UNITS if all(u in c.costs and grows(c.costs[u][0]) for c in comparisons)):
                 result = difference_at_equal_cost(comparisons, unit, **question.bootstrap)
                 rows.append({**where, "reference_method": other, "unit": unit, **result.as_dict()})
@@ -200,7 +232,7 @@ def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Row]
 
 def _difference_row(
     seeds: Sequence[Tables], question: Question, reference: str, method: str, metric: str
-) -> Row | None:
+) -> DifferenceRow | None:
     """Summed over criteria, each served by its own sampler: trained minus reference."""
     criteria = _axis(seeds[0], 1)
     pairs = []
@@ -224,12 +256,12 @@ def _difference_row(
     }
 
 
-def average_rows(savings: Sequence[Row]) -> list[Row]:
+def average_rows(savings: Sequence[SavingsRow]) -> list[AverageRow]:
     """Geometric means over criteria of the ratios that count.
 
     `num_censored` and `num_floor` are the bounds among those, `num_censored_total` counts over all criteria.
     """
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[SavingsRow]] = {}
     for row in savings:
         groups.setdefault((row["method"], row["metric"], row["reference"]), []).append(row)
     return [
@@ -250,6 +282,6 @@ def average_rows(savings: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _mean_of_counting(rows: Sequence[Row], key: str) -> float | None:
-    counting = [row[key] for row in rows if row["counts"] and row[key] is not None]
+def _mean_of_counting(rows: Sequence[SavingsRow], key: Literal["ratio", "token_ratio"]) -> float | None:
+    counting = [ratio for row in rows if row["counts"] and (ratio := row[key]) is not None]
     return geometric_mean(counting) if counting else None

@@ -8,18 +8,27 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from inference.report.fill import filled, savings_units
 from inference.report.risks import find_risks
-from inference.report.words import first_method, interval_text, label, method_title, note, number, ratio_text
+from inference.report.words import (
+    first_method,
+    interval_text,
+    label,
+    method_title,
+    note,
+    number,
+    ratio_text,
+    savings_units,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
 
-    from inference.evaluation.summary import Row, Summary
+    from inference.evaluation.summary import Summary
+    from inference.statistics.summary_rows import SavingsRow, Unit
 
-SHOWN_UNITS = {"samples": "samples (95 %)", "policy_tokens": "tokens", "flops": "FLOPs"}
+SHOWN_UNITS: dict[Unit, str] = {"samples": "samples (95 %)", "policy_tokens": "tokens", "flops": "FLOPs"}
 WIDE = 100
 """Columns of a terminal from which on FLOPs are shown, too."""
 MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
@@ -27,7 +36,6 @@ MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
 
 def print_tables(summary: Summary, console: Console) -> None:
     """Savings, quality without and with the sampler, and risks."""
-    summary = filled(summary)
     if summary["savings"]:
         _print_savings(summary["savings"], summary["trained"], console)
     if summary["quality"]:
@@ -37,7 +45,7 @@ def print_tables(summary: Summary, console: Console) -> None:
         console.print(f"{MARKS[risk.level]} {risk.subject}: {risk.words}", markup=False, highlight=False)
 
 
-def _print_savings(rows: Sequence[Row], trained: str, console: Console) -> None:
+def _print_savings(rows: Sequence[SavingsRow], trained: str, console: Console) -> None:
     """By gold, or by proxy where there is no gold; the report has both."""
     metric = "gold" if any(row["metric"] == "gold" for row in rows) else "proxy"
     shown = [row for row in rows if row["metric"] == metric]
@@ -47,13 +55,14 @@ def _print_savings(rows: Sequence[Row], trained: str, console: Console) -> None:
     title = f"Savings by {metric}: cost of the reference / cost of {trained}"
     table = make_table(title, names, [SHOWN_UNITS[unit] for unit in units])
     for row in shown:
-        ratios = [f"{ratio_text(row, unit=unit)} {interval_text(row, unit=unit)}" for unit in units]
-        table.add_row(*(escape(str(row[name])) for name in names), *map(escape, ratios))
+        ratios = [f"{ratio_text(row, unit)} {interval_text(row, unit)}" for unit in units]
+        table.add_row(*map(escape, (row["criterion"], row["method"], row["reference"], *ratios)))
     console.print(table)
     for row in shown:
         if row["hacked"] or row["floor"]:
-            where = " ".join(str(row[name]) for name in names)
-            console.print(f"{where}: {note(row)}", markup=False, highlight=False)
+            console.print(
+                f"{row['criterion']} {row['method']} {row['reference']}: {note(row)}", markup=False, highlight=False
+            )
 
 
 def _print_quality(summary: Summary, console: Console) -> None:
@@ -63,7 +72,7 @@ def _print_quality(summary: Summary, console: Console) -> None:
     table = make_table(f"Mean gold, one sample and {sampler}", ("policy", "criterion"), numbers)
     for policy, criteria in summary["quality"].items():
         for criterion, row in criteria.items():
-            values = (row[key] for key in ("without", "with", "worst_without", "worst_with"))
+            values = (row["without"], row["with"], row["worst_without"], row["worst_with"])
             table.add_row(escape(policy), escape(criterion), *map(number, values))
     console.print(table)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from iama.config.settings import CURVES
 from iama.prompts.render import prompt_text
@@ -17,35 +17,34 @@ if TYPE_CHECKING:
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
-    from inference.evaluation.summary import Row
+    from inference.statistics.summary_rows import Answer, Candidate, ExampleRow, Segment
 
     Floats = NDArray[np.float64]
 
 NUM_EXAMPLES = 4
 
 
-def example_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+def example_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[ExampleRow]:
     """Evenly spaced prompts, not chosen: the first sample, and what each method keeps of how many."""
     stride = max(1, len(plan.rows) // NUM_EXAMPLES)
-    rows = []
+    rows: list[ExampleRow] = []
     for i in list(range(0, len(plan.rows), stride))[:NUM_EXAMPLES]:
-        where = {"prompt": prompt_text(plan.rows[i]["prompt"])}
         for policy, criterion in served(config):
             if any(method in CURVES for method in config.methods):
-                rows.append(where | _pooled(config, plan, measured, policy, criterion, i))
+                rows.append(_pooled(config, plan, measured, policy, criterion, i))
             guided = filter(is_guided, config.methods)
-            rows.extend(where | _guided(plan, measured, policy, criterion, method, i) for method in guided)
+            rows.extend(_guided(plan, measured, policy, criterion, method, i) for method in guided)
     return rows
 
 
 def _pooled(
     config: EvaluationConfig, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, i: int
-) -> Row:
+) -> ExampleRow:
     proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
     samples = measured.pools[plan.source(policy, criterion.name).name].prompts[i].samples
     n = config.trained_budget
     chosen = select([float("-inf") if p != p else p for p in proxy_PS[i].tolist()], n)
-    candidates = [
+    candidates: list[Candidate] = [
         {
             "text": samples[s].text,
             "proxy": _number(proxy_PS, i, s),
@@ -55,23 +54,27 @@ def _pooled(
         for s in range(n)
     ]
     return {
+        "prompt": prompt_text(plan.rows[i]["prompt"]),
         "policy": policy,
         "criterion": criterion.name,
         "method": next(method for method in config.methods if method in CURVES),
         "samples": n,
-        "single": _without(candidates[0]),
-        "best": _without(candidates[chosen]),
+        "single": _answer(candidates[0]),
+        "best": _answer(candidates[chosen]),
         "candidates": candidates,
         "segments": [],
     }
 
 
-def _guided(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str, i: int) -> Row:
+def _guided(
+    plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str, i: int
+) -> ExampleRow:
     written, pool, gold_P1 = measured.answers[policy, criterion.name, method]
     sample = pool.prompts[i].samples[0]
     proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
     first = measured.pools[plan.source(policy, criterion.name).name].prompts[i].samples[0]
     return {
+        "prompt": prompt_text(plan.rows[i]["prompt"]),
         "policy": policy,
         "criterion": criterion.name,
         "method": written,
@@ -79,12 +82,12 @@ def _guided(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCr
         "single": {"text": first.text, "proxy": _number(proxy_PS, i, 0), "gold": _number(gold_PS, i, 0)},
         "best": {"text": sample.text, "proxy": sample.scores["proxy"], "gold": _number(gold_P1, i, 0)},
         "candidates": [],
-        "segments": list(sample.segments),
+        "segments": cast("list[Segment]", list(sample.segments)),
     }
 
 
-def _without(candidate: Row) -> Row:
-    return {name: value for name, value in candidate.items() if name != "chosen"}
+def _answer(candidate: Candidate) -> Answer:
+    return {"text": candidate["text"], "proxy": candidate["proxy"], "gold": candidate["gold"]}
 
 
 def _number(scores_PS: Floats | None, i: int, s: int) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,12 +26,23 @@ if TYPE_CHECKING:
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
-    from inference.evaluation.summary import Row
     from inference.evaluation.tables import Tables
+    from inference.statistics.summary_rows import (
+        BreakEvenRow,
+        ControlRow,
+        CurveRow,
+        HackingRow,
+        Interval,
+        QualityRow,
+        RecommendationRow,
+        SavingsRow,
+        Unit,
+        WinRateRow,
+    )
 
     Floats = NDArray[np.float64]
 
-RECOMMENDED_UNITS = ("samples", "policy_tokens", "flops", "seconds")
+RECOMMENDED_UNITS: tuple[Unit, ...] = ("samples", "policy_tokens", "flops", "seconds")
 NOT_COUNTED = "the reference's own training is not counted"
 
 
@@ -41,12 +51,14 @@ def curve_methods(config: EvaluationConfig) -> list[str]:
     return [method for method in config.methods if method in CURVES]
 
 
-def quality_rows(config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables) -> dict[str, dict[str, Row]]:
+def quality_rows(
+    config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables
+) -> dict[str, dict[str, QualityRow]]:
     """Gold and proxy of every policy without a sampler, and with the first one at the trained budget."""
     if not curve_methods(config):
         return {}
     method, budget = curve_methods(config)[0], config.trained_budget
-    quality: dict[str, dict[str, Row]] = {policy: {} for policy in config.policies}
+    quality: dict[str, dict[str, QualityRow]] = {policy: {} for policy in config.policies}
     for policy, criterion in served(config):
         key = (policy, criterion.name, method)
         worst = _worst(config, plan, measured, policy, criterion)
@@ -79,9 +91,9 @@ def _known(proxy_PS: Floats, gold_PS: Floats) -> Floats:
     return np.where(np.isfinite(gold_PS), proxy_PS, np.nan)
 
 
-def hacking_rows(config: EvaluationConfig, tables: Tables) -> list[Row]:
+def hacking_rows(config: EvaluationConfig, tables: Tables) -> list[HackingRow]:
     """Where gold turns down along each curve."""
-    rows = []
+    rows: list[HackingRow] = []
     for (policy, criterion, method, metric), values_PN in tables.values.items():
         if metric != "gold" or method not in CURVES:
             continue
@@ -89,14 +101,25 @@ def hacking_rows(config: EvaluationConfig, tables: Tables) -> list[Row]:
         columns = values_PN[:, [n - 1 for n in budgets]]
         found = hacking(columns, budgets, num_bootstrap=config.num_bootstrap, seed=config.seed)
         if found is not None:
-            where = {"policy": policy, "criterion": criterion, "method": method}
-            rows.append({**where, **asdict(found), "drop_ci95": list(found.drop_ci95)})
+            rows.append(
+                {
+                    "policy": policy,
+                    "criterion": criterion,
+                    "method": method,
+                    "peak_samples": found.peak_samples,
+                    "peak_gold": found.peak_gold,
+                    "onset": found.onset,
+                    "last_gold": found.last_gold,
+                    "drop": found.drop,
+                    "drop_ci95": list(found.drop_ci95),
+                }
+            )
     return rows
 
 
-def control_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+def control_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[ControlRow]:
     """The proxy's choice beside a random, the longest and the oracle's, for the trained budget."""
-    rows: list[Row] = []
+    rows: list[ControlRow] = []
     for policy, criterion in served(config):
         proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
         if gold_PS is None:
@@ -109,8 +132,18 @@ def control_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> li
             num_bootstrap=config.num_bootstrap,
             seed=config.seed,
         )
-        where = {"policy": policy, "criterion": criterion.name}
-        rows.extend({**where, **asdict(row), "gold_ci95": list(row.gold_ci95)} for row in found)
+        rows.extend(
+            {
+                "policy": policy,
+                "criterion": criterion.name,
+                "control": row.control,
+                "samples": row.samples,
+                "proxy": row.proxy,
+                "gold": row.gold,
+                "gold_ci95": list(row.gold_ci95),
+            }
+            for row in found
+        )
     return rows
 
 
@@ -123,9 +156,9 @@ def _lengths(plan: Plan, measured: Measured, policy: str, criterion: EvaluationC
     return lengths_PS[:, : plan.num_samples]
 
 
-def win_rate_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+def win_rate_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[WinRateRow]:
     """Win rates by gold (by proxy where there is no gold) against the baseline, with one sample and the budget."""
-    rows = []
+    rows: list[WinRateRow] = []
     for policy, criterion in served(config) if curve_methods(config) else ():
         for samples in sorted({1, config.trained_budget}):
             baseline = baseline_of(config)
@@ -174,11 +207,13 @@ def baseline_of(config: EvaluationConfig) -> WinRateBaseline:
     return config.win_rate_baseline or WinRateBaseline(policy=(known or list(config.policies))[0])
 
 
-def _list(interval: tuple[float, float] | None) -> list[float] | None:
+def _list(interval: tuple[float, float] | None) -> Interval | None:
     return None if interval is None else list(interval)
 
 
-def recommendation_rows(config: EvaluationConfig, tables: Tables, curves: Sequence[Row]) -> list[Row]:
+def recommendation_rows(
+    config: EvaluationConfig, tables: Tables, curves: Sequence[CurveRow]
+) -> list[RecommendationRow]:
     """The best gold that each budget buys."""
     rows = [row for row in curves if row["gold"] is not None]
     gold = {
@@ -189,8 +224,8 @@ def recommendation_rows(config: EvaluationConfig, tables: Tables, curves: Sequen
 
 
 def break_even_rows(
-    config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables, savings: Sequence[Row]
-) -> list[Row]:
+    config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables, savings: Sequence[SavingsRow]
+) -> list[BreakEvenRow]:
     """Queries until the training's operations are saved, for every gold saving; empty without `training_run`.
 
     Of a reference that was trained too, only what the trained policy's training took more.
@@ -199,17 +234,29 @@ def break_even_rows(
     if spent is None:
         return []
     others = {name: _reference_training(config, plan, measured, name) for name in {r["reference"] for r in savings}}
-    rows = []
+    rows: list[BreakEvenRow] = []
     for row in savings:
         ratio = row["units"].get("flops")
-        own = tables.cost(config.trained, row["criterion"], row["method"], "flops", config.trained_budget)
-        if row["metric"] != "gold" or ratio is None or own is None:
+        cost = tables.cost(config.trained, row["criterion"], row["method"], "flops", config.trained_budget)
+        if row["metric"] != "gold" or ratio is None or cost is None:
             continue
-        theirs, told = others[row["reference"]]
+        reference_training, remark = others[row["reference"]]
         bounds = {"censored": row["censored"], "floor": row["floor"]}
-        found = break_even(spent, ratio["ratio"] * own, own, **bounds, reference_training_flops=theirs)
-        where = {name: row[name] for name in ("reference", "criterion", "method")}
-        rows.append({**where, **asdict(found), "note": "; ".join(filter(None, (found.note, told)))})
+        result = break_even(spent, ratio["ratio"] * cost, cost, **bounds, reference_training_flops=reference_training)
+        rows.append(
+            {
+                "reference": row["reference"],
+                "criterion": row["criterion"],
+                "method": row["method"],
+                "training_flops": result.training_flops,
+                "reference_training_flops": result.reference_training_flops,
+                "reference_flops": result.reference_flops,
+                "trained_flops": result.trained_flops,
+                "queries": result.queries,
+                "bound": result.bound,
+                "note": "; ".join(filter(None, (result.note, remark))),
+            }
+        )
     return rows
 
 

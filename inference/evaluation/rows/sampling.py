@@ -25,41 +25,79 @@ if TYPE_CHECKING:
     from iama.config.settings import EvaluationConfig
     from inference.evaluation.measured import Measured
     from inference.evaluation.plan import Plan
-    from inference.evaluation.summary import Row
     from inference.pools.file import PoolFile
+    from inference.statistics.summary_rows import (
+        LikelihoodFigures,
+        MissingRow,
+        SamplingCost,
+        SamplingRow,
+        TextFigures,
+    )
 
     Floats = NDArray[np.float64]
 
+NO_TEXTS: TextFigures = {
+    "num_samples": None,
+    "mean_tokens": None,
+    "truncated": None,
+    "distinct": None,
+    "distinct_1": None,
+    "distinct_2": None,
+    "distinct_3": None,
+}
+NO_COST: SamplingCost = {
+    "prefill_tokens": None,
+    "decode_tokens": None,
+    "flops": None,
+    "seconds": None,
+    "peak_memory": None,
+    "estimated": None,
+}
+NO_LIKELIHOOD: LikelihoodFigures = {"fluency": None, "fluency_z": None, "mean_log_ratio": None}
 
-def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+
+def sampling_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[SamplingRow]:
     """A row a pool, and one for the answers of every guided method, a single one a prompt.
 
     Last, of selections that may fall back or be cut by a cap, how often they are.
     """
-    rows = [
-        {
-            "policy": source.policy,
-            "criterion": None if len(source.criteria) == len(config.criteria) else ", ".join(source.criteria),
-            "method": None,
-            **_row(config, plan, measured, source.header["engine"], measured.pools[source.name], source.name),
-            "fallback": None,
+    rows: list[SamplingRow] = []
+    for source in plan.sources:
+        pool = measured.pools[source.name]
+        rows.append(
+            {
+                "policy": source.policy,
+                "criterion": None if len(source.criteria) == len(config.criteria) else ", ".join(source.criteria),
+                "method": None,
+                "engine": source.header["engine"],
+                **_texts(pool, plan.num_samples),
+                **_cost(pool),
+                **_likelihood(config, measured, pool, source.name),
+                "fallback": None,
+                "capped": None,
+            }
+        )
+    for (policy, criterion, method), (_, pool, _) in measured.answers.items():
+        row: SamplingRow = {
+            "policy": policy,
+            "criterion": criterion,
+            "method": method,
+            "engine": plan.source(policy, criterion).header["engine"],
+            **_texts(pool, plan.num_samples),
+            **_cost(pool),
+            **_likelihood(config, measured, pool, answers_name(policy, criterion, method)),
+            "fallback": _forced_share(pool),
             "capped": None,
         }
-        for source in plan.sources
-    ]
-    for (policy, criterion, method), (_, pool, _) in measured.answers.items():
-        engine, name = plan.source(policy, criterion).header["engine"], answers_name(policy, criterion, method)
-        where: Row = {"policy": policy, "criterion": criterion, "method": method}
-        row = where | _row(config, plan, measured, engine, pool, name)
         proxy = next(c for c in config.criteria if c.name == criterion).proxy
         if any(part.judge is not None for part in proxy.parts):
             row["flops"] = None  # those of the policy alone would be no cost of the method
-        row |= {"distinct": None, "fallback": _forced_share(pool), "capped": None}  # a single text has no variety
+        row["distinct"] = None  # a single text has no variety
         rows.append(row)
-    return [*rows, *_selection_rows(config, plan, measured, dict.fromkeys(rows[0]))]
+    return [*rows, *_selection_rows(config, plan, measured)]
 
 
-def _selection_rows(config: EvaluationConfig, plan: Plan, measured: Measured, empty: Row) -> Iterator[Row]:
+def _selection_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> Iterator[SamplingRow]:
     for policy, criterion in served(config):
         source = plan.source(policy, criterion.name)
         for method in (m for m in config.methods if m not in CURVES and not is_guided(m)):
@@ -69,19 +107,22 @@ def _selection_rows(config: EvaluationConfig, plan: Plan, measured: Measured, em
                 proxy_PS, _ = scores_of(plan, measured, policy, criterion)
                 share = float(kept_chances(rule, proxy_PS, measured.pools[source.name].texts)[1].mean())
             if rule.capped_share or rule.falls_back:
-                where = {"policy": policy, "criterion": criterion.name, "method": method}
-                told = {"engine": source.header["engine"], "fallback": share, "capped": rule.capped_share or None}
-                yield empty | where | told
+                yield {
+                    "policy": policy,
+                    "criterion": criterion.name,
+                    "method": method,
+                    "engine": source.header["engine"],
+                    **NO_TEXTS,
+                    **NO_COST,
+                    **NO_LIKELIHOOD,
+                    "fallback": share,
+                    "capped": rule.capped_share or None,
+                }
 
 
 def answers_name(policy: str, criterion: str, method: str) -> str:
     """What guided answers are called where pools are called by their source."""
     return f"{policy} {criterion} {method}"
-
-
-def _row(config: EvaluationConfig, plan: Plan, measured: Measured, engine: str, pool: PoolFile, name: str) -> Row:
-    told = {"engine": engine, **_texts(pool, plan.num_samples), **_cost(pool)}
-    return told | _likelihood(config, measured, pool, name)
 
 
 def _forced_share(pool: PoolFile) -> float | None:
@@ -90,7 +131,7 @@ def _forced_share(pool: PoolFile) -> float | None:
     return float(np.mean([segment["forced"] for segment in segments])) if segments else None
 
 
-def _texts(pool: PoolFile, num_compared: int) -> Row:
+def _texts(pool: PoolFile, num_compared: int) -> TextFigures:
     """Variety falls with the number of samples, so as many of every pool are looked at."""
     texts = [row[:num_compared] for row in pool.texts]
     lengths_PS = lengths(pool)
@@ -100,11 +141,13 @@ def _texts(pool: PoolFile, num_compared: int) -> Row:
         "mean_tokens": None if lengths_PS is None else float(lengths_PS.mean()),
         "truncated": None if "unknown" in reasons else reasons.count("length") / len(reasons),
         "distinct": distinct_texts(texts),
-        **{f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)},
+        "distinct_1": distinct_n(texts, 1),
+        "distinct_2": distinct_n(texts, 2),
+        "distinct_3": distinct_n(texts, 3),
     }
 
 
-def _cost(pool: PoolFile) -> Row:
+def _cost(pool: PoolFile) -> SamplingCost:
     """What sampling took; None for what a pool from elsewhere does not tell."""
     cost = sum((prompt.cost for prompt in pool.prompts), Cost())
     return {
@@ -117,42 +160,56 @@ def _cost(pool: PoolFile) -> Row:
     }
 
 
-def _likelihood(config: EvaluationConfig, measured: Measured, pool: PoolFile, name: str) -> Row:
+def _likelihood(config: EvaluationConfig, measured: Measured, pool: PoolFile, name: str) -> LikelihoodFigures:
     """Fluency under the reference, and the log-ratio to it; the latter only of plain sampling, whose KL it is."""
-    found: Row = {"fluency": None, "fluency_z": None, "mean_log_ratio": None}
+    figures = NO_LIKELIHOOD.copy()
     reference = measured.reference
     under = measured.log_probabilities.get((name, reference or ""))
     own = measured.log_probabilities.get((name, name))
     lengths_PS = lengths(pool)
     if reference is None or under is None or lengths_PS is None or not np.isfinite(under).all():
-        return found
-    found["fluency"] = float(np.nanmean(fluency(under, lengths_PS)))
+        return figures
+    figures["fluency"] = float(np.nanmean(fluency(under, lengths_PS)))
     reference_lengths = lengths(measured.pools[reference])
     if reference_lengths is not None:
         theirs = fluency(measured.log_probabilities[reference, reference], reference_lengths)
-        found["fluency_z"] = fluency_z(fluency(under, lengths_PS), theirs)
+        figures["fluency_z"] = fluency_z(fluency(under, lengths_PS), theirs)
     if own is not None and is_plain(config.sampling):
-        found["mean_log_ratio"] = float((own - under).mean())
-    return found
+        figures["mean_log_ratio"] = float((own - under).mean())
+    return figures
 
 
-def missing_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[Row]:
+def missing_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[MissingRow]:
     """How many samples have no score; and of guided methods how many answers, where any has none."""
-    rows: list[Row] = []
+    rows: list[MissingRow] = []
     for policy, criterion in served(config):
         source = plan.source(policy, criterion.name)
         for metric, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
             if spec is not None:
                 values_PS = measured.scores[source.name, spec].values_PS
-                where = {"policy": policy, "criterion": criterion.name, "metric": metric}
-                number = int(np.isnan(values_PS).sum())
-                rows.append({**where, "num_missing": number, "num_samples": int(values_PS.size)})
+                rows.append(
+                    {
+                        "policy": policy,
+                        "criterion": criterion.name,
+                        "metric": metric,
+                        "num_missing": int(np.isnan(values_PS).sum()),
+                        "num_samples": int(values_PS.size),
+                    }
+                )
     for (policy, name, method), (_, pool, gold_P1) in measured.answers.items():
         proxies = [prompt.samples[0].scores["proxy"] for prompt in pool.prompts]
         counts = {"proxy": int(np.isnan(np.asarray(proxies, dtype=np.float64)).sum())}
         counts["gold"] = 0 if gold_P1 is None else int(np.isnan(gold_P1).sum())
         for metric, number in counts.items():
             if number:
-                where = {"policy": policy, "criterion": name, "metric": metric, "method": method}
-                rows.append({**where, "num_missing": number, "num_samples": len(plan.rows)})
+                rows.append(
+                    {
+                        "policy": policy,
+                        "criterion": name,
+                        "metric": metric,
+                        "method": method,
+                        "num_missing": number,
+                        "num_samples": len(plan.rows),
+                    }
+                )
     return rows

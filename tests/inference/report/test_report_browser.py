@@ -14,9 +14,9 @@ import subprocess
 import pytest
 from report_summary import BUDGETS, CRITERIA, POLICIES, make_summary
 
+from inference.evaluation.summary import complete
 from inference.report import render_html
 from inference.report.compare import render_comparison
-from inference.report.fill import filled
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -178,7 +178,7 @@ def visited(tmp_path_factory):
     """Results by page, and the console's lines."""
     folder = tmp_path_factory.mktemp("pages")
     page, (recommending, ask) = render_html(make_summary()), advised()
-    pair = filled(make_summary()), filled(make_summary() | {"name": "again"})
+    pair = make_summary(), make_summary() | {"name": "again"}
     view = "#unit=flops&criterion=harmless&metric=proxy&method=nonsense&hide=base%7Cgrpo"
     pages = {
         "switches": (page, SWITCHES, ""),
@@ -187,7 +187,7 @@ def visited(tmp_path_factory):
         "views": (page, VIEWS, ""),
         "advice": (render_html(recommending), ask, ""),
         "hostile": (render_html(hostile(make_summary())), HOSTILE, ""),
-        "empty": (render_html(emptied()), LOADS, ""),
+        "empty": (render_html(complete(emptied())), LOADS, ""),
         "proxies": (render_html(without_gold()), LOADS + "result.hacking = texts('#hacking figure');", ""),
         "pair": (render_comparison(pair, ("demo", "again")), PAIR, ""),
         "thrower": (page, "throw new Error('found me');", ""),
