@@ -33,10 +33,10 @@ TRAINED_COLOUR = COLOURS["iama"]
 # The trained policy's line is unbroken and the others lie over it, so that curves that coincide all show.
 DASHES = {"base": "2 4", "grpo": "8 4"}
 OTHER_DASH = "8 3 2 3"
-SHAPES = ("circle", "square", "triangle", "diamond", "cross")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 METRICS: tuple[Literal["gold"], Literal["proxy"]] = ("gold", "proxy")
 ASSETS = files("inference.report") / "assets"
-OURS = ("chart.js", "page.js", "page.css")
+LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"}
 FILTERS = {
     "number": words.number,
@@ -104,23 +104,38 @@ def render_html(summary: Summary) -> str:
 
 
 def render(template: str, data: Mapping[str, object], **values: Any) -> str:
-    """A template with style sheet, script and data in it; the script is the only one that the page may run."""
-    parts = {name: (ASSETS / name).read_text(encoding="utf-8") for name in OURS}
-    script = f'"use strict";\n(() => {{\n{parts["chart.js"]}{parts["page.js"]}}})();\n'
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    """A template with style sheet, scripts and data in it; the scripts are the only ones that the page may run."""
     environment = _environment()
     from markupsafe import Markup
 
+    scripts = (_libraries(), f'"use strict";\n(() => {{\n{_asset("chart.js")}{_asset("page.js")}}})();\n')
     page = environment.get_template(template).render(
-        # The script and the style sheet are ours; the data are escaped by `as_json`.
-        script=Markup(script),  # noqa: S704
-        css=Markup(parts["page.css"]),  # noqa: S704
+        # Scripts and style sheet are parts of this package; the data are escaped by `as_json`.
+        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        css=Markup(_asset("page.css")),  # noqa: S704
         data=Markup(as_json({**data, "units": words.UNITS, "methods": words.METHODS})),  # noqa: S704
-        script_hash=f"sha256-{digest}",
+        script_hashes=Markup(" ".join(f"'{_digest(script)}'" for script in scripts)),  # noqa: S704
         **values,
     )
     # Half a surrogate pair in a foreign pool's text cannot be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+@cache
+def _libraries() -> str:
+    """The libraries with their licences, which must go where they go."""
+    return "\n".join([f"/*\n{_asset('LICENSES.txt')}*/", *map(_asset, LIBRARIES)])
+
+
+@cache
+def _digest(script: str) -> str:
+    """A script's hash, as a Content-Security-Policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 @cache

@@ -1,8 +1,8 @@
-// Numbers in words, and one chart drawn as SVG. Data only ever become text and attributes, never markup.
+// Numbers in words, and one chart as a Vega-Lite specification. Data only ever become text and attributes, never markup.
 const data = JSON.parse(document.getElementById("data").textContent);
-const INK = "http://www.w3.org/2000/svg";
-const HEIGHT = 320;
-const MARGIN = { left: 54, right: 16, top: 28, bottom: 44 };
+const HEIGHT = 250;
+const HINT = "Drag to move, Shift + wheel (or + and -) to zoom, double-click (or 0) to go back.";
+const FALL = "reward hacking: the gold falls from here on";
 
 // Words.
 function format(value) {
@@ -32,176 +32,183 @@ function amount(value, unit) {
   return `${format(value)} ${value === 1 && unit === "samples" ? "sample" : data.units[unit]}`;
 }
 
-// Drawing.
-function element(name, attributes = {}, parent = null, text = null) {
-  const made = document.createElementNS(INK, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (text !== null) made.textContent = text;
-  if (parent) parent.append(made);
-  return made;
-}
-
-function markPath(shape, x, y, r) {
-  const corners = {
-    square: [[-1, -1], [1, -1], [1, 1], [-1, 1]],
-    triangle: [[0, -1.2], [1.1, 0.9], [-1.1, 0.9]],
-    diamond: [[0, -1.4], [1.4, 0], [0, 1.4], [-1.4, 0]],
-    cross: [[-0.4, -1.2], [0.4, -1.2], [0.4, -0.4], [1.2, -0.4], [1.2, 0.4], [0.4, 0.4], [0.4, 1.2], [-0.4, 1.2], [-0.4, 0.4],
-      [-1.2, 0.4], [-1.2, -0.4], [-0.4, -0.4]],
-    down: [[-1.2, -1], [1.2, -1], [0, 1.1]],
-  }[shape];
-  if (corners) return "M" + corners.map(([a, b]) => `${x + r * a},${y + r * b}`).join("L") + "Z";
-  return `M${x - r},${y}a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0Z`;
-}
-
-function niceTicks(low, high, count = 5) {
-  const raw = (high - low) / count || 1;
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw) || raw;
-  const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) ticks.push(Number((i * step).toPrecision(12)));
-  return ticks;
-}
-
-function logTicks(low, high) {
-  const ticks = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
-    for (const m of [1, 2, 5]) ticks.push(Number((m * 10 ** power).toPrecision(3)));
-  const inside = ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
-  return inside.length > 9 ? inside.filter((tick) => Number.isInteger(Math.round(Math.log10(tick) * 1e9) / 1e9)) : inside;
+// Axes. Each has a domain, which zooming changes, and says which share of it lies below a value.
+function linearAxis(values) {
+  const low = Math.min(...values), high = Math.max(...values), pad = 0.05 * (high - low) || 0.1;
+  const domain = [low - pad, high + pad];
+  const share = (value) => (value - domain[0]) / (domain[1] - domain[0]);
+  return { scale: { domain, nice: false, zero: false }, at: (value) => value, share };
 }
 
 // A cost of zero has no place on a logarithmic axis; it stands at its left end, which says so.
-function logScale(values, left, right, exact) {
-  const positive = values.filter((value) => value > 0);
-  const low = Math.min(...positive), high = Math.max(...positive), zero = values.some((value) => value <= 0);
-  if (!positive.length) return { at: () => (left + right) / 2, ticks: [0] };
-  const start = zero ? left + 34 : left, span = Math.log(high / low) || 1;
-  const at = (value) => (value <= 0 ? left : start + ((right - start) * Math.log(value / low)) / span);
-  const whole = [...new Set(positive)].sort((a, b) => a - b);
-  const ticks = exact && whole.length <= 10 ? whole : logTicks(low, high);
-  return { at, ticks: zero ? [0, ...ticks] : ticks };
+function logAxis(values, exact) {
+  const positive = [...new Set(values.filter((value) => value > 0))].sort((a, b) => a - b);
+  const low = positive[0] ?? 1, high = positive.at(-1) ?? 1, ratio = high / low > 1 ? high / low : 2;
+  const zero = values.some((value) => value <= 0) ? low / Math.max(1.5, ratio ** 0.1) : null;
+  const domain = [(zero ?? low) / ratio ** 0.03, high * ratio ** 0.03];
+  const ticks = exact && positive.length && positive.length <= 10 ? positive : null;
+  const share = (value) => Math.log(value / domain[0]) / Math.log(domain[1] / domain[0]);
+  return { scale: { type: "log", domain, nice: false }, at: (value) => (value > 0 ? value : zero), share, ticks, zero, low };
 }
 
-function linearScale(values, from, to) {
-  const low = Math.min(...values), high = Math.max(...values), pad = 0.05 * (high - low) || 0.1;
-  const ticks = niceTicks(low - pad, high + pad);
-  return { at: (value) => from + ((to - from) * (value - low + pad)) / (high - low + 2 * pad), ticks };
+// The axis alone has the title: a field's own would stand in expressions, where text of others has no place.
+// Labels are such an expression, blank to the left of the smallest cost, where a cost of zero may stand.
+function encode(field, axis, title) {
+  const words = "abs(datum.value) >= 1000 ? format(datum.value, '.3~s') : format(datum.value, '.3~r')";
+  const labelExpr = axis.zero ? `datum.value < ${0.999 * axis.low} ? '' : ${words}` : words;
+  const ticks = axis.ticks ? { values: axis.ticks } : {};
+  return { field, type: "quantitative", scale: axis.scale, title: null, axis: { title, labelExpr, labelOverlap: true, labelSeparation: 6, ...ticks } };
 }
 
-function axes(svg, spec, x, y, width) {
-  const bottom = HEIGHT - MARGIN.bottom;
-  for (const tick of y.ticks) {
-    element("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y.at(tick), y2: y.at(tick) }, svg);
-    element("text", { x: MARGIN.left - 8, y: y.at(tick) + 4, "text-anchor": "end" }, svg, format(tick));
-  }
-  let free = -Infinity;
-  for (const tick of x.ticks) {
-    const place = x.at(tick), text = Math.abs(tick) >= 1000 ? compact(tick) : format(tick);
-    element("line", { class: "grid", x1: place, x2: place, y1: MARGIN.top, y2: bottom }, svg);
-    if (place - 4 * text.length < free) continue;
-    element("text", { x: place, y: bottom + 18, "text-anchor": "middle" }, svg, text);
-    free = place + 4 * text.length + 6;
-  }
-  element("text", { class: "name", x: MARGIN.left, y: 14 }, svg, spec.title);
-  element("text", { x: (MARGIN.left + width - MARGIN.right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, svg, spec.xTitle);
+// Layers, from the back to the front. Points are joined in their own order.
+function layer(mark, points, encoding = {}, name = undefined) {
+  return { name, data: { values: points }, mark: { clip: true, ...mark }, encoding };
 }
 
-function showTip(host, mark, text) {
-  const tip = host.querySelector(".tip");
-  tip.textContent = text;
-  tip.hidden = false;
-  const place = mark.getBoundingClientRect(), frame = host.getBoundingClientRect();
-  const left = Math.min(place.left - frame.left + 12, frame.width - tip.offsetWidth);
-  tip.style.left = `${Math.max(0, left)}px`;
-  tip.style.top = `${place.bottom - frame.top + 6}px`;
+function frontLayer(front, inks) {
+  const look = { color: inks.soft, opacity: 0.22, strokeWidth: 9, strokeCap: "round", strokeJoin: "round" };
+  return layer({ type: "line", order: null, aria: false, ...look }, front.map(({ x, y }) => ({ x, y })));
 }
 
-function addPoint(host, svg, series, point, place) {
-  const shape = { d: markPath(series.style.shape, ...place, series.alone ? 6 : 4.2), fill: series.style.colour };
-  const words = { tabindex: -1, role: "img", "aria-label": point.text.replaceAll("\n", ", ") };
-  const mark = element("path", { class: series.alone ? "point alone" : "point", ...shape, ...words }, svg);
-  for (const event of ["pointerenter", "focus"]) mark.addEventListener(event, () => showTip(host, mark, point.text));
-  for (const event of ["pointerleave", "blur"]) mark.addEventListener(event, () => (host.querySelector(".tip").hidden = true));
-  return mark;
-}
-
-function addOnset(svg, policy, [x, y], width) {
-  const fall = element("path", { class: "onset", d: markPath("down", x, y - 14, 6) }, svg);
-  element("title", {}, fall, "reward hacking: the gold falls from here on");
-  const end = x + 7 * policy.length + 70 > width;
-  element("text", { class: "fall", x: end ? x - 10 : x + 10, y: y - 12, "text-anchor": end ? "end" : "start" }, svg, `${policy}: hacking`);
-}
-
-function drawSeries(host, svg, series, x, y) {
-  const places = series.points.map((point) => [x.at(point.x), y.at(point.y)]);
+function lineLayers(series, y) {
   const { colour, dash } = series.style;
-  if (!series.alone && series.points.length > 1 && series.points.every((point) => point.ci95 && point.ci95[0] !== null)) {
-    const upper = series.points.map((point) => [x.at(point.x), y.at(point.ci95[1])]);
-    const lower = series.points.map((point) => [x.at(point.x), y.at(point.ci95[0])]).reverse();
-    element("path", { class: "band", fill: colour, d: "M" + [...upper, ...lower].join("L") + "Z" }, svg);
+  const layers = [];
+  if (series.points.every((point) => point.ci95 && point.ci95[0] !== null)) {
+    const band = series.points.map(({ x, ci95: [low, high] }) => ({ x, low, high }));
+    const mark = { type: "area", order: null, aria: false, color: colour, opacity: 0.14 };
+    layers.push(layer(mark, band, { y: { ...y, field: "low" }, y2: { field: "high" } }));
   }
-  const line = { class: "line", stroke: colour, d: "M" + places.join("L") };
-  if (dash) line["stroke-dasharray"] = dash;
-  if (!series.alone && places.length > 1) element("path", line, svg);
-  return places;
+  const strokeDash = dash ? dash.split(" ").map(Number) : [];
+  const mark = { type: "line", order: null, aria: false, color: colour, strokeWidth: 2, strokeDash };
+  return [...layers, layer(mark, series.points.map(({ x, y }) => ({ x, y })))];
+}
+
+function pointLayer(series, inks, index) {
+  const { colour, shape } = series.style;
+  const points = series.points.map(({ x, y, text }) => ({ x, y, text, words: text.replaceAll("\n", ", ") }));
+  const edge = series.alone ? { size: 130, stroke: inks.ink, strokeWidth: 1.5 } : { size: 70, stroke: inks.ground, strokeWidth: 1 };
+  const mark = { type: "point", shape, fill: colour, opacity: 1, ...edge };
+  return layer(mark, points, { tooltip: { field: "text" }, description: { field: "words" } }, `points${index}`);
+}
+
+function textLayer({ x, y }, text, isLeft, dy, look) {
+  return layer({ type: "text", text, align: isLeft ? "right" : "left", dx: isLeft ? -10 : 10, dy, fontSize: 12, ...look }, [{ x, y }]);
 }
 
 // Labels of single points: beside the point, moved down where they would lie on one another.
-function addLabels(svg, labels, width) {
+function labelLayers(series, frame, inks) {
+  const labels = series.flatMap((s) => s.points.map((point) => ({ text: s.label, point })));
   const taken = [];
-  for (const { text, place: [px, py] } of labels.sort((a, b) => a.place[1] - b.place[1])) {
-    const end = px + 6.2 * text.length + 12 > width;
-    let y = py + 4;
-    for (const [tx, ty] of taken) if (Math.abs(tx - px) < 6.2 * text.length && y - ty < 13) y = ty + 13;
+  return labels.sort((a, b) => b.point.y - a.point.y).map(({ text, point }) => {
+    const [px, py] = frame.pixels(point), wide = 6.2 * text.length;
+    let y = py;
+    for (const [tx, ty] of taken) if (Math.abs(tx - px) < wide && y - ty < 13) y = ty + 13;
     taken.push([px, y]);
-    element("text", { x: end ? px - 10 : px + 10, y, "text-anchor": end ? "end" : "start" }, svg, text);
-  }
-}
-
-function drawChart(host, spec) {
-  const width = Math.max(280, host.clientWidth || 520);
-  const series = spec.series.filter((s) => s.points.length);
-  host.replaceChildren();
-  const points = series.flatMap((s) => s.points);
-  if (!points.length) {
-    const words = document.createElement("p");
-    words.className = "soft";
-    words.textContent = `${spec.title}: nothing to draw for this choice.`;
-    host.append(words);
-    return;
-  }
-  const svg = element("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, height: HEIGHT, role: "group", "aria-label": spec.title }, host);
-  const xs = points.map((point) => point.x);
-  const sides = [MARGIN.left + 8, width - MARGIN.right - 8];
-  const x = spec.log ? logScale(xs, ...sides, spec.exact) : linearScale(xs, ...sides);
-  const ys = points.flatMap((point) => [point.y, ...(point.ci95 || [])]).filter((value) => value !== null);
-  const y = linearScale(ys, HEIGHT - MARGIN.bottom, MARGIN.top);
-  axes(svg, spec, x, y, width);
-  if (spec.front) element("path", { class: "front", d: "M" + spec.front.map((p) => [x.at(p.x), y.at(p.y)]).join("L") }, svg);
-  const placed = series.map((s) => [s, drawSeries(host, svg, s, x, y)]);
-  const marks = placed.flatMap(([s, places]) => places.map((place, i) => addPoint(host, svg, s, s.points[i], place)));
-  const labels = placed.flatMap(([s, places]) => (s.alone ? places.map((place) => ({ text: s.label, place })) : []));
-  addLabels(svg, labels, width);
-  for (const [s, places] of placed) places.forEach((place, i) => s.points[i].onset && addOnset(svg, s.points[i].row.policy, place, width));
-  const tip = document.createElement("div");
-  Object.assign(tip, { className: "tip", hidden: true });
-  tip.setAttribute("role", "status");
-  host.append(tip);
-  walk(svg, marks);
-}
-
-// One stop of the Tab key a chart; the arrow keys go from point to point.
-function walk(svg, marks) {
-  marks[0].setAttribute("tabindex", 0);
-  svg.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    const here = marks.indexOf(document.activeElement);
-    if (!step || here < 0) return;
-    event.preventDefault();
-    const next = marks[(here + step + marks.length) % marks.length];
-    marks[here].setAttribute("tabindex", -1);
-    next.setAttribute("tabindex", 0);
-    next.focus();
+    return textLayer(point, text, px + wide + 12 > frame.width, y - py, { color: inks.soft });
   });
+}
+
+function onsetLayers(point, index, frame, inks) {
+  const words = `${point.row.policy}: hacking`;
+  const mark = { type: "point", shape: "triangle-down", fill: inks.bad, stroke: inks.ground, opacity: 1, size: 150, yOffset: -14 };
+  return [
+    layer(mark, [{ x: point.x, y: point.y }], { tooltip: { value: FALL }, description: { value: FALL } }, `onset${index}`),
+    textLayer(point, words, frame.pixels(point)[0] + 7 * words.length + 10 > frame.width, -16, { color: inks.bad, fontWeight: 600 }),
+  ];
+}
+
+function zeroLayer(axis, inks) {
+  return layer({ type: "text", text: "0", color: inks.soft, fontSize: 12, dy: 12, clip: false }, [{ x: axis.zero }], { y: { value: HEIGHT } });
+}
+
+// The whole chart. Colours are the page's, so that a saved chart has them, too.
+function specification(chart, series, width) {
+  const page = getComputedStyle(document.body);
+  const inks = Object.fromEntries(["ink", "soft", "ground", "line", "bad"].map((name) => [name, page.getPropertyValue(`--${name}`).trim()]));
+  const points = series.flatMap((s) => s.points);
+  const xAxis = (chart.log ? logAxis : linearAxis)(points.map((point) => point.x), chart.exact);
+  const yAxis = linearAxis(points.flatMap((point) => [point.y, ...(point.ci95 || [])]).filter((value) => value !== null));
+  for (const point of points) point.x = xAxis.at(point.x);
+  const frame = { width: width - 60 };
+  frame.pixels = (point) => [xAxis.share(point.x) * frame.width, (1 - yAxis.share(point.y)) * HEIGHT];
+  const [x, y] = [encode("x", xAxis, chart.xTitle), encode("y", yAxis, null)];
+  const layers = [
+    ...(chart.front ? [frontLayer(chart.front, inks)] : []),
+    ...series.filter((s) => !s.alone && s.points.length > 1).flatMap((s) => lineLayers(s, y)),
+    ...series.map((s, i) => pointLayer(s, inks, i)),
+    ...labelLayers(series.filter((s) => s.alone), frame, inks),
+    ...points.filter((point) => point.onset).flatMap((point, i) => onsetLayers(point, i, frame, inks)),
+    ...(xAxis.zero ? [zeroLayer(xAxis, inks)] : []),
+  ].map((part) => ({ ...part, encoding: { x, y, ...part.encoding } }));
+  layers[0].params = [{ name: "zoom", bind: "scales", select: { type: "interval", zoom: "wheel![event.shiftKey]" } }];
+  const lines = { gridColor: inks.line, domainColor: inks.line, tickColor: inks.line };
+  const words = { labelColor: inks.soft, labelFontSize: 12, titleColor: inks.soft, titleFontSize: 12, titleFontWeight: "normal" };
+  return {
+    width, height: HEIGHT, autosize: { type: "fit-x", contains: "padding" }, padding: 4, background: inks.ground,
+    title: { text: chart.title, anchor: "start", frame: "group", color: inks.ink, fontSize: 13 },
+    description: chart.title,
+    config: { font: page.fontFamily, axis: { ...lines, ...words }, view: { stroke: null } },
+    layer: layers,
+  };
+}
+
+// What each figure shows, once it is drawn; a figure draws one chart after the other.
+const drawn = new Map();
+
+function drawChart(figure, chart) {
+  drawn.set(figure, (drawn.get(figure) || Promise.resolve()).then((last) => redraw(figure, chart, last)));
+}
+
+async function redraw(figure, chart, last) {
+  const series = chart.series.filter((s) => s.points.length);
+  const spec = series.length ? specification(chart, series, Math.max(280, figure.clientWidth || 520)) : null;
+  const key = JSON.stringify(spec);
+  if (spec && last?.key === key) return last;
+  last?.view.finalize();
+  const host = document.createElement("div"), hint = document.createElement("figcaption");
+  hint.className = "soft";
+  hint.textContent = spec ? HINT : `${chart.title}: nothing to draw for this choice.`;
+  figure.replaceChildren(host, hint);
+  if (!spec) return null;
+  // Expressions are interpreted, since the page forbids code made from text.
+  const { view } = await vegaEmbed(host, spec, {
+    ast: true, renderer: "svg", defaultStyle: false, tooltip: { disableDefaultStyle: true },
+    actions: { export: true, source: false, compiled: false, editor: false }, downloadFileName: chart.title.replaceAll(/\W+/g, "-"),
+  });
+  // A link gets its picture when a mouse is pressed on it; the keyboard only comes to it.
+  for (const link of host.querySelectorAll(".vega-actions a")) link.addEventListener("focus", () => link.dispatchEvent(new Event("mousedown")));
+  operate(host);
+  return { key, view };
+}
+
+// By keyboard: one stop of the Tab key a chart; the arrow keys go from point to point, and show what stands there.
+function operate(host) {
+  const marks = [...host.querySelectorAll('[class*=" points"] path')];
+  const at = (mark) => {
+    const { x, y, width, height } = mark.getBoundingClientRect();
+    return { bubbles: true, cancelable: true, clientX: x + width / 2, clientY: y + height / 2 };
+  };
+  marks.forEach((mark, i) => {
+    mark.classList.add("point");
+    mark.setAttribute("tabindex", i ? -1 : 0);
+    mark.addEventListener("focus", () => mark.dispatchEvent(new PointerEvent("pointermove", at(mark))));
+    mark.addEventListener("blur", () => mark.dispatchEvent(new PointerEvent("pointerout", at(mark))));
+  });
+  host.addEventListener("keydown", (event) => {
+    const here = marks.indexOf(document.activeElement);
+    if (here < 0) return;
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const zoom = { "+": -200, "-": 200 }[event.key];
+    if (step) goTo(marks, here, (here + step + marks.length) % marks.length);
+    else if (zoom) marks[here].dispatchEvent(new WheelEvent("wheel", { ...at(marks[here]), deltaY: zoom, shiftKey: true }));
+    else if (event.key === "0") marks[here].dispatchEvent(new MouseEvent("dblclick", at(marks[here])));
+    else return;
+    event.preventDefault();
+  });
+}
+
+function goTo(marks, here, next) {
+  marks[here].setAttribute("tabindex", -1);
+  marks[next].setAttribute("tabindex", 0);
+  marks[next].focus();
 }

@@ -17,7 +17,7 @@ from iama.errors import ConfigError, RunError
 from inference.evaluation.summary import average_rows, complete
 from inference.report import headline, print_tables, render_html, write_comparison, write_report
 from inference.report.compare import differing_settings, quality_pairs, run_names, savings_pairs
-from inference.report.html import as_json
+from inference.report.html import ASSETS, LIBRARIES, as_json
 from inference.report.risks import find_risks
 from inference.report.words import (
     average_text,
@@ -81,8 +81,14 @@ def test_self_contained_well_formed_page(tmp_path):
     summary = make_summary() | {"name": "tiny <report>"}
     page = write_report(save(tmp_path, summary)).read_text(encoding="utf-8")
     assert {"table", "pre", "select", "noscript", "details"} <= parse(page).seen
-    assert not re.search(r"""(?:src|href)\s*=\s*["']|@import|url\(|fetch\(|innerHTML""", page)
-    assert page.replace("http://www.w3.org/2000/svg", "").count("http:") == 0
+    ours = page
+    for name in (*LIBRARIES, "LICENSES.txt"):
+        library = (ASSETS / name).read_text(encoding="utf-8")
+        assert library in page
+        ours = ours.replace(library, "")
+    assert not re.search(r"""(?:src|href)\s*=\s*["']|@import|url\(|fetch\(|innerHTML""", ours)
+    assert ours.replace("http://www.w3.org/2000/svg", "").count("http:") == 0
+    assert re.search(r"default-src 'none'; style-src 'unsafe-inline'; script-src( 'sha256-[^']+'){2}\"", page)
     assert "prefers-color-scheme: dark" in page
     assert "tiny &lt;report&gt;" in page
     assert summary["versions"]["torch"] in page
