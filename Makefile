@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := $(BIN)/python
 
-.PHONY: help install demo test check bench results clean
+.PHONY: help install demo test quick check bench results clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,13 +20,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## build the demo world, train, export, evaluate, write the report
 	$(RUN) -m scripts.demo
 
-test: $(STAMP) ## run the tests, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-check: $(STAMP) ## ruff, ruff format, mypy --strict
+test: $(STAMP) ## run all tests, two files at a time
+	$(PYTEST)
+
+quick: $(STAMP) ## run the tests that start no process and train nothing
+	$(PYTEST) -m "not slow"
+
+check: $(STAMP) ## ruff, ruff format, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench

@@ -1,6 +1,6 @@
 """Train a meta-aligned adapter: `deepspeed --num_gpus 2 train_iama.py --config configs/demo.yaml`."""
 
-from trainers.run.train import main
+from iama.cli.train import main
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from iama.objective.aggregates import minimum, smooth_min, weighted_sum
     from iama.objective.objective import Criterion, Objective
     from iama.objective.operators import Operator, bon, bop, bop_zt, identity, parse_operator, series, soft_bon, tilt
-    from iama.rewards.reward import Reward, load_reward
+    from iama.rewards.load import load_reward
+    from iama.rewards.reward import Reward
 
 # Where each public name lives; imported on first use, so that the command line starts without torch.
 _HOME = {
@@ -34,7 +35,7 @@ _HOME = {
     "bop": "objective.operators",
     "bop_zt": "objective.operators",
     "identity": "objective.operators",
-    "load_reward": "rewards.reward",
+    "load_reward": "rewards.load",
     "minimum": "objective.aggregates",
     "parse_operator": "objective.operators",
     "series": "objective.operators",

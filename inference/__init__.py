@@ -2,7 +2,7 @@
 
 from inference.engine.policy import Policy, load_policy
 from inference.samplers.args import Args, ArgsSettings
-from inference.samplers.best_of import Completion, Sampler
+from inference.samplers.base import Completion, Sampler
 from inference.samplers.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
 from inference.samplers.serve import serve
 

@@ -24,7 +24,8 @@ import yaml
 from rich.console import Console
 
 from iama.files import write_atomically
-from inference.evaluation.summary import Question, combine_runs, load_summary
+from inference.evaluation.compare import Question, combine_runs
+from inference.evaluation.summary import load_summary
 from scripts import launch
 from scripts.build_demo_models import Parameters, stamp_of
 from scripts.experiments.common import CRITERIA, FOLDER, SEARCH_SEED, SEEDS, final_kl

@@ -38,6 +38,12 @@ CHAT_TEMPLATE = (
 WORDS = "please tell me how to bake bread grow red tomatoes fix a bike first then mix water flour be careful no thanks"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that the two workers of `make test` end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @dataclass(frozen=True)
 class Tiny:
     """Folders of tiny models and a prompts file."""

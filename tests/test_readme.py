@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import run_python
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text()
@@ -52,10 +54,16 @@ def clone(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], folder: Path) -> None:
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    """A command of the page; `iama ...` is `python -m iama.cli ...`, the others are started as they stand."""
+    if command[0] == "iama":
+        done = run_python(["-m", "iama.cli", *command[1:]], folder=folder)
+    elif command[0] == "python":
+        done = run_python(command[1:], folder=folder)
+    else:
+        environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
@@ -68,10 +76,12 @@ def make_gold_vary(path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # some twenty commands, of which each starts a process
 def test_every_command_and_snippet_runs_in_the_order_of_the_readme(clone):
-    baseline = "deepspeed --num_gpus 2 train_iama.py --config configs/demo-grpo.yaml"
-    run(shlex.split(f"{baseline} --set trainer.max_steps=2"), clone)
+    baseline = ["train_iama.py", "--config", "configs/demo-grpo.yaml", "--set", "trainer.max_steps=2"]
+    done = run_python(baseline, folder=clone, num_ranks=2)
+    assert done.returncode == 0, done.stderr[-2000:]
     training, sampling = blocks("python")
     for command in commands():
         shortened = f"{command} --set trainer.max_steps=3" if command.startswith("deepspeed") else command
@@ -79,8 +89,8 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_readme(clone):
             make_gold_vary(clone / "runs/own/base.jsonl")
         run(shlex.split(shortened, comments=True), clone)
     assert (clone / "runs/demo/evaluation/report.html").stat().st_size > 10_000
-    run([sys.executable, "-c", training], clone)
-    run([sys.executable, "-c", sampling], clone)
+    run(["python", "-c", training], clone)
+    run(["python", "-c", sampling], clone)
     assert (clone / "runs/script/adapter/adapter_model.safetensors").is_file()
 
 
@@ -97,6 +107,7 @@ def test_python_snippets_are_as_short_as_promised():
         assert len(statements) <= 10
 
 
+@pytest.mark.slow
 def test_the_snippet_of_the_decoding_page_runs(tmp_path):
     page = (ROOT / "docs/decoding.md").read_text()
     (snippet,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)

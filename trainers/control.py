@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import TrainerCallback
 
+from iama.arrays import Floats
 from iama.errors import ConfigError, IamaWarning
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from iama.config.settings import KLConfig
-
-    Floats = NDArray[np.float64]
 
 STATE_KEY = "iama"
 """Our entry among the `stateful_callbacks` of `trainer_state.json`; no class bears this name, so that transformers

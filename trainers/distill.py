@@ -27,23 +27,21 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from trl import RewardConfig, RewardTrainer
 
+from iama.arrays import Floats
 from iama.config.specs import RewardSpec
 from iama.errors import DataError, ModelError, RunError
 from iama.files import temporary_name
 from iama.models.loading import check_model_dir, loading, pick_device, refuse_missing_tensors
 from iama.prompts.render import prompt_text, render_exchange
 from iama.rewards.ensemble import within_prompt_spread
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from trainers.run.build import one_line_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.prompts.render import Prompt
 
-    Floats = NDArray[np.float64]
     Pair = tuple[int, int, int]  # a prompt and two of its answers, by index
 
 FILE_NAME = "distillation.json"

@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
+from iama.arrays import Floats
 from iama.config.settings import KLConfig
 from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
@@ -28,11 +29,7 @@ from trainers.run.watch import lift_K, silent_share
 from trainers.run.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from iama.objective.objective import Objective
-
-    Floats = NDArray[np.float64]
 
 
 disable_telemetry()

@@ -1,10 +1,25 @@
-"""Command line: `iama generate | pool | score | merge | tune | evaluate | report | export | standardise |
-distill`.
+"""Command line: `iama generate | pool | score | merge | tune | evaluate | report | export | standardise | distill |
+train | recipes`.
 
-A thin leaf: every command imports what it needs when it runs, so that `iama --help` is instant.
+One file a command. Read `app` first: the command line itself, and what its commands share. Shared flags are in
+`options`. Every command imports what it needs when it runs, so that `iama --help` is instant.
 """
 
-from iama.cli import distill, evaluate, export, generate, pools, tune
+from iama.cli import distill, evaluate, export, generate, merge, pool, recipes, score, standardise, train, tune
 from iama.cli.app import app, main
 
-__all__ = ["app", "distill", "evaluate", "export", "generate", "main", "pools", "tune"]
+__all__ = [
+    "app",
+    "distill",
+    "evaluate",
+    "export",
+    "generate",
+    "main",
+    "merge",
+    "pool",
+    "recipes",
+    "score",
+    "standardise",
+    "train",
+    "tune",
+]

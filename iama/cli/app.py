@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from iama.errors import IamaError, IamaWarning
+from iama.errors import ConfigError, IamaError, IamaWarning
+from iama.installation import check_packages
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.manifest import Manifest
-    from iama.config.specs import Sampling
+    from iama.config.specs import RewardSpec, Sampling
+    from inference.engine.responses import Pool
 
 app = typer.Typer(
-    help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: train_iama.py.",
+    help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: iama train.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -28,12 +30,14 @@ def main() -> None:
     """Run the command line; a mistake in the input is one line on stderr and exit code 2."""
     warnings.showwarning = _show_warning
     try:
+        check_packages("inference", "trainers")
         app()
     except IamaError as error:
-        _fail(error)
+        fail(error)
 
 
-def _fail(error: IamaError) -> None:
+def fail(error: IamaError) -> NoReturn:
+    """End this process with one line."""
     sys.stderr.write(f"error: {error}\n")
     raise SystemExit(2)
 
@@ -69,3 +73,52 @@ def note_differences(manifest: Manifest | None, sampling: Sampling, where: str =
     differences = [] if manifest is None else sampling_differences(manifest.sampling, sampling)
     if differences:
         sys.stderr.write(f"note: {where}sampling differs from training: {', '.join(differences)}\n")
+
+
+def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
+    """The flags over the settings of training, since a policy is best served as it was trained."""
+    from iama.config.schema import validate
+    from iama.config.specs import Sampling
+
+    settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
+    settings |= {key: value for key, value in given.items() if value is not None}
+    return validate(settings, Sampling, "command line")
+
+
+def named_reward(reward: str, head: str | None, placement: dict[str, str]) -> RewardSpec:
+    """The reward of `--reward` and `--head`: a classifier's directory, or a function as file.py:name."""
+    from iama.config.schema import validate
+    from iama.config.specs import RewardSpec
+
+    is_function = ":" in reward and not Path(reward).exists()
+    source = {"function": reward} if is_function else {"model": reward}
+    number = int(head) if head is not None and head.isdigit() else head
+    return validate({**source, "head": number, **placement}, RewardSpec, "--reward")
+
+
+def scoring_spec(reward: str | None, head: str | None, spec: Path | None, placement: dict[str, str]) -> RewardSpec:
+    """The reward that scores a pool, from the flags or the file."""
+    from iama.config.schema import load_config
+    from iama.config.specs import RewardSpec
+
+    if (reward is None) == (spec is None):
+        raise ConfigError("give --reward DIR or file.py:function, or --spec FILE (and not both)")
+    if spec is not None:
+        if head is not None:
+            raise ConfigError(f"--head {head!r} belongs to --reward; write it into {spec}")
+        wanted = load_config(spec, RewardSpec)
+    else:
+        assert reward is not None
+        wanted = named_reward(reward, head, placement)
+    if wanted.column is not None:
+        raise ConfigError(f"{spec}: column {wanted.column!r} is no reward that can score; the file has it already")
+    return wanted
+
+
+def describe_pool(pool: Pool) -> str:
+    """A pool in one line: its size, lengths as far as they are known, and what was cut."""
+    samples = [sample for prompt in pool.prompts for sample in prompt.samples]
+    known = [sample.num_tokens for sample in samples if sample.num_tokens is not None]
+    cut = sum(sample.finish_reason == "length" for sample in samples)
+    length = f", {sum(known) / len(known):.1f} tokens a sample" if known else ""
+    return f"{len(pool.prompts)} prompts x {pool.header['num_samples']} samples{length}, {cut} cut at max_new_tokens"

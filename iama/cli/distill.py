@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iama.cli.app import app, prepare
-from iama.cli.pools import progress_bar
+from iama.cli.options import Device
 from iama.errors import ConfigError, DataError
+from iama.progress import progress_bar
 
-if TYPE_CHECKING:
-    from inference.pools.file import PoolFile
+if TYPE_CHECKING:  # each command imports what it needs when it runs
+    from inference.engine.responses import Pool
 
 
 @app.command()
@@ -26,7 +27,7 @@ def distill(
     learning_rate: Annotated[float, typer.Option(help="Of AdamW at its highest; then it falls as a cosine.")] = 1e-5,
     held_out: Annotated[float, typer.Option(help="Share of the prompts that only judge the result.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of the head, the pairs and the prompts that are held out.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a reward model on the margins between the scores of a prompt's samples, and judge it on other prompts.
 
@@ -49,29 +50,29 @@ def distill(
 
     settings = DistillSettings(base, column, max_steps, batch_size, learning_rate, held_out, seed, device)
     with progress_bar(f"distilling {column}", "steps", max_steps) as advance:
-        found = run([prompt.prompt for prompt in read.prompts], read.texts, scores, settings, out, advance)
+        result = run([prompt.prompt for prompt in read.prompts], read.texts, scores, settings, out, advance)
     typer.echo(
-        f"prompts: {found.num_trained} to learn from, {found.num_held_out} held out; {found.num_unscored} of "
-        f"{found.num_pairs} pairs of answers lack a score and are left out"
+        f"prompts: {result.num_trained} to learn from, {result.num_held_out} held out; {result.num_unscored} of "
+        f"{result.num_pairs} pairs of answers lack a score and are left out"
     )
     typer.echo(
-        f"loss: {found.first_loss:.3g} at first, {found.last_loss:.3g} in the end (squared margins, in units of the "
-        f"scores' standard deviation within a prompt, {found.spread:.3g})"
+        f"loss: {result.first_loss:.3g} at first, {result.last_loss:.3g} in the end (squared margins, in units of the "
+        f"scores' standard deviation within a prompt, {result.spread:.3g})"
     )
-    typer.echo(f"held out: agreement {found.agreement:.3f}, R^2 of margins {found.r_squared:.3f}")
+    typer.echo(f"held out: agreement {result.agreement:.3f}, R^2 of margins {result.r_squared:.3f}")
     typer.echo(f"reward model: {out}")
 
 
-def _column(pool: PoolFile, name: str, file: Path) -> list[list[float]]:
+def _column(pool: Pool, name: str, file: Path) -> list[list[float]]:
     """Scores `[P][S]`, NaN where one is missing; raises `DataError` for a single sample or a column that is absent."""
     if len(pool.prompts[0].samples) < 2:
         raise DataError(f"{file} has one sample a prompt, which has no margins; draw several (iama pool --n 16)")
     for prompt in pool.prompts:
         for number, sample in enumerate(prompt.samples):
             if name not in sample.scores:
-                there = ", ".join(sorted(sample.scores)) or "none"
+                columns = ", ".join(sorted(sample.scores)) or "none"
                 raise DataError(
-                    f"{file}: sample {number} of prompt {prompt.prompt_id!r} has no score {name!r} (there: {there}); "
+                    f"{file}: sample {number} of prompt {prompt.prompt_id!r} has no score {name!r} (there: {columns}); "
                     "add the column with `iama score`"
                 )
     rows = [[sample.scores[name] for sample in prompt.samples] for prompt in pool.prompts]

@@ -44,7 +44,6 @@ def evaluate(
     if shard is not None and devices is not None:
         raise ConfigError(f"--shard {shard} is one part, --devices {devices} runs all of them; give one of the two")
     settings = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
-    rewards = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
     models = [(name, policy) for name, policy in settings.policies.items() if policy.path is not None]
     for name, policy in models:
         assert policy.path is not None
@@ -53,22 +52,23 @@ def evaluate(
     from rich.console import Console
 
     from inference.evaluation import evaluate as run
-    from inference.evaluation.plan import describe, judge_lines, make_plan
+    from inference.evaluation.describe import describe, judge_lines
+    from inference.evaluation.plan import make_plan
     from inference.evaluation.shards import parse_shard
     from inference.report import headline, print_tables, write_report
 
+    plan = make_plan(settings)
     if dry_run:
-        typer.echo(describe(settings, make_plan(settings)))
+        typer.echo(describe(plan))
         return
     if shard is not None:
-        typer.echo(f"done: {run.evaluate_shard(settings, parse_shard(shard))}; then run without --shard")
+        typer.echo(f"done: {run.evaluate_shard(plan, parse_shard(shard))}; then run without --shard")
         return
-    if any(part.judge is not None for reward in rewards for part in reward.parts):
-        for line in judge_lines(settings, make_plan(settings)):
-            typer.echo(line, err=True)
+    for line in judge_lines(plan):
+        typer.echo(line, err=True)
     if devices is not None:
-        run.evaluate_on_devices(settings, devices)
-    summary = run.evaluate(settings)
+        run.evaluate_on_devices(plan, devices)
+    summary = run.evaluate(plan)
     print_tables(summary, Console())
     for row in summary["curves"]:
         if "written" in row:
@@ -148,28 +148,41 @@ def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="An evaluation's output_dir; two of them with --compare.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="An evaluation's output_dir; two with --compare, several with --combine.")
+    ],
     compare: Annotated[bool, typer.Option("--compare", help="Put two evaluations side by side.")] = False,
-    out: Annotated[Path | None, typer.Option(help="File of the comparison; else compare.html in the second.")] = None,
+    combine: Annotated[bool, typer.Option("--combine", help="Evaluations that differ in their seeds, as one.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --compare: file, else compare.html in the second. With --combine: folder, else nothing is kept."
+        ),
+    ] = None,
 ) -> None:
-    """Rebuild report.html from summary.json, or compare two evaluations.
+    """Rebuild report.html from summary.json, compare two evaluations, or combine the seeds of one.
 
     Example: iama report runs/demo/evaluation
+
+    Example: iama report runs/seed-0 runs/seed-1 runs/seed-2 --combine --out runs/combined
     """
+    if compare and combine:
+        raise ConfigError("--compare puts evaluations side by side, --combine makes one of them; give one of the two")
+    if combine:
+        _combine(folders, out)
+    elif compare:
+        _compare(folders, out)
+    else:
+        _rebuild(folders, out)
+
+
+def _rebuild(folders: list[Path], out: Path | None) -> None:
     from rich.console import Console
 
-    from iama.errors import ConfigError
     from inference.evaluation.summary import load_summary
-    from inference.report import headline, print_comparison, print_tables, write_comparison, write_report
+    from inference.report import headline, print_tables, write_report
 
-    if len(folders) != 1 + compare:
-        wanted = "two folders with --compare" if compare else "one folder (or two and --compare)"
-        raise ConfigError(f"iama report takes {wanted}, got {len(folders)}: {' '.join(map(str, folders))}")
-    if compare:
-        path = write_comparison(folders[0], folders[1], out)
-        print_comparison(folders[0], folders[1], Console())
-        typer.echo(f"comparison: {path}")
-        return
+    _check_number(folders, 1, "one folder (or two and --compare, or several and --combine)")
     if out is not None:
         raise ConfigError(f"--out {str(out)!r} goes with --compare; a report is written into its evaluation's folder")
     path = write_report(folders[0])
@@ -177,3 +190,37 @@ def report(
     print_tables(summary, Console())
     typer.echo(f"report: {path}")
     typer.echo(headline(summary))
+
+
+def _compare(folders: list[Path], out: Path | None) -> None:
+    from rich.console import Console
+
+    from inference.report import print_comparison, write_comparison
+
+    _check_number(folders, 2, "two folders with --compare")
+    path = write_comparison(folders[0], folders[1], out)
+    print_comparison(folders[0], folders[1], Console())
+    typer.echo(f"comparison: {path}")
+
+
+def _combine(folders: list[Path], out: Path | None) -> None:
+    """Print what the seeds say together, and keep it where a folder is named."""
+    from rich.console import Console
+
+    from inference.evaluation.combine import combine_evaluations, save_combined
+    from inference.report import headline, print_differences, print_tables, write_report
+
+    if len(folders) < 2:
+        raise ConfigError(f"iama report --combine takes two folders or more, got {len(folders)}: {folders[0]}")
+    summary = combine_evaluations(folders)
+    print_tables(summary, Console())
+    print_differences(summary, Console())
+    if out is not None:
+        save_combined(out, summary)
+        typer.echo(f"report: {write_report(out)}")
+    typer.echo(headline(summary))
+
+
+def _check_number(folders: list[Path], number: int, wanted: str) -> None:
+    if len(folders) != number:
+        raise ConfigError(f"iama report takes {wanted}, got {len(folders)}: {' '.join(map(str, folders))}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iama.cli.app import app, manifest_of, note_differences, prepare
+from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of
 from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
 from iama.errors import ConfigError
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from iama.config.manifest import Manifest, ManifestCriterion
+    from iama.config.methods import Method
     from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
 
 
 @app.command()
@@ -68,50 +69,53 @@ def generate(
     from iama.config.specs import PolicySpec
 
     manifest = manifest_of(policy, adapter)
-    operator = _operator(method, n, manifest, criterion, adapter or policy)
+    written = _written(method, n, manifest, criterion, adapter or policy)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
     base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
-    told = None if spec_file is None else _spec_of(spec_file, reward, head)
-    spec = told or reward_spec(reward, head, placement, manifest, criterion)
-    _check_needs(operator, tuning, spec)
+    from_file = None if spec_file is None else _spec_of(spec_file, reward, head)
+    spec = from_file or reward_spec(reward, head, placement, manifest, criterion)
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
     sampling = sampling_of(given, manifest)
     note_differences(manifest, sampling)
     prepare([policy, adapter, *(part.model for part in (spec.parts if spec else ()))])
+    from inference.samplers.serve import read_method
+
+    served = read_method(written)
+    _check_needs(served, tuning, spec)
     if tuning is not None and spec is not None:
-        operator = _tuned(operator, tuning, base, spec, sampling, criterion)
-    completion, operator, calibration, spread = _answer(base, spec, operator, sampling, prompt, plain, seed)
-    _show(completion, operator, calibration, spread)
+        served = _tuned(served, tuning, base, spec, sampling, criterion)
+    completion, served, calibration, spread = _answer(base, spec, served, sampling, prompt, plain, seed)
+    _show(completion, served.text, calibration, spread)
 
 
 def _answer(
-    base: PolicySpec, spec: RewardSpec | None, operator: str, sampling: Sampling, prompt: str, plain: bool, seed: int
-) -> tuple[Completion, str, Cost | None, float | None]:
-    """The completion, the operator with a measured target where it lacked one, and what measuring cost.
+    base: PolicySpec, spec: RewardSpec | None, method: Method, sampling: Sampling, prompt: str, plain: bool, seed: int
+) -> tuple[Completion, Method, Cost | None, float | None]:
+    """The completion, the method with a measured target where it lacked one, and what measuring cost.
 
     Last, how far an ensemble's members disagree on the completion.
     """
     from rich.console import Console
 
     with Console(stderr=True).status("loading and sampling"):
-        from iama.rewards.reward import load_reward
+        from iama.rewards.load import load_reward
         from inference.engine.policy import load_policy
-        from inference.samplers.serve import read_method, serve, with_target
+        from inference.samplers.serve import check_served, serve, with_target
 
-        read_method(operator, sampling)  # before anything is loaded
+        check_served(method, sampling)  # before anything is loaded
         loaded = load_policy("--policy", base, sampling)
         scorer = None if spec is None else load_reward("--reward", spec)
         chat = loaded.tokenizer.chat_template is not None and not plain
         asked = [{"role": "user", "content": prompt}] if chat else prompt
         calibration = None
         if scorer is not None:
-            operator, calibration = with_target(loaded, scorer, operator, [asked], sampling, seed)
-        completion = serve(loaded, scorer, operator, sampling).sample([asked], seed=seed)[0]
+            method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
+        completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
         spread = None
-        if scorer is not None and scorer.ensemble is not None:
+        if scorer is not None and scorer.members:
             (spread,) = scorer.disagreement([asked], [completion.text], {})
-        return completion, operator, calibration, spread
+        return completion, method, calibration, spread
 
 
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
@@ -121,8 +125,8 @@ def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
     return manifest.criteria[0 if name is None else names.index(name)]
 
 
-def _operator(method: str | None, n: int | None, manifest: Manifest | None, criterion: str | None, where: str) -> str:
-    """The operator to serve, as text: from the flags, else from iama.json."""
+def _written(method: str | None, n: int | None, manifest: Manifest | None, criterion: str | None, where: str) -> str:
+    """The method to serve, as text: from the flags, else from iama.json."""
     if method is None:
         if n is not None:
             raise ConfigError(f"--n {n} needs --method bon or --method bop")
@@ -130,7 +134,6 @@ def _operator(method: str | None, n: int | None, manifest: Manifest | None, crit
             raise ConfigError(f"{where!r} holds no iama.json that says how to sample; give --method bon --n 8")
         return _criterion(manifest, criterion).operator
     if method not in ("single", "bon", "bop"):
-        _check_method(method)
         if n is not None:
             raise ConfigError(f"--n {n} belongs to --method bon or bop; write the number into {method!r}")
         return method
@@ -143,36 +146,23 @@ def _operator(method: str | None, n: int | None, manifest: Manifest | None, crit
     return f"bon({n})" if method == "bon" else f"bop({n - 1})"
 
 
-def _check_method(method: str) -> None:
-    """Raise `ConfigError` for a method that is not known, or is written wrongly."""
-    from iama.config.methods import parse_guided, parse_selection, tuned_family
-    from iama.objective.operators import parse_operator
-
-    if tuned_family(method) is not None:
-        return
-    if parse_guided(method)[0] is None and parse_selection(method) is None:
-        parse_operator(method)
-
-
-def _check_needs(method: str, tuning: Path | None, spec: RewardSpec | None) -> None:
+def _check_needs(method: Method, tuning: Path | None, spec: RewardSpec | None) -> None:
     """Raise `ConfigError` where the reward or a tuning file is missing, or the latter has no use."""
-    from iama.config.methods import tuned_family
-
-    if spec is None and method != "identity":
-        raise ConfigError(f"{method} selects by a reward, and no iama.json names one; give --reward DIR")
-    if tuned_family(method) is not None:
+    if spec is None and method.text != "identity":
+        raise ConfigError(f"{method.text} selects by a reward, and no iama.json names one; give --reward DIR")
+    if method.is_tuned:
         if tuning is None:
             raise ConfigError(
-                f"--method {method!r} takes its number from a file of `iama tune`; give --tuning FOLDER/tuning.json, "
-                "or write the number"
+                f"--method {method.text!r} takes its number from a file of `iama tune`; give --tuning "
+                "FOLDER/tuning.json, or write the number"
             )
     elif tuning is not None:
-        raise ConfigError(f"--tuning {str(tuning)!r} has no use with method {method!r}; write e.g. 'bon(tuned)'")
+        raise ConfigError(f"--tuning {str(tuning)!r} has no use with method {method.text!r}; write e.g. 'bon(tuned)'")
 
 
 def _tuned(
-    method: str, tuning: Path, base: PolicySpec, spec: RewardSpec, sampling: Sampling, criterion: str | None
-) -> str:
+    method: Method, tuning: Path, base: PolicySpec, spec: RewardSpec, sampling: Sampling, criterion: str | None
+) -> Method:
     """The method with the number that was tuned for this policy, reward and sampling."""
     from inference.hedging.tuning_file import Wanted, find, load_tuning, setting
     from inference.pools.fill import pool_header
@@ -187,9 +177,6 @@ def reward_spec(
     reward: str | None, head: str | None, placement: dict[str, str], manifest: Manifest | None, criterion: str | None
 ) -> RewardSpec | None:
     """The reward that selects: from the flags, else that of the criterion in iama.json."""
-    from iama.config.schema import validate
-    from iama.config.specs import RewardSpec
-
     if reward is None:
         if head is not None:
             raise ConfigError(f"--head {head!r} belongs to a classifier; give --reward DIR as well")
@@ -198,10 +185,7 @@ def reward_spec(
                 raise ConfigError(f"--criterion {criterion!r} needs an iama.json beside the policy; there is none")
             return None
         return _manifest_reward(_criterion(manifest, criterion)).placed(**placement)
-    is_function = ":" in reward and not Path(reward).exists()
-    source = {"function": reward} if is_function else {"model": reward}
-    number = int(head) if head is not None and head.isdigit() else head
-    return validate({**source, "head": number, **placement}, RewardSpec, "--reward")
+    return named_reward(reward, head, placement)
 
 
 def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
@@ -226,16 +210,6 @@ def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:
         if value is not None:
             raise ConfigError(f"{flag} {value!r} and --spec {str(file)!r} both say which reward selects; give one")
     return load_config(file, RewardSpec)
-
-
-def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
-    """The flags over the settings of training, since a policy is best served as it was trained."""
-    from iama.config.schema import validate
-    from iama.config.specs import Sampling
-
-    settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
-    settings |= {key: value for key, value in given.items() if value is not None}
-    return validate(settings, Sampling, "command line")
 
 
 def _show(completion: Completion, operator: str, calibration: Cost | None, spread: float | None) -> None:

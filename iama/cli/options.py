@@ -1,4 +1,4 @@
-"""Options that several commands share: how a policy is sampled."""
+"""Options that several commands share: how a policy is sampled, which reward scores, and where."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ MinP = Annotated[float | None, typer.Option(help="Else that of iama.json, or 0 (
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Else that of iama.json, or 1 (none).")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Else that of iama.json, or 128.")]
+RewardFlag = Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")]
+Head = Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")]

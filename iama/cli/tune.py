@@ -14,8 +14,8 @@ from iama.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from iama.config.methods import Family
     from iama.config.settings import EvaluationConfig
-    from inference.evaluation.calibration import NamedFamily
     from inference.hedging.tuning_file import Calibration, TunedMethod
 
 DEFAULT_METHODS = ("bon", "bop")
@@ -64,15 +64,19 @@ def tune(
     prepare([] if settings is None else model_paths(settings))
     from rich.console import Console
 
-    from inference.evaluation.calibration import Columns, for_tuning, scored_by_config, scored_files, tuning_of
+    from inference.evaluation.calibration import Columns, for_tuning, scored_by_plan, scored_files, tuning_of
+    from inference.evaluation.describe import judge_lines
+    from inference.evaluation.plan import make_plan
     from inference.hedging.tuning_file import save_tuning
 
     if settings is None:
         scored = scored_files(pools or [], criteria or [], Columns(**columns))
         num_bootstrap, seed = NUM_BOOTSTRAP, 0
     else:
-        _tell_judges(for_tuning(settings, out))
-        scored = scored_by_config(settings, out)
+        plan = make_plan(for_tuning(settings, out))
+        for line in judge_lines(plan):
+            typer.echo(line, err=True)
+        scored = scored_by_plan(plan)
         num_bootstrap, seed = settings.num_bootstrap, settings.seed
     with Console(stderr=True).status("tuning"):
         tuning = tuning_of(scored, families, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed)
@@ -97,7 +101,7 @@ def _settings(config: Path, overrides: list[str], criteria: list[str]) -> Evalua
     return settings.model_copy(update={"criteria": wanted})
 
 
-def _families(methods: list[str] | None, settings: EvaluationConfig | None) -> list[NamedFamily]:
+def _families(methods: list[str] | None, settings: EvaluationConfig | None) -> list[Family]:
     """What to tune: the flags, else what the file's methods leave to be tuned, else the default."""
     from iama.config.methods import read_family, tuned_family
 
@@ -120,16 +124,6 @@ def _check_options(
         raise ConfigError(
             f"--{given[0]}-column {columns[given[0]]!r} belongs to --pool; with --config the criterion's rewards count"
         )
-
-
-def _tell_judges(settings: EvaluationConfig) -> None:
-    """What judges will be asked, on stderr."""
-    from inference.evaluation.plan import judge_lines, make_plan
-
-    specs = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
-    if any(part.judge is not None for spec in specs for part in spec.parts):
-        for line in judge_lines(settings, make_plan(settings)):
-            typer.echo(line, err=True)
 
 
 # What was found. ----------------------------------------------------------------------------------------

@@ -1,150 +1,218 @@
-"""Methods that serve a policy, as people write them: an operator, a rule of selection, or a guided method."""
+"""Methods that serve a policy, as people write them: `bon(4)`, `itp(8, 0.1)`, `cards(target=1.5)`, `bon(tuned)`.
+
+`parse_method` reads a text once, where it enters: at `inference.serve`, in `iama generate`, in the plan of an
+evaluation. What comes after works with a `Method`; its text stays the key of tables and journals.
+"""
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import yaml
 
+from iama.calls import Call, read_call
 from iama.config.schema import parse_yaml
 from iama.errors import ConfigError
 from iama.objective.operators import OPERATORS
 
-GUIDED = {
-    "cards": "target=1.5",
-    "rejection": "target=1.5",
-    "args": "top_k=10",
-    "ggro": "num_candidates=8",
-    "sea": "num_steps=50",
-}
-"""Methods that are no operators, since the reward guides them while they write; each with a setting as an example."""
-SELECTIONS = {"itp": ("n", "beta"), "mbr": ("n", "weight")}
-"""Methods that keep one of their draws but are no operators, with the settings that may be written by place."""
-EXAMPLES = (
-    "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, temperature=0.1), "
-    "cards(target=1.5, entropy_threshold=2), rejection(target=1.5), args(top_k=10), ggro(num_candidates=8), "
-    "sea(num_steps=50), itp(8, 0.1), mbr(8, 0.5)"
-)
+CURVES = ("bon", "bop")
+"""Methods that an evaluation measures at every budget, from one pool."""
+OPERATOR_EXAMPLES = "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, temperature=0.1)"
 
 TUNABLE = {"bon": "n", "bop": "mu", "bop_zt": "lam", "soft_bon": "temperature", "itp": "beta"}
 """Methods whose number `iama tune` finds, and the name of that number."""
 FIXED_DRAWS = {"soft_bon": "ranks=1", "itp": "batches=1"}
 """Those whose number of draws is given beforehand; they weigh the ranks of these draws, which they write so."""
-
 CAPPED = ("bop", "bop_zt")
 """Those that may be served with a latency cap, which tuning does not look at."""
 
+Family: TypeAlias = tuple[str, int | None]
+"""What is tuned: a method's name, and its number of draws where that is not the number to find."""
 
-def read_family(text: str) -> tuple[str, int | None]:
-    """What is to be tuned: a method's name, and the number of draws where that is given, as in `soft_bon(16)`.
+
+class Form(NamedTuple):
+    """How a method that is no operator is written: an example of its settings, and which may stand without a key."""
+
+    kind: Literal["rule", "guided"]
+    example: str = ""
+    places: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that was read. Two are equal if they are written alike.
+
+    `kind`: a curve (measured at every budget), an operator, a rule that keeps one of its draws, or a guided method,
+    which asks the reward while it writes. `settings` are those of rules and guided methods; which keys a method has is
+    checked where it is served. `family` and `cap` belong to a method that leaves its number to a tuning file.
+    """
+
+    text: str
+    kind: Literal["curve", "operator", "rule", "guided"] = field(compare=False)
+    call: Call = field(compare=False)
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    family: Family | None = field(default=None, compare=False)
+    cap: int | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What stands before the brackets."""
+        return self.call.name
+
+    @property
+    def is_curve(self) -> bool:
+        """Whether it stands for one operator a budget."""
+        return self.kind == "curve"
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether it writes its own answers, and takes none from a pool."""
+        return self.kind == "guided"
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its number stands in a file of `iama tune`."""
+        return self.family is not None
+
+    def with_target(self, target: float) -> Method:
+        """A guided method with its `target` set, in the first place."""
+        given = {key: value for key, value in self.settings.items() if key != "target"}
+        words = {"target": f"{target:.6g}"}
+        words |= {key: "null" if value is None else str(value) for key, value in given.items()}
+        text = f"{self.name}({', '.join(f'{key}={word}' for key, word in words.items())})"
+        return Method(text, self.kind, read_call(text), {"target": parse_yaml(words["target"]), **given})
+
+
+def parse_method(text: str, forms: Mapping[str, Form]) -> Method:
+    """Read a method; `forms` are the rules and guided methods that there are, by name.
+
+    `path/to/file.py:Class(key=value)` is a guided method of somebody's own. Raises `ConfigError` for a name that is
+    not known, for what is no setting, and where `tuned` stands for a number that no tuning file has.
+    """
+    call = read_call(text)
+    if text in CURVES:
+        return Method(text, "curve", call)
+    family, form = _family(call), _form(call, forms)
+    kind = "operator" if form is None else form.kind
+    if family is not None:
+        return Method(text, kind, call, family=family, cap=_cap(call))
+    return Method(text, kind, call, {} if form is None else _settings(call, form))
+
+
+def _form(call: Call, forms: Mapping[str, Form]) -> Form | None:
+    """How a method is written; None for an operator."""
+    if call.name in OPERATORS:
+        return None
+    if ":" in call.name:
+        return Form("guided")
+    if call.name not in forms:
+        guided = [f"{name}({form.example})" for name, form in forms.items() if form.kind == "guided"]
+        rules = [f"{name}({form.example})" for name, form in forms.items() if form.kind == "rule"]
+        known = ", ".join([OPERATOR_EXAMPLES, *guided, *rules])
+        raise ConfigError(f"method {call.text!r} is not known; write one of {known}, or path/to/file.py:ClassName")
+    return forms[call.name]
+
+
+def _settings(call: Call, form: Form) -> dict[str, Any]:
+    """Values of `key=value`, or of one of the first places without its key; values are YAML."""
+    settings: dict[str, Any] = {}
+    for i, (written, value) in enumerate(call.arguments):
+        key = form.places[i] if written is None and i < len(form.places) else written
+        if not (key and value):
+            piece = value if written is None else f"{written}={value}"
+            raise ConfigError(f"method {call.text!r}: {piece!r} is no setting; {_remedy(call.name, form)}")
+        if key in settings:
+            raise ConfigError(f"method {call.text!r} sets {key!r} twice; write it once")
+        try:
+            settings[key] = parse_yaml(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"method {call.text!r}: {key} = {value!r} is no number, word or null") from error
+    return settings
+
+
+def _remedy(name: str, form: Form) -> str:
+    first, *others = (piece.strip() for piece in form.example.split(","))
+    if not form.places:
+        return f"write key=value, e.g. {name}({first or 'key=value'})"
+    number = len(form.places)
+    last = [first, *others][number - 1].rpartition("=")[2]
+    example = ", ".join([*[first, *others][: number - 1], f"{form.places[-1]}={last}"])
+    return f"write at most {number} by place, then key=value, e.g. {name}({example})"
+
+
+# Numbers that a tuning file has. ------------------------------------------------------------------------
+
+
+def read_family(text: str) -> Family:
+    """What is to be tuned, as `iama tune --method` takes it: `bon`, `soft_bon(16)`.
 
     Raises `ConfigError` for anything else.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\(\s*(\d+)\s*\))?\s*", text)
-    name, number = match.groups() if match else ("", None)
-    if name not in TUNABLE or (name in FIXED_DRAWS) != (number is not None) or (number is not None and int(number) < 2):
+    call = read_call(text)
+    values = [value if key is None else "?" for key, value in call.arguments]
+    return _checked(text, call.name, ", ".join(values) or None)
+
+
+def written_tuned(family: Family) -> str:
+    """A family as evaluations name it: `bon(tuned)`, `soft_bon(16, tuned)`."""
+    name, num_draws = family
+    return f"{name}(tuned)" if num_draws is None else f"{name}({num_draws}, tuned)"
+
+
+def tuned_family(text: str) -> Family | None:
+    """What a method such as `bon(tuned)` or `soft_bon(16, tuned)` leaves to a tuning file; None for any other method.
+
+    Settings may have their keys: `bon(n=tuned)`. Raises `ConfigError` for a method that has no such number, or is not
+    written like these.
+    """
+    return _family(read_call(text))
+
+
+def _checked(text: str, name: str, number: str | None) -> Family:
+    fits = name in TUNABLE and (name in FIXED_DRAWS) == (number is not None)
+    if not fits or (number is not None and not (number.isdecimal() and int(number) >= 2)):
         raise ConfigError(
             f"method {text!r} cannot be tuned; write bon, bop, bop_zt, soft_bon(16) or itp(16) (16 draws, at least 2)"
         )
     return name, None if number is None else int(number)
 
 
-def tuned_family(method: str) -> tuple[str, int | None] | None:
-    """What a method such as `bon(tuned)` or `soft_bon(16, tuned)` leaves to a tuning file; None for any other method.
-
-    Settings may have their keys: `bon(n=tuned)`. Raises `ConfigError` for a method that has no such number, or is not
-    written like these.
-    """
-    name, inside = _parts(method)
-    parts = [part.rpartition("=") for part in inside.split(",")]
-    given = [(key.strip(), value.strip()) for key, _, value in parts]
-    if "tuned" not in [value for _, value in given]:
+def _family(call: Call) -> Family | None:
+    if "tuned" not in [value for _, value in call.arguments]:
         return None
-    try:
-        return read_family(_without_tuned(name, given))
-    except ConfigError as error:
+    family = _without_tuned(call)
+    if family is None:
         raise ConfigError(
-            f"method {method!r}: no file of `iama tune` has such a number; write bon(tuned), bop(tuned), "
+            f"method {call.text!r}: no file of `iama tune` has such a number; write bon(tuned), bop(tuned), "
             "bop_zt(tuned), soft_bon(16, tuned), itp(16, tuned) or bop(tuned, cap=64)"
-        ) from error
+        )
+    return family
 
 
-def tuned_cap(method: str) -> int | None:
-    """The latency cap of a method such as `bop(tuned, cap=64)`, which `tuned_family` has read."""
-    found = re.search(r"\bcap\s*=\s*(\d+)", method)
-    return None if found is None else int(found[1])
-
-
-def _without_tuned(name: str, given: list[tuple[str, str]]) -> str:
-    """The family as `read_family` has it; raises `ConfigError` where another setting than its own number is tuned."""
+def _without_tuned(call: Call) -> Family | None:
+    """The family; None where another setting than its own number is tuned, or one is set that may not be."""
+    name = call.name
+    places = (*(("n",) if name in FIXED_DRAWS else ()), TUNABLE.get(name, ""))
+    named = [(key or "".join(places[i : i + 1]), value) for i, (key, value) in enumerate(call.arguments)]
+    if len({key for key, _ in named}) < len(named):
+        return None
     law = FIXED_DRAWS.get(name)
-    places = ("n",) * (law is not None) + (TUNABLE.get(name, ""),)
-    named = [(key or "".join(places[i : i + 1]), value) for i, (key, value) in enumerate(given)]
     settings = {key: value for key, value in named if f"{key}={value}" != law}  # which is how they are served anyway
-    if settings.pop(places[-1], None) != "tuned" or len({key for key, _ in named}) < len(named):
-        raise ConfigError(f"{name} has no setting that is tuned in this place")
+    if settings.pop(places[-1], None) != "tuned":
+        return None
     number = settings.pop("n", None)
-    if name in CAPPED and re.fullmatch("[1-9][0-9]*", settings.get("cap", "")):
+    if name in CAPPED and settings.get("cap", "").isdecimal() and int(settings["cap"]) > 0:
         del settings["cap"]
     if settings:
-        raise ConfigError(f"{', '.join(settings)} cannot be set beside it")
-    return name if number is None else f"{name}({number})"
-
-
-def parse_guided(method: str) -> tuple[str | None, dict[str, Any]]:
-    """Name and settings of a method such as `cards(target=1.5)`; the name is None for an operator and for a selection.
-
-    Values are YAML; which keys a method has is checked where it is served. Raises `ConfigError` for what is neither.
-    """
-    name, inside = _parts(method)
-    if name in OPERATORS or name in SELECTIONS:
-        return None, {}
-    if name not in GUIDED:
-        raise ConfigError(f"method {method!r} is not known; write one of {EXAMPLES}")
-    return name, _settings(method, inside, f"write key=value, e.g. {name}({GUIDED[name]})")
-
-
-def parse_selection(method: str) -> tuple[str, dict[str, Any]] | None:
-    """Name and settings of a selection such as `itp(8, 0.1, batches=1)`; None for any other method.
-
-    The first settings may be written by place. Raises `ConfigError` for what is no setting.
-    """
-    name, inside = _parts(method)
-    if name not in SELECTIONS:
         return None
-    places = SELECTIONS[name]
-    example = f"write at most {len(places)} by place, then key=value, e.g. {name}(8, {places[1]}=0.1)"
-    return name, _settings(method, inside, example, places)
+    try:
+        return _checked(call.text, name, number)
+    except ConfigError:
+        return None
 
 
-def _parts(method: str) -> tuple[str, str]:
-    """A method's name (empty for what is not written like one) and what stands in its brackets."""
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", method)
-    return (match[1], match[2] or "") if match else ("", "")
-
-
-def _settings(method: str, inside: str, remedy: str, places: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Values of `key=value`, or of one of the first `places` without its key."""
-    settings: dict[str, Any] = {}
-    for i, part in enumerate(filter(None, map(str.strip, inside.split(",")))):
-        key, equals, value = map(str.strip, part.partition("="))
-        if not equals and i < len(places):
-            key, value = places[i], part
-        if not (key and value):
-            raise ConfigError(f"method {method!r}: {part!r} is no setting; {remedy}")
-        if key in settings:
-            raise ConfigError(f"method {method!r} sets {key!r} twice; write it once")
-        try:
-            settings[key] = parse_yaml(value)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"method {method!r}: {key} = {value!r} is no number, word or null") from error
-    return settings
-
-
-def written_with_target(method: str, target: float) -> str:
-    """A guided method with its target, as people write it."""
-    name, settings = parse_guided(method)
-    given = {key: "null" if value is None else value for key, value in settings.items() if key != "target"}
-    written = ", ".join(f"{key}={value}" for key, value in {"target": f"{target:.6g}", **given}.items())
-    return f"{name}({written})"
+def _cap(call: Call) -> int | None:
+    """The latency cap of a method such as `bop(tuned, cap=64)`."""
+    return next((int(value) for key, value in call.arguments if key == "cap"), None)

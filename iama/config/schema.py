@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iama.errors import ConfigError
+from iama.installation import find_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,14 +26,14 @@ C = TypeVar("C", bound=Strict)
 
 
 def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) -> C:
-    """Read a YAML file, apply `a.b=c` overrides (values are YAML, list items by index) and validate.
+    """Read a YAML file, or the recipe of that name, apply `a.b=c` overrides and validate.
 
-    Raises `ConfigError`, one line per mistake: the key, its value, the file, and what to write.
+    The values of overrides are YAML; items of lists are named by index. Raises `ConfigError`, one line per mistake:
+    the key, its value, the file, and what to write.
     """
-    if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist")
+    file = find_config(path)
     try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(raw, dict):

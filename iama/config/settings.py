@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from iama.config.methods import tuned_family
 from iama.config.schema import Strict, nearest
@@ -238,10 +238,6 @@ class WinRateBaseline(Strict):
     samples: int = Field(1, ge=1)
 
 
-CURVES = ("bon", "bop")
-"""Methods that one pool gives at every budget at once."""
-
-
 def _check_named(config: EvaluationConfig) -> None:
     """Refuse policies that are named and are none, and methods that are named twice."""
     named = {"trained": [config.trained], "references": config.references}
@@ -275,6 +271,8 @@ class EvaluationConfig(Strict):
     budgets: list[int] = Field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64], min_length=1)
     num_samples: int = Field(256, ge=4)
     """Pool size a prompt; curves reach a quarter of it."""
+    num_answers: int = Field(1, ge=1)
+    """Answers of each guided method to every prompt, by seeds of their own; values and costs are means over them."""
     trained_budget: int = Field(4, ge=1)
     win_rate_baseline: WinRateBaseline | None = None
     """Else the first reference's single sample."""
@@ -285,6 +283,14 @@ class EvaluationConfig(Strict):
     """Rows decoded together."""
     num_bootstrap: int = Field(1000, ge=100)
     seed: int = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """One answer a prompt is not written down, as in the evaluations that were made before there were several."""
+        fields: dict[str, Any] = dump(self)
+        if fields.get("num_answers") == 1:
+            del fields["num_answers"]
+        return fields
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
-from iama.config.schema import Strict
+from iama.config.schema import Strict, parse_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -97,11 +98,11 @@ class EnsembleSpec(Strict):
         return self
 
 
-SOURCES = ("model", "function", "judge", "verifier", "ensemble", "column")
+SOURCES = ("model", "function", "judge", "verifier", "ensemble", "column", "kind")
 
 
 class RewardSpec(Strict):
-    """A reward: exactly one of `model`, `function`, `judge`, `verifier`, `ensemble` and `column`."""
+    """A reward: exactly one of `model`, `function`, `judge`, `verifier`, `ensemble`, `column` and `kind`."""
 
     model: str | None = None
     """Directory or hub name of a sequence classifier, or the directory of a PEFT adapter on one."""
@@ -120,6 +121,8 @@ class RewardSpec(Strict):
     """Several rewards as one."""
     column: str | None = None
     """Scores that a pool file holds already; evaluation and tuning only."""
+    kind: str | None = Field(None, pattern=r"^\w+(\(.*\))?$", exclude_if=lambda kind: kind is None)
+    """NAME or NAME(SETTING=VALUE, ...), for a kind that your own code puts into `iama.rewards.load.KINDS`."""
     scale: RewardScale | None = None
     """Standardise: (reward - mean) / std, fixed once for the run, never per group."""
     batch_size: int = Field(64, ge=1)
@@ -130,6 +133,17 @@ class RewardSpec(Strict):
     def source(self) -> str:
         """Which of `SOURCES` it is."""
         return next(name for name in SOURCES if getattr(self, name) is not None)
+
+    @property
+    def kind_name(self) -> str:
+        """The kind's name, as in `iama.rewards.load.KINDS`."""
+        return self.source if self.kind is None else self.kind.partition("(")[0]
+
+    @property
+    def kind_settings(self) -> dict[str, Any]:
+        """The settings that `kind` has in its brackets; their values are YAML."""
+        inside = (self.kind or "").partition("(")[2].removesuffix(")")
+        return dict(parse_yaml("{" + inside.replace("=", ": ") + "}"))
 
     @property
     def parts(self) -> tuple[RewardSpec, ...]:
@@ -150,6 +164,8 @@ class RewardSpec(Strict):
             raise ValueError(f"give exactly one of {', '.join(SOURCES)}, got {', '.join(given) or 'none'}")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function {self.function!r} needs the form path/to/file.py:name or package.module:name")
+        if self.kind is not None:
+            self._check_kind(self.kind)
         if self.model is None and self.head is not None:
             raise ValueError(f"`head` belongs to a `model`, not to a {given[0]}")
         if self.ensemble is not None:
@@ -161,6 +177,16 @@ class RewardSpec(Strict):
         if self.verifier is None and self.answer_column != "answer":
             raise ValueError("`answer_column` belongs to a `verifier`")
         return self
+
+    def _check_kind(self, kind: str) -> None:
+        if self.kind_name in SOURCES:
+            raise ValueError(f"write `{self.kind_name}:` itself, not kind {kind!r}")
+        try:
+            settings = self.kind_settings
+        except (yaml.YAMLError, ValueError, TypeError) as error:
+            raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)") from error
+        if None in settings.values():
+            raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)")
 
 
 EnsembleSpec.model_rebuild()

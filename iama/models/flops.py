@@ -6,20 +6,17 @@ A multiplication and an addition are two operations, as in the `6 N D` of Kaplan
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
-from iama.models.loading import inner_model
+from iama.arrays import Floats, Integers
+from iama.models.inputs import accepted_arguments
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    Integers = NDArray[np.int64]
-    Floats = NDArray[np.float64]
+    from numpy.typing import ArrayLike
 
 WINDOWED = ("sliding", "local", "chunked")
 RECURRENT = ("linear", "mamba", "recurrent", "conv", "ssm", "rwkv")
@@ -146,8 +143,7 @@ def _layer_kinds(config: Any) -> list[str]:
 def _is_causal(model: Any, config: Any) -> bool:
     if config.is_encoder_decoder or getattr(config, "is_causal", True) is False:
         return False
-    inner = inner_model(model)
-    takes_cache = "past_key_values" in inspect.signature(type(inner).forward).parameters
+    takes_cache = "past_key_values" in accepted_arguments(model)
     return takes_cache and not getattr(config, "use_bidirectional_attention", False)
 
 

@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.errors import ConfigError, IamaWarning
 from iama.objective.operators import RankOperator, SoftBestOfN, Tilt
 from iama.objective.rank_estimators import rank_advantages, rank_value
@@ -20,11 +21,7 @@ from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.objective.soft_estimators import soft_bon_advantages, soft_bon_value, tilt_advantages, tilt_value
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from iama.objective.operators import Operator
-
-    Floats = NDArray[np.float64]
 
 Estimator = Literal["auto", "loo", "loo1", "plugin"]
 

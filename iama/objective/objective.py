@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.arrays import Floats, Mask
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective import estimators
 from iama.objective.aggregates import Aggregate, weighted_sum
@@ -22,12 +23,8 @@ from iama.objective.aggregates import Aggregate, weighted_sum
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.objective.estimators import Estimator
     from iama.objective.operators import Operator
-
-    Floats = NDArray[np.float64]
 
 STD_FLOOR = 1e-4
 """Added to a group's standard deviation in fidelity mode, as TRL does."""
@@ -147,7 +144,7 @@ class Objective:
         if np.isinf(rewards_PGK).any():
             prompt, _, k = np.argwhere(np.isinf(rewards_PGK))[0].tolist()
             raise RewardError(f"reward {self.criteria[k].name!r} is infinite for prompt {prompt} of the batch")
-        kept_PG: NDArray[np.bool_] = ~np.any(np.isnan(rewards_PGK), axis=2)
+        kept_PG: Mask = ~np.any(np.isnan(rewards_PGK), axis=2)
         whole = kept_PG.all(axis=1)
         rows = [np.flatnonzero(whole)] if whole.any() else []
         rows += [np.array([p]) for p in np.flatnonzero(~whole & kept_PG.any(axis=1))]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import TYPE_CHECKING
 
+from iama.calls import Call, read_call
 from iama.errors import ConfigError
 from iama.objective.rank_operators import RankOperator, bon, bop, bop_zt, identity, series
 from iama.objective.soft_operators import SoftBestOfN, Tilt, soft_bon, tilt
@@ -53,14 +53,18 @@ def parse_operator(text: str) -> Operator:
 
     Raises `ConfigError` naming the text and what can be written.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text)
-    name, inside = match.groups() if match else ("", None)
+    return operator_of(read_call(text))
+
+
+def operator_of(call: Call) -> Operator:
+    """The operator of a call that was read; raises what `parse_operator` raises."""
+    text, name = call.text, call.name
     if name in SERVED_ONLY:
         raise ConfigError(f"operator {text!r} is a way to serve, not one to train for; write {SERVED_ONLY[name]}")
     if name not in OPERATORS:
         raise ConfigError(f"operator {text!r} is not known; write one of {EXAMPLES}")
     try:
-        arguments = _arguments(OPERATORS[name], inside or "")
+        arguments = _arguments(OPERATORS[name], call)
         return OPERATORS[name](*arguments.args, **arguments.kwargs)
     except ConfigError:
         raise
@@ -68,11 +72,10 @@ def parse_operator(text: str) -> Operator:
         raise ConfigError(f"operator {text!r}: {error}; write it like {EXAMPLES}") from error
 
 
-def _arguments(build: Callable[..., Operator], inside: str) -> inspect.BoundArguments:
+def _arguments(build: Callable[..., Operator], call: Call) -> inspect.BoundArguments:
     """The arguments as numbers, bound to the operator's signature, whose annotations say which are whole."""
-    pieces = [piece.rpartition("=") for piece in inside.split(",") if piece.strip()]
-    positional = [value for _, equals, value in pieces if not equals]
-    keywords = {key.strip(): value for key, equals, value in pieces if equals}
+    positional = [value for key, value in call.arguments if key is None]
+    keywords = {key: value for key, value in call.arguments if key is not None}
     signature = inspect.signature(build)
     bound = signature.bind(*positional, **keywords)
     for name, value in bound.arguments.items():

@@ -23,12 +23,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats, Indices
+
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from iama.objective.rank_operators import RankOperator
-
-    Floats = NDArray[np.float64]
 
 
 def rank_advantages(operator: RankOperator, selector_PG: Floats, score_PG: Floats, estimator: str) -> Floats:
@@ -119,8 +117,8 @@ class _Group:
     """
 
     score: Floats
-    order: NDArray[np.intp]
-    blocks: tuple[NDArray[np.intp], NDArray[np.intp]] | None
+    order: Indices
+    blocks: tuple[Indices, Indices] | None
 
 
 def _sort(selector_PG: Floats, score_PG: Floats) -> _Group:
@@ -148,7 +146,7 @@ def _first_variation(group: _Group, tables: _Tables) -> Floats:
     return phi
 
 
-def _tied(score: Floats, below: NDArray[np.intp], upto: NDArray[np.intp], tables: _Tables) -> Floats:
+def _tied(score: Floats, below: Indices, upto: Indices, tables: _Tables) -> Floats:
     """The first variation in sorted order."""
     slope, mass = tables.slope, tables.mass
     ties = upto - below

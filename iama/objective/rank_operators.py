@@ -22,14 +22,13 @@ import numpy as np
 from scipy.special import expi
 from scipy.stats import binom, poisson
 
+from iama.arrays import Floats, Indices
 from iama.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import ArrayLike, NDArray
-
-    Floats = NDArray[np.float64]
+    from numpy.typing import ArrayLike
 
 CLAMPED_SHARE = 0.05
 """Share of an operator's draws that a group may be too small for before it is worth a warning."""
@@ -99,7 +98,7 @@ class RankOperator:
 
 @dataclass(frozen=True)
 class _Levels:
-    index: NDArray[np.intp]
+    index: Indices
     mass: Floats
     below: Floats
     at_or_below: Floats

@@ -12,14 +12,9 @@ overflow or outweigh a batch, and there the penalty is smaller than the true one
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
+from iama.arrays import Floats, Mask
 
 LINEAR_BEYOND = 10.0
 """Size of a completion's log-ratio, in nats, from which the ratio grows linearly with it."""
@@ -56,7 +51,7 @@ def chi_squared_advantages(log_ratios_PG: Floats, weight: float) -> Floats:
     return np.where(kept_PG & (num_others_P1 > 0), -2.0 * weight * (ratios_PG - others_PG), 0.0)
 
 
-def _kept_ratios(log_ratios_PG: Floats) -> tuple[NDArray[np.bool_], Floats]:
+def _kept_ratios(log_ratios_PG: Floats) -> tuple[Mask, Floats]:
     """Which completions count, and their ratios; 0 for the others."""
     kept_PG = ~np.isnan(log_ratios_PG)
     return kept_PG, np.where(kept_PG, ratios(log_ratios_PG), 0.0)

@@ -22,14 +22,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from iama.arrays import Floats, Indices
 from iama.objective.soft_operators import centred, integrand, log_weights, nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 _STATE = 1 << 14  # numbers in one step of a recurrence: these fit in the cache
 _TABLE = 1 << 21  # numbers in one table of prefixes: 16 MB
@@ -155,7 +152,7 @@ def _integrals(selector_PG: Floats, score_PG: Floats, n: int, temperature: float
     return phi, loo1
 
 
-def _rows(weights_PG: Floats, n: int, num_rows: int) -> Iterator[tuple[NDArray[np.intp], Floats, Floats]]:
+def _rows(weights_PG: Floats, n: int, num_rows: int) -> Iterator[tuple[Indices, Floats, Floats]]:
     """All quadrature nodes of all groups, a block at a time: the group of each, and the integrands `[G, rows]`."""
     rank = max(n - 2, 0)  # every sum of n-1 weights holds one at least as large as the (n-1)-th smallest
     grids = [nodes(float(lowest), n) for lowest in np.partition(weights_PG, rank, axis=1)[:, rank]]

@@ -25,17 +25,14 @@ from typing import TYPE_CHECKING, ClassVar, overload
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.errors import ConfigError
 from iama.objective.rank_operators import soft_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
     from iama.objective.rank_operators import RankOperator
-
-    Floats = NDArray[np.float64]
 
 STEP = 0.25
 NEGLIGIBLE = 40.0  # e^-40 = 4e-18: weights and tails below it are lost in rounding

@@ -7,24 +7,17 @@ Eisenstein et al. 2024 (arXiv 2312.09244), who also show the limit: members that
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.arrays import Floats
+from iama.config.specs import EnsembleSpec, RewardSpec
 from iama.cost import Cost
 from iama.errors import RewardError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from iama.config.specs import EnsembleSpec, RewardSpec
-    from iama.prompts.render import Message, Prompt
-    from iama.rewards.reward import Reward
-
-    Floats = NDArray[np.float64]
+from iama.prompts.render import Prompt, completion_text
+from iama.rewards.reward import Columns, Completion, Reward, Scorer
 
 NUM_KEPT = 4096  # texts whose disagreement is remembered
 
@@ -35,15 +28,15 @@ def aggregate(scores_MR: Floats, how: str, coefficient: float = 0.5) -> Floats:
     `how` is mean, median, min or mean_minus_std (mean less `coefficient` times `disagreement`).
     """
     if how == "median":
-        found_R = np.median(_without_missing(scores_MR), axis=0)
+        scores_R = np.median(_without_missing(scores_MR), axis=0)
     elif how == "min":
-        found_R = scores_MR.min(axis=0)
+        scores_R = scores_MR.min(axis=0)
     else:
         assert how in ("mean", "mean_minus_std"), how
-        found_R = scores_MR.mean(axis=0)
+        scores_R = scores_MR.mean(axis=0)
     if how == "mean_minus_std":
-        found_R = found_R - coefficient * disagreement(scores_MR)
-    return np.where(np.isnan(scores_MR).any(axis=0), np.nan, found_R)
+        scores_R = scores_R - coefficient * disagreement(scores_MR)
+    return np.where(np.isnan(scores_MR).any(axis=0), np.nan, scores_R)
 
 
 def disagreement(scores_MR: Floats) -> Floats:
@@ -61,10 +54,10 @@ def within_prompt_spread(groups: Iterable[Floats]) -> float:
     with fewer than two scores say nothing of it.
     """
     known = [scores[~np.isnan(scores)] for scores in groups]
-    told = [scores for scores in known if scores.size > 1]
-    if not any(np.ptp(scores) for scores in told):
+    several = [scores for scores in known if scores.size > 1]
+    if not any(np.ptp(scores) for scores in several):
         return 0.0
-    return float(np.sqrt(np.mean([scores.var() for scores in told])))
+    return float(np.sqrt(np.mean([scores.var() for scores in several])))
 
 
 def _without_missing(scores_MR: Floats) -> Floats:
@@ -72,49 +65,45 @@ def _without_missing(scores_MR: Floats) -> Floats:
     return np.where(np.isnan(scores_MR), 0.0, scores_MR)
 
 
-class Ensemble:
-    """Rewards on one scale as one scorer: (prompts, completions, **columns) -> (scores, tokens).
+class Ensemble(Scorer):
+    """Rewards on one scale as one scorer.
 
     A score is NaN where a member has none (which members refuse unless they were loaded with `missing_ok`).
     """
 
     def __init__(self, spec: EnsembleSpec, members: Sequence[Reward]) -> None:
-        self.spec, self.members = spec, tuple(members)
+        self.spec, self._members = spec, tuple(members)
         self._kept: dict[str, float] = {}  # disagreement by text, the latest last
 
-    def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], **columns: Any
-    ) -> tuple[list[float], int]:
-        """Scores, and the tokens that all members read."""
-        found = [member.scored(prompts, completions, columns) for member in self.members]
-        return self._aggregated([scores for scores, _ in found]).tolist(), sum(tokens for _, tokens in found)
+    @property
+    def members(self) -> Sequence[Reward]:
+        """The rewards that are combined."""
+        return self._members
 
-    def read(
-        self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Mapping[str, Sequence[Any]]
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
     ) -> tuple[list[float], Cost]:
-        """Scores of texts, and what all members spent on them: tokens, operations, calls and seconds add up.
+        """Scores, and what all members read for them: tokens and operations add up.
 
         No member waits for another, so that sequential steps are those of one.
         """
-        found = [member.score(prompts, texts, columns) for member in self.members]
-        scores = [scores for scores, _ in found]
-        self._keep(_keys(prompts, texts, columns), disagreement(np.asarray(scores, dtype=np.float64)).tolist())
-        return self._aggregated(scores).tolist(), reduce(Cost.beside, (cost for _, cost in found))
+        results = [member.checked(prompts, completions, columns) for member in self._members]
+        scores_MR = np.asarray([scores for scores, _ in results], dtype=np.float64)
+        self._keep(_keys(prompts, completions, columns), disagreement(scores_MR).tolist())
+        scores_R = aggregate(scores_MR, self.spec.aggregate, self.spec.coefficient)
+        return scores_R.tolist(), reduce(Cost.beside, (cost for _, cost in results))
 
     def disagreement(
-        self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Mapping[str, Sequence[Any]]
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
     ) -> list[float]:
-        """`disagreement` of each text on the members' scale; what `read` met among its latest texts is not read again.
+        """`disagreement` of each text on the members' scale; what `score` met lately is not read again.
 
         NaN where a member has no score.
         """
-        keys = _keys(prompts, texts, columns)
+        keys = _keys(prompts, completions, columns)
         if any(key not in self._kept for key in keys):
-            self.read(prompts, texts, columns)
+            self.score(prompts, completions, columns)
         return [self._kept[key] for key in keys]
-
-    def _aggregated(self, scores: Sequence[Sequence[float]]) -> Floats:
-        return aggregate(np.asarray(scores, dtype=np.float64), self.spec.aggregate, self.spec.coefficient)
 
     def _keep(self, keys: Sequence[str], values: Sequence[float]) -> None:
         for key, value in zip(keys, values, strict=True):
@@ -124,13 +113,15 @@ class Ensemble:
             del self._kept[key]
 
 
-def _keys(prompts: Sequence[Prompt], texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[str]:
+def _keys(prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns) -> list[str]:
     """What a text's scores depend on, hashed."""
-    told = [
-        (prompt, text, [(name, values[i]) for name, values in sorted(columns.items())])
-        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    # In training TRL hands over its own state beside the columns.
+    values = [(name, column) for name, column in sorted(columns.items()) if isinstance(column, Sequence)]
+    rows = [
+        (prompt, completion_text(completion), [(name, column[i]) for name, column in values])
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]
-    return [hashlib.blake2b(repr(row).encode(errors="surrogatepass"), digest_size=16).hexdigest() for row in told]
+    return [hashlib.blake2b(repr(row).encode(errors="surrogatepass"), digest_size=16).hexdigest() for row in rows]
 
 
 def member_name(name: str, number: int) -> str:

@@ -10,19 +10,16 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from iama.config.specs import JudgeSpec, RewardSpec
+from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
-from iama.prompts.render import completion_text, prompt_text
-from iama.rewards.remote import ChatRequest, Endpoint, check_url
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from iama.config.specs import JudgeSpec
-    from iama.prompts.render import Message, Prompt
-    from iama.rewards.remote import ChatAnswer
+from iama.prompts.render import Prompt, completion_text, prompt_text
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url
+from iama.rewards.reward import Columns, Completion, Scorer
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
@@ -31,13 +28,13 @@ _VERDICTS = {"A": 1.0, "B": 0.0, "tie": 0.5}  # what the first text is worth
 _CHARS_PER_TOKEN = 4  # of English; for estimates only
 
 
-class Judge:
-    """A judge as a scorer: (prompts, completions, **columns) -> (scores, tokens).
+class Judge(Scorer):
+    """A judge as a scorer.
 
     Pointwise, a score is the judge's number; pairwise, 1 where the completion beats the text of `baseline_column` in
     both orders, 0 where it loses in both, else 0.5. An answer that cannot be read gives NaN, counted in
-    `num_unparsable`. `tokens` are the prompt and completion tokens of the answers, kept ones included, so that a run
-    that goes on after a kill costs what one without costs; `num_asked` counts what was sent.
+    `num_unparsable`. A cost's `reward_tokens` are the prompt and completion tokens of the answers. Kept answers count
+    too, so that a run that goes on after a kill costs what one without costs; `num_asked` counts what was sent.
     """
 
     def __init__(self, spec: JudgeSpec, source: str) -> None:
@@ -50,10 +47,10 @@ class Judge:
             spec.url, spec.model, spec.api_key_env, spec.timeout_s, spec.num_retries, spec.concurrency, source
         )
 
-    def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], **columns: Any
-    ) -> tuple[list[float], int]:
-        """Scores (NaN: missing) and tokens; raises `RewardError` for a missing baseline, and as `Endpoint` does."""
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+    ) -> tuple[list[float], Cost]:
+        """Scores (NaN: missing) and their cost; raises `RewardError` for a missing baseline, and as `Endpoint` does."""
         questions = self._questions(prompts, completions, columns)
         keys = {text: question_key(self.spec, text) for row in questions for text in row}
         self._ask({key: text for text, key in keys.items()})
@@ -62,10 +59,18 @@ class Judge:
         rows = [self._answers.rows[key] for key in keys.values()]
         if any(row["estimated"] for row in rows):
             self._warn("estimated", f"the model {self.spec.model!r} tells no usage; its tokens are estimated by length")
-        return scores, sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
+        tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
+        return scores, Cost(reward_tokens=tokens, sequential_steps=int(tokens > 0))
+
+    def announcement(self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns) -> str:
+        """What scoring these will ask and cost at most, in one line (`judge_plan`); asks nothing."""
+        _, num_cached = self.count_requests(prompts, completions, columns)
+        pairs = zip(prompts, completions, strict=True)
+        num_chars = sum(len(prompt_text(prompt)) + len(completion_text(completion)) for prompt, completion in pairs)
+        return judge_plan(self.spec, len(prompts), num_chars / len(prompts), num_cached)
 
     def count_requests(
-        self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], **columns: Any
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
     ) -> tuple[int, int]:
         """How many requests scoring these takes, and how many of them have answers that are kept; asks nothing."""
         questions = self._questions(prompts, completions, columns)
@@ -73,7 +78,9 @@ class Judge:
         self._answers.refresh()
         return len(keys), len(keys & self._answers.rows.keys())
 
-    def _questions(self, prompts: Any, completions: Any, columns: Mapping[str, Any]) -> list[list[str]]:
+    def _questions(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+    ) -> list[list[str]]:
         """What to ask about each completion: one text, or pairwise two, the completion first and second."""
         texts = [(prompt_text(p), completion_text(c)) for p, c in zip(prompts, completions, strict=True)]
         if self.spec.mode == "pointwise":
@@ -270,10 +277,17 @@ def read_template(spec: JudgeSpec, source: str) -> str:
     return template
 
 
-def check_judge(spec: JudgeSpec, source: str) -> None:
+def load_judge(spec: RewardSpec, source: str) -> Judge:
+    """The judge that a reward names."""
+    assert spec.judge is not None
+    return Judge(spec.judge, source)
+
+
+def check_judge(spec: RewardSpec, source: str, _prompt: Prompt | None) -> None:
     """Check the prompt file and the url; asks nothing."""
-    read_template(spec, source)
-    check_url(spec.url, source)
+    assert spec.judge is not None
+    read_template(spec.judge, source)
+    check_url(spec.judge.url, source)
 
 
 def judge_plan(spec: JudgeSpec, num_texts: int, mean_chars: float, num_cached: int = 0) -> str:

@@ -9,24 +9,23 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from iama.config.specs import RewardSpec
+from iama.cost import Cost
 from iama.errors import RewardError
-from iama.prompts.render import completion_text, prompt_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.prompts.render import Message, Prompt
+from iama.prompts.render import Prompt, completion_text, prompt_text
+from iama.rewards.reward import Columns, Completion, Scorer
 
 _LATEX = ("$", "\\(", "\\[", "\\boxed")  # what marks mathematics in a text
 _SECONDS = 5  # for reading, and for comparing, one answer
 
 
-class MathVerifier:
-    """A scorer: 1 where the final answer of a completion equals that in `answer_column`, else 0.
+class MathVerifier(Scorer):
+    """1 where the final answer of a completion equals that in `answer_column`, else 0.
 
     A completion without a readable answer is wrong, not missing. Reading and comparing have five seconds each (an
     answer may be 9^9^9^9); what takes longer counts as wrong.
@@ -36,10 +35,10 @@ class MathVerifier:
         check_math_verify(source)
         self.answer_column, self.source = answer_column, source
 
-    def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[str | list[Message]], **columns: Any
-    ) -> tuple[list[float], int]:
-        """Scores, and 0 tokens; raises `RewardError` for a right answer that is missing or cannot be read."""
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+    ) -> tuple[list[float], Cost]:
+        """Scores, at no cost; raises `RewardError` for a right answer that is missing or cannot be read."""
         if self.answer_column not in columns:
             raise RewardError(
                 f"{self.source}: the prompts have no column {self.answer_column!r} (answer_column); "
@@ -56,7 +55,17 @@ class MathVerifier:
                     f"{self.source}: column {self.answer_column!r} of the prompt {prompt_text(prompt)[:60]!r} is "
                     f"{right!r}, in which math-verify finds no answer; write a number or LaTeX"
                 )
-        return [score for score in scores if score is not None], 0
+        return [score for score in scores if score is not None], Cost()
+
+
+def load_verifier(spec: RewardSpec, source: str) -> MathVerifier:
+    """The verifier that a reward names."""
+    return MathVerifier(spec.answer_column, source)
+
+
+def check_verifier(_spec: RewardSpec, source: str, _prompt: Prompt | None) -> None:
+    """Raise `RewardError` where math-verify is not installed."""
+    check_math_verify(source)
 
 
 def check_math_verify(source: str) -> None:
@@ -85,7 +94,7 @@ def _scores(pairs: list[tuple[str, str]]) -> list[float | None]:
     if threading.current_thread() is threading.main_thread():
         return [verify(right, text) for right, text in pairs]
     command = [sys.executable, "-m", "iama.rewards.verifier"]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(  # noqa: S603
         command, input=json.dumps(pairs), stdout=subprocess.PIPE, text=True, check=True, env=environment

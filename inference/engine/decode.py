@@ -11,38 +11,29 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from iama.arrays import Integers, Mask
 from iama.cost import Cost, peak_memory, start_peak
-from iama.errors import DataError
-from iama.models.loading import halved
-from inference.engine.next_token import cut_at_stop, draw_tokens, probabilities
+from inference.engine.batches import Request, charge, shortest_first, until_all
+from inference.engine.next_token import draw_tokens, probabilities
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
+from inference.engine.responses import Ends, Response, check_fit, response_text
 from inference.engine.rows import Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
 
     from iama.config.specs import Sampling
     from inference.engine.policy import Policy
 
 # Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.
 REFILL_AT = 0.25
-TAIL = 8  # tokens that a tail's first characters may depend on, while the others are those of the whole text
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A response: sampled token ids (the end token included, if there is one) and why it ended."""
-
-    token_ids: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
 
 
 def decode(
@@ -54,14 +45,14 @@ def decode(
     seed: int,
     batch_size: int,
     keys: Sequence[int] | None = None,
-) -> tuple[list[list[Decoded]], Cost]:
+) -> tuple[list[list[Response]], Cost]:
     """All of `iter_decode`: responses in the prompts' order, and their total cost."""
-    responses: list[list[Decoded]] = [[] for _ in prompts_ids]
+    responses: list[list[Response]] = [[] for _ in prompts_ids]
     costs = []
-    for index, decoded, cost in iter_decode(
+    for index, samples, cost in iter_decode(
         policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size, keys=keys
     ):
-        responses[index] = decoded
+        responses[index] = samples
         costs.append(cost)
     return responses, reduce(add, costs, Cost())
 
@@ -75,7 +66,7 @@ def iter_decode(
     seed: int,
     batch_size: int,
     keys: Sequence[int] | None = None,
-) -> Iterator[tuple[int, list[Decoded], Cost]]:
+) -> Iterator[tuple[int, list[Response], Cost]]:
     """Sample responses for every prompt; yields (prompt index, its responses, its cost) as prompts are done.
 
     `num_samples` is one number or one a prompt; sample `i` of a prompt is the same however many are drawn. Cost
@@ -102,138 +93,8 @@ def iter_decode(
 
     order = [index for index in shortest_first(prompts_ids) if counts[index]]
     for request in until_all(run, order, batch_size, f"policy {policy.name!r}"):
-        yield request.index, request.responses(), replace(request.cost(), peak_memory=peak_memory(policy.model.device))
-
-
-def shortest_first(prompts_ids: Sequence[Sequence[int]]) -> list[int]:
-    """Prompts in the order that they are begun in: neighbours are of a length, so that little is padding."""
-    return sorted(range(len(prompts_ids)), key=lambda i: len(prompts_ids[i]))
-
-
-class Indexed(Protocol):
-    """What belongs to a prompt."""
-
-    @property
-    def index(self) -> int:
-        """The prompt's place in the list."""
-
-
-T = TypeVar("T", bound=Indexed)
-
-
-def until_all(
-    run: Callable[[list[int], int], Iterable[T]], indices: Sequence[int], batch_size: int, source: str
-) -> Iterator[T]:
-    """Results of all prompts from `run(indices, batch_size)`, as they come.
-
-    Where memory runs out, those that are missing are begun anew with half the batch size, and a warning that names
-    `source`, or the note on the error where it has one.
-    """
-    missing = list(indices)
-    while missing:
-        try:
-            for result in run(missing.copy(), batch_size):
-                missing.remove(result.index)
-                yield result
-        except RuntimeError as error:
-            batch_size = halved(batch_size, getattr(error, "__notes__", [source])[-1], error)
-
-
-def check_fit(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    context_length: int | None,
-    prompts_ids: Sequence[Sequence[int]],
-    sampling: Sampling,
-) -> None:
-    """Raise `DataError` for the first prompt that is empty or leaves policy `name` no room for `max_new_tokens`."""
-    for number, ids in enumerate(prompts_ids, start=1):
-        if not ids:
-            raise DataError(f"prompt {number} has no tokens for policy {name!r}; give a prompt that is not empty")
-        if context_length is not None and len(ids) + sampling.max_new_tokens > context_length:
-            start = tokenizer.decode(ids[:24], skip_special_tokens=True)
-            raise DataError(
-                f"prompt {number} ({str(start)[:60]!r}...) has {len(ids)} tokens; with sampling.max_new_tokens = "
-                f"{sampling.max_new_tokens} it exceeds the {context_length} tokens that policy {name!r} reads; "
-                "shorten the prompt, lower max_new_tokens, or leave such prompts out (in an evaluation: "
-                "prompts.too_long: drop)"
-            )
-
-
-def response_text(policy: Policy, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
-    """The text of a response: without end token and other special tokens, and up to a stop string."""
-    ended = bool(token_ids) and token_ids[-1] in policy.eos_token_ids
-    text = policy.tokenizer.decode(token_ids[:-1] if ended else token_ids, skip_special_tokens=True)
-    assert isinstance(text, str)
-    return cut_at_stop(text, stop)[0]
-
-
-class Ends:
-    """Tells where a response ends: at an end token, with a stop string, or at its greatest length.
-
-    A stop string that is one of the tokenizer's special tokens, which no text holds, is a further end token.
-    """
-
-    def __init__(self, policy: Policy, sampling: Sampling) -> None:
-        self._policy, self._sampling = policy, sampling
-        special = special_tokens(policy.tokenizer)
-        self._special_ids = frozenset(special.values())
-        self._end_ids = policy.eos_token_ids | {special[stop] for stop in sampling.stop if stop in special}
-        # A character may be made of four tokens, one for each of its bytes.
-        self._num_tail = TAIL + 4 * max(map(len, sampling.stop), default=0)
-
-    def reason(self, token_ids: Sequence[int]) -> Literal["", "stop", "length"]:
-        """Why the response ends with its last token; "" if it goes on. It did not end before."""
-        if token_ids[-1] in self._end_ids or (self._sampling.stop and self._has_stop(token_ids)):
-            return "stop"
-        return "length" if len(token_ids) >= self._sampling.max_new_tokens else ""
-
-    def _has_stop(self, token_ids: Sequence[int]) -> bool:
-        """Whether a stop string ends in the last token: the whole text tells, and is read where the tail may hold one.
-
-        It may, too, where the tail holds special tokens, which have no text, or begins or ends within a character.
-        """
-        tail = token_ids[-self._num_tail :]
-        text = response_text(self._policy, tail)
-        is_sure = "\ufffd" not in text and self._special_ids.isdisjoint(tail)
-        if is_sure and not cut_at_stop(text, self._sampling.stop)[1]:
-            return False
-        return cut_at_stop(response_text(self._policy, token_ids), self._sampling.stop)[1]
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Text and id of the tokens that `skip_special_tokens` leaves out of a text."""
-    added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-
-
-@dataclass(eq=False)
-class Request:
-    """A prompt that is answered, and what is spent on it."""
-
-    index: int
-    prompt_ids: Sequence[int]
-    num_fed_back: int = field(default=0, kw_only=True)
-    num_steps: int = field(default=0, kw_only=True)  # passes of the policy
-    flops: float = field(default=0.0, kw_only=True)  # of the policy
-    seconds: float = field(default=0.0, kw_only=True)
-    reward_cost: Cost = field(default=Cost(), kw_only=True)
-
-    def cost(self) -> Cost:
-        """What was forwarded and scored for it."""
-        return self.reward_cost + Cost(
-            policy_prefill_tokens=len(self.prompt_ids),
-            policy_decode_tokens=self.num_fed_back,
-            sequential_steps=self.num_steps,
-            flops=self.flops,
-            seconds=self.seconds,
-        )
-
-
-def charge(requests: Sequence[Request], seconds: float) -> None:
-    """Share wall time out, evenly; a request may stand for several rows."""
-    for request in requests:
-        request.seconds += seconds / len(requests)
+        cost = replace(request.cost(), peak_memory=peak_memory(policy.model.device))
+        yield request.index, request.responses(policy, sampling.stop), cost
 
 
 @dataclass(eq=False)
@@ -255,10 +116,10 @@ class _Samples(Request):
         """Samples that have not begun."""
         return len(self.streams) - len(self.tokens)
 
-    def responses(self) -> list[Decoded]:
+    def responses(self, policy: Policy, stop: Sequence[str]) -> list[Response]:
         """What was sampled."""
         return [
-            Decoded(tuple(tokens), "stop" if ended else "length")
+            Response(response_text(policy, tokens, stop), tuple(tokens), "stop" if ended else "length")
             for tokens, ended in zip(self.tokens, self.ended, strict=True)
         ]
 
@@ -365,7 +226,7 @@ class _Decoder:
                 row.request.num_steps = max(map(len, row.request.tokens))  # the last of them is not fed back
                 yield row.request
 
-    def _sample(self) -> NDArray[np.int64]:
+    def _sample(self) -> Integers:
         """The next token of every row, `[R]`, which is noted in its response."""
         steps = np.asarray([len(row.tokens) for row in self._live])
         streams = np.asarray([row.request.streams[row.sample] for row in self._live])
@@ -379,7 +240,7 @@ class _Decoder:
             row.tokens.append(token)
         return tokens
 
-    def _ended(self) -> NDArray[np.bool_]:
+    def _ended(self) -> Mask:
         """Which rows have ended, `[R]`; it is noted which did by themselves."""
         reasons = [self._ends.reason(row.tokens) for row in self._live]
         for row, reason in zip(self._live, reasons, strict=True):

@@ -1,4 +1,4 @@
-"""Floating-point operations of policies and rewards (`iama.models.flops`), and the size of a policy that is not loaded."""
+"""Floating-point operations of policies and rewards (`iama.models.flops`), and the size of an unloaded policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys and values of many rows, each row in a slot of its own, so that rows can be forked, rolled back and freed.
+"""Keys and values of many rows, one slot a row, so that rows can be forked, rolled back and freed.
 
 A slot's tokens lie side by side in one line of a buffer, without holes: rolling back means forgetting the line's end.
 The rows of a forward pass are brought to the first lines, with their ends in one column. So they are a left-padded
@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from iama.arrays import Integers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    Integers = NDArray[np.int64]
     Places = tuple[torch.Tensor, ...]
 
 # A buffer that grows gets more than is needed, so that it grows seldom, and ends may drift before all rows are moved

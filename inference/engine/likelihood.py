@@ -5,13 +5,14 @@ They are those of softmax(logits): temperature 1, whole vocabulary, whatever the
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from iama.models.loading import halved, inner_model, is_out_of_memory
+from iama.arrays import Floats
+from iama.models.inputs import accepted_arguments, pad
+from iama.models.loading import halved, is_out_of_memory
 from inference.engine.next_token import log_probabilities
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.engine.policy import Policy
-
-    Floats = NDArray[np.float64]
 
 
 def sequence_log_probabilities(
@@ -32,16 +31,16 @@ def sequence_log_probabilities(
 ) -> list[tuple[float, int]]:
     """Summed log-probability (nats) and number of tokens of each response, given its prompt (one prompt a response).
 
-    `responses_ids` are scored as they are, the end token included where they hold one: `inference.engine.decode` keeps it,
+    `responses_ids` are scored as they are, the end token included where they hold one: decoding keeps it, and
     `response_ids` makes them from text. An empty response gives (0, 0). Where memory runs out the batch is halved,
     with a warning. A token beyond what the head can give has log-probability -inf.
     """
     assert len(prompts_ids) == len(responses_ids)
     assert all(prompts_ids), "a prompt without tokens"
-    found: dict[int, tuple[float, int]] = {i: (0.0, 0) for i, ids in enumerate(responses_ids) if not ids}
+    results: dict[int, tuple[float, int]] = {i: (0.0, 0) for i, ids in enumerate(responses_ids) if not ids}
     # Neighbours are of a length, so that little is padding; the longest first, so that memory runs out at once.
     waiting = sorted(
-        (i for i in range(len(responses_ids)) if i not in found),
+        (i for i in range(len(responses_ids)) if i not in results),
         key=lambda i: -len(prompts_ids[i]) - len(responses_ids[i]),
     )
     while waiting:
@@ -53,9 +52,9 @@ def sequence_log_probabilities(
                 raise
             batch_size = halved(batch_size, f"policy {policy.name!r}", error)
             continue
-        found |= {i: (value, len(responses_ids[i])) for i, value in zip(batch, sums, strict=True)}
+        results |= {i: (value, len(responses_ids[i])) for i, value in zip(batch, sums, strict=True)}
         waiting = waiting[batch_size:]
-    return [found[i] for i in range(len(responses_ids))]
+    return [results[i] for i in range(len(responses_ids))]
 
 
 def response_ids(policy: Policy, text: str, finish_reason: str) -> list[int]:
@@ -82,13 +81,13 @@ def fluency(log_probability_PS: Floats, num_tokens_PS: NDArray[Any]) -> Floats:
 
 
 def fluency_z(fluency_PS: Floats, reference_PS: Floats) -> float | None:
-    """How many standard deviations a pool's mean fluency lies above that of the reference's own pool.
+    """How many standard deviations a pool's mean fluency lies above that of a pool drawn from the reference.
 
     Prompt by prompt, in units of the reference samples' spread within their prompts (its root mean square over
     prompts); both measured under the reference. Pools may differ in size. None where nothing can be compared.
     """
-    own_P, reference_P = _row_means(fluency_PS), _row_means(reference_PS)
-    gaps_P = own_P - reference_P
+    mean_P, reference_P = _row_means(fluency_PS), _row_means(reference_PS)
+    gaps_P = mean_P - reference_P
     squares_PS = (reference_PS - reference_P[:, None]) ** 2
     known_P = ~np.isnan(gaps_P)
     if not known_P.any():
@@ -111,15 +110,14 @@ def _forward(policy: Policy, prompts_ids: list[Sequence[int]], responses_ids: li
     rows = [[*prompt, *response] for prompt, response in zip(prompts_ids, responses_ids, strict=True)]
     width = max(map(len, rows))
     device = policy.model.device
-    pad = getattr(policy.model.config, "pad_token_id", None) or 0
-    inputs: dict[str, Any] = {"input_ids": torch.tensor([[*r, *[pad] * (width - len(r))] for r in rows], device=device)}
+    pad_id = getattr(policy.model.config, "pad_token_id", None) or 0
+    inputs: dict[str, Any] = {"input_ids": pad(rows, pad_id, device=device)}
     if any(len(row) < width for row in rows):
-        mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-        inputs["attention_mask"] = torch.tensor(mask, device=device)
+        inputs["attention_mask"] = pad([[1] * len(row) for row in rows], 0, device=device)
     # Logits of the shared part of the prompts are not needed; nor is the last column's, which predicts nothing.
     first = min(map(len, prompts_ids)) - 1
     model: Any = policy.model
-    if "logits_to_keep" in inspect.signature(inner_model(model).forward).parameters:
+    if "logits_to_keep" in accepted_arguments(model):
         logits_BTV = model(**inputs, use_cache=False, logits_to_keep=width - first).logits
     else:
         logits_BTV = model(**inputs, use_cache=False).logits[:, first:]

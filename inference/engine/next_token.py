@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from iama.arrays import Floats, Integers
 from iama.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
     from iama.config.specs import Sampling
 
@@ -52,15 +51,15 @@ def probabilities(
     return law_RV
 
 
-def draw_tokens(probabilities_RV: torch.Tensor, u_R: NDArray[np.float64]) -> NDArray[np.int64]:
+def draw_tokens(probabilities_RV: torch.Tensor, u_R: Floats) -> Integers:
     """A token id a row by inverse CDF of `u_R` in [0, 1): `[R]`. It never has probability 0."""
     cdf_RV = probabilities_RV.cumsum(dim=-1)
     target_R1 = torch.from_numpy(u_R).to(cdf_RV.device).unsqueeze(1) * cdf_RV[:, -1:]
-    tokens_R: NDArray[np.int64] = torch.searchsorted(cdf_RV, target_R1, right=True).squeeze(1).cpu().numpy()
+    tokens_R: Integers = torch.searchsorted(cdf_RV, target_R1, right=True).squeeze(1).cpu().numpy()
     return tokens_R
 
 
-def log_probabilities(logits_RV: torch.Tensor, tokens_R: NDArray[np.int64]) -> torch.Tensor:
+def log_probabilities(logits_RV: torch.Tensor, tokens_R: Integers) -> torch.Tensor:
     """Log-probability of each row's token under softmax(logits): `[R]`, float64, nats.
 
     It is that of the whole vocabulary at temperature 1, whatever the token was drawn from. Logits that `probabilities`

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from iama.errors import IamaWarning, ModelError
+from iama.installation import find_file
 from iama.models.generation import check_generation_config
 from iama.models.loading import check_model_dir, loading, pick_device, refuse_missing_tensors
 from inference.engine.rows import refuse_inexact
@@ -140,7 +141,7 @@ def _with_adapter(model: Any, adapter: str, source: str) -> Any:
 def _set_chat_template(tokenizer: Any, template: str | None, source: str) -> None:
     if template is None:
         return
-    path = Path(template)
+    path = find_file(template)
     if not path.is_file():
         raise ModelError(f"{source}: chat_template {template!r} does not exist; give the path of a .jinja file")
     if tokenizer.chat_template is not None:

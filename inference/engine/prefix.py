@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 
-from iama.models.loading import inner_model
+from iama.models.inputs import accepted_arguments, pad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,15 +25,13 @@ class Prefixes:
         self._model = model
         self._lengths_R = torch.tensor([len(row) for row in rows], device=model.device)
         self._width = int(self._lengths_R.max())
-        inner = inner_model(model)
-        accepted = inspect.signature(type(inner).forward).parameters
+        accepted = accepted_arguments(model)
         self._takes_positions = "position_ids" in accepted
         self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
         if self._width:
-            padded = [[*[0] * (self._width - len(row)), *row] for row in rows]
             last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
             cache = DynamicCache()
-            self._forward(torch.tensor(padded, device=model.device), cache, 0, **last_only)
+            self._forward(pad(rows, 0, "left", model.device), cache, 0, **last_only)
             self._held = [(layer.keys, layer.values) for layer in cache.layers]
 
     def logits(self, inputs_RTD: torch.Tensor) -> torch.Tensor:

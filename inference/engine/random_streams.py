@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats, Integers
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,7 @@ PROMPT_STREAM = 2**62
 def prompt_keys(prompts_ids: Sequence[Sequence[int]]) -> list[int]:
     """A 64-bit key per prompt: a hash of its token ids and of how often they occurred before in the list.
 
-    A prompt keeps its key in any list where it occurs once; repeated prompts get streams of their own.
+    A prompt keeps its key in any list where it occurs once; repeated prompts get different streams.
     """
     seen: Counter[tuple[int, ...]] = Counter()
     keys = []
@@ -47,8 +49,8 @@ def stream_keys(seed: int, keys: Sequence[int], sample_indices: ArrayLike) -> Ke
     return _at(base, np.asarray(sample_indices, dtype=np.uint64))
 
 
-def uniforms(keys: Keys, step: int | NDArray[np.int64]) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) of the streams at a step, or each at its own, `[R]`."""
+def uniforms(keys: Keys, step: int | Integers) -> Floats:
+    """Uniform numbers in [0, 1) of the streams at one step, or at a step each, `[R]`."""
     bits = _at(keys, np.atleast_1d(np.asarray(step, dtype=np.uint64) + np.uint64(1)))
     # 52 bits: then u * total < total for every float total, so an inverse CDF never runs off its end.
     return (bits >> np.uint64(12)).astype(np.float64) * 2.0**-52

@@ -1,14 +1,13 @@
 """A reward classifier read from embeddings instead of token ids, so that a gradient tells what would raise the reward.
 
-Gradients mean something only where policy and reward share their tokens (`check_shared_vocabulary`). A response's ids
-stay the policy's: they are put between those of the reward's own template (`around`), never tokenised again.
+Gradients mean something only where policy and reward share their tokens
+(`inference.engine.vocabulary.check_shared_vocabulary`). A response's ids stay the policy's: they are put between those
+of the reward's template (`around`), never tokenised again.
 """
 
 from __future__ import annotations
 
-import inspect
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,91 +17,31 @@ from torch import nn
 
 from iama.errors import ConfigError
 from iama.models.flops import backward_flops, forward_flops
+from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import is_out_of_memory
 from iama.prompts.render import prompt_text, render_exchange
-from inference.engine.decode import special_tokens
 from inference.engine.kv_cache import SlotCache
 from inference.engine.reward_rows import num_before_padding, num_common
 from inference.engine.rows import Rows, differs
+from inference.engine.vocabulary import INSTEAD, special_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence, Set
+    from collections.abc import Iterator, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
     from iama.models.flops import ModelSize
     from iama.prompts.render import Prompt
-    from iama.rewards.reward import Classifier, Reward
-    from inference.engine.policy import Policy
+    from iama.rewards.classifier import Classifier
+    from iama.rewards.reward import Reward
 
-INSTEAD = "use method cards or bon instead"
-NUM_SHOWN = 3
 NUM_WORDS = 3
 PROBE = (9, 4, 7)  # tokens of the trial's rows
 _words: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
 
 
-def check_shared_vocabulary(policy: Policy, reward: Reward, method: str) -> None:
-    """Raise `ConfigError` unless the reward is a classifier whose token ids mean what the policy's mean.
-
-    An id that only one of the two tokenizers has must be a special token, such as padding that was added; an id of
-    both that names different texts may be only where both are special and neither ends a response.
-    """
-    classifier = reward.classifier
-    if classifier is None:
-        kind = "no classifier" if reward.ensemble is None else "an ensemble, not one classifier"
-        raise ConfigError(
-            f"{method} needs the gradient of a reward, and {reward.name!r} is {kind}; {instead_of(method)}"
-        )
-    own = Side(f"policy {policy.name!r}", policy.tokenizer, policy.eos_token_ids)
-    check_same_ids(own, reward_side(classifier.source, classifier.path, classifier.tokenizer), method)
-
-
-def instead_of(method: str) -> str:
-    """What else to use where a method cannot have its gradient."""
-    return INSTEAD.replace("use", "use ggro(score=exact), or") if method == "ggro" else INSTEAD
-
-
-@dataclass(frozen=True)
-class Side:
-    """A model's tokenizer, its end tokens, and what errors call it."""
-
-    told: str
-    tokenizer: PreTrainedTokenizerBase
-    ends: Set[int | None]
-
-
-def reward_side(source: str, path: str, tokenizer: PreTrainedTokenizerBase) -> Side:
-    """A classifier's."""
-    return Side(f"{source} ({path!r})", tokenizer, {tokenizer.eos_token_id})
-
-
-def check_same_ids(policy: Side, reward: Side, method: str) -> None:
-    """`check_shared_vocabulary` of tokenizers alone."""
-    sides = (policy, reward)
-    texts = [{index: token for token, index in side.tokenizer.get_vocab().items()} for side in sides]
-    special = [set(special_tokens(side.tokenizer).values()) for side in sides]
-    ends = {*policy.ends, *reward.ends}
-
-    def agrees(index: int) -> bool:
-        own, other = (side.get(index) for side in texts)
-        if own == other:
-            return True
-        if own is not None and other is not None:
-            return index not in ends and all(index in side for side in special)
-        return index in special[0 if other is None else 1]
-
-    differing = [index for index in sorted(texts[0].keys() | texts[1].keys()) if not agrees(index)]
-    if differing:
-        shown = ", ".join(f"{i} ({texts[0].get(i)!r} and {texts[1].get(i)!r})" for i in differing[:NUM_SHOWN])
-        raise ConfigError(
-            f"{method} needs one vocabulary, but {policy.told} and {reward.told} differ in {len(differing)} token ids, "
-            f"e.g. {shown}; {instead_of(method)}"
-        )
-
-
 def around(reward: Reward, prompt: Prompt) -> tuple[list[int], list[int]]:
-    """Token ids of the reward's own template before and after a response to a prompt.
+    """Token ids of the reward's template before and after a response to a prompt.
 
     Those after it end with the token that speaks for the row: padding behind it, which a classifier ignores, is left
     out. So `before + response + after`, read to its last token, is what the reward scores. Where the text before a
@@ -130,7 +69,7 @@ def _split(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, lead: str) -> tup
     num_after = min(num_common(rendered[0][::-1], row[::-1]) for row in rendered)
     read = [str(tokenizer.decode(row[num_before : len(row) - num_after])) for row in rendered]
     misread = (
-        f"{word!r} is {found!r}" for word, found in zip(words, read, strict=True) if found.removeprefix(lead) != word
+        f"{word!r} is {text!r}" for word, text in zip(words, read, strict=True) if text.removeprefix(lead) != word
     )
     return rendered[0][:num_before], rendered[0][len(rendered[0]) - num_after :], next(misread, None)
 
@@ -139,18 +78,18 @@ def _distinct_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Words of the vocabulary that begin and end with different letters, so that they share no token."""
     if tokenizer not in _words:
         special = set(special_tokens(tokenizer).values())
-        found: list[str] = []
+        words: list[str] = []
         for index in range(len(tokenizer)):
             word = str(tokenizer.decode([index])).strip()
             if index in special or not (word.isascii() and word.isalpha() and word.islower()):
                 continue
             ids = tokenizer(word, add_special_tokens=False)["input_ids"]
-            distinct = all(word[0] != other[0] and word[-1] != other[-1] for other in found)
+            distinct = all(word[0] != other[0] and word[-1] != other[-1] for other in words)
             if distinct and str(tokenizer.decode(ids)).strip() == word:
-                found.append(word)
-            if len(found) == NUM_WORDS:
+                words.append(word)
+            if len(words) == NUM_WORDS:
                 break
-        _words[tokenizer] = found
+        _words[tokenizer] = words
     if len(_words[tokenizer]) < NUM_WORDS:
         raise ConfigError(f"the tokenizer of {tokenizer.name_or_path!r} has no {NUM_WORDS} plain words; {INSTEAD}")
     return _words[tokenizer]
@@ -159,7 +98,7 @@ def _distinct_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 class EmbeddedReward:
     """A classifier reward read from input embeddings; its weights are frozen, and get no gradient.
 
-    All is in the model's own precision. `embeddings` is the table `[V, D]`, as the model scales it; `source` names the
+    All is in the model's precision. `embeddings` is the table `[V, D]`, as the model scales it; `source` names the
     reward in errors.
     """
 
@@ -173,11 +112,11 @@ class EmbeddedReward:
         zero, one = reward.finish(["", ""], ["", ""], [0.0, 1.0])  # the reward's scale, which is affine
         self._shift, self._slope = zero, one - zero
         self.embeddings = embedding_table(self._model)
-        self._takes_positions = "position_ids" in inspect.signature(type(self._model).forward).parameters
+        self._takes_positions = "position_ids" in accepted_arguments(self._model)
         self._padding = self._fitting_padding()
 
     def scores(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Scores `[R]` of rows of embeddings, each `[T, D]` of its own length; differentiable in them.
+        """Scores `[R]` of rows of embeddings, `[T, D]` each, of any lengths; differentiable in them.
 
         A row is read to its end: the last one speaks, where the model lets the last token speak.
         """
@@ -215,15 +154,15 @@ class EmbeddedReward:
             rows = [self.embeddings[row].detach().requires_grad_() for row in ids]
             try:
                 expected = torch.tensor(classifier.score_ids(ids)) * classifier.sign
-                found = self._logits(rows, padding)
-                gradients = torch.autograd.grad(found.sum(), rows)
+                scores = self._logits(rows, padding)
+                gradients = torch.autograd.grad(scores.sum(), rows)
             except Exception as error:  # whatever a model does that cannot be read so
                 if is_out_of_memory(error):
                     raise
                 reason = f"cannot ({type(error).__name__})"
                 continue
             is_finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
-            if is_finite and not differs(found.detach().float().cpu(), expected, self._model.dtype):
+            if is_finite and not differs(scores.detach().float().cpu(), expected, self._model.dtype):
                 return padding
             reason = "gives other scores"
         raise ConfigError(
@@ -252,16 +191,16 @@ class GradientRows(Rows):
         order = step.order.tolist()
         in_line = [tokens[i] for i in order]
         columns = [step.num_queries - len(tokens[i]) + places[i] for i in order]
-        with torch.enable_grad(), _leaves(self._model, columns) as found:
+        with torch.enable_grad(), _leaves(self._model, columns) as leaves:
             logits = self._forward(in_line, step).logits
-        (gradient_RD,) = torch.autograd.grad(logits[:, head].sum(), found)
+        (gradient_RD,) = torch.autograd.grad(logits[:, head].sum(), leaves)
         self._note_fed(slots, tokens, counts, step)
         back = torch.from_numpy(np.argsort(step.order)).to(logits.device)
         return logits.detach()[back], gradient_RD[back]
 
 
 class _GradientCache(SlotCache):
-    """Keeps what it is given, and lets gradients flow through the input's own keys and values."""
+    """Keeps what it is given, and lets gradients flow through the keys and values of the input."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
@@ -273,7 +212,7 @@ class _GradientCache(SlotCache):
         return self._spliced(keys, key_states), self._spliced(values, value_states)
 
     def _spliced(self, held_RHWD: torch.Tensor, states_RHQD: torch.Tensor) -> torch.Tensor:
-        """What the rows attend to, with the input's own states in their places."""
+        """What the rows attend to, with the states of the input in their places."""
         step = self._step
         assert step is not None
         full = held_RHWD.clone()  # the buffer can be in no graph
@@ -288,20 +227,20 @@ class _GradientCache(SlotCache):
 @contextmanager
 def _leaves(model: Any, columns: Sequence[int]) -> Iterator[list[torch.Tensor]]:
     """While the model reads one batch, let row `r`'s embedding in `columns[r]` be a leaf; yields them, `[R, D]`."""
-    found: list[torch.Tensor] = []
+    leaves: list[torch.Tensor] = []
     lines = torch.arange(len(columns), device=model.device)
     places = torch.tensor(columns, device=model.device)
 
     def splice(_module: nn.Module, _inputs: Any, output_RTD: torch.Tensor) -> torch.Tensor:
-        assert not found, "embeddings are asked for once a pass"
+        assert not leaves, "embeddings are asked for once a pass"
         spliced = output_RTD.detach().clone()
-        found.append(spliced[lines, places].clone().requires_grad_())
-        spliced[lines, places] = found[0]
+        leaves.append(spliced[lines, places].clone().requires_grad_())
+        spliced[lines, places] = leaves[0]
         return spliced
 
     handle = model.get_input_embeddings().register_forward_hook(splice)
     try:
-        yield found
+        yield leaves
     finally:
         handle.remove()
 
@@ -310,9 +249,9 @@ def whole_with_gradient(
     classifier: Classifier, ids: Sequence[Sequence[int]], places: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`extend_with_gradient` for a model that reads rows whole."""
-    with torch.enable_grad(), _leaves(classifier.model, places) as found:
+    with torch.enable_grad(), _leaves(classifier.model, places) as leaves:
         logits = _padded_logits(classifier, ids)
-    (gradient_RD,) = torch.autograd.grad(logits[:, classifier.head].sum(), found)
+    (gradient_RD,) = torch.autograd.grad(logits[:, classifier.head].sum(), leaves)
     return logits.detach(), gradient_RD
 
 
@@ -323,11 +262,10 @@ def whole(classifier: Classifier, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def _padded_logits(classifier: Classifier, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    width = max(map(len, ids))
-    padded = torch.tensor([[*row, *[classifier.pad_id] * (width - len(row))] for row in ids])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
     device = classifier.model.device
-    logits: torch.Tensor = classifier.model(input_ids=padded.to(device), attention_mask=mask.to(device)).logits
+    mask = pad([[1] * len(row) for row in ids], 0, device=device)
+    inputs = pad(ids, classifier.pad_id, device=device)
+    logits: torch.Tensor = classifier.model(input_ids=inputs, attention_mask=mask).logits
     return logits
 
 
@@ -336,8 +274,8 @@ def suffix_backward_flops(size: ModelSize, start: int, count: int) -> float:
 
     Of that, attention asks for the gradient of one factor only, of each of its two products.
     """
-    own = backward_flops(size, count) - forward_flops(size, 0, count)
-    return forward_flops(size, start, count) + own
+    inside = backward_flops(size, count) - forward_flops(size, 0, count)
+    return forward_flops(size, start, count) + inside
 
 
 def embedding_table(model: Any) -> torch.Tensor:

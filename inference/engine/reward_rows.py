@@ -5,7 +5,6 @@ Exact: a score is the one that `Reward.score` gives for the whole text (tests/in
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import time
 import warnings
@@ -17,6 +16,7 @@ import torch
 
 from iama.cost import Cost
 from iama.errors import IamaWarning, ModelError
+from iama.models.inputs import accepted_arguments
 from iama.models.loading import is_out_of_memory
 from inference.engine.rows import Rows, differs, refuse_recurrent
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from iama.prompts.render import Prompt
-    from iama.rewards.reward import Classifier, Reward
+    from iama.rewards.classifier import Classifier
+    from iama.rewards.reward import Reward
 
 SLACK = 16  # in one pass a row may have twice as many new tokens as the shortest, and so many more
 PROBE = (37, 5, 26, 9, 17, 13)  # tokens of the trial's rows
@@ -176,7 +177,7 @@ def reads_in_pieces(classifier: Classifier) -> bool:
     ledger.
     """
     model, config = classifier.model, classifier.model.config.get_text_config()
-    accepted = inspect.signature(type(model).forward).parameters
+    accepted = accepted_arguments(model)
     both_sides = getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", False)
     has_positions = any(getattr(config, name, None) for name in POSITIONS)
     if "past_key_values" not in accepted or (has_positions and "position_ids" not in accepted):

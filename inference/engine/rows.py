@@ -6,22 +6,22 @@ Exact: the logits of a row are those of a clean forward over its ids, whatever w
 
 from __future__ import annotations
 
-import inspect
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from iama.arrays import Floats, Integers
 from iama.errors import ModelError
 from iama.models.flops import RECURRENT, row_flops, size_of
+from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import inner_model, is_out_of_memory
 from inference.engine.kv_cache import SlotCache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
     from iama.models.flops import ModelSize
@@ -46,7 +46,7 @@ class Rows:
         self._cache = SlotCache(model.device)
         self._ids: list[list[int]] = []
         self._free: list[int] = []
-        accepted = inspect.signature(type(inner_model(model)).forward).parameters
+        accepted = accepted_arguments(model)
         self._takes_positions = "position_ids" in accepted
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._pad_id = getattr(model.config, "pad_token_id", None) or 0
@@ -87,7 +87,7 @@ class Rows:
         return size_of(self._model)
 
     @property
-    def last_flops(self) -> NDArray[np.float64]:
+    def last_flops(self) -> Floats:
         """Floating-point operations of the last pass, of each row that `extend` was given, `[R]`; none for padding."""
         return row_flops(self.size, *self._last_fed)
 
@@ -106,9 +106,7 @@ class Rows:
             return in_line
         return in_line[torch.from_numpy(np.argsort(step.order)).to(self._device)]
 
-    def _note_fed(
-        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], counts: NDArray[np.int64], step: Step
-    ) -> None:
+    def _note_fed(self, slots: Sequence[int], tokens: Sequence[Sequence[int]], counts: Integers, step: Step) -> None:
         """Write down what a pass has read."""
         for slot, row in zip(slots, tokens, strict=True):
             self._ids[slot].extend(row)
@@ -145,8 +143,7 @@ class Rows:
 
     def _forward(self, tokens: Sequence[Sequence[int]], step: Step) -> Any:
         """Forward right-aligned input; where no row is padded no mask is given, which is quicker."""
-        padded = [[*[self._pad_id] * (step.num_queries - len(row)), *row] for row in tokens]
-        inputs: dict[str, Any] = {"input_ids": torch.tensor(padded, device=self._device)}
+        inputs: dict[str, Any] = {"input_ids": pad(tokens, self._pad_id, "left", self._device)}
         if self._takes_positions:
             last = np.arange(step.num_queries)[None, :] - step.num_queries
             positions = (step.lengths[:, None] + last).clip(min=0)
@@ -183,9 +180,9 @@ def refuse_inexact(model: PreTrainedModel, source: str) -> None:
     slots = rows.allocate(2)
     try:
         rows.extend(slots, [row[:5] for row in ids])
-        found = rows.extend(slots, [row[5:] for row in ids])
+        pieces = rows.extend(slots, [row[5:] for row in ids])
         rows.roll_back(slots[0], len(ids[0]) - 1)
-        found = torch.cat([found, rows.extend(slots[:1], [ids[0][-1:]])])
+        pieces = torch.cat([pieces, rows.extend(slots[:1], [ids[0][-1:]])])
         with torch.inference_mode():
             clean = torch.cat([model(input_ids=torch.tensor([row], device=model.device)).logits[:, -1] for row in ids])
         clean = clean[[0, 1, 0]]
@@ -196,20 +193,20 @@ def refuse_inexact(model: PreTrainedModel, source: str) -> None:
             ) from error
         reason = " ".join(str(error).split())[:120]
         raise ModelError(f"{source}: {_cannot(model)} ({type(error).__name__}: {reason})") from error
-    if differs(found, clean, model.dtype):
-        worst = float((found - clean).abs().max())
+    if differs(pieces, clean, model.dtype):
+        worst = float((pieces - clean).abs().max())
         raise ModelError(f"{source}: {_cannot(model)} (logits differ by {worst:.3g} from a clean forward)")
 
 
-def differs(found: torch.Tensor, clean: torch.Tensor, dtype: torch.dtype) -> bool:
+def differs(pieces: torch.Tensor, clean: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether what a model of this precision gives in pieces is more than rounding away from what it gives at once.
 
     Measured against the spread of `clean`, so that no scale of the outputs hides a difference.
     """
-    if not clean.isfinite().all():  # damaged weights, which have an error of their own where the outputs are used
+    if not clean.isfinite().all():  # damaged weights: an error names them where the outputs are used
         return False
     rounding = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
-    return not torch.allclose(found, clean, rtol=rounding, atol=rounding * float(clean.std()))
+    return not torch.allclose(pieces, clean, rtol=rounding, atol=rounding * float(clean.std()))
 
 
 def _cannot(model: PreTrainedModel) -> str:

@@ -1,75 +1,101 @@
-"""Pools of guided answers: one answer a prompt, written under a reward's guidance, with how it came about."""
+"""Pools of guided answers: answers written under a reward's guidance, with how it came about."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iama.config.methods import parse_guided, written_with_target
+from iama.arrays import Floats
+from iama.cost import Cost
 from iama.errors import RewardError
 from iama.prompts.data import with_system_prompt
-from inference.engine.decode import response_text
 from inference.engine.policy import load_policy
-from inference.pools.file import Sample
+from inference.engine.responses import Pool, Response, response_text
 from inference.pools.journal import digest
-from inference.samplers.serve import read_method, serve
+from inference.samplers.serve import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
-
+    from iama.config.methods import Method
     from iama.config.specs import Sampling
-    from iama.cost import Cost
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.evaluation.plan import Source
-    from inference.pools.fill import Draw, Rows
-    from inference.samplers.best_of import Completion
-
-    Floats = NDArray[np.float64]
+    from inference.evaluation.sources import Source
+    from inference.pools.engines import Draw, Rows
+    from inference.samplers.base import Completion
 
 CHUNK = 16
 """Prompts answered together: the unit of work that a kill can cost."""
 QUANTILE = 0.9
 
 
-def with_pool_target(method: str, proxy_PS: Floats) -> str:
-    """`cards` or `rejection` without a target gets one: the 0.9 quantile of the pool's proxy rewards.
+def with_pool_target(method: Method, proxy_PS: Floats) -> Method:
+    """A method that lacks its target with one: the 0.9 quantile of the pool's proxy rewards.
 
     The pool is drawn with another seed than the answers, since proposals begin with the same random numbers.
     """
-    name, settings = parse_guided(method)
-    if name not in ("cards", "rejection") or settings.get("target") is not None:
-        return method
     if np.isnan(proxy_PS).all():
         raise RewardError(
-            f"method {method!r}: not one of {proxy_PS.size} samples has a proxy score that its target could be taken "
-            "from; look at what the reward could not score"
+            f"method {method.text!r}: not one of {proxy_PS.size} samples has a proxy score that its target could be "
+            "taken from; look at what the reward could not score"
         )
-    return written_with_target(method, float(np.nanquantile(proxy_PS, QUANTILE)))
+    return method.with_target(float(np.nanquantile(proxy_PS, QUANTILE)))
 
 
-def needs_target(method: str, sampling: Sampling) -> bool:
-    """Whether a method has to be given a target before it can run."""
-    return getattr(read_method(method, sampling), "target", 0.0) is None
+def answer_seed(seed: int, number: int) -> int:
+    """The seed of an evaluation's answers, of the first (`number` 0) and the further ones.
+
+    Those of neighbouring evaluations' seeds have none in common.
+    """
+    return seed + 1 if number == 0 else int(digest(["answers", seed, number])[:15], 16)
 
 
-def guided_header(source: Source, method: str, reward_key: str) -> dict[str, Any]:
-    """The header of a pool of guided answers: that of the policy's pool, the method and the reward that guides."""
-    return {**source.header, "num_samples": 1, "method": method, "guided_by": reward_key}
+def guided_header(source: Source, method: Method, reward_key: str) -> dict[str, Any]:
+    """The header of a pool of guided answers: that of the policy's pool, the method and the reward that guides.
+
+    Of a sampler in a file of its own, the file's contents count, too.
+    """
+    path = Path(method.name.rpartition(":")[0])
+    if path.suffix == ".py":
+        reward_key = digest([reward_key, path.read_text(encoding="utf-8")])
+    return {**source.header, "num_samples": 1, "method": method.text, "guided_by": reward_key}
 
 
-def guided_draw(source: Source, reward: Reward, method: str, sampling: Sampling, seed: int, batch_size: int) -> Draw:
+def answer_file(source: Source, criterion: str, header: dict[str, Any], number: int) -> str:
+    """The name of a file of answers, which changes with everything that determines them."""
+    decides = [criterion, header["method"], header["guided_by"], *([number] if number else [])]
+    return f"{source.file_name}-{digest(decides)[:12]}"
+
+
+def together(pools: Sequence[Pool]) -> Pool:
+    """Pools of one answer a prompt as one pool with all answers to a prompt, and their cost together."""
+    if len(pools) == 1:
+        return pools[0]
+    prompts = [
+        replace(
+            row[0],
+            samples=tuple(sample for prompt in row for sample in prompt.samples),
+            cost=sum((prompt.cost for prompt in row), Cost()),
+            estimated=any(prompt.estimated for prompt in row),
+        )
+        for row in zip(*(pool.prompts for pool in pools), strict=True)
+    ]
+    return Pool({**pools[0].header, "num_samples": len(pools)}, prompts)
+
+
+def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampling, seed: int, batch_size: int) -> Draw:
     """Answers of a guided method; the policy is loaded when the first is asked for.
 
     Repeated prompts get random numbers of their own, whichever of them are answered together.
     """
 
-    def run(rows: Rows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Sample], Cost, bool]]:
+    def run(rows: Rows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
         assert source.spec is not None
         policy = load_policy(source.name, source.spec, sampling)
         sampler = serve(policy, reward, method, sampling, batch_size)
@@ -81,7 +107,7 @@ def guided_draw(source: Source, reward: Reward, method: str, sampling: Sampling,
                 columns = {name: [rows[i][name] for i in chunk] for name in rows[0] if name != "prompt"}
                 completions = sampler.sample(prompts, seed=seed + repeat, columns=columns)
                 for i, completion in zip(chunk, completions, strict=True):
-                    yield i, [_sample(policy, completion, sampling)], completion.cost, False
+                    yield i, [_stored(policy, completion, sampling)], completion.cost, False
 
     return run
 
@@ -100,7 +126,8 @@ def _rounds(rows: Rows) -> list[list[int]]:
     return rounds
 
 
-def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sample:
+def _stored(policy: Policy, completion: Completion, sampling: Sampling) -> Response:
+    """The answer as a pool file keeps it: with its score, and its segments with their texts."""
     segments = []
     texts = _segment_texts(policy, completion, sampling)
     for text, segment in zip(texts, completion.trace, strict=True):
@@ -114,14 +141,8 @@ def _sample(policy: Policy, completion: Completion, sampling: Sampling) -> Sampl
                 "nudge": segment.nudge,
             }
         )
-    return Sample(
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        num_tokens=len(completion.token_ids),
-        token_ids=completion.token_ids,
-        scores={"proxy": None if completion.reward is None else _or_none(completion.reward)},
-        segments=tuple(segments),
-    )
+    scores = {"proxy": None if completion.reward is None else _or_none(completion.reward)}
+    return replace(completion.response, scores=scores, segments=tuple(segments))
 
 
 def _or_none(value: float) -> float | None:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats, Mask
+from iama.config.methods import written_tuned
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
 from iama.prompts.render import prompt_text
-from inference.evaluation.evaluate import measure_pools
+from inference.engine.responses import Pool
+from inference.evaluation.evaluate import evaluate_pools
 from inference.evaluation.from_pools import GOLD
-from inference.evaluation.rows.values import operators_of, pool_values, scores_of
-from inference.evaluation.summarise import versions
+from inference.evaluation.provenance import versions
+from inference.evaluation.rows.values import pool_values
 from inference.hedging.guarantee import pool_proxy_gain, safe_samples, within_prompt_correlation
 from inference.hedging.tune import tune
 from inference.hedging.tuning_file import (
@@ -28,29 +31,24 @@ from inference.hedging.tuning_file import (
     gold_key,
     order_key,
     text_id,
-    written_tuned,
 )
-from inference.pools.file import PoolFile, prompt_ids, read_pool
-from inference.pools.fill import score_pool
+from inference.pools.file import prompt_ids, read_pool
 from inference.pools.format import HeaderPolicy
-from inference.samplers.serve import read_served
+from inference.pools.score import score_pool
+from inference.samplers.serve import read_method, served_of
 from inference.statistics.bootstrap import mean_interval, percentile_interval, prompt_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from numpy.typing import NDArray
     from rich.console import Console
 
+    from iama.config.methods import Family
     from iama.config.settings import EvaluationConfig
     from iama.prompts.render import Prompt
+    from inference.evaluation.plan import Plan
     from inference.statistics.bootstrap import Interval
-
-    Floats = NDArray[np.float64]
-
-NamedFamily = tuple[str, int | None]
-"""A method's name and its number of draws, where that is not what is tuned."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +96,14 @@ def scored_files(paths: Sequence[Path], criteria: Sequence[str], columns: Column
         pool = read_pool(path)
         own = prompt_ids([{"prompt": p.prompt} for p in pool.prompts])
         order = sorted(range(len(own)), key=own.__getitem__)  # lest resamples depend on the order of a file's lines
-        pool = PoolFile(pool.header, [pool.prompts[i] for i in order])
+        pool = Pool(pool.header, [pool.prompts[i] for i in order])
         names = list(criteria) or ([columns.proxy] if columns.proxy else _conventional(path, pool, columns))
         ids = [own[i] for i in order]
         found += [_of_columns(path, pool, name, columns, ids) for name in names]
     return found
 
 
-def _conventional(path: Path, pool: PoolFile, columns: Columns) -> list[str]:
+def _conventional(path: Path, pool: Pool, columns: Columns) -> list[str]:
     there = list(pool.prompts[0].samples[0].scores)
     found = [name for name in there if name + GOLD in there]
     if not found:
@@ -119,7 +117,7 @@ def _conventional(path: Path, pool: PoolFile, columns: Columns) -> list[str]:
     return found
 
 
-def _of_columns(path: Path, pool: PoolFile, name: str, columns: Columns, ids: list[str]) -> Scored:
+def _of_columns(path: Path, pool: Pool, name: str, columns: Columns, ids: list[str]) -> Scored:
     proxy, gold = columns.proxy or name, columns.gold or name + GOLD
     there = list(pool.prompts[0].samples[0].scores)
     used = [column for column in (proxy, gold, columns.report) if column is not None]
@@ -147,26 +145,25 @@ def _of_columns(path: Path, pool: PoolFile, name: str, columns: Columns, ids: li
     )
 
 
-def scored_by_config(config: EvaluationConfig, out: Path, console: Console | None = None) -> list[Scored]:
-    """Of the policies of an evaluation on its prompts, drawn and scored as `iama evaluate` does it, into `out`.
+def scored_by_plan(plan: Plan, console: Console | None = None) -> list[Scored]:
+    """Of the policies of a plan `for_tuning`, drawn and scored as `iama evaluate` does it, into its folder.
 
     A killed run goes on where it was. An `IamaWarning` tells of a noisy judge, one set of whose answers both chooses
-    and reports. Raises `ConfigError` for a criterion without gold, and what `evaluate` raises.
+    and reports. Raises what `evaluate` raises.
     """
-    settings = for_tuning(config, out)
-    _warn_of_noisy_gold(config)
-    plan, measured = measure_pools(settings, console)
+    _warn_of_noisy_gold(plan.config)
+    evaluation = evaluate_pools(plan, console)
     ids, prompts = prompt_ids(plan.rows), [row["prompt"] for row in plan.rows]
-    found = []
+    scored = []
     for source in plan.sources:
-        for criterion in (c for c in config.criteria if c.name in source.criteria):
+        for criterion in (c for c in plan.config.criteria if c.name in source.criteria):
+            proxy_PS, gold_PS = evaluation.scores_of(source.policy, criterion)
             assert criterion.gold is not None
-            proxy_PS, gold_PS = scores_of(plan, measured, source.policy, criterion)
             assert gold_PS is not None
-            told = _criterion(criterion.name, criterion.proxy, criterion.gold)
-            seconds = _seconds(measured.pools[source.name])
-            found.append(Scored(source.header, told, ids, prompts, proxy_PS, gold_PS, None, seconds))
-    return found
+            tuned = _criterion(criterion.name, criterion.proxy, criterion.gold)
+            seconds = _seconds(evaluation.measured.pools[source.name])
+            scored.append(Scored(source.header, tuned, ids, prompts, proxy_PS, gold_PS, None, seconds))
+    return scored
 
 
 def for_tuning(config: EvaluationConfig, out: Path) -> EvaluationConfig:
@@ -199,7 +196,7 @@ def _criterion(name: str, proxy: RewardSpec, gold: RewardSpec, report: RewardSpe
     return TunedCriterion(name=name, proxy=proxy, gold=gold, report=report, **keys)
 
 
-def _seconds(pool: PoolFile) -> float | None:
+def _seconds(pool: Pool) -> float | None:
     return sum(prompt.cost.seconds for prompt in pool.prompts) or None
 
 
@@ -207,7 +204,7 @@ def _seconds(pool: PoolFile) -> float | None:
 
 
 def tuning_of(
-    pools: Sequence[Scored], families: Sequence[NamedFamily], *, max_budget: int | None, num_bootstrap: int, seed: int
+    pools: Sequence[Scored], families: Sequence[Family], *, max_budget: int | None, num_bootstrap: int, seed: int
 ) -> Tuning:
     """Every method tuned on every pool; raises `DataError` or `ConfigError`, with the policy and criterion named."""
     keys = [(*_policy_key(pool), pool.criterion.name) for pool in pools]
@@ -224,7 +221,7 @@ def _policy_key(pool: Scored) -> tuple[Any, ...]:
 
 
 def calibrate(
-    pool: Scored, families: Sequence[NamedFamily], *, max_budget: int | None, num_bootstrap: int, seed: int
+    pool: Scored, families: Sequence[Family], *, max_budget: int | None, num_bootstrap: int, seed: int
 ) -> Calibration:
     """Every method tuned on one pool.
 
@@ -248,7 +245,7 @@ def calibrate(
         safe = safe_samples(min(correlation, interval[0]), pool_proxy_gain(proxy_PS, limit))
         scores = (proxy_PS, gold_PS, report_PS)
         methods = {
-            written_tuned(*family): _tuned(*scores, family, max_budget, num_bootstrap, seed) for family in families
+            written_tuned(family): _tuned(*scores, family, max_budget, num_bootstrap, seed) for family in families
         }
     except IamaError as error:
         raise type(error)(f"{pool.name}: {error}") from error
@@ -287,7 +284,7 @@ def correlation_interval(proxy_PS: Floats, gold_PS: Floats, num_bootstrap: int, 
     return max(low, -1.0), min(high, 1.0)
 
 
-def _check_size(where: str, num_known: int, families: Sequence[NamedFamily], max_budget: int | None) -> None:
+def _check_size(where: str, num_known: int, families: Sequence[Family], max_budget: int | None) -> None:
     """Raise `DataError` for more draws than the scored samples of a prompt allow."""
     if num_known < 8:
         raise DataError(f"{where}: a prompt has {num_known} samples with all scores; at least 8 are needed, better 64")
@@ -322,7 +319,7 @@ def _tuned(
     proxy_PS: Floats,
     gold_PS: Floats,
     report_PS: Floats | None,
-    family: NamedFamily,
+    family: Family,
     max_budget: int | None,
     num_bootstrap: int,
     seed: int,
@@ -335,14 +332,14 @@ def _tuned(
     )
     seconds = time.perf_counter() - start
     report = None if report_PS is None else _report(proxy_PS, report_PS, result.written, num_bootstrap, seed)
-    draws = read_served(result.written).budget
+    draws = served_of(read_method(result.written)).budget
     assert draws is not None
     return TunedMethod(result=result, draws=draws, report=report, seconds=seconds)
 
 
-def _kept(where: str, known_PS: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _kept(where: str, known_PS: Mask) -> Mask:
     """Prompts with all scores for half of their samples or more; `DataError` for less than two, a warning for any."""
-    kept_P: NDArray[np.bool_] = 2 * known_PS.sum(axis=1) >= known_PS.shape[1]
+    kept_P: Mask = 2 * known_PS.sum(axis=1) >= known_PS.shape[1]
     if kept_P.sum() < 2:
         raise DataError(
             f"{where}: {kept_P.sum()} of {len(kept_P)} prompts have scores for half of their samples or more, and at "
@@ -354,7 +351,7 @@ def _kept(where: str, known_PS: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept_P
 
 
-def _known(pool: Scored) -> NDArray[np.bool_]:
+def _known(pool: Scored) -> Mask:
     """Which samples have all their scores."""
     known_PS = ~(np.isnan(pool.proxy_PS) | np.isnan(pool.gold_PS))
     return known_PS if pool.report_PS is None else known_PS & ~np.isnan(pool.report_PS)
@@ -362,7 +359,7 @@ def _known(pool: Scored) -> NDArray[np.bool_]:
 
 def _report(proxy_PS: Floats, report_PS: Floats, written: str, num_bootstrap: int, seed: int) -> Report:
     """Other gold scores at the setting that was chosen, and for a single sample."""
-    operators = [*operators_of("identity", 1), *operators_of(written, 1)]
+    operators = [served_of(read_method(text)) for text in ("identity", written)]
     single_P, chosen_P = pool_values(proxy_PS, report_PS, operators).T
     gain = mean_interval(chosen_P - single_P, num_bootstrap=num_bootstrap, seed=seed)
     assert gain is not None

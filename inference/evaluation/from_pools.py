@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from iama.errors import ConfigError
 from inference.pools.file import read_pool
-from inference.pools.fill import DISAGREEMENT
+from inference.pools.score import DISAGREEMENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
 
 GOLD = "/gold"
 """What a gold column's name adds to its criterion's by convention."""
@@ -59,7 +59,7 @@ def config_from_pools(
     }
 
 
-def _common_columns(pools: Mapping[str, PoolFile]) -> list[str]:
+def _common_columns(pools: Mapping[str, Pool]) -> list[str]:
     """Score columns that every sample of every pool has."""
     samples = [sample for pool in pools.values() for prompt in pool.prompts for sample in prompt.samples]
     return [name for name in samples[0].scores if all(name in sample.scores for sample in samples)]

@@ -6,32 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from iama.prompts.data import with_system_prompt
-from iama.prompts.render import render_prompt
-from inference.engine.decode import response_text
+from iama.arrays import Floats
 from inference.engine.likelihood import sequence_log_probabilities
 from inference.engine.policy import load_policy, load_tokenizer
+from inference.engine.responses import response_text
 from inference.pools.journal import append_line, digest, read_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from iama.config.settings import EvaluationConfig
     from iama.config.specs import Sampling
     from inference.engine.policy import Policy
-    from inference.evaluation.plan import Plan, Source
-    from inference.pools.file import PoolFile
-
-    Floats = NDArray[np.float64]
+    from inference.engine.responses import Pool
+    from inference.evaluation.sources import Source
 
 
-def reference_source(config: EvaluationConfig, plan: Plan) -> Source | None:
+def reference_source(config: EvaluationConfig, sources: Sequence[Source]) -> Source | None:
     """The pool of the first reference that is a model: KL and fluency are measured by its policy."""
     for name in config.references:
-        for source in plan.sources:
+        for source in sources:
             if source.policy == name and source.spec is not None:
                 return source
     return None
@@ -58,9 +53,10 @@ def is_plain(sampling: Sampling) -> bool:
 
 
 def pool_log_probabilities(
-    pool: PoolFile,
+    pool: Pool,
     source: Source,
     judge: Source,
+    prompts_ids: Sequence[Sequence[int]],
     path: Path,
     batch_size: int,
     load: Callable[[Source], Policy],
@@ -68,9 +64,10 @@ def pool_log_probabilities(
 ) -> Floats | None:
     """Log-probability (nats) of every whole response under the policy of `judge`, `[P, S]`.
 
-    None where the pool holds no token ids, or the two policies have other vocabularies.
+    `prompts_ids` are the pool's prompts as that policy reads them. None where the pool holds no token ids, or the two
+    policies have other vocabularies.
     """
-    if judge.spec is None or any(s.token_ids is None for p in pool.prompts for s in p.samples):
+    if judge.spec is None or not all(s.has_ids for p in pool.prompts for s in p.samples):
         return None
     lines = read_lines(path)
     keys = [digest([prompt.prompt_id, [s.token_ids for s in prompt.samples]]) for prompt in pool.prompts]
@@ -82,20 +79,20 @@ def pool_log_probabilities(
             return None
         for i in missing:
             prompt = pool.prompts[i]
-            ids = render_prompt(policy.tokenizer, with_system_prompt(prompt.prompt, judge.system_prompt))
-            responses = [list(s.token_ids or ()) for s in prompt.samples]
-            found = sequence_log_probabilities(policy, [ids] * len(responses), responses, batch_size)
-            lines[keys[i]] = {"key": keys[i], "log_probabilities": [value for value, _ in found]}
+            responses = [list(s.token_ids) for s in prompt.samples]
+            prompts = [list(prompts_ids[i])] * len(responses)
+            sums = [total for total, _ in sequence_log_probabilities(policy, prompts, responses, batch_size)]
+            lines[keys[i]] = {"key": keys[i], "log_probabilities": sums}
             append_line(path, lines[keys[i]])
             advance(1)
     return np.asarray([lines[key]["log_probabilities"] for key in keys], dtype=np.float64)
 
 
-def _same_vocabulary(policy: Policy, source: Source, pool: PoolFile) -> bool:
+def _same_vocabulary(policy: Policy, source: Source, pool: Pool) -> bool:
     """Whether a policy reads token ids as they were meant; of a stored pool its texts tell."""
     if source.spec is None:
         firsts = [prompt.samples[0] for prompt in pool.prompts]
-        return all(response_text(policy, s.token_ids or ()).startswith(s.text) for s in firsts)
+        return all(response_text(policy, s.token_ids).startswith(s.text) for s in firsts)
     tokenizer: Any = load_tokenizer(source.name, source.spec)[0]
     same: bool = tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     return same

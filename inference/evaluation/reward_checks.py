@@ -11,14 +11,16 @@ from transformers import AutoConfig, AutoTokenizer
 from iama.errors import ConfigError, DataError, RewardError
 from iama.models.loading import loading
 from iama.prompts.render import prompt_text, render_exchange
-from iama.rewards.reward import check_reward, load_function
-from inference.engine.reward_gradient import Side, check_same_ids, instead_of, reward_side
+from iama.rewards.function import load_function
+from iama.rewards.load import check_reward
+from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
+    from iama.config.methods import Method
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
     from iama.config.specs import JudgeSpec, RewardSpec
 
@@ -65,7 +67,7 @@ def check_signature(name: str, reference: str, columns: set[str]) -> None:
         )
 
 
-def fits_rewards(names: dict[RewardSpec, str], rows: Rows, remedy: str | None) -> list[bool]:
+def fits_rewards(names: Mapping[RewardSpec, str], rows: Rows, remedy: str | None) -> list[bool]:
     """Which prompts each reward model can read, with an empty answer at least.
 
     Raises `DataError`, which ends with `remedy`, for the first that one cannot, unless `remedy` is None.
@@ -91,7 +93,7 @@ def fits_rewards(names: dict[RewardSpec, str], rows: Rows, remedy: str | None) -
 
 
 def check_gradients(
-    config: EvaluationConfig, methods: Sequence[str], tokenizers: Sequence[tuple[str, str, PreTrainedTokenizerBase]]
+    config: EvaluationConfig, methods: Sequence[Method], tokenizers: Sequence[tuple[str, str, PreTrainedTokenizerBase]]
 ) -> None:
     """Raise `ConfigError` where a proxy has no gradient, or has other token ids than a policy that it guides.
 
@@ -99,20 +101,19 @@ def check_gradients(
     policy's name and a criterion that it serves.
     """
     for method in methods:
-        name = method.partition("(")[0]
         for criterion in config.criteria:
             model, source = criterion.proxy.model, f"reward '{criterion.name} (proxy)'"
             if model is None:
                 raise ConfigError(
-                    f"methods: {method!r} needs the gradient of a reward, and {source} is no classifier; "
-                    f"{instead_of(name)}, or evaluate that criterion by itself"
+                    f"methods: {method.text!r} needs the gradient of a reward, and {source} is no classifier; "
+                    f"{instead_of(method.name)}, or evaluate that criterion by itself"
                 )
             with loading(model, source):
                 reward = reward_side(source, model, AutoTokenizer.from_pretrained(model))
             for policy, served, tokenizer in tokenizers:
                 if served == criterion.name:
-                    own = Side(f"policy {policy!r}", tokenizer, {tokenizer.eos_token_id})
-                    check_same_ids(own, reward, name)
+                    side = Side(f"policy {policy!r}", tokenizer, {tokenizer.eos_token_id})
+                    check_same_ids(side, reward, method.name)
 
 
 def _check_column(config: EvaluationConfig, name: str, spec: RewardSpec) -> None:

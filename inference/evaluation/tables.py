@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.errors import RunError
 from iama.files import temporary_name
 from inference.statistics.costs import UNITS
@@ -20,9 +21,6 @@ from inference.statistics.savings import Comparison
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
     Key = tuple[str, str, str, str]
 
 FILE_NAME = "prompt_values.npz"

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.errors import ConfigError
 from inference.hedging.scores import calibration_scores, known_scores
+from inference.selection.curves import best_of_values
 from inference.selection.divergences import best_of_n_chi_squared
-from inference.selection.rank_weights import best_of_values
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    Floats = NDArray[np.float64]
+    from numpy.typing import ArrayLike
 
 
 def safe_samples(correlation: float, proxy_gain_N: ArrayLike) -> int:

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from iama.arrays import Floats, Indices
 from iama.errors import DataError
 from inference.selection.curves import sorted_scores
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
-    Floats = NDArray[np.float64]
-
-Pools: TypeAlias = "list[tuple[NDArray[np.intp], Floats]]"
+Pools: TypeAlias = "list[tuple[Indices, Floats]]"
 """Prompts (rows) with equally many samples, and a score `[rows, S]` of these in ascending order of the proxy."""
 
 

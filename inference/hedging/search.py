@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 from scipy.optimize import brentq
 
+from iama.arrays import Floats, Indices
+
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from inference.hedging.families import Family
-
-    Floats = NDArray[np.float64]
+    from inference.hedging.laws import Family
 
 Regime = Literal["hacks", "never hacks", "always hacks", "dips", "flat"]
 Kind: TypeAlias = Literal["maximum", "minimum"]
@@ -109,7 +107,7 @@ def replicated(family: Family, gold_BM: Floats) -> tuple[Floats, Floats]:
     return _refined(family, gold_BM, first_best), _refined(family, gold_BM, last_top)
 
 
-def _refined(family: Family, gold_BM: Floats, top_B: NDArray[np.intp]) -> Floats:
+def _refined(family: Family, gold_BM: Floats, top_B: Indices) -> Floats:
     """Pressures at the settings `top_B`; inside the range at the vertex of the parabola through the neighbours."""
     if family.whole:
         return top_B.astype(np.float64)

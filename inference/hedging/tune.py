@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.config.methods import FIXED_DRAWS, TUNABLE
 from iama.errors import ConfigError, DataError, IamaWarning
-from inference.hedging.families import Family, by_budget, on_ranks
+from inference.hedging.laws import Family, by_budget, on_ranks
 from inference.hedging.scores import calibration_scores
 from inference.hedging.search import Regime, Search, replicated, search
-from inference.selection.rank_weights import best_of_values, order_values
+from inference.selection.curves import best_of_values, order_values
 from inference.statistics.bootstrap import Interval, percentile_interval, prompt_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
     from inference.hedging.scores import Pools, Scores
-
-    Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -5,28 +5,27 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from iama.config.methods import tuned_cap, tuned_family
+from iama.config.methods import written_tuned
 from iama.config.schema import Strict, validate
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.files import write_atomically
 from inference.hedging.tune import Tuned
-from inference.pools.file import prompt_ids
-from inference.pools.fill import reward_key
 from inference.pools.format import HeaderPolicy
 from inference.pools.journal import digest
+from inference.pools.score import reward_key
+from inference.samplers.serve import read_method
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from iama.config.settings import EvaluationConfig
+    from iama.config.methods import Method
     from iama.prompts.render import Prompt
-    from inference.evaluation.plan import Source
 
 FILE_NAME = "tuning.json"
 FORMAT = 1
@@ -107,11 +106,6 @@ class Tuning(Strict):
     calibrations: Annotated[list[Calibration], Field(min_length=1)]
 
 
-def written_tuned(family: str, num_draws: int | None) -> str:
-    """A family as evaluations name it: `bon(tuned)`, `soft_bon(16, tuned)`."""
-    return f"{family}(tuned)" if num_draws is None else f"{family}({num_draws}, tuned)"
-
-
 def order_key(spec: RewardSpec) -> str:
     """`reward_key` without the scale, which does not change which of two texts is better.
 
@@ -183,44 +177,17 @@ class Wanted:
     gold: RewardSpec | None = None
 
 
-def tuned_methods(
-    config: EvaluationConfig, rows: Sequence[Mapping[str, Any]], sources: Sequence[Source]
-) -> dict[tuple[str, str, str], str]:
-    """By (policy, criterion, method) what each method that is written `tuned` is there.
-
-    Raises `ConfigError` as `find` and `setting` do, `DataError` for a file that cannot be read, and where prompts of
-    the evaluation are among those that were calibrated on.
-    """
-    asked = [method for method in config.methods if tuned_family(method) is not None]
-    if not asked:
-        return {}
-    assert config.tuning is not None
-    path = Path(config.tuning)
-    tuning, found = load_tuning(path), {}
-    for source in sources:
-        header = source.header
-        sampling = None if header["sampling"] is None else Sampling.model_validate(header["sampling"])
-        for criterion in (c for c in config.criteria if c.name in source.criteria):
-            rewards = (criterion.proxy, criterion.name, criterion.gold)
-            calibration = find(tuning, path, Wanted(header["policy"], header["system_prompt"], sampling, *rewards))
-            _check_disjoint(path, calibration, rows)
-            for method in asked:
-                found[source.policy, criterion.name, method] = setting(calibration, path, method)
-    return found
-
-
-def setting(calibration: Calibration, path: Path, method: str) -> str:
+def setting(calibration: Calibration, path: Path, method: Method) -> Method:
     """A method such as `bon(tuned)` with its number (and its cap); raises `ConfigError` where it was not tuned."""
-    family = tuned_family(method)
-    assert family is not None
-    name = written_tuned(*family)
+    assert method.family is not None
+    name = written_tuned(method.family)
     if name not in calibration.methods:
         raise ConfigError(
             f"{path}: {name} was not tuned for {calibration.policy.name!r} and {calibration.criterion.name!r}, only "
             f"{', '.join(calibration.methods)}; run `iama tune` with that method as well"
         )
-    written, cap = calibration.methods[name].result.written, tuned_cap(method)
-    return written if cap is None or written == "identity" else f"{written[:-1]}, cap={cap})"
+    written, cap = calibration.methods[name].result.written, method.cap
+    return read_method(written if cap is None or written == "identity" else f"{written[:-1]}, cap={cap})")
 
 
 def find(tuning: Tuning, path: Path, wanted: Wanted) -> Calibration:
@@ -358,16 +325,3 @@ def _warn_of_gold(path: Path, calibration: Calibration, wanted: Wanted) -> None:
         IamaWarning,
         stacklevel=2,
     )
-
-
-def _check_disjoint(path: Path, calibration: Calibration, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `DataError` for prompts that were calibrated on, in whichever form; a repeated prompt's id has a number."""
-    known, texts = {name.partition("-")[0] for name in calibration.prompt_ids}, set(calibration.text_ids)
-    ids = [name.partition("-")[0] for name in prompt_ids(rows)]
-    count = sum(name in known or text_id(row["prompt"]) in texts for name, row in zip(ids, rows, strict=True))
-    if count:
-        raise DataError(
-            f"{path}: {count} of the evaluation's {len(ids)} prompts are among the {len(calibration.prompt_ids)} that "
-            f"{calibration.policy.name!r} was calibrated on, or ask the same; tune on other prompts, or evaluate on "
-            "others"
-        )

@@ -1,12 +1,13 @@
-"""Engines beside the one of `inference.engine.decode` that fill pools: OpenAI-compatible servers, and vLLM in this process."""
+"""Engines that draw samples for pools: this package's, OpenAI-compatible servers, and vLLM in this process."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from iama.cost import Cost
 from iama.errors import ConfigError
@@ -14,20 +15,26 @@ from iama.prompts.data import with_system_prompt
 from iama.prompts.render import render_prompt
 from iama.rewards.judge import num_tokens
 from iama.rewards.remote import ChatRequest, well_formed
-from inference.engine.decode import check_fit, special_tokens
-from inference.engine.policy import load_tokenizer, resolve_paths
-from inference.pools.file import Sample, prompt_ids
+from inference.engine.decode import iter_decode
+from inference.engine.policy import load_policy, load_tokenizer, resolve_paths
+from inference.engine.random_streams import prompt_keys
+from inference.engine.responses import Response, check_fit
+from inference.engine.vocabulary import special_tokens
+from inference.pools.file import prompt_ids
 from inference.pools.journal import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from iama.config.specs import PolicySpec, Sampling
     from iama.prompts.render import Prompt
     from iama.rewards.remote import ChatAnswer, Endpoint
-    from inference.pools.fill import Draw, Rows
 
-    Drawn = Iterator[tuple[int, list[Sample], Cost, bool]]
+
+Rows: TypeAlias = Sequence[dict[str, Any]]
+"""Prompts with their columns, as `iama.prompts.data.read_prompts` gives them."""
+Drawn: TypeAlias = Iterator[tuple[int, list[Response], Cost, bool]]
+"""Prompts as they are done: (index, samples, cost, whether the cost is estimated)."""
+Draw: TypeAlias = Callable[[Rows, Sequence[int]], Drawn]
+"""An engine with its settings: from all rows and the indices of those to draw."""
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM can be told of adapters: the largest rank, one of these."""
@@ -40,6 +47,44 @@ ROWS_AT_ONCE = 2048
 def request_seed(seed: int, prompt_id: str) -> int:
     """A prompt's seed: 31 bits, so that repeated prompts and other seeds get other samples."""
     return int(digest([seed, prompt_id])[:8], 16) >> 1
+
+
+# This package's engine. --------------------------------------------------------------------------------------------
+
+
+def transformers_draw(
+    policy_name: str,
+    spec: PolicySpec,
+    system_prompt: str | None,
+    num_samples: int,
+    sampling: Sampling,
+    seed: int,
+    batch_size: int,
+    prompts_ids: Sequence[Sequence[int]] | None = None,
+) -> Draw:
+    """Draw with the engine of `inference.engine.decode`; the policy is loaded when something is drawn.
+
+    `prompts_ids` are the token ids of all rows' prompts, where they are known already.
+    """
+
+    def draw(rows: Rows, indices: Sequence[int]) -> Drawn:
+        policy = load_policy(policy_name, spec, sampling)
+        ids = prompts_ids or [
+            render_prompt(policy.tokenizer, with_system_prompt(row["prompt"], system_prompt)) for row in rows
+        ]
+        keys = prompt_keys(ids)  # of all rows, so that repeated prompts differ whichever are drawn here
+        for place, responses, cost in iter_decode(
+            policy,
+            [ids[i] for i in indices],
+            num_samples,
+            sampling,
+            seed=seed,
+            batch_size=batch_size,
+            keys=[keys[i] for i in indices],
+        ):
+            yield indices[place], responses, cost, False
+
+    return draw
 
 
 # OpenAI-compatible servers. -----------------------------------------------------------------------------
@@ -81,10 +126,13 @@ def openai_draw(
     return draw
 
 
-def _samples(answer: ChatAnswer) -> list[Sample]:
+def _samples(answer: ChatAnswer) -> list[Response]:
     """Texts with what is known of their lengths: the server counts the tokens of all together."""
     number = answer.completion_tokens if len(answer.texts) == 1 else None
-    return [Sample(text, reason, number) for text, reason in zip(answer.texts, answer.finish_reasons, strict=True)]
+    return [
+        Response(text, finish_reason=reason, length=number)
+        for text, reason in zip(answer.texts, answer.finish_reasons, strict=True)
+    ]
 
 
 def _usage(prompt: Prompt, answer: ChatAnswer) -> tuple[tuple[int, int], bool]:
@@ -138,7 +186,7 @@ def vllm_draw(
             begin = time.perf_counter()
             outputs = model.generate(
                 [{"prompt_token_ids": prompts_ids[i]} for i in chunk],
-                [vllm.SamplingParams(**own, stop_token_ids=end_ids or None) for own in settings],
+                [vllm.SamplingParams(**arguments, stop_token_ids=end_ids or None) for arguments in settings],
                 use_tqdm=False,
                 lora_request=lora,
             )
@@ -183,13 +231,13 @@ def vllm_model_settings(spec: PolicySpec, adapter: str | None) -> dict[str, Any]
     return settings | {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
 
 
-def _vllm_samples(output: Any, num_prompt_tokens: int, seconds: float) -> tuple[list[Sample], Cost]:
+def _vllm_samples(output: Any, num_prompt_tokens: int, seconds: float) -> tuple[list[Response], Cost]:
     """Samples of a `RequestOutput`, and what they cost: all were decoded side by side."""
     samples = [
-        Sample(well_formed(o.text), o.finish_reason or "unknown", len(o.token_ids), tuple(map(int, o.token_ids)))
+        Response(well_formed(o.text), tuple(map(int, o.token_ids)), o.finish_reason or "unknown")
         for o in sorted(output.outputs, key=lambda o: int(o.index))
     ]
-    lengths = [len(sample.token_ids or ()) for sample in samples]
+    lengths = [len(sample.token_ids) for sample in samples]
     cost = Cost(
         policy_prefill_tokens=num_prompt_tokens,
         policy_decode_tokens=sum(max(length - 1, 0) for length in lengths),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from iama.cost import Cost
 from iama.errors import DataError, RunError
 from iama.files import write_atomically
+from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.pools.format import header_difference, parsed, read_header, read_line
 from inference.pools.journal import digest
 
@@ -23,46 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from iama.prompts.render import Prompt
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A completion; its scores by column, None where one is missing; the segments of a guided one."""
-
-    text: str
-    finish_reason: str = "unknown"
-    num_tokens: int | None = None
-    token_ids: tuple[int, ...] | None = None
-    scores: dict[str, float | None] = field(default_factory=dict)
-    segments: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class PooledPrompt:
-    """A prompt (as rewards see it) with its further columns, its samples, and what they cost.
-
-    `estimated` says that the cost is not counted but derived from what is known.
-    """
-
-    prompt_id: str
-    prompt: Prompt
-    columns: dict[str, Any]
-    samples: tuple[Sample, ...]
-    cost: Cost
-    estimated: bool
-
-
-@dataclass(frozen=True)
-class PoolFile:
-    """A pool; `header` has every field of `pool_schema.Header`, as JSON has it."""
-
-    header: dict[str, Any]
-    prompts: list[PooledPrompt]
-
-    @property
-    def texts(self) -> list[list[str]]:
-        """Texts `[P][S]`."""
-        return [[sample.text for sample in prompt.samples] for prompt in self.prompts]
 
 
 def prompt_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -79,7 +40,7 @@ def prompt_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 # Reading. -----------------------------------------------------------------------------------------------
 
 
-def read_pool(path: Path) -> PoolFile:
+def read_pool(path: Path) -> Pool:
     """Read a pool file; raises `DataError` that names the line and what to write instead."""
     pool = _read(path)
     if not pool.prompts:
@@ -88,16 +49,16 @@ def read_pool(path: Path) -> PoolFile:
     number, found = pool.header["num_samples"], len(pool.prompts[0].samples)
     if number not in (None, found):
         raise DataError(f"{path}:1: num_samples is {number}, but every prompt has {found}; write {found}")
-    return PoolFile({**pool.header, "num_samples": found}, pool.prompts)
+    return Pool({**pool.header, "num_samples": found}, pool.prompts)
 
 
-def read_unfinished(path: Path) -> PoolFile:
+def read_unfinished(path: Path) -> Pool:
     """Read a file that blocks are appended to, once a last block that a kill tore is cut off it."""
     _cut_torn_block(path)
     return _read(path)
 
 
-def read_so_far(path: Path) -> PoolFile:
+def read_so_far(path: Path) -> Pool:
     """Read the whole blocks of a file that another process may be writing; the file stays as it is."""
     return _read(path, _whole_lines(path.read_bytes()))
 
@@ -127,10 +88,10 @@ class _Block:
     num_samples: int | None = None
     cost: Cost | None = None
     estimated: bool = True
-    samples: dict[int, Sample] = field(default_factory=dict)
+    samples: dict[int, Response] = field(default_factory=dict)
 
 
-def _read(path: Path, lines: Sequence[bytes] | None = None) -> PoolFile:
+def _read(path: Path, lines: Sequence[bytes] | None = None) -> Pool:
     """Every prompt in order of appearance; `lines` are the file's, else it is read."""
     header = read_header(path)
     blocks: dict[str, _Block] = {}
@@ -139,7 +100,7 @@ def _read(path: Path, lines: Sequence[bytes] | None = None) -> PoolFile:
             if number > 1 and line.strip():
                 where = f"{path}:{number}"
                 _take(read_line(line, where), where, blocks)
-    return PoolFile(header, [_finished(name, block) for name, block in blocks.items()])
+    return Pool(header, [_finished(name, block) for name, block in blocks.items()])
 
 
 def _take(row: dict[str, Any], where: str, blocks: dict[str, _Block]) -> None:
@@ -167,9 +128,15 @@ def _take_sample(row: dict[str, Any], name: str, where: str, block: _Block) -> N
     if ids is not None:
         if count not in (None, len(ids)):
             raise DataError(f"{where}: num_tokens is {count}, but token_ids are {len(ids)}; leave num_tokens out")
-        ids, count = tuple(ids), len(ids)
-    reason, scores = row.get("finish_reason", "unknown"), row.get("scores", {})
-    sample = Sample(row["text"], reason, count, ids, scores, tuple(row.get("segments", ())))
+        count = None if ids else 0
+    sample = Response(
+        row["text"],
+        tuple(ids or ()),
+        row.get("finish_reason", "unknown"),
+        length=count,
+        scores=row.get("scores", {}),
+        segments=tuple(row.get("segments", ())),
+    )
     if number in block.samples and not (block.is_repeated and sample == block.samples[number]):
         raise DataError(f"{where}: prompt {name!r} has a sample {number} already; number its samples from 0 on")
     block.samples[number] = sample
@@ -194,7 +161,7 @@ def _finished(name: str, block: _Block) -> PooledPrompt:
     return PooledPrompt(name, block.prompt, block.columns or {}, samples, cost, block.estimated)
 
 
-def _told_by_lengths(samples: Sequence[Sample]) -> Cost:
+def _told_by_lengths(samples: Sequence[Response]) -> Cost:
     """What is known of a cost that is not given: tokens fed back, one less than each sample has."""
     return Cost(policy_decode_tokens=sum(max((sample.num_tokens or 0) - 1, 0) for sample in samples))
 
@@ -202,7 +169,7 @@ def _told_by_lengths(samples: Sequence[Sample]) -> Cost:
 # Writing. -----------------------------------------------------------------------------------------------
 
 
-def write_pool(path: Path, pool: PoolFile) -> None:
+def write_pool(path: Path, pool: Pool) -> None:
     """Write a whole file, which is never seen half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(pool.header, ensure_ascii=False) + "\n" + "".join(map(_block, pool.prompts)))
@@ -214,20 +181,20 @@ def append_block(path: Path, prompt: PooledPrompt) -> None:
         file.write(_block(prompt).encode())
 
 
-def open_unfinished(path: Path, header: dict[str, Any]) -> PoolFile:
+def open_unfinished(path: Path, header: dict[str, Any]) -> Pool:
     """What a file of this header holds already; a file that is not there is begun.
 
     Raises `RunError` where it holds samples of another policy, sampling or seed, and leaves it as it is.
     """
     if not path.is_file() or not path.stat().st_size:
-        write_pool(path, PoolFile(header, []))
+        write_pool(path, Pool(header, []))
     difference = header_difference(read_header(path), header)
     if difference is not None:
         raise RunError(f"{path} holds other samples ({difference}); choose another file, or delete it to sample afresh")
     return read_unfinished(path)
 
 
-def union(path: Path, pool: PoolFile) -> None:
+def union(path: Path, pool: Pool) -> None:
     """Append to a file the prompts of a pool of the same header that it lacks; raises `RunError` for another header."""
     there = {prompt.prompt_id for prompt in open_unfinished(path, pool.header).prompts}
     for prompt in pool.prompts:
@@ -235,7 +202,7 @@ def union(path: Path, pool: PoolFile) -> None:
             append_block(path, prompt)
 
 
-def merge_pools(paths: Sequence[Path]) -> PoolFile:
+def merge_pools(paths: Sequence[Path]) -> Pool:
     """One pool of the prompts of several, in the files' order.
 
     Raises `RunError` for another header, `DataError` for a prompt that is in two of them or unlike columns of scores.
@@ -257,7 +224,7 @@ def merge_pools(paths: Sequence[Path]) -> PoolFile:
                 raise DataError(
                     f"{where} has other scores than {first}, {sorted(columns)}; score all files alike first"
                 )
-    return PoolFile(header, [prompt for pool in pools for prompt in pool.prompts])
+    return Pool(header, [prompt for pool in pools for prompt in pool.prompts])
 
 
 def _block(prompt: PooledPrompt) -> str:
@@ -278,7 +245,7 @@ def _rows(prompt: PooledPrompt) -> Iterator[dict[str, Any]]:
         row["finish_reason"] = sample.finish_reason
         if sample.num_tokens is not None:
             row["num_tokens"] = sample.num_tokens
-        if sample.token_ids is not None:
+        if sample.has_ids:
             row["token_ids"] = sample.token_ids
         if sample.segments:
             row["segments"] = sample.segments

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.config.specs import RewardScale
-from iama.cost import Cost
 from iama.errors import RewardError
 from iama.prompts.data import fitting_prompts, read_prompts
 from iama.prompts.render import render_prompt
 from iama.rewards.ensemble import aggregate, member_name, within_prompt_spread
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
-from inference.samplers.best_of import Candidate, Pool, draw, score
+from inference.engine.responses import Pool
+from inference.samplers.best_of import draw, score
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import TrainingConfig
     from iama.config.specs import RewardSpec
-    from inference.pools.file import PoolFile
 
-    Floats = NDArray[np.float64]
     Columns = Mapping[str, Sequence[Any]]
 
 BATCH_SIZE = 256
@@ -49,16 +47,15 @@ def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -
     return [scaled(c.name, c.proxy, pool, columns, missing_ok=missing_ok) for c in config.objective.criteria]
 
 
-def measure_on_pool(spec: RewardSpec, file: PoolFile, num_prompts: int, num_samples: int) -> RewardSpec:
+def measure_on_pool(spec: RewardSpec, pool: Pool, num_prompts: int, num_samples: int) -> RewardSpec:
     """The reward with its `scale` on the first samples of a pool's first prompts; an ensemble's members with theirs.
 
     Scores may be missing. Raises `RewardError` for a reward that is constant.
     """
-    told = file.prompts[:num_prompts]
-    candidates = [[Candidate(s.text, (), s.finish_reason) for s in prompt.samples[:num_samples]] for prompt in told]
-    pool = Pool([prompt.prompt for prompt in told], candidates, [Cost()] * len(told))
-    columns = {name: [prompt.columns.get(name) for prompt in told] for prompt in told for name in prompt.columns}
-    return scaled("--spec", spec, pool, columns, missing_ok=True)
+    prompts = [replace(prompt, samples=prompt.samples[:num_samples]) for prompt in pool.prompts[:num_prompts]]
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    columns = {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
+    return scaled("--spec", spec, Pool(pool.header, prompts), columns, missing_ok=True)
 
 
 def scaled(name: str, spec: RewardSpec, pool: Pool, columns: Columns, *, missing_ok: bool) -> RewardSpec:
@@ -72,9 +69,9 @@ def scaled(name: str, spec: RewardSpec, pool: Pool, columns: Columns, *, missing
         return spec.model_copy(update={"scale": _scale(name, scores_PS)})
     members, tables = [], []
     for number, member in enumerate(spec.ensemble.members):
-        own = member_name(name, number)
-        scores_PS = _scores(own, member, pool, columns, missing_ok=missing_ok)
-        scale = member.scale if spec.ensemble.same_scale else _member_scale(own, scores_PS)
+        label = member_name(name, number)
+        scores_PS = _scores(label, member, pool, columns, missing_ok=missing_ok)
+        scale = member.scale if spec.ensemble.same_scale else _member_scale(label, scores_PS)
         members.append(member.model_copy(update={"scale": scale}))
         tables.append(scores_PS if scale is None else (scores_PS - scale.mean) / scale.std)
     values_PS = aggregate(np.stack(tables), spec.ensemble.aggregate, spec.ensemble.coefficient)
@@ -85,8 +82,8 @@ def scaled(name: str, spec: RewardSpec, pool: Pool, columns: Columns, *, missing
 def _scores(name: str, spec: RewardSpec, pool: Pool, columns: Columns, *, missing_ok: bool) -> Floats:
     """Scores of all samples without any scale, `[P, S]`."""
     unscaled = spec.model_copy(update={"scale": None})
-    found = score(pool, load_reward(name, unscaled, missing_ok=missing_ok), columns)
-    return np.asarray([[c.reward for c in row] for row in found.candidates], dtype=np.float64)
+    scored = score(pool, load_reward(name, unscaled, missing_ok=missing_ok), columns)
+    return np.asarray([[sample.reward for sample in samples] for samples in scored.samples], dtype=np.float64)
 
 
 def _member_scale(name: str, scores_PS: Floats) -> RewardScale:

@@ -11,6 +11,7 @@ from rich.table import Table
 from inference.report.risks import find_risks
 from inference.report.words import (
     first_method,
+    interval,
     interval_text,
     label,
     method_title,
@@ -18,6 +19,7 @@ from inference.report.words import (
     number,
     ratio_text,
     savings_units,
+    signed,
 )
 
 if TYPE_CHECKING:
@@ -60,9 +62,8 @@ def _print_savings(rows: Sequence[SavingsRow], trained: str, console: Console) -
     console.print(table)
     for row in shown:
         if row["hacked"] or row["floor"]:
-            console.print(
-                f"{row['criterion']} {row['method']} {row['reference']}: {note(row)}", markup=False, highlight=False
-            )
+            where = f"{row['criterion']} {row['method']} {row['reference']}"
+            console.print(f"{where}: {note(row)}", markup=False, highlight=False)
 
 
 def _print_quality(summary: Summary, console: Console) -> None:
@@ -75,6 +76,18 @@ def _print_quality(summary: Summary, console: Console) -> None:
             values = (row["without"], row["with"], row["worst_without"], row["worst_with"])
             table.add_row(escape(policy), escape(criterion), *map(number, values))
     console.print(table)
+
+
+def print_differences(summary: Summary, console: Console) -> None:
+    """The trained policy less each reference at the same number of samples, summed over criteria."""
+    names = ("method", "metric", "reference")
+    title = f"{summary['trained']} less the reference, rewards summed over criteria"
+    table = make_table(title, names, ("samples", "difference", "95 %", "seeds"))
+    for row in summary["differences"]:
+        numbers = (number(row["samples"]), signed(row["mean"]), interval(row["ci95"]), str(row["num_seeds"]))
+        table.add_row(*map(escape, (row["method"], row["metric"], row["reference"], *numbers)))
+    if summary["differences"]:
+        console.print(table)
 
 
 def make_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:

@@ -15,10 +15,11 @@ from pydantic import Field
 
 from iama.config.schema import Strict
 from iama.errors import ConfigError, ModelError
-from inference.engine.decode import Ends, charge, response_text
+from inference.engine.batches import charge
+from inference.engine.responses import Ends, response_text
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
-from inference.samplers.guided import Guided, answer_all, score_rows
+from inference.samplers.guided import GuidedRequest, answer_all, score_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
 
 
 class ArgsSettings(Strict):
@@ -75,7 +76,7 @@ class Args:
 
 
 @dataclass(eq=False)
-class _Search(Guided):
+class _Search(GuidedRequest):
     """A prompt's search; the policy reads one row of it, the reward one a candidate."""
 
     slot: int = -1
@@ -83,7 +84,7 @@ class _Search(Guided):
 
 
 class _Run:
-    """Searches in flight: finished ones leave, waiting ones enter."""
+    """Many prompts at once: those that are finished make room for those that wait."""
 
     def __init__(self, sampler: Args, batch_size: int) -> None:
         self._policy, self._sampling, self._settings = sampler.policy, sampler.sampling, sampler.settings
@@ -128,12 +129,13 @@ class _Run:
         self._live += searches
 
     def _feed(self, searches: Sequence[_Search], tokens: Sequence[Sequence[int]]) -> None:
+        """Forward tokens of each search, and note the logits after them."""
         begin = time.perf_counter()
         logits_RV = self._rows.extend([search.slot for search in searches], tokens)
-        for search, logits_V, own in zip(searches, logits_RV, self._rows.last_flops.tolist(), strict=True):
+        for search, logits_V, flops in zip(searches, logits_RV, self._rows.last_flops.tolist(), strict=True):
             search.logits_V = logits_V
             search.num_steps += 1
-            search.flops += own
+            search.flops += flops
         charge(searches, time.perf_counter() - begin)
 
     def _choose(self) -> None:

@@ -1,6 +1,7 @@
-"""Samplers that draw candidates and keep one: single sample, Best-of-N and its kin, see `inference.selection.rules`.
+"""Samplers that draw candidates and keep one: a single sample, Best-of-N, and every rule of `inference.selection`.
 
-Each is two steps, so that other methods can share a pool: `draw` candidates, then a pure selection on scores.
+Each takes two steps, so that other methods can share a pool: candidates are drawn (`draw`) and scored (`score`), then
+a pure rule chooses by scores and texts.
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from iama.cost import Cost, peak_memory, start_peak
-from iama.errors import ConfigError, DataError
+from iama.errors import ConfigError
 from iama.prompts.render import render_prompt
-from inference.engine.decode import check_fit, iter_decode, response_text, until_all
+from inference.engine.batches import until_all
+from inference.engine.decode import iter_decode
 from inference.engine.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
+from inference.engine.responses import Pool, pool_of
 from inference.engine.reward_rows import RewardRows
+from inference.samplers.base import Completion, check_columns, render_checked
 from inference.selection.rules import rule_of
 
 if TYPE_CHECKING:
@@ -27,78 +31,8 @@ if TYPE_CHECKING:
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
+    from inference.engine.responses import PooledPrompt, Response
     from inference.selection.rules import Rule, Served
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One response in a pool; `reward` is None until it is scored."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    reward: float | None = None
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Candidates drawn for each prompt, with what each prompt's candidates cost."""
-
-    prompts: list[Prompt]
-    candidates: list[list[Candidate]]
-    costs: list[Cost]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of a response that was proposed until one was kept, as `inference.samplers.cards` and `inference.samplers.ggro` do it.
-
-    `num_proposals` counts the proposals up to the one that settled it. `forced` says that none was accepted, and the
-    best of them kept. `wasted_tokens` were drawn for it and not kept. `nudge` says that its first token is not the
-    policy's own choice. `threshold` is NaN where nothing is compared with one.
-    """
-
-    num_tokens: int
-    reward: float
-    threshold: float
-    num_proposals: int
-    forced: bool
-    wasted_tokens: int
-    nudge: bool = False
-
-    @property
-    def num_tested(self) -> int:
-        """Proposals that were compared with the threshold: the last of a forced segment is not."""
-        return self.num_proposals - self.forced
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What a sampler answers: the kept candidate, all candidates, what they cost together, and how it came about.
-
-    `capped`: a latency cap cut the number of candidates. `fallback`: none was accepted, and a plain sample is kept.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    reward: float | None
-    finish_reason: str
-    cost: Cost
-    candidates: list[Candidate]
-    chosen: int
-    trace: tuple[Segment, ...] = ()
-    capped: bool = False
-    fallback: bool = False
-
-
-class Sampler(Protocol):
-    """Anything that answers prompts; the same seed and prompt give the same answer in any batch."""
-
-    def sample(
-        self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[Completion]:
-        """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
-        ...
 
 
 def draw(
@@ -110,19 +44,15 @@ def draw(
     seed: int,
     batch_size: int,
 ) -> Pool:
-    """Draw candidates (`num_samples` is one number or one a prompt), unscored."""
+    """Draw unscored samples; `num_samples` is one number for all prompts, or one a prompt."""
     prompts_ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
-    candidates: list[list[Candidate]] = [[] for _ in prompts]
+    samples: list[list[Response]] = [[] for _ in prompts]
     costs = [Cost()] * len(prompts)
     for index, responses, cost in iter_decode(
         policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size
     ):
-        candidates[index] = [
-            Candidate(response_text(policy, r.token_ids, sampling.stop), r.token_ids, r.finish_reason)
-            for r in responses
-        ]
-        costs[index] = cost
-    return Pool(list(prompts), candidates, _with_peak(costs, policy.model.device))
+        samples[index], costs[index] = responses, cost
+    return pool_of(prompts, samples, _with_peak(costs, policy.model.device))
 
 
 def _with_peak(costs: Sequence[Cost], device: torch.device) -> list[Cost]:
@@ -131,90 +61,62 @@ def _with_peak(costs: Sequence[Cost], device: torch.device) -> list[Cost]:
     return [replace(cost, peak_memory=max(peak, cost.peak_memory)) for cost in costs]
 
 
-def render_checked(
-    policy: Policy,
-    reward: Reward | None,
-    prompts: Sequence[Prompt],
-    columns: Mapping[str, Sequence[Any]] | None,
-    sampling: Sampling,
-) -> list[list[int]]:
-    """Token ids of the prompts as the policy reads them, after every check that needs no forward pass.
-
-    Raises `DataError` for a column that does not fit the prompts and for a prompt that is empty or too long, and
-    what the reward raises for a prompt that it cannot read even with an empty answer.
-    """
-    check_columns(columns, len(prompts))
-    ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
-    check_fit(policy.name, policy.tokenizer, policy.context_length, ids, sampling)
-    for classifier in [] if reward is None else reward.classifiers:
-        classifier.render(prompts, [""] * len(prompts))
-    return ids
-
-
-def check_columns(columns: Mapping[str, Sequence[Any]] | None, num_prompts: int) -> None:
-    """Raise `DataError` for a column that has not one value a prompt."""
-    for name, values in (columns or {}).items():
-        if len(values) != num_prompts:
-            raise DataError(f"column {name!r} has {len(values)} values for {num_prompts} prompts; give one a prompt")
-
-
 def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | None = None) -> Pool:
-    """The pool with every candidate scored; `columns` are the prompts' columns for reward functions.
+    """The pool with every sample scored; `columns` are the prompts' columns for reward functions.
 
-    A classifier reads each prompt once for all its candidates, where it reads texts in pieces (`inference.engine.reward_rows`).
-    A prompt's candidates count as read side by side, in one step, though its first is read before the others to save
+    A classifier that reads texts in pieces (`inference.engine.reward_rows`) reads each prompt once for all its samples.
+    A prompt's samples count as read side by side, in one step, though the first is read before the others to save
     tokens.
     """
     check_columns(columns, len(pool.prompts))
-    drawn = [i for i, row in enumerate(pool.candidates) if row]
+    drawn = [i for i, prompt in enumerate(pool.prompts) if prompt.samples]
     scored: Iterator[_Scored]
     if reward.classifier is None:
-        scored = (_score_by_function(pool, reward, columns or {}, i) for i in drawn)
+        scored = (_score_by_function(pool.prompts[i], reward, columns or {}, i) for i in drawn)
     else:
         start_peak(reward.classifier.model.device)
         run = partial(_score_by_classifier, pool, reward)
         scored = until_all(run, drawn, reward.classifier.batch_size, reward.classifier.source)
-    candidates, costs = list(pool.candidates), list(pool.costs)
-    for own in scored:
-        costs[own.index] += own.cost
-        candidates[own.index] = [
-            Candidate(c.text, c.token_ids, c.finish_reason, r)
-            for c, r in zip(candidates[own.index], own.rewards, strict=True)
-        ]
+    samples, costs = list(pool.samples), list(pool.costs)
+    for result in scored:
+        costs[result.index] += result.cost
+        responses = zip(samples[result.index], result.rewards, strict=True)
+        samples[result.index] = tuple(replace(response, reward=value) for response, value in responses)
     if reward.classifier is not None:
         costs = _with_peak(costs, reward.classifier.model.device)
-    return Pool(pool.prompts, candidates, costs)
+    prompts = zip(pool.prompts, samples, costs, strict=True)
+    return Pool(pool.header, [replace(prompt, samples=row, cost=cost) for prompt, row, cost in prompts])
 
 
 @dataclass
 class _Scored:
-    """Rewards of a prompt's candidates, and their cost."""
+    """Rewards of a prompt's samples, and their cost."""
 
     index: int
     rewards: list[float] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
 
 
-def _score_by_function(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]], i: int) -> _Scored:
-    row = pool.candidates[i]
-    own = {name: [values[i]] * len(row) for name, values in columns.items()}
-    return _Scored(i, *reward.score([pool.prompts[i]] * len(row), [c.text for c in row], own))
+def _score_by_function(asked: PooledPrompt, reward: Reward, columns: Mapping[str, Sequence[Any]], i: int) -> _Scored:
+    number = len(asked.samples)
+    repeated = {name: [values[i]] * number for name, values in columns.items()}
+    return _Scored(i, *reward.score([asked.prompt] * number, [sample.text for sample in asked.samples], repeated))
 
 
 def _score_by_classifier(pool: Pool, reward: Reward, indices: list[int], batch_size: int) -> Iterator[_Scored]:
-    """Score at most `batch_size` candidates together; a prompt's first one is read whole, the others go on from it."""
+    """Score at most `batch_size` samples together; a prompt's first one is read whole, the others go on from it."""
     rewards = RewardRows(reward)
     scored = {i: _Scored(i) for i in indices}
     first_rows: dict[int, int] = {}
 
     def read(which: Sequence[tuple[int, int]], rows: Sequence[int]) -> None:
-        texts = [pool.candidates[i][j].text for i, j in which]
-        values, costs = rewards.score(rows, [pool.prompts[i] for i, _ in which], texts)
+        texts = [pool.prompts[i].samples[j].text for i, j in which]
+        values, costs = rewards.score(rows, [pool.prompts[i].prompt for i, _ in which], texts)
         for (i, _), value, cost in zip(which, values, costs, strict=True):
             scored[i].rewards.append(value)
             scored[i].cost = scored[i].cost.beside(cost)
 
-    every = [(i, j) for i in indices for j in range(len(pool.candidates[i]))]
+    every = [(i, j) for i in indices for j in range(len(pool.prompts[i].samples))]
     for start in range(0, len(every), batch_size):
         batch = every[start : start + batch_size]
         firsts, others = [(i, j) for i, j in batch if j == 0], [(i, j) for i, j in batch if j > 0]
@@ -225,7 +127,7 @@ def _score_by_classifier(pool: Pool, reward: Reward, indices: list[int], batch_s
             rewards.copy(first_rows[i], [row for _, row in group])
         read(others, rows)
         rewards.free(rows)
-        for i in [i for i, j in batch if j == len(pool.candidates[i]) - 1]:
+        for i in [i for i, j in batch if j == len(pool.prompts[i].samples) - 1]:
             rewards.free([first_rows.pop(i)])
             yield scored[i]
 
@@ -259,7 +161,7 @@ class SelectionSampler:
         if self.reward is not None:
             pool = score(pool, self.reward, columns)
         capped = [rule.is_capped(u) for u in number]
-        rows = zip(pool.candidates, pool.costs, capped, choice, strict=True)
+        rows = zip(pool.prompts, capped, choice, strict=True)
         return [_keep(rule, *row) for row in rows]
 
     @staticmethod
@@ -270,11 +172,9 @@ class SelectionSampler:
         return [uniforms(streams, step).tolist() for step in (0, 1)]
 
 
-def _keep(rule: Rule, row: list[Candidate], cost: Cost, capped: bool, u: float) -> Completion:
-    rewards = [c.reward for c in row if c.reward is not None]
-    chosen = rule.keep(rewards, [c.text for c in row], u) if rewards else 0
-    kept = row[chosen]
-    fallback = rule.falls_back and chosen == len(row) - 1
-    return Completion(
-        kept.text, kept.token_ids, kept.reward, kept.finish_reason, cost, row, chosen, capped=capped, fallback=fallback
-    )
+def _keep(rule: Rule, drawn: PooledPrompt, capped: bool, u: float) -> Completion:
+    candidates = drawn.samples
+    rewards = [candidate.reward for candidate in candidates if candidate.reward is not None]
+    chosen = rule.keep(rewards, [candidate.text for candidate in candidates], u) if rewards else 0
+    fallback = rule.falls_back and chosen == len(candidates) - 1
+    return Completion(candidates, chosen, drawn.cost, capped=capped, fallback=fallback)

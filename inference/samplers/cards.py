@@ -1,19 +1,17 @@
 """CARDS, cascade reward sampling (Li et al., arXiv 2406.16306): rejection sampling of segments against a reward.
 
 A segment ends before an uncertain token. It is scored with all that stands before it, and accepted with probability
-`min(1, e^{(R - threshold) / T})`, where the threshold rises linearly from near the prompt's own reward to a target.
+`min(1, e^{(R - threshold) / T})`. The threshold rises linearly from near the reward of the empty response to a target.
 With one segment a response it is rejection sampling of whole responses (`rejection_settings`).
 
-Beside the paper: EOS ends a response, none is longer than asked, sampling and acceptance have temperatures of their
-own, and the target can be calibrated, since rewards have scales of their own.
+Beside the paper: an end token ends a response, no response is longer than asked, sampling and acceptance have separate
+temperatures, and the target can be measured (`calibrate_target`), since every reward has another scale.
 """
 
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -23,24 +21,27 @@ from pydantic import Field, model_validator
 from iama.config.schema import Strict
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning
-from inference.engine.decode import charge
-from inference.engine.random_streams import uniforms
-from inference.engine.reward_rows import RewardRows
-from inference.samplers.best_of import Segment, draw, render_checked, score
-from inference.samplers.guided import answer_all, score_rows
-from inference.samplers.proposals import CardsRequest, Proposal, Proposer
+from inference.engine.next_token import entropy
+from inference.engine.random_streams import stream_keys, uniforms
+from inference.samplers.base import render_checked
+from inference.samplers.best_of import draw, score
+from inference.samplers.guided import answer_all
+from inference.samplers.segments import Kept, SegmentLoop, SegmentRequest, TextScores, draw_next, stacked_logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    import torch
 
     from iama.config.specs import Sampling
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.samplers.best_of import Completion
+    from inference.engine.random_streams import Keys
+    from inference.samplers.base import Completion
+    from inference.samplers.segments import FirstTokens, Proposal
 
 ACCEPTANCE_STEP = 2**31  # of a proposal's random stream; its tokens use the steps below
-DECIDE_AT = 0.5  # share of the rows that must wait for their score before any is scored
 MANY_FORCED = 0.2
 
 
@@ -48,7 +49,7 @@ class CardsSettings(Strict):
     """How segments are cut and accepted."""
 
     target: float | None = None
-    """Reward that a finished response should have, in the reward's own units (`calibrate_target` measures one)."""
+    """Reward that a finished response should have, in units of the reward (`calibrate_target` measures one)."""
     entropy_threshold: float | None = Field(3.0, ge=0)
     """A segment ends before a token whose distribution has at least this entropy, in nats; null: never."""
     min_segment: int = Field(4, ge=1)
@@ -56,7 +57,8 @@ class CardsSettings(Strict):
     max_segment: int = Field(64, ge=1)
     """Most tokens of a segment."""
     start_weight: float = Field(0.5, ge=0, le=1)
-    """Weight of the target in the threshold at the start (the paper's alpha); the prompt's own reward has the rest."""
+    """Weight of the target in the threshold at the start (the paper's alpha); the empty response's reward has the
+    rest."""
     acceptance: Literal["soft", "hard"] = "soft"
     """soft: below the threshold too, with a probability that falls with the distance; hard: at or above it only."""
     acceptance_temperature: float = Field(0.7, gt=0)
@@ -138,7 +140,7 @@ def calibrate_target(
     render_checked(policy, reward, prompts, columns, sampling)
     pool = draw(policy, prompts, num_samples, sampling, seed=seed, batch_size=batch_size)
     scored = score(pool, reward, columns)
-    rewards = [c.reward for row in scored.candidates for c in row if c.reward is not None]
+    rewards = [c.reward for row in scored.samples for c in row if c.reward is not None]
     return float(np.quantile(rewards, quantile)), sum(scored.costs, Cost())
 
 
@@ -146,9 +148,9 @@ def calibrate_target(
 class Cards:
     """The sampler; `batch_size` is the number of rows that propose together.
 
-    A prompt takes as many rows as it has parallel proposals (at most `batch_size`), and the memory of one more. What
-    it answers depends on its own tokens and the seed alone. Besides its proposals, each prompt is scored once with an
-    empty response, for the threshold (unless `start_weight` is 1), and so that a reward that reads texts in pieces
+    A prompt takes as many rows as it has parallel proposals (at most `batch_size`), and the memory of one more. The
+    answer depends on the prompt's tokens and the seed alone. Besides its proposals, each prompt is scored once with an
+    empty response: for the threshold (unless `start_weight` is 1), and so that a reward that reads texts in pieces
     reads the prompt once.
     """
 
@@ -169,14 +171,18 @@ class Cards:
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions.
 
-        Warns if more than a fifth of the segments were forced, which means that they follow no law to speak of; with
-        a single proposal for each all are, and nothing is said.
+        Warns if none of the proposals was accepted for more than a fifth of the segments. There is no warning with
+        `max_proposals` = 1, which accepts nothing by design.
         """
 
-        def run(requests: list[CardsRequest], batch_size: int) -> Iterator[CardsRequest]:
-            return _Run(self, seed, batch_size).run(requests)
+        def run(requests: list[SegmentRequest], batch_size: int) -> Iterator[SegmentRequest]:
+            scores: TextScores[SegmentRequest] = TextScores(
+                self.policy, self.reward, self.sampling, reads_empty=self.settings.start_weight < 1
+            )
+            rule = _Rule(self, seed, batch_size)
+            return SegmentLoop(self.policy, self.sampling, rule, scores, batch_size).run(requests)
 
-        completions = answer_all(self, CardsRequest, run, prompts, columns)
+        completions = answer_all(self, SegmentRequest, run, prompts, columns)
         self._warn_of_forced(completions)
         return completions
 
@@ -219,106 +225,53 @@ def acceptance_summary(completions: Sequence[Completion]) -> dict[str, float]:
     }
 
 
-class _Run:
-    """Prompts in flight: proposals that are complete wait, until enough of them can be scored together."""
+class _Rule:
+    """CARDS' part in the loop: segments that end before an uncertain token, kept by rejection sampling."""
 
     def __init__(self, sampler: Cards, seed: int, batch_size: int) -> None:
         settings = sampler.settings
-        self._settings, self._max_new_tokens = settings, sampler.sampling.max_new_tokens
-        self._proposer = Proposer(sampler.policy, sampler.sampling, settings, seed)
-        self._reward, self._rewards = sampler.reward, RewardRows(sampler.reward)
-        self._num_parallel = min(settings.parallel_proposals, batch_size)
-        self._num_slots = min(self._num_parallel + 1, settings.max_proposals)  # one holds the best of earlier rounds
-        self._num_prompts = batch_size // self._num_parallel
-        self._live: list[CardsRequest] = []
+        self._settings, self._sampling, self._seed = settings, sampler.sampling, seed
+        self._source = f"policy {sampler.policy.name!r}"
+        self.max_proposals = settings.max_proposals
+        self.num_parallel = min(settings.parallel_proposals, batch_size)
+        self.min_tokens, self.max_tokens = settings.min_segment, settings.max_segment
 
-    def run(self, requests: Sequence[CardsRequest]) -> Iterator[CardsRequest]:
-        """Answer all; each is yielded when it is finished."""
-        waiting = deque(requests)
-        while waiting or self._live:
-            room = min(self._num_prompts - len(self._live), len(waiting))
-            if room:
-                self._enter([waiting.popleft() for _ in range(room)])
-            proposing = [p for request in self._live for p in request.round if not p.is_complete]
-            if proposing and not self._enough_wait():
-                self._proposer.step(proposing)
-            else:
-                yield from self._decide()
+    def open(self, request: SegmentRequest) -> FirstTokens:
+        """The first proposals of a segment."""
+        return self._more(request)
 
-    def _enter(self, requests: list[CardsRequest]) -> None:
-        """Forward prompts, score their empty responses, and begin their first segments."""
-        self._proposer.enter(requests, self._num_slots)
-        reward_rows = self._rewards.allocate(len(requests) * self._num_slots)
-        for i, request in enumerate(requests):
-            request.reward_rows = dict(zip(request.slots, reward_rows[i :: len(requests)], strict=True))
-        if self._settings.start_weight < 1 or self._rewards.in_pieces:
-            rows = [request.reward_rows[request.slots[0]] for request in requests]
-            rewards = score_rows(self._reward, self._rewards, requests, rows, [""] * len(rows))
-            for request, reward in zip(requests, rewards, strict=True):
-                request.start_reward = reward
-                self._share(request, request.slots[0])
-        for request in requests:
-            self._open_round(request, 0)
-        self._live += requests
+    def streams(self, request: SegmentRequest, numbers: Sequence[int]) -> Keys:
+        """A separate stream for each proposal of a prompt."""
+        samples = [len(request.trace) * self.max_proposals + number for number in numbers]
+        return stream_keys(self._seed, [request.key] * len(samples), samples)
 
-    def _enough_wait(self) -> bool:
-        """Whether the prompts that can be judged hold their share of the rows."""
-        num_rows = sum(len(request.round) for request in self._live)
-        return sum(len(request.round) for request in self._live if request.is_complete) >= DECIDE_AT * num_rows
+    def choose(self, proposals: Sequence[Proposal], logits_RV: torch.Tensor) -> list[int]:
+        """Tokens drawn as in plain decoding."""
+        return draw_next(proposals, logits_RV, [len(p.tokens) for p in proposals], self._sampling, self._source)
 
-    def _decide(self) -> Iterator[CardsRequest]:
-        """Score what waits, and let each prompt go on from what it accepts; finished prompts leave."""
-        ready = [request for request in self._live if request.is_complete]
-        proposals = [proposal for request in ready for proposal in request.round]
-        rows = [proposal.request.reward_rows[proposal.slot] for proposal in proposals]
-        texts = [self._proposer.text(proposal) for proposal in proposals]
-        requests = [proposal.request for proposal in proposals]
-        rewards = score_rows(self._reward, self._rewards, requests, rows, texts)
-        begin = time.perf_counter()
-        us = uniforms(np.asarray([proposal.stream for proposal in proposals]), ACCEPTANCE_STEP).tolist()
-        for proposal, reward, u in zip(proposals, rewards, us, strict=True):
-            proposal.reward, proposal.u = reward, u
-        for request in ready:
-            self._judge(request)
-        charge(ready, time.perf_counter() - begin)
-        self._live = [request for request in self._live if not request.finish_reason]
-        for request in (request for request in ready if request.finish_reason):
-            self._proposer.leave(request)
-            self._rewards.free(list(request.reward_rows.values()))
-            yield request
+    def ends(self, proposals: Sequence[Proposal]) -> list[bool]:
+        """Whether the next token is uncertain."""
+        if self._settings.entropy_threshold is None:
+            return [False] * len(proposals)
+        is_uncertain: list[bool] = (entropy(stacked_logits(proposals)) >= self._settings.entropy_threshold).tolist()
+        return is_uncertain
 
-    def _judge(self, request: CardsRequest) -> None:
+    def judge(self, request: SegmentRequest) -> Kept | FirstTokens:
         """Keep the first accepted proposal in index order, or the best of all at the last; else propose again."""
-        last = self._settings.max_proposals - 1
-        for proposal in request.round:
-            if request.best is None or proposal.reward > request.best.reward:
-                request.best = proposal
-            if proposal.number == last:
-                return self._keep(request.best, proposal.number + 1, forced=True)
-            if self._settings.accepts(proposal.reward, self._threshold(proposal), proposal.u):
-                return self._keep(proposal, proposal.number + 1, forced=False)
-        return self._open_round(request, request.round[-1].number + 1)
+        us = uniforms(np.asarray([proposal.stream for proposal in request.round]), ACCEPTANCE_STEP).tolist()
+        for proposal, u in zip(request.round, us, strict=True):
+            if proposal.number == self.max_proposals - 1:
+                assert request.best is not None
+                return Kept(request.best, self.max_proposals, self._threshold(request.best), forced=True)
+            threshold = self._threshold(proposal)
+            if self._settings.accepts(proposal.reward, threshold, u):
+                return Kept(proposal, proposal.number + 1, threshold)
+        return self._more(request)
 
-    def _open_round(self, request: CardsRequest, first: int) -> None:
-        self._proposer.open_round(request, first, min(self._num_parallel, self._settings.max_proposals - first))
+    def _more(self, request: SegmentRequest) -> FirstTokens:
+        return [None] * min(self.num_parallel, self.max_proposals - request.num_proposals)
 
     def _threshold(self, proposal: Proposal) -> float:
-        num_tokens = len(proposal.request.tokens) + len(proposal.tokens)
-        return self._settings.threshold(proposal.request.start_reward, num_tokens, self._max_new_tokens)
-
-    def _keep(self, kept: Proposal, num_proposals: int, *, forced: bool) -> None:
-        """Let a prompt go on from a proposal, and begin its next segment unless it is finished."""
-        request, num_tokens = kept.request, len(kept.tokens)
-        wasted = request.num_drawn - num_tokens
-        request.trace.append(
-            Segment(num_tokens, kept.reward, self._threshold(kept), num_proposals, forced, wasted_tokens=wasted)
-        )
-        self._proposer.keep(kept)
-        if not request.finish_reason:
-            self._share(request, kept.slot)
-            self._open_round(request, 0)
-
-    def _share(self, request: CardsRequest, slot: int) -> None:
-        """Let the reward go on from what it read in one of a prompt's slots, in all of them."""
-        row = request.reward_rows[slot]
-        self._rewards.copy(row, [other for other in request.reward_rows.values() if other != row])
+        """Reward that the response should have with a proposal."""
+        start_reward = proposal.request.start_reward
+        return self._settings.threshold(start_reward, len(proposal.response), self._sampling.max_new_tokens)

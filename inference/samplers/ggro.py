@@ -4,26 +4,30 @@ A segment ends before an uncertain token. The next one is decoded several times,
 which a reward's gradient proposes from the policy's likeliest ones; the candidate with the best reward is kept.
 
 Beside what is published: any end token ends a response, every segment has at least one token, token ids are kept, the
-reward reads its own template, and what was read once stays in the caches of policy and reward.
+reward reads its usual template, and what was read once stays in the caches of policy and reward.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
+import torch
 from pydantic import Field, model_validator
 
 from iama.config.schema import Strict
-from iama.errors import ConfigError, RewardError
+from iama.errors import ConfigError, ModelError, RewardError
 from iama.prompts.render import prompt_text
-from inference.engine.reward_gradient import around, check_shared_vocabulary
-from inference.samplers.best_of import Segment
-from inference.samplers.ggro_candidates import Decoder, GgroRequest
-from inference.samplers.ggro_scores import GradientScores, TextScores
+from inference.engine.next_token import entropy
+from inference.engine.random_streams import stream_keys, uniforms
+from inference.engine.responses import Ends
+from inference.engine.reward_gradient import around
+from inference.engine.vocabulary import check_shared_vocabulary, special_tokens
+from inference.samplers.ggro_scores import GgroRequest, GradientScores, OptionScores
 from inference.samplers.guided import answer_all
+from inference.samplers.segments import Kept, SegmentLoop, TextScores, draw_next, stacked_logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,16 +36,19 @@ if TYPE_CHECKING:
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.samplers.best_of import Completion
+    from inference.engine.random_streams import Keys
+    from inference.samplers.base import Completion
+    from inference.samplers.segments import FirstTokens, Proposal, Scores, SegmentRequest
 
-DECIDE_AT = 0.5  # share of the rows that must wait for their score before any is scored
+CUT_STREAM = 2**61
+"""Sample index of a prompt's stream of cuts. Sample 0 is plain decoding, 1 + s the nudges of segment s."""
 
 
 class GgroSettings(Strict):
     """Where segments end, and how their first tokens are chosen."""
 
     num_candidates: int = Field(8, ge=1)
-    """Most candidates for a segment, the policy's own continuation being the first; 1: plain decoding."""
+    """Most candidates for a segment, the first being the policy's continuation without a nudge; 1: plain decoding."""
     entropy_threshold: float | None = Field(1.5, ge=0)
     """A segment ends before a token whose distribution has at least this entropy, in nats; null: never."""
     min_segment: int = Field(4, ge=2)
@@ -52,8 +59,8 @@ class GgroSettings(Strict):
     """A nudge is one of so many likeliest tokens (but no special token that does not end the response)."""
     score: Literal["gradient", "taylor", "exact"] = "gradient"
     """What a token v promises in the first place of a candidate: gradient, g . E_v, with 0 for the token that stands
-    there (as published); taylor, g . (E_v - E_current); exact, the reward of the text with v there, less the
-    candidate's own (any reward, any vocabulary)."""
+    there (as published); taylor, g . (E_v - E_current); exact, the reward of the text with v there, less that of the
+    candidate (any reward, any vocabulary)."""
     parallel: bool = False
     """false: each nudge is proposed from the candidate before, until one is repeated or none promises more than 0;
     true: the best proposals of the first candidate are decoded together."""
@@ -87,8 +94,8 @@ class GgroSettings(Strict):
 class Ggro:
     """The sampler; `batch_size` is the number of rows decoded together (a parallel prompt has `num_candidates` - 1).
 
-    What it answers depends on a prompt's own tokens and the seed alone. Rewards in the trace are those that guided:
-    with a gradient, of the response's own token ids. A completion's `reward` is always that of its text.
+    The answer depends on the prompt's tokens and the seed alone. Rewards in the trace are those that guided: with a
+    gradient, those of the policy's token ids. A completion's `reward` is always that of its text.
     """
 
     policy: Policy
@@ -112,16 +119,19 @@ class Ggro:
         def run(requests: list[GgroRequest], batch_size: int) -> Iterator[GgroRequest]:
             for request in requests:
                 request.template = templates[request.index]
-            return _Run(self, seed, batch_size).run(requests)
+            loop = SegmentLoop(self.policy, self.sampling, _Rule(self, seed), self.scores(), batch_size)
+            return loop.run(requests)
 
-        return answer_all(cast("Any", self), GgroRequest, run, prompts, columns)
+        return answer_all(self, GgroRequest, run, prompts, columns)
 
-    def scores(self) -> TextScores | GradientScores:
-        """What tells candidates' rewards, and what options promise."""
+    def scores(self) -> Scores[GgroRequest]:
+        """The reward's side of the loop: rewards of proposals, and gains of the tokens that may nudge."""
         settings = self.settings
         if settings.needs_gradient:
             return GradientScores(self.policy, self.reward, self.sampling, taylor=settings.score == "taylor")
-        return TextScores(self.policy, self.reward, self.sampling, settings.top_k if settings.proposes else 0)
+        if settings.proposes:
+            return OptionScores(self.policy, self.reward, self.sampling, settings.top_k)
+        return TextScores(self.policy, self.reward, self.sampling)
 
     def _template(self, prompt: Prompt) -> tuple[list[int], list[int]]:
         """The reward's template around a response; empty where the reward reads texts."""
@@ -140,115 +150,117 @@ class Ggro:
         return before, after
 
 
-class _Run:
-    """Prompts in flight: candidates that are complete wait, until enough of them can be scored together."""
+class _Rule:
+    """GGRO's part in the loop: the policy's continuation of a segment, and others that begin with a nudge.
 
-    def __init__(self, sampler: Ggro, seed: int, batch_size: int) -> None:
-        settings = sampler.settings
-        self._settings = settings
-        self._decoder = Decoder(sampler.policy, sampler.sampling, settings, seed)
-        self._scores = sampler.scores()
-        num_others = settings.num_candidates - 1
-        self._num_slots = 1 + (num_others if settings.parallel else min(1, num_others))  # one holds the best
-        self._num_prompts = max(1, batch_size // max(1, num_others if settings.parallel else 1))
-        self._live: list[GgroRequest] = []
+    A proposal is a function of its first token: the tokens after it are the likeliest ones, or drawn with the random
+    numbers that belong to their places in the response. So a first token that was tried needs no second proposal.
+    """
 
-    def run(self, requests: Sequence[GgroRequest]) -> Iterator[GgroRequest]:
-        """Answer all; each is yielded when it is finished."""
-        waiting = deque(requests)
-        while waiting or self._live:
-            room = min(self._num_prompts - len(self._live), len(waiting))
-            if room:
-                self._enter([waiting.popleft() for _ in range(room)])
-            decoding = [own for request in self._live for own in request.round if not own.is_complete]
-            if decoding and not self._enough_wait():
-                self._decoder.step(decoding)
-            else:
-                yield from self._decide()
+    def __init__(self, sampler: Ggro, seed: int) -> None:
+        settings, policy = sampler.settings, sampler.policy
+        self._settings, self._sampling, self._seed = settings, sampler.sampling, seed
+        self._source = f"policy {policy.name!r}"
+        self._ends = Ends(policy, sampler.sampling)
+        self._without_text = set(special_tokens(policy.tokenizer).values()) - policy.eos_token_ids
+        self.max_proposals = settings.num_candidates
+        self.num_parallel = max(1, settings.num_candidates - 1) if settings.parallel else 1
+        self.min_tokens, self.max_tokens = settings.min_segment - 1, settings.max_segment
 
-    def _enter(self, requests: list[GgroRequest]) -> None:
-        """Forward prompts, let the reward read what stands before their responses, and begin their first segments."""
-        self._decoder.enter(requests, self._num_slots)
-        self._scores.enter(requests)
-        for request in requests:
-            self._open_segment(request)
-        self._live += requests
+    def open(self, request: GgroRequest) -> FirstTokens:
+        """The policy's continuation without a nudge; notes the tokens that may nudge the segment, if any may."""
+        settings = self._settings
+        request.options, request.tried = [], set()
+        is_first = settings.first_nudge and not request.tokens
+        if self.max_proposals > 1 and (is_first or self._uncertain([request], [0], request.logits_V[None])[0]):
+            best_K = request.logits_V.double().topk(min(settings.top_k, len(request.logits_V)))
+            likeliest = best_K.indices[best_K.values > -math.inf].tolist()
+            request.options = [token for token in likeliest if token not in self._without_text]
+        return self._asking(request, [None])
 
-    def _open_segment(self, request: GgroRequest) -> None:
-        self._decoder.open_segment(request)
-        self._open_round(request, [None])
+    def streams(self, request: GgroRequest, numbers: Sequence[int]) -> Keys:
+        """All proposals have the stream of plain decoding."""
+        return stream_keys(self._seed, [request.key] * len(numbers), [0] * len(numbers))
 
-    def _open_round(self, request: GgroRequest, nudges: Sequence[int | None]) -> None:
-        """Decode candidates; those of whom nudges are asked get gains, the last one of a segment does not."""
-        num_tries = request.num_tries + len(nudges)
-        more = num_tries < self._settings.num_candidates and (num_tries == 1 or not self._settings.parallel)
-        wants_gains = bool(request.options) and more and self._settings.proposes
-        self._decoder.open_round(request, nudges, wants_gains=wants_gains)
+    def choose(self, proposals: Sequence[Proposal], logits_RV: torch.Tensor) -> list[int]:
+        """The likeliest tokens, or tokens drawn as in plain decoding of the whole response."""
+        if not self._settings.greedy:
+            places = [len(proposal.response) for proposal in proposals]
+            return draw_next(proposals, logits_RV, places, self._sampling, self._source)
+        best_R = logits_RV.max(dim=-1)
+        if not bool(best_R.values.isfinite().all()):
+            raise ModelError(f"{self._source} gives logits that are not finite; its weights are damaged")
+        tokens: list[int] = best_R.indices.tolist()
+        return tokens
 
-    def _enough_wait(self) -> bool:
-        """Whether the prompts that can be judged hold their share of the rows."""
-        num_rows = sum(len(request.round) for request in self._live)
-        return sum(len(request.round) for request in self._live if request.is_complete) >= DECIDE_AT * num_rows
+    def ends(self, proposals: Sequence[Proposal]) -> list[bool]:
+        """Whether the next token is uncertain; one that ends the response is no boundary."""
+        logits_RV = stacked_logits(proposals)
+        is_uncertain = self._uncertain([p.request for p in proposals], [len(p.tokens) for p in proposals], logits_RV)
+        if any(is_uncertain):
+            uncertain = [p for p, it_is in zip(proposals, is_uncertain, strict=True) if it_is]
+            following = iter(self.choose(uncertain, logits_RV[torch.tensor(is_uncertain)]))
+            is_uncertain = [
+                it_is and not self._ends.reason([*p.response, next(following)])
+                for p, it_is in zip(proposals, is_uncertain, strict=True)
+            ]
+        return is_uncertain
 
-    def _decide(self) -> Iterator[GgroRequest]:
-        """Score what waits, and nudge it again or let each prompt go on from its best; finished prompts leave."""
-        ready = [request for request in self._live if request.is_complete]
-        self._scores.score([own for request in ready for own in request.round])
-        for request in ready:
-            self._judge(request)
-        self._live = [request for request in self._live if not request.finish_reason]
-        for request in (request for request in ready if request.finish_reason):
-            self._decoder.leave(request)
-            self._scores.leave(request)
-            yield request
-
-    def _judge(self, request: GgroRequest) -> None:
-        """Note the best candidate so far (the first of equals), and open the next round or keep it."""
-        for own in request.round:
-            request.num_tries += 1
-            request.tried.add(own.tokens[0])
-            if request.best is None or own.reward > request.best.reward:
-                request.best = own
+    def judge(self, request: GgroRequest) -> Kept | FirstTokens:
+        """Nudge the segment again, or keep the best proposal."""
+        request.tried |= {proposal.tokens[0] for proposal in request.round}
         nudges = self._nudges(request)
         if nudges:
-            self._open_round(request, nudges)
-        else:
-            self._keep(request)
+            return self._asking(request, nudges)
+        assert request.best is not None
+        return Kept(request.best, request.num_proposals)
 
-    def _nudges(self, request: GgroRequest) -> list[int]:
-        """First tokens for the next candidates; none where the best one is settled."""
-        left = self._settings.num_candidates - request.num_tries
+    def _asking(self, request: GgroRequest, firsts: FirstTokens) -> FirstTokens:
+        """Ask for gains of what these proposals give, unless no nudge may follow them."""
+        number = request.num_proposals + len(firsts)
+        more = number < self.max_proposals and (number == 1 or not self._settings.parallel)
+        request.wants_gains = bool(request.options) and more and self._settings.proposes
+        request.gains = []
+        return firsts
+
+    def _nudges(self, request: GgroRequest) -> FirstTokens:
+        """First tokens for the next proposals; none where the best one is settled."""
+        left = self.max_proposals - request.num_proposals
         if left == 0 or not request.options:
             return []
         if self._settings.nudge_by == "random":
-            return self._decoder.random_nudges(request, left if self._settings.parallel else 1)
-        last = request.round[-1]
-        promising = (
-            sorted(zip(last.gains, request.options, strict=True), key=lambda pair: -pair[0]) if last.gains else []
-        )
-        others = [(gain, token) for gain, token in promising if token != last.tokens[0]]
+            return self._random_nudges(request, left if self._settings.parallel else 1)
+        if not request.gains:
+            return []
+        current = request.round[-1].tokens[0]
+        promising = sorted(zip(request.gains, request.options, strict=True), key=lambda pair: -pair[0])
+        others = [(gain, token) for gain, token in promising if token != current]
         if self._settings.parallel:
             return [token for gain, token in others[:left] if gain > -math.inf]
-        # A first token that was tried leads to a candidate that is known.
+        # A first token that was tried leads to a proposal that is known.
         return [token for gain, token in others[:1] if gain > 0 and token not in request.tried]
 
-    def _keep(self, request: GgroRequest) -> None:
-        """Let a prompt go on from its best candidate, and begin its next segment unless it is finished."""
-        kept = request.best
-        assert kept is not None
-        num_tokens = len(kept.tokens)
-        request.trace.append(
-            Segment(
-                num_tokens=num_tokens,
-                reward=kept.reward,
-                threshold=math.nan,
-                num_proposals=request.num_tries,
-                forced=False,
-                wasted_tokens=request.num_drawn - num_tokens,
-                nudge=kept.nudge is not None,
-            )
-        )
-        self._decoder.keep(kept)
-        if not request.finish_reason:
-            self._scores.share(request, kept.slot)
-            self._open_segment(request)
+    def _random_nudges(self, request: GgroRequest, number: int) -> FirstTokens:
+        """So many of the options that were not tried, each as likely as any other."""
+        left = [token for token in request.options if token not in request.tried]
+        stream = stream_keys(self._seed, [request.key], [1 + len(request.trace)])
+        nudges: FirstTokens = []
+        while left and len(nudges) < number:
+            (u,) = uniforms(stream, request.num_proposals + len(nudges))
+            nudges.append(left.pop(int(u * len(left))))
+        return nudges
+
+    def _uncertain(
+        self, requests: Sequence[SegmentRequest], num_tokens: Sequence[int], logits_RV: torch.Tensor
+    ) -> list[bool]:
+        """Whether a segment may end so many tokens after what is kept, where these logits stand."""
+        settings = self._settings
+        if settings.random_cuts is not None:
+            places = [len(request.tokens) + number for request, number in zip(requests, num_tokens, strict=True)]
+            streams = stream_keys(self._seed, [request.key for request in requests], [CUT_STREAM] * len(requests))
+            cuts: list[bool] = (uniforms(streams, np.asarray(places)) < settings.random_cuts).tolist()
+            return cuts
+        if settings.entropy_threshold is None:
+            return [False] * len(requests)
+        uncertain: list[bool] = (entropy(logits_RV) >= settings.entropy_threshold).tolist()
+        return uncertain

@@ -1,11 +1,10 @@
-"""What GGRO's candidates are worth, and what its nudging tokens promise: by text, or by ids and a gradient."""
+"""Rewards of GGRO's proposals, and what each nudging token promises: by text, or by token ids and a gradient."""
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +12,8 @@ import torch
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.models.flops import row_flops
-from inference.engine.decode import response_text, special_tokens
 from inference.engine.next_token import cut_at_stop
+from inference.engine.responses import response_text
 from inference.engine.reward_gradient import (
     EmbeddedReward,
     GradientRows,
@@ -22,81 +21,81 @@ from inference.engine.reward_gradient import (
     whole,
     whole_with_gradient,
 )
-from inference.engine.reward_rows import RewardRows, micro_batches, num_before_padding, num_common, reads_in_pieces
-from inference.samplers.guided import score_rows
+from inference.engine.reward_rows import micro_batches, num_before_padding, num_common, reads_in_pieces
+from inference.engine.vocabulary import special_tokens
+from inference.samplers.guided import charge_reward, memory_of
+from inference.samplers.segments import SegmentRequest, TextScores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from iama.config.specs import Sampling
     from iama.models.flops import ModelSize
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.samplers.ggro_candidates import GgroRequest, Try
+    from inference.samplers.segments import Proposal
 
 
-class TextScores:
-    """Rewards of texts, by any reward; a nudging token is worth what the text with it in place is scored more."""
+@dataclass(eq=False)
+class GgroRequest(SegmentRequest):
+    """A prompt with its proposals, and the tokens that may nudge its current segment."""
+
+    template: tuple[list[int], list[int]] = ([], [])  # what the reward reads before and after the response
+    option_rows: list[int] = field(default_factory=list)  # one for each option, where the reward reads them
+    options: list[int] = field(default_factory=list)  # tokens that may nudge the segment, the likeliest first
+    tried: set[int] = field(default_factory=set)  # first tokens of the segment's proposals
+    wants_gains: bool = False  # then the round is a single proposal
+    gains: list[float] = field(default_factory=list)  # promised by each option in the place of its first token
+
+
+class OptionScores(TextScores[GgroRequest]):
+    """Rewards of texts, by any reward; an option's gain is the reward of the text with it in place, less the text's."""
 
     def __init__(self, policy: Policy, reward: Reward, sampling: Sampling, num_options: int) -> None:
-        """With `num_options` above 0 gains are told, of at most so many tokens."""
-        self._policy, self._reward, self._sampling = policy, reward, sampling
+        """A prompt has at most `num_options` tokens that may nudge a segment."""
+        super().__init__(policy, reward, sampling)
         self._num_options = num_options
-        self._rewards = RewardRows(reward)
 
     def enter(self, requests: Sequence[GgroRequest]) -> None:
-        """Give prompts rows; a reward that reads texts in pieces reads each prompt, once for all its rows."""
+        """Give prompts rows, for their options too."""
+        super().enter(requests)
         for request in requests:
-            rows = self._rewards.allocate(len(request.slots) + self._num_options)
-            request.reward_rows = dict(zip(request.slots, rows, strict=False))
-            request.option_rows = rows[len(request.slots) :]
-        if self._rewards.in_pieces:
-            rows = [request.reward_rows[request.slots[0]] for request in requests]
-            score_rows(self._reward, self._rewards, requests, rows, [""] * len(rows))
-            for request in requests:
-                self.share(request, request.slots[0])
+            request.option_rows = self._rewards.allocate(self._num_options)
 
     def leave(self, request: GgroRequest) -> None:
         """Give a prompt's rows up."""
-        self._rewards.free([*request.reward_rows.values(), *request.option_rows])
+        super().leave(request)
+        self._rewards.free(request.option_rows)
 
-    def share(self, request: GgroRequest, slot: int) -> None:
-        """Let all rows of a prompt go on from one slot's."""
-        row = request.reward_rows[slot]
-        self._rewards.copy(row, [other for other in request.reward_rows.values() if other != row])
-
-    def score(self, tries: Sequence[Try]) -> None:
-        """Note each candidate's reward, and where it is asked for the gain of every option in its first place."""
-        rows = [own.request.reward_rows[own.slot] for own in tries]
-        for own, reward in zip(tries, self._scored(tries, rows, [own.tokens for own in tries]), strict=True):
-            own.reward = reward
-        asked = [own for own in tries if own.wants_gains]
-        pairs = [(own, token) for own in asked for token in own.request.options]
-        if not pairs:
+    def score(self, requests: Sequence[GgroRequest]) -> None:
+        """Note each proposal's reward, and where it is asked for the gain of every option in its first place."""
+        super().score(requests)
+        asked = [request for request in requests if request.wants_gains and request.options]
+        if not asked:
             return
-        rows = []
-        for own in asked:
-            used = own.request.option_rows[: len(own.request.options)]
-            self._rewards.copy(own.request.reward_rows[own.slot], used)
+        rows: list[int] = []
+        for request in asked:
+            used = request.option_rows[: len(request.options)]
+            self._rewards.copy(request.reward_rows[request.round[-1].slot], used)
             rows += used
-        tokens = [[token] if token in self._policy.eos_token_ids else [token, *own.tokens[1:]] for own, token in pairs]
-        rewards = iter(self._scored([own for own, _ in pairs], rows, tokens))
-        for own in asked:
-            own.gains = [next(rewards) - own.reward for _ in own.request.options]
+        each = [request for request in asked for _ in request.options]
+        responses = [self._with_option(request, token) for request in asked for token in request.options]
+        rewards = iter(self._values(each, rows, responses))
+        for request in asked:
+            request.gains = [next(rewards) - request.round[-1].reward for _ in request.options]
 
-    def _scored(self, tries: Sequence[Try], rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> list[float]:
-        texts = [
-            response_text(self._policy, [*own.request.tokens, *new], self._sampling.stop)
-            for own, new in zip(tries, tokens, strict=True)
-        ]
-        return score_rows(self._reward, self._rewards, [own.request for own in tries], rows, texts)
+    def _with_option(self, request: GgroRequest, token: int) -> list[int]:
+        """The response with an option in the first place of the segment; one that ends it is its last token."""
+        rest = [] if token in self._policy.eos_token_ids else request.round[-1].tokens[1:]
+        return [*request.tokens, token, *rest]
 
 
 class GradientScores:
-    """Rewards of the policy's own token ids in the reward's template, and gradients with respect to one of them.
+    """Rewards of the policy's token ids in the reward's template, and gradients with respect to one of them.
 
-    Where the reward reads in pieces (`inference.engine.reward_rows`), what stands before a segment is read once and is constant
-    in the gradient, which is exact since attention is causal. Any other reward reads, and differentiates, whole rows.
+    Where the reward reads in pieces (`inference.engine.reward_rows`), what stands before a segment is read once and is
+    constant in the gradient, which is exact since attention is causal. Any other reward reads, and differentiates,
+    whole rows.
     """
 
     def __init__(self, policy: Policy, reward: Reward, sampling: Sampling, *, taylor: bool) -> None:
@@ -122,7 +121,7 @@ class GradientScores:
         owners = {request.reward_rows[request.slots[0]]: request for request in read}
         for batch in micro_batches(counts, self._classifier.batch_size):
             begin = time.perf_counter()
-            with _named(self._classifier.source):
+            with memory_of(self._classifier.source):
                 self._rows.extend(batch, [owners[row].template[0] for row in batch])
             seconds = (time.perf_counter() - begin) / len(batch)
             for row, flops in zip(batch, self._rows.last_flops.tolist(), strict=True):
@@ -153,20 +152,25 @@ class GradientScores:
             if others:
                 self._rows.copy(row, others, min(num_common(held, self._rows.ids(other)) for other in others))
 
-    def score(self, tries: Sequence[Try]) -> None:
-        """Note each candidate's reward, and where it is asked for the gain of every option in its first place."""
-        ids = {own: self._ids(own.request, own.response) for own in tries}
-        places = {own: len(self._ids(own.request, own.request.tokens)) - len(own.request.template[1]) for own in tries}
+    def score(self, requests: Sequence[GgroRequest]) -> None:
+        """Note each proposal's reward, and where it is asked for the gain of every option in its first place."""
+        readings = [self._reading(request, proposal) for request in requests for proposal in request.round]
+        plain = [reading for reading in readings if reading.place is None]
+        asked = [reading for reading in readings if reading.place is not None]
+        with memory_of(self._classifier.source):
+            charge_reward([*self._read(plain), *self._read(asked)])  # side by side, whatever the batches
+
+    def _reading(self, request: GgroRequest, proposal: Proposal) -> _Reading:
+        """What must be read for a proposal, and where its gradient is asked for."""
+        ids = self._ids(request, proposal.response)
+        first = len(self._ids(request, request.tokens)) - len(request.template[1])
         # Where a response has nothing in the place, and its template nothing after it, there is nothing to replace.
-        asked = [own for own in tries if own.wants_gains and places[own] < len(ids[own])]
-        plain = [own for own in tries if own not in asked]
-        with _named(self._classifier.source):
-            costs = [*self._read(plain, ids, {}), *self._read(asked, ids, {own: places[own] for own in asked})]
-        spent: dict[GgroRequest, Cost] = {}
-        for own, cost in costs:  # of one request all are read side by side, whatever the batches
-            spent[own.request] = spent.get(own.request, Cost()).beside(cost)
-        for request, cost in spent.items():
-            request.reward_cost += cost
+        place = first if request.wants_gains and first < len(ids) else None
+        start = 0
+        if self._rows is not None:
+            held = self._rows.ids(request.reward_rows[proposal.slot])
+            start = min(num_common(held, ids), len(ids) - 1 if place is None else place)
+        return _Reading(request, proposal, ids, start, place)
 
     def _ids(self, request: GgroRequest, tokens: Sequence[int]) -> list[int]:
         """A row as the reward reads it: its template around the ids that have a text, up to the one that speaks.
@@ -183,31 +187,21 @@ class GradientScores:
         before, after = request.template
         return [*before, *(t for t in tokens[: len(tokens) - ended] if t not in self._unread and t < known), *after]
 
-    def _read(
-        self, tries: Sequence[Try], ids: Mapping[Try, list[int]], places: Mapping[Try, int]
-    ) -> Iterator[tuple[Try, Cost]]:
-        """Score candidates, and tell what each cost; with `places`, take the gradients there too (all or none)."""
-        starts = {own: self._start(own, ids[own], places.get(own)) for own in tries}
-        counts = {i: len(ids[own]) - starts[own] for i, own in enumerate(tries)}
+    def _read(self, readings: Sequence[_Reading]) -> Iterator[tuple[GgroRequest, Cost]]:
+        """Score proposals; yields what each cost. With a place they get gradients too (all have one, or none)."""
+        counts = {i: len(reading.ids) - reading.start for i, reading in enumerate(readings)}
         for batch in micro_batches(counts, self._classifier.batch_size):
             begin = time.perf_counter()
-            rows = [_Reading(tries[i], ids[tries[i]], starts[tries[i]], places.get(tries[i])) for i in batch]
+            rows = [readings[i] for i in batch]
             logits, gradients_RD = self._forward(rows)
-            prompts = [row.own.request.prompt for row in rows]
-            texts = [response_text(self._policy, row.own.response, self._sampling.stop) for row in rows]
+            prompts = [row.request.prompt for row in rows]
+            texts = [response_text(self._policy, row.proposal.response, self._sampling.stop) for row in rows]
             scores = self._reward.finish(prompts, texts, self._classifier.scores(logits.float().cpu()))
             for row, score, gradient_D in zip(rows, scores, gradients_RD, strict=True):
-                row.own.reward = score
-                row.own.gains = self._gains(row, gradient_D)
+                row.proposal.reward = score
+                row.request.gains = self._gains(row, gradient_D)
             seconds = (time.perf_counter() - begin) / len(rows)
-            yield from ((row.own, replace(row.cost(self._classifier.size), seconds=seconds)) for row in rows)
-
-    def _start(self, own: Try, ids: Sequence[int], place: int | None) -> int:
-        """The first of a row's tokens that must be read."""
-        if self._rows is None:
-            return 0
-        last = len(ids) - 1 if place is None else place
-        return min(num_common(self._rows.ids(own.request.reward_rows[own.slot]), ids), last)
+            yield from ((row.request, replace(row.cost(self._classifier.size), seconds=seconds)) for row in rows)
 
     def _forward(self, rows: Sequence[_Reading]) -> tuple[torch.Tensor, Iterable[torch.Tensor | None]]:
         """Logits `[R, labels]`, and of rows that have a place the gradient `[D]` of the reward with respect to it."""
@@ -218,7 +212,7 @@ class GradientScores:
             if places:
                 return whole_with_gradient(classifier, tokens, places)
             return whole(classifier, tokens), [None] * len(rows)
-        slots = [row.own.request.reward_rows[row.own.slot] for row in rows]
+        slots = [row.request.reward_rows[row.proposal.slot] for row in rows]
         for slot, row in zip(slots, rows, strict=True):
             held.roll_back(slot, row.start)
         if places:
@@ -226,13 +220,13 @@ class GradientScores:
         return held.extend(slots, tokens), [None] * len(rows)
 
     def _gains(self, row: _Reading, gradient_D: torch.Tensor | None) -> list[float]:
-        """First-order scores of a candidate's options in its place; -inf for one that the reward does not know."""
+        """First-order scores of a proposal's options in its place; -inf for one that the reward does not know."""
         if gradient_D is None or row.place is None:
             return []
         if not bool(gradient_D.isfinite().all()):
             raise RewardError(f"{self._classifier.source} has a gradient that is not finite; its weights are damaged")
         table_VD = self._embedded.embeddings
-        options = row.own.request.options
+        options = row.request.options
         precise = torch.promote_types(table_VD.dtype, torch.float32)
         known = torch.tensor([min(token, len(table_VD) - 1) for token in options], device=table_VD.device)
         ascent_D = self._classifier.sign * gradient_D.to(precise)
@@ -246,9 +240,11 @@ class GradientScores:
 
 @dataclass(frozen=True)
 class _Reading:
-    """A candidate's row: all its ids, of which those from `start` on are read; `place` is that of its nudge."""
+    """A proposal's row: all its ids, of which those from `start` on are read; `place` is that of its first token,
+    where a gradient is asked for there."""
 
-    own: Try
+    request: GgroRequest
+    proposal: Proposal
     ids: list[int]
     start: int
     place: int | None
@@ -266,13 +262,3 @@ class _Reading:
             return cost
         flops = suffix_backward_flops(size, self.start, number)
         return cost + Cost(backward_tokens=number, sequential_steps=1, flops=flops)
-
-
-@contextmanager
-def _named(source: str) -> Iterator[None]:
-    """Let a lack of memory carry a note whose it is."""
-    try:
-        yield
-    except RuntimeError as error:
-        error.add_note(source)
-        raise

@@ -1,34 +1,58 @@
-"""What CARDS, ARGS and GGRO share: one response a prompt, which grows while a reward reads it."""
+"""What CARDS, GGRO and ARGS share: one response a prompt, which grows while a reward reads it."""
 
 from __future__ import annotations
 
 import math
-import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
-from inference.engine.decode import Request, charge, response_text, shortest_first, until_all
+from inference.engine.batches import Request, shortest_first, until_all
 from inference.engine.random_streams import prompt_keys
-from inference.samplers.best_of import Candidate, Completion, render_checked
+from inference.engine.responses import Response, response_text
+from inference.samplers.base import Completion, Sampler, render_checked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from iama.config.specs import Sampling
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
+    from inference.engine.policy import Policy
     from inference.engine.reward_rows import RewardRows
-    from inference.engine.rows import Rows
-    from inference.samplers.args import Args
-    from inference.samplers.best_of import Segment
-    from inference.samplers.cards import Cards
+    from inference.samplers.base import Segment
+
+
+class GuidedSampler(Sampler, Protocol):
+    """A sampler whose reward has a say while a response is written; `batch_size` is the most rows side by side."""
+
+    @property
+    def policy(self) -> Policy:
+        """What proposes."""
+        ...
+
+    @property
+    def reward(self) -> Reward:
+        """What guides."""
+        ...
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn, and where a response ends."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Halved where memory runs out; the answers stay the same."""
+        ...
 
 
 @dataclass(eq=False)
-class Guided(Request):
+class GuidedRequest(Request):
     """A prompt and its response so far. `logits_V` follow its last token, and are dropped where it ends."""
 
     prompt: Prompt
@@ -39,14 +63,13 @@ class Guided(Request):
     reward: float = math.nan  # of the response so far
     logits_V: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     trace: list[Segment] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)  # rows of the policy that its candidates share
 
 
-G = TypeVar("G", bound=Guided)
+G = TypeVar("G", bound=GuidedRequest)
 
 
 def answer_all(
-    sampler: Cards | Args,
+    sampler: GuidedSampler,
     kind: Callable[..., G],
     run: Callable[[list[G], int], Iterator[G]],
     prompts: Sequence[Prompt],
@@ -62,16 +85,14 @@ def answer_all(
     start_peak(policy.model.device)
 
     def begin(indices: list[int], batch_size: int) -> Iterator[G]:
-        own = {i: {name: values[i] for name, values in (columns or {}).items()} for i in indices}
-        return run([kind(i, ids[i], prompts[i], own[i], keys[i]) for i in indices], batch_size)
+        values = {i: {name: column[i] for name, column in (columns or {}).items()} for i in indices}
+        return run([kind(i, ids[i], prompts[i], values[i], keys[i]) for i in indices], batch_size)
 
     completions = {}
     for request in until_all(begin, shortest_first(ids), sampler.batch_size, f"policy {policy.name!r}"):
         text = response_text(policy, request.tokens, sampling.stop)
-        kept = Candidate(text, tuple(request.tokens), request.finish_reason, request.reward)
-        completions[request.index] = Completion(
-            text, kept.token_ids, kept.reward, kept.finish_reason, request.cost(), [kept], 0, tuple(request.trace)
-        )
+        response = Response(text, tuple(request.tokens), request.finish_reason, request.reward)
+        completions[request.index] = Completion([response], 0, request.cost(), tuple(request.trace))
     peak = peak_memory(policy.model.device)
     return [
         replace(completion, cost=replace(completion.cost, peak_memory=peak))
@@ -79,41 +100,37 @@ def answer_all(
     ]
 
 
-def enter_prompts(rows: Rows, requests: Sequence[Guided], num_slots: int) -> None:
-    """Forward prompts, once each, and give them so many slots that have read them."""
-    begin = time.perf_counter()
-    number = len(requests)
-    slots = rows.allocate(number * num_slots)  # all at once, so that memory grows once
-    logits_PV = rows.extend(slots[:number], [request.prompt_ids for request in requests])
-    flops = rows.last_flops.tolist()
-    for i, (request, logits_V, own) in enumerate(zip(requests, logits_PV, flops, strict=True)):
-        request.num_steps += 1
-        request.flops += own
-        request.slots = slots[i::number]
-        request.logits_V = logits_V.clone()
-        rows.copy(request.slots[0], request.slots[1:])
-    charge(requests, time.perf_counter() - begin)
-
-
 def score_rows(
-    reward: Reward, rewards: RewardRows, requests: Sequence[Guided], rows: Sequence[int], texts: Sequence[str]
+    reward: Reward, rewards: RewardRows, requests: Sequence[GuidedRequest], rows: Sequence[int], texts: Sequence[str]
 ) -> list[float]:
     """Scores of a text a row, charged to the rows' requests; of one request all are read side by side, in one step.
 
-    Raises `RewardError` for a missing score; a lack of memory carries a note that it is the reward's.
+    Raises `RewardError` for a missing score.
     """
     columns = {name: [request.columns[name] for request in requests] for name in requests[0].columns}
     source = f"reward {reward.name!r}"
-    try:
+    with memory_of(source):
         values, costs = rewards.score(rows, [request.prompt for request in requests], texts, columns)
-    except RuntimeError as error:
-        error.add_note(source)
-        raise
     if any(map(math.isnan, values)):
         raise RewardError(f"{source} has no score for a text that it must guide; return a number for every text")
-    spent: dict[Guided, Cost] = {}
-    for request, cost in zip(requests, costs, strict=True):
+    charge_reward(zip(requests, costs, strict=True))
+    return values
+
+
+def charge_reward(costs: Iterable[tuple[GuidedRequest, Cost]]) -> None:
+    """Add what was read for requests to their costs; all that one request's proposals took is side by side."""
+    spent: dict[GuidedRequest, Cost] = {}
+    for request, cost in costs:
         spent[request] = spent.get(request, Cost()).beside(cost)
     for request, cost in spent.items():
         request.reward_cost += cost
-    return values
+
+
+@contextmanager
+def memory_of(source: str) -> Iterator[None]:
+    """Let a lack of memory carry a note that names the model that ran out of it (`until_all` reads it)."""
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(source)
+        raise

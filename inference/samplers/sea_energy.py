@@ -1,4 +1,4 @@
-"""Descent on the energy of response logits, with the hard text forward and its relaxation backward: SEA's inner loop.
+"""SEA's energy of response logits, with the hard text forward and its relaxation backward.
 
 Of chain r the state is one logit vector a response position (papers: y in R^{T x V}). Its text is the argmax of each,
 up to the first end token; what policy and reward read is always that text, so log-probability and reward are those of
@@ -14,20 +14,25 @@ padding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
 
+from iama.cost import Cost
 from iama.errors import ModelError, RewardError
+from iama.models.inputs import pad
 from inference.engine.prefix import Prefixes
-from inference.engine.reward_gradient import embedding_table
+from inference.engine.reward_gradient import EmbeddedReward, embedding_table
+from inference.engine.rows import Rows
+from inference.engine.vocabulary import end_tokens, special_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from iama.config.specs import Sampling
+    from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.engine.reward_gradient import EmbeddedReward
-    from inference.samplers.sea import SeaSettings
 
 BLOCK = 2**22  # logits whose gradient is formed at once
 LOWEST = -1e4  # of log-probabilities in a gradient: a token that the policy rules out has -inf
@@ -46,6 +51,24 @@ class Models:
     reward_source: str
     end_ids: frozenset[int]
     silent_V: torch.Tensor
+
+    @classmethod
+    def of(cls, policy: Policy, reward: Reward, sampling: Sampling) -> Self:
+        """Raise `ConfigError` for a reward that does not score embeddings as it scores their tokens."""
+        embedded, end_ids = EmbeddedReward(reward), end_tokens(policy, sampling)
+        silent_V = silent_tokens(policy, len(embedded.embeddings), end_ids)
+        return cls(policy, embedded, embedded.source, end_ids, silent_V)
+
+
+def silent_tokens(policy: Policy, num_reward_tokens: int, end_ids: frozenset[int]) -> torch.Tensor:
+    """Ids of the policy's logits that no chain may move to, `[V]`: they have no text, or no meaning for the reward."""
+    size = policy.model.config.get_text_config(decoder=True).vocab_size
+    silent_V = torch.ones(size, dtype=torch.bool)
+    silent_V[: min(size, len(policy.tokenizer), num_reward_tokens)] = False
+    special = [token_id for token_id in special_tokens(policy.tokenizer).values() if token_id < size]
+    silent_V[special] = True
+    silent_V[[token_id for token_id in end_ids if token_id < size]] = False
+    return silent_V.to(policy.model.device)
 
 
 @dataclass(frozen=True)
@@ -97,7 +120,7 @@ class Energy:
         self.row_N = torch.repeat_interleave(torch.arange(len(starts)), torch.tensor(self.sizes)).to(device)
         self._place_N = torch.cat([torch.arange(size) for size in self.sizes]).to(device)
         # What the policy reads: the prompt's last token, then the response but for its last.
-        self._ids_RT = _padded([[start.prompt_ids[-1], *start.token_ids] for start in starts], device)
+        self._ids_RT = pad([[start.prompt_ids[-1], *start.token_ids] for start in starts], 0, device=device)
         self.sampled_N = self._ids_RT[self.row_N, self._place_N + 1]
         self._prompts = Prefixes(policy.model, [start.prompt_ids[:-1] for start in starts])
 
@@ -206,83 +229,10 @@ class Energy:
         return table[ids_T.clamp(max=len(table) - 1)] * (ids_T < len(table)).unsqueeze(1)
 
 
-class Chains:
-    """R chains on their way: their states `state_NV`, and the best text of each so far, by reward or by energy.
-
-    Positions after a text's end have no gradient, but Adam's momentum and noise move them on: where the end token goes
-    to a later place, or away, tokens come to light that no energy has judged.
-
-    `best_N` are the tokens of the best texts with what follows their ends, `best_step_R` the step that each was found
-    after and `num_kept_R` how many tokens belong to it, end token included. `rewards_SR`, `log_probs_SR` and
-    `num_text_SR` tell of the texts before the first step and after each.
-    """
-
-    def __init__(self, energy: Energy, settings: SeaSettings) -> None:
-        self._energy, self._settings = energy, settings
-        self._generators = [torch.Generator(energy.device).manual_seed(key) for key in energy.keys]
-        silent_V = energy.silent_V
-        self.rewards_SR: list[list[float]] = []
-        self.log_probs_SR: list[list[float]] = []
-        self.num_text_SR: list[list[int]] = []
-        tokens_N = energy.sampled_N
-        with_gradient = settings.num_steps > 0
-        if settings.init == "random":
-            self.state_NV = torch.zeros(len(tokens_N), len(silent_V), dtype=energy.dtype, device=energy.device)
-            self._add_noise(1.0)
-            self.state_NV.masked_fill_(silent_V, -torch.inf)
-            tokens_N = self.state_NV.argmax(dim=-1)
-        self._reading = energy.read(tokens_N, with_gradient=with_gradient)
-        if settings.init == "sample":
-            self.state_NV = start_state(self._reading.log_laws_NV, tokens_N, silent_V, settings.margin)
-            assert torch.equal(self.state_NV.argmax(dim=-1), tokens_N), "step 0 does not decode to the sample"
-        self.best_N = tokens_N
-        self._best_R = torch.full_like(self._reading.rewards_R, -torch.inf)
-        self.num_kept_R = torch.zeros_like(self._reading.num_text_R)
-        self.best_step_R = torch.zeros_like(self.num_kept_R)
-        self._note(tokens_N)
-
-    def run(self) -> None:
-        """All steps."""
-        settings = self._settings
-        kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.SGD
-        optimiser = kind([self.state_NV], lr=settings.learning_rate)
-        last = settings.num_steps - 1
-        for step in range(settings.num_steps):
-            self.state_NV.grad = self._energy.gradient(self._reading, self.state_NV)
-            optimiser.step()
-            if settings.noise and step < last:
-                self._add_noise(settings.noise * (1 - step / last))
-            tokens_N = self.state_NV.argmax(dim=-1)
-            self._reading = self._energy.read(tokens_N, with_gradient=step < last)
-            self._note(tokens_N)
-        self.state_NV.grad = None
-
-    def _note(self, tokens_N: torch.Tensor) -> None:
-        """Keep what was read, and the texts that are better than any before."""
-        reading, settings = self._reading, self._settings
-        value_R = reading.rewards_R
-        if settings.keep == "energy":
-            value_R = reading.log_probs_R + settings.alpha * value_R
-        is_better_R = value_R > self._best_R
-        self.best_N = torch.where(is_better_R[self._energy.row_N], tokens_N, self.best_N)
-        self._best_R = torch.where(is_better_R, value_R, self._best_R)
-        self.num_kept_R = torch.where(is_better_R, reading.num_counted_R, self.num_kept_R)
-        self.best_step_R = torch.where(is_better_R, len(self.rewards_SR), self.best_step_R)
-        self.rewards_SR.append(reading.rewards_R.tolist())
-        self.log_probs_SR.append(reading.log_probs_R.tolist())
-        self.num_text_SR.append(reading.num_text_R.tolist())
-
-    def _add_noise(self, spread: float) -> None:
-        """Normal noise, each chain's from its own generator, so that no batch changes it."""
-        for generator, part_TV in zip(self._generators, self._energy.split(self.state_NV), strict=True):
-            noise_TV = torch.randn(part_TV.shape, generator=generator, dtype=part_TV.dtype, device=part_TV.device)
-            part_TV.add_(noise_TV, alpha=spread)
-
-
 def start_state(
     log_laws_NV: torch.Tensor, tokens_N: torch.Tensor, silent_V: torch.Tensor, margin: float
 ) -> torch.Tensor:
-    """The policy's own logits, with the sampled token raised by `margin` above the greatest: `[N, V]`.
+    """The policy's logits, with the sampled token raised by `margin` above the greatest: `[N, V]`.
 
     Tokens that no text may hold get -inf, unless they were sampled; they stay there, as their gradient is 0.
     """
@@ -298,6 +248,60 @@ def softmax_pullback_(weight_NV: torch.Tensor, state_NV: torch.Tensor) -> torch.
     return weight_NV.sub_(mean_N1).mul_(law_NV)
 
 
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+def decode_top_k(
+    models: Models, starts: Sequence[Start], states: Sequence[torch.Tensor], k: int
+) -> tuple[list[list[int]], list[Cost]]:
+    """Texts from the states `[T, V]` of chains: at each position the best of the policy's `k` likeliest next tokens
+    that have a text.
+
+    They end at an end token or with the state. Chains of one prompt that follow each other share its prefill, which is
+    in the first one's cost.
+    """
+    rows = Rows(models.policy.model, f"policy {models.policy.name!r}")
+    live, logits_RV, costs = _prefill(rows, starts)
+    answers: list[list[int]] = [[] for _ in starts]
+    while live:
+        chains = list(live)
+        state_RV = torch.stack([states[c][len(answers[c])] for c in chains])
+        for c, token in zip(chains, _best_of_likeliest(models.silent_V, logits_RV, state_RV, k), strict=True):
+            answers[c].append(token)
+            if token in models.end_ids or len(answers[c]) == len(states[c]):
+                rows.free([live.pop(c)])
+        if live:
+            logits_RV = rows.extend(list(live.values()), [answers[c][-1:] for c in live])
+            for c, flops in zip(live, rows.last_flops.tolist(), strict=True):
+                costs[c] += Cost(policy_decode_tokens=1, sequential_steps=1, flops=flops)
+    return answers, costs
+
+
+def _best_of_likeliest(silent_V: torch.Tensor, logits_RV: torch.Tensor, state_RV: torch.Tensor, k: int) -> list[int]:
+    """Of each row the best by its state of the `k` likeliest tokens; where that is a silent one, of those with text."""
+    number = min(k, logits_RV.shape[1])
+
+    def best_R(logits_RV: torch.Tensor, state_RV: torch.Tensor) -> torch.Tensor:
+        likeliest_RK = logits_RV.topk(number, dim=-1).indices
+        best_R1 = state_RV.gather(1, likeliest_RK).argmax(dim=-1, keepdim=True)
+        return likeliest_RK.gather(1, best_R1).squeeze(1)
+
+    tokens_R = best_R(logits_RV, state_RV)
+    is_silent_R = silent_V[tokens_R]
+    if bool(is_silent_R.any()):
+        heard = [values_RV.masked_fill(silent_V, -torch.inf) for values_RV in (logits_RV, state_RV)]
+        tokens_R = torch.where(is_silent_R, best_R(*heard), tokens_R)
+    tokens: list[int] = tokens_R.tolist()
+    return tokens
+
+
+def _prefill(rows: Rows, starts: Sequence[Start]) -> tuple[dict[int, int], torch.Tensor, list[Cost]]:
+    """Slots by chain, the logits after their prompts `[R, V]`, and costs."""
+    firsts = [c for c in range(len(starts)) if c == 0 or starts[c].prompt_ids is not starts[c - 1].prompt_ids]
+    slots = rows.allocate(len(firsts))
+    logits_PV = rows.extend(slots, [starts[c].prompt_ids for c in firsts])
+    prompt_flops = rows.last_flops.tolist()
+    costs = [Cost(sequential_steps=1)] * len(starts)
+    sizes = np.diff([*firsts, len(starts)]).tolist()
+    live: dict[int, int] = {}
+    for c, slot, size, flops in zip(firsts, slots, sizes, prompt_flops, strict=True):
+        costs[c] += Cost(policy_prefill_tokens=len(starts[c].prompt_ids), flops=flops)
+        live |= zip(range(c, c + size), [slot, *rows.fork(slot, size - 1)], strict=True)
+    return live, logits_PV.repeat_interleave(torch.tensor(sizes, device=logits_PV.device), dim=0), costs

@@ -1,112 +1,213 @@
-"""From a method as people write it to the sampler that serves it."""
+"""From a method as people write it to the sampler that serves it: what there is, by name, and how to add to it.
+
+A sampler is a class that is made with `(policy, reward, settings, sampling, batch_size)` and answers prompts as
+`Sampler` says. Its settings are a `Strict` model, whose fields are what people write: `toy(strength=2)`. A class in a
+file of its own names that model as its attribute `Settings`, and is served as `path/to/toy.py:Toy(strength=2)`; one
+that is known by a name stands in `SAMPLERS`. Two names mean something to those who serve it: settings with a field
+`target` that is None are given a measured one, and settings whose `needs_gradient` is true need a reward that is a
+classifier with the policy's token ids.
+
+A rule keeps one of a number of draws (`inference.selection.rules.Rule`); it stands in `RULES`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from iama.config.methods import parse_guided, parse_selection, written_with_target
-from iama.config.schema import validate
+from iama.config.methods import Form, Method, parse_method
+from iama.config.schema import Strict, validate
 from iama.cost import Cost
-from iama.errors import ConfigError
-from iama.objective.operators import parse_operator
-from iama.rewards.reward import load_function
+from iama.errors import ConfigError, RewardError
+from iama.objective.operators import operator_of
+from iama.rewards.function import load_function
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.best_of import SelectionSampler
 from inference.samplers.cards import Cards, CardsSettings, calibrate_target, rejection_settings
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
-from inference.selection.rules import ItpSettings, MbrSettings, Served, itp_rule, mbr_rule
+from inference.selection.itp import ItpSettings, itp_rule
+from inference.selection.mbr import MbrSettings, mbr_rule
+from inference.selection.rules import Rule, Served
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from iama.config.specs import Sampling
     from iama.prompts.render import Prompt
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.samplers.best_of import Sampler
+    from inference.samplers.base import Sampler
 
 CALIBRATION_BATCH = 256
-GuidedSettings = CardsSettings | ArgsSettings | GgroSettings | SeaSettings
 
 
-def serve(policy: Policy, reward: Reward | None, method: str, sampling: Sampling, batch_size: int = 256) -> Sampler:
-    """The sampler of a method: an operator as the configuration and `iama.json` write it (`bon(4)`), or `itp(...)`,
-    `mbr(...)`, `cards(...)`, `rejection(...)`, `args(...)`, `ggro(...)`, `sea(...)` with the fields of their settings.
+class MakeSampler(Protocol):
+    """A sampler's class, or a function in its place."""
 
-    Raises `ConfigError` as `read_method` does, for CARDS without a target, and for a reward whose gradient a method
-    cannot use.
+    def __call__(
+        self, policy: Policy, reward: Reward, settings: Any, sampling: Sampling, batch_size: int, /
+    ) -> Sampler:
+        """The sampler; raises `ConfigError` for a reward or settings that it cannot use."""
+        ...
+
+
+class GuidedEntry(NamedTuple):
+    """A guided sampler: its settings, its class, an example of settings, and defaults that depend on the sampling."""
+
+    settings: type[Strict]
+    sampler: MakeSampler
+    example: str = ""
+    defaults: Callable[[Sampling], dict[str, Any]] | None = None
+
+
+class RuleEntry(NamedTuple):
+    """A rule that keeps one of its draws: its settings, what makes the rule of them, and an example of settings.
+
+    Settings without a default may be written by their place.
     """
-    read = read_method(method, sampling)
-    if isinstance(read, Served):
-        return SelectionSampler(policy, reward, read, sampling, batch_size)
+
+    settings: type[Strict]
+    rule: Callable[[Any], Rule]
+    example: str = ""
+
+
+def _whole_responses(sampling: Sampling) -> dict[str, Any]:
+    return rejection_settings(None, sampling.max_new_tokens).model_dump()
+
+
+def _mbr(settings: MbrSettings) -> Rule:
+    """The file of a `utility` is run."""
+    utility: Any = None if settings.utility is None else load_function(settings.utility, "utility")
+    return mbr_rule(settings, utility)
+
+
+SAMPLERS: dict[str, GuidedEntry] = {
+    "cards": GuidedEntry(CardsSettings, Cards, "target=1.5, entropy_threshold=2"),
+    "rejection": GuidedEntry(CardsSettings, Cards, "target=1.5", _whole_responses),
+    "args": GuidedEntry(ArgsSettings, Args, "top_k=10"),
+    "ggro": GuidedEntry(GgroSettings, Ggro, "num_candidates=8"),
+    "sea": GuidedEntry(SeaSettings, Sea, "num_steps=50"),
+}
+"""Guided samplers by the name of their method."""
+RULES: dict[str, RuleEntry] = {
+    "itp": RuleEntry(ItpSettings, itp_rule, "8, 0.1"),
+    "mbr": RuleEntry(MbrSettings, _mbr, "8, 0.5"),
+}
+"""Rules that keep one of their draws and are no operators, by the name of their method."""
+
+
+def read_method(text: str) -> Method:
+    """Read a method as people write it; raises `ConfigError` as `parse_method` does. Its settings are not checked."""
+    forms = {name: Form("guided", entry.example) for name, entry in SAMPLERS.items()}
+    forms |= {name: Form("rule", entry.example, _required(entry.settings)) for name, entry in RULES.items()}
+    return parse_method(text, forms)
+
+
+def _required(settings: type[Strict]) -> tuple[str, ...]:
+    return tuple(name for name, field in settings.model_fields.items() if field.is_required())
+
+
+def serve(
+    policy: Policy, reward: Reward | None, method: str | Method, sampling: Sampling, batch_size: int = 256
+) -> Sampler:
+    """The sampler of a method: an operator as the configuration and `iama.json` write it (`bon(4)`), a rule of `RULES`,
+    a sampler of `SAMPLERS` with the fields of its settings, or `path/to/file.py:Class(...)`.
+
+    Raises `ConfigError` as `read_method` and `check_served` do, for CARDS without a target, and for a reward whose
+    gradient a method cannot use.
+    """
+    read = read_method(method) if isinstance(method, str) else method
+    if not read.is_guided:
+        return SelectionSampler(policy, reward, served_of(read), sampling, batch_size)
+    entry = _entry(read)
+    settings = _validated(read, entry, sampling)
     if reward is None:
-        raise ConfigError(f"method {method!r} is guided by a reward; give one, or sample with method single")
-    if isinstance(read, ArgsSettings):
-        return Args(policy, reward, read, sampling, batch_size)
-    if isinstance(read, GgroSettings):
-        return Ggro(policy, reward, read, sampling, batch_size)
-    if isinstance(read, SeaSettings):
-        return Sea(policy, reward, read, sampling, batch_size)
-    return Cards(policy, reward, read, sampling, batch_size)
+        raise ConfigError(f"method {read.text!r} is guided by a reward; give one, or sample with method single")
+    return entry.sampler(policy, reward, settings, sampling, batch_size)
 
 
-def read_method(method: str, sampling: Sampling) -> Served | GuidedSettings:
-    """What a method asks for: an operator or rule that keeps one of its draws, or a guided method's settings.
+def check_served(method: Method, sampling: Sampling) -> None:
+    """Raise `ConfigError` for what cannot be served: settings that do not fit, a tilt, a series that is no law.
 
-    Loads no model. CARDS may lack its target. Raises `ConfigError` for what cannot be served: an unknown name,
-    settings that do not fit, a tilt, a series that is no law.
+    Loads no model. CARDS may lack its target.
     """
-    name, settings = parse_guided(method)
-    if name is None:
-        return read_served(method)
-    others: dict[str, type[GuidedSettings]] = {"args": ArgsSettings, "ggro": GgroSettings, "sea": SeaSettings}
-    if name in others:
-        return validate(settings, others[name], f"method {method!r}")
-    if name == "rejection":  # whole responses against the target
-        settings = rejection_settings(None, sampling.max_new_tokens).model_dump() | settings
-    return validate(settings, CardsSettings, f"method {method!r}")
+    if method.is_guided:
+        settings_of(method, sampling)
+    else:
+        served_of(method)
 
 
-def needs_gradient(method: str, sampling: Sampling) -> bool:
+def settings_of(method: Method, sampling: Sampling) -> Any:
+    """The settings of a guided method, a model of its own; a class in a file is loaded, which runs the file."""
+    return _validated(method, _entry(method), sampling)
+
+
+def _validated(method: Method, entry: GuidedEntry, sampling: Sampling) -> Strict:
+    defaults = {} if entry.defaults is None else entry.defaults(sampling)
+    return validate(defaults | dict(method.settings), entry.settings, f"method {method.text!r}")
+
+
+def _entry(method: Method) -> GuidedEntry:
+    if ":" not in method.name:
+        return SAMPLERS[method.name]
+    source, reference = f"method {method.text!r}", method.name
+    try:
+        loaded: Any = load_function(reference, source)
+    except RewardError as error:
+        raise ConfigError(
+            f"{source}: cannot load the sampler {reference!r} ({error.__cause__ or 'it is no class'}); write "
+            "path/to/file.py:ClassName or package.module:ClassName"
+        ) from error
+    settings = getattr(loaded, "Settings", None)
+    if not (isinstance(settings, type) and issubclass(settings, Strict) and hasattr(loaded, "sample")):
+        raise ConfigError(
+            f"{source}: {reference!r} is no sampler; write a class with `Settings`, a model of its settings that "
+            "derives from iama.config.schema.Strict, and `sample(prompts, *, seed, columns=None)`"
+        )
+    return GuidedEntry(settings, loaded)
+
+
+def served_of(method: Method) -> Served:
+    """What keeps one of its draws; raises `ConfigError` for an operator that is no way to sample.
+
+    The file of a `utility` is run.
+    """
+    if method.kind == "rule":
+        entry, source = RULES[method.name], f"method {method.text!r}"
+        settings = validate(dict(method.settings), entry.settings, source)
+        try:
+            return entry.rule(settings)
+        except RewardError as error:
+            raise RewardError(f"{source}: {error}") from error
+    operator = operator_of(method.call)
+    if operator.budget is None or not isinstance(operator, Served):
+        raise ConfigError(
+            f"operator {method.text!r} is what training assumes, not a way to sample; serve it with the sampler that "
+            f"it stands for, e.g. --method 'soft_bon(16, {getattr(operator, 'temperature', 0.1):g})' or --method cards"
+        )
+    return operator
+
+
+def needs_gradient(method: Method, sampling: Sampling) -> bool:
     """Whether a method guides by the gradient of a reward that shares the policy's token ids."""
-    read = read_method(method, sampling)
-    return isinstance(read, SeaSettings) or (isinstance(read, GgroSettings) and read.needs_gradient)
+    return method.is_guided and bool(getattr(settings_of(method, sampling), "needs_gradient", False))
+
+
+def needs_target(method: Method, sampling: Sampling) -> bool:
+    """Whether a guided method has to be given a target before it can run."""
+    return method.is_guided and getattr(settings_of(method, sampling), "target", 0.0) is None
 
 
 def with_target(
-    policy: Policy, reward: Reward, method: str, prompts: Sequence[Prompt], sampling: Sampling, seed: int
-) -> tuple[str, Cost]:
-    """`cards` or `rejection` with a target, and what it cost to measure a missing one on these prompts.
+    policy: Policy, reward: Reward, method: Method, prompts: Sequence[Prompt], sampling: Sampling, seed: int
+) -> tuple[Method, Cost]:
+    """A method with a target, and what it cost to measure a missing one on these prompts.
 
-    Measured is what `calibrate_target` does; it is in no completion's cost. Any other method is given back as it is.
+    Measured is what `calibrate_target` does; it is in no completion's cost. A method that lacks none is given back as
+    it is.
     """
-    read = read_method(method, sampling)
-    if not isinstance(read, CardsSettings) or read.target is not None:
+    if not needs_target(method, sampling):
         return method, Cost()
     # Another seed than the responses', since proposals begin with the same random numbers.
     target, cost = calibrate_target(policy, reward, prompts, sampling, seed=seed + 1, batch_size=CALIBRATION_BATCH)
-    return written_with_target(method, target), cost
-
-
-def read_served(method: str) -> Served:
-    """What keeps one of its draws, as `read_method` does; the file of a `utility` is run."""
-    selection = parse_selection(method)
-    if selection is not None:
-        return _selection(method, *selection)
-    parsed = parse_operator(method)
-    if parsed.budget is None or not isinstance(parsed, Served):
-        raise ConfigError(
-            f"operator {method!r} is what training assumes, not a way to sample; serve it with the sampler that it "
-            f"stands for, e.g. --method 'soft_bon(16, {getattr(parsed, 'temperature', 0.1):g})' or --method cards"
-        )
-    return parsed
-
-
-def _selection(method: str, name: str, settings: dict[str, Any]) -> Served:
-    source = f"method {method!r}"
-    if name == "itp":
-        return itp_rule(validate(settings, ItpSettings, source))
-    read = validate(settings, MbrSettings, source)
-    utility: Any = None if read.utility is None else load_function(read.utility, f"{source}: utility")
-    return mbr_rule(read, utility)
+    return method.with_target(target), cost

@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy.special import gammaln, xlog1py, xlogy
 
+from iama.arrays import Floats, Integers
 from iama.objective.rank_operators import poisson_kl_below
-from inference.selection.curves import curves, rank_weights
-from inference.statistics.win_rates import by_answer
+from inference.selection.curves import by_answer, curves, rank_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
     from iama.objective.operators import RankOperator
-
-    Floats = NDArray[np.float64]
 
 Kind = Literal["estimate", "upper bound"]
 MIN_LOG_PROBABILITY = -690.0
@@ -145,7 +143,7 @@ def order_divergences(order_NK: Floats) -> tuple[Floats, Floats]:
     return np.maximum(kl_K, 0.0), chi2_K
 
 
-def _beta_densities(u: Floats, j_B: NDArray[np.int64], n: int) -> Floats:
+def _beta_densities(u: Floats, j_B: Integers, n: int) -> Floats:
     """Densities `[Q, B]` of the j-th lowest of `n` uniforms."""
     log_count = gammaln(n + 1) - gammaln(j_B) - gammaln(n - j_B + 1)
     return np.exp(log_count + xlogy(j_B - 1, u[:, None]) + xlog1py(n - j_B, -u[:, None]))

@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.selection.rank_weights import order_weights
+from iama.arrays import Floats, Indices, Mask
+from inference.selection.curves import by_answer, order_weights
 from inference.selection.rules import rule_of
-from inference.statistics.win_rates import by_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from inference.selection.rules import Rule, Served
 
-    Floats = NDArray[np.float64]
     Texts = Sequence[Sequence[str]]
 
 NUM_SETS = 256
@@ -53,7 +50,7 @@ def kept_chances(rule: Rule, proxy_PS: Floats, texts_PS: Texts | None) -> tuple[
     return chances_PS, fallback_P
 
 
-def draw_kept(served: Served, proxy_PS: Floats, texts_PS: Texts | None) -> tuple[Floats, NDArray[np.bool_]]:
+def draw_kept(served: Served, proxy_PS: Floats, texts_PS: Texts | None) -> tuple[Floats, Mask]:
     """Serve every prompt once from its pool: the reward that is kept, `[P]`, and which samples were drawn, `[P, S]`.
 
     A law that asks for more draws than the pool has gets them all. NaN for a prompt without a score.
@@ -70,7 +67,7 @@ def draw_kept(served: Served, proxy_PS: Floats, texts_PS: Texts | None) -> tuple
     return chosen_P, drawn_PS
 
 
-def _of(texts_PS: Texts | None, p: int, samples: NDArray[np.intp]) -> list[str]:
+def _of(texts_PS: Texts | None, p: int, samples: Indices) -> list[str]:
     """Texts of some samples of a prompt; none where a rule that needs none is given none."""
     return [] if texts_PS is None else [texts_PS[p][i] for i in samples.tolist()]
 

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 Interval = tuple[float, float]
 

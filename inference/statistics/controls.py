@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from inference.selection.curves import curves, operator_at
 from inference.statistics.bootstrap import Interval, mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 CONTROLS = ("proxy", "random", "longest", "oracle")
 

@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from inference.engine.flops import row_flops
 from inference.selection.curves import curves, operator_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.objective.operators import RankOperator
     from inference.engine.flops import ModelSize
-    from inference.pools.file import PoolFile
-    from inference.pools.fill import PoolScores
-
-    Floats = NDArray[np.float64]
+    from inference.engine.responses import Pool
+    from inference.pools.score import PoolScores
 
 UNITS = (
     "policy_tokens",
@@ -39,7 +36,7 @@ UNITS = (
 """Units of the ledger besides samples. Peak memory does not grow with the budget in a way that a pool could tell."""
 
 
-def lengths(pool: PoolFile) -> Floats | None:
+def lengths(pool: Pool) -> Floats | None:
     """Tokens of every response, `[P, S]`; None where the pool does not say."""
     rows = [[sample.num_tokens for sample in prompt.samples] for prompt in pool.prompts]
     if any(number is None for row in rows for number in row):
@@ -48,7 +45,7 @@ def lengths(pool: PoolFile) -> Floats | None:
 
 
 def pool_costs(
-    pool: PoolFile,
+    pool: Pool,
     scores: PoolScores,
     policy_size: ModelSize | None,
     reward_size: ModelSize | None,
@@ -83,9 +80,7 @@ def num_steps(lengths_PS: Floats, operators: Sequence[RankOperator]) -> Floats:
     return curves(lengths_PS, lengths_PS, operators) + 1
 
 
-def _policy_costs(
-    pool: PoolFile, lengths_PS: Floats | None, size: ModelSize | None
-) -> dict[str, tuple[Floats, Floats]]:
+def _policy_costs(pool: Pool, lengths_PS: Floats | None, size: ModelSize | None) -> dict[str, tuple[Floats, Floats]]:
     """For each unit what a prompt costs once, and what each sample adds on average; `[P]` each. Empty if unknown."""
     num_samples = len(pool.prompts[0].samples)
     prefill_P, decode_P, seconds_P = (

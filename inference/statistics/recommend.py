@@ -6,17 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
 from inference.statistics.bootstrap import mean_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from inference.statistics.bootstrap import Estimate
     from inference.statistics.summary_rows import Choice, CurveRow, RecommendationRow, Unit
-
-    Floats = NDArray[np.float64]
 
 Key = tuple[str, str, str, int | None]
 NUM_BUDGETS = 12

@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats, Integers, Mask
 from inference.statistics.bootstrap import percentile_interval, resample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from inference.statistics.summary_rows import EqualCostFigures, SavingsFigures
-
-    Floats = NDArray[np.float64]
 
 # Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
 FALL_TOLERANCE = 0.02
@@ -129,14 +126,14 @@ class EqualCost:
         }
 
 
-def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, Mask]:
     """Smallest n at which each curve first reaches its target, linear in log n between budgets; `[B]` each.
 
     Columns are n = 1..N. Where a curve never reaches its target the second result is True and n is N, a lower
     bound; where n = 1 is enough, n is 1.
     """
     reached_BN = curves_BN >= targets_B[:, None]
-    censored: NDArray[np.bool_] = np.asarray(~reached_BN.any(axis=1))
+    censored: Mask = np.asarray(~reached_BN.any(axis=1))
     first = np.where(censored, curves_BN.shape[1] - 1, reached_BN.argmax(axis=1))
     before = np.maximum(first - 1, 0)
     rows = np.arange(len(curves_BN))
@@ -231,7 +228,7 @@ def _at_equal_cost(c: Comparison, unit: str, weights_BP: Floats) -> tuple[Floats
     return weights_BP @ c.trained_P - found[:, 0], found[:, 1]
 
 
-def _value_at(own: float, costs_N: Floats, values_N: Floats, n: NDArray[np.int64]) -> tuple[float, float]:
+def _value_at(own: float, costs_N: Floats, values_N: Floats, n: Integers) -> tuple[float, float]:
     samples = np.interp(own, costs_N, n)
     return float(np.interp(np.log(samples), np.log(n), values_N)), float(samples)
 
@@ -247,15 +244,15 @@ class _Ratios:
 
     log_ratio: Floats
     log_units: dict[str, Floats]
-    censored: NDArray[np.bool_]
-    floor: NDArray[np.bool_]
+    censored: Mask
+    floor: Mask
 
 
 def _ratios(c: Comparison, weights_BP: Floats) -> _Ratios:
     curves_BN = weights_BP @ c.reference_PN
     targets_B = weights_BP @ c.trained_P
     needed_B, censored_B = samples_needed(curves_BN, targets_B)
-    floor_B: NDArray[np.bool_] = np.asarray(curves_BN[:, 0] >= targets_B)
+    floor_B: Mask = np.asarray(curves_BN[:, 0] >= targets_B)
     units = {}
     for unit, (reference_PN, trained_P) in c.costs.items():
         if (reference_PN > 0).all() and (trained_P > 0).all():  # a unit that some prompt does not use gives no ratio

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from iama.arrays import Floats
+
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
-
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 
 def distinct_n(texts_PS: Sequence[Sequence[str]], n: int) -> float | None:

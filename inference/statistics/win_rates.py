@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.selection.curves import rank_weights
+from iama.arrays import Floats
+from inference.selection.curves import by_answer, rank_weights
 from inference.statistics.bootstrap import Interval, mean_interval, percentile_interval, prompt_weights
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from iama.objective.operators import RankOperator
-
-    Floats = NDArray[np.float64]
 
 NUM_PAIRS = 256
 """Pairs a prompt that the length-controlled rate is fitted on."""
@@ -61,14 +58,6 @@ def kept_weights(proxy_PS: Floats, operator: RankOperator) -> Floats:
         if known.size and operator.pmf(known.size).any():
             row[known] = by_answer(proxy_S[known], rank_weights(operator, known.size)[:, None])[:, 0]
     return weights_PS
-
-
-def by_answer(proxy_S: Floats, rank_weights_SN: Floats) -> Floats:
-    """Weights of ascending proxy ranks, `[S, N]`, as weights of the answers; ties share evenly."""
-    _, block, size = np.unique(proxy_S, return_inverse=True, return_counts=True)
-    starts = np.concatenate([[0], np.cumsum(size)[:-1]])
-    shares: Floats = (np.add.reduceat(rank_weights_SN, starts, axis=0) / size[:, None])[block]
-    return shares
 
 
 def win_rates(a: Side, b: Side) -> Floats:

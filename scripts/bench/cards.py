@@ -18,7 +18,7 @@ from scripts.bench.setting import timed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
     from inference.samplers.cards import CardsSettings
     from scripts.bench.setting import Bench
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from iama.prompts.render import Message
     from iama.rewards.reward import Reward
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
 
 
 @dataclass

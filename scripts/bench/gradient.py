@@ -12,12 +12,11 @@ from transformers import DynamicCache
 
 from iama.config.specs import Sampling
 from inference.engine.decode import decode
-from inference.engine.reward_gradient import EmbeddedReward, around
+from inference.engine.reward_gradient import around
 from inference.engine.reward_rows import reads_in_pieces
 from inference.samplers.ggro import Ggro, GgroSettings
-from inference.samplers.sea import Sea, SeaSettings, end_tokens, silent_tokens
-from inference.samplers.sea_energy import Chains, Energy, Models, Start
-from inference.samplers.sea_run import Run, Search
+from inference.samplers.sea import Chains, Run, Sea, Search, SeaSettings
+from inference.samplers.sea_energy import Energy, Models, Start
 from scripts.bench.entries import Entry
 from scripts.bench.ggro_baseline import Answer, Baseline, respond
 from scripts.bench.plain_sampling import ratios
@@ -26,7 +25,7 @@ from scripts.bench.setting import timed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from inference.samplers.best_of import Completion
+    from inference.samplers.base import Completion
     from scripts.bench.setting import Bench
 
 
@@ -215,9 +214,7 @@ def sea_settings(bench: Bench) -> SeaSettings:
 
 def models(bench: Bench) -> Models:
     """What the chains read."""
-    end_ids, embedded = end_tokens(bench.policy, sampling(bench)), EmbeddedReward(bench.reward)
-    silent_V = silent_tokens(bench.policy, len(embedded.embeddings), end_ids)
-    return Models(bench.policy, embedded, bench.classifier.source, end_ids, silent_V)
+    return Models.of(bench.policy, bench.reward, sampling(bench))
 
 
 def measure_steps(bench: Bench, figures: GradientFigures, say: Callable[[str], None]) -> None:
@@ -257,7 +254,8 @@ def run_each(passes: list[Passes], number: int) -> None:
 class Passes:
     """Bare passes of policy and reward over rows of one shape: what steps read and differentiate, nothing else.
 
-    As in `inference.samplers.sea_energy` the policy reads from the prompt's last token on, what is before it being constant.
+    As in `inference.samplers.sea_energy` the policy reads from the prompt's last token on; what is before it is
+    constant.
     """
 
     def __init__(self, bench: Bench, starts: list[Start]) -> None:

@@ -12,24 +12,25 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from iama.arrays import Floats
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import DataError, RunError
 from iama.prompts.data import load_prompts
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward
-from inference.engine.decode import decode, special_tokens
+from iama.rewards.load import load_reward
+from inference.engine.decode import decode
 from inference.engine.next_token import entropy
 from inference.engine.policy import load_policy
+from inference.engine.vocabulary import special_tokens
 from inference.samplers.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from iama.prompts.render import Message
-    from iama.rewards.reward import Classifier, Reward
+    from iama.rewards.classifier import Classifier
+    from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
 
 P = ParamSpec("P")
@@ -192,7 +193,7 @@ def calibrate(bench: Bench, say: Callable[[str], None]) -> CardsSettings:
 
 
 @torch.inference_mode()
-def unguided_entropies(bench: Bench) -> NDArray[np.float64]:
+def unguided_entropies(bench: Bench) -> Floats:
     """Entropy before every token of plain samples, `[S, T]`."""
     policy, setting = bench.policy, bench.setting
     responses, _ = decode(
@@ -210,13 +211,11 @@ def unguided_entropies(bench: Bench) -> NDArray[np.float64]:
     ]
     logits_STV = policy.model(input_ids=torch.tensor(ids, device=policy.model.device)).logits
     logits_STV = logits_STV[:, setting.prompt_tokens - 1 : -1]
-    entropies_ST: NDArray[np.float64] = (
-        entropy(logits_STV.flatten(0, 1)).view(logits_STV.shape[:2]).cpu().numpy().astype(np.float64)
-    )
+    entropies_ST: Floats = entropy(logits_STV.flatten(0, 1)).view(logits_STV.shape[:2]).cpu().numpy().astype(np.float64)
     return entropies_ST
 
 
-def threshold_for(mean: float, entropies_ST: NDArray[np.float64], settings: CardsSettings) -> float:
+def threshold_for(mean: float, entropies_ST: Floats, settings: CardsSettings) -> float:
     """The entropy at which segments of these samples have a mean length, by bisection."""
     low, high = 0.0, float(entropies_ST.max()) + 1e-6
     for _ in range(40):

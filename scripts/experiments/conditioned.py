@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from iama.config.specs import RewardSpec
 from iama.files import write_atomically
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from scripts.experiments import common
 from scripts.experiments.pools import prefixed
 

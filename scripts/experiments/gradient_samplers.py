@@ -20,7 +20,7 @@ from rich.console import Console
 from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.flops import size_of
 from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import load_policy
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from iama.config.specs import Sampling
     from inference.engine.policy import Policy
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
     from scripts.experiments.gradient_samplers_values import Results
     from scripts.experiments.segment_setup import Adapters, Setup
 
@@ -272,7 +272,7 @@ class Judge:
         found = sequence_log_probabilities(self._base, ids, responses, 256)
         return [value / max(1, number) for value, number in found]
 
-    def pool_fluency(self, pool: PoolFile, task: Task) -> Floats:
+    def pool_fluency(self, pool: Pool, task: Task) -> Floats:
         """The same of a pool's samples, `[P, S]`; texts that occur twice are read once."""
         key = digest(
             ["fluency", *self._identity(None), task.folder.name, task.num_samples, [r["prompt"] for r in task.rows]]

@@ -10,7 +10,7 @@ from scipy.special import comb
 
 from iama.objective.operators import bon
 from inference.engine.reward_rows import num_common, reads_in_pieces
-from inference.pools.fill import PoolScores
+from inference.pools.score import PoolScores
 from inference.selection.curves import curves
 from inference.statistics.costs import lengths, pool_costs
 from inference.statistics.savings import Comparison, difference_at_equal_cost, paired_difference
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iama.models.flops import ModelSize
-    from iama.rewards.reward import Classifier
-    from inference.pools.file import PoolFile
+    from iama.rewards.classifier import Classifier
+    from inference.engine.responses import Pool
     from inference.statistics.savings import EqualCost
 
     Floats = NDArray[np.float64]
@@ -96,7 +96,7 @@ def served(line: Mapping[str, Any], metrics: Sequence[str] = METRICS) -> Served:
 
 
 def bon_curves(
-    pool: PoolFile, proxy_PS: Floats, metrics: Mapping[str, Floats], classifier: Classifier, policy_size: ModelSize
+    pool: Pool, proxy_PS: Floats, metrics: Mapping[str, Floats], classifier: Classifier, policy_size: ModelSize
 ) -> dict[str, Floats]:
     """What keeping the best of n = 1..N gives and costs, `[P, N]` by metric and unit."""
     lengths_PS = lengths(pool)
@@ -108,7 +108,7 @@ def bon_curves(
     return found | {unit: costs[unit] for unit in COSTS}
 
 
-def _read(pool: PoolFile, proxy_PS: Floats, classifier: Classifier) -> PoolScores:
+def _read(pool: Pool, proxy_PS: Floats, classifier: Classifier) -> PoolScores:
     """A pool's scores with the tokens that the reward reads for them."""
     tokens, shared = [], []
     for prompt, texts in zip(pool.prompts, pool.texts, strict=True):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.ggro_scores import GradientScores
@@ -18,7 +18,7 @@ from scripts.experiments.segment_setup import prompts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from inference.samplers.ggro_candidates import Try
+    from inference.samplers.ggro_scores import GgroRequest
 
 NUM_PROMPTS = 6
 
@@ -56,13 +56,14 @@ class _Scores(GradientScores):
         super().__init__(sampler.policy, sampler.reward, sampler.sampling, taylor=False)
         self._noted = sampler.noted
 
-    def score(self, tries: Sequence[Try]) -> None:
-        """Where the token that stands there is no option, nothing is told of it."""
-        super().score(tries)
-        for own in tries:
-            gains = dict(zip(own.request.options, own.gains, strict=False))
-            if own.tokens[0] in gains and len(gains) > 1:
-                current = gains.pop(own.tokens[0])
+    def score(self, requests: Sequence[GgroRequest]) -> None:
+        """Where the token that stands there is no option, nothing is noted of it."""
+        super().score(requests)
+        for request in requests:
+            gains = dict(zip(request.options, request.gains, strict=False))
+            first = request.round[-1].tokens[0]
+            if first in gains and len(gains) > 1:
+                current = gains.pop(first)
                 self._noted.append((current, max(gains.values())))
 
 

@@ -21,11 +21,11 @@ from rich.console import Console
 from iama.config.specs import RewardSpec
 from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.hedging import tune
-from inference.pools.fill import score_pool
 from inference.pools.journal import append_line, digest, read_lines
+from inference.pools.score import score_pool
 from inference.samplers.cards import Cards, CardsSettings
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iama.config.specs import Sampling
-    from inference.pools.file import PoolFile
-    from inference.pools.fill import PoolScores
+    from inference.engine.responses import Pool
+    from inference.pools.score import PoolScores
     from scripts.experiments.hedging_values import Results
 
     Floats = NDArray[np.float64]
@@ -195,12 +195,12 @@ def _pooled(unit: Unit, task: Task, student: Path | None = None) -> Pooled:
     )
 
 
-def _scored(pool: PoolFile, folder: Path, journal: Path) -> PoolScores:
+def _scored(pool: Pool, folder: Path, journal: Path) -> PoolScores:
     spec = RewardSpec(model=str(folder))
     return score_pool(pool, load_reward(CRITERION, spec), spec, journal, {}, _ignore)
 
 
-def _distilled(unit: Unit, pool: PoolFile, scored: Pooled) -> Path:
+def _distilled(unit: Unit, pool: Pool, scored: Pooled) -> Path:
     """A student of the ensemble's mean on the calibration pool, which begins as the first member; kept on disk."""
     settings = DistillSettings(
         base=str(unit.members[0]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iama.config.methods import TUNABLE
-from inference.hedging.families import NO_PRESSURE
+from inference.hedging.laws import NO_PRESSURE
 from scripts.experiments import hedging
 from scripts.experiments import hedging_ensembles as several
 from scripts.experiments import hedging_values as values

@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from iama.config.methods import FIXED_DRAWS
-from inference.hedging import densities
-from inference.hedging.families import NO_PRESSURE, by_budget, on_ranks
-from inference.hedging.weights import bon_weights, bop_weights, itp_weights, soft_bon_weights
+from inference.hedging.laws import (
+    NO_PRESSURE,
+    bon_weights,
+    bop_weights,
+    by_budget,
+    closed_kl,
+    itp_weights,
+    on_ranks,
+    soft_bon_weights,
+)
 from inference.selection.curves import sorted_scores
 from inference.statistics.hacking import hacking
 from scripts.experiments.common import bootstrap
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.hedging import Tuned
-    from inference.hedging.families import Family
+    from inference.hedging.laws import Family
     from inference.statistics.hacking import Hacking
     from scripts.experiments.common import Estimate
 
@@ -234,7 +241,7 @@ def gap(ours: Sequence[Floats], theirs: Sequence[Floats]) -> Estimate:
 def kl(family: str, value: float) -> float:
     """KL to the policy, nats, for a proxy without ties: closed form, of itp by quadrature."""
     if family in ("bon", "bop"):
-        return densities.kl(family, value)
+        return closed_kl(family, value)
     return _made(family).kl(np.asarray([1 / value]))[0] if value < NO_PRESSURE else 0.0
 
 
@@ -243,7 +250,7 @@ def deficit(n: int) -> float:
     low, high = 1e-9, 100.0
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if densities.kl("bop_zt", middle) < densities.kl("bon", n) else (low, middle)
+        low, high = (middle, high) if closed_kl("bop_zt", middle) < closed_kl("bon", n) else (low, middle)
     return float(1 / -np.expm1(-low) - 1 / low) - n / (n + 1)
 
 

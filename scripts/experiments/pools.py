@@ -18,9 +18,11 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.files import temporary_name
 from iama.models.fingerprint import fingerprint
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward
-from inference.pools.fill import fill_pool, pool_header, score_pool, transformers_draw
+from iama.rewards.load import load_reward
+from inference.pools.engines import transformers_draw
+from inference.pools.fill import fill_pool, pool_header
 from inference.pools.journal import digest
+from inference.pools.score import score_pool
 from scripts.experiments import common
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from iama.config.settings import EvaluationCriterion
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
 
     Floats = NDArray[np.float64]
 
@@ -78,7 +80,7 @@ class Task:
         """The pool file's header; all but the versions of packages decides the samples."""
         return pool_header(self.name, self.spec, None, "transformers", self.sampling, self.num_samples, self.seed)
 
-    def sampled(self) -> PoolFile:
+    def sampled(self) -> Pool:
         """The pool at the plain prompts; what is on disk is not sampled again."""
         header = self.header()
         path = self.folder / "pools" / f"{self.name}-{digest({**header, 'versions': {}})[:12]}.jsonl"

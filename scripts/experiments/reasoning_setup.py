@@ -18,11 +18,13 @@ from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
 from iama.prompts.data import load_prompts
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import load_policy
-from inference.pools.fill import fill_pool, pool_header, score_pool, transformers_draw
+from inference.pools.engines import transformers_draw
+from inference.pools.fill import fill_pool, pool_header
 from inference.pools.journal import append_line, digest, read_lines
+from inference.pools.score import score_pool
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
     from scripts.experiments.reasoning_values import Method
 
     Floats = NDArray[np.float64]
@@ -199,7 +201,7 @@ def _policy(name: str, path: str, adapter: str | None) -> Policy:
     return load_policy(name, PolicySpec(path=path, adapter=adapter), SAMPLING)
 
 
-def sampled(case: Case) -> PoolFile:
+def sampled(case: Case) -> Pool:
     """Its pool; what is on disk is not sampled again."""
     header = pool_header(case.policy, case.spec, None, "transformers", SAMPLING, case.num_samples, case.seed)
     name = f"{case.policy}-{KINDS[case.criterion]}-{digest({**header, 'versions': {}})[:12]}.jsonl"
@@ -207,7 +209,7 @@ def sampled(case: Case) -> PoolFile:
     return fill_pool(case.folder / "pools" / name, header, case.rows(), draw, _ignore)
 
 
-def scored(case: Case, pool: PoolFile) -> tuple[Floats, Floats]:
+def scored(case: Case, pool: Pool) -> tuple[Floats, Floats]:
     """Proxy and gold of a pool, `[P, S]`."""
     journal = case.folder / "scores" / f"{case.policy}-{case.criterion}.jsonl"
     proxy = score_pool(pool, case.reward(), case.proxy, journal, {}, _ignore)
@@ -300,7 +302,7 @@ def _fluency(case: Case, asked: Sequence[Any], responses: Sequence[Sequence[int]
     return [value / max(1, number) for value, number in found]
 
 
-def pool_fluency(case: Case, pool: PoolFile) -> Floats:
+def pool_fluency(case: Case, pool: Pool) -> Floats:
     """The same of a pool's samples, `[P, S]`; texts that occur twice are read once."""
     path = case.folder / f"{case.policy}.jsonl"
     key = digest(["fluency", *_identity(case), case.num_samples, [row["prompt"] for row in case.rows()]])

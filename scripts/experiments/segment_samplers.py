@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from scripts.experiments import common, rivals
 from scripts.experiments.common import CRITERIA, SEARCH_SEED, SEEDS
 from scripts.experiments.pools import SAMPLING, quieten

@@ -17,7 +17,7 @@ from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
 from iama.objective.operators import RankOperator, parse_operator
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.engine.reward_rows import num_common
 from inference.pools.journal import append_line, digest, read_lines
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from iama.config.specs import PolicySpec, Sampling
     from iama.rewards.reward import Reward
     from inference.engine.policy import Policy
-    from inference.pools.file import PoolFile
+    from inference.engine.responses import Pool
     from scripts.experiments.pools import Scores
 
     Floats = NDArray[np.float64]
@@ -178,7 +178,7 @@ def drawn(ready: Setup, split: str, num_samples: int, scores: Mapping[str, Score
     )
 
 
-def _reward_tokens(reward: Reward, rows: Sequence[Any], pool: PoolFile) -> tuple[Floats, Floats]:
+def _reward_tokens(reward: Reward, rows: Sequence[Any], pool: Pool) -> tuple[Floats, Floats]:
     """Tokens that a reward reads to score one sample, mean over each prompt's, and those that all share: `[P]`."""
     classifier = reward.classifier
     assert classifier is not None

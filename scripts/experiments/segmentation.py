@@ -21,8 +21,8 @@ from scipy.stats import rankdata
 
 from iama.models.fingerprint import fingerprint
 from iama.prompts.render import render_prompt
-from inference.engine.decode import response_text
 from inference.engine.next_token import entropy
+from inference.engine.responses import response_text
 from inference.engine.reward_rows import RewardRows
 from inference.pools.journal import append_line, digest, read_lines
 from inference.samplers.best_of import draw
@@ -137,7 +137,7 @@ def _sample(ready: Setup, indices: Sequence[int], num_samples: int) -> list[dict
         return []
     asked = [ready.rows[i]["prompt"] for i in indices]
     pool = draw(ready.policy, asked, num_samples, ready.sampling, seed=ready.seed, batch_size=256)
-    ids = [[_content(ready, c.token_ids) for c in row] for row in pool.candidates]
+    ids = [[_content(ready, c.token_ids) for c in row] for row in pool.samples]
     flat = [tokens for row in ids for tokens in row]
     spread = [prompt for prompt in asked for _ in range(num_samples)]
     rewards = {name: prefix_rewards(ready, name, spread, flat) for name in CRITERIA}

@@ -52,7 +52,7 @@ def build(training: TrainingConfig) -> Any:
     from trl import GRPOConfig, GRPOTrainer
 
     from iama.prompts.data import read_prompts
-    from iama.rewards.reward import load_reward
+    from iama.rewards.load import load_reward
     from trainers.run.callbacks import MetricsFile
     from trainers.run.plan import load_policy_tokenizer, prompts_that_fit, trainer_fields
     from trainers.run.watch import Watch

@@ -22,11 +22,11 @@ from iama.config.settings import EvaluationCriterion
 from iama.config.specs import RewardSpec
 from iama.objective.operators import bon
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.flops import forward_flops, size_from_folder
-from inference.pools.fill import PoolScores
+from inference.evaluation.training_cost import mean_prompt_tokens, read_run
+from inference.pools.score import PoolScores
 from inference.selection.curves import curves
-from inference.statistics.break_even import mean_prompt_tokens, read_run
 from inference.statistics.costs import lengths, pool_costs
 from scripts.build_demo_models import STAMP, Parameters
 from scripts.demo_corpus import CRITERIA, Criterion, make_world, sample_pairs
@@ -265,7 +265,7 @@ def training_costs(home: Path, runs: Mapping[str, Path], sizes: tuple[ModelSize,
 
 
 def run_flops(run: Path, policy: ModelSize, reward: ModelSize, num_rewards: int) -> float:
-    """Operations of a finished training run (`inference.statistics.break_even`)."""
+    """Operations of a finished training run (`inference.evaluation.training_cost`)."""
     done, prompt = read_run(run), mean_prompt_tokens(run)
     tokens = round(prompt + done.mean_response_tokens)
     own, read = (forward_flops(size, 0, tokens) / tokens for size in (policy, reward))

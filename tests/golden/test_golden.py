@@ -33,6 +33,7 @@ def world(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_command_gives_what_it_gave(world):
     made = json.loads(json.dumps(golden_run(world)))

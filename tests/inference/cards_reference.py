@@ -12,7 +12,7 @@ import torch
 from iama.config.specs import Sampling
 from iama.prompts.render import render_prompt
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
-from inference.samplers.best_of import Segment
+from inference.samplers.base import Segment
 from inference.samplers.cards import CardsSettings
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]

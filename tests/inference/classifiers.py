@@ -19,7 +19,8 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from iama.rewards.reward import Classifier, Reward
+from iama.rewards.classifier import Classifier
+from iama.rewards.reward import Reward
 
 CONTEXT = 256
 CORPUS = ["please tell me how to bake bread, grow tomatoes or fix a bike; mix water and flour, be careful, no thanks"]

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from iama.config.settings import EvaluationConfig
 from iama.config.specs import PolicySpec, RewardSpec
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import reward_from_function
+from iama.rewards.function import reward_from_function
 from inference.engine.policy import load_policy
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]

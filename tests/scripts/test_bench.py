@@ -9,8 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from iama.cost import Cost
 from iama.errors import DataError
-from inference.samplers.best_of import Candidate, Completion, Cost, Segment
+from inference.engine.responses import Response
+from inference.samplers.base import Completion, Segment
 from inference.samplers.cards import CardsSettings
 from scripts import launch
 from scripts.bench import cards, entries, plain_sampling, setting
@@ -126,8 +128,7 @@ def test_necessary_tokens_are_counted_from_texts(bench):
     texts = ["", "bake", "mix water", "mix water then flour", "mix water first", "mix water please tell"]
     rewards = [0.0, 0.1, 0.5, 0.2, 0.9, 0.3]
     trace = (Segment(3, 0.5, 0, 2, forced=False, wasted_tokens=2), Segment(2, 0.9, 0, 3, forced=True, wasted_tokens=4))
-    kept = Candidate("mix water first", (1, 2, 3, 4, 5), "length", 0.9)
-    completion = Completion(kept.text, kept.token_ids, 0.9, "length", Cost(), [kept], 0, trace)
+    completion = Completion([Response("mix water first", (1, 2, 3, 4, 5), "length", 0.9)], 0, Cost(), trace)
     scored = {prompt[-1]["content"]: list(zip(texts, rewards, strict=True))}
 
     def num(text):

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from inference.engine.reward_gradient import around
 from inference.samplers.ggro import Ggro, GgroSettings
-from inference.samplers.sea_energy import Chains, Energy
+from inference.samplers.sea import Chains
+from inference.samplers.sea_energy import Energy
 from scripts.bench import gradient, parts, setting
 from scripts.bench.__main__ import app
 

@@ -8,7 +8,7 @@ from iama.config.settings import EvaluationCriterion
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.prompts.data import load_prompts
 from iama.prompts.render import as_completion
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from scripts.experiments import common, divergence
 from scripts.experiments import pools as experiment_pools

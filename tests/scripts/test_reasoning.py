@@ -9,7 +9,7 @@ import pytest
 
 from iama.config.specs import RewardSpec, Sampling
 from iama.objective.operators import parse_operator
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from scripts.experiments import common, reasoning, reasoning_page, reasoning_setup, reasoning_tables
 from scripts.experiments import gradient_samplers_values as shared
 from scripts.experiments import reasoning_values as values

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from iama.config.specs import RewardSpec
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from scripts.experiments import conditioned, stock_grpo
 from scripts.experiments.soups import mix_adapters
 

@@ -67,6 +67,7 @@ def test_the_controller_turns_beta_towards_the_target():
     assert next_beta(0.2, kl_per_token=0.0, target=0.1, gain=0.3) == pytest.approx(0.2 * math.exp(-0.06))
 
 
+@pytest.mark.slow
 def test_beta_follows_the_logged_kl_step_by_step(make_config):
     trainer, rows = train(make_config(kl={"target": 0.01, "gain": 0.5}, trainer__max_steps=4))
     expected = 0.1
@@ -77,6 +78,7 @@ def test_beta_follows_the_logged_kl_step_by_step(make_config):
     assert len({row["beta"] for row in rows}) == 4
 
 
+@pytest.mark.slow
 def test_a_step_of_several_micro_batches_counts_once_with_their_mean(make_config):
     config = make_config(
         kl={"target": 0.01, "gain": 0.5},
@@ -91,6 +93,7 @@ def test_a_step_of_several_micro_batches_counts_once_with_their_mean(make_config
     assert trainer.beta == pytest.approx(second)
 
 
+@pytest.mark.slow
 def test_beta_stays_in_reach(make_config, monkeypatch):
     monkeypatch.setattr(control, "BETA_RANGE", 1.1)
     with pytest.warns(IamaWarning, match=r"stops there: kl.target = 1000 nats a token is out of reach"):
@@ -99,6 +102,7 @@ def test_beta_stays_in_reach(make_config, monkeypatch):
     assert rows[1]["beta"] == pytest.approx(0.1 / 1.1)
 
 
+@pytest.mark.slow
 def test_a_fixed_beta_needs_no_callback(make_config):
     trainer, rows = train(make_config())
     assert [row["beta"] for row in rows] == [0.1, 0.1]
@@ -107,6 +111,7 @@ def test_a_fixed_beta_needs_no_callback(make_config):
     assert "weight" not in rows[0]["criteria"]["helpful"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_says_so(tiny, tmp_path):
     args = {"save_strategy": "steps", "save_steps": 1}
     trainer_of(tiny, tmp_path, grpo_args(tmp_path, max_steps=1, **args)).train()
@@ -146,6 +151,7 @@ def test_the_running_mean_is_the_weighted_mean_of_all_batches(decay, batches):
     np.testing.assert_allclose(running.means(), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_an_aggregate_takes_its_weights_from_the_running_values(make_config):
     trainer, rows = train(make_config(objective__aggregate="smooth_min(5)", objective__running_mean_decay=0.5))
     running = RunningMean(0.5, [0.0, 0.0])
@@ -216,6 +222,7 @@ def test_completions_that_trl_masks_are_not_penalised(tiny, tmp_path):
     assert torch.isfinite(output["advantages"]).all()
 
 
+@pytest.mark.slow
 def test_the_first_step_has_no_penalty_and_the_log_tells(make_config):
     _, rows = train(make_config(kl={"chi2": 0.1}))
     assert rows[0]["chi2"] == pytest.approx(0.0, abs=1e-5)
@@ -272,6 +279,7 @@ def some(completions, **kwargs):
     return [None if i % 3 == 0 else float(i) for i, _ in enumerate(completions)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "dropped"), [("some", 3.0), ("nothing", 8.0)])
 def test_a_run_with_dropped_completions(make_config, function, dropped):
     first, second = (c.model_dump() for c in make_config().objective.criteria)

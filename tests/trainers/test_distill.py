@@ -22,7 +22,7 @@ from iama.config.specs import RewardSpec
 from iama.errors import DataError, ModelError, RunError
 from iama.prompts.render import prompt_text
 from iama.rewards.ensemble import within_prompt_spread
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from tests.conftest import WORDS
 from trainers.distill import (
     Answers,
@@ -163,6 +163,7 @@ def test_agreement_and_r_squared_equal_a_slow_loop():
 # Training. ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_student_learns_its_teachers_margins(tiny, answers, tmp_path, run):
     pool = write_pool(tmp_path / "pool.jsonl", answers)
     out = tmp_path / "student"
@@ -185,6 +186,7 @@ def test_a_student_learns_its_teachers_margins(tiny, answers, tmp_path, run):
     assert scores[0] > scores[1]
 
 
+@pytest.mark.slow
 def test_a_classifier_may_be_the_base_and_missing_scores_are_left_out(tiny, answers, tmp_path):
     prompts, texts, scores = answers
     holes = [[math.nan, *row[1:]] for row in scores]

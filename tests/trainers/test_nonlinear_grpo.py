@@ -72,6 +72,7 @@ def objective(**operators):
     return Objective([Criterion(name, operator) for name, operator in operators.items()])
 
 
+@pytest.mark.slow
 def test_replaces_grpo_trainer_in_a_script(tiny, tmp_path):
     script(GRPOTrainer, tiny, tmp_path).train()
     trainer = script(NonlinearGRPOTrainer, tiny, tmp_path, objective=objective())
@@ -96,6 +97,7 @@ def test_advantages_are_the_objectives(tiny, tmp_path):
     assert list(trainer._logs["advantages"]) == output["advantages"].tolist()
 
 
+@pytest.mark.slow
 def test_identity_equals_trl_without_scaling_up_to_the_leave_one_out_factor(tiny, tmp_path):
     args = grpo_args(tmp_path, scale_rewards="none", max_steps=1)
     advantages = []
@@ -126,6 +128,7 @@ def test_ignored_arguments_warn(tiny, tmp_path):
         script(NonlinearGRPOTrainer, tiny, tmp_path, args, objective=objective())
 
 
+@pytest.mark.slow
 def test_a_missing_reward_names_reward_and_prompt(tiny, tmp_path):
     def holes(completions, **kwargs):
         return [None if i == 1 else 0.0 for i, _ in enumerate(completions)]
@@ -146,6 +149,7 @@ def trained(make_config):
     return trainer, Path(config.output_dir)
 
 
+@pytest.mark.slow
 def test_a_run_writes_metrics_and_an_adapter(trained, tiny):
     trainer, folder = trained
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -166,6 +170,7 @@ def test_a_run_writes_metrics_and_an_adapter(trained, tiny):
             assert not torch.allclose(reloaded(input_ids=ids).logits, live, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gold_is_logged_and_never_trains(make_config):
     with_gold = make_config()
     criteria = [c.model_dump(exclude={"gold"}) for c in with_gold.objective.criteria]

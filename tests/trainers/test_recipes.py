@@ -101,6 +101,7 @@ def shrunk(recipe: Path, folder: Path) -> TrainingConfig:
     return load_config(recipe, TrainingConfig, [*overrides, *proxies])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", FILES, ids=NAMES)
 def test_a_recipe_passes_its_checks_and_trains(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from itertools import pairwise
@@ -18,24 +17,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.processes import run_python
 from tests.trainers import sharded_script
 from trainers.run.checkpoints import is_complete, read_marker
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TINY_SHARDS = {"stage3_param_persistence_threshold": 0}  # else ZeRO-3 keeps small matrices whole on every process
 
 
-def launch(command, **extra):
-    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
-    environment |= {"PYTHONPATH": str(ROOT), "CXX": "/bin/false", "CC": "/bin/false", **extra}  # nothing is compiled
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+NO_COMPILER = {"CXX": "/bin/false", "CC": "/bin/false"}
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +94,7 @@ def sharded(request, write):
 
 def replayed(config):
     """The roll-outs of `sharded_script` in two processes: folder, metrics, and what each process saw."""
-    start = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", free_port()]
-    done = launch([*start, str(Path(sharded_script.__file__)), str(config)])
+    done = run_python([sharded_script.__file__, config], num_ranks=2, **NO_COMPILER)
     assert done.returncode == 0, done.stderr[-3000:]
     return report(config.parent / "run")
 
@@ -191,10 +183,10 @@ def test_cpu_offload_trains_as_one_process_does(alone, write):
 def test_cpu_offload_and_the_stage_that_the_run_names(write):
     """Started by accelerate, whose own file names ZeRO-2: the run's stage is in force, without a compiler."""
     config = write("offload", 1, "zero3_offload", max_steps=2, save_steps=2)
-    start = [str(BIN / "accelerate"), "launch", "--config_file", "configs/accelerate.yaml"]
-    done = launch(
-        [*start, "--num_processes", "1", "--main_process_port", "0", "train_iama.py", "--config", str(config)]
-    )
+    start = [BIN / "accelerate", "launch", "--config_file", "configs/accelerate.yaml", "--num_processes", "1"]
+    command = [*start, "--main_process_port", "0", "train_iama.py", "--config", config]
+    environment = os.environ | NO_COMPILER
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "engine     DeepSpeed ZeRO-3 with CPU offload, 1 process (gloo)" in done.stdout
     folder = config.parent / "run"
@@ -207,8 +199,8 @@ def test_cpu_offload_and_the_stage_that_the_run_names(write):
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_bfloat16_and_gradient_checkpointing_as_the_recipes_ask(write, stage):
     config = write(f"half-{stage}", 2, stage, max_steps=2, save_steps=2, gradient_checkpointing=True, bf16=True)
-    start = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", free_port(), "train_iama.py"]
-    done = launch([*start, "--config", str(config), "--set", "policy.dtype=bfloat16"])
+    arguments = ["train_iama.py", "--config", config, "--set", "policy.dtype=bfloat16"]
+    done = run_python(arguments, num_ranks=2, **NO_COMPILER)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"engine     DeepSpeed ZeRO-{stage[-1]}, 2 processes (gloo)" in done.stdout
     folder = config.parent / "run"
@@ -233,7 +225,7 @@ def test_an_error_in_a_step_leaves_the_process_group(write):
     config = write("error", 1, "zero2")
     (config.parent / "broken.py").write_text("def silent(completions, **_):\n    return [None for _ in completions]\n")
     override = f"objective.criteria.0.proxy={{function: '{config.parent / 'broken.py'}:silent'}}"
-    done = launch([sys.executable, "-c", ENDING, "--config", str(config), "--set", override])
+    done = run_python(["-c", ENDING, "--config", config, "--set", override], **NO_COMPILER)
     assert done.returncode == 2
     assert "engine     DeepSpeed ZeRO-2, 1 process (gloo)" in done.stdout
     assert "error: reward 'helpful' returned nan" in done.stderr
@@ -259,7 +251,7 @@ def test_processes_that_would_go_on_from_different_steps_are_refused(tmp_path):
         "except ValueError as error:\n    os.write(1, f'{error}\\n'.encode())\n"
         "leave_process_group()\n"
     )
-    done = launch([str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")])
+    done = run_python([tmp_path / "script.py"], num_ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     told = [line for line in done.stdout.splitlines() if "different checkpoints" in line]
     assert len(told) == 2

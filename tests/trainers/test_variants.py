@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from iama.config.settings import TrainingConfig
 from iama.config.specs import RewardSpec
-from iama.rewards.reward import Classifier, load_classifier, load_reward
+from iama.rewards.classifier import Classifier, load_classifier
+from iama.rewards.load import load_reward
 from trainers.run.build import build_trainer, save_final
 from trainers.run.plan import make_plan
 from trainers.run.train import manifest
@@ -52,6 +53,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_trains_two_steps_and_is_reloaded(make_config, tiny, name):
     changes, keys = VARIANTS[name]
@@ -93,6 +95,7 @@ def other_tokenizer(tiny, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make_config, tiny, tmp_path, monkeypatch):
     backwards = other_tokenizer(tiny, tmp_path)
     criteria = [
@@ -111,7 +114,7 @@ def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make
         seen.setdefault(self.source, []).extend(ids)
         return forward(self, ids)
 
-    monkeypatch.setattr("iama.rewards.reward.load_classifier", counted)
+    monkeypatch.setattr("iama.rewards.load.load_classifier", counted)
     monkeypatch.setattr(Classifier, "score_ids", recorded)
     config = make_config(objective__criteria=criteria)
     trainer, _ = trained(config)
@@ -158,6 +161,7 @@ def test_a_reward_may_be_an_adapter(tiny, tmp_path, kind):
     assert reward(prompt, ["mix flour"]) == pytest.approx([expected], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_adapters_on_one_base_keep_their_own_names(make_config, tiny, tmp_path):
     from transformers import AutoTokenizer
 

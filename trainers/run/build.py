@@ -17,8 +17,9 @@ from iama.config.manifest import FILE_NAME, Manifest
 from iama.environment import is_main_process
 from iama.errors import ConfigError, IamaError, RunError
 from iama.files import temporary_name
+from iama.installation import find_deepspeed
 from iama.models.loading import loading, refuse_missing_tensors
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.run.adapter import check_adapter, expected_shapes
 from trainers.run.callbacks import EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
@@ -145,6 +146,8 @@ def _four_bits(dtype: str) -> BitsAndBytesConfig:
 def _grpo_config(plan: Plan) -> GRPOConfig:
     fields = dict(plan.trainer_fields)
     fields = prepare_process_group(plan.uses_deepspeed, fields["ddp_timeout"]) | fields
+    if isinstance(fields.get("deepspeed"), str):
+        fields["deepspeed"] = str(find_deepspeed(fields["deepspeed"]))
     fields["save_total_limit"] = None  # old checkpoints go once the new one counts: `Checkpoints`
     try:
         return GRPOConfig(**fields)

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from iama.environment import is_main_process
 from iama.errors import IamaWarning, RunError
 from iama.files import write_atomically
+from iama.progress import add_bar, progress_bars
 from trainers.run.adapter import check_adapter, expected_shapes, is_trained
 from trainers.run.engine import check_engine, describe_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
@@ -43,8 +43,8 @@ class MetricsFile(TrainerCallback):
     Where an aggregate other than the weighted sum is in force, `criteria[name]` also has `running` (the running
     mean of `value`) and `weight` (dg/dR_k there); with kl.chi2, `chi2` (of the policy to the reference, on whole
     completions); with on_nan: drop, `dropped` (completions that left their group, a roll-out batch).
-    `criteria[name].lift` and `silent_groups` are what `trainers/run/watch.py` reads, and `alarms` names what it found; it
-    warns of each cause once.
+    `criteria[name].lift` and `silent_groups` are what `trainers/run/watch.py` reads, and `alarms` names its causes; it
+    warns of each once.
     """
 
     def __init__(self, path: Path, criteria: Sequence[TrainingCriterion], first_step: int, watch: Watch) -> None:
@@ -156,35 +156,30 @@ class ProgressBar(TrainerCallback):
     def __init__(self, criteria: Sequence[TrainingCriterion], console: Console) -> None:
         self._criteria = criteria
         self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
-            console=console,
-        )
-        self._task: Any = None
+        self._progress = progress_bars(console)
+        self._advance: Callable[..., None] | None = None
+        self._step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the bar."""
         if state.is_world_process_zero:
             self._progress.start()
-            done = state.global_step
-            self._task = self._progress.add_task("training", total=state.max_steps, completed=done, values="")
+            self._step = state.global_step
+            self._advance = add_bar(self._progress, "training", "steps", state.max_steps, self._step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Show the latest values; without a terminal, print a line every tenth of the run."""
-        if self._task is None or logs is None or "loss" not in logs:
+        if self._advance is None or logs is None or "loss" not in logs:
             return
         numbers = {c.name: logs.get(f"value/{c.name}") for c in self._criteria}  # None if every completion was dropped
         values = "  ".join(f"{name} {math.nan if value is None else value:.3f}" for name, value in numbers.items())
         values += f"  kl {logs['kl']:.4f}" if logs.get("kl") is not None else ""
-        self._progress.update(self._task, completed=state.global_step, values=values)
+        self._advance(state.global_step - self._step, values)
+        self._step = state.global_step
         if not self._console.is_terminal and state.global_step % max(1, state.max_steps // 10) == 0:
             self._console.print(f"  step {state.global_step}/{state.max_steps}  {values}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop the bar."""
-        if self._task is not None:
+        if self._advance is not None:
             self._progress.stop()

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from iama.config.schema import Strict
 from iama.errors import ConfigError, RunError
 from iama.files import is_temporary, write_atomically
+from iama.installation import find_file
 from iama.models.fingerprint import fingerprint
 from trainers.run.fields import deepspeed_options, steps_per_generation
 
@@ -85,8 +86,8 @@ def inputs_of(plan: Plan) -> dict[str, str]:
             file = part.judge.prompt_file if part.judge else (part.function or "").rpartition(":")[0]
             if part.model is not None and Path(part.model).is_dir():
                 hashes[f"reward model {part.model!r}"] = fingerprint(Path(part.model))
-            elif Path(file).is_file():
-                hashes[f"reward file {file!r}"] = _hash(Path(file).read_bytes())
+            elif find_file(file).is_file():
+                hashes[f"reward file {file!r}"] = _hash(find_file(file).read_bytes())
     return hashes
 
 

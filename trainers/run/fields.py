@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from iama.errors import ConfigError
+from iama.installation import find_deepspeed
 
 TIMEOUT_MARGIN_S = 120
 """The watchdog ends a process first, and names its phase; a process group that times out does not."""
@@ -32,8 +32,9 @@ def deepspeed_options(deepspeed: str | dict[str, Any] | None) -> dict[str, Any]:
     """Content of the field `trainer.deepspeed`, a file or its content; empty without DeepSpeed."""
     if deepspeed is None or isinstance(deepspeed, dict):
         return dict(deepspeed or {})
+    file = find_deepspeed(deepspeed)
     try:
-        content = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"trainer.deepspeed {deepspeed!r} cannot be read ({error}); see configs/deepspeed/"

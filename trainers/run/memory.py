@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from iama.environment import world_size
 from iama.models.loading import loading
 from iama.prompts.render import render_prompt
-from iama.rewards.classifier_files import reward_config
+from iama.rewards.classifier import reward_config
 from trainers.run import fields as trainer_fields
 
 if TYPE_CHECKING:

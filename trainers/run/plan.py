@@ -7,7 +7,6 @@ import importlib.util
 import re
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
@@ -21,13 +20,14 @@ from iama.config.settings import TrainingConfig
 from iama.config.specs import Sampling
 from iama.environment import world_size
 from iama.errors import ConfigError, DataError, IamaWarning
+from iama.installation import find_deepspeed, find_file
 from iama.models.generation import check_generation_config
 from iama.models.loading import check_model_dir, loading
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
 from iama.prompts.data import fitting_prompts, read_prompts
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import check_reward
+from iama.rewards.load import check_reward
 from trainers.control import check_kl
 from trainers.run.checkpoints import check_saving
 from trainers.run.fields import group_timeout_s, steps_per_generation
@@ -153,7 +153,7 @@ def load_policy_tokenizer(config: TrainingConfig) -> PreTrainedTokenizerBase:
     with loading(spec.path, "policy.path"):
         tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
     if spec.chat_template is not None:
-        template = Path(spec.chat_template)
+        template = find_file(spec.chat_template)
         if not template.is_file():
             raise ConfigError(f"policy.chat_template {spec.chat_template!r} does not exist; give a .jinja file")
         tokenizer.chat_template = template.read_text(encoding="utf-8")
@@ -306,8 +306,8 @@ def _check_deepspeed(fields: dict[str, Any], source: str) -> None:
         return
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(f"{source}: trainer.deepspeed is set, but DeepSpeed is not installed: pip install deepspeed")
-    if isinstance(config, str) and not Path(config).is_file():
-        raise ConfigError(f"{source}: trainer.deepspeed {config!r} does not exist; see configs/deepspeed/")
+    if isinstance(config, str):
+        find_deepspeed(config, f"{source}: trainer.deepspeed")
 
 
 def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
@@ -341,6 +341,6 @@ def _check_world_size(config: TrainingConfig, source: str) -> None:
     if world_size() != config.world_size:
         raise ConfigError(
             f"{source}: world_size is {config.world_size}, but {world_size()} process(es) were started; start "
-            f"`deepspeed --num_gpus {config.world_size} train_iama.py ...` or set world_size={world_size()} "
+            f"`deepspeed --num_gpus {config.world_size} --module trainers.run ...` or set world_size={world_size()} "
             "(the global batch changes with it)"
         )

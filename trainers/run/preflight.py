@@ -24,7 +24,7 @@ from iama.models.loading import loading
 from iama.objective.estimators import clamped_share
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.prompts.render import render_exchange, render_prompt
-from iama.rewards.classifier_files import reward_config
+from iama.rewards.classifier import reward_config
 from trainers.run import memory, tokens
 from trainers.run.checkpoints import checkpoints_in
 

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from iama.arrays import Floats
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import WatchConfig
-
-    Floats = NDArray[np.float64]
 
 PATIENCE = 3
 """Logged steps in a row that KL or silent groups must be bad for."""

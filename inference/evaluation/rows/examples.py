@@ -4,45 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from iama.config.settings import CURVES
+from iama.arrays import Floats
 from iama.prompts.render import prompt_text
-from inference.evaluation.plan import is_guided
-from inference.evaluation.rows.values import scores_of, served
 from inference.selection.rules import select
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from inference.evaluation.measured import Measured
-    from inference.evaluation.plan import Plan
+    from iama.config.settings import EvaluationCriterion
+    from inference.evaluation.measured import Evaluation
     from inference.statistics.summary_rows import Answer, Candidate, ExampleRow, Segment
-
-    Floats = NDArray[np.float64]
 
 NUM_EXAMPLES = 4
 
 
-def example_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[ExampleRow]:
+def example_rows(evaluation: Evaluation) -> list[ExampleRow]:
     """Evenly spaced prompts, not chosen: the first sample, and what each method keeps of how many."""
-    stride = max(1, len(plan.rows) // NUM_EXAMPLES)
+    stride = max(1, len(evaluation.plan.rows) // NUM_EXAMPLES)
     rows: list[ExampleRow] = []
-    for i in list(range(0, len(plan.rows), stride))[:NUM_EXAMPLES]:
-        for policy, criterion in served(config):
-            if any(method in CURVES for method in config.methods):
-                rows.append(_pooled(config, plan, measured, policy, criterion, i))
-            guided = filter(is_guided, config.methods)
-            rows.extend(_guided(plan, measured, policy, criterion, method, i) for method in guided)
+    for i in list(range(0, len(evaluation.plan.rows), stride))[:NUM_EXAMPLES]:
+        for policy, criterion in evaluation.served:
+            if evaluation.curve_methods:
+                rows.append(_pooled(evaluation, policy, criterion, i))
+            guided = [method.text for method in evaluation.plan.methods if method.is_guided]
+            rows.extend(_guided(evaluation, policy, criterion, method, i) for method in guided)
     return rows
 
 
-def _pooled(
-    config: EvaluationConfig, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, i: int
-) -> ExampleRow:
-    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
-    samples = measured.pools[plan.source(policy, criterion.name).name].prompts[i].samples
-    n = config.trained_budget
+def _pooled(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, i: int) -> ExampleRow:
+    proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
+    samples = evaluation.pool(policy, criterion).prompts[i].samples
+    n = evaluation.config.trained_budget
     chosen = select([float("-inf") if p != p else p for p in proxy_PS[i].tolist()], n)
     candidates: list[Candidate] = [
         {
@@ -54,10 +44,10 @@ def _pooled(
         for s in range(n)
     ]
     return {
-        "prompt": prompt_text(plan.rows[i]["prompt"]),
+        "prompt": prompt_text(evaluation.plan.rows[i]["prompt"]),
         "policy": policy,
         "criterion": criterion.name,
-        "method": next(method for method in config.methods if method in CURVES),
+        "method": evaluation.curve_methods[0].text,
         "samples": n,
         "single": _answer(candidates[0]),
         "best": _answer(candidates[chosen]),
@@ -66,21 +56,19 @@ def _pooled(
     }
 
 
-def _guided(
-    plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str, i: int
-) -> ExampleRow:
-    written, pool, gold_P1 = measured.answers[policy, criterion.name, method]
+def _guided(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, method: str, i: int) -> ExampleRow:
+    method_used, pool, gold_PA = evaluation.measured.answers[policy, criterion.name, method]
     sample = pool.prompts[i].samples[0]
-    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
-    first = measured.pools[plan.source(policy, criterion.name).name].prompts[i].samples[0]
+    proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
+    first = evaluation.pool(policy, criterion).prompts[i].samples[0]
     return {
-        "prompt": prompt_text(plan.rows[i]["prompt"]),
+        "prompt": prompt_text(evaluation.plan.rows[i]["prompt"]),
         "policy": policy,
         "criterion": criterion.name,
-        "method": written,
+        "method": method_used.text,
         "samples": None,
         "single": {"text": first.text, "proxy": _number(proxy_PS, i, 0), "gold": _number(gold_PS, i, 0)},
-        "best": {"text": sample.text, "proxy": sample.scores["proxy"], "gold": _number(gold_P1, i, 0)},
+        "best": {"text": sample.text, "proxy": sample.scores["proxy"], "gold": _number(gold_PA, i, 0)},
         "candidates": [],
         "segments": cast("list[Segment]", list(sample.segments)),
     }

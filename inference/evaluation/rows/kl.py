@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.config.settings import CURVES
+from iama.arrays import Floats
 from iama.objective.operators import RankOperator
 from inference.evaluation.likelihood import is_plain
-from inference.evaluation.plan import is_guided
-from inference.evaluation.rows.values import max_budget, operators_of, pool_values, scores_of
+from inference.evaluation.rows.values import pool_values
 from inference.selection.divergences import ServedKL, own_kl, quantile_kl, served_kl
 from inference.selection.kept import draw_kept
 from inference.selection.rules import Rule
@@ -18,50 +17,44 @@ from inference.selection.rules import Rule
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
+    from iama.config.methods import Method
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from inference.evaluation.measured import Measured
-    from inference.evaluation.plan import Plan
+    from inference.evaluation.measured import Evaluation
     from inference.selection.rules import Served
-
-    Floats = NDArray[np.float64]
 
 
 def kl_of(
-    config: EvaluationConfig, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str
+    evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, method: Method
 ) -> tuple[Floats | None, str | None]:
     """Mean KL to the reference in nats for every budget of a method, `[N]`, with its kind; None where nothing is known.
 
     What no law is known of gets a lower bound from the answers' proxy rewards among the reference's samples.
     """
-    if is_guided(method):
-        return _of_answers(measured, policy, criterion, method)
-    written = plan.written(policy, criterion.name, method)
-    operators = operators_of(written, max_budget(config, plan, measured) if method in CURVES else 1)
-    found = _of_law(config, plan, measured, policy, criterion, operators) if is_plain(config.sampling) else None
+    if method.is_guided:
+        return _of_answers(evaluation, policy, criterion, method.text)
+    operators = evaluation.operators_of(policy, criterion, method)
+    found = _of_law(evaluation, policy, criterion, operators) if is_plain(evaluation.config.sampling) else None
     if found is not None:
         return found.values_PN.mean(axis=0), found.kind
-    return (None, None) if method in CURVES else _of_choices(plan, measured, policy, criterion, operators[0])
+    return (None, None) if method.is_curve else _of_choices(evaluation, policy, criterion, operators[0])
 
 
 def _of_law(
-    config: EvaluationConfig,
-    plan: Plan,
-    measured: Measured,
+    evaluation: Evaluation,
     policy: str,
     criterion: EvaluationCriterion,
     operators: Sequence[Served],
 ) -> ServedKL | None:
     """By prompt and operator, of operators and rules whose law is known."""
-    source = plan.source(policy, criterion.name).name
-    proxy_PS, _ = scores_of(plan, measured, policy, criterion)
-    own, under = (measured.log_probabilities.get((source, name)) for name in (source, measured.reference or ""))
+    source = evaluation.plan.source(policy, criterion.name).name
+    proxy_PS, _ = evaluation.scores_of(policy, criterion)
+    reference = evaluation.measured.reference
+    own, under = (evaluation.measured.log_probabilities.get((source, name)) for name in (source, reference or ""))
     ratio_PS = None
     if own is not None and under is not None and np.isfinite(own - under).all():
-        own, under = own[:, : plan.num_samples], under[:, : plan.num_samples]
+        own, under = own[:, : evaluation.plan.num_samples], under[:, : evaluation.plan.num_samples]
         ratio_PS = own - under
-    elif source != (measured.reference or _first_reference(config)):
+    elif source != (reference or _first_reference(evaluation.config)):
         return None
     rule = operators[0]
     if isinstance(rule, Rule):
@@ -81,34 +74,35 @@ def _of_rule(rule: Rule, own_kl: float, proxy_PS: Floats, ratio_PS: Floats | Non
 
 
 def _of_choices(
-    plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, operator: Served
+    evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, operator: Served
 ) -> tuple[Floats | None, str | None]:
     """From one answer a prompt, kept from the pool; of the reference's own pool what was not drawn is compared with."""
-    reference = measured.scores.get((measured.reference or "", criterion.proxy))
+    reference = evaluation.measured.scores.get((evaluation.measured.reference or "", criterion.proxy))
     if reference is None:
         return None, None
-    source = plan.source(policy, criterion.name).name
-    proxy_PS, _ = scores_of(plan, measured, policy, criterion)
-    chosen_P, drawn_PS = draw_kept(operator, proxy_PS, measured.pools[source].texts)
+    source = evaluation.plan.source(policy, criterion.name).name
+    proxy_PS, _ = evaluation.scores_of(policy, criterion)
+    chosen_P, drawn_PS = draw_kept(operator, proxy_PS, evaluation.measured.pools[source].texts)
     if np.isnan(chosen_P).all():
         return None, None
-    reference_PS = reference.values_PS[:, : plan.num_samples]
-    if source == measured.reference:
+    reference_PS = reference.values_PS[:, : evaluation.plan.num_samples]
+    if source == evaluation.measured.reference:
         reference_PS = np.where(drawn_PS, np.nan, reference_PS)
     return np.asarray([quantile_kl(chosen_P, reference_PS).kl]), "lower bound"
 
 
 def _of_answers(
-    measured: Measured, policy: str, criterion: EvaluationCriterion, method: str
+    evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, method: str
 ) -> tuple[Floats | None, str | None]:
-    reference = measured.scores.get((measured.reference or "", criterion.proxy))
+    reference = evaluation.measured.scores.get((evaluation.measured.reference or "", criterion.proxy))
     if reference is None:
         return None, None
-    _, pool, _ = measured.answers[policy, criterion.name, method]
-    chosen_P = np.asarray([prompt.samples[0].scores["proxy"] for prompt in pool.prompts], dtype=np.float64)
-    if np.isnan(chosen_P).all():
+    proxy_PA = evaluation.measured.answers[policy, criterion.name, method].proxy_PA
+    if np.isnan(proxy_PA).all():
         return None, None
-    return np.asarray([quantile_kl(chosen_P, reference.values_PS).kl]), "lower bound"
+    # Every answer has its place among the same samples of the reference.
+    reference_PS = np.repeat(reference.values_PS, proxy_PA.shape[1], axis=0)
+    return np.asarray([quantile_kl(proxy_PA.ravel(), reference_PS).kl]), "lower bound"
 
 
 def _first_reference(config: EvaluationConfig) -> str | None:

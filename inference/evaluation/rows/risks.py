@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.config.settings import CURVES, WinRateBaseline
+from iama.arrays import Floats
+from iama.config.methods import CURVES
+from iama.config.settings import WinRateBaseline
 from inference.engine.policy import resolve_paths
-from inference.evaluation.rows.values import scores_of, served
+from inference.evaluation.training_cost import run_flops
 from inference.selection.curves import operator_at
-from inference.statistics.break_even import break_even, run_flops
+from inference.statistics.break_even import break_even
 from inference.statistics.controls import controls
 from inference.statistics.costs import lengths
 from inference.statistics.hacking import hacking
@@ -21,11 +23,8 @@ from inference.statistics.win_rates import Side, kept_weights, win_rate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from inference.evaluation.measured import Measured
-    from inference.evaluation.plan import Plan
+    from inference.evaluation.measured import Evaluation
     from inference.evaluation.tables import Tables
     from inference.statistics.summary_rows import (
         BreakEvenRow,
@@ -40,28 +39,19 @@ if TYPE_CHECKING:
         WinRateRow,
     )
 
-    Floats = NDArray[np.float64]
-
 RECOMMENDED_UNITS: tuple[Unit, ...] = ("samples", "policy_tokens", "flops", "seconds")
 NOT_COUNTED = "the reference's own training is not counted"
 
 
-def curve_methods(config: EvaluationConfig) -> list[str]:
-    """Methods that are measured at every budget."""
-    return [method for method in config.methods if method in CURVES]
-
-
-def quality_rows(
-    config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables
-) -> dict[str, dict[str, QualityRow]]:
+def quality_rows(evaluation: Evaluation, tables: Tables) -> dict[str, dict[str, QualityRow]]:
     """Gold and proxy of every policy without a sampler, and with the first one at the trained budget."""
-    if not curve_methods(config):
+    if not evaluation.curve_methods:
         return {}
-    method, budget = curve_methods(config)[0], config.trained_budget
-    quality: dict[str, dict[str, QualityRow]] = {policy: {} for policy in config.policies}
-    for policy, criterion in served(config):
+    method, budget = evaluation.curve_methods[0].text, evaluation.config.trained_budget
+    quality: dict[str, dict[str, QualityRow]] = {policy: {} for policy in evaluation.config.policies}
+    for policy, criterion in evaluation.served:
         key = (policy, criterion.name, method)
-        worst = _worst(config, plan, measured, policy, criterion)
+        worst = _worst(evaluation, policy, criterion)
         quality[policy][criterion.name] = {
             "without": tables.mean(*key, "gold", 1),
             "with": tables.mean(*key, "gold", budget),
@@ -75,14 +65,12 @@ def quality_rows(
     return quality
 
 
-def _worst(
-    config: EvaluationConfig, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion
-) -> tuple[float | None, float | None]:
+def _worst(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion) -> tuple[float | None, float | None]:
     """Mean gold of the worst 5 % of answers, without and with the sampler."""
-    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
+    proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
     if gold_PS is None:
         return None, None
-    operator = operator_at(curve_methods(config)[0], config.trained_budget)
+    operator = operator_at(evaluation.curve_methods[0].name, evaluation.config.trained_budget)
     return lower_tail(gold_PS), lower_tail(gold_PS, kept_weights(_known(proxy_PS, gold_PS), operator))
 
 
@@ -99,103 +87,101 @@ def hacking_rows(config: EvaluationConfig, tables: Tables) -> list[HackingRow]:
             continue
         budgets = sorted(set(config.budgets))
         columns = values_PN[:, [n - 1 for n in budgets]]
-        found = hacking(columns, budgets, num_bootstrap=config.num_bootstrap, seed=config.seed)
-        if found is not None:
+        fall = hacking(columns, budgets, num_bootstrap=config.num_bootstrap, seed=config.seed)
+        if fall is not None:
             rows.append(
                 {
                     "policy": policy,
                     "criterion": criterion,
                     "method": method,
-                    "peak_samples": found.peak_samples,
-                    "peak_gold": found.peak_gold,
-                    "onset": found.onset,
-                    "last_gold": found.last_gold,
-                    "drop": found.drop,
-                    "drop_ci95": list(found.drop_ci95),
+                    "peak_samples": fall.peak_samples,
+                    "peak_gold": fall.peak_gold,
+                    "onset": fall.onset,
+                    "last_gold": fall.last_gold,
+                    "drop": fall.drop,
+                    "drop_ci95": list(fall.drop_ci95),
                 }
             )
     return rows
 
 
-def control_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[ControlRow]:
+def control_rows(evaluation: Evaluation) -> list[ControlRow]:
     """The proxy's choice beside a random, the longest and the oracle's, for the trained budget."""
     rows: list[ControlRow] = []
-    for policy, criterion in served(config):
-        proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
+    for policy, criterion in evaluation.served:
+        proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
         if gold_PS is None:
             continue
-        found = controls(
+        choices = controls(
             proxy_PS,
             gold_PS,
-            _lengths(plan, measured, policy, criterion),
-            sorted({config.trained_budget, max(config.budgets)}),
-            num_bootstrap=config.num_bootstrap,
-            seed=config.seed,
+            _lengths(evaluation, policy, criterion),
+            sorted({evaluation.config.trained_budget, max(evaluation.config.budgets)}),
+            num_bootstrap=evaluation.config.num_bootstrap,
+            seed=evaluation.config.seed,
         )
         rows.extend(
             {
                 "policy": policy,
                 "criterion": criterion.name,
-                "control": row.control,
-                "samples": row.samples,
-                "proxy": row.proxy,
-                "gold": row.gold,
-                "gold_ci95": list(row.gold_ci95),
+                "control": choice.control,
+                "samples": choice.samples,
+                "proxy": choice.proxy,
+                "gold": choice.gold,
+                "gold_ci95": list(choice.gold_ci95),
             }
-            for row in found
+            for choice in choices
         )
     return rows
 
 
-def _lengths(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion) -> Floats:
+def _lengths(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion) -> Floats:
     """Tokens of every answer; where they are not known, characters."""
-    pool = measured.pools[plan.source(policy, criterion.name).name]
+    pool = evaluation.pool(policy, criterion)
     lengths_PS = lengths(pool)
     if lengths_PS is None:
         lengths_PS = np.asarray([[len(text) for text in row] for row in pool.texts], dtype=np.float64)
-    return lengths_PS[:, : plan.num_samples]
+    return lengths_PS[:, : evaluation.plan.num_samples]
 
 
-def win_rate_rows(config: EvaluationConfig, plan: Plan, measured: Measured) -> list[WinRateRow]:
+def win_rate_rows(evaluation: Evaluation) -> list[WinRateRow]:
     """Win rates by gold (by proxy where there is no gold) against the baseline, with one sample and the budget."""
     rows: list[WinRateRow] = []
-    for policy, criterion in served(config) if curve_methods(config) else ():
-        for samples in sorted({1, config.trained_budget}):
-            baseline = baseline_of(config)
+    for policy, criterion in evaluation.served if evaluation.curve_methods else ():
+        for samples in sorted({1, evaluation.config.trained_budget}):
+            baseline = baseline_of(evaluation.config)
             if (policy, samples) == (baseline.policy, baseline.samples):
                 continue
-            sides = _sides(config, plan, measured, policy, criterion, samples)
-            found = win_rate(*sides, num_bootstrap=config.num_bootstrap, seed=config.seed)
-            if found is not None:
+            sides = _sides(evaluation, policy, criterion, samples)
+            rate = win_rate(*sides, num_bootstrap=evaluation.config.num_bootstrap, seed=evaluation.config.seed)
+            if rate is not None:
                 rows.append(
                     {
                         "policy": policy,
                         "criterion": criterion.name,
-                        "method": curve_methods(config)[0],
+                        "method": evaluation.curve_methods[0].text,
                         "samples": samples,
                         "metric": "proxy" if criterion.gold is None else "gold",
                         "baseline_policy": baseline.policy,
                         "baseline_samples": baseline.samples,
-                        "win_rate": found.win_rate,
-                        "ci95": list(found.ci95),
-                        "length_controlled": found.length_controlled,
-                        "length_controlled_ci95": _list(found.length_controlled_ci95),
+                        "win_rate": rate.win_rate,
+                        "ci95": list(rate.ci95),
+                        "length_controlled": rate.length_controlled,
+                        "length_controlled_ci95": _list(rate.length_controlled_ci95),
                     }
                 )
     return rows
 
 
-def _sides(
-    config: EvaluationConfig, plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion, samples: int
-) -> tuple[Side, Side]:
+def _sides(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, samples: int) -> tuple[Side, Side]:
     """The policy with `samples` and the baseline; of one pool each has half, lest an answer meet itself."""
-    method, baseline = curve_methods(config)[0], baseline_of(config)
+    method, baseline = evaluation.curve_methods[0].name, baseline_of(evaluation.config)
     sides = []
     for part, (name, n) in enumerate(((policy, samples), (baseline.policy, baseline.samples))):
         which = slice(part, None, 2) if policy == baseline.policy else slice(None)
-        proxy_PS, gold_PS = scores_of(plan, measured, name, criterion)
+        proxy_PS, gold_PS = evaluation.scores_of(name, criterion)
         judged_PS = proxy_PS if gold_PS is None else gold_PS
-        lengths_PS = _lengths(plan, measured, name, criterion)
+        lengths_PS = _lengths(evaluation, name, criterion)
         weights_PS = kept_weights(_known(proxy_PS, judged_PS)[:, which], operator_at(method, n))
         sides.append(Side(judged_PS[:, which], weights_PS, lengths_PS[:, which]))
     return sides[0], sides[1]
@@ -223,21 +209,21 @@ def recommendation_rows(
     return recommend(rows, gold, RECOMMENDED_UNITS, num_bootstrap=config.num_bootstrap, seed=config.seed)
 
 
-def break_even_rows(
-    config: EvaluationConfig, plan: Plan, measured: Measured, tables: Tables, savings: Sequence[SavingsRow]
-) -> list[BreakEvenRow]:
+def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[SavingsRow]) -> list[BreakEvenRow]:
     """Queries until the training's operations are saved, for every gold saving; empty without `training_run`.
 
     Of a reference that was trained too, only what the trained policy's training took more.
     """
-    spent = _training_flops(config, plan, measured, config.trained)
+    spent = _training_flops(evaluation, evaluation.config.trained)
     if spent is None:
         return []
-    others = {name: _reference_training(config, plan, measured, name) for name in {r["reference"] for r in savings}}
+    others = {name: _reference_training(evaluation, name) for name in {r["reference"] for r in savings}}
     rows: list[BreakEvenRow] = []
     for row in savings:
         ratio = row["units"].get("flops")
-        cost = tables.cost(config.trained, row["criterion"], row["method"], "flops", config.trained_budget)
+        cost = tables.cost(
+            evaluation.config.trained, row["criterion"], row["method"], "flops", evaluation.config.trained_budget
+        )
         if row["metric"] != "gold" or ratio is None or cost is None:
             continue
         reference_training, remark = others[row["reference"]]
@@ -260,22 +246,25 @@ def break_even_rows(
     return rows
 
 
-def _reference_training(config: EvaluationConfig, plan: Plan, measured: Measured, name: str) -> tuple[float, str]:
+def _reference_training(evaluation: Evaluation, name: str) -> tuple[float, str]:
     """Operations that a reference's own training took, 0 where they are not known; and what to say of them."""
-    policy = config.policies[name]
-    if name in plan.training:
-        spent = _training_flops(config, plan, measured, name)
+    policy = evaluation.config.policies[name]
+    if name in evaluation.plan.training:
+        spent = _training_flops(evaluation, name)
         return (0.0, NOT_COUNTED) if spent is None else (spent, "less the reference's own training")
-    variants = [] if policy.path is None else [policy.variant(criterion.name)[0] for criterion in config.criteria]
+    variants = (
+        [] if policy.path is None else [policy.variant(criterion.name)[0] for criterion in evaluation.config.criteria]
+    )
     adapted = any(resolve_paths(name, variant)[1] is not None for variant in variants)
     return 0.0, NOT_COUNTED if adapted else ""
 
 
-def _training_flops(config: EvaluationConfig, plan: Plan, measured: Measured, policy: str) -> float | None:
+def _training_flops(evaluation: Evaluation, policy: str) -> float | None:
     """Operations of all runs that trained a policy; None where they or its size are not known."""
-    size = plan.source(policy, config.criteria[0].name).size if policy in plan.training else None
+    criterion = evaluation.config.criteria[0].name
+    size = evaluation.plan.source(policy, criterion).size if policy in evaluation.plan.training else None
     if size is None:
         return None
-    parts = [part for c in config.criteria for part in c.proxy.parts]
-    rewards = [found for part in parts if (found := measured.reward_sizes.get(part)) is not None]
-    return sum(run_flops(*told, size, rewards) for told in plan.training[policy])
+    sizes = [evaluation.measured.reward_sizes.get(part) for c in evaluation.config.criteria for part in c.proxy.parts]
+    rewards = [reward for reward in sizes if reward is not None]
+    return sum(run_flops(*training, size, rewards) for training in evaluation.plan.training[policy])

@@ -7,121 +7,77 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iama.config.settings import CURVES
+from iama.arrays import Floats
 from iama.errors import RewardError
 from iama.objective.estimators import group_value
 from iama.objective.operators import RankOperator
 from iama.prompts.render import prompt_text
-from inference.evaluation.plan import is_guided
 from inference.evaluation.tables import Tables
-from inference.samplers.serve import read_served
-from inference.selection.curves import curves, operator_at
+from inference.selection.curves import curves
 from inference.selection.kept import kept_scores
 from inference.selection.rules import Rule
 from inference.statistics.costs import UNITS, lengths, num_steps, pool_costs
 from inference.statistics.savings import at_budget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from inference.evaluation.measured import Measured
-    from inference.evaluation.plan import Plan
+    from iama.config.methods import Method
+    from iama.config.settings import EvaluationCriterion
+    from inference.evaluation.measured import Evaluation
     from inference.selection.rules import Served
 
-    Floats = NDArray[np.float64]
 
-
-def fill_tables(config: EvaluationConfig, plan: Plan, measured: Measured) -> Tables:
+def fill_tables(evaluation: Evaluation) -> Tables:
     """Values and costs of every (policy, criterion, method); raises `RewardError` where too many scores are missing."""
     tables = Tables()
-    _check_missing(config, plan, measured)
-    largest = max_budget(config, plan, measured)
-    for policy, criterion in served(config):
-        for method in config.methods:
-            if is_guided(method):
-                _add_answers(tables, measured, policy, criterion, method)
+    _check_missing(evaluation)
+    for policy, criterion in evaluation.served:
+        for method in evaluation.plan.methods:
+            if method.is_guided:
+                _add_answers(tables, evaluation, policy, criterion, method.text)
             else:
-                _add_pool(tables, plan, measured, policy, criterion, method, largest)
+                _add_pool(tables, evaluation, policy, criterion, method)
     return tables
 
 
-def max_budget(config: EvaluationConfig, plan: Plan, measured: Measured) -> int:
-    """Samples up to which all curves go: a quarter of a pool, or as many as every prompt has scores for, if fewer."""
-    counts = [_known(plan, measured, *pair).sum(axis=1).min() for pair in served(config)]
-    return int(min(plan.num_samples // 4, *counts))
-
-
-def served(config: EvaluationConfig) -> Iterator[tuple[str, EvaluationCriterion]]:
-    """Every policy with every criterion."""
-    return ((policy, criterion) for policy in config.policies for criterion in config.criteria)
-
-
-def scores_of(
-    plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion
-) -> tuple[Floats, Floats | None]:
-    """Proxy and gold `[P, S]` of the pool that serves a criterion, as many samples as every pool has."""
-    source = plan.source(policy, criterion.name)
-    proxy, gold = (
-        None if spec is None else measured.scores[source.name, spec].values_PS[:, : plan.num_samples]
-        for spec in (criterion.proxy, criterion.gold)
-    )
-    assert proxy is not None
-    return proxy, gold
-
-
-def operators_of(method: str, max_budget: int) -> list[Served]:
-    """A curve's operators for 1..`max_budget` samples, or the one operator or rule of a method."""
-    if method in CURVES:
-        return [operator_at(method, n) for n in range(1, max_budget + 1)]
-    return [read_served(method)]
-
-
 def _add_pool(
-    tables: Tables,
-    plan: Plan,
-    measured: Measured,
-    policy: str,
-    criterion: EvaluationCriterion,
-    method: str,
-    max_budget: int,
+    tables: Tables, evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, method: Method
 ) -> None:
-    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
-    operators = operators_of(plan.written(policy, criterion.name, method), max_budget)
-    source = plan.source(policy, criterion.name)
-    texts_PS = measured.pools[source.name].texts
-    for metric, score_PS in (("proxy", proxy_PS), ("gold", gold_PS)):
-        if score_PS is not None:
-            kept_PN = pool_values(proxy_PS, score_PS, operators, texts_PS)
-            tables.values[policy, criterion.name, method, metric] = kept_PN
-    spread_PS = measured.scores[source.name, criterion.proxy].disagreement_PS
+    """Values and costs of what a method keeps of a pool."""
+    key = (policy, criterion.name, method.text)
+    proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
+    operators, pool = evaluation.operators_of(policy, criterion, method), evaluation.pool(policy, criterion)
+    source = evaluation.plan.source(policy, criterion.name)
+    spread_PS = evaluation.measured.scores[source.name, criterion.proxy].disagreement_PS
     if spread_PS is not None:
-        kept_PN = pool_values(proxy_PS, spread_PS[:, : plan.num_samples], operators, texts_PS)
-        tables.values[policy, criterion.name, method, "disagreement"] = kept_PN
-    found = pool_costs(
-        measured.pools[source.name],
-        measured.scores[source.name, criterion.proxy],
+        spread_PS = spread_PS[:, : evaluation.plan.num_samples]
+    for metric, score_PS in (("proxy", proxy_PS), ("gold", gold_PS), ("disagreement", spread_PS)):
+        if score_PS is not None:
+            tables.values[*key, metric] = pool_values(proxy_PS, score_PS, operators, pool.texts)
+    costs = pool_costs(
+        pool,
+        evaluation.measured.scores[source.name, criterion.proxy],
         source.size,
-        measured.reward_sizes.get(criterion.proxy),
-        method if method in CURVES else "bon",
-        max_budget,
+        evaluation.measured.reward_sizes.get(criterion.proxy),
+        method.name if method.is_curve else "bon",
+        evaluation.max_budget,
     )
-    for unit, costs_PN in found.items():
-        if not _is_known(unit, criterion):
-            continue
-        if method in CURVES:
-            tables.costs[policy, criterion.name, method, unit] = costs_PN
-        else:
-            draws = operators[0].budget
-            assert draws is not None
-            at_P = at_budget(costs_PN, np.full(len(costs_PN), draws))
-            tables.costs[policy, criterion.name, method, unit] = at_P[:, None]
-    steps, lengths_PS = (policy, criterion.name, method, "sequential_steps"), lengths(measured.pools[source.name])
+    for unit, costs_PN in costs.items():
+        if _is_known(unit, criterion):
+            tables.costs[*key, unit] = costs_PN if method.is_curve else _at_draws(costs_PN, operators[0])
+    lengths_PS = lengths(pool)
     if lengths_PS is not None and isinstance(operators[0], RankOperator):
         # The longest of a random number of answers is not linear in its mean.
-        tables.costs[steps] = num_steps(lengths_PS, [o for o in operators if isinstance(o, RankOperator)])
+        ranked = [operator for operator in operators if isinstance(operator, RankOperator)]
+        tables.costs[*key, "sequential_steps"] = num_steps(lengths_PS, ranked)
+
+
+def _at_draws(costs_PN: Floats, operator: Served) -> Floats:
+    """Costs `[P, 1]` of as many samples as one operator draws."""
+    draws = operator.budget
+    assert draws is not None
+    return at_budget(costs_PN, np.full(len(costs_PN), draws))[:, None]
 
 
 def pool_values(
@@ -146,17 +102,29 @@ def _values(proxy_PS: Floats, score_PS: Floats, operator: Served, texts_PS: Sequ
     return np.asarray([group_value(operator, p[None, k], s[None, k])[0] for p, s, k in rows], dtype=np.float64)
 
 
-def _add_answers(tables: Tables, measured: Measured, policy: str, criterion: EvaluationCriterion, method: str) -> None:
-    _, pool, gold_P1 = measured.answers[policy, criterion.name, method]
+def _add_answers(
+    tables: Tables, evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, method: str
+) -> None:
+    """Means over a guided method's answers to each prompt; an answer without a score is left out."""
     key = (policy, criterion.name, method)
-    rewards = [[prompt.samples[0].scores["proxy"]] for prompt in pool.prompts]
-    tables.values[*key, "proxy"] = np.asarray(rewards, dtype=np.float64)  # None, a missing score, becomes NaN
-    if gold_P1 is not None:
-        tables.values[*key, "gold"] = gold_P1
-    ledger = [prompt.cost.as_dict() for prompt in pool.prompts]
+    answers = evaluation.measured.answers[key]
+    tables.values[*key, "proxy"] = _mean(answers.proxy_PA)
+    if answers.gold_PA is not None:
+        tables.values[*key, "gold"] = _mean(answers.gold_PA)
+    number = answers.proxy_PA.shape[1]
+    ledger = [prompt.cost.as_dict() for prompt in answers.pool.prompts]
     for unit in UNITS:
         if _is_known(unit, criterion):
-            tables.costs[*key, unit] = np.asarray([[cost[unit]] for cost in ledger], dtype=np.float64)
+            costs_P1 = np.asarray([[cost[unit]] for cost in ledger], dtype=np.float64)
+            tables.costs[*key, unit] = costs_P1 / number
+
+
+def _mean(scores_PA: Floats) -> Floats:
+    """Mean of the scores that are known, `[P, 1]`; NaN where none is."""
+    known_PA = np.isfinite(scores_PA)
+    count_P1 = known_PA.sum(axis=1, keepdims=True)
+    sum_P1 = np.where(known_PA, scores_PA, 0.0).sum(axis=1, keepdims=True)
+    return np.where(count_P1 > 0, sum_P1 / np.maximum(count_P1, 1), np.nan)
 
 
 def _is_known(unit: str, criterion: EvaluationCriterion) -> bool:
@@ -164,29 +132,24 @@ def _is_known(unit: str, criterion: EvaluationCriterion) -> bool:
     return unit != "flops" or all(part.judge is None for part in criterion.proxy.parts)
 
 
-def _known(plan: Plan, measured: Measured, policy: str, criterion: EvaluationCriterion) -> NDArray[np.bool_]:
-    """Which samples have all their scores, `[P, S]`."""
-    proxy_PS, gold_PS = scores_of(plan, measured, policy, criterion)
-    return np.isfinite(proxy_PS) if gold_PS is None else np.isfinite(proxy_PS) & np.isfinite(gold_PS)
-
-
-def _num_needed(config: EvaluationConfig, plan: Plan, policy: str, criterion: str) -> int:
+def _num_needed(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion) -> int:
     """Samples that the largest budget or operator draws."""
-    pooled = [plan.written(policy, criterion, method) for method in config.methods if not is_guided(method)]
-    draws = [read_served(method).budget or 1 for method in pooled if method not in CURVES]
-    budgets = [*config.budgets, config.trained_budget] if len(draws) < len(pooled) else []
+    kept = [m for m in evaluation.plan.methods if not m.is_curve and not m.is_guided]
+    draws = [evaluation.operators_of(policy, criterion, method)[0].budget or 1 for method in kept]
+    budgets = [*evaluation.config.budgets, evaluation.config.trained_budget] if evaluation.curve_methods else []
     return math.ceil(max([1, *budgets, *draws]))
 
 
-def _check_missing(config: EvaluationConfig, plan: Plan, measured: Measured) -> None:
-    for policy, criterion in served(config):
-        needed = _num_needed(config, plan, policy, criterion.name)
-        known_PS = _known(plan, measured, policy, criterion)
+def _check_missing(evaluation: Evaluation) -> None:
+    for policy, criterion in evaluation.served:
+        needed = _num_needed(evaluation, policy, criterion)
+        known_PS = evaluation.known(policy, criterion)
         worst = int(known_PS.sum(axis=1).argmin())
         count = int(known_PS[worst].sum())
         if count < needed:
+            prompt = prompt_text(evaluation.plan.rows[worst]["prompt"])
             raise RewardError(
                 f"criterion {criterion.name!r}: only {count} of the {known_PS.shape[1]} samples of policy {policy!r} "
-                f"for the prompt {prompt_text(plan.rows[worst]['prompt'])[:60]!r} have a score, and the budgets need "
-                f"{needed}; look at what the reward could not score, or lower the budgets"
+                f"for the prompt {prompt[:60]!r} have a score, and the budgets need {needed}; look at what the reward "
+                "could not score, or lower the budgets"
             )

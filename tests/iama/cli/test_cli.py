@@ -20,7 +20,7 @@ from iama.config.schema import load_config
 from iama.config.settings import EvaluationConfig, TrainingConfig
 from iama.config.specs import Sampling
 from iama.prompts.data import read_prompts
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def _children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow
 def test_help_is_instant_and_imports_no_torch():
     script = (
         "import sys; sys.argv = ['iama', '--help']\n"

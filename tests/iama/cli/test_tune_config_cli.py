@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from inference.hedging.tuning_file import Tuning, load_tuning
-from inference.pools import fill as pools
+from inference.pools import engines
 from inference.pools.file import read_pool, write_pool
 from tests.iama.cli.test_tune_cli import OTHER_PROMPTS, PROMPTS, done, refusal
 from tests.openai_server import OpenAIServer
@@ -70,8 +70,8 @@ class TestMadeByTheCommand:
         assert first.sampling is not None
         assert (first.sampling.max_new_tokens, len(first.prompt_ids), first.num_samples) == (8, 4, 16)
         asked = []
-        real = pools.iter_decode
-        monkeypatch.setattr(pools, "iter_decode", lambda *a, **k: asked.append(1) or real(*a, **k))
+        real = engines.iter_decode
+        monkeypatch.setattr(engines, "iter_decode", lambda *a, **k: asked.append(1) or real(*a, **k))
         again = self.tuned(run, raw, tmp_path)
         assert asked == []  # samples and scores are kept
         for before, after in zip(tuning.calibrations, again.calibrations, strict=True):

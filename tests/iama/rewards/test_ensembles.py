@@ -22,10 +22,10 @@ from iama.errors import ConfigError, RewardError
 from iama.models.flops import forward_flops, size_of
 from iama.prompts.data import load_prompts
 from iama.rewards.ensemble import aggregate, described, disagreement, member_name
-from iama.rewards.reward import check_reward, load_reward
+from iama.rewards.load import check_reward, load_reward
 from inference.evaluation.from_pools import config_from_pools
 from inference.pools.file import read_pool
-from inference.pools.fill import score_pool
+from inference.pools.score import score_pool
 from inference.samplers.sea import Sea, SeaSettings
 from inference.samplers.serve import serve
 
@@ -145,8 +145,8 @@ def test_disagreement_is_remembered_and_else_read_again(raw, prompts, monkeypatc
     reward = load_reward("helpful", RewardSpec(**raw))
     reward.score(prompts, TEXTS, {"topic": list("abcd")})
     calls = []
-    read = type(reward.ensemble).read
-    monkeypatch.setattr(type(reward.ensemble), "read", lambda self, *args: calls.append(1) or read(self, *args))
+    score = type(reward.scorer).score
+    monkeypatch.setattr(type(reward.scorer), "score", lambda self, *args: calls.append(1) or score(self, *args))
     monkeypatch.setattr("iama.rewards.ensemble.NUM_KEPT", 2)
     first = reward.disagreement(prompts, TEXTS, {"topic": list("abcd")})
     assert not calls
@@ -267,6 +267,7 @@ def test_what_needs_one_classifiers_gradient_refuses_an_ensemble(policy, raw):
 
 
 # A random tiny policy rarely ends its answers.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 def test_training_takes_an_ensemble_as_proxy(tiny, raw, tmp_path):
     from rich.console import Console
@@ -440,7 +441,7 @@ def test_standardise_prints_overrides_for_every_member(run, raw, tiny, tmp_path)
 
 def test_an_evaluation_takes_an_ensemble_and_tells_its_disagreement(raw, tmp_path, pool):
     from iama.config.settings import EvaluationConfig
-    from inference.evaluation.evaluate import evaluate
+    from tests.inference.evaluation.running import evaluate
 
     (tmp_path / "f.py").write_text(FUNCTIONS)
     config = validate(

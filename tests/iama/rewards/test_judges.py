@@ -31,7 +31,7 @@ from iama.rewards.judge import (
     question_key,
     read_template,
 )
-from iama.rewards.reward import check_reward, load_reward
+from iama.rewards.load import check_reward, load_reward
 from tests.openai_server import OpenAIServer
 
 POINTWISE = "Rate from 1 to 10.\nQuestion: {prompt}\nAnswer: {completion}\nNumber:"
@@ -75,14 +75,14 @@ def test_scores_through_the_reward_interface(server: OpenAIServer, tmp_path: Pat
     num_words = sum(len(m[0]["content"].split()) for m in asked)
     assert (cost.reward_calls, cost.reward_tokens) == (3, num_words + 2)  # the same text twice is read once
     assert {(b["temperature"], b["max_tokens"]) for b in server.requests} == {(0.0, 16)}
-    assert reward.judge is not None
-    assert (reward.judge.num_asked, reward.judge.num_unparsable) == (2, 0)
+    assert isinstance(reward.scorer, Judge)
+    assert (reward.scorer.num_asked, reward.scorer.num_unparsable) == (2, 0)
 
 
 def test_user_text_is_never_a_placeholder(server: OpenAIServer, tmp_path: Path) -> None:
     server.answer = lambda body: "3"
     judge = Judge(judge_spec(server, tmp_path), "here")
-    judge(["{completion} {x} {0} %s"], ["{prompt} {{}} {"])
+    judge.score(["{completion} {x} {0} %s"], ["{prompt} {{}} {"], {})
     wanted = "Rate from 1 to 10.\nQuestion: {completion} {x} {0} %s\nAnswer: {prompt} {{}} {\nNumber:"
     assert server.requests[0]["messages"][0]["content"] == wanted
 
@@ -136,8 +136,8 @@ def test_an_unparsable_answer_is_missing_counted_and_told_once(server: OpenAISer
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert math.isnan(reward(["p"], ["bad three"])[0])
-    assert reward.judge is not None
-    assert reward.judge.num_unparsable == 3
+    assert isinstance(reward.scorer, Judge)
+    assert reward.scorer.num_unparsable == 3
 
 
 @pytest.mark.parametrize("first", ["A", "B", "tie", "?"])
@@ -147,7 +147,7 @@ def test_pairwise_asks_in_both_orders(server: OpenAIServer, tmp_path: Path, firs
     judge = Judge(pairwise(server, tmp_path), "here")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IamaWarning)
-        (score,), _ = judge(["p"], ["mine"], base=["other"])
+        (score,), _ = judge.score(["p"], ["mine"], {"base": ["other"]})
     asked = sorted(body["messages"][0]["content"] for body in server.requests)
     assert asked == ["p || mine || other", "p || other || mine"]
     if "?" in (first, second):
@@ -158,7 +158,7 @@ def test_pairwise_asks_in_both_orders(server: OpenAIServer, tmp_path: Path, firs
 
 def test_a_judge_that_prefers_the_first_gives_ties(server: OpenAIServer, tmp_path: Path) -> None:
     server.answer = lambda body: "A"
-    scores, _ = Judge(pairwise(server, tmp_path), "here")(["p", "q"], ["x", "same"], base=["y", "same"])
+    scores, _ = Judge(pairwise(server, tmp_path), "here").score(["p", "q"], ["x", "same"], {"base": ["y", "same"]})
     assert scores == [0.5, 0.5]
     assert server.num_requests == 3  # a text against itself is one question
 
@@ -166,9 +166,9 @@ def test_a_judge_that_prefers_the_first_gives_ties(server: OpenAIServer, tmp_pat
 def test_pairwise_needs_its_column(server: OpenAIServer, tmp_path: Path) -> None:
     judge = Judge(pairwise(server, tmp_path), "reward 'r'")
     with pytest.raises(RewardError, match=r"reward 'r': the prompts have no column 'base'.*\['topic'\]"):
-        judge(["p"], ["x"], topic=["t"])
+        judge.score(["p"], ["x"], {"topic": ["t"]})
     with pytest.raises(RewardError, match="column 'base' of the prompt 'which one' is None"):
-        judge(["p", "which one"], ["x", "x"], base=["y", None])
+        judge.score(["p", "which one"], ["x", "x"], {"base": ["y", None]})
     assert server.num_requests == 0
 
 
@@ -177,11 +177,11 @@ def test_nothing_is_asked_twice(server: OpenAIServer, tmp_path: Path) -> None:
     spec = judge_spec(server, tmp_path)
     texts = ["one", "three", "seven"]
     first = Judge(spec, "here")
-    assert first.count_requests(["p"] * 3, texts) == (3, 0)
-    before = first(["p"] * 3, texts)
+    assert first.count_requests(["p"] * 3, texts, {}) == (3, 0)
+    before = first.score(["p"] * 3, texts, {})
     again = Judge(spec.model_copy(update={"url": "http://localhost:1/v1", "concurrency": 1}), "here")
-    assert again.count_requests(["p"] * 4, [*texts, "unseen"]) == (4, 3)
-    assert again(["p"] * 3, texts) == before  # tokens too
+    assert again.count_requests(["p"] * 4, [*texts, "unseen"], {}) == (4, 3)
+    assert again.score(["p"] * 3, texts, {}) == before  # tokens too
     assert (server.num_requests, again.num_asked) == (3, 0)
 
 
@@ -189,7 +189,7 @@ def test_unparsable_answers_are_kept_too(server: OpenAIServer, tmp_path: Path) -
     server.answer = lambda body: "no idea"
     for _ in range(2):
         with pytest.warns(IamaWarning, match="no idea"):
-            assert math.isnan(Judge(judge_spec(server, tmp_path), "here")(["p"], ["x"])[0][0])
+            assert math.isnan(Judge(judge_spec(server, tmp_path), "here").score(["p"], ["x"], {})[0][0])
     assert server.num_requests == 1
 
 
@@ -205,7 +205,7 @@ def test_whatever_decides_the_answer_is_asked_afresh(
     if "prompt_file" in change:
         change = {"prompt_file": str(tmp_path / "other.txt")}
     for changed in (spec, spec.model_copy(update=change), spec):
-        Judge(changed, "here")(["p"], ["x"])
+        Judge(changed, "here").score(["p"], ["x"], {})
     assert server.num_requests == 2
 
 
@@ -218,7 +218,7 @@ def test_draws_are_independent_and_reproducible(server: OpenAIServer, tmp_path: 
         (tmp_path / run).mkdir()
         for draw in (0, 1):
             spec = judge_spec(server, tmp_path / run, temperature=1.0, draw=draw)
-            scores[run, draw] = Judge(spec, "here")(["p"] * 40, texts)[0]
+            scores[run, draw] = Judge(spec, "here").score(["p"] * 40, texts, {})[0]
     assert scores["a", 0] == scores["b", 0]
     assert scores["a", 1] == scores["b", 1]
     assert sum(x == y for x, y in zip(scores["a", 0], scores["a", 1], strict=True)) < 20
@@ -236,14 +236,14 @@ def cache_file(folder: Path) -> Path:
 def test_a_torn_line_is_asked_again_and_harms_no_other(server: OpenAIServer, tmp_path: Path, num_bytes: int) -> None:
     server.answer = length
     spec = judge_spec(server, tmp_path, concurrency=1)
-    Judge(spec, "here")(["p"] * 2, ["one", "three"])
+    Judge(spec, "here").score(["p"] * 2, ["one", "three"], {})
     file = cache_file(tmp_path)
     file.write_bytes(file.read_bytes()[:-num_bytes])
     judge = Judge(spec, "here")
-    assert judge(["p"] * 3, ["one", "three", "seven"])[0] == [3.0, 5.0, 5.0]
+    assert judge.score(["p"] * 3, ["one", "three", "seven"], {})[0] == [3.0, 5.0, 5.0]
     assert judge.num_asked == 2
     again = Judge(spec, "here")
-    assert again(["p"] * 3, ["one", "three", "seven"])[0] == [3.0, 5.0, 5.0]
+    assert again.score(["p"] * 3, ["one", "three", "seven"], {})[0] == [3.0, 5.0, 5.0]
     assert again.num_asked == 0
 
 
@@ -254,17 +254,17 @@ def test_lines_of_something_else_are_passed_over(server: OpenAIServer, tmp_path:
     key = question_key(spec, fill(POINTWISE, {"prompt": "p", "completion": "one"}))
     lines = [b"\xff\xfe", b"[]", b'{"key": 3}', b"", json.dumps({"key": key, "text": None}).encode(), b'{"key": "torn']
     (tmp_path / "cache" / "org_judge.jsonl").write_bytes(b"\n".join(lines))
-    assert Judge(spec, "here")(["p"], ["one"])[0] == [3.0]
-    assert Judge(spec, "here").count_requests(["p"], ["one"]) == (1, 1)
+    assert Judge(spec, "here").score(["p"], ["one"], {})[0] == [3.0]
+    assert Judge(spec, "here").count_requests(["p"], ["one"], {}) == (1, 1)
 
 
 def test_processes_share_what_they_have_asked(server: OpenAIServer, tmp_path: Path) -> None:
     server.answer = length
     spec = judge_spec(server, tmp_path)
     one, other = Judge(spec, "here"), Judge(spec, "here")
-    one(["p"], ["one"])
-    other(["p"] * 2, ["one", "three"])
-    one(["p"] * 2, ["one", "three"])
+    one.score(["p"], ["one"], {})
+    other.score(["p"] * 2, ["one", "three"], {})
+    one.score(["p"] * 2, ["one", "three"], {})
     assert server.num_requests == 2
 
 
@@ -301,6 +301,7 @@ def test_of_two_answers_the_first_in_the_file_counts(tmp_path: Path) -> None:
     assert answers.rows["k"]["text"] == "1"
 
 
+@pytest.mark.slow
 def test_a_kill_loses_only_what_is_under_way(server: OpenAIServer, tmp_path: Path) -> None:
     server.answer, server.delay_s = length, 0.02
     spec = judge_spec(server, tmp_path, concurrency=1, highest=100)
@@ -308,7 +309,7 @@ def test_a_kill_loses_only_what_is_under_way(server: OpenAIServer, tmp_path: Pat
     program = f"""
 from iama.rewards.judge import Judge
 from iama.config.specs import JudgeSpec
-Judge(JudgeSpec.model_validate_json({spec.model_dump_json()!r}), "here")(["p"] * 60, {texts!r})
+Judge(JudgeSpec.model_validate_json({spec.model_dump_json()!r}), "here").score(["p"] * 60, {texts!r}, {{}})
 """
     killed = subprocess.Popen([sys.executable, "-c", program])
     while server.num_requests < 10:
@@ -319,7 +320,7 @@ Judge(JudgeSpec.model_validate_json({spec.model_dump_json()!r}), "here")(["p"] *
     time.sleep(0.1)  # the server ends the request that was under way
     num_before = server.num_requests
     judge = Judge(spec, "here")
-    assert judge(["p"] * 60, texts)[0] == [float(i) for i in range(1, 61)]
+    assert judge.score(["p"] * 60, texts, {})[0] == [float(i) for i in range(1, 61)]
     assert num_before + judge.num_asked <= 61
     assert num_before < 60
 
@@ -334,8 +335,8 @@ def test_what_was_answered_before_an_error_is_kept(server: OpenAIServer, tmp_pat
     spec = judge_spec(server, tmp_path, concurrency=1)
     texts = ["one", "fatal", "three"]
     with pytest.raises(ValueError, match="here: the model 'org/judge'"):
-        Judge(spec, "here")(["p"] * 3, texts)
-    assert Judge(spec, "here").count_requests(["p"] * 3, texts) == (3, 2)
+        Judge(spec, "here").score(["p"] * 3, texts, {})
+    assert Judge(spec, "here").count_requests(["p"] * 3, texts, {}) == (3, 2)
 
 
 def test_usage_that_is_not_told_is_estimated_with_one_warning(server: OpenAIServer, tmp_path: Path) -> None:
@@ -343,12 +344,12 @@ def test_usage_that_is_not_told_is_estimated_with_one_warning(server: OpenAIServ
     server.answer = length
     judge = Judge(judge_spec(server, tmp_path), "here")
     with pytest.warns(IamaWarning, match="here: the model 'org/judge' tells no usage"):
-        _, tokens = judge(["p"], ["one"])
+        _, cost = judge.score(["p"], ["one"], {})
     num_chars = len(fill(POINTWISE, {"prompt": "p", "completion": "one"}))
-    assert tokens == math.ceil(num_chars / 4) + 1
+    assert cost.reward_tokens == math.ceil(num_chars / 4) + 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert judge(["p"], ["one"]) == ([3.0], tokens)
+        assert judge.score(["p"], ["one"], {}) == ([3.0], cost)
 
 
 def test_the_plan_states_requests_tokens_and_price(tmp_path: Path) -> None:
@@ -395,7 +396,7 @@ def test_a_cache_that_cannot_be_written_is_named(server: OpenAIServer, tmp_path:
     (tmp_path / "file").write_text("")
     server.answer = length
     with pytest.raises(RewardError, match=r"file/org_judge\.jsonl: cannot keep the judge's answer"):
-        Judge(judge_spec(server, tmp_path, cache=str(tmp_path / "file")), "here")(["p"], ["one"])
+        Judge(judge_spec(server, tmp_path, cache=str(tmp_path / "file")), "here").score(["p"], ["one"], {})
 
 
 @pytest.mark.parametrize("load", [check_reward, load_reward])

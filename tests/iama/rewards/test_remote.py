@@ -159,6 +159,7 @@ def test_a_caller_that_stops_begins_nothing_further(server: OpenAIServer) -> Non
     assert server.num_requests <= 5
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_program_that_waits(server: OpenAIServer) -> None:
     server.delay_s = 100
     program = f"""

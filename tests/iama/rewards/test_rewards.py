@@ -14,7 +14,8 @@ from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import IamaWarning, ModelError, RewardError
 from iama.prompts.data import load_prompts
 from iama.prompts.render import render_exchange
-from iama.rewards.reward import load_function, load_reward, reward_from_function
+from iama.rewards.function import load_function, reward_from_function
+from iama.rewards.load import load_reward
 
 TEXTS = ["bake red bread", "no thanks", "mix flour then water then flour please", "be careful"]
 
@@ -111,7 +112,7 @@ def test_the_classifier_scores_as_the_reward_does_but_for_the_scale(tiny, prompt
     assert (classifier.path, classifier.source) == (str(tiny.two_headed_reward), "reward 'harmless'")
     assert classifier.pad_id == classifier.model.config.pad_token_id == classifier.tokenizer.pad_token_id
     raw = classifier.score_ids(classifier.render(prompts, TEXTS))
-    assert raw == classifier(prompts, TEXTS)[0]
+    assert raw == classifier.score(prompts, TEXTS, {})[0]
     scores = reward.score(prompts, TEXTS, {})[0]
     assert scores == reward.finish(prompts, TEXTS, raw) == [(score - 2.0) / 0.5 for score in raw]
     with pytest.raises(RewardError, match=r"'harmless' returned inf for the prompt 'fix a bike' .* 'mix flour"):

@@ -9,7 +9,7 @@ import pytest
 
 from iama.config.schema import parse_yaml
 from iama.config.specs import SOURCES, RewardSpec
-from iama.rewards.reward import check_reward, load_reward
+from iama.rewards.load import KINDS, check_reward, load_reward
 
 FENCES = ("yaml", "python", "text")
 
@@ -22,10 +22,12 @@ def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name, text in zip(("judge.txt", "pairwise.txt"), blocks["text"], strict=True):
         Path(name).write_text(text)
     Path("rewards.py").write_text(blocks["python"][0])
+    monkeypatch.setattr("iama.rewards.load.KINDS", dict(KINDS))
+    exec(blocks["python"][1], {})
     specs = [RewardSpec(**raw) for block in blocks["yaml"] for raw in parse_yaml(block).values()]
     assert {spec.source for spec in specs} == set(SOURCES)
     for spec in specs:
         if spec.source not in ("model", "column"):
             check_reward("r", spec)
     assert load_reward("r", RewardSpec(function="rewards.py:brief"))(["p"], ["x" * 50]) == [-0.5]
-    exec(blocks["python"][1], {})
+    exec(blocks["python"][2], {})

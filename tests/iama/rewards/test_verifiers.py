@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from iama.config.specs import RewardSpec
 from iama.errors import RewardError
-from iama.rewards.reward import Reward, check_reward, load_reward
+from iama.rewards.load import check_reward, load_reward
+from iama.rewards.reward import Reward
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from hypothesis import given
 
 from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost, peak_memory, start_peak
-from iama.rewards.reward import Reward, load_reward
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.flops import forward_flops, size_of
 from inference.engine.reward_rows import RewardRows
 from inference.samplers.args import Args, ArgsSettings

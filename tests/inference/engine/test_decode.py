@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from iama.config.specs import Sampling
 from iama.errors import DataError, IamaWarning, ModelError
 from inference.engine import decode as engine
-from inference.engine.decode import Ends, decode, iter_decode, response_text
+from inference.engine.decode import decode, iter_decode
 from inference.engine.kv_cache import _Buffer
 from inference.engine.next_token import probabilities
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
+from inference.engine.responses import Ends, response_text
 
 SAMPLING = Sampling(max_new_tokens=24)
 

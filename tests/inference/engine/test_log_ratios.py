@@ -8,10 +8,11 @@ import torch
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning
-from inference.engine.decode import decode, response_text
+from inference.engine.decode import decode
 from inference.engine.likelihood import fluency, fluency_z, response_ids, sequence_log_probabilities
 from inference.engine.next_token import log_probabilities
 from inference.engine.policy import load_policy
+from inference.engine.responses import response_text
 
 
 def step_by_step(policy, prompt, response):

@@ -14,16 +14,19 @@ from iama.config.specs import RewardSpec
 from iama.errors import ConfigError
 from iama.models.flops import ModelSize, backward_flops, forward_flops
 from iama.prompts.render import render_exchange
-from iama.rewards.reward import Classifier, Reward, load_reward, reward_from_function
+from iama.rewards.classifier import Classifier
+from iama.rewards.function import reward_from_function
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.reward_gradient import (
     EmbeddedReward,
     GradientRows,
     around,
-    check_shared_vocabulary,
     suffix_backward_flops,
     whole_with_gradient,
 )
 from inference.engine.reward_rows import reads_in_pieces
+from inference.engine.vocabulary import check_shared_vocabulary
 
 CHAT = [{"role": "user", "content": "how to bake"}]
 CLOSED = "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] | trim }}{{ eos_token }}{% endfor %}"

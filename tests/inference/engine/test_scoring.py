@@ -24,7 +24,9 @@ from transformers import BioGptConfig
 
 from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import IamaWarning, RewardError
-from iama.rewards.reward import Reward, load_reward, reward_from_function
+from iama.rewards.function import reward_from_function
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.reward_rows import RewardRows, micro_batches
 
 PIECES = ["bake bread", " grow", " toma", "toes", ",", " ", "é", "<|endoftext|>", "<pad>", "</s>", " mix water"]

@@ -9,13 +9,14 @@ import pytest
 from iama.config.schema import validate
 from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, DataError, IamaError, ModelError, RewardError, RunError
-from inference.evaluation.evaluate import evaluate
+from inference.evaluation.compare import Question, combine_runs
 from inference.evaluation.plan import make_plan
-from inference.evaluation.summary import Question, combine_runs, load_summary
+from inference.evaluation.summary import load_summary
 from inference.evaluation.tables import load_tables
-from inference.pools import fill as pools
+from inference.pools import engines
 from inference.pools.file import read_pool
 from inference.statistics.costs import UNITS
+from tests.inference.evaluation.running import evaluate
 
 
 def pool_of(config: EvaluationConfig, name: str) -> Path:
@@ -40,13 +41,13 @@ def changed(config: EvaluationConfig, **changes) -> EvaluationConfig:
 def sampled(monkeypatch) -> list[int]:
     """How many prompts each call of the engine was asked to sample."""
     asked = []
-    real = pools.iter_decode
+    real = engines.iter_decode
 
     def counted(policy, prompts_ids, *args, **kwargs):
         asked.append(len(prompts_ids))
         return real(policy, prompts_ids, *args, **kwargs)
 
-    monkeypatch.setattr(pools, "iter_decode", counted)
+    monkeypatch.setattr(engines, "iter_decode", counted)
     return asked
 
 
@@ -255,7 +256,7 @@ class TestBadInput:
         [({"model": "./gone"}, r"'\./gone' does not exist"), ({"function": "gone.py:f"}, "cannot import function")],
     )
     def test_rewards_are_checked_before_policies_are_read(self, config, monkeypatch, role, broken, message):
-        monkeypatch.setattr("inference.evaluation.plan.load_tokenizer", None)
+        monkeypatch.setattr("inference.evaluation.sources.load_tokenizer", None)
         criteria = config.model_dump()["criteria"]
         criteria[1][role] = broken
         with pytest.raises(IamaError, match=f"'brief \\({role}\\)'.*{message}"):

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 
 from iama.errors import ConfigError
-from inference.evaluation.evaluate import evaluate
+from inference.evaluation.measured import Evaluation
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.kl import kl_of
 from inference.evaluation.rows.sampling import sampling_rows
 from inference.evaluation.rows.values import fill_tables
 from inference.report import write_report
-from inference.samplers.serve import read_served
+from inference.samplers.serve import read_method
 from inference.selection.divergences import order_kl
 from inference.selection.kept import kept_scores
+from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed, sampled, without_clock  # noqa: F401
 from tests.inference.evaluation.test_fill_tables import config, measured_of  # noqa: F401
+from tests.inference.methods import read_served
 
 METHODS = ["itp(1, 0.1)", "itp(4, 0.1, batches=1)", "mbr(4, 0.5)", "soft_bon(4, 0.2, ranks=1)", "bop(1, cap=3)"]
 
@@ -28,7 +30,8 @@ def filled(config):  # noqa: F811
     settings = changed(config, methods=METHODS)
     plan = make_plan(settings)
     measured = measured_of(settings, plan)
-    return settings, plan, measured, fill_tables(settings, plan, measured)
+    evaluation = Evaluation(plan, measured)
+    return settings, evaluation, measured, fill_tables(evaluation)
 
 
 def best_of(scores, n: int) -> float:
@@ -75,8 +78,8 @@ def test_costs_are_those_of_the_draws(filled):
 
 
 def test_fallbacks_and_caps_have_rows(filled):
-    settings, plan, measured, _ = filled
-    rows = {(r["policy"], r["method"]): r for r in sampling_rows(settings, plan, measured)}
+    _, evaluation, _, _ = filled
+    rows = {(r["policy"], r["method"]): r for r in sampling_rows(evaluation)}
     assert {m for _, m in rows} == {None, "itp(1, 0.1)", "bop(1, cap=3)"}
     assert len({frozenset(row) for row in rows.values()}) == 1
     assert rows["iama", "bop(1, cap=3)"]["capped"] == pytest.approx(1 - 2.5 * np.exp(-1))
@@ -91,9 +94,9 @@ def test_too_many_draws_are_refused(config):  # noqa: F811
 
 def test_kl_of_selections(filled):
     """Without log-probabilities: the reference's own is known where the law is; of texts nothing is."""
-    settings, plan, measured, _ = filled
+    settings, evaluation, measured, _ = filled
     criterion = settings.criteria[0]
-    found = {m: kl_of(settings, plan, measured, "base", criterion, m) for m in METHODS}
+    found = {m: kl_of(evaluation, "base", criterion, read_method(m)) for m in METHODS}
     assert {m: kind for m, (_, kind) in found.items()} == {
         "itp(1, 0.1)": "estimate",
         "itp(4, 0.1, batches=1)": "upper bound",
@@ -102,14 +105,14 @@ def test_kl_of_selections(filled):
         "bop(1, cap=3)": None,
     }
     assert found["itp(4, 0.1, batches=1)"][0][0] == pytest.approx(order_kl(read_served(METHODS[1]).order_N))
-    assert kl_of(settings, plan, measured, "iama", criterion, "itp(1, 0.1)") == (None, None)
+    assert kl_of(evaluation, "iama", criterion, read_method("itp(1, 0.1)")) == (None, None)
     measured.reference = "base"
     log_ratio = np.full((5, 16), 0.25)
     measured.log_probabilities |= {("iama", "iama"): log_ratio - 9, ("iama", "base"): log_ratio * 0 - 9}
-    known = kl_of(settings, plan, measured, "iama", criterion, "itp(4, 0.1, batches=1)")
+    known = kl_of(evaluation, "iama", criterion, read_method("itp(4, 0.1, batches=1)"))
     assert known[0][0] == pytest.approx(order_kl(read_served(METHODS[1]).order_N) + 0.25)
     for policy in ("base", "iama"):
-        bound, kind = kl_of(settings, plan, measured, policy, criterion, "mbr(4, 0.5)")
+        bound, kind = kl_of(evaluation, policy, criterion, read_method("mbr(4, 0.5)"))
         assert kind == "lower bound"
         assert 0 <= bound[0] <= log(17)
 

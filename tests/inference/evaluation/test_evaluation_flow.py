@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from iama.cli.app import app
 from iama.config.schema import validate
 from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, IamaError, RunError
-from inference.evaluation.evaluate import evaluate
+from inference.engine.responses import Pool
 from inference.evaluation.plan import make_plan
-from inference.pools.file import PoolFile, read_pool, write_pool
+from inference.pools.file import read_pool, write_pool
 from inference.selection.divergences import best_of_n_kl, best_of_n_kl_estimate
+from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed, pool_of, sampled  # noqa: F401 - a fixture
 from tests.inference.evaluation.test_recomputed import chances, mean
 
@@ -68,10 +70,10 @@ class TestKL:
         for name, shift in (("same", 0), ("other", 1)):
             prompts = [
                 type(p)(p.prompt_id, p.prompt, p.columns, tuple(
-                    type(s)(s.text, s.finish_reason, s.num_tokens, tuple(t + shift for t in s.token_ids), {})
+                    replace(s, token_ids=tuple(t + shift for t in s.token_ids), scores={})
                     for s in p.samples), p.cost, p.estimated) for p in pool.prompts
             ]  # fmt: skip
-            write_pool(tmp_path / f"{name}.jsonl", PoolFile(pool.header, prompts))
+            write_pool(tmp_path / f"{name}.jsonl", Pool(pool.header, prompts))
         policies = {"base": small.model_dump()["policies"]["base"]}
         policies |= {name: {"pool": str(tmp_path / f"{name}.jsonl")} for name in ("same", "other")}
         settings = changed(small, policies=policies, trained="same", output_dir=str(tmp_path / "stored"))

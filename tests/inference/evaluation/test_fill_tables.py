@@ -16,17 +16,18 @@ from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.models.flops import ModelSize
-from inference.evaluation.evaluate import evaluate
+from inference.engine.responses import Pool, PooledPrompt, Response
+from inference.evaluation.compare import Question, compare_policies
 from inference.evaluation.from_pools import config_from_pools
-from inference.evaluation.measured import Measured
+from inference.evaluation.measured import Answers, Evaluation, Measured
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.risks import break_even_rows
 from inference.evaluation.rows.sampling import missing_rows, sampling_rows
 from inference.evaluation.rows.values import fill_tables
-from inference.evaluation.summary import Question, compare_policies
-from inference.pools.file import PooledPrompt, PoolFile, Sample
-from inference.pools.fill import PoolScores
+from inference.pools.score import PoolScores
 from inference.report import write_report
+from inference.samplers.serve import read_method
+from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed, without_clock
 
 PROMPTS = ("bake bread", "grow tomatoes", "fix a bike", "mix water", "be careful")
@@ -125,7 +126,7 @@ def sized(plan):
     return replace(plan, sources=[replace(source, size=SIZE) for source in plan.sources])
 
 
-def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> tuple[str, PoolFile, None]:
+def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> Answers:
     """Guided answers of four tokens, in two segments each, the first of the first answer forced."""
     source = next(s for s in plan.sources if s.policy == policy)
     prompts = [
@@ -134,13 +135,12 @@ def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> tuple[str, Po
             prompt.prompt,
             {},
             (
-                Sample(
+                Response(
                     "one two",
-                    "length" if i == 0 else "stop",
-                    4,
                     (1, 2, 3, 4),
-                    {"proxy": proxy},
-                    tuple({"text": t, "forced": i == 0 and t == "one "} for t in ("one ", "two")),
+                    "length" if i == 0 else "stop",
+                    scores={"proxy": proxy},
+                    segments=tuple({"text": t, "forced": i == 0 and t == "one "} for t in ("one ", "two")),
                 ),
             ),
             Cost(policy_prefill_tokens=5, policy_decode_tokens=9, flops=70.0),
@@ -148,23 +148,25 @@ def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> tuple[str, Po
         )
         for i, (prompt, proxy) in enumerate(zip(source.stored.prompts, proxies, strict=True))
     ]
-    return method, PoolFile(source.stored.header, prompts), None
+    return Answers(read_method(method), Pool(source.stored.header, prompts), None)
 
 
 def test_operations_of_a_judge_are_not_known(config, tmp_path):
     (tmp_path / "judge.txt").write_text("{prompt} {completion}")
     judge = {"url": "http://localhost:1", "model": "m", "prompt_file": str(tmp_path / "judge.txt")}
     plan = sized(make_plan(config))
+    methods = tuple(map(read_method, ("bon", "bop", "bon(2)", "cards")))
     for spec, known in ((RewardSpec(column="c"), True), (RewardSpec.model_validate({"judge": judge}), False)):
         criteria = [criterion.model_copy(update={"proxy": spec, "gold": None}) for criterion in config.criteria]
         settings = config.model_copy(update={"criteria": criteria})
         measured = measured_of(settings, plan)
         measured.answers["iama", "c", "cards"] = answers(plan, "iama", "cards(target=1)")
         measured.answers["base", "c", "cards"] = answers(plan, "base", "cards(target=1)")
-        tables = fill_tables(settings.model_copy(update={"methods": ["bon", "bop", "bon(2)", "cards"]}), plan, measured)
+        evaluation = Evaluation(replace(plan, config=settings, methods=methods), measured)
+        tables = fill_tables(evaluation)
         for method in ("bon", "bop", "bon(2)", "cards"):
             assert (("iama", "c", method, "flops") in tables.costs) is known
-        assert (sampling_rows(settings, plan, measured)[-1]["flops"] is not None) is known
+        assert (sampling_rows(evaluation)[-1]["flops"] is not None) is known
         for method in ("bon", "bop", "bon(2)", "cards"):
             for unit in ("reward_tokens", "reward_calls", "seconds", "policy_tokens"):
                 assert ("iama", "c", method, unit) in tables.costs
@@ -177,7 +179,7 @@ def test_guided_answers_have_a_row_of_their_own(config):
     plan = make_plan(config)
     measured = measured_of(config, plan)
     measured.answers["iama", "c", "cards"] = answers(plan, "iama", "cards(target=1)", (0.5, None, 0.5, 0.5, 0.5))
-    *pools, row = sampling_rows(config, plan, measured)
+    *pools, row = sampling_rows(Evaluation(plan, measured))
     assert [(r["policy"], r["method"], r["fallback"]) for r in pools] == [("base", None, None), ("iama", None, None)]
     assert set(row) == set(pools[0])
     told = {"policy": "iama", "criterion": "c", "method": "cards", "num_samples": 1, "mean_tokens": 4.0}
@@ -185,10 +187,10 @@ def test_guided_answers_have_a_row_of_their_own(config):
     assert {name: row[name] for name in told} == told
     assert row["distinct"] is None
     assert row["distinct_1"] == 1
-    lost = [r for r in missing_rows(config, plan, measured) if "method" in r]
+    lost = [r for r in missing_rows(Evaluation(plan, measured)) if "method" in r]
     assert [(r["metric"], r["num_missing"], r["num_samples"]) for r in lost] == [("proxy", 1, 5)]
     measured.answers["base", "c", "cards"] = answers(plan, "base", "cards(target=1)")
-    tables = fill_tables(config.model_copy(update={"methods": ["cards"]}), plan, measured)
+    tables = fill_tables(Evaluation(replace(plan, methods=(read_method("cards"),)), measured))
     np.testing.assert_array_equal(tables.values["iama", "c", "cards", "proxy"][:, 0], [0.5, np.nan, 0.5, 0.5, 0.5])
 
 
@@ -218,14 +220,15 @@ def test_a_reference_that_was_trained_too(config, tmp_path, tiny, adapter_dir):
                     "iama": {"pool": config.policies["iama"].pool, "training_run": runs[2]}}  # fmt: skip
         settings = changed(config, policies=policies)
         plan = sized(make_plan(settings))
-        tables = fill_tables(settings, plan, measured := measured_of(settings, plan))
+        measured = measured_of(settings, plan)
+        tables = fill_tables(Evaluation(plan, measured))
         # Three samples of the reference for one of the trained policy's.
         saving = {"criterion": "c", "method": "bon", "metric": "gold", "reference": "base", "censored": False}
         saving |= {"floor": False, "units": {"flops": {"ratio": 3.0}}}
         if model is not None:  # the reference as it stands in the file, if its pool is not from elsewhere
             base = EvaluatedPolicy.model_validate(model)
             settings = settings.model_copy(update={"policies": settings.policies | {"base": base}})
-        return break_even_rows(settings, plan, measured, tables, [saving])
+        return break_even_rows(Evaluation(replace(plan, config=settings), measured), tables, [saving])
 
     (alone,), (half,), (all_of_it,) = (rows(r) for r in ({}, {"training_run": runs[1]}, {"training_run": runs[2]}))
     assert (alone["reference_training_flops"], alone["note"]) == (0.0, "")

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 from iama.config.settings import EvaluationConfig
-from iama.config.specs import PolicySpec
-from iama.rewards.reward import load_reward
+from iama.config.specs import PolicySpec, Sampling
+from iama.errors import RunError
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.evaluation import answers as guided_draw
 from inference.evaluation.answers import with_pool_target
-from inference.evaluation.evaluate import evaluate
-from inference.pools import fill as pools
+from inference.evaluation.tables import load_tables
+from inference.pools import engines
 from inference.pools.file import read_pool
 from inference.report import write_report
-from inference.samplers.serve import serve
+from inference.samplers.serve import needs_target, read_method, serve
 from inference.statistics.costs import UNITS
+from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed, pool_of
 from tests.openai_server import OpenAIServer
 
@@ -50,7 +52,7 @@ def config(tmp_path, tiny, adapter_dir) -> EvaluationConfig:
 def generated(monkeypatch) -> list[int]:
     """How many prompts each call of the engine, for pools or guided answers, was asked for."""
     asked = []
-    decode, serving = pools.iter_decode, guided_draw.serve
+    decode, serving = engines.iter_decode, guided_draw.serve
 
     class Counted:
         def __init__(self, sampler):
@@ -60,7 +62,9 @@ def generated(monkeypatch) -> list[int]:
             asked.append(len(prompts))
             return self.sampler.sample(prompts, **kwargs)
 
-    monkeypatch.setattr(pools, "iter_decode", lambda p, ids, *a, **k: asked.append(len(ids)) or decode(p, ids, *a, **k))
+    monkeypatch.setattr(
+        engines, "iter_decode", lambda p, ids, *a, **k: asked.append(len(ids)) or decode(p, ids, *a, **k)
+    )
     monkeypatch.setattr(guided_draw, "serve", lambda *a: Counted(serving(*a)))
     return asked
 
@@ -102,14 +106,18 @@ def test_answers_are_the_samplers_own(config):
 def test_a_target_is_put_into_the_method():
     proxy_PS = np.arange(10.0).reshape(2, 5)
     proxy_PS[0, 0] = np.nan
-    told = f"{np.quantile(np.arange(1, 10), 0.9):.6g}"
-    assert with_pool_target("cards", proxy_PS) == f"cards(target={told})"
-    assert (
-        with_pool_target("cards(entropy_threshold=null)", proxy_PS) == f"cards(target={told}, entropy_threshold=null)"
-    )
-    assert with_pool_target("rejection(target=null)", proxy_PS) == f"rejection(target={told})"
-    for method in ("cards(target=1.5)", "args(top_k=3)", "bon(4)"):
-        assert with_pool_target(method, proxy_PS) == method
+    target = f"{np.quantile(np.arange(1, 10), 0.9):.6g}"
+    for written, expected in {
+        "cards": f"cards(target={target})",
+        "cards(entropy_threshold=null)": f"cards(target={target}, entropy_threshold=null)",
+        "rejection(target=null)": f"rejection(target={target})",
+    }.items():
+        method = read_method(written)
+        assert needs_target(method, Sampling())
+        assert with_pool_target(method, proxy_PS) == read_method(expected)
+        assert with_pool_target(method, proxy_PS).settings == read_method(expected).settings
+    for written in ("cards(target=1.5)", "args(top_k=3)", "bon(4)"):
+        assert not needs_target(read_method(written), Sampling())
 
 
 def test_guided_answers_resume(config, generated):
@@ -213,3 +221,56 @@ def test_a_guided_answer_without_gold(config, tmp_path):
         golds = [r["best"]["gold"] for r in examples if r["policy"] == row["policy"] and r["best"]["gold"] is not None]
         assert row["gold"] == (pytest.approx(np.mean(golds)) if golds else None)
     write_report(Path(config.output_dir))
+
+
+class TestSeveralAnswers:
+    """`num_answers`: each by a seed of its own, the first as if it were the only one."""
+
+    def test_are_means_over_the_samplers_own(self, config):
+        method = "cards(target=0.1, entropy_threshold=1.0, min_segment=2, max_proposals=3)"
+        several = changed(config, methods=["bon", method], num_answers=3)
+        summary = evaluate(several)
+        prompts = [json.loads(line)["prompt"] for line in Path(config.prompts.path).read_text().splitlines()]
+        policy = load_policy("base", PolicySpec(path=config.policies["base"].path))
+        sampler = serve(policy, load_reward("c", config.criteria[0].proxy), method, config.sampling)
+        gold = load_reward("g", config.criteria[0].gold)
+        rounds = [sampler.sample(prompts, seed=guided_draw.answer_seed(config.seed, number)) for number in range(3)]
+        completions = [completion for row in rounds for completion in row]
+        (row,) = [r for r in summary["curves"] if (r["policy"], r["method"]) == ("base", method)]
+        golds = [gold.score([p], [c.text], {})[0][0] for row in rounds for p, c in zip(prompts, row, strict=True)]
+        assert row["gold"] == pytest.approx(np.mean(golds), abs=1e-5)
+        assert row["proxy"] == pytest.approx(np.mean([c.reward for c in completions]), abs=1e-5)
+        for unit in set(UNITS) - {"seconds"}:
+            assert row[unit] == pytest.approx(np.mean([c.cost.as_dict()[unit] for c in completions])), unit
+        (sampling,) = [r for r in summary["sampling"] if (r["policy"], r["method"]) == ("base", method)]
+        assert sampling["num_samples"] == 3
+        assert sampling["decode_tokens"] == sum(c.cost.policy_decode_tokens for c in completions)
+        assert sampling["distinct"] == pytest.approx(np.mean([len({row[i].text for row in rounds}) / 3
+                                                              for i in range(len(prompts))]))  # fmt: skip
+        assert sampling["fluency"] is not None
+        examples = [r["best"]["text"] for r in summary["examples"] if (r["policy"], r["method"]) == ("base", method)]
+        assert examples == [c.text for c in rounds[0]]
+        assert load_tables(Path(config.output_dir)).values["base", "c", method, "gold"].shape == (len(prompts), 1)
+        write_report(Path(config.output_dir))
+
+    def test_the_first_is_kept_from_an_evaluation_of_one(self, config, generated):
+        one = evaluate(config)
+        assert "num_answers" not in json.loads((Path(config.output_dir) / "summary.json").read_text())["config"]
+        before = {path.name: path.read_bytes() for path in (Path(config.output_dir) / "answers").iterdir()}
+        generated.clear()
+        with pytest.raises(RunError, match=r"num_answers was '\(not set\)', is 2"):
+            evaluate(changed(config, num_answers=2))
+        (Path(config.output_dir) / "summary.json").unlink()
+        two = evaluate(changed(config, num_answers=2))
+        assert generated == [4, 4]  # the second answers of two policies
+        after = {path.name: path.read_bytes() for path in (Path(config.output_dir) / "answers").iterdir()}
+        assert len(after) == 2 * len(before) == 4
+        assert before.items() <= after.items()
+        assert two["config"]["num_answers"] == 2
+        first, second = ([r["best"]["text"] for r in summary["examples"]] for summary in (one, two))
+        assert first == second
+
+    def test_neighbouring_seeds_have_none_in_common(self):
+        seeds = [guided_draw.answer_seed(seed, number) for seed in range(50) for number in range(20)]
+        assert len(set(seeds)) == len(seeds)
+        assert [guided_draw.answer_seed(seed, 0) for seed in (0, 7)] == [1, 8]

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from iama.cli.app import app
 from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, DataError, IamaError, RewardError
-from inference.evaluation.evaluate import evaluate
 from inference.evaluation.from_pools import config_from_pools
 from inference.evaluation.plan import make_plan
 from inference.report import write_report
 from inference.statistics.costs import UNITS
+from tests.inference.evaluation.running import evaluate
 
 PROMPTS = ("bake bread", "grow tomatoes", "fix a bike")
 NUM_SAMPLES = 16

@@ -12,9 +12,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from iama.config.settings import EvaluationConfig
-from inference.evaluation.evaluate import evaluate
-from inference.pools.fill import reward_key
+from inference.pools.score import reward_key
 from inference.report import write_report
+from tests.inference.evaluation.running import evaluate
 
 NUM_SAMPLES, BUDGETS, TRAINED = 12, (1, 2, 3), 2
 POLICIES, CRITERIA = ("base", "grpo", "iama"), ("vowels", "brief")

@@ -17,17 +17,19 @@ from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.environment import prepare_environment
 from iama.errors import ConfigError, DataError, ModelError, RewardError
+from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.evaluation import answers as guided_draw
-from inference.evaluation.evaluate import evaluate
-from inference.evaluation.plan import judge_lines, make_plan
+from inference.evaluation.describe import judge_lines
+from inference.evaluation.plan import make_plan
 from inference.evaluation.reward_checks import check_signature
-from inference.pools.file import PooledPrompt, PoolFile, read_pool, write_pool
-from inference.samplers.best_of import Completion, Segment
+from inference.pools.file import read_pool, write_pool
+from inference.samplers.base import Completion, Segment
+from tests.conftest import make_tokenizer, tiny_config
+from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed
 from tests.inference.evaluation.test_pool_config import write as write_pool_file
 from tests.inference.pools.test_pool_file import HEADER
 from tests.openai_server import OpenAIServer
-from tests.conftest import make_tokenizer, tiny_config
 
 CARDS = "cards(target=5, entropy_threshold=1.0, min_segment=2, max_proposals=2)"
 JUDGE = {"url": "http://localhost:1/v1", "model": "m", "temperature": 0.7}
@@ -75,7 +77,7 @@ class TestJudges:
             "trained_budget": 2,
         }
         config = EvaluationConfig.model_validate(raw)
-        (line,) = judge_lines(config, make_plan(config))
+        (line,) = judge_lines(make_plan(config))
         pool = read_pool(path)
         chars = sum(len(p.prompt) + len(s.text) for p in pool.prompts for s in p.samples[:8]) / 24
         tokens = 24 * -(-(chars + len("{prompt} {completion}")) // 4)
@@ -222,10 +224,10 @@ def test_a_function_without_a_score_for_some_answers(config, tmp_path):
 
 def test_a_guided_answer_without_a_score_is_null_in_its_pool(policy, tmp_path):
     segment = Segment(2, math.nan, math.nan, 1, False, 0)
-    completion = Completion("a b", (7, 8), math.nan, "length", Cost(1), [], 0, (segment,))
+    completion = Completion([Response("a b", (7, 8), "length", math.nan)], 0, Cost(1), (segment,))
     sample = guided_draw._sample(policy, completion, Sampling())
     block = PooledPrompt("q", "why?", {}, (sample,), Cost(1), False)
-    write_pool(tmp_path / "answers.jsonl", PoolFile(HEADER | {"num_samples": 1}, [block]))
+    write_pool(tmp_path / "answers.jsonl", Pool(HEADER | {"num_samples": 1}, [block]))
     (read,) = read_pool(tmp_path / "answers.jsonl").prompts
     assert read.samples[0].scores == {"proxy": None}
     assert [(s["reward"], s["threshold"]) for s in read.samples[0].segments] == [(None, None)]

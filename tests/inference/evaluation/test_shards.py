@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,12 +18,13 @@ from iama.cli.app import app
 from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, RunError
 from iama.models.fingerprint import fingerprint
-from inference.evaluation.evaluate import evaluate, evaluate_shard
 from inference.evaluation.plan import leaves
 from inference.evaluation.shards import Shard, gpu_of, new_lines, num_devices, parse_shard, run_shards, take_over
 from inference.evaluation.summary import load_summary
-from inference.pools import fill as pools
+from inference.pools import engines
+from tests.inference.evaluation.running import evaluate, evaluate_shard
 from tests.inference.evaluation.test_evaluate import changed, without_clock
+from tests.processes import begin_python, run_python
 
 NUM_SAMPLES = 12
 pytestmark = pytest.mark.filterwarnings("ignore:.*none of which was accepted")
@@ -101,8 +99,8 @@ def work(folder: Path) -> Counter[tuple[str, str]]:
 def drawn(monkeypatch) -> list[int]:
     """How many prompts each call of the engine was asked to sample."""
     asked = []
-    real = pools.iter_decode
-    monkeypatch.setattr(pools, "iter_decode", lambda p, ids, *a, **k: asked.append(len(ids)) or real(p, ids, *a, **k))
+    real = engines.iter_decode
+    monkeypatch.setattr(engines, "iter_decode", lambda p, ids, *a, **k: asked.append(len(ids)) or real(p, ids, *a, **k))
     return asked
 
 
@@ -224,11 +222,12 @@ def test_nothing_to_take_over(tmp_path):
 def command(config: EvaluationConfig, *more: str) -> list[str]:
     path = Path(config.output_dir).parent / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
-    return [sys.executable, "-m", "iama.cli", "evaluate", "--config", str(path), *more]
+    return ["-m", "iama.cli", "evaluate", "--config", str(path), *more]
 
 
+@pytest.mark.slow
 def test_devices_are_processes(config, whole):
-    done = subprocess.run(command(config, "--devices", "2"), capture_output=True, text=True, check=False)
+    done = run_python(command(config, "--devices", "2"))
     assert done.returncode == 0, done.stderr
     folder = Path(config.output_dir)
     assert differing(load_summary(folder), whole) == []
@@ -238,22 +237,21 @@ def test_devices_are_processes(config, whole):
     assert "report.html" in done.stdout
 
 
+@pytest.mark.slow
 def test_kills_cost_only_the_unit_in_flight(config, whole):
     """kill -9 whenever: what was written stays, is written once, and the numbers are the same."""
     folder, rng, seen = Path(config.output_dir), random.Random(3), Counter()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = 0
     for _ in range(3):
-        process = subprocess.Popen(
-            command(config), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
+        process = begin_python(command(config), OMP_NUM_THREADS="1")
         wanted = sum(seen.values()) + rng.randint(1, 6)
         end = time.monotonic() + 60
-        while sum(whole_lines(folder).values()) < wanted and process.poll() is None and time.monotonic() < end:
+        while sum(whole_lines(folder).values()) < wanted and process.exitcode is None and time.monotonic() < end:
             time.sleep(0.02)
         time.sleep(rng.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
         present = whole_lines(folder)
         assert not seen - present  # nothing that was written is lost
         seen = present
@@ -312,7 +310,7 @@ def test_bad_devices(text):
     ],
 )
 def test_refused_before_anything_is_sampled(config, drawn, arguments, told):
-    result = CliRunner().invoke(app, command(config, *arguments)[3:])
+    result = CliRunner().invoke(app, command(config, *arguments)[2:])
     assert isinstance(result.exception, ConfigError)
     assert told in str(result.exception)
     assert drawn == []

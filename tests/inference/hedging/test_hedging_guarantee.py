@@ -9,13 +9,13 @@ from scipy.special import ndtri
 from iama.errors import ConfigError, DataError
 from iama.objective.operators import bon
 from inference.hedging import safe_samples
-from inference.hedging.densities import expected
 from inference.hedging.guarantee import (
     guaranteed_gain,
     pool_proxy_gain,
     within_prompt_correlation,
 )
 from inference.selection.curves import curves
+from tests.inference.densities import expected
 
 
 def gaussian_proxy_gain(max_n):

@@ -13,21 +13,28 @@ from iama.config.methods import FIXED_DRAWS, TUNABLE
 from iama.errors import ConfigError
 from iama.objective.operators import bon, bop, bop_zt
 from iama.objective.rank_operators import soft_ranks
-from inference.hedging import densities
-from inference.hedging.families import by_budget, on_ranks
-from inference.hedging.weights import (
+from inference.hedging.laws import (
     bon_weights,
     bop_law,
     bop_weights,
     bop_zt_law,
+    by_budget,
     itp_bends,
     itp_order,
     itp_weights,
+    on_ranks,
     soft_bon_order,
     soft_bon_weights,
 )
-from inference.selection.curves import rank_weights, sorted_scores
-from inference.selection.rank_weights import best_of_values, best_of_weights, order_values, order_weights
+from inference.selection.curves import (
+    best_of_values,
+    best_of_weights,
+    order_values,
+    order_weights,
+    rank_weights,
+    sorted_scores,
+)
+from tests.inference import densities
 
 sizes = st.integers(2, 8)
 

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iama.config.methods import FIXED_DRAWS, TUNABLE, read_family, tuned_family
+from iama.config.methods import FIXED_DRAWS, TUNABLE, read_family, tuned_family, written_tuned
 from iama.config.settings import EvaluationConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.objective.operators import RankOperator
 from inference.evaluation.calibration import Scored, correlation_interval, tuning_of
-from inference.evaluation.plan import Source
+from inference.evaluation.sources import Source
+from inference.evaluation.tuned import tuned_methods
 from inference.hedging.guarantee import within_prompt_correlation
 from inference.hedging.tuning_file import (
     Calibration,
@@ -33,14 +34,13 @@ from inference.hedging.tuning_file import (
     save_tuning,
     setting,
     text_id,
-    tuned_methods,
-    written_tuned,
 )
 from inference.pools.file import prompt_ids
 from inference.pools.format import full_header
 from inference.pools.journal import digest
-from inference.samplers.serve import read_served
+from inference.samplers.serve import read_method
 from inference.statistics.bootstrap import percentile_interval, prompt_weights
+from tests.inference.methods import read_served
 
 PROMPTS = [f"what is {number}?" for number in range(6)]
 
@@ -64,6 +64,11 @@ def scored(
 
 def tuning(*pools: Scored, families=(("bon", None),)) -> Tuning:
     return tuning_of(pools, families, max_budget=None, num_bootstrap=50, seed=0)
+
+
+def number(calibration: Calibration, path: Path, method: str) -> str:
+    """What a method is with its number from the file."""
+    return setting(calibration, path, read_method(method)).text
 
 
 def wanted(told: dict | None = None, criterion: str | None = "helpful", gold=None, **proxy) -> Wanted:
@@ -102,7 +107,7 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
 @given(st.sampled_from(sorted(TUNABLE)), st.integers(2, 5000))
 def test_families_are_written_as_they_are_read(name, number):
     family = (name, number if name in FIXED_DRAWS else None)
-    written = written_tuned(*family)
+    written = written_tuned(family)
     assert tuned_family(written) == tuned_family(f" {written.replace('(', ' ( ')} ") == family
     assert read_family(f"{name}({number})" if name in FIXED_DRAWS else name) == family
     assert tuned_family(written.replace("tuned", "0.5")) is None
@@ -209,10 +214,10 @@ class TestFind:
         for name in ("bon", "soft_bon"):
             method = "bon( tuned)" if name == "bon" else "soft_bon( 4,tuned )"
             found = next(m for m in calibration.methods.values() if m.result.family == name)
-            assert setting(calibration, path, method) == found.result.written
-        assert setting(calibration, path, "bon(n=tuned)") == setting(calibration, path, "bon(tuned)")
+            assert number(calibration, path, method) == found.result.written
+        assert number(calibration, path, "bon(n=tuned)") == number(calibration, path, "bon(tuned)")
         with pytest.raises(ConfigError, match=r"soft_bon\(8, tuned\) was not tuned for 'base' and 'helpful', only bon"):
-            setting(calibration, path, "soft_bon(8, tuned)")
+            number(calibration, path, "soft_bon(8, tuned)")
 
 
 def test_a_latency_cap_beside_a_tuned_number(path):
@@ -223,12 +228,12 @@ def test_a_latency_cap_beside_a_tuned_number(path):
         for sign in (1, -1)
     )
     for method in ("bop(tuned, cap=3)", "bop(cap = 3, mu = tuned)"):
-        written = setting(risen, path, method)
-        assert written == setting(risen, path, "bop(tuned)").replace(")", ", cap=3)")
+        written = number(risen, path, method)
+        assert written == number(risen, path, "bop(tuned)").replace(")", ", cap=3)")
         operator = read_served(written)
         assert isinstance(operator, RankOperator)
         assert operator.capped_share > 0
-        assert setting(fallen, path, method) == "identity"
+        assert number(fallen, path, method) == "identity"
 
 
 def test_prompts_are_disjoint_from_those_calibrated_on(tmp_path):
@@ -247,20 +252,21 @@ def test_prompts_are_disjoint_from_those_calibrated_on(tmp_path):
             "tuning": str(path),
         }
     )
+    methods = [read_method(text) for text in config.methods]
     sources = [Source("base", "base", ("helpful",), header())]
     rows = [{"prompt": prompt} for prompt in ("new", PROMPTS[0], PROMPTS[0], PROMPTS[4])]
     with pytest.raises(DataError, match="3 of the evaluation's 4 prompts are among the 7 that 'base' was") as raised:
-        tuned_methods(config, rows, sources)
+        tuned_methods(config, methods, rows, sources)
     assert "\n" not in str(raised.value)
     calibration: Calibration = load_tuning(path).calibrations[0]
-    found = tuned_methods(config, rows[:1], sources)
-    assert found == {("base", "helpful", "bon(tuned)"): calibration.methods["bon(tuned)"].result.written}
-    assert tuned_methods(config.model_copy(update={"methods": ["bon"]}), rows, sources) == {}
+    found = tuned_methods(config, methods, rows[:1], sources)
+    assert found == {("base", "helpful", "bon(tuned)"): read_method(calibration.methods["bon(tuned)"].result.written)}
+    assert tuned_methods(config, [read_method("bon")], rows, sources) == {}
     asked = {"role": "user", "content": f" {PROMPTS[1]}"}
     chats = ([asked], [{"role": "system", "content": "be kind"}, asked], [asked, {"role": "assistant", "content": "?"}])
     for other in (f"{PROMPTS[1]} \n", *chats):
         with pytest.raises(DataError, match="1 of the evaluation's 2 prompts are among the 7 that 'base' was calibr"):
-            tuned_methods(config, [{"prompt": "new"}, {"prompt": other}], sources)
+            tuned_methods(config, methods, [{"prompt": "new"}, {"prompt": other}], sources)
 
 
 def test_a_conversation_is_known_by_all_its_turns():

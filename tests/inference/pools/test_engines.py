@@ -12,11 +12,19 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError
 from iama.prompts.data import load_prompts
+from iama.rewards.load import load_reward
 from iama.rewards.remote import ChatAnswer, Endpoint
-from iama.rewards.reward import load_reward
-from inference.pools.engines import _usage, openai_draw, request_seed, vllm_draw, vllm_model_settings, vllm_settings
+from inference.pools.engines import (
+    _usage,
+    openai_draw,
+    request_seed,
+    transformers_draw,
+    vllm_draw,
+    vllm_model_settings,
+    vllm_settings,
+)
 from inference.pools.file import prompt_ids, read_pool
-from inference.pools.fill import engine_header, fill_pool, pool_header, transformers_draw
+from inference.pools.fill import engine_header, fill_pool, pool_header
 from tests.openai_server import OpenAIServer
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, stop=["\n"], max_new_tokens=9)

@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 
 from iama.cost import Cost
 from iama.errors import DataError, RunError
+from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.pools import file as pool_file
 from inference.pools.file import (
-    PooledPrompt,
-    PoolFile,
-    Sample,
     append_block,
     merge_pools,
     open_unfinished,
@@ -47,8 +45,16 @@ scores = st.dictionaries(
 )
 ids = st.lists(st.integers(0, 10**6)).map(tuple)
 samples = st.one_of(
-    st.builds(Sample, texts, st.sampled_from(["stop", "length"]), st.none() | st.integers(0, 9), st.none(), scores),
-    st.builds(lambda text, i, s: Sample(text, "stop", len(i), i, s, ({"text": text},)), texts, ids, scores),
+    st.builds(
+        lambda text, reason, n, s: Response(text, finish_reason=reason, length=n, scores=s),
+        texts,
+        st.sampled_from(["stop", "length"]),
+        st.none() | st.integers(0, 9),
+        scores,
+    ),
+    st.builds(
+        lambda text, i, s: Response(text, i, "stop", None, None if i else 0, s, ({"text": text},)), texts, ids, scores
+    ),
 )
 messages = st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": texts}), min_size=1)
 prompts = st.one_of(messages, texts.filter(str.strip))
@@ -70,7 +76,7 @@ def pools(draw):
         )
         for name, prompt in zip(prompt_ids([{"prompt": p} for p in given]), given, strict=True)
     ]
-    return PoolFile({**HEADER, "num_samples": number}, blocks)
+    return Pool({**HEADER, "num_samples": number}, blocks)
 
 
 @settings(max_examples=30)
@@ -88,9 +94,9 @@ def test_what_is_written_is_read_whatever_the_order_of_its_lines(tmp_path_factor
 
 def test_a_block_torn_at_any_byte_is_cut_off_and_nothing_else(tmp_path):
     path = tmp_path / "torn.jsonl"
-    body = (Sample("naïve\n", "stop", 2, (3, 4), {"helpful": None}), Sample("", "length"))
+    body = (Response("naïve\n", (3, 4), "stop", scores={"helpful": None}), Response("", finish_reason="length"))
     blocks = [PooledPrompt(name, "why?", {}, body, Cost(1), False) for name in "ab"]
-    write_pool(path, PoolFile({**HEADER, "num_samples": 2}, blocks[:1]))
+    write_pool(path, Pool({**HEADER, "num_samples": 2}, blocks[:1]))
     start = path.stat().st_size
     append_block(path, blocks[1])
     whole = path.read_bytes()
@@ -103,8 +109,8 @@ def test_a_block_torn_at_any_byte_is_cut_off_and_nothing_else(tmp_path):
 
 def test_a_file_that_is_being_written_is_read_and_left_as_it_is(tmp_path):
     path = tmp_path / "pool.jsonl"
-    blocks = [PooledPrompt(name, "why?", {}, (Sample("x"), Sample("y")), Cost(1), False) for name in "ab"]
-    write_pool(path, PoolFile({**HEADER, "num_samples": 2}, blocks))
+    blocks = [PooledPrompt(name, "why?", {}, (Response("x"), Response("y")), Cost(1), False) for name in "ab"]
+    write_pool(path, Pool({**HEADER, "num_samples": 2}, blocks))
     whole = path.read_bytes()
     for cut in (3, 70, 150):
         path.write_bytes(whole[:-cut])
@@ -114,12 +120,12 @@ def test_a_file_that_is_being_written_is_read_and_left_as_it_is(tmp_path):
 
 def test_what_two_processes_have_both_drawn_counts_once(tmp_path):
     path = tmp_path / "pool.jsonl"
-    block = PooledPrompt("a", "why?", {}, (Sample("x"), Sample("y", scores={"c": 1.0})), Cost(1), False)
+    block = PooledPrompt("a", "why?", {}, (Response("x"), Response("y", scores={"c": 1.0})), Cost(1), False)
     other = replace(block, prompt_id="b", prompt="how?")
-    write_pool(path, PoolFile({**HEADER, "num_samples": 2}, [block, other]))
+    write_pool(path, Pool({**HEADER, "num_samples": 2}, [block, other]))
     append_block(path, replace(block, cost=Cost(1, seconds=9.0)))
     assert read_pool(path).prompts == read_unfinished(path).prompts == [block, other]
-    append_block(path, replace(other, samples=(Sample("x"), Sample("z"))))
+    append_block(path, replace(other, samples=(Response("x"), Response("z"))))
     with pytest.raises(DataError, match="prompt 'b' has a sample 1 already"):
         read_pool(path)
 
@@ -137,7 +143,7 @@ def test_a_foreign_file_needs_prompts_and_texts_only(tmp_path):
     assert pool.texts == [["one", "three"], ["two", "two"]]
     first, second = pool.prompts
     assert [p.prompt_id for p in pool.prompts] == prompt_ids([{"prompt": p.prompt} for p in pool.prompts])
-    assert first.samples[1] == Sample("three", "unknown", 5, None, {})
+    assert first.samples[1] == Response("three", length=5)
     assert (first.cost, first.estimated) == (Cost(policy_decode_tokens=4), True)
     assert (second.columns, second.samples[1].scores) == ({"answer": 2}, {"helpful": None})
 
@@ -248,7 +254,7 @@ def test_files_that_are_missing_or_not_utf8_are_refused(tmp_path):
 
 def test_a_file_of_other_samples_is_neither_used_nor_touched(tmp_path):
     path = tmp_path / "pool.jsonl"
-    pool = PoolFile({**HEADER, "num_samples": 1}, [PooledPrompt("q", "a?", {}, (Sample("x"),), Cost(), True)])
+    pool = Pool({**HEADER, "num_samples": 1}, [PooledPrompt("q", "a?", {}, (Response("x"),), Cost(), True)])
     write_pool(path, pool)
     torn = path.read_bytes() + b'{"prompt_id": "r", "pro'
     path.write_bytes(torn)
@@ -278,9 +284,11 @@ def test_headers_differ_in_what_decides_the_samples():
 def parts(tmp_path, scores=({}, {})):
     paths = []
     for name, own in zip("ab", scores, strict=True):
-        block = PooledPrompt(name, f"{name}?", {}, (Sample("x", scores=own), Sample("y", scores=own)), Cost(1), False)
+        block = PooledPrompt(
+            name, f"{name}?", {}, (Response("x", scores=own), Response("y", scores=own)), Cost(1), False
+        )
         paths.append(tmp_path / f"{name}.jsonl")
-        write_pool(paths[-1], PoolFile({**HEADER, "num_samples": 2}, [block]))
+        write_pool(paths[-1], Pool({**HEADER, "num_samples": 2}, [block]))
     return paths
 
 
@@ -300,7 +308,7 @@ def test_parts_of_unlike_pools_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"b\.jsonl: prompt 'b' has other scores than .*a\.jsonl, \['helpful'\]"):
         merge_pools([first, second])
     pool = read_pool(second)
-    write_pool(second, PoolFile({**pool.header, "seed": 9}, pool.prompts))
+    write_pool(second, Pool({**pool.header, "seed": 9}, pool.prompts))
     with pytest.raises(RunError, match=r"b\.jsonl holds other samples than .*a\.jsonl \(seed was 3, is 9\)"):
         merge_pools([first, second])
     with pytest.raises(RunError, match="seed was 3, is 9"):
@@ -309,22 +317,22 @@ def test_parts_of_unlike_pools_are_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "pool.jsonl"
-    block = PooledPrompt("q", "a?", {}, (Sample("x", scores={"helpful": 1.0}),), Cost(), True)
-    write_pool(path, PoolFile({**HEADER, "num_samples": 1}, [block]))
+    block = PooledPrompt("q", "a?", {}, (Response("x", scores={"helpful": 1.0}),), Cost(), True)
+    write_pool(path, Pool({**HEADER, "num_samples": 1}, [block]))
     before = path.read_bytes()
-    broken = PooledPrompt("q", "a?", {}, (Sample("x", scores={"helpful": float("nan")}),), Cost(), True)
+    broken = PooledPrompt("q", "a?", {}, (Response("x", scores={"helpful": float("nan")}),), Cost(), True)
     with pytest.raises(ValueError, match="JSON"):
-        write_pool(path, PoolFile({**HEADER, "num_samples": 1}, [broken]))
+        write_pool(path, Pool({**HEADER, "num_samples": 1}, [broken]))
     assert path.read_bytes() == before
 
 
 def test_big_files_are_read_in_one_pass(tmp_path):
     """About 10 microseconds a sample; a quadratic reader would take minutes."""
     number = 200
-    body = tuple(Sample("some words " * 10, "stop", 20, tuple(range(20)), {"helpful": 0.5}) for _ in range(number))
+    body = tuple(Response("some words " * 10, tuple(range(20)), "stop", scores={"helpful": 0.5}) for _ in range(number))
     blocks = [PooledPrompt(f"q{i}", "why?", {}, body, Cost(), False) for i in range(200)]
     path = tmp_path / "big.jsonl"
-    write_pool(path, PoolFile({**HEADER, "num_samples": number}, blocks))
+    write_pool(path, Pool({**HEADER, "num_samples": number}, blocks))
     start = time.process_time()
     pool = read_pool(path)
     assert time.process_time() - start < 10

@@ -11,11 +11,16 @@ import pytest
 from iama.config.specs import PolicySpec, RewardScale, RewardSpec, Sampling
 from iama.errors import DataError, IamaWarning, RewardError, RunError
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward, reward_from_function
+from iama.rewards.function import reward_from_function
+from iama.rewards.load import load_reward
+from inference.engine.responses import Pool
 from inference.engine.reward_rows import RewardRows
+from inference.pools import engines
 from inference.pools import fill as pools
-from inference.pools.file import PoolFile, merge_pools, read_pool, write_pool
-from inference.pools.fill import add_column, fill_pool, pool_header, reward_key, score_pool, transformers_draw
+from inference.pools.engines import transformers_draw
+from inference.pools.file import merge_pools, read_pool, write_pool
+from inference.pools.fill import fill_pool, pool_header
+from inference.pools.score import add_column, reward_key, score_pool
 
 SAMPLING = Sampling(max_new_tokens=8)
 NUM_SAMPLES = 3
@@ -36,13 +41,13 @@ def rows(tiny):
 def asked(monkeypatch):
     """The prompts that the engine was given, call by call."""
     calls = []
-    real = pools.iter_decode
+    real = engines.iter_decode
 
     def counted(policy, prompts_ids, *args, **kwargs):
         calls.append(len(prompts_ids))
         return real(policy, prompts_ids, *args, **kwargs)
 
-    monkeypatch.setattr(pools, "iter_decode", counted)
+    monkeypatch.setattr(engines, "iter_decode", counted)
     return calls
 
 
@@ -57,7 +62,7 @@ def fill(tiny, tmp_path, rows):
     return run
 
 
-def without_costs(pool: PoolFile):
+def without_costs(pool: Pool):
     """Samples; seconds differ from run to run."""
     return [(p.prompt_id, p.prompt, p.columns, p.samples, p.cost.policy_tokens) for p in pool.prompts]
 
@@ -153,7 +158,7 @@ def pool(fill):
     drawn = fill()
     first = drawn.prompts[0]
     twice = dataclasses.replace(first, samples=(*first.samples[:2], first.samples[0]))
-    return PoolFile(drawn.header, [twice, *drawn.prompts[1:]])
+    return Pool(drawn.header, [twice, *drawn.prompts[1:]])
 
 
 def same(one, two):
@@ -242,7 +247,7 @@ def test_columns_are_read_from_the_samples(pool, tmp_path):
         )
         for p, row in zip(pool.prompts, values, strict=True)
     ]
-    scored = PoolFile(pool.header, prompts)
+    scored = Pool(pool.header, prompts)
     spec = RewardSpec(column="h", sign=-1, scale=RewardScale(mean=1, std=2))
     found = score_pool(scored, None, spec, tmp_path / "journal", {}, ignore)
     np.testing.assert_array_equal(found.values_PS, np.asarray([[-1, np.nan, -2]] * len(prompts)))
@@ -264,7 +269,7 @@ def test_an_ensemble_s_column_has_its_disagreement_beside_it(pool, tmp_path):
             )
             for p in pool.prompts
         ]
-        found = score_pool(PoolFile(pool.header, prompts), None, spec, tmp_path / "j", {}, ignore)
+        found = score_pool(Pool(pool.header, prompts), None, spec, tmp_path / "j", {}, ignore)
         if expected is None:
             assert found.disagreement_PS is None
         else:
@@ -327,7 +332,7 @@ def test_columns_without_a_score_and_changed_files_are_refused(pool, tmp_path):
     with pytest.raises(RewardError, match=r"'none' gave none of the 12 texts of .*scored\.jsonl a score"):
         add_column(path, pool, "n", nothing, spec, ignore)
     assert path.read_bytes() == before
-    write_pool(path, PoolFile(pool.header, pool.prompts[:2]))
+    write_pool(path, Pool(pool.header, pool.prompts[:2]))
     ones = reward_from_function(lambda prompts, completions, **_: [1.0] * len(prompts), "one")
     with pytest.raises(RunError, match="has been changed while it was scored"):
         add_column(path, pool, "n", ones, spec, ignore)

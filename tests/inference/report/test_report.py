@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from iama.cli.app import app
 from iama.errors import ConfigError, RunError
-from inference.evaluation.summary import average_rows, complete
+from inference.evaluation.compare import average_rows
+from inference.evaluation.summary import complete
 from inference.report import headline, print_tables, render_html, write_comparison, write_report
 from inference.report.compare import differing_settings, quality_pairs, run_names, savings_pairs
 from inference.report.html import ASSETS, LIBRARIES, as_json

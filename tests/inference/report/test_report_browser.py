@@ -20,7 +20,10 @@ from inference.report.compare import render_comparison
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is installed"),
+]
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1250,1000", "--virtual-time-budget=20000"]
 FLAGS += ["--dump-dom", "--enable-logging=stderr", "--v=0"]
 ATTACK = "</script><img src=x onerror=\"document.title='hacked'\"><!--<script>'\"&\N{LINE SEPARATOR}"

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError, RewardError
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import Reward, load_reward
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.samplers.args import Args, ArgsSettings
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]

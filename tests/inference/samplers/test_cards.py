@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 from iama.config.specs import RewardSpec, Sampling
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.random_streams import prompt_keys
 from inference.samplers.best_of import draw, score
 from inference.samplers.cards import Cards, calibrate_target, rejection_settings
@@ -245,7 +245,7 @@ def test_whole_responses_have_one_segment_and_the_target_as_threshold(policy64, 
     assert all(c.reward >= 0.1 for c in completions)
     # The first response is the single sample, as long as it is accepted.
     pool = draw(policy64, PROMPTS, 30, SAMPLING, seed=0, batch_size=64)
-    for completion, row in zip(completions, score(pool, reward).candidates, strict=True):
+    for completion, row in zip(completions, score(pool, reward).samples, strict=True):
         assert completion.token_ids == next(c.token_ids for c in row if c.reward >= 0.1)
 
 

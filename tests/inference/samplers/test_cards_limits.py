@@ -14,10 +14,12 @@ from pydantic import ValidationError
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError, RewardError
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import Reward, load_reward
-from inference.samplers.best_of import Segment, draw, score
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
+from inference.engine.rows import Rows
+from inference.samplers.base import Segment
+from inference.samplers.best_of import draw, score
 from inference.samplers.cards import Cards, acceptance_summary, calibrate_target, rejection_settings
-from inference.samplers.proposals import Proposer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*none of which was accepted")
 
@@ -71,14 +73,19 @@ def test_an_easy_target_does_not_warn(policy64, reward):
 
 def test_memory_does_not_grow_with_rejected_proposals(policy64, reward, monkeypatch):
     shapes = []
-    leave = Proposer.leave
-    monkeypatch.setattr(
-        Proposer, "leave", lambda self, request: (shapes.append(self.cache_shape), leave(self, request))
-    )
+    free = Rows.free
+
+    def noting(self, slots):
+        if self._model is policy64.model:
+            shapes.append(self.cache_shape)
+        free(self, slots)
+
+    monkeypatch.setattr(Rows, "free", noting)
     settings = having(target=50.0, acceptance="hard", max_proposals=40)
     completions = Cards(policy64, reward, settings, SAMPLING).sample(PROMPTS, seed=0)
     longest = SAMPLING.max_new_tokens + max(len(render_prompt(policy64.tokenizer, prompt)) for prompt in PROMPTS)
     wasted = min(segment.wasted_tokens for completion in completions for segment in completion.trace)
+    assert shapes
     for num_slots, num_columns in shapes:
         assert num_slots == 2 * len(PROMPTS)
         assert num_columns < 3 * longest
@@ -150,7 +157,7 @@ def test_columns_reach_reward_functions(policy64, tmp_path):
 
 def test_calibration_takes_a_quantile_of_unguided_rewards(policy64, reward):
     pool = score(draw(policy64, PROMPTS, 8, SAMPLING, seed=4, batch_size=64), reward)
-    rewards = [c.reward for row in pool.candidates for c in row]
+    rewards = [c.reward for row in pool.samples for c in row]
     for quantile in (0.0, 0.75, 1.0):
         target, _ = calibrate_target(
             policy64, reward, PROMPTS, SAMPLING, quantile=quantile, num_samples=8, seed=4, batch_size=5

@@ -21,7 +21,9 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RewardError
 from iama.models.flops import forward_flops, size_of
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import Reward, load_reward, reward_from_function
+from iama.rewards.function import reward_from_function
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.policy import load_policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.reward_gradient import GradientRows
@@ -133,15 +135,15 @@ def test_taylor_differs_from_the_gradient_by_a_constant(policy_with_ends, reward
     """So the two rank other tokens alike; the token that stands there is worth 0 in Taylor's way, and not in itself."""
     seen: dict[str, list[tuple[list[int], list[int], list[float]]]] = {"gradient": [], "taylor": []}
     original = GradientScores.score
-    for score, found in seen.items():
+    for score, noted in seen.items():
 
-        def noting(self, tries, found=found):
-            original(self, tries)
-            found.extend((own.tokens, own.request.options, own.gains) for own in tries)
+        def noting(self, requests, noted=noted):
+            original(self, requests)
+            noted.extend((request.round[-1].tokens, request.options, request.gains) for request in requests)
 
         monkeypatch.setattr(GradientScores, "score", noting)
         answer(policy_with_ends, reward, PROMPTS[:1], having(score=score))
-    (tokens, options, plain), (_, same_options, taylor) = (found[0] for found in seen.values())
+    (tokens, options, plain), (_, same_options, taylor) = (noted[0] for noted in seen.values())
     assert options == same_options
     differences = [own - other for own, other in zip(plain, taylor, strict=True)]
     assert differences == pytest.approx([differences[0]] * len(options))
@@ -167,7 +169,7 @@ def test_one_candidate_is_plain_decoding(policy_with_ends, reward):
         assert completion.cost.policy_decode_tokens == len(completion.token_ids) - 1
     sampled = answer(policy_with_ends, reward, PROMPTS, having(settings, greedy=False), SAMPLED, seed=5)
     pool = draw(policy_with_ends, PROMPTS, 1, SAMPLED, seed=5, batch_size=8)
-    assert [c.token_ids for c in sampled] == [row[0].token_ids for row in pool.candidates]
+    assert [c.token_ids for c in sampled] == [row[0].token_ids for row in pool.samples]
 
 
 def test_parallel_candidates_are_the_best_proposals_of_the_first_gradient(policy_with_ends, reward):

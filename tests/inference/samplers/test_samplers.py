@@ -16,11 +16,14 @@ from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning, RewardError
 from iama.objective.operators import bon, bop, bop_zt, identity, series, soft_bon
-from iama.rewards.reward import Reward, load_reward
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
+from inference.engine.responses import pool_of
 from inference.engine.reward_rows import num_common
-from inference.samplers.best_of import Pool, SelectionSampler, draw, score
-from inference.samplers.serve import read_served, serve
+from inference.samplers.best_of import SelectionSampler, draw, score
+from inference.samplers.serve import serve
 from inference.selection.rules import Rule, best_weights, kept, num_draws, select, soft_weights
+from tests.inference.methods import read_served
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=16)
@@ -41,7 +44,7 @@ def test_select_keeps_the_first_best_of_the_first_n(rewards, data):
 
 
 def test_num_draws_follows_the_operators_law():
-    u = (np.arange(20000) + 0.5) / 20000
+    u = (np.arange(10000) + 0.5) / 10000
     counts = np.bincount([num_draws(bop(2.5), x) for x in u], minlength=16)[:16] / len(u)
     np.testing.assert_allclose(counts[1:], poisson.pmf(np.arange(15), 2.5), atol=2e-4)
     assert num_draws(bop(2.5), 0.0) == num_draws(bop(0.0), 0.99) == num_draws(identity(), 0.5) == 1
@@ -155,7 +158,7 @@ def test_costs_add_up(policy, reward, prompts_ids):
 def test_a_classifier_reads_each_prompt_once(policy, reward, monkeypatch, batch_size):
     pool = draw(policy, PROMPTS, [4, 0, 9], SAMPLING, seed=0, batch_size=64)
     whole = [
-        reward.score([p] * len(row), [c.text for c in row], {}) for p, row in zip(PROMPTS, pool.candidates, strict=True)
+        reward.score([p] * len(row), [c.text for c in row], {}) for p, row in zip(PROMPTS, pool.samples, strict=True)
     ]
     mine = Reward("proxy", dataclasses.replace(reward.classifier, batch_size=batch_size))
     fed = []
@@ -169,10 +172,10 @@ def test_a_classifier_reads_each_prompt_once(policy, reward, monkeypatch, batch_
     score(pool, mine)  # whose model is tried out once
     monkeypatch.setattr(reward.classifier.model, "forward", counted)
     scored = score(pool, mine)
-    for row, (rewards, _) in zip(scored.candidates, whole, strict=True):
+    for row, (rewards, _) in zip(scored.samples, whole, strict=True):
         assert [c.reward for c in row] == pytest.approx(rewards, abs=1e-5)
     costs = [scored.costs[i].reward_tokens for i in range(3)]
-    for i, row in enumerate(pool.candidates):
+    for i, row in enumerate(pool.samples):
         ids = reward.classifier.render([PROMPTS[i]] * len(row), [c.text for c in row])
         own = [len(x) - min(num_common(ids[0], x), len(x) - 1) for x in ids[1:]]
         again = [0 if x == ids[0] else n for x, n in zip(ids[1:], own, strict=True)]
@@ -210,7 +213,7 @@ def test_columns_reach_reward_functions(policy, tmp_path):
     reward = load_reward("column", RewardSpec(function=f"{tmp_path}/column.py:f"))
     pool = draw(policy, PROMPTS, 2, SAMPLING, seed=0, batch_size=8)
     scored = score(pool, reward, {"topic": ["a", "bb", "ccc"]})
-    assert [[c.reward for c in row] for row in scored.candidates] == [[1, 1], [2, 2], [3, 3]]
+    assert [[c.reward for c in row] for row in scored.samples] == [[1, 1], [2, 2], [3, 3]]
     measured = {name: getattr(scored.costs[0], name) for name in ("seconds", "peak_memory")}
     assert scored.costs[0] == dataclasses.replace(pool.costs[0], reward_calls=2, **measured)
     assert pool.costs[0] != Cost()
@@ -235,4 +238,4 @@ def test_what_cannot_be_read_is_told_before_anything_is_drawn(policy, reward, mo
     with pytest.raises(DataError, match="column 'topic' has 2 values for 3 prompts; give one a prompt"):
         serve(policy, reward, "bon(2)", SAMPLING).sample(PROMPTS, seed=0, columns={"topic": ["a", "b"]})
     with pytest.raises(DataError, match="column 'topic' has 0 values for 3 prompts"):
-        score(Pool(PROMPTS, [[]] * 3, [Cost()] * 3), reward, {"topic": []})
+        score(pool_of(PROMPTS, [[]] * 3, [Cost()] * 3), reward, {"topic": []})

@@ -20,14 +20,22 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import ConfigError, IamaWarning, ModelError, RewardError
 from iama.objective.operators import parse_operator
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import load_reward, reward_from_function
+from iama.rewards.function import reward_from_function
+from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.engine.prefix import Prefixes
 from inference.engine.reward_gradient import EmbeddedReward, around, embedding_table
+from inference.engine.vocabulary import end_tokens
 from inference.samplers.best_of import SelectionSampler
-from inference.samplers.sea import Sea, SeaSettings, end_tokens, silent_tokens
-from inference.samplers.sea_energy import Chains, Energy, Models, Start, softmax_pullback_
-from inference.samplers.sea_run import batches_alike, decode_top_k
+from inference.samplers.sea import Chains, Sea, SeaSettings, batches_alike
+from inference.samplers.sea_energy import (
+    Energy,
+    Models,
+    Start,
+    decode_top_k,
+    silent_tokens,
+    softmax_pullback_,
+)
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 SAMPLING = Sampling(max_new_tokens=12)
@@ -90,9 +98,7 @@ def having(settings=SETTINGS, **changes):
 def make_energy(policy, reward, responses, alpha=20.0):
     """Of responses to the first prompts."""
     ids = [render_prompt(policy.tokenizer, prompt) for prompt in PROMPTS]
-    embedded, end_ids = EmbeddedReward(reward), end_tokens(policy, SAMPLING)
-    silent_V = silent_tokens(policy, len(embedded.embeddings), end_ids)
-    models = Models(policy, embedded, "reward", end_ids, silent_V)
+    models = Models.of(policy, reward, SAMPLING)
     starts = [Start(ids[i], tokens, *around(reward, PROMPTS[i]), i) for i, tokens in enumerate(responses)]
     return Energy(models, starts, alpha), starts
 
@@ -424,7 +430,7 @@ def test_the_cost_is_what_was_forwarded(decode, policy64, reward, monkeypatch):
     sampler = Sea(policy64, reward, settings, SAMPLING)
     sampler.sample(PROMPTS[:1], seed=0)  # trials of a new model are in no ledger
     embedded = EmbeddedReward(reward)
-    monkeypatch.setattr("inference.samplers.sea.EmbeddedReward", lambda _: embedded)
+    monkeypatch.setattr("inference.samplers.sea_energy.EmbeddedReward", lambda _: embedded)
     policy_watch, reward_watch = Watch(policy64.model, monkeypatch), Watch(reward.classifier.model, monkeypatch)
     (completion,) = sampler.sample(PROMPTS[:1], seed=0)
     cost = completion.cost

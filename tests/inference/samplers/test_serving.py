@@ -4,14 +4,14 @@ import re
 
 import pytest
 
-from iama.config.methods import parse_guided, parse_selection
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference import Args, Cards, calibrate_target, serve
 from inference.samplers.best_of import draw, score
-from inference.samplers.serve import read_method, read_served, with_target
+from inference.samplers.serve import check_served, read_method, with_target
+from tests.inference.methods import read_served
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike")]
 SAMPLING = Sampling(max_new_tokens=8)
@@ -42,8 +42,9 @@ def test_rejection_proposes_whole_responses(policy, reward):
 
 @pytest.mark.parametrize("given", ["cards(max_segment=5)", "cards(target=null, max_segment=5)"])
 def test_a_missing_target_is_measured_on_the_prompts(policy, reward, given):
-    method, cost = with_target(policy, reward, given, PROMPTS, SAMPLING, seed=3)
-    name, settings = parse_guided(method)
+    method, cost = with_target(policy, reward, read_method(given), PROMPTS, SAMPLING, seed=3)
+    name, settings = method.name, method.settings
+    assert read_method(method.text).settings == settings
     expected, _ = calibrate_target(policy, reward, PROMPTS, SAMPLING, seed=4, batch_size=8)
     assert (name, settings) == ("cards", {"target": pytest.approx(expected, rel=1e-4), "max_segment": 5})
     pool = score(draw(policy, PROMPTS, 16, SAMPLING, seed=4, batch_size=8), reward)
@@ -54,15 +55,32 @@ def test_a_missing_target_is_measured_on_the_prompts(policy, reward, given):
 
 @pytest.mark.parametrize("given", ["cards(target=2)", "bon(4)", "args"])
 def test_where_no_target_is_missing_nothing_is_measured(policy, reward, given):
-    assert with_target(policy, reward, given, PROMPTS, SAMPLING, seed=3) == (given, Cost())
+    method = read_method(given)
+    assert with_target(policy, reward, method, PROMPTS, SAMPLING, seed=3) == (method, Cost())
 
 
 def test_values_are_numbers_words_and_null():
-    method = " cards ( target = -1e-3, acceptance=hard, entropy_threshold=null ) "
-    assert parse_guided(method) == ("cards", {"target": -1e-3, "acceptance": "hard", "entropy_threshold": None})
-    assert [parse_guided(text) for text in ("args", "rejection()", "bon(3)")] == [
-        ("args", {}), ("rejection", {}), (None, {}),
+    method = read_method(" cards ( target = -1e-3, acceptance=hard, entropy_threshold=null ) ")
+    assert method.name == "cards"
+    assert method.settings == {"target": -1e-3, "acceptance": "hard", "entropy_threshold": None}
+    read = [read_method(text) for text in ("args", "rejection()", "bon(3)", "bon", "itp(8, 0.1)")]
+    assert [(method.name, method.kind, method.is_guided) for method in read] == [
+        ("args", "guided", True), ("rejection", "guided", True), ("bon", "operator", False), ("bon", "curve", False),
+        ("itp", "rule", False),
     ]  # fmt: skip
+    assert [method.settings for method in read[:3]] == [{}, {}, {}]
+
+
+def test_a_method_is_known_by_its_text():
+    one, other = (read_method(text) for text in ("bon(4)", "bon( 4 )"))
+    assert one == read_method("bon(4)") != other
+    assert len({one, read_method("bon(4)"), other}) == 2
+    assert (one.text, other.text, one.is_tuned, read_method("bop(tuned, cap=3)").cap) == (
+        "bon(4)",
+        "bon( 4 )",
+        False,
+        3,
+    )
 
 
 BAD = [
@@ -97,16 +115,14 @@ BAD = [
 @pytest.mark.parametrize(("method", "message"), BAD)
 def test_what_cannot_be_served_is_named_before_anything_is_loaded(method, message):
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        read_method(method, SAMPLING)
+        check_served(read_method(method), SAMPLING)
     assert method in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_settings_of_a_selection_may_be_written_by_place():
-    assert parse_selection(" itp ( 8 , 0.1, batches=1 )") == ("itp", {"n": 8, "beta": 0.1, "batches": 1})
-    assert parse_selection("mbr(weight=2, n=3)") == ("mbr", {"weight": 2, "n": 3})
-    assert parse_selection("bon(4)") is parse_selection("cards(target=1)") is None
-    assert parse_guided("itp(8, 0.1)") == (None, {})
+    assert read_method(" itp ( 8 , 0.1, batches=1 )").settings == {"n": 8, "beta": 0.1, "batches": 1}
+    assert read_method("mbr(weight=2, n=3)").settings == {"weight": 2, "n": 3}
     names = ["itp(8, 0.1)", "itp(8, 0.1, batches=1)", "mbr(8, 0.5)", "soft_bon(8, 0.2, ranks=1)", "bop(3, cap=6)"]
     assert [read_served(name).name for name in names] == names
     assert [read_served(name).budget for name in names[:3]] == [17, 8, 8]

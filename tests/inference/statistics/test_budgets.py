@@ -12,14 +12,15 @@ from iama.config.settings import EvaluationConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.objective.operators import bop_zt
-from iama.rewards.reward import load_reward
-from inference.engine.decode import iter_decode, response_text
+from iama.rewards.load import load_reward
+from inference.engine.decode import iter_decode
 from inference.engine.flops import forward_flops, size_of
-from inference.evaluation.measured import Measured
+from inference.engine.responses import Pool, PooledPrompt, Response
+from inference.evaluation.measured import Evaluation, Measured
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.values import fill_tables
-from inference.pools.file import PooledPrompt, PoolFile, Sample, prompt_ids
-from inference.pools.fill import PoolScores, score_pool
+from inference.pools.file import prompt_ids
+from inference.pools.score import PoolScores, score_pool
 from inference.samplers.best_of import SelectionSampler
 from inference.samplers.serve import read_method
 from inference.selection.rules import num_draws
@@ -37,18 +38,14 @@ def reward(reward_spec):
 
 
 @pytest.fixture(scope="module")
-def pool(policy_with_ends, prompts_ids) -> PoolFile:
+def pool(policy_with_ends, prompts_ids) -> Pool:
     """Answers of different lengths."""
     prompts = [[{"role": "user", "content": text}] for text in TEXTS]
     ids = prompt_ids([{"prompt": prompt} for prompt in prompts])
     found = {}
     for i, responses, cost in iter_decode(policy_with_ends, prompts_ids, NUM_SAMPLES, SAMPLING, seed=0, batch_size=9):
-        samples = tuple(
-            Sample(response_text(policy_with_ends, r.token_ids), r.finish_reason, len(r.token_ids), r.token_ids)
-            for r in responses
-        )
-        found[i] = PooledPrompt(ids[i], prompts[i], {}, samples, cost, False)
-    return PoolFile({}, [found[i] for i in range(len(prompts))])
+        found[i] = PooledPrompt(ids[i], prompts[i], {}, tuple(responses), cost, False)
+    return Pool({}, [found[i] for i in range(len(prompts))])
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +159,13 @@ def test_an_operators_cost_is_that_of_its_draws(pool, scores, policy_with_ends, 
     }
     config = EvaluationConfig.model_validate(raw)
     plan = make_plan(config)
-    twice = PoolFile({}, [PooledPrompt(p.prompt_id, p.prompt, {}, p.samples * 2, p.cost + p.cost, False)
+    twice = Pool({}, [PooledPrompt(p.prompt_id, p.prompt, {}, p.samples * 2, p.cost + p.cost, False)
                           for p in pool.prompts])  # fmt: skip
     doubled = PoolScores(*(np.concatenate([a, a], axis=1) for a in (scores.values_PS, scores.tokens_PS)),
                          scores.prompt_tokens_P, 2 * scores.seconds_P, 0)  # fmt: skip
     spec = config.criteria[0].proxy
     measured = Measured({"base": twice}, {("base", spec): doubled}, reward_sizes={spec: sizes[1]})
-    tables = fill_tables(config, plan, measured)
+    tables = fill_tables(Evaluation(plan, measured))
     operator = bop_zt(2.0)
     law = operator.pmf(12)
     every = pool_costs(twice, doubled, plan.sources[0].size, sizes[1], "bon", 12)
@@ -182,12 +179,12 @@ def test_an_operators_cost_is_that_of_its_draws(pool, scores, policy_with_ends, 
 
 
 def test_units_that_a_pool_does_not_tell_are_absent(pool, scores, sizes):
-    bare = [PooledPrompt(p.prompt_id, p.prompt, {}, tuple(Sample(s.text) for s in p.samples), Cost(), True)
+    bare = [PooledPrompt(p.prompt_id, p.prompt, {}, tuple(Response(s.text) for s in p.samples), Cost(), True)
             for p in pool.prompts]  # fmt: skip
-    found = pool_costs(PoolFile({}, bare), scores, None, sizes[1], "bon", 2)
+    found = pool_costs(Pool({}, bare), scores, None, sizes[1], "bon", 2)
     assert set(found) == {"reward_calls", "reward_tokens", "backward_tokens"}
     lengths_only = [PooledPrompt(p.prompt_id, p.prompt, {}, p.samples, Cost(), True) for p in pool.prompts]
-    assert "sequential_steps" in pool_costs(PoolFile({}, lengths_only), scores, None, None, "bon", 2)
+    assert "sequential_steps" in pool_costs(Pool({}, lengths_only), scores, None, None, "bon", 2)
 
 
 def test_a_function_costs_calls_and_nothing_else(pool, gold_file, sizes, tmp_path):

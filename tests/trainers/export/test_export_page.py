@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,9 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from iama.config.manifest import Manifest, ManifestCriterion
 from iama.config.specs import RewardSpec, Sampling
 from tests.openai_server import OpenAIServer
+from tests.processes import run_python
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-BIN = Path(sys.executable).parent
 PAGE = (ROOT / "docs/export.md").read_text()
 PROMPT = "how do i climb a roof today?"
 
@@ -62,10 +61,9 @@ def write_run(folder: Path, policy: Path, seed: int) -> None:
 
 
 def run(command: list[str], folder: Path, **extra: str) -> str:
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), **extra}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    """A command of the page, `iama ...` or `python ...`."""
+    arguments = ["-m", "iama.cli", *command[1:]] if command[0] == "iama" else command[1:]
+    done = run_python(arguments, folder=folder, PYTHONPATH=str(ROOT), **extra)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout + done.stderr
 
@@ -105,7 +103,7 @@ def test_the_exports_are_there(demo):
 
 def test_the_peft_snippet_answers(demo):
     snippet = blocks("python")[0]
-    assert run([sys.executable, "-c", snippet], demo, HF_HUB_OFFLINE="1").strip()
+    assert run(["python", "-c", snippet], demo, HF_HUB_OFFLINE="1").strip()
 
 
 def test_the_clients_best_of_n_keeps_what_the_reward_prefers(demo):
@@ -113,7 +111,7 @@ def test_the_clients_best_of_n_keeps_what_the_reward_prefers(demo):
     assert len(snippet.strip().splitlines()) <= 23
     texts = ["first then mix water", "no thanks", "be careful please", "grow red tomatoes"]
     with OpenAIServer(lambda body: texts[: body["n"]]) as server:
-        out = run([sys.executable, "-W", "ignore", "-c", snippet], demo, VLLM_URL=server.url, HF_HUB_OFFLINE="1")
+        out = run(["python", "-c", snippet], demo, VLLM_URL=server.url, HF_HUB_OFFLINE="1")
     (body,) = server.requests
     assert (body["model"], body["n"], body["temperature"]) == ("iama", 4, 1.0)
     score, text = re.search(r"\((-?[\d.e-]+), '(.*)'\)", out).groups()
@@ -123,7 +121,7 @@ def test_the_clients_best_of_n_keeps_what_the_reward_prefers(demo):
         f"prompt, texts = [{{'role': 'user', 'content': {PROMPT!r}}}], {texts!r}\n"
         "print(max(zip([reward([prompt], [[{'role': 'assistant', 'content': t}]])[0] for t in texts], texts)))"
     )
-    alone = run([sys.executable, "-W", "ignore", "-c", check], demo, HF_HUB_OFFLINE="1")
+    alone = run(["python", "-c", check], demo, HF_HUB_OFFLINE="1")
     expected, best = re.search(r"\((-?[\d.e-]+), '(.*)'\)", alone).groups()
     assert text == best
     assert float(score) == pytest.approx(float(expected), abs=1e-5)
@@ -171,6 +169,6 @@ def test_lm_eval_reads_the_merged_export(demo):
     (demo / "tasks/tiny.yaml").write_text(yaml.safe_dump(task))
     (line,) = [line.strip() for line in PAGE.splitlines() if line.strip().startswith("lm_eval ")]
     line = line.replace("$model", "runs/demo/merged").replace("arc_easy,hellaswag,gsm8k", "tiny_words")
-    told = run([sys.executable, "-m", *shlex.split(line), "--include_path", "tasks", "--device", "cpu"], demo)
+    told = run(["python", "-m", *shlex.split(line), "--include_path", "tasks", "--device", "cpu"], demo)
     assert "tiny_words" in told
     assert list((demo / "runs/tax").rglob("results_*.json"))

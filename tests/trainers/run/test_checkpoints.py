@@ -35,7 +35,10 @@ from trainers.run.plan import make_plan
 from trainers.run.run_folder import alone_in
 from trainers.run.train import run, run_is_finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning"),
+]
 
 
 # --- what counts

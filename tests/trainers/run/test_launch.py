@@ -19,14 +19,17 @@ from transformers import AutoModelForCausalLM
 
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon, bop
+from tests.processes import run_python
 from trainers.run.adapter import check_adapter, expected_shapes
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 
 
-def launch(command: list[str], **extra: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}} | extra
+def launch(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
@@ -108,7 +111,7 @@ def test_metrics_and_adapters_are_whole(run, tiny):
 def test_the_same_command_again_finds_it_finished(run):
     folder, _, command = run
     before = (folder / "metrics.jsonl").read_text()
-    done = launch(command)
+    done = run_python(command[command.index("train_iama.py") :], num_ranks=2)
     assert done.returncode == 0
     assert "this run is finished" in done.stdout
     assert (folder / "metrics.jsonl").read_text() == before
@@ -162,8 +165,8 @@ trainer.accelerator.end_training()  # gloo's threads, if still there when the in
 
 def test_two_processes_steer_alike(tiny, tmp_path):
     (tmp_path / "script.py").write_text(STEERED_SCRIPT)
-    start = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
-    done = launch([*start, str(tiny.policy), str(tiny.prompts), str(tmp_path / "run")], PYTHONPATH=str(ROOT))
+    arguments = [tmp_path / "script.py", tiny.policy, tiny.prompts, tmp_path / "run"]
+    done = run_python(arguments, num_ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "both processes agree" in done.stdout
     assert done.stderr.count("reward 'holes' returned None or NaN for the prompt") == 1
@@ -196,19 +199,19 @@ def test_other_launchers_start_deepspeed_too(run, tmp_path, launcher):
 def test_one_line_for_a_mistake(run, tmp_path):
     _, _, command = run
     output = f"output_dir={tmp_path / 'other'}"
-    done = launch([sys.executable, "train_iama.py", "--config", command[-1], "--set", output])
+    done = run_python(["train_iama.py", "--config", command[-1], "--set", output])
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "world_size is 2, but 1 process(es) were started" in done.stderr
-    done = launch([sys.executable, "train_iama.py", "--config", str(tmp_path / "none.yaml")])
+    done = run_python(["train_iama.py", "--config", tmp_path / "none.yaml"])
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: config file '{tmp_path / 'none.yaml'}' does not exist"
 
 
 def test_dry_run_checks_and_writes_nothing(run, tmp_path):
     _, _, command = run
-    command = [sys.executable, "train_iama.py", "--config", command[-1], "--dry-run"]
-    done = launch([*command, "--set", f"output_dir={tmp_path / 'dry'}"])
+    arguments = ["train_iama.py", "--config", command[-1], "--dry-run", "--set", f"output_dir={tmp_path / 'dry'}"]
+    done = run_python(arguments)
     assert done.returncode == 0, done.stderr
     assert "dry run: all checks passed" in done.stdout
     assert not (tmp_path / "dry").exists()

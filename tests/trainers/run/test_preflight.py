@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from iama.errors import ConfigError, IamaWarning
+from tests.processes import run_python
 from trainers.run import preflight, tokens
 from trainers.run.plan import make_plan
 from trainers.run.preflight import Check, say_and_refuse, stop_ids
@@ -261,6 +260,7 @@ def test_four_bits_need_a_gpu(make_config):
         make_config(quantization="3bit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_failing_check_ends_the_command_after_all_lines(raw_config, tiny, tmp_path, num_processes):
     text = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}"
@@ -268,11 +268,9 @@ def test_a_failing_check_ends_the_command_after_all_lines(raw_config, tiny, tmp_
     raw_config["policy"]["path"] = str(folder)
     raw_config["world_size"] = num_processes
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw_config))
-    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
-    command = [*(launcher if num_processes == 2 else [sys.executable]), "train_iama.py"]
-    command += ["--config", str(tmp_path / "config.yaml"), *(["--dry-run"] if num_processes == 1 else [])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == (2 if num_processes == 1 else 1), done.stderr  # torchrun has a code of its own
+    arguments = ["train_iama.py", "--config", tmp_path / "config.yaml", *(["--dry-run"] if num_processes == 1 else [])]
+    done = run_python(arguments, num_ranks=num_processes)
+    assert done.returncode == 2, done.stderr
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: 1 of")]
     assert error.endswith("checks failed: policy tokenizer; what to do stands in the lines above")
     lines = [line for line in done.stdout.splitlines() if line[:4] in ("pass", "warn", "fail")]

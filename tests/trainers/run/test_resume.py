@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from transformers import TrainerCallback
 
 from iama.config.schema import load_config
 from iama.config.settings import TrainingConfig
+from tests.processes import run_python
 from trainers.run.build import build_trainer
 from trainers.run.checkpoints import (
     last_checkpoint,
@@ -27,7 +26,10 @@ from trainers.run.checkpoints import (
 from trainers.run.plan import make_plan
 from trainers.run.train import run, run_is_finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning"),
+]
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -140,23 +142,13 @@ def length(completions, trainer_state, **_):
 
 
 def command_of(config, folder):
-    """The command of a run whose first reward kills every process in its fourth step, while a flag is there."""
+    """The arguments of a run whose first reward kills every process in its fourth step, while a flag is there."""
     (folder / "killer.py").write_text(KILLER.format(flag=str(folder / "flag")))
     raw = {**config, "output_dir": str(folder / "run")}
     first, second = raw["objective"]["criteria"]
     raw["objective"] = {"criteria": [{**first, "proxy": {"function": f"{folder / 'killer.py'}:length"}}, second]}
     (folder / "config.yaml").write_text(yaml.safe_dump(raw))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    start = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port]
-    start = start if raw.get("world_size") == 2 else [sys.executable]
-    return [*start, "train_iama.py", "--config", str(folder / "config.yaml")]
-
-
-def launch(command):
-    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    return ["train_iama.py", "--config", str(folder / "config.yaml")]
 
 
 @pytest.mark.parametrize("stage", [None, 2], ids=["one process", "ZeRO-2"])
@@ -172,14 +164,14 @@ def test_kill_9_and_the_same_command_again(raw_config, tmp_path, stage):
         command = command_of(config, folder)
         if folder.name == "killed":
             (folder / "flag").touch()
-            assert launch(command).returncode != 0
+            assert run_python(command, num_ranks=config.get("world_size", 1)).returncode == -signal.SIGKILL
             assert [row["step"] for row in rows(folder / "run")] == [1, 2, 3]
             assert last_checkpoint(folder / "run").name == "checkpoint-2"
             (folder / "flag").unlink()
         if stage is None:  # the same without the seconds that a process takes to start
             run(make_plan(load_config(folder / "config.yaml", TrainingConfig, []), "test.yaml"))
         else:
-            done = launch(command)
+            done = run_python(command, num_ranks=2)
             assert done.returncode == 0, done.stderr[-3000:]
     same_run(*(folder / "run" for folder in folders))
     assert [row["step"] for row in rows(folders[1] / "run")] == [1, 2, 3, 4, 5]

@@ -23,6 +23,7 @@ def rows(folder):
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_what_the_libraries_refuse_is_one_line_and_leaves_the_folder_free(make_config):
     config = make_config(lora__target_modules=["nope"])
     with pytest.raises(ConfigError, match=r"cannot be built: .*nope") as caught:
@@ -32,6 +33,7 @@ def test_what_the_libraries_refuse_is_one_line_and_leaves_the_folder_free(make_c
     assert not run_is_finished(make_config())
 
 
+@pytest.mark.slow
 def test_without_a_reference_the_kl_is_null(make_config):
     config = make_config(trainer__beta=0.0)
     with pytest.warns(IamaWarning, match="KL is not measured"):
@@ -48,6 +50,7 @@ def test_an_adapter_without_a_step_is_not_saved(make_config):
     assert not (Path(plan.config.output_dir) / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(make_config):
     """The second step takes the roll-outs of the first: weights that overflow would end a roll-out in another way."""
     config = make_config(trainer__learning_rate=1e38, trainer__num_iterations=2, trainer__max_steps=4)
@@ -57,6 +60,7 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_line(make_config):
     assert not run_is_finished(config)
 
 
+@pytest.mark.slow
 def test_a_warm_up_whose_first_step_changes_nothing_is_saved(make_config):
     config = make_config(trainer__warmup_steps=1, trainer__save_strategy="steps", trainer__save_steps=1)
     run(make_plan(config, "test.yaml"))
@@ -69,6 +73,7 @@ def test_a_warm_up_whose_first_step_changes_nothing_is_saved(make_config):
     assert zero == [True, False]
 
 
+@pytest.mark.slow
 def test_a_run_that_learned_nothing_saves_no_adapter(make_config):
     """Neither at its end, nor from its last checkpoint when it is started again."""
     config = make_config(trainer__learning_rate=0.0, trainer__save_strategy="steps", trainer__save_steps=1)
@@ -100,6 +105,7 @@ def test_the_manifest_knows_the_members_of_an_ensemble(make_config, tiny):
     assert found.member_revisions == (fingerprint(tiny.reward), fingerprint(tiny.other_reward))
 
 
+@pytest.mark.slow
 def test_text_prompts_train_without_a_chat_template(make_config, tiny, tmp_path):
     folders = {}
     for name in ("policy", "reward"):

@@ -23,6 +23,7 @@ def jsonl(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_tracker_gets_the_metrics_of_the_objective(make_config, monkeypatch):
     """TensorBoard, whose files are here to be read; the other trackers get the same from the same call."""
     config = make_config(trainer__report_to="tensorboard")
@@ -34,6 +35,7 @@ def test_a_tracker_gets_the_metrics_of_the_objective(make_config, monkeypatch):
         assert tag.encode() in content, tag
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_whole(make_config):
     config = make_config(watch={"samples": 3})
     run(make_plan(config, "test.yaml"))

@@ -60,6 +60,7 @@ def test_without_vllm_one_line_says_what_to_install(make_config):
         make_plan(make_config(trainer__use_vllm=True), "config.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["colocate", "server"])
 def test_settings_pass_through_and_what_comes_back_trains(make_config, monkeypatch, mode):
     monkeypatch.setattr(plan_module, "_check_vllm", lambda *_: None)

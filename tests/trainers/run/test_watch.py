@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from iama.config.settings import WatchConfig
 from iama.errors import IamaWarning
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon
+from tests.processes import run_python
 from trainers.run.build import build_trainer
 from trainers.run.plan import make_plan
 from trainers.run.watch import Watch, lift_K, silent_share
@@ -196,6 +195,7 @@ def config_with(make_config, tmp_path, code, **changes):
     return make_config(objective__criteria=[{"operator": "bon(2)", **criterion}], **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(UNENDED)
 def test_groups_without_a_signal_are_seen_in_a_run(make_config, tmp_path):
     config = config_with(make_config, tmp_path, CONSTANT, trainer__max_steps=3)
@@ -208,6 +208,7 @@ def test_groups_without_a_signal_are_seen_in_a_run(make_config, tmp_path):
     assert rows[0]["criteria"]["helpful"]["lift"] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [True, False])
 def test_a_hacked_run_ends_where_that_is_asked_for(make_config, tmp_path, stop):
     watch = {"window": 5, "stop_on_hacking": stop}
@@ -224,6 +225,7 @@ def test_a_hacked_run_ends_where_that_is_asked_for(make_config, tmp_path, stop):
     assert any("the run ends here" in str(warning.message) for warning in caught) == stop
 
 
+@pytest.mark.slow
 def test_two_processes_end_at_the_same_step(raw_config, tmp_path):
     (tmp_path / "rewards.py").write_text(HACKED)
     functions = {name: {"function": f"{tmp_path / 'rewards.py'}:{name}"} for name in ("proxy", "gold")}
@@ -231,9 +233,7 @@ def test_two_processes_end_at_the_same_step(raw_config, tmp_path):
     raw_config["trainer"] |= {"max_steps": 12, "per_device_train_batch_size": 4}
     raw_config |= {"world_size": 2, "watch": {"window": 5, "stop_on_hacking": True}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw_config))
-    start = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2", "train_iama.py"]
-    command = [*start, "--config", str(tmp_path / "config.yaml")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = run_python(["train_iama.py", "--config", tmp_path / "config.yaml"], num_ranks=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("warning: step 10: the run ends here") == 1
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from tests.processes import run_python
 from trainers.run.build import build_trainer
 from trainers.run.plan import make_plan
 from trainers.run.train import run
@@ -33,13 +34,13 @@ def sleeper(completions, **columns):
 LIMIT_S = 30  # loading the tiny models must not take so long
 
 
+@pytest.mark.slow
 def test_a_reward_that_sleeps_ends_the_run_with_one_line(config_file, raw_config, tmp_path):
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     criterion = {"name": "helpful", "proxy": {"function": f"{tmp_path / 'sleeper.py'}:sleeper"}, "operator": "bon(2)"}
     config = config_file(objective={"criteria": [criterion]}, watch={"max_phase_s": LIMIT_S})
-    command = [sys.executable, "train_iama.py", "--config", str(config)]
     began = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = run_python(["train_iama.py", "--config", config])
     assert done.returncode == EXIT_CODE, done.stderr[-2000:]
     assert time.monotonic() - began < 500  # the reward alone would take 600
     (told,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -59,10 +60,9 @@ with watchdog.Watchdog(0.5) as dog, dog.phase("reward"):
 """
 
 
+@pytest.mark.slow
 def test_a_process_whose_threads_cannot_run_ends_too():
-    done = subprocess.run(
-        [sys.executable, "-c", HOLDS_THE_LOCK], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = run_python(["-c", HOLDS_THE_LOCK])
     assert done.returncode == 1
     assert "Timeout" in done.stderr
 
@@ -83,6 +83,7 @@ with Watchdog(3.0 if dist.get_rank() == 0 else float(sys.argv[2]), Path(sys.argv
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stuck_until_s", [3.0, 600.0])
 def test_every_process_that_waits_ends_and_names_its_phase(tmp_path, stuck_until_s):
     """The one that is stuck says so, however much later than the others its own limit would come."""
@@ -119,21 +120,11 @@ leave_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uses_deepspeed", [True, False])
 def test_the_process_group_in_force_waits_as_long_as_it_is_told(tmp_path, uses_deepspeed):
     (tmp_path / "script.py").write_text(GROUP.format(uses_deepspeed=uses_deepspeed))
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2"]
-    start = [sys.executable] if uses_deepspeed else torchrun
-    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
-    done = subprocess.run(
-        [*start, str(tmp_path / "script.py")],
-        cwd=ROOT,
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = run_python([tmp_path / "script.py"], num_ranks=1 if uses_deepspeed else 2)
     assert "timeout 4321.0" in done.stdout.splitlines(), done.stderr[-2000:]
 
 
@@ -187,6 +178,7 @@ class Recorder(Watchdog):
         super()._enter(name)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 def test_a_run_tells_the_watchdog_its_phases(make_config):
     config = make_config(trainer__save_strategy="steps", trainer__save_steps=1)
@@ -196,6 +188,7 @@ def test_a_run_tells_the_watchdog_its_phases(make_config):
     assert recorder.seen == [*one, *((name, 2) for name, _ in one)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 def test_a_finished_run_leaves_no_thread(make_config):
     import threading

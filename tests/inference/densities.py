@@ -1,8 +1,8 @@
-"""Laws of the kept quantile: densities, scores, residuals, KL and chi-squared, for a continuous proxy.
+"""Laws of the kept quantile for a continuous proxy, by quadrature: what tuning tends to with many samples.
 
 `u` is the kept answer's quantile under the policy, uniform for a single sample. Families and their strength `theta`:
-"bon" (n, any real >= 1), "bop" (mu), "bop_zt" (lam: exactly the KL-optimal tilt of quantiles) and "itp" (beta). With
-ties the divergences are upper bounds. Sources: Khalaf et al. 2025; Huang et al. 2025; Beirami et al. 2025.
+"bon" (n, any real >= 1), "bop" (mu), "bop_zt" (lam: exactly the KL-optimal tilt of quantiles) and "itp" (beta).
+Sources: Khalaf et al. 2025; Huang et al. 2025; Beirami et al. 2025.
 """
 
 from __future__ import annotations
@@ -12,23 +12,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from iama.objective.operators import bop_zt
-from iama.objective.rank_operators import best_of_poisson_kl
-from inference.selection.divergences import (
-    best_of_n_chi_squared,
-    best_of_n_kl,
-    best_of_poisson_chi_squared,
-    itp_chi_squared,
-    itp_kl,
-    itp_start,
-    quadrature,
-    tilt_chi_squared,
-)
+from iama.arrays import Floats
+from inference.selection.divergences import itp_start, quadrature
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    Floats = NDArray[np.float64]
+    from numpy.typing import ArrayLike
 
 Gold: TypeAlias = "Callable[[Floats], Floats]"
 """Mean gold reward at proxy quantiles `u`."""
@@ -73,32 +61,6 @@ def residual(family: str, theta: float, gold: Gold) -> float:
     """`int gold(u) density(u) score(u) du`, the slope of expected gold in `theta` (Khalaf et al. 2025, sec. 5)."""
     u, step = _quadrature(family, theta)
     return float(step @ (gold(u) * density(family, u, theta) * score(family, u, theta)))
-
-
-def kl(family: str, theta: float) -> float:
-    """KL to the policy in nats, closed form."""
-    if family == "bon":
-        return float(best_of_n_kl(theta))
-    if family == "bop":
-        return float(best_of_poisson_kl(theta))
-    if family == "bop_zt":
-        closed = bop_zt(theta).kl if theta > 0 else 0.0
-        assert closed is not None
-        return closed
-    assert family == "itp", family
-    return itp_kl(theta)
-
-
-def chi_squared(family: str, theta: float) -> float:
-    """Chi-squared to the policy, closed form."""
-    if family == "bon":
-        return float(best_of_n_chi_squared(theta))
-    if family == "bop":
-        return float(best_of_poisson_chi_squared(theta))
-    if family == "bop_zt":
-        return float(tilt_chi_squared(theta))
-    assert family == "itp", family
-    return itp_chi_squared(theta)
 
 
 def _quadrature(family: str, theta: float) -> tuple[Floats, Floats]:

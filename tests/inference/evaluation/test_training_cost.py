@@ -9,14 +9,14 @@ from safetensors.numpy import save_file
 
 from iama.errors import RunError
 from iama.models.flops import forward_flops, size_of
-from inference.statistics.break_even import (
+from inference.evaluation.training_cost import (
     TRL_DEFAULTS,
-    break_even,
     mean_prompt_tokens,
     own_reward_sizes,
     read_run,
     run_flops,
 )
+from inference.statistics.break_even import break_even
 
 
 @pytest.fixture

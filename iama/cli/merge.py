@@ -1,0 +1,29 @@
+"""`iama merge`: put pool files with parts of the prompts together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from iama.cli.app import app, describe_pool
+from iama.errors import RunError
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="Pool file to write.")],
+    files: Annotated[list[Path], typer.Argument(help="Pool files with parts of the prompts.", metavar="POOL...")],
+) -> None:
+    """Put pool files with parts of the prompts together, such as those of iama pool --shard.
+
+    Example: iama merge base.jsonl base-1.jsonl base-2.jsonl
+    """
+    if out.exists():
+        raise RunError(f"{out} exists already; give another name for the merged pool, or delete it")
+    from inference.pools.file import merge_pools, write_pool
+
+    merged = merge_pools(files)
+    write_pool(out, merged)
+    typer.echo(f"pool: {out}: {describe_pool(merged)}")

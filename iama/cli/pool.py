@@ -1,0 +1,160 @@
+"""`iama pool`: sample many completions of every prompt into a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iama.cli.app import app, describe_pool, manifest_of, note_differences, prepare, sampling_of
+from iama.cli.options import Device, Dtype, MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
+from iama.errors import ConfigError
+from iama.progress import progress_bar
+
+if TYPE_CHECKING:  # each command imports what it needs when it runs
+    from iama.config.specs import PromptsSpec, Sampling
+    from inference.pools.engines import Draw
+
+ENGINES = ("transformers", "vllm", "openai")
+TIMEOUT_S, NUM_RETRIES = 600.0, 4
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be sampled, whichever the engine."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    system_prompt: str | None
+    sampling: Sampling
+    num_samples: int
+    seed: int
+
+
+@app.command()
+def pool(
+    out: Annotated[Path, typer.Argument(help="Pool file to write; one that a kill left unfinished is completed.")],
+    prompts: Annotated[str, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a dataset (org/name).")],
+    n: Annotated[int, typer.Option(help="Samples a prompt.", min=1)],
+    policy: Annotated[str | None, typer.Option(help="Model directory, or an exported adapter.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    name: Annotated[str | None, typer.Option(help="The policy's name in the file; else its folder's.")] = None,
+    engine: Annotated[str, typer.Option(help="transformers, vllm, or openai (any compatible server).")] = ENGINES[0],
+    url: Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")] = None,
+    model: Annotated[str | None, typer.Option(help="The server's name for the model.")] = None,
+    api_key_env: Annotated[str, typer.Option(help="Variable with the server's key.")] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
+    subset: Annotated[str | None, typer.Option(help="Configuration of a dataset.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a dataset.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Ours=theirs, e.g. prompt=question. Repeatable.")] = None,
+    max_prompts: Annotated[int | None, typer.Option(help="The first so many prompts.", min=1)] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Before every prompt; rewards do not see it.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Annotated[int, typer.Option(help="With transformers the same seed gives the same samples.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Rows that transformers decodes together.", min=1)] = 256,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    shard: Annotated[str | None, typer.Option(help="i/n: that part of the prompts only; see iama merge.")] = None,
+) -> None:
+    """Sample many completions of every prompt into a file, for iama score and iama evaluate.
+
+    Example: iama pool base.jsonl --prompts runs/demo/world/prompts-test.jsonl --policy runs/demo/world/policy --n 64
+
+    Example: iama pool big.jsonl --prompts test.jsonl --n 64 --engine openai --url http://localhost:8000/v1 --model big
+    """
+    _check_engine(engine, policy, url, model)
+    manifest = None if policy is None else manifest_of(policy, adapter)
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
+    given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
+    sampling = sampling_of(given, manifest)
+    note_differences(manifest, sampling)
+    source = _prompts_spec(prompts, subset, split, column or [], max_prompts)
+    name = name or Path(adapter or policy or model or "").name
+    prepare([policy, adapter, prompts])
+    from iama.prompts.data import read_prompts
+    from inference.evaluation.shards import parse_shard
+    from inference.pools.fill import fill_pool
+
+    part = None if shard is None else parse_shard(shard)
+    rows = read_prompts(source)
+    order = Order(name, rows, system_prompt, sampling, n, seed)
+    if engine == "openai":
+        header, draw = _remote(order, url or "", model or "", api_key_env, concurrency)
+    else:
+        spec = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        header, draw = _local(order, engine, spec, batch_size)
+    indices = list(range(len(rows))) if part is None else part.indices(len(rows))
+    with progress_bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as advance:
+        filled = fill_pool(out, header, rows, draw, advance, indices)
+    typer.echo(f"pool: {out}: {describe_pool(filled)}")
+
+
+def _check_engine(engine: str, policy: str | None, url: str | None, model: str | None) -> None:
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine {engine!r} is not known; write {', '.join(ENGINES)}")
+    wanted = {"--url": url, "--model": model} if engine == "openai" else {"--policy": policy}
+    for flag, value in wanted.items():
+        if value is None:
+            raise ConfigError(f"--engine {engine} needs {flag}")
+    for flag, value in {"--policy": policy, "--url": url, "--model": model}.items():
+        if value is not None and flag not in wanted:
+            raise ConfigError(f"{flag} {value!r} has no use with --engine {engine}; drop it, or choose another engine")
+
+
+def _prompts_spec(
+    path: str, subset: str | None, split: str | None, columns: list[str], max_prompts: int | None
+) -> PromptsSpec:
+    from iama.config.schema import validate
+    from iama.config.specs import PromptsSpec
+
+    named = {}
+    for text in columns:
+        ours, equals, theirs = text.partition("=")
+        if not (ours and equals and theirs):
+            raise ConfigError(f"--column {text!r}: write ours=theirs, e.g. prompt=question")
+        named[ours] = theirs
+    raw = {"path": path, "subset": subset, "split": split, "columns": named, "max_prompts": max_prompts}
+    return validate(raw, PromptsSpec, "command line")
+
+
+def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], Draw]:
+    """Header and draw of a policy that runs in this process; prompts that do not fit are refused here."""
+    from iama.config.schema import validate
+    from iama.config.specs import PolicySpec
+    from iama.prompts.data import with_system_prompt
+    from iama.prompts.render import render_prompt
+    from inference.engine.policy import load_tokenizer
+    from inference.engine.responses import check_fit
+    from inference.pools.engines import transformers_draw, vllm_draw
+    from inference.pools.fill import pool_header
+
+    spec = validate(raw, PolicySpec, "command line")
+    given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)
+    draw = vllm_draw(*given) if engine == "vllm" else transformers_draw(*given, batch_size)
+    tokenizer, context_length = load_tokenizer(order.name, spec)
+    prompts = [with_system_prompt(row["prompt"], order.system_prompt) for row in order.rows]
+    ids = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    check_fit(order.name, tokenizer, context_length, ids, order.sampling)
+    settings = (order.system_prompt, engine, order.sampling, order.num_samples, order.seed)
+    return pool_header(order.name, spec, *settings), draw
+
+
+def _remote(order: Order, url: str, model: str, api_key_env: str, concurrency: int) -> tuple[dict[str, Any], Draw]:
+    """Header and draw of a server's model, which is known by its name and address only."""
+    from iama.rewards.remote import Endpoint
+    from inference.pools.engines import openai_draw
+    from inference.pools.fill import engine_header
+
+    endpoint = Endpoint(url, model, api_key_env, TIMEOUT_S, NUM_RETRIES, concurrency, "--engine openai")
+    policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {url}"}
+    settings = (order.system_prompt, "openai", order.sampling, order.num_samples, order.seed)
+    draw = openai_draw(endpoint, order.sampling, order.num_samples, order.seed, order.system_prompt)
+    return engine_header(policy, *settings), draw

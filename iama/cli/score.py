@@ -1,0 +1,75 @@
+"""`iama score`: score the completions in a pool file and add the scores as a column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iama.cli.app import app, prepare, scoring_spec
+from iama.cli.options import Device, Dtype, Head, RewardFlag
+from iama.errors import ConfigError
+from iama.progress import progress_bar
+
+if TYPE_CHECKING:  # each command imports what it needs when it runs
+    from iama.prompts.render import Prompt
+    from inference.engine.responses import Pool
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="Pool file to add a column to.", metavar="POOL")],
+    column: Annotated[str, typer.Option(help="Name of the column: the criterion's, or for its gold reward NAME/gold.")],
+    reward: RewardFlag = None,
+    head: Head = None,
+    spec: Annotated[Path | None, typer.Option(help="A reward as YAML, for judges and verifiers too.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a column of that name.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Score every completion of a pool file and add the scores to it as a column. Killed, run again, it resumes.
+
+    By convention a column is named like the criterion whose proxy reward it is, and that of the gold reward has /gold
+    behind it: helpful, helpful/gold. Of an ensemble, a column with /disagreement behind its name holds the standard
+    deviation over the members.
+
+    Example: iama score base.jsonl --reward runs/demo/world/rm-helpful --column helpful
+    """
+    wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
+    prepare([part.model for part in wanted.parts])
+    from inference.pools.file import read_pool
+    from inference.pools.score import DISAGREEMENT, add_column
+
+    read = read_pool(file)
+    for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):
+        if not replace and any(name in sample.scores for prompt in read.prompts for sample in prompt.samples):
+            raise ConfigError(f"{file} has a column {name!r} already; give --replace, or another --column")
+    from iama.rewards.load import load_reward
+    from inference.evaluation.reward_checks import check_signature
+
+    for part in wanted.parts:
+        if part.function is not None:
+            check_signature(column, part.function, set(read.prompts[0].columns))
+    loaded = load_reward(column, wanted, missing_ok=True)
+    for member in loaded.members or [loaded]:
+        announcement = member.announcement(*_to_score(read))
+        if announcement is not None:
+            typer.echo(f"{member.name}: {announcement}", err=True)
+    with progress_bar(f"scoring {column}", "prompts", len(read.prompts)) as advance:
+        values_PS = add_column(file, read, column, loaded, wanted, advance)
+    import numpy as np
+
+    missing = int(np.isnan(values_PS).sum())
+    typer.echo(
+        f"{column}: mean {np.nanmean(values_PS):.4g}, standard deviation {np.nanstd(values_PS):.4g}, "
+        f"{missing} of {values_PS.size} scores missing"
+    )
+
+
+def _to_score(pool: Pool) -> tuple[list[Prompt], list[str], dict[str, list[Any]]]:
+    """Prompts, texts and columns that are scored: each distinct text of a prompt once."""
+    pairs = [(prompt, text) for prompt in pool.prompts for text in dict.fromkeys(s.text for s in prompt.samples)]
+    names = {name for prompt in pool.prompts for name in prompt.columns}
+    columns = {name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names}
+    return [prompt.prompt for prompt, _ in pairs], [text for _, text in pairs], columns

@@ -1,0 +1,32 @@
+"""`iama train`, and what `train_iama.py` starts: training itself is `trainers.run.train`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from iama.cli.app import app, fail
+from iama.errors import IamaError
+from iama.installation import check_packages
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(context: typer.Context) -> None:
+    """Train a LoRA adapter with non-linear GRPO, in one process (iama train --help).
+
+    Several: deepspeed --num_gpus 2 --module trainers.run --config NAME
+    """
+    sys.argv = ["iama train", *context.args]
+    main()
+
+
+def main() -> None:
+    """Start training with the arguments of this process; all ways to start it come here."""
+    try:
+        check_packages("trainers")
+    except IamaError as error:
+        fail(error)
+    from trainers.run.train import main as train_main
+
+    train_main()

@@ -1,0 +1,50 @@
+"""Progress bars: one look for every command, on stderr, with count, rate and time left.
+
+rich is imported on first use, so that a command line that only prints help starts without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # rich takes a tenth of a second
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+
+def progress_bars(console: Console | None = None) -> Progress:
+    """Room for several bars, to be entered with `with`; `add_bar` puts one into it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[figure]}"),
+        console=console or Console(stderr=True),
+    )
+
+
+def add_bar(progress: Progress, description: str, unit: str, total: int, completed: int = 0) -> Callable[..., None]:
+    """A bar among others; returns `advance(count, figure)`, which shows the figure, a text, if one is given."""
+    task: TaskID = progress.add_task(description, total=total, completed=completed, unit=unit, rate="", figure="")
+
+    def advance(count: int, figure: str = "") -> None:
+        progress.advance(task, count)
+        speed = next(bar.speed for bar in progress.tasks if bar.id == task)
+        progress.update(task, rate="" if speed is None else f"{speed:,.1f}/s", figure=figure)
+
+    return advance
+
+
+@contextmanager
+def progress_bar(description: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+    """One bar; yields what advances it."""
+    with progress_bars() as progress:
+        yield add_bar(progress, description, unit, total)

@@ -1,0 +1,183 @@
+"""Finished evaluations that differ in their seeds, as one: the numbers that their tables of values give together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from iama.errors import RunError
+from inference.evaluation.compare import Question, combine_runs
+from inference.evaluation.summary import FILE_NAME, Summary, load_summary, save_summary
+from inference.evaluation.tables import FILE_NAME as TABLES_NAME
+from inference.evaluation.tables import load_tables
+from inference.statistics.recommend import key_of
+from inference.statistics.savings import paired_difference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from iama.arrays import Floats
+    from inference.evaluation.tables import Tables
+    from inference.statistics.savings import Difference
+    from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow, MissingRow
+
+ALIKE = ("trained", "references", "policies", "criteria", "methods", "trained_budget", "num_samples")
+"""What evaluations that are combined have in common."""
+
+
+def combine_evaluations(folders: Sequence[Path]) -> Summary:
+    """The summary of several seeds, one folder each.
+
+    Savings and differences are those of `combine_runs`; curves and quality are means over seeds, with intervals over
+    seeds and prompts. What one seed alone can tell is left empty: hacking, controls, win rates, recommendations, the
+    break-even, samples, costs of scoring and examples. Settings that differ stand in `config` as a list, a value a
+    seed. Raises `RunError` where a folder holds no evaluation, or one that does not go with the first.
+    """
+    summaries = [load_summary(folder) for folder in folders]
+    _check_alike(folders, summaries)
+    first, config = summaries[0], summaries[0]["config"]
+    question = Question(
+        first["trained_budget"], first["trained"], first["references"], config["num_bootstrap"], config["seed"]
+    )
+    seeds = [load_tables(folder) for folder in folders]
+    return Summary(
+        **combine_runs(folders, question),
+        curves=[_curve_row(seeds, rows, question) for rows in zip(*(s["curves"] for s in summaries), strict=True)],
+        quality=_together([s["quality"] for s in summaries], _mean),
+        missing=[_missing_row(rows) for rows in zip(*(s["missing"] for s in summaries), strict=True)],
+        hacking=[],
+        controls=[],
+        win_rates=[],
+        recommendations=[],
+        break_even=[],
+        sampling=[],
+        costs=[],
+        examples=[],
+        name=f"{first['name']}, {len(folders)} seeds",
+        trained=first["trained"],
+        references=first["references"],
+        policies=first["policies"],
+        criteria=first["criteria"],
+        methods=first["methods"],
+        num_prompts=sum(s["num_prompts"] for s in summaries),
+        dropped_prompts=sum(s["dropped_prompts"] for s in summaries),
+        num_samples=first["num_samples"],
+        trained_budget=first["trained_budget"],
+        manifest=first["manifest"],
+        config=_together([s["config"] for s in summaries], _listed),
+        versions=_together([s["versions"] for s in summaries], _listed),
+    )
+
+
+def save_combined(folder: Path, summary: Summary) -> None:
+    """Write `summary.json` into a folder of its own; raises `RunError` where an evaluation's results lie there."""
+    if (folder / TABLES_NAME).exists():
+        raise RunError(f"{str(folder)!r} holds an evaluation of one seed, and its {FILE_NAME}; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_summary(folder, summary)
+
+
+def _check_alike(folders: Sequence[Path], summaries: Sequence[Summary]) -> None:
+    """Raise `RunError` for evaluations that cannot be combined, or one that is given twice."""
+    seen: list[Any] = []
+    for folder, summary in zip(folders, summaries, strict=True):
+        differing = [key for key in ALIKE if summary.get(key) != summaries[0].get(key)]
+        points = [[key_of(row) for row in s["curves"]] for s in (summary, summaries[0])]
+        if differing or points[0] != points[1]:
+            raise RunError(
+                f"{str(folder)!r} has other {differing[0] if differing else 'budgets'} than {str(folders[0])!r}; "
+                "combine evaluations that differ in their seeds only"
+            )
+        settings = {key: value for key, value in summary["config"].items() if key != "output_dir"}
+        if settings in seen:
+            raise RunError(
+                f"{str(folder)!r} has the same configuration and seed as {str(folders[seen.index(settings)])!r}; give "
+                "each seed once"
+            )
+        seen.append(settings)
+
+
+def _curve_row(seeds: Sequence[Tables], rows: Sequence[CurveRow], question: Question) -> CurveRow:
+    """A point of a curve over all seeds; KL is the mean of the seeds' where all have the same kind of it."""
+    first = rows[0]
+    column = (first["samples"] or 1) - 1
+    proxy, gold = (
+        _estimate([tables.values.get((*key_of(first)[:3], metric)) for tables in seeds], column, question)
+        for metric in ("proxy", "gold")
+    )
+    same_kind = len({row["kl_kind"] for row in rows}) == 1
+    return {
+        "policy": first["policy"],
+        "criterion": first["criterion"],
+        "method": first["method"],
+        "samples": first["samples"],
+        **_costs(rows),
+        "proxy": None if proxy is None else proxy.mean,
+        "proxy_ci95": None if proxy is None else list(proxy.ci95),
+        "gold": None if gold is None else gold.mean,
+        "gold_ci95": None if gold is None else list(gold.ci95),
+        "kl": _mean([row["kl"] for row in rows]) if same_kind else None,
+        "kl_kind": first["kl_kind"] if same_kind else None,
+        **_disagreement(rows),
+        "num_prompts": sum(row["num_prompts"] for row in rows),
+    }
+
+
+def _costs(rows: Sequence[CurveRow]) -> Costs:
+    return {
+        "policy_tokens": _mean([row["policy_tokens"] for row in rows]),
+        "policy_prefill_tokens": _mean([row["policy_prefill_tokens"] for row in rows]),
+        "policy_decode_tokens": _mean([row["policy_decode_tokens"] for row in rows]),
+        "reward_calls": _mean([row["reward_calls"] for row in rows]),
+        "reward_tokens": _mean([row["reward_tokens"] for row in rows]),
+        "backward_tokens": _mean([row["backward_tokens"] for row in rows]),
+        "sequential_steps": _mean([row["sequential_steps"] for row in rows]),
+        "flops": _mean([row["flops"] for row in rows]),
+        "seconds": _mean([row["seconds"] for row in rows]),
+    }
+
+
+def _disagreement(rows: Sequence[CurveRow]) -> CurveExtras:
+    values = [row.get("disagreement") for row in rows]
+    return {} if None in values else {"disagreement": _mean(values)}
+
+
+def _estimate(values: Sequence[Floats | None], column: int, question: Question) -> Difference | None:
+    """Mean over seeds and prompts with its interval; prompts without a value are left out."""
+    columns = [values_PN[:, column] for values_PN in values if values_PN is not None]
+    known = [value_P[~np.isnan(value_P)] for value_P in columns]
+    if len(known) < len(values) or not all(map(len, known)):
+        return None
+    return paired_difference([(value_P, np.zeros_like(value_P)) for value_P in known], **question.bootstrap)
+
+
+def _missing_row(rows: Sequence[MissingRow]) -> MissingRow:
+    return {
+        **rows[0],
+        "num_missing": sum(row["num_missing"] for row in rows),
+        "num_samples": sum(row["num_samples"] for row in rows),
+    }
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    """The mean of numbers, None where one is not known."""
+    return None if None in values else float(np.mean(values))
+
+
+def _together(values: Sequence[Any], differing: Callable[[Sequence[Any]], Any]) -> Any:
+    """Values of the seeds as one: blocks key by key, values that are equal as they are, others as `differing` says."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    if all(isinstance(value, dict) for value in values):
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: _together([value.get(key) for value in values], differing) for key in keys}
+    if all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
+        return [_together(items, differing) for items in zip(*values, strict=True)]
+    return differing(values)
+
+
+def _listed(values: Sequence[Any]) -> Any:
+    """Settings that differ: texts one after the other, so that a page can show them, anything else as a list."""
+    return ", ".join(values) if all(isinstance(value, str) for value in values) else list(values)

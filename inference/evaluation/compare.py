@@ -1,0 +1,194 @@
+"""The trained policy against its references, over one seed or several: savings, and differences at equal cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from iama.config.methods import CURVES
+from iama.errors import RunError
+from inference.evaluation.summary import Results
+from inference.evaluation.tables import load_tables
+from inference.statistics.costs import UNITS
+from inference.statistics.savings import (
+    difference_at_equal_cost,
+    estimate_savings,
+    geometric_mean,
+    grows,
+    paired_difference,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from inference.evaluation.tables import Tables
+    from inference.statistics.summary_rows import AverageRow, Compared, DifferenceRow, EqualBudgetRow, SavingsRow
+
+TRAINED = "iama"
+REFERENCES = ("base", "grpo")
+METRICS = ("gold", "proxy")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared: the trained policy at `budget` samples with each reference, and how sure that is."""
+
+    budget: int
+    trained: str = TRAINED
+    references: Sequence[str] = REFERENCES
+    num_bootstrap: int = 1000
+    seed: int = 0
+
+    @property
+    def bootstrap(self) -> dict[str, int]:
+        """Keyword arguments of the estimates."""
+        return {"num_bootstrap": self.num_bootstrap, "seed": self.seed}
+
+
+def compare_policies(seeds: Sequence[Tables], question: Question) -> Results:
+    """Savings of the trained policy over every reference, and differences, over all seeds given.
+
+    Empty where the trained policy or all references are missing.
+    """
+    savings = _savings_rows(seeds, question)
+    differences = [
+        row
+        for method in _curve_methods(seeds[0])
+        for metric in METRICS
+        for reference in question.references
+        if (row := _difference_row(seeds, question, reference, method, metric)) is not None
+    ]
+    return Results(
+        savings=savings,
+        averages=average_rows(savings),
+        differences=differences,
+        equal_budget=_equal_budget_rows(seeds, question),
+    )
+
+
+def combine_runs(folders: Sequence[Path], question: Question) -> Results:
+    """`compare_policies` over finished evaluations, one folder a seed.
+
+    Raises `RunError` where a folder holds no evaluation, or other policies, criteria or budgets than the first.
+    """
+    seeds = [load_tables(folder) for folder in folders]
+    for folder, tables in zip(folders, seeds, strict=True):
+        shape = {key: value.shape[1] for key, value in tables.values.items()}
+        if shape != {key: value.shape[1] for key, value in seeds[0].values.items()}:
+            raise RunError(
+                f"{str(folder)!r} has other policies, criteria, methods or budgets than {str(folders[0])!r}, or more "
+                "missing scores, which cut its curves short; combine evaluations that differ in their seeds only"
+            )
+    return compare_policies(seeds, question)
+
+
+def _axis(tables: Tables, position: int) -> list[str]:
+    """Distinct names along one axis of the keys (policy, criterion, method, metric), in their order."""
+    return list(dict.fromkeys(key[position] for key in tables.values))
+
+
+def _curve_methods(tables: Tables) -> list[str]:
+    """Methods that are measured at every budget."""
+    return [method for method in _axis(tables, 2) if method in CURVES]
+
+
+def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRow]:
+    rows: list[SavingsRow] = []
+    names = product(_axis(seeds[0], 1), _curve_methods(seeds[0]), METRICS, question.references)
+    for criterion, method, metric, reference in names:
+        compared = (question.trained, reference, criterion, method, metric, question.budget)
+        results = [tables.compare(*compared) for tables in seeds]
+        comparisons = [comparison for comparison in results if comparison is not None]
+        if len(comparisons) == len(seeds):
+            result = estimate_savings(comparisons, **question.bootstrap)
+            where: Compared = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
+            rows.append({**where, "samples": question.budget, **result.as_dict()})
+    return rows
+
+
+def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[EqualBudgetRow]:
+    """The trained policy by every method against each reference's curve: by the same method, else by the first one.
+
+    In every unit that grows with the reference's samples, which the prompt's tokens do not.
+    """
+    curve_methods = _curve_methods(seeds[0])
+    rows: list[EqualBudgetRow] = []
+    for criterion, method, metric, reference in product(
+        _axis(seeds[0], 1), _axis(seeds[0], 2), METRICS, question.references
+    ):
+        is_curve = method in curve_methods
+        for other in [method] if is_curve else curve_methods[:1]:
+            trained = (question.trained, criterion, method)
+            column = question.budget if is_curve else 1
+            results = [
+                tables.against(trained, reference, other, metric, column, float(question.budget)) for tables in seeds
+            ]
+            comparisons = [comparison for comparison in results if comparison is not None]
+            if len(comparisons) < len(seeds):
+                continue
+            where: Compared = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
+            for unit in (u for u in UNITS if all(u in c.costs and grows(c.costs[u][0]) for c in comparisons)):
+                result = difference_at_equal_cost(comparisons, unit, **question.bootstrap)
+                rows.append({**where, "reference_method": other, "unit": unit, **result.as_dict()})
+    return rows
+
+
+def _difference_row(
+    seeds: Sequence[Tables], question: Question, reference: str, method: str, metric: str
+) -> DifferenceRow | None:
+    """Summed over criteria, each served by its own sampler: trained minus reference."""
+    criteria = _axis(seeds[0], 1)
+    pairs = []
+    for tables in seeds:
+        if any((p, c, method, metric) not in tables.values for p in (question.trained, reference) for c in criteria):
+            return None
+        trained, other = (
+            np.sum([tables.values[p, c, method, metric][:, question.budget - 1] for c in criteria], axis=0)
+            for p in (question.trained, reference)
+        )
+        pairs.append((trained, other))
+    result = paired_difference(pairs, **question.bootstrap)
+    return {
+        "method": method,
+        "metric": metric,
+        "reference": reference,
+        "samples": question.budget,
+        "mean": result.mean,
+        "ci95": list(result.ci95),
+        "num_seeds": result.num_seeds,
+    }
+
+
+def average_rows(savings: Sequence[SavingsRow]) -> list[AverageRow]:
+    """Geometric means over criteria of the ratios that count.
+
+    `num_censored` and `num_floor` are the bounds among those, `num_censored_total` counts over all criteria.
+    """
+    groups: dict[tuple[str, str, str], list[SavingsRow]] = {}
+    for row in savings:
+        groups.setdefault((row["method"], row["metric"], row["reference"]), []).append(row)
+    return [
+        {
+            "method": method,
+            "metric": metric,
+            "reference": reference,
+            "samples": rows[0]["samples"],
+            "ratio": _mean_of_counting(rows, "ratio"),
+            "token_ratio": _mean_of_counting(rows, "token_ratio"),
+            "num_censored": sum(row["censored"] for row in rows if row["counts"]),
+            "num_floor": sum(row["floor"] for row in rows if row["counts"]),
+            "num_censored_total": sum(row["censored"] for row in rows),
+            "num_not_counted": sum(not row["counts"] for row in rows),
+            "num_criteria": len(rows),
+        }
+        for (method, metric, reference), rows in groups.items()
+    ]
+
+
+def _mean_of_counting(rows: Sequence[SavingsRow], key: Literal["ratio", "token_ratio"]) -> float | None:
+    counting = [ratio for row in rows if row["counts"] and (ratio := row[key]) is not None]
+    return geometric_mean(counting) if counting else None

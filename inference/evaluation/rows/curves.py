@@ -1,0 +1,79 @@
+"""Every policy by every method and budget: mean rewards with intervals, cost, and KL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from inference.evaluation.rows.kl import kl_of
+from inference.statistics.bootstrap import mean_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from iama.arrays import Floats
+    from iama.config.settings import EvaluationConfig
+    from inference.evaluation.measured import Evaluation
+    from inference.evaluation.tables import Tables
+    from inference.statistics.bootstrap import Estimate
+    from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow
+
+
+def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
+    """Mean proxy, gold, cost and KL: a row a (policy, criterion, method, budget), or one for a method of one point."""
+    rows: list[CurveRow] = []
+    for policy, criterion in evaluation.served:
+        for method in evaluation.plan.methods:
+            budgets: Sequence[int | None] = sorted(set(evaluation.config.budgets)) if method.is_curve else [None]
+            kl, kind = kl_of(evaluation, policy, criterion, method)
+            for n in budgets:
+                key = (policy, criterion.name, method.text)
+                column = 1 if n is None else n
+                proxy, gold = (
+                    _estimate(evaluation.config, tables.values.get((*key, metric)), column)
+                    for metric in ("proxy", "gold")
+                )
+                row: CurveRow = {
+                    "policy": policy,
+                    "criterion": criterion.name,
+                    "method": method.text,
+                    "samples": n,
+                    **_costs(tables, key, column),
+                    "proxy": None if proxy is None else proxy.mean,
+                    "proxy_ci95": None if proxy is None else list(proxy.ci95),
+                    "gold": None if gold is None else gold.mean,
+                    "gold_ci95": None if gold is None else list(gold.ci95),
+                    "kl": None if kl is None else float(kl[column - 1]),
+                    "kl_kind": kind,
+                    **_disagreement(tables, key, column),
+                    "num_prompts": len(evaluation.plan.rows),
+                }
+                if method.is_tuned:
+                    row["written"] = evaluation.plan.written(policy, criterion.name, method).text
+                rows.append(row)
+    return rows
+
+
+def _costs(tables: Tables, key: tuple[str, str, str], column: int) -> Costs:
+    return {
+        "policy_tokens": tables.cost(*key, "policy_tokens", column),
+        "policy_prefill_tokens": tables.cost(*key, "policy_prefill_tokens", column),
+        "policy_decode_tokens": tables.cost(*key, "policy_decode_tokens", column),
+        "reward_calls": tables.cost(*key, "reward_calls", column),
+        "reward_tokens": tables.cost(*key, "reward_tokens", column),
+        "backward_tokens": tables.cost(*key, "backward_tokens", column),
+        "sequential_steps": tables.cost(*key, "sequential_steps", column),
+        "flops": tables.cost(*key, "flops", column),
+        "seconds": tables.cost(*key, "seconds", column),
+    }
+
+
+def _disagreement(tables: Tables, key: tuple[str, str, str], column: int) -> CurveExtras:
+    known = (*key, "disagreement") in tables.values
+    return {"disagreement": tables.mean(*key, "disagreement", column)} if known else {}
+
+
+def _estimate(config: EvaluationConfig, values_PN: Floats | None, column: int) -> Estimate | None:
+    """Mean over prompts with its interval."""
+    if values_PN is None:
+        return None
+    return mean_interval(values_PN[:, column - 1], num_bootstrap=config.num_bootstrap, seed=config.seed)

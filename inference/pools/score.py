@@ -1,0 +1,284 @@
+"""Scoring pools, prompt by prompt: each distinct text once, kept in a journal, so that a killed job goes on.
+
+What a prompt's scores are depends on nothing but the prompt, so that any split of the prompts over processes gives
+what one process would.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from iama.arrays import Floats, Integers
+from iama.errors import RewardError, RunError
+from iama.models.fingerprint import fingerprint
+from inference.engine.responses import Pool, PooledPrompt
+from inference.engine.reward_rows import num_common, reads_in_pieces
+from inference.pools.file import read_pool, write_pool
+from inference.pools.journal import append_line, digest, read_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from iama.config.specs import RewardSpec
+    from iama.rewards.reward import Reward
+
+
+DISAGREEMENT = "/disagreement"
+"""What is added to a column's name for how far an ensemble's members disagree."""
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """A reward's scores of a pool: `values_PS`, NaN where one is missing.
+
+    `tokens_PS` are the tokens of each text when read whole (prompt included; 0 for functions), and `prompt_tokens_P`
+    those of them that all texts of a prompt share, if the reward reads in pieces (else 0). `seconds_P` is what a
+    prompt's distinct texts took, `num_calls` how many texts were scored: those that were not known from elsewhere.
+    `calls_per_text` rewards score each; of an ensemble, `flops_PS` and `disagreement_PS` are those of `TextScore`.
+    """
+
+    values_PS: Floats
+    tokens_PS: Integers
+    prompt_tokens_P: Integers
+    seconds_P: Floats
+    num_calls: int
+    calls_per_text: int = 1
+    flops_PS: Floats | None = None
+    disagreement_PS: Floats | None = None
+
+
+def score_pool(
+    pool: Pool,
+    reward: Reward | None,
+    spec: RewardSpec,
+    journal: Path,
+    known: dict[tuple[str, str], TextScore],
+    advance: Callable[[int], None],
+) -> PoolScores:
+    """Score each distinct text of a prompt once; `advance` is called with numbers of finished prompts.
+
+    `known` has scores by (prompt id, text) from other pools, and gains those of this one. Scores of models and judges,
+    and of ensembles of these alone, are kept in `journal`, one line a prompt. A function's are computed afresh, since
+    no hash could tell whether the code that it calls has changed. A `column` is read from the samples and needs no
+    reward. Raises `RewardError`.
+    """
+    if spec.column is not None:
+        advance(len(pool.prompts))
+        return _stored_scores(pool, spec)
+    assert reward is not None
+    is_kept = all(part.source in ("model", "judge") for part in spec.parts)
+    key_of_reward, lines = reward_key(spec), read_lines(journal) if is_kept else {}
+    scored: list[list[TextScore]] = []
+    num_calls = 0
+    for prompt in pool.prompts:
+        distinct = list(dict.fromkeys(sample.text for sample in prompt.samples))
+        key = digest([key_of_reward, prompt.prompt, prompt.columns, distinct])
+        if key in lines:
+            scores, num_fresh = from_line(lines[key]), lines[key]["num_calls"]
+        else:
+            scores, num_fresh = _scores(reward, prompt, distinct, known)
+            if is_kept:
+                append_line(journal, as_line(key, prompt.prompt_id, scores, num_fresh))
+        num_calls += num_fresh
+        known.update(zip(((prompt.prompt_id, text) for text in distinct), scores, strict=True))
+        scored.append([known[prompt.prompt_id, sample.text] for sample in prompt.samples])
+        advance(1)
+    return PoolScores(
+        values_PS=np.asarray([[s.value for s in row] for row in scored], dtype=np.float64),
+        tokens_PS=np.asarray([[s.num_tokens for s in row] for row in scored], dtype=np.int64),
+        prompt_tokens_P=np.asarray([min(s.num_shared for s in row) for row in scored], dtype=np.int64),
+        seconds_P=np.asarray([_seconds(p, row) for p, row in zip(pool.prompts, scored, strict=True)]),
+        num_calls=num_calls,
+        calls_per_text=reward.num_calls,
+        flops_PS=_of_ensemble(scored, "flops"),
+        disagreement_PS=_of_ensemble(scored, "disagreement"),
+    )
+
+
+def _scores(
+    reward: Reward, prompt: PooledPrompt, distinct: Sequence[str], known: Mapping[tuple[str, str], TextScore]
+) -> tuple[list[TextScore], int]:
+    """Scores of a prompt's distinct texts, and how many of these were not known."""
+    fresh = [text for text in distinct if (prompt.prompt_id, text) not in known]
+    new = dict(zip(fresh, score_texts(reward, prompt, fresh), strict=True))
+    return [new[text] if text in new else known[prompt.prompt_id, text] for text in distinct], len(fresh)
+
+
+def _of_ensemble(scored: Sequence[Sequence[TextScore]], name: str) -> Floats | None:
+    """A field of every text's score, `[P, S]`; None where the reward is no ensemble."""
+    values = [[getattr(score, name) for score in row] for row in scored]
+    return None if not values or values[0][0] is None else np.asarray(values, dtype=np.float64)
+
+
+def reward_key(spec: RewardSpec) -> str:
+    """Hash of what a reward's scores depend on, as far as its specification and its files tell."""
+    source = getattr(spec, spec.source)
+    if spec.model is not None:
+        source = [fingerprint(Path(spec.model)), spec.head, spec.dtype]
+    elif spec.judge is not None:
+        asked = spec.judge.model_dump(include={"model", "mode", "baseline_column", "temperature", "draw", "max_tokens"})
+        asked |= spec.judge.model_dump(include={"lowest", "highest"})
+        source = [asked, Path(spec.judge.prompt_file).read_text(encoding="utf-8")]
+    elif spec.verifier is not None:
+        source = [spec.verifier, spec.answer_column]
+    elif spec.ensemble is not None:
+        members = [reward_key(member) for member in spec.ensemble.members]
+        source = [members, spec.ensemble.aggregate, spec.ensemble.coefficient]
+    scale = None if spec.scale is None else spec.scale.model_dump()
+    return digest([spec.source, source, spec.sign, scale])
+
+
+def _seconds(prompt: PooledPrompt, row: Sequence[TextScore]) -> float:
+    """What the distinct texts of a prompt took."""
+    return sum({sample.text: score.seconds for sample, score in zip(prompt.samples, row, strict=True)}.values())
+
+
+def _stored_scores(pool: Pool, spec: RewardSpec) -> PoolScores:
+    """Scores that the samples hold, with sign and scale."""
+    name = spec.column
+    assert name is not None
+    for prompt in pool.prompts:
+        for number, sample in enumerate(prompt.samples):
+            if name not in sample.scores:
+                there = ", ".join(sorted(sample.scores)) or "none"
+                raise RewardError(
+                    f"the pool of {pool.header['policy']['name']!r}: sample {number} of prompt {prompt.prompt_id!r} "
+                    f"has no score {name!r} (there: {there}); add the column with `iama score`"
+                )
+    values_PS = np.asarray([[s.scores[name] for s in prompt.samples] for prompt in pool.prompts], dtype=np.float64)
+    values_PS = values_PS * spec.sign
+    if spec.scale is not None:
+        values_PS = (values_PS - spec.scale.mean) / spec.scale.std
+    tokens_PS, zeros_P = np.zeros(values_PS.shape, dtype=np.int64), np.zeros(len(values_PS), dtype=np.int64)
+    spread_PS = _stored_disagreement(pool, name, values_PS)
+    return PoolScores(values_PS, tokens_PS, zeros_P, zeros_P.astype(np.float64), 0, disagreement_PS=spread_PS)
+
+
+def _stored_disagreement(pool: Pool, name: str, values_PS: Floats) -> Floats | None:
+    """What an ensemble's column has beside it, as it is (on the members' scale); None where scores are without one."""
+    beside = [[sample.scores.get(name + DISAGREEMENT) for sample in prompt.samples] for prompt in pool.prompts]
+    spread_PS = np.asarray(beside, dtype=np.float64)
+    return None if np.isnan(spread_PS[~np.isnan(values_PS)]).any() else spread_PS
+
+
+def add_column(
+    path: Path, pool: Pool, name: str, reward: Reward, spec: RewardSpec, advance: Callable[[int], None]
+) -> Floats:
+    """Score a pool and write the scores `[P, S]` into its file as a column, which is there whole or not at all.
+
+    An ensemble's disagreement goes into a column beside it (`DISAGREEMENT`), which any other reward takes away.
+    A killed job goes on where it was, from a journal beside the file. Raises `RewardError` if every score is missing,
+    `RunError` if the file has other samples in the end than in the beginning.
+    """
+    journal = path.with_name(f"{path.name}.{digest(name)[:8]}.scoring")
+    scores = score_pool(pool, reward, spec, journal, {}, advance)
+    values_PS = scores.values_PS
+    if np.isnan(values_PS).all():
+        raise RewardError(f"reward {reward.name!r} gave none of the {values_PS.size} texts of {path} a score")
+    present = read_pool(path)  # another column may have come in the meantime
+    if present.texts != pool.texts:
+        raise RunError(f"{path} has been changed while it was scored; score it again")
+    prompts = _with_scores(present.prompts, name, values_PS)
+    prompts = _with_scores(prompts, name + DISAGREEMENT, scores.disagreement_PS)
+    write_pool(path, Pool(present.header, prompts))
+    journal.unlink(missing_ok=True)
+    return values_PS
+
+
+def _with_scores(prompts: Sequence[PooledPrompt], name: str, values_PS: Floats | None) -> list[PooledPrompt]:
+    """Prompts whose samples have these scores as the column `name`; None takes the column away."""
+    found = []
+    for p, prompt in enumerate(prompts):
+        samples = []
+        for s, sample in enumerate(prompt.samples):
+            scores = dict(sample.scores)
+            if values_PS is None:
+                scores.pop(name, None)
+            else:
+                scores[name] = None if math.isnan(values_PS[p, s]) else float(values_PS[p, s])
+            samples.append(replace(sample, scores=scores))
+        found.append(replace(prompt, samples=tuple(samples)))
+    return found
+
+
+# Texts of one prompt. ---------------------------------------------------------------------------------------------
+
+
+_COLUMNS = ("num_tokens", "num_shared", "seconds")
+_OF_ENSEMBLES = ("flops", "disagreement")
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """A text's score, its tokens as the reward reads them (0 for functions), and what reading it took.
+
+    `num_shared` of the tokens are the prompt's, which a reward that reads in pieces reads once for all texts. Of an
+    ensemble, `flops` are its members' operations and `disagreement` how far they disagree (`Reward.disagreement`).
+    """
+
+    value: float
+    num_tokens: int
+    num_shared: int
+    seconds: float
+    flops: float | None = None
+    disagreement: float | None = None
+
+
+def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[TextScore]:
+    """Scores of texts of one prompt, in one call of the reward; seconds in equal shares."""
+    if not texts:
+        return []
+    start = time.perf_counter()
+    prompts = [prompt.prompt] * len(texts)
+    more: list[tuple[float, ...]] = [()] * len(texts)
+    if reward.classifier is None:
+        columns = {name: [value] * len(texts) for name, value in prompt.columns.items()}
+        values, cost = reward.score(prompts, texts, columns)
+        each, rest = divmod(cost.reward_tokens, len(texts))
+        counts, shared = [each + (i < rest) for i in range(len(texts))], [0] * len(texts)
+        if reward.members:
+            more = [(cost.flops / len(texts), spread) for spread in reward.disagreement(prompts, texts, columns)]
+    else:
+        ids = reward.classifier.render(prompts, texts)
+        values = reward.finish(prompts, texts, reward.classifier.score_ids(ids))
+        counts, shared = [len(row) for row in ids], _num_shared(reward, prompt, ids)
+    seconds = (time.perf_counter() - start) / len(texts)
+    rows = zip(zip(values, counts, shared, strict=True), more, strict=True)
+    return [TextScore(*read, seconds, *of_ensemble) for read, of_ensemble in rows]
+
+
+def _num_shared(reward: Reward, prompt: PooledPrompt, ids: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens at each text's beginning that the prompt with any answer has; 0 where texts are read whole.
+
+    As `inference.engine.reward_rows.RewardRows` counts, the last token is always read, since it is where the score is.
+    """
+    assert reward.classifier is not None
+    if not reads_in_pieces(reward.classifier):
+        return [0] * len(ids)
+    (empty,) = reward.classifier.render([prompt.prompt], [""])
+    return [min(num_common(empty, row), len(row) - 1) for row in ids]
+
+
+def as_line(key: str, prompt_id: str, scores: Sequence[TextScore], num_calls: int) -> dict[str, Any]:
+    """A prompt's distinct texts in a journal; null for a missing score."""
+    names = _COLUMNS if scores[0].flops is None else (*_COLUMNS, *_OF_ENSEMBLES)
+    columns = {name: [_as_json(getattr(score, name)) for score in scores] for name in names}
+    values = [_as_json(score.value) for score in scores]
+    return {"key": key, "prompt_id": prompt_id, "values": values, **columns, "num_calls": num_calls}
+
+
+def _as_json(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def from_line(line: dict[str, Any]) -> list[TextScore]:
+    """What `as_line` wrote."""
+    names = [name for name in ("values", *_COLUMNS, *_OF_ENSEMBLES) if name in line]
+    columns = [[math.nan if value is None else value for value in line[name]] for name in names]
+    return [TextScore(*fields) for fields in zip(*columns, strict=True)]

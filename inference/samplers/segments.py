@@ -1,0 +1,370 @@
+"""Responses that grow by segments: proposals for the next one are decoded and scored, and one of them is kept.
+
+A sampler is a `SegmentRule` (how many proposals, where a segment ends, what token comes next, which proposal is kept)
+on `SegmentLoop`, which does the rest for many prompts together. Each token is forwarded once: a prompt's proposals
+share what is kept of its response, each in another slot. A rejected proposal is rolled back, and all slots go on from
+the kept one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from inference.engine.batches import charge
+from inference.engine.next_token import draw_tokens, probabilities
+from inference.engine.random_streams import uniforms
+from inference.engine.responses import Ends, response_text
+from inference.engine.reward_rows import RewardRows
+from inference.engine.rows import Rows
+from inference.samplers.base import Segment
+from inference.samplers.guided import GuidedRequest, score_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from iama.config.specs import Sampling
+    from iama.rewards.reward import Reward
+    from inference.engine.policy import Policy
+    from inference.engine.random_streams import Keys
+
+DECIDE_AT = 0.5  # share of the rows that must wait for their score before any is scored
+
+
+@dataclass(eq=False)
+class Proposal:
+    """Proposal `number` for a request's current segment; `first` is its first token where that was chosen for it.
+
+    `stream` addresses its random numbers. `logits_V` follow its last token; a response that ends with it has its
+    `finish_reason`, and no logits.
+    """
+
+    request: SegmentRequest
+    number: int
+    slot: int
+    stream: np.uint64
+    logits_V: torch.Tensor
+    first: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    is_complete: bool = False
+    finish_reason: str = ""
+    reward: float = math.nan  # of the response up to its end
+
+    @property
+    def response(self) -> list[int]:
+        """Tokens of the response up to its end."""
+        return [*self.request.tokens, *self.tokens]
+
+    def complete(self) -> None:
+        """Let it wait for its score, without holding the logits of the whole batch."""
+        self.is_complete = True
+        self.logits_V = torch.empty(0) if self.finish_reason else self.logits_V.clone()
+
+
+@dataclass(eq=False)
+class SegmentRequest(GuidedRequest):
+    """A prompt with what is kept of its response, and the proposals for its current segment."""
+
+    slots: list[int] = field(default_factory=list)  # rows of the policy
+    reward_rows: dict[int, int] = field(default_factory=dict)  # the reward's row of each slot
+    start_reward: float = 0.0  # of the empty response, where it is read
+    round: list[Proposal] = field(default_factory=list)  # decoded together
+    best: Proposal | None = None  # of this segment's rounds, the first of equals; its slot is held
+    num_proposals: int = 0  # for this segment
+    num_drawn: int = 0  # tokens, for this segment
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its proposals can be judged."""
+        return all(proposal.is_complete for proposal in self.round)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The proposal that a response goes on with, and what its `Segment` says of the choice."""
+
+    proposal: Proposal
+    num_proposals: int
+    threshold: float = math.nan
+    forced: bool = False
+
+
+FirstTokens = list[int | None]
+"""Proposals to decode, by their first tokens; None: as the rule chooses any other token."""
+
+R = TypeVar("R", bound=SegmentRequest)
+R_contra = TypeVar("R_contra", bound=SegmentRequest, contravariant=True)
+
+
+class SegmentRule(Protocol[R_contra]):
+    """What a sampler decides about segments.
+
+    For each there are at most `max_proposals`, `num_parallel` of them at a time. Each has `min_tokens` to `max_tokens`
+    tokens, or ends the response.
+    """
+
+    max_proposals: int
+    num_parallel: int
+    min_tokens: int
+    max_tokens: int
+
+    def open(self, request: R_contra) -> FirstTokens:
+        """The first proposals of a segment; `request.logits_V` are those of its first token."""
+        ...
+
+    def streams(self, request: R_contra, numbers: Sequence[int]) -> Keys:
+        """Random streams of proposals of the current segment, by their numbers."""
+        ...
+
+    def choose(self, proposals: Sequence[Proposal], logits_RV: torch.Tensor) -> list[int]:
+        """The token that follows each proposal."""
+        ...
+
+    def ends(self, proposals: Sequence[Proposal]) -> list[bool]:
+        """Whether a segment ends with each proposal's last token; all have `min_tokens`, and fewer than most."""
+        ...
+
+    def judge(self, request: R_contra) -> Kept | FirstTokens:
+        """What to do after a round, all of whose rewards are known: keep a proposal, or decode more."""
+        ...
+
+
+class Scores(Protocol[R_contra]):
+    """The reward's side of the loop: it reads what each slot holds."""
+
+    def enter(self, requests: Sequence[R_contra]) -> None:
+        """Give prompts rows, and read what stands before their responses."""
+        ...
+
+    def score(self, requests: Sequence[R_contra]) -> None:
+        """Note the rewards of the proposals of the requests' rounds, and charge the requests."""
+        ...
+
+    def share(self, request: R_contra, slot: int) -> None:
+        """Let all rows of a prompt go on from one slot's."""
+        ...
+
+    def leave(self, request: R_contra) -> None:
+        """Give a finished prompt's rows up."""
+        ...
+
+
+class SegmentLoop(Generic[R]):
+    """Prompts in flight: proposals that are complete wait, until enough of them can be scored together."""
+
+    def __init__(
+        self, policy: Policy, sampling: Sampling, rule: SegmentRule[R], scores: Scores[R], batch_size: int
+    ) -> None:
+        self._rule, self._scores = rule, scores
+        self._ends = Ends(policy, sampling)
+        self._rows = Rows(policy.model, f"policy {policy.name!r}")
+        self._num_slots = min(rule.num_parallel + 1, rule.max_proposals)  # one holds the best of earlier rounds
+        self._num_prompts = max(1, batch_size // rule.num_parallel)
+        self._live: list[R] = []
+
+    def run(self, requests: Sequence[R]) -> Iterator[R]:
+        """Answer all; each is yielded when it is finished."""
+        waiting = deque(requests)
+        while waiting or self._live:
+            room = min(self._num_prompts - len(self._live), len(waiting))
+            if room:
+                self._enter([waiting.popleft() for _ in range(room)])
+            growing = [p for request in self._live for p in request.round if not p.is_complete]
+            if growing and not self._enough_wait():
+                self._step(growing)
+            else:
+                yield from self._decide()
+
+    def _enter(self, requests: list[R]) -> None:
+        """Read prompts, and begin their first segments."""
+        self._prefill(requests)
+        self._scores.enter(requests)
+        for request in requests:
+            self._open_round(request, self._rule.open(request))
+        self._live += requests
+
+    def _prefill(self, requests: Sequence[R]) -> None:
+        """Forward prompts, once each, and give them slots that have read them."""
+        begin = time.perf_counter()
+        number = len(requests)
+        slots = self._rows.allocate(number * self._num_slots)  # all at once, so that memory grows once
+        logits_PV = self._rows.extend(slots[:number], [request.prompt_ids for request in requests])
+        last_flops = self._rows.last_flops.tolist()
+        for i, (request, logits_V, flops) in enumerate(zip(requests, logits_PV, last_flops, strict=True)):
+            request.num_steps += 1
+            request.flops += flops
+            request.slots = slots[i::number]
+            request.logits_V = logits_V.clone()
+            self._rows.copy(request.slots[0], request.slots[1:])
+        charge(requests, time.perf_counter() - begin)
+
+    def _open_round(self, request: R, firsts: FirstTokens) -> None:
+        """Begin proposals where the current segment starts."""
+        start = len(request.prompt_ids) + len(request.tokens)
+        held = request.best.slot if request.best else None
+        slots = [slot for slot in request.slots if slot != held][: len(firsts)]
+        for slot in slots:
+            self._rows.roll_back(slot, start)
+        numbers = range(request.num_proposals, request.num_proposals + len(firsts))
+        streams = self._rule.streams(request, numbers)
+        request.num_proposals += len(firsts)
+        request.round = [
+            Proposal(request, number, slot, stream, request.logits_V, first)
+            for number, slot, stream, first in zip(numbers, slots, streams, firsts, strict=True)
+        ]
+
+    def _step(self, proposals: Sequence[Proposal]) -> None:
+        """Let each proposal grow by a token."""
+        begin = time.perf_counter()
+        tokens = self._rule.choose(proposals, stacked_logits(proposals))
+        for proposal, token in zip(proposals, tokens, strict=True):
+            if proposal.first is not None and not proposal.tokens:
+                token = proposal.first
+            proposal.tokens.append(token)
+            proposal.request.num_drawn += 1
+            proposal.finish_reason = self._ends.reason(proposal.response)
+            if proposal.finish_reason:
+                proposal.complete()
+        self._feed([proposal for proposal in proposals if not proposal.is_complete])
+        charge([proposal.request for proposal in proposals], time.perf_counter() - begin)
+
+    def _feed(self, proposals: Sequence[Proposal]) -> None:
+        """Forward the last token of each proposal, and complete those whose segment ends with it."""
+        if not proposals:
+            return
+        logits_RV = self._rows.extend([p.slot for p in proposals], [p.tokens[-1:] for p in proposals])
+        for proposal, logits_V, flops in zip(proposals, logits_RV, self._rows.last_flops.tolist(), strict=True):
+            proposal.logits_V = logits_V
+            proposal.request.num_fed_back += 1
+            proposal.request.flops += flops
+        for request in {proposal.request for proposal in proposals}:
+            request.num_steps += 1
+        asked = []
+        for proposal in proposals:
+            if len(proposal.tokens) >= self._rule.max_tokens:
+                proposal.complete()
+            elif len(proposal.tokens) >= self._rule.min_tokens:
+                asked.append(proposal)
+        for proposal, ends in zip(asked, self._rule.ends(asked) if asked else [], strict=True):
+            if ends:
+                proposal.complete()
+
+    def _enough_wait(self) -> bool:
+        """Whether the prompts that can be judged hold their share of the rows."""
+        num_rows = sum(len(request.round) for request in self._live)
+        return sum(len(request.round) for request in self._live if request.is_complete) >= DECIDE_AT * num_rows
+
+    def _decide(self) -> Iterator[R]:
+        """Score what waits, and let each prompt propose again or go on; finished prompts leave."""
+        ready = [request for request in self._live if request.is_complete]
+        self._scores.score(ready)
+        begin = time.perf_counter()
+        for request in ready:
+            for proposal in request.round:
+                if request.best is None or proposal.reward > request.best.reward:
+                    request.best = proposal
+            decision = self._rule.judge(request)
+            if isinstance(decision, Kept):
+                self._keep(request, decision)
+            else:
+                self._open_round(request, decision)
+        charge(ready, time.perf_counter() - begin)
+        self._live = [request for request in self._live if not request.finish_reason]
+        for request in (request for request in ready if request.finish_reason):
+            self._rows.free(request.slots)
+            self._scores.leave(request)
+            yield request
+
+    def _keep(self, request: R, kept: Kept) -> None:
+        """Let a prompt go on from a proposal, in all its slots, and begin its next segment unless it is finished."""
+        proposal = kept.proposal
+        start = len(request.prompt_ids) + len(request.tokens)
+        request.trace.append(
+            Segment(
+                num_tokens=len(proposal.tokens),
+                reward=proposal.reward,
+                threshold=kept.threshold,
+                num_proposals=kept.num_proposals,
+                forced=kept.forced,
+                wasted_tokens=request.num_drawn - len(proposal.tokens),
+                nudge=proposal.first is not None,
+            )
+        )
+        request.tokens += proposal.tokens
+        request.finish_reason, request.reward = proposal.finish_reason, proposal.reward
+        request.logits_V = proposal.logits_V
+        request.round, request.best, request.num_proposals, request.num_drawn = [], None, 0, 0
+        if not request.finish_reason:
+            self._rows.copy(proposal.slot, [slot for slot in request.slots if slot != proposal.slot], start)
+            self._scores.share(request, proposal.slot)
+            self._open_round(request, self._rule.open(request))
+
+
+def stacked_logits(proposals: Sequence[Proposal]) -> torch.Tensor:
+    """What the policy says of each proposal's next token, `[R, V]`."""
+    return torch.stack([proposal.logits_V for proposal in proposals])
+
+
+def draw_next(
+    proposals: Sequence[Proposal], logits_RV: torch.Tensor, steps: Sequence[int], sampling: Sampling, source: str
+) -> list[int]:
+    """A token for each proposal, drawn as plain decoding draws it, with its stream's random number at its step."""
+    seen = None
+    if sampling.repetition_penalty != 1:
+        seen = [[*p.request.prompt_ids, *p.response] for p in proposals]
+    law_RV = probabilities(logits_RV, sampling, seen, source=source)
+    tokens: list[int] = draw_tokens(
+        law_RV, uniforms(np.asarray([p.stream for p in proposals]), np.asarray(steps))
+    ).tolist()
+    return tokens
+
+
+class TextScores(Generic[R]):
+    """Rewards of the responses' texts, by any reward."""
+
+    def __init__(self, policy: Policy, reward: Reward, sampling: Sampling, *, reads_empty: bool = False) -> None:
+        """With `reads_empty` the empty response of each prompt is scored too; it is anyhow where that saves reading."""
+        self._policy, self._reward, self._sampling = policy, reward, sampling
+        self._rewards = RewardRows(reward)
+        self._reads_empty = reads_empty or self._rewards.in_pieces
+
+    def enter(self, requests: Sequence[R]) -> None:
+        """Give prompts rows; a reward that reads texts in pieces reads each prompt, once for all its rows."""
+        rows = self._rewards.allocate(sum(len(request.slots) for request in requests))
+        for i, request in enumerate(requests):
+            request.reward_rows = dict(zip(request.slots, rows[i :: len(requests)], strict=True))
+        if self._reads_empty:
+            rows = [request.reward_rows[request.slots[0]] for request in requests]
+            for request, reward in zip(requests, self._values(requests, rows, [[]] * len(rows)), strict=True):
+                request.start_reward = reward
+                self.share(request, request.slots[0])
+
+    def score(self, requests: Sequence[R]) -> None:
+        """Note each proposal's reward."""
+        proposals = [proposal for request in requests for proposal in request.round]
+        rows = [proposal.request.reward_rows[proposal.slot] for proposal in proposals]
+        values = self._values([p.request for p in proposals], rows, [p.response for p in proposals])
+        for proposal, value in zip(proposals, values, strict=True):
+            proposal.reward = value
+
+    def share(self, request: R, slot: int) -> None:
+        """Let all rows of a prompt go on from one slot's."""
+        row = request.reward_rows[slot]
+        self._rewards.copy(row, [other for other in request.reward_rows.values() if other != row])
+
+    def leave(self, request: R) -> None:
+        """Give a prompt's rows up."""
+        self._rewards.free(list(request.reward_rows.values()))
+
+    def _values(
+        self, requests: Sequence[SegmentRequest], rows: Sequence[int], responses: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """Rewards of responses, each read in a row."""
+        texts = [response_text(self._policy, tokens, self._sampling.stop) for tokens in responses]
+        return score_rows(self._reward, self._rewards, requests, rows, texts)

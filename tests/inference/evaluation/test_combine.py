@@ -1,0 +1,100 @@
+"""Evaluations of several seeds as one, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.evaluation.compare import Question, combine_runs
+from inference.evaluation.tables import load_tables
+from tests.inference.evaluation.running import evaluate
+from tests.inference.evaluation.test_evaluate import changed
+from tests.inference.evaluation.test_fill_tables import config_of, write
+
+
+@pytest.fixture
+def seeds(tmp_path) -> list[Path]:
+    """Three evaluations of pools that differ, as they do by seed."""
+    folders = []
+    for seed in range(3):
+        files = {name: write(tmp_path / f"{name}-{seed}.jsonl", shift + seed / 7) for name, shift in SHIFTS.items()}
+        config = config_of(tmp_path, f"out-{seed}", **files)
+        config = changed(config, name="pools", seed=seed, methods=["bon", "bon(2)"])
+        evaluate(config)
+        folders.append(Path(config.output_dir))
+    return folders
+
+
+SHIFTS = {"base": 0.0, "iama": 0.6}
+
+
+def error_of(result: tuple[int, str, str]) -> str:
+    code, _, err = result
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_savings_and_differences_are_over_seeds(run, seeds, tmp_path):
+    out = tmp_path / "combined"
+    code, shown, err = run("report", *seeds, "--combine", "--out", out)
+    assert code == 0, err
+    summary = json.loads((out / "summary.json").read_text())
+    expected = combine_runs(seeds, Question(2, "iama", ["base"], 100, 0))
+    assert {key: summary[key] for key in expected} == json.loads(json.dumps(expected))
+    assert {row["num_seeds"] for row in summary["savings"] + summary["differences"]} == {3}
+    assert summary["config"]["seed"] == [0, 1, 2]
+    assert summary["name"] == "pools, 3 seeds"
+    assert summary["num_prompts"] == 15
+    assert "Savings by gold" in shown
+    assert "iama less the reference, rewards summed over criteria" in shown
+    assert (out / "report.html").is_file()
+    assert "pools, 3 seeds" in (out / "report.html").read_text()
+    code, again, _ = run("report", out)
+    assert code == 0
+    assert "Savings by gold" in again
+
+
+def test_curves_and_quality_are_means_over_seeds(run, seeds, tmp_path):
+    assert run("report", *seeds, "--combine", "--out", tmp_path / "combined")[0] == 0
+    summary = json.loads((tmp_path / "combined" / "summary.json").read_text())
+    tables = [load_tables(folder) for folder in seeds]
+    for row in summary["curves"]:
+        key, column = (row["policy"], row["criterion"], row["method"]), (row["samples"] or 1) - 1
+        for metric in ("proxy", "gold"):
+            means = [table.values[*key, metric][:, column].mean() for table in tables]
+            assert row[metric] == pytest.approx(np.mean(means))
+            low, high = row[f"{metric}_ci95"]
+            assert low < row[metric] < high
+        costs = [table.costs[*key, "policy_tokens"][:, column].mean() for table in tables]
+        assert row["policy_tokens"] == pytest.approx(np.mean(costs))
+    alone = [json.loads((folder / "summary.json").read_text())["quality"]["iama"]["c"] for folder in seeds]
+    found = summary["quality"]["iama"]["c"]
+    assert found["with"] == pytest.approx(np.mean([quality["with"] for quality in alone]))
+    assert (found["method"], found["samples"]) == ("bon", 2)
+
+
+def test_without_a_folder_nothing_is_kept(run, seeds, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    code, shown, err = run("report", *seeds, "--combine")
+    assert code == 0, err
+    assert "Savings by gold" in shown
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_combined(run, seeds, tmp_path):
+    others = {name: write(tmp_path / f"{name}-x.jsonl", shift) for name, shift in SHIFTS.items()}
+    other = changed(config_of(tmp_path, "other", **others), methods=["bon"])
+    evaluate(other)
+    assert "--combine takes two folders or more, got 1" in error_of(run("report", seeds[0], "--combine"))
+    assert "give one of the two" in error_of(run("report", *seeds, "--combine", "--compare"))
+    twice = error_of(run("report", seeds[0], seeds[1], seeds[0], "--combine"))
+    assert "has the same configuration and seed as" in twice
+    assert "has other methods than" in error_of(run("report", seeds[0], other.output_dir, "--combine"))
+    assert "holds no summary.json" in error_of(run("report", seeds[0], tmp_path / "gone", "--combine"))
+    held = error_of(run("report", *seeds, "--combine", "--out", seeds[2]))
+    assert "holds an evaluation of one seed" in held
+    assert "got 3" in error_of(run("report", *seeds))
