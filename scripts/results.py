@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def evaluate(name: str, seed: int, adapters: dict[str, Path], split: str, num_sa
     launch.iama("evaluate", "--config", str(path))
 
 
-def summed_proxy(curves: list[dict[str, Any]], policy: str) -> float:
+def summed_proxy(curves: Sequence[Mapping[str, Any]], policy: str) -> float:
     """Sum over criteria of the proxy reward, each criterion served by its own Best-of-4."""
     rows = [row for row in curves if row["policy"] == policy and row["samples"] == BUDGET]
     assert len(rows) == len(CRITERIA)

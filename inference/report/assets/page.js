@@ -48,8 +48,8 @@ function filterRows() {
     for (const row of section.querySelectorAll("[data-show-unit], [data-show-criterion], [data-show-method]")) {
       row.hidden = ["unit", "criterion", "method"].some((key) => {
         const select = section.querySelector(`select[data-key="${key}"]`);
-        const own = row.getAttribute(`data-show-${key}`);
-        return own !== null && select !== null && options(select).includes(own) && select.value !== own;
+        const wanted = row.getAttribute(`data-show-${key}`);
+        return wanted !== null && select !== null && options(select).includes(wanted) && select.value !== wanted;
       });
     }
   }
@@ -66,12 +66,12 @@ function curveSeries(rows, makePoint) {
   const series = [];
   for (const policy of policies()) {
     const style = data.styles[policy];
-    const own = rows.filter((row) => row.policy === policy);
+    const measured = rows.filter((row) => row.policy === policy);
     const point = (row) => ({ ...makePoint(row), row });
     const known = (p) => p.x !== null && p.x !== undefined && p.y !== null && p.y !== undefined;
-    const line = own.filter((row) => row.samples !== null).sort((a, b) => a.samples - b.samples);
+    const line = measured.filter((row) => row.samples !== null).sort((a, b) => a.samples - b.samples);
     series.push({ style, points: line.map(point).filter(known) });
-    for (const row of own.filter((row) => row.samples === null))
+    for (const row of measured.filter((row) => row.samples === null))
       series.push({ style, alone: true, label: `${policy} ${row.method}`, points: [point(row)].filter(known) });
   }
   return series;
@@ -180,6 +180,21 @@ function advise() {
     : "Nothing measured fits this budget.";
 }
 
+// A policy's line and point.
+function legendKey(style) {
+  const [svg, line, point] = ["svg", "line", "path"].map((name) => document.createElementNS("http://www.w3.org/2000/svg", name));
+  const outline = vega.path();
+  vega.pathSymbols(style.shape).draw(outline, 60);
+  const attributes = [
+    [svg, { "aria-hidden": "true" }],
+    [line, { x1: 0, x2: 34, y1: 7, y2: 7, stroke: style.colour, "stroke-width": 2, "stroke-dasharray": style.dash }],
+    [point, { d: outline.toString(), fill: style.colour, transform: "translate(17, 7)" }],
+  ];
+  for (const [element, named] of attributes) for (const [name, value] of Object.entries(named)) element.setAttribute(name, value);
+  svg.append(line, point);
+  return svg;
+}
+
 function makeLegends() {
   for (const legend of document.querySelectorAll(".legend")) {
     for (const [policy, style] of Object.entries(data.styles)) {
@@ -191,12 +206,7 @@ function makeLegends() {
         setHidden(away);
         update();
       });
-      const key = element("svg", { "aria-hidden": "true" });
-      const line = { x1: 0, x2: 34, y1: 7, y2: 7, stroke: style.colour, "stroke-width": 2 };
-      if (style.dash) line["stroke-dasharray"] = style.dash;
-      element("line", line, key);
-      element("path", { d: markPath(style.shape, 17, 7, 4.2), fill: style.colour }, key);
-      label.append(box, key, document.createTextNode(policy));
+      label.append(box, legendKey(style), document.createTextNode(policy));
       legend.append(label);
     }
   }
@@ -229,5 +239,6 @@ addEventListener("hashchange", () => {
   draw();
 });
 addEventListener("resize", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 readAddress();
 draw();
