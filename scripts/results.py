@@ -195,7 +195,7 @@ def page(
     worlds: Mapping[int, Row],
     hedging: str,
 ) -> str:
-    """Markdown of the whole page; `hedging` is the text of docs/results/hedging.md, of which the short form is taken."""
+    """Markdown of the whole page; `hedging` is the text of docs/results/hedging.md, whose short form it takes."""
     short = re.search(r"^In short: (.+)\.$", hedging, re.MULTILINE)
     assert short, "docs/results/hedging.md has no line `In short: ...`"
     values = {

@@ -578,8 +578,8 @@ def worlds_table(worlds: Mapping[int, Any]) -> str:
             own = measured["policy"][name]
             shares = (own[key] for key in ("correct", "grammatical_job", "grammatical_sum"))
             rows.append([seed, name, *(f"{share:.2f}" for share in shares), ""])
-        for name in CRITERIA:
-            rows.append([seed, f"rm-{name}", "", "", "", f"{measured[f'rm-{name}']['pair_accuracy']:.2f}"])
+        pairs = {name: measured[f"rm-{name}"]["pair_accuracy"] for name in CRITERIA}
+        rows += [[seed, f"rm-{name}", "", "", "", f"{share:.2f}"] for name, share in pairs.items()]
     return table("seed | model | sums right | grammatical, jobs | grammatical, sums | pairs right", rows)
 
 
