@@ -204,7 +204,7 @@ def page(
         "max_kl": MAX_KL,
         "seeds": seeds,
         "first": next(iter(seeds.values())),
-        "every": {**seeds, "**all**": combined},
+        "every": {**{str(seed): row for seed, row in seeds.items()}, "**all**": combined},
         "verdict": verdict(combined),
         "gold": gold_rows,
         "by_proxy": by_proxy,
@@ -262,8 +262,8 @@ def gold_rows(results: Row) -> list[Row]:
 def by_proxy(results: Row, row: Row) -> Row:
     """The savings by proxy that belong to those by gold."""
     same = ("criterion", "reference")
-    found: Row = next(r for r in results["savings"] if r["metric"] == "proxy" and all(r[k] == row[k] for k in same))
-    return found
+    savings: Row = next(r for r in results["savings"] if r["metric"] == "proxy" and all(r[k] == row[k] for k in same))
+    return savings
 
 
 def ratio(row: Row, key: str = "ratio") -> str:
@@ -289,7 +289,10 @@ def curves_table(seeds: Mapping[int, Row]) -> str:
         for row in results["curves"]:
             golds.setdefault((row["policy"], row["criterion"]), {}).setdefault(row["samples"], []).append(row["gold"])
     budgets = sorted(next(iter(golds.values())))
-    rows = [[*place, *(f"{sum(own[n]) / len(own[n]):.3f}" for n in budgets)] for place, own in golds.items()]
+    rows = [
+        [*place, *(f"{sum(by_budget[n]) / len(by_budget[n]):.3f}" for n in budgets)]
+        for place, by_budget in golds.items()
+    ]
     return frame.table(["policy", "criterion", *(f"n = {n}" for n in budgets)], rows)
 
 

@@ -17,7 +17,7 @@ from iama.files import write_atomically
 from inference.samplers.ggro import GgroSettings
 from scripts.bench.entries import BARS, Entry
 from scripts.bench.plain_sampling import ratios
-from scripts.experiments.pages import Claim, claims_table, table, write_page
+from scripts.experiments.frame import Claim, claims_table, table, write_page
 
 if TYPE_CHECKING:
     from inference.samplers.cards import CardsSettings

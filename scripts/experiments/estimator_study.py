@@ -116,7 +116,7 @@ def measure(
     """Noise, exact bias, error of the sampled mean in standard errors, scale and cosine; LOO only where it exists."""
     atoms_PG = draw(p, num_groups * size, rng).reshape(num_groups, size)
     true = gradient(p, rewards, n)
-    found: dict[Method, tuple[float, ...]] = {}
+    by_method: dict[Method, tuple[float, ...]] = {}
     for method in METHODS:
         if method == "loo" and size <= n:
             continue
@@ -126,8 +126,8 @@ def measure(
         error = _length(mean - exact) / noise * num_groups**0.5
         scale = _length(exact) / _length(true)
         cosine = float(exact @ true) / _length(exact) / _length(true)
-        found[method] = (noise / _length(true), _length(exact - true) / _length(true), error, scale, cosine)
-    return found
+        by_method[method] = (noise / _length(true), _length(exact - true) / _length(true), error, scale, cosine)
+    return by_method
 
 
 def group_advantages(method: Method, n: int, rewards_PG: Floats) -> Floats:
@@ -204,9 +204,9 @@ def _standardised(rewards_PG: Floats) -> Floats:
 def u_statistic(rewards: Floats, n: int) -> Floats:
     """`n` times the mean best of each completion and `n - 1` others, by enumeration, `[G]`."""
     total = []
-    for i, own in enumerate(rewards):
+    for i, reward in enumerate(rewards):
         others = itertools.combinations(np.delete(rewards, i), n - 1)
-        total.append(n * float(np.mean([max(own, *rest) for rest in others])))
+        total.append(n * float(np.mean([max(reward, *rest) for rest in others])))
     return np.array(total)
 
 
@@ -220,7 +220,7 @@ def tilt_bias(sizes: Sequence[int]) -> dict[int, list[float]]:
     uniform on 1 to 256, temperature 0.1 (the paper's length experiment).
     """
     p = np.full(LENGTHS.size, 1 / LENGTHS.size)
-    found = {}
+    bias = {}
     for target in TARGETS:
         rewards = -(((LENGTHS - target) / LENGTHS.size) ** 2)
 
@@ -228,8 +228,8 @@ def tilt_bias(sizes: Sequence[int]) -> dict[int, list[float]]:
             return _softmax_gradient(p, operator.first_variation(p, rewards))
 
         true = slope(tilt(TEMPERATURE))
-        found[target] = [_length(slope(soft_bon(size, TEMPERATURE)) - true) / _length(true) for size in sizes]
-    return found
+        bias[target] = [_length(slope(soft_bon(size, TEMPERATURE)) - true) / _length(true) for size in sizes]
+    return bias
 
 
 # The page. ----------------------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def _reading(cells: Sequence[Cell]) -> dict[str, float]:
         "share": _mean(plugin.noise_T) / loo,
         "scale": _mean(plugin.scale_T),
         "cosine": _mean(plugin.cosine_T),
-        "own": _mean(plugin.noise_T / plugin.scale_T),
+        "relative": _mean(plugin.noise_T / plugin.scale_T),
         "loo": loo,
     }
 

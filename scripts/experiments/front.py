@@ -131,9 +131,9 @@ def kl_to_base(seed: int, trained: Trained, scores: Mapping[tuple[str, str], Sco
 def _measure_kl(seed: int, adapter: Path, rows: list[Row], texts: list[list[str]], prefix: str) -> float:
     quieten()
     home = str(frame.world(seed) / "policy")
-    base, policy = (load_policy("policy", PolicySpec(path=home, adapter=own)) for own in (None, str(adapter)))
-    own_sum, num_tokens = log_probability(policy, [prefixed(row, prefix) for row in rows], texts)
-    return (own_sum - log_probability(base, rows, texts)[0]) / num_tokens
+    base, policy = (load_policy("policy", PolicySpec(path=home, adapter=path)) for path in (None, str(adapter)))
+    trained, num_tokens = log_probability(policy, [prefixed(row, prefix) for row in rows], texts)
+    return (trained - log_probability(base, rows, texts)[0]) / num_tokens
 
 
 def log_probability(policy: Policy, rows: Sequence[Row], texts: list[list[str]]) -> tuple[float, int]:
@@ -255,10 +255,10 @@ def volumes_table(seeds: Mapping[int, Measured]) -> str:
     rows = []
     for n, served in SERVED.items():
         for method in ("iama", *FRONTS):
-            own = frame.bootstrap([seed.values for seed in seeds.values()], volume(trained, method, n))
-            interval = "{:.4f} ({:.4f} to {:.4f})".format(own.mean, *own.ci95)
+            area = frame.bootstrap([seed.values for seed in seeds.values()], volume(trained, method, n))
+            interval = "{:.4f} ({:.4f} to {:.4f})".format(area.mean, *area.ci95)
             gap = difference(seeds, volume, method, n).show(4) if method != "iama" else ""
-            rows.append([served, NAMES[method], *(f"{v:.4f}" for v in own.seeds), interval, gap])
+            rows.append([served, NAMES[method], *(f"{v:.4f}" for v in area.seeds), interval, gap])
     header = ["served by", "method", *(f"seed {seed}" for seed in seeds), "mean (95 % interval)", "IAMA minus it"]
     return table(header, rows)
 

@@ -303,9 +303,9 @@ def equal_flops(cells: Sequence[Cell], name: str, metric: str = "gold", num_boot
 
 def comparison(cell: Cell, name: str, curve_PN: Floats, values_R: Floats) -> Comparison:
     """A method's values against a curve of Best-of-n, on the method's prompts."""
-    own = cell.served[name]
-    costs = {"flops": (cell.bon["flops"][own.rows], own.values["flops"])}
-    return Comparison(curve_PN[own.rows], None, values_R, 1.0, costs)
+    method = cell.served[name]
+    costs = {"flops": (cell.bon["flops"][method.rows], method.values["flops"])}
+    return Comparison(curve_PN[method.rows], None, values_R, 1.0, costs)
 
 
 def over_bon(cells: Sequence[Cell], name: str, metric: str = "gold") -> Estimate:
@@ -373,9 +373,9 @@ def coverage(cells: Sequence[Cell], name: str, values: Sequence[float], m: int) 
     seeds, ours, plain = [], [], []
     for cell, value in zip(cells, values, strict=True):
         hits_PS = cell.gold_PS > value - TIE
-        own_R = any_of(cell.served[name].gold_RM > value - TIE, m)
-        seeds.append(comparison(cell, name, 1 - (1 - reached(cell.proxy_PS, hits_PS)) ** m, own_R))
-        ours.append(own_R.mean())
+        hit_R = any_of(cell.served[name].gold_RM > value - TIE, m)
+        seeds.append(comparison(cell, name, 1 - (1 - reached(cell.proxy_PS, hits_PS)) ** m, hit_R))
+        ours.append(hit_R.mean())
         plain.append(any_of(hits_PS[cell.served[name].rows], m).mean())
     gap = difference_at_equal_cost(seeds, "flops", num_bootstrap=NUM_BOOTSTRAP, seed=0)
     return float(np.mean(ours)), gap, float(np.mean(plain))

@@ -209,12 +209,12 @@ def jobs(seed: int, scales: Mapping[str, tuple[float, float]], steps: int = fram
 
 def scales(seed: int, num_samples: int = 16) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation of each proxy over the base's samples on validation prompts."""
-    found = {}
+    by_name = {}
     for name in CRITERIA:
         case = case_of(seed, "base", name, "validation", Size().num_prompts, num_samples, {})
         proxy_PS = case.task.scored(case.criterion).proxy_PS
-        found[name] = float(proxy_PS.mean()), float(proxy_PS.std())
-    return found
+        by_name[name] = float(proxy_PS.mean()), float(proxy_PS.std())
+    return by_name
 
 
 # Cells. -------------------------------------------------------------------------------------------------
@@ -230,11 +230,11 @@ def measure(
     """Every policy, criterion and split of a seed; what is on disk is read."""
     size = size or Size()
     todo: dict[Place, tuple[Case, Sequence[Method]]] = {}
-    for policy, own in methods.items():
+    for policy, some in methods.items():
         number = size.num_samples if policy in adapters else size.num_base_samples
         for name in CRITERIA:
             case = case_of(seed, policy, name, "test", size.num_prompts, number, adapters)
-            todo[policy, name, "test"] = case, own
+            todo[policy, name, "test"] = case, some
     for policy in DRIFT_POLICIES:
         for split, name in drifting():
             case = case_of(seed, policy, name, split, size.num_prompts, size.num_drift_samples, adapters)
@@ -242,7 +242,7 @@ def measure(
     make_all([(case.task, [case.criterion]) for case, _ in todo.values()])
     with frame.progress_bar() as progress:
         items = progress.track(todo.items(), description=f"reasoning, world {seed}: policies x criteria")
-        return {place: cell(case, own, size.num_few) for place, (case, own) in items}
+        return {place: cell(case, some, size.num_few) for place, (case, some) in items}
 
 
 def drifting() -> list[tuple[str, str]]:
@@ -323,8 +323,10 @@ def policy_gap(
     """A policy minus another, both served by one method, mean over criteria; prompts are resampled jointly."""
     arrays = []
     for cells in results.values():
-        own = {who: [cells[who, c, "test"].served[name].values[metric] for c in criteria] for who in (ours, theirs)}
-        arrays.append({who: np.mean(values, axis=0) for who, values in own.items()})
+        by_policy = {
+            who: [cells[who, c, "test"].served[name].values[metric] for c in criteria] for who in (ours, theirs)
+        }
+        arrays.append({who: np.mean(values, axis=0) for who, values in by_policy.items()})
     return frame.bootstrap(arrays, lambda means: means[ours] - means[theirs], guided.NUM_BOOTSTRAP)
 
 
@@ -372,13 +374,13 @@ def hard_coverage(cells: Sequence[Cell], base: Sequence[Cell], name: str, value:
     """
     ours, best, plain = [], [], []
     for cell, whole in zip(cells, base, strict=True):
-        rows, own = hard_prompts(whole, value), cell.served[name]
-        assert own.rows.tolist() == list(range(len(cell.proxy_PS))), name
+        rows, method = hard_prompts(whole, value), cell.served[name]
+        assert method.rows.tolist() == list(range(len(cell.proxy_PS))), name
         hits_PS = cell.gold_PS > value - TIE
         n = np.arange(1, pool_size([cell]) + 1)
-        samples = np.interp(own.values["flops"].mean(), cell.bon["flops"].mean(axis=0), n)
+        samples = np.interp(method.values["flops"].mean(), cell.bon["flops"].mean(axis=0), n)
         reach_P = at_samples(guided.reached(cell.proxy_PS, hits_PS), samples)
-        ours += guided.any_of(own.gold_RM > value - TIE, m)[rows].tolist()
+        ours += guided.any_of(method.gold_RM > value - TIE, m)[rows].tolist()
         best += (1 - (1 - reach_P) ** m)[rows].tolist()
         plain += guided.any_of(hits_PS, m)[rows].tolist()
     return Hard(len(ours), *(float(np.mean(shares)) for shares in (ours, best, plain))) if ours else None
@@ -427,8 +429,8 @@ def drift(inside: Sequence[Cell], outside: Sequence[Cell] | None, name: str) -> 
 
 
 def _gain(cell: Cell, name: str) -> Floats:
-    own = cell.served[name]
-    gain: Floats = own.values["gold"] - cell.gold_PS.mean(axis=1)[own.rows]
+    method = cell.served[name]
+    gain: Floats = method.values["gold"] - cell.gold_PS.mean(axis=1)[method.rows]
     return gain
 
 
@@ -449,10 +451,10 @@ def weakness_gap(weak: Sequence[Cell], whole: Sequence[Cell], name: str) -> Esti
 
 
 def _gap_by_prompt(cell: Cell, name: str) -> Floats:
-    own = cell.served[name]
-    whole = guided.comparison(cell, name, cell.bon["gold"], own.values["gold"])
+    method = cell.served[name]
+    whole = guided.comparison(cell, name, cell.bon["gold"], method.values["gold"])
     n = difference_at_equal_cost([whole], "flops", num_bootstrap=2, seed=0).reference_samples
-    gap: Floats = own.values["gold"] - at_samples(cell.bon["gold"][own.rows], n)
+    gap: Floats = method.values["gold"] - at_samples(cell.bon["gold"][method.rows], n)
     return gap
 
 
@@ -575,8 +577,8 @@ def worlds_table(worlds: Mapping[int, Any]) -> str:
     rows = []
     for seed, measured in worlds.items():
         for name in ("policy", "policy-30", "policy-10"):
-            own = measured["policy"][name]
-            shares = (own[key] for key in ("correct", "grammatical_job", "grammatical_sum"))
+            policy = measured["policy"][name]
+            shares = (policy[key] for key in ("correct", "grammatical_job", "grammatical_sum"))
             rows.append([seed, name, *(f"{share:.2f}" for share in shares), ""])
         pairs = {name: measured[f"rm-{name}"]["pair_accuracy"] for name in CRITERIA}
         rows += [[seed, f"rm-{name}", "", "", "", f"{share:.2f}"] for name, share in pairs.items()]
@@ -586,29 +588,35 @@ def worlds_table(worlds: Mapping[int, Any]) -> str:
 def kl_table(kl: Mapping[int, Mapping[str, float]]) -> str:
     """How far the trained policies ended from the base."""
     names = next(iter(kl.values()))
-    rows = [[POLICIES[name], *(f"{own[name]:.3f}" for own in kl.values())] for name in names]
+    rows = [[POLICIES[name], *(f"{by_policy[name]:.3f}" for by_policy in kl.values())] for name in names]
     return table(["trained", *(f"KL at the end, seed {seed}" for seed in kl)], rows)
 
 
 def equal_table(results: Results) -> str:
     """Every method against Best-of-n's curve."""
-    rows = []
+    rows: list[list[object]] = []
     for policy in MAIN:
         for criterion in CRITERIA:
             cells = cells_of(results, policy, criterion)
-            rows.append([POLICIES[policy], criterion, "single sample", *_own(cells, None), *[""] * 6])
+            rows.append([POLICIES[policy], criterion, "single sample", *_levels(cells, None), *[""] * 6])
             for method in COMPARED:
                 gap = guided.equal_flops(cells, method.name)
                 gold = guided.as_estimate(gap)
                 best = "{:.3f} (n = {})".format(*best_below(cells, method.name))
-                own = [*_own(cells, method.name), guided.samples_of(gap, cells), gold, gold.verdict, best]
+                columns: list[object] = [
+                    *_levels(cells, method.name),
+                    guided.samples_of(gap, cells),
+                    gold,
+                    gold.verdict,
+                    best,
+                ]
                 others = [over_bon(cells, method.name, metric) for metric in ("proxy", "fluency")]
-                rows.append([POLICIES[policy], criterion, method.title, *own, *others])
+                rows.append([POLICIES[policy], criterion, method.title, *columns, *others])
     header = "policy | criterion | sampler | gold | strict | proxy | ungrammatical | 10^6 operations | n"
     return table(f"{header} | gold over Best-of-n | it is | best with fewer | proxy | fluency", rows)
 
 
-def _own(cells: Sequence[Cell], name: str | None) -> list[str]:
+def _levels(cells: Sequence[Cell], name: str | None) -> list[str]:
     """Gold, strict gold, proxy, ungrammatical share and operations of a method, or of a single sample."""
     metrics = {"gold": "{:.3f}", "strict": "{:.3f}", "proxy": "{:+.2f}", "ungrammatical": "{:.2f}", "flops": "{:.0f}"}
     values = {m: bon_mean(cells, 1, m) if name is None else mean(cells, name, m) for m in metrics}
@@ -625,8 +633,8 @@ def twin_table(results: Results) -> str:
             gap = policy_gap(results, policy, "base", method.name, CRITERIA)
             other = policy_gap(results, policy, "iama", method.name, CRITERIA)
             shown = ["", ""] if policy == "iama" else [other, other.verdict]
-            own = [f"{np.mean(golds):.3f}", gap if policy != "base" else "", *shown]
-            rows.append([method.title, POLICIES[policy], *(f"{gold:.3f}" for gold in golds), *own])
+            columns = [f"{np.mean(golds):.3f}", gap if policy != "base" else "", *shown]
+            rows.append([method.title, POLICIES[policy], *(f"{gold:.3f}" for gold in golds), *columns])
     header = ["sampler", "policy", *CRITERIA, "mean", "mean over the base's", "mean over the bon(4) twin's", "it is"]
     return table(header, rows)
 
@@ -703,7 +711,7 @@ def drift_table(results: Results) -> str:
 
 def weak_table(results: Results) -> str:
     """SEA, Best-of-n and ARGS by strength of the base, all on SEA's prompts."""
-    rows = []
+    rows: list[list[object]] = []
     name = WEAK_METHODS[0].name
     metrics = ("gold", "strict", "ungrammatical")
     for criterion in CRITERIA:
@@ -717,14 +725,14 @@ def weak_table(results: Results) -> str:
 
             for n in (n for n in WEAK_N if n <= pool_size(cells)):
                 sampler = "single sample" if n == 1 else f"Best-of-{n}"
-                own = shown(*(bon_mean(cells, n, metric, name) for metric in metrics))
-                rows.append([criterion, _base(policy), sampler, *own, *[""] * 4])
+                columns = shown(*(bon_mean(cells, n, metric, name) for metric in metrics))
+                rows.append([criterion, _base(policy), sampler, *columns, *[""] * 4])
             for method in WEAK_METHODS:
-                own = shown(*(mean(cells, method.name, metric) for metric in metrics))
+                columns = shown(*(mean(cells, method.name, metric) for metric in metrics))
                 gap, strict_gap = (guided.equal_flops(cells, method.name, metric) for metric in metrics[:2])
                 gold = guided.as_estimate(gap)
                 gaps = [guided.samples_of(gap, cells), gold, gold.verdict, guided.as_estimate(strict_gap)]
-                rows.append([criterion, _base(policy), method.title, *own, *gaps])
+                rows.append([criterion, _base(policy), method.title, *columns, *gaps])
     header = "criterion | base | sampler | gold | relative gain | ungrammatical | strict gold | n"
     return table(f"{header} | gold over Best-of-n | it is | strict gold over Best-of-n", rows)
 

@@ -32,9 +32,9 @@ def _routed(name: str, prompts: Sequence[Any], completions: Sequence[Any], colum
     scores = [0.0] * len(prompts)
     rows = [i for i, kind in enumerate(columns["kind"]) if kind == KINDS[name]]
     for home in dict.fromkeys(columns["home"][i] for i in rows):
-        own = [i for i in rows if columns["home"][i] == home]
-        scored = reward_once(f"{home}/rm-{name}")([prompts[i] for i in own], [completions[i] for i in own])
-        for i, score in zip(own, scored, strict=True):
+        here = [i for i in rows if columns["home"][i] == home]
+        scored = reward_once(f"{home}/rm-{name}")([prompts[i] for i in here], [completions[i] for i in here])
+        for i, score in zip(here, scored, strict=True):
             scores[i] = score
     return scores
 

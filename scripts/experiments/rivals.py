@@ -34,7 +34,7 @@ class Lane:
     name: str
     operator: str
     serves: Sequence[str] = CRITERIA
-    told: bool = False
+    is_told: bool = False
     command: Sequence[str] = ("train_iama.py",)
 
     def job(
@@ -45,17 +45,17 @@ class Lane:
         With `kl_target` beta only starts at the setting's.
         """
         overrides = frame.objective(self._criteria(seed, weight), setting.learning_rate, setting.beta)
-        if self.told:
+        if self.is_told:
             overrides.append(f"prompts={conditioned.write_prompts(seed)}")
         if kl_target is not None:
             overrides.append(f"kl.target={kl_target!r}")
-        suffix = f"-w{round(100 * weight)}" if len(self.serves) > 1 and not self.told else ""
+        suffix = f"-w{round(100 * weight)}" if len(self.serves) > 1 and not self.is_told else ""
         suffix += "" if kl_target is None else f"-kl{kl_target:g}"
         name = f"{self.name}{suffix}-lr{setting.learning_rate:g}-beta{setting.beta:g}"
         return Job(name, seed, overrides, steps=steps, command=self.command)
 
     def _criteria(self, seed: int, weight: float) -> list[Row]:
-        if self.told:
+        if self.is_told:
             return [{"name": "told", "proxy": {"function": conditioned.REWARD}, "operator": self.operator}]
         weights = dict(zip(CRITERIA, (weight, round(1 - weight, 10)), strict=True)) if len(self.serves) > 1 else {}
         return [
@@ -75,7 +75,7 @@ LANES = {
         Lane("iama", "bon(4)"),
         Lane("grpo", "identity"),
         Lane("stock", "identity", command=STOCK),
-        Lane("told", "identity", told=True),
+        Lane("told", "identity", is_told=True),
         *(Lane(f"specialist1-{name}", "identity", (name,)) for name in CRITERIA),
         *(Lane(f"specialist4-{name}", "bon(4)", (name,)) for name in CRITERIA),
     )
@@ -128,7 +128,7 @@ def assemble(seed: int, runs: dict[str, Path]) -> Trained:
     kl = {name: frame.final_kl(run) for name, run in runs.items()}
     adapters: dict[str, Path | None] = {"base": None}
     adapters |= {name: run / "adapter" for name, run in runs.items() if name != "told"}
-    told: dict[str, Path | None] = {f"told-{name}": runs["told"] / "adapter" for name in CRITERIA}
+    served: dict[str, Path | None] = {f"told-{name}": runs["told"] / "adapter" for name in CRITERIA}
     parts = [runs[f"specialist1-{name}"] / "adapter" for name in CRITERIA]
     home = frame.world(seed) / "policy"
     soups: dict[str, Path | None] = {
@@ -145,7 +145,7 @@ def assemble(seed: int, runs: dict[str, Path]) -> Trained:
         names = [f"specialist{n}-{name}" for name in CRITERIA]
         points[f"specialists{n}"] = [Served(names[0], names[1], sum(kl[name] for name in names) / 2)]
     prefixes = {f"told-{name}": conditioned.PREFIXES[name] for name in CRITERIA}
-    return Trained(adapters | told | soups, prefixes, points)
+    return Trained(adapters | served | soups, prefixes, points)
 
 
 def _alone(name: str, kl: dict[str, float]) -> Served:

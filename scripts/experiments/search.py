@@ -85,12 +85,12 @@ def next_setting(rows: Sequence[Mapping[str, float]]) -> Setting:
 def validate(adapters: Mapping[tuple[str, int], Path], max_prompts: int | None = None) -> dict[tuple[str, int], float]:
     """Proxy of each run on validation prompts, summed over what it serves, each criterion under its Best-of-4."""
     served = {
-        (name, i, criterion): f"{name}-{i}-{criterion}" if LANES[name].told else f"{name}-{i}"
+        (name, i, criterion): f"{name}-{i}-{criterion}" if LANES[name].is_told else f"{name}-{i}"
         for name, i in adapters
         for criterion in LANES[name].serves
     }
     policies: dict[str, Path | None] = {pool: adapters[name, i] for (name, i, _), pool in served.items()}
-    prefixes = {pool: PREFIXES[criterion] for (name, _, criterion), pool in served.items() if LANES[name].told}
+    prefixes = {pool: PREFIXES[criterion] for (name, _, criterion), pool in served.items() if LANES[name].is_told}
     scores = pools(
         frame.SEARCH_SEED, policies, "validation", NUM_SAMPLES, gold=False, prefixes=prefixes, max_prompts=max_prompts
     )

@@ -240,7 +240,7 @@ def measure(
     return results
 
 
-def cell(case: Case, other: EvaluationCriterion, lines: Mapping[str, Mapping[str, Any]]) -> Cell:
+def cell(case: Case, other: EvaluationCriterion, lines: Mapping[str, dict[str, Any]]) -> Cell:
     """Values of one policy and criterion in one seed, from answers and pool."""
     scores, weight = case.task.scored(case.criterion), weight_of(case)
     metrics = {"proxy": scores.proxy_PS, "gold": scores.gold, "other": case.task.scored(other).gold}
@@ -265,7 +265,7 @@ def weight_of(case: Case) -> float:
 def bon_arrays(case: Case, metrics: Mapping[str, Floats]) -> dict[str, Floats]:
     """Best-of-n for every n that the pool has: its metrics, and its tokens as the sampler has them."""
     curves = guided.bon_curves(case, case.task.sampled(), metrics)
-    arrays = {}
+    arrays: dict[str, Floats] = {}
     for n in range(1, metrics["proxy"].shape[1] + 1):
         arrays |= {f"bon {n}/{metric}": curves[metric][:, n - 1] for metric in metrics}
         policy_P, reward_P = (curves[unit][:, n - 1] for unit in ("policy_tokens", "reward_tokens"))
@@ -352,15 +352,15 @@ def first_reach(cost_LB: Floats, gold_LB: Floats, target_B: Floats) -> tuple[Flo
     0: between two points. -1: the first point has it already, so its cost is an upper bound. 1: no point has it; the
     greatest cost stands as a lower bound.
     """
-    found_B, kind_B = cost_LB.max(axis=0), np.ones(len(target_B), dtype=np.int64)
+    needed_B, kind_B = cost_LB.max(axis=0), np.ones(len(target_B), dtype=np.int64)
     for i in reversed(range(1, len(cost_LB))):
         crosses_B = (gold_LB[i - 1] < target_B) & (target_B <= gold_LB[i])
         rise_B = np.where(crosses_B, gold_LB[i] - gold_LB[i - 1], 1.0)
         share_B = (target_B - gold_LB[i - 1]) / rise_B
-        found_B = np.where(crosses_B, cost_LB[i - 1] + share_B * (cost_LB[i] - cost_LB[i - 1]), found_B)
+        needed_B = np.where(crosses_B, cost_LB[i - 1] + share_B * (cost_LB[i] - cost_LB[i - 1]), needed_B)
         kind_B = np.where(crosses_B, 0, kind_B)
     at_once_B = gold_LB[0] >= target_B
-    return np.where(at_once_B, cost_LB[0], found_B), np.where(at_once_B, -1, kind_B)
+    return np.where(at_once_B, cost_LB[0], needed_B), np.where(at_once_B, -1, kind_B)
 
 
 def need(names: Sequence[str], cost: str) -> Callable[[Means], tuple[Floats, Integers]]:
@@ -369,8 +369,8 @@ def need(names: Sequence[str], cost: str) -> Callable[[Means], tuple[Floats, Int
     def statistic(means: Means) -> tuple[Floats, Integers]:
         cost_LB = np.stack([means[f"{name}/{cost}"] for name in names])
         gold_LB = np.stack([means[f"{name}/gold"] for name in names])
-        found_B, kind_B = first_reach(cost_LB, gold_LB, means[f"bon {REFERENCE}/gold"])
-        return np.log(found_B / means[f"bon {REFERENCE}/{cost}"]), kind_B
+        needed_B, kind_B = first_reach(cost_LB, gold_LB, means[f"bon {REFERENCE}/gold"])
+        return np.log(needed_B / means[f"bon {REFERENCE}/{cost}"]), kind_B
 
     return statistic
 
@@ -532,7 +532,7 @@ def equal_tokens_table(results: Results) -> str:
 
 def equal_gold_table(results: Results) -> str:
     """Tokens for the gold of Best-of-4."""
-    rows = []
+    rows: list[list[object]] = []
     reference = f"bon {REFERENCE}"
     for (policy, criterion), cells in places(results).items():
         for kind in (CARDS, REJECTION):
@@ -542,8 +542,8 @@ def equal_gold_table(results: Results) -> str:
             rows.append([POLICIES[policy], criterion, KINDS[kind], *needs, needs[2].verdict, seconds, ""])
         for name in _names(ARGS):
             ratios = [f"{mean(cells, f'{name}/{cost}') / mean(cells, f'{reference}/{cost}'):.2f}" for cost in COSTS]
-            own = [*ratios, "", _seconds(cells, name), difference(cells, name, reference, "gold")]
-            rows.append([POLICIES[policy], criterion, title(name), *own])
+            columns = [*ratios, "", _seconds(cells, name), difference(cells, name, reference, "gold")]
+            rows.append([POLICIES[policy], criterion, title(name), *columns])
     header = "policy | criterion | sampler | policy tokens | reward tokens | both | both: it needs | seconds"
     return table(f"{header} | gold minus Best-of-{REFERENCE}'s", rows)
 
@@ -555,9 +555,9 @@ def wins_table(results: Results) -> str:
         for rival in rivals_of(cells).values():
             win, loss = (100 * mean(cells, f"{rival}/{side}") for side in ("win", "loss"))
             tokens = mean(cells, f"{rival}/both") / mean(cells, f"{OURS}/both")
-            own = [f"{tokens:.2f}", f"{win:.0f} / {100 - win - loss:.0f} / {loss:.0f}", net_wins(cells, rival)]
-            own += [difference(cells, OURS, rival, metric) for metric in ("gold", "other")]
-            rows.append([POLICIES[policy], criterion, title(rival), *own])
+            columns = [f"{tokens:.2f}", f"{win:.0f} / {100 - win - loss:.0f} / {loss:.0f}", net_wins(cells, rival)]
+            columns += [difference(cells, OURS, rival, metric) for metric in ("gold", "other")]
+            rows.append([POLICIES[policy], criterion, title(rival), *columns])
     header = "policy | criterion | rival | its tokens / CARDS' | win / tie / loss, %"
     return table(f"{header} | wins minus losses | gold | gold, other criterion", rows)
 

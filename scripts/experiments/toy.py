@@ -103,7 +103,7 @@ def reach_optimum(budgets: Sequence[int], recipe: Recipe, advance: Callable[[], 
     linear_problem = replace(conflict(2, BETA), operators=(identity(), identity()))
     linear = _last_policies(linear_problem, recipe, advance)
     tilted = np.exp(linear_problem.rewards_KY.mean(axis=0) / BETA - 1 / BETA)  # exact: reference e^{reward / beta}
-    found = []
+    runs = []
     for n in budgets:
         problem = conflict(n, BETA)
         best = optimum(problem, closed_form(n))
@@ -122,8 +122,8 @@ def reach_optimum(budgets: Sequence[int], recipe: Recipe, advance: Callable[[], 
             linear_policies=linear,
             optimal_policy=best,
         )
-        found.append(learned)
-    return found
+        runs.append(learned)
+    return runs
 
 
 def _last_policies(problem: Problem, recipe: Recipe, advance: Callable[[], None]) -> Floats:
@@ -209,8 +209,8 @@ def plateau(
     sizes: Sequence[int], num_steps: int, num_seeds: int, advance: Callable[[], None] = _nothing
 ) -> list[Plateau]:
     """The paper's algorithm 1 with step 1/L at each beta, and leave-one-out GRPO with a fixed step."""
-    found = [_algorithm_1(beta, sizes, num_steps, num_seeds, advance) for beta in PLATEAU_BETAS]
-    return [*found, _fixed_step_grpo(PLATEAU_BETAS[-1], sizes, num_steps, num_seeds, advance)]
+    plateaus = [_algorithm_1(beta, sizes, num_steps, num_seeds, advance) for beta in PLATEAU_BETAS]
+    return [*plateaus, _fixed_step_grpo(PLATEAU_BETAS[-1], sizes, num_steps, num_seeds, advance)]
 
 
 def _algorithm_1(
@@ -310,7 +310,7 @@ def failing_tilt(num_starts: int, advance: Callable[[], None] = _nothing) -> lis
     share = np.linspace(0.0, 1.0, 101)
     starts = np.array([(i, k, num_starts - i - k) for i in range(1, num_starts) for k in range(1, num_starts - i)])
     starts = starts / num_starts
-    found: list[Tilted] = []
+    tilted: list[Tilted] = []
     for operator in (tilt(TEMPERATURE), bon(4)):
         problem = Problem((operator, operator), TILT_REWARDS, np.full(3, 1 / 3), 0.0)
         policies = []
@@ -319,12 +319,12 @@ def failing_tilt(num_starts: int, advance: Callable[[], None] = _nothing) -> lis
             advance()
         reached = np.array([problem.value(p) for p in policies])
         first = np.array([1.0, 0.0, 0.0])
-        second = found[0].ends[1] if found else policies[int(np.argmax(reached))]
+        second = tilted[0].ends[1] if tilted else policies[int(np.argmax(reached))]
         segment = np.array([problem.value((1 - s) * first + s * second) for s in share])
         phi = problem.first_variation(first)
         ends, away = (first, second), phi - phi[0]
-        found.append(Tilted(operator, TILT_REWARDS, share, segment, ends, away, starts, reached))
-    return found
+        tilted.append(Tilted(operator, TILT_REWARDS, share, segment, ends, away, starts, reached))
+    return tilted
 
 
 def ascend(problem: Problem, start: Floats, tolerance: float = 1e-5, max_steps: int = 5000) -> Floats:
