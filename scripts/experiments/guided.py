@@ -154,10 +154,10 @@ def sampler(case: Case, settings: Settings) -> Any:
     return SAMPLERS[type(settings)](case.policy, case.reward, settings, case.task.sampling)
 
 
-def judged(case: Case, line: Row, gold: RewardSpec) -> list[float]:
+def judged(case: Case, line: Row, gold: RewardSpec) -> Floats:
     """Gold of a line's answers, which is not kept lest the gold function change."""
     prompts, columns = asked([case.task.rows[i] for i in line["prompts"] * line["num_answers"]])
-    return load_reward("gold", gold).score(prompts, line["texts"], columns)[0]
+    return np.asarray(load_reward("gold", gold).score(prompts, line["texts"], columns)[0])
 
 
 def fluency(case: Case, base: PolicySpec, line: Row) -> list[float]:

@@ -287,7 +287,7 @@ def cell(case: Case, methods: Sequence[Method], num_few: int) -> Cell:
         few = guided.spread_out(len(case.task.rows), num_few) if method.is_slow else None
         line = guided.answers(case, method.parsed(), few, method.num_answers)
         gold, wrong = guided.judged(case, line, _gold(case.criterion.name)), ungrammatical([line["texts"]])[0]
-        line |= {"gold": gold, "strict": guided.strict(gold, wrong).tolist(), "ungrammatical": wrong.tolist()}
+        line |= {"gold": gold.tolist(), "strict": guided.strict(gold, wrong).tolist(), "ungrammatical": wrong.tolist()}
         line["fluency"] = guided.fluency(case, base, line)
         served[method.name] = guided.served(line, METRICS)
     return Cell(curves, scores.proxy_PS, scores.gold, served)
@@ -603,13 +603,7 @@ def equal_table(results: Results) -> str:
                 gap = guided.equal_flops(cells, method.name)
                 gold = guided.as_estimate(gap)
                 best = "{:.3f} (n = {})".format(*best_below(cells, method.name))
-                columns: list[object] = [
-                    *_levels(cells, method.name),
-                    guided.samples_of(gap, cells),
-                    gold,
-                    gold.verdict,
-                    best,
-                ]
+                columns = [*_levels(cells, method.name), guided.samples_of(gap, cells), str(gold), gold.verdict, best]
                 others = [over_bon(cells, method.name, metric) for metric in ("proxy", "fluency")]
                 rows.append([POLICIES[policy], criterion, method.title, *columns, *others])
     header = "policy | criterion | sampler | gold | strict | proxy | ungrammatical | 10^6 operations | n"

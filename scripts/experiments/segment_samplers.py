@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 
 from iama.arrays import Floats, Integers
 from iama.config.settings import EvaluationCriterion
-from iama.config.specs import RewardSpec, Sampling
+from iama.config.specs import Sampling
 from inference.engine.flops import size_of
 from inference.samplers.args import ArgsSettings
 from inference.samplers.cards import CardsSettings, rejection_settings
@@ -244,14 +244,14 @@ def cell(case: Case, other: EvaluationCriterion, lines: Mapping[str, dict[str, A
     """Values of one policy and criterion in one seed, from answers and pool."""
     scores, weight = case.task.scored(case.criterion), weight_of(case)
     metrics = {"proxy": scores.proxy_PS, "gold": scores.gold, "other": case.task.scored(other).gold}
-    arrays, golds = bon_arrays(case, metrics), {}
+    rewards = [gold for gold in (case.criterion.gold, other.gold) if gold is not None]
+    arrays = bon_arrays(case, metrics)
+    golds: dict[str, Floats] = {}
     for name, line in lines.items():
         arrays[f"{name}/seconds"] = np.asarray(line["seconds"])
         if not name.startswith(BON):
-            rewards: dict[str, RewardSpec | None] = {"gold": case.criterion.gold, "other": other.gold}
-            judged = {key: np.asarray(guided.judged(case, line, spec)) for key, spec in rewards.items() if spec}
-            golds[name] = judged["gold"]
-            arrays |= served_arrays(name, line, weight, judged)
+            golds[name], other_gold = (guided.judged(case, line, reward) for reward in rewards)
+            arrays |= served_arrays(name, line, weight, {"gold": golds[name], "other": other_gold})
     arrays |= contests(scores, OURS, golds)
     summaries = {name: line["summary"] for name, line in lines.items() if line["summary"]}
     return Cell(arrays, summaries, len({line["run"] for line in lines.values()}) == 1, weight)
