@@ -22,16 +22,18 @@ from iama.config.settings import EvaluationCriterion
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
+from iama.models.flops import size_of
 from iama.objective.operators import RankOperator, bon, parse_operator
 from iama.prompts.render import render_prompt
-from iama.rewards.reward import Classifier, Reward, load_reward
-from inference.engine.flops import size_of
+from iama.rewards.classifier import Classifier
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import Policy, load_policy
 from inference.engine.responses import Pool
 from inference.engine.reward_rows import num_common, reads_in_pieces
-from inference.pools.fill import PoolScores
 from inference.pools.journal import append_line, digest, read_lines
+from inference.pools.score import PoolScores
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.best_of import SelectionSampler
 from inference.samplers.cards import Cards, CardsSettings, acceptance_summary

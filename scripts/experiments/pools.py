@@ -20,10 +20,12 @@ from iama.models.fingerprint import fingerprint
 from iama.objective.estimators import group_value
 from iama.objective.operators import Operator
 from iama.prompts.data import load_prompts
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from inference.engine.responses import Pool
-from inference.pools.fill import fill_pool, pool_header, score_pool, transformers_draw
+from inference.pools.engines import transformers_draw
+from inference.pools.fill import fill_pool, pool_header
 from inference.pools.journal import digest
+from inference.pools.score import score_pool
 from scripts.experiments import frame
 from scripts.experiments.frame import Row
 

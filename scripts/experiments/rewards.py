@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from iama.config.specs import RewardSpec
-from iama.rewards.reward import Reward, load_reward
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 
 KINDS = {"helpful": "job", "harmless": "job", "correct": "sum"}
 """The prompts on which each criterion counts."""

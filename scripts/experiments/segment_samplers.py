@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from iama.arrays import Floats, Integers
 from iama.config.settings import EvaluationCriterion
 from iama.config.specs import Sampling
-from inference.engine.flops import size_of
+from iama.models.flops import size_of
 from inference.samplers.args import ArgsSettings
 from inference.samplers.cards import CardsSettings, rejection_settings
 from scripts.experiments import figures, frame, guided, rivals

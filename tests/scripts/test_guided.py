@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from iama.config.specs import PolicySpec, Sampling
+from iama.models.flops import row_flops, size_of
 from iama.objective.operators import bon
 from iama.prompts.render import render_prompt
-from inference.engine.flops import row_flops, size_of
 from inference.engine.likelihood import sequence_log_probabilities
 from inference.samplers.args import ArgsSettings
 from inference.samplers.best_of import SelectionSampler

@@ -9,7 +9,7 @@ import pytest
 
 from iama.config.specs import RewardSpec, Sampling
 from iama.objective.operators import parse_operator
-from iama.rewards.reward import load_reward
+from iama.rewards.load import load_reward
 from scripts.experiments import frame, guided, reasoning, rewards
 from scripts.experiments import reasoning as values
 from scripts.experiments.guided import Cell, Served
@@ -164,6 +164,7 @@ def test_a_weak_base_s_gap_is_read_at_its_own_operations():
 # On tiny models. ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_everything_is_served_judged_and_written_and_a_second_run_reads(small_world, tmp_path, monkeypatch):
     adapters = dict.fromkeys(("grpo", "iama", "tilt", "capped"))
     methods = {policy: tuple(map(quick, own)) for policy, own in reasoning.METHODS.items()}
