@@ -1,6 +1,6 @@
 """Build one world with sums: prompts, a base policy with two early checkpoints of its fit, three proxy reward models.
 
-    python -m scripts.experiments.sums --seed 0 --out runs/demo/sums
+    python -m scripts.build_sums_models --seed 0 --out runs/demo/sums
 
 Like scripts/build_demo_models.py, but one model after the other in this process; a build that was killed goes on after
 the last model that was whole.
@@ -49,8 +49,8 @@ CRITERIA = (*JOB_CRITERIA, "correct")
 SHARES = {"policy-10": 0.1, "policy-30": 0.3}
 """Checkpoints of the base policy, by the share of its fit that is done."""
 SPLITS = ("train", "validation", "test", "phrasing", "topic")
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = (*DEMO_SOURCES, "sums_world.py", "experiments/sums.py")
+ROOT = Path(__file__).resolve().parent
+SOURCES = (*DEMO_SOURCES, "sums_world.py", "build_sums_models.py")
 
 
 @dataclass(frozen=True)

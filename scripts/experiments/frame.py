@@ -1,9 +1,11 @@
-"""What the experiments on the demo world share: worlds, training runs, pools of samples, intervals.
+"""What every experiment is made of: worlds, training runs, intervals over seeds and prompts, claims and pages.
 
-Everything lands under `runs/results` and is kept, so that an experiment that was killed goes on where it was.
-Every training run is a `train_iama.py` of its own with one process and one thread, two at a time: on two cores this
-takes about two thirds of the time of a two-process DeepSpeed run after the other (60 steps: 37 s a run against 55 s),
-with the same roll-outs a step.
+An experiment is one module with one page template beside it, `NAME.md.jinja`. Its `main` trains (`train_many`), samples
+and scores (`scripts.experiments.pools`), computes (`bootstrap`), and renders its page (`write_page`). Everything lands
+under `runs/results` and is kept, so that an experiment that was killed goes on where it was.
+
+Every training run is a process of its own with one thread, two at a time: on two cores 60 steps take 37 s a run, where
+two-process DeepSpeed runs one after the other take 55 s, with the same roll-outs a step.
 """
 
 from __future__ import annotations
@@ -14,54 +16,49 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
+import jinja2
 import numpy as np
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from iama.arrays import Floats
 from iama.config.schema import load_config
 from iama.config.settings import EvaluationCriterion, TrainingConfig
 from iama.config.specs import RewardSpec
 from iama.errors import IamaError
-from iama.objective.estimators import group_value
+from iama.files import write_atomically
+from inference.statistics.bootstrap import percentile_interval, resample
 from scripts import launch
 from trainers.run.train import run_is_finished
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
-    from iama.objective.operators import Operator
-    from scripts.experiments.pools import Scores
-
-    Floats = NDArray[np.float64]
-    Means = Mapping[str, Floats]
+Means = Mapping[str, Floats]
+Row = dict[str, Any]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 FOLDER = Path("runs/results")
+PAGES = Path("docs/results")
 CRITERIA = ("helpful", "harmless")
 STEPS = 60
 SEARCH_SEED, SEEDS = 0, (10, 11, 12)
+MAX_KL = 0.2
+"""Nats per token: no search takes a candidate that ends further from the reference."""
 CONFIG = "configs/demo.yaml"
 AT_ONCE = 2
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 SINGLE_PROCESS = ("world_size=1", "trainer.deepspeed=null", "trainer.per_device_train_batch_size=64")
 
 
-def processes(number: int = AT_ONCE, **options: Any) -> ProcessPoolExecutor:
-    """Fresh processes of one thread each; `options` are the executor's."""
-    os.environ.update(ENVIRONMENT)  # read by the processes when they import torch
-    return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"), **options)
-
-
-# Worlds. ------------------------------------------------------------------------------------------------
+# Worlds and processes. ----------------------------------------------------------------------------------
 
 
 @cache
@@ -82,6 +79,28 @@ def criteria(seed: int, *, gold: bool) -> list[EvaluationCriterion]:
         )
         for name in CRITERIA
     ]
+
+
+def processes(number: int = AT_ONCE) -> ProcessPoolExecutor:
+    """Fresh processes of one thread each."""
+    os.environ.update(ENVIRONMENT)  # read by the processes when they import torch
+    return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
+
+
+def progress_bar() -> Progress:
+    """A bar that counts."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def each(
+    function: Callable[[Item], Result], items: Sequence[Item], description: str, at_once: int = AT_ONCE
+) -> Iterator[tuple[Item, Result]]:
+    """Items with what a function makes of each, in their order, `at_once` processes behind a bar."""
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar())
+        run: Any = stack.enter_context(processes(at_once)).map if at_once > 1 else map
+        yield from progress.track(zip(items, run(function, items), strict=True), len(items), description=description)
 
 
 # Training runs. -----------------------------------------------------------------------------------------
@@ -147,6 +166,15 @@ class Job:
             sys.exit(f"error: {error}")
 
 
+def objective(criteria: Sequence[Row], learning_rate: float, beta: float) -> list[str]:
+    """Overrides of a run that trains these criteria."""
+    return [
+        f"objective.criteria={json.dumps(criteria)}",
+        f"trainer.learning_rate={learning_rate!r}",
+        f"trainer.beta={beta!r}",
+    ]
+
+
 def train_many(jobs: Sequence[Job]) -> list[Path]:
     """Run those that are not finished, two at a time; returns all folders in the order of the jobs.
 
@@ -157,8 +185,7 @@ def train_many(jobs: Sequence[Job]) -> list[Path]:
     waiting = [job for job in jobs if not job.is_finished()]
     if not waiting:
         return folders
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         overall = progress.add_task("training runs", total=len(waiting))
         running: dict[subprocess.Popen[bytes], tuple[Job, TaskID]] = {}
         try:
@@ -175,7 +202,7 @@ def train_many(jobs: Sequence[Job]) -> list[Path]:
     return folders
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
+def metrics(run: Path) -> list[Row]:
     """Rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -209,13 +236,7 @@ def _watch(running: dict[subprocess.Popen[bytes], tuple[Job, TaskID]], progress:
         progress.advance(overall)
 
 
-# Values and intervals. ----------------------------------------------------------------------------------
-
-
-def values(operator: Operator, scores: Scores, metric: str = "gold") -> Floats:
-    """Unbiased expected gold (or proxy) of each prompt under an operator that selects by proxy: `[P]`."""
-    assert metric in ("gold", "proxy"), metric
-    return group_value(operator, scores.proxy_PS, scores.gold if metric == "gold" else scores.proxy_PS)
+# Intervals. ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -234,6 +255,29 @@ class Estimate:
         low, high = self.ci95
         return f"{self.mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
+    @property
+    def verdict(self) -> str:
+        """What a difference's interval says."""
+        low, high = self.ci95
+        return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
+
+
+@dataclass(frozen=True)
+class Resampled(Mapping[str, Floats]):
+    """Means `[B]` of one seed's arrays `[P]` under weights of its prompts `[B, P]`; computed on use."""
+
+    arrays: Mapping[str, Floats]
+    weights_BP: Floats
+
+    def __getitem__(self, name: str) -> Floats:
+        return self.weights_BP @ self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
 
 def bootstrap(
     seeds: Sequence[Mapping[str, Floats]],
@@ -247,21 +291,87 @@ def bootstrap(
     over (resampled) prompts of one seed by name, `[B]` each, and returns `[B]`: e.g.
     `lambda m: m["iama"] - m["grpo"]`. Seeds are resampled and, within a seed, prompts, jointly for all arrays.
     """
-    rng = np.random.default_rng(seed)
-    num_seeds = len(seeds)
-    shares_BK = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=num_bootstrap) / num_seeds
+    sizes = [{len(array) for array in arrays.values()} for arrays in seeds]
+    assert all(len(size) == 1 for size in sizes), f"arrays of one seed differ in their prompts: {sizes}"
     points, replicates_B = [], np.zeros(num_bootstrap)
-    for k, arrays in enumerate(seeds):
-        (num_prompts,) = {len(array) for array in arrays.values()}
-        weights_BP = rng.multinomial(num_prompts, [1 / num_prompts] * num_prompts, size=num_bootstrap) / num_prompts
-        points.append(float(statistic({name: np.asarray([array.mean()]) for name, array in arrays.items()})[0]))
-        replicates_B += shares_BK[:, k] * statistic({name: weights_BP @ array for name, array in arrays.items()})
-    low, high = np.percentile(replicates_B, [2.5, 97.5])
-    return Estimate(tuple(points), float(np.mean(points)), (float(low), float(high)))
+    resampled = resample([size.pop() for size in sizes], num_bootstrap, seed)
+    for arrays, (weights_BP, shares_B) in zip(seeds, resampled, strict=True):
+        once_1P = np.full((1, weights_BP.shape[1]), 1 / weights_BP.shape[1])
+        points.append(float(statistic(Resampled(arrays, once_1P))[0]))
+        replicates_B += shares_B * statistic(Resampled(arrays, weights_BP))
+    return Estimate(tuple(points), float(np.mean(points)), percentile_interval(replicates_B))
 
 
-def pools(*args: Any, **kwargs: Any) -> dict[tuple[str, str], Scores]:
-    """`scripts.experiments.pools.pools`, imported on use, since it loads torch."""
-    from scripts.experiments.pools import pools as sampled
+def by_verdict(estimates: Mapping[str, Estimate]) -> dict[str, list[str]]:
+    """Names by the verdicts of their estimates."""
+    names: dict[str, list[str]] = {"higher": [], "lower": [], "no difference shown": []}
+    for name, estimate in estimates.items():
+        names[estimate.verdict].append(name)
+    return names
 
-    return sampled(*args, **kwargs)
+
+# Pages. -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed, the figure that was set for it, what was measured, and whether that meets it."""
+
+    text: str
+    bar: str
+    measured: str
+    met: bool
+
+
+def above_zero(text: str, estimate: Estimate) -> Claim:
+    """A claim that holds where an interval lies above 0."""
+    return Claim(text, "interval above 0", str(estimate), estimate.ci95[0] > 0)
+
+
+def count_above(text: str, estimates: Sequence[Estimate], bar: str = "every interval above 0", note: str = "") -> Claim:
+    """A claim that holds where every interval lies above 0; `note` follows the counts."""
+    verdicts = [estimate.verdict for estimate in estimates]
+    above, below = verdicts.count("higher"), verdicts.count("lower")
+    return Claim(text, bar, f"above in {above} of {len(verdicts)}, below in {below}{note}", above == len(verdicts))
+
+
+def claims_table(claims: Iterable[Claim]) -> str:
+    """One row a claim, with `met` or `not met` in bold."""
+    rows = [[c.text, c.bar, c.measured, "**met**" if c.met else "**not met**"] for c in claims]
+    return table(["claim", "bar", "measured", ""], rows)
+
+
+def table(header: str | Sequence[object], rows: Iterable[str | Sequence[object]]) -> str:
+    """A Markdown table; a row is its cells, or its text with ` | ` between them."""
+    lines = [row if isinstance(row, str) else " | ".join(map(str, row)) for row in [header, *rows]]
+    rule = "|---" * (lines[0].count(" | ") + 1) + "|"
+    first, *rest = (f"| {line} |" for line in lines)
+    return "\n".join([first, rule, *rest])
+
+
+def write_page(path: Path, name: str, values: Mapping[str, object]) -> None:
+    """Render a page into a file and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, render(name, values))
+    Console(highlight=False).print(f"wrote {path}")
+
+
+def render(name: str, values: Mapping[str, object]) -> str:
+    """The page of `NAME.md.jinja`; a value that the template names and nobody gives is an error."""
+    here = Path(__file__).parent
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([here, here.parent]),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701 - Markdown
+    )
+    templates.filters["f"] = shown
+    return templates.get_template(f"{name}.md.jinja").render(values)
+
+
+def shown(value: object, spec: str = "") -> str:
+    """A number in a format such as `.3f`; of a list all, with commas."""
+    values = value if isinstance(value, list | tuple | np.ndarray) else [value]
+    return ", ".join(format(number, spec) for number in values)
