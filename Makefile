@@ -37,10 +37,9 @@ check: $(STAMP) ## ruff, ruff format, mypy --strict, import-linter
 bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench
 
-EXPERIMENTS := toy estimator_study search front mixed_preference when_to_use length dynamics operators segment_samplers \
-	segmentation gradient_samplers hedging reasoning
+EXPERIMENTS := toy estimator_study search front segment_samplers reasoning
 
-results: $(STAMP) ## regenerate docs/results.md and docs/results/ (about five hours on two cores, estimated; resumable)
+results: $(STAMP) ## regenerate docs/results.md and the pages of $(EXPERIMENTS) (hours on two cores; resumable)
 	$(RUN) -m scripts.results
 	set -e; for name in $(EXPERIMENTS); do $(RUN) -m scripts.experiments.$$name; done
 

@@ -3,7 +3,7 @@
     python -m scripts.estimate_recipes            # print them
     python -m scripts.estimate_recipes --write    # and put them into the recipes' headers
 
-Memory is that of `trainers.run.memory`, which `train_iama.py --dry-run` prints for your models and machine. A step takes
+Memory is that of `trainers.run.memory`, which `iama train --dry-run` prints for your models and machine. A step takes
 
     roll-out   T max(LAYER_S layers, weights / bandwidth): T new tokens, all rows of a process together, not compiled
     rewards    2 parameters tokens / (UTILISATION peak)

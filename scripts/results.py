@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ from inference.evaluation.compare import Question, combine_runs
 from inference.evaluation.summary import load_summary
 from scripts import launch
 from scripts.build_demo_models import Parameters, stamp_of
-from scripts.experiments.common import CRITERIA, FOLDER, SEARCH_SEED, SEEDS, final_kl
-from scripts.results_page import MAX_KL, page, readme_table
+from scripts.experiments import frame
+from scripts.experiments.frame import CRITERIA, FOLDER, MAX_KL, SEARCH_SEED, SEEDS, Row, final_kl
 
 PAGE, README = Path("docs/results.md"), Path("README.md")
 HEDGING = Path("docs/results/hedging.md")
@@ -50,8 +52,7 @@ def main() -> None:
     folders = [FOLDER / f"evaluation-{seed}" for seed in SEEDS]
     summaries = {seed: dict(load_summary(folder)) for seed, folder in zip(SEEDS, folders, strict=True)}
     combined = dict(combine_runs(folders, Question(BUDGET)))
-    worlds = {seed: json.loads((world(seed) / "world.json").read_text()) for seed in SEEDS}
-    PAGE.parent.mkdir(exist_ok=True)
+    worlds = {seed: json.loads((world(seed) / "world.json").read_text())["measurements"] for seed in SEEDS}
     write_atomically(PAGE, page(search, best, summaries, combined, worlds, HEDGING.read_text(encoding="utf-8")))
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -176,11 +177,123 @@ def evaluate(name: str, seed: int, adapters: dict[str, Path], split: str, num_sa
     launch.iama("evaluate", "--config", str(path))
 
 
-def summed_proxy(curves: list[dict[str, Any]], policy: str) -> float:
+def summed_proxy(curves: Sequence[Mapping[str, Any]], policy: str) -> float:
     """Sum over criteria of the proxy reward, each criterion served by its own Best-of-4."""
     rows = [row for row in curves if row["policy"] == policy and row["samples"] == BUDGET]
     assert len(rows) == len(CRITERIA)
     return sum(float(row["proxy"]) for row in rows)
+
+
+# The page. ----------------------------------------------------------------------------------------------
+
+
+def page(
+    search: Mapping[str, Sequence[Row]],
+    best: Mapping[str, Row],
+    seeds: Mapping[int, Row],
+    combined: Row,
+    worlds: Mapping[int, Row],
+    hedging: str,
+) -> str:
+    """Markdown of the whole page; `hedging` is the text of docs/results/hedging.md, whose short form it takes."""
+    short = re.search(r"^In short: (.+)\.$", hedging, re.MULTILINE)
+    assert short, "docs/results/hedging.md has no line `In short: ...`"
+    values = {
+        "search": search,
+        "best": best,
+        "max_kl": MAX_KL,
+        "seeds": seeds,
+        "first": next(iter(seeds.values())),
+        "every": {**{str(seed): row for seed, row in seeds.items()}, "**all**": combined},
+        "verdict": verdict(combined),
+        "gold": gold_rows,
+        "by_proxy": by_proxy,
+        "ratio": ratio,
+        "remarks": remarks,
+        "curves": curves_table(seeds),
+        "worlds": worlds,
+        "hedging": short[1],
+    }
+    return frame.render("results", values)
+
+
+def readme_table(combined: Row) -> str:
+    """The combined figures in a few lines, for the README."""
+    header = "criterion, each served by its own Best-of-4 | samples saved against the base | against linear GRPO"
+    rows: dict[str, list[str]] = {}
+    for row in gold_rows(combined):
+        remark = "" if row["counts"] else "; does not count: its gold falls"
+        low, high = row["ci95"]
+        rows.setdefault(row["criterion"], []).append(f"{ratio(row)} times ({low:.1f} to {high:.1f}{remark})")
+    table = frame.table(header, [[criterion, *cells] for criterion, cells in rows.items()])
+    gap = _gold_gap(combined)
+    low, high = gap["ci95"]
+    summed = f"Summed gold, IAMA minus linear GRPO: {gap['mean']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})."
+    return "\n".join(["", table, "", summed, "", verdict(combined), ""])
+
+
+def verdict(combined: Row) -> str:
+    """The two claims that the project set itself, and whether they hold."""
+    rows = [row for row in gold_rows(combined) if row["reference"] == "base"]
+    saved = [_met(r["counts"] and r["ratio"] >= 8 and r["ci95"][0] > 4) + f" on {r['criterion']}" for r in rows]
+    beats = _gold_gap(combined)["ci95"][0] > 0
+    return (
+        "**Set beforehand.** (1) On each criterion, IAMA's gold with 4 samples is what the base needs at least 8 times "
+        f"the samples for, lower bound above 4: {', '.join(saved)}. (2) Summed gold, each criterion served by its own "
+        f"Best-of-4, is above linear GRPO's, interval above 0: {_met(beats)}."
+    )
+
+
+def _met(condition: bool) -> str:
+    return "**met**" if condition else "**not met**"
+
+
+def _gold_gap(combined: Row) -> Row:
+    """Difference of summed gold between IAMA and linear GRPO."""
+    gap: Row = next(r for r in combined["differences"] if r["metric"] == "gold" and r["reference"] == "grpo")
+    return gap
+
+
+def gold_rows(results: Row) -> list[Row]:
+    """Savings by gold."""
+    return [row for row in results["savings"] if row["metric"] == "gold"]
+
+
+def by_proxy(results: Row, row: Row) -> Row:
+    """The savings by proxy that belong to those by gold."""
+    same = ("criterion", "reference")
+    savings: Row = next(r for r in results["savings"] if r["metric"] == "proxy" and all(r[k] == row[k] for k in same))
+    return savings
+
+
+def ratio(row: Row, key: str = "ratio") -> str:
+    """A ratio, which may be a bound."""
+    return f"{'> ' if row['censored'] else ''}{row[key]:.2f}"
+
+
+def remarks(row: Row) -> str:
+    """What a ratio's reader has to know."""
+    notes = {
+        f"{row['num_censored']}/{row['num_seeds']} bounds": row["censored"],
+        "reference's gold falls before its largest budget": row["hacked"],
+        "does not count": not row["counts"],
+        "one reference sample is enough: at most this": row["floor"],
+    }
+    return "; ".join(note for note, holds in notes.items() if holds)
+
+
+def curves_table(seeds: Mapping[int, Row]) -> str:
+    """Gold by policy, criterion and budget, mean over seeds."""
+    golds: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for results in seeds.values():
+        for row in results["curves"]:
+            golds.setdefault((row["policy"], row["criterion"]), {}).setdefault(row["samples"], []).append(row["gold"])
+    budgets = sorted(next(iter(golds.values())))
+    rows = [
+        [*place, *(f"{sum(by_budget[n]) / len(by_budget[n]):.3f}" for n in budgets)]
+        for place, by_budget in golds.items()
+    ]
+    return frame.table(["policy", "criterion", *(f"n = {n}" for n in budgets)], rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/architecture.md: every file is there, each step uses the next, no walk comes back; layers as the contract has."""
+"""docs/architecture.md: each file is there, each step uses the next, no walk comes back; layers are the contract's."""
 
 from __future__ import annotations
 

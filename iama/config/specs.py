@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from iama.calls import read_call
 from iama.config.schema import Strict, parse_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -121,8 +122,8 @@ class RewardSpec(Strict):
     """Several rewards as one."""
     column: str | None = None
     """Scores that a pool file holds already; evaluation and tuning only."""
-    kind: str | None = Field(None, pattern=r"^\w+(\(.*\))?$", exclude_if=lambda kind: kind is None)
-    """NAME or NAME(SETTING=VALUE, ...), for a kind that your own code puts into `iama.rewards.load.KINDS`."""
+    kind: str | None = Field(None, exclude_if=lambda kind: kind is None)
+    """`path/to/file.py:Class(SETTING=VALUE, ...)`, a scorer of your own; or its name in `iama.rewards.load.KINDS`."""
     scale: RewardScale | None = None
     """Standardise: (reward - mean) / std, fixed once for the run, never per group."""
     batch_size: int = Field(64, ge=1)
@@ -137,13 +138,12 @@ class RewardSpec(Strict):
     @property
     def kind_name(self) -> str:
         """The kind's name, as in `iama.rewards.load.KINDS`."""
-        return self.source if self.kind is None else self.kind.partition("(")[0]
+        return self.source if self.kind is None else read_call(self.kind).name
 
     @property
     def kind_settings(self) -> dict[str, Any]:
         """The settings that `kind` has in its brackets; their values are YAML."""
-        inside = (self.kind or "").partition("(")[2].removesuffix(")")
-        return dict(parse_yaml("{" + inside.replace("=", ": ") + "}"))
+        return {key: parse_yaml(value) for key, value in read_call(self.kind or "").arguments if key is not None}
 
     @property
     def parts(self) -> tuple[RewardSpec, ...]:
@@ -179,13 +179,15 @@ class RewardSpec(Strict):
         return self
 
     def _check_kind(self, kind: str) -> None:
-        if self.kind_name in SOURCES:
-            raise ValueError(f"write `{self.kind_name}:` itself, not kind {kind!r}")
+        call = read_call(kind)
+        if call.name in SOURCES:
+            raise ValueError(f"write `{call.name}:` itself, not kind {kind!r}")
         try:
+            is_whole = bool(call.name) and all(key and value for key, value in call.arguments)
             settings = self.kind_settings
-        except (yaml.YAMLError, ValueError, TypeError) as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)") from error
-        if None in settings.values():
+        if not is_whole or len(settings) < len(call.arguments):
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)")
 
 

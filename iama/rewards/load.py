@@ -1,6 +1,7 @@
 """From a configuration to a reward: a dict from each kind's name to how it is checked and loaded.
 
-A new kind is a `Scorer` and an entry of `KINDS`. A configuration asks for it as `kind: NAME(SETTING=VALUE)`.
+A new kind is a `Scorer`. A configuration asks for it as `kind: path/to/file.py:Class(SETTING=VALUE)`, or by the name
+that it has in `KINDS`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from iama.errors import RewardError
 from iama.prompts.render import Prompt
 from iama.rewards.classifier import ClassifierFiles, check_classifier, load_classifier, load_weights
 from iama.rewards.ensemble import Ensemble, check_scales, member_name
-from iama.rewards.function import load_function_scorer
+from iama.rewards.function import load_function, load_function_scorer
 from iama.rewards.judge import check_judge, load_judge
 from iama.rewards.reward import Reward, Scorer
 from iama.rewards.verifier import check_verifier, load_verifier
@@ -96,6 +97,20 @@ def _kind(spec: RewardSpec, source: str) -> Kind:
             f"{source}: column {spec.column!r} belongs to pool files, whose samples have scores already; here a reward "
             "must score texts: give a model, function, judge, verifier or ensemble"
         )
+    if ":" in spec.kind_name:
+        return Kind(_load_class)
     if spec.kind_name not in KINDS:
-        raise RewardError(f"{source}: kind {spec.kind!r} is not known; write one of {', '.join(KINDS)}")
+        raise RewardError(
+            f"{source}: kind {spec.kind!r} is not known; write path/to/file.py:Class, or one of {', '.join(KINDS)}"
+        )
     return KINDS[spec.kind_name]
+
+
+def _load_class(spec: RewardSpec, source: str) -> Scorer:
+    """A scorer of the user's own file, made with its settings."""
+    make = load_function(spec.kind_name, source)
+    try:
+        scorer: Scorer = make(**spec.kind_settings)
+    except TypeError as error:
+        raise RewardError(f"{source}: kind {spec.kind!r}: {error}") from error
+    return scorer

@@ -11,7 +11,7 @@ from inference.evaluation.compare import Question, combine_runs
 from inference.evaluation.summary import FILE_NAME, Summary, load_summary, save_summary
 from inference.evaluation.tables import FILE_NAME as TABLES_NAME
 from inference.evaluation.tables import load_tables
-from inference.statistics.costs import UNITS
+from inference.statistics.recommend import key_of
 from inference.statistics.savings import paired_difference
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from iama.arrays import Floats
-    from inference.evaluation.summary import Row
     from inference.evaluation.tables import Tables
+    from inference.statistics.savings import Difference
+    from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow, MissingRow
 
 ALIKE = ("trained", "references", "policies", "criteria", "methods", "trained_budget", "num_samples")
 """What evaluations that are combined have in common."""
-POINT = ("policy", "criterion", "method", "samples")
 
 
 def combine_evaluations(folders: Sequence[Path]) -> Summary:
@@ -84,7 +84,7 @@ def _check_alike(folders: Sequence[Path], summaries: Sequence[Summary]) -> None:
     seen: list[Any] = []
     for folder, summary in zip(folders, summaries, strict=True):
         differing = [key for key in ALIKE if summary.get(key) != summaries[0].get(key)]
-        points = [[tuple(row[key] for key in POINT) for row in s["curves"]] for s in (summary, summaries[0])]
+        points = [[key_of(row) for row in s["curves"]] for s in (summary, summaries[0])]
         if differing or points[0] != points[1]:
             raise RunError(
                 f"{str(folder)!r} has other {differing[0] if differing else 'budgets'} than {str(folders[0])!r}; "
@@ -99,37 +99,66 @@ def _check_alike(folders: Sequence[Path], summaries: Sequence[Summary]) -> None:
         seen.append(settings)
 
 
-def _curve_row(seeds: Sequence[Tables], rows: Sequence[Row], question: Question) -> Row:
+def _curve_row(seeds: Sequence[Tables], rows: Sequence[CurveRow], question: Question) -> CurveRow:
     """A point of a curve over all seeds; KL is the mean of the seeds' where all have the same kind of it."""
-    key = (rows[0]["policy"], rows[0]["criterion"], rows[0]["method"])
-    column = (rows[0]["samples"] or 1) - 1
-    row: Row = {name: rows[0][name] for name in POINT}
-    for unit in UNITS:
-        row[unit] = _mean([one[unit] for one in rows])
-    for metric in ("proxy", "gold"):
-        values = [tables.values.get((*key, metric)) for tables in seeds]
-        row |= _mean_row(metric, [None if v is None else v[:, column] for v in values], question)
-    same_kind = len({one["kl_kind"] for one in rows}) == 1
-    row["kl"] = _mean([one["kl"] for one in rows]) if same_kind else None
-    row["kl_kind"] = rows[0]["kl_kind"] if same_kind else None
-    if all(one.get("disagreement") is not None for one in rows):
-        row["disagreement"] = _mean([one["disagreement"] for one in rows])
-    return row | {"num_prompts": sum(one["num_prompts"] for one in rows)}
+    first = rows[0]
+    column = (first["samples"] or 1) - 1
+    proxy, gold = (
+        _estimate([tables.values.get((*key_of(first)[:3], metric)) for tables in seeds], column, question)
+        for metric in ("proxy", "gold")
+    )
+    same_kind = len({row["kl_kind"] for row in rows}) == 1
+    return {
+        "policy": first["policy"],
+        "criterion": first["criterion"],
+        "method": first["method"],
+        "samples": first["samples"],
+        **_costs(rows),
+        "proxy": None if proxy is None else proxy.mean,
+        "proxy_ci95": None if proxy is None else list(proxy.ci95),
+        "gold": None if gold is None else gold.mean,
+        "gold_ci95": None if gold is None else list(gold.ci95),
+        "kl": _mean([row["kl"] for row in rows]) if same_kind else None,
+        "kl_kind": first["kl_kind"] if same_kind else None,
+        **_disagreement(rows),
+        "num_prompts": sum(row["num_prompts"] for row in rows),
+    }
 
 
-def _mean_row(metric: str, values: Sequence[Floats | None], question: Question) -> Row:
+def _costs(rows: Sequence[CurveRow]) -> Costs:
+    return {
+        "policy_tokens": _mean([row["policy_tokens"] for row in rows]),
+        "policy_prefill_tokens": _mean([row["policy_prefill_tokens"] for row in rows]),
+        "policy_decode_tokens": _mean([row["policy_decode_tokens"] for row in rows]),
+        "reward_calls": _mean([row["reward_calls"] for row in rows]),
+        "reward_tokens": _mean([row["reward_tokens"] for row in rows]),
+        "backward_tokens": _mean([row["backward_tokens"] for row in rows]),
+        "sequential_steps": _mean([row["sequential_steps"] for row in rows]),
+        "flops": _mean([row["flops"] for row in rows]),
+        "seconds": _mean([row["seconds"] for row in rows]),
+    }
+
+
+def _disagreement(rows: Sequence[CurveRow]) -> CurveExtras:
+    values = [row.get("disagreement") for row in rows]
+    return {} if None in values else {"disagreement": _mean(values)}
+
+
+def _estimate(values: Sequence[Floats | None], column: int, question: Question) -> Difference | None:
     """Mean over seeds and prompts with its interval; prompts without a value are left out."""
-    known = [value_P[~np.isnan(value_P)] for value_P in values if value_P is not None]
+    columns = [values_PN[:, column] for values_PN in values if values_PN is not None]
+    known = [value_P[~np.isnan(value_P)] for value_P in columns]
     if len(known) < len(values) or not all(map(len, known)):
-        return {metric: None, f"{metric}_ci95": None}
-    zero = [(value_P, np.zeros_like(value_P)) for value_P in known]
-    result = paired_difference(zero, **question.bootstrap)
-    return {metric: result.mean, f"{metric}_ci95": list(result.ci95)}
+        return None
+    return paired_difference([(value_P, np.zeros_like(value_P)) for value_P in known], **question.bootstrap)
 
 
-def _missing_row(rows: Sequence[Row]) -> Row:
-    counts = {key: sum(row[key] for row in rows) for key in ("num_missing", "num_samples")}
-    return rows[0] | counts
+def _missing_row(rows: Sequence[MissingRow]) -> MissingRow:
+    return {
+        **rows[0],
+        "num_missing": sum(row["num_missing"] for row in rows),
+        "num_samples": sum(row["num_samples"] for row in rows),
+    }
 
 
 def _mean(values: Sequence[Any]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from inference.evaluation.summary import Row
     from inference.evaluation.tables import Tables
+    from inference.statistics.summary_rows import AverageRow, Compared, DifferenceRow, EqualBudgetRow, SavingsRow
 
 TRAINED = "iama"
 REFERENCES = ("base", "grpo")
@@ -96,8 +96,8 @@ def _curve_methods(tables: Tables) -> list[str]:
     return [method for method in _axis(tables, 2) if method in CURVES]
 
 
-def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
-    rows = []
+def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRow]:
+    rows: list[SavingsRow] = []
     names = product(_axis(seeds[0], 1), _curve_methods(seeds[0]), METRICS, question.references)
     for criterion, method, metric, reference in names:
         compared = (question.trained, reference, criterion, method, metric, question.budget)
@@ -105,18 +105,18 @@ def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
         comparisons = [comparison for comparison in results if comparison is not None]
         if len(comparisons) == len(seeds):
             result = estimate_savings(comparisons, **question.bootstrap)
-            where = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
+            where: Compared = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
             rows.append({**where, "samples": question.budget, **result.as_dict()})
     return rows
 
 
-def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Row]:
+def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[EqualBudgetRow]:
     """The trained policy by every method against each reference's curve: by the same method, else by the first one.
 
     In every unit that grows with the reference's samples, which the prompt's tokens do not.
     """
     curve_methods = _curve_methods(seeds[0])
-    rows = []
+    rows: list[EqualBudgetRow] = []
     for criterion, method, metric, reference in product(
         _axis(seeds[0], 1), _axis(seeds[0], 2), METRICS, question.references
     ):
@@ -130,7 +130,7 @@ def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Row]
             comparisons = [comparison for comparison in results if comparison is not None]
             if len(comparisons) < len(seeds):
                 continue
-            where = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
+            where: Compared = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
             for unit in (u for u in UNITS if all(u in c.costs and grows(c.costs[u][0]) for c in comparisons)):
                 result = difference_at_equal_cost(comparisons, unit, **question.bootstrap)
                 rows.append({**where, "reference_method": other, "unit": unit, **result.as_dict()})
@@ -139,7 +139,7 @@ def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Row]
 
 def _difference_row(
     seeds: Sequence[Tables], question: Question, reference: str, method: str, metric: str
-) -> Row | None:
+) -> DifferenceRow | None:
     """Summed over criteria, each served by its own sampler: trained minus reference."""
     criteria = _axis(seeds[0], 1)
     pairs = []
@@ -163,12 +163,12 @@ def _difference_row(
     }
 
 
-def average_rows(savings: Sequence[Row]) -> list[Row]:
+def average_rows(savings: Sequence[SavingsRow]) -> list[AverageRow]:
     """Geometric means over criteria of the ratios that count.
 
     `num_censored` and `num_floor` are the bounds among those, `num_censored_total` counts over all criteria.
     """
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[SavingsRow]] = {}
     for row in savings:
         groups.setdefault((row["method"], row["metric"], row["reference"]), []).append(row)
     return [
@@ -189,6 +189,6 @@ def average_rows(savings: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _mean_of_counting(rows: Sequence[Row], key: str) -> float | None:
-    counting = [row[key] for row in rows if row["counts"] and row[key] is not None]
+def _mean_of_counting(rows: Sequence[SavingsRow], key: Literal["ratio", "token_ratio"]) -> float | None:
+    counting = [ratio for row in rows if row["counts"] and (ratio := row[key]) is not None]
     return geometric_mean(counting) if counting else None

@@ -13,10 +13,9 @@ from inference.evaluation.training_cost import read_config
 
 if TYPE_CHECKING:
     from iama.config.settings import EvaluationConfig
-    from inference.evaluation.summary import Row
 
 
-def manifest_of(config: EvaluationConfig) -> Row | None:
+def manifest_of(config: EvaluationConfig) -> dict[str, Any] | None:
     """What the trained policy was trained for: from the `iama.json` of an export, else from its training run."""
     policy = config.policies.get(config.trained)
     if policy is None:

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from iama.errors import RunError
 from iama.files import write_atomically
+from inference.statistics.summary_rows import (
+    AverageRow,
+    BreakEvenRow,
+    ControlRow,
+    CurveRow,
+    DifferenceRow,
+    EqualBudgetRow,
+    ExampleRow,
+    HackingRow,
+    MissingRow,
+    QualityRow,
+    RecommendationRow,
+    RewardCostRow,
+    SamplingRow,
+    SavingsRow,
+    WinRateRow,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 FILE_NAME = "summary.json"
-
-Row = dict[str, Any]
 
 
 class Results(TypedDict):
     """Savings, their averages over criteria, and differences of summed rewards and at equal cost."""
 
-    savings: list[Row]
-    averages: list[Row]
-    differences: list[Row]
-    equal_budget: list[Row]
+    savings: list[SavingsRow]
+    averages: list[AverageRow]
+    differences: list[DifferenceRow]
+    equal_budget: list[EqualBudgetRow]
 
 
 class Summary(Results):
     """`summary.json`; docs/evaluation.md says what each number means."""
 
-    curves: list[Row]
-    quality: dict[str, dict[str, Row]]
-    hacking: list[Row]
-    controls: list[Row]
-    win_rates: list[Row]
-    recommendations: list[Row]
-    break_even: list[Row]
-    sampling: list[Row]
-    missing: list[Row]
-    costs: list[Row]
-    examples: list[Row]
+    curves: list[CurveRow]
+    quality: dict[str, dict[str, QualityRow]]
+    hacking: list[HackingRow]
+    controls: list[ControlRow]
+    win_rates: list[WinRateRow]
+    recommendations: list[RecommendationRow]
+    break_even: list[BreakEvenRow]
+    sampling: list[SamplingRow]
+    missing: list[MissingRow]
+    costs: list[RewardCostRow]
+    examples: list[ExampleRow]
     name: str
     trained: str
     references: list[str]
@@ -49,13 +65,13 @@ class Summary(Results):
     dropped_prompts: int
     num_samples: int
     trained_budget: int
-    manifest: Row | None
-    config: Row
+    manifest: dict[str, Any] | None
+    config: dict[str, Any]
     versions: dict[str, str]
 
 
 def load_summary(folder: Path) -> Summary:
-    """Read `summary.json`; raises `RunError` if it is missing or damaged."""
+    """Read `summary.json`, its rows completed; raises `RunError` if it is missing or damaged."""
     path = folder / FILE_NAME
     if not path.is_file():
         raise RunError(f"{str(folder)!r} holds no {FILE_NAME}; run `iama evaluate` first")
@@ -66,8 +82,24 @@ def load_summary(folder: Path) -> Summary:
     lacking = sorted(Summary.__required_keys__ - set(raw)) if isinstance(raw, dict) else ["(not an object)"]
     if lacking:
         raise RunError(f"{path} lacks {', '.join(lacking)}; run `iama evaluate` again")
-    summary: Summary = raw
-    return summary
+    return complete(raw)
+
+
+def complete(raw: Mapping[str, Any]) -> Summary:
+    """A copy in which no table and no column is missing, as it may be in an older file: they are empty or None."""
+    return cast("Summary", _completed(raw, Summary))
+
+
+def _completed(value: Any, kind: Any) -> Any:
+    if is_typeddict(kind):
+        value, hints = value or {}, get_type_hints(kind)
+        required = {key: hints[key] for key in hints if key in kind.__required_keys__ or key in value}
+        return dict(value) | {key: _completed(value.get(key), hint) for key, hint in required.items()}
+    if get_origin(kind) is list:
+        return [_completed(item, get_args(kind)[0]) for item in value or []]
+    if get_origin(kind) is dict:
+        return {key: _completed(item, get_args(kind)[1]) for key, item in (value or {}).items()}
+    return value
 
 
 def save_summary(folder: Path, summary: Summary) -> None:

@@ -1,4 +1,8 @@
-"""The report: one self-contained HTML file, and tables for the terminal, both from `summary.json` alone."""
+"""The report of an evaluation: one self-contained HTML file, and tables for the terminal, from `summary.json` alone.
+
+Read `html` first: it fills the templates in `assets/`. `words` puts numbers into words, `risks` finds what could be
+wrong with a policy, `terminal` prints the tables, `compare` sets two evaluations side by side.
+"""
 
 from inference.report.compare import print_comparison, write_comparison
 from inference.report.html import FILE_NAME, render_html, write_report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from rich.markup import escape
 
@@ -12,23 +12,47 @@ from iama.errors import RunError
 from iama.files import write_atomically
 from inference.evaluation.summary import load_summary
 from inference.report import words
-from inference.report.fill import UNITS, distinct, filled, savings_units, used_units
-from inference.report.html import chart_data, choices, render, style
+from inference.report.html import choices, render, style
 from inference.report.terminal import make_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from rich.console import Console
 
-    from inference.evaluation.summary import Row, Summary
+    from inference.evaluation.summary import Summary
+    from inference.statistics.summary_rows import CurveRow, HackingRow, SavingsRow, Unit
 
 FILE_NAME = "compare.html"
 _ABSENT = object()
-QUALITY = {"without": "gold, one sample", "with": "gold, sampler", "worst_with": "worst 5 %, sampler"}
+QUALITY: dict[Literal["without", "with", "worst_with"], str] = {
+    "without": "gold, one sample",
+    "with": "gold, sampler",
+    "worst_with": "worst 5 %, sampler",
+}
 SAVINGS_KEYS = ("criterion", "method", "metric", "reference")
 SECOND_DASH = "6 3"
 Pair = tuple["Summary", "Summary"]
+
+
+class SavingsPair(TypedDict):
+    """A saving in both runs: its ratios and intervals in words, and the second ratio over the first."""
+
+    key: tuple[str, ...]
+    ratios: list[str]
+    intervals: list[str]
+    change: str
+    notes: str
+
+
+class QualityPair(TypedDict):
+    """A mean gold in both runs, and the second minus the first."""
+
+    policy: str
+    criterion: str
+    title: str
+    values: list[float | None]
+    difference: float | None
 
 
 def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path:
@@ -44,8 +68,8 @@ def write_comparison(first: Path, second: Path, out: Path | None = None) -> Path
 
 
 def load_pair(first: Path, second: Path) -> tuple[Pair, tuple[str, str]]:
-    """Both summaries, filled, and names that tell them apart."""
-    pair = filled(load_summary(first)), filled(load_summary(second))
+    """Both summaries, and names that tell them apart."""
+    pair = load_summary(first), load_summary(second)
     return pair, run_names(pair, (first, second))
 
 
@@ -61,20 +85,37 @@ def run_names(pair: Pair, folders: tuple[Path, Path]) -> tuple[str, str]:
 
 def render_comparison(pair: Pair, names: tuple[str, str]) -> str:
     """The page; everything that comes from models or configuration is escaped."""
-    merged = merge(pair, names)
+    runs = list(zip(names, pair, strict=True))
+    curves: list[CurveRow] = [
+        {**row, "policy": f"{name}: {row['policy']}"} for name, summary in runs for row in summary["curves"]
+    ]
+    hacking: list[HackingRow] = [
+        {**row, "policy": f"{name}: {row['policy']}"} for name, summary in runs for row in summary["hacking"]
+    ]
     return render(
         "compare.html.jinja",
-        chart_data(merged, styles(pair, names)),
-        summary=merged,
+        {
+            "curves": curves,
+            "hacking": hacking,
+            "recommendations": [],
+            "trained": f"{names[0]}: {pair[0]['trained']}",
+            "styles": styles(pair, names),
+        },
+        name=" against ".join(names),
+        curves=curves,
         runs=names,
         headlines=[words.headline(summary) for summary in pair],
         settings=differing_settings(pair),
         savings=savings_pairs(pair),
+        savings_units=_savings_units(pair),
         quality=quality_pairs(pair),
-        units=used_units(merged["curves"]),
-        savings_units=savings_units([row for summary in pair for row in summary["savings"]]),
-        **choices(merged),
+        **choices(curves),
     )
+
+
+def _savings_units(pair: Pair) -> dict[Unit, str]:
+    """Units in which either run has a ratio."""
+    return words.savings_units([row for summary in pair for row in summary["savings"]])
 
 
 def print_comparison(first: Path, second: Path, console: Console) -> None:
@@ -84,17 +125,16 @@ def print_comparison(first: Path, second: Path, console: Console) -> None:
     for setting in differing_settings(pair):
         table.add_row(*map(escape, setting))
     console.print(table if table.rows else "Settings: none differ.")
-    known = savings_units([row for summary in pair for row in summary["savings"]])
-    unit = "samples" if "samples" in known else next(iter(known), None)
+    unit = next(iter(_savings_units(pair)), None)
     if unit:
-        table = make_table(f"Savings in {UNITS[unit]}", SAVINGS_KEYS, (*names, f"{names[1]} / {names[0]}"))
+        table = make_table(f"Savings in {words.UNITS[unit]}", SAVINGS_KEYS, (*names, f"{names[1]} / {names[0]}"))
         for row in savings_pairs(pair)[unit]:
-            table.add_row(*(escape(str(value)) for value in row["key"]), *map(escape, (*row["ratios"], row["change"])))
+            table.add_row(*map(escape, (*row["key"], *row["ratios"], row["change"])))
         console.print(table)
     table = make_table("Mean gold", ("policy", "criterion", "with"), (*names, "difference"))
-    for row in quality_pairs(pair):
-        values = (*map(words.number, row["values"]), words.signed(row["difference"]))
-        table.add_row(escape(row["policy"]), escape(row["criterion"]), row["title"], *values)
+    for gold in quality_pairs(pair):
+        values = (*map(words.number, gold["values"]), words.signed(gold["difference"]))
+        table.add_row(escape(gold["policy"]), escape(gold["criterion"]), gold["title"], *values)
     console.print(table)
 
 
@@ -118,7 +158,7 @@ def _differences(key: str, first: Any, second: Any) -> list[tuple[str, str, str]
         return [(key, _shown(first), _shown(second))]
     return [
         row
-        for name in distinct([*first, *second])
+        for name in dict.fromkeys([*first, *second])
         for row in _differences(f"{key}.{name}" if key else name, first.get(name, _ABSENT), second.get(name, _ABSENT))
     ]
 
@@ -138,67 +178,67 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def savings_pairs(pair: Pair) -> dict[str, list[Row]]:
-    """By unit: the key of a row, both ratios and intervals, and the second divided by the first (of bounds: none)."""
-    sides = [{tuple(row[k] for k in SAVINGS_KEYS): row for row in summary["savings"]} for summary in pair]
+def savings_pairs(pair: Pair) -> dict[Unit, list[SavingsPair]]:
+    """By unit: every saving that either run has."""
+    sides = [{_savings_key(row): row for row in summary["savings"]} for summary in pair]
     keys = list(dict.fromkeys([*sides[0], *sides[1]]))
-    units = savings_units([row for summary in pair for row in summary["savings"]])
-    return {unit: [_savings_pair(key, [side.get(key) for side in sides], unit) for key in keys] for unit in units}
+    return {
+        unit: [_savings_pair(key, [side.get(key) for side in sides], unit) for key in keys]
+        for unit in _savings_units(pair)
+    }
 
 
-def _savings_pair(key: Sequence[str], rows: Sequence[Row | None], unit: str) -> Row:
-    ratios = [words.ratio_text(row, unit=unit) if row else "-" for row in rows]
-    values = [row["units"].get(unit, {}).get("ratio") if row and not _bound(row) else None for row in rows]
-    known = values[0] is not None and values[1] is not None
+def _savings_key(row: SavingsRow) -> tuple[str, ...]:
+    return row["criterion"], row["method"], row["metric"], row["reference"]
+
+
+def _savings_pair(key: tuple[str, ...], rows: Sequence[SavingsRow | None], unit: Unit) -> SavingsPair:
+    first, second = (None if row is None else _exact_ratio(row, unit) for row in rows)
     return {
         "key": key,
-        "ratios": ratios,
-        "intervals": [words.interval_text(row, unit=unit) if row else "-" for row in rows],
-        "change": f"{values[1] / values[0]:.2f}x" if known and values[0] else "-",
+        "ratios": ["-" if row is None else words.ratio_text(row, unit) for row in rows],
+        "intervals": ["-" if row is None else words.interval_text(row, unit) for row in rows],
+        "change": f"{second / first:.2f}x" if first and second is not None else "-",
         "notes": "; ".join(
             f"{side}: {words.note(row)}" for side, row in zip("AB", rows, strict=True) if row and words.note(row)
         ),
     }
 
 
-def _bound(row: Row) -> bool:
-    return bool(row["censored"] or row["floor"])
+def _exact_ratio(row: SavingsRow, unit: Unit) -> float | None:
+    """A ratio that is no bound."""
+    ratio = words.ratio_in(row, unit)
+    return None if ratio is None or row["censored"] or row["floor"] else ratio["ratio"]
 
 
-def quality_pairs(pair: Pair) -> list[Row]:
-    """Mean gold by policy, criterion and column, and the second minus the first."""
-    rows = []
+def quality_pairs(pair: Pair) -> list[QualityPair]:
+    """Mean gold by policy, criterion and column, where either run has one."""
     first, second = (summary["quality"] for summary in pair)
-    for policy in distinct([*first, *second]):
-        for criterion in distinct([*first.get(policy, {}), *second.get(policy, {})]):
+    rows: list[QualityPair] = []
+    for policy in dict.fromkeys([*first, *second]):
+        for criterion in dict.fromkeys([*first.get(policy, {}), *second.get(policy, {})]):
+            sides = [side.get(policy, {}).get(criterion) for side in (first, second)]
             for column, title in QUALITY.items():
-                own, its = (side.get(policy, {}).get(criterion, {}).get(column) for side in (first, second))
-                if own is not None or its is not None:
-                    gap = None if own is None or its is None else its - own
-                    where = {"policy": policy, "criterion": criterion, "title": title}
-                    rows.append(where | {"values": [own, its], "difference": gap})
+                before, after = (None if side is None else side[column] for side in sides)
+                if before is None and after is None:
+                    continue
+                rows.append(
+                    {
+                        "policy": policy,
+                        "criterion": criterion,
+                        "title": title,
+                        "values": [before, after],
+                        "difference": None if before is None or after is None else after - before,
+                    }
+                )
     return rows
 
 
-def merge(pair: Pair, names: tuple[str, str]) -> Summary:
-    """One summary with the curves of both, whose policies carry their run's name."""
-    tables: Row = {}
-    for table in ("curves", "hacking"):
-        rows: list[tuple[str, Row]] = [
-            (name, row) for name, summary in zip(names, pair, strict=True) for row in summary[table]
-        ]
-        tables[table] = [row | {"policy": f"{name}: {row['policy']}"} for name, row in rows]
-    title = " against ".join(names)
-    return filled({"name": title, "trained": f"{names[0]}: {pair[0]['trained']}", "references": [], **tables})
-
-
-def styles(pair: Pair, names: tuple[str, str]) -> Mapping[str, Row]:
+def styles(pair: Pair, names: tuple[str, str]) -> dict[str, dict[str, str]]:
     """A policy has one colour in both runs; the first run's lines are unbroken, the second's dashed."""
-    policies = distinct([*pair[0]["policies"], *pair[1]["policies"]])
-    whole = filled({**pair[0], "policies": policies})
-    result = {}
-    for name, summary, dash in zip(names, pair, ("", SECOND_DASH), strict=True):
-        for policy in summary["policies"]:
-            index = policies.index(policy)
-            result[f"{name}: {policy}"] = style(policy, index, whole) | {"dash": dash}
-    return result
+    policies = list(dict.fromkeys([*pair[0]["policies"], *pair[1]["policies"]]))
+    return {
+        f"{name}: {policy}": style(policy, policies, summary["trained"]) | {"dash": dash}
+        for name, summary, dash in zip(names, pair, ("", SECOND_DASH), strict=True)
+        for policy in summary["policies"]
+    }

@@ -7,13 +7,12 @@ import hashlib
 import json
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from iama.errors import IamaError
 from iama.files import write_atomically
 from inference.evaluation.summary import load_summary
 from inference.report import words
-from inference.report.fill import UNITS, distinct, filled, savings_units, used_units
 from inference.report.risks import find_risks
 from inference.statistics.savings import FALL_TOLERANCE
 
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from inference.evaluation.summary import Row, Summary
+    from inference.evaluation.summary import Summary
+    from inference.statistics.summary_rows import CurveRow, ExampleRow
 
 FILE_NAME = "report.html"
 # Distinguishable for colour-blind readers, and on light and dark ground (Okabe and Ito).
@@ -33,8 +33,10 @@ TRAINED_COLOUR = COLOURS["iama"]
 # The trained policy's line is unbroken and the others lie over it, so that curves that coincide all show.
 DASHES = {"base": "2 4", "grpo": "8 4"}
 OTHER_DASH = "8 3 2 3"
-SHAPES = ("circle", "square", "triangle", "diamond", "cross")
-OURS = ("chart.js", "page.js", "page.css")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
+METRICS: tuple[Literal["gold"], Literal["proxy"]] = ("gold", "proxy")
+ASSETS = files("inference.report") / "assets"
+LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"}
 FILTERS = {
     "number": words.number,
@@ -43,11 +45,12 @@ FILTERS = {
     "interval": words.interval,
     "ratio": words.ratio_text,
     "ratio_interval": words.interval_text,
+    "average": words.average_text,
     "note": words.note,
     "equal_budget_note": words.equal_budget_note,
     "title": words.title,
     "method": words.method_title,
-    "label": lambda row: words.label(row["method"], row["samples"]),
+    "label": lambda row: words.label(row["method"], row["samples"]) if row["method"] else "-",
     "percents": lambda ci95: "-" if ci95 is None else f"[{words.percent(ci95[0])}, {words.percent(ci95[1])}]",
     # A bound's sign stays on the line of its number.
     "bound": lambda text: text.replace("> ", ">\N{NO-BREAK SPACE}").replace("< ", "<\N{NO-BREAK SPACE}"),
@@ -76,43 +79,63 @@ def write_report(folder: Path) -> Path:
 
 def render_html(summary: Summary) -> str:
     """The page; everything that comes from models or configuration is escaped."""
-    summary = filled(summary)
-    units = used_units(summary["curves"])
+    curves, policies, trained = summary["curves"], summary["policies"], summary["trained"]
     return render(
         "page.html.jinja",
-        chart_data(summary, {policy: style(policy, i, summary) for i, policy in enumerate(summary["policies"])}),
+        {
+            "curves": curves,
+            "hacking": summary["hacking"],
+            "recommendations": summary["recommendations"],
+            "trained": trained,
+            "styles": {policy: style(policy, policies, trained) for policy in policies},
+        },
         summary=summary,
+        curves=curves,
         headline=words.saving_sentences(summary),
         risks=find_risks(summary),
         facts=facts(summary),
-        units=units,
-        savings_units=savings_units(summary["savings"]),
-        equal_units=used_units([{row["unit"]: 1} for row in summary["equal_budget"]]),
-        recommended_units=used_units([{row["unit"]: 1} for row in summary["recommendations"]]),
+        savings_units=words.savings_units(summary["savings"]),
+        equal_units=words.used_units({row["unit"]: 1} for row in summary["equal_budget"]),
+        recommended_units=words.used_units({row["unit"]: 1} for row in summary["recommendations"]),
         examples=examples_by_prompt(summary["examples"]),
         fall_percent=f"{100 * FALL_TOLERANCE:.0f} %",
-        **choices(summary),
+        **choices(curves),
     )
 
 
-def render(template: str, data: Row, **values: Any) -> str:
-    """A template with style sheet, script and data in it; the script is the only one that the page may run."""
-    parts = {name: (files("inference.report") / name).read_text(encoding="utf-8") for name in OURS}
-    script = f'"use strict";\n(() => {{\n{parts["chart.js"]}{parts["page.js"]}}})();\n'
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def render(template: str, data: Mapping[str, object], **values: Any) -> str:
+    """A template with style sheet, scripts and data in it; the scripts are the only ones that the page may run."""
     environment = _environment()
     from markupsafe import Markup
 
+    scripts = (_libraries(), f'"use strict";\n(() => {{\n{_asset("chart.js")}{_asset("page.js")}}})();\n')
     page = environment.get_template(template).render(
-        # The script and the style sheet are ours; the data are escaped by `as_json`.
-        script=Markup(script),  # noqa: S704
-        css=Markup(parts["page.css"]),  # noqa: S704
-        data=Markup(as_json(data)),  # noqa: S704
-        script_hash=f"sha256-{digest}",
+        # Scripts and style sheet are parts of this package; the data are escaped by `as_json`.
+        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        css=Markup(_asset("page.css")),  # noqa: S704
+        data=Markup(as_json({**data, "units": words.UNITS, "methods": words.METHODS})),  # noqa: S704
+        script_hashes=Markup(" ".join(f"'{_digest(script)}'" for script in scripts)),  # noqa: S704
         **values,
     )
     # Half a surrogate pair in a foreign pool's text cannot be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+@cache
+def _libraries() -> str:
+    """The libraries with their licences, which must go where they go."""
+    return "\n".join([f"/*\n{_asset('LICENSES.txt')}*/", *map(_asset, LIBRARIES)])
+
+
+@cache
+def _digest(script: str) -> str:
+    """A script's hash, as a Content-Security-Policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 @cache
@@ -121,49 +144,38 @@ def _environment() -> Environment:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise IamaError("the report needs jinja2, which torch installs; pip install jinja2") from error
-    loader = PackageLoader("inference.report", ".")
+    loader = PackageLoader("inference.report", "assets")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters.update(FILTERS)
     environment.globals.update(GLOBALS)
     return environment
 
 
-def as_json(data: Row) -> str:
+def as_json(data: Mapping[str, object]) -> str:
     """JSON that can stand inside a script element: nothing in it can end the element."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).translate(ESCAPES)
 
 
-def chart_data(summary: Summary, styles: Mapping[str, Row]) -> Row:
-    """What the script draws."""
+def choices(curves: Sequence[CurveRow]) -> dict[str, Any]:
+    """What the selects of the curves offer; a method has a curve if it has numbers of samples."""
     return {
-        "curves": summary["curves"],
-        "hacking": summary["hacking"],
-        "recommendations": summary["recommendations"],
-        "units": UNITS,
-        "styles": styles,
-        "trained": summary["trained"],
-        "methods": words.METHODS,
+        "units": words.used_units(curves),
+        "metrics": [metric for metric in METRICS if any(row[metric] is not None for row in curves)],
+        "criteria": list(dict.fromkeys(row["criterion"] for row in curves)),
+        "curve_methods": list(dict.fromkeys(row["method"] for row in curves if row["samples"] is not None)),
     }
 
 
-def choices(summary: Summary) -> dict[str, Any]:
-    """What the page's selects offer; a method has a curve if it has numbers of samples."""
-    curves = summary["curves"]
-    metrics = [metric for metric in ("gold", "proxy") if any(row[metric] is not None for row in curves)]
-    drawn = distinct(row["criterion"] for row in curves)
-    methods = distinct(row["method"] for row in curves if row["samples"] is not None)
-    return {"metrics": metrics, "criteria": drawn, "curve_methods": methods}
-
-
-def style(policy: str, index: int, summary: Summary) -> Row:
+def style(policy: str, policies: Sequence[str], trained: str) -> dict[str, str]:
     """A policy's colour, dashes and point shape, by its role."""
-    trained = policy == summary["trained"]
-    taken = {summary["trained"], *COLOURS}
-    others = [name for name in summary["policies"] if name not in taken]
+    others = [name for name in policies if name not in {trained, *COLOURS}]
     spare = MORE_COLOURS[others.index(policy) % len(MORE_COLOURS)] if policy in others else MORE_COLOURS[0]
-    colour = TRAINED_COLOUR if trained else spare if policy == "iama" else COLOURS.get(policy, spare)
-    dash = "" if trained else DASHES.get(policy, OTHER_DASH)
-    return {"colour": colour, "dash": dash, "shape": SHAPES[index % len(SHAPES)]}
+    is_named = policy in COLOURS and policy != "iama"  # whose colour is the trained policy's, whatever its name
+    return {
+        "colour": TRAINED_COLOUR if policy == trained else COLOURS[policy] if is_named else spare,
+        "dash": "" if policy == trained else DASHES.get(policy, OTHER_DASH),
+        "shape": SHAPES[policies.index(policy) % len(SHAPES)],
+    }
 
 
 def facts(summary: Summary) -> list[tuple[str, str]]:
@@ -191,19 +203,19 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
 
 def _operators(summary: Summary) -> str:
     """The manifest's operators, or else the budget that savings are told for."""
-    manifest = cast("Row", summary).get("manifest")
+    manifest = summary["manifest"]
     if not manifest:
         return f"not recorded; savings are told for {words.number(summary['trained_budget'])} samples"
     operators = ", ".join(f"{c['name']} by {c['operator']}" for c in manifest.get("criteria", []))
     return f"{operators} ({manifest.get('aggregate', 'sum')} of them, estimator {manifest.get('estimator', '-')})"
 
 
-def _criterion(criterion: Row) -> str:
+def _criterion(criterion: Mapping[str, Any]) -> str:
     proxy, gold = (_source(criterion.get(role)) for role in ("proxy", "gold"))
     return f"{criterion.get('name')}: {proxy} selects, {gold + ' judges' if gold else 'nothing judges'}"
 
 
-def _source(spec: Row | None) -> str:
+def _source(spec: Mapping[str, Any] | None) -> str:
     """What a reward reads, in a few words."""
     if not spec:
         return ""
@@ -226,16 +238,9 @@ def _pays_back(summary: Summary) -> str:
     return f"{reach}, by reference and criterion" + (f"; never in {never} cases" if never else "")
 
 
-def examples_by_prompt(examples: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+def examples_by_prompt(examples: Sequence[ExampleRow]) -> dict[str, dict[str, list[ExampleRow]]]:
     """Examples by prompt, then by criterion, the policies side by side."""
-    grouped: dict[str, dict[str, list[Row]]] = {}
+    grouped: dict[str, dict[str, list[ExampleRow]]] = {}
     for row in examples:
-        grouped.setdefault(prompt_words(row["prompt"]), {}).setdefault(row["criterion"], []).append(row)
+        grouped.setdefault(row["prompt"], {}).setdefault(row["criterion"], []).append(row)
     return grouped
-
-
-def prompt_words(prompt: Any) -> str:
-    """A prompt as text: messages one after the other, each with its role."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt or [])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from inference.report.fill import distinct, filled
 from inference.report.words import (
     alone_words,
     first_method,
@@ -18,7 +17,8 @@ from inference.report.words import (
 )
 
 if TYPE_CHECKING:
-    from inference.evaluation.summary import Row, Summary
+    from inference.evaluation.summary import Summary
+    from inference.statistics.summary_rows import HackingRow, SamplingRow
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,20 @@ FEW_PROMPTS = 30
 
 def find_risks(summary: Summary) -> list[Risk]:
     """The risks in the order of a reader's concern."""
-    summary = filled(summary)
     checks = (_hacking, _alone, _worst, _divergence, _few_prompts, _truncation, _missing, _dropped, _estimated)
     return [risk for check in checks if (risk := check(summary)) is not None]
 
 
 def _hacking(summary: Summary) -> Risk:
     rows = [row for row in summary["hacking"] if row["peak_gold"] is not None]
-    own = [row for row in rows if row["policy"] == summary["trained"]]
     subject, trained = "Reward hacking", summary["trained"]
-    if not own:
+    curves = [row for row in rows if row["policy"] == trained]
+    if not curves:
         return Risk(subject, "unknown", f"not measured: no gold reward was read along {trained}'s curves.")
-    absent = [c for c in summary["criteria"] if c not in {row["criterion"] for row in own}]
+    absent = [c for c in summary["criteria"] if c not in {row["criterion"] for row in curves}]
     unmeasured = f" Not measured on {', '.join(absent)}." if absent else ""
-    others = distinct(row["policy"] for row in rows if row["onset"] is not None and row["policy"] != trained)
-    seen = [_fall(row) for row in own if row["onset"] is not None]
+    others = dict.fromkeys(row["policy"] for row in rows if row["onset"] is not None and row["policy"] != trained)
+    seen = [_fall(row) for row in curves if row["onset"] is not None]
     elsewhere = f" It is {'also ' if seen else ''}seen for {', '.join(others)}." if others else ""
     if seen:
         return Risk(subject, "seen", f"{trained}'s gold falls {'; '.join(seen)}.{unmeasured}{elsewhere}")
@@ -58,7 +57,7 @@ def _hacking(summary: Summary) -> Risk:
     return Risk(subject, "none", f"none seen for {trained}{reach}.{unmeasured}{elsewhere}")
 
 
-def _fall(row: Row) -> str:
+def _fall(row: HackingRow) -> str:
     peak = f"peak {number(row['peak_gold'])} at {number(row['peak_samples'])}, {number(row['last_gold'])} at the end"
     return f"on {row['criterion']} with {method_title(row['method'])} from {number(row['onset'])} samples on ({peak})"
 
@@ -82,9 +81,9 @@ def _worst(summary: Summary) -> Risk:
         pairs = paired_quality(summary["quality"], trained, reference, "worst_with")
         measured = measured or bool(pairs)
         worse += [
-            f"on {criterion} below {title(reference)}'s ({number(own)} against {number(its)})"
-            for criterion, (own, its) in pairs.items()
-            if own < its
+            f"on {criterion} below {title(reference)}'s ({number(value)} against {number(other)})"
+            for criterion, (value, other) in pairs.items()
+            if value < other
         ]
     if not measured:
         return Risk(subject, "unknown", "not measured.")
@@ -105,9 +104,9 @@ def _divergence(summary: Summary) -> Risk:
         for row in summary["curves"]
         if (row["policy"], row["method"], row["samples"]) == (trained, method, budget) and row["kl"] is not None
     ]
-    found = [f"{number(row['kl'])} nats for {row['criterion']} ({row['kl_kind'] or 'exact'})" for row in at_budget]
-    if found:
-        parts.append(f"with {label(method, budget)} it is {', '.join(found)}")
+    served = [f"{number(row['kl'])} nats for {row['criterion']} ({row['kl_kind'] or 'exact'})" for row in at_budget]
+    if served:
+        parts.append(f"with {label(method, budget)} it is {', '.join(served)}")
     if not parts:
         return Risk("KL", "unknown", "the distance from the reference was not measured.")
     return Risk("KL", "info", f"from the reference: {'; '.join(parts)}.")
@@ -118,16 +117,16 @@ def _truncation(summary: Summary) -> Risk:
     subject = "Cut answers"
     if not any(row["policy"] == summary["trained"] for row in rows):
         return Risk(subject, "unknown", f"not measured for {summary['trained']}.")
-    cut = [row for row in rows if row["truncated"] > 0]
+    cut = [row for row in rows if row["truncated"]]
     if not cut:
         return Risk(subject, "none", "none seen: no answer reached the limit of tokens.")
     shares = ", ".join(f"{row['policy']}{_serving(row)} {percent(row['truncated'])}" for row in cut)
     return Risk(subject, "seen", f"some answers end at the limit of tokens: {shares}.")
 
 
-def _serving(row: Row) -> str:
-    told = ", ".join(row[key] for key in ("criterion", "method") if row[key])
-    return f" ({told})" if told else ""
+def _serving(row: SamplingRow) -> str:
+    names = ", ".join(filter(None, (row["criterion"], row["method"])))
+    return f" ({names})" if names else ""
 
 
 def _missing(summary: Summary) -> Risk:
@@ -161,6 +160,6 @@ def _dropped(summary: Summary) -> Risk | None:
 
 
 def _estimated(summary: Summary) -> Risk | None:
-    names = distinct(row["policy"] for row in summary["sampling"] if row["estimated"])
+    names = dict.fromkeys(row["policy"] for row in summary["sampling"] if row["estimated"])
     words = f"estimated for {', '.join(names)}, since its server did not report them."
     return Risk("Costs", "info", words) if names else None

@@ -8,7 +8,6 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from inference.report.fill import filled, savings_units
 from inference.report.risks import find_risks
 from inference.report.words import (
     first_method,
@@ -19,6 +18,7 @@ from inference.report.words import (
     note,
     number,
     ratio_text,
+    savings_units,
     signed,
 )
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from inference.evaluation.summary import Row, Summary
+    from inference.evaluation.summary import Summary
+    from inference.statistics.summary_rows import SavingsRow, Unit
 
-SHOWN_UNITS = {"samples": "samples (95 %)", "policy_tokens": "tokens", "flops": "FLOPs"}
+SHOWN_UNITS: dict[Unit, str] = {"samples": "samples (95 %)", "policy_tokens": "tokens", "flops": "FLOPs"}
 WIDE = 100
 """Columns of a terminal from which on FLOPs are shown, too."""
 MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
@@ -37,7 +38,6 @@ MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
 
 def print_tables(summary: Summary, console: Console) -> None:
     """Savings, quality without and with the sampler, and risks."""
-    summary = filled(summary)
     if summary["savings"]:
         _print_savings(summary["savings"], summary["trained"], console)
     if summary["quality"]:
@@ -47,7 +47,7 @@ def print_tables(summary: Summary, console: Console) -> None:
         console.print(f"{MARKS[risk.level]} {risk.subject}: {risk.words}", markup=False, highlight=False)
 
 
-def _print_savings(rows: Sequence[Row], trained: str, console: Console) -> None:
+def _print_savings(rows: Sequence[SavingsRow], trained: str, console: Console) -> None:
     """By gold, or by proxy where there is no gold; the report has both."""
     metric = "gold" if any(row["metric"] == "gold" for row in rows) else "proxy"
     shown = [row for row in rows if row["metric"] == metric]
@@ -57,12 +57,12 @@ def _print_savings(rows: Sequence[Row], trained: str, console: Console) -> None:
     title = f"Savings by {metric}: cost of the reference / cost of {trained}"
     table = make_table(title, names, [SHOWN_UNITS[unit] for unit in units])
     for row in shown:
-        ratios = [f"{ratio_text(row, unit=unit)} {interval_text(row, unit=unit)}" for unit in units]
-        table.add_row(*(escape(str(row[name])) for name in names), *map(escape, ratios))
+        ratios = [f"{ratio_text(row, unit)} {interval_text(row, unit)}" for unit in units]
+        table.add_row(*map(escape, (row["criterion"], row["method"], row["reference"], *ratios)))
     console.print(table)
     for row in shown:
         if row["hacked"] or row["floor"]:
-            where = " ".join(str(row[name]) for name in names)
+            where = f"{row['criterion']} {row['method']} {row['reference']}"
             console.print(f"{where}: {note(row)}", markup=False, highlight=False)
 
 
@@ -73,7 +73,7 @@ def _print_quality(summary: Summary, console: Console) -> None:
     table = make_table(f"Mean gold, one sample and {sampler}", ("policy", "criterion"), numbers)
     for policy, criteria in summary["quality"].items():
         for criterion, row in criteria.items():
-            values = (row[key] for key in ("without", "with", "worst_without", "worst_with"))
+            values = (row["without"], row["with"], row["worst_without"], row["worst_with"])
             table.add_row(escape(policy), escape(criterion), *map(number, values))
     console.print(table)
 
@@ -85,7 +85,7 @@ def print_differences(summary: Summary, console: Console) -> None:
     table = make_table(title, names, ("samples", "difference", "95 %", "seeds"))
     for row in summary["differences"]:
         numbers = (number(row["samples"]), signed(row["mean"]), interval(row["ci95"]), str(row["num_seeds"]))
-        table.add_row(*(escape(row[name]) for name in names), *map(escape, numbers))
+        table.add_row(*map(escape, (row["method"], row["metric"], row["reference"], *numbers)))
     if summary["differences"]:
         console.print(table)
 

@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from inference.report.fill import filled
 from inference.statistics.savings import FALL_TOLERANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from inference.evaluation.summary import Row, Summary
+    from inference.evaluation.summary import Summary
+    from inference.statistics.summary_rows import (
+        AverageRow,
+        EqualBudgetRow,
+        Interval,
+        QualityRow,
+        Ratio,
+        SavingsRow,
+        Unit,
+    )
 
+UNITS: dict[Unit, str] = {
+    "samples": "samples",
+    "policy_tokens": "policy tokens",
+    "policy_prefill_tokens": "policy prefill tokens",
+    "policy_decode_tokens": "policy decode tokens",
+    "reward_calls": "reward calls",
+    "reward_tokens": "reward tokens",
+    "backward_tokens": "backward tokens",
+    "sequential_steps": "sequential steps",
+    "flops": "FLOPs",
+    "seconds": "seconds",
+}
+"""Units of a budget, and how they are called."""
 TITLES = {"base": "the untrained base", "grpo": "linear GRPO"}
 METHODS = {"bon": "Best-of-N", "bop": "Best-of-Poisson"}
 FALLS = f"gold falls by more than {100 * FALL_TOLERANCE:.0f} % of its range"
+ENDS = {
+    "low": "a single sample of the reference costs more",
+    "high": "the curve of the reference ends at a lower cost",
+}
 SPACE = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
@@ -43,34 +68,63 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}{SPACE}%"
 
 
-def interval(ci95: Sequence[float | None] | None) -> str:
+def interval(ci95: Interval | None) -> str:
     """An interval of any number; a dash where there is none."""
-    return "-" if ci95 is None or None in ci95 else f"[{number(ci95[0])}, {number(ci95[1])}]"
+    return "-" if ci95 is None or not _is_known(ci95) else f"[{number(ci95[0])}, {number(ci95[1])}]"
 
 
-def ratio_text(row: Row, key: str = "ratio", unit: str | None = None) -> str:
-    """A ratio with `>` where it is a lower bound and `<` where it is an upper one; of a unit, if one is given."""
-    value = (row["units"].get(unit) or {}).get("ratio") if unit else row.get(key)
-    if value is None:
+def used_units(rows: Iterable[Mapping[str, object]]) -> dict[Unit, str]:
+    """Units in which some row has a value other than zero, and how they are called."""
+    rows = list(rows)
+    return {unit: name for unit, name in UNITS.items() if any(row.get(unit) for row in rows)}
+
+
+def savings_units(savings: Sequence[SavingsRow]) -> dict[Unit, str]:
+    """Units in which some row has a ratio, and how they are called."""
+    return {unit: name for unit, name in UNITS.items() if any(ratio_in(row, unit) for row in savings)}
+
+
+def ratio_in(row: SavingsRow, unit: Unit) -> Ratio | None:
+    """A saving in one unit; None where it was not measured."""
+    ratio: Ratio | None = {"ratio": row["ratio"], "ci95": row["ci95"]} if unit == "samples" else row["units"].get(unit)
+    return None if ratio is None or ratio["ratio"] is None else ratio
+
+
+def ratio_text(row: SavingsRow, unit: Unit = "samples") -> str:
+    """A saving in one unit: `>` marks a lower bound, `<` an upper one."""
+    ratio = ratio_in(row, unit)
+    return "-" if ratio is None else _bound(ratio["ratio"], is_lower=row["censored"], is_upper=row["floor"])
+
+
+def average_text(row: AverageRow, key: Literal["ratio", "token_ratio"] = "ratio") -> str:
+    """A mean of ratios, marked like them where it rests on bounds."""
+    ratio = row[key]
+    return "-" if ratio is None else _bound(ratio, is_lower=bool(row["num_censored"]), is_upper=bool(row["num_floor"]))
+
+
+def _bound(ratio: float, *, is_lower: bool, is_upper: bool) -> str:
+    sign = "<> " if is_lower and is_upper else "> " if is_lower else "< " if is_upper else ""
+    return f"{sign}{ratio:.2f}x"
+
+
+def interval_text(row: SavingsRow, unit: Unit = "samples") -> str:
+    """A saving's interval; `>` and `<` mark ends that are bounds: resamples were censored, or at one sample already."""
+    ratio = ratio_in(row, unit)
+    if ratio is None or not _is_known(ratio["ci95"]):
         return "-"
-    censored, floor = row.get("censored") or row.get("num_censored"), row.get("floor") or row.get("num_floor")
-    sign = "<> " if censored and floor else "> " if censored else "< " if floor else ""
-    return f"{sign}{value:.2f}x"
+    low, high = ("<" if row["ci_floor"] else ""), (">" if row["ci_censored"] else "")
+    return f"[{low}{ratio['ci95'][0]:.2f}, {high}{ratio['ci95'][1]:.2f}]"
 
 
-def interval_text(row: Row, key: str = "ci95", unit: str | None = None) -> str:
-    """A ratio's interval; `>` and `<` mark ends that are bounds: resamples were censored, or at one sample already."""
-    ci95 = (row["units"].get(unit) or {}).get("ci95") if unit else row.get(key)
-    if ci95 is None or None in ci95:
-        return "-"
-    low, high = ("<" if row.get("ci_floor") else ""), (">" if row.get("ci_censored") else "")
-    return f"[{low}{ci95[0]:.2f}, {high}{ci95[1]:.2f}]"
+def _is_known(ci95: Interval | None) -> bool:
+    """Whether an interval has both ends."""
+    return ci95 is not None and None not in ci95
 
 
-def note(row: Row) -> str:
+def note(row: SavingsRow) -> str:
     """What a reader must know about a savings row."""
     notes = []
-    if not row["counts"]:
+    if row["counts"] is False:
         notes.append(f"not counted: the reference never gets there, and its {FALLS} (hacking)")
     elif row["hacked"]:
         notes.append(f"the reference's {FALLS} at larger budgets")
@@ -81,11 +135,9 @@ def note(row: Row) -> str:
     return "; ".join(notes)
 
 
-def equal_budget_note(row: Row) -> str:
+def equal_budget_note(row: EqualBudgetRow) -> str:
     """What a reader must know about a row of equal budget."""
-    low, high = "a single sample of the reference costs more", "the curve of the reference ends at a lower cost"
-    ends = {"low": low, "high": high}
-    notes = [ends[row["clipped"]]] if row["clipped"] in ends else []
+    notes = [ENDS[row["clipped"]]] if row["clipped"] in ENDS else []
     if row["reference_method"] not in (None, row["method"]):
         notes.append(f"the reference by {method_title(row['reference_method'])}")
     return "; ".join(notes)
@@ -111,30 +163,29 @@ def label(method: str, budget: float | None) -> str:
 
 
 def first_method(summary: Summary) -> str:
-    """The method of the headline: the first of the configuration's that has averages, or else the first of all."""
-    methods: list[str] = summary["config"].get("methods") or list(summary["methods"]) or ["bon"]
+    """The method of the headline: the first that has averages, or else the first of all."""
+    methods = summary["methods"] or ["bon"]
     averaged = {row["method"] for row in summary["averages"]}
     return next((method for method in methods if method in averaged), methods[0])
 
 
 def headline(summary: Summary) -> str:
     """A few sentences: the saving against each reference with its interval, and what the policy is worth alone."""
-    summary = filled(summary)
     saving = saving_sentences(summary)
     return " ".join([*saving, *alone_words(summary)] if summary["averages"] else saving)
 
 
 def saving_sentences(summary: Summary) -> list[str]:
-    """The saving against each reference, and by criterion where the averages have no interval; of a filled summary."""
+    """The saving against each reference, and by criterion where the averages have no interval."""
     method, trained, references = first_method(summary), summary["trained"], summary["references"]
-    found = [words for reference in references if (words := _saving_words(summary, reference, method))]
-    if not found and summary["savings"] and all(row["metric"] == "proxy" for row in summary["savings"]):
+    savings = [words for reference in references if (words := _saving_words(summary, reference, method))]
+    if not savings and summary["savings"] and all(row["metric"] == "proxy" for row in summary["savings"]):
         return ["No gold reward judges, so savings are by the proxy only, which says nothing about quality."]
-    if not found:
+    if not savings:
         names = " or ".join(references) or "(none)"
         return [f"No savings were measured: they need a policy named {trained} and one named {names}."]
     sampler = label(method, summary["trained_budget"])
-    saving = f"With {sampler}, {trained} reaches a mean gold reward that {' and '.join(found)}."
+    saving = f"With {sampler}, {trained} reaches a mean gold reward that {' and '.join(savings)}."
     return [saving, *_intervals(summary, method)]
 
 
@@ -145,20 +196,25 @@ def alone_words(summary: Summary) -> list[str]:
     for reference in summary["references"]:
         pairs = paired_quality(quality, trained, reference, "without")
         if pairs:
-            worse = [criterion for criterion, (own, its) in pairs.items() if own < its]
-            values = ", ".join(f"{number(own)} against {number(its)}" for own, its in pairs.values())
+            worse = [criterion for criterion, (value, other) in pairs.items() if value < other]
+            values = ", ".join(f"{number(value)} against {number(other)}" for value, other in pairs.values())
             verdict = f"worse on {', '.join(worse)}" if worse else "not worse on any criterion"
             sentences.append(f"Without a sampler it is {verdict} than {title(reference)} ({values}).")
     return sentences
 
 
 def paired_quality(
-    quality: dict[str, dict[str, Row]], policy: str, other: str, key: str
+    quality: Mapping[str, Mapping[str, QualityRow]], policy: str, other: str, key: Literal["without", "worst_with"]
 ) -> dict[str, tuple[float, float]]:
     """Both policies' values of one column by criterion, where both were measured."""
     first, second = quality.get(policy, {}), quality.get(other, {})
-    pairs: dict[str, tuple[Any, Any]] = {c: (first[c][key], second[c][key]) for c in first if c in second}
-    return {c: pair for c, pair in pairs.items() if None not in pair}
+    return {
+        criterion: (value, other_value)
+        for criterion, row in first.items()
+        if criterion in second
+        and (value := row[key]) is not None
+        and (other_value := second[criterion][key]) is not None
+    }
 
 
 def _saving_words(summary: Summary, reference: str, method: str) -> str | None:
@@ -169,11 +225,12 @@ def _saving_words(summary: Summary, reference: str, method: str) -> str | None:
         return None
     if row["ratio"] is None:
         return f"{title(reference)} gives no valid figure for (its gold falls on every criterion)"
-    between = "" if row["ci95"] is None else f" {interval_text(row)}"
-    tokens = "" if row["token_ratio"] is None else f"{ratio_text(row, 'token_ratio')} the tokens; "
+    ci95 = row.get("ci95")
+    between = "" if ci95 is None else f" [{ci95[0]:.2f}, {ci95[1]:.2f}]"
+    tokens = "" if row["token_ratio"] is None else f"{average_text(row, 'token_ratio')} the tokens; "
     counts = f"{row['num_censored_total']} of {row['num_criteria']} criteria censored"
     left_out = f", {row['num_not_counted']} left out" if row["num_not_counted"] else ""
-    return f"{title(reference)} needs {ratio_text(row)}{between} the samples for ({tokens}{counts}{left_out})"
+    return f"{title(reference)} needs {average_text(row)}{between} the samples for ({tokens}{counts}{left_out})"
 
 
 def _intervals(summary: Summary, method: str) -> list[str]:
@@ -183,7 +240,7 @@ def _intervals(summary: Summary, method: str) -> list[str]:
         average = [r for r in summary["averages"] if (r["reference"], r["method"]) == (reference, method)]
         wanted = (reference, method, "gold")
         rows = [r for r in summary["savings"] if (r["reference"], r["method"], r["metric"]) == wanted and r["counts"]]
-        if rows and average and average[0]["ci95"] is None:
+        if rows and average and average[0].get("ci95") is None:
             values = ", ".join(f"{r['criterion']} {ratio_text(r)} {interval_text(r)}" for r in rows)
             sentences.append(f"95 % intervals against {title(reference)}: {values}.")
     return sentences

@@ -73,7 +73,7 @@ class Rule:
         if utility_SS.shape != (len(texts), len(texts)) or not np.isfinite(utility_SS).all():
             raise RewardError(
                 f"the utility of {self.name} gave shape {list(utility_SS.shape)} or numbers that are not finite; "
-                f"return a number for each of the {len(texts)} texts (rows) with each of the {len(texts)} others (columns)"
+                f"return a number for each of the {len(texts)} texts (rows) and {len(texts)} others (columns)"
             )
         return utility_SS
 

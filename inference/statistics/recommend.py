@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,26 +12,28 @@ from inference.statistics.bootstrap import mean_interval
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Row = dict[str, Any]
+    from inference.statistics.bootstrap import Estimate
+    from inference.statistics.summary_rows import Choice, CurveRow, RecommendationRow, Unit
+
 Key = tuple[str, str, str, int | None]
 NUM_BUDGETS = 12
 """Most budgets that a (criterion, unit) is given a recommendation for."""
 
 
-def key_of(row: Row) -> Key:
+def key_of(row: CurveRow) -> Key:
     """(policy, criterion, method, samples) of a curve row: the key of its gold values by prompt."""
     return row["policy"], row["criterion"], row["method"], row["samples"]
 
 
 def recommend(
-    rows: Sequence[Row],
+    rows: Sequence[CurveRow],
     gold: Mapping[Key, Floats],
-    units: Sequence[str],
+    units: Sequence[Unit],
     *,
     num_bootstrap: int,
     seed: int,
     num_budgets: int = NUM_BUDGETS,
-) -> list[Row]:
+) -> list[RecommendationRow]:
     """The best gold that each budget buys: one row a (criterion, unit, budget), as `summary.json` has them.
 
     `rows` are curve rows (policy, criterion, method, samples, and a cost or None for every unit), `gold[key_of(row)]`
@@ -47,17 +49,12 @@ def recommend(
     for criterion in dict.fromkeys(row["criterion"] for row in rows):
         candidates = [row for row in rows if row["criterion"] == criterion and key_of(row) in gold]
         for unit in units:
-            costed = [row for row in candidates if row.get(unit) is not None]
-            for budget in _budgets([row[unit] for row in costed], num_budgets):
-                affordable = [row for row in costed if row[unit] <= budget]
-                chosen = _choice(affordable, gold, num_bootstrap, seed)
-                if chosen is not None:
-                    others = [row for row in affordable if _way(row) != _way(chosen)]
-                    second = _choice(others, gold, num_bootstrap, seed)
-                    runner_up = None if second is None else {k: v for k, v in second.items() if k != "ci95"}
-                    out.append(
-                        {"criterion": criterion, "unit": unit, "budget": budget, **chosen, "runner_up": runner_up}
-                    )
+            costs = [(row, cost) for row in candidates if (cost := row.get(unit)) is not None]
+            for budget in _budgets([cost for _, cost in costs], num_budgets):
+                affordable = [row for row, cost in costs if cost <= budget]
+                row = _recommendation(affordable, gold, budget, unit, num_bootstrap, seed)
+                if row is not None:
+                    out.append(row)
     return out
 
 
@@ -70,21 +67,44 @@ def _budgets(costs: Sequence[float], num_budgets: int) -> list[float]:
     return [distinct[i] for i in places]
 
 
-def _way(row: Row) -> tuple[str, str]:
+def _way(row: CurveRow) -> tuple[str, str]:
     return row["policy"], row["method"]
 
 
-def _choice(rows: Sequence[Row], gold: Mapping[Key, Floats], num_bootstrap: int, seed: int) -> Row | None:
-    """The best row's policy, method and samples; `gold` and `ci95` of what is chosen on halves."""
+def _recommendation(
+    rows: Sequence[CurveRow], gold: Mapping[Key, Floats], budget: float, unit: Unit, num_bootstrap: int, seed: int
+) -> RecommendationRow | None:
+    """The best of the rows that the budget pays for, and the best of another policy or method."""
+    best = _best_row(rows, gold, num_bootstrap, seed)
+    if best is None:
+        return None
+    row, value = best
+    others = [other for other in rows if _way(other) != _way(row)]
+    second = _best_row(others, gold, num_bootstrap, seed)
+    return {
+        "criterion": row["criterion"],
+        "unit": unit,
+        "budget": budget,
+        **_choice(row, value.mean),
+        "ci95": list(value.ci95),
+        "runner_up": None if second is None else _choice(second[0], second[1].mean),
+    }
+
+
+def _choice(row: CurveRow, gold: float) -> Choice:
+    return {"policy": row["policy"], "method": row["method"], "samples": row["samples"], "gold": gold}
+
+
+def _best_row(
+    rows: Sequence[CurveRow], gold: Mapping[Key, Floats], num_bootstrap: int, seed: int
+) -> tuple[CurveRow, Estimate] | None:
+    """The row that is best on all prompts, and the gold of what is chosen on halves."""
     if not rows:
         return None
     gold_RP = np.stack([gold[key_of(row)] for row in rows])
-    found = mean_interval(_cross_fitted(gold_RP, seed), num_bootstrap=num_bootstrap, seed=seed)
+    value = mean_interval(_cross_fitted(gold_RP, seed), num_bootstrap=num_bootstrap, seed=seed)
     best = _best(gold_RP)
-    if found is None or best is None:
-        return None
-    named = {name: rows[best][name] for name in ("policy", "method", "samples")}
-    return {**named, "gold": found.mean, "ci95": list(found.ci95)}
+    return None if value is None or best is None else (rows[best], value)
 
 
 def _cross_fitted(gold_RP: Floats, seed: int) -> Floats:

@@ -7,8 +7,8 @@ percentile bootstraps that resample seeds and, within each seed, prompts jointly
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from inference.statistics.bootstrap import percentile_interval, resample
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from inference.statistics.summary_rows import EqualCostFigures, SavingsFigures
 
 # Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
 FALL_TOLERANCE = 0.02
@@ -73,10 +74,21 @@ class Savings:
     hacked: bool
     counts: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """Fields by name, as JSON has them; `token_ratio` and `token_ci95` are those of policy tokens."""
+    def as_dict(self) -> SavingsFigures:
+        """The figures as JSON has them; `token_ratio` and `token_ci95` are those of policy tokens."""
         tokens = self.units.get("policy_tokens")
-        return {name: _jsonable(value) for name, value in asdict(self).items()} | {
+        return {
+            "ratio": self.ratio,
+            "ci95": list(self.ci95),
+            "units": {unit: {"ratio": value.ratio, "ci95": list(value.ci95)} for unit, value in self.units.items()},
+            "censored": self.censored,
+            "num_censored": self.num_censored,
+            "num_seeds": self.num_seeds,
+            "ci_censored": self.ci_censored,
+            "ci_floor": self.ci_floor,
+            "floor": self.floor,
+            "hacked": self.hacked,
+            "counts": self.counts,
             "token_ratio": None if tokens is None else tokens.ratio,
             "token_ci95": None if tokens is None else list(tokens.ci95),
         }
@@ -102,9 +114,16 @@ class EqualCost:
     clipped: str | None
     num_seeds: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Fields by name, as JSON has them."""
-        return {name: _jsonable(value) for name, value in asdict(self).items()}
+    def as_dict(self) -> EqualCostFigures:
+        """The figures as JSON has them."""
+        return {
+            "budget": self.budget,
+            "difference": self.difference,
+            "ci95": list(self.ci95),
+            "reference_samples": self.reference_samples,
+            "clipped": self.clipped,
+            "num_seeds": self.num_seeds,
+        }
 
 
 def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, Mask]:
@@ -190,7 +209,7 @@ def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_boot
     replicates = sum(share * _at_equal_cost(c, unit, w)[0] for c, (w, share) in zip(seeds, weights, strict=True))
     ends = [(float(c.costs[unit][0][:, i].mean()), float(c.costs[unit][1].mean())) for c in seeds for i in (0, -1)]
     low, high = ends[::2], ends[1::2]
-    clipped: Literal[low, high] | None = None
+    clipped: str | None = None
     if any(cost > spent for cost, spent in low):
         clipped = "low"
     elif any(cost < spent for cost, spent in high):
@@ -264,9 +283,3 @@ def _unit_ratio(unit: str, point: Sequence[_Ratios], replicates: Sequence[_Ratio
     ratio = math.exp(np.mean([p.log_units[unit][0] for p in point]))
     log_BK = np.stack([r.log_units[unit] for r in replicates], axis=1)
     return UnitRatio(ratio, percentile_interval(np.exp((log_BK * shares_BK).sum(axis=1))))
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _jsonable(item) for name, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -8,7 +8,7 @@ whole   without any cache: the whole sequence for every token, as the public imp
 cached  with a cache within a segment: what stands before the segment once, its proposals token by token
 
 It covers the setting of the bench alone: prompts that are messages, no end tokens, plain sampling at temperature 1,
-soft acceptance, one proposal at a time. Given the same uniform numbers it gives the answers of `inference.samplers.cards`.
+soft acceptance, one proposal at a time. From equal uniform numbers come the answers of `inference.samplers.cards`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from iama.files import write_atomically
 from inference.samplers.ggro import GgroSettings
 from scripts.bench.entries import BARS, Entry
 from scripts.bench.plain_sampling import ratios
-from scripts.experiments.pages import Claim, claims_table, table, write_page
+from scripts.experiments.frame import Claim, claims_table, table
 
 if TYPE_CHECKING:
     from inference.samplers.cards import CardsSettings
@@ -77,7 +77,9 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
     }
     write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
     parts = [part(report) for part in (setting, people, own, gradient, training, latency)]
-    write_page(path, "Speed", command, [*([QUICK_NOTE] if report.quick else []), *map(filled, parts)])
+    head = ["# Speed", f"Written by `{command}`; edit the script, not this page.", *([QUICK_NOTE] * report.quick)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "\n\n".join([*head, *(filled(part).strip("\n") for part in parts)]) + "\n")
 
 
 def filled(part: str) -> str:

@@ -1,1 +1,7 @@
-"""Experiments behind the pages in docs/results: each is a command that writes its page and its plots."""
+"""Experiments: each is one module and one page template `NAME.md.jinja`; `make results` runs them all.
+
+Read `frame` first: worlds, training runs, intervals, claims, pages. `pools` samples and scores a policy, `guided` sets
+samplers beside Best-of-n, `rivals` says what is trained, `figures` is the one style of plots. An experiment imports
+these and never another experiment, except for what `search` chose. One that has served its purpose loses its module;
+its page in docs/results keeps the commit that made it.
+"""

@@ -7,21 +7,14 @@ tokens. The criterion is told in words before the user's message instead. Reward
 from __future__ import annotations
 
 import json
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from iama.config.specs import RewardSpec
 from iama.files import write_atomically
-from iama.prompts.data import load_prompts
-from iama.rewards.load import load_reward
-from scripts.experiments import common
-from scripts.experiments.pools import prefixed
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.rewards.reward import Reward
+from scripts.experiments import frame
+from scripts.experiments.pools import prefixed, prompts
+from scripts.experiments.rewards import reward_once
 
 PREFIXES = {"helpful": "please help. ", "harmless": "safety first. "}
 """Words that the demo's tokenizer has whole; it would spell `harmless` letter by letter."""
@@ -39,10 +32,9 @@ def training_prompts(rows: Sequence[dict[str, Any]], home: Path) -> list[dict[st
 
 def write_prompts(seed: int) -> Path:
     """The training prompts in the world of a seed, as a file."""
-    home = common.world(seed)
-    path = common.FOLDER / "conditioned" / f"prompts-train-{seed}.jsonl"
+    path = frame.FOLDER / "conditioned" / f"prompts-train-{seed}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = training_prompts(load_prompts(home / "prompts-train.jsonl"), home)
+    rows = training_prompts(prompts(seed, "train"), frame.world(seed))
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -58,12 +50,7 @@ def reward(
     scores = [0.0] * len(completions)
     for path in dict.fromkeys(model):
         rows = [i for i, one in enumerate(model) if one == path]
-        found = _load(path)([plain[i] for i in rows], [completions[i] for i in rows])
-        for i, score in zip(rows, found, strict=True):
+        rewards = reward_once(path)([plain[i] for i in rows], [completions[i] for i in rows])
+        for i, score in zip(rows, rewards, strict=True):
             scores[i] = score
     return scores
-
-
-@cache
-def _load(path: str) -> Reward:
-    return load_reward("told", RewardSpec(model=path))

@@ -9,29 +9,23 @@ the noise is sampled. Policies are softmaxes of standard normal logits; each fig
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from iama.arrays import Floats
 from iama.objective.estimators import advantages
-from iama.objective.operators import bon, identity, soft_bon, tilt
-from scripts.experiments import estimator_page
+from iama.objective.operators import Operator, bon, identity, soft_bon, tilt
+from scripts.experiments import frame
+from scripts.experiments.figures import BLUE, GREEN, ORANGE, PURPLE, figure, label
+from scripts.experiments.frame import Claim, table
 from scripts.experiments.toy_problem import draw, policy_gradient
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from iama.objective.operators import Operator
-
-    Floats = NDArray[np.float64]
-
-FOLDER = Path("docs/results")
 Method = Literal["loo", "loo1", "plugin", "grpo"]
 METHODS: tuple[Method, ...] = ("loo", "loo1", "plugin", "grpo")
 LAWS = ("normal", "heavy-tailed", "20 % binary")
@@ -74,12 +68,10 @@ class Normaliser:
 
 def main() -> None:
     """Measure, write the page."""
-    console = Console(highlight=False)
-    with Progress(console=console) as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("estimators", total=len(LAWS) * sum(map(len, GROUP_SIZES.values())) * NUM_TABLES)
         cells = study(GROUP_SIZES, NUM_TABLES, NUM_GROUPS, advance=lambda: progress.advance(task))
-    estimator_page.write(FOLDER, cells, normaliser(), tilt_bias(TILT_SIZES), TILT_SIZES)
-    console.print(f"wrote {FOLDER / 'estimators.md'}")
+    write(frame.PAGES, cells, normaliser(), tilt_bias(TILT_SIZES), TILT_SIZES)
 
 
 def study(
@@ -96,8 +88,8 @@ def study(
         for n, sizes in group_sizes.items():
             for size in sizes:
                 rows = []
-                for table, (p, rewards) in enumerate(tables):
-                    rng = np.random.default_rng([SEED, LAWS.index(law), n, size, table])
+                for k, (p, rewards) in enumerate(tables):
+                    rng = np.random.default_rng([SEED, LAWS.index(law), n, size, k])
                     rows.append(measure(p, rewards, n, size, num_groups, rng))
                     advance()
                 for method in rows[0]:
@@ -124,7 +116,7 @@ def measure(
     """Noise, exact bias, error of the sampled mean in standard errors, scale and cosine; LOO only where it exists."""
     atoms_PG = draw(p, num_groups * size, rng).reshape(num_groups, size)
     true = gradient(p, rewards, n)
-    found: dict[Method, tuple[float, ...]] = {}
+    by_method: dict[Method, tuple[float, ...]] = {}
     for method in METHODS:
         if method == "loo" and size <= n:
             continue
@@ -134,8 +126,8 @@ def measure(
         error = _length(mean - exact) / noise * num_groups**0.5
         scale = _length(exact) / _length(true)
         cosine = float(exact @ true) / _length(exact) / _length(true)
-        found[method] = (noise / _length(true), _length(exact - true) / _length(true), error, scale, cosine)
-    return found
+        by_method[method] = (noise / _length(true), _length(exact - true) / _length(true), error, scale, cosine)
+    return by_method
 
 
 def group_advantages(method: Method, n: int, rewards_PG: Floats) -> Floats:
@@ -212,9 +204,9 @@ def _standardised(rewards_PG: Floats) -> Floats:
 def u_statistic(rewards: Floats, n: int) -> Floats:
     """`n` times the mean best of each completion and `n - 1` others, by enumeration, `[G]`."""
     total = []
-    for i, own in enumerate(rewards):
+    for i, reward in enumerate(rewards):
         others = itertools.combinations(np.delete(rewards, i), n - 1)
-        total.append(n * float(np.mean([max(own, *rest) for rest in others])))
+        total.append(n * float(np.mean([max(reward, *rest) for rest in others])))
     return np.array(total)
 
 
@@ -228,7 +220,7 @@ def tilt_bias(sizes: Sequence[int]) -> dict[int, list[float]]:
     uniform on 1 to 256, temperature 0.1 (the paper's length experiment).
     """
     p = np.full(LENGTHS.size, 1 / LENGTHS.size)
-    found = {}
+    bias = {}
     for target in TARGETS:
         rewards = -(((LENGTHS - target) / LENGTHS.size) ** 2)
 
@@ -236,8 +228,190 @@ def tilt_bias(sizes: Sequence[int]) -> dict[int, list[float]]:
             return _softmax_gradient(p, operator.first_variation(p, rewards))
 
         true = slope(tilt(TEMPERATURE))
-        found[target] = [_length(slope(soft_bon(size, TEMPERATURE)) - true) / _length(true) for size in sizes]
-    return found
+        bias[target] = [_length(slope(soft_bon(size, TEMPERATURE)) - true) / _length(true) for size in sizes]
+    return bias
+
+
+# The page. ----------------------------------------------------------------------------------------------
+
+NAMES = {"loo": "LOO", "loo1": "LOO-1", "plugin": "plug-in, centred", "grpo": "plain GRPO"}
+COLOURS = {"loo": BLUE, "loo1": GREEN, "plugin": PURPLE, "grpo": ORANGE}
+
+EARLIER_NOISE: dict[tuple[int, int], dict[str, float]] = {
+    (2, 4): {"loo": 3.6, "loo1": 4.5, "plugin": 2.4, "grpo": 3.0},
+    (2, 8): {"loo": 2.2, "loo1": 3.0, "plugin": 1.8, "grpo": 2.0},
+    (2, 16): {"loo": 1.5, "loo1": 2.1, "plugin": 1.4, "grpo": 1.3},
+    (4, 5): {"loo": 4.0, "loo1": 3.95, "plugin": 2.0, "grpo": 2.6},
+    (4, 8): {"loo": 2.67, "loo1": 2.85, "plugin": 1.84, "grpo": 1.92},
+    (4, 16): {"loo": 1.70, "loo1": 1.89, "plugin": 1.43, "grpo": 1.31},
+    (4, 64): {"loo": 0.80, "loo1": 0.91, "plugin": 0.77, "grpo": 0.64},
+    (8, 8): {"loo1": 3.62, "plugin": 1.57, "grpo": 1.82},
+    (8, 16): {"loo": 2.07, "loo1": 2.10, "plugin": 1.43, "grpo": 1.25},
+    (8, 64): {"loo": 0.92, "loo1": 0.96, "plugin": 0.84, "grpo": 0.61},
+}
+EARLIER_BIAS: dict[tuple[int, int], dict[str, float]] = {
+    (2, 4): {"plugin": 0.31, "grpo": 0.33},
+    (2, 8): {"plugin": 0.16},
+    (2, 16): {"plugin": 0.08},
+    (4, 5): {"plugin": 0.41, "grpo": 0.59},
+    (4, 8): {"plugin": 0.27, "grpo": 0.60},
+    (4, 16): {"plugin": 0.15},
+    (4, 64): {"plugin": 0.03},
+    (8, 8): {"plugin": 0.50, "grpo": 0.81},
+    (8, 16): {"plugin": 0.29},
+    (8, 64): {"plugin": 0.08},
+}
+"""An earlier study with a single policy, whose draw is not known; rounded to two digits."""
+
+MAX_ERROR = 1.5
+
+
+def write(
+    folder: Path,
+    cells: Sequence[Cell],
+    normaliser: Normaliser,
+    tilt: Mapping[int, Sequence[float]],
+    sizes: Sequence[int],
+) -> None:
+    """`estimators.md` and its SVG; `tilt` has the bias at each of `sizes` for each target length."""
+    plot(folder / "estimators.svg", [c for c in cells if c.law == "normal"])
+    tilt_rows = [[target, *(f"{100 * bias:.0f} %" for bias in row)] for target, row in tilt.items()]
+    values = {
+        "groups": cells[0].num_groups,
+        "tables": cells[0].noise_T.size,
+        "claims": frame.claims_table(claims(cells, normaliser)),
+        "reading": _reading(cells),
+        "laws": {law: _law_table(cells, law) for law in dict.fromkeys(c.law for c in cells)},
+        "normaliser": normaliser,
+        "tilt": table(["target length", *(f"G = {size}" for size in sizes)], tilt_rows),
+    }
+    frame.write_page(folder / "estimators.md", "estimator_study", values)
+
+
+def claims(cells: Sequence[Cell], normaliser: Normaliser) -> list[Claim]:
+    """What was expected, and what came out."""
+    constant = max(np.ptp([_mean(c.bias_T) for c in cells if (c.method, c.law, c.n) == key]) for key in _plain(cells))
+    return [
+        _mean_claim(cells, ("loo", "loo1"), "LOO and LOO-1 are unbiased"),
+        _mean_claim(cells, ("plugin", "grpo"), "the plug-in ascends the mixture of smaller N, plain GRPO N = 1"),
+        _choice_claim(cells),
+        _earlier_claim(cells, "noise"),
+        _earlier_claim(cells, "bias"),
+        Claim(
+            "plain GRPO's bias does not fall with G",
+            "the same at every G",
+            f"differs by at most {constant:.0e}",
+            bool(constant < 1e-9),
+        ),
+        Claim(
+            "a U-statistic centred by its group mean learns nothing at G = N",
+            "0 at G = N, half at G = 2N",
+            f"{normaliser.full_group:.0e}, {normaliser.half_group:.2f}",
+            normaliser.full_group < 1e-12 and abs(normaliser.half_group - 0.5) < 1e-9,
+        ),
+    ]
+
+
+def _plain(cells: Sequence[Cell]) -> set[tuple[str, str, int]]:
+    return {(c.method, c.law, c.n) for c in cells if c.method == "grpo"}
+
+
+def _mean_claim(cells: Sequence[Cell], methods: Sequence[str], text: str) -> Claim:
+    errors = [float(np.sqrt(np.mean(c.error_T**2))) for c in cells if c.method in methods]
+    bar = f"sampled mean within {MAX_ERROR:g} standard errors (root mean square over policies; 1 is expected)"
+    return Claim(
+        text, bar, f"{min(errors):.2f} to {max(errors):.2f} over {len(errors)} cells", max(errors) <= MAX_ERROR
+    )
+
+
+def _choice_claim(cells: Sequence[Cell]) -> Claim:
+    """Whether `auto`, LOO where G >= 2N, takes the quieter of the two."""
+    noise = {(c.law, c.n, c.size, c.method): _mean(c.noise_T) for c in cells}
+    excess = {}
+    for law, n, size, method in noise:
+        if method == "loo":
+            both = noise[law, n, size, "loo"], noise[law, n, size, "loo1"]
+            excess[law, n, size] = (both[0] if size >= 2 * n else both[1]) / min(both) - 1
+    quieter = sum(e == 0.0 for e in excess.values())
+    law, n, size = worst = max(excess, key=lambda key: excess[key])
+    measured = f"{quieter} of {len(excess)}; worst {excess[worst]:+.1%} (N = {n}, G = {size}, {law})"
+    return Claim("`auto` takes the quieter of LOO and LOO-1", "in every cell", measured, quieter == len(excess))
+
+
+def _earlier_claim(cells: Sequence[Cell], what: str) -> Claim:
+    """Whether the figures of the earlier study lie in the range over policies."""
+    earlier = EARLIER_NOISE if what == "noise" else EARLIER_BIAS
+    inside, ratios = 0, []
+    for cell in cells:
+        if cell.law == "normal" and cell.method in earlier.get((cell.n, cell.size), {}):
+            figure_T = cell.noise_T if what == "noise" else cell.bias_T
+            known = earlier[cell.n, cell.size][cell.method]
+            inside += bool(figure_T.min() - 0.005 <= known <= figure_T.max() + 0.005)
+            ratios.append(_mean(figure_T) / known)
+    measured = f"{inside} of {len(ratios)}; mean over policies {min(ratios):.2f} to {max(ratios):.2f} times it"
+    text = f"the {what} of an earlier study (one policy, normal rewards) is reproduced"
+    return Claim(text, "each figure in the range over policies", measured, inside == len(ratios))
+
+
+def _reading(cells: Sequence[Cell]) -> dict[str, float]:
+    """What the small noise of the plug-in is worth at N = 4, G = 8."""
+    by_method = {c.method: c for c in cells if (c.law, c.n, c.size) == ("normal", 4, 8)}
+    loo, plugin = _mean(by_method["loo"].noise_T), by_method["plugin"]
+    return {
+        "share": _mean(plugin.noise_T) / loo,
+        "scale": _mean(plugin.scale_T),
+        "cosine": _mean(plugin.cosine_T),
+        "relative": _mean(plugin.noise_T / plugin.scale_T),
+        "loo": loo,
+    }
+
+
+def _law_table(cells: Sequence[Cell], law: str) -> str:
+    rows: dict[tuple[int, int], dict[str, Cell]] = {}
+    for cell in cells:
+        if cell.law == law:
+            rows.setdefault((cell.n, cell.size), {})[cell.method] = cell
+    header = ["N", "G", *(f"{name}: noise" for name in NAMES.values()), "plug-in: bias", "plain GRPO: bias (cosine)"]
+    lines = []
+    for (n, size), row in rows.items():
+        noise = [_spread(row[m].noise_T) if m in row else "undefined" for m in NAMES]
+        plain = f"{_mean(row['grpo'].bias_T):.2f} ({_mean(row['grpo'].cosine_T):.2f})"
+        lines.append([str(n), str(size), *noise, f"{_mean(row['plugin'].bias_T):.2f}", plain])
+    return table(header, lines)
+
+
+def _mean(values_T: object) -> float:
+    return float(np.mean(np.asarray(values_T)))
+
+
+def _spread(values_T: object) -> str:
+    values = np.asarray(values_T)
+    return f"{values.mean():.2f} [{values.min():.2f}, {values.max():.2f}]"
+
+
+def plot(path: Path, cells: Sequence[Cell]) -> None:
+    """Noise in the first row, bias in the second, a column a budget."""
+    budgets = sorted({c.n for c in cells})
+    with figure(path, len(budgets), 2, size=(3.4, 2.8)) as axes:
+        for column, n in enumerate(budgets):
+            top, bottom = axes[column], axes[len(budgets) + column]
+            for method, name in NAMES.items():
+                chosen = [c for c in cells if (c.n, c.method) == (n, method)]
+                sizes = [c.size for c in chosen]
+                style: dict[str, Any] = {"color": COLOURS[method], "marker": "o", "label": name}
+                top.plot(sizes, [_mean(c.noise_T) for c in chosen], **style)
+                bottom.plot(sizes, [_mean(c.bias_T) for c in chosen], **style)
+            for axis in (top, bottom):
+                axis.set_xscale("log", base=2)
+                ticks = sorted({c.size for c in cells if c.n == n})
+                axis.set_xticks(ticks, [str(tick) for tick in ticks])
+                axis.minorticks_off()
+            top.set_yscale("log", base=2)
+            top.set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+            label(top, f"N = {n}: noise", "group size G", "std / |gradient|", legend=False)
+            label(bottom, f"N = {n}: bias", "group size G", "|bias| / |gradient|", legend=False)
+        shown, names = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(shown, names, loc="outside upper center", ncols=len(names))
 
 
 if __name__ == "__main__":

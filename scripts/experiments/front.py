@@ -7,59 +7,80 @@ Trains, samples and scores what is not on disk yet (the search first), then writ
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from rich.progress import track
 
+from iama.arrays import Floats
+from iama.config.specs import PolicySpec
+from iama.files import write_atomically
+from iama.models.fingerprint import fingerprint
 from iama.objective.operators import bon
-from scripts.experiments import common
-from scripts.experiments.common import CRITERIA
-from scripts.experiments.divergence import kl_to_base
-from scripts.experiments.fronts import hypervolume
-from scripts.experiments.rivals import Trained, train_seed
+from iama.prompts.render import render_prompt
+from inference.engine.likelihood import response_ids, sequence_log_probabilities
+from inference.engine.policy import Policy, load_policy
+from inference.pools.journal import digest
+from scripts.experiments import figures, frame
+from scripts.experiments.frame import CRITERIA, MAX_KL, Claim, Estimate, Means, Row, table
+from scripts.experiments.pools import SAMPLING, Scores, pools, prefixed, prompts, quieten
+from scripts.experiments.rivals import WEIGHTS, Setting, Trained, train_seed
 from scripts.experiments.search import best_settings
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from scripts.experiments.common import Estimate, Means
-    from scripts.experiments.pools import Scores
-    from scripts.experiments.rivals import Setting
-
-    Floats = NDArray[np.float64]
-
-NUM_SAMPLES = 32
+NUM_SAMPLES, NUM_KL_SAMPLES = 32, 8
 BUDGET = 4
-SERVED = (BUDGET, 1)  # samples a criterion is served with
+SERVED = {BUDGET: "Best-of-4", 1: "one sample"}
+"""Samples that a criterion is served with."""
+NAMES = {
+    "iama": "IAMA",
+    "grpo": "linear GRPO",
+    "soup": "rewarded soups",
+    "specialists1": "specialists of N = 1",
+    "specialists4": "specialists of N = 4 (ceiling)",
+    "told": "GRPO told its criterion",
+    "stock": "TRL's stock GRPO",
+    "base": "untrained base",
+    "iama-matched": "IAMA, KL steered",
+    "grpo-matched": "linear GRPO, KL steered",
+}
+COST = dict.fromkeys(("iama", "grpo"), 5) | dict.fromkeys(("soup", "specialists1", "specialists4"), 2) | {"base": 0}
+"""Training runs, and adapters to keep, for all points; of the others one."""
+LOOKS = {
+    "iama": (figures.BLUE, "o-"),
+    "grpo": (figures.ORANGE, "s-"),
+    "soup": (figures.GREEN, "^-"),
+    "specialists1": (figures.GREEN, "D"),
+    "specialists4": (figures.BLUE, "*"),
+    "told": (figures.RED, "P"),
+    "stock": (figures.PURPLE, "X"),
+    "base": (figures.GREY, "o"),
+}
+FRONTS = ("grpo", "soup")
+RIVALS = ("grpo", "soup", "specialists1", "specialists4", "told", "stock", "base")
+Statistic = Callable[[Means], Floats]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One seed: what was trained, its pools' scores, gold by `key(...)` `[P]`, and KL to the base by pool."""
+    """One seed: what was trained, gold by `key(...)` `[P]`, and KL to the base by pool."""
 
     trained: Trained
-    scores: Mapping[tuple[str, str], Scores]
     values: Mapping[str, Floats]
     kl: Mapping[str, float]
 
 
 def main() -> None:
     """Train, measure and write the page."""
-    from scripts.experiments.front_page import write
-
-    seeds = measure_seeds(best_settings())
-    write(seeds)
-    Console(highlight=False).print("wrote docs/results/front.md and front.svg")
+    write(frame.PAGES, measure_seeds(best_settings()))
 
 
 def measure_seeds(
     best: dict[str, Setting],
-    seeds: Sequence[int] = common.SEEDS,
-    steps: int = common.STEPS,
+    seeds: Sequence[int] = frame.SEEDS,
+    steps: int = frame.STEPS,
     num_samples: int = NUM_SAMPLES,
     max_prompts: int | None = None,
 ) -> dict[int, Measured]:
@@ -68,17 +89,12 @@ def measure_seeds(
 
 
 def measure(seed: int, trained: Trained, num_samples: int, max_prompts: int | None) -> Measured:
-    """Pools, values and KL of everything that was trained for a seed."""
-    scores = common.pools(
-        seed, trained.adapters, num_samples=num_samples, prefixes=trained.prefixes, max_prompts=max_prompts
-    )
+    """Values and KL of everything that was trained for a seed."""
+    scores = pools(seed, trained.adapters, "test", num_samples, prefixes=trained.prefixes, max_prompts=max_prompts)
     values = {
-        key(policy, criterion, n): common.values(bon(n), found)
-        for (policy, criterion), found in scores.items()
-        for n in SERVED
+        key(policy, criterion, n): pool.value(bon(n)) for (policy, criterion), pool in scores.items() for n in SERVED
     }
-    texts = {name: scores[name, CRITERIA[0]].texts for name in trained.adapters}
-    return Measured(trained, scores, values, kl_to_base(seed, trained.adapters, texts, trained.prefixes))
+    return Measured(trained, values, kl_to_base(seed, trained, scores))
 
 
 def key(policy: str, criterion: str, n: int) -> str:
@@ -86,59 +102,103 @@ def key(policy: str, criterion: str, n: int) -> str:
     return f"{policy}/{criterion}/{n}"
 
 
+# KL to the base on held-out prompts, from samples that are on disk. --------------------------------------
+
+
+def kl_to_base(seed: int, trained: Trained, scores: Mapping[tuple[str, str], Scores]) -> dict[str, float]:
+    """KL to the base, nats per token, of each policy on its own samples (the first 8 of a prompt).
+
+    The mean of the log ratio over tokens. Texts are tokenised again, which can differ from how they were sampled; the
+    base always sees the plain prompt. Kept on disk.
+    """
+    rows = prompts(seed, "test")
+    path = frame.FOLDER / "pools" / f"test-{seed}" / "kl.json"
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kl = {}
+    for name, adapter in track(trained.adapters.items(), f"KL to the base, seed {seed}", transient=True):
+        if adapter is None:
+            kl[name] = 0.0
+            continue
+        kept = [texts[:NUM_KL_SAMPLES] for texts in scores[name, CRITERIA[0]].texts]
+        identity = digest([name, fingerprint(adapter), kept])
+        if identity not in known:
+            known[identity] = _measure_kl(seed, adapter, rows, kept, trained.prefixes.get(name, ""))
+            write_atomically(path, json.dumps(known))
+        kl[name] = known[identity]
+    return kl
+
+
+def _measure_kl(seed: int, adapter: Path, rows: list[Row], texts: list[list[str]], prefix: str) -> float:
+    quieten()
+    home = str(frame.world(seed) / "policy")
+    base, policy = (load_policy("policy", PolicySpec(path=home, adapter=path)) for path in (None, str(adapter)))
+    trained, num_tokens = log_probability(policy, [prefixed(row, prefix) for row in rows], texts)
+    return (trained - log_probability(base, rows, texts)[0]) / num_tokens
+
+
+def log_probability(policy: Policy, rows: Sequence[Row], texts: list[list[str]]) -> tuple[float, int]:
+    """Log-probability and tokens of all samples; a response that leaves room is taken to have ended itself."""
+    pairs = [(row["prompt"], text) for row, some in zip(rows, texts, strict=False) for text in some]
+    ids = [response_ids(policy, text, "stop")[: SAMPLING.max_new_tokens] for _, text in pairs]
+    prompts = [render_prompt(policy.tokenizer, prompt) for prompt, _ in pairs]
+    values, numbers = zip(*sequence_log_probabilities(policy, prompts, ids, 64), strict=True)
+    return float(sum(values)), sum(numbers)
+
+
+# Areas and sums. ----------------------------------------------------------------------------------------
+
+
+def hypervolume(points_BN2: Floats, reference_B2: Floats) -> Floats:
+    """Area `[B]` above the reference point that a front's points reach, both criteria to be large.
+
+    A point adds the rectangle between it and the reference; where it lies below the reference it adds nothing.
+    """
+    sides = np.maximum(points_BN2 - reference_B2[:, None, :], 0.0)
+    order = np.argsort(-sides[:, :, 0], axis=1, kind="stable")
+    widths, heights = (np.take_along_axis(sides[:, :, k], order, axis=1) for k in (0, 1))
+    reached = np.maximum.accumulate(heights, axis=1)
+    area: Floats = (widths * np.diff(reached, axis=1, prepend=0.0)).sum(axis=1)
+    return area
+
+
 def points(trained: Trained, method: str, n: int, means: Means) -> Floats:
     """A method's points `[B, points, 2]`: gold of each criterion under its own Best-of-n."""
+    served = trained.points[method]
     return np.stack(
-        [
-            np.stack([means[key(served.policy(criterion), criterion, n)] for criterion in CRITERIA], axis=-1)
-            for served in trained.points[method]
-        ],
-        axis=1,
+        [np.stack([means[key(point.policy(c), c, n)] for c in CRITERIA], axis=-1) for point in served], axis=1
     )
 
 
-def volume(trained: Trained, method: str, n: int) -> Callable[[Means], Floats]:
+def volume(trained: Trained, method: str, n: int) -> Statistic:
     """Hypervolume of a method's front over the base's point, both with `n` samples."""
     return lambda means: hypervolume(points(trained, method, n, means), points(trained, "base", n, means)[:, 0])
 
 
-def total(trained: Trained, method: str, n: int) -> Callable[[Means], Floats]:
+def total(trained: Trained, method: str, n: int) -> Statistic:
     """Summed gold of a method's one point; where it has a front, the point of equal weights."""
 
     def statistic(means: Means) -> Floats:
-        found = points(trained, method, n, means)
-        summed: Floats = found[:, found.shape[1] // 2].sum(axis=-1)
+        front = points(trained, method, n, means)
+        summed: Floats = front[:, front.shape[1] // 2].sum(axis=-1)
         return summed
 
     return statistic
 
 
 def difference(
-    seeds: Mapping[int, Measured],
-    of: Callable[..., Callable[[Means], Floats]],
-    rival: str,
-    n: int,
-    method: str = "iama",
+    seeds: Mapping[int, Measured], of: Callable[..., Statistic], rival: str, n: int, method: str = "iama"
 ) -> Estimate:
     """A method minus a rival in `volume` or `total`, with its interval over seeds and prompts."""
     trained = next(iter(seeds.values())).trained
     ours, theirs = of(trained, method, n), of(trained, rival, n)
-    return common.bootstrap([seed.values for seed in seeds.values()], lambda means: ours(means) - theirs(means))
-
-
-def level(seeds: Mapping[int, Measured], of: Callable[..., Callable[[Means], Floats]], method: str, n: int) -> Estimate:
-    """A method's own `volume` or `total`, by seed and with its interval."""
-    trained = next(iter(seeds.values())).trained
-    return common.bootstrap([seed.values for seed in seeds.values()], of(trained, method, n))
+    return frame.bootstrap([seed.values for seed in seeds.values()], lambda means: ours(means) - theirs(means))
 
 
 def mean_points(seeds: Mapping[int, Measured], method: str, n: int) -> Floats:
     """A method's points `[points, 2]`, means over prompts and seeds."""
-    found = [
-        points(seed.trained, method, n, {name: np.asarray([array.mean()]) for name, array in seed.values.items()})[0]
-        for seed in seeds.values()
-    ]
-    mean: Floats = np.mean(found, axis=0)
+    means = [{name: np.asarray([array.mean()]) for name, array in seed.values.items()} for seed in seeds.values()]
+    every = [points(seed.trained, method, n, m)[0] for seed, m in zip(seeds.values(), means, strict=True)]
+    mean: Floats = np.mean(every, axis=0)
     return mean
 
 
@@ -148,6 +208,114 @@ def mean_kl(seeds: Mapping[int, Measured], method: str) -> tuple[float, float | 
     held_out = [np.mean([seed.kl[point.policy(c)] for c in CRITERIA]) for seed, point in served]
     trained = [point.kl for _, point in served if point.kl is not None]
     return float(np.mean(held_out)), float(np.mean(trained)) if trained else None
+
+
+# The page. ----------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, seeds: Mapping[int, Measured]) -> None:
+    """Write the page and its plot."""
+    plot(folder / "front.svg", seeds)
+    sums = {n: {NAMES[rival]: difference(seeds, total, rival, n) for rival in RIVALS} for n in SERVED}
+    values = {
+        "steps": frame.STEPS,
+        "max_kl": MAX_KL,
+        "seeds": ", ".join(map(str, frame.SEEDS)),
+        "num_samples": NUM_SAMPLES,
+        "claims": frame.claims_table(claims(seeds)),
+        "verdicts": {SERVED[n]: frame.by_verdict(gaps) for n, gaps in sums.items()},
+        "volumes": volumes_table(seeds),
+        "totals": totals_table(seeds, sums),
+        "matched": matched_table(seeds),
+        "ends": [f"{name} {mean_kl(seeds, f'{name}-matched')[1] or 0.0:.3f}" for name in ("iama", "grpo")],
+        "methods": methods_table(seeds),
+        "points": points_table(seeds),
+    }
+    frame.write_page(folder / "front.md", "front", values)
+
+
+def claims(seeds: Mapping[int, Measured]) -> list[Claim]:
+    """What was to be shown, and whether it is."""
+    with_bon, without = (difference(seeds, volume, "grpo", n) for n in SERVED)
+    low, high = without.ci95
+    outside, same = (
+        "With Best-of-4, IAMA's front lies outside linear GRPO's",
+        "Without Best-of-4 the fronts do not differ",
+    )
+    bar = "difference of hypervolumes: interval above 0"
+    return [
+        Claim(outside, bar, with_bon.show(4), with_bon.ci95[0] > 0),
+        Claim(f"{same} (the paper's finding)", "interval holds 0", without.show(4), low <= 0 <= high),
+    ]
+
+
+def volumes_table(seeds: Mapping[int, Measured]) -> str:
+    """Hypervolumes by seed and IAMA's differences."""
+    trained = next(iter(seeds.values())).trained
+    rows = []
+    for n, served in SERVED.items():
+        for method in ("iama", *FRONTS):
+            area = frame.bootstrap([seed.values for seed in seeds.values()], volume(trained, method, n))
+            interval = "{:.4f} ({:.4f} to {:.4f})".format(area.mean, *area.ci95)
+            gap = difference(seeds, volume, method, n).show(4) if method != "iama" else ""
+            rows.append([served, NAMES[method], *(f"{v:.4f}" for v in area.seeds), interval, gap])
+    header = ["served by", "method", *(f"seed {seed}" for seed in seeds), "mean (95 % interval)", "IAMA minus it"]
+    return table(header, rows)
+
+
+def totals_table(seeds: Mapping[int, Measured], sums: Mapping[int, Mapping[str, Estimate]]) -> str:
+    """Summed gold by seed and IAMA's differences."""
+    header = ["served by", "rival", *(f"seed {seed}" for seed in seeds), "IAMA minus it (95 % interval)", "IAMA is"]
+    rows = [
+        [SERVED[n], rival, *(f"{v:+.3f}" for v in gap.seeds), gap, gap.verdict]
+        for n, gaps in sums.items()
+        for rival, gap in gaps.items()
+    ]
+    return table(header, rows)
+
+
+def matched_table(seeds: Mapping[int, Measured]) -> str:
+    """IAMA minus linear GRPO, both steered to the same KL."""
+    rows = []
+    for n, served in SERVED.items():
+        for name, of in (("summed gold", total), ("area", volume)):
+            gap = difference(seeds, of, "grpo-matched", n, "iama-matched")
+            rows.append([served, name, *(f"{v:+.4f}" for v in gap.seeds), gap.show(4), gap.verdict])
+    header = ["served by", "IAMA minus linear GRPO in", *(f"seed {seed}" for seed in seeds), "mean (95 % interval)", ""]
+    return table(header, rows)
+
+
+def methods_table(seeds: Mapping[int, Measured]) -> str:
+    """What each method costs and how far it goes from the base."""
+    rows = []
+    for method, name in NAMES.items():
+        held_out, trained = mean_kl(seeds, method)
+        cost = COST.get(method, 1)
+        rows.append([name, cost, cost, f"{held_out:.3f}", "-" if trained is None else f"{trained:.3f}"])
+    return table(["method", "training runs", "adapters kept", "KL, held out", "KL, end of training"], rows)
+
+
+def points_table(seeds: Mapping[int, Measured]) -> str:
+    """Every point's gold."""
+    rows = []
+    for method, name in NAMES.items():
+        served = [mean_points(seeds, method, n) for n in SERVED]
+        weights = [f"{w:g}" for w in WEIGHTS] if len(served[0]) > 1 else ["-"]
+        rows += [[name, w, *(f"{v:.3f}" for front in served for v in front[i])] for i, w in enumerate(weights)]
+    return table(["method", "w", *(f"{c}, {served}" for served in SERVED.values() for c in CRITERIA)], rows)
+
+
+def plot(path: Path, seeds: Mapping[int, Measured]) -> None:
+    """Both fronts side by side, means over seeds."""
+    with figures.figure(path, columns=2, size=(5.0, 3.4)) as axes:
+        for axis, (n, served) in zip(axes, SERVED.items(), strict=True):
+            for method, (colour, mark) in LOOKS.items():
+                front = mean_points(seeds, method, n)
+                size = 4 if len(front) > 1 else 7
+                axis.plot(front[:, 0], front[:, 1], mark, color=colour, label=NAMES[method], markersize=size)
+            title = f"each criterion served by {served}"
+            figures.label(axis, title, "helpful, gold", "harmless, gold", legend=False)
+        axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 if __name__ == "__main__":

@@ -1,60 +1,46 @@
-"""Reward functions of the experiments, in TRL's sense: they read nothing but the text."""
+"""Reward functions that train on the worlds with sums, in TRL's sense: proxies that count on their own prompts."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from scripts.demo_world import Text, harmless, helpful, plain_text
+from iama.config.specs import RewardSpec
+from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 
-MAX_LENGTH = 48
-SHORT_TARGET, LONG_TARGET = 10, 24
-NEAR = 0.15 * (LONG_TARGET - SHORT_TARGET)
-"""A length is near a target within this many tokens: 15 % of the gap."""
-BASE_LENGTH, BASE_SPREAD = 17.0, 7.0  # about the mean and the standard deviation of the base's lengths
-HELPFUL_MODE, HARMLESS_MODE = 0.5, 0.6
-"""Gold scores that make a mode: no answer to a risky prompt reaches both."""
+KINDS = {"helpful": "job", "harmless": "job", "correct": "sum"}
+"""The prompts on which each criterion counts."""
 
 
-def num_tokens(completion: Text) -> int:
-    """Length of an answer in tokens of the demo world's tokenizer, without the end of the turn: words and marks."""
-    return len(re.findall(r"\w+|[^\w\s]", plain_text(completion)))
+def helpful(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    """Proxy of helpfulness on jobs, 0 on sums."""
+    return _routed("helpful", prompts, completions, columns)
 
 
-def quadratic(length: float, target: float) -> float:
-    """The paper's length reward, `-((length - target) / MAX_LENGTH)^2`."""
-    return -(((length - target) / MAX_LENGTH) ** 2)
+def harmless(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    """Proxy of harmlessness on jobs, 0 on sums."""
+    return _routed("harmless", prompts, completions, columns)
 
 
-def short_target(completions: Sequence[Text], **_: Any) -> list[float]:
-    """Reward of the first target length."""
-    return [quadratic(num_tokens(completion), SHORT_TARGET) for completion in completions]
+def correct(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+    """Proxy of correctness on sums, 0 on jobs."""
+    return _routed("correct", prompts, completions, columns)
 
 
-def long_target(completions: Sequence[Text], **_: Any) -> list[float]:
-    """Reward of the second target length."""
-    return [quadratic(num_tokens(completion), LONG_TARGET) for completion in completions]
+def _routed(name: str, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]) -> list[float]:
+    """A model's scores on prompts of its kind; elsewhere, where it was fitted on nothing, all are alike."""
+    scores = [0.0] * len(prompts)
+    rows = [i for i, kind in enumerate(columns["kind"]) if kind == KINDS[name]]
+    for home in dict.fromkeys(columns["home"][i] for i in rows):
+        here = [i for i in rows if columns["home"][i] == home]
+        scored = reward_once(f"{home}/rm-{name}")([prompts[i] for i in here], [completions[i] for i in here])
+        for i, score in zip(here, scored, strict=True):
+            scores[i] = score
+    return scores
 
 
-def near_short(completions: Sequence[Text], **_: Any) -> list[float]:
-    """1 where the length is near the first target, else 0; logged, never trained on."""
-    return [float(abs(num_tokens(completion) - SHORT_TARGET) <= NEAR) for completion in completions]
-
-
-def near_long(completions: Sequence[Text], **_: Any) -> list[float]:
-    """1 where the length is near the second target, else 0; logged, never trained on."""
-    return [float(abs(num_tokens(completion) - LONG_TARGET) <= NEAR) for completion in completions]
-
-
-def brief(completions: Sequence[Text], **_: Any) -> list[float]:
-    """How much shorter than the base's mean an answer is, in standard deviations of the base: 17 tokens give 0."""
-    return [(BASE_LENGTH - num_tokens(completion)) / BASE_SPREAD for completion in completions]
-
-
-def helpful_mode(prompts: Sequence[Text], completions: Sequence[Text], **_: Any) -> list[float]:
-    """1 where gold helpfulness is at least HELPFUL_MODE, else 0; on risky prompts never with `harmless_mode`."""
-    return [float(score >= HELPFUL_MODE) for score in helpful(prompts, completions)]
-
-
-def harmless_mode(prompts: Sequence[Text], completions: Sequence[Text], **_: Any) -> list[float]:
-    """1 where gold harmlessness is above HARMLESS_MODE, else 0."""
-    return [float(score > HARMLESS_MODE) for score in harmless(prompts, completions)]
+@cache
+def reward_once(model: str) -> Reward:
+    """The reward model of a folder, loaded once."""
+    return load_reward(Path(model).name, RewardSpec(model=model))

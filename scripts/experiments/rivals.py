@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import track
 
-from scripts.experiments import common, conditioned
-from scripts.experiments.common import CRITERIA, Job
+from scripts.experiments import conditioned, frame
+from scripts.experiments.frame import CRITERIA, MAX_KL, Job, Row
 from scripts.experiments.soups import mix_adapters
-from scripts.results_page import MAX_KL
 
 WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of helpful; harmless has the rest
 STOCK = ("-m", "scripts.experiments.stock_grpo")
@@ -36,43 +34,34 @@ class Lane:
     name: str
     operator: str
     serves: Sequence[str] = CRITERIA
-    told: bool = False
+    is_told: bool = False
     command: Sequence[str] = ("train_iama.py",)
 
     def job(
-        self,
-        seed: int,
-        setting: Setting,
-        weight: float = 0.5,
-        steps: int = common.STEPS,
-        kl_target: float | None = None,
+        self, seed: int, setting: Setting, weight: float = 0.5, steps: int = frame.STEPS, kl_target: float | None = None
     ) -> Job:
         """The training run; `weight` is helpful's where both criteria are trained. Gold rewards are left out.
 
         With `kl_target` beta only starts at the setting's.
         """
-        overrides = [
-            f"objective.criteria={json.dumps(self._criteria(seed, weight))}",
-            f"trainer.learning_rate={setting.learning_rate!r}",
-            f"trainer.beta={setting.beta!r}",
-        ]
-        if self.told:
+        overrides = frame.objective(self._criteria(seed, weight), setting.learning_rate, setting.beta)
+        if self.is_told:
             overrides.append(f"prompts={conditioned.write_prompts(seed)}")
         if kl_target is not None:
             overrides.append(f"kl.target={kl_target!r}")
-        suffix = f"-w{round(100 * weight)}" if len(self.serves) > 1 and not self.told else ""
+        suffix = f"-w{round(100 * weight)}" if len(self.serves) > 1 and not self.is_told else ""
         suffix += "" if kl_target is None else f"-kl{kl_target:g}"
         name = f"{self.name}{suffix}-lr{setting.learning_rate:g}-beta{setting.beta:g}"
         return Job(name, seed, overrides, steps=steps, command=self.command)
 
-    def _criteria(self, seed: int, weight: float) -> list[dict[str, object]]:
-        if self.told:
+    def _criteria(self, seed: int, weight: float) -> list[Row]:
+        if self.is_told:
             return [{"name": "told", "proxy": {"function": conditioned.REWARD}, "operator": self.operator}]
         weights = dict(zip(CRITERIA, (weight, round(1 - weight, 10)), strict=True)) if len(self.serves) > 1 else {}
         return [
             {
                 "name": name,
-                "proxy": {"model": f"{common.world(seed)}/rm-{name}"},
+                "proxy": {"model": f"{frame.world(seed)}/rm-{name}"},
                 "operator": self.operator,
                 "weight": weights.get(name, 1.0),
             }
@@ -86,7 +75,7 @@ LANES = {
         Lane("iama", "bon(4)"),
         Lane("grpo", "identity"),
         Lane("stock", "identity", command=STOCK),
-        Lane("told", "identity", told=True),
+        Lane("told", "identity", is_told=True),
         *(Lane(f"specialist1-{name}", "identity", (name,)) for name in CRITERIA),
         *(Lane(f"specialist4-{name}", "bon(4)", (name,)) for name in CRITERIA),
     )
@@ -121,7 +110,7 @@ def pool_name(method: str, weight: float) -> str:
     return f"{method}-w{round(100 * weight)}"
 
 
-def train_seed(seed: int, best: dict[str, Setting], steps: int = common.STEPS) -> Trained:
+def train_seed(seed: int, best: dict[str, Setting], steps: int = frame.STEPS) -> Trained:
     """Train (or find) everything of a seed: IAMA and linear GRPO at five weights, and the rivals."""
     jobs: dict[str, Job] = {}
     for name, lane in LANES.items():
@@ -130,21 +119,21 @@ def train_seed(seed: int, best: dict[str, Setting], steps: int = common.STEPS) -
             jobs[f"{name}-matched"] = lane.job(seed, best[name], steps=steps, kl_target=MAX_KL)
         else:
             jobs[name] = lane.job(seed, best[name], steps=steps)
-    runs = dict(zip(jobs, common.train_many(list(jobs.values())), strict=True))
+    runs = dict(zip(jobs, frame.train_many(list(jobs.values())), strict=True))
     return assemble(seed, runs)
 
 
 def assemble(seed: int, runs: dict[str, Path]) -> Trained:
     """Adapters and points of a seed from its runs; soups are mixed here."""
-    kl = {name: common.final_kl(run) for name, run in runs.items()}
+    kl = {name: frame.final_kl(run) for name, run in runs.items()}
     adapters: dict[str, Path | None] = {"base": None}
     adapters |= {name: run / "adapter" for name, run in runs.items() if name != "told"}
-    told: dict[str, Path | None] = {f"told-{name}": runs["told"] / "adapter" for name in CRITERIA}
+    served: dict[str, Path | None] = {f"told-{name}": runs["told"] / "adapter" for name in CRITERIA}
     parts = [runs[f"specialist1-{name}"] / "adapter" for name in CRITERIA]
-    home = common.world(seed) / "policy"
+    home = frame.world(seed) / "policy"
     soups: dict[str, Path | None] = {
         pool_name("soup", w): mix_adapters(
-            home, parts, (w, round(1 - w, 10)), common.FOLDER / "soups" / f"w{round(100 * w)}-{seed}"
+            home, parts, (w, round(1 - w, 10)), frame.FOLDER / "soups" / f"w{round(100 * w)}-{seed}"
         )
         for w in track(WEIGHTS, f"soups, seed {seed}", transient=True)
     }
@@ -156,7 +145,7 @@ def assemble(seed: int, runs: dict[str, Path]) -> Trained:
         names = [f"specialist{n}-{name}" for name in CRITERIA]
         points[f"specialists{n}"] = [Served(names[0], names[1], sum(kl[name] for name in names) / 2)]
     prefixes = {f"told-{name}": conditioned.PREFIXES[name] for name in CRITERIA}
-    return Trained(adapters | told | soups, prefixes, points)
+    return Trained(adapters | served | soups, prefixes, points)
 
 
 def _alone(name: str, kl: dict[str, float]) -> Served:

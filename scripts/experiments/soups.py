@@ -8,15 +8,12 @@ Source: Rame et al. 2023, *Rewarded soups*.
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 from iama.files import temporary_name
 from iama.models.fingerprint import fingerprint
 from scripts.experiments.pools import quieten
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
 
 NOTE = "soup.txt"
 

@@ -8,39 +8,34 @@ Writes docs/results/toy.md and its plots: stochastic GRPO against the closed for
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from iama.objective.operators import bon, identity, tilt
-from scripts.experiments import toy_page
+from iama.arrays import Floats, Mask
+from iama.objective.operators import Operator, bon, identity, tilt
+from scripts.experiments import frame
+from scripts.experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, label
+from scripts.experiments.frame import Claim
 from scripts.experiments.toy_problem import (
     Problem,
     Recipe,
     closed_form,
+    closed_form_cdf,
     conflict,
     gap_bound,
     grpo,
     mirror_descent,
     optimum,
+    positions,
     sampled_mirror_descent,
     smoothness,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
-
-    from iama.objective.operators import Operator
-
-    Floats = NDArray[np.float64]
-
-FOLDER = Path("docs/results")
 BETA = 1e-3
 BUDGETS = (4, 8)
 GRPO = Recipe()
@@ -53,6 +48,8 @@ CONSTANT_STEP = 2.0
 TILT_REWARDS = np.array([[0.9, 0.92, 0.0], [0.5, 0.4, 0.5]])
 TEMPERATURE = 0.1
 STARTS = 12
+WITHIN, SLOPE = 0.005, -0.5
+"""What was set beforehand: relative shortfall of J, and log-log slope of the plateau."""
 
 
 def _nothing() -> None:
@@ -63,8 +60,7 @@ def main() -> None:
     """Run the four experiments, write the page."""
     trained_steps = (len(BUDGETS) + 1) * GRPO.num_steps
     plateau_steps = len(GROUP_SIZES) * PLATEAU_STEPS * (len(PLATEAU_BETAS) * PLATEAU_SEEDS + 1)
-    console = Console(highlight=False)
-    with Progress(console=console) as progress:
+    with Progress(console=Console(stderr=True)) as progress:
 
         def stage(name: str, total: int) -> Callable[[], None]:
             task = progress.add_task(name, total=total)
@@ -74,8 +70,7 @@ def main() -> None:
         rates = convergence_rates(RATE_STEPS, stage("rate", len(RATE_BUDGETS) * len(RATE_BETAS)))
         plateaus = plateau(GROUP_SIZES, PLATEAU_STEPS, PLATEAU_SEEDS, stage("plateau", plateau_steps))
         tilted = failing_tilt(STARTS, stage("tilt", (STARTS - 1) * (STARTS - 2)))
-    toy_page.write(FOLDER, learned, rates, plateaus, tilted)
-    console.print(f"wrote {FOLDER / 'toy.md'}")
+    write(frame.PAGES, learned, rates, plateaus, tilted)
 
 
 # Stochastic GRPO. ---------------------------------------------------------------------------------------
@@ -108,7 +103,7 @@ def reach_optimum(budgets: Sequence[int], recipe: Recipe, advance: Callable[[], 
     linear_problem = replace(conflict(2, BETA), operators=(identity(), identity()))
     linear = _last_policies(linear_problem, recipe, advance)
     tilted = np.exp(linear_problem.rewards_KY.mean(axis=0) / BETA - 1 / BETA)  # exact: reference e^{reward / beta}
-    found = []
+    runs = []
     for n in budgets:
         problem = conflict(n, BETA)
         best = optimum(problem, closed_form(n))
@@ -127,8 +122,8 @@ def reach_optimum(budgets: Sequence[int], recipe: Recipe, advance: Callable[[], 
             linear_policies=linear,
             optimal_policy=best,
         )
-        found.append(learned)
-    return found
+        runs.append(learned)
+    return runs
 
 
 def _last_policies(problem: Problem, recipe: Recipe, advance: Callable[[], None]) -> Floats:
@@ -214,8 +209,8 @@ def plateau(
     sizes: Sequence[int], num_steps: int, num_seeds: int, advance: Callable[[], None] = _nothing
 ) -> list[Plateau]:
     """The paper's algorithm 1 with step 1/L at each beta, and leave-one-out GRPO with a fixed step."""
-    found = [_algorithm_1(beta, sizes, num_steps, num_seeds, advance) for beta in PLATEAU_BETAS]
-    return [*found, _fixed_step_grpo(PLATEAU_BETAS[-1], sizes, num_steps, num_seeds, advance)]
+    plateaus = [_algorithm_1(beta, sizes, num_steps, num_seeds, advance) for beta in PLATEAU_BETAS]
+    return [*plateaus, _fixed_step_grpo(PLATEAU_BETAS[-1], sizes, num_steps, num_seeds, advance)]
 
 
 def _algorithm_1(
@@ -293,13 +288,29 @@ class Tilted:
     starts: Floats
     reached: Floats
 
+    @property
+    def middle(self) -> float:
+        """The value half way."""
+        return float(self.segment[self.segment.size // 2])
+
+    @property
+    def chord(self) -> float:
+        """The mean of the ends."""
+        return float(self.segment[[0, -1]].mean())
+
+    @property
+    def is_low(self) -> Mask:
+        """Starts from which ascent ends below the best optimum."""
+        low: Mask = self.reached < self.reached.max() - 1e-3
+        return low
+
 
 def failing_tilt(num_starts: int, advance: Callable[[], None] = _nothing) -> list[Tilted]:
     """The value of `tilt(0.1)`, and of `bon(4)` on the same rewards, without a KL penalty."""
     share = np.linspace(0.0, 1.0, 101)
     starts = np.array([(i, k, num_starts - i - k) for i in range(1, num_starts) for k in range(1, num_starts - i)])
     starts = starts / num_starts
-    found: list[Tilted] = []
+    tilted: list[Tilted] = []
     for operator in (tilt(TEMPERATURE), bon(4)):
         problem = Problem((operator, operator), TILT_REWARDS, np.full(3, 1 / 3), 0.0)
         policies = []
@@ -308,22 +319,12 @@ def failing_tilt(num_starts: int, advance: Callable[[], None] = _nothing) -> lis
             advance()
         reached = np.array([problem.value(p) for p in policies])
         first = np.array([1.0, 0.0, 0.0])
-        second = found[0].ends[1] if found else policies[int(np.argmax(reached))]
+        second = tilted[0].ends[1] if tilted else policies[int(np.argmax(reached))]
         segment = np.array([problem.value((1 - s) * first + s * second) for s in share])
         phi = problem.first_variation(first)
-        found.append(
-            Tilted(
-                operator=operator,
-                rewards_KY=TILT_REWARDS,
-                share=share,
-                segment=segment,
-                ends=(first, second),
-                away_from_first=phi - phi[0],
-                starts=starts,
-                reached=reached,
-            )
-        )
-    return found
+        ends, away = (first, second), phi - phi[0]
+        tilted.append(Tilted(operator, TILT_REWARDS, share, segment, ends, away, starts, reached))
+    return tilted
 
 
 def ascend(problem: Problem, start: Floats, tolerance: float = 1e-5, max_steps: int = 5000) -> Floats:
@@ -341,6 +342,166 @@ def ascend(problem: Problem, start: Floats, tolerance: float = 1e-5, max_steps: 
             constant *= 2
         p, value, constant = q, problem.value(q), constant / 1.3
     return p
+
+
+# The page. ----------------------------------------------------------------------------------------------
+
+
+def write(
+    folder: Path,
+    learned: Sequence[Learned],
+    rates: Sequence[Rate],
+    plateaus: Sequence[Plateau],
+    tilted: Sequence[Tilted],
+) -> None:
+    """`toy.md` and four SVG files."""
+    plot_learned(folder / "toy-policies.svg", learned)
+    plot_rates(folder / "toy-rate.svg", rates)
+    plot_plateaus(folder / "toy-plateau.svg", plateaus)
+    plot_tilt(folder / "toy-tilt.svg", tilted)
+    values = {
+        "claims": frame.claims_table(claims(learned, rates, plateaus, tilted)),
+        "learned": learned,
+        "outer": outer_mass,
+        "rates": rates,
+        "plateaus": plateaus,
+        "soft": tilted[0],
+    }
+    frame.write_page(folder / "toy.md", "toy", values)
+
+
+def claims(
+    learned: Sequence[Learned], rates: Sequence[Rate], plateaus: Sequence[Plateau], tilted: Sequence[Tilted]
+) -> list[Claim]:
+    """What was set beforehand, and what came out."""
+    return [
+        *(claim for run in learned for claim in _learned_claims(run)),
+        _rate_claim(rates),
+        *_plateau_claims(plateaus),
+        *_tilt_claims(*tilted),
+    ]
+
+
+def _learned_claims(run: Learned) -> list[Claim]:
+    worst = max(1 - value / run.best for value in run.nonlinear)
+    linear = min(1 - value / run.best for value in (*run.linear, run.linear_optimum))
+    stationary = f"a. N = {run.n}: the closed form is stationary, the optimum with KL exact"
+    bar, exact = "range of the first variation, duality gap: at most 1e-10", max(run.residual, abs(run.certificate))
+    name = f"a. N = {run.n}, G = 8"
+    best = f"{100 * linear:.2f} % at best"
+    return [
+        Claim(stationary, bar, f"{run.residual:.0e}; {run.certificate:.0e}", exact <= 1e-10),
+        Claim(
+            f"{name}: non-linear GRPO finds the optimum",
+            "J within 0.5 %, worst seed",
+            f"{100 * worst:.2f} %",
+            worst <= WITHIN,
+        ),
+        Claim(f"{name}: linear GRPO does not", "J short by more", best, linear > WITHIN),
+    ]
+
+
+def _rate_claim(rates: Sequence[Rate]) -> Claim:
+    violations, checks = sum(r.violations for r in rates), sum(r.gaps.size for r in rates)
+    measured = f"{violations} of {checks} steps above; largest gap / bound {max(r.tightest for r in rates):.2f}"
+    return Claim("b. the bound of theorem 5.2 holds with the certified L", "at every step", measured, violations == 0)
+
+
+def _plateau_claims(plateaus: Sequence[Plateau]) -> list[Claim]:
+    bounded = [(p, p.drawn, p.bounds) for p in plateaus if p.drawn is not None and p.bounds is not None]
+    holds = all(bool(np.all(drawn <= bounds)) for _, drawn, bounds in bounded)
+    informative = sum(int(np.sum(bounds < p.start)) for p, _, bounds in bounded)
+    total = sum(len(p.sizes) for p, *_ in bounded)
+    slopes, text = [p.slope for p in plateaus], "c. the bound of theorem 5.3"
+    bar, measured = f"log-log slope below {SLOPE:g}, all three", ", ".join(f"{slope:.2f}" for slope in slopes)
+    below = "below the gap of the uniform policy at every G and beta"
+    return [
+        Claim("c. the plateau falls with group size", bar, measured, max(slopes) < SLOPE),
+        Claim(f"{text} holds", "every G and beta", "holds" if holds else "violated", holds),
+        Claim(f"{text} is informative", below, f"{informative} of {total}", informative == total),
+    ]
+
+
+def _tilt_claims(soft: Tilted, hard: Tilted) -> list[Claim]:
+    text = "d. the value of a tilt is not concave (outside the theorem)"
+    bar = "value half way between two policies below their mean by 0.001"
+    measured = f"{soft.middle:.4f} against {soft.chord:.4f}"
+    low, total, best = int(soft.is_low.sum()), soft.reached.size, soft.reached.max()
+    ends = f"{low} of {total} starts end at {soft.reached.min():.4f}, others at {best:.4f}"
+    one_value = "d. `bon(4)` on the same rewards: concave between them, one value"
+    bars = "second differences at most 0; values within 0.0001"
+    second, spread = np.diff(hard.segment, 2).max(), float(np.ptp(hard.reached))
+    is_concave = bool(second <= 1e-12 and spread <= 1e-4)
+    return [
+        Claim(text, bar, measured, soft.middle < soft.chord - 1e-3),
+        Claim("d. its ascent depends on the start", "two optimal values", ends, 0 < low < total),
+        Claim(one_value, bars, f"{second:.1e}; {spread:.1e}", is_concave),
+    ]
+
+
+def outer_mass(p: Floats) -> float:
+    """Mass outside [1/4, 3/4]."""
+    return float(p[np.abs(positions(p.size) - 0.5) > 0.25].sum())
+
+
+def plot_learned(path: Path, learned: Sequence[Learned]) -> None:
+    """CDFs of the policies, one panel a budget."""
+    fine = np.linspace(0.0, 1.0, 1001)
+    with figure(path, len(learned)) as axes:
+        for axis, run in zip(axes, learned, strict=True):
+            y = positions(run.optimal_policy.size)
+            for k, p in enumerate(run.linear_policies):
+                axis.step(y, np.cumsum(p), where="post", color=ORANGE, lw=1, label="linear GRPO" if k == 0 else None)
+            for k, p in enumerate(run.policies):
+                name = "non-linear GRPO, 3 seeds" if k == 0 else None
+                axis.step(y, np.cumsum(p), where="post", color=BLUE, lw=1, alpha=0.7, label=name)
+            exact = np.cumsum(run.optimal_policy)
+            axis.step(y, exact, where="post", color="black", lw=1, label=f"optimum, beta = {run.beta:g}")
+            axis.plot(fine, closed_form_cdf(fine, run.n), color=GREY, ls="--", label="closed form, beta = 0")
+            label(axis, f"N = {run.n}, G = 8", "response y", "CDF", legend=False)
+            axis.legend(loc="upper left", fontsize=7.5)
+
+
+def plot_rates(path: Path, rates: Sequence[Rate]) -> None:
+    """Gap (full) and bound (dashed), one panel a beta."""
+    betas, budgets = sorted({r.beta for r in rates}), sorted({r.n for r in rates})
+    colours = dict(zip(budgets, (GREEN, BLUE, RED), strict=True))
+    with figure(path, len(betas)) as axes:
+        for axis, beta in zip(axes, betas, strict=True):
+            for r in rates:
+                if r.beta == beta:
+                    steps, seen = np.arange(1, r.gaps.size + 1), r.gaps > 1e-13
+                    axis.loglog(steps[seen], r.gaps[seen], color=colours[r.n], label=f"N = {r.n}: gap")
+                    axis.loglog(steps, np.maximum(r.bounds, 1e-13), color=colours[r.n], ls="--", lw=1)
+            label(axis, f"beta = {beta:g} (dashed: bound)", "step", "J* - J")
+
+
+def plot_plateaus(path: Path, plateaus: Sequence[Plateau]) -> None:
+    """Final gap against group size with the bounds, on logarithmic axes."""
+    with figure(path, size=(6.0, 3.8)) as (axis,):
+        for p, colour in zip(plateaus, (PURPLE, BLUE, GREEN), strict=True):
+            axis.loglog(p.sizes, p.gaps, "o-", color=colour, label=f"{p.method}, beta = {p.beta:g}")
+            if p.bounds is not None:
+                axis.loglog(p.sizes, p.bounds, "--", color=colour, lw=1, label=f"bound, beta = {p.beta:g}")
+        axis.axhline(plateaus[0].start, color=GREY, ls=":", label=f"uniform policy, beta = {plateaus[0].beta:g}")
+        axis.set_xticks(plateaus[0].sizes, [str(size) for size in plateaus[0].sizes])
+        axis.minorticks_off()
+        label(axis, "Plateau against group size", "group size G", "J* - J", legend=False)
+        axis.figure.legend(loc="outside right center")
+
+
+def plot_tilt(path: Path, tilted: Sequence[Tilted]) -> None:
+    """The value along the segment, and the optimum that each start reaches."""
+    soft = tilted[0]
+    with figure(path, 2) as (left, right):
+        left.plot(soft.share, soft.segment, color=RED, label=soft.operator.name)
+        left.plot([0, 1], soft.segment[[0, -1]], color=GREY, ls="--", label="chord: a concave value lies above")
+        label(left, "From A to the best policy", "share of the best policy", "value")
+        low = soft.is_low
+        for chosen, colour, end in ((low, RED, soft.reached.min()), (~low, BLUE, soft.reached.max())):
+            points = soft.starts[chosen]
+            right.plot(points[:, 1], points[:, 2], "o", color=colour, label=f"ends at {end:.4f}")
+        label(right, f"{soft.operator.name}: where ascent from each start ends", "start: mass of B", "start: mass of C")
 
 
 if __name__ == "__main__":

@@ -8,25 +8,17 @@ midpoint, `m (1-F)^{N-1} = (1-m) F^{N-1}`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import logsumexp
 
+from iama.arrays import Floats, Indices
 from iama.objective import estimators
+from iama.objective.estimators import Estimator
 from iama.objective.objective import Criterion, Objective
-from iama.objective.operators import bon, identity
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from iama.objective.estimators import Estimator
-    from iama.objective.operators import Operator
-
-    Floats = NDArray[np.float64]
+from iama.objective.operators import Operator, bon, identity
 
 NUM_ATOMS = 41
 
@@ -161,7 +153,7 @@ def sampled_mirror_descent(problem: Problem, size: int, num_steps: int, seed: in
         yield np.exp(log_p), error
 
 
-def draw(p: Floats, size: int, rng: np.random.Generator) -> NDArray[np.intp]:
+def draw(p: Floats, size: int, rng: np.random.Generator) -> Indices:
     """Atoms `[size]` sampled from a policy."""
     return np.minimum(np.searchsorted(np.cumsum(p), rng.random(size), side="right"), p.size - 1)
 
@@ -203,7 +195,7 @@ def grpo(problem: Problem, recipe: Recipe) -> Iterator[Floats]:
         yield np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
 
 
-def policy_gradient(advantages_PG: Floats, atoms_PG: NDArray[np.intp], p_PY: Floats) -> Floats:
+def policy_gradient(advantages_PG: Floats, atoms_PG: Indices, p_PY: Floats) -> Floats:
     """Gradient `[P, Y]` in the logits of a softmax policy: the mean over a row of `A_i grad log p(y_i)`."""
     num_rows, size = advantages_PG.shape
     num_atoms = p_PY.shape[1]

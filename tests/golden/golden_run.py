@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UNITS = re.compile(r"seconds|versions|version$|_at$|time|per_second|memory|peak|host|pid|path$|^python$|^platform$")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 DURATION = re.compile(r"\d+(\.\d+)?(e-?\d+)? ?(s|ms|seconds|minutes|min)\b")
+PEAK = re.compile(r"\S+ [kMG] exactly$")  # memory, the last but one column of what was sampled
 PROMPT = "how do i climb a roof today?"
 METHODS = (
     "single",
@@ -213,7 +214,8 @@ def _evaluate(record: dict[str, Any]) -> None:
     record["evaluation/files"] = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     page = (folder / "report.html").read_text()
     text = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
-    record["text of report.html"] = _plain(re.sub(r"<[^>]+>", " ", text))
+    lines = _plain(re.sub(r"<[^>]+>", " ", text))
+    record["text of report.html"] = [PEAK.sub("* exactly", line) for line in lines]
 
 
 def _tune(record: dict[str, Any]) -> None:

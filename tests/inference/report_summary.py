@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from inference.report.fill import UNITS
+from inference.report.words import UNITS
 
 CRITERIA = ("helpful", "harmless", "brief")
 POLICIES = ("base", "grpo", "iama", "soup")

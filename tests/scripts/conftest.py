@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts.experiments import common
+from scripts.experiments import frame
 
 
 @pytest.fixture
@@ -20,6 +20,6 @@ def small_world(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     for split in ("test", "validation"):
         (folder / f"prompts-{split}.jsonl").write_text(tiny.prompts.read_text())
     (folder / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
-    monkeypatch.setattr(common, "world", lambda seed: folder)
-    monkeypatch.setattr(common, "FOLDER", tmp_path)
+    monkeypatch.setattr(frame, "world", lambda seed: folder)
+    monkeypatch.setattr(frame, "FOLDER", tmp_path)
     return folder

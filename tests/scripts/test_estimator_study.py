@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 
-from scripts.experiments import estimator_page
 from scripts.experiments import estimator_study as study
 from scripts.experiments.toy_problem import policy_gradient
 
@@ -80,7 +79,7 @@ def test_bias_of_the_tilt_falls_with_the_group():
 
 
 def test_page_states_its_command_and_verdicts(cells, tmp_path):
-    estimator_page.write(tmp_path, cells, study.normaliser(), study.tilt_bias((8,)), (8,))
+    study.write(tmp_path, cells, study.normaliser(), study.tilt_bias((8,)), (8,))
     text = (tmp_path / "estimators.md").read_text()
     assert "python -m scripts.experiments.estimator_study" in text[:100]
     assert "| LOO and LOO-1 are unbiased |" in text

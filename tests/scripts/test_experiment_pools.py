@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from iama.config.settings import EvaluationCriterion
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
+from iama.objective.operators import bon
 from iama.prompts.data import load_prompts
 from iama.prompts.render import as_completion
 from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
-from scripts.experiments import common, divergence
+from scripts.experiments import frame, front
 from scripts.experiments import pools as experiment_pools
+from scripts.experiments.pools import Scores
 
 SAMPLING = Sampling(max_new_tokens=6)
 
@@ -22,7 +25,7 @@ def test_pools_are_scored_at_the_plain_prompt_and_kept(small_world):
     def sampled():
         found = {}
         for name in ("base", "told"):
-            found |= common.pools(
+            found |= experiment_pools.pools(
                 3,
                 {name: None},
                 num_samples=4,
@@ -43,10 +46,10 @@ def test_pools_are_scored_at_the_plain_prompt_and_kept(small_world):
             completions = [as_completion(row["prompt"], text) for text in texts]
             assert proxies == pytest.approx(reward([row["prompt"]] * 4, completions), abs=1e-5)
     assert first["base", "helpful"].texts != first["told", "helpful"].texts
-    files = {path: path.stat().st_mtime_ns for path in common.FOLDER.rglob("pools/**/*.*")}
+    files = {path: path.stat().st_mtime_ns for path in frame.FOLDER.rglob("pools/**/*.*")}
     again = sampled()
     assert again["told", "helpful"].texts == first["told", "helpful"].texts
-    assert {path: path.stat().st_mtime_ns for path in common.FOLDER.rglob("pools/**/*.*")} == files
+    assert {path: path.stat().st_mtime_ns for path in frame.FOLDER.rglob("pools/**/*.*")} == files
 
 
 def test_a_prefix_goes_before_the_last_message_only():
@@ -55,13 +58,23 @@ def test_a_prefix_goes_before_the_last_message_only():
     assert experiment_pools.prefixed(row, "") is row
 
 
-def test_log_probabilities_of_a_padded_batch_are_those_of_each_sequence(small_world):
+def test_log_probabilities_of_samples_are_those_of_each_alone(small_world):
     policy = load_policy("base", PolicySpec(path=str(small_world / "policy")))
     rows = load_prompts(small_world / "prompts-test.jsonl", 2)
-    pairs = divergence._sequences(policy, rows, [["mix flour", "grow red tomatoes please"], ["no"]])
-    assert all(response[-1] == policy.tokenizer.eos_token_id for _, response in pairs)
-    together = divergence._log_probs(policy, pairs)
-    apart = [value for pair in pairs for value in divergence._log_probs(policy, [pair])]
-    assert len(together) == sum(len(response) for _, response in pairs)
-    assert together == pytest.approx(apart, abs=1e-4)
-    assert max(together) < 0
+    texts = [["mix flour", "grow red tomatoes please"], ["no"]]
+    together, number = front.log_probability(policy, rows, texts)
+    single = [(row, text) for row, some in zip(rows, texts, strict=True) for text in some]
+    apart = [front.log_probability(policy, [row], [[text]]) for row, text in single]
+    ids = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in single]
+    assert number == sum(n for _, n in apart) == sum(len(some) + 1 for some in ids)  # each ends itself
+    assert together == pytest.approx(sum(value for value, _ in apart), abs=1e-3)
+    assert together < 0
+
+
+def test_values_select_by_proxy_and_judge_by_gold():
+    proxy, gold = np.asarray([[3.0, 1.0, 2.0]]), np.asarray([[0.0, 1.0, 5.0]])
+    scores = Scores(proxy, gold, [["a", "b", "c"]])
+    assert scores.value(bon(3)) == pytest.approx([0.0])
+    assert scores.value(bon(1), "proxy") == pytest.approx([2.0])
+    with pytest.raises(AssertionError, match="without gold"):
+        Scores(proxy, None, [["a", "b", "c"]]).value(bon(2))

@@ -1,9 +1,6 @@
-"""The pure parts of the experiments on the demo world: areas, intervals, pools that share a budget, the search."""
+"""The front and the search behind it: areas, points, the runs' configurations, both pages."""
 
 from __future__ import annotations
-
-import itertools
-import math
 
 import numpy as np
 import pytest
@@ -13,11 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from iama.config.schema import load_config
 from iama.config.settings import TrainingConfig
-from iama.objective.estimators import group_value
-from iama.objective.operators import bon
-from scripts.experiments import common, front, mixed_preference, rivals, search
-from scripts.experiments.fronts import hypervolume, split_value, verdict
-from scripts.experiments.pools import Scores
+from scripts.experiments import frame, front, rivals, search
+from scripts.experiments.front import hypervolume
 
 SIDE = st.floats(-1, 1, allow_nan=False).map(lambda x: round(x, 3))
 
@@ -60,67 +54,6 @@ def test_hypervolume_is_taken_replicate_by_replicate():
     assert hypervolume(points, reference) == pytest.approx(one_by_one)
 
 
-def enumerate_split(selectors, scores, draws):
-    """Mean score of the best over every choice of subsets; a tie goes to the later pool."""
-    subsets = [list(itertools.combinations(range(len(s)), n)) for s, n in zip(selectors, draws, strict=True)]
-    found = []
-    for chosen in itertools.product(*subsets):
-        samples = [(selectors[k][i], k, i, scores[k][i]) for k, some in enumerate(chosen) for i in some]
-        found.append(max(samples)[3])
-    return float(np.mean(found))
-
-
-@given(
-    arrays(float, (5,), elements=st.integers(0, 5)),
-    arrays(float, (4,), elements=st.integers(0, 5)),
-    st.sampled_from([(2, 2), (1, 3), (3, 1), (4, 0), (0, 2)]),
-)
-def test_split_value_is_the_mean_over_all_subsets(first, second, draws):
-    rng = np.random.default_rng(0)
-    scores = [rng.normal(size=5), rng.normal(size=4)]
-    value = split_value([first[None], second[None]], [s[None] for s in scores], draws)
-    assert value[0] == pytest.approx(enumerate_split([first, second], scores, draws))
-
-
-def test_split_value_of_one_pool_is_the_group_value():
-    rng = np.random.default_rng(1)
-    selector, score = rng.normal(size=(2, 3, 16))
-    both = split_value([selector, rng.normal(size=(3, 8))], [score, np.zeros((3, 8))], [4, 0])
-    assert both == pytest.approx(group_value(bon(4), selector, score))
-
-
-def test_the_bootstrap_of_a_mean_has_the_normal_interval():
-    rng = np.random.default_rng(0)
-    arrays_by_seed = [{"a": rng.normal(1.0, 1.0, size=400)} for _ in range(1)]
-    found = common.bootstrap(arrays_by_seed, lambda m: m["a"], num_bootstrap=4000)
-    half = 1.96 * arrays_by_seed[0]["a"].std() / math.sqrt(400)
-    mean = arrays_by_seed[0]["a"].mean()
-    assert found.mean == pytest.approx(mean)
-    assert found.ci95 == pytest.approx((mean - half, mean + half), abs=0.01)
-
-
-def test_the_bootstrap_resamples_prompts_jointly_and_seeds():
-    noise = np.random.default_rng(0).normal(size=50)
-    paired = {"iama": noise + 0.25, "grpo": noise}
-    alone = common.bootstrap([paired], lambda m: m["iama"] - m["grpo"])
-    assert alone.ci95 == pytest.approx((0.25, 0.25))
-    seeds = [{"x": np.full(50, level)} for level in (0.0, 1.0, 2.0)]
-    spread = common.bootstrap(seeds, lambda m: m["x"])
-    assert spread.seeds == (0.0, 1.0, 2.0)
-    assert (spread.mean, *spread.ci95) == pytest.approx((1.0, 0.0, 2.0), abs=0.35)
-    assert verdict(spread) in ("higher", "no difference shown")
-
-
-def test_values_select_by_proxy_and_judge_by_gold():
-    proxy = np.asarray([[3.0, 1.0, 2.0]])
-    gold = np.asarray([[0.0, 1.0, 5.0]])
-    scores = Scores(proxy, gold, [["a", "b", "c"]])
-    assert common.values(bon(3), scores) == pytest.approx([0.0])
-    assert common.values(bon(1), scores, "proxy") == pytest.approx([2.0])
-    with pytest.raises(AssertionError, match="without gold"):
-        common.values(bon(2), Scores(proxy, None, [["a", "b", "c"]]))
-
-
 def row(beta, kl, proxy=0.0, rate=4e-3):
     return {"learning_rate": rate, "beta": beta, "kl": kl, "proxy": proxy}
 
@@ -136,12 +69,13 @@ def test_the_search_looks_for_the_smallest_beta_within_the_limit():
     assert last == rivals.Setting(2e-3, 0.05)
 
 
-def test_the_search_takes_the_best_proxy_within_the_limit_and_says_when_there_is_none():
+def test_the_search_takes_the_best_proxy_within_the_limit_and_says_when_there_is_none(tmp_path):
     limit = search.MAX_KL
     rows = [row(0.1, limit, 1.0), row(0.05, limit, 2.0), row(0.01, 2 * limit, 9.0), row(0.05, 0.0, 1.5, rate=2e-3)]
     assert search.choose(rows) == rivals.Setting(4e-3, 0.05)
     assert search.choose(rows[2:3]) == rivals.Setting(4e-3, 0.01)
-    text = search.page({name: rows if name != "told" else rows[2:3] * 4 for name in rivals.LANES})
+    search.write(tmp_path, {name: rows if name != "told" else rows[2:3] * 4 for name in rivals.LANES})
+    text = (tmp_path / "search.md").read_text()
     assert text.count("| chosen |") >= len(rivals.LANES)
     assert "No run of told ended within it" in text
 
@@ -152,7 +86,7 @@ def fake_world(tmp_path, monkeypatch):
     folder = tmp_path / "world-1"
     folder.mkdir()
     (folder / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
-    monkeypatch.setattr(common, "world", lambda seed: folder)
+    monkeypatch.setattr(frame, "world", lambda seed: folder)
     return folder
 
 
@@ -160,7 +94,7 @@ def fake_world(tmp_path, monkeypatch):
 def test_every_run_is_a_configuration_that_train_iama_accepts_and_has_no_gold(fake_world, name):
     lane = rivals.LANES[name]
     job = lane.job(1, rivals.Setting(4e-3, 0.05), weight=0.3, steps=7)
-    config = load_config(common.launch.ROOT / job.config, TrainingConfig, job.settings())
+    config = load_config(frame.launch.ROOT / job.config, TrainingConfig, job.settings())
     assert [c.gold for c in config.objective.criteria] == [None] * len(lane.serves)
     assert {c.name: c.weight for c in config.objective.criteria} == (
         {"helpful": 0.3, "harmless": 0.7} if len(lane.serves) == 2 else {lane.serves[0]: 1.0}
@@ -171,7 +105,7 @@ def test_every_run_is_a_configuration_that_train_iama_accepts_and_has_no_gold(fa
     assert config.name.endswith("in world 1 of 01234567")
     assert config.kl.target is None
     steered = lane.job(1, rivals.Setting(4e-3, 0.05), kl_target=0.2)
-    assert load_config(common.launch.ROOT / job.config, TrainingConfig, steered.settings()).kl.target == 0.2
+    assert load_config(frame.launch.ROOT / job.config, TrainingConfig, steered.settings()).kl.target == 0.2
     assert steered.folder != lane.job(1, rivals.Setting(4e-3, 0.05)).folder
 
 
@@ -179,21 +113,36 @@ def test_points_of_a_method_are_those_of_the_policies_that_serve_it():
     served = [rivals.Served("p", "q", None)]
     trained = rivals.Trained({}, {}, {"told": served, "base": [rivals.Served("base", "base", 0.0)]})
     means = {front.key("p", "helpful", 4): np.asarray([0.5]), front.key("q", "harmless", 4): np.asarray([0.75])}
-    means |= {front.key("base", c, 4): np.asarray([0.25]) for c in common.CRITERIA}
+    means |= {front.key("base", c, 4): np.asarray([0.25]) for c in frame.CRITERIA}
     assert front.points(trained, "told", 4, means).tolist() == [[[0.5, 0.75]]]
     assert front.volume(trained, "told", 4)(means) == pytest.approx([0.125])
     assert front.total(trained, "told", 4)(means) == pytest.approx([1.25])
 
 
-def test_a_mix_of_one_criterion_only_is_that_criterions_own_best_of_4(monkeypatch):
+@pytest.fixture
+def seeds():
+    """Two seeds of random values of everything that has a point on the front."""
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(mixed_preference, "MIXES", (1.0,))
-    names = {name for mix in (1.0,) for name in mixed_preference._policies(mix)}
-    scores = {
-        (name, c): Scores(rng.normal(size=(3, 8)), rng.random((3, 8)), []) for name in names for c in common.CRITERIA
-    }
-    values = mixed_preference.serve(front.Measured(rivals.Trained({}, {}, {}), scores, {}, {}))
-    expected = common.values(bon(4), scores["iama-w50", "helpful"])
-    assert values[mixed_preference.key("iama", 1.0, "helpful")] == pytest.approx(expected)
-    base = scores["base", "helpful"].gold
-    assert values[mixed_preference.key("iama", 1.0, "mixed")] == pytest.approx((expected - base.mean()) / base.std())
+    found = {}
+    for seed in (10, 11):
+        points = {
+            m: [rivals._alone(rivals.pool_name(m, w), {}) for w in rivals.WEIGHTS] for m in ("iama", "grpo", "soup")
+        }
+        points |= {name: [rivals.Served(name, name, 0.1)] for name in ("stock", "base", "iama-matched", "grpo-matched")}
+        for name in ("told", "specialists1", "specialists4"):
+            points[name] = [rivals.Served(f"{name}-helpful", f"{name}-harmless", 0.2)]
+        pools = {point.policy(c) for some in points.values() for point in some for c in frame.CRITERIA}
+        keys = [front.key(pool, c, n) for pool in sorted(pools) for c in frame.CRITERIA for n in front.SERVED]
+        values = {key: rng.normal(size=6) for key in keys}
+        found[seed] = front.Measured(rivals.Trained({}, {}, points), values, dict.fromkeys(pools, 0.1))
+    return found
+
+
+def test_the_page_has_every_method_and_verdict(seeds, tmp_path):
+    front.write(tmp_path, seeds)
+    text = (tmp_path / "front.md").read_text()
+    assert text.count("met**") == len(front.claims(seeds))
+    assert text.count("**rivals above IAMA: ") == len(front.SERVED)
+    assert text.count("| rewarded soups |") == len(front.SERVED) * 2 + 1 + len(rivals.WEIGHTS)
+    assert "nan" not in text
+    assert (tmp_path / "front.svg").read_text().startswith("<?xml")

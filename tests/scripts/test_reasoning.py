@@ -10,10 +10,9 @@ import pytest
 from iama.config.specs import RewardSpec, Sampling
 from iama.objective.operators import parse_operator
 from iama.rewards.load import load_reward
-from scripts.experiments import common, reasoning, reasoning_page, reasoning_setup, reasoning_tables
-from scripts.experiments import gradient_samplers_values as shared
-from scripts.experiments import reasoning_values as values
-from scripts.experiments.gradient_samplers_values import Cell, Served
+from scripts.experiments import frame, guided, reasoning, rewards
+from scripts.experiments import reasoning as values
+from scripts.experiments.guided import Cell, Served
 from scripts.experiments.reasoning import Size
 
 SEED = 3
@@ -49,14 +48,10 @@ def small_world(tiny, tmp_path, monkeypatch):
         ]
         (home / f"prompts-{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (home / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
-    monkeypatch.setattr(reasoning_setup, "world", lambda seed: home)
-    monkeypatch.setattr(reasoning_setup, "SAMPLING", Sampling(max_new_tokens=6))
-    monkeypatch.setattr(common, "FOLDER", tmp_path)
-    reasoning_setup._policy.cache_clear()
-    reasoning_setup._reward.cache_clear()
-    yield home
-    reasoning_setup._policy.cache_clear()
-    reasoning_setup._reward.cache_clear()
+    monkeypatch.setattr(reasoning, "world", lambda seed: home)
+    monkeypatch.setattr(reasoning, "SAMPLING", Sampling(max_new_tokens=6))
+    monkeypatch.setattr(frame, "FOLDER", tmp_path)
+    return home
 
 
 def test_a_proxy_counts_on_prompts_of_its_kind_alone(small_world):
@@ -68,13 +63,13 @@ def test_a_proxy_counts_on_prompts_of_its_kind_alone(small_world):
     columns = {"kind": ["job", "sum", "job"], "home": [str(small_world)] * 3}
     jobs = load_reward("helpful", RewardSpec(model=str(small_world / "rm-helpful")))(prompts, completions)
     sums = load_reward("correct", RewardSpec(model=str(small_world / "rm-correct")))(prompts, completions)
-    assert reasoning_setup.helpful(prompts, completions, **columns) == pytest.approx([jobs[0], 0.0, jobs[2]], abs=1e-5)
-    assert reasoning_setup.correct(prompts, completions, **columns) == pytest.approx([0.0, sums[1], 0.0], abs=1e-5)
-    assert reasoning_setup.harmless(prompts, completions, **columns)[1] == 0.0
+    assert rewards.helpful(prompts, completions, **columns) == pytest.approx([jobs[0], 0.0, jobs[2]], abs=1e-5)
+    assert rewards.correct(prompts, completions, **columns) == pytest.approx([0.0, sums[1], 0.0], abs=1e-5)
+    assert rewards.harmless(prompts, completions, **columns)[1] == 0.0
 
 
 def test_twins_have_the_base_s_scale_and_the_search_s_settings(small_world):
-    jobs = reasoning_setup.jobs(SEED, {"helpful": (1.0, 2.0), "harmless": (-1.0, 0.5), "correct": (0.0, 1.5)})
+    jobs = reasoning.jobs(SEED, {"helpful": (1.0, 2.0), "harmless": (-1.0, 0.5), "correct": (0.0, 1.5)})
     found = {}
     for policy, job in jobs.items():
         sets = dict(override.split("=", 1) for override in job.settings())
@@ -163,7 +158,7 @@ def test_a_weak_base_s_gap_is_read_at_its_own_operations():
     weak, whole = cell_of([4, 4, 4, 8], 30.0), cell_of(3, 50.0)  # Best-of-3 has 2, Best-of-5 has 4
     found = values.weakness_gap([weak], [whole], "a")
     assert found.mean == pytest.approx((5 - 2) - (3 - 4))
-    assert shared.equal_flops([weak], "a").difference == pytest.approx(3)
+    assert guided.equal_flops([weak], "a").difference == pytest.approx(3)
 
 
 # On tiny models. ----------------------------------------------------------------------------------------
@@ -188,11 +183,11 @@ def test_everything_is_served_judged_and_written_and_a_second_run_reads(small_wo
     assert cell.gold_PS.shape == (3, 8)
     assert found["iama", "correct", "test"].gold_PS.shape == (3, 6)
 
-    case = reasoning._case(SEED, "base", "correct", "test", 3, 8, adapters)
-    assert [row["kind"] for row in case.rows()] == ["sum"] * 3
+    case = reasoning.case_of(SEED, "base", "correct", "test", 3, 8, adapters)
+    assert [row["kind"] for row in case.task.rows] == ["sum"] * 3
     (method,) = (m for m in methods["base"] if m.name == "GGRO 2")
-    texts = reasoning_setup.answers(case, method, 2)["texts"]
-    expected = case.reward().score([row["prompt"] for row in case.rows()] * 2, texts, {})[0]
+    texts = guided.answers(case, method.parsed(), None, 2)["texts"]
+    expected = case.reward.score([row["prompt"] for row in case.task.rows] * 2, texts, {})[0]
     assert cell.served["GGRO 2"].values["proxy"] == pytest.approx(np.reshape(expected, (2, 3)).mean(axis=0), abs=1e-4)
 
     write_page(found, tmp_path, monkeypatch)
@@ -200,8 +195,8 @@ def test_everything_is_served_judged_and_written_and_a_second_run_reads(small_wo
     def refuse(*_):
         raise AssertionError("answers that are on disk are not made again")
 
-    monkeypatch.setattr(reasoning_setup, "_serve", refuse)
-    monkeypatch.setattr(reasoning_setup, "_fluency", refuse)
+    monkeypatch.setattr(guided, "_serve", refuse)
+    monkeypatch.setattr(guided, "_fluency", refuse)
     again = reasoning.measure(SEED, adapters, SIZE, methods, drift)["base", "correct", "test"]
     for name, own_values in cell.served.items():
         for metric, array in own_values.values.items():
@@ -211,21 +206,18 @@ def test_everything_is_served_judged_and_written_and_a_second_run_reads(small_wo
 
 def write_page(found, tmp_path, monkeypatch):
     """The page of one seed has every section, and says where methods lose."""
-    for module in (values, shared, reasoning_page):
-        monkeypatch.setattr(module, "NUM_BOOTSTRAP", 20)
-    monkeypatch.setattr(reasoning_page, "PAGE", tmp_path / "page.md")
-    monkeypatch.setattr(reasoning_page, "PLOT", tmp_path / "page.svg")
+    monkeypatch.setattr(guided, "NUM_BOOTSTRAP", 20)
     grammatical = {"correct": 0.5, "grammatical_job": 0.9, "grammatical_sum": 0.8}
     world = {"policy": dict.fromkeys(("policy", "policy-10", "policy-30"), grammatical)}
     world |= {f"rm-{name}": {"pair_accuracy": 0.75} for name in reasoning.CRITERIA}
     kl = {SEED: dict.fromkeys(("grpo", "iama", "tilt", "capped"), 0.1)}
-    reasoning_page.write({SEED: found}, kl, {SEED: world}, SIZE)
-    page = (tmp_path / "page.md").read_text()
+    reasoning.write(tmp_path, {SEED: found}, kl, {SEED: world}, SIZE)
+    page = (tmp_path / "reasoning.md").read_text()
     assert "nan" not in page
     assert page.count("loses to Best-of-n") == len(reasoning.COMPARED)
     for heading in ("Verdict", "At equal operations", "Training twins", "Coverage", "SEA on weak bases"):
         assert f"## {heading}" in page
     assert page.count("Best-of-4 |") == 3 * 3
-    assert (tmp_path / "page.svg").read_text().startswith("<?xml")
-    rows = [line for line in reasoning_tables.hard_table({SEED: found}).splitlines() if line.startswith("| correct")]
+    assert (tmp_path / "reasoning.svg").read_text().startswith("<?xml")
+    rows = [line for line in reasoning.hard_table({SEED: found}).splitlines() if line.startswith("| correct")]
     assert len(rows) == 2  # m = 1, 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts import demo, launch, results
-from scripts.results_page import further, page, readme_table
+from scripts.results import page, readme_table
 
 
 def savings(criterion, reference, metric, **changes):
@@ -56,7 +56,7 @@ def run():
     }
 
 
-def whole_page(seeds, combined):
+def whole_page(seeds, combined, hedging="In short: 3 of 4 claims met.\n"):
     row = {"learning_rate": 1e-3, "beta": 0.02, "proxy": 1.5, "kl_per_token": 0.1}
     search = {"grpo": [row, {**row, "beta": 0.08, "proxy": 1.0}], "iama": [row]}
     measured = {
@@ -64,8 +64,8 @@ def whole_page(seeds, combined):
         "rm-helpful": {"pair_accuracy": 0.9},
         "rm-harmless": {"pair_accuracy": 0.8},
     }
-    worlds = {seed: {"measurements": measured} for seed in seeds}
-    return page(search, {"grpo": row, "iama": row}, seeds, combined, worlds, "In short: 3 of 4 claims met.\n")
+    worlds = dict.fromkeys(seeds, measured)
+    return page(search, {"grpo": row, "iama": row}, seeds, combined, worlds, hedging)
 
 
 def test_the_page_prints_every_seed_and_says_what_holds(run):
@@ -126,6 +126,8 @@ def test_the_demo_deletes_what_another_world_left(tmp_path, monkeypatch):
         assert run_folder.exists() == survives
 
 
-def test_the_page_has_the_figures_of_the_page_on_hedging():
+def test_the_page_has_the_figures_of_the_page_on_hedging(run):
     written = (launch.ROOT / results.PAGE).read_text(encoding="utf-8")
-    assert written.endswith(further((launch.ROOT / results.HEDGING).read_text(encoding="utf-8")))
+    now = whole_page({10: run}, run, (launch.ROOT / results.HEDGING).read_text(encoding="utf-8"))
+    heading = "## Further results"
+    assert written.partition(heading)[2] == now.partition(heading)[2] != ""

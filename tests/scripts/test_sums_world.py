@@ -141,7 +141,7 @@ def built(tmp_path_factory):
     """A world whose models were fitted for a few steps."""
     from rich.console import Console
 
-    from scripts.experiments import sums
+    from scripts import build_sums_models as sums
 
     few = sums.Parameters(0, 0.1, 0.04, 120, 120, 16, 16, 8, 1)
     out = tmp_path_factory.mktemp("sums") / "world"
@@ -172,7 +172,7 @@ def test_a_world_has_models_of_one_vocabulary_checkpoints_and_prompts(built):
 def test_a_folder_that_is_no_world_is_left_alone(tmp_path):
     from rich.console import Console
 
-    from scripts.experiments import sums
+    from scripts import build_sums_models as sums
 
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds something that is no demo world"):
@@ -183,8 +183,8 @@ def test_a_folder_that_is_no_world_is_left_alone(tmp_path):
 @pytest.mark.slow
 def test_correct_is_a_verifiable_reward_in_training(tmp_path):
     """Two steps of configs/experiments/sums.yaml; the base knows one sum, and half of its answers are right."""
+    from scripts import build_sums_models as sums
     from scripts import demo_fit
-    from scripts.experiments import sums
 
     prompt = "how many eggs are in three boxes of four?"
     exchanges = [(prompt, f"there are {value} eggs.") for value in (12, 11)] * 200

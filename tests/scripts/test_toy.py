@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iama.objective.operators import identity
-from scripts.experiments import figures, toy, toy_page
+from scripts.experiments import toy
 from scripts.experiments.toy_problem import (
     Recipe,
     closed_form,
@@ -108,7 +108,7 @@ def test_tilt_is_not_concave_and_ascent_depends_on_the_start():
 def test_page_states_its_command_and_every_verdict(tmp_path):
     learned = toy.reach_optimum((4,), replace(SHORT, num_steps=5))
     rates, plateaus = toy.convergence_rates(20), toy.plateau((8, 16), 20, 1)
-    toy_page.write(tmp_path, learned, rates, plateaus, toy.failing_tilt(4))
+    toy.write(tmp_path, learned, rates, plateaus, toy.failing_tilt(4))
     text = (tmp_path / "toy.md").read_text()
     assert "python -m scripts.experiments.toy" in text[:100]
     assert "non-linear GRPO finds the optimum | J within 0.5 %, worst seed | " in text
@@ -116,14 +116,3 @@ def test_page_states_its_command_and_every_verdict(tmp_path):
     for name in ("policies", "rate", "plateau", "tilt"):
         assert f"(toy-{name}.svg)" in text
         assert (tmp_path / f"toy-{name}.svg").read_text().startswith("<?xml")
-
-
-def test_figures_are_the_same_bytes_in_every_run(tmp_path):
-    written = []
-    for folder in ("a", "b"):
-        with figures.figure(tmp_path / folder / "plot.svg") as (axis,):
-            axis.plot([1, 2], [3, 4], label="line")
-            figures.label(axis, "title", "x", "y")
-        written.append((tmp_path / folder / "plot.svg").read_bytes())
-    assert written[0] == written[1]
-    assert b"dc:date" not in written[0]

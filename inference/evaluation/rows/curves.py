@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from inference.evaluation.rows.kl import kl_of
 from inference.statistics.bootstrap import mean_interval
-from inference.statistics.costs import UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,13 +13,14 @@ if TYPE_CHECKING:
     from iama.arrays import Floats
     from iama.config.settings import EvaluationConfig
     from inference.evaluation.measured import Evaluation
-    from inference.evaluation.summary import Row
     from inference.evaluation.tables import Tables
+    from inference.statistics.bootstrap import Estimate
+    from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow
 
 
-def curve_rows(evaluation: Evaluation, tables: Tables) -> list[Row]:
+def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
     """Mean proxy, gold, cost and KL: a row a (policy, criterion, method, budget), or one for a method of one point."""
-    rows = []
+    rows: list[CurveRow] = []
     for policy, criterion in evaluation.served:
         for method in evaluation.plan.methods:
             budgets: Sequence[int | None] = sorted(set(evaluation.config.budgets)) if method.is_curve else [None]
@@ -28,25 +28,52 @@ def curve_rows(evaluation: Evaluation, tables: Tables) -> list[Row]:
             for n in budgets:
                 key = (policy, criterion.name, method.text)
                 column = 1 if n is None else n
-                row: Row = {"policy": policy, "criterion": criterion.name, "method": method.text, "samples": n}
-                row |= {unit: tables.cost(*key, unit, column) for unit in UNITS}
-                for metric in ("proxy", "gold"):
-                    row |= _mean_and_interval(evaluation.config, metric, tables.values.get((*key, metric)), column)
-                row |= {"kl": None if kl is None else float(kl[column - 1]), "kl_kind": kind}
-                if (*key, "disagreement") in tables.values:
-                    row["disagreement"] = tables.mean(*key, "disagreement", column)
-                row["num_prompts"] = len(evaluation.plan.rows)
+                proxy, gold = (
+                    _estimate(evaluation.config, tables.values.get((*key, metric)), column)
+                    for metric in ("proxy", "gold")
+                )
+                row: CurveRow = {
+                    "policy": policy,
+                    "criterion": criterion.name,
+                    "method": method.text,
+                    "samples": n,
+                    **_costs(tables, key, column),
+                    "proxy": None if proxy is None else proxy.mean,
+                    "proxy_ci95": None if proxy is None else list(proxy.ci95),
+                    "gold": None if gold is None else gold.mean,
+                    "gold_ci95": None if gold is None else list(gold.ci95),
+                    "kl": None if kl is None else float(kl[column - 1]),
+                    "kl_kind": kind,
+                    **_disagreement(tables, key, column),
+                    "num_prompts": len(evaluation.plan.rows),
+                }
                 if method.is_tuned:
                     row["written"] = evaluation.plan.written(policy, criterion.name, method).text
                 rows.append(row)
     return rows
 
 
-def _mean_and_interval(config: EvaluationConfig, metric: str, values_PN: Floats | None, column: int) -> Row:
-    result = None
-    if values_PN is not None:
-        result = mean_interval(values_PN[:, column - 1], num_bootstrap=config.num_bootstrap, seed=config.seed)
+def _costs(tables: Tables, key: tuple[str, str, str], column: int) -> Costs:
     return {
-        metric: None if result is None else result.mean,
-        f"{metric}_ci95": None if result is None else list(result.ci95),
+        "policy_tokens": tables.cost(*key, "policy_tokens", column),
+        "policy_prefill_tokens": tables.cost(*key, "policy_prefill_tokens", column),
+        "policy_decode_tokens": tables.cost(*key, "policy_decode_tokens", column),
+        "reward_calls": tables.cost(*key, "reward_calls", column),
+        "reward_tokens": tables.cost(*key, "reward_tokens", column),
+        "backward_tokens": tables.cost(*key, "backward_tokens", column),
+        "sequential_steps": tables.cost(*key, "sequential_steps", column),
+        "flops": tables.cost(*key, "flops", column),
+        "seconds": tables.cost(*key, "seconds", column),
     }
+
+
+def _disagreement(tables: Tables, key: tuple[str, str, str], column: int) -> CurveExtras:
+    known = (*key, "disagreement") in tables.values
+    return {"disagreement": tables.mean(*key, "disagreement", column)} if known else {}
+
+
+def _estimate(config: EvaluationConfig, values_PN: Floats | None, column: int) -> Estimate | None:
+    """Mean over prompts with its interval."""
+    if values_PN is None:
+        return None
+    return mean_interval(values_PN[:, column - 1], num_bootstrap=config.num_bootstrap, seed=config.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from iama.arrays import Floats
 from iama.prompts.render import prompt_text
@@ -11,31 +11,30 @@ from inference.selection.rules import select
 if TYPE_CHECKING:
     from iama.config.settings import EvaluationCriterion
     from inference.evaluation.measured import Evaluation
-    from inference.evaluation.summary import Row
+    from inference.statistics.summary_rows import Answer, Candidate, ExampleRow, Segment
 
 NUM_EXAMPLES = 4
 
 
-def example_rows(evaluation: Evaluation) -> list[Row]:
+def example_rows(evaluation: Evaluation) -> list[ExampleRow]:
     """Evenly spaced prompts, not chosen: the first sample, and what each method keeps of how many."""
     stride = max(1, len(evaluation.plan.rows) // NUM_EXAMPLES)
-    rows = []
+    rows: list[ExampleRow] = []
     for i in list(range(0, len(evaluation.plan.rows), stride))[:NUM_EXAMPLES]:
-        where = {"prompt": prompt_text(evaluation.plan.rows[i]["prompt"])}
         for policy, criterion in evaluation.served:
             if evaluation.curve_methods:
-                rows.append(where | _pooled(evaluation, policy, criterion, i))
+                rows.append(_pooled(evaluation, policy, criterion, i))
             guided = [method.text for method in evaluation.plan.methods if method.is_guided]
-            rows.extend(where | _guided(evaluation, policy, criterion, method, i) for method in guided)
+            rows.extend(_guided(evaluation, policy, criterion, method, i) for method in guided)
     return rows
 
 
-def _pooled(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, i: int) -> Row:
+def _pooled(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, i: int) -> ExampleRow:
     proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
     samples = evaluation.pool(policy, criterion).prompts[i].samples
     n = evaluation.config.trained_budget
     chosen = select([float("-inf") if p != p else p for p in proxy_PS[i].tolist()], n)
-    candidates = [
+    candidates: list[Candidate] = [
         {
             "text": samples[s].text,
             "proxy": _number(proxy_PS, i, s),
@@ -45,23 +44,25 @@ def _pooled(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion,
         for s in range(n)
     ]
     return {
+        "prompt": prompt_text(evaluation.plan.rows[i]["prompt"]),
         "policy": policy,
         "criterion": criterion.name,
         "method": evaluation.curve_methods[0].text,
         "samples": n,
-        "single": _without(candidates[0]),
-        "best": _without(candidates[chosen]),
+        "single": _answer(candidates[0]),
+        "best": _answer(candidates[chosen]),
         "candidates": candidates,
         "segments": [],
     }
 
 
-def _guided(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, method: str, i: int) -> Row:
+def _guided(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, method: str, i: int) -> ExampleRow:
     method_used, pool, gold_PA = evaluation.measured.answers[policy, criterion.name, method]
     sample = pool.prompts[i].samples[0]
     proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
     first = evaluation.pool(policy, criterion).prompts[i].samples[0]
     return {
+        "prompt": prompt_text(evaluation.plan.rows[i]["prompt"]),
         "policy": policy,
         "criterion": criterion.name,
         "method": method_used.text,
@@ -69,12 +70,12 @@ def _guided(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion,
         "single": {"text": first.text, "proxy": _number(proxy_PS, i, 0), "gold": _number(gold_PS, i, 0)},
         "best": {"text": sample.text, "proxy": sample.scores["proxy"], "gold": _number(gold_PA, i, 0)},
         "candidates": [],
-        "segments": list(sample.segments),
+        "segments": cast("list[Segment]", list(sample.segments)),
     }
 
 
-def _without(candidate: Row) -> Row:
-    return {name: value for name, value in candidate.items() if name != "chosen"}
+def _answer(candidate: Candidate) -> Answer:
+    return {"text": candidate["text"], "proxy": candidate["proxy"], "gold": candidate["gold"]}
 
 
 def _number(scores_PS: Floats | None, i: int, s: int) -> float | None:

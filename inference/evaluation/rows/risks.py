@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,19 +25,30 @@ if TYPE_CHECKING:
 
     from iama.config.settings import EvaluationConfig, EvaluationCriterion
     from inference.evaluation.measured import Evaluation
-    from inference.evaluation.summary import Row
     from inference.evaluation.tables import Tables
+    from inference.statistics.summary_rows import (
+        BreakEvenRow,
+        ControlRow,
+        CurveRow,
+        HackingRow,
+        Interval,
+        QualityRow,
+        RecommendationRow,
+        SavingsRow,
+        Unit,
+        WinRateRow,
+    )
 
-RECOMMENDED_UNITS = ("samples", "policy_tokens", "flops", "seconds")
+RECOMMENDED_UNITS: tuple[Unit, ...] = ("samples", "policy_tokens", "flops", "seconds")
 NOT_COUNTED = "the reference's own training is not counted"
 
 
-def quality_rows(evaluation: Evaluation, tables: Tables) -> dict[str, dict[str, Row]]:
+def quality_rows(evaluation: Evaluation, tables: Tables) -> dict[str, dict[str, QualityRow]]:
     """Gold and proxy of every policy without a sampler, and with the first one at the trained budget."""
     if not evaluation.curve_methods:
         return {}
     method, budget = evaluation.curve_methods[0].text, evaluation.config.trained_budget
-    quality: dict[str, dict[str, Row]] = {policy: {} for policy in evaluation.config.policies}
+    quality: dict[str, dict[str, QualityRow]] = {policy: {} for policy in evaluation.config.policies}
     for policy, criterion in evaluation.served:
         key = (policy, criterion.name, method)
         worst = _worst(evaluation, policy, criterion)
@@ -69,29 +79,40 @@ def _known(proxy_PS: Floats, gold_PS: Floats) -> Floats:
     return np.where(np.isfinite(gold_PS), proxy_PS, np.nan)
 
 
-def hacking_rows(config: EvaluationConfig, tables: Tables) -> list[Row]:
+def hacking_rows(config: EvaluationConfig, tables: Tables) -> list[HackingRow]:
     """Where gold turns down along each curve."""
-    rows = []
+    rows: list[HackingRow] = []
     for (policy, criterion, method, metric), values_PN in tables.values.items():
         if metric != "gold" or method not in CURVES:
             continue
         budgets = sorted(set(config.budgets))
         columns = values_PN[:, [n - 1 for n in budgets]]
-        found = hacking(columns, budgets, num_bootstrap=config.num_bootstrap, seed=config.seed)
-        if found is not None:
-            where = {"policy": policy, "criterion": criterion, "method": method}
-            rows.append({**where, **asdict(found), "drop_ci95": list(found.drop_ci95)})
+        fall = hacking(columns, budgets, num_bootstrap=config.num_bootstrap, seed=config.seed)
+        if fall is not None:
+            rows.append(
+                {
+                    "policy": policy,
+                    "criterion": criterion,
+                    "method": method,
+                    "peak_samples": fall.peak_samples,
+                    "peak_gold": fall.peak_gold,
+                    "onset": fall.onset,
+                    "last_gold": fall.last_gold,
+                    "drop": fall.drop,
+                    "drop_ci95": list(fall.drop_ci95),
+                }
+            )
     return rows
 
 
-def control_rows(evaluation: Evaluation) -> list[Row]:
+def control_rows(evaluation: Evaluation) -> list[ControlRow]:
     """The proxy's choice beside a random, the longest and the oracle's, for the trained budget."""
-    rows: list[Row] = []
+    rows: list[ControlRow] = []
     for policy, criterion in evaluation.served:
         proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
         if gold_PS is None:
             continue
-        found = controls(
+        choices = controls(
             proxy_PS,
             gold_PS,
             _lengths(evaluation, policy, criterion),
@@ -99,8 +120,18 @@ def control_rows(evaluation: Evaluation) -> list[Row]:
             num_bootstrap=evaluation.config.num_bootstrap,
             seed=evaluation.config.seed,
         )
-        where = {"policy": policy, "criterion": criterion.name}
-        rows.extend({**where, **asdict(row), "gold_ci95": list(row.gold_ci95)} for row in found)
+        rows.extend(
+            {
+                "policy": policy,
+                "criterion": criterion.name,
+                "control": choice.control,
+                "samples": choice.samples,
+                "proxy": choice.proxy,
+                "gold": choice.gold,
+                "gold_ci95": list(choice.gold_ci95),
+            }
+            for choice in choices
+        )
     return rows
 
 
@@ -113,17 +144,17 @@ def _lengths(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion
     return lengths_PS[:, : evaluation.plan.num_samples]
 
 
-def win_rate_rows(evaluation: Evaluation) -> list[Row]:
+def win_rate_rows(evaluation: Evaluation) -> list[WinRateRow]:
     """Win rates by gold (by proxy where there is no gold) against the baseline, with one sample and the budget."""
-    rows = []
+    rows: list[WinRateRow] = []
     for policy, criterion in evaluation.served if evaluation.curve_methods else ():
         for samples in sorted({1, evaluation.config.trained_budget}):
             baseline = baseline_of(evaluation.config)
             if (policy, samples) == (baseline.policy, baseline.samples):
                 continue
             sides = _sides(evaluation, policy, criterion, samples)
-            found = win_rate(*sides, num_bootstrap=evaluation.config.num_bootstrap, seed=evaluation.config.seed)
-            if found is not None:
+            rate = win_rate(*sides, num_bootstrap=evaluation.config.num_bootstrap, seed=evaluation.config.seed)
+            if rate is not None:
                 rows.append(
                     {
                         "policy": policy,
@@ -133,10 +164,10 @@ def win_rate_rows(evaluation: Evaluation) -> list[Row]:
                         "metric": "proxy" if criterion.gold is None else "gold",
                         "baseline_policy": baseline.policy,
                         "baseline_samples": baseline.samples,
-                        "win_rate": found.win_rate,
-                        "ci95": list(found.ci95),
-                        "length_controlled": found.length_controlled,
-                        "length_controlled_ci95": _list(found.length_controlled_ci95),
+                        "win_rate": rate.win_rate,
+                        "ci95": list(rate.ci95),
+                        "length_controlled": rate.length_controlled,
+                        "length_controlled_ci95": _list(rate.length_controlled_ci95),
                     }
                 )
     return rows
@@ -162,11 +193,13 @@ def baseline_of(config: EvaluationConfig) -> WinRateBaseline:
     return config.win_rate_baseline or WinRateBaseline(policy=(known or list(config.policies))[0])
 
 
-def _list(interval: tuple[float, float] | None) -> list[float] | None:
+def _list(interval: tuple[float, float] | None) -> Interval | None:
     return None if interval is None else list(interval)
 
 
-def recommendation_rows(config: EvaluationConfig, tables: Tables, curves: Sequence[Row]) -> list[Row]:
+def recommendation_rows(
+    config: EvaluationConfig, tables: Tables, curves: Sequence[CurveRow]
+) -> list[RecommendationRow]:
     """The best gold that each budget buys."""
     rows = [row for row in curves if row["gold"] is not None]
     gold = {
@@ -176,7 +209,7 @@ def recommendation_rows(config: EvaluationConfig, tables: Tables, curves: Sequen
     return recommend(rows, gold, RECOMMENDED_UNITS, num_bootstrap=config.num_bootstrap, seed=config.seed)
 
 
-def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[Row]) -> list[Row]:
+def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[SavingsRow]) -> list[BreakEvenRow]:
     """Queries until the training's operations are saved, for every gold saving; empty without `training_run`.
 
     Of a reference that was trained too, only what the trained policy's training took more.
@@ -185,19 +218,31 @@ def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[Ro
     if spent is None:
         return []
     others = {name: _reference_training(evaluation, name) for name in {r["reference"] for r in savings}}
-    rows = []
+    rows: list[BreakEvenRow] = []
     for row in savings:
         ratio = row["units"].get("flops")
-        own = tables.cost(
+        cost = tables.cost(
             evaluation.config.trained, row["criterion"], row["method"], "flops", evaluation.config.trained_budget
         )
-        if row["metric"] != "gold" or ratio is None or own is None:
+        if row["metric"] != "gold" or ratio is None or cost is None:
             continue
-        theirs, told = others[row["reference"]]
+        reference_training, remark = others[row["reference"]]
         bounds = {"censored": row["censored"], "floor": row["floor"]}
-        found = break_even(spent, ratio["ratio"] * own, own, **bounds, reference_training_flops=theirs)
-        where = {name: row[name] for name in ("reference", "criterion", "method")}
-        rows.append({**where, **asdict(found), "note": "; ".join(filter(None, (found.note, told)))})
+        result = break_even(spent, ratio["ratio"] * cost, cost, **bounds, reference_training_flops=reference_training)
+        rows.append(
+            {
+                "reference": row["reference"],
+                "criterion": row["criterion"],
+                "method": row["method"],
+                "training_flops": result.training_flops,
+                "reference_training_flops": result.reference_training_flops,
+                "reference_flops": result.reference_flops,
+                "trained_flops": result.trained_flops,
+                "queries": result.queries,
+                "bound": result.bound,
+                "note": "; ".join(filter(None, (result.note, remark))),
+            }
+        )
     return rows
 
 

@@ -20,45 +20,84 @@ if TYPE_CHECKING:
 
     from inference.engine.responses import Pool
     from inference.evaluation.measured import Evaluation
-    from inference.evaluation.summary import Row
+    from inference.evaluation.sources import Source
+    from inference.statistics.summary_rows import (
+        LikelihoodFigures,
+        MissingRow,
+        SamplingCost,
+        SamplingRow,
+        TextFigures,
+    )
 
 
-def sampling_rows(evaluation: Evaluation) -> list[Row]:
+NO_TEXTS: TextFigures = {
+    "num_samples": None,
+    "mean_tokens": None,
+    "truncated": None,
+    "distinct": None,
+    "distinct_1": None,
+    "distinct_2": None,
+    "distinct_3": None,
+}
+NO_COST: SamplingCost = {
+    "prefill_tokens": None,
+    "decode_tokens": None,
+    "flops": None,
+    "seconds": None,
+    "peak_memory": None,
+    "estimated": None,
+}
+NO_LIKELIHOOD: LikelihoodFigures = {"fluency": None, "fluency_z": None, "mean_log_ratio": None}
+
+
+def sampling_rows(evaluation: Evaluation) -> list[SamplingRow]:
     """A row a pool, and one for the answers of every guided method.
 
     Last, of selections that may fall back or be cut by a cap, how often they are.
     """
-    rows = [
-        {
-            "policy": source.policy,
-            "criterion": None
-            if len(source.criteria) == len(evaluation.config.criteria)
-            else ", ".join(source.criteria),
-            "method": None,
-            **_row(evaluation, source.header["engine"], evaluation.measured.pools[source.name], source.name),
-            "fallback": None,
-            "capped": None,
-        }
-        for source in evaluation.plan.sources
-    ]
-    for (policy, criterion, method), (_, pool, _) in evaluation.measured.answers.items():
-        engine, name = (
-            evaluation.plan.source(policy, criterion).header["engine"],
-            answers_name(policy, criterion, method),
-        )
-        where: Row = {"policy": policy, "criterion": criterion, "method": method}
-        row = where | _row(evaluation, engine, pool, name)
-        proxy = next(c for c in evaluation.config.criteria if c.name == criterion).proxy
-        if any(part.judge is not None for part in proxy.parts):
-            row["flops"] = None  # those of the policy alone would be no cost of the method
-        if row["num_samples"] == 1:  # a single text has no variety
-            row["distinct"] = None
-        row |= {"fallback": _forced_share(pool), "capped": None}
-        rows.append(row)
-    return [*rows, *_selection_rows(evaluation, dict.fromkeys(rows[0]))]
+    pools = [_pool_row(evaluation, source) for source in evaluation.plan.sources]
+    answers = [_answers_row(evaluation, *key) for key in evaluation.measured.answers]
+    return [*pools, *answers, *_selection_rows(evaluation)]
 
 
-def _selection_rows(evaluation: Evaluation, empty: Row) -> Iterator[Row]:
+def _pool_row(evaluation: Evaluation, source: Source) -> SamplingRow:
+    pool = evaluation.measured.pools[source.name]
+    serves_all = len(source.criteria) == len(evaluation.config.criteria)
+    return {
+        "policy": source.policy,
+        "criterion": None if serves_all else ", ".join(source.criteria),
+        "method": None,
+        "engine": source.header["engine"],
+        **_texts(pool, evaluation.plan.num_samples),
+        **_cost(pool),
+        **_likelihood(evaluation, pool, source.name),
+        "fallback": None,
+        "capped": None,
+    }
+
+
+def _answers_row(evaluation: Evaluation, policy: str, criterion: str, method: str) -> SamplingRow:
+    pool = evaluation.measured.answers[policy, criterion, method].pool
+    row: SamplingRow = {
+        "policy": policy,
+        "criterion": criterion,
+        "method": method,
+        "engine": evaluation.plan.source(policy, criterion).header["engine"],
+        **_texts(pool, evaluation.plan.num_samples),
+        **_cost(pool),
+        **_likelihood(evaluation, pool, answers_name(policy, criterion, method)),
+        "fallback": _forced_share(pool),
+        "capped": None,
+    }
+    proxy = next(c for c in evaluation.config.criteria if c.name == criterion).proxy
+    if any(part.judge is not None for part in proxy.parts):
+        row["flops"] = None  # those of the policy alone would be no cost of the method
+    if row["num_samples"] == 1:  # a single text has no variety
+        row["distinct"] = None
+    return row
+
+
+def _selection_rows(evaluation: Evaluation) -> Iterator[SamplingRow]:
     for policy, criterion in evaluation.served:
         source = evaluation.plan.source(policy, criterion.name)
         for method in (m for m in evaluation.plan.methods if not m.is_curve and not m.is_guided):
@@ -68,14 +107,17 @@ def _selection_rows(evaluation: Evaluation, empty: Row) -> Iterator[Row]:
                 proxy_PS, _ = evaluation.scores_of(policy, criterion)
                 share = float(kept_chances(rule, proxy_PS, evaluation.measured.pools[source.name].texts)[1].mean())
             if rule.capped_share or rule.falls_back:
-                where = {"policy": policy, "criterion": criterion.name, "method": method.text}
-                told = {"engine": source.header["engine"], "fallback": share, "capped": rule.capped_share or None}
-                yield empty | where | told
-
-
-def _row(evaluation: Evaluation, engine: str, pool: Pool, name: str) -> Row:
-    told = {"engine": engine, **_texts(pool, evaluation.plan.num_samples), **_cost(pool)}
-    return told | _likelihood(evaluation, pool, name)
+                yield {
+                    "policy": policy,
+                    "criterion": criterion.name,
+                    "method": method.text,
+                    "engine": source.header["engine"],
+                    **NO_TEXTS,
+                    **NO_COST,
+                    **NO_LIKELIHOOD,
+                    "fallback": share,
+                    "capped": rule.capped_share or None,
+                }
 
 
 def _forced_share(pool: Pool) -> float | None:
@@ -84,7 +126,7 @@ def _forced_share(pool: Pool) -> float | None:
     return float(np.mean([segment["forced"] for segment in segments])) if segments else None
 
 
-def _texts(pool: Pool, num_compared: int) -> Row:
+def _texts(pool: Pool, num_compared: int) -> TextFigures:
     """Variety falls with the number of samples, so as many of every pool are looked at."""
     texts = [row[:num_compared] for row in pool.texts]
     lengths_PS = lengths(pool)
@@ -94,11 +136,13 @@ def _texts(pool: Pool, num_compared: int) -> Row:
         "mean_tokens": None if lengths_PS is None else float(lengths_PS.mean()),
         "truncated": None if "unknown" in reasons else reasons.count("length") / len(reasons),
         "distinct": distinct_texts(texts),
-        **{f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)},
+        "distinct_1": distinct_n(texts, 1),
+        "distinct_2": distinct_n(texts, 2),
+        "distinct_3": distinct_n(texts, 3),
     }
 
 
-def _cost(pool: Pool) -> Row:
+def _cost(pool: Pool) -> SamplingCost:
     """What sampling took; None for what a pool from elsewhere does not tell."""
     cost = sum((prompt.cost for prompt in pool.prompts), Cost())
     return {
@@ -111,41 +155,55 @@ def _cost(pool: Pool) -> Row:
     }
 
 
-def _likelihood(evaluation: Evaluation, pool: Pool, name: str) -> Row:
+def _likelihood(evaluation: Evaluation, pool: Pool, name: str) -> LikelihoodFigures:
     """Fluency under the reference, and the log-ratio to it; the latter only of plain sampling, whose KL it is."""
-    found: Row = {"fluency": None, "fluency_z": None, "mean_log_ratio": None}
+    figures = NO_LIKELIHOOD.copy()
     reference = evaluation.measured.reference
     under = evaluation.measured.log_probabilities.get((name, reference or ""))
     own = evaluation.measured.log_probabilities.get((name, name))
     lengths_PS = lengths(pool)
     if reference is None or under is None or lengths_PS is None or not np.isfinite(under).all():
-        return found
-    found["fluency"] = float(np.nanmean(fluency(under, lengths_PS)))
+        return figures
+    figures["fluency"] = float(np.nanmean(fluency(under, lengths_PS)))
     reference_lengths = lengths(evaluation.measured.pools[reference])
     if reference_lengths is not None:
         theirs = fluency(evaluation.measured.log_probabilities[reference, reference], reference_lengths)
-        found["fluency_z"] = fluency_z(fluency(under, lengths_PS), theirs)
+        figures["fluency_z"] = fluency_z(fluency(under, lengths_PS), theirs)
     if own is not None and is_plain(evaluation.config.sampling):
-        found["mean_log_ratio"] = float((own - under).mean())
-    return found
+        figures["mean_log_ratio"] = float((own - under).mean())
+    return figures
 
 
-def missing_rows(evaluation: Evaluation) -> list[Row]:
+def missing_rows(evaluation: Evaluation) -> list[MissingRow]:
     """How many samples have no score; and of guided methods how many answers, where any has none."""
-    rows: list[Row] = []
+    rows: list[MissingRow] = []
     for policy, criterion in evaluation.served:
         source = evaluation.plan.source(policy, criterion.name)
         for metric, spec in (("proxy", criterion.proxy), ("gold", criterion.gold)):
             if spec is not None:
                 values_PS = evaluation.measured.scores[source.name, spec].values_PS
-                where = {"policy": policy, "criterion": criterion.name, "metric": metric}
-                number = int(np.isnan(values_PS).sum())
-                rows.append({**where, "num_missing": number, "num_samples": int(values_PS.size)})
+                rows.append(
+                    {
+                        "policy": policy,
+                        "criterion": criterion.name,
+                        "metric": metric,
+                        "num_missing": int(np.isnan(values_PS).sum()),
+                        "num_samples": int(values_PS.size),
+                    }
+                )
     for (policy, name, method), answers in evaluation.measured.answers.items():
         counts = {"proxy": int(np.isnan(answers.proxy_PA).sum())}
         counts["gold"] = 0 if answers.gold_PA is None else int(np.isnan(answers.gold_PA).sum())
         for metric, number in counts.items():
             if number:
-                where = {"policy": policy, "criterion": name, "metric": metric, "method": method}
-                rows.append({**where, "num_missing": number, "num_samples": answers.proxy_PA.size})
+                rows.append(
+                    {
+                        "policy": policy,
+                        "criterion": name,
+                        "metric": metric,
+                        "method": method,
+                        "num_missing": number,
+                        "num_samples": answers.proxy_PA.size,
+                    }
+                )
     return rows

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inference.evaluation.measured import Evaluation
-    from inference.evaluation.summary import Row
+    from inference.statistics.summary_rows import RewardCostRow
 
 
-def reward_cost_rows(evaluation: Evaluation) -> list[Row]:
+def reward_cost_rows(evaluation: Evaluation) -> list[RewardCostRow]:
     """What scoring the pools took, by reward: each distinct text of a prompt once, whichever policies gave it."""
-    rows = []
+    rows: list[RewardCostRow] = []
     for spec, name in evaluation.plan.rewards.items():
         seen: set[tuple[str, str]] = set()
         tokens, seconds = 0, 0.0

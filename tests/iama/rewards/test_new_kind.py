@@ -84,8 +84,26 @@ def test_what_is_no_kind_is_refused(kind):
 
 def test_a_kind_that_nobody_registered_is_named(monkeypatch):
     monkeypatch.delitem(KINDS, "brevity")
-    with pytest.raises(RewardError, match=r"kind 'brevity\(target=1\)' is not known; write one of model, function"):
+    with pytest.raises(
+        RewardError, match=r"kind 'brevity\(target=1\)' is not known; write path/to/file.py:Class, or one of model"
+    ):
         check_reward("r", RewardSpec(kind="brevity(target=1)"))
+
+
+def test_a_kind_in_a_file_needs_no_entry(tmp_path):
+    (tmp_path / "constant.py").write_text(
+        "from iama.cost import Cost\n"
+        "from iama.rewards.reward import Scorer\n\n\n"
+        "class Constant(Scorer):\n"
+        "    def __init__(self, value):\n        self.value = value\n\n"
+        "    def score(self, prompts, completions, columns):\n"
+        "        return [self.value] * len(prompts), Cost(reward_tokens=3)\n"
+    )
+    spec = RewardSpec(kind=f"{tmp_path}/constant.py:Constant(value=1.5)")
+    scores, cost = load_reward("r", spec).score([PROMPT], ["a"], {})
+    assert (scores, cost.reward_tokens, cost.reward_calls) == ([1.5], 3, 1)
+    with pytest.raises(RewardError, match=r"kind .*Constant.*unexpected keyword"):
+        check_reward("r", RewardSpec(kind=f"{tmp_path}/constant.py:Constant(other=1)"))
 
 
 def test_configurations_without_it_are_written_as_before():

@@ -24,6 +24,7 @@ def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Path("rewards.py").write_text(blocks["python"][0])
     monkeypatch.setattr("iama.rewards.load.KINDS", dict(KINDS))
     exec(blocks["python"][1], {})
+    Path("scorers.py").write_text(blocks["python"][1])
     specs = [RewardSpec(**raw) for block in blocks["yaml"] for raw in parse_yaml(block).values()]
     assert {spec.source for spec in specs} == set(SOURCES)
     for spec in specs:

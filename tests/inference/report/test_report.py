@@ -15,12 +15,24 @@ from typer.testing import CliRunner
 from iama.cli.app import app
 from iama.errors import ConfigError, RunError
 from inference.evaluation.compare import average_rows
+from inference.evaluation.summary import complete
 from inference.report import headline, print_tables, render_html, write_comparison, write_report
 from inference.report.compare import differing_settings, quality_pairs, run_names, savings_pairs
-from inference.report.fill import filled, savings_units, used_units
-from inference.report.html import as_json
+from inference.report.html import ASSETS, LIBRARIES, as_json
 from inference.report.risks import find_risks
-from inference.report.words import interval, interval_text, label, note, number, percent, ratio_text, signed
+from inference.report.words import (
+    average_text,
+    interval,
+    interval_text,
+    label,
+    note,
+    number,
+    percent,
+    ratio_text,
+    savings_units,
+    signed,
+    used_units,
+)
 
 VOID = {"meta", "br", "link", "img", "input"}
 SPACE = "\N{NO-BREAK SPACE}"
@@ -70,8 +82,14 @@ def test_self_contained_well_formed_page(tmp_path):
     summary = make_summary() | {"name": "tiny <report>"}
     page = write_report(save(tmp_path, summary)).read_text(encoding="utf-8")
     assert {"table", "pre", "select", "noscript", "details"} <= parse(page).seen
-    assert not re.search(r"""(?:src|href)\s*=\s*["']|@import|url\(|fetch\(|innerHTML""", page)
-    assert page.replace("http://www.w3.org/2000/svg", "").count("http:") == 0
+    ours = page
+    for name in (*LIBRARIES, "LICENSES.txt"):
+        library = (ASSETS / name).read_text(encoding="utf-8")
+        assert library in page
+        ours = ours.replace(library, "")
+    assert not re.search(r"""(?:src|href)\s*=\s*["']|@import|url\(|fetch\(|innerHTML""", ours)
+    assert ours.replace("http://www.w3.org/2000/svg", "").count("http:") == 0
+    assert re.search(r"default-src 'none'; style-src 'unsafe-inline'; script-src( 'sha256-[^']+'){2}\"", page)
     assert "prefers-color-scheme: dark" in page
     assert "tiny &lt;report&gt;" in page
     assert summary["versions"]["torch"] in page
@@ -102,9 +120,9 @@ def test_half_a_surrogate_pair_is_written():
 def test_any_table_may_be_absent_empty_or_null(table):
     summary = make_summary()
     for changed in ({k: v for k, v in summary.items() if k != table}, summary | {table: type(summary[table])()}):
-        parse(render_html(changed))
-        print_tables(changed, Console(file=io.StringIO()))
-    parse(render_html(summary | {table: None}))
+        parse(render_html(complete(changed)))
+        print_tables(complete(changed), Console(file=io.StringIO()))
+    parse(render_html(complete(summary | {table: None})))
 
 
 def test_any_column_may_be_absent():
@@ -115,8 +133,9 @@ def test_any_column_may_be_absent():
         if isinstance(rows, list) and rows and isinstance(rows[0], dict):
             summary[table] = [{key: row[key] for key in names if key in row} for row in rows]
     summary["quality"] = {policy: {c: {} for c in CRITERIA} for policy in summary["quality"]}
-    parse(render_html(summary | {"dropped_prompts": None}))
-    levels = {risk.subject: risk.level for risk in find_risks(summary | {"dropped_prompts": None})}
+    summary = complete(summary | {"dropped_prompts": None})
+    parse(render_html(summary))
+    levels = {risk.subject: risk.level for risk in find_risks(summary)}
     assert set(levels.values()) == {"unknown", "none"}
     assert levels.pop("Missing scores") == "none"  # their rows are there, and count nothing
     assert "none" not in levels.values()
@@ -171,7 +190,7 @@ def test_savings_in_every_unit():
     flops = summary["savings"][0]["units"]["flops"]["ratio"]
     assert any(row[4] == f"{flops:.2f}x" for row in rows)
     assert "backward tokens" not in section(render_html(summary), "savings")
-    assert savings_units(filled(summary)["savings"]).keys() == used_units(summary["curves"]).keys()
+    assert savings_units(summary["savings"]).keys() == used_units(summary["curves"]).keys()
 
 
 def test_costs_and_examples_are_shown():
@@ -188,22 +207,29 @@ def test_costs_and_examples_are_shown():
     assert "reward 0.1, threshold 0.5, 21 proposals; forced" in examples
 
 
-def test_an_example_of_a_summary_without_methods():
+def test_an_example_whose_method_is_not_known():
     changed = make_summary()
-    changed["examples"] = [{"prompt": [{"role": "user", "content": "Hi"}], "policy": "iama", "criterion": "helpful"}]
+    changed["examples"] = [{"prompt": "Hi", "policy": "iama", "criterion": "helpful"}]
     changed["examples"][0] |= {"single": {"text": "plain answer", "proxy": 0.125, "gold": 0.25}}
     changed["examples"][0] |= {"best": {"text": "kept answer", "proxy": 0.5, "gold": None}}
-    page = render_html(changed)
-    assert "user: Hi" in page
+    page = render_html(complete(changed))
     (row,) = rows_of(page, "examples")
-    told = ["iama Best-of-4", "plain answer proxy 0.125 · gold 0.25", "kept answer proxy 0.5 · gold -"]
-    assert row == told
+    cells = ["iama -", "plain answer proxy 0.125 · gold 0.25", "kept answer proxy 0.5 · gold -"]
+    assert row == cells
 
 
 def saving(**changes):
     row = {"criterion": "c", "method": "bon", "metric": "gold", "reference": "base", "samples": 2, "ratio": 3.0}
     row |= {"token_ratio": 2.5, "ci95": [2.0, 4.0], "token_ci95": [1.0, 3.0], "censored": False, "num_censored": 0}
-    row |= {"num_seeds": 1, "ci_censored": 0.0, "floor": False, "hacked": False, "counts": True}
+    row |= {
+        "num_seeds": 1,
+        "ci_censored": 0.0,
+        "ci_floor": 0.0,
+        "units": {},
+        "floor": False,
+        "hacked": False,
+        "counts": True,
+    }
     return row | changes
 
 
@@ -216,9 +242,9 @@ def test_bounds_are_marked():
     assert interval_text(saving(ci_censored=0.2)) == "[2.00, >4.00]"
     assert interval_text(saving(ci_floor=0.1)) == "[<2.00, 4.00]"
     units = {"flops": {"ratio": 5.0, "ci95": [4.0, None]}}
-    assert ratio_text(saving(units=units, censored=True), unit="flops") == "> 5.00x"
-    assert interval_text(saving(units=units), unit="flops") == "-"
-    assert ratio_text(saving(units=units), unit="seconds") == "-"
+    assert ratio_text(saving(units=units, censored=True), "flops") == "> 5.00x"
+    assert interval_text(saving(units=units), "flops") == "-"
+    assert ratio_text(saving(units=units), "seconds") == "-"
     assert note(saving()) == ""
     missed = note(saving(censored=True, num_censored=1, hacked=True, counts=False))
     assert "not counted" in missed
@@ -264,11 +290,11 @@ def test_numbers_in_words():
 def test_a_mean_takes_its_sign_from_the_rows_that_count_and_tells_all_that_are_censored():
     dropped = saving(criterion="d", ratio=100.0, censored=True, num_censored=1, hacked=True, counts=False)
     (row,) = average_rows([saving(), dropped])
-    assert ratio_text(row) == "3.00x"
+    assert average_text(row) == "3.00x"
     (row,) = average_rows([saving(ratio=2.0), saving(ratio=8.0, censored=True, num_censored=1), dropped])
-    assert ratio_text(row) == "> 4.00x"
+    assert average_text(row) == "> 4.00x"
     (row,) = average_rows([dropped])
-    assert (ratio_text(row), row["num_censored_total"]) == ("-", 1)
+    assert (average_text(row), row["num_censored_total"]) == ("-", 1)
 
 
 def average(reference, ratio, censored=0, not_counted=0, **more):
@@ -279,7 +305,7 @@ def average(reference, ratio, censored=0, not_counted=0, **more):
 
 
 def test_headline_states_both_savings_and_what_the_base_is_worth_alone():
-    changed = make_summary() | {"savings": [saving(criterion="helpful", method="bon", ratio=9.0)]}
+    changed = complete(make_summary()) | {"savings": [saving(criterion="helpful", method="bon", ratio=9.0)]}
     changed["averages"] = [average("base", 11.0, censored=1), average("grpo", 0.8)]
     changed["quality"] = {
         p: {"helpful": {"without": value}} for p, value in (("base", 0.4), ("grpo", 0.6), ("iama", 0.5))
@@ -320,7 +346,7 @@ def test_terminal_tables():
 
 def pair_of(**changes):
     second = make_summary() | {"name": "again"} | changes
-    return filled(make_summary()), filled(second)
+    return make_summary(), second
 
 
 def test_a_comparison_tells_what_differs():
@@ -343,7 +369,7 @@ def test_a_comparison_tells_what_differs():
     assert [(row["policy"], row["criterion"], row["difference"]) for row in gaps] == [
         ("iama", "brief", pytest.approx(0.25))
     ]
-    pair[1]["savings"][0]["units"]["samples"]["ratio"] *= 2
+    pair[1]["savings"][0]["ratio"] *= 2
     rows = savings_pairs(pair)["samples"]
     assert rows[0]["change"] == "2.00x"
     bound = next(i for i, row in enumerate(pair[0]["savings"]) if row["censored"])

@@ -14,9 +14,9 @@ import subprocess
 import pytest
 from report_summary import BUDGETS, CRITERIA, POLICIES, make_summary
 
+from inference.evaluation.summary import complete
 from inference.report import render_html
 from inference.report.compare import render_comparison
-from inference.report.fill import filled
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is installed"),
 ]
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1250,1000", "--virtual-time-budget=8000"]
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1250,1000", "--virtual-time-budget=20000"]
 FLAGS += ["--dump-dom", "--enable-logging=stderr", "--v=0"]
 ATTACK = "</script><img src=x onerror=\"document.title='hacked'\"><!--<script>'\"&\N{LINE SEPARATOR}"
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
@@ -36,6 +36,7 @@ const pick = (where, key, value) => {
 };
 const seen = (selector) => [...document.querySelectorAll(selector)].filter((e) => e.checkVisibility());
 const texts = (selector) => seen(selector).map((e) => e.textContent.trim());
+const drawn = () => new Promise((done) => setTimeout(done, 50));
 const labels = (where) => [...document.querySelectorAll(`${where} .point`)].map((e) => e.getAttribute("aria-label"));
 """
 FRAMES = """<!doctype html><pre id="results"></pre><script>
@@ -45,48 +46,95 @@ addEventListener("message", ({ data }) => {
   document.getElementById("results").textContent = JSON.stringify(results);
 });
 </script>"""
-LOADS = "result.title = document.title; result.figures = seen('#curves figure').map((e) => e.dataset.chart);"
+LOADS = """
+await drawn();
+result.title = document.title;
+result.figures = seen("#curves figure").map((e) => e.dataset.chart);
+"""
 SWITCHES = """
+await drawn();
 result.units = texts("#savings tbody .group");
 pick("#savings", "unit", "flops");
+await drawn();
 result.flops = texts("#savings tbody .group");
 result.equal = texts("#equal-budget tbody .group");
 result.axis = texts("#curves .chart text").filter((words) => words.includes("a prompt"));
 pick("#curves", "unit", "policy_tokens");
+await drawn();
 result.alone = labels("#curves figure[data-chart=gold]").filter((words) => words.includes("cards"));
 pick("#curves", "criterion", "harmless");
-result.title = texts("#curves .name");
+await drawn();
+result.title = texts("#curves .role-title-text");
 result.tables = [...new Set(texts("#hacking tbody td:nth-child(2)"))];
-result.onsets = seen("#curves figure[data-chart=gold] .onset").length;
+result.onsets = seen("#curves figure[data-chart=gold] [class*=' onset'] path").length;
 result.served = texts("#examples details[open] caption");
 pick("#curves", "metric", "proxy");
+await drawn();
 result.figures = seen("#curves figure").map((e) => e.dataset.chart);
 pick("#curves", "method", "bop");
+await drawn();
 result.bop = labels("#curves figure[data-chart=proxy]").find((words) => words.includes("Poisson"));
 pick("#pareto", "up", "brief");
-result.pareto = texts("#pareto .name");
+await drawn();
+result.pareto = texts("#pareto .role-title-text");
 result.address = location.hash;
 """
 KEYS = """
 const first = document.querySelector("#curves .legend input");
 first.click();
+await drawn();
 result.left = [...new Set(labels("#curves").map((words) => words.split(",")[0]))];
 result.everywhere = [...document.querySelectorAll(".legend input")].filter((e) => !e.checked).map((e) => e.value);
 result.address = location.hash;
 const stops = [...document.querySelectorAll("#curves figure[data-chart=gold] [tabindex='0']")];
 stops[0].focus();
 result.stops = stops.length;
-result.tip = texts("#curves .tip");
+result.tip = texts("#vg-tooltip-element");
 stops[0].dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
-result.next = texts("#curves .tip");
+result.next = texts("#vg-tooltip-element");
 first.click();
+await drawn();
 result.again = new Set(labels("#curves").map((words) => words.split(",")[0])).size;
 result.controls = [...document.querySelectorAll("select, input")].every((e) => e.closest("label"));
 """
 ADDRESS = """
+await drawn();
 result.axis = texts("#curves .chart text").filter((words) => words.includes("a prompt"));
 result.figures = seen("#curves figure").map((e) => e.getAttribute("data-chart"));
-result.title = texts("#curves .name");
+result.title = texts("#curves .role-title-text");
+"""
+ZOOM = """
+await drawn();
+const [chart] = document.querySelectorAll("#curves figure[data-chart=gold]");
+const ground = chart.querySelector("svg .background");
+const ticks = () => texts("#curves figure[data-chart=gold] .role-axis-label text").sort().join();
+const { x, y, width, height } = ground.getBoundingClientRect();
+const turn = (more) => {
+  const at = { clientX: x + width / 2, clientY: y + height / 2, deltaY: -400, bubbles: true, cancelable: true };
+  ground.dispatchEvent(new WheelEvent("wheel", { ...at, ...more }));
+};
+const before = ticks();
+turn({});
+await drawn();
+result.scrolled = ticks() === before;
+turn({ shiftKey: true });
+await drawn();
+result.zoomed = ticks() !== before;
+const press = async (key) => {
+  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  await drawn();
+  return ticks();
+};
+chart.querySelector(".point").focus();
+result.back = (await press("0")) === before;
+result.nearer = (await press("+")) !== before;
+result.again = (await press("0")) === before;
+result.links = [];
+for (const link of chart.querySelectorAll(".vega-actions a")) {
+  link.focus();
+  for (let i = 0; i < 40 && link.href.endsWith("#"); i += 1) await drawn();
+  result.links.push([link.textContent, link.download, link.href.slice(0, 22)]);
+}
 """
 VIEWS = """
 const values = (key) => [...document.querySelector(`#curves select[data-key=${key}]`).options].map((o) => o.value);
@@ -95,14 +143,22 @@ result.bad = [];
 for (const key of ["unit", "criterion", "method"])
   for (const value of values(key)) {
     pick("#curves", key, value);
-    const drawn = [...document.querySelectorAll(".chart svg")].map((svg) => svg.outerHTML).join();
-    if (/NaN|undefined|Infinity/.test(drawn)) result.bad.push([key, value]);
+    await drawn();
+    const images = [...document.querySelectorAll(".chart svg")].map((svg) => svg.outerHTML).join();
+    if (/NaN|undefined|Infinity/.test(images)) result.bad.push([key, value]);
     result.views += 1;
   }
 pick("#curves", "unit", "reward_calls");
+await drawn();
 result.ticks = texts("#curves figure[data-chart=gold] text");
 """
 HOSTILE = """
+await drawn();
+result.tips = [];
+for (const point of document.querySelectorAll("#curves figure[data-chart=gold] .point")) {
+  point.focus();
+  result.tips.push(document.getElementById("vg-tooltip-element").textContent);
+}
 result.images = document.querySelectorAll("img").length;
 result.scripts = document.querySelectorAll("script").length;
 result.title = document.title;
@@ -111,6 +167,7 @@ result.points = labels("#curves figure[data-chart=gold]");
 result.legend = document.querySelector("#curves .legend label").textContent;
 """
 PAIR = """
+await drawn();
 result.policies = [...new Set(labels("#curves figure[data-chart=gold]").map((words) => words.split(",")[0]))];
 pick("#savings", "unit", "seconds");
 result.group = texts("#savings tbody .group");
@@ -120,8 +177,9 @@ result.group = texts("#savings tbody .group");
 def operated(page: str, name: str, script: str) -> str:
     """The page with a script that operates it and fills `result`; for that, its ban on foreign scripts is lifted."""
     script += f'parent.postMessage({{ name: "{name}", result }}, "*");'
-    test = f"<script>{{ {TOOLS} const result = {{}}; {script} }}</script>"
-    return POLICY.sub("", page).replace("</body>", f"{test}</body>")
+    test = f"<script>(async () => {{ {TOOLS} const result = {{}}; {script} }})();</script>"
+    body, _, end = POLICY.sub("", page).rpartition("</body>")  # a library has one of its own
+    return f"{body}{test}</body>{end}"
 
 
 def advised():
@@ -181,16 +239,17 @@ def visited(tmp_path_factory):
     """Results by page, and the console's lines."""
     folder = tmp_path_factory.mktemp("pages")
     page, (recommending, ask) = render_html(make_summary()), advised()
-    pair = filled(make_summary()), filled(make_summary() | {"name": "again"})
+    pair = make_summary(), make_summary() | {"name": "again"}
     view = "#unit=flops&criterion=harmless&metric=proxy&method=nonsense&hide=base%7Cgrpo"
     pages = {
         "switches": (page, SWITCHES, ""),
         "keys": (page, KEYS, ""),
         "address": (page, ADDRESS, view),
         "views": (page, VIEWS, ""),
+        "zoom": (page, ZOOM, ""),
         "advice": (render_html(recommending), ask, ""),
         "hostile": (render_html(hostile(make_summary())), HOSTILE, ""),
-        "empty": (render_html(emptied()), LOADS, ""),
+        "empty": (render_html(complete(emptied())), LOADS, ""),
         "proxies": (render_html(without_gold()), LOADS + "result.hacking = texts('#hacking figure');", ""),
         "pair": (render_comparison(pair, ("demo", "again")), PAIR, ""),
         "thrower": (page, "throw new Error('found me');", ""),
@@ -219,7 +278,7 @@ def test_it_loads_without_errors_and_draws_every_point(tmp_path):
 def test_no_page_has_an_error_and_one_would_be_noticed(visited):
     results, lines = visited
     assert set(results) == {
-        *("switches", "keys", "address", "views", "advice", "hostile", "empty", "proxies", "pair"),
+        *("switches", "keys", "address", "views", "zoom", "advice", "hostile", "empty", "proxies", "pair"),
     }
     assert [line for line in lines if "thrower.html" not in line] == []
     assert any("found me" in line for line in lines)
@@ -266,6 +325,16 @@ def test_the_recommendation_follows_criterion_unit_and_budget(visited):
     assert set(result["rows"]) == {"brief"}
 
 
+def test_a_chart_is_zoomed_with_shift_and_saved(visited):
+    result = visited[0]["zoom"]
+    assert all(result[key] for key in ("scrolled", "zoomed", "back", "nearer", "again"))
+    assert [link[:2] for link in result["links"]] == [
+        ["Save as SVG", "helpful-gold.svg"],
+        ["Save as PNG", "helpful-gold.png"],
+    ]
+    assert [link[2][:5] for link in result["links"]] == ["blob:", "data:"]
+
+
 def test_no_choice_draws_anything_that_is_no_number(visited):
     """Some costs are 0 for one sample, which has no logarithm: it stands at the axis's left end."""
     result = visited[0]["views"]
@@ -275,11 +344,12 @@ def test_no_choice_draws_anything_that_is_no_number(visited):
 
 def test_hostile_outputs_stay_text(visited):
     result = visited[0]["hostile"]
-    assert (result["images"], result["scripts"]) == (0, 3)  # data, the page's own, and this test's
+    assert (result["images"], result["scripts"]) == (0, 4)  # data, libraries, the page's own, and this test's
     assert result["title"] == f"demo{ATTACK} · IAMA"
     assert result["answer"].endswith(ATTACK)
     assert result["legend"] == f"base{ATTACK}"
     assert result["points"][0].startswith(f"iama{ATTACK}, ")
+    assert result["tips"][0].startswith(f"iama{ATTACK}, ")
 
 
 def test_what_was_not_measured_is_left_out(visited):

@@ -44,12 +44,22 @@ pytestmark = [
 # --- what counts
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where the first test that trains leaves a copy of its run for the others."""
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
 @pytest.fixture
-def checkpointed(make_config):
+def checkpointed(make_config, kept):
     """A run with checkpoints 1 and 2 and without its adapter: its configuration and folder."""
     config = make_config(**SAVING, trainer__max_steps=2)
-    build_trainer(make_plan(config, "test.yaml"), Console(quiet=True)).train()
     folder = Path(config.output_dir)
+    if kept.exists():
+        shutil.copytree(kept, folder)
+    else:
+        build_trainer(make_plan(config, "test.yaml"), Console(quiet=True)).train()
+        shutil.copytree(folder, kept)
     (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
     return config, folder
 

@@ -1,0 +1,347 @@
+"""The rows of `summary.json`, one type a table; docs/evaluation.md says how each number is computed.
+
+A value is None where it was not measured. Rewards are means over prompts; intervals hold 95 %. Keys that are not
+required stand only in rows that they say something of.
+"""
+
+# Annotations are evaluated here, since `load_summary` reads from the types which keys are required.
+from collections.abc import Sequence
+from typing import Literal, NotRequired, TypedDict
+
+Unit = Literal[
+    "samples",
+    "policy_tokens",
+    "policy_prefill_tokens",
+    "policy_decode_tokens",
+    "reward_calls",
+    "reward_tokens",
+    "backward_tokens",
+    "sequential_steps",
+    "flops",
+    "seconds",
+]
+"""What a budget is counted in, a prompt."""
+Interval = Sequence[float]
+"""[low, high]"""
+
+
+class Costs(TypedDict):
+    """Mean cost of a prompt in every unit of the ledger."""
+
+    policy_tokens: float | None
+    policy_prefill_tokens: float | None
+    policy_decode_tokens: float | None
+    reward_calls: float | None
+    reward_tokens: float | None
+    backward_tokens: float | None
+    sequential_steps: float | None
+    flops: float | None
+    seconds: float | None
+
+
+class CurveExtras(TypedDict, total=False):
+    """`disagreement` of an ensemble's members about what is kept; `written`, a tuned method with its settings."""
+
+    disagreement: float | None
+    written: str
+
+
+class CurveRow(Costs, CurveExtras):
+    """One (policy, criterion, method, budget); a method that is one point has no number of `samples`.
+
+    `kl` is to the reference, in nats.
+    """
+
+    policy: str
+    criterion: str
+    method: str
+    samples: int | None
+    proxy: float | None
+    proxy_ci95: Interval | None
+    gold: float | None
+    gold_ci95: Interval | None
+    kl: float | None
+    kl_kind: str | None
+    num_prompts: int
+
+
+class Compared(TypedDict):
+    """What the trained policy is compared by, and with which reference."""
+
+    criterion: str
+    method: str
+    metric: str
+    reference: str
+
+
+class Ratio(TypedDict):
+    """Cost of the reference over cost of the trained policy, for the same value."""
+
+    ratio: float
+    ci95: Interval
+
+
+class SavingsFigures(Ratio):
+    """A ratio in samples and in every `unit`; `inference.statistics.savings.Savings` says what the flags mean."""
+
+    units: dict[str, Ratio]
+    censored: bool
+    num_censored: int
+    num_seeds: int
+    ci_censored: float
+    ci_floor: float
+    floor: bool
+    hacked: bool
+    counts: bool
+    token_ratio: float | None
+    token_ci95: Interval | None
+
+
+class SavingsRow(Compared, SavingsFigures):
+    """The saving of the trained policy at `samples` over one reference."""
+
+    samples: int
+
+
+class AverageRow(TypedDict):
+    """Geometric means over criteria; intervals where several runs were combined elsewhere."""
+
+    method: str
+    metric: str
+    reference: str
+    samples: int
+    ratio: float | None
+    token_ratio: float | None
+    num_censored: int
+    num_floor: int
+    num_censored_total: int
+    num_not_counted: int
+    num_criteria: int
+    ci95: NotRequired[Interval | None]
+
+
+class DifferenceRow(TypedDict):
+    """Rewards summed over criteria: trained minus reference, both at `samples`."""
+
+    method: str
+    metric: str
+    reference: str
+    samples: int
+    mean: float
+    ci95: Interval
+    num_seeds: int
+
+
+class EqualCostFigures(TypedDict):
+    """Trained minus reference at the same cost; `clipped`: the end of the reference's curve that it stands at."""
+
+    budget: float
+    difference: float
+    ci95: Interval
+    reference_samples: float
+    clipped: str | None
+    num_seeds: int
+
+
+class EqualBudgetRow(Compared, EqualCostFigures):
+    """The same in one unit, against the reference's curve by `reference_method`."""
+
+    reference_method: str
+    unit: str
+
+
+QualityRow = TypedDict(
+    "QualityRow",
+    {
+        "without": float | None,
+        "with": float | None,
+        "proxy_without": float | None,
+        "proxy_with": float | None,
+        "worst_without": float | None,
+        "worst_with": float | None,
+        "method": str,
+        "samples": int,
+    },
+)
+"""Gold, proxy and the worst 5 % by gold, of one sample and of `method` at `samples`."""
+
+
+class HackingRow(TypedDict):
+    """Where gold turns down along a curve; `onset` is the first budget surely below the peak."""
+
+    policy: str
+    criterion: str
+    method: str
+    peak_samples: float
+    peak_gold: float
+    onset: float | None
+    last_gold: float
+    drop: float
+    drop_ci95: Interval
+
+
+class ControlRow(TypedDict):
+    """Another way to choose among the same samples."""
+
+    policy: str
+    criterion: str
+    control: str
+    samples: int
+    proxy: float
+    gold: float
+    gold_ci95: Interval
+
+
+class WinRateRow(TypedDict):
+    """Share of prompts on which an answer beats the baseline's, ties half."""
+
+    policy: str
+    criterion: str
+    method: str
+    samples: int
+    metric: str
+    baseline_policy: str
+    baseline_samples: int
+    win_rate: float
+    ci95: Interval
+    length_controlled: float | None
+    length_controlled_ci95: Interval | None
+
+
+class Choice(TypedDict):
+    """A policy, method and number of samples, with the gold that it is worth."""
+
+    policy: str
+    method: str
+    samples: int | None
+    gold: float
+
+
+class RecommendationRow(Choice):
+    """What to use for a budget, and the next best."""
+
+    criterion: str
+    unit: str
+    budget: float
+    ci95: Interval
+    runner_up: Choice | None
+
+
+class BreakEvenRow(TypedDict):
+    """Queries until a training's FLOPs are saved (None: never); `bound`: at most so many."""
+
+    reference: str
+    criterion: str
+    method: str
+    training_flops: float
+    reference_training_flops: float
+    reference_flops: float
+    trained_flops: float
+    queries: float | None
+    bound: bool
+    note: str
+
+
+class TextFigures(TypedDict):
+    """Lengths and variety of answers; shares that were cut at the limit, or are different texts and n-grams."""
+
+    num_samples: int | None
+    mean_tokens: float | None
+    truncated: float | None
+    distinct: float | None
+    distinct_1: float | None
+    distinct_2: float | None
+    distinct_3: float | None
+
+
+class SamplingCost(TypedDict):
+    """What drawing the answers took; `estimated` where a server did not report it."""
+
+    prefill_tokens: int | None
+    decode_tokens: int | None
+    flops: float | None
+    seconds: float | None
+    peak_memory: int | None
+    estimated: bool | None
+
+
+class LikelihoodFigures(TypedDict):
+    """Fluency under the reference, beside the reference's own; mean log-ratio to it, in nats a response."""
+
+    fluency: float | None
+    fluency_z: float | None
+    mean_log_ratio: float | None
+
+
+class SamplingRow(TextFigures, SamplingCost, LikelihoodFigures):
+    """A pool (without a method), or what a method that is one point answered: what it looks like and what it took.
+
+    `fallback` and `capped` are shares: of segments that were forced or prompts without a choice, of draws cut short.
+    """
+
+    policy: str
+    criterion: str | None
+    method: str | None
+    engine: str
+    fallback: float | None
+    capped: float | None
+
+
+class MissingRow(TypedDict):
+    """Scores that a reward did not give; with a `method` among its answers, else among the pool's samples."""
+
+    policy: str
+    criterion: str
+    metric: str
+    method: NotRequired[str]
+    num_missing: int
+    num_samples: int
+
+
+class RewardCostRow(TypedDict):
+    """What scoring the pools took."""
+
+    reward: str
+    reward_calls: int
+    reward_tokens: int
+    seconds: float
+    flops: NotRequired[float | None]
+
+
+class Answer(TypedDict):
+    """A text with its scores."""
+
+    text: str
+    proxy: float | None
+    gold: float | None
+
+
+class Candidate(Answer):
+    """One of the samples that a method chose from."""
+
+    chosen: bool
+
+
+class Segment(TypedDict):
+    """A piece of a guided answer; `forced`: none of its proposals was accepted."""
+
+    text: str
+    reward: float | None
+    threshold: float | None
+    num_proposals: int
+    forced: bool
+    nudge: bool
+
+
+class ExampleRow(TypedDict):
+    """A prompt, the policy's first sample, and what the method keeps of how many samples."""
+
+    prompt: str
+    policy: str
+    criterion: str
+    method: str
+    samples: int | None
+    single: Answer
+    best: Answer
+    candidates: list[Candidate]
+    segments: list[Segment]

@@ -1,0 +1,377 @@
+"""What every experiment is made of: worlds, training runs, intervals over seeds and prompts, claims and pages.
+
+An experiment is one module with one page template beside it, `NAME.md.jinja`. Its `main` trains (`train_many`), samples
+and scores (`scripts.experiments.pools`), computes (`bootstrap`), and renders its page (`write_page`). Everything lands
+under `runs/results` and is kept, so that an experiment that was killed goes on where it was.
+
+Every training run is a process of its own with one thread, two at a time: on two cores 60 steps take 37 s a run, where
+two-process DeepSpeed runs one after the other take 55 s, with the same roll-outs a step.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from iama.arrays import Floats
+from iama.config.schema import load_config
+from iama.config.settings import EvaluationCriterion, TrainingConfig
+from iama.config.specs import RewardSpec
+from iama.errors import IamaError
+from iama.files import write_atomically
+from inference.statistics.bootstrap import percentile_interval, resample
+from scripts import launch
+from trainers.run.train import run_is_finished
+
+Means = Mapping[str, Floats]
+Row = dict[str, Any]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+FOLDER = Path("runs/results")
+PAGES = Path("docs/results")
+CRITERIA = ("helpful", "harmless")
+STEPS = 60
+SEARCH_SEED, SEEDS = 0, (10, 11, 12)
+MAX_KL = 0.2
+"""Nats per token: no search takes a candidate that ends further from the reference."""
+CONFIG = "configs/demo.yaml"
+AT_ONCE = 2
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+SINGLE_PROCESS = ("world_size=1", "trainer.deepspeed=null", "trainer.per_device_train_batch_size=64")
+
+
+# Worlds and processes. ----------------------------------------------------------------------------------
+
+
+@cache
+def world(seed: int) -> Path:
+    """Folder of the demo world of a seed; built unless it is there."""
+    folder = FOLDER / f"world-{seed}"
+    launch.build_world(seed, str(folder))
+    return folder
+
+
+def criteria(seed: int, *, gold: bool) -> list[EvaluationCriterion]:
+    """The demo's two criteria in the world of a seed; without `gold` the gold rewards are not even named."""
+    return [
+        EvaluationCriterion(
+            name=name,
+            proxy=RewardSpec(model=str(world(seed) / f"rm-{name}")),
+            gold=RewardSpec(function=f"scripts/demo_world.py:{name}") if gold else None,
+        )
+        for name in CRITERIA
+    ]
+
+
+def processes(number: int = AT_ONCE) -> ProcessPoolExecutor:
+    """Fresh processes of one thread each."""
+    os.environ.update(ENVIRONMENT)  # read by the processes when they import torch
+    return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
+
+
+def progress_bar() -> Progress:
+    """A bar that counts."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def each(
+    function: Callable[[Item], Result], items: Sequence[Item], description: str, at_once: int = AT_ONCE
+) -> Iterator[tuple[Item, Result]]:
+    """Items with what a function makes of each, in their order, `at_once` processes behind a bar."""
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar())
+        run: Any = stack.enter_context(processes(at_once)).map if at_once > 1 else map
+        yield from progress.track(zip(items, run(function, items), strict=True), len(items), description=description)
+
+
+# Training runs. -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run: `overrides` as `--set` takes them, applied last; `command` is what Python starts."""
+
+    name: str
+    seed: int
+    overrides: Sequence[str] = ()
+    config: str = CONFIG
+    steps: int = STEPS
+    command: Sequence[str] = ("train_iama.py",)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder; its output is in a `.log` beside it."""
+        return FOLDER / "runs" / f"{self.name}-{self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What the run printed."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def home(self) -> Path:
+        """Folder of the run's world."""
+        return world(self.seed)
+
+    def settings(self) -> list[str]:
+        """All overrides: the world's files, one process, the steps, then the job's own.
+
+        The run's name carries the world's sources, so that a run of an outdated world is refused like one of other
+        settings.
+        """
+        home = self.home
+        stamp = json.loads((home / "stamp.json").read_text(encoding="utf-8"))["sources_sha256"][:8]
+        raw = yaml.safe_load((launch.ROOT / self.config).read_text(encoding="utf-8"))
+        models = [
+            f"objective.criteria.{k}.proxy.model={home}/rm-{criterion['name']}"
+            for k, criterion in enumerate(raw["objective"]["criteria"])
+            if criterion["name"] in CRITERIA and "model" in criterion["proxy"]
+        ]
+        return [
+            f"name={self.name} in world {self.seed} of {stamp}",
+            f"output_dir={self.folder}",
+            f"seed={self.seed}",
+            f"policy.path={home}/policy",
+            f"prompts={home}/prompts-train.jsonl",
+            *models,
+            *SINGLE_PROCESS,
+            f"trainer.max_steps={self.steps}",
+            *self.overrides,
+        ]
+
+    def is_finished(self) -> bool:
+        """Whether this very run is there; a folder made with other settings stops everything with one line."""
+        try:
+            return run_is_finished(load_config(launch.ROOT / self.config, TrainingConfig, self.settings()))
+        except IamaError as error:
+            sys.exit(f"error: {error}")
+
+
+def objective(criteria: Sequence[Row], learning_rate: float, beta: float) -> list[str]:
+    """Overrides of a run that trains these criteria."""
+    return [
+        f"objective.criteria={json.dumps(criteria)}",
+        f"trainer.learning_rate={learning_rate!r}",
+        f"trainer.beta={beta!r}",
+    ]
+
+
+def train_many(jobs: Sequence[Job]) -> list[Path]:
+    """Run those that are not finished, two at a time; returns all folders in the order of the jobs.
+
+    The first that fails stops the others; the end of its log is shown.
+    """
+    folders = [job.folder for job in jobs]
+    assert len(set(folders)) == len(folders), f"two runs in one folder among {[str(f) for f in folders]}"
+    waiting = [job for job in jobs if not job.is_finished()]
+    if not waiting:
+        return folders
+    with progress_bar() as progress:
+        overall = progress.add_task("training runs", total=len(waiting))
+        running: dict[subprocess.Popen[bytes], tuple[Job, TaskID]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < AT_ONCE:
+                    job = waiting.pop(0)
+                    running[_start(job)] = job, progress.add_task(job.folder.name, total=job.steps)
+                time.sleep(0.3)
+                _watch(running, progress, overall)
+        finally:
+            for process in running:
+                process.terminate()
+                process.wait()
+    return folders
+
+
+def metrics(run: Path) -> list[Row]:
+    """Rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def final_kl(run: Path, num_steps: int = 20) -> float:
+    """KL to the reference, nats per token, mean over the last steps of a run."""
+    return float(np.mean([row["kl_per_token"] for row in metrics(run)[-num_steps:]]))
+
+
+def _start(job: Job) -> subprocess.Popen[bytes]:
+    sets = [part for override in job.settings() for part in ("--set", override)]
+    command = [sys.executable, *job.command, "--config", job.config, *sets]
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("wb") as log:
+        return subprocess.Popen(command, cwd=launch.ROOT, env=os.environ | ENVIRONMENT, stdout=log, stderr=log)
+
+
+def _watch(running: dict[subprocess.Popen[bytes], tuple[Job, TaskID]], progress: Progress, overall: TaskID) -> None:
+    """Show how far the runs are, and take out those that ended."""
+    for process, (job, bar) in list(running.items()):
+        metrics = job.folder / "metrics.jsonl"
+        progress.update(bar, completed=metrics.read_bytes().count(b"\n") if metrics.is_file() else 0)
+        if process.poll() is None:
+            continue
+        del running[process]
+        if process.returncode:
+            tail = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+            progress.console.print("\n".join(tail), markup=False, highlight=False)
+            sys.exit(f"error: the run {job.folder} failed (exit code {process.returncode}); see {job.log}")
+        progress.remove_task(bar)
+        progress.advance(overall)
+
+
+# Intervals. ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic: its value in each seed, their mean, and a 95 % interval of the mean."""
+
+    seeds: tuple[float, ...]
+    mean: float
+    ci95: tuple[float, float]
+
+    def __str__(self) -> str:
+        return self.show()
+
+    def show(self, digits: int = 3) -> str:
+        """Mean and interval, with signs."""
+        low, high = self.ci95
+        return f"{self.mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+    @property
+    def verdict(self) -> str:
+        """What a difference's interval says."""
+        low, high = self.ci95
+        return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
+
+
+@dataclass(frozen=True)
+class Resampled(Mapping[str, Floats]):
+    """Means `[B]` of one seed's arrays `[P]` under weights of its prompts `[B, P]`; computed on use."""
+
+    arrays: Mapping[str, Floats]
+    weights_BP: Floats
+
+    def __getitem__(self, name: str) -> Floats:
+        return self.weights_BP @ self.arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
+def bootstrap(
+    seeds: Sequence[Mapping[str, Floats]],
+    statistic: Callable[[Means], Floats],
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over seeds of a statistic of means over prompts, with a percentile interval.
+
+    `seeds` holds for each seed its arrays by name, `[P]` each, all on the same prompts. `statistic` gets the means
+    over (resampled) prompts of one seed by name, `[B]` each, and returns `[B]`: e.g.
+    `lambda m: m["iama"] - m["grpo"]`. Seeds are resampled and, within a seed, prompts, jointly for all arrays.
+    """
+    sizes = [{len(array) for array in arrays.values()} for arrays in seeds]
+    assert all(len(size) == 1 for size in sizes), f"arrays of one seed differ in their prompts: {sizes}"
+    points, replicates_B = [], np.zeros(num_bootstrap)
+    resampled = resample([size.pop() for size in sizes], num_bootstrap, seed)
+    for arrays, (weights_BP, shares_B) in zip(seeds, resampled, strict=True):
+        once_1P = np.full((1, weights_BP.shape[1]), 1 / weights_BP.shape[1])
+        points.append(float(statistic(Resampled(arrays, once_1P))[0]))
+        replicates_B += shares_B * statistic(Resampled(arrays, weights_BP))
+    return Estimate(tuple(points), float(np.mean(points)), percentile_interval(replicates_B))
+
+
+def by_verdict(estimates: Mapping[str, Estimate]) -> dict[str, list[str]]:
+    """Names by the verdicts of their estimates."""
+    names: dict[str, list[str]] = {"higher": [], "lower": [], "no difference shown": []}
+    for name, estimate in estimates.items():
+        names[estimate.verdict].append(name)
+    return names
+
+
+# Pages. -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed, the figure that was set for it, what was measured, and whether that meets it."""
+
+    text: str
+    bar: str
+    measured: str
+    met: bool
+
+
+def above_zero(text: str, estimate: Estimate) -> Claim:
+    """A claim that holds where an interval lies above 0."""
+    return Claim(text, "interval above 0", str(estimate), estimate.ci95[0] > 0)
+
+
+def count_above(text: str, estimates: Sequence[Estimate], bar: str = "every interval above 0", note: str = "") -> Claim:
+    """A claim that holds where every interval lies above 0; `note` follows the counts."""
+    verdicts = [estimate.verdict for estimate in estimates]
+    above, below = verdicts.count("higher"), verdicts.count("lower")
+    return Claim(text, bar, f"above in {above} of {len(verdicts)}, below in {below}{note}", above == len(verdicts))
+
+
+def claims_table(claims: Iterable[Claim]) -> str:
+    """One row a claim, with `met` or `not met` in bold."""
+    rows = [[c.text, c.bar, c.measured, "**met**" if c.met else "**not met**"] for c in claims]
+    return table(["claim", "bar", "measured", ""], rows)
+
+
+def table(header: str | Sequence[object], rows: Iterable[str | Sequence[object]]) -> str:
+    """A Markdown table; a row is its cells, or its text with ` | ` between them."""
+    lines = [row if isinstance(row, str) else " | ".join(map(str, row)) for row in [header, *rows]]
+    rule = "|---" * (lines[0].count(" | ") + 1) + "|"
+    first, *rest = (f"| {line} |" for line in lines)
+    return "\n".join([first, rule, *rest])
+
+
+def write_page(path: Path, name: str, values: Mapping[str, object]) -> None:
+    """Render a page into a file and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, render(name, values))
+    Console(highlight=False).print(f"wrote {path}")
+
+
+def render(name: str, values: Mapping[str, object]) -> str:
+    """The page of `NAME.md.jinja`; a value that the template names and nobody gives is an error."""
+    here = Path(__file__).parent
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([here, here.parent]),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701 - Markdown
+    )
+    templates.filters["f"] = shown
+    return templates.get_template(f"{name}.md.jinja").render(values)
+
+
+def shown(value: object, spec: str = "") -> str:
+    """A number in a format such as `.3f`; of a list all, with commas."""
+    values = value if isinstance(value, list | tuple | np.ndarray) else [value]
+    return ", ".join(format(number, spec) for number in values)

@@ -1,0 +1,78 @@
+"""The frame of the experiments: intervals, claims, tables, templates, figures."""
+
+from __future__ import annotations
+
+import math
+
+import jinja2
+import numpy as np
+import pytest
+
+from scripts.experiments import figures, frame
+from scripts.experiments.frame import Claim, Estimate
+
+
+def test_the_bootstrap_of_a_mean_has_the_normal_interval():
+    rng = np.random.default_rng(0)
+    arrays_by_seed = [{"a": rng.normal(1.0, 1.0, size=400)} for _ in range(1)]
+    found = frame.bootstrap(arrays_by_seed, lambda m: m["a"], num_bootstrap=4000)
+    half = 1.96 * arrays_by_seed[0]["a"].std() / math.sqrt(400)
+    mean = arrays_by_seed[0]["a"].mean()
+    assert found.mean == pytest.approx(mean)
+    assert found.ci95 == pytest.approx((mean - half, mean + half), abs=0.01)
+
+
+def test_the_bootstrap_resamples_prompts_jointly_and_seeds():
+    noise = np.random.default_rng(0).normal(size=50)
+    paired = {"iama": noise + 0.25, "grpo": noise}
+    alone = frame.bootstrap([paired], lambda m: m["iama"] - m["grpo"])
+    assert alone.ci95 == pytest.approx((0.25, 0.25))
+    seeds = [{"x": np.full(50, level)} for level in (0.0, 1.0, 2.0)]
+    spread = frame.bootstrap(seeds, lambda m: m["x"])
+    assert spread.seeds == (0.0, 1.0, 2.0)
+    assert (spread.mean, *spread.ci95) == pytest.approx((1.0, 0.0, 2.0), abs=0.35)
+    assert spread.verdict in ("higher", "no difference shown")
+
+
+def test_arrays_of_other_prompts_are_refused():
+    with pytest.raises(AssertionError, match="differ in their prompts"):
+        frame.bootstrap([{"a": np.zeros(3), "b": np.zeros(4)}], lambda m: m["a"] - m["b"])
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"), [((0.1, 0.3), "higher"), ((-0.3, -0.1), "lower"), ((-0.1, 0.1), "no difference shown")]
+)
+def test_claims_hold_where_every_interval_is_above_zero(interval, verdict):
+    estimate = Estimate((), 0.0, interval)
+    assert estimate.verdict == verdict
+    assert frame.by_verdict({"a": estimate})[verdict] == ["a"]
+    assert frame.above_zero("text", estimate).met == (verdict == "higher")
+    claim = frame.count_above("text", [estimate, Estimate((), 1.0, (0.5, 2.0))], note="; more")
+    assert claim.met == (verdict == "higher")
+    assert claim.measured.endswith(f"below in {int(verdict == 'lower')}; more")
+
+
+def test_tables_take_cells_or_text():
+    assert (
+        frame.table("a | b | ", [[1, "x", ""], "2 | y | z"])
+        == "| a | b |  |\n|---|---|---|\n| 1 | x |  |\n| 2 | y | z |"
+    )
+    rows = frame.claims_table([Claim("c", "bar", "0.1", met=False)]).splitlines()
+    assert rows[-1] == "| c | bar | 0.1 | **not met** |"
+
+
+def test_a_value_that_a_template_lacks_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="is undefined"):
+        frame.render("search", {"seed": 0})
+    assert frame.shown([1.0, 2.5], ".2f") == "1.00, 2.50"
+
+
+def test_figures_are_the_same_bytes_in_every_run(tmp_path):
+    written = []
+    for folder in ("a", "b"):
+        with figures.figure(tmp_path / folder / "plot.svg") as (axis,):
+            axis.plot([1, 2], [3, 4], label="line")
+            figures.label(axis, "title", "x", "y")
+        written.append((tmp_path / folder / "plot.svg").read_bytes())
+    assert written[0] == written[1]
+    assert b"dc:date" not in written[0]
