@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from iama.arrays import Integers, Mask
+from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory, start_peak
 from inference.engine.batches import Request, charge, shortest_first, until_all
 from inference.engine.next_token import draw_tokens, probabilities
+from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 from inference.engine.responses import Ends, Response, check_fit, response_text
 from inference.engine.rows import Rows
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from iama.config.specs import Sampling
-    from inference.engine.policy import Policy
 
 # Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.
 REFILL_AT = 0.25

@@ -9,8 +9,9 @@ leaves, enters or was rolled back, so there is nothing else to compact.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +19,8 @@ from transformers.cache_utils import Cache
 
 from iama.arrays import Integers
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Places = tuple[torch.Tensor, ...]
 
-    Places = tuple[torch.Tensor, ...]
 
 # A buffer that grows gets more than is needed, so that it grows seldom, and ends may drift before all rows are moved
 # back.

@@ -5,22 +5,18 @@ They are those of softmax(logits): temperature 1, whole vocabulary, whatever the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from iama.arrays import Floats
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import halved, is_out_of_memory
 from inference.engine.next_token import log_probabilities
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from inference.engine.policy import Policy
+from inference.engine.policy import Policy
 
 
 def sequence_log_probabilities(

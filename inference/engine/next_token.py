@@ -6,19 +6,15 @@ temperature, top_k, top_p, min_p.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from iama.arrays import Floats, Integers
+from iama.config.specs import Sampling
 from iama.errors import ModelError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.config.specs import Sampling
 
 
 def probabilities(

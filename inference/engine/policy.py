@@ -6,21 +6,17 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
 from iama.installation import find_file
 from iama.models.generation import check_generation_config
 from iama.models.loading import check_model_dir, loading, pick_device, refuse_missing_tensors
 from inference.engine.rows import refuse_inexact
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from iama.config.specs import PolicySpec, Sampling
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from iama.models.inputs import accepted_arguments, pad
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class Prefixes:

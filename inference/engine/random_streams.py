@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from iama.arrays import Floats, Integers
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Keys = NDArray[np.uint64]
 
-    from numpy.typing import ArrayLike, NDArray
-
-    Keys = NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from transformers import PreTrainedTokenizerBase
+
+from iama.config.specs import Sampling
+from iama.cost import Cost
 from iama.errors import DataError
+from iama.prompts.render import Prompt
 from inference.engine.next_token import cut_at_stop
+from inference.engine.policy import Policy
 from inference.engine.vocabulary import end_tokens, special_tokens
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from transformers import PreTrainedTokenizerBase
-
-    from iama.config.specs import Sampling
-    from iama.cost import Cost
-    from iama.prompts.render import Prompt
-    from inference.engine.policy import Policy
 
 TAIL = 8  # tokens that a tail's first characters may depend on, while the others are those of the whole text
 

@@ -7,33 +7,27 @@ of the reward's template (`around`), never tokenised again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from iama.errors import ConfigError
-from iama.models.flops import backward_flops, forward_flops
+from iama.models.flops import ModelSize, backward_flops, forward_flops
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import is_out_of_memory
-from iama.prompts.render import prompt_text, render_exchange
+from iama.prompts.render import Prompt, prompt_text, render_exchange
+from iama.rewards.classifier import Classifier
+from iama.rewards.reward import Reward
 from inference.engine.kv_cache import SlotCache
 from inference.engine.reward_rows import num_before_padding, num_common
 from inference.engine.rows import Rows, differs
 from inference.engine.vocabulary import INSTEAD, special_tokens
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from transformers import PreTrainedTokenizerBase
-
-    from iama.models.flops import ModelSize
-    from iama.prompts.render import Prompt
-    from iama.rewards.classifier import Classifier
-    from iama.rewards.reward import Reward
 
 NUM_WORDS = 3
 PROBE = (9, 4, 7)  # tokens of the trial's rows

@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,14 +19,10 @@ from iama.cost import Cost
 from iama.errors import IamaWarning, ModelError
 from iama.models.inputs import accepted_arguments
 from iama.models.loading import is_out_of_memory
+from iama.prompts.render import Prompt
+from iama.rewards.classifier import Classifier
+from iama.rewards.reward import Reward
 from inference.engine.rows import Rows, differs, refuse_recurrent
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from iama.prompts.render import Prompt
-    from iama.rewards.classifier import Classifier
-    from iama.rewards.reward import Reward
 
 SLACK = 16  # in one pass a row may have twice as many new tokens as the shortest, and so many more
 PROBE = (37, 5, 26, 9, 17, 13)  # tokens of the trial's rows

@@ -6,26 +6,20 @@ Exact: the logits of a row are those of a clean forward over its ids, whatever w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from iama.arrays import Floats, Integers
 from iama.errors import ModelError
-from iama.models.flops import RECURRENT, row_flops, size_of
+from iama.models.flops import RECURRENT, ModelSize, row_flops, size_of
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import inner_model, is_out_of_memory
-from inference.engine.kv_cache import SlotCache
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from transformers import PreTrainedModel
-
-    from iama.models.flops import ModelSize
-    from inference.engine.kv_cache import Step
+from inference.engine.kv_cache import SlotCache, Step
 
 
 class Rows:

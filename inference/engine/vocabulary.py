@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from transformers import PreTrainedTokenizerBase
+
+from iama.config.specs import Sampling
 from iama.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Set
-
-    from transformers import PreTrainedTokenizerBase
-
-    from iama.config.specs import Sampling
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
+from iama.rewards.reward import Reward
+from inference.engine.policy import Policy
 
 INSTEAD = "use method cards or bon instead"
 NUM_SHOWN = 3

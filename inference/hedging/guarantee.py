@@ -7,18 +7,14 @@ It holds for the worst gold reward with that correlation, so it is very conserva
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from iama.arrays import Floats
 from iama.errors import ConfigError
 from inference.hedging.scores import calibration_scores, known_scores
 from inference.selection.curves import best_of_values
 from inference.selection.divergences import best_of_n_chi_squared
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 
 def safe_samples(correlation: float, proxy_gain_N: ArrayLike) -> int:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from iama.arrays import Floats, Indices
 from iama.errors import DataError
 from inference.selection.curves import sorted_scores
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 Pools: TypeAlias = "list[tuple[Indices, Floats]]"
 """Prompts (rows) with equally many samples, and a score `[rows, S]` of these in ascending order of the proxy."""

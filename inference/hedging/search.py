@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy.optimize import brentq
 
 from iama.arrays import Floats, Indices
-
-if TYPE_CHECKING:
-    from inference.hedging.laws import Family
+from inference.hedging.laws import Family
 
 Regime = Literal["hacks", "never hacks", "always hacks", "dips", "flat"]
 Kind: TypeAlias = Literal["maximum", "minimum"]

@@ -9,26 +9,21 @@ every change of sign on a grid is looked at, and the maxima are compared with on
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from iama.arrays import Floats
 from iama.config.methods import FIXED_DRAWS, TUNABLE
 from iama.errors import ConfigError, DataError, IamaWarning
 from inference.hedging.laws import Family, by_budget, on_ranks
-from inference.hedging.scores import calibration_scores
+from inference.hedging.scores import Pools, Scores, calibration_scores
 from inference.hedging.search import Regime, Search, replicated, search
 from inference.selection.curves import best_of_values, order_values
 from inference.statistics.bootstrap import Interval, percentile_interval, prompt_weights
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import ArrayLike
-
-    from inference.hedging.scores import Pools, Scores
 
 
 @dataclass(frozen=True)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from iama.config.methods import written_tuned
+from iama.config.methods import Method, written_tuned
 from iama.config.schema import Strict, validate
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.files import write_atomically
+from iama.prompts.render import Prompt
 from inference.hedging.tune import Tuned
 from inference.pools.format import HeaderPolicy
 from inference.pools.journal import digest
 from inference.pools.score import reward_key
 from inference.samplers.serve import read_method
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from iama.config.methods import Method
-    from iama.prompts.render import Prompt
 
 FILE_NAME = "tuning.json"
 FORMAT = 1

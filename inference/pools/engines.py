@@ -7,14 +7,15 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError
 from iama.prompts.data import with_system_prompt
-from iama.prompts.render import render_prompt
+from iama.prompts.render import Prompt, render_prompt
 from iama.rewards.judge import num_tokens
-from iama.rewards.remote import ChatRequest, well_formed
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, well_formed
 from inference.engine.decode import iter_decode
 from inference.engine.policy import load_policy, load_tokenizer, resolve_paths
 from inference.engine.random_streams import prompt_keys
@@ -22,12 +23,6 @@ from inference.engine.responses import Response, check_fit
 from inference.engine.vocabulary import special_tokens
 from inference.pools.file import prompt_ids
 from inference.pools.journal import digest
-
-if TYPE_CHECKING:
-    from iama.config.specs import PolicySpec, Sampling
-    from iama.prompts.render import Prompt
-    from iama.rewards.remote import ChatAnswer, Endpoint
-
 
 Rows: TypeAlias = Sequence[dict[str, Any]]
 """Prompts with their columns, as `iama.prompts.data.read_prompts` gives them."""

@@ -9,21 +9,18 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from iama.cost import Cost
 from iama.errors import DataError, RunError
 from iama.files import write_atomically
+from iama.prompts.render import Prompt
 from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.pools.format import header_difference, parsed, read_header, read_line
 from inference.pools.journal import digest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from iama.prompts.render import Prompt
 
 
 def prompt_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:

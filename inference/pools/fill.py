@@ -10,25 +10,22 @@ import importlib.metadata
 import math
 import platform
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iama import __version__
+from iama.config.specs import PolicySpec, Sampling
 from iama.errors import DataError, IamaWarning
 from iama.installation import find_file
 from iama.models.fingerprint import fingerprint
 from inference.engine.policy import resolve_paths
 from inference.engine.responses import Pool, PooledPrompt
+from inference.pools.engines import Draw, Rows
 from inference.pools.file import append_block, open_unfinished, prompt_ids
 from inference.pools.format import full_header
 from inference.pools.journal import digest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from iama.config.specs import PolicySpec, Sampling
-    from inference.pools.engines import Draw, Rows
 
 PACKAGES = {"transformers": ("torch", "transformers", "peft"), "vllm": ("torch", "vllm"), "openai": ("openai",)}
 

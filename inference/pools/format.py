@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 from pydantic import Field
 
@@ -13,10 +15,6 @@ from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError
 from iama.prompts.data import check_letters
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 EXAMPLE = '{"iama_pool": 1, "policy": {"name": "my-model"}}'
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from iama.errors import RunError
 from iama.files import whole_lines
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:

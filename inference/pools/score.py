@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from iama.arrays import Floats, Integers
+from iama.config.specs import RewardSpec
 from iama.errors import RewardError, RunError
 from iama.models.fingerprint import fingerprint
+from iama.rewards.reward import Reward
 from inference.engine.responses import Pool, PooledPrompt
 from inference.engine.reward_rows import num_common, reads_in_pieces
 from inference.pools.file import read_pool, write_pool
 from inference.pools.journal import append_line, digest, read_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from iama.config.specs import RewardSpec
-    from iama.rewards.reward import Reward
-
 
 DISAGREEMENT = "/disagreement"
 """What is added to a column's name for how far an ensemble's members disagree."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from iama.arrays import Floats
-from iama.config.specs import RewardScale
+from iama.config.settings import TrainingConfig
+from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import RewardError
 from iama.prompts.data import fitting_prompts, read_prompts
 from iama.prompts.render import render_prompt
@@ -18,13 +20,8 @@ from inference.engine.policy import load_policy
 from inference.engine.responses import Pool
 from inference.samplers.best_of import draw, score
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+Columns = Mapping[str, Sequence[Any]]
 
-    from iama.config.settings import TrainingConfig
-    from iama.config.specs import RewardSpec
-
-    Columns = Mapping[str, Sequence[Any]]
 
 BATCH_SIZE = 256
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from iama.config.specs import Sampling
+from iama.cost import Cost
 from iama.errors import DataError
-from iama.prompts.render import render_prompt
-from inference.engine.responses import check_fit
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from iama.config.specs import Sampling
-    from iama.cost import Cost
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.engine.responses import Response
+from iama.prompts.render import Prompt, render_prompt
+from iama.rewards.reward import Reward
+from inference.engine.policy import Policy
+from inference.engine.responses import Response, check_fit
 
 
 class Sampler(Protocol):

@@ -6,33 +6,27 @@ a pure rule chooses by scores and texts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import ConfigError
-from iama.prompts.render import render_prompt
+from iama.prompts.render import Prompt, render_prompt
+from iama.rewards.reward import Reward
 from inference.engine.batches import until_all
 from inference.engine.decode import iter_decode
+from inference.engine.policy import Policy
 from inference.engine.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
-from inference.engine.responses import Pool, pool_of
+from inference.engine.responses import Pool, PooledPrompt, Response, pool_of
 from inference.engine.reward_rows import RewardRows
 from inference.samplers.base import Completion, check_columns, render_checked
-from inference.selection.rules import rule_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import torch
-
-    from iama.config.specs import Sampling
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.engine.responses import PooledPrompt, Response
-    from inference.selection.rules import Rule, Served
+from inference.selection.rules import Rule, Served, rule_of
 
 
 def draw(

@@ -14,19 +14,15 @@ Source: Khalaf et al. 2025, sec. 3 and 5.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import gammaln
 
 from iama.arrays import Floats, Integers
 from iama.errors import ConfigError
 from iama.objective.operators import RankOperator, bon, bop
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import ArrayLike
 
 _BLOCK = 1 << 20  # numbers in one block of rank laws: 8 MB
 _LOST = 1e-20  # shares of the largest coefficient below it are lost in rounding

@@ -8,22 +8,18 @@ Sources: Beirami et al. 2025 (Best-of-n), Khalaf et al. 2025 (Best-of-Poisson).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import gammaln, xlog1py, xlogy
 
 from iama.arrays import Floats, Integers
+from iama.objective.operators import RankOperator
 from iama.objective.rank_operators import poisson_kl_below
 from inference.selection.curves import by_answer, curves, rank_weights
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import ArrayLike
-
-    from iama.objective.operators import RankOperator
 
 Kind = Literal["estimate", "upper bound"]
 MIN_LOG_PROBABILITY = -690.0

@@ -7,20 +7,16 @@ same in every run. Within a set nothing is drawn by chance: every sample counts 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from iama.arrays import Floats, Indices, Mask
 from inference.selection.curves import by_answer, order_weights
-from inference.selection.rules import rule_of
+from inference.selection.rules import Rule, Served, rule_of
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+Texts = Sequence[Sequence[str]]
 
-    from inference.selection.rules import Rule, Served
-
-    Texts = Sequence[Sequence[str]]
 
 NUM_SETS = 256
 """Random sets a prompt, for a rule that is no law of ranks."""

@@ -5,21 +5,16 @@ Source: Jinnai et al. 2025. Weights are computed for R sets of S draws at once, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from iama.arrays import Floats
 from iama.config.schema import Strict
-from inference.selection.rules import Rule, best_weights
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from inference.selection.rules import Utility
+from inference.selection.rules import Rule, Utility, best_weights
 
 
 class MbrSettings(Strict):

@@ -6,16 +6,13 @@ computed with the same number of prompts and the same seed is resampled alike, s
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama.arrays import Floats
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 Interval = tuple[float, float]
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama.arrays import Floats
 from inference.selection.curves import curves, operator_at
 from inference.statistics.bootstrap import Interval, mean_interval
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 CONTROLS = ("proxy", "random", "longest", "oracle")
 

@@ -6,21 +6,16 @@ prompt once, and n times the mean of a sample; the number of sequential steps is
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from iama.arrays import Floats
-from iama.models.flops import row_flops
+from iama.models.flops import ModelSize, row_flops
+from iama.objective.operators import RankOperator
+from inference.engine.responses import Pool
+from inference.pools.score import PoolScores
 from inference.selection.curves import curves, operator_at
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from iama.models.flops import ModelSize
-    from iama.objective.operators import RankOperator
-    from inference.engine.responses import Pool
-    from inference.pools.score import PoolScores
 
 UNITS = (
     "policy_tokens",

@@ -5,16 +5,13 @@ Gao et al. 2023; Khalaf et al. 2025, definition 1 (the hacking threshold), read 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama.arrays import Floats
 from inference.statistics.bootstrap import Interval, percentile_interval, prompt_weights, replicated_means
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from iama.arrays import Floats
-from inference.statistics.bootstrap import mean_interval
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from inference.statistics.bootstrap import Estimate
-    from inference.statistics.summary_rows import Choice, CurveRow, RecommendationRow, Unit
+from inference.statistics.bootstrap import Estimate, mean_interval
+from inference.statistics.summary_rows import Choice, CurveRow, RecommendationRow, Unit
 
 Key = tuple[str, str, str, int | None]
 NUM_BUDGETS = 12

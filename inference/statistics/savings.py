@@ -7,18 +7,14 @@ percentile bootstraps that resample seeds and, within each seed, prompts jointly
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama.arrays import Floats, Integers, Mask
 from inference.statistics.bootstrap import percentile_interval, resample
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from inference.statistics.summary_rows import EqualCostFigures, SavingsFigures
+from inference.statistics.summary_rows import EqualCostFigures, SavingsFigures
 
 # Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
 FALL_TOLERANCE = 0.02

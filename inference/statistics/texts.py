@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
 from iama.arrays import Floats
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
 
 
 def distinct_n(texts_PS: Sequence[Sequence[str]], n: int) -> float | None:

@@ -8,16 +8,13 @@ itself would count as ties.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama.arrays import Floats
+from iama.objective.operators import RankOperator
 from inference.selection.curves import by_answer, rank_weights
 from inference.statistics.bootstrap import Interval, mean_interval, percentile_interval, prompt_weights
-
-if TYPE_CHECKING:
-    from iama.objective.operators import RankOperator
 
 NUM_PAIRS = 256
 """Pairs a prompt that the length-controlled rate is fitted on."""
