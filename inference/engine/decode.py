@@ -1,4 +1,4 @@
-"""Plain decoding: samples of many prompts together, one prefill for all samples of a prompt, costs counted here only.
+"""Plain decoding: many prompts are sampled together, with one prefill for all samples of a prompt.
 
 What a row samples depends on its policy, prompt, sample index and seed alone: its random numbers are addressed
 by them (`random_streams`), so batch size and order change nothing beyond floating-point rounding of the logits.
@@ -46,7 +46,7 @@ def decode(
     batch_size: int,
     keys: Sequence[int] | None = None,
 ) -> tuple[list[list[Response]], Cost]:
-    """All of `iter_decode`: responses in the prompts' order, and their total cost."""
+    """All that `iter_decode` yields: responses in the prompts' order, and their total cost."""
     responses: list[list[Response]] = [[] for _ in prompts_ids]
     costs = []
     for index, samples, cost in iter_decode(
@@ -184,9 +184,9 @@ class _Decoder:
             slots = self._rows.allocate(len(requests))
             logits_PV = self._rows.extend(slots, [request.prompt_ids for request in requests])
             flops = self._rows.last_flops.tolist()
-            for request, slot, logits_V, own in zip(requests, slots, logits_PV, flops, strict=True):
+            for request, slot, logits_V, spent in zip(requests, slots, logits_PV, flops, strict=True):
                 request.prefill = slot, logits_V
-                request.flops += own
+                request.flops += spent
 
     def _fork(self, request: _Samples, number: int) -> torch.Tensor:
         """Start a request's next samples from its prompt, and give their logits `[number, V]`.
@@ -216,9 +216,9 @@ class _Decoder:
         if self._live:
             fed = tokens[~ended].tolist()
             self._logits_RV = self._rows.extend([row.slot for row in self._live], [[token] for token in fed])
-            for row, own in zip(self._live, self._rows.last_flops.tolist(), strict=True):
+            for row, spent in zip(self._live, self._rows.last_flops.tolist(), strict=True):
                 row.request.num_fed_back += 1
-                row.request.flops += own
+                row.request.flops += spent
         charge([row.request for row in live], time.perf_counter() - start)
         for row in (row for row, end in zip(live, ended, strict=True) if end):
             row.request.num_open -= 1

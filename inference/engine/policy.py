@@ -72,8 +72,8 @@ def load_tokenizer(name: str, spec: PolicySpec) -> tuple[PreTrainedTokenizerBase
     """
     base, adapter = resolve_paths(name, spec)
     source = f"policy {name!r}"
-    own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    home = adapter if own and adapter is not None else base
+    has_tokenizer = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    home = adapter if has_tokenizer and adapter is not None else base
     with loading(base, source):
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=spec.trust_remote_code)
         config = AutoConfig.from_pretrained(base, trust_remote_code=spec.trust_remote_code)
@@ -152,9 +152,9 @@ def _set_chat_template(tokenizer: Any, template: str | None, source: str) -> Non
 def _eos_token_ids(model: Any, tokenizer: Any, source: str) -> frozenset[int]:
     """The tokenizer's end token and those of the generation config, as TRL uses them."""
     ids = getattr(model.generation_config, "eos_token_id", None)
-    found = {ids} if isinstance(ids, int) else set(ids or [])
+    end_ids = {ids} if isinstance(ids, int) else set(ids or [])
     if tokenizer.eos_token_id is not None:
-        found.add(tokenizer.eos_token_id)
-    if not found:
+        end_ids.add(tokenizer.eos_token_id)
+    if not end_ids:
         raise ModelError(f"{source}: neither tokenizer nor generation config names an end token; set eos_token")
-    return frozenset(found)
+    return frozenset(end_ids)

@@ -1,6 +1,6 @@
 """Rewards of growing texts: of a text that a row has read before, only what changed is read again.
 
-Exact: a score is the one that `Reward.score` gives for the whole text (tests/inference/test_scoring.py).
+Exact: a score is the one that `Reward.score` gives for the whole text (tests/inference/engine/test_scoring.py).
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ class RewardRows:
     ) -> tuple[list[float], list[Cost]]:
         """Scores of the rows' texts as they are at this point, each with its cost (seconds in equal shares).
 
-        Each text that is read takes one step; those of one call go side by side (`Cost.beside`). What a function read
-        is shared out evenly.
+        All arguments have one length. Each text that is read takes one step; those of one call go side by side
+        (`Cost.beside`). What a function read is shared out evenly. `columns` are the prompts' further columns, for
+        functions.
 
-        All have one length; `columns` are the prompts' further columns, for functions. Raises `RewardError` as
-        `Reward.score` does; a text that is too long is refused before anything is forwarded.
+        Raises `RewardError` as `Reward.score` does; a text that is too long is refused before anything is forwarded.
         """
         assert len(set(rows)) == len(rows) == len(prompts) == len(texts), "one prompt and one text a row, each row once"
         if not rows:
@@ -92,7 +92,7 @@ class RewardRows:
         begin = time.perf_counter()
         scores, read = self._scored(rows, prompts, texts, columns or {})
         seconds = (time.perf_counter() - begin) / len(rows)
-        return scores, [replace(own, reward_calls=self._reward.num_calls, seconds=seconds) for own in read]
+        return scores, [replace(cost, reward_calls=self._reward.num_calls, seconds=seconds) for cost in read]
 
     def _scored(self, rows: Any, prompts: Any, texts: Any, columns: Any) -> tuple[list[float], list[Cost]]:
         """Scores and what was forwarded for each."""

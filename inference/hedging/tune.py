@@ -179,8 +179,8 @@ def _by_law(family: Family, pools: Pools) -> Floats:
 
 
 def _report(family: Family, gold_PN: Floats, proxy_PN: Floats, weights_BP: Floats) -> Tuned:
-    found = search(family, gold_PN.mean(axis=0))
-    best, last = family.law(found.best), family.law(family.largest)
+    result = search(family, gold_PN.mean(axis=0))
+    best, last = family.law(result.best), family.law(family.largest)
     gold_P, single_P = gold_PN @ best, gold_PN @ family.law(0.0)
     gain_P, loss_P = gold_P - single_P, gold_P - gold_PN @ last
     laws_NM = np.stack([family.law(pressure) for pressure in family.pressures()], axis=1)
@@ -190,20 +190,20 @@ def _report(family: Family, gold_PN: Floats, proxy_PN: Floats, weights_BP: Float
     return Tuned(
         family=family.name,
         knob=family.knob,
-        value=family.setting(found.best),
+        value=family.setting(result.best),
         value_ci95=_interval_of(family.setting, best_B),
-        written=family.written(found.best),
-        num_samples_mean=family.samples(found.best),
+        written=family.written(result.best),
+        num_samples_mean=family.samples(result.best),
         gold=float(gold_P.mean()),
         gold_ci95=percentile_interval(weights_BP @ gold_P),
         gain=float(gain_P.mean()),
         gain_ci95=percentile_interval(weights_BP @ gain_P),
         gain_standard_error=float(gain_P.std(ddof=1) / np.sqrt(len(gain_P))),
         proxy=float((proxy_PN @ best).mean()),
-        regime=found.regime,
-        threshold=None if found.threshold is None else threshold(found.threshold),
-        threshold_ci95=None if found.threshold is None else _interval_of(threshold, threshold_B),
-        stationary=_stationary(family, found),
+        regime=result.regime,
+        threshold=None if result.threshold is None else threshold(result.threshold),
+        threshold_ci95=None if result.threshold is None else _interval_of(threshold, threshold_B),
+        stationary=_stationary(family, result),
         loss_at_max=float(loss_P.mean()),
         loss_at_max_ci95=percentile_interval(weights_BP @ loss_P),
         curve=_curve(family, laws_NM, gold_PN, proxy_PN, gold_BM),
@@ -216,8 +216,8 @@ def _interval_of(scale: Callable[[float], float], pressure_B: Floats) -> Interva
     return min(ends), max(ends)
 
 
-def _stationary(family: Family, found: Search) -> tuple[Stationary, ...]:
-    return tuple(Stationary(family.setting(at.pressure), at.gold, at.kind) for at in found.extrema)
+def _stationary(family: Family, result: Search) -> tuple[Stationary, ...]:
+    return tuple(Stationary(family.setting(at.pressure), at.gold, at.kind) for at in result.extrema)
 
 
 def _curve(family: Family, laws_NM: Floats, gold_PN: Floats, proxy_PN: Floats, gold_BM: Floats) -> tuple[Point, ...]:

@@ -37,7 +37,7 @@ Draw: TypeAlias = Callable[[Rows, Sequence[int]], Drawn]
 """An engine with its settings: from all rows and the indices of those to draw."""
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM can be told of adapters: the largest rank, one of these."""
+"""Largest ranks of adapters that vLLM accepts."""
 LOWEST_TEMPERATURE = 0.01
 """vLLM raises lower ones to it."""
 ROWS_AT_ONCE = 2048

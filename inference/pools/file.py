@@ -46,10 +46,10 @@ def read_pool(path: Path) -> Pool:
     if not pool.prompts:
         raise DataError(f'{path}: no completions; add lines such as {{"prompt": ..., "text": ...}}')
     check_even(pool.prompts, str(path))
-    number, found = pool.header["num_samples"], len(pool.prompts[0].samples)
-    if number not in (None, found):
-        raise DataError(f"{path}:1: num_samples is {number}, but every prompt has {found}; write {found}")
-    return Pool({**pool.header, "num_samples": found}, pool.prompts)
+    stated, actual = pool.header["num_samples"], len(pool.prompts[0].samples)
+    if stated not in (None, actual):
+        raise DataError(f"{path}:1: num_samples is {stated}, but every prompt has {actual}; write {actual}")
+    return Pool({**pool.header, "num_samples": actual}, pool.prompts)
 
 
 def read_unfinished(path: Path) -> Pool:
@@ -76,7 +76,7 @@ def check_even(prompts: Sequence[PooledPrompt], where: str) -> None:
 
 @dataclass
 class _Block:
-    """What the lines of a prompt have told so far; `where` is the first of them.
+    """What the lines of a prompt have said so far; `where` is the first of them.
 
     `is_repeated`: two processes that drew the same prompt have both written it.
     """
@@ -157,11 +157,11 @@ def _finished(name: str, block: _Block) -> PooledPrompt:
             "them from 0 on, or leave 'sample' out"
         )
     samples = tuple(block.samples[number] for number in range(count))
-    cost = _told_by_lengths(samples) if block.cost is None else block.cost
+    cost = _cost_of_lengths(samples) if block.cost is None else block.cost
     return PooledPrompt(name, block.prompt, block.columns or {}, samples, cost, block.estimated)
 
 
-def _told_by_lengths(samples: Sequence[Response]) -> Cost:
+def _cost_of_lengths(samples: Sequence[Response]) -> Cost:
     """What is known of a cost that is not given: tokens fed back, one less than each sample has."""
     return Cost(policy_decode_tokens=sum(max((sample.num_tokens or 0) - 1, 0) for sample in samples))
 

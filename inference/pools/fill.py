@@ -82,8 +82,8 @@ def fill_pool(
 ) -> Pool:
     """The pool of the rows (of those at `indices`), in their order; what the file lacks is drawn and appended.
 
-    `advance` is told numbers of finished prompts. What else the file holds stays there. Raises `RunError` where the
-    file has another header, `DataError` where it is damaged or a row's columns cannot be written.
+    `advance` is called with numbers of finished prompts. What else the file holds stays there. Raises `RunError` where
+    the file has another header, `DataError` where it is damaged or a row's columns cannot be written.
     """
     header = full_header(header, "pool header")
     wanted = range(len(rows)) if indices is None else indices

@@ -193,7 +193,7 @@ def add_column(
 
 def _with_scores(prompts: Sequence[PooledPrompt], name: str, values_PS: Floats | None) -> list[PooledPrompt]:
     """Prompts whose samples have these scores as the column `name`; None takes the column away."""
-    found = []
+    changed = []
     for p, prompt in enumerate(prompts):
         samples = []
         for s, sample in enumerate(prompt.samples):
@@ -203,8 +203,8 @@ def _with_scores(prompts: Sequence[PooledPrompt], name: str, values_PS: Floats |
             else:
                 scores[name] = None if math.isnan(values_PS[p, s]) else float(values_PS[p, s])
             samples.append(replace(sample, scores=scores))
-        found.append(replace(prompt, samples=tuple(samples)))
-    return found
+        changed.append(replace(prompt, samples=tuple(samples)))
+    return changed
 
 
 # Texts of one prompt. ---------------------------------------------------------------------------------------------

@@ -186,8 +186,8 @@ def best_of_poisson_kl_estimate(mu: ArrayLike, log_probabilities: ArrayLike) -> 
     e, positive = np.exp(log_e), np.where(mu > 0, mu, 1.0)
     # 1 - (1-e) exp(-mu e), without cancellation.
     top = -np.expm1(log_rest - positive * e)
-    found = poisson_kl_below(positive, -np.expm1(log_e)) + top * (np.log(top) - log_e)
-    return np.asarray(np.where(mu > 0, found, 0.0))
+    kl = poisson_kl_below(positive, -np.expm1(log_e)) + top * (np.log(top) - log_e)
+    return np.asarray(np.where(mu > 0, kl, 0.0))
 
 
 def own_kl(

@@ -107,8 +107,8 @@ def _accepted_by_rank(first_RN: Floats, fresh_RN: Floats, beta: float) -> Floats
 def itp_two_batch_kl(n: int, beta: float) -> float:
     """ESTIMATE of the KL to the policy, in nats, of two batches on ranks, for a continuous reward.
 
-    Of the rank that is kept among all draws, whose law is found from 8192 simulated sets (always the same). For many
-    draws it tends to `itp_kl(beta)`; with few it is far less, since they often fall back.
+    It is the KL of the kept draw's rank among all draws, simulated with 8192 sets, always the same. For many draws it
+    tends to `itp_kl(beta)`; with few it is far less, since they often fall back.
     """
     rng, law = np.random.default_rng(0), np.zeros(2 * n + 1)
     for _ in range(128):
@@ -133,15 +133,15 @@ def itp_threshold(rewards_RS: Floats, beta: float) -> Floats:
 def quantiles(rewards_RS: Floats) -> Floats:
     """Middles of the ranks over S: `1/2S, 3/2S, ...`, `[R, S]`. The later of equals ranks higher, as by chance."""
     size = rewards_RS.shape[1]
-    found = np.empty(rewards_RS.shape)
+    quantiles_RS = np.empty(rewards_RS.shape)
     middles_1S = (np.arange(size)[None] + 0.5) / size
-    np.put_along_axis(found, np.argsort(rewards_RS, axis=1, kind="stable"), middles_1S, axis=1)
-    return found
+    np.put_along_axis(quantiles_RS, np.argsort(rewards_RS, axis=1, kind="stable"), middles_1S, axis=1)
+    return quantiles_RS
 
 
 def squashed(rewards_RS: Floats, scale_RN: Floats) -> Floats:
     """Sigmoid of the rewards less the mean of `scale_RN` over its standard deviation; 1/2 where that has none."""
     spread_R1 = scale_RN.std(axis=1, keepdims=True)
     spread_R1[scale_RN.min(axis=1) == scale_RN.max(axis=1)] = np.inf
-    found: Floats = 0.5 + 0.5 * np.tanh((rewards_RS - scale_RN.mean(axis=1, keepdims=True)) / spread_R1 / 2)
-    return found
+    bounded_RS: Floats = 0.5 + 0.5 * np.tanh((rewards_RS - scale_RN.mean(axis=1, keepdims=True)) / spread_R1 / 2)
+    return bounded_RS

@@ -64,8 +64,8 @@ def word_overlap(texts: Sequence[str], others: Sequence[str]) -> Floats:
     grams = [_grams(text) for text in (*texts, *others)]
     index = {gram: i for i, gram in enumerate(set().union(*grams))}
     holds = np.zeros((len(grams), len(index)))
-    for row, own in zip(holds, grams, strict=True):
-        row[[index[gram] for gram in own]] = 1.0
+    for row, present in zip(holds, grams, strict=True):
+        row[[index[gram] for gram in present]] = 1.0
     number = holds.sum(axis=1)
     total = number[: len(texts), None] + number[None, len(texts) :]
     shared = holds[: len(texts)] @ holds[len(texts) :].T

@@ -67,15 +67,15 @@ class Rule:
         if self.utility is None:
             return None
         try:
-            found = np.asarray(self.utility(texts, texts), dtype=np.float64)
+            utility_SS = np.asarray(self.utility(texts, texts), dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise RewardError(f"the utility of {self.name} failed on {len(texts)} texts: {error}") from error
-        if found.shape != (len(texts), len(texts)) or not np.isfinite(found).all():
+        if utility_SS.shape != (len(texts), len(texts)) or not np.isfinite(utility_SS).all():
             raise RewardError(
-                f"the utility of {self.name} gave shape {list(found.shape)} or numbers that are not finite; return a "
-                f"number for each of the {len(texts)} texts (rows) with each of the {len(texts)} others (columns)"
+                f"the utility of {self.name} gave shape {list(utility_SS.shape)} or numbers that are not finite; "
+                f"return a number for each of the {len(texts)} texts (rows) and {len(texts)} others (columns)"
             )
-        return found
+        return utility_SS
 
 
 Served = RankOperator | SoftBestOfN | Rule
@@ -83,7 +83,7 @@ Served = RankOperator | SoftBestOfN | Rule
 
 
 def rule_of(served: Served) -> Rule:
-    """The rule that serves an operator; a rule is its own."""
+    """The rule that serves an operator; a rule is returned as it is."""
     if isinstance(served, Rule):
         return served
     if isinstance(served, SoftBestOfN):

@@ -54,7 +54,7 @@ def controls(
     for control, selector in selectors.items():
         proxy_PN, gold_PN = (curves(selector, scores, operators) for scores in (proxy, gold))
         for i, n in enumerate(budgets):
-            found = mean_interval(gold_PN[:, i], num_bootstrap=num_bootstrap, seed=seed)
-            assert found is not None
-            out.append(Control(control, n, float(proxy_PN[:, i].mean()), found.mean, found.ci95))
+            estimate = mean_interval(gold_PN[:, i], num_bootstrap=num_bootstrap, seed=seed)
+            assert estimate is not None
+            out.append(Control(control, n, float(proxy_PN[:, i].mean()), estimate.mean, estimate.ci95))
     return out

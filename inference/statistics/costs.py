@@ -52,7 +52,7 @@ def pool_costs(
     method: str,
     max_budget: int,
 ) -> dict[str, Floats]:
-    """Costs `[P, N]` by unit for budgets n = 1..`max_budget` of a method; a unit that the pool does not tell is absent.
+    """Costs `[P, N]` by unit for budgets n = 1..`max_budget` of a method; a unit that the pool does not know is absent.
 
     Every sample is scored, also a single one; a reward that reads in pieces reads the prompt once. (A sampler saves a
     little more: the words that an answer begins with like the first one.) Operations are counted where both sizes are
@@ -61,10 +61,10 @@ def pool_costs(
     n = np.arange(1, max_budget + 1)
     affine = _reward_costs(scores, reward_size)
     lengths_PS = lengths(pool)
-    found = _policy_costs(pool, lengths_PS, policy_size)
-    for unit in set(affine) - set(found) - {"reward_calls", "reward_tokens"}:
+    of_policy = _policy_costs(pool, lengths_PS, policy_size)
+    for unit in set(affine) - set(of_policy) - {"reward_calls", "reward_tokens"}:
         del affine[unit]  # that of the reward alone would be no cost of the method
-    for unit, (fixed_P, rate_P) in found.items():
+    for unit, (fixed_P, rate_P) in of_policy.items():
         before = affine.get(unit, (np.zeros(len(fixed_P)), np.zeros(len(rate_P))))
         affine[unit] = (before[0] + fixed_P, before[1] + rate_P)
     costs = {unit: fixed_P[:, None] + rate_P[:, None] * n for unit, (fixed_P, rate_P) in affine.items()}

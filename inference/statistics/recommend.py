@@ -21,7 +21,7 @@ NUM_BUDGETS = 12
 
 
 def key_of(row: CurveRow) -> Key:
-    """(policy, criterion, method, samples) of a curve row: what its per-prompt gold values are found by."""
+    """(policy, criterion, method, samples) of a curve row: the key of its gold values by prompt."""
     return row["policy"], row["criterion"], row["method"], row["samples"]
 
 

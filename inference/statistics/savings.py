@@ -209,12 +209,17 @@ def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_boot
     replicates = sum(share * _at_equal_cost(c, unit, w)[0] for c, (w, share) in zip(seeds, weights, strict=True))
     ends = [(float(c.costs[unit][0][:, i].mean()), float(c.costs[unit][1].mean())) for c in seeds for i in (0, -1)]
     low, high = ends[::2], ends[1::2]
+    clipped: str | None = None
+    if any(cost > spent for cost, spent in low):
+        clipped = "low"
+    elif any(cost < spent for cost, spent in high):
+        clipped = "high"
     return EqualCost(
-        budget=float(np.mean([own for _, own in low])),
+        budget=float(np.mean([spent for _, spent in low])),
         difference=float(np.mean([p[0][0] for p in point])),
         ci95=percentile_interval(np.asarray(replicates)),
         reference_samples=float(np.mean([p[1][0] for p in point])),
-        clipped="low" if any(c > own for c, own in low) else "high" if any(c < own for c, own in high) else None,
+        clipped=clipped,
         num_seeds=len(seeds),
     )
 
@@ -224,12 +229,13 @@ def _at_equal_cost(c: Comparison, unit: str, weights_BP: Floats) -> tuple[Floats
     reference_PN, trained_P = c.costs[unit]
     n = np.arange(1, reference_PN.shape[1] + 1)
     pairs = zip(weights_BP @ trained_P, weights_BP @ reference_PN, weights_BP @ c.reference_PN, strict=True)
-    found = np.array([_value_at(own, costs_N, values_N, n) for own, costs_N, values_N in pairs])
-    return weights_BP @ c.trained_P - found[:, 0], found[:, 1]
+    values_B, samples_B = np.array([_value_at(spent, costs_N, values_N, n) for spent, costs_N, values_N in pairs]).T
+    return weights_BP @ c.trained_P - values_B, samples_B
 
 
-def _value_at(own: float, costs_N: Floats, values_N: Floats, n: Integers) -> tuple[float, float]:
-    samples = np.interp(own, costs_N, n)
+def _value_at(spent: float, costs_N: Floats, values_N: Floats, n: Integers) -> tuple[float, float]:
+    """The reference's value where it has spent so much, and its samples there."""
+    samples = np.interp(spent, costs_N, n)
     return float(np.interp(np.log(samples), np.log(n), values_N)), float(samples)
 
 
@@ -265,8 +271,8 @@ def at_budget(costs_BN: Floats, n_B: Floats) -> Floats:
     low = np.clip(np.floor(n_B).astype(int), 1, costs_BN.shape[1])
     high = np.minimum(low + 1, costs_BN.shape[1])
     rows = np.arange(len(costs_BN))
-    found: Floats = costs_BN[rows, low - 1] + (n_B - low) * (costs_BN[rows, high - 1] - costs_BN[rows, low - 1])
-    return found
+    costs_B: Floats = costs_BN[rows, low - 1] + (n_B - low) * (costs_BN[rows, high - 1] - costs_BN[rows, low - 1])
+    return costs_B
 
 
 def _common_units(point: Sequence[_Ratios]) -> list[str]:

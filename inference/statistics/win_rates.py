@@ -37,7 +37,7 @@ class Side:
 
 @dataclass(frozen=True)
 class WinRate:
-    """Win rate (ties half) with its interval, and the same at equal length (None where that cannot be told)."""
+    """Win rate (ties half) with its interval, and the same at equal length (None where that cannot be known)."""
 
     win_rate: float
     ci95: Interval
