@@ -39,7 +39,7 @@ bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 
 EXPERIMENTS := toy estimator_study search front segment_samplers reasoning
 
-results: $(STAMP) ## regenerate docs/results.md and the pages of $(EXPERIMENTS) (hours on two cores; resumable)
+results: $(STAMP) ## regenerate docs/results.md and the pages of scripts/experiments (hours on two cores; resumable)
 	$(RUN) -m scripts.results
 	set -e; for name in $(EXPERIMENTS); do $(RUN) -m scripts.experiments.$$name; done
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not at start-up
     import torch
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # rich takes a tenth of a second
+if TYPE_CHECKING:  # not at start-up
     from rich.console import Console
     from rich.progress import Progress, TaskID
 

@@ -7,8 +7,9 @@ floors, each standing on those after it: `report`, `evaluation`, `hedging`, `sta
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from iama.lazy import lazy_names
 
 if TYPE_CHECKING:
     from inference.engine.policy import Policy, load_policy
@@ -22,30 +23,6 @@ if TYPE_CHECKING:
     from inference.samplers.ggro import Ggro, GgroSettings
     from inference.samplers.sea import Sea, SeaSettings
     from inference.samplers.serve import serve
-
-# Where each public name lives; imported on first use, so that a part can be used without the models' libraries.
-_HOME = {
-    "Args": "samplers.args",
-    "ArgsSettings": "samplers.args",
-    "Cards": "samplers.cards",
-    "CardsSettings": "samplers.cards",
-    "Completion": "samplers.base",
-    "Ggro": "samplers.ggro",
-    "GgroSettings": "samplers.ggro",
-    "Policy": "engine.policy",
-    "Response": "engine.responses",
-    "Sampler": "samplers.base",
-    "Sea": "samplers.sea",
-    "SeaSettings": "samplers.sea",
-    "Segment": "samplers.base",
-    "SelectionSampler": "samplers.best_of",
-    "acceptance_summary": "samplers.cards",
-    "calibrate_target": "samplers.cards",
-    "evaluate": "evaluation.evaluate",
-    "load_policy": "engine.policy",
-    "make_plan": "evaluation.plan",
-    "serve": "samplers.serve",
-}
 
 __all__ = [
     "Args",
@@ -71,7 +48,20 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+# A part can be used without the libraries of the others.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "engine.policy": ["Policy", "load_policy"],
+        "engine.responses": ["Response"],
+        "evaluation.evaluate": ["evaluate"],
+        "evaluation.plan": ["make_plan"],
+        "samplers.args": ["Args", "ArgsSettings"],
+        "samplers.base": ["Completion", "Sampler", "Segment"],
+        "samplers.best_of": ["SelectionSampler"],
+        "samplers.cards": ["Cards", "CardsSettings", "acceptance_summary", "calibrate_target"],
+        "samplers.ggro": ["Ggro", "GgroSettings"],
+        "samplers.sea": ["Sea", "SeaSettings"],
+        "samplers.serve": ["serve"],
+    },
+)

@@ -100,8 +100,10 @@ def test_the_archives_hold_the_packages_and_the_recipes_and_nothing_else(distrib
 def test_every_command_of_an_installed_wheel_tells_its_help(distribution, tmp_path):
     code = f"""
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 import iama, inference, trainers
+assert find_spec("iama.configs.recipes.hh_prompts") is not None
 from iama.cli import app, main
 assert all(Path(package.__file__).is_relative_to({str(distribution.python.parents[1])!r})
            for package in (iama, inference, trainers))

@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
 
 from iama.arrays import Floats
+from iama.config.settings import KLConfig
 from iama.errors import ConfigError, IamaWarning
-
-if TYPE_CHECKING:
-    from iama.config.settings import KLConfig
 
 STATE_KEY = "iama"
 """Our entry among the `stateful_callbacks` of `trainer_state.json`; no class bears this name, so that transformers

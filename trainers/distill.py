@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,17 +33,12 @@ from iama.config.specs import RewardSpec
 from iama.errors import DataError, ModelError, RunError
 from iama.files import temporary_name
 from iama.models.loading import check_model_dir, loading, pick_device, refuse_missing_tensors
-from iama.prompts.render import prompt_text, render_exchange
+from iama.prompts.render import Prompt, prompt_text, render_exchange
 from iama.rewards.ensemble import within_prompt_spread
 from iama.rewards.load import load_reward
 from trainers.run.build import one_line_errors
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from iama.prompts.render import Prompt
-
-    Pair = tuple[int, int, int]  # a prompt and two of its answers, by index
+Pair = tuple[int, int, int]  # a prompt and two of its answers, by index
 
 FILE_NAME = "distillation.json"
 WARMUP_SHARE = 0.05

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,15 +22,12 @@ from iama.arrays import Floats
 from iama.config.settings import KLConfig
 from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
+from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import prompt_text
 from trainers.control import RunControl, RunningMean, check_kl
 from trainers.run.watch import lift_K, silent_share
 from trainers.run.watchdog import Watchdog
-
-if TYPE_CHECKING:
-    from iama.objective.objective import Objective
-
 
 disable_telemetry()
 

@@ -79,12 +79,7 @@ def generate(
     sampling = sampling_of(given, manifest)
     note_differences(manifest, sampling)
     prepare([policy, adapter, *(part.model for part in (spec.parts if spec else ()))])
-    from inference.samplers.serve import read_method
-
-    served = read_method(written)
-    _check_needs(served, tuning, spec)
-    if tuning is not None and spec is not None:
-        served = _tuned(served, tuning, base, spec, sampling, criterion)
+    served = _method(written, tuning, base, spec, sampling, criterion)
     completion, served, calibration, spread = _answer(base, spec, served, sampling, prompt, plain, seed)
     _show(completion, served.text, calibration, spread)
 
@@ -144,6 +139,22 @@ def _written(method: str | None, n: int | None, manifest: Manifest | None, crite
     if n is None or n < 1:
         raise ConfigError(f"--method {method} needs --n, the number of candidates (at least 1), e.g. --n 8")
     return f"bon({n})" if method == "bon" else f"bop({n - 1})"
+
+
+def _method(
+    written: str,
+    tuning: Path | None,
+    base: PolicySpec,
+    spec: RewardSpec | None,
+    sampling: Sampling,
+    criterion: str | None,
+) -> Method:
+    """The method to serve, with its number where that stands in a tuning file; raises `ConfigError`."""
+    from inference.samplers.serve import read_method
+
+    method = read_method(written)
+    _check_needs(method, tuning, spec)
+    return method if tuning is None or spec is None else _tuned(method, tuning, base, spec, sampling, criterion)
 
 
 def _check_needs(method: Method, tuning: Path | None, spec: RewardSpec | None) -> None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iama.errors import ConfigError
 from iama.installation import find_config
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Strict(BaseModel):

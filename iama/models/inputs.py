@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
 import torch
 
 from iama.models.loading import inner_model
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
 
 
 def accepted_arguments(model: Any) -> Collection[str]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from iama.errors import IamaError, IamaWarning, ModelError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def check_model_dir(path: str, source: str) -> None:

@@ -9,19 +9,16 @@ paper's own: the first variation of the group's empirical distribution, biased t
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import ConfigError, IamaWarning
-from iama.objective.operators import RankOperator, SoftBestOfN, Tilt
+from iama.objective.operators import Operator, RankOperator, SoftBestOfN, Tilt
 from iama.objective.rank_estimators import rank_advantages, rank_value
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.objective.soft_estimators import soft_bon_advantages, soft_bon_value, tilt_advantages, tilt_value
-
-if TYPE_CHECKING:
-    from iama.objective.operators import Operator
 
 Estimator = Literal["auto", "loo", "loo1", "plugin"]
 

@@ -10,8 +10,9 @@ deviation: it would erase the non-linear scale (with binary rewards, Best-of-N t
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +20,8 @@ from iama.arrays import Floats, Mask
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective import estimators
 from iama.objective.aggregates import Aggregate, weighted_sum
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from iama.objective.estimators import Estimator
-    from iama.objective.operators import Operator
+from iama.objective.estimators import Estimator
+from iama.objective.operators import Operator
 
 STD_FLOOR = 1e-4
 """Added to a group's standard deviation in fidelity mode, as TRL does."""

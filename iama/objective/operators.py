@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from iama.calls import Call, read_call
 from iama.errors import ConfigError
 from iama.objective.rank_operators import RankOperator, bon, bop, bop_zt, identity, series
 from iama.objective.soft_operators import SoftBestOfN, Tilt, soft_bon, tilt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = [
     "Operator",

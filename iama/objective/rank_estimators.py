@@ -19,14 +19,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from iama.arrays import Floats, Indices
-
-if TYPE_CHECKING:
-    from iama.objective.rank_operators import RankOperator
+from iama.objective.rank_operators import RankOperator
 
 
 def rank_advantages(operator: RankOperator, selector_PG: Floats, score_PG: Floats, estimator: str) -> Floats:

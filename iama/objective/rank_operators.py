@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expi
 from scipy.stats import binom, poisson
 
 from iama.arrays import Floats, Indices
 from iama.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import ArrayLike
 
 CLAMPED_SHARE = 0.05
 """Share of an operator's draws that a group may be too small for before it is worth a warning."""

@@ -18,15 +18,13 @@ they never overflow. The tilt has no unbiased estimator; see `tilt_advantages`. 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
 from iama.arrays import Floats, Indices
 from iama.objective.soft_operators import centred, integrand, log_weights, nodes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _STATE = 1 << 14  # numbers in one step of a recurrence: these fit in the cache
 _TABLE = 1 << 21  # numbers in one table of prefixes: 16 MB

@@ -20,19 +20,15 @@ above a threshold, as the acceptance of rejection sampling is.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, overload
+from typing import ClassVar, overload
 
 import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import ConfigError
-from iama.objective.rank_operators import soft_ranks
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from iama.objective.rank_operators import RankOperator
+from iama.objective.rank_operators import RankOperator, soft_ranks
 
 STEP = 0.25
 NEGLIGIBLE = 40.0  # e^-40 = 4e-18: weights and tails below it are lost in rounding

@@ -6,18 +6,14 @@ import csv
 import io
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from iama.config.schema import nearest
+from iama.config.specs import PromptsSpec
 from iama.errors import DataError, IamaWarning
-from iama.prompts.render import prompt_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from iama.config.specs import PromptsSpec
-    from iama.prompts.render import Prompt
+from iama.prompts.render import Prompt, prompt_text
 
 Row: TypeAlias = dict[str, Any]
 Located: TypeAlias = list[tuple[str, Row]]

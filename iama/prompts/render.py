@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from iama.errors import ModelError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not at start-up
     from transformers import PreTrainedTokenizerBase
 
 Message: TypeAlias = dict[str, str]

@@ -6,17 +6,14 @@ import math
 import os
 import queue
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from iama.errors import ConfigError, ModelError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from iama.prompts.render import Prompt
+from iama.prompts.render import Prompt
 
 # What to do about a status, with the endpoint's own settings filled in.
 _REMEDIES = {

@@ -159,7 +159,12 @@ def sampler(case: Case, settings: Settings) -> Any:
 def judged(case: Case, line: Row, gold: RewardSpec) -> Floats:
     """Gold of a line's answers, which is not kept lest the gold function change."""
     prompts, columns = asked([case.task.rows[i] for i in line["prompts"] * line["num_answers"]])
-    return np.asarray(load_reward("gold", gold).score(prompts, line["texts"], columns)[0])
+    return np.asarray(_gold(gold.model_dump_json()).score(prompts, line["texts"], columns)[0])
+
+
+@cache
+def _gold(spec: str) -> Reward:
+    return load_reward("gold", RewardSpec.model_validate_json(spec))
 
 
 def fluency(case: Case, base: PolicySpec, line: Row) -> list[float]:

@@ -68,6 +68,7 @@ class Task:
     split: str
     sampling: Sampling = SAMPLING
     prefix: str = ""
+    root: Path = field(default_factory=lambda: frame.FOLDER)
 
     @property
     def home(self) -> Path:
@@ -77,7 +78,7 @@ class Task:
     @property
     def folder(self) -> Path:
         """Where pools and scores are kept."""
-        return frame.FOLDER / "pools" / f"{self.split}-{self.seed}"
+        return self.root / "pools" / f"{self.split}-{self.seed}"
 
     @property
     def header(self) -> Row:

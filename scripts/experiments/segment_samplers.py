@@ -264,12 +264,12 @@ def weight_of(case: Case) -> float:
 
 def bon_arrays(case: Case, metrics: Mapping[str, Floats]) -> dict[str, Floats]:
     """Best-of-n for every n that the pool has: its metrics, and its tokens as the sampler has them."""
-    curves = guided.bon_curves(case, case.task.sampled(), metrics)
+    curves, weight = guided.bon_curves(case, case.task.sampled(), metrics), weight_of(case)
     arrays: dict[str, Floats] = {}
     for n in range(1, metrics["proxy"].shape[1] + 1):
         arrays |= {f"bon {n}/{metric}": curves[metric][:, n - 1] for metric in metrics}
         policy_P, reward_P = (curves[unit][:, n - 1] for unit in ("policy_tokens", "reward_tokens"))
-        arrays |= _costs(f"bon {n}", policy_P, reward_P, weight_of(case))
+        arrays |= _costs(f"bon {n}", policy_P, reward_P, weight)
     return arrays
 
 

@@ -22,4 +22,5 @@ def small_world(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (folder / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
     monkeypatch.setattr(frame, "world", lambda seed: folder)
     monkeypatch.setattr(frame, "FOLDER", tmp_path)
+    monkeypatch.setattr(frame, "AT_ONCE", 1)
     return folder

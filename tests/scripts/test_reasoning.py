@@ -51,6 +51,7 @@ def small_world(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(reasoning, "world", lambda seed: home)
     monkeypatch.setattr(reasoning, "SAMPLING", Sampling(max_new_tokens=6))
     monkeypatch.setattr(frame, "FOLDER", tmp_path)
+    monkeypatch.setattr(frame, "AT_ONCE", 1)
     return home
 
 

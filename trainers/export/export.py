@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iama.config.manifest import FILE_NAME, load_manifest
+from iama.config.manifest import FILE_NAME, Manifest, load_manifest
 from iama.errors import ConfigError, RunError
 from iama.files import temporary_name
 from iama.models.loading import check_model_dir, loading
 from trainers.export.model_card import model_card, read_plain_quality
 from trainers.export.publish import published, vllm_objections
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from iama.config.manifest import Manifest
 
 MERGE_TOLERANCE = 1e-3
 """Largest difference of fp32 logits between base + adapter and the merged model."""

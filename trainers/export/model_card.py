@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import filecmp
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iama.config.manifest import FILE_NAME, Manifest, load_manifest
 from iama.errors import RunError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SUMMARY = "summary.json"
 UNMEASURED = (

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from iama.config.manifest import Manifest, ManifestCriterion
 from iama.config.schema import nearest, validate
 from iama.errors import ConfigError, RunError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 VLLM_MAX_RANK = 512
 """Of vLLM's max_lora_rank."""

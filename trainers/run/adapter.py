@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from iama.errors import RunError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def expected_shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:

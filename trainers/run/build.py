@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PrinterCallback
+from rich.console import Console
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig
 
@@ -20,24 +21,17 @@ from iama.files import temporary_name
 from iama.installation import find_deepspeed
 from iama.models.loading import loading, refuse_missing_tensors
 from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.run.adapter import check_adapter, expected_shapes
 from trainers.run.callbacks import Checkpoints, EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
 from trainers.run.checkpoints import inputs_of, sharding_of
 from trainers.run.engine import prepare_process_group, refuse_disagreement, whole_models
 from trainers.run.fields import save_limit
+from trainers.run.plan import Plan
 from trainers.run.samples import SampleFiles
 from trainers.run.watch import Watch
 from trainers.run.watchdog import PhaseMarks, Watchdog
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.console import Console
-    from transformers import PreTrainedModel
-
-    from iama.rewards.reward import Reward
-    from trainers.run.plan import Plan
 
 
 def build_trainer(

@@ -6,15 +6,18 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from rich.console import Console
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
+from iama.config.settings import TrainingCriterion
 from iama.environment import is_main_process
 from iama.errors import IamaWarning, RunError
 from iama.files import whole_lines, write_atomically
@@ -22,14 +25,7 @@ from iama.progress import add_bar, progress_bars
 from trainers.run.adapter import check_adapter, expected_shapes, is_trained
 from trainers.run.checkpoints import Sharding, keep_newest, write_marker
 from trainers.run.engine import check_engine, describe_engine
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from rich.console import Console
-
-    from iama.config.settings import TrainingCriterion
-    from trainers.run.watch import Watch
+from trainers.run.watch import Watch
 
 SPARE_BYTES = 64 * 2**20
 """Allowance for a tokenizer, random states and file headers in a checkpoint."""

@@ -26,7 +26,7 @@ from iama.installation import find_file
 from iama.models.fingerprint import fingerprint
 from trainers.run.fields import deepspeed_options
 
-if TYPE_CHECKING:  # the plan imports torch
+if TYPE_CHECKING:  # not at start-up
     from trainers.run.plan import Plan
 
 MARKER = "complete.json"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -19,9 +20,6 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from iama.environment import threads_per_process, world_size
 from iama.errors import RunError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def prepare_process_group(uses_deepspeed: bool, timeout_s: int) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import dataclasses
 import importlib.util
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from peft import LoraConfig
@@ -31,9 +32,6 @@ from iama.rewards.classifier import ClassifierFiles
 from iama.rewards.load import Files, check_reward
 from trainers.control import check_kl
 from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Modules that PEFT saves whole, base weights and all, once they are LoRA targets."""

@@ -11,20 +11,18 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from iama.environment import threads_per_process, world_size
 from iama.errors import RunError
 from iama.files import write_atomically
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 ENVIRONMENT_FILE = "environment.json"
 PLOTS_FILE = "plots.svg"

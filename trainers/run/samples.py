@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback
@@ -13,10 +15,6 @@ from transformers import TrainerCallback
 from iama.environment import is_main_process
 from iama.files import write_atomically
 from iama.prompts.render import completion_text, prompt_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 MAX_FILES = 200
 """A long run writes samples of every second step, every third, ..., so that there are about so many files."""

@@ -5,15 +5,11 @@ Findings are pairs of words: what is wrong, and what to do. Each says whether th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from iama.prompts.render import prompt_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.prompts.render import Prompt
+from iama.prompts.render import Prompt, prompt_text
 
 PROBE_CHARACTERS = 400
 ANSWER = "word"

@@ -36,7 +36,7 @@ from trainers.run.checkpoints import (
     took_last_step,
 )
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not at start-up
     from trainers.run.plan import Plan
 
 CONFIG_FILE = "config.json"

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from iama.arrays import Floats
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from iama.config.settings import WatchConfig
+from iama.config.settings import WatchConfig
 
 PATIENCE = 3
 """Logged steps in a row that KL or silent groups must be bad for."""

@@ -12,15 +12,12 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Self
 
 from transformers import TrainerCallback
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-    from typing import Self
 
 EXIT_CODE = 124
 """Of a process that the watchdog ended, as of the command `timeout`."""

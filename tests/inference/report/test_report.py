@@ -402,7 +402,7 @@ def test_the_report_command(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a", "b"], r"takes one folder \(or two and --compare\), got 2: a b"),
+        (["a", "b"], r"takes one folder \(or two and --compare, or several and --combine\), got 2: a b"),
         (["a", "--compare"], "takes two folders with --compare, got 1: a"),
         (["a", "--out", "x.html"], "goes with --compare"),
     ],

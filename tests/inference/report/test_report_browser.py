@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is installed"),
 ]
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1250,1000", "--virtual-time-budget=20000"]
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1250,1000", "--virtual-time-budget=60000"]
 FLAGS += ["--dump-dom", "--enable-logging=stderr", "--v=0"]
 ATTACK = "</script><img src=x onerror=\"document.title='hacked'\"><!--<script>'\"&\N{LINE SEPARATOR}"
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
@@ -37,6 +37,10 @@ const pick = (where, key, value) => {
 const seen = (selector) => [...document.querySelectorAll(selector)].filter((e) => e.checkVisibility());
 const texts = (selector) => seen(selector).map((e) => e.textContent.trim());
 const drawn = () => new Promise((done) => setTimeout(done, 50));
+const until = async (is) => {
+  for (let i = 0; i < 200 && !is(); i += 1) await drawn();
+  return is();
+};
 const labels = (where) => [...document.querySelectorAll(`${where} .point`)].map((e) => e.getAttribute("aria-label"));
 """
 FRAMES = """<!doctype html><pre id="results"></pre><script>
@@ -118,21 +122,19 @@ turn({});
 await drawn();
 result.scrolled = ticks() === before;
 turn({ shiftKey: true });
-await drawn();
-result.zoomed = ticks() !== before;
-const press = async (key) => {
-  document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-  await drawn();
-  return ticks();
-};
+result.zoomed = await until(() => ticks() !== before);
+const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
 chart.querySelector(".point").focus();
-result.back = (await press("0")) === before;
-result.nearer = (await press("+")) !== before;
-result.again = (await press("0")) === before;
+press("0");
+result.back = await until(() => ticks() === before);
+press("+");
+result.nearer = await until(() => ticks() !== before);
+press("0");
+result.again = await until(() => ticks() === before);
 result.links = [];
 for (const link of chart.querySelectorAll(".vega-actions a")) {
   link.focus();
-  for (let i = 0; i < 40 && link.href.endsWith("#"); i += 1) await drawn();
+  await until(() => !link.href.endsWith("#"));
   result.links.push([link.textContent, link.download, link.href.slice(0, 22)]);
 }
 """
