@@ -135,7 +135,7 @@ def shrunk(tiny: Any, folder: Path) -> list[str]:
         f"output_dir={folder / 'run'}",
         "trainer.max_steps=1",
         "trainer.warmup_steps=0",
-        "trainer.gradient_accumulation_steps=1",
+        "trainer.gradient_accumulation_steps=2",
         "trainer.gradient_checkpointing=false",
         'trainer.save_strategy="no"',
         "sampling.max_new_tokens=6",
