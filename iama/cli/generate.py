@@ -130,6 +130,9 @@ def _written(method: str | None, n: int | None, manifest: Manifest | None, crite
         return _criterion(manifest, criterion).operator
     if method not in ("single", "bon", "bop"):
         if n is not None:
+            from inference.samplers.serve import read_method
+
+            read_method(method)  # a name that nobody knows is the first thing to mend
             raise ConfigError(f"--n {n} belongs to --method bon or bop; write the number into {method!r}")
         return method
     if method == "single":
