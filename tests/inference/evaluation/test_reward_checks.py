@@ -225,7 +225,7 @@ def test_a_function_without_a_score_for_some_answers(config, tmp_path):
 def test_a_guided_answer_without_a_score_is_null_in_its_pool(policy, tmp_path):
     segment = Segment(2, math.nan, math.nan, 1, False, 0)
     completion = Completion([Response("a b", (7, 8), "length", math.nan)], 0, Cost(1), (segment,))
-    sample = guided_draw._sample(policy, completion, Sampling())
+    sample = guided_draw._stored(policy, completion, Sampling())
     block = PooledPrompt("q", "why?", {}, (sample,), Cost(1), False)
     write_pool(tmp_path / "answers.jsonl", Pool(HEADER | {"num_samples": 1}, [block]))
     (read,) = read_pool(tmp_path / "answers.jsonl").prompts
