@@ -1,7 +1,7 @@
 """Python processes that start at once: forked from one that has imported the libraries, which takes ten seconds.
 
 They are real processes with an environment, a folder, standard streams and ranks of their own. Modules of this project
-are imported by each anew. What the launchers themselves do is tested in `trainers/run/test_launch.py`.
+are imported by each anew. What the launchers themselves do is tested in `tests/trainers/run/test_launch.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of token ids that one causal model reads: extended in batches, forked, rolled back, freed.
 
 Exact: the logits of a row are those of a clean forward over its ids, whatever was forked or rolled back before
-(tests/inference/test_rows.py). What the model was fed is counted here and nowhere else.
+(tests/inference/engine/test_rows.py). What the model was fed is counted here and nowhere else.
 """
 
 from __future__ import annotations
