@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from iama.arrays import Floats
+from iama.config.methods import Method
+from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.prompts.data import with_system_prompt
-from inference.engine.policy import load_policy
+from iama.rewards.reward import Reward
+from inference.engine.policy import Policy, load_policy
 from inference.engine.responses import Pool, Response, response_text
+from inference.evaluation.sources import Source
+from inference.pools.engines import Draw, Rows
 from inference.pools.journal import digest
+from inference.samplers.base import Completion
 from inference.samplers.serve import serve
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from iama.config.methods import Method
-    from iama.config.specs import Sampling
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.evaluation.sources import Source
-    from inference.pools.engines import Draw, Rows
-    from inference.samplers.base import Completion
 
 CHUNK = 16
 """Prompts answered together: the unit of work that a kill can cost."""

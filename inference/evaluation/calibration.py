@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from iama.arrays import Floats, Mask
-from iama.config.methods import written_tuned
+from iama.config.methods import Family, written_tuned
+from iama.config.settings import EvaluationConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
-from iama.prompts.render import prompt_text
+from iama.prompts.render import Prompt, prompt_text
 from inference.engine.responses import Pool
 from inference.evaluation.evaluate import evaluate_pools
 from inference.evaluation.from_pools import GOLD
+from inference.evaluation.plan import Plan
 from inference.evaluation.provenance import versions
 from inference.evaluation.rows.values import pool_values
 from inference.hedging.guarantee import pool_proxy_gain, safe_samples, within_prompt_correlation
@@ -36,19 +40,7 @@ from inference.pools.file import prompt_ids, read_pool
 from inference.pools.format import HeaderPolicy
 from inference.pools.score import score_pool
 from inference.samplers.serve import read_method, served_of
-from inference.statistics.bootstrap import mean_interval, percentile_interval, prompt_weights
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
-    from rich.console import Console
-
-    from iama.config.methods import Family
-    from iama.config.settings import EvaluationConfig
-    from iama.prompts.render import Prompt
-    from inference.evaluation.plan import Plan
-    from inference.statistics.bootstrap import Interval
+from inference.statistics.bootstrap import Interval, mean_interval, percentile_interval, prompt_weights
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from iama.arrays import Floats
 from iama.errors import RunError
 from inference.evaluation.compare import Question, combine_runs
 from inference.evaluation.summary import FILE_NAME, Summary, load_summary, save_summary
 from inference.evaluation.tables import FILE_NAME as TABLES_NAME
-from inference.evaluation.tables import load_tables
+from inference.evaluation.tables import Tables, load_tables
 from inference.statistics.recommend import key_of
-from inference.statistics.savings import paired_difference
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from iama.arrays import Floats
-    from inference.evaluation.tables import Tables
-    from inference.statistics.savings import Difference
-    from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow, MissingRow
+from inference.statistics.savings import Difference, paired_difference
+from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow, MissingRow
 
 ALIKE = ("trained", "references", "policies", "criteria", "methods", "trained_budget", "num_samples")
 """What evaluations that are combined have in common."""

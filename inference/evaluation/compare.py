@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from iama.config.methods import CURVES
 from iama.errors import RunError
 from inference.evaluation.summary import Results
-from inference.evaluation.tables import load_tables
+from inference.evaluation.tables import Tables, load_tables
 from inference.statistics.costs import UNITS
 from inference.statistics.savings import (
     difference_at_equal_cost,
@@ -20,13 +22,7 @@ from inference.statistics.savings import (
     grows,
     paired_difference,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from inference.evaluation.tables import Tables
-    from inference.statistics.summary_rows import AverageRow, Compared, DifferenceRow, EqualBudgetRow, SavingsRow
+from inference.statistics.summary_rows import AverageRow, Compared, DifferenceRow, EqualBudgetRow, SavingsRow
 
 TRAINED = "iama"
 REFERENCES = ("base", "grpo")

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from iama.prompts.render import prompt_text
 from iama.rewards.judge import judge_plan
-
-if TYPE_CHECKING:
-    from inference.evaluation.plan import Plan
-    from inference.evaluation.sources import Source
+from inference.evaluation.plan import Plan
+from inference.evaluation.sources import Source
 
 CHARS_PER_TOKEN = 4
 

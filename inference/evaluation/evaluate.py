@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
+from rich.console import Console
 
 from iama.files import write_atomically
 from iama.progress import add_bar, progress_bars
 from inference.evaluation.compare import Question, compare_policies
 from inference.evaluation.measure import measure, measure_pools
+from inference.evaluation.measured import Evaluation
+from inference.evaluation.plan import Plan
 from inference.evaluation.provenance import manifest_of, versions
 from inference.evaluation.rows import risks
 from inference.evaluation.rows.curves import curve_rows
@@ -22,17 +24,9 @@ from inference.evaluation.rows.examples import example_rows
 from inference.evaluation.rows.sampling import missing_rows, sampling_rows
 from inference.evaluation.rows.scoring import reward_cost_rows
 from inference.evaluation.rows.values import fill_tables
-from inference.evaluation.shards import num_devices, run_shards, take_over
+from inference.evaluation.shards import Shard, num_devices, run_shards, take_over
 from inference.evaluation.summary import Summary, save_summary
-from inference.evaluation.tables import save_tables
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from inference.evaluation.measured import Evaluation
-    from inference.evaluation.plan import Plan
-    from inference.evaluation.shards import Shard
-    from inference.evaluation.tables import Tables
+from inference.evaluation.tables import Tables, save_tables
 
 
 def evaluate(plan: Plan, console: Console | None = None) -> Summary:

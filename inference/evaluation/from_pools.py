@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from iama.errors import ConfigError
+from inference.engine.responses import Pool
 from inference.pools.file import read_pool
 from inference.pools.score import DISAGREEMENT
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from inference.engine.responses import Pool
 
 GOLD = "/gold"
 """What a gold column's name adds to its criterion's by convention."""

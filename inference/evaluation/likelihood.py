@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from iama.arrays import Floats
+from iama.config.settings import EvaluationConfig
+from iama.config.specs import Sampling
 from inference.engine.likelihood import sequence_log_probabilities
-from inference.engine.policy import load_policy, load_tokenizer
-from inference.engine.responses import response_text
+from inference.engine.policy import Policy, load_policy, load_tokenizer
+from inference.engine.responses import Pool, response_text
+from inference.evaluation.sources import Source
 from inference.pools.journal import append_line, digest, read_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from iama.config.settings import EvaluationConfig
-    from iama.config.specs import Sampling
-    from inference.engine.policy import Policy
-    from inference.engine.responses import Pool
-    from inference.evaluation.sources import Source
 
 
 def reference_source(config: EvaluationConfig, sources: Sequence[Source]) -> Source | None:

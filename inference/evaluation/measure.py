@@ -5,17 +5,23 @@ Samples and scores are kept prompt by prompt, so that what was killed goes on wh
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from iama.models.flops import size_of
+from iama.arrays import Floats
+from iama.config.methods import Method
+from iama.config.settings import EvaluationConfig, EvaluationCriterion
+from iama.config.specs import RewardSpec
+from iama.models.flops import ModelSize, size_of
 from iama.progress import add_bar, progress_bars
 from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.responses import Pool
 from inference.evaluation.answers import (
     answer_file,
@@ -27,24 +33,13 @@ from inference.evaluation.answers import (
 )
 from inference.evaluation.likelihood import last_loaded, pool_log_probabilities, reference_source
 from inference.evaluation.measured import Answers, Evaluation, Measured, answers_name
+from inference.evaluation.plan import Plan
+from inference.evaluation.sources import Source
 from inference.pools.engines import transformers_draw
 from inference.pools.fill import fill_pool
 from inference.pools.journal import digest
-from inference.pools.score import reward_key, score_pool
+from inference.pools.score import PoolScores, reward_key, score_pool
 from inference.samplers.serve import needs_target
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from iama.arrays import Floats
-    from iama.config.methods import Method
-    from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from iama.config.specs import RewardSpec
-    from iama.models.flops import ModelSize
-    from iama.rewards.reward import Reward
-    from inference.evaluation.plan import Plan
-    from inference.evaluation.sources import Source
-    from inference.pools.score import PoolScores
 
 
 def measure_pools(plan: Plan, console: Console | None = None) -> Evaluation:

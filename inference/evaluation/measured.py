@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from iama.arrays import Floats, Mask
+from iama.config.methods import Method
+from iama.config.settings import EvaluationConfig, EvaluationCriterion
+from iama.config.specs import RewardSpec
+from iama.models.flops import ModelSize
+from inference.engine.responses import Pool
+from inference.evaluation.plan import Plan
+from inference.pools.score import PoolScores
 from inference.samplers.serve import served_of
 from inference.selection.curves import operator_at
-
-if TYPE_CHECKING:
-    from iama.arrays import Floats, Mask
-    from iama.config.methods import Method
-    from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from iama.config.specs import RewardSpec
-    from iama.models.flops import ModelSize
-    from inference.engine.responses import Pool
-    from inference.evaluation.plan import Plan
-    from inference.pools.score import PoolScores
-    from inference.selection.rules import Served
+from inference.selection.rules import Served
 
 
 class Answers(NamedTuple):

@@ -6,29 +6,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from iama.config.methods import Method
+from iama.config.settings import EvaluationConfig
+from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, RunError
 from iama.prompts.data import read_prompts
 from inference.engine.responses import check_fit
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
-from inference.evaluation.sources import prompts_by_id, read_variants, sources_of, stored_rows
+from inference.evaluation.sources import Reading, Source, Variant, prompts_by_id, read_variants, sources_of, stored_rows
 from inference.evaluation.summary import FILE_NAME
-from inference.evaluation.training_cost import training_runs
+from inference.evaluation.training_cost import Training, training_runs
 from inference.evaluation.tuned import tuned_methods
 from inference.pools.file import read_pool
 from inference.samplers.serve import check_served, needs_gradient, read_method, served_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from iama.config.methods import Method
-    from iama.config.settings import EvaluationConfig
-    from iama.config.specs import RewardSpec
-    from inference.evaluation.sources import Reading, Source, Variant
-    from inference.evaluation.training_cost import Training
 
 ABSENT = "(not set)"
 

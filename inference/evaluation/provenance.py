@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iama import __version__
 from iama.config.manifest import load_manifest
+from iama.config.settings import EvaluationConfig
 from inference.evaluation.training_cost import read_config
-
-if TYPE_CHECKING:
-    from iama.config.settings import EvaluationConfig
 
 
 def manifest_of(config: EvaluationConfig) -> dict[str, Any] | None:

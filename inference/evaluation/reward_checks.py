@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from iama.config.methods import Method
+from iama.config.settings import EvaluationConfig, EvaluationCriterion
+from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, DataError, RewardError
 from iama.models.loading import loading
 from iama.prompts.render import prompt_text, render_exchange
@@ -15,16 +19,7 @@ from iama.rewards.function import load_function
 from iama.rewards.load import check_reward
 from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from transformers import PreTrainedTokenizerBase
-
-    from iama.config.methods import Method
-    from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from iama.config.specs import JudgeSpec, RewardSpec
-
-    Rows = Sequence[dict[str, Any]]
+Rows = Sequence[dict[str, Any]]
 
 
 def reward_names(config: EvaluationConfig) -> dict[RewardSpec, str]:

@@ -11,16 +11,13 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iama.errors import ConfigError, RunError
 from inference.pools.file import read_so_far, union
 from inference.pools.journal import append_line, lines_so_far, read_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 FOLDERS = ("pools", "scores", "log_probabilities", "answers")
 POOLS = ("pools", "answers")

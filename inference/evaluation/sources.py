@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from iama.config.settings import EvaluationConfig
+from iama.config.specs import PolicySpec
 from iama.errors import DataError
-from iama.models.flops import size_from_folder
+from iama.models.flops import ModelSize, size_from_folder
 from iama.prompts.data import with_system_prompt
 from iama.prompts.render import prompt_text, render_prompt
 from inference.engine.policy import load_tokenizer, resolve_paths
@@ -15,16 +20,7 @@ from inference.pools.file import prompt_ids
 from inference.pools.fill import pool_header
 from inference.pools.journal import digest
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from transformers import PreTrainedTokenizerBase
-
-    from iama.config.settings import EvaluationConfig
-    from iama.config.specs import PolicySpec
-    from iama.models.flops import ModelSize
-
-    Variant = tuple[PolicySpec, str | None]
+Variant = tuple[PolicySpec, str | None]
 
 
 @dataclass(frozen=True)

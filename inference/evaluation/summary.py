@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from iama.errors import RunError
 from iama.files import write_atomically
@@ -24,10 +26,6 @@ from inference.statistics.summary_rows import (
     SavingsRow,
     WinRateRow,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
 
 FILE_NAME = "summary.json"
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import zipfile
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,7 @@ from iama.files import temporary_name
 from inference.statistics.costs import UNITS
 from inference.statistics.savings import Comparison
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    Key = tuple[str, str, str, str]
+Key = tuple[str, str, str, str]
 
 FILE_NAME = "prompt_values.npz"
 

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,18 +32,13 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from iama.config.schema import validate
+from iama.config.settings import EvaluationConfig
 from iama.config.specs import PromptsSpec
 from iama.errors import RunError
-from iama.models.flops import forward_flops, size_of
+from iama.models.flops import ModelSize, forward_flops, size_of
 from iama.models.loading import loading
 from iama.prompts.data import read_prompts
 from iama.prompts.render import render_prompt
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.config.settings import EvaluationConfig
-    from iama.models.flops import ModelSize
 
 TRL_DEFAULTS = {
     "per_device_train_batch_size": 8,

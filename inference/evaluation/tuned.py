@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from iama.config.methods import Method
+from iama.config.settings import EvaluationConfig
 from iama.config.specs import Sampling
 from iama.errors import DataError
-from inference.hedging.tuning_file import Wanted, find, load_tuning, setting, text_id
+from inference.evaluation.sources import Source
+from inference.hedging.tuning_file import Calibration, Wanted, find, load_tuning, setting, text_id
 from inference.pools.file import prompt_ids
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from iama.config.methods import Method
-    from iama.config.settings import EvaluationConfig
-    from inference.evaluation.sources import Source
-    from inference.hedging.tuning_file import Calibration
 
 
 def tuned_methods(

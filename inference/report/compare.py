@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
+from rich.console import Console
 from rich.markup import escape
 
 from iama.errors import RunError
 from iama.files import write_atomically
-from inference.evaluation.summary import load_summary
+from inference.evaluation.summary import Summary, load_summary
 from inference.report import words
 from inference.report.html import choices, render, style
 from inference.report.terminal import make_table
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import Console
-
-    from inference.evaluation.summary import Summary
-    from inference.statistics.summary_rows import CurveRow, HackingRow, SavingsRow, Unit
+from inference.statistics.summary_rows import CurveRow, HackingRow, SavingsRow, Unit
 
 FILE_NAME = "compare.html"
 _ABSENT = object()

@@ -5,25 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment
 
 from iama.errors import IamaError
 from iama.files import write_atomically
-from inference.evaluation.summary import load_summary
+from inference.evaluation.summary import Summary, load_summary
 from inference.report import words
 from inference.report.risks import find_risks
 from inference.statistics.savings import FALL_TOLERANCE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from jinja2 import Environment
-
-    from inference.evaluation.summary import Summary
-    from inference.statistics.summary_rows import CurveRow, ExampleRow
+from inference.statistics.summary_rows import CurveRow, ExampleRow
 
 FILE_NAME = "report.html"
 # Distinguishable for colour-blind readers, and on light and dark ground (Okabe and Ito).

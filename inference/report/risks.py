@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from inference.evaluation.summary import Summary
 from inference.report.words import (
     alone_words,
     first_method,
@@ -15,10 +16,7 @@ from inference.report.words import (
     percent,
     title,
 )
-
-if TYPE_CHECKING:
-    from inference.evaluation.summary import Summary
-    from inference.statistics.summary_rows import HackingRow, SamplingRow
+from inference.statistics.summary_rows import HackingRow, SamplingRow
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from inference.evaluation.summary import Summary
 from inference.report.risks import find_risks
 from inference.report.words import (
     first_method,
@@ -21,14 +23,7 @@ from inference.report.words import (
     savings_units,
     signed,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import Console
-
-    from inference.evaluation.summary import Summary
-    from inference.statistics.summary_rows import SavingsRow, Unit
+from inference.statistics.summary_rows import SavingsRow, Unit
 
 SHOWN_UNITS: dict[Unit, str] = {"samples": "samples (95 %)", "policy_tokens": "tokens", "flops": "FLOPs"}
 WIDE = 100

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
+from inference.evaluation.summary import Summary
 from inference.statistics.savings import FALL_TOLERANCE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from inference.evaluation.summary import Summary
-    from inference.statistics.summary_rows import (
-        AverageRow,
-        EqualBudgetRow,
-        Interval,
-        QualityRow,
-        Ratio,
-        SavingsRow,
-        Unit,
-    )
+from inference.statistics.summary_rows import (
+    AverageRow,
+    EqualBudgetRow,
+    Interval,
+    QualityRow,
+    Ratio,
+    SavingsRow,
+    Unit,
+)
 
 UNITS: dict[Unit, str] = {
     "samples": "samples",

@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field
 
 from iama.config.schema import Strict
+from iama.config.specs import Sampling
 from iama.errors import ConfigError, ModelError
+from iama.prompts.render import Prompt
+from iama.rewards.reward import Reward
 from inference.engine.batches import charge
+from inference.engine.policy import Policy
 from inference.engine.responses import Ends, response_text
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
+from inference.samplers.base import Completion
 from inference.samplers.guided import GuidedRequest, answer_all, score_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from iama.config.specs import Sampling
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.samplers.base import Completion
 
 
 class ArgsSettings(Strict):

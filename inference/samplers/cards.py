@@ -12,34 +12,36 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 
 from iama.config.schema import Strict
+from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning
+from iama.prompts.render import Prompt
+from iama.rewards.reward import Reward
 from inference.engine.next_token import entropy
-from inference.engine.random_streams import stream_keys, uniforms
-from inference.samplers.base import render_checked
+from inference.engine.policy import Policy
+from inference.engine.random_streams import Keys, stream_keys, uniforms
+from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import draw, score
 from inference.samplers.guided import answer_all
-from inference.samplers.segments import Kept, SegmentLoop, SegmentRequest, TextScores, draw_next, stacked_logits
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import torch
-
-    from iama.config.specs import Sampling
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.engine.random_streams import Keys
-    from inference.samplers.base import Completion
-    from inference.samplers.segments import FirstTokens, Proposal
+from inference.samplers.segments import (
+    FirstTokens,
+    Kept,
+    Proposal,
+    SegmentLoop,
+    SegmentRequest,
+    TextScores,
+    draw_next,
+    stacked_logits,
+)
 
 ACCEPTANCE_STEP = 2**31  # of a proposal's random stream; its tokens use the steps below
 MANY_FORCED = 0.2

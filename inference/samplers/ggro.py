@@ -10,35 +10,39 @@ reward reads its usual template, and what was read once stays in the caches of p
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 
 from iama.config.schema import Strict
+from iama.config.specs import Sampling
 from iama.errors import ConfigError, ModelError, RewardError
-from iama.prompts.render import prompt_text
+from iama.prompts.render import Prompt, prompt_text
+from iama.rewards.reward import Reward
 from inference.engine.next_token import entropy
-from inference.engine.random_streams import stream_keys, uniforms
+from inference.engine.policy import Policy
+from inference.engine.random_streams import Keys, stream_keys, uniforms
 from inference.engine.responses import Ends
 from inference.engine.reward_gradient import around
 from inference.engine.vocabulary import check_shared_vocabulary, special_tokens
+from inference.samplers.base import Completion
 from inference.samplers.ggro_scores import GgroRequest, GradientScores, OptionScores
 from inference.samplers.guided import answer_all
-from inference.samplers.segments import Kept, SegmentLoop, TextScores, draw_next, stacked_logits
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from iama.config.specs import Sampling
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.engine.random_streams import Keys
-    from inference.samplers.base import Completion
-    from inference.samplers.segments import FirstTokens, Proposal, Scores, SegmentRequest
+from inference.samplers.segments import (
+    FirstTokens,
+    Kept,
+    Proposal,
+    Scores,
+    SegmentLoop,
+    SegmentRequest,
+    TextScores,
+    draw_next,
+    stacked_logits,
+)
 
 CUT_STREAM = 2**61
 """Sample index of a prompt's stream of cuts. Sample 0 is plain decoding, 1 + s the nudges of segment s."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 
+from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import RewardError
-from iama.models.flops import row_flops
+from iama.models.flops import ModelSize, row_flops
+from iama.rewards.reward import Reward
 from inference.engine.next_token import cut_at_stop
+from inference.engine.policy import Policy
 from inference.engine.responses import response_text
 from inference.engine.reward_gradient import (
     EmbeddedReward,
@@ -24,16 +27,7 @@ from inference.engine.reward_gradient import (
 from inference.engine.reward_rows import micro_batches, num_before_padding, num_common, reads_in_pieces
 from inference.engine.vocabulary import special_tokens
 from inference.samplers.guided import charge_reward, memory_of
-from inference.samplers.segments import SegmentRequest, TextScores
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from iama.config.specs import Sampling
-    from iama.models.flops import ModelSize
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.samplers.segments import Proposal
+from inference.samplers.segments import Proposal, SegmentRequest, TextScores
 
 
 @dataclass(eq=False)

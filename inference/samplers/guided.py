@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
+from iama.prompts.render import Prompt
+from iama.rewards.reward import Reward
 from inference.engine.batches import Request, shortest_first, until_all
+from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response, response_text
-from inference.samplers.base import Completion, Sampler, render_checked
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from iama.config.specs import Sampling
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.engine.reward_rows import RewardRows
-    from inference.samplers.base import Segment
+from inference.engine.reward_rows import RewardRows
+from inference.samplers.base import Completion, Sampler, Segment, render_checked
 
 
 class GuidedSampler(Sampler, Protocol):

@@ -13,20 +13,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from iama.config.schema import Strict
+from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory
 from iama.errors import ConfigError, RewardError
 from iama.models.flops import backward_flops, forward_flops, size_of
+from iama.prompts.render import Prompt
+from iama.rewards.classifier import Classifier
+from iama.rewards.reward import Reward
 from inference.engine.batches import shortest_first, until_all
 from inference.engine.decode import iter_decode
+from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys
 from inference.engine.responses import Ends, Response, pool_of, response_text
 from inference.engine.reward_gradient import around
@@ -35,15 +41,6 @@ from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import score
 from inference.samplers.sea_energy import Energy, Models, Start, decode_top_k, start_state
 from inference.selection.rules import select
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from iama.config.specs import Sampling
-    from iama.prompts.render import Prompt
-    from iama.rewards.classifier import Classifier
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
 
 SPREAD = 1.25  # of the lengths in a batch
 ENOUGH = 1024  # tokens in a pass, above which more rows make it little quicker

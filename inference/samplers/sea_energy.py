@@ -13,26 +13,23 @@ padding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import torch
 
+from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ModelError, RewardError
 from iama.models.inputs import pad
+from iama.rewards.reward import Reward
+from inference.engine.policy import Policy
 from inference.engine.prefix import Prefixes
 from inference.engine.reward_gradient import EmbeddedReward, embedding_table
 from inference.engine.rows import Rows
 from inference.engine.vocabulary import end_tokens, special_tokens
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.config.specs import Sampling
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
 
 BLOCK = 2**22  # logits whose gradient is formed at once
 LOWEST = -1e4  # of log-probabilities in a gradient: a token that the policy rules out has -inf

@@ -11,28 +11,24 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from iama.config.specs import Sampling
+from iama.rewards.reward import Reward
 from inference.engine.batches import charge
 from inference.engine.next_token import draw_tokens, probabilities
-from inference.engine.random_streams import uniforms
+from inference.engine.policy import Policy
+from inference.engine.random_streams import Keys, uniforms
 from inference.engine.responses import Ends, response_text
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
 from inference.samplers.base import Segment
 from inference.samplers.guided import GuidedRequest, score_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from iama.config.specs import Sampling
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.engine.random_streams import Keys
 
 DECIDE_AT = 0.5  # share of the rows that must wait for their score before any is scored
 

@@ -12,15 +12,21 @@ A rule keeps one of a number of draws (`inference.selection.rules.Rule`); it sta
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from iama.config.methods import Form, Method, parse_method
 from iama.config.schema import Strict, validate
+from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
 from iama.objective.operators import operator_of
+from iama.prompts.render import Prompt
 from iama.rewards.function import load_function
+from iama.rewards.reward import Reward
+from inference.engine.policy import Policy
 from inference.samplers.args import Args, ArgsSettings
+from inference.samplers.base import Sampler
 from inference.samplers.best_of import SelectionSampler
 from inference.samplers.cards import Cards, CardsSettings, calibrate_target, rejection_settings
 from inference.samplers.ggro import Ggro, GgroSettings
@@ -28,15 +34,6 @@ from inference.samplers.sea import Sea, SeaSettings
 from inference.selection.itp import ItpSettings, itp_rule
 from inference.selection.mbr import MbrSettings, mbr_rule
 from inference.selection.rules import Rule, Served
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from iama.config.specs import Sampling
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
-    from inference.samplers.base import Sampler
 
 CALIBRATION_BATCH = 256
 

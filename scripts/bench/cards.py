@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 from inference.engine.reward_rows import reads_in_pieces
-from inference.samplers.cards import acceptance_summary
+from inference.samplers.base import Completion
+from inference.samplers.cards import CardsSettings, acceptance_summary
 from scripts.bench import setting as settings_of
 from scripts.bench.cards_baseline import Baseline, respond
 from scripts.bench.counting import policy_necessary, recorded, reward_necessary, watched
 from scripts.bench.entries import Entry, Latency
 from scripts.bench.plain_sampling import ratios
-from scripts.bench.setting import timed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from inference.samplers.base import Completion
-    from inference.samplers.cards import CardsSettings
-    from scripts.bench.setting import Bench
+from scripts.bench.setting import Bench, timed
 
 READERS = {"whole": False, "cached": True}
 

@@ -14,15 +14,13 @@ soft acceptance, one proposal at a time. From equal uniform numbers come the ans
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import DynamicCache
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 ACCEPTANCE_STEP = 2**31
 

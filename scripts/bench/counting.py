@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from iama.prompts.render import prompt_text
+import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import torch
-
-    from iama.prompts.render import Message
-    from iama.rewards.reward import Reward
-    from inference.samplers.base import Completion
+from iama.prompts.render import Message, prompt_text
+from iama.rewards.reward import Reward
+from inference.samplers.base import Completion
 
 
 @dataclass

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -14,19 +15,14 @@ from iama.config.specs import Sampling
 from inference.engine.decode import decode
 from inference.engine.reward_gradient import around
 from inference.engine.reward_rows import reads_in_pieces
+from inference.samplers.base import Completion
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Chains, Run, Sea, Search, SeaSettings
 from inference.samplers.sea_energy import Energy, Models, Start
 from scripts.bench.entries import Entry
 from scripts.bench.ggro_baseline import Answer, Baseline, respond
 from scripts.bench.plain_sampling import ratios
-from scripts.bench.setting import timed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from inference.samplers.base import Completion
-    from scripts.bench.setting import Bench
+from scripts.bench.setting import Bench, timed
 
 
 @dataclass

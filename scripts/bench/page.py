@@ -8,25 +8,21 @@ import platform
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
 from iama.files import write_atomically
+from inference.samplers.cards import CardsSettings
 from inference.samplers.ggro import GgroSettings
-from scripts.bench.entries import BARS, Entry
-from scripts.bench.plain_sampling import ratios
+from scripts.bench.cards import CardsFigures
+from scripts.bench.entries import BARS, Entry, Kind
+from scripts.bench.gradient import GradientFigures
+from scripts.bench.plain_sampling import PlainFigures, ratios
+from scripts.bench.setting import Bench
+from scripts.bench.training import TrainingFigures
 from scripts.experiments.frame import Claim, claims_table, table
-
-if TYPE_CHECKING:
-    from inference.samplers.cards import CardsSettings
-    from scripts.bench.cards import CardsFigures
-    from scripts.bench.entries import Kind
-    from scripts.bench.gradient import GradientFigures
-    from scripts.bench.plain_sampling import PlainFigures
-    from scripts.bench.setting import Bench
-    from scripts.bench.training import TrainingFigures
 
 QUICK_NOTE = "**A run with `--quick`: its figures mean nothing.**"
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from iama.files import write_atomically
 from inference.samplers.cards import CardsSettings
 from scripts.bench import cards, gradient, plain_sampling, training
+from scripts.bench.entries import Entry
 from scripts.bench.page import Report, machine
-from scripts.bench.setting import calibrate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from pathlib import Path
-
-    from scripts.bench.entries import Entry
-    from scripts.bench.setting import Bench
+from scripts.bench.setting import Bench, calibrate
 
 
 class Part(StrEnum):

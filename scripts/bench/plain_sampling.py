@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 
 from iama.config.specs import Sampling
 from inference.engine.decode import decode
+from inference.engine.policy import Policy
 from scripts.bench.entries import Entry, Latency
-from scripts.bench.setting import timed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from inference.engine.policy import Policy
-    from scripts.bench.setting import Bench
+from scripts.bench.setting import Bench, timed
 
 EVERY = 3  # rounds in which the wide bare loop, which only stands beside a ratio, takes part
 

@@ -6,8 +6,10 @@ import dataclasses
 import itertools
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -16,22 +18,15 @@ from iama.arrays import Floats
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import DataError, RunError
 from iama.prompts.data import load_prompts
-from iama.prompts.render import render_prompt
+from iama.prompts.render import Message, render_prompt
+from iama.rewards.classifier import Classifier
 from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.decode import decode
 from inference.engine.next_token import entropy
-from inference.engine.policy import load_policy
+from inference.engine.policy import Policy, load_policy
 from inference.engine.vocabulary import special_tokens
 from inference.samplers.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from iama.prompts.render import Message
-    from iama.rewards.classifier import Classifier
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import Policy
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -27,9 +28,6 @@ from scripts.bench.entries import Entry
 from scripts.experiments.stock_grpo import build
 from trainers.run.build import build_trainer
 from trainers.run.plan import make_plan
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 CONFIG = "configs/demo.yaml"
 DEMO, LARGE = (4, 16, 2), (64, 1024, 4)  # rewards of a step: prompts, group, criteria

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from iama.arrays import Floats
+from iama.config.settings import EvaluationConfig
+from inference.evaluation.measured import Evaluation
 from inference.evaluation.rows.kl import kl_of
-from inference.statistics.bootstrap import mean_interval
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.arrays import Floats
-    from iama.config.settings import EvaluationConfig
-    from inference.evaluation.measured import Evaluation
-    from inference.evaluation.tables import Tables
-    from inference.statistics.bootstrap import Estimate
-    from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow
+from inference.evaluation.tables import Tables
+from inference.statistics.bootstrap import Estimate, mean_interval
+from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow
 
 
 def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from iama.arrays import Floats
+from iama.config.settings import EvaluationCriterion
 from iama.prompts.render import prompt_text
+from inference.evaluation.measured import Evaluation
 from inference.selection.rules import select
-
-if TYPE_CHECKING:
-    from iama.config.settings import EvaluationCriterion
-    from inference.evaluation.measured import Evaluation
-    from inference.statistics.summary_rows import Answer, Candidate, ExampleRow, Segment
+from inference.statistics.summary_rows import Answer, Candidate, ExampleRow, Segment
 
 NUM_EXAMPLES = 4
 

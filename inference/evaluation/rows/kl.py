@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from iama.arrays import Floats
+from iama.config.methods import Method
+from iama.config.settings import EvaluationConfig, EvaluationCriterion
 from iama.objective.operators import RankOperator
 from inference.evaluation.likelihood import is_plain
+from inference.evaluation.measured import Evaluation
 from inference.evaluation.rows.values import pool_values
 from inference.selection.divergences import ServedKL, own_kl, quantile_kl, served_kl
 from inference.selection.kept import draw_kept
-from inference.selection.rules import Rule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.config.methods import Method
-    from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from inference.evaluation.measured import Evaluation
-    from inference.selection.rules import Served
+from inference.selection.rules import Rule, Served
 
 
 def kl_of(

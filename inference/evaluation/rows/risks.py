@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from iama.arrays import Floats
 from iama.config.methods import CURVES
-from iama.config.settings import WinRateBaseline
+from iama.config.settings import EvaluationConfig, EvaluationCriterion, WinRateBaseline
 from inference.engine.policy import resolve_paths
+from inference.evaluation.measured import Evaluation
+from inference.evaluation.tables import Tables
 from inference.evaluation.training_cost import run_flops
 from inference.selection.curves import operator_at
 from inference.statistics.break_even import break_even
@@ -17,27 +19,20 @@ from inference.statistics.controls import controls
 from inference.statistics.costs import lengths
 from inference.statistics.hacking import hacking
 from inference.statistics.recommend import key_of, recommend
+from inference.statistics.summary_rows import (
+    BreakEvenRow,
+    ControlRow,
+    CurveRow,
+    HackingRow,
+    Interval,
+    QualityRow,
+    RecommendationRow,
+    SavingsRow,
+    Unit,
+    WinRateRow,
+)
 from inference.statistics.texts import lower_tail
 from inference.statistics.win_rates import Side, kept_weights, win_rate
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.config.settings import EvaluationConfig, EvaluationCriterion
-    from inference.evaluation.measured import Evaluation
-    from inference.evaluation.tables import Tables
-    from inference.statistics.summary_rows import (
-        BreakEvenRow,
-        ControlRow,
-        CurveRow,
-        HackingRow,
-        Interval,
-        QualityRow,
-        RecommendationRow,
-        SavingsRow,
-        Unit,
-        WinRateRow,
-    )
 
 RECOMMENDED_UNITS: tuple[Unit, ...] = ("samples", "policy_tokens", "flops", "seconds")
 NOT_COUNTED = "the reference's own training is not counted"

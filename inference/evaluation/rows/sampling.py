@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 
 from iama.cost import Cost
 from inference.engine.likelihood import fluency, fluency_z
+from inference.engine.responses import Pool
 from inference.evaluation.likelihood import is_plain
-from inference.evaluation.measured import answers_name
+from inference.evaluation.measured import Evaluation, answers_name
+from inference.evaluation.sources import Source
 from inference.selection.kept import kept_chances
 from inference.selection.rules import rule_of
 from inference.statistics.costs import lengths
+from inference.statistics.summary_rows import (
+    LikelihoodFigures,
+    MissingRow,
+    SamplingCost,
+    SamplingRow,
+    TextFigures,
+)
 from inference.statistics.texts import distinct_n, distinct_texts
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from inference.engine.responses import Pool
-    from inference.evaluation.measured import Evaluation
-    from inference.evaluation.sources import Source
-    from inference.statistics.summary_rows import (
-        LikelihoodFigures,
-        MissingRow,
-        SamplingCost,
-        SamplingRow,
-        TextFigures,
-    )
-
 
 NO_TEXTS: TextFigures = {
     "num_samples": None,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from inference.evaluation.measured import Evaluation
-    from inference.statistics.summary_rows import RewardCostRow
+from inference.evaluation.measured import Evaluation
+from inference.statistics.summary_rows import RewardCostRow
 
 
 def reward_cost_rows(evaluation: Evaluation) -> list[RewardCostRow]:

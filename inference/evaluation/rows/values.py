@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from iama.arrays import Floats
+from iama.config.methods import Method
+from iama.config.settings import EvaluationCriterion
 from iama.errors import RewardError
 from iama.objective.estimators import group_value
 from iama.objective.operators import RankOperator
 from iama.prompts.render import prompt_text
+from inference.evaluation.measured import Evaluation
 from inference.evaluation.tables import Tables
 from inference.selection.curves import curves
 from inference.selection.kept import kept_scores
-from inference.selection.rules import Rule
+from inference.selection.rules import Rule, Served
 from inference.statistics.costs import UNITS, lengths, num_steps, pool_costs
 from inference.statistics.savings import at_budget
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from iama.config.methods import Method
-    from iama.config.settings import EvaluationCriterion
-    from inference.evaluation.measured import Evaluation
-    from inference.selection.rules import Served
 
 
 def fill_tables(evaluation: Evaluation) -> Tables:
