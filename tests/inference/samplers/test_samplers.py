@@ -201,7 +201,7 @@ def test_scoring_goes_on_with_fewer_rows_where_memory_runs_out(policy, reward, m
     mine = Reward("proxy", dataclasses.replace(reward.classifier, batch_size=8))
     with pytest.warns(IamaWarning, match="reward 'proxy': out of memory with 8 rows; going on with 4"):
         found = score(pool, mine)
-    for row, other in zip(found.candidates, expected.candidates, strict=True):
+    for row, other in zip(found.samples, expected.samples, strict=True):
         assert [c.reward for c in row] == pytest.approx([c.reward for c in other], abs=1e-5)
     assert [c.reward_tokens for c in found.costs] == [c.reward_tokens for c in expected.costs]
 

@@ -22,9 +22,9 @@ from inference.evaluation.rows.values import fill_tables
 from inference.pools.file import prompt_ids
 from inference.pools.score import PoolScores, score_pool
 from inference.samplers.best_of import SelectionSampler
-from inference.samplers.serve import read_method
 from inference.selection.rules import num_draws
 from inference.statistics.costs import UNITS, completion_costs, lengths, num_steps, pool_costs
+from tests.inference.methods import read_served
 
 TEXTS = ("how to bake bread", "fix a bike", "mix water then flour")  # of `prompts_ids`
 NUM_SAMPLES = 6
@@ -96,7 +96,7 @@ def test_costs_are_means_over_all_subsets(pool, scores, sizes):
 
 def test_the_whole_pool_costs_what_the_sampler_pays(pool, scores, sizes, policy_with_ends, reward):
     """Same seed, same answers: the ledger of Best-of-S is the pool's cost at n = S, prompt by prompt."""
-    sampler = SelectionSampler(policy_with_ends, reward, read_method(f"bon({NUM_SAMPLES})", SAMPLING), SAMPLING)
+    sampler = SelectionSampler(policy_with_ends, reward, read_served(f"bon({NUM_SAMPLES})"), SAMPLING)
     completions = sampler.sample([p.prompt for p in pool.prompts], seed=0)
     found = pool_costs(pool, scores, *sizes, "bon", NUM_SAMPLES)
     for p, completion in enumerate(completions):
