@@ -51,7 +51,7 @@ def evaluate(
     prepare(model_paths(settings))
     from rich.console import Console
 
-    from inference.evaluation import evaluate as run
+    from inference import evaluation
     from inference.evaluation.describe import describe, judge_lines
     from inference.evaluation.plan import make_plan
     from inference.evaluation.shards import parse_shard
@@ -62,13 +62,13 @@ def evaluate(
         typer.echo(describe(plan))
         return
     if shard is not None:
-        typer.echo(f"done: {run.evaluate_shard(plan, parse_shard(shard))}; then run without --shard")
+        typer.echo(f"done: {evaluation.evaluate_shard(plan, parse_shard(shard))}; then run without --shard")
         return
     for line in judge_lines(plan):
         typer.echo(line, err=True)
     if devices is not None:
-        run.evaluate_on_devices(plan, devices)
-    summary = run.evaluate(plan)
+        evaluation.evaluate_on_devices(plan, devices)
+    summary = evaluation.evaluate(plan)
     print_tables(summary, Console())
     for row in summary["curves"]:
         if "written" in row:

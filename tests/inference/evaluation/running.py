@@ -1,11 +1,10 @@
-"""Evaluations from a configuration, as the command line runs them: planned once, then run."""
+"""Evaluations from a configuration, as the command line runs them: planned once, then evaluation."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inference.evaluation import evaluate as run
-from inference.evaluation.plan import make_plan
+from inference import evaluation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def evaluate(config: EvaluationConfig) -> Summary:
-    return run.evaluate(make_plan(config))
+    return evaluation.evaluate(evaluation.make_plan(config))
 
 
 def evaluate_shard(config: EvaluationConfig, shard: Shard) -> Path:
-    return run.evaluate_shard(make_plan(config), shard)
+    return evaluation.evaluate_shard(evaluation.make_plan(config), shard)
