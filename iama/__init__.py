@@ -13,7 +13,7 @@ from iama.lazy import lazy_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from iama.config.settings import KLConfig
+    from iama.config.files import KLConfig
     from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
     from iama.errors import IamaError, IamaWarning
@@ -54,7 +54,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "config.settings": ["KLConfig"],
+        "config.files": ["KLConfig"],
         "config.specs": ["PolicySpec", "RewardSpec", "Sampling"],
         "cost": ["Cost"],
         "errors": ["IamaError", "IamaWarning"],

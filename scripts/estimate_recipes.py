@@ -34,8 +34,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import TrainingConfig
 from iama.files import write_atomically
 from iama.rewards.classifier import ClassifierFiles
 from trainers.run.memory import NUM_BYTES, estimate, generations, is_checkpointed, num_steps, policy_sizes, reward_bytes

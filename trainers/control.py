@@ -15,7 +15,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from iama.arrays import Floats
-from iama.config.settings import KLConfig
+from iama.config.files import KLConfig
 from iama.errors import ConfigError, IamaWarning
 
 STATE_KEY = "iama"

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
 from iama.arrays import Floats
-from iama.config.settings import KLConfig
+from iama.config.files import KLConfig
 from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective.objective import Objective

@@ -12,7 +12,7 @@ from iama.cli.app import app, manifest_of, note_differences, prepare
 from iama.errors import ConfigError
 
 if TYPE_CHECKING:
-    from iama.config.settings import EvaluationConfig
+    from iama.config.files import EvaluationConfig
 
 
 @app.command()
@@ -95,8 +95,8 @@ def _settings(
     out: str | None,
 ) -> EvaluationConfig:
     """From the file, or from pool files."""
+    from iama.config.files import EvaluationConfig
     from iama.config.schema import apply_override, validate
-    from iama.config.settings import EvaluationConfig
 
     if (config is None) == (not pools):
         raise ConfigError("give --config FILE, or --pool NAME=FILE for completions that exist already (and not both)")
@@ -120,8 +120,8 @@ def _settings(
 
 def settings_from_file(config: Path, overrides: list[str]) -> EvaluationConfig:
     """An evaluation's settings, with what the file leaves out and the export tells."""
+    from iama.config.files import EvaluationConfig
     from iama.config.schema import load_config
-    from iama.config.settings import EvaluationConfig
 
     return _with_defaults_of_the_export(load_config(config, EvaluationConfig, overrides))
 

@@ -41,8 +41,8 @@ def standardise(
 
 def _standardise_config(config: Path, num_prompts: int, num_samples: int, overrides: list[str] | None) -> None:
     """By samples that are drawn as training will draw them; printed as overrides."""
+    from iama.config.files import TrainingConfig
     from iama.config.schema import load_config
-    from iama.config.settings import TrainingConfig
 
     settings = load_config(config, TrainingConfig, overrides or [])
     paths = [settings.policy.path, settings.policy.adapter, settings.prompts.path]

@@ -14,8 +14,8 @@ from iama.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from iama.config.files import EvaluationConfig
     from iama.config.methods import Family
-    from iama.config.settings import EvaluationConfig
     from inference.hedging.tuning_file import Calibration, TunedMethod
 
 DEFAULT_METHODS = ("bon", "bop")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from iama.config.settings import SAMPLING_NAMES
+from iama.config.files import SAMPLING_NAMES
 from iama.config.specs import Sampling
 from iama.errors import IamaWarning
 from iama.models.loading import loading

@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 
 from iama.arrays import Floats, Mask
+from iama.config.files import EvaluationConfig
 from iama.config.methods import Family, written_tuned
-from iama.config.settings import EvaluationConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
 from iama.prompts.render import Prompt, prompt_text

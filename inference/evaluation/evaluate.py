@@ -15,7 +15,7 @@ from iama.files import write_atomically
 from iama.progress import add_bar, progress_bars
 from inference.evaluation.compare import Question, compare_policies
 from inference.evaluation.measure import measure, measure_pools
-from inference.evaluation.measured import Evaluation
+from inference.evaluation.measurements import Evaluation
 from inference.evaluation.plan import Plan
 from inference.evaluation.provenance import manifest_of, versions
 from inference.evaluation.rows import risks

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from iama.arrays import Floats
-from iama.config.settings import EvaluationConfig
+from iama.config.files import EvaluationConfig
 from iama.config.specs import Sampling
 from inference.engine.likelihood import sequence_log_probabilities
 from inference.engine.policy import Policy, load_policy, load_tokenizer

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from iama.arrays import Floats
+from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
-from iama.config.settings import EvaluationConfig, EvaluationCriterion
 from iama.config.specs import RewardSpec
 from iama.models.flops import ModelSize, size_of
 from iama.progress import add_bar, progress_bars
@@ -32,7 +32,7 @@ from inference.evaluation.answers import (
     with_pool_target,
 )
 from inference.evaluation.likelihood import last_loaded, pool_log_probabilities, reference_source
-from inference.evaluation.measured import Answers, Evaluation, Measured, answers_name
+from inference.evaluation.measurements import Answers, Evaluation, Measured, answers_name
 from inference.evaluation.plan import Plan
 from inference.evaluation.sources import Source
 from inference.pools.engines import transformers_draw

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iama.config.files import EvaluationConfig
 from iama.config.methods import Method
-from iama.config.settings import EvaluationConfig
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, RunError
 from iama.prompts.data import read_prompts

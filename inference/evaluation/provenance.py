@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from iama import __version__
+from iama.config.files import EvaluationConfig
 from iama.config.manifest import load_manifest
-from iama.config.settings import EvaluationConfig
 from inference.evaluation.training_cost import read_config
 
 

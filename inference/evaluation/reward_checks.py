@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
-from iama.config.settings import EvaluationConfig, EvaluationCriterion
 from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, DataError, RewardError
 from iama.models.loading import loading

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from iama.config.settings import EvaluationConfig
+from iama.config.files import EvaluationConfig
 from iama.config.specs import PolicySpec
 from iama.errors import DataError
 from iama.models.flops import ModelSize, size_from_folder

@@ -31,8 +31,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
-from iama.config.settings import EvaluationConfig
 from iama.config.specs import PromptsSpec
 from iama.errors import RunError
 from iama.models.flops import ModelSize, forward_flops, size_of

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iama.config.files import EvaluationConfig
 from iama.config.methods import Method
-from iama.config.settings import EvaluationConfig
 from iama.config.specs import Sampling
 from iama.errors import DataError
 from inference.evaluation.sources import Source

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from iama.arrays import Floats
-from iama.config.settings import TrainingConfig
+from iama.config.files import TrainingConfig
 from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import RewardError
 from iama.prompts.data import fitting_prompts, read_prompts

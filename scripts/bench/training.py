@@ -19,8 +19,8 @@ from rich.console import Console
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import TrainingConfig
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon
 from scripts import launch

@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from iama.arrays import Floats
+from iama.config.files import EvaluationCriterion, TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import EvaluationCriterion, TrainingConfig
 from iama.config.specs import RewardSpec
 from iama.errors import IamaError
 from iama.files import write_atomically

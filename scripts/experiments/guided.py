@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import comb
 
 from iama.arrays import Floats, Integers, Mask
-from iama.config.settings import EvaluationCriterion
+from iama.config.files import EvaluationCriterion
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint

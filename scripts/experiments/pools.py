@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from iama.arrays import Floats
-from iama.config.settings import EvaluationCriterion
+from iama.config.files import EvaluationCriterion
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.files import temporary_name
 from iama.models.fingerprint import fingerprint

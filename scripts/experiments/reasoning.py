@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from iama.arrays import Floats, Integers
-from iama.config.settings import EvaluationCriterion
+from iama.config.files import EvaluationCriterion
 from iama.config.specs import PolicySpec, RewardSpec
 from inference.samplers.args import ArgsSettings
 from inference.samplers.ggro import GgroSettings

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from iama.arrays import Floats, Integers
-from iama.config.settings import EvaluationCriterion
+from iama.config.files import EvaluationCriterion
 from iama.config.specs import Sampling
 from iama.models.flops import size_of
 from inference.samplers.args import ArgsSettings

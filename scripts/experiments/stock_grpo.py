@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import TrainingConfig
 from iama.environment import prepare_environment
 from iama.files import temporary_name, write_atomically
 from trainers.run.train import ADAPTER, CONFIG_FILE, run_is_finished

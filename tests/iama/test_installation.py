@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import TrainingConfig
 from iama.errors import ConfigError
 from iama.installation import CONFIGS, find_config, find_deepspeed, find_file
 from iama.rewards.function import load_function

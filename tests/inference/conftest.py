@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from iama.config.settings import EvaluationConfig
+from iama.config.files import EvaluationConfig
 from iama.config.specs import PolicySpec, RewardSpec
 from iama.prompts.render import render_prompt
 from iama.rewards.function import reward_from_function

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from iama.config.settings import EvaluationCriterion
+from iama.config.files import EvaluationCriterion
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.objective.operators import bon
 from iama.prompts.data import load_prompts

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import TrainingConfig
 from scripts.experiments import frame, front, rivals, search
 from scripts.experiments.front import hypervolume
 

@@ -96,8 +96,8 @@ lora: {{ r: 2, target_modules: all-linear }}
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*100% of the completions:iama.errors.IamaWarning")  # an untrained model
 def test_stock_grpo_is_trls_trainer_with_its_defaults_and_leaves_a_run_folder(stock_config, tmp_path):
+    from iama.config.files import TrainingConfig
     from iama.config.schema import load_config
-    from iama.config.settings import TrainingConfig
 
     trainer = stock_grpo.build(load_config(stock_config, TrainingConfig))
     assert type(trainer).__name__ == "GRPOTrainer"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from iama.config.settings import EvaluationCriterion
+from iama.config.files import EvaluationCriterion
 from iama.config.specs import RewardSpec, Sampling
 from iama.objective.operators import bon
 from inference.samplers.args import ArgsSettings

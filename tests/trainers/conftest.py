@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import validate
-from iama.config.settings import TrainingConfig
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import torch
 from accelerate.utils import gather_object
 from rich.console import Console
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import TrainingConfig
 from iama.prompts.render import render_prompt
 from trainers.run.build import build_trainer, save_final
 from trainers.run.engine import describe_engine, leave_process_group

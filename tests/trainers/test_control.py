@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from iama.config.settings import KLConfig
+from iama.config.files import KLConfig
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective

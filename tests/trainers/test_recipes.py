@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import GRPOConfig
 
 from configs.recipes.hh_prompts import messages, preference
+from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import TrainingConfig
 from scripts.estimate_recipes import RECIPES, SHAPES, figures
 from tests.conftest import make_tokenizer
 from trainers.run.build import build_trainer

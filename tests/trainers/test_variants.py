@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from iama.config.settings import TrainingConfig
+from iama.config.files import TrainingConfig
 from iama.config.specs import RewardSpec
 from iama.rewards.classifier import Classifier, load_weights
 from iama.rewards.load import load_reward

@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
-from iama.config.settings import TrainingCriterion
+from iama.config.files import TrainingCriterion
 from iama.environment import is_main_process
 from iama.errors import IamaWarning, RunError
 from iama.files import whole_lines, write_atomically

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import Strict
-from iama.config.settings import TrainingConfig
 from iama.errors import RunError
 from iama.files import is_temporary, write_atomically
 from iama.installation import find_file

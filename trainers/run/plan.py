@@ -16,8 +16,8 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import nearest
-from iama.config.settings import TrainingConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.environment import world_size
 from iama.errors import ConfigError, DataError, IamaWarning

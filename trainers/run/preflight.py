@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig
 
-from iama.config.settings import TrainingCriterion
+from iama.config.files import TrainingCriterion
 from iama.config.specs import RewardSpec
 from iama.environment import is_main_process
 from iama.errors import ConfigError

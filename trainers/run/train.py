@@ -16,9 +16,9 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from iama.config.files import TrainingConfig
 from iama.config.manifest import FILE_NAME, Manifest, ManifestCriterion
 from iama.config.schema import load_config
-from iama.config.settings import TrainingConfig
 from iama.environment import is_main_process, prepare_environment
 from iama.errors import IamaError, IamaWarning, RunError
 from iama.files import is_temporary, temporary_name, write_atomically

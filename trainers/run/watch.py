@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from iama.arrays import Floats
-from iama.config.settings import WatchConfig
+from iama.config.files import WatchConfig
 
 PATIENCE = 3
 """Logged steps in a row that KL or silent groups must be bad for."""

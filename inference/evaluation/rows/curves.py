@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iama.arrays import Floats
-from iama.config.settings import EvaluationConfig
-from inference.evaluation.measured import Evaluation
+from iama.config.files import EvaluationConfig
+from inference.evaluation.measurements import Evaluation
 from inference.evaluation.rows.kl import kl_of
 from inference.evaluation.tables import Tables
 from inference.statistics.bootstrap import Estimate, mean_interval

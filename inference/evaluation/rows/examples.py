@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import cast
 
 from iama.arrays import Floats
-from iama.config.settings import EvaluationCriterion
+from iama.config.files import EvaluationCriterion
 from iama.prompts.render import prompt_text
-from inference.evaluation.measured import Evaluation
+from inference.evaluation.measurements import Evaluation
 from inference.selection.rules import select
 from inference.statistics.summary_rows import Answer, Candidate, ExampleRow, Segment
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from iama.arrays import Floats
+from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
-from iama.config.settings import EvaluationConfig, EvaluationCriterion
 from iama.objective.operators import RankOperator
 from inference.evaluation.likelihood import is_plain
-from inference.evaluation.measured import Evaluation
+from inference.evaluation.measurements import Evaluation
 from inference.evaluation.rows.values import pool_values
 from inference.selection.divergences import ServedKL, own_kl, quantile_kl, served_kl
 from inference.selection.kept import draw_kept

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from iama.arrays import Floats
+from iama.config.files import EvaluationConfig, EvaluationCriterion, WinRateBaseline
 from iama.config.methods import CURVES
-from iama.config.settings import EvaluationConfig, EvaluationCriterion, WinRateBaseline
 from inference.engine.policy import resolve_paths
-from inference.evaluation.measured import Evaluation
+from inference.evaluation.measurements import Evaluation
 from inference.evaluation.tables import Tables
 from inference.evaluation.training_cost import run_flops
 from inference.selection.curves import operator_at

@@ -10,7 +10,7 @@ from iama.cost import Cost
 from inference.engine.likelihood import fluency, fluency_z
 from inference.engine.responses import Pool
 from inference.evaluation.likelihood import is_plain
-from inference.evaluation.measured import Evaluation, answers_name
+from inference.evaluation.measurements import Evaluation, answers_name
 from inference.evaluation.sources import Source
 from inference.selection.kept import kept_chances
 from inference.selection.rules import rule_of

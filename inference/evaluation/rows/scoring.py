@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inference.evaluation.measured import Evaluation
+from inference.evaluation.measurements import Evaluation
 from inference.statistics.summary_rows import RewardCostRow
 
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from iama.arrays import Floats
+from iama.config.files import EvaluationCriterion
 from iama.config.methods import Method
-from iama.config.settings import EvaluationCriterion
 from iama.errors import RewardError
 from iama.objective.estimators import group_value
 from iama.objective.operators import RankOperator
 from iama.prompts.render import prompt_text
-from inference.evaluation.measured import Evaluation
+from inference.evaluation.measurements import Evaluation
 from inference.evaluation.tables import Tables
 from inference.selection.curves import curves
 from inference.selection.kept import kept_scores

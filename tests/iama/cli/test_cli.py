@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 import iama.rewards.load
 import inference.engine.policy
 from iama.cli import app
+from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.manifest import load_manifest
 from iama.config.schema import load_config
-from iama.config.settings import EvaluationConfig, TrainingConfig
 from iama.config.specs import Sampling
 from iama.prompts.data import read_prompts
 from iama.rewards.load import load_reward

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import validate
-from iama.config.settings import TrainingConfig
 from iama.errors import ConfigError
 from inference.hedging.tune import tune
 from inference.hedging.tuning_file import load_tuning

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iama.arrays import Floats
-from iama.config.settings import ObjectiveConfig
+from iama.config.files import ObjectiveConfig
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import OPERATORS, bon

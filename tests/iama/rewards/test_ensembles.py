@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import load_config, validate
-from iama.config.settings import TrainingConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, RewardError
 from iama.models.flops import forward_flops, size_of
@@ -440,7 +440,7 @@ def test_standardise_prints_overrides_for_every_member(run, raw, tiny, tmp_path)
 
 
 def test_an_evaluation_takes_an_ensemble_and_tells_its_disagreement(raw, tmp_path, pool):
-    from iama.config.settings import EvaluationConfig
+    from iama.config.files import EvaluationConfig
     from tests.inference.evaluation.running import evaluate
 
     (tmp_path / "f.py").write_text(FUNCTIONS)

@@ -9,7 +9,7 @@ from inference import evaluation
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from iama.config.settings import EvaluationConfig
+    from iama.config.files import EvaluationConfig
     from inference.evaluation.shards import Shard
     from inference.evaluation.summary import Summary
 

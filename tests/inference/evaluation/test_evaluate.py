@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
-from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, DataError, IamaError, ModelError, RewardError, RunError
 from inference.evaluation.compare import Question, combine_runs
 from inference.evaluation.plan import make_plan

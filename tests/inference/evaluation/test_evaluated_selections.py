@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iama.errors import ConfigError
-from inference.evaluation.measured import Evaluation
+from inference.evaluation.measurements import Evaluation
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.kl import kl_of
 from inference.evaluation.rows.sampling import sampling_rows
@@ -119,7 +119,7 @@ def test_kl_of_selections(filled):
 
 def test_an_evaluation_with_models(raw_config, sampled, tmp_path):  # noqa: F811
     """No new generation for a method, and the same numbers again."""
-    from iama.config.settings import EvaluationConfig
+    from iama.config.files import EvaluationConfig
 
     few = raw_config | {"criteria": raw_config["criteria"][:1], "methods": ["bon", *METHODS, "soft_bon(3, 0.5)"]}
     few["policies"] = {name: raw_config["policies"][name] for name in ("base", "iama")}

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from iama.cli.app import app
+from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
-from iama.config.settings import EvaluationConfig
 from iama.errors import ConfigError, IamaError, RunError
 from inference.engine.responses import Pool
 from inference.evaluation.plan import make_plan

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iama.config.settings import EvaluationConfig
+from iama.config.files import EvaluationConfig
 from inference.engine.policy import load_tokenizer
 from inference.evaluation import plan, sources
 from inference.evaluation.plan import make_plan

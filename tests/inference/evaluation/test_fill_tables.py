@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from iama.config.settings import EvaluatedPolicy, EvaluationConfig
+from iama.config.files import EvaluatedPolicy, EvaluationConfig
 from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import RewardError
@@ -19,7 +19,7 @@ from iama.models.flops import ModelSize
 from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.evaluation.compare import Question, compare_policies
 from inference.evaluation.from_pools import config_from_pools
-from inference.evaluation.measured import Answers, Evaluation, Measured
+from inference.evaluation.measurements import Answers, Evaluation, Measured
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.risks import break_even_rows
 from inference.evaluation.rows.sampling import missing_rows, sampling_rows

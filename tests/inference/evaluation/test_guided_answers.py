@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iama.config.settings import EvaluationConfig
+from iama.config.files import EvaluationConfig
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import RunError
 from iama.rewards.load import load_reward

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from iama.cli.app import app
-from iama.config.settings import EvaluationConfig
+from iama.config.files import EvaluationConfig
 from iama.errors import ConfigError, DataError, IamaError, RewardError
 from inference.evaluation.from_pools import config_from_pools
 from inference.evaluation.plan import make_plan

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from iama.config.settings import EvaluationConfig
+from iama.config.files import EvaluationConfig
 from inference.pools.score import reward_key
 from inference.report import write_report
 from tests.inference.evaluation.running import evaluate

@@ -11,8 +11,8 @@ from transformers import LlamaForSequenceClassification
 
 from iama.cli import main
 from iama.cli.evaluate import model_paths
+from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
-from iama.config.settings import EvaluationConfig
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.environment import prepare_environment

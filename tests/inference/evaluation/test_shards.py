@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from iama.cli.app import app
-from iama.config.settings import EvaluationConfig
+from iama.config.files import EvaluationConfig
 from iama.errors import ConfigError, RunError
 from iama.models.fingerprint import fingerprint
 from inference.evaluation.plan import leaves

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iama.config.files import EvaluationConfig
 from iama.config.methods import FIXED_DRAWS, TUNABLE, read_family, tuned_family, written_tuned
-from iama.config.settings import EvaluationConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.objective.operators import RankOperator

@@ -8,7 +8,7 @@ from math import exp, factorial
 import numpy as np
 import pytest
 
-from iama.config.settings import EvaluationConfig
+from iama.config.files import EvaluationConfig
 from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.models.flops import forward_flops, size_of
@@ -16,7 +16,7 @@ from iama.objective.operators import bop_zt
 from iama.rewards.load import load_reward
 from inference.engine.decode import iter_decode
 from inference.engine.responses import Pool, PooledPrompt, Response
-from inference.evaluation.measured import Evaluation, Measured
+from inference.evaluation.measurements import Evaluation, Measured
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.values import fill_tables
 from inference.pools.file import prompt_ids

@@ -125,7 +125,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import GRPOConfig
 from iama.objective.aggregates import smooth_min
-from iama.config.settings import KLConfig
+from iama.config.files import KLConfig
 from iama.prompts.data import load_prompts
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from trl import GRPOConfig
 
+from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import EvaluationConfig, TrainingConfig
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelError, RewardError, RunError
 from trainers.run.build import build_trainer
 from trainers.run.plan import make_plan, sampling_fields, trainer_fields

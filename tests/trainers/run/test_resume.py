@@ -16,8 +16,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
-from iama.config.settings import TrainingConfig
 from tests.processes import run_python
 from trainers.run.build import build_trainer
 from trainers.run.checkpoints import (

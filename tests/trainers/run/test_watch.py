@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from rich.console import Console
 
-from iama.config.settings import WatchConfig
+from iama.config.files import WatchConfig
 from iama.errors import IamaWarning
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon

@@ -1,4 +1,4 @@
-"""What an evaluation has measured, before anything is computed from it."""
+"""What an evaluation has measured, and the evaluation as its tables read it, before anything is computed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from iama.arrays import Floats, Mask
+from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
-from iama.config.settings import EvaluationConfig, EvaluationCriterion
 from iama.config.specs import RewardSpec
 from iama.models.flops import ModelSize
 from inference.engine.responses import Pool

@@ -1,4 +1,4 @@
-"""Configuration: one frozen schema for training and one for evaluation. Importing it does not import torch."""
+"""The two file schemas, both frozen: training and evaluation. Importing them does not import torch."""
 
 from __future__ import annotations
 
