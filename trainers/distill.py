@@ -46,7 +46,7 @@ ENDS_SHARE = 0.1  # of the steps, over which a first and a last loss are average
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredAnswers:
     """Distinct answers to one prompt that have a score, and the teacher's scores `[S]`."""
 
     prompt: Prompt
@@ -153,7 +153,7 @@ def distill(
 
 def scored_answers(
     prompts: Sequence[Prompt], texts: Sequence[Sequence[str]], scores: Sequence[Sequence[float]]
-) -> tuple[list[Answers], int, int]:
+) -> tuple[list[ScoredAnswers], int, int]:
     """Prompts with two or more scored answers; pairs of distinct answers in all; and those without both scores.
 
     An answer that was sampled twice counts once, with the mean of the scores that it has. Raises `DataError` where no
@@ -169,7 +169,7 @@ def scored_answers(
         num_pairs += len(scores_of) * (len(scores_of) - 1) // 2
         num_scored += len(known) * (len(known) - 1) // 2
         if len(known) > 1:
-            groups.append(Answers(prompt, list(known), np.asarray(list(known.values()), dtype=np.float64)))
+            groups.append(ScoredAnswers(prompt, list(known), np.asarray(list(known.values()), dtype=np.float64)))
     if not groups:
         raise DataError(
             "no prompt has two different answers with a score, so there are no margins to learn; draw several samples "
@@ -178,13 +178,13 @@ def scored_answers(
     return groups, num_pairs, num_pairs - num_scored
 
 
-def split(groups: Sequence[Answers], share: float, seed: int) -> tuple[list[Answers], list[Answers]]:
+def split(groups: Sequence[ScoredAnswers], share: float, seed: int) -> tuple[list[ScoredAnswers], list[ScoredAnswers]]:
     """Prompts to learn from, and a share of the prompts held out.
 
     A prompt that occurs several times is on one side only, whether it is written as text or as a message. Raises
     `DataError` for too few prompts, and where the held-out scores do not differ.
     """
-    by_text: dict[str, list[Answers]] = {}
+    by_text: dict[str, list[ScoredAnswers]] = {}
     for group in groups:
         by_text.setdefault(prompt_text(group.prompt).strip(), []).append(group)
     parts = list(by_text.values())
@@ -216,7 +216,7 @@ def draw_pairs(sizes: Sequence[int], number: int, seed: int) -> list[Pair]:
     return pairs[:number]
 
 
-def compare(groups: Sequence[Answers], student: Sequence[Sequence[float]], spread: float) -> tuple[float, float]:
+def compare(groups: Sequence[ScoredAnswers], student: Sequence[Sequence[float]], spread: float) -> tuple[float, float]:
     """Agreement and R^2 of `Distilled`, over all pairs of answers to one prompt."""
     agreed, squares, left = [], 0.0, 0.0
     for group, scores in zip(groups, student, strict=True):
@@ -238,7 +238,7 @@ def _check_out(out: Path) -> None:
         raise RunError(f"--out {str(out)!r} exists and is not empty; choose a new folder")
 
 
-def _tokenized(groups: Sequence[Answers], settings: DistillSettings) -> tuple[Any, list[list[list[int]]]]:
+def _tokenized(groups: Sequence[ScoredAnswers], settings: DistillSettings) -> tuple[Any, list[list[list[int]]]]:
     """The base's tokenizer, and every answer with its prompt as the student will read it; too long ones are refused."""
     source = "--base"
     check_model_dir(settings.base, source)
@@ -281,7 +281,7 @@ def _load_student(settings: DistillSettings) -> Any:
 
 
 def _train(
-    groups: Sequence[Answers],
+    groups: Sequence[ScoredAnswers],
     ids: Sequence[Sequence[Sequence[int]]],
     spread: float,
     tokenizer: Any,
@@ -340,7 +340,7 @@ def _arguments(settings: DistillSettings, folder: Path) -> dict[str, Any]:
     }
 
 
-def _student_scores(groups: Sequence[Answers], folder: Path, settings: DistillSettings) -> list[list[float]]:
+def _student_scores(groups: Sequence[ScoredAnswers], folder: Path, settings: DistillSettings) -> list[list[float]]:
     """By the saved model, as anybody will load it."""
     reward = load_reward("student", RewardSpec(model=str(folder), device=settings.device))
     return [reward.score([group.prompt] * len(group.texts), group.texts, {})[0] for group in groups]

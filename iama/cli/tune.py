@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from iama.config.files import EvaluationConfig
-    from iama.config.methods import Family
+    from iama.config.methods import Tunable
     from inference.hedging.tuning_file import Calibration, TunedMethod
 
 DEFAULT_METHODS = ("bon", "bop")
@@ -58,19 +58,19 @@ def tune(
     if (config is None) == (not pools):
         raise ConfigError("give --pool FILE for scored completions, or --config FILE to have them made (and not both)")
     settings = None if config is None else _settings(config, overrides or [], criteria or [])
-    families = _families(methods, settings)
+    tunables = _tunables(methods, settings)
     columns = {"proxy": proxy_column, "gold": gold_column, "report": report_column}
     _check_options(settings, columns, overrides)
     prepare([] if settings is None else model_paths(settings))
     from rich.console import Console
 
-    from inference.evaluation.calibration import Columns, for_tuning, scored_by_plan, scored_files, tuning_of
+    from inference.evaluation.calibration import ColumnNames, for_tuning, scored_by_plan, scored_files, tuning_of
     from inference.evaluation.describe import judge_lines
     from inference.evaluation.plan import make_plan
     from inference.hedging.tuning_file import save_tuning
 
     if settings is None:
-        scored = scored_files(pools or [], criteria or [], Columns(**columns))
+        scored = scored_files(pools or [], criteria or [], ColumnNames(**columns))
         num_bootstrap, seed = NUM_BOOTSTRAP, 0
     else:
         plan = make_plan(for_tuning(settings, out))
@@ -79,7 +79,7 @@ def tune(
         scored = scored_by_plan(plan)
         num_bootstrap, seed = settings.num_bootstrap, settings.seed
     with Console(stderr=True).status("tuning"):
-        tuning = tuning_of(scored, families, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed)
+        tuning = tuning_of(scored, tunables, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed)
     path = save_tuning(out, tuning)
     for calibration in tuning.calibrations:
         _show(calibration)
@@ -101,16 +101,16 @@ def _settings(config: Path, overrides: list[str], criteria: list[str]) -> Evalua
     return settings.model_copy(update={"criteria": wanted})
 
 
-def _families(methods: list[str] | None, settings: EvaluationConfig | None) -> list[Family]:
+def _tunables(methods: list[str] | None, settings: EvaluationConfig | None) -> list[Tunable]:
     """What to tune: the flags, else what the file's methods leave to be tuned, else the default."""
-    from iama.config.methods import read_family, tuned_family
+    from iama.config.methods import find_tunable, read_tunable
 
     if methods:
-        families = [read_family(method) for method in methods]
+        tunables = [read_tunable(method) for method in methods]
     else:
-        left = [tuned_family(method) for method in ([] if settings is None else settings.methods)]
-        families = [family for family in left if family is not None] or [read_family(m) for m in DEFAULT_METHODS]
-    return list(dict.fromkeys(families))
+        left = [find_tunable(method) for method in ([] if settings is None else settings.methods)]
+        tunables = [tunable for tunable in left if tunable is not None] or [read_tunable(m) for m in DEFAULT_METHODS]
+    return list(dict.fromkeys(tunables))
 
 
 def _check_options(

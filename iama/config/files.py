@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from iama.config.methods import tuned_family
+from iama.config.methods import find_tunable
 from iama.config.schema import Strict, nearest
 from iama.config.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampling
 from iama.objective.aggregates import parse_aggregate
@@ -30,7 +30,7 @@ class TrainingCriterion(EvaluationCriterion):
 
     @model_validator(mode="after")
     def _operator_parses(self) -> Self:
-        if tuned_family(self.operator) is not None:
+        if find_tunable(self.operator) is not None:
             raise ValueError(
                 f"operator {self.operator!r}: training needs a number; write the one that `iama tune` printed, e.g. "
                 "bon(4); `tuned` is for evaluation and `iama generate`"

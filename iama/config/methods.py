@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -28,8 +28,12 @@ FIXED_DRAWS = {"soft_bon": "ranks=1", "itp": "batches=1"}
 CAPPED = ("bop", "bop_zt")
 """Those that may be served with a latency cap, which tuning does not look at."""
 
-Family: TypeAlias = tuple[str, int | None]
-"""What is tuned: a method's name, and its number of draws where that is not the number to find."""
+
+class Tunable(NamedTuple):
+    """What is tuned: a method's name, and its number of draws where that is not the number to find."""
+
+    name: str
+    num_draws: int | None
 
 
 class Form(NamedTuple):
@@ -46,14 +50,14 @@ class Method:
 
     `kind`: a curve (measured at every budget), an operator, a rule that keeps one of its draws, or a guided method,
     which asks the reward while it writes. `settings` are those of rules and guided methods; which keys a method has is
-    checked where it is served. `family` and `cap` belong to a method that leaves its number to a tuning file.
+    checked where it is served. `tunable` and `cap` belong to a method that leaves its number to a tuning file.
     """
 
     text: str
     kind: Literal["curve", "operator", "rule", "guided"] = field(compare=False)
     call: Call = field(compare=False)
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    family: Family | None = field(default=None, compare=False)
+    tunable: Tunable | None = field(default=None, compare=False)
     cap: int | None = field(default=None, compare=False)
 
     @property
@@ -74,7 +78,7 @@ class Method:
     @property
     def is_tuned(self) -> bool:
         """Whether its number stands in a file of `iama tune`."""
-        return self.family is not None
+        return self.tunable is not None
 
     def with_target(self, target: float) -> Method:
         """A guided method with its `target` set, in the first place."""
@@ -94,10 +98,10 @@ def parse_method(text: str, forms: Mapping[str, Form]) -> Method:
     call = read_call(text)
     if text in CURVES:
         return Method(text, "curve", call)
-    family, form = _family(call), _form(call, forms)
+    tunable, form = _tunable(call), _form(call, forms)
     kind = "operator" if form is None else form.kind
-    if family is not None:
-        return Method(text, kind, call, family=family, cap=_cap(call))
+    if tunable is not None:
+        return Method(text, kind, call, tunable=tunable, cap=_cap(call))
     return Method(text, kind, call, {} if form is None else _settings(call, form))
 
 
@@ -145,7 +149,7 @@ def _remedy(name: str, form: Form) -> str:
 # Numbers that a tuning file has. ------------------------------------------------------------------------
 
 
-def read_family(text: str) -> Family:
+def read_tunable(text: str) -> Tunable:
     """What is to be tuned, as `iama tune --method` takes it: `bon`, `soft_bon(16)`.
 
     Raises `ConfigError` for anything else.
@@ -155,44 +159,44 @@ def read_family(text: str) -> Family:
     return _checked(text, call.name, ", ".join(values) or None)
 
 
-def written_tuned(family: Family) -> str:
-    """A family as evaluations name it: `bon(tuned)`, `soft_bon(16, tuned)`."""
-    name, num_draws = family
+def written_tuned(tunable: Tunable) -> str:
+    """A tunable as evaluations name it: `bon(tuned)`, `soft_bon(16, tuned)`."""
+    name, num_draws = tunable
     return f"{name}(tuned)" if num_draws is None else f"{name}({num_draws}, tuned)"
 
 
-def tuned_family(text: str) -> Family | None:
+def find_tunable(text: str) -> Tunable | None:
     """What a method such as `bon(tuned)` or `soft_bon(16, tuned)` leaves to a tuning file; None for any other method.
 
     Settings may have their keys: `bon(n=tuned)`. Raises `ConfigError` for a method that has no such number, or is not
     written like these.
     """
-    return _family(read_call(text))
+    return _tunable(read_call(text))
 
 
-def _checked(text: str, name: str, number: str | None) -> Family:
+def _checked(text: str, name: str, number: str | None) -> Tunable:
     fits = name in TUNABLE and (name in FIXED_DRAWS) == (number is not None)
     if not fits or (number is not None and not (number.isdecimal() and int(number) >= 2)):
         raise ConfigError(
             f"method {text!r} cannot be tuned; write bon, bop, bop_zt, soft_bon(16) or itp(16) (16 draws, at least 2)"
         )
-    return name, None if number is None else int(number)
+    return Tunable(name, None if number is None else int(number))
 
 
-def _family(call: Call) -> Family | None:
+def _tunable(call: Call) -> Tunable | None:
     if "tuned" not in [value for _, value in call.arguments]:
         return None
-    family = _without_tuned(call)
-    if family is None:
+    tunable = _without_tuned(call)
+    if tunable is None:
         raise ConfigError(
             f"method {call.text!r}: no file of `iama tune` has such a number; write bon(tuned), bop(tuned), "
             "bop_zt(tuned), soft_bon(16, tuned), itp(16, tuned) or bop(tuned, cap=64)"
         )
-    return family
+    return tunable
 
 
-def _without_tuned(call: Call) -> Family | None:
-    """The family; None where another setting than its own number is tuned, or one is set that may not be."""
+def _without_tuned(call: Call) -> Tunable | None:
+    """What is tuned; None where another setting than its own number is tuned, or one is set that may not be."""
     name = call.name
     places = (*(("n",) if name in FIXED_DRAWS else ()), TUNABLE.get(name, ""))
     named = [(key or "".join(places[i : i + 1]), value) for i, (key, value) in enumerate(call.arguments)]

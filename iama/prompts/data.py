@@ -16,6 +16,8 @@ from iama.errors import DataError, IamaWarning
 from iama.prompts.render import Prompt, prompt_text
 
 Row: TypeAlias = dict[str, Any]
+PromptRows: TypeAlias = Sequence[Row]
+"""Prompts with their columns, as `read_prompts` gives them."""
 Located: TypeAlias = list[tuple[str, Row]]
 """Rows, each with the place where a user finds it."""
 
@@ -64,7 +66,7 @@ def check_letters(row: Row, where: str) -> None:
 
 
 def fitting_prompts(
-    spec: PromptsSpec, rows: Sequence[Row], num_tokens_P: Sequence[int], context_length: int | None, max_new_tokens: int
+    spec: PromptsSpec, rows: PromptRows, num_tokens_P: Sequence[int], context_length: int | None, max_new_tokens: int
 ) -> list[Row]:
     """The rows whose prompt and answer fit `context_length` tokens (None: no limit): nothing is truncated.
 
@@ -292,7 +294,7 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
 
 
-def _numbered(source: str, rows: Sequence[Row]) -> Located:
+def _numbered(source: str, rows: PromptRows) -> Located:
     return [(f"{source}: row {number}", row) for number, row in enumerate(rows, start=1)]
 
 

@@ -17,7 +17,7 @@ from iama.config.specs import EnsembleSpec, RewardSpec
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.prompts.render import Prompt, completion_text
-from iama.rewards.reward import Columns, Completion, Reward, Scorer
+from iama.rewards.reward import Columns, Reward, Scorer, TrlCompletion
 
 NUM_KEPT = 4096  # texts whose disagreement is remembered
 
@@ -81,7 +81,7 @@ class Ensemble(Scorer):
         return self._members
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
         """Scores, and what all members read for them: tokens and operations add up.
 
@@ -94,7 +94,7 @@ class Ensemble(Scorer):
         return scores_R.tolist(), reduce(Cost.beside, (cost for _, cost in results))
 
     def disagreement(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> list[float]:
         """`disagreement` of each text on the members' scale; what `score` met lately is not read again.
 
@@ -113,7 +113,7 @@ class Ensemble(Scorer):
             del self._kept[key]
 
 
-def _keys(prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns) -> list[str]:
+def _keys(prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns) -> list[str]:
     """What a text's scores depend on, hashed."""
     # In training TRL hands over its own state beside the columns.
     values = [(name, column) for name, column in sorted(columns.items()) if isinstance(column, Sequence)]

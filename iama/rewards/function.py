@@ -15,7 +15,7 @@ from iama.cost import Cost
 from iama.errors import RewardError
 from iama.installation import find_file
 from iama.prompts.render import Prompt
-from iama.rewards.reward import Columns, Completion, Reward, Scorer
+from iama.rewards.reward import Columns, Reward, Scorer, TrlCompletion
 
 RewardFunction: TypeAlias = Callable[..., Sequence[float | None]]
 
@@ -27,7 +27,7 @@ class FunctionScorer(Scorer):
         self._function = function
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
         """Scores, at no cost."""
         scores = self._function(prompts=prompts, completions=completions, **columns)

@@ -20,7 +20,7 @@ from iama.errors import IamaWarning, RewardError
 from iama.files import whole_lines
 from iama.prompts.render import Prompt, completion_text, prompt_text
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url
-from iama.rewards.reward import Columns, Completion, Scorer
+from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
@@ -42,14 +42,14 @@ class Judge(Scorer):
         self.spec, self.source = spec, source
         self.template = read_template(spec, source)
         self.num_asked = self.num_unparsable = 0
-        self._answers = Answers(Path(spec.cache) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', spec.model)}.jsonl")
+        self._answers = AnswerCache(Path(spec.cache) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', spec.model)}.jsonl")
         self._has_warned = {"unparsable": False, "estimated": False}
         self._endpoint = Endpoint(
             spec.url, spec.model, spec.api_key_env, spec.timeout_s, spec.num_retries, spec.concurrency, source
         )
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
         """Scores (NaN: missing) and their cost; raises `RewardError` for a missing baseline, and as `Endpoint` does."""
         questions = self._questions(prompts, completions, columns)
@@ -63,7 +63,7 @@ class Judge(Scorer):
         tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
         return scores, Cost(reward_tokens=tokens, sequential_steps=int(tokens > 0))
 
-    def announcement(self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns) -> str:
+    def announcement(self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns) -> str:
         """What scoring these will ask and cost at most, in one line (`judge_plan`); asks nothing."""
         _, num_cached = self.count_requests(prompts, completions, columns)
         pairs = zip(prompts, completions, strict=True)
@@ -71,7 +71,7 @@ class Judge(Scorer):
         return judge_plan(self.spec, len(prompts), num_chars / len(prompts), num_cached)
 
     def count_requests(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[int, int]:
         """How many requests scoring these takes, and how many of them have answers that are kept; asks nothing."""
         questions = self._questions(prompts, completions, columns)
@@ -80,7 +80,7 @@ class Judge(Scorer):
         return len(keys), len(keys & self._answers.rows.keys())
 
     def _questions(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> list[list[str]]:
         """What to ask about each completion: one text, or pairwise two, the completion first and second."""
         texts = [(prompt_text(p), completion_text(c)) for p, c in zip(prompts, completions, strict=True)]
@@ -163,10 +163,12 @@ class Judge(Scorer):
             warnings.warn(f"{self.source}: {message}", IamaWarning, stacklevel=4)
 
 
-class Answers:
+class AnswerCache:
     """Answers by key, in memory and in an append-only JSONL file that several processes may share.
 
-    Each answer is appended in one write. A line that a kill has torn is passed over, and its question asked again.
+    Why no journal as pools have (`inference.pools.journal`): that has one writer, which cuts a torn last line off. Here
+    every process of a training writes into one file while the others read on. So each answer is appended in one write,
+    nothing is cut off, and a line that a kill has torn is passed over; its question is asked again.
     """
 
     def __init__(self, path: Path) -> None:

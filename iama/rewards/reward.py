@@ -19,7 +19,8 @@ from iama.errors import RewardError
 from iama.prompts.render import Message, Prompt, as_completion, completion_text, prompt_text
 from iama.rewards.classifier import Classifier
 
-Completion: TypeAlias = str | list[Message]
+TrlCompletion: TypeAlias = str | list[Message]
+"""A completion as TRL passes it to a reward: text, or messages where the prompt is messages."""
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """The prompts' further columns by name, one value a prompt."""
 
@@ -28,7 +29,7 @@ class Scorer(Protocol):
     """One kind of reward. A kind derives from this class and writes `score`; the rest has defaults."""
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
         """A score a completion, NaN where there is none, and what was read for all of them.
 
@@ -49,7 +50,7 @@ class Scorer(Protocol):
     def disagreement(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
+        completions: Sequence[TrlCompletion],
         columns: Columns,
     ) -> list[float] | None:
         """Standard deviation of each completion's scores over the members; None without members."""
@@ -58,7 +59,7 @@ class Scorer(Protocol):
     def announcement(
         self,
         prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
+        completions: Sequence[TrlCompletion],
         columns: Columns,
     ) -> str | None:
         """One line on what scoring these will ask of others and cost; None where nobody is asked."""
@@ -81,7 +82,7 @@ class Reward:
         self._scale = scale
         self._missing_ok = missing_ok
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion], **columns: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], **columns: Any) -> list[float]:
         """Scores `[len(prompts)]`; raises `RewardError` on infinity and, unless `missing_ok`, on a missing score."""
         return self.checked(prompts, completions, columns)[0]
 
@@ -117,13 +118,15 @@ class Reward:
         return scores, replace(cost, reward_calls=calls, seconds=seconds, peak_memory=peak)
 
     def checked(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
         """Scores, checked and standardised, and what was read for them."""
         scores, cost = self.scorer.score(prompts, completions, columns)
         return self.finish(prompts, completions, scores), cost
 
-    def finish(self, prompts: Sequence[Prompt], completions: Sequence[Completion], scores: list[float]) -> list[float]:
+    def finish(
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], scores: list[float]
+    ) -> list[float]:
         """What the scorer gave, checked and standardised; the last step of every way to score.
 
         Raises `RewardError` on infinity, on a wrong number of scores and, unless `missing_ok`, on a missing score.
@@ -155,6 +158,6 @@ class Reward:
         return self.scorer.announcement(prompts, as_completions(prompts, texts), columns)
 
 
-def as_completions(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Completion]:
+def as_completions(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[TrlCompletion]:
     """Texts in the shape in which TRL hands them to reward functions."""
     return [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]

@@ -18,7 +18,7 @@ from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.prompts.render import Prompt, completion_text, prompt_text
-from iama.rewards.reward import Columns, Completion, Scorer
+from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
 _LATEX = ("$", "\\(", "\\[", "\\boxed")  # what marks mathematics in a text
 _SECONDS = 5  # for reading, and for comparing, one answer
@@ -36,7 +36,7 @@ class MathVerifier(Scorer):
         self.answer_column, self.source = answer_column, source
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
         """Scores, at no cost; raises `RewardError` for a right answer that is missing or cannot be read."""
         if self.answer_column not in columns:

@@ -16,12 +16,12 @@ from iama.config.methods import Method
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import RewardError
-from iama.prompts.data import with_system_prompt
+from iama.prompts.data import PromptRows, with_system_prompt
 from iama.rewards.reward import Reward
 from inference.engine.policy import Policy, load_policy
 from inference.engine.responses import Pool, Response, response_text
 from inference.evaluation.sources import Source
-from inference.pools.engines import Draw, Rows
+from inference.pools.engines import Draw
 from inference.pools.journal import digest
 from inference.samplers.base import Completion
 from inference.samplers.serve import serve
@@ -91,7 +91,7 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
     Repeated prompts get random numbers of their own, whichever of them are answered together.
     """
 
-    def run(rows: Rows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
+    def run(rows: PromptRows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
         assert source.spec is not None
         policy = load_policy(source.name, source.spec, sampling)
         sampler = serve(policy, reward, method, sampling, batch_size)
@@ -108,7 +108,7 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
     return run
 
 
-def _rounds(rows: Rows) -> list[list[int]]:
+def _rounds(rows: PromptRows) -> list[list[int]]:
     """Rows in rounds without repeated prompts: every prompt's first occurrence, every second one, ..."""
     seen: dict[str, int] = {}
     rounds: list[list[int]] = []

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from iama.arrays import Floats, Mask
 from iama.config.files import EvaluationConfig
-from iama.config.methods import Family, written_tuned
+from iama.config.methods import Tunable, written_tuned
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
 from iama.prompts.render import Prompt, prompt_text
@@ -50,7 +50,7 @@ class Scored:
     header: dict[str, Any]
     criterion: TunedCriterion
     ids: list[str]
-    """Of the prompts (`pool_file.prompt_ids`)."""
+    """Of the prompts (`inference.pools.file.prompt_ids`)."""
     prompts: list[Prompt]
     proxy_PS: Floats
     gold_PS: Floats
@@ -64,7 +64,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnNames:
     """Names of columns of a pool file that do not follow the convention."""
 
     proxy: str | None = None
@@ -75,7 +75,7 @@ class Columns:
 # Where scores come from. --------------------------------------------------------------------------------
 
 
-def scored_files(paths: Sequence[Path], criteria: Sequence[str], columns: Columns) -> list[Scored]:
+def scored_files(paths: Sequence[Path], criteria: Sequence[str], columns: ColumnNames) -> list[Scored]:
     """Of pool files, by criterion; without any named, by every column that has a gold column beside it.
 
     Raises `ConfigError` where columns are missing or one stands for two things, and what `read_pool` raises.
@@ -96,7 +96,7 @@ def scored_files(paths: Sequence[Path], criteria: Sequence[str], columns: Column
     return scored
 
 
-def _conventional(path: Path, pool: Pool, columns: Columns) -> list[str]:
+def _conventional(path: Path, pool: Pool, columns: ColumnNames) -> list[str]:
     there = list(pool.prompts[0].samples[0].scores)
     names = [name for name in there if name + GOLD in there]
     if not names:
@@ -110,7 +110,7 @@ def _conventional(path: Path, pool: Pool, columns: Columns) -> list[str]:
     return names
 
 
-def _of_columns(path: Path, pool: Pool, name: str, columns: Columns, ids: list[str]) -> Scored:
+def _of_columns(path: Path, pool: Pool, name: str, columns: ColumnNames, ids: list[str]) -> Scored:
     proxy, gold = columns.proxy or name, columns.gold or name + GOLD
     there = list(pool.prompts[0].samples[0].scores)
     used = [column for column in (proxy, gold, columns.report) if column is not None]
@@ -197,7 +197,7 @@ def _seconds(pool: Pool) -> float | None:
 
 
 def tuning_of(
-    pools: Sequence[Scored], families: Sequence[Family], *, max_budget: int | None, num_bootstrap: int, seed: int
+    pools: Sequence[Scored], tunables: Sequence[Tunable], *, max_budget: int | None, num_bootstrap: int, seed: int
 ) -> Tuning:
     """Every method tuned on every pool; raises `DataError` or `ConfigError`, with the policy and criterion named."""
     keys = [(*_policy_key(pool), pool.criterion.name) for pool in pools]
@@ -205,7 +205,7 @@ def tuning_of(
     if twice is not None:
         raise ConfigError(f"{twice.name}: given twice; put the parts of a pool together with `iama merge`")
     calibrations = [
-        calibrate(pool, families, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed) for pool in pools
+        calibrate(pool, tunables, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed) for pool in pools
     ]
     return Tuning(seed=seed, num_bootstrap=num_bootstrap, versions=versions(), calibrations=calibrations)
 
@@ -216,7 +216,7 @@ def _policy_key(pool: Scored) -> tuple[Any, ...]:
 
 
 def calibrate(
-    pool: Scored, families: Sequence[Family], *, max_budget: int | None, num_bootstrap: int, seed: int
+    pool: Scored, tunables: Sequence[Tunable], *, max_budget: int | None, num_bootstrap: int, seed: int
 ) -> Calibration:
     """Every method tuned on one pool.
 
@@ -228,7 +228,7 @@ def calibrate(
     kept = np.flatnonzero(kept_P).tolist()
     num_known_P = known_PS[kept_P].sum(axis=1)
     fewest = int(num_known_P.min())
-    _check_size(pool.name, fewest, families, max_budget)
+    _check_size(pool.name, fewest, tunables, max_budget)
     if max_budget is None:
         _warn_of_the_fewest(pool, kept[int(num_known_P.argmin())], fewest)
     proxy_PS, gold_PS = (np.where(known_PS, values_PS, np.nan)[kept_P] for values_PS in (pool.proxy_PS, pool.gold_PS))
@@ -240,7 +240,7 @@ def calibrate(
         safe = safe_samples(min(correlation, interval[0]), pool_proxy_gain(proxy_PS, limit))
         scores = (proxy_PS, gold_PS, report_PS)
         methods = {
-            written_tuned(family): _tuned(*scores, family, max_budget, num_bootstrap, seed) for family in families
+            written_tuned(tunable): _tuned(*scores, tunable, max_budget, num_bootstrap, seed) for tunable in tunables
         }
     except IamaError as error:
         raise type(error)(f"{pool.name}: {error}") from error
@@ -279,14 +279,14 @@ def correlation_interval(proxy_PS: Floats, gold_PS: Floats, num_bootstrap: int, 
     return max(low, -1.0), min(high, 1.0)
 
 
-def _check_size(where: str, num_known: int, families: Sequence[Family], max_budget: int | None) -> None:
+def _check_size(where: str, num_known: int, tunables: Sequence[Tunable], max_budget: int | None) -> None:
     """Raise `DataError` for more draws than the scored samples of a prompt allow."""
     if num_known < 8:
         raise DataError(f"{where}: a prompt has {num_known} samples with all scores; at least 8 are needed, better 64")
     if max_budget is not None and max_budget > num_known:
         raise DataError(f"{where}: --max-budget {max_budget} is more than the {num_known} scored samples of a prompt")
     limit = num_known // 4 if max_budget is None else max_budget
-    for name, num_draws in families:
+    for name, num_draws in tunables:
         if num_draws is not None and num_draws > limit:
             bound = f"--max-budget {limit}"
             if max_budget is None:
@@ -314,13 +314,13 @@ def _tuned(
     proxy_PS: Floats,
     gold_PS: Floats,
     report_PS: Floats | None,
-    family: Family,
+    tunable: Tunable,
     max_budget: int | None,
     num_bootstrap: int,
     seed: int,
 ) -> TunedMethod:
     """One method's setting, with what other gold scores say of it."""
-    name, num_draws = family
+    name, num_draws = tunable
     start = time.perf_counter()
     result = tune(
         proxy_PS, gold_PS, name, num_draws=num_draws, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed

@@ -32,7 +32,7 @@ from inference.evaluation.answers import (
     with_pool_target,
 )
 from inference.evaluation.likelihood import last_loaded, pool_log_probabilities, reference_source
-from inference.evaluation.measurements import Answers, Evaluation, Measured, answers_name
+from inference.evaluation.measurements import Evaluation, GuidedAnswers, Measured, answers_name
 from inference.evaluation.plan import Plan
 from inference.evaluation.sources import Source
 from inference.pools.engines import transformers_draw
@@ -199,13 +199,15 @@ def _criteria_of(config: EvaluationConfig, spec: RewardSpec) -> list[str]:
 
 def _answers(
     work: _Work, measured: Measured, source: Source, criterion: EvaluationCriterion, method: Method
-) -> Answers:
+) -> GuidedAnswers:
     """Answers of a guided method, each round by a seed of its own, and their gold."""
     if needs_target(method, work.config.sampling):
         method = with_pool_target(method, measured.scores[source.name, criterion.proxy].values_PS)
     rounds = [_answer_round(work, source, criterion, method, number) for number in range(work.config.num_answers)]
     golds = [gold_P1 for _, gold_P1 in rounds if gold_P1 is not None]
-    return Answers(method, together([pool for pool, _ in rounds]), np.concatenate(golds, axis=1) if golds else None)
+    return GuidedAnswers(
+        method, together([pool for pool, _ in rounds]), np.concatenate(golds, axis=1) if golds else None
+    )
 
 
 def _answer_round(

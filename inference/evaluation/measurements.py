@@ -21,7 +21,7 @@ from inference.selection.curves import operator_at
 from inference.selection.rules import Served
 
 
-class Answers(NamedTuple):
+class GuidedAnswers(NamedTuple):
     """Answers of a guided method: the method with the settings that were used, a pool of `A` answers a prompt with
     their proxy rewards, and gold `[P, A]`."""
 
@@ -46,7 +46,7 @@ class Measured:
     pools: dict[str, Pool] = field(default_factory=dict)
     scores: dict[tuple[str, RewardSpec], PoolScores] = field(default_factory=dict)
     log_probabilities: dict[tuple[str, str], Floats] = field(default_factory=dict)
-    answers: dict[tuple[str, str, str], Answers] = field(default_factory=dict)
+    answers: dict[tuple[str, str, str], GuidedAnswers] = field(default_factory=dict)
     reward_sizes: dict[RewardSpec, ModelSize | None] = field(default_factory=dict)
     reference: str | None = None
 

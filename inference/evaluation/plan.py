@@ -15,7 +15,7 @@ from iama.config.files import EvaluationConfig
 from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, RunError
-from iama.prompts.data import read_prompts
+from iama.prompts.data import PromptRows, read_prompts
 from inference.engine.responses import check_fit
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.sources import Reading, Source, Variant, prompts_by_id, read_variants, sources_of, stored_rows
@@ -149,7 +149,7 @@ def _num_samples(config: EvaluationConfig, sources: Sequence[Source], methods: S
 def _fitting(
     config: EvaluationConfig,
     rewards: Mapping[RewardSpec, str],
-    rows: Sequence[dict[str, Any]],
+    rows: PromptRows,
     readings: Mapping[Variant, Reading],
 ) -> list[int]:
     """Indices of the prompts that leave every policy room for an answer and that every reward can read.

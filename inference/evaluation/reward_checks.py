@@ -14,12 +14,11 @@ from iama.config.methods import Method
 from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, DataError, RewardError
 from iama.models.loading import loading
+from iama.prompts.data import PromptRows
 from iama.prompts.render import prompt_text, render_exchange
 from iama.rewards.function import load_function
 from iama.rewards.load import check_reward
 from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
-
-Rows = Sequence[dict[str, Any]]
 
 
 def reward_names(config: EvaluationConfig) -> dict[RewardSpec, str]:
@@ -33,7 +32,7 @@ def reward_names(config: EvaluationConfig) -> dict[RewardSpec, str]:
     return names
 
 
-def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: Rows) -> None:
+def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: PromptRows) -> None:
     """Check that every reward can be loaded, reads the prompts' format, and has the columns that it needs."""
     for spec, name in names.items():
         if spec.column is not None:
@@ -62,7 +61,7 @@ def check_signature(name: str, reference: str, columns: set[str]) -> None:
         )
 
 
-def fits_rewards(names: Mapping[RewardSpec, str], rows: Rows, remedy: str | None) -> list[bool]:
+def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str | None) -> list[bool]:
     """Which prompts each reward model can read, with an empty answer at least.
 
     Raises `DataError`, which ends with `remedy`, for the first that one cannot, unless `remedy` is None.
@@ -120,7 +119,7 @@ def _check_column(config: EvaluationConfig, name: str, spec: RewardSpec) -> None
         )
 
 
-def _check_has_column(name: str, spec: RewardSpec, rows: Rows) -> None:
+def _check_has_column(name: str, spec: RewardSpec, rows: PromptRows) -> None:
     """Raise `RewardError` where the prompts lack the column that a verifier or a pairwise judge reads."""
     if spec.verifier is not None:
         setting, column = "answer_column", spec.answer_column

@@ -69,7 +69,7 @@ class Calibration(Strict):
     """None where the pool does not tell."""
     criterion: TunedCriterion
     prompt_ids: list[str]
-    """Of the prompts that were used (`pool_file.prompt_ids`)."""
+    """Of the prompts that were used (`inference.pools.file.prompt_ids`)."""
     text_ids: list[str]
     """Of the same prompts, whatever form they are written in (`text_id`)."""
     num_left_out: int = 0
@@ -175,8 +175,8 @@ class Wanted:
 
 def setting(calibration: Calibration, path: Path, method: Method) -> Method:
     """A method such as `bon(tuned)` with its number (and its cap); raises `ConfigError` where it was not tuned."""
-    assert method.family is not None
-    name = written_tuned(method.family)
+    assert method.tunable is not None
+    name = written_tuned(method.tunable)
     if name not in calibration.methods:
         raise ConfigError(
             f"{path}: {name} was not tuned for {calibration.policy.name!r} and {calibration.criterion.name!r}, only "

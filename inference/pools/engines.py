@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError
-from iama.prompts.data import with_system_prompt
+from iama.prompts.data import PromptRows, with_system_prompt
 from iama.prompts.render import Prompt, render_prompt
 from iama.rewards.judge import num_tokens
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, well_formed
@@ -24,11 +24,9 @@ from inference.engine.vocabulary import special_tokens
 from inference.pools.file import prompt_ids
 from inference.pools.journal import digest
 
-Rows: TypeAlias = Sequence[dict[str, Any]]
-"""Prompts with their columns, as `iama.prompts.data.read_prompts` gives them."""
 Drawn: TypeAlias = Iterator[tuple[int, list[Response], Cost, bool]]
 """Prompts as they are done: (index, samples, cost, whether the cost is estimated)."""
-Draw: TypeAlias = Callable[[Rows, Sequence[int]], Drawn]
+Draw: TypeAlias = Callable[[PromptRows, Sequence[int]], Drawn]
 """An engine with its settings: from all rows and the indices of those to draw."""
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -62,7 +60,7 @@ def transformers_draw(
     `prompts_ids` are the token ids of all rows' prompts, where they are known already.
     """
 
-    def draw(rows: Rows, indices: Sequence[int]) -> Drawn:
+    def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
         policy = load_policy(policy_name, spec, sampling)
         ids = prompts_ids or [
             render_prompt(policy.tokenizer, with_system_prompt(row["prompt"], system_prompt)) for row in rows
@@ -95,7 +93,7 @@ def openai_draw(
     """
     extra = _unlike(sampling, {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0})
 
-    def draw(rows: Rows, indices: Sequence[int]) -> Drawn:
+    def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
         names = prompt_ids(rows)
         prompts = [with_system_prompt(rows[i]["prompt"], system_prompt) for i in indices]
         requests = [
@@ -165,7 +163,7 @@ def vllm_draw(
     vllm = _import_vllm()
     base, adapter = resolve_paths(policy_name, spec)
 
-    def draw(rows: Rows, indices: Sequence[int]) -> Drawn:
+    def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
         tokenizer, context_length = load_tokenizer(policy_name, spec)
         prompts_ids = [render_prompt(tokenizer, with_system_prompt(row["prompt"], system_prompt)) for row in rows]
         check_fit(policy_name, tokenizer, context_length, prompts_ids, sampling)

@@ -20,9 +20,10 @@ from iama.config.specs import PolicySpec, Sampling
 from iama.errors import DataError, IamaWarning
 from iama.installation import find_file
 from iama.models.fingerprint import fingerprint
+from iama.prompts.data import PromptRows
 from inference.engine.policy import resolve_paths
 from inference.engine.responses import Pool, PooledPrompt
-from inference.pools.engines import Draw, Rows
+from inference.pools.engines import Draw
 from inference.pools.file import append_block, open_unfinished, prompt_ids
 from inference.pools.format import full_header
 from inference.pools.journal import digest
@@ -72,7 +73,7 @@ def engine_header(
 def fill_pool(
     path: Path,
     header: dict[str, Any],
-    rows: Rows,
+    rows: PromptRows,
     draw: Draw,
     advance: Callable[[int], None],
     indices: Sequence[int] | None = None,
@@ -118,7 +119,7 @@ def _columns(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "prompt"}
 
 
-def _check_columns(rows: Rows) -> None:
+def _check_columns(rows: PromptRows) -> None:
     """Raise `DataError` for NaN and infinity, which JSON has not, before anything is drawn."""
     for number, row in enumerate(rows, start=1):
         for name, value in row.items():

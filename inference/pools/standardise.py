@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +14,10 @@ from iama.prompts.data import fitting_prompts, read_prompts
 from iama.prompts.render import render_prompt
 from iama.rewards.ensemble import aggregate, member_name, within_prompt_spread
 from iama.rewards.load import load_reward
+from iama.rewards.reward import Columns
 from inference.engine.policy import load_policy
 from inference.engine.responses import Pool
 from inference.samplers.best_of import draw, score
-
-Columns = Mapping[str, Sequence[Any]]
-
 
 BATCH_SIZE = 256
 

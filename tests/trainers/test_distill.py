@@ -25,9 +25,9 @@ from iama.rewards.ensemble import within_prompt_spread
 from iama.rewards.load import load_reward
 from tests.conftest import WORDS
 from trainers.distill import (
-    Answers,
     DistillSettings,
     MarginTrainer,
+    ScoredAnswers,
     compare,
     distill,
     draw_pairs,
@@ -123,7 +123,7 @@ def test_a_prompt_that_occurs_twice_is_on_one_side(seed):
     """In whichever form: its answers would be learnt from, and judged by."""
     forms = [lambda text: text, lambda text: f"{text} ", lambda text: [{"role": "user", "content": text}]]
     prompts = [form(name) for form in forms for name in "pqrs"]
-    groups = [Answers(prompt, ["a", "b"], np.asarray([0.0, 1.0])) for prompt in prompts]
+    groups = [ScoredAnswers(prompt, ["a", "b"], np.asarray([0.0, 1.0])) for prompt in prompts]
     trained, held_out = split(groups, 0.25, seed)
     texts = [{prompt_text(group.prompt).strip() for group in side} for side in (trained, held_out)]
     assert not texts[0] & texts[1]
@@ -146,7 +146,7 @@ def test_pairs_are_of_one_prompt_and_read_all_answers_equally_often(sizes, numbe
 
 def test_agreement_and_r_squared_equal_a_slow_loop():
     rng = np.random.default_rng(1)
-    groups = [Answers("p", list(map(str, range(5))), rng.integers(0, 3, 5).astype(float)) for _ in range(3)]
+    groups = [ScoredAnswers("p", list(map(str, range(5))), rng.integers(0, 3, 5).astype(float)) for _ in range(3)]
     student = [rng.integers(0, 3, 5).astype(float).tolist() for _ in groups]
     agreed, squares, left = [], 0.0, 0.0
     for group, own in zip(groups, student, strict=True):

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -26,7 +25,7 @@ from iama.models.generation import check_generation_config
 from iama.models.loading import check_model_dir, loading
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
-from iama.prompts.data import fitting_prompts, read_prompts
+from iama.prompts.data import PromptRows, fitting_prompts, read_prompts
 from iama.prompts.render import Prompt, render_prompt
 from iama.rewards.classifier import ClassifierFiles
 from iama.rewards.load import Files, check_reward
@@ -172,7 +171,7 @@ def policy_config(config: TrainingConfig) -> Any:
 
 
 def prompts_that_fit(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, model_config: Any, rows: Sequence[dict[str, Any]]
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, model_config: Any, rows: PromptRows
 ) -> list[dict[str, Any]]:
     """The prompts to train on: those that fit the policy's context with their answer; see `fitting_prompts`."""
     num_tokens_P = [len(render_prompt(tokenizer, row["prompt"])) for row in rows]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.rewards.judge import (
-    Answers,
+    AnswerCache,
     Judge,
     fill,
     judge_plan,
@@ -269,7 +269,7 @@ def test_processes_share_what_they_have_asked(server: OpenAIServer, tmp_path: Pa
 
 
 def append_many(path: Path, name: str) -> None:
-    answers = Answers(path)
+    answers = AnswerCache(path)
     for i in range(200):
         answers.append(answer_row(f"{name}{i}", name * 2000))
 
@@ -285,7 +285,7 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
     writers = [context.Process(target=append_many, args=(path, name)) for name in "ab"]
     for writer in writers:
         writer.start()
-    reader = Answers(path)
+    reader = AnswerCache(path)
     while any(writer.is_alive() for writer in writers):
         reader.refresh()  # in the midst of it
     assert [writer.exitcode for writer in writers] == [0, 0]
@@ -294,7 +294,7 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
 
 
 def test_of_two_answers_the_first_in_the_file_counts(tmp_path: Path) -> None:
-    answers = Answers(tmp_path / "answers.jsonl")
+    answers = AnswerCache(tmp_path / "answers.jsonl")
     answers.append(answer_row("k", "1"))
     answers.append(answer_row("k", "2"))
     answers.refresh()

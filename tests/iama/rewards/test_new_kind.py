@@ -16,7 +16,7 @@ from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
 from iama.prompts.render import Prompt, completion_text
 from iama.rewards.load import KINDS, Kind, check_reward, load_reward
-from iama.rewards.reward import Columns, Completion, Scorer
+from iama.rewards.reward import Columns, Scorer, TrlCompletion
 from inference import load_policy, serve
 from inference.pools.file import read_pool
 
@@ -28,7 +28,7 @@ class Brevity(Scorer):
     target: int
 
     def score(
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], columns: Columns
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
         lengths = [len(completion_text(completion)) for completion in completions]
         return [-float(abs(length - self.target)) for length in lengths], Cost()

@@ -19,7 +19,7 @@ from iama.models.flops import ModelSize
 from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.evaluation.compare import Question, compare_policies
 from inference.evaluation.from_pools import config_from_pools
-from inference.evaluation.measurements import Answers, Evaluation, Measured
+from inference.evaluation.measurements import Evaluation, GuidedAnswers, Measured
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.risks import break_even_rows
 from inference.evaluation.rows.sampling import missing_rows, sampling_rows
@@ -126,7 +126,7 @@ def sized(plan):
     return replace(plan, sources=[replace(source, size=SIZE) for source in plan.sources])
 
 
-def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> Answers:
+def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> GuidedAnswers:
     """Guided answers of four tokens, in two segments each, the first of the first answer forced."""
     source = next(s for s in plan.sources if s.policy == policy)
     prompts = [
@@ -148,7 +148,7 @@ def answers(plan, policy: str, method: str, proxies=(0.5,) * 5) -> Answers:
         )
         for i, (prompt, proxy) in enumerate(zip(source.stored.prompts, proxies, strict=True))
     ]
-    return Answers(read_method(method), Pool(source.stored.header, prompts), None)
+    return GuidedAnswers(read_method(method), Pool(source.stored.header, prompts), None)
 
 
 def test_operations_of_a_judge_are_not_known(config, tmp_path):

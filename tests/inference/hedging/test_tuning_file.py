@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iama.config.files import EvaluationConfig
-from iama.config.methods import FIXED_DRAWS, TUNABLE, read_family, tuned_family, written_tuned
+from iama.config.methods import FIXED_DRAWS, TUNABLE, find_tunable, read_tunable, written_tuned
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.objective.operators import RankOperator
@@ -62,8 +62,8 @@ def scored(
     return Scored(told or header(), criterion, ids, list(prompts), proxy_PS, gold_PS, None, 3.0)
 
 
-def tuning(*pools: Scored, families=(("bon", None),)) -> Tuning:
-    return tuning_of(pools, families, max_budget=None, num_bootstrap=50, seed=0)
+def tuning(*pools: Scored, tunables=(("bon", None),)) -> Tuning:
+    return tuning_of(pools, tunables, max_budget=None, num_bootstrap=50, seed=0)
 
 
 def number(calibration: Calibration, path: Path, method: str) -> str:
@@ -84,7 +84,7 @@ def path(tmp_path):
 
 
 def test_what_is_written_is_read(tmp_path):
-    written = tuning(scored(), scored("brief"), families=[("bon", None), ("bop_zt", None), ("soft_bon", 4)])
+    written = tuning(scored(), scored("brief"), tunables=[("bon", None), ("bop_zt", None), ("soft_bon", 4)])
     path = save_tuning(tmp_path / "new" / "folder", written)
     assert load_tuning(path) == written
     assert list(written.calibrations[0].methods) == ["bon(tuned)", "bop_zt(tuned)", "soft_bon(4, tuned)"]
@@ -105,15 +105,15 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
 
 
 @given(st.sampled_from(sorted(TUNABLE)), st.integers(2, 5000))
-def test_families_are_written_as_they_are_read(name, number):
-    family = (name, number if name in FIXED_DRAWS else None)
-    written = written_tuned(family)
-    assert tuned_family(written) == tuned_family(f" {written.replace('(', ' ( ')} ") == family
-    assert read_family(f"{name}({number})" if name in FIXED_DRAWS else name) == family
-    assert tuned_family(written.replace("tuned", "0.5")) is None
+def test_tunables_are_written_as_they_are_read(name, number):
+    tunable = (name, number if name in FIXED_DRAWS else None)
+    written = written_tuned(tunable)
+    assert find_tunable(written) == find_tunable(f" {written.replace('(', ' ( ')} ") == tunable
+    assert read_tunable(f"{name}({number})" if name in FIXED_DRAWS else name) == tunable
+    assert find_tunable(written.replace("tuned", "0.5")) is None
     draws, law = (f"n={number}, ", f", {FIXED_DRAWS[name]}") if name in FIXED_DRAWS else ("", "")
-    assert tuned_family(f"{name}({draws}{TUNABLE[name]} = tuned{law})") == family
-    assert tuned_family(written.replace(")", f"{law})")) == family
+    assert find_tunable(f"{name}({draws}{TUNABLE[name]} = tuned{law})") == tunable
+    assert find_tunable(written.replace(")", f"{law})")) == tunable
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_families_are_written_as_they_are_read(name, number):
 )  # fmt: skip
 def test_what_cannot_be_tuned(method):
     with pytest.raises(ConfigError, match="has such a number; write bon") as raised:
-        tuned_family(method)
+        find_tunable(method)
     assert repr(method) in str(raised.value)
 
 
@@ -210,7 +210,7 @@ class TestFind:
             find(one, path, wanted(header(sampling=None)))
 
     def test_a_method_that_was_tuned(self, path):
-        calibration = tuning(scored(), families=[("bon", None), ("soft_bon", 4)]).calibrations[0]
+        calibration = tuning(scored(), tunables=[("bon", None), ("soft_bon", 4)]).calibrations[0]
         for name in ("bon", "soft_bon"):
             method = "bon( tuned)" if name == "bon" else "soft_bon( 4,tuned )"
             found = next(m for m in calibration.methods.values() if m.result.family == name)
@@ -224,7 +224,7 @@ def test_a_latency_cap_beside_a_tuned_number(path):
     """It is served with the number that was tuned without it; a single sample needs none."""
     pool = scored()
     risen, fallen = (
-        tuning(replace(pool, gold_PS=sign * pool.proxy_PS), families=[("bop", None)]).calibrations[0]
+        tuning(replace(pool, gold_PS=sign * pool.proxy_PS), tunables=[("bop", None)]).calibrations[0]
         for sign in (1, -1)
     )
     for method in ("bop(tuned, cap=3)", "bop(cap = 3, mu = tuned)"):
