@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +17,17 @@ from inference.engine.policy import Policy
 from inference.engine.vocabulary import end_tokens, special_tokens
 
 TAIL = 8  # tokens that a tail's first characters may depend on, while the others are those of the whole text
+
+
+class SegmentRow(TypedDict):
+    """A piece of a guided answer, as files keep it; `forced`: none of its proposals was accepted."""
+
+    text: str
+    reward: float | None
+    threshold: float | None
+    num_proposals: int
+    forced: bool
+    nudge: bool
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Response:
     reward: float | None = None
     length: int | None = None
     scores: dict[str, float | None] = field(default_factory=dict)
-    segments: tuple[dict[str, Any], ...] = ()
+    segments: tuple[SegmentRow, ...] = ()
 
     @property
     def num_tokens(self) -> int | None:

@@ -19,7 +19,7 @@ from iama.errors import RewardError
 from iama.prompts.data import PromptRows, with_system_prompt
 from iama.rewards.reward import Reward
 from inference.engine.policy import Policy, load_policy
-from inference.engine.responses import Pool, Response, response_text
+from inference.engine.responses import Pool, Response, SegmentRow, response_text
 from inference.evaluation.sources import Source
 from inference.pools.engines import Draw
 from inference.pools.journal import digest
@@ -124,7 +124,7 @@ def _rounds(rows: PromptRows) -> list[list[int]]:
 
 def _stored(policy: Policy, completion: Completion, sampling: Sampling) -> Response:
     """The answer as a pool file keeps it: with its score, and its segments with their texts."""
-    segments = []
+    segments: list[SegmentRow] = []
     texts = _segment_texts(policy, completion, sampling)
     for text, segment in zip(texts, completion.trace, strict=True):
         segments.append(

@@ -11,7 +11,7 @@ from inference.statistics.savings import FALL_TOLERANCE
 from inference.statistics.summary_rows import (
     AverageRow,
     EqualBudgetRow,
-    Interval,
+    IntervalRow,
     QualityRow,
     Ratio,
     SavingsRow,
@@ -65,7 +65,7 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}{SPACE}%"
 
 
-def interval(ci95: Interval | None) -> str:
+def interval(ci95: IntervalRow | None) -> str:
     """An interval of any number; a dash where there is none."""
     return "-" if ci95 is None or not _is_known(ci95) else f"[{number(ci95[0])}, {number(ci95[1])}]"
 
@@ -113,7 +113,7 @@ def interval_text(row: SavingsRow, unit: Unit = "samples") -> str:
     return f"[{low}{ratio['ci95'][0]:.2f}, {high}{ratio['ci95'][1]:.2f}]"
 
 
-def _is_known(ci95: Interval | None) -> bool:
+def _is_known(ci95: IntervalRow | None) -> bool:
     """Whether an interval has both ends."""
     return ci95 is not None and None not in ci95
 

@@ -16,18 +16,9 @@ from iama.objective.operators import RankOperator
 from inference.engine.responses import Pool
 from inference.pools.score import PoolScores
 from inference.selection.curves import curves, operator_at
+from inference.statistics.summary_rows import Costs
 
-UNITS = (
-    "policy_tokens",
-    "policy_prefill_tokens",
-    "policy_decode_tokens",
-    "reward_calls",
-    "reward_tokens",
-    "backward_tokens",
-    "sequential_steps",
-    "flops",
-    "seconds",
-)
+UNITS = tuple(Costs.__annotations__)
 """Units of the ledger besides samples. Peak memory does not grow with the budget in a way that a pool could tell."""
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iama.arrays import Floats, Integers, Mask
-from inference.statistics.bootstrap import percentile_interval, resample
+from inference.statistics.bootstrap import Interval, percentile_interval, resample
 from inference.statistics.summary_rows import EqualCostFigures, SavingsFigures
 
 # Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
@@ -44,7 +44,7 @@ class UnitRatio:
     """What the reference spends for the same value, divided by what the trained policy spends, in one unit."""
 
     ratio: float
-    ci95: tuple[float, float]
+    ci95: Interval
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Savings:
     """
 
     ratio: float
-    ci95: tuple[float, float]
+    ci95: Interval
     units: dict[str, UnitRatio]
     censored: bool
     num_censored: int
@@ -95,7 +95,7 @@ class Difference:
     """A mean difference with its 95 % interval."""
 
     mean: float
-    ci95: tuple[float, float]
+    ci95: Interval
     num_seeds: int
 
 
@@ -105,7 +105,7 @@ class EqualCost:
 
     budget: float
     difference: float
-    ci95: tuple[float, float]
+    ci95: Interval
     reference_samples: float
     clipped: str | None
     num_seeds: int

@@ -8,6 +8,8 @@ required stand only in rows that they say something of.
 from collections.abc import Sequence
 from typing import Literal, NotRequired, TypedDict
 
+from inference.engine.responses import SegmentRow
+
 Unit = Literal[
     "samples",
     "policy_tokens",
@@ -21,8 +23,8 @@ Unit = Literal[
     "seconds",
 ]
 """What a budget is counted in, a prompt."""
-Interval = Sequence[float]
-"""[low, high]"""
+IntervalRow = Sequence[float]
+"""`[low, high]`, as JSON has an `Interval` (`inference.statistics.bootstrap`)."""
 
 
 class Costs(TypedDict):
@@ -57,9 +59,9 @@ class CurveRow(Costs, CurveExtras):
     method: str
     samples: int | None
     proxy: float | None
-    proxy_ci95: Interval | None
+    proxy_ci95: IntervalRow | None
     gold: float | None
-    gold_ci95: Interval | None
+    gold_ci95: IntervalRow | None
     kl: float | None
     kl_kind: str | None
     num_prompts: int
@@ -78,7 +80,7 @@ class Ratio(TypedDict):
     """Cost of the reference over cost of the trained policy, for the same value."""
 
     ratio: float
-    ci95: Interval
+    ci95: IntervalRow
 
 
 class SavingsFigures(Ratio):
@@ -94,7 +96,7 @@ class SavingsFigures(Ratio):
     hacked: bool
     counts: bool
     token_ratio: float | None
-    token_ci95: Interval | None
+    token_ci95: IntervalRow | None
 
 
 class SavingsRow(Compared, SavingsFigures):
@@ -117,7 +119,7 @@ class AverageRow(TypedDict):
     num_censored_total: int
     num_not_counted: int
     num_criteria: int
-    ci95: NotRequired[Interval | None]
+    ci95: NotRequired[IntervalRow | None]
 
 
 class DifferenceRow(TypedDict):
@@ -128,7 +130,7 @@ class DifferenceRow(TypedDict):
     reference: str
     samples: int
     mean: float
-    ci95: Interval
+    ci95: IntervalRow
     num_seeds: int
 
 
@@ -137,7 +139,7 @@ class EqualCostFigures(TypedDict):
 
     budget: float
     difference: float
-    ci95: Interval
+    ci95: IntervalRow
     reference_samples: float
     clipped: str | None
     num_seeds: int
@@ -177,7 +179,7 @@ class HackingRow(TypedDict):
     onset: float | None
     last_gold: float
     drop: float
-    drop_ci95: Interval
+    drop_ci95: IntervalRow
 
 
 class ControlRow(TypedDict):
@@ -189,7 +191,7 @@ class ControlRow(TypedDict):
     samples: int
     proxy: float
     gold: float
-    gold_ci95: Interval
+    gold_ci95: IntervalRow
 
 
 class WinRateRow(TypedDict):
@@ -203,9 +205,9 @@ class WinRateRow(TypedDict):
     baseline_policy: str
     baseline_samples: int
     win_rate: float
-    ci95: Interval
+    ci95: IntervalRow
     length_controlled: float | None
-    length_controlled_ci95: Interval | None
+    length_controlled_ci95: IntervalRow | None
 
 
 class Choice(TypedDict):
@@ -223,7 +225,7 @@ class RecommendationRow(Choice):
     criterion: str
     unit: str
     budget: float
-    ci95: Interval
+    ci95: IntervalRow
     runner_up: Choice | None
 
 
@@ -322,17 +324,6 @@ class Candidate(Answer):
     chosen: bool
 
 
-class Segment(TypedDict):
-    """A piece of a guided answer; `forced`: none of its proposals was accepted."""
-
-    text: str
-    reward: float | None
-    threshold: float | None
-    num_proposals: int
-    forced: bool
-    nudge: bool
-
-
 class ExampleRow(TypedDict):
     """A prompt, the policy's first sample, and what the method keeps of how many samples."""
 
@@ -344,4 +335,4 @@ class ExampleRow(TypedDict):
     single: Answer
     best: Answer
     candidates: list[Candidate]
-    segments: list[Segment]
+    segments: list[SegmentRow]

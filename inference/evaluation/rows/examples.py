@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from iama.arrays import Floats
 from iama.config.files import EvaluationCriterion
 from iama.prompts.render import prompt_text
 from inference.evaluation.measurements import Evaluation
 from inference.selection.rules import select
-from inference.statistics.summary_rows import Answer, Candidate, ExampleRow, Segment
+from inference.statistics.summary_rows import Answer, Candidate, ExampleRow
 
 NUM_EXAMPLES = 4
 
@@ -68,7 +66,7 @@ def _guided(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion,
         "single": {"text": first.text, "proxy": _number(proxy_PS, i, 0), "gold": _number(gold_PS, i, 0)},
         "best": {"text": sample.text, "proxy": sample.scores["proxy"], "gold": _number(gold_PA, i, 0)},
         "candidates": [],
-        "segments": cast("list[Segment]", list(sample.segments)),
+        "segments": list(sample.segments),
     }
 
 

@@ -14,6 +14,7 @@ from inference.evaluation.measurements import Evaluation
 from inference.evaluation.tables import Tables
 from inference.evaluation.training_cost import run_flops
 from inference.selection.curves import operator_at
+from inference.statistics.bootstrap import Interval
 from inference.statistics.break_even import break_even
 from inference.statistics.controls import controls
 from inference.statistics.costs import lengths
@@ -24,7 +25,7 @@ from inference.statistics.summary_rows import (
     ControlRow,
     CurveRow,
     HackingRow,
-    Interval,
+    IntervalRow,
     QualityRow,
     RecommendationRow,
     SavingsRow,
@@ -188,7 +189,7 @@ def baseline_of(config: EvaluationConfig) -> WinRateBaseline:
     return config.win_rate_baseline or WinRateBaseline(policy=(known or list(config.policies))[0])
 
 
-def _list(interval: tuple[float, float] | None) -> Interval | None:
+def _list(interval: Interval | None) -> IntervalRow | None:
     return None if interval is None else list(interval)
 
 
