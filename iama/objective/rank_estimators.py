@@ -32,10 +32,10 @@ def rank_advantages(operator: RankOperator, selector_PG: Floats, score_PG: Float
     `auto` takes LOO for every `n` with `G >= 2n` and LOO-1 above: the one with the smaller variance there. LOO
     exists for `n < G` only, LOO-1 for `n >= 2` only; elsewhere the other takes its place.
     """
-    own, centre, scale = _advantage_tables(operator, selector_PG.shape[1], estimator)
+    completion, centre, scale = _advantage_tables(operator, selector_PG.shape[1], estimator)
     group = _sort(selector_PG, score_PG)
-    phi_PG = _first_variation(group, own)
-    centre_PG = phi_PG if centre is own else _first_variation(group, centre)
+    phi_PG = _first_variation(group, completion)
+    centre_PG = phi_PG if centre is completion else _first_variation(group, centre)
     advantage: Floats = scale * (phi_PG - centre_PG.mean(axis=1, keepdims=True))
     return advantage
 
@@ -71,20 +71,21 @@ def _advantage_tables(operator: RankOperator, size: int, estimator: str) -> tupl
         nothing = _tables(np.zeros(1))  # to compare with
         return nothing, nothing, 0.0
     law = clamped_law(operator, size)
-    own, centre = np.zeros(size), np.zeros(size)  # weights of the U-statistics of n = 1..G
+    completion, centre = np.zeros(size), np.zeros(size)  # weights of the U-statistics of n = 1..G
     for n in np.flatnonzero(law) + 1:
         weight = law[n - 1]
         if _uses_loo1(estimator, int(n), size):
             spread = size / (size - n + 1)  # U_{n-1}(without i) = (phi' - spread (phi' - mean phi')) / (n - 1)
-            own[n - 1] += weight
-            own[n - 2] -= weight * n / (n - 1) * (1 - spread)
+            completion[n - 1] += weight
+            completion[n - 2] -= weight * n / (n - 1) * (1 - spread)
             centre[n - 2] += weight * n / (n - 1) * spread
         else:
-            own[n - 1] += weight * size / (size - n)
+            completion[n - 1] += weight * size / (size - n)
             centre[n - 1] += weight * size / (size - n)
-    scale = float(own.max())  # applied last: Best-of-N by LOO is then G/(G-n) (phi - mean phi) to the last bit
-    own_tables = _tables(own / scale)
-    return own_tables, own_tables if (own == centre).all() else _tables(centre / scale), scale
+    # The scale is applied last: Best-of-N by LOO is then G/(G-n) (phi - mean phi) to the last bit
+    scale = float(completion.max())
+    tables = _tables(completion / scale)
+    return tables, tables if (completion == centre).all() else _tables(centre / scale), scale
 
 
 def _uses_loo1(estimator: str, n: int, size: int) -> bool:

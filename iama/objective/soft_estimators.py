@@ -121,7 +121,7 @@ def _softmax(selector_PG: Floats, temperature: float) -> Floats:
 
 
 def _sum_of_others(values_PG: Floats) -> Floats:
-    """Sums without own, from what lies before and after: the total minus own would cancel."""
+    """Sums of all other values, from what lies before and after: the total minus the value would cancel."""
     total = np.zeros_like(values_PG)
     total[:, 1:] += np.cumsum(values_PG[:, :-1], axis=1)
     total[:, :-1] += np.cumsum(values_PG[:, :0:-1], axis=1)[:, ::-1]
@@ -139,14 +139,14 @@ def _integrals(selector_PG: Floats, score_PG: Floats, n: int, temperature: float
         rest, kept = np.exp(-rate), kept * spread[owner].T
         products, sums = _prefixes(rest, kept, n)
         after_products, after_sums = _empty(n, owner.size)
-        own, others = np.empty_like(rest), np.empty_like(rest)
+        from_score, from_others = np.empty_like(rest), np.empty_like(rest)
         for i in reversed(range(size)):
             before, after = split[i] * products[i], after_products[::-1]
-            own[i] = kept[i] * (before * after).sum(axis=0)
-            others[i] = (split[i] * sums[i] * after + before * after_sums[::-1]).sum(axis=0)
+            from_score[i] = kept[i] * (before * after).sum(axis=0)
+            from_others[i] = (split[i] * sums[i] * after + before * after_sums[::-1]).sum(axis=0)
             after_products, after_sums = _extend(after_products, after_sums, rest[i], kept[i], size - i)
-        np.add.at(phi, owner, n * (own + rest * others).T)
-        np.add.at(loo1, owner, n * (own + np.expm1(-rate) * others).T)
+        np.add.at(phi, owner, n * (from_score + rest * from_others).T)
+        np.add.at(loo1, owner, n * (from_score + np.expm1(-rate) * from_others).T)
     return phi, loo1
 
 

@@ -266,13 +266,13 @@ def read_template(spec: JudgeSpec, source: str) -> str:
         template = Path(spec.prompt_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RewardError(f"{source}: cannot read prompt_file {spec.prompt_file!r} ({error})") from error
-    wanted, found = _PLACEHOLDERS[spec.mode], set(_PLACEHOLDER.findall(template))
-    if missing := sorted(wanted - found):
+    wanted, written = _PLACEHOLDERS[spec.mode], set(_PLACEHOLDER.findall(template))
+    if missing := sorted(wanted - written):
         raise RewardError(
             f"{source}: prompt_file {spec.prompt_file!r} lacks {{{missing[0]}}}; mode {spec.mode} needs "
             f"{_names(wanted)}"
         )
-    if unknown := sorted(found - wanted):
+    if unknown := sorted(written - wanted):
         raise RewardError(
             f"{source}: prompt_file {spec.prompt_file!r} has {{{unknown[0]}}}, but mode {spec.mode} knows only "
             f"{_names(wanted)}; for the text itself write {{ {unknown[0]} }}"

@@ -84,7 +84,7 @@ def count(bench: Bench, settings: CardsSettings) -> dict[str, int]:
     model, classifier = bench.policy.model, bench.classifier
     with watched(model) as policy_fed, watched(classifier.model) as reward_fed, recorded(bench.reward) as scored:
         completions = settings_of.cards(bench, settings).sample(bench.prompts, seed=0)
-    found = {
+    counts = {
         "policy": policy_fed.num_tokens,
         "policy_padded": policy_fed.num_places,
         "policy_necessary": policy_necessary(bench.policy.tokenizer, bench.prompts, completions),
@@ -93,8 +93,8 @@ def count(bench: Bench, settings: CardsSettings) -> dict[str, int]:
         "reward_necessary": reward_necessary(classifier.tokenizer, bench.prompts, completions, scored),
         **ledger(completions),
     }
-    assert (found["policy"], found["reward"]) == (found["policy_ledger"], found["reward_ledger"]), found
-    return found
+    assert (counts["policy"], counts["reward"]) == (counts["policy_ledger"], counts["reward_ledger"]), counts
+    return counts
 
 
 def ledger(completions: list[Completion]) -> dict[str, int]:

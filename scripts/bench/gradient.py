@@ -75,10 +75,10 @@ def measure_ggro(bench: Bench, figures: GradientFigures, say: Callable[[str], No
     for i in range(bench.setting.num_guided_rounds):
         with fed(bench.policy.model) as policy_fed, fed(bench.classifier.model) as reward_fed:
             answers, seconds = timed(ggro_reference, bench, sampler.settings)
-        completions, own = timed(sampler.sample, bench.prompts, seed=i)
-        figures.ggro.append(own)
+        completions, ours = timed(sampler.sample, bench.prompts, seed=i)
+        figures.ggro.append(ours)
         figures.ggro_reference.append(seconds)
-        say(f"GGRO, round {i + 1} of {bench.setting.num_guided_rounds}: ours {own:.2f} s, reference {seconds:.2f} s")
+        say(f"GGRO, round {i + 1} of {bench.setting.num_guided_rounds}: ours {ours:.2f} s, reference {seconds:.2f} s")
         if i == 0:
             figures.counts = count(bench, sampler)
             figures.counts |= {"policy_reference": sum(policy_fed), "reward_reference": sum(reward_fed)}
@@ -116,11 +116,11 @@ def count(bench: Bench, sampler: Ggro) -> dict[str, int]:
         sampler.scores()
     with fed(bench.policy.model) as policy_fed, fed(bench.classifier.model) as reward_fed:
         completions = sampler.sample(bench.prompts, seed=0)
-    found = {"policy": sum(policy_fed), "reward": sum(reward_fed) - sum(tried)}
+    counts = {"policy": sum(policy_fed), "reward": sum(reward_fed) - sum(tried)}
     costs = [completion.cost for completion in completions]
     ledger = sum(cost.policy_tokens for cost in costs), sum(cost.reward_tokens for cost in costs)
-    assert (found["policy"], found["reward"]) == ledger, (found, ledger)
-    return found
+    assert (counts["policy"], counts["reward"]) == ledger, (counts, ledger)
+    return counts
 
 
 @contextmanager
@@ -199,8 +199,8 @@ def drawn(bench: Bench) -> list[Search]:
 def move(bench: Bench, searches: list[Search], batch_size: int) -> list[list[int]]:
     """Token ids of every chain's answer; `batch_size` chains move together."""
     sampler = Sea(bench.policy, bench.reward, sea_settings(bench), sampling(bench), batch_size)
-    found = list(Run(sampler, models(bench), batch_size).run(searches))
-    return [chain.answer for search in found for chain in search.chains]
+    finished = list(Run(sampler, models(bench), batch_size).run(searches))
+    return [chain.answer for search in finished for chain in search.chains]
 
 
 def sea_settings(bench: Bench) -> SeaSettings:

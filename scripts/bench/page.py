@@ -42,9 +42,9 @@ class Report:
     @property
     def entries(self) -> dict[str, Entry]:
         """By name, in the order of the bars."""
-        found = [*self.plain.entries(self.bench), *self.cards.entries(), *self.gradient.entries()]
-        found += self.training.entries()
-        by_name = {entry.name: entry for entry in found}
+        entries = [*self.plain.entries(self.bench), *self.cards.entries(), *self.gradient.entries()]
+        entries += self.training.entries()
+        by_name = {entry.name: entry for entry in entries}
         return {name: by_name[name] for name in BARS}
 
     @property
@@ -72,7 +72,7 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
         "seconds": {"sampling": asdict(report.plain), "cards": report.cards.ours, "references": report.cards.theirs},
     }
     write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
-    parts = [part(report) for part in (setting, people, own, gradient, training, latency)]
+    parts = [part(report) for part in (setting, people, references, gradient, training, latency)]
     head = ["# Speed", f"Written by `{command}`; edit the script, not this page.", *([QUICK_NOTE] * report.quick)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "\n\n".join([*head, *(filled(part).strip("\n") for part in parts)]) + "\n")
@@ -143,7 +143,7 @@ people's software, and only its figures may be quoted outside this page.**
 """
 
 
-def own(report: Report) -> str:
+def references(report: Report) -> str:
     """Against what must be done, and against slow references of our own."""
     cards, count, fixed = report.cards, report.cards.counts, report.bench.setting
     same_whole, same_cached = cards.num_same["whole"], cards.num_same["cached"]
@@ -190,10 +190,11 @@ bare loop is a forward, a softmax and `torch.multinomial` on a `DynamicCache`; t
 
 def gradient(report: Report) -> str:
     """Guidance by gradients: against a slow reference, one chain at a time, and bare passes."""
-    fixed, found, count = report.bench.setting, report.gradient, report.gradient.counts
+    fixed, count = report.bench.setting, report.gradient.counts
+    summary, same = report.gradient.summary, report.gradient.num_same
     at = machine(report.bench)
     num_chains, num_alone = (number * fixed.num_chains for number in (fixed.num_prompts, fixed.num_moved_alone))
-    defaults, bare = GgroSettings(), Entry("sea_batched", ratios(found.passes_alone, found.passes))
+    defaults, bare = GgroSettings(), Entry("sea_batched", ratios(report.gradient.passes_alone, report.gradient.passes))
     header = ["tokens", "forwarded", "reference", "as published"]
     rows = [
         ["policy", f"{count['policy']:,}", shown(count, "policy", 1), shown(count, "policy", 1)],
@@ -209,8 +210,8 @@ Against references of our own, as above. Seconds are of both sides with torch's 
 
 **GGRO**, with its defaults ({defaults.num_candidates} candidates, a threshold of {defaults.entropy_threshold:g} nats,
 greedy), {fixed.guided_tokens} new tokens for each of {fixed.num_prompts} prompts. Segments have
-{found.summary["segment_length"]:.1f} tokens on the mean; longer ones leave less to save. For each, ours decodes
-{found.summary["candidates"]:.1f} candidates, the reference {found.summary["candidates_reference"]:.1f}: it decodes and
+{summary["segment_length"]:.1f} tokens on the mean; longer ones leave less to save. For each, ours decodes
+{summary["candidates"]:.1f} candidates, the reference {summary["candidates_reference"]:.1f}: it decodes and
 scores a repeated one before it stops.
 
 {table(header, rows)}
@@ -218,13 +219,13 @@ scores a repeated one before it stops.
 The reference (`scripts/bench/ggro_baseline.py`, frozen) is the published procedure on stock transformers, one prompt at
 a time, without what that computes and throws away, which is its second pass of the reward over soft tokens and the
 gradient of a segment's last candidate. The policy's cache lives as long as a candidate; the reward reads and
-differentiates whole rows. It gave the same tokens for {found.num_same["ggro"]} of {fixed.num_prompts} prompts; others
+differentiates whole rows. It gave the same tokens for {same["ggro"]} of {fixed.num_prompts} prompts; others
 differ by rounding. As published every candidate is read twice by the reward. Ours counts what the models are fed, and
 equals the ledger.
 
 **SEA**, {fixed.num_moves} steps of {fixed.num_chains} chains for each prompt, {fixed.guided_tokens} tokens each, from
 the same samples (drawing them is not counted). One chain at a time is the same code with batches of one; it gave the
-same answer for {found.num_same["sea"]} of {num_alone} chains, and its time is scaled up from theirs. The passes beside
+same answer for {same["sea"]} of {num_alone} chains, and its time is scaled up from theirs. The passes beside
 a step are those of {num_chains} rows of its shape: forward and backward to the inputs, weights frozen, of the policy
 (what stands before the response being constant) and of the reward, with no loss, no state and no optimiser. Row by row
 these passes take {bare.spread} times as long: what batching can win on this machine, where arithmetic and not the calls
@@ -240,7 +241,7 @@ def shown(count: dict[str, int], kind: str, times: int) -> str:
 
 def training(report: Report) -> str:
     """What non-linear GRPO adds to TRL's training."""
-    own = Entry("advantages_overhead", report.training.demo_advantages)
+    demo = Entry("advantages_overhead", report.training.demo_advantages)
     return f"""
 ## The objective in training
 
@@ -252,7 +253,7 @@ first ratio is of CPU time in one run of ours, step by step: what `_calculate_re
 peak memory of fresh processes, {len(report.training.memory)} pairs.
 
 The advantages of 64 prompts, groups of 1024 and four criteria, a thousand times the roll-outs of the demo, as a share
-of one step of `configs/demo.yaml` (one process). Those of the demo's own rewards take {own.spread} of the step.
+of one step of `configs/demo.yaml` (one process). Those of the demo's own rewards take {demo.spread} of the step.
 """
 
 

@@ -48,27 +48,27 @@ class Parts:
 
     def report(self, *, quick: bool) -> Report:
         """All of them, for the page; none may be missing."""
-        found = self.figures
+        figures = self.figures
         return Report(
             self.bench,
-            CardsSettings.model_validate(found["cards"]["settings"]),
-            plain_sampling.PlainFigures(**found["sampling"]),
-            cards.CardsFigures(**found["cards"]["figures"]),
-            gradient.GradientFigures(**found["gradient"]),
-            training.TrainingFigures(**found["training"]),
+            CardsSettings.model_validate(figures["cards"]["settings"]),
+            plain_sampling.PlainFigures(**figures["sampling"]),
+            cards.CardsFigures(**figures["cards"]["figures"]),
+            gradient.GradientFigures(**figures["gradient"]),
+            training.TrainingFigures(**figures["training"]),
             quick,
         )
 
     def entries(self, part: Part) -> list[Entry]:
         """The ratios of one part."""
-        found = self.figures[part]
+        figures = self.figures[part]
         if part == Part.SAMPLING:
-            return plain_sampling.PlainFigures(**found).entries(self.bench)
+            return plain_sampling.PlainFigures(**figures).entries(self.bench)
         if part == Part.CARDS:
-            return cards.CardsFigures(**found["figures"]).entries()
+            return cards.CardsFigures(**figures["figures"]).entries()
         if part == Part.GRADIENT:
-            return gradient.GradientFigures(**found).entries()
-        return training.TrainingFigures(**found).entries()
+            return gradient.GradientFigures(**figures).entries()
+        return training.TrainingFigures(**figures).entries()
 
 
 def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -> Any:

@@ -178,12 +178,12 @@ def calibrate(bench: Bench, say: Callable[[str], None]) -> CardsSettings:
         settings = CardsSettings(target=target, max_segment=min(64, setting.new_tokens // 2))
         settings = settings.model_copy(update={"entropy_threshold": threshold_for(wanted, entropies_ST, settings)})
         completions = cards(bench, settings).sample(bench.prompts, seed=CALIBRATION_SEED)
-        found = acceptance_summary(completions)["segment_length"]
-        tries.append(f"entropy threshold {settings.entropy_threshold:.4f}: mean segment {found:.1f}")
+        mean_length = acceptance_summary(completions)["segment_length"]
+        tries.append(f"entropy threshold {settings.entropy_threshold:.4f}: mean segment {mean_length:.1f}")
         say(tries[-1])
-        if abs(found - setting.mean_segment) <= setting.tolerance / 2:
+        if abs(mean_length - setting.mean_segment) <= setting.tolerance / 2:
             return settings
-        wanted = float(np.clip(wanted * setting.mean_segment / found, settings.min_segment, settings.max_segment))
+        wanted = float(np.clip(wanted * setting.mean_segment / mean_length, settings.min_segment, settings.max_segment))
     raise RunError(f"no segments of {setting.mean_segment:g} tokens on the mean ({'; '.join(tries)})")
 
 

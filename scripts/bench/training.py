@@ -71,11 +71,11 @@ class Steps(TrainerCallback):
 
     def __init__(self) -> None:
         self.ends: list[tuple[float, float, float]] = []
-        self.own = 0.0
+        self.in_overrides = 0.0
 
     def on_step_end(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         """Note the times."""
-        self.ends.append((time.perf_counter(), time.process_time(), self.own))
+        self.ends.append((time.perf_counter(), time.process_time(), self.in_overrides))
 
     def timed(self, function: Callable[..., Any], sign: int) -> Callable[..., Any]:
         """The function, its CPU time added to (or with sign -1 taken from) what is our own."""
@@ -85,7 +85,7 @@ class Steps(TrainerCallback):
             try:
                 return function(*args, **kwargs)
             finally:
-                self.own += sign * (time.process_time() - start)
+                self.in_overrides += sign * (time.process_time() - start)
 
         return run
 
@@ -100,8 +100,8 @@ def training_steps(world: Path, num_steps: int) -> tuple[list[float], list[float
             stack.enter_context(patch.object(GRPOTrainer, name, steps.timed(getattr(GRPOTrainer, name), -1)))
         trainer.add_callback(steps)
         trainer.train()
-    wall, cpu, own = np.diff(np.asarray(steps.ends), axis=0).T
-    return wall.tolist(), (own / cpu).tolist()
+    wall, cpu, in_overrides = np.diff(np.asarray(steps.ends), axis=0).T
+    return wall.tolist(), (in_overrides / cpu).tolist()
 
 
 def demo_config(world: Path, folder: Path, num_steps: int) -> TrainingConfig:

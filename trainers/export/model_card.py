@@ -54,14 +54,14 @@ def read_plain_quality(evaluation: Path, run: Path, manifest: Manifest) -> Plain
     values: dict[str, dict[str, float]] = {}
     metric: dict[str, str] = {}
     for criterion in (c.name for c in manifest.criteria):
-        own = {row["policy"]: row for row in rows if row["criterion"] == criterion and row["policy"] in policies}
-        if policies[0] not in own:
+        single = {row["policy"]: row for row in rows if row["criterion"] == criterion and row["policy"] in policies}
+        if policies[0] not in single:
             raise RunError(
                 f"--evaluation {str(evaluation)!r} has no single sample of {policies[0]!r} for the criterion "
                 f"{criterion!r}; evaluate the method bon with 1 among its budgets"
             )
-        metric[criterion] = "gold" if all(row["gold"] is not None for row in own.values()) else "proxy"
-        values[criterion] = {name: float(own[name][metric[criterion]]) for name in policies if name in own}
+        metric[criterion] = "gold" if all(row["gold"] is not None for row in single.values()) else "proxy"
+        values[criterion] = {name: float(single[name][metric[criterion]]) for name in policies if name in single}
     return PlainQuality(policies[0], values, metric, num_prompts)
 
 

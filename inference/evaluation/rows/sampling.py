@@ -153,18 +153,18 @@ def _likelihood(evaluation: Evaluation, pool: Pool, name: str) -> LikelihoodFigu
     """Fluency under the reference, and the log-ratio to it; the latter only of plain sampling, whose KL it is."""
     figures = NO_LIKELIHOOD.copy()
     reference = evaluation.measured.reference
-    under = evaluation.measured.log_probabilities.get((name, reference or ""))
-    own = evaluation.measured.log_probabilities.get((name, name))
+    under_reference = evaluation.measured.log_probabilities.get((name, reference or ""))
+    under_policy = evaluation.measured.log_probabilities.get((name, name))
     lengths_PS = lengths(pool)
-    if reference is None or under is None or lengths_PS is None or not np.isfinite(under).all():
+    if reference is None or under_reference is None or lengths_PS is None or not np.isfinite(under_reference).all():
         return figures
-    figures["fluency"] = float(np.nanmean(fluency(under, lengths_PS)))
+    figures["fluency"] = float(np.nanmean(fluency(under_reference, lengths_PS)))
     reference_lengths = lengths(evaluation.measured.pools[reference])
     if reference_lengths is not None:
-        theirs = fluency(evaluation.measured.log_probabilities[reference, reference], reference_lengths)
-        figures["fluency_z"] = fluency_z(fluency(under, lengths_PS), theirs)
-    if own is not None and is_plain(evaluation.config.sampling):
-        figures["mean_log_ratio"] = float((own - under).mean())
+        reference_fluency = fluency(evaluation.measured.log_probabilities[reference, reference], reference_lengths)
+        figures["fluency_z"] = fluency_z(fluency(under_reference, lengths_PS), reference_fluency)
+    if under_policy is not None and is_plain(evaluation.config.sampling):
+        figures["mean_log_ratio"] = float((under_policy - under_reference).mean())
     return figures
 
 
