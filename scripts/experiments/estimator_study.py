@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from iama.arrays import Floats
 from iama.objective.estimators import advantages
 from iama.objective.operators import Operator, bon, identity, soft_bon, tilt
+from iama.progress import progress_bar
 from scripts.experiments import frame
 from scripts.experiments.figures import BLUE, GREEN, ORANGE, PURPLE, figure, label
 from scripts.experiments.frame import Claim, table
@@ -68,9 +67,9 @@ class Normaliser:
 
 def main() -> None:
     """Measure, write the page."""
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("estimators", total=len(LAWS) * sum(map(len, GROUP_SIZES.values())) * NUM_TABLES)
-        cells = study(GROUP_SIZES, NUM_TABLES, NUM_GROUPS, advance=lambda: progress.advance(task))
+    total = len(LAWS) * sum(map(len, GROUP_SIZES.values())) * NUM_TABLES
+    with progress_bar("estimators", "tables", total) as advance:
+        cells = study(GROUP_SIZES, NUM_TABLES, NUM_GROUPS, advance=lambda: advance(1))
     write(frame.PAGES, cells, normaliser(), tilt_bias(TILT_SIZES), TILT_SIZES)
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,6 @@ import jinja2
 import numpy as np
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from iama.arrays import Floats
 from iama.config.files import EvaluationCriterion, TrainingConfig
@@ -36,6 +35,7 @@ from iama.config.schema import load_config
 from iama.config.specs import RewardSpec
 from iama.errors import IamaError
 from iama.files import write_atomically
+from iama.progress import progress_bar
 from inference.statistics.bootstrap import percentile_interval, resample
 from scripts import launch
 from trainers.run.train import run_is_finished
@@ -87,20 +87,21 @@ def processes(number: int = AT_ONCE) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
 
 
-def progress_bar() -> Progress:
-    """A bar that counts."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True))
+def track(items: Iterable[Item], total: int, description: str, unit: str) -> Iterator[Item]:
+    """The items, behind a bar that counts those that are done."""
+    with progress_bar(description, unit, total) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def each(
     function: Callable[[Item], Result], items: Sequence[Item], description: str, at_once: int = AT_ONCE
 ) -> Iterator[tuple[Item, Result]]:
     """Items with what a function makes of each, in their order, `at_once` processes behind a bar."""
-    with ExitStack() as stack:
-        progress = stack.enter_context(progress_bar())
-        run: Any = stack.enter_context(processes(at_once)).map if at_once > 1 else map
-        yield from progress.track(zip(items, run(function, items), strict=True), len(items), description=description)
+    with processes(at_once) if at_once > 1 else nullcontext() as executor:
+        run: Any = map if executor is None else executor.map
+        yield from track(zip(items, run(function, items), strict=True), len(items), description, "items")
 
 
 # Training runs. -----------------------------------------------------------------------------------------
@@ -126,6 +127,12 @@ class Job:
     def log(self) -> Path:
         """What the run printed."""
         return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def num_done(self) -> int:
+        """Steps that the run has done so far."""
+        metrics = self.folder / "metrics.jsonl"
+        return metrics.read_bytes().count(b"\n") if metrics.is_file() else 0
 
     @property
     def home(self) -> Path:
@@ -185,16 +192,19 @@ def train_many(jobs: Sequence[Job]) -> list[Path]:
     waiting = [job for job in jobs if not job.is_finished()]
     if not waiting:
         return folders
-    with progress_bar() as progress:
-        overall = progress.add_task("training runs", total=len(waiting))
-        running: dict[subprocess.Popen[bytes], tuple[Job, TaskID]] = {}
+    started: list[Job] = []
+    running: dict[subprocess.Popen[bytes], Job] = {}
+    total, done = sum(job.steps for job in waiting), 0
+    with progress_bar(f"{len(waiting)} training runs", "steps", total) as advance:
         try:
             while waiting or running:
                 while waiting and len(running) < AT_ONCE:
-                    job = waiting.pop(0)
-                    running[_start(job)] = job, progress.add_task(job.folder.name, total=job.steps)
+                    started.append(waiting.pop(0))
+                    running[_start(started[-1])] = started[-1]
                 time.sleep(0.3)
-                _watch(running, progress, overall)
+                before, done = done, sum(job.num_done for job in started)
+                advance(done - before)
+                _take_out_ended(running)
         finally:
             for process in running:
                 process.terminate()
@@ -220,20 +230,16 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=launch.ROOT, env=os.environ | ENVIRONMENT, stdout=log, stderr=log)
 
 
-def _watch(running: dict[subprocess.Popen[bytes], tuple[Job, TaskID]], progress: Progress, overall: TaskID) -> None:
-    """Show how far the runs are, and take out those that ended."""
-    for process, (job, bar) in list(running.items()):
-        metrics = job.folder / "metrics.jsonl"
-        progress.update(bar, completed=metrics.read_bytes().count(b"\n") if metrics.is_file() else 0)
+def _take_out_ended(running: dict[subprocess.Popen[bytes], Job]) -> None:
+    """Take out the runs that ended; one that failed ends this program, with the end of its log."""
+    for process, job in list(running.items()):
         if process.poll() is None:
             continue
         del running[process]
         if process.returncode:
             tail = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
-            progress.console.print("\n".join(tail), markup=False, highlight=False)
-            sys.exit(f"error: the run {job.folder} failed (exit code {process.returncode}); see {job.log}")
-        progress.remove_task(bar)
-        progress.advance(overall)
+            error = f"error: the run {job.folder} failed (exit code {process.returncode}); see {job.log}"
+            sys.exit("\n".join([*tail, error]))
 
 
 # Intervals. ---------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from iama.arrays import Floats
 from iama.config.specs import PolicySpec
@@ -115,7 +114,8 @@ def kl_to_base(seed: int, trained: Trained, scores: Mapping[tuple[str, str], Sco
     path = frame.FOLDER / "pools" / f"test-{seed}" / "kl.json"
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     kl = {}
-    for name, adapter in track(trained.adapters.items(), f"KL to the base, seed {seed}", transient=True):
+    adapters = trained.adapters
+    for name, adapter in frame.track(adapters.items(), len(adapters), f"KL to the base, seed {seed}", "policies"):
         if adapter is None:
             kl[name] = 0.0
             continue

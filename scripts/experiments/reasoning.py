@@ -240,9 +240,8 @@ def measure(
             case = case_of(seed, policy, name, split, size.num_prompts, size.num_drift_samples, adapters)
             todo[policy, name, split] = case, [drift]
     make_all([(case.task, [case.criterion]) for case, _ in todo.values()])
-    with frame.progress_bar() as progress:
-        items = progress.track(todo.items(), description=f"reasoning, world {seed}: policies x criteria")
-        return {place: cell(case, some, size.num_few) for place, (case, some) in items}
+    items = frame.track(todo.items(), len(todo), f"reasoning, world {seed}", "policies x criteria")
+    return {place: cell(case, some, size.num_few) for place, (case, some) in items}
 
 
 def drifting() -> list[tuple[str, str]]:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import track
-
 from scripts.experiments import conditioned, frame
 from scripts.experiments.frame import CRITERIA, MAX_KL, Job, Row
 from scripts.experiments.soups import mix_adapters
@@ -135,7 +133,7 @@ def assemble(seed: int, runs: dict[str, Path]) -> Trained:
         pool_name("soup", w): mix_adapters(
             home, parts, (w, round(1 - w, 10)), frame.FOLDER / "soups" / f"w{round(100 * w)}-{seed}"
         )
-        for w in track(WEIGHTS, f"soups, seed {seed}", transient=True)
+        for w in frame.track(WEIGHTS, len(WEIGHTS), f"soups, seed {seed}", "soups")
     }
     points = {method: [_alone(pool_name(method, w), kl) for w in WEIGHTS] for method in (*FRONTS, "soup")}
     points |= {name: [_alone(name, kl)] for name in ("stock", *(f"{method}-matched" for method in FRONTS))}

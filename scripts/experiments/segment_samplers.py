@@ -21,6 +21,7 @@ from iama.arrays import Floats, Integers
 from iama.config.files import EvaluationCriterion
 from iama.config.specs import Sampling
 from iama.models.flops import size_of
+from iama.progress import progress_bar
 from inference.samplers.args import ArgsSettings
 from inference.samplers.cards import CardsSettings, rejection_settings
 from scripts.experiments import figures, frame, guided, rivals
@@ -140,12 +141,11 @@ def run_search(policies: Adapters, max_prompts: int | None = None, sampling: Sam
     candidates = [*itertools.product(THRESHOLDS, SHARES), *((None, share) for share in SHARES)]
     gains: dict[tuple[float | None, float], dict[tuple[str, str], float]] = {c: {} for c in candidates}
     cases = cases_of(SEARCH_SEED, policies, "validation", NUM_CALIBRATION, max_prompts, sampling, gold=False)
-    with frame.progress_bar() as progress:
-        for (name, criterion), case in progress.track(cases.items(), description="search: policies x criteria"):
-            scores = case.task.scored(case.criterion)
-            bon = {key: array[some] for key, array in bon_arrays(case, {"proxy": scores.proxy_PS}).items()}
-            for candidate in candidates:
-                gains[candidate][name, criterion] = _gain(case, candidate, bon, scores.proxy_PS, some)
+    for (name, criterion), case in frame.track(cases.items(), len(cases), "search", "policies x criteria"):
+        scores = case.task.scored(case.criterion)
+        bon = {key: array[some] for key, array in bon_arrays(case, {"proxy": scores.proxy_PS}).items()}
+        for candidate in candidates:
+            gains[candidate][name, criterion] = _gain(case, candidate, bon, scores.proxy_PS, some)
     return [Row(*candidate, by_place) for candidate, by_place in gains.items()]
 
 
@@ -223,8 +223,7 @@ def measure(
         test = cases_of(seed, some, "test", num_samples, max_prompts, sampling, gold=True)
         calibration = cases_of(seed, some, "validation", NUM_CALIBRATION, max_prompts, sampling, gold=False)
         cells = {}
-        with frame.progress_bar() as progress:
-            bar = progress.add_task(f"settings, seed {seed}", total=len(test) * len(METHODS))
+        with progress_bar(f"seed {seed}", "settings", len(test) * len(METHODS)) as advance:
             for (name, criterion), case in test.items():
                 known = calibration[name, criterion]
                 rewards = known.task.scored(known.criterion).proxy_PS
@@ -233,7 +232,7 @@ def measure(
                     lines[method.name] = guided.answers(
                         case, settings_of(method, rewards, chosen, sampling.max_new_tokens)
                     )
-                    progress.advance(bar)
+                    advance(1)
                 other = CRITERIA[1 - CRITERIA.index(criterion)]
                 cells[name, criterion] = cell(case, test[name, other].criterion, lines)
         results[seed] = cells

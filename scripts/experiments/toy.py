@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from iama.arrays import Floats, Mask
 from iama.objective.operators import Operator, bon, identity, tilt
+from iama.progress import add_bar, progress_bars
 from scripts.experiments import frame
 from scripts.experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, label
 from scripts.experiments.frame import Claim
@@ -60,11 +59,11 @@ def main() -> None:
     """Run the four experiments, write the page."""
     trained_steps = (len(BUDGETS) + 1) * GRPO.num_steps
     plateau_steps = len(GROUP_SIZES) * PLATEAU_STEPS * (len(PLATEAU_BETAS) * PLATEAU_SEEDS + 1)
-    with Progress(console=Console(stderr=True)) as progress:
+    with progress_bars() as progress:
 
         def stage(name: str, total: int) -> Callable[[], None]:
-            task = progress.add_task(name, total=total)
-            return lambda: progress.advance(task)
+            advance = add_bar(progress, name, "steps", total)
+            return lambda: advance(1)
 
         learned = reach_optimum(BUDGETS, GRPO, stage("GRPO", trained_steps))
         rates = convergence_rates(RATE_STEPS, stage("rate", len(RATE_BUDGETS) * len(RATE_BETAS)))
