@@ -30,16 +30,6 @@ _STATE = 1 << 14  # numbers in one step of a recurrence: these fit in the cache
 _TABLE = 1 << 21  # numbers in one table of prefixes: 16 MB
 
 
-def soft_bon_first_variation(selector_PG: Floats, score_PG: Floats, n: int, temperature: float) -> Floats:
-    """U-statistic `[P, G]` of the first variation of soft Best-of-N; `n > G` counts as `n = G`.
-
-    `O(Q G n)` a group, with `Q = 4 (range / temperature + log n + 7.4)` nodes, at most `160 G` or so.
-    """
-    centre, _ = centred(score_PG)
-    n = min(n, selector_PG.shape[1])
-    return _integrals(selector_PG, score_PG, n, temperature)[0] + n * centre
-
-
 def soft_bon_advantages(
     selector_PG: Floats,
     score_PG: Floats,
@@ -47,7 +37,9 @@ def soft_bon_advantages(
     temperature: float,
     estimator: Literal["auto", "loo", "loo1"] = "auto",
 ) -> Floats:
-    """Advantages `[P, G]` under soft Best-of-N; `n > G` counts as `n = G`. `O(Q G n)` a group, as above.
+    """Advantages `[P, G]` under soft Best-of-N; `n > G` counts as `n = G`.
+
+    `O(Q G n)` a group, with `Q = 4 (range / temperature + log n + 7.4)` nodes, at most `160 G` or so.
 
     `auto` takes LOO with `G >= 2n` and LOO-1 above: the one with the smaller variance there. LOO-1 has no
     baseline at `n = 1` and LOO does not exist at `n = G`: the other one is taken. A group of one gives zeros.

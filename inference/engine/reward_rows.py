@@ -1,6 +1,6 @@
 """Rewards of growing texts: of a text that a row has read before, only what changed is read again.
 
-Exact: a score is the one that `Reward.score` gives for the whole text (tests/inference/engine/test_scoring.py).
+Exact: a score is the one that `Reward.score` gives for the whole text (tests/inference/engine/test_reward_rows.py).
 """
 
 from __future__ import annotations

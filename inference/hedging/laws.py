@@ -16,10 +16,8 @@ from scipy.optimize import brentq
 
 from iama.arrays import Floats
 from iama.config.methods import FIXED_DRAWS, TUNABLE
-from iama.errors import ConfigError
 from iama.objective.operators import bop, bop_zt
 from iama.objective.rank_operators import best_of_poisson_kl, soft_ranks
-from inference.selection.curves import best_of_weights, order_weights, rank_weights
 from inference.selection.divergences import (
     best_of_n_chi_squared,
     best_of_n_kl,
@@ -266,28 +264,3 @@ def closed_chi_squared(family: str, theta: float) -> float:
         return float(tilt_chi_squared(theta))
     assert family == "itp", family
     return itp_chi_squared(theta)
-
-
-# Weights of a pool. ---------------------------------------------------------------------------------------------------
-
-
-def bon_weights(n: float, num_samples: int) -> Floats:
-    """Weights `[S]` of Best-of-n: `C(i-1, n-1)/C(S, n)`; between integers the value is linear in `log n`."""
-    if not 1 <= n <= num_samples:
-        raise ConfigError(f"bon({n:g}): n must lie between 1 and the pool's {num_samples} samples")
-    return best_of_weights(bon_law(n, int(np.ceil(n))), num_samples)
-
-
-def bop_weights(mu: float, num_samples: int) -> Floats:
-    """Weights `[S]` of Best-of-Poisson, `1 + Poisson(mu)` draws; its law is truncated at S and renormalised."""
-    return rank_weights(bop(mu), num_samples)
-
-
-def soft_bon_weights(n: int, temperature: float, num_samples: int) -> Floats:
-    """Weights `[S]` of soft Best-of-N on the ranks of its draws, rescaled to [0, 1]; not on raw rewards."""
-    return order_weights(soft_bon_order(1 / temperature, n), num_samples)
-
-
-def itp_weights(n: int, beta: float, num_samples: int) -> Floats:
-    """Weights `[S]` of one-batch InferenceTimePessimism on the mid-ranks of its `n` draws."""
-    return order_weights(itp_order(1 / beta, n), num_samples)

@@ -83,14 +83,6 @@ def tilt_chi_squared(lam: ArrayLike) -> Floats:
     return np.asarray(np.where(small < 0.02, series, large / np.tanh(large) - 1))
 
 
-def itp_start(beta: float) -> float:
-    """`lam`, below which InferenceTimePessimism on quantiles keeps nothing; negative where it keeps everything.
-
-    Many draws, Huang et al. 2025: the density of the kept quantile `u` is `relu((u - lam) / beta)`.
-    """
-    return float(1 - np.sqrt(2 * beta)) if beta < 0.5 else 0.5 - beta
-
-
 def itp_kl(beta: float) -> float:
     """`ln(2 / sqrt(2 beta)) - 1/2` below 1/2: KL of InferenceTimePessimism on quantiles, closed form without ties."""
     return float(np.log(2 / np.sqrt(2 * beta)) - 0.5) if beta < 0.5 else _line_kl(0.5 / beta)

@@ -28,11 +28,6 @@ def distinct_texts(texts_PS: Sequence[Sequence[str]]) -> float | None:
     return _mean([_distinct_share(texts) for texts in texts_PS])
 
 
-def mean_words(texts_PS: Sequence[Sequence[str]]) -> float | None:
-    """Mean number of whitespace words of a sample, mean over prompts; None without samples."""
-    return _mean([float(np.mean([len(text.split()) for text in texts])) if texts else None for texts in texts_PS])
-
-
 def lower_tail(values_PS: Floats, weights_PS: Floats | None = None, *, share: float = 0.05) -> float | None:
     """Mean value of the worst `share` of the answers that a sampler gives to all prompts together (CVaR).
 

@@ -12,7 +12,7 @@ from inference.evaluation.compare import Question, combine_runs
 from inference.evaluation.tables import load_tables
 from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed
-from tests.inference.evaluation.test_fill_tables import config_of, write
+from tests.inference.evaluation.test_values import config_of, write
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from inference.selection.divergences import order_kl
 from inference.selection.kept import kept_scores
 from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed, sampled, without_clock  # noqa: F401
-from tests.inference.evaluation.test_fill_tables import config, measured_of  # noqa: F401
+from tests.inference.evaluation.test_values import config, measured_of  # noqa: F401
 from tests.inference.methods import read_served
 
 METHODS = ["itp(1, 0.1)", "itp(4, 0.1, batches=1)", "mbr(4, 0.5)", "soft_bon(4, 0.2, ranks=1)", "bop(1, cap=3)"]

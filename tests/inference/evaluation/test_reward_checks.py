@@ -27,7 +27,7 @@ from inference.samplers.base import Completion, Segment
 from tests.conftest import make_tokenizer, tiny_config
 from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed
-from tests.inference.evaluation.test_pool_config import write as write_pool_file
+from tests.inference.evaluation.test_from_pools import write as write_pool_file
 from tests.inference.pools.test_pool_file import HEADER
 from tests.openai_server import OpenAIServer
 

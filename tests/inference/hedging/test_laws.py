@@ -14,17 +14,13 @@ from iama.errors import ConfigError
 from iama.objective.operators import bon, bop, bop_zt
 from iama.objective.rank_operators import soft_ranks
 from inference.hedging.laws import (
-    bon_weights,
     bop_law,
-    bop_weights,
     bop_zt_law,
     by_budget,
     itp_bends,
     itp_order,
-    itp_weights,
     on_ranks,
     soft_bon_order,
-    soft_bon_weights,
 )
 from inference.selection.curves import (
     best_of_values,
@@ -67,14 +63,14 @@ def test_order_weights_equal_enumeration_of_all_subsets(size, data):
 def test_best_of_n_equals_its_binomials():
     for n in (1, 2, 17, 59, 60):
         exact = [comb(i - 1, n - 1) / comb(60, n) for i in range(1, 61)]
-        np.testing.assert_allclose(bon_weights(n, 60), exact, rtol=1e-12)
+        np.testing.assert_allclose(densities.bon_weights(n, 60), exact, rtol=1e-12)
         np.testing.assert_allclose(order_weights(np.eye(n)[-1], 60), exact, rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", [3, 64, 500])
 def test_mixtures_equal_the_weights_of_curves(size):
     mixtures = (
-        (bon_weights(2, size), bon(2)),
+        (densities.bon_weights(2, size), bon(2)),
         (best_of_weights(bop_law(0, size), size), bop(0)),
         (best_of_weights(bop_law(6.5, size), size), bop(6.5)),
         (best_of_weights(bop_zt_law(6.5, size), size), bop_zt(6.5)),
@@ -90,7 +86,7 @@ def test_mixtures_equal_the_weights_of_curves(size):
 def test_soft_best_of_n_by_order_is_the_operator_that_serves_it(n, temperature, more):
     """Ranks among n draws, and the best of a binomial number: one law, known in two ways."""
     served = rank_weights(soft_ranks(n, temperature), n + more)
-    np.testing.assert_allclose(soft_bon_weights(n, temperature, n + more), served, atol=1e-12)
+    np.testing.assert_allclose(densities.soft_bon_weights(n, temperature, n + more), served, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", TUNABLE)
@@ -148,7 +144,7 @@ def test_laws_beyond_the_pool_are_not_tried():
 def test_strongest_settings_are_best_of_n():
     for name in FIXED_DRAWS:
         path = on_ranks(name, 12)
-        np.testing.assert_allclose(weights_at(path, path.largest, 30), bon_weights(12, 30), atol=1e-8)
+        np.testing.assert_allclose(weights_at(path, path.largest, 30), densities.bon_weights(12, 30), atol=1e-8)
     zero_truncated = by_budget("bop_zt", 9, 100)
     assert zero_truncated.samples(zero_truncated.largest) == pytest.approx(9, abs=1e-9)
 
@@ -165,22 +161,22 @@ def test_soft_best_of_n_weighs_rescaled_ranks():
     weights = np.exp(np.arange(5) / 4 / 0.3)
     np.testing.assert_allclose(soft_bon_order(1 / 0.3, 5), weights / weights.sum(), rtol=1e-12)
     np.testing.assert_array_equal(soft_bon_order(3.0, 1), [1.0])
-    np.testing.assert_allclose(soft_bon_weights(1, 0.3, 6), 1 / 6)
+    np.testing.assert_allclose(densities.soft_bon_weights(1, 0.3, 6), 1 / 6)
 
 
 def test_real_n_lies_on_the_line_in_log_n():
-    low, high = bon_weights(3, 20), bon_weights(4, 20)
+    low, high = densities.bon_weights(3, 20), densities.bon_weights(4, 20)
     middle = np.sqrt(12.0)
-    np.testing.assert_allclose(bon_weights(middle, 20), (low + high) / 2, atol=1e-14)
-    np.testing.assert_array_equal(bon_weights(20, 20), np.eye(20)[-1])
+    np.testing.assert_allclose(densities.bon_weights(middle, 20), (low + high) / 2, atol=1e-14)
+    np.testing.assert_array_equal(densities.bon_weights(20, 20), np.eye(20)[-1])
 
 
 def test_large_pools_approach_the_densities():
     size = 20_000
     u = (np.arange(size) + 0.5) / size
     for name, theta, weights in (
-        ("bon", 7.0, bon_weights(7, size)),
-        ("bop", 6.0, bop_weights(6.0, size)),
+        ("bon", 7.0, densities.bon_weights(7, size)),
+        ("bop", 6.0, densities.bop_weights(6.0, size)),
         ("bop_zt", 6.0, rank_weights(bop_zt(6.0), size)),
     ):
         np.testing.assert_allclose(size * weights, densities.density(name, u, theta), atol=0.02)
@@ -190,18 +186,22 @@ def test_many_draws_on_ranks_approach_the_tilt_and_the_ramp():
     size = 4000
     u = (np.arange(size) + 0.5) / size
     np.testing.assert_allclose(
-        np.cumsum(soft_bon_weights(1000, 0.25, size)), np.cumsum(densities.density("bop_zt", u, 4.0)) / size, atol=2e-3
+        np.cumsum(densities.soft_bon_weights(1000, 0.25, size)),
+        np.cumsum(densities.density("bop_zt", u, 4.0)) / size,
+        atol=2e-3,
     )
     for beta in (0.1, 0.7):
         np.testing.assert_allclose(
-            np.cumsum(itp_weights(1000, beta, size)), np.cumsum(densities.density("itp", u, beta)) / size, atol=2e-3
+            np.cumsum(densities.itp_weights(1000, beta, size)),
+            np.cumsum(densities.density("itp", u, beta)) / size,
+            atol=2e-3,
         )
 
 
 def test_stable_for_ten_thousand_of_twenty_thousand():
     size, n = 20_000, 10_000
     i = np.arange(1, size + 1)
-    weights = bon_weights(n, size)
+    weights = densities.bon_weights(n, size)
     assert weights.sum() == pytest.approx(1, abs=1e-12)
     assert weights @ i == pytest.approx(n * (size + 1) / (n + 1), rel=1e-12)
     assert weights[-1] == pytest.approx(n / size, rel=1e-9)
@@ -209,7 +209,7 @@ def test_stable_for_ten_thousand_of_twenty_thousand():
     orders[[99, 4999]] = 0.25, 0.75
     expected = (0.25 * 100 + 0.75 * 5000) * (size + 1) / (n + 1)  # mean rank of the j-th lowest: j (S+1)/(n+1)
     assert order_weights(orders, size) @ i == pytest.approx(expected, rel=1e-11)
-    poisson = bop_weights(9000.0, size)
+    poisson = densities.bop_weights(9000.0, size)
     assert poisson.min() >= 0
     assert poisson.sum() == pytest.approx(1, abs=1e-12)
     # n/(n+1) of 1 + Poisson(mu) draws is 1 - 1/mu + (1 - e^-mu)/mu^2 on average.
@@ -219,7 +219,7 @@ def test_stable_for_ten_thousand_of_twenty_thousand():
 def test_values_are_weighted_sums():
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(3, 11))
-    best = np.stack([scores @ bon_weights(n, 11) for n in range(1, 6)], axis=1)
+    best = np.stack([scores @ densities.bon_weights(n, 11) for n in range(1, 6)], axis=1)
     np.testing.assert_allclose(best_of_values(scores, 5), best, atol=1e-13)
     orders = np.stack([scores @ order_weights(np.eye(5)[j], 11) for j in range(5)], axis=1)
     np.testing.assert_allclose(order_values(scores, 5), orders, atol=1e-13)
@@ -229,14 +229,14 @@ def test_values_are_weighted_sums():
 @settings(max_examples=20)
 def test_order_of_samples_and_of_ties_does_not_matter(order):
     proxy, gold = np.array([[0.0, 1, 1, 1, 2, 3, 3]]), np.array([[5.0, 2, 7, 1, 0, 3, 9]])
-    weights = bop_weights(2.0, 7)
+    weights = densities.bop_weights(2.0, 7)
     shuffled = sorted_scores(proxy[:, order], gold[:, order]) @ weights
     np.testing.assert_allclose(shuffled, sorted_scores(proxy, gold) @ weights, atol=1e-13)
 
 
 def test_more_draws_than_samples_are_refused():
     with pytest.raises(ConfigError, match="9 draws cannot be taken from a pool of 8"):
-        soft_bon_weights(9, 0.1, 8)
+        densities.soft_bon_weights(9, 0.1, 8)
     for n in (0.5, 9):
         with pytest.raises(ConfigError, match="n must lie between 1 and the pool's 8 samples"):
-            bon_weights(n, 8)
+            densities.bon_weights(n, 8)

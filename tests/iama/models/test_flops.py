@@ -9,16 +9,17 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from classifiers import ENCODER_DECODER, tiny_classifier
-from families import CONFIGS, WINDOW, WINDOWED, make_model
 from hypothesis import given
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, BertConfig, DeepseekV3Config, MambaConfig, MixtralConfig, Qwen3MoeConfig
 
+from iama.config.specs import PolicySpec
 from iama.models.flops import ModelSize, backward_flops, forward_flops, row_flops, size_from_folder, size_of
 from inference.engine.policy import load_policy
 from inference.engine.rows import Rows
+from tests.inference.classifiers import ENCODER_DECODER, tiny_classifier
+from tests.inference.families import CONFIGS, WINDOW, WINDOWED, make_model
 
 SHAPE = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -178,7 +179,8 @@ def test_rows_tell_what_each_was_fed_in_the_order_of_the_slots():
         rows.roll_back(third, min(4, len(rows.ids(third))))
 
 
-def test_a_size_goes_through_a_file_and_comes_from_a_folder(spec):
+def test_a_size_goes_through_a_file_and_comes_from_a_folder(tiny):
+    spec = PolicySpec(path=str(tiny.policy))
     size = size_of(load_policy("base", spec).model)
     assert ModelSize(**asdict(size)) == size
     assert size_from_folder(spec.path, "policy 'base'") == size

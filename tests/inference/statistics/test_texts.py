@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from inference.statistics.texts import distinct_n, distinct_texts, lower_tail, mean_words
+from inference.statistics.texts import distinct_n, distinct_texts, lower_tail
 
 
 def test_distinct_n_by_hand():
@@ -30,12 +30,10 @@ def test_no_n_gram_reaches_over_two_samples():
     assert distinct_n([["a b", "a b"]], 2) == 0.5
 
 
-def test_distinct_texts_and_words():
+def test_distinct_texts():
     texts = [["x", "x", "y z", "y z"], ["p q r"]]
     assert distinct_texts(texts) == pytest.approx((2 / 4 + 1) / 2)
-    assert mean_words(texts) == pytest.approx((1.5 + 3) / 2)
     assert distinct_texts([[]]) is None
-    assert mean_words([]) is None
 
 
 VALUES = arrays(np.float64, (3, 4), elements=st.integers(-3, 3))

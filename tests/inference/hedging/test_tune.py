@@ -16,14 +16,10 @@ from iama.objective.rank_operators import soft_ranks
 from inference.hedging import tune
 from inference.hedging.laws import (
     NO_PRESSURE,
-    bon_weights,
-    bop_weights,
     by_budget,
     closed_chi_squared,
     closed_kl,
-    itp_weights,
     on_ranks,
-    soft_bon_weights,
 )
 from inference.selection.curves import curves, rank_weights, sorted_scores
 from tests.inference import densities
@@ -52,12 +48,14 @@ def quick(proxy, gold, family, **options):
 
 def weights_of(family, knob, num_samples, num_draws):
     if knob == NO_PRESSURE:
-        return bon_weights(1, num_samples)
+        return densities.bon_weights(1, num_samples)
     if family in FIXED_DRAWS:
-        return {"soft_bon": soft_bon_weights, "itp": itp_weights}[family](num_draws, knob, num_samples)
+        return {"soft_bon": densities.soft_bon_weights, "itp": densities.itp_weights}[family](
+            num_draws, knob, num_samples
+        )
     if family == "bop_zt":
-        return rank_weights(bop_zt(knob), num_samples) if knob else bon_weights(1, num_samples)
-    return {"bon": bon_weights, "bop": bop_weights}[family](knob, num_samples)
+        return rank_weights(bop_zt(knob), num_samples) if knob else densities.bon_weights(1, num_samples)
+    return {"bon": densities.bon_weights, "bop": densities.bop_weights}[family](knob, num_samples)
 
 
 def brute_force(proxy, gold, family, num_draws, num_settings=1500):
@@ -135,7 +133,7 @@ def test_every_n_is_looked_at(seed):
     proxy, gold = walk(400, seed)
     gold[:, -6:] += (40.0, 90.0, 30.0, 0.0, -60.0, -300.0)
     tuned = tune(proxy, gold, "bon", max_budget=400, num_bootstrap=4)
-    values = np.array([gold[0] @ bon_weights(n, 400) for n in range(1, 401)])
+    values = np.array([gold[0] @ densities.bon_weights(n, 400) for n in range(1, 401)])
     assert tuned.gold == pytest.approx(values.max(), abs=1e-9)
     assert tuned.value == 1 + values.argmax()
     inside = range(1, 399)
@@ -148,7 +146,7 @@ def test_a_peak_in_the_last_interval_of_the_curve():
     """Gold of the three best by proxy is -43, 1 and 0: if `m` are not drawn about `m/400 - 43 m (m-1) / 400^2`."""
     proxy, gold = np.tile(np.arange(400.0), (2, 1)), np.zeros((2, 400))
     gold[:, -3:] = -43.0, 1.0, 0.0
-    values = np.array([gold[0] @ bon_weights(n, 400) for n in range(1, 401)])
+    values = np.array([gold[0] @ densities.bon_weights(n, 400) for n in range(1, 401)])
     tuned = tune(proxy, gold, "bon", max_budget=400, num_bootstrap=4)
     assert 1 + values.argmax() == 395
     assert tuned.curve[-2].knob < 395

@@ -8,7 +8,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import xlogy
 
 from iama.objective.rank_operators import soft_ranks
-from inference.hedging.laws import bon_weights, bop_weights, closed_chi_squared, closed_kl, soft_bon_order
+from inference.hedging.laws import closed_chi_squared, closed_kl, soft_bon_order
 from inference.selection.divergences import order_divergences, order_kl, soft_ranks_chi_squared
 from tests.inference import densities
 
@@ -102,8 +102,8 @@ def interior_maxima(values):
 def test_one_hump_in_gold_gives_at_most_one_maximum(rise, fall):
     gold = np.concatenate([[0.0], np.cumsum(rise), np.sum(rise) - np.cumsum(fall)])
     size = len(gold)
-    assert interior_maxima([gold @ bon_weights(n, size) for n in range(1, size + 1)]) <= 1
-    assert interior_maxima([gold @ bop_weights(mu, size) for mu in np.geomspace(0.01, 20 * size, 60)]) <= 1
+    assert interior_maxima([gold @ densities.bon_weights(n, size) for n in range(1, size + 1)]) <= 1
+    assert interior_maxima([gold @ densities.bop_weights(mu, size) for mu in np.geomspace(0.01, 20 * size, 60)]) <= 1
 
 
 def test_two_humps_give_two_maxima():
