@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from inference.samplers.base import Completion
 
 
+SHORT = ("single", "bon", "bop")
+"""Methods whose number stands in `--n`."""
+
+
 @app.command()
 def generate(
     policy: Annotated[str, typer.Option(help="Model directory, or an exported adapter.")],
@@ -69,7 +73,6 @@ def generate(
     from iama.config.specs import PolicySpec
 
     manifest = manifest_of(policy, adapter)
-    written = _written(method, n, manifest, criterion, adapter or policy)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
     base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
     from_file = None if spec_file is None else _spec_of(spec_file, reward, head)
@@ -77,9 +80,12 @@ def generate(
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
     sampling = sampling_of(given, manifest)
-    note_differences(manifest, sampling)
     prepare([policy, adapter, *(part.model for part in (spec.parts if spec else ()))])
-    served = _method(written, tuning, base, spec, sampling, criterion)
+    served = _method(method, n, manifest, criterion, adapter or policy)
+    _check_needs(served, tuning, spec)
+    note_differences(manifest, sampling)
+    if tuning is not None and spec is not None:
+        served = _tuned(served, tuning, base, spec, sampling, criterion)
     completion, served, calibration, spread = _answer(base, spec, served, sampling, prompt, plain, seed)
     _show(completion, served.text, calibration, spread)
 
@@ -120,20 +126,25 @@ def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
     return manifest.criteria[0 if name is None else names.index(name)]
 
 
+def _method(method: str | None, n: int | None, manifest: Manifest | None, criterion: str | None, where: str) -> Method:
+    """The method to serve: from the flags, else from iama.json; raises `ConfigError`."""
+    from inference.samplers.serve import read_method
+
+    read = read_method(_written(method, n, manifest, criterion, where))
+    if n is not None and method not in SHORT:
+        raise ConfigError(f"--n {n} belongs to --method bon or bop; write the number into {method!r}")
+    return read
+
+
 def _written(method: str | None, n: int | None, manifest: Manifest | None, criterion: str | None, where: str) -> str:
-    """The method to serve, as text: from the flags, else from iama.json."""
+    """The method to serve, as text."""
     if method is None:
         if n is not None:
             raise ConfigError(f"--n {n} needs --method bon or --method bop")
         if manifest is None:
             raise ConfigError(f"{where!r} holds no iama.json that says how to sample; give --method bon --n 8")
-        return _criterion(manifest, criterion).operator
-    if method not in ("single", "bon", "bop"):
-        if n is not None:
-            from inference.samplers.serve import read_method
-
-            read_method(method)  # a name that nobody knows is the first thing to mend
-            raise ConfigError(f"--n {n} belongs to --method bon or bop; write the number into {method!r}")
+        return _manifest_operator(_criterion(manifest, criterion))
+    if method not in SHORT:
         return method
     if method == "single":
         if n is not None:
@@ -144,20 +155,18 @@ def _written(method: str | None, n: int | None, manifest: Manifest | None, crite
     return f"bon({n})" if method == "bon" else f"bop({n - 1})"
 
 
-def _method(
-    written: str,
-    tuning: Path | None,
-    base: PolicySpec,
-    spec: RewardSpec | None,
-    sampling: Sampling,
-    criterion: str | None,
-) -> Method:
-    """The method to serve, with its number where that stands in a tuning file; raises `ConfigError`."""
-    from inference.samplers.serve import read_method
+def _manifest_operator(criterion: ManifestCriterion) -> str:
+    """The criterion's operator, and nothing else that serves: a model from elsewhere must not run code unasked."""
+    from iama.objective.operators import parse_operator
 
-    method = read_method(written)
-    _check_needs(method, tuning, spec)
-    return method if tuning is None or spec is None else _tuned(method, tuning, base, spec, sampling, criterion)
+    try:
+        parse_operator(criterion.operator)
+    except ConfigError as error:
+        raise ConfigError(
+            f"iama.json names {criterion.operator!r} as the operator of {criterion.name!r}, which is none; "
+            f"choose with --method, e.g. --method bon --n 8 ({error})"
+        ) from error
+    return criterion.operator
 
 
 def _check_needs(method: Method, tuning: Path | None, spec: RewardSpec | None) -> None:
@@ -203,14 +212,15 @@ def reward_spec(
 
 
 def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
-    """The criterion's reward, unless it is a function: a model from elsewhere must not run code unasked."""
-    function = next((part.function for part in criterion.reward.parts if part.function is not None), None)
-    if function is not None:
-        alone = criterion.reward.ensemble is None
-        remedy = f"repeat it with --reward {shlex.quote(function)}" if alone else "give the ensemble with --spec FILE"
+    """The criterion's reward, unless loading it runs code: a model from elsewhere must not do so unasked."""
+    part = next((part for part in criterion.reward.parts if part.code is not None), None)
+    if part is not None:
+        remedy = "give the reward with --spec FILE"
+        if criterion.reward.function is not None:
+            remedy = f"repeat it with --reward {shlex.quote(criterion.reward.function)}"
         raise ConfigError(
-            f"iama.json names the function {function!r} as the reward of {criterion.name!r}; its code is not run "
-            f"unasked, so if you trust it, {remedy}"
+            f"iama.json names the {part.source} {part.function or part.kind!r} as the reward of {criterion.name!r}; "
+            f"its code is not run unasked, so if you trust it, {remedy}"
         )
     return criterion.reward
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -35,12 +36,15 @@ class TrainingCriterion(EvaluationCriterion):
                 f"operator {self.operator!r}: training needs a number; write the one that `iama tune` printed, e.g. "
                 "bon(4); `tuned` is for evaluation and `iama generate`"
             )
-        parse_operator(self.operator)
+        _read_once(self.operator)
         return self
 
     def parsed_operator(self) -> Operator:
         """The operator itself."""
-        return parse_operator(self.operator)
+        return _read_once(self.operator)
+
+
+_read_once = cache(parse_operator)  # by the text: a criterion holds no operator, which cannot be pickled
 
 
 def _distinct_names(criteria: list[Any]) -> None:

@@ -88,6 +88,13 @@ class Method:
         text = f"{self.name}({', '.join(f'{key}={word}' for key, word in words.items())})"
         return Method(text, self.kind, read_call(text), {"target": parse_yaml(words["target"]), **given})
 
+    def with_cap(self, cap: int) -> Method:
+        """An operator of `CAPPED` with a latency cap, in the last place."""
+        arguments = (*self.call.arguments, ("cap", str(cap)))
+        words = [value if key is None else f"{key}={value}" for key, value in arguments]
+        text = f"{self.name}({', '.join(words)})"
+        return Method(text, self.kind, Call(text, self.name, arguments))
+
 
 def parse_method(text: str, forms: Mapping[str, Form]) -> Method:
     """Read a method; `forms` are the rules and guided methods that there are, by name.

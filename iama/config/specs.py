@@ -146,6 +146,14 @@ class RewardSpec(Strict):
         return {key: parse_yaml(value) for key, value in read_call(self.kind or "").arguments if key is not None}
 
     @property
+    def code(self) -> str | None:
+        """The code that loading the reward runs, `path/to/file.py:name` or `package.module:name`; None for any other.
+
+        Of an ensemble ask its `parts`.
+        """
+        return self.kind_name if ":" in self.kind_name else self.function
+
+    @property
     def parts(self) -> tuple[RewardSpec, ...]:
         """The rewards that score texts: an ensemble's members, else the reward itself."""
         return (self,) if self.ensemble is None else self.ensemble.members

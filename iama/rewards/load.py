@@ -110,7 +110,12 @@ def _load_class(spec: RewardSpec, source: str) -> Scorer:
     """A scorer of the user's own file, made with its settings."""
     make = load_function(spec.kind_name, source)
     try:
-        scorer: Scorer = make(**spec.kind_settings)
-    except TypeError as error:
+        scorer = make(**spec.kind_settings)
+    except (TypeError, ValueError) as error:
         raise RewardError(f"{source}: kind {spec.kind!r}: {error}") from error
+    if not isinstance(scorer, Scorer):
+        raise RewardError(
+            f"{source}: kind {spec.kind!r} gives a {type(scorer).__name__}, which is no scorer; write a class that "
+            "derives from iama.rewards.reward.Scorer"
+        )
     return scorer

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from iama.config.specs import RewardScale
 from iama.cost import Cost, peak_memory, start_peak
@@ -25,6 +25,7 @@ Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """The prompts' further columns by name, one value a prompt."""
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """One kind of reward. A kind derives from this class and writes `score`; the rest has defaults."""
 

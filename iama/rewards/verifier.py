@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,10 @@ from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.prompts.render import Prompt, completion_text, prompt_text
+from iama.rewards.math_answers import math_verify, verify
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
 _LATEX = ("$", "\\(", "\\[", "\\boxed")  # what marks mathematics in a text
-_SECONDS = 5  # for reading, and for comparing, one answer
 
 
 class MathVerifier(Scorer):
@@ -71,13 +68,9 @@ def check_verifier(_spec: RewardSpec, source: str, _prompt: Prompt | None) -> No
 def check_math_verify(source: str) -> None:
     """Raise `RewardError` where math-verify is not installed."""
     try:
-        _math_verify()
+        math_verify()
     except ImportError as error:
         raise RewardError(f"{source}: needs the math-verify package; pip install 'iama[math]'") from error
-
-
-def _math_verify() -> Any:
-    return importlib.import_module("math_verify")
 
 
 def final_answer(right: Any) -> str:
@@ -93,7 +86,7 @@ def _scores(pairs: list[tuple[str, str]]) -> list[float | None]:
     """
     if threading.current_thread() is threading.main_thread():
         return [verify(right, text) for right, text in pairs]
-    command = [sys.executable, "-m", "iama.rewards.verifier"]
+    command = [sys.executable, "-m", "iama.rewards.math_answers"]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(  # noqa: S603
@@ -101,25 +94,3 @@ def _scores(pairs: list[tuple[str, str]]) -> list[float | None]:
     )
     scores: list[float | None] = json.loads(done.stdout)
     return scores
-
-
-def verify(right: str, text: str) -> float | None:
-    """Whether a text's final answer equals the right one, 1 or 0; None where the right one cannot be read."""
-    math_verify = _math_verify()
-    # It logs every answer that takes too long.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    wanted = _parse(right)
-    if not wanted:
-        return None
-    given = math_verify.parse(text, fallback_mode="no_fallback", parsing_timeout=_SECONDS)
-    return float(math_verify.verify(list(wanted), given, timeout_seconds=_SECONDS))
-
-
-@lru_cache(maxsize=1024)
-def _parse(right: str) -> tuple[Any, ...]:
-    """A right answer's readings; those of a group of completions are read once."""
-    return tuple(_math_verify().parse(right, fallback_mode="no_fallback", parsing_timeout=_SECONDS))
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps([verify(right, text) for right, text in json.load(sys.stdin)]))

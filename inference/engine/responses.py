@@ -35,9 +35,9 @@ class Response:
     """An answer to a prompt, wherever it comes from: this engine, another one, or a pool file.
 
     `token_ids` hold the end token where there is one, and are empty where they are not known. `length` is the number
-    of tokens, for answers whose tokens are counted elsewhere. `reward` is what a sampler chooses by, None until it is
-    scored. `scores` are those of a pool file by column, None where one is missing. `segments` tell how a guided answer
-    was written.
+    of tokens, for answers whose tokens are counted elsewhere. `is_empty` says that the ids are known and there are
+    none. `reward` is what a sampler chooses by, None until it is scored. `scores` are those of a pool file by column,
+    None where one is missing. `segments` tell how a guided answer was written.
     """
 
     text: str
@@ -47,16 +47,17 @@ class Response:
     length: int | None = None
     scores: dict[str, float | None] = field(default_factory=dict)
     segments: tuple[SegmentRow, ...] = ()
+    is_empty: bool = False
 
     @property
     def num_tokens(self) -> int | None:
         """Number of tokens, None where it is not known."""
-        return len(self.token_ids) or self.length
+        return len(self.token_ids) if self.has_ids else self.length
 
     @property
     def has_ids(self) -> bool:
         """Whether `token_ids` are those of the answer."""
-        return len(self.token_ids) == self.num_tokens
+        return self.is_empty or bool(self.token_ids)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from iama.config.files import EvaluationConfig
 from iama.config.methods import Tunable, written_tuned
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
+from iama.objective.operators import identity
 from iama.prompts.render import Prompt, prompt_text
 from inference.engine.responses import Pool
 from inference.evaluation.evaluate import evaluate_pools
@@ -40,6 +41,7 @@ from inference.pools.file import prompt_ids, read_pool
 from inference.pools.format import HeaderPolicy
 from inference.pools.score import score_pool
 from inference.samplers.serve import read_method, served_of
+from inference.selection.rules import Served
 from inference.statistics.bootstrap import Interval, mean_interval, percentile_interval, prompt_weights
 
 
@@ -326,10 +328,10 @@ def _tuned(
         proxy_PS, gold_PS, name, num_draws=num_draws, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed
     )
     seconds = time.perf_counter() - start
-    report = None if report_PS is None else _report(proxy_PS, report_PS, result.written, num_bootstrap, seed)
-    draws = served_of(read_method(result.written)).budget
-    assert draws is not None
-    return TunedMethod(result=result, draws=draws, report=report, seconds=seconds)
+    served = served_of(read_method(result.written))
+    report = None if report_PS is None else _report(proxy_PS, report_PS, served, num_bootstrap, seed)
+    assert served.budget is not None
+    return TunedMethod(result=result, draws=served.budget, report=report, seconds=seconds)
 
 
 def _kept(where: str, known_PS: Mask) -> Mask:
@@ -352,10 +354,9 @@ def _known(pool: Scored) -> Mask:
     return known_PS if pool.report_PS is None else known_PS & ~np.isnan(pool.report_PS)
 
 
-def _report(proxy_PS: Floats, report_PS: Floats, written: str, num_bootstrap: int, seed: int) -> Report:
+def _report(proxy_PS: Floats, report_PS: Floats, served: Served, num_bootstrap: int, seed: int) -> Report:
     """Other gold scores at the setting that was chosen, and for a single sample."""
-    operators = [served_of(read_method(text)) for text in ("identity", written)]
-    single_P, chosen_P = pool_values(proxy_PS, report_PS, operators).T
+    single_P, chosen_P = pool_values(proxy_PS, report_PS, [identity(), served]).T
     gain = mean_interval(chosen_P - single_P, num_bootstrap=num_bootstrap, seed=seed)
     assert gain is not None
     return Report(gold=float(chosen_P.mean()), single=float(single_P.mean()), gain_ci95=gain.ci95)

@@ -86,8 +86,8 @@ class _Work:
     def reward(self, spec: RewardSpec) -> Reward:
         """A reward, loaded once."""
         if spec not in self.rewards:
-            # A function may say that it has no score; NaN from a model is a fault.
-            missing_ok = any(part.function is not None for part in spec.parts)
+            # The user's own code may say that it has no score; NaN from a model is a fault.
+            missing_ok = any(part.source in ("function", "kind") for part in spec.parts)
             self.rewards[spec] = load_reward(self.plan.rewards[spec], spec, missing_ok=missing_ok)
         return self.rewards[spec]
 

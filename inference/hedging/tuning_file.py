@@ -174,7 +174,10 @@ class Wanted:
 
 
 def setting(calibration: Calibration, path: Path, method: Method) -> Method:
-    """A method such as `bon(tuned)` with its number (and its cap); raises `ConfigError` where it was not tuned."""
+    """A method such as `bon(tuned)` with its number (and its cap); raises `ConfigError` where it was not tuned.
+
+    A file from elsewhere chooses nothing but the number: another method than the one that was tuned is refused.
+    """
     assert method.tunable is not None
     name = written_tuned(method.tunable)
     if name not in calibration.methods:
@@ -182,8 +185,13 @@ def setting(calibration: Calibration, path: Path, method: Method) -> Method:
             f"{path}: {name} was not tuned for {calibration.policy.name!r} and {calibration.criterion.name!r}, only "
             f"{', '.join(calibration.methods)}; run `iama tune` with that method as well"
         )
-    written, cap = calibration.methods[name].result.written, method.cap
-    return read_method(written if cap is None or written == "identity" else f"{written[:-1]}, cap={cap})")
+    written = calibration.methods[name].result.written
+    tuned = read_method(written)
+    if tuned.name == "identity":
+        return tuned
+    if tuned.name != method.name or tuned.is_tuned or tuned.is_curve:
+        raise ConfigError(f"{path}: {written!r} is no setting of {name}; run `iama tune` again")
+    return tuned if method.cap is None else tuned.with_cap(method.cap)
 
 
 def find(tuning: Tuning, path: Path, wanted: Wanted) -> Calibration:
@@ -293,7 +301,7 @@ def _of_one_sampling(path: Path, left: list[Calibration], wanted: Wanted) -> lis
 def _warn_of_trust(path: Path, calibration: Calibration, wanted: Wanted) -> None:
     """Warn of what only a name stands for."""
     before, after = calibration.criterion.proxy, wanted.proxy
-    functions = [part.function for part in after.parts if part.function is not None]
+    code = [part.function or part.kind_name for part in after.parts if part.source in ("function", "kind")]
     trusted = []
     if _policy_by_name_only(calibration, wanted):
         trusted.append(f"the policy {calibration.policy.name!r} is the same model, since it has no fingerprint")
@@ -302,8 +310,8 @@ def _warn_of_trust(path: Path, calibration: Calibration, wanted: Wanted) -> None
         trusted.append(f"{name!r} was tuned with the {_named(before)}, and {_named(after)} gives the same scores")
     elif after.column is not None:
         trusted.append(f"{_named(after)} holds scores of the same reward")
-    elif functions:
-        trusted.append(f"the code of {', '.join(functions)} is unchanged")
+    elif code:
+        trusted.append(f"the code of {', '.join(code)} is unchanged")
     if calibration.sampling is None or wanted.sampling is None:
         trusted.append(f"{calibration.policy.name!r} is sampled as it was, since a pool's header has no `sampling`")
     if trusted:

@@ -227,7 +227,9 @@ def vllm_model_settings(spec: PolicySpec, adapter: str | None) -> dict[str, Any]
 def _vllm_samples(output: Any, num_prompt_tokens: int, seconds: float) -> tuple[list[Response], Cost]:
     """Samples of a `RequestOutput`, and what they cost: all were decoded side by side."""
     samples = [
-        Response(well_formed(o.text), tuple(map(int, o.token_ids)), o.finish_reason or "unknown")
+        Response(
+            well_formed(o.text), tuple(map(int, o.token_ids)), o.finish_reason or "unknown", is_empty=not o.token_ids
+        )
         for o in sorted(output.outputs, key=lambda o: int(o.index))
     ]
     lengths = [len(sample.token_ids) for sample in samples]

@@ -125,7 +125,7 @@ def _take_sample(row: dict[str, Any], name: str, where: str, block: _Block) -> N
     if ids is not None:
         if count not in (None, len(ids)):
             raise DataError(f"{where}: num_tokens is {count}, but token_ids are {len(ids)}; leave num_tokens out")
-        count = None if ids else 0
+        count = None
     sample = Response(
         row["text"],
         tuple(ids or ()),
@@ -133,6 +133,7 @@ def _take_sample(row: dict[str, Any], name: str, where: str, block: _Block) -> N
         length=count,
         scores=row.get("scores", {}),
         segments=tuple(row.get("segments", ())),
+        is_empty=ids is not None and not ids,
     )
     if number in block.samples and not (block.is_repeated and sample == block.samples[number]):
         raise DataError(f"{where}: prompt {name!r} has a sample {number} already; number its samples from 0 on")

@@ -90,7 +90,7 @@ def model_card(manifest: Manifest, merged: bool, quality: PlainQuality | None = 
     """The text of README.md; its first line says what a criterion is worth without its sampler."""
     rows = "\n".join(
         f"| {c.name} | `{c.operator}` | {'-' if c.budget is None else f'{c.budget:g}'} | {c.weight:g} "
-        f"| `{c.reward.model or c.reward.function or c.reward.source}` |"
+        f"| `{c.reward.model or c.reward.function or c.reward.kind or c.reward.source}` |"
         for c in manifest.criteria
     )
     header = f"base_model: {manifest.base_model}\ntags: [iama, lora, inference-time-alignment]\n"

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from iama.calls import read_call
 from iama.config.manifest import Manifest, ManifestCriterion
 from iama.config.schema import nearest, validate
 from iama.errors import ConfigError, RunError
@@ -59,8 +60,9 @@ def _without_places(reward: dict[str, Any], revisions: Sequence[str | None]) -> 
     if reward["model"] is not None and not HUB_COMMIT.fullmatch(revisions[0] or ""):
         renamed["model"] = _last_part(reward["model"])
     if reward["function"] is not None:
-        path, colon, function = reward["function"].rpartition(":")
-        renamed["function"] = f"{_last_part(path)}{colon}{function}" if path.endswith(".py") else reward["function"]
+        renamed["function"] = _code_without_places(reward["function"])
+    if reward.get("kind") is not None:
+        renamed["kind"] = _kind_without_places(reward["kind"])
     if reward["judge"] is not None:
         renamed["judge"] = reward["judge"] | {"url": JUDGE_URL}
         for key in ("model", "prompt_file", "cache"):
@@ -70,6 +72,24 @@ def _without_places(reward: dict[str, Any], revisions: Sequence[str | None]) -> 
         public = [_without_places(member, [known]) for member, known in members]
         renamed["ensemble"] = reward["ensemble"] | {"members": public}
     return renamed
+
+
+def _code_without_places(reference: str) -> str:
+    """`path/to/file.py:name` without the folders; `package.module:name` as it is."""
+    path, colon, name = reference.rpartition(":")
+    return f"{_last_part(path)}{colon}{name}" if path.endswith(".py") else reference
+
+
+def _kind_without_places(kind: str) -> str:
+    """A kind, whose settings may be paths and addresses, too."""
+    call = read_call(kind)
+    name = _code_without_places(call.name)
+    settings = [f"{key}={_value_without_places(value)}" for key, value in call.arguments]
+    return f"{name}({', '.join(settings)})" if settings else name
+
+
+def _value_without_places(value: str) -> str:
+    return _last_part(value.strip("'\"")) or value if re.search(r"[/\\]", value) else value
 
 
 def _last_part(path: str) -> str:

@@ -81,7 +81,7 @@ def inputs_of(plan: Plan) -> dict[str, str]:
     hashes = {f"prompts {config.prompts.path!r}": _hash(prompts)}
     for spec in (r for c in config.objective.criteria for r in (c.proxy, c.gold) if r is not None):
         for part in spec.parts:
-            file = part.judge.prompt_file if part.judge else (part.function or "").rpartition(":")[0]
+            file = part.judge.prompt_file if part.judge else (part.code or "").rpartition(":")[0]
             if part.model is not None and Path(part.model).is_dir():
                 hashes[f"reward model {part.model!r}"] = fingerprint(Path(part.model))
             elif find_file(file).is_file():

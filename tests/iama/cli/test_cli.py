@@ -298,6 +298,46 @@ def test_a_function_named_in_the_manifest_is_not_run_unasked(run, exported, tmp_
     assert marker.exists()
 
 
+@pytest.mark.parametrize("is_member", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["subprocess:check_call(args=touch {marker}, shell=true)", "{file}:Evil", " {file}:Evil()"]
+)
+def test_a_kind_named_in_the_manifest_is_not_run_unasked(run, exported, tmp_path, kind, is_member):
+    marker, file = tmp_path / "ran", evil_file(tmp_path)
+    manifest = json.loads((exported / "iama.json").read_text())
+    reward = {"kind": kind.format(marker=marker, file=file)}
+    scale = {"mean": 0, "std": 1}
+    members = [manifest["criteria"][0]["reward"] | {"scale": scale}, reward | {"scale": scale}]
+    manifest["criteria"][0]["reward"] = {"ensemble": {"members": members}} if is_member else reward
+    (exported / "iama.json").write_text(json.dumps(manifest))
+    for more in ([], ["--method", "bon", "--n", 2], ["--method", "single"]):
+        error = one_line_error(run("generate", "--policy", exported, "--prompt", "fix a bike", *more))
+        assert f"iama.json names the kind {reward['kind']!r} as the reward of 'first'" in error
+        assert "--spec FILE" in error
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "operator", ["{file}:Evil", "{file}:Evil(a=1)", "mbr(8, 0.5, utility={file}:Evil)", "cards(target=1)"]
+)
+def test_a_method_that_is_no_operator_in_the_manifest_is_not_served(run, exported, tmp_path, operator):
+    file = evil_file(tmp_path)
+    manifest = json.loads((exported / "iama.json").read_text())
+    manifest["criteria"][0]["operator"] = operator.format(file=file)
+    (exported / "iama.json").write_text(json.dumps(manifest))
+    error = one_line_error(run("generate", "--policy", exported, "--prompt", "fix a bike"))
+    assert f"iama.json names {operator.format(file=file)!r} as the operator of 'first'" in error
+    assert "--method" in error
+    assert not (tmp_path / "ran").exists()
+
+
+def evil_file(folder: Path) -> Path:
+    """A file that leaves `ran` beside itself when it is run."""
+    file = folder / "evil.py"
+    file.write_text(f"open({str(folder / 'ran')!r}, 'w')\nEvil = None\n")
+    return file
+
+
 def example_of(run, command: str) -> list[str]:
     _, out, _ = run(command, "--help")
     text = " ".join(out.split()).split("Example: ")[1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
 from iama.arrays import Floats
-from iama.config.files import ObjectiveConfig
+from iama.config.files import ObjectiveConfig, TrainingCriterion
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import OPERATORS, bon
@@ -45,3 +47,14 @@ def test_a_new_operator_trains_as_the_configuration_asks(monkeypatch):
 
     mixed_PG = 0.25 * advantages_PG(bon(1)) + 0.75 * advantages_PG(bon(4))
     assert advantages_PG(operator) == pytest.approx(mixed_PG)
+
+
+def test_a_criterion_s_operator_is_read_once_and_is_no_part_of_it():
+    raw = {"name": "helpful", "proxy": {"model": "rm"}, "operator": "bop(2.5)"}
+    criterion, other = (TrainingCriterion.model_validate(raw) for _ in range(2))
+    assert criterion.parsed_operator() is criterion.parsed_operator()
+    assert criterion.model_dump(exclude_unset=True) == other.model_dump(exclude_unset=True)
+    assert set(criterion.model_dump()) == {"name", "proxy", "gold", "operator", "weight"}
+    assert pickle.loads(pickle.dumps(criterion)) == criterion == other
+    changed = criterion.model_copy(update={"operator": "bon(3)"})
+    assert changed.parsed_operator().budget == 3

@@ -106,5 +106,28 @@ def test_a_kind_in_a_file_needs_no_entry(tmp_path):
         check_reward("r", RewardSpec(kind=f"{tmp_path}/constant.py:Constant(other=1)"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("Cold(value=-1)", r"kind '.*Cold\(value=-1\)': value -1 is below 0$"),
+        (
+            "Cold(value=1)",
+            r"kind '.*Cold\(value=1\)' gives a Cold, which is no scorer; write a class that derives from",
+        ),
+        ("nothing", r"kind '.*nothing' gives a NoneType, which is no scorer"),
+    ],
+)
+@pytest.mark.parametrize("load", [check_reward, load_reward])
+def test_what_a_file_gives_that_is_no_scorer_is_one_line(tmp_path, load, kind, message):
+    (tmp_path / "cold.py").write_text(
+        "class Cold:\n"
+        "    def __init__(self, value):\n"
+        "        if value < 0:\n            raise ValueError(f'value {value} is below 0')\n\n\n"
+        "def nothing():\n    return None\n"
+    )
+    with pytest.raises(RewardError, match=f"^reward 'r': {message}"):
+        load("r", RewardSpec(kind=f"{tmp_path}/cold.py:{kind}"))
+
+
 def test_configurations_without_it_are_written_as_before():
     assert "kind" not in json.loads(RewardSpec(model="rm").model_dump_json())

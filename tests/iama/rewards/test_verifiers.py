@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import threading
 import time
@@ -88,6 +89,18 @@ def test_another_thread_gets_the_same(reward: Reward) -> None:
     thread.start()
     thread.join(60)
     assert found == [[1.0, 0.0, 0.0]]
+
+
+def test_the_other_process_does_without_torch() -> None:
+    """It is started for every batch of answers, and torch alone takes seconds to import."""
+    program = (
+        "import runpy, sys; runpy.run_module('iama.rewards.math_answers', run_name='__main__'); "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input='[["4", "is 4"]]', capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[1.0]"), done.stderr
 
 
 @pytest.mark.parametrize("right", ["", "???", None, "####"])

@@ -15,6 +15,7 @@ from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.evaluation import answers as guided_draw
 from inference.evaluation.answers import with_pool_target
+from inference.evaluation.plan import make_plan
 from inference.evaluation.tables import load_tables
 from inference.pools import engines
 from inference.pools.file import read_pool
@@ -274,3 +275,21 @@ class TestSeveralAnswers:
         seeds = [guided_draw.answer_seed(seed, number) for seed in range(50) for number in range(20)]
         assert len(set(seeds)) == len(seeds)
         assert [guided_draw.answer_seed(seed, 0) for seed in (0, 7)] == [1, 8]
+
+
+def test_a_sampler_s_file_is_read_where_it_is_found(config, tmp_path, monkeypatch):
+    """A file of `configs/` that is not in the working folder is the package's."""
+    file = tmp_path / "installed" / "samplers" / "mine.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("# first\n")
+    monkeypatch.setattr("iama.installation.CONFIGS", tmp_path / "installed")
+    monkeypatch.chdir(tmp_path)
+    (source, _) = make_plan(config).sources
+    headers = []
+    for text in ("# first\n", "# second\n"):
+        file.write_text(text)
+        headers += [
+            guided_draw.guided_header(source, read_method(f"{path}:Mine(a=1)"), "key")["guided_by"]
+            for path in ("configs/samplers/mine.py", file)
+        ]
+    assert headers[0] == headers[1] != headers[2] == headers[3]

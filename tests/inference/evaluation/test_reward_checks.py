@@ -201,14 +201,22 @@ def test_an_adapter_as_path_has_the_size_of_its_base(config, adapter_dir, tiny):
     assert sizes[0] is not None
 
 
-def test_a_function_without_a_score_for_some_answers(config, tmp_path):
-    """Answers that a function says nothing of are left out and counted; it can guide no method."""
+@pytest.mark.parametrize(("source", "name"), [("function", "picky"), ("kind", "Picky")])
+def test_a_function_or_kind_without_a_score_for_some_answers(config, tmp_path, source, name):
+    """Answers that the user's own code says nothing of are left out and counted; it can guide no method."""
     (tmp_path / "picky.py").write_text(
+        "import math\n"
+        "from iama.cost import Cost\n"
+        "from iama.rewards.reward import Scorer\n\n\n"
         "def picky(prompts, completions, **_):\n"
         "    texts = [c[-1]['content'] for c in completions]\n"
-        "    return [None if len(t) % 4 == 0 else float(len(t)) for t in texts]\n"
+        "    return [None if len(t) % 4 == 0 else float(len(t)) for t in texts]\n\n\n"
+        "class Picky(Scorer):\n"
+        "    def score(self, prompts, completions, columns):\n"
+        "        scores = picky(prompts, completions)\n"
+        "        return [math.nan if score is None else score for score in scores], Cost()\n"
     )
-    proxy = {"function": f"{tmp_path / 'picky.py'}:picky"}
+    proxy = {source: f"{tmp_path / 'picky.py'}:{name}"}
     settings = changed(config, criteria=criteria(proxy), budgets=[1, 2], methods=["bon"], num_samples=32)
     summary = evaluate(settings)
     missing = {row["policy"]: row["num_missing"] for row in summary["missing"]}

@@ -156,6 +156,15 @@ class TestFind:
             with pytest.raises(ConfigError, match=r"tuned for the proxy model '.*', and model '.*' is another, or has"):
                 find(file, path, wanted(**(spec | changes)))
 
+    @pytest.mark.parametrize(
+        ("proxy", "named"),
+        [({"function": "f.py:g"}, "f.py:g"), ({"kind": "f.py:G(a=1)"}, "f.py:G"), ({"kind": "g"}, "g")],
+    )
+    def test_the_code_of_a_proxy_is_taken_on_trust(self, path, proxy, named):
+        file = tuning(scored(proxy=RewardSpec(**proxy)))
+        with pytest.warns(IamaWarning, match=f"taken on trust: the code of {named} is unchanged"):
+            find(file, path, wanted(**proxy))
+
     def test_a_column_by_the_criterion_s_name(self, path):
         file = tuning(scored("a", RewardSpec(column="x")), scored("b", RewardSpec(column="y")))
         with pytest.warns(IamaWarning, match="'b' was tuned with the column 'y', and function 'f.py:g' gives the same"):
@@ -234,6 +243,32 @@ def test_a_latency_cap_beside_a_tuned_number(path):
         assert isinstance(operator, RankOperator)
         assert operator.capped_share > 0
         assert number(fallen, path, method) == "identity"
+
+
+@pytest.mark.parametrize(
+    "written", ["{file}:Evil", "mbr(8, 0.5, utility={file}:Evil)", "bop(tuned)", "bop", "bon(4)", "best(3)"]
+)
+def test_another_method_in_the_place_of_a_number_is_refused(path, tmp_path, written):
+    """A tuning file from elsewhere runs no code."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    written = written.format(file=tmp_path / "evil.py")
+    calibration = tuning(scored(), families=[("bop", None)]).calibrations[0]
+    tuned = calibration.methods["bop(tuned)"]
+    result = replace(tuned.result, written=written)
+    changed = calibration.model_copy(update={"methods": {"bop(tuned)": tuned.model_copy(update={"result": result})}})
+    for method in ("bop(tuned)", "bop(tuned, cap=3)"):
+        with pytest.raises(ConfigError, match=re.escape(written)):
+            number(changed, path, method)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "capped"), [("bop(3.5)", "bop(3.5, cap=64)"), ("bop_zt(lam=2)", "bop_zt(lam=2, cap=64)")]
+)
+def test_a_capped_method_is_the_one_that_is_read(method, capped):
+    changed = read_method(method).with_cap(64)
+    assert (changed.text, changed.call) == (capped, read_method(capped).call)
+    assert changed == read_method(capped)
 
 
 def test_prompts_are_disjoint_from_those_calibrated_on(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from iama.rewards.load import load_reward
 from iama.rewards.remote import ChatAnswer, Endpoint
 from inference.pools.engines import (
     _usage,
+    _vllm_samples,
     openai_draw,
     request_seed,
     transformers_draw,
@@ -185,6 +187,16 @@ def test_vllm_is_told_the_rank_of_an_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
     with pytest.raises(ConfigError, match="rank 1024 is more than vLLM's 512; merge the adapter"):
         vllm_model_settings(spec, str(tmp_path))
+
+
+def test_an_answer_of_no_tokens_by_vllm_has_its_ids():
+    outputs = [
+        SimpleNamespace(text="a", token_ids=[3, 4], finish_reason="stop", index=1),
+        SimpleNamespace(text="", token_ids=[], finish_reason="stop", index=0),
+    ]
+    samples, cost = _vllm_samples(SimpleNamespace(outputs=outputs), 5, 1.0)
+    assert [(sample.num_tokens, sample.has_ids) for sample in samples] == [(0, True), (2, True)]
+    assert cost.policy_decode_tokens == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")

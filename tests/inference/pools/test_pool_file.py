@@ -161,6 +161,27 @@ def test_samples_may_stand_before_their_prompt_and_in_any_order(tmp_path):
     assert (prompt.prompt, prompt.cost, prompt.estimated) == ("why?", Cost(4, seconds=1), False)
 
 
+@pytest.mark.parametrize(
+    ("counts", "written", "has_ids"),
+    [
+        ({"num_tokens": 0}, {"num_tokens": 0}, False),
+        ({"token_ids": []}, {"num_tokens": 0, "token_ids": []}, True),
+        ({"token_ids": [3], "num_tokens": 1}, {"num_tokens": 1, "token_ids": [3]}, True),
+        ({"num_tokens": 2}, {"num_tokens": 2}, False),
+        ({}, {}, False),
+    ],
+)
+def test_token_ids_are_written_where_they_are_known(tmp_path, counts, written, has_ids):
+    """An answer of no tokens that was counted elsewhere stays without ids."""
+    row = {"prompt_id": "q", "prompt": "why?", "text": "", **counts}
+    pool = read_pool(foreign(tmp_path, row))
+    assert pool.prompts[0].samples[0].has_ids == has_ids
+    write_pool(tmp_path / "again.jsonl", pool)
+    sample = json.loads((tmp_path / "again.jsonl").read_text().splitlines()[-1])
+    assert {key: sample[key] for key in ("num_tokens", "token_ids") if key in sample} == written
+    assert read_pool(tmp_path / "again.jsonl").prompts == pool.prompts
+
+
 def test_repeated_prompts_have_ids_of_their_own():
     names = prompt_ids([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"}])
     assert names[0] != names[1]

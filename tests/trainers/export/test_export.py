@@ -193,13 +193,15 @@ def test_public_names_are_those_that_the_manifest_tells_wherever_it_is_exported(
     judge = JudgeSpec(
         url="http://gpu7.corp:8000/v1", model="/secret/judge", prompt_file="secret/ask.txt", cache="secret/c"
     )
-    members = (RewardSpec(model="secret/rm-b"), RewardSpec(model="org/rm-c"))
+    members = (RewardSpec(model="secret/rm-b"), RewardSpec(model="org/rm-c"), RewardSpec(kind="secret/rules.py:Brief"))
     rewards = {
         "local": (RewardSpec(model="secret/rm-a"), {"reward_revision": "a" * 32}),
         "hub": (RewardSpec(model="org/rm"), {"reward_revision": "b" * 40}),
         "unknown": (RewardSpec(model="secret/rm-u"), {}),
         "file": (RewardSpec(function="secret/rules.py:brief"), {}),
         "module": (RewardSpec(function="package.module:brief"), {}),
+        "kind": (RewardSpec(kind="secret/rules.py:Brief(data=secret/d.json, url='http://corp/v1', target=10)"), {}),
+        "named": (RewardSpec(kind="brevity(target=10)"), {}),
         "judge": (RewardSpec(judge=judge), {}),
         "ensemble": (
             RewardSpec(ensemble=EnsembleSpec(members=members, same_scale=True)),
@@ -222,7 +224,15 @@ def test_public_names_are_those_that_the_manifest_tells_wherever_it_is_exported(
     public = {c.name: c.reward for c in load_manifest(tmp_path / "out").criteria}
     assert [public[name].model for name in ("local", "hub", "unknown")] == ["rm-a", "org/rm", "rm-u"]
     assert [public[name].function for name in ("file", "module")] == ["rules.py:brief", "package.module:brief"]
-    assert [member.model for member in public["ensemble"].parts] == ["rm-b", "org/rm-c"]
+    assert [member.model or member.kind for member in public["ensemble"].parts] == [
+        "rm-b",
+        "org/rm-c",
+        "rules.py:Brief",
+    ]
+    kinds = ["rules.py:Brief(data=d.json, url=v1, target=10)", "brevity(target=10)"]
+    assert [public[name].kind for name in ("kind", "named")] == kinds
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"| `{kind}` |" in card for kind in kinds)
     assert (public["judge"].judge.prompt_file, public["judge"].judge.model) == ("ask.txt", "judge")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from trainers.run.checkpoints import (
     MARKER,
     Sharding,
     clear_unfinished,
+    inputs_of,
     is_complete,
     last_checkpoint,
     read_marker,
@@ -176,6 +178,32 @@ def test_other_prompts_or_rewards_under_the_same_paths_are_refused(make_config, 
         path.write_text(before)
     run(make_plan(config, "test.yaml"))
     assert run_is_finished(config)
+
+
+def test_the_file_of_a_kind_is_what_a_run_is_trained_on(make_config, tmp_path):
+    """Beside that of a function, whose name and hash are those of older runs."""
+    text = (
+        "from iama.cost import Cost\n"
+        "from iama.rewards.reward import Scorer\n\n\n"
+        "def length(completions, **_):\n    return [float(len(str(c))) for c in completions]\n\n\n"
+        "class Length(Scorer):\n"
+        "    def __init__(self, weight=1):\n        self.weight = weight\n\n"
+        "    def score(self, prompts, completions, columns):\n"
+        "        return [self.weight * float(len(str(c))) for c in completions], Cost()\n"
+    )
+    kind, function = tmp_path / "kind.py", tmp_path / "function.py"
+    for file in (kind, function):
+        file.write_text(text)
+    rewards = {"kind": {"kind": f"{kind}:Length(weight=2)"}, "function": {"function": f"{function}:length"}}
+    criteria = [{"name": name, "proxy": proxy, "operator": "bon(2)"} for name, proxy in rewards.items()]
+    plan = make_plan(make_config(objective__criteria=criteria), "test.yaml")
+    names = [f"reward file {str(file)!r}" for file in (kind, function)]
+    before = inputs_of(plan)
+    known = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    assert [before[name] for name in names] == [known, known]
+    kind.write_text(f"{text}\n# changed\n")
+    after = inputs_of(plan)
+    assert [name for name, value in before.items() if after[name] != value] == [names[0]]
 
 
 def test_files_of_every_process_must_be_there(checkpointed):
