@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,17 @@ from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow, Miss
 
 ALIKE = ("trained", "references", "policies", "criteria", "methods", "trained_budget", "num_samples")
 """What evaluations that are combined have in common."""
+FREE: dict[str, frozenset[str]] = {
+    "prompts": frozenset(),
+    "sampling": frozenset(),
+    "num_answers": frozenset(),
+    "policies": frozenset({"path", "adapter", "pool", "training_run", "chat_template", "device", "trust_remote_code"}),
+    "criteria": frozenset(
+        {"device", "batch_size", "url", "cache", "concurrency", "num_retries", "timeout_s", "api_key_env"}
+        | {"input_price", "output_price", "draw"}
+    ),
+}
+"""Settings that they have in common, and what within each may differ: where things lie, and which draw of a judge."""
 
 
 def combine_evaluations(folders: Sequence[Path]) -> Summary:
@@ -41,7 +52,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         **combine_runs(folders, question),
         curves=[_curve_row(seeds, rows, question) for rows in zip(*(s["curves"] for s in summaries), strict=True)],
         quality=_together([s["quality"] for s in summaries], _mean),
-        missing=[_missing_row(rows) for rows in zip(*(s["missing"] for s in summaries), strict=True)],
+        missing=_missing_rows(summaries),
         hacking=[],
         controls=[],
         win_rates=[],
@@ -85,6 +96,12 @@ def _check_alike(folders: Sequence[Path], summaries: Sequence[Summary]) -> None:
                 f"{str(folder)!r} has other {differing[0] if differing else 'budgets'} than {str(folders[0])!r}; "
                 "combine evaluations that differ in their seeds only"
             )
+        others = list(_differing(_deciding(summary["config"]), _deciding(summaries[0]["config"])))
+        if others:
+            raise RunError(
+                f"{str(folder)!r} was evaluated with another {', '.join(others)} than {str(folders[0])!r}; combine "
+                "evaluations that differ in their seeds only"
+            )
         settings = {key: value for key, value in summary["config"].items() if key != "output_dir"}
         if settings in seen:
             raise RunError(
@@ -92,6 +109,32 @@ def _check_alike(folders: Sequence[Path], summaries: Sequence[Summary]) -> None:
                 "each seed once"
             )
         seen.append(settings)
+
+
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in `FREE` without what may differ."""
+    settings = {"num_answers": 1} | {key: value for key, value in config.items() if key in FREE}
+    return {key: _without(value, FREE[key]) for key, value in settings.items()}
+
+
+def _without(value: Any, names: frozenset[str]) -> Any:
+    """A setting without the fields of these names, and without those that are not given."""
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if key not in names and item not in (None, [], {})}
+        return {key: _without(item, names) for key, item in kept.items()}
+    return [_without(item, names) for item in value] if isinstance(value, list) else value
+
+
+def _differing(one: Any, other: Any, name: str = "") -> Iterator[str]:
+    """Names of the settings that differ, such as `sampling.temperature` and `criteria.0.gold.model`."""
+    if isinstance(one, list) and isinstance(other, list):
+        one, other = (dict(enumerate(items)) for items in (one, other))
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        if one != other:
+            yield name
+        return
+    for key in dict.fromkeys([*one, *other]):
+        yield from _differing(one.get(key), other.get(key), f"{name}.{key}" if name else str(key))
 
 
 def _curve_row(seeds: Sequence[Tables], rows: Sequence[CurveRow], question: Question) -> CurveRow:
@@ -148,12 +191,23 @@ def _estimate(values: Sequence[Floats | None], column: int, question: Question) 
     return paired_difference([(value_P, np.zeros_like(value_P)) for value_P in known], **question.bootstrap)
 
 
-def _missing_row(rows: Sequence[MissingRow]) -> MissingRow:
-    return {
-        **rows[0],
-        "num_missing": sum(row["num_missing"] for row in rows),
-        "num_samples": sum(row["num_samples"] for row in rows),
-    }
+def _missing_rows(summaries: Sequence[Summary]) -> list[MissingRow]:
+    """Missing scores of all seeds together; a seed without a row has none missing, and its samples count."""
+    seeds = [({_missing_key(row): row for row in s["missing"]}, s["num_prompts"]) for s in summaries]
+    combined: list[MissingRow] = []
+    for key in dict.fromkeys(key for rows, _ in seeds for key in rows):
+        first, size = next((rows[key], num_prompts) for rows, num_prompts in seeds if key in rows)
+        there = [rows[key] for rows, _ in seeds if key in rows]
+        complete = [first["num_samples"] * num_prompts // size for rows, num_prompts in seeds if key not in rows]
+        row = first.copy()
+        row["num_missing"] = sum(row["num_missing"] for row in there)
+        row["num_samples"] = sum(row["num_samples"] for row in there) + sum(complete)
+        combined.append(row)
+    return combined
+
+
+def _missing_key(row: MissingRow) -> tuple[str, str, str, str | None]:
+    return row["policy"], row["criterion"], row["metric"], row.get("method")
 
 
 def _mean(values: Sequence[Any]) -> float | None:

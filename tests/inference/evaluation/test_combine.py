@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from iama.errors import RunError
+from inference.evaluation.combine import combine_evaluations
 from inference.evaluation.compare import Question, combine_runs
 from inference.evaluation.tables import load_tables
 from tests.inference.evaluation.running import evaluate
@@ -98,3 +102,49 @@ def test_what_cannot_be_combined(run, seeds, tmp_path):
     held = error_of(run("report", *seeds, "--combine", "--out", seeds[2]))
     assert "holds an evaluation of one seed" in held
     assert "got 3" in error_of(run("report", *seeds))
+
+
+def rewritten(folder: Path, change: Callable[[dict], None]) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    change(summary)
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def test_a_seed_without_a_row_has_no_score_missing(seeds):
+    """Guided answers have a row only where a score is missing."""
+    row = {"policy": "iama", "criterion": "c", "metric": "proxy", "method": "cards(target=1)", "num_missing": 3}
+    rewritten(seeds[1], lambda summary: summary["missing"].append({**row, "num_samples": 10}))
+    whole = combine_evaluations(seeds)["missing"]
+    assert whole[-1] == {**row, "num_samples": 30}
+    assert [(r["num_missing"], r.get("method")) for r in whole[:-1]] == [(0, None)] * 4
+    rewritten(seeds[2], lambda summary: summary["missing"].append({**row, "num_missing": 2, "num_samples": 10}))
+    assert combine_evaluations(seeds)["missing"][-1] == {**row, "num_missing": 5, "num_samples": 30}
+    rewritten(seeds[0], lambda summary: summary.update(num_prompts=2 * summary["num_prompts"]))
+    assert combine_evaluations(seeds)["missing"][-1] == {**row, "num_missing": 5, "num_samples": 40}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda config: config["sampling"].update(temperature=0.5), "sampling.temperature"),
+        (lambda config: config.update(prompts={"path": "others.jsonl"}), "prompts"),
+        (lambda config: config["criteria"][0]["gold"].update(sign=-1), "criteria.0.gold.sign"),
+        (lambda config: config["criteria"][0]["proxy"].update(column=None, model="rm"), "criteria.0.proxy.model"),
+        (lambda config: config.update(num_answers=4), "num_answers"),
+        (lambda config: config["policies"]["iama"].update(system_prompt="Be brief."), "policies.iama.system_prompt"),
+    ],
+)
+def test_seeds_of_other_settings_are_refused(seeds, change, named):
+    rewritten(seeds[1], lambda summary: change(summary["config"]))
+    with pytest.raises(RunError, match=f"was evaluated with another .*{re.escape(named)}.* than .*"):
+        combine_evaluations(seeds)
+
+
+def test_places_may_differ_by_seed(seeds):
+    def move(summary):
+        summary["config"]["policies"]["iama"] |= {"training_run": "runs/1", "pool": "elsewhere.jsonl", "path": None}
+        summary["config"]["criteria"][0]["proxy"]["device"] = "cuda:1"
+        summary["config"]["name"] = "another"
+
+    rewritten(seeds[1], move)
+    assert combine_evaluations(seeds)["config"]["policies"]["iama"]["training_run"] == [[], "runs/1", []]
