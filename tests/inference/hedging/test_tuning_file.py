@@ -252,7 +252,7 @@ def test_another_method_in_the_place_of_a_number_is_refused(path, tmp_path, writ
     """A tuning file from elsewhere runs no code."""
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     written = written.format(file=tmp_path / "evil.py")
-    calibration = tuning(scored(), families=[("bop", None)]).calibrations[0]
+    calibration = tuning(scored(), tunables=[("bop", None)]).calibrations[0]
     tuned = calibration.methods["bop(tuned)"]
     result = replace(tuned.result, written=written)
     changed = calibration.model_copy(update={"methods": {"bop(tuned)": tuned.model_copy(update={"result": result})}})
