@@ -38,7 +38,8 @@ def world(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_command_gives_what_it_gave(world):
     made = json.loads(json.dumps(golden_run(world)))
     if os.environ.get("IAMA_RECORD"):
-        RECORD.write_text(json.dumps(made, indent=1, sort_keys=True) + "\n")
+        lines = [f"{json.dumps(key)}: {json.dumps(made[key], sort_keys=True)}" for key in sorted(made)]
+        RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n")  # a line an output
     stored = json.loads(RECORD.read_text())
     differences = list(compared(stored, made, ""))
     assert not differences, "\n".join(differences[:20])
