@@ -25,7 +25,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 test: $(STAMP) ## run all tests, two files at a time
 	$(PYTEST)
 
-quick: $(STAMP) ## run the tests that start no process and train nothing
+quick: $(STAMP) ## run the tests that start no process, train nothing and take under two seconds
 	$(PYTEST) -m "not slow"
 
 check: $(STAMP) ## ruff, ruff format, mypy --strict, import-linter

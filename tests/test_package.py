@@ -162,6 +162,7 @@ def test_training_starts_without_the_repository(distribution, tiny, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_and_the_configuration_do_not_import_torch():
     code = "import sys, iama.cli, iama.config.files; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -92,6 +92,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("case", SETTINGS)
+@pytest.mark.slow
 def test_the_references_answer_what_cards_answers(bench, case):
     settings = SETTINGS[case]
     completions = setting.cards(bench, settings).sample(bench.prompts, seed=2)

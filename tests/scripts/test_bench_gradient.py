@@ -45,6 +45,7 @@ def bench(world):
 
 
 @pytest.mark.parametrize("threshold", [2.5, 3.8, 99.0])
+@pytest.mark.slow
 def test_the_reference_answers_what_ggro_answers(bench, threshold):
     settings = GgroSettings(entropy_threshold=threshold, num_candidates=5, top_k=12)
     sampler = Ggro(bench.policy, bench.reward, settings, gradient.sampling(bench), 2)
@@ -133,6 +134,7 @@ def test_bare_passes_have_the_shape_of_steps(bench):
     torch.testing.assert_close(passes.policy(inputs_RTD), expected)
 
 
+@pytest.mark.slow
 def test_a_part_alone(world, tmp_path):
     arguments = ["--quick", "--world", str(world), "--out", str(tmp_path), "--part", "gradient"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -73,6 +73,7 @@ def test_what_the_grammar_does_not_hold_is_not_parsed(answer: str) -> None:
 
 
 @given(seed=st.integers(0, 3), draw=st.integers(0, 10**6))
+@pytest.mark.slow
 def test_drawn_answers_parse_fit_the_length_and_score_in_range(seed: int, draw: int) -> None:
     rng = random.Random(draw)
     topic, prompt = rng.choice(all_prompts())
@@ -168,6 +169,7 @@ def test_every_style_meets_every_kind_of_prompt() -> None:
         assert min(styles.count(style) for style in STYLES) > 40
 
 
+@pytest.mark.slow
 def test_labels_are_clean_without_faults_and_wrong_as_often_as_asked() -> None:
     world = make_world(0)
 

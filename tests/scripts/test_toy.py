@@ -62,6 +62,7 @@ def test_mirror_descent_climbs():
     assert np.all(np.diff(values) >= -1e-14)
 
 
+@pytest.mark.slow
 def test_rate_is_within_the_bound_of_theorem_5_2():
     rates = toy.convergence_rates(num_steps=200)
     assert len(rates) == 9
@@ -75,6 +76,7 @@ def test_policy_gradient_is_the_mean_of_advantage_times_score():
     assert gradient[0] == pytest.approx((2.0 * (np.eye(3)[0] - p) - (np.eye(3)[2] - p)) / 2)
 
 
+@pytest.mark.slow
 def test_grpo_reaches_the_optimum_and_linear_grpo_does_not():
     for run in toy.reach_optimum((4, 8), SHORT):
         assert max(1 - value / run.best for value in run.nonlinear) <= 0.005
@@ -88,6 +90,7 @@ def test_linear_optimum_is_optimal_for_linear_grpo():
     assert abs(gap_bound(problem, tilted / tilted.sum())) <= 1e-12
 
 
+@pytest.mark.slow
 def test_plateau_falls_with_group_size_and_stays_within_theorem_5_3():
     for found in toy.plateau((8, 64), num_steps=300, num_seeds=1):
         assert found.gaps[0] > 2 * found.gaps[1] > 0
@@ -95,6 +98,7 @@ def test_plateau_falls_with_group_size_and_stays_within_theorem_5_3():
             assert np.all(found.drawn <= found.bounds)
 
 
+@pytest.mark.slow
 def test_tilt_is_not_concave_and_ascent_depends_on_the_start():
     soft, hard = toy.failing_tilt(num_starts=10)
     middle = soft.segment[soft.segment.size // 2]
@@ -105,6 +109,7 @@ def test_tilt_is_not_concave_and_ascent_depends_on_the_start():
     assert np.ptp(hard.reached) <= 1e-4
 
 
+@pytest.mark.slow
 def test_page_states_its_command_and_every_verdict(tmp_path):
     learned = toy.reach_optimum((4,), replace(SHORT, num_steps=5))
     rates, plateaus = toy.convergence_rates(20), toy.plateau((8, 16), 20, 1)

@@ -60,6 +60,7 @@ class TestMadeByTheCommand:
         done(run("tune", "--config", tmp_path / "config.yaml", *prompts, "--out", tmp_path / "tune", *more))
         return load_tuning(tmp_path / "tune" / "tuning.json")
 
+    @pytest.mark.slow
     def test_tuned_then_evaluated_with_one_file(self, run, raw, tmp_path, monkeypatch):
         tuning = self.tuned(run, raw, tmp_path)
         names = [(c.policy.name, c.criterion.name) for c in tuning.calibrations]
@@ -94,6 +95,7 @@ class TestMadeByTheCommand:
         line = refusal(run("evaluate", "--config", tmp_path / "config.yaml"))
         assert "budgets [64, 64] lie outside 1..4" in line
 
+    @pytest.mark.slow
     def test_the_pool_is_that_of_an_evaluation(self, run, raw, tmp_path):
         """Tuned on what `iama pool` and `iama score` would give: the same samples, the same number."""
         tuning = self.tuned(run, raw, tmp_path, "--criterion", "helpful", "--method", "bop")
@@ -112,6 +114,7 @@ class TestMadeByTheCommand:
         for key in ("value", "gold", "gain", "proxy"):
             assert found[key] == pytest.approx(expected[key], abs=1e-6)
 
+    @pytest.mark.slow
     def test_what_an_evaluation_refuses(self, run, raw, tmp_path, tiny):
         tuning = self.tuned(run, raw, tmp_path)
         same = tmp_path / "calibration.jsonl"
@@ -139,6 +142,7 @@ class TestMadeByTheCommand:
 
     @pytest.mark.filterwarnings("default::iama.errors.IamaWarning")
     @pytest.mark.parametrize("temperature", [0.0, 0.7])
+    @pytest.mark.slow
     def test_a_noisy_judge_as_gold_is_told(self, run, raw, tmp_path, temperature):
         """Only the criterion that it judges; what chooses by it reports by it."""
         (tmp_path / "judge.txt").write_text("{prompt} {completion}")

@@ -168,6 +168,7 @@ def test_low_temperature_is_best_of_n_with_shared_ties_even_at_extreme_range():
     np.testing.assert_allclose(whole, [0.0, 7 * 24.0, 0.0, -7 * 24.0, 0.0, 0.0, 0.0], atol=1e-11)
 
 
+@pytest.mark.slow
 def test_low_temperature_of_a_large_group_is_the_table_of_ranks():
     size, n = 100, 20
     rewards = np.sort(np.random.default_rng(9).normal(size=size))
@@ -239,6 +240,7 @@ def test_groups_do_not_mix():
     np.testing.assert_allclose(together, alone, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_large_groups_are_finite_quick_and_consistent():
     rng = np.random.default_rng(6)
     selector = rng.normal(size=(1, 1024))

@@ -74,6 +74,7 @@ def test_costs_no_tokens_and_reads_messages(reward: Reward) -> None:
     assert (cost.reward_calls, cost.reward_tokens) == (2, 0)
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_wrong_and_silent(reward: Reward, caplog: pytest.LogCaptureFixture) -> None:
     start = time.monotonic()
     with caplog.at_level(logging.WARNING):
@@ -82,6 +83,7 @@ def test_what_takes_too_long_is_wrong_and_silent(reward: Reward, caplog: pytest.
     assert caplog.records == []
 
 
+@pytest.mark.slow
 def test_another_thread_gets_the_same(reward: Reward) -> None:
     texts = ["\\boxed{\\sqrt{12}}", "no", "\\boxed{9^{9^{9^9}}}"]
     found: list[list[float]] = []

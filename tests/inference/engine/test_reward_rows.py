@@ -124,6 +124,7 @@ class Machine:
 @pytest.mark.parametrize("name", SPECS)
 @settings(max_examples=15)
 @given(data=st.data())
+@pytest.mark.slow
 def test_scores_equal_those_from_scratch_after_any_operations(rewards, name, data):
     Machine(rewards[name], RewardRows(rewards[name])).run(data)
 

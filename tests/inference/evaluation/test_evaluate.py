@@ -51,6 +51,7 @@ def sampled(monkeypatch) -> list[int]:
     return asked
 
 
+@pytest.mark.slow
 def test_summary_has_the_agreed_shape(config):
     summary = evaluate(config)
     stored = json.loads((Path(config.output_dir) / "summary.json").read_text())
@@ -66,6 +67,7 @@ def test_summary_has_the_agreed_shape(config):
     assert not list(Path(config.output_dir).rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_identical_policies_save_nothing(config):
     summary = evaluate(config)
     tables = load_tables(Path(config.output_dir))
@@ -81,6 +83,7 @@ def test_identical_policies_save_nothing(config):
     assert all(row["mean"] == 0 for row in summary["differences"])
 
 
+@pytest.mark.slow
 def test_curves_equal_a_direct_computation(config):
     summary = evaluate(config)
     pool = read_pool(pool_of(config, "base"))
@@ -92,6 +95,7 @@ def test_curves_equal_a_direct_computation(config):
     assert row["policy_tokens"] == pytest.approx(prefill + fed_back)
 
 
+@pytest.mark.slow
 def test_each_distinct_text_is_scored_once_per_reward(config):
     summary = evaluate(config)
     rows = {}
@@ -102,6 +106,7 @@ def test_each_distinct_text_is_scored_once_per_reward(config):
     assert [row["reward_calls"] for row in summary["costs"]] == [distinct] * 4
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_resumes_and_gives_the_same(config, sampled):
     first = evaluate(config)
     assert sampled == [4, 4, 4]
@@ -118,6 +123,7 @@ def test_a_killed_evaluation_resumes_and_gives_the_same(config, sampled):
     assert len(sampled) == 4  # nothing was left to sample
 
 
+@pytest.mark.slow
 def test_other_settings_never_mix_with_an_old_pool(config, sampled):
     def killed(settings: EvaluationConfig) -> None:
         evaluate(settings)
@@ -143,6 +149,7 @@ def test_other_settings_never_mix_with_an_old_pool(config, sampled):
         ({"trained": "grpo"}, "trained was 'iama', is 'grpo'"),
     ],
 )
+@pytest.mark.slow
 def test_results_of_another_configuration_are_not_overwritten(config, changes, told):
     evaluate(config)
     path = Path(config.output_dir) / "summary.json"
@@ -155,6 +162,7 @@ def test_results_of_another_configuration_are_not_overwritten(config, changes, t
     evaluate(EvaluationConfig.model_validate(config.model_dump()))
 
 
+@pytest.mark.slow
 def test_a_policy_or_criterion_more_or_less_is_another_configuration(config):
     evaluate(config)
     fewer = {name: spec for name, spec in config.policies.items() if name != "grpo"}
@@ -180,6 +188,7 @@ def test_a_retrained_adapter_is_sampled_again(config, sampled, adapter_dir, tmp_
     assert sampled == [4, 4]
 
 
+@pytest.mark.slow
 def test_order_and_batch_size_do_not_matter(config, tmp_path):
     lines = Path(config.prompts.path).read_text().splitlines(keepends=True)
     turned = tmp_path / "turned.jsonl"
@@ -191,6 +200,7 @@ def test_order_and_batch_size_do_not_matter(config, tmp_path):
         assert one["policy_tokens"] == pytest.approx(two["policy_tokens"])
 
 
+@pytest.mark.slow
 def test_seeds_are_combined_from_their_folders(config):
     folders = []
     for seed in (0, 1):
@@ -276,6 +286,7 @@ class TestBadInput:
             evaluate(config)
 
 
+@pytest.mark.slow
 def test_nan_from_a_reward(config, gold_file):
     criteria = [{"name": "c", "proxy": {"function": f"{gold_file}:broken"}}]
     with pytest.raises(RewardError, match=r"criterion 'c': only 0 of the 16 samples of policy 'base' .* have a score"):
@@ -284,6 +295,7 @@ def test_nan_from_a_reward(config, gold_file):
         evaluate(changed(config, criteria=criteria, methods=["cards"]))
 
 
+@pytest.mark.slow
 def test_a_damaged_pool_is_refused(config):
     evaluate(config)
     pool = pool_of(config, "base")

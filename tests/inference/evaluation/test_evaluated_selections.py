@@ -117,6 +117,7 @@ def test_kl_of_selections(filled):
         assert 0 <= bound[0] <= log(17)
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_models(raw_config, sampled, tmp_path):  # noqa: F811
     """No new generation for a method, and the same numbers again."""
     from iama.config.files import EvaluationConfig

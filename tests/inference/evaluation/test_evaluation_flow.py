@@ -61,6 +61,7 @@ class TestKL:
             assert row["kl"] == pytest.approx(bound)
             assert row["kl_kind"] == (None if bound is None else "upper bound")
 
+    @pytest.mark.slow
     def test_ids_of_another_vocabulary_are_not_judged(self, config, tmp_path):
         """A stored pool's token ids count only where the reference reads them as the texts say."""
         small = changed(config, methods=["bon"])

@@ -68,6 +68,7 @@ def test_prompts_that_are_left_out_have_no_ids(raw_config):
     assert [len(ids) for ids in fewer.sources[0].prompts_ids] == [n for n in lengths if n < max(lengths)]
 
 
+@pytest.mark.slow
 def test_commands_plan_once(run, raw_config, tmp_path, planned):
     """Also where a judge is asked, whose cost is told beforehand."""
     (tmp_path / "judge.txt").write_text("{prompt} {completion}")

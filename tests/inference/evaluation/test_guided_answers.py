@@ -70,6 +70,7 @@ def generated(monkeypatch) -> list[int]:
     return asked
 
 
+@pytest.mark.slow
 def test_answers_are_the_samplers_own(config):
     summary = evaluate(config)
     pool = read_pool(pool_of(config, "base"))
@@ -121,6 +122,7 @@ def test_a_target_is_put_into_the_method():
         assert not needs_target(read_method(written), Sampling())
 
 
+@pytest.mark.slow
 def test_guided_answers_resume(config, generated):
     first = evaluate(config)
     assert generated == [4, 4, 4, 4]  # two pools, and the answers of two policies
@@ -199,6 +201,7 @@ def test_policies_that_differ_by_criterion(config, adapter_dir, tiny, generated)
     write_report(Path(settings.output_dir))
 
 
+@pytest.mark.slow
 def test_a_guided_answer_without_gold(config, tmp_path):
     """A judge that cannot be read about some answers: they are left out and counted."""
 
@@ -227,6 +230,7 @@ def test_a_guided_answer_without_gold(config, tmp_path):
 class TestSeveralAnswers:
     """`num_answers`: each by a seed of its own, the first as if it were the only one."""
 
+    @pytest.mark.slow
     def test_are_means_over_the_samplers_own(self, config):
         method = "cards(target=0.1, entropy_threshold=1.0, min_segment=2, max_proposals=3)"
         several = changed(config, methods=["bon", method], num_answers=3)
@@ -254,6 +258,7 @@ class TestSeveralAnswers:
         assert load_tables(Path(config.output_dir)).values["base", "c", method, "gold"].shape == (len(prompts), 1)
         write_report(Path(config.output_dir))
 
+    @pytest.mark.slow
     def test_the_first_is_kept_from_an_evaluation_of_one(self, config, generated):
         one = evaluate(config)
         assert "num_answers" not in json.loads((Path(config.output_dir) / "summary.json").read_text())["config"]

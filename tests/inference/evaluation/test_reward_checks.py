@@ -202,6 +202,7 @@ def test_an_adapter_as_path_has_the_size_of_its_base(config, adapter_dir, tiny):
 
 
 @pytest.mark.parametrize(("source", "name"), [("function", "picky"), ("kind", "Picky")])
+@pytest.mark.slow
 def test_a_function_or_kind_without_a_score_for_some_answers(config, tmp_path, source, name):
     """Answers that the user's own code says nothing of are left out and counted; it can guide no method."""
     (tmp_path / "picky.py").write_text(

@@ -105,6 +105,7 @@ def drawn(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])  # of six one has no prompts
+@pytest.mark.slow
 def test_shards_together_are_the_whole(config, whole, drawn, count):
     for index in range(1, count + 1):
         folder = evaluate_shard(config, Shard(index, count))
@@ -121,6 +122,7 @@ def test_shards_together_are_the_whole(config, whole, drawn, count):
     assert work(Path(config.output_dir)) == written
 
 
+@pytest.mark.slow
 def test_guided_answers_of_shards(config, raw, tmp_path):
     """A shard leaves to the whole what needs the quantile of the whole pool; the rest is as one process has it.
 
@@ -145,6 +147,7 @@ def is_close(found: object, wanted: object) -> bool:
     return found == (pytest.approx(wanted, abs=1e-5, rel=1e-5) if has_numbers else wanted)
 
 
+@pytest.mark.slow
 def test_what_killed_shards_have_done_is_taken_over(config, whole, drawn):
     evaluate_shard(config, Shard(1, 2))
     begun = evaluate_shard(config, Shard(2, 2))
@@ -160,6 +163,7 @@ def test_what_killed_shards_have_done_is_taken_over(config, whole, drawn):
     assert set(work(Path(config.output_dir)).values()) == {1}
 
 
+@pytest.mark.slow
 def test_shards_of_other_settings_are_never_mixed_in(config, drawn):
     evaluate_shard(config, Shard(1, 2))
     evaluate_shard(changed(config, seed=1), Shard(2, 2))

@@ -99,6 +99,7 @@ def interior_maxima(values):
     fall=st.lists(st.floats(0, 10), min_size=1, max_size=20),
 )
 @settings(max_examples=60)
+@pytest.mark.slow
 def test_one_hump_in_gold_gives_at_most_one_maximum(rise, fall):
     gold = np.concatenate([[0.0], np.cumsum(rise), np.sum(rise) - np.cumsum(fall)])
     size = len(gold)

@@ -253,6 +253,7 @@ def test_writes_methods_as_people_do():
 
 
 @pytest.mark.parametrize("family", ["bon", "bop"])
+@pytest.mark.slow
 def test_recovers_the_true_threshold_of_a_heavy_tail(family):
     """The true n is 7.61 and mu 7.38; 20 pools of 100 prompts spread by about 0.7, of 500 by less than half of it."""
     start = 1 if family == "bon" else 0
@@ -269,6 +270,7 @@ def test_recovers_the_true_threshold_of_a_heavy_tail(family):
         assert 0 <= best - np.mean(values) < 0.006  # of a gain of 0.45
 
 
+@pytest.mark.slow
 def test_intervals_cover():
     true = brentq(lambda v: densities.residual("bop", v, heavy_tail), 2, 30)
     gold, single = densities.expected("bop", true, heavy_tail), densities.expected("bop", 1e-9, heavy_tail)
@@ -328,6 +330,7 @@ def test_curves_start_at_a_single_sample_and_rise_in_the_proxy(family):
 
 @given(seed=st.integers(0, 20), levels=st.sampled_from([2, 5, 1000]))
 @settings(max_examples=6)
+@pytest.mark.slow
 def test_the_order_of_samples_does_not_matter_nor_does_the_scale_of_the_proxy(seed, levels):
     rng = np.random.default_rng(seed)
     proxy = rng.integers(levels, size=(5, 32)).astype(float)  # many ties

@@ -347,6 +347,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_big_files_are_read_in_one_pass(tmp_path):
     """About 10 microseconds a sample; a quadratic reader would take minutes."""
     number = 200

@@ -117,6 +117,7 @@ def test_half_a_surrogate_pair_is_written():
 
 
 @pytest.mark.parametrize("table", [key for key, value in make_summary().items() if isinstance(value, (list, dict))])
+@pytest.mark.slow
 def test_any_table_may_be_absent_empty_or_null(table):
     summary = make_summary()
     for changed in ({k: v for k, v in summary.items() if k != table}, summary | {table: type(summary[table])()}):

@@ -43,6 +43,7 @@ def test_select_keeps_the_first_best_of_the_first_n(rewards, data):
     assert all(rewards[chosen] > r for r in rewards[:chosen])
 
 
+@pytest.mark.slow
 def test_num_draws_follows_the_operators_law():
     u = (np.arange(10000) + 0.5) / 10000
     counts = np.bincount([num_draws(bop(2.5), x) for x in u], minlength=16)[:16] / len(u)

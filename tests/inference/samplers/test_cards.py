@@ -84,6 +84,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_equals_the_slow_reference(policy_with_ends, reward, case):
     settings, sampling = CASES[case]
     prompts = [*PROMPTS, *TEXTS, PROMPTS[0]]
@@ -112,6 +113,7 @@ def test_a_reward_with_another_tokenizer(policy_with_ends, foreign_reward):
 
 
 @pytest.mark.parametrize("acceptance", ["soft", "hard"])
+@pytest.mark.slow
 def test_parallel_proposals_change_the_cost_only(policy_with_ends, reward, acceptance):
     results = {}
     for number in (1, 2, 4, 7):
@@ -124,6 +126,7 @@ def test_parallel_proposals_change_the_cost_only(policy_with_ends, reward, accep
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.slow
 def test_batch_and_order_change_nothing(policy_with_ends, reward, batch_size):
     prompts = [*PROMPTS, *TEXTS]
     settings = having(parallel_proposals=2)
@@ -136,6 +139,7 @@ def test_batch_and_order_change_nothing(policy_with_ends, reward, batch_size):
 
 
 @pytest.mark.parametrize("acceptance", ["soft", "hard"])
+@pytest.mark.slow
 def test_first_segments_follow_the_law_of_rejection_sampling(policy64, reward, acceptance):
     """Exact: what is accepted among the first proposals, and the best of all where none is."""
     prompt, count = "no thanks", 1500
@@ -232,6 +236,7 @@ def test_stop_strings_are_cut_before_scoring(policy64, reward):
         assert completion.reward == pytest.approx(reward.score([prompt], [completion.text], {})[0][0], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_entropy_threshold_always_or_never_reached(policy64, reward):
     for threshold, length in ((0.0, SETTINGS.min_segment), (None, SETTINGS.max_segment), (99.0, SETTINGS.max_segment)):
         completions = Cards(policy64, reward, having(entropy_threshold=threshold), SAMPLING).sample(PROMPTS, seed=0)

@@ -71,6 +71,7 @@ def test_an_easy_target_does_not_warn(policy64, reward):
     assert math.isnan(acceptance_summary([])["forced_share"])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_rejected_proposals(policy64, reward, monkeypatch):
     shapes = []
     free = Rows.free

@@ -100,6 +100,7 @@ def check(policy, reward, settings, sampling, prompts=EVERY):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_equals_the_slow_reference(policy_with_ends, reward, case):
     prompts = EVERY if case == "gradient" else EVERY[1:]
     completions = check(policy_with_ends, reward, *CASES[case], prompts)
@@ -119,6 +120,7 @@ def test_equals_the_slow_reference_on_gpt2(gpt2, score):
 
 @pytest.mark.parametrize("greedy", [True, False])
 @pytest.mark.parametrize("score", ["taylor", "exact"])
+@pytest.mark.slow
 def test_the_batch_changes_nothing(policy_with_ends, reward, score, greedy):
     settings = having(score=score, greedy=greedy)
     prompts = [*PROMPTS, "mix water"]
@@ -285,6 +287,7 @@ def test_flops_are_counted(policy_with_ends, reward):
     assert guided.cost.flops > plain.cost.flops
 
 
+@pytest.mark.slow
 def test_a_reward_that_is_read_whole(policy_with_ends, reward, monkeypatch):
     """The answers are the same, and the ledger tells that every candidate is read and differentiated whole."""
     prompts = EVERY[1:]

@@ -251,6 +251,7 @@ def test_what_follows_the_end_changes_nothing(policy_with_ends, reward):
 
 
 @pytest.mark.parametrize("decode", ["argmax", "top_k"])
+@pytest.mark.slow
 def test_a_prompt_alone_and_in_any_batch_is_the_same(decode, policy_with_ends, reward):
     settings = having(decode=decode, top_k=4, num_steps=3)
     prompts = [*PROMPTS, "how to bake"]

@@ -79,6 +79,7 @@ def test_stable_for_large_pools(n):
     assert rank_weights(bon(n), 1024) @ ranks == pytest.approx(n * 1025 / (n + 1), rel=1e-10)
 
 
+@pytest.mark.slow
 def test_unbiased_for_the_operators_exact_value():
     rng = np.random.default_rng(0)
     p, selector, score = np.array([0.2, 0.3, 0.1, 0.4]), np.array([0.0, 1, 1, 2]), np.array([1.0, 0, 5, 2])

@@ -143,6 +143,7 @@ def test_steps_of_an_operator_are_not_those_of_its_mean(pool):
     np.testing.assert_allclose(num_steps(lengths_PS, [operator])[:, 0], expected)
 
 
+@pytest.mark.slow
 def test_an_operators_cost_is_that_of_its_draws(pool, scores, policy_with_ends, reward, tmp_path, tiny, sizes):
     """`bop_zt(2)` averaged over its numbers of draws, each the ledger of all subsets of that size."""
     raw = {

@@ -16,6 +16,7 @@ from trainers.run.plan import make_plan
 from trainers.run.preflight import size_text
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_models(make_config, tiny):
     config = make_config(lora={"r": 4, "use_dora": True, "target_modules": "all-linear"})
     plan = make_plan(config, "test.yaml")
