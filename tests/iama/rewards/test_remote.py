@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from iama.errors import ConfigError, ModelError
-from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url, well_formed
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url
+from iama.rewards.replies import well_formed
 from tests.openai_server import OpenAIServer
 
 
