@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from iama.calls import read_call
-from iama.config.schema import Strict, parse_yaml
+from iama.config.schema import Strict
+from iama.reading import parse_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 LAW = ("temperature", "max_tokens")
@@ -227,7 +227,7 @@ class RewardSpec(Strict):
         try:
             is_whole = bool(call.name) and all(key and value for key, value in call.arguments)
             settings = self.kind_settings
-        except (yaml.YAMLError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)") from error
         if not is_whole or len(settings) < len(call.arguments):
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)")
