@@ -25,11 +25,11 @@ from iama.config.specs import LEAVABLE, check_no_secret
 from iama.errors import ConfigError, IamaWarning, ModelError
 from iama.prompts.render import Prompt
 from iama.rewards.replies import (
+    NO_COMPLETION,
     Choice,
     Refusal,
     Reply,
     first_named,
-    is_success,
     model_names,
     one_line,
     read_reply,
@@ -298,14 +298,14 @@ class Endpoint:
         except openai.APIConnectionError as error:
             return _unreached(error)
         except (openai.OpenAIError, ValueError) as error:
-            return refusal(404, f"the reply cannot be read: {error}")
+            return refusal(NO_COMPLETION, f"the reply cannot be read: {error}")
         reply = read_reply(status, content)
         if isinstance(reply, Reply):
             return reply
         if 300 <= status < 400:
             where = one_line(str(headers.get("location")))[:200]
             return replace(reply, words=f"it sends on to {where}", remedy="write the url of the place that answers")
-        within = f"error {reply.status} within" if reply.status != status and is_success(status) else ""
+        within = f"error {reply.status} within" if reply.status not in (status, NO_COMPLETION) else ""
         words = " ".join(filter(None, [within, f"HTTP {status}:", reply.words]))
         return replace(reply, words=words, after_s=_asked_pause_s(headers))
 
@@ -328,12 +328,12 @@ class Endpoint:
             )
         if refused.status in (401, 403):
             unset = "" if self.api_key_env in os.environ else ", which is not set"
-            may = " that may use the model" if refused.status == 403 else ""
-            return f"put a key{may} into the environment variable {self.api_key_env}{unset}"
+            key = "a key that may use the model" if refused.status == 403 else "the key"
+            return f"put {key} into the environment variable {self.api_key_env}{unset}"
         if there and self.model not in there:
             more = f" and {len(there) - _MAX_MODELS} more" if len(there) > _MAX_MODELS else ""
             return f"the server has no model of that name, but {', '.join(map(repr, there[:_MAX_MODELS]))}{more}"
-        if refused.status in (404, 405):
+        if refused.status in (NO_COMPLETION, 404, 405):
             chats = "; a server of chats alone wants messages, and no texts" if isinstance(request.prompt, str) else ""
             return f"check the model's name and that the url ends where {request.path} begins, e.g. in /v1{chats}"
         if refused.status == 429:

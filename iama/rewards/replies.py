@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NO_COMPLETION = 404
-"""Status of a whole reply that is no completion: something else answers at that address."""
+NO_COMPLETION = 0
+"""Status of a success that is no completion: something else answers at that address."""
 _MAX_WORDS = 2000
 _MAX_COUNT = 2**53
 # Names of errors that stand where others write a status.
@@ -65,8 +65,10 @@ def read_reply(status: int, content: bytes) -> Reply | Refusal:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
-        words = f"the reply is not JSON: {_page_words(content)}"
-        return refusal(NO_COMPLETION if is_success(status) else status, words)
+        words = _page_words(content)
+        if not is_success(status):
+            return refusal(status, words)
+        return refusal(NO_COMPLETION, f"the reply is not JSON: {words or 'it is empty'}")
     error = _error(body, status)
     if error is not None:
         return error
@@ -187,7 +189,7 @@ def _page_words(content: bytes) -> str:
     """The words of a page or text."""
     text = content[: 10 * _MAX_WORDS].decode("utf-8", "replace")
     text = re.sub(r"(?is)<(script|style)\b.*?</\1>|<[^>]*>", " ", text)
-    return one_line(text)[:200] or "it is empty"
+    return one_line(text)[:200]
 
 
 def one_line(text: str) -> str:
