@@ -103,6 +103,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         break_even=risks.break_even_rows(evaluation, tables, results["savings"]),
         sampling=sampling_rows(evaluation),
         missing=missing_rows(evaluation),
+        constant=risks.constant_rows(evaluation),
         costs=reward_cost_rows(evaluation),
         examples=example_rows(evaluation),
         name=config.name,

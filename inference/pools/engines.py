@@ -15,7 +15,8 @@ from iama.prompts.data import PromptRows, with_system_prompt
 from iama.prompts.render import Prompt, render_prompt
 from iama.reading import read_object
 from iama.rewards.judge import num_tokens
-from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, well_formed
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint
+from iama.rewards.replies import well_formed
 from inference.engine.decode import iter_decode
 from inference.engine.policy import load_policy, load_tokenizer, resolve_paths
 from inference.engine.random_streams import prompt_keys

@@ -55,9 +55,15 @@ def pool_header(
 
 
 def engine_header(
-    policy: dict[str, Any], system_prompt: str | None, engine: str, sampling: Sampling, num_samples: int, seed: int
+    policy: dict[str, Any],
+    system_prompt: str | None,
+    engine: str,
+    sampling: Sampling,
+    num_samples: int,
+    seed: int,
+    left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A header with the versions of the engine's packages."""
+    """A header with the versions of the engine's packages; `left_out` is what was not sent to a server."""
     raw = {
         "iama_pool": 1,
         "policy": policy,
@@ -67,6 +73,7 @@ def engine_header(
         "seed": seed,
         "versions": {"iama": __version__, "python": platform.python_version(), **_versions(engine)},
         "system_prompt": system_prompt,
+        "left_out": tuple(left_out),
     }
     return full_header(raw, "pool header")
 

@@ -47,6 +47,8 @@ class Header(Strict):
     versions: dict[str, str] = Field(default_factory=dict)
     system_prompt: str | None = None
     """Put before every prompt that the policy answered; rewards do not see it."""
+    left_out: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
+    """Parameters that were not sent to the server, so that its own values hold, whatever `sampling` says."""
     method: str | None = None
     """Of answers that were written under a reward's guidance: how."""
     guided_by: str | None = None
