@@ -153,7 +153,10 @@ def _stored_scores(pool: Pool, spec: RewardSpec) -> PoolScores:
     values_PS = np.asarray([[s.scores[name] for s in prompt.samples] for prompt in pool.prompts], dtype=np.float64)
     values_PS = values_PS * spec.sign
     if spec.scale is not None:
-        values_PS = (values_PS - spec.scale.mean) / spec.scale.std
+        with np.errstate(over="ignore"):
+            values_PS = (values_PS - spec.scale.mean) / spec.scale.std
+    if np.isinf(values_PS).any():
+        raise RewardError(f"column {name!r}: its scale {spec.scale} makes some scores infinite; measure it again")
     tokens_PS, zeros_P = np.zeros(values_PS.shape, dtype=np.int64), np.zeros(len(values_PS), dtype=np.int64)
     spread_PS = _stored_disagreement(pool, name, values_PS)
     return PoolScores(values_PS, tokens_PS, zeros_P, zeros_P.astype(np.float64), 0, disagreement_PS=spread_PS)
