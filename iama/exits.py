@@ -27,13 +27,18 @@ def told_in_one_line() -> Iterator[None]:
     """Turn what input, system, encodings and parsers throw into one line on stderr and an exit code."""
     _escape_what_the_terminal_lacks()
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            _flush()
     except EndError:
         raise
     except (KeyboardInterrupt, SystemExit, Exception) as error:
-        if _is_closed_pipe(error):
-            _leave_quietly()
+        if isinstance(error, BrokenPipeError) or (
+            isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+        ):
+            _drop_output()  # whoever read it has gone: `iama report ... | head`
+            raise EndError(1) from None
         if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == INTERRUPTED):
             end("interrupted", INTERRUPTED)
         said = _one_line(error)
@@ -55,7 +60,8 @@ def _one_line(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        return f"{' -> '.join(names)}: {error.strerror}" if names else _said(error)
+        said = error.strerror or _said(error)
+        return f"{' -> '.join(names)}: {said}" if names else said
     if isinstance(error, UnicodeError):
         return f"a text that its encoding cannot hold ({_said(error)}); use UTF-8"
     if isinstance(error, MemoryError):
@@ -69,15 +75,18 @@ def _said(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _is_closed_pipe(error: BaseException) -> bool:
-    return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
+def _flush() -> None:
+    """Write what is left for stdout here, where it can be told what is in the way, and not once more at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        raise
 
 
-def _leave_quietly() -> NoReturn:
-    """Whoever read our output has gone: `iama report ... | head`."""
+def _drop_output() -> None:
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it ends
-    raise EndError(1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _escape_what_the_terminal_lacks() -> None:
