@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import is_dataclass
+import json
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iama.errors import ConfigError
 from iama.installation import find_config
@@ -18,15 +18,6 @@ class Strict(BaseModel):
     """Base of every block: frozen, no unknown keys, field docstrings are the documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would read `true` as 1."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if _has_truth(value) and not _takes_truth(annotation):
-            raise ValueError("neither true nor false can stand here; write a number or a text")
-        return value
 
 
 C = TypeVar("C", bound=Strict)
@@ -49,9 +40,30 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
 def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
     """Validate a mapping; `ConfigError` names the keys, values and nearest known keys."""
     try:
-        return cls.model_validate(raw)
+        block = cls.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("; ".join(_message(item, cls, source) for item in error.errors())) from error
+    _check_numbers(raw, block, source, "")
+    return block
+
+
+def _check_numbers(written: Any, read: Any, source: str, key: str) -> None:
+    """Raise `ConfigError` for a number that was read as another one: `true` as 1, or 2^53 + 1 as 2^53."""
+    if isinstance(written, dict):
+        pairs = [(name, item, _part(read, name)) for name, item in written.items()]
+    elif isinstance(written, (list, tuple)) and isinstance(read, (list, tuple)) and len(written) == len(read):
+        pairs = list(zip(range(len(read)), written, read, strict=True))
+    else:
+        pairs = []
+        are_numbers = isinstance(written, (int, float)) and isinstance(read, (int, float))
+        if are_numbers and (written != read or isinstance(written, bool) != isinstance(read, bool)):
+            raise ConfigError(f"{source}: {key}: {json.dumps(written)} would be read as {read}; write {read}")
+    for name, item, part in pairs:
+        _check_numbers(item, part, source, f"{key}.{name}" if key else str(name))
+
+
+def _part(block: Any, name: Any) -> Any:
+    return block.get(name) if isinstance(block, dict) else getattr(block, str(name), None)
 
 
 def nearest(key: str, known: list[str]) -> str:
@@ -80,22 +92,6 @@ def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
             block = block.model_fields[part].annotation
         block = next((b for b in _blocks(block)), block)
     return list(block.model_fields) if _is_block(block) else []
-
-
-def _has_truth(value: Any) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return isinstance(value, bool) or any(map(_has_truth, items))
-
-
-def _takes_truth(annotation: Any) -> bool:
-    """Whether an annotation has a place for true and false; blocks look at their own fields."""
-    inner = get_args(annotation)
-    return (
-        annotation in (bool, Any)
-        or (not inner and is_dataclass(annotation))
-        or bool(_blocks(annotation))
-        or any(map(_takes_truth, inner))
-    )
 
 
 def _is_block(annotation: Any) -> bool:
