@@ -62,6 +62,7 @@ def test_text_is_read_as_it_is(tmp_path):
         ("[1e-400]", "1: 1e-400 is beyond what floats can hold"),
         ('{"a": "\\ud800"}', "1: '\\ud800' is half a character, which UTF-8 cannot hold; write \\ufffd"),
         ('{"a"\n1}', "2: not JSON (Expecting ':' delimiter); mend it"),
+        ("[" * 101 + "]" * 101, "1: not JSON that can be read (nested too deep); mend it"),
         ("[" * 100_000, "1: not JSON that can be read (nested too deep); mend it"),
         ("9" * 5000, "1: not JSON that can be read (Exceeds the limit (4300 digits)"),
         ("", "1: not JSON (Expecting value); mend it"),
@@ -80,6 +81,7 @@ def test_json_that_is_fine():
     text = (
         '{"a": [-0.0, 0e5, 1e308, 0.0e-999, 12345678901234567890], "b": {"a": null}, "c": "NaN \\ud83d\\ude00 {\\"a"}'
     )
+    text = "[" * 90 + text + "]" * 90
     assert parse_json(text, "f", DataError, "") == json.loads(text)
 
 
@@ -102,6 +104,7 @@ def test_json_that_is_fine():
         ("a: b: c", "f:1: not valid YAML (mapping values are not allowed here)"),
         ("a: 1\n---\nb: 2", "f:2: not valid YAML (but found another document)"),
         ("a: &x [*x]", "f: not valid YAML (more than 1000000 values, or a block that holds itself)"),
+        ("[" * 101 + "]" * 101, "f: not YAML that can be read (nested too deep"),
         ("[" * 20_000, "f: not YAML that can be read (nested too deep"),
         ('a: "\\ud800"', "f: not valid YAML (a text: '\\ud800' is half a character"),
         ("a: \x07", "f: not valid YAML (unacceptable character #x0007"),
