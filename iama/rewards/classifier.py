@@ -5,7 +5,6 @@ One output of the model, times a sign, is the score. The model reads texts with 
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from iama.models.flops import ModelSize, row_flops, size_of
 from iama.models.inputs import pad
 from iama.models.loading import check_model_dir, halved, loading, pick_device, refuse_missing_tensors
 from iama.prompts.render import Message, Prompt, completion_text, prompt_text, render_exchange
+from iama.reading import read_object
 
 HEADS = ("score", "classifier", "classification_head")
 """Names of a sequence classifier's last layer, which an adapter saves beside its matrices."""
@@ -218,8 +218,7 @@ def adapter_base(path: str, source: str) -> str | None:
     file = Path(path) / "adapter_config.json"
     if not file.is_file() or (Path(path) / "config.json").is_file():
         return None
-    with loading(path, source):
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_object(file, ModelError, "save the adapter again").get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{source}: {file} names no base model; merge the adapter into its base and give that")
     return str(base)

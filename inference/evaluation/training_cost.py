@@ -19,7 +19,6 @@ optimiser, evaluation and saving, and whatever runs were thrown away on the way 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from iama.models.flops import ModelSize, forward_flops, size_of
 from iama.models.loading import loading
 from iama.prompts.data import read_prompts
 from iama.prompts.render import render_prompt
+from iama.reading import parse_json, read_object, read_text
 
 TRL_DEFAULTS = {
     "per_device_train_batch_size": 8,
@@ -155,11 +155,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise RunError(f"{str(folder)!r} holds no config.json; give the output_dir of a finished training run")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path} is damaged ({error.msg}); train again") from error
-    if not isinstance(raw, dict) or "policy" not in raw or "prompts" not in raw:
+    raw = read_object(path, RunError, "it is damaged; train again")
+    if "policy" not in raw or "prompts" not in raw:
         raise RunError(f"{path} is no training run's configuration; give the output_dir of a finished training run")
     return raw
 
@@ -170,12 +167,12 @@ def _steps(folder: Path) -> tuple[Any, Any]:
     if not path.is_file():
         raise RunError(f"{str(folder)!r} holds no metrics.jsonl; give the output_dir of a finished training run")
     ends, lengths = [0], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, RunError).splitlines(), start=1):
+        row = parse_json(line, str(path), RunError, "train again", number)
         try:
-            row = json.loads(line)
             ends.append(int(row["step"]))
             lengths.append(float(row["mean_length"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RunError(f"{path}:{number}: no step and mean_length ({error}); train again") from error
     steps = np.diff(np.asarray(ends, dtype=np.float64))
     if not lengths or (steps <= 0).any():

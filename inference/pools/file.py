@@ -96,7 +96,7 @@ def _read(path: Path, lines: Sequence[bytes] | None = None) -> Pool:
         for number, line in enumerate(file if lines is None else lines, start=1):
             if number > 1 and line.strip():
                 where = f"{path}:{number}"
-                _take(read_line(line, where), where, blocks)
+                _take(read_line(line, path, number), where, blocks)
     return Pool(header, [_finished(name, block) for name, block in blocks.items()])
 
 

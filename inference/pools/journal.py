@@ -13,6 +13,9 @@ from typing import Any
 
 from iama.errors import RunError
 from iama.files import whole_lines
+from iama.reading import decode, parse_json
+
+DAMAGED = "damaged line; delete the file to sample and score it afresh"
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
@@ -36,12 +39,11 @@ def lines_so_far(path: Path) -> dict[str, dict[str, Any]]:
 
 def _parsed(path: Path, whole: bytes) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rows[row["key"]] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}:{number}: damaged line; delete the file to sample and score it afresh") from error
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        row = parse_json(decode(line, str(path), RunError, number), str(path), RunError, DAMAGED, number)
+        if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+            raise RunError(f"{path}:{number}: {DAMAGED}")
+        rows[row["key"]] = row
     return rows
 
 
@@ -49,7 +51,7 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
     """Append one row and hand it to the operating system."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def digest(value: Any) -> str:

@@ -19,6 +19,7 @@ from iama.arrays import Floats, Integers
 from iama.config.specs import RewardSpec
 from iama.errors import RewardError, RunError
 from iama.models.fingerprint import fingerprint
+from iama.reading import read_text
 from iama.rewards.reward import Reward
 from inference.engine.responses import Pool, PooledPrompt
 from inference.engine.reward_rows import num_common, reads_in_pieces
@@ -120,7 +121,7 @@ def reward_key(spec: RewardSpec) -> str:
     elif spec.judge is not None:
         asked = spec.judge.model_dump(include={"model", "mode", "baseline_column", "temperature", "draw", "max_tokens"})
         asked |= spec.judge.model_dump(include={"lowest", "highest"})
-        source = [asked, Path(spec.judge.prompt_file).read_text(encoding="utf-8")]
+        source = [asked, read_text(Path(spec.judge.prompt_file), RewardError)]
     elif spec.verifier is not None:
         source = [spec.verifier, spec.answer_column]
     elif spec.ensemble is not None:

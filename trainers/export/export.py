@@ -14,9 +14,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iama.config.manifest import FILE_NAME, Manifest, load_manifest
-from iama.errors import ConfigError, RunError
+from iama.errors import ConfigError, ModelError, RunError
 from iama.files import temporary_name
 from iama.models.loading import check_model_dir, loading
+from iama.reading import read_object
 from trainers.export.model_card import model_card, read_plain_quality
 from trainers.export.publish import published, vllm_objections
 
@@ -92,7 +93,7 @@ def _copy_adapter(adapter: Path, out: Path, base_model: str) -> None:
         if file.is_file() and file.name not in SKIPPED:
             shutil.copy2(file, out)
     path = out / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": base_model}
+    config = read_object(path, ModelError, "train again") | {"base_model_name_or_path": base_model}
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
