@@ -140,9 +140,15 @@ class Reward:
                     f"reward {self.name!r} returned {score} for the prompt {prompt_text(prompt)[:80]!r} and the "
                     f"completion {completion_text(completion)[:80]!r}; it must return a finite number"
                 )
-        if self._scale is not None:
-            scores = [(score - self._scale.mean) / self._scale.std for score in scores]
-        return scores
+        if self._scale is None:
+            return scores
+        scaled = [(score - self._scale.mean) / self._scale.std for score in scores]
+        for score, value in zip(scores, scaled, strict=True):
+            if math.isinf(value):
+                raise RewardError(
+                    f"reward {self.name!r} returned {score}, which its scale makes infinite; measure it again"
+                )
+        return scaled
 
     def disagreement(self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Columns) -> list[float]:
         """Standard deviation of each text's scores over an ensemble's members, on their common scale.

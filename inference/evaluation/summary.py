@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from iama.errors import RunError
 from iama.files import write_atomically
@@ -13,6 +13,7 @@ from iama.reading import read_object
 from inference.statistics.summary_rows import (
     AverageRow,
     BreakEvenRow,
+    ConstantRow,
     ControlRow,
     CurveRow,
     DifferenceRow,
@@ -52,6 +53,7 @@ class Summary(Results):
     break_even: list[BreakEvenRow]
     sampling: list[SamplingRow]
     missing: list[MissingRow]
+    constant: NotRequired[list[ConstantRow]]
     costs: list[RewardCostRow]
     examples: list[ExampleRow]
     name: str
