@@ -215,18 +215,25 @@ def reward_spec(
     return named_reward(reward, head, placement)
 
 
+UNASKED = ("model", "verifier", "column")
+"""Rewards that a file from elsewhere may name: none runs code of its own or sends anything anywhere."""
+
+
 def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
-    """The criterion's reward, unless loading it runs code: a model from elsewhere must not do so unasked."""
-    part = next((part for part in criterion.reward.parts if part.code is not None), None)
-    if part is not None:
-        remedy = "give the reward with --spec FILE"
-        if criterion.reward.function is not None:
-            remedy = f"repeat it with --reward {shlex.quote(criterion.reward.function)}"
-        raise ConfigError(
-            f"iama.json names the {part.source} {part.function or part.kind!r} as the reward of {criterion.name!r}; "
-            f"its code is not run unasked, so if you trust it, {remedy}"
-        )
-    return criterion.reward
+    """The criterion's reward, unless it would run code or send prompts and a key: a model from elsewhere must not."""
+    part = next((part for part in criterion.reward.parts if part.source not in UNASKED), None)
+    if part is None:
+        return criterion.reward
+    remedy, what, done = "give the reward with --spec FILE", repr(part.function or part.kind), "its code is not run"
+    if part.judge is not None:
+        what = f"{part.judge.model!r} at {part.judge.url!r}"
+        done = f"prompts and the key in {part.judge.api_key_env} are not sent there"
+    if criterion.reward.function is not None:
+        remedy = f"repeat it with --reward {shlex.quote(criterion.reward.function)}"
+    raise ConfigError(
+        f"iama.json names the {part.source} {what} as the reward of {criterion.name!r}; "
+        f"{done} unasked, so if you trust it, {remedy}"
+    )
 
 
 def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:

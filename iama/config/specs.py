@@ -90,6 +90,11 @@ class JudgeSpec(Strict):
     """Currency units for a million prompt tokens, to show the cost beforehand."""
     output_price: float = Field(0.0, ge=0)
 
+    @property
+    def used_temperature(self) -> float:
+        """The temperature at which it answers; one that is left out is 1 by the protocol."""
+        return 1.0 if "temperature" in self.leave_out else self.temperature
+
     @model_validator(mode="after")
     def _baseline_fits(self) -> Self:
         if (self.mode == "pairwise") != (self.baseline_column is not None):

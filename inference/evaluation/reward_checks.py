@@ -102,17 +102,17 @@ def _check_winners_curse(criterion: EvaluationCriterion) -> None:
     """Selecting and reporting by the same noisy answers would overstate what was selected."""
     golds = () if criterion.gold is None else criterion.gold.parts
     for judge, gold in product(*([part.judge for part in parts] for parts in (criterion.proxy.parts, golds))):
-        if judge is None or gold is None or judge.temperature == 0:
+        if judge is None or gold is None or judge.used_temperature == 0:
             continue
         if _answers_of(judge) == _answers_of(gold):
             raise ConfigError(
                 f"criterion {criterion.name!r}: proxy and gold are the same answers of a judge at temperature "
-                f"{judge.temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
+                f"{judge.used_temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
             )
 
 
 def _answers_of(judge: JudgeSpec) -> dict[str, Any]:
     """What decides a judge's answers; where it is asked, and how its answers are put on a scale, does not."""
     return judge.model_dump(
-        include={"model", "prompt_file", "mode", "baseline_column", "temperature", "max_tokens", "draw"}
+        include={"model", "prompt_file", "mode", "baseline_column", "temperature", "max_tokens", "draw", "leave_out"}
     )
