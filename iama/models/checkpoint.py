@@ -55,12 +55,14 @@ class Outline:
 
     `context_length` is the most tokens that it reads (None: it names no limit), `num_rows` the size of its table of
     tokens, `num_types` how many types of tokens it knows (2: those of a pair's first text and of its second).
+    In RoBERTa and its kin (`skips_positions`) positions begin behind that of the padding.
     """
 
     config: Any
     context_length: int | None
     num_rows: int
     num_types: int
+    skips_positions: bool
 
 
 def read_outline(path: str, source: str, use: Use, *, trust_remote_code: bool = False) -> Outline:
@@ -89,23 +91,21 @@ def read_outline(path: str, source: str, use: Use, *, trust_remote_code: bool = 
         with loading(path, source), torch.device("meta"):  # transformers writes into the configuration
             model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
     types = [m for name, m in model.named_modules() if name.endswith("token_type_embeddings")]
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    skipping = _positions_behind_padding(model)
     return Outline(
         config,
-        context_length(model),
+        min([int(limit), *skipping]) if isinstance(limit, int) else None,
         int(model.get_input_embeddings().weight.shape[0]),
         max((m.num_embeddings for m in types if isinstance(m, nn.Embedding)), default=0),
+        skips_positions=bool(skipping),
     )
 
 
-def context_length(model: Any) -> int | None:
-    """The most tokens that a model reads; None where it names no limit.
-
-    In RoBERTa and its kin positions begin behind that of the padding, so that the table has rows which no token gets.
-    """
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+def _positions_behind_padding(model: Any) -> list[int]:
+    """Usable positions of tables whose first rows, up to that of the padding, no token gets."""
     tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
-    usable = [m.num_embeddings - m.padding_idx - 1 for m in tables if getattr(m, "padding_idx", None) is not None]
-    return min([int(limit), *usable]) if isinstance(limit, int) else None
+    return [m.num_embeddings - m.padding_idx - 1 for m in tables if getattr(m, "padding_idx", None) is not None]
 
 
 def check_token_ids(outline: Outline, tokenizer: PreTrainedTokenizerBase, path: str, source: str) -> None:

@@ -46,7 +46,7 @@ class Classifier:
     `pad_id` fills short rows, and transformers takes a row's last token that is another as the one that speaks for
     it. `context_length` is the most tokens that a prompt with its answer may have (None: the model names no limit),
     `source` names the reward in errors, and `path` is where the model came from. A model of a `pair` reads prompt and
-    answer as its tokenizer's pair of texts; any other reads them as one text.
+    answer as its tokenizer's pair of texts, with the tokens' types where it `has_types`; any other reads one text.
     """
 
     model: Any
@@ -59,6 +59,7 @@ class Classifier:
     path: str
     source: str
     pair: bool = False
+    has_types: bool = False
     _checked: set[Any] = field(default_factory=set, repr=False)
 
     def score(
@@ -105,9 +106,10 @@ class Classifier:
         return [ids for ids, _ in self._render(prompts, texts)]
 
     def _render(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[tuple[list[int], list[int] | None]]:
-        """Ids with the types of a pair's tokens, where the tokenizer knows types."""
+        """Ids with the types of a pair's tokens, where the model has types."""
         if self.pair:
-            rows = [render_pair(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
+            pairs = [render_pair(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
+            rows = [(ids, types if self.has_types else None) for ids, types in pairs]
         else:
             check_exchanges(self.tokenizer, prompts, self.source, self._checked)
             rows = [(render_exchange(self.tokenizer, p, text), None) for p, text in zip(prompts, texts, strict=True)]
@@ -186,6 +188,7 @@ def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Class
         path=files.path,
         source=source,
         pair=bool(spec.pair),
+        has_types=files.has_types,
     )
 
 
@@ -198,6 +201,7 @@ class ClassifierFiles:
     tokenizer: PreTrainedTokenizerBase
     head: int
     context_length: int | None = None
+    has_types: bool = False
 
 
 def read_files(spec: RewardSpec, source: str) -> ClassifierFiles:
@@ -215,7 +219,7 @@ def read_files(spec: RewardSpec, source: str) -> ClassifierFiles:
         tokenizer = AutoTokenizer.from_pretrained(spec.model, trust_remote_code=False)
     check_token_ids(outline, tokenizer, spec.model, source)
     _check_pair(outline, tokenizer, spec, source)
-    return ClassifierFiles(spec.model, config, tokenizer, head, outline.context_length)
+    return ClassifierFiles(spec.model, config, tokenizer, head, outline.context_length, outline.num_types > 1)
 
 
 def check_classifier(spec: RewardSpec, source: str, prompts: Sequence[Prompt]) -> ClassifierFiles:
@@ -234,10 +238,13 @@ def render_rewarded(files: ClassifierFiles, spec: RewardSpec, prompt: Prompt, te
 
 
 def _check_pair(outline: Outline, tokenizer: PreTrainedTokenizerBase, spec: RewardSpec, source: str) -> None:
-    """Whether a model that knows two texts apart reads prompt and answer so, only its user can say."""
+    """Whether a model that can tell two texts apart was trained to do so, only its user knows.
+
+    RoBERTa and its kin have types that nothing is trained on.
+    """
     types = tokenizer("a", "b").get("token_type_ids") or [0]
-    knows_pairs = outline.num_types > 1 and max(types) > 0
-    if spec.pair is None and (knows_pairs or hasattr(outline.config, "sentence_transformers")):
+    tells_apart = outline.num_types > 1 and max(types) > 0 and not outline.skips_positions
+    if spec.pair is None and (tells_apart or hasattr(outline.config, "sentence_transformers")):
         raise RewardError(
             f"{source}: {spec.model!r} can read a pair of texts, and as one text its scores are others; write `pair: "
             "true` beside `model:` if it was trained on pairs (a cross-encoder), else `pair: false` (on the command "
