@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from iama.errors import ConfigError, IamaError, IamaWarning
+from iama.errors import ConfigError, IamaWarning
+from iama.exits import told_in_one_line
 from iama.installation import check_packages
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs
@@ -29,17 +30,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; a mistake in the input is one line on stderr and exit code 2."""
     warnings.showwarning = _show_warning
-    try:
+    with told_in_one_line():
         check_packages("inference", "trainers")
         app()
-    except IamaError as error:
-        fail(error)
-
-
-def fail(error: IamaError) -> NoReturn:
-    """End this process with one line."""
-    sys.stderr.write(f"error: {error}\n")
-    raise SystemExit(2)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -12,8 +12,10 @@ import typer
 from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of
 from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP, TrustRemoteCode
 from iama.errors import ConfigError
+from iama.tables import print_table, wide_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from iama.config.manifest import Manifest, ManifestCriterion
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from inference.samplers.base import Completion
 
 
+TEXT_WIDTH = 100
+"""Characters a line of a candidate's text where the terminal is wider, or there is none."""
 SHORT = ("single", "bon", "bop")
 """Methods whose number stands in `--n`."""
 
@@ -240,9 +244,11 @@ def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:
 
 def _show(completion: Completion, operator: str, calibration: Cost | None, spread: float | None) -> None:
     """What the response was chosen among, or the segments it was made of; the costs; the response."""
-    from rich.console import Console
-
-    Console().print(_segments(completion, operator) if completion.trace else _candidates(completion, operator))
+    console = wide_console()
+    if completion.trace:
+        _print_segments(console, completion, operator)
+    else:
+        console.print(_candidates(completion, operator))
     if calibration is not None and calibration.reward_calls:
         typer.echo(f"cost of measuring the target: {_spent(calibration)}")
     typer.echo(f"cost: {_spent(completion.cost)}")
@@ -269,8 +275,9 @@ def _candidates(completion: Completion, operator: str) -> Table:
     from rich.text import Text
 
     table = Table(title=f"{operator}: {len(completion.candidates)} candidates", show_lines=True)
-    for name in ("", "reward", "end", "text"):
-        table.add_column(name, justify="right" if name == "reward" else "left")
+    for name in ("", "reward", "end"):
+        table.add_column(name, justify="right" if name == "reward" else "left", no_wrap=True)
+    table.add_column("text", max_width=TEXT_WIDTH)
     for index, candidate in enumerate(completion.candidates):
         score = "-" if candidate.reward is None else f"{candidate.reward:.4g}"
         style = "bold green" if index == completion.chosen else ""
@@ -279,16 +286,13 @@ def _candidates(completion: Completion, operator: str) -> Table:
     return table
 
 
-def _segments(completion: Completion, operator: str) -> Table:
+def _print_segments(console: Console, completion: Completion, operator: str) -> None:
     """The segments of a guided response: how each came to be kept."""
-    from rich.table import Table
-
-    table = Table(title=f"{operator}: {len(completion.trace)} segments")
-    for name in ("tokens", "reward so far", "threshold", "proposals", "wasted tokens", ""):
-        table.add_column(name, justify="right")
-    for segment in completion.trace:
+    rows = []
+    for i, segment in enumerate(completion.trace, start=1):
         threshold = "-" if math.isnan(segment.threshold) else f"{segment.threshold:.4g}"
-        numbers = [segment.num_tokens, f"{segment.reward:.4g}", threshold, segment.num_proposals]
-        remark = "best of all, none accepted" if segment.forced else "begun with a nudge" if segment.nudge else ""
-        table.add_row(*map(str, numbers), str(segment.wasted_tokens), remark)
-    return table
+        remark = ", best of all, none accepted" if segment.forced else ", begun with a nudge" if segment.nudge else ""
+        numbers = [segment.num_tokens, f"{segment.reward:.4g}", threshold, segment.num_proposals, segment.wasted_tokens]
+        rows.append([f"{i}{remark}", *map(str, numbers)])
+    heads = ("tokens", "reward so far", "threshold", "proposals", "wasted tokens")
+    print_table(console, f"{operator}: {len(rows)} segments", ("segment",), heads, rows)

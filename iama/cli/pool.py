@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +31,6 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.pools.engines import Draw
 
 ENGINES = ("transformers", "vllm", "openai")
-TIMEOUT_S, NUM_RETRIES = 600.0, 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ def pool(
     model: Annotated[str | None, typer.Option(help="The server's name for the model.")] = None,
     api_key_env: Annotated[str, typer.Option(help="Variable with the server's key.")] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
+    timeout_s: Annotated[float, typer.Option(help="Seconds for an attempt, from request to whole reply.")] = 600.0,
+    num_retries: Annotated[int, typer.Option(help="Further attempts where the server is overloaded.", min=0)] = 4,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="A parameter that the server refuses: temperature, max_tokens, seed or n. Repeatable."),
+    ] = None,
     subset: Annotated[str | None, typer.Option(help="Configuration of a dataset.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="Ours=theirs, e.g. prompt=question. Repeatable.")] = None,
@@ -83,9 +90,12 @@ def pool(
     Example: iama pool big.jsonl --prompts test.jsonl --n 64 --engine openai --url http://localhost:8000/v1 --model big
     """
     _check_engine(engine, policy, url, model)
+    if not 0 < timeout_s < math.inf:
+        raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")
     manifest = None if policy is None else manifest_of(policy, adapter)
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
+    _check_left_out(leave_out or [], engine, given)
     sampling = sampling_of(given, manifest)
     note_differences(manifest, sampling)
     source = _prompts_spec(prompts, subset, split, column or [], max_prompts)
@@ -99,7 +109,8 @@ def pool(
     rows = read_prompts(source)
     order = Order(name, rows, system_prompt, sampling, n, seed)
     if engine == "openai":
-        header, draw = _remote(order, url or "", model or "", api_key_env, concurrency)
+        asked = {"timeout_s": timeout_s, "num_retries": num_retries, "concurrency": concurrency}
+        header, draw = _remote(order, url or "", model or "", api_key_env, asked, tuple(leave_out or ()))
     else:
         spec: dict[str, Any] = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
         spec["trust_remote_code"] = trust_remote_code
@@ -160,14 +171,36 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     return pool_header(order.name, spec, *settings), draw
 
 
-def _remote(order: Order, url: str, model: str, api_key_env: str, concurrency: int) -> tuple[dict[str, Any], Draw]:
+def _remote(
+    order: Order, url: str, model: str, api_key_env: str, asked: dict[str, Any], leave_out: tuple[str, ...]
+) -> tuple[dict[str, Any], Draw]:
     """Header and draw of a server's model, which is known by its name and address only."""
+    from iama.config.specs import LAW
     from iama.rewards.remote import Endpoint
     from inference.pools.engines import openai_draw
     from inference.pools.fill import engine_header
 
-    endpoint = Endpoint(url, model, api_key_env, TIMEOUT_S, NUM_RETRIES, concurrency, "--engine openai")
+    source = "--engine openai"
+    endpoint = Endpoint(url, model, api_key_env, **asked, source=source, leave_out=leave_out, setting=_flag)
     policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {url}"}
     settings = (order.system_prompt, "openai", order.sampling, order.num_samples, order.seed)
     draw = openai_draw(endpoint, order.sampling, order.num_samples, order.seed, order.system_prompt)
-    return engine_header(policy, *settings), draw
+    return engine_header(policy, *settings, left_out=[name for name in leave_out if name in LAW]), draw
+
+
+def _check_left_out(names: Sequence[str], engine: str, given: dict[str, Any]) -> None:
+    """Refuse parameters that cannot be left out, and values for those that are."""
+    from iama.config.specs import LEAVABLE
+
+    for name in names:
+        if engine != "openai" or name not in LEAVABLE:
+            raise ConfigError(f"--leave-out {name!r}: with --engine openai write {', '.join(LEAVABLE)}")
+        value = given.get({"max_tokens": "max_new_tokens"}.get(name, name))
+        if value is not None:
+            raise ConfigError(f"{_flag(name)} {value:g} has no use with --leave-out {name}; drop one of the two")
+
+
+def _flag(setting: str) -> str:
+    """The flag of a setting that an endpoint knows by its own name."""
+    name = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}.get(setting, setting)
+    return f"--{name.replace('_', '-')}"

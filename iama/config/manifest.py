@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ from pydantic import Field
 from iama.config.schema import Strict, validate
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ModelError
+from iama.reading import read_object
 
 FILE_NAME = "iama.json"
 
@@ -53,8 +53,4 @@ def load_manifest(folder: Path) -> Manifest | None:
     path = folder / FILE_NAME
     if not path.is_file():
         return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path}: not JSON ({error.msg}); export the run again") from error
-    return validate(raw, Manifest, str(path))
+    return validate(read_object(path, ModelError, "export the run again"), Manifest, str(path))

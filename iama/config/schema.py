@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iama.errors import ConfigError
 from iama.installation import find_config
+from iama.reading import parse_yaml, read_text
 
 
 class Strict(BaseModel):
@@ -29,11 +28,7 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
     The values of overrides are YAML; items of lists are named by index. Raises `ConfigError`, one line per mistake:
     the key, its value, the file, and what to write.
     """
-    file = find_config(path)
-    try:
-        raw = parse_yaml(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    raw = parse_yaml(read_text(find_config(path), ConfigError), str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(raw).__name__}")
     for override in overrides or []:
@@ -103,22 +98,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             block[int(last)] = parsed
         else:
             block[last] = parsed
-    except (IndexError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (IndexError, ValueError, TypeError) as error:
         raise ConfigError(f"--set {override!r}: cannot set {last!r} ({error})") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose `1e-3` is a number, as YAML 1.2 has it; PyYAML's 1.1 reads it as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML as configuration files, overrides and methods are read; raises `yaml.YAMLError` or `ValueError`."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 
 def _child(block: Any, part: str, override: str) -> Any:

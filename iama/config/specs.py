@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from iama.calls import read_call
-from iama.config.schema import Strict, parse_yaml
+from iama.config.schema import Strict
+from iama.reading import parse_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+LAW = ("temperature", "max_tokens")
+LEAVABLE = (*LAW, "seed", "n")
+"""Parameters of a request that can be left to the server; those of `LAW` decide which answers are likely."""
 
 
 class PolicySpec(Strict):
@@ -33,6 +37,24 @@ class RewardScale(Strict):
 
     mean: float
     std: float = Field(gt=0)
+
+
+def check_no_secret(url: str, api_key_env: str | None = None) -> None:
+    """Raise `ValueError` for a login in an address, or a key in the place of its variable's name; it shows neither."""
+    if any(letter in url for letter in "@?#"):
+        raise ValueError(
+            "the url holds a user or a query, which would be written into files; put the key into the environment "
+            "variable that api_key_env names, and end the url with its path"
+        )
+    if api_key_env is not None and (not _VARIABLE.fullmatch(api_key_env) or _KEY_LIKE.match(api_key_env)):
+        raise ValueError(
+            "api_key_env must be the name of an environment variable, which holds the key, and not the key itself; "
+            "write e.g. OPENAI_API_KEY"
+        )
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY_LIKE = re.compile(r"(?=.*[0-9])(?=.*[a-z]).{20}")  # as no variable is named
 
 
 class JudgeSpec(Strict):
@@ -60,6 +82,8 @@ class JudgeSpec(Strict):
     timeout_s: float = Field(60.0, gt=0)
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; a server that needs none takes any."""
+    leave_out: tuple[Literal["temperature", "max_tokens", "seed"], ...] = Field((), exclude_if=lambda names: not names)
+    """Parameters that are not sent, for a server that refuses them."""
     cache: str = "runs/judge-cache"
     """Folder of answers by a hash of all that was sent, so that nothing is asked twice."""
     input_price: float = Field(0.0, ge=0)
@@ -72,6 +96,16 @@ class JudgeSpec(Strict):
             raise ValueError("mode: pairwise needs `baseline_column`, and mode: pointwise has no use for it")
         if self.lowest >= self.highest:
             raise ValueError(f"lowest {self.lowest:g} must be below highest {self.highest:g}")
+        for name in self.leave_out:
+            if name != "seed" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} {getattr(self, name):g} has no use where leave_out names it; drop one of them"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        check_no_secret(self.url, self.api_key_env)
         return self
 
 
@@ -200,7 +234,7 @@ class RewardSpec(Strict):
         try:
             is_whole = bool(call.name) and all(key and value for key, value in call.arguments)
             settings = self.kind_settings
-        except (yaml.YAMLError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)") from error
         if not is_whole or len(settings) < len(call.arguments):
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)")

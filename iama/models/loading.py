@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from iama.errors import IamaError, IamaWarning, ModelError
+from iama.reading import read_object
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REMOTE_CODE = (
@@ -70,10 +70,10 @@ def _weight_files(folder: Path, source: str) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return _model_weights(folder)
-    try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (json.JSONDecodeError, KeyError) as error:
-        raise ModelError(f"{source}: {index} is damaged; save the model again") from error
+    weight_map = read_object(index, ModelError, "save the model again").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelError(f"{source}: {index} is damaged; save the model again")
+    named = set(weight_map.values())
     missing = sorted(name for name in named if not (folder / name).is_file())
     if missing:
         raise ModelError(f"{source}: {str(folder)!r} lacks {len(missing)} weight files, e.g. {missing[0]!r}")

@@ -5,7 +5,6 @@ One output of the model, times a sign, is the score. The model reads texts with 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -34,6 +33,7 @@ from iama.models.loading import (
 )
 from iama.prompts.conversations import check_exchanges
 from iama.prompts.render import Message, Prompt, completion_text, prompt_text, render_exchange, render_pair
+from iama.reading import read_object
 
 HEADS = ("score", "classifier", "classification_head")
 """Names of a sequence classifier's last layer, which an adapter saves beside its matrices."""
@@ -279,8 +279,7 @@ def adapter_base(path: str, source: str) -> str | None:
     file = Path(path) / ADAPTER_CONFIG
     if not (Path(path) / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{source}: the adapter {path!r} holds no {ADAPTER_WEIGHTS}; save it with save_pretrained")
-    with loading(path, source):
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_object(file, ModelError, "save the adapter again").get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{source}: {file} names no base model; merge the adapter into its base and give that")
     return str(base)

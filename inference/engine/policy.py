@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from iama.models.loading import (
     loading,
     pick_device,
 )
+from iama.reading import read_object, read_text
 from inference.engine.rows import refuse_inexact
 
 
@@ -117,10 +117,7 @@ def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:
 def _recorded_base(folder: Path, source: str) -> str:
     """The base model that an adapter was trained on."""
     path = folder / ADAPTER_CONFIG
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{source}: {path} is not JSON ({error.msg}); export the adapter again") from error
+    recorded = read_object(path, ModelError, "export the adapter again").get("base_model_name_or_path")
     if not recorded:
         raise ModelError(f"{source}: {path} names no base model; set `path` to the base and `adapter` to {folder}")
     return str(recorded)
@@ -164,4 +161,4 @@ def _set_chat_template(tokenizer: Any, template: str | None, source: str) -> Non
         raise ModelError(f"{source}: chat_template {template!r} does not exist; give the path of a .jinja file")
     if tokenizer.chat_template is not None:
         warnings.warn(f"{source}: chat_template {template!r} replaces the tokenizer's own", IamaWarning, stacklevel=3)
-    tokenizer.chat_template = path.read_text(encoding="utf-8")
+    tokenizer.chat_template = read_text(path, ModelError)

@@ -42,7 +42,7 @@ from inference.pools.format import HeaderPolicy
 from inference.pools.score import score_pool
 from inference.samplers.serve import read_method, served_of
 from inference.selection.rules import Served
-from inference.statistics.bootstrap import Interval, mean_interval, percentile_interval, prompt_weights
+from inference.statistics.bootstrap import MIN_PROMPTS, Interval, mean_interval, percentile_interval, prompt_weights
 
 
 @dataclass(frozen=True)
@@ -335,12 +335,12 @@ def _tuned(
 
 
 def _kept(where: str, known_PS: Mask) -> Mask:
-    """Prompts with all scores for half of their samples or more; `DataError` for less than two, a warning for any."""
+    """Prompts with all scores for half of their samples or more; `DataError` for too few, a warning for any."""
     kept_P: Mask = 2 * known_PS.sum(axis=1) >= known_PS.shape[1]
-    if kept_P.sum() < 2:
+    if kept_P.sum() < MIN_PROMPTS:
         raise DataError(
             f"{where}: {kept_P.sum()} of {len(kept_P)} prompts have scores for half of their samples or more, and at "
-            "least 2 are needed; add the missing proxy or gold scores"
+            f"least {MIN_PROMPTS} are needed; add the missing proxy or gold scores, or more prompts"
         )
     if not kept_P.all():
         message = f"{where}: {(~kept_P).sum()} of {len(kept_P)} prompts have scores for less than half of their samples"
@@ -359,4 +359,5 @@ def _report(proxy_PS: Floats, report_PS: Floats, served: Served, num_bootstrap: 
     single_P, chosen_P = pool_values(proxy_PS, report_PS, [identity(), served]).T
     gain = mean_interval(chosen_P - single_P, num_bootstrap=num_bootstrap, seed=seed)
     assert gain is not None
+    assert gain.ci95 is not None  # there are enough prompts, or `_kept` has refused them
     return Report(gold=float(chosen_P.mean()), single=float(single_P.mean()), gain_ci95=gain.ci95)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def pool_log_probabilities(
             responses = [list(s.token_ids) for s in prompt.samples]
             prompts = [list(prompts_ids[i])] * len(responses)
             sums = [total for total, _ in sequence_log_probabilities(policy, prompts, responses, batch_size)]
-            lines[keys[i]] = {"key": keys[i], "log_probabilities": sums}
+            known = [total if math.isfinite(total) else None for total in sums]
+            lines[keys[i]] = {"key": keys[i], "log_probabilities": known}
             append_line(path, lines[keys[i]])
             advance(1)
     return np.asarray([lines[key]["log_probabilities"] for key in keys], dtype=np.float64)

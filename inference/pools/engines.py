@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any, TypeAlias
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
-from iama.errors import ConfigError
+from iama.errors import ConfigError, ModelError
 from iama.prompts.conversations import render_prompts
 from iama.prompts.data import PromptRows, with_system_prompt
 from iama.prompts.render import Prompt
+from iama.reading import read_object
 from iama.rewards.judge import num_tokens
-from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, well_formed
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint
+from iama.rewards.replies import well_formed
 from inference.engine.decode import iter_decode
 from inference.engine.policy import load_policy, read_policy_files, resolve_paths
 from inference.engine.random_streams import prompt_keys
@@ -221,7 +222,7 @@ def vllm_model_settings(spec: PolicySpec, adapter: str | None) -> dict[str, Any]
     if adapter is None:
         return settings
     file = Path(adapter) / "adapter_config.json"
-    rank = int(json.loads(file.read_text(encoding="utf-8"))["r"])
+    rank = int(read_object(file, ModelError, "save the adapter again").get("r", 0))
     if rank > LORA_RANKS[-1]:
         raise ConfigError(
             f"{file}: rank {rank} is more than vLLM's {LORA_RANKS[-1]}; merge the adapter with iama export"

@@ -16,7 +16,7 @@ from typing import Any
 
 from iama.cost import Cost
 from iama.errors import DataError, RunError
-from iama.files import write_atomically
+from iama.files import append, locked, write_atomically, writing
 from iama.prompts.render import Prompt
 from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.pools.format import header_difference, parsed, read_header, read_line
@@ -96,7 +96,7 @@ def _read(path: Path, lines: Sequence[bytes] | None = None) -> Pool:
         for number, line in enumerate(file if lines is None else lines, start=1):
             if number > 1 and line.strip():
                 where = f"{path}:{number}"
-                _take(read_line(line, where), where, blocks)
+                _take(read_line(line, path, number), where, blocks)
     return Pool(header, [_finished(name, block) for name, block in blocks.items()])
 
 
@@ -169,18 +169,18 @@ def _cost_of_lengths(samples: Sequence[Response]) -> Cost:
 
 def write_pool(path: Path, pool: Pool) -> None:
     """Write a whole file, which is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(pool.header, ensure_ascii=False) + "\n" + "".join(map(_block, pool.prompts)))
 
 
 def append_block(path: Path, prompt: PooledPrompt) -> None:
-    """Append a prompt's lines, handed to the operating system in one piece."""
-    with path.open("ab") as file:
-        file.write(_block(prompt).encode())
+    """Append a prompt's lines, whole or not at all; by the only one who writes the file."""
+    append(path, _block(prompt))
 
 
 def open_unfinished(path: Path, header: dict[str, Any]) -> Pool:
-    """What a file of this header holds already; a file that is not there is begun.
+    """What a file of this header holds already; a file that is not there is begun. Nobody else may be writing it.
 
     Raises `RunError` where it holds samples of another policy, sampling or seed, and leaves it as it is.
     """
@@ -194,10 +194,11 @@ def open_unfinished(path: Path, header: dict[str, Any]) -> Pool:
 
 def union(path: Path, pool: Pool) -> None:
     """Append to a file the prompts of a pool of the same header that it lacks; raises `RunError` for another header."""
-    there = {prompt.prompt_id for prompt in open_unfinished(path, pool.header).prompts}
-    for prompt in pool.prompts:
-        if prompt.prompt_id not in there:
-            append_block(path, prompt)
+    with locked(path):
+        there = {prompt.prompt_id for prompt in open_unfinished(path, pool.header).prompts}
+        for prompt in pool.prompts:
+            if prompt.prompt_id not in there:
+                append_block(path, prompt)
 
 
 def merge_pools(paths: Sequence[Path]) -> Pool:
@@ -256,10 +257,10 @@ def _cut_torn_block(path: Path) -> None:
     lines = _whole_lines(data)
     length = sum(map(len, lines))
     if length < len(data):
-        os.truncate(path, length)
+        with writing(path):
+            os.truncate(path, length)
     if not lines[-1].endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
+        append(path, "\n")
 
 
 def _whole_lines(data: bytes) -> list[bytes]:

@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -30,9 +29,8 @@ from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
 from iama.prompts.conversations import render_prompts
 from iama.prompts.data import PromptRows, fitting_prompts, read_prompts
-from iama.prompts.render import Prompt
 from iama.rewards.classifier import ClassifierFiles
-from iama.rewards.load import Files, check_reward
+from iama.rewards.load import Files, check_columns, check_reward
 from trainers.control import check_kl
 from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation
 
@@ -98,7 +96,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     check_token_ids(outline, tokenizer, config.policy.path, "policy.path")
     prompts = prompts_that_fit(config, tokenizer, outline, rows)
     _check_number_of_prompts(config, fields, len(prompts))
-    reward_files = _check_rewards(config, [row["prompt"] for row in rows])
+    reward_files = _check_rewards(config, prompts)
     _warn(config, fields, source)
     check_generation_config(config.policy.path, "policy.path", config.sampling)
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
@@ -211,13 +209,20 @@ def policy_outline(config: TrainingConfig) -> Outline:
     return read_outline(spec.path, "policy.path", "policy", trust_remote_code=spec.trust_remote_code)
 
 
-def _check_rewards(config: TrainingConfig, prompts: Sequence[Prompt]) -> Files:
-    """Check every reward, and return what was read of the models among them."""
+def _check_rewards(config: TrainingConfig, rows: PromptRows) -> Files:
+    """Check every reward against all prompts, and return what was read of the models among them."""
     files: dict[RewardSpec, ClassifierFiles] = {}
+    prompts = [row["prompt"] for row in rows]
     for criterion in config.objective.criteria:
-        files |= check_reward(criterion.name, criterion.proxy, prompts)
-        if criterion.gold is not None:
-            files |= check_reward(f"{criterion.name} (gold)", criterion.gold, prompts)
+        missing_ok = config.objective.on_nan != "error"
+        for name, spec, may_miss in (
+            (criterion.name, criterion.proxy, missing_ok),
+            (f"{criterion.name} (gold)", criterion.gold, True),
+        ):
+            if spec is None:
+                continue
+            files |= check_reward(name, spec, prompts)
+            check_columns(name, spec, rows, in_training=True, missing_ok=may_miss)
     return files
 
 
