@@ -37,9 +37,11 @@ def check_exchanges(
 ) -> None:
     """Raise `ModelError` for the first prompt whose kind a reward model's template refuses or loses a message of.
 
-    Kinds in `checked` are passed over, and new ones are put there.
+    Kinds in `checked` are passed over, and new ones are put there; it is for prompts that come in pieces, whose numbers
+    say nothing.
     """
-    for where, messages in _first_of_kinds(prompts, source, set() if checked is None else checked):
+    for number, prompt, messages in _first_of_kinds(prompts, set() if checked is None else checked):
+        where = f"{source}: {_named(number if checked is None else None, prompt)}"
         need_template(tokenizer, where, REWARD_TEMPLATE)
         written = _written(tokenizer, [*messages, _answer()], where, add_generation_prompt=False)
         _refuse_lost(tokenizer, [*messages, _answer()], written, where)
@@ -54,7 +56,8 @@ def render_prompts(
     answer begins, and for one that ends with an end token. Warns where a finished answer does not begin as it was asked
     for.
     """
-    for where, messages in _first_of_kinds(prompts, source, set()):
+    for number, prompt, messages in _first_of_kinds(prompts, set()):
+        where = f"{source}: {_named(number, prompt)}"
         need_template(tokenizer, where, POLICY_TEMPLATE)
         _check_generation_prompt(tokenizer, messages, where)
     rows = [render_prompt(tokenizer, prompt) for prompt in prompts]
@@ -65,8 +68,8 @@ def render_prompts(
     return rows
 
 
-def _first_of_kinds(prompts: Sequence[Prompt], source: str, checked: set[Any]) -> Iterator[tuple[str, list[Message]]]:
-    """Of every kind of conversation the first, named, with a word in the place of each content."""
+def _first_of_kinds(prompts: Sequence[Prompt], checked: set[Any]) -> Iterator[tuple[int, Prompt, list[Message]]]:
+    """Of every kind of conversation the first, numbered, and its messages with a word in the place of each content."""
     for number, prompt in enumerate(prompts, start=1):
         if isinstance(prompt, str):
             continue
@@ -75,11 +78,12 @@ def _first_of_kinds(prompts: Sequence[Prompt], source: str, checked: set[Any]) -
             checked.add(kind)
             words = [f"message{place}." for place in range(len(prompt))]
             messages = [{**message, "content": word} for message, word in zip(prompt, words, strict=True)]
-            yield f"{source}: {_named(number, prompt)}", messages
+            yield number, prompt, messages
 
 
-def _named(number: int, prompt: Prompt) -> str:
-    return f"prompt {number} ({prompt_text(prompt)[:60]!r})"
+def _named(number: int | None, prompt: Prompt) -> str:
+    text = repr(prompt_text(prompt)[:60])
+    return f"the prompt {text}" if number is None else f"prompt {number} ({text})"
 
 
 def _answer() -> Message:

@@ -215,8 +215,9 @@ def read_files(spec: RewardSpec, source: str) -> ClassifierFiles:
     if num_outputs is not None:
         config.num_labels = num_outputs
     head = _pick_head(config, spec, source)
-    with loading(spec.model, source):
-        tokenizer = AutoTokenizer.from_pretrained(spec.model, trust_remote_code=False)
+    home = spec.model if base is None or (Path(spec.model) / "tokenizer_config.json").is_file() else base
+    with loading(home, source):
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
     check_token_ids(outline, tokenizer, spec.model, source)
     _check_pair(outline, tokenizer, spec, source)
     return ClassifierFiles(spec.model, config, tokenizer, head, outline.context_length, outline.num_types > 1)
