@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of
-from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
+from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP, TrustRemoteCode
 from iama.errors import ConfigError
 from iama.tables import print_table, wide_console
 
@@ -62,6 +62,7 @@ def generate(
     max_new_tokens: MaxNewTokens = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same candidates.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text; do not use the chat template.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
         str | None,
@@ -78,7 +79,8 @@ def generate(
 
     manifest = manifest_of(policy, adapter)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
-    base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
+    named = {"path": policy, "adapter": adapter, "trust_remote_code": trust_remote_code}
+    base = validate({**named, **placement}, PolicySpec, "command line")
     from_file = None if spec_file is None else _spec_of(spec_file, reward, head)
     spec = from_file or reward_spec(reward, head, placement, manifest, criterion)
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}

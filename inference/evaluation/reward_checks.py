@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
@@ -14,7 +14,8 @@ from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, DataError
 from iama.models.loading import loading
 from iama.prompts.data import PromptRows
-from iama.prompts.render import prompt_text, render_exchange
+from iama.prompts.render import prompt_text
+from iama.rewards.classifier import read_files, render_rewarded
 from iama.rewards.load import check_columns, check_reward
 from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
 
@@ -36,7 +37,7 @@ def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: 
         if spec.column is not None:
             _check_column(config, name, spec)
             continue
-        check_reward(name, spec, rows[0]["prompt"])
+        check_reward(name, spec, [row["prompt"] for row in rows])
         check_columns(name, spec, rows)
 
 
@@ -46,16 +47,15 @@ def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str 
     Raises `DataError`, which ends with `remedy`, for the first that one cannot, unless `remedy` is None.
     """
     keep = [True] * len(rows)
-    for model, name in ((part.model, name) for spec, name in names.items() for part in spec.parts):
-        if model is None:
+    for part, name in ((part, name) for spec, name in names.items() for part in spec.parts):
+        if part.model is None:
             continue
-        with loading(model, f"reward {name!r}"):
-            limit: int | None = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
-            tokenizer = AutoTokenizer.from_pretrained(model)
+        model, files = part.model, read_files(part, f"reward {name!r}")
+        limit = files.context_length
         if limit is None:
             continue
         for i, row in enumerate(rows):
-            num_tokens = len(render_exchange(tokenizer, row["prompt"], ""))
+            num_tokens = len(render_rewarded(files, part, row["prompt"], ""))
             if num_tokens > limit and remedy is not None:
                 raise DataError(
                     f"reward {name!r}: prompt {i + 1} ({prompt_text(row['prompt'])[:60]!r}) has {num_tokens} tokens "
@@ -81,8 +81,13 @@ def check_gradients(
                     f"methods: {method.text!r} needs the gradient of a reward, and {source} is no classifier; "
                     f"{instead_of(method.name)}, or evaluate that criterion by itself"
                 )
+            if criterion.proxy.pair:
+                raise ConfigError(
+                    f"methods: {method.text!r} needs the gradient of a reward, and {source} reads pairs of texts; "
+                    f"{instead_of(method.name)}, or evaluate that criterion by itself"
+                )
             with loading(model, source):
-                reward = reward_side(source, model, AutoTokenizer.from_pretrained(model))
+                reward = reward_side(source, model, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
             for policy, served, tokenizer in tokenizers:
                 if served == criterion.name:
                     side = Side(f"policy {policy!r}", tokenizer, {tokenizer.eos_token_id})
