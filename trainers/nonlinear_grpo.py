@@ -24,7 +24,7 @@ from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
-from iama.prompts.render import prompt_text
+from iama.prompts.render import prompt_name
 from trainers.control import RunControl, RunningMean, check_kl
 from trainers.run.watch import lift_K, silent_share
 from trainers.run.watchdog import Watchdog
@@ -190,7 +190,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         score, prompt = scores[row, column].item(), gather_object(list(prompts))[row]
         returned = "None or NaN" if math.isnan(score) else score
         name = self.objective.criteria[column].name
-        return f"reward {name!r} returned {returned} for the prompt {prompt_text(prompt)[:80]!r}"
+        return f"reward {name!r} returned {returned} for the prompt {prompt_name(prompt)}"
 
 
 def _match_columns(objective: Objective, names: list[str]) -> list[int]:

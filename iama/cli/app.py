@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from iama.errors import ConfigError, IamaError, IamaWarning
 from iama.installation import check_packages
@@ -17,7 +20,47 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.specs import RewardSpec, Sampling
     from inference.engine.responses import Pool
 
+_KEYS = re.compile(
+    r"^(?:command line|--reward): (?P<written>\w+)(?=: )"
+    r"|`(?P<set>\w+): (?P<value>[^`{}]+)`"
+    r"|prompts\.columns(?P<column>\.\w+|: \{prompt: THEIR_NAME\})?"
+    r"|(?:\b(?:policy|sampling|prompts)\.(?P<key>\w+))"
+    r"|`(?P<quoted>path|adapter)`"
+)
+"""Keys of configuration files, as errors name them."""
+
+
+class Commands(TyperGroup):
+    """Commands that name their own flags in errors, where these come from code that reads files, too."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except IamaError as error:
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            flags = {name for option in (command.params if command else ()) for name in option.opts}
+            raise type(error)(in_flags(str(error), flags)) from error
+
+
+def in_flags(message: str, flags: Collection[str]) -> str:
+    """A message that names a command's flags in place of the keys of a file; of one with `--set`, as it is."""
+
+    def named(found: re.Match[str]) -> str:
+        if found[0].startswith("prompts.columns"):
+            given = found["column"] or ""
+            key, value = "column", "prompt=THEIR_NAME" if given.startswith(":") else given[1:]
+        else:
+            key = found["written"] or found["set"] or found["key"] or found["quoted"]
+            value = found["value"] or ""
+        flag = "--policy" if key == "path" else f"--{key.replace('_', '-')}"
+        return f"{flag} {value}".rstrip() if flag in flags else found[0]
+
+    return message if "--set" in flags else _KEYS.sub(named, message)
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: iama train.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -82,6 +125,14 @@ def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
 
     settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
     settings |= {key: value for key, value in given.items() if value is not None}
+    for text in given.get("stop") or ():
+        if "\\n" in text or "\\t" in text:
+            warnings.warn(
+                f"--stop {text!r} holds a backslash and a letter, not a line's end or a tab; in a shell write "
+                f"--stop $'{text}' for these",
+                IamaWarning,
+                stacklevel=2,
+            )
     return validate(settings, Sampling, "command line")
 
 

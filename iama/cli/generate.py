@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of
-from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
+from iama.cli.options import ChatTemplate, MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
 from iama.errors import ConfigError
 from iama.tables import print_table, wide_console
 
@@ -36,6 +36,7 @@ def generate(
     policy: Annotated[str, typer.Option(help="Model directory, or an exported adapter.")],
     prompt: Annotated[str, typer.Option(help="What to answer.")],
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    chat_template: ChatTemplate = None,
     reward: Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")] = None,
     head: Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")] = None,
     spec_file: Annotated[
@@ -78,7 +79,8 @@ def generate(
 
     manifest = manifest_of(policy, adapter)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
-    base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
+    given_policy = {"path": policy, "adapter": adapter, "chat_template": chat_template}
+    base = validate({**given_policy, **placement}, PolicySpec, "command line")
     from_file = None if spec_file is None else _spec_of(spec_file, reward, head)
     spec = from_file or reward_spec(reward, head, placement, manifest, criterion)
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}

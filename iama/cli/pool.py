@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iama.cli.app import app, describe_pool, manifest_of, note_differences, prepare, sampling_of
-from iama.cli.options import Device, Dtype, MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
+from iama.cli.options import (
+    ChatTemplate,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+)
 from iama.errors import ConfigError
 from iama.progress import progress_bar
 
@@ -41,6 +52,7 @@ def pool(
     n: Annotated[int, typer.Option(help="Samples a prompt.", min=1)],
     policy: Annotated[str | None, typer.Option(help="Model directory, or an exported adapter.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    chat_template: ChatTemplate = None,
     name: Annotated[str | None, typer.Option(help="The policy's name in the file; else its folder's.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or openai (any compatible server).")] = ENGINES[0],
     url: Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")] = None,
@@ -77,7 +89,8 @@ def pool(
 
     Example: iama pool big.jsonl --prompts test.jsonl --n 64 --engine openai --url http://localhost:8000/v1 --model big
     """
-    _check_engine(engine, policy, url, model)
+    local = {"--policy": policy, "--adapter": adapter, "--chat-template": chat_template}
+    _check_engine(engine, local, {"--url": url, "--model": model})
     if not 0 < timeout_s < math.inf:
         raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")
     manifest = None if policy is None else manifest_of(policy, adapter)
@@ -100,7 +113,7 @@ def pool(
         asked = {"timeout_s": timeout_s, "num_retries": num_retries, "concurrency": concurrency}
         header, draw = _remote(order, url or "", model or "", api_key_env, asked, tuple(leave_out or ()))
     else:
-        spec = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        spec = {"path": policy, "adapter": adapter, "chat_template": chat_template, "device": device, "dtype": dtype}
         header, draw = _local(order, engine, spec, batch_size)
     indices = list(range(len(rows))) if part is None else part.indices(len(rows))
     with progress_bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as advance:
@@ -108,15 +121,15 @@ def pool(
     typer.echo(f"pool: {out}: {describe_pool(filled)}")
 
 
-def _check_engine(engine: str, policy: str | None, url: str | None, model: str | None) -> None:
+def _check_engine(engine: str, local: dict[str, str | None], remote: dict[str, str | None]) -> None:
+    """Raise `ConfigError` for an engine without its flags, or with those of another; `local` begins with --policy."""
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine!r} is not known; write {', '.join(ENGINES)}")
-    wanted = {"--url": url, "--model": model} if engine == "openai" else {"--policy": policy}
-    for flag, value in wanted.items():
-        if value is None:
+    for flag in remote if engine == "openai" else ("--policy",):
+        if {**local, **remote}[flag] is None:
             raise ConfigError(f"--engine {engine} needs {flag}")
-    for flag, value in {"--policy": policy, "--url": url, "--model": model}.items():
-        if value is not None and flag not in wanted:
+    for flag, value in (local if engine == "openai" else remote).items():
+        if value is not None:
             raise ConfigError(f"{flag} {value!r} has no use with --engine {engine}; drop it, or choose another engine")
 
 

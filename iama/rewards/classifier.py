@@ -22,7 +22,7 @@ from iama.errors import ModelError, RewardError
 from iama.models.flops import ModelSize, row_flops, size_of
 from iama.models.inputs import pad
 from iama.models.loading import check_model_dir, halved, loading, pick_device, refuse_missing_tensors
-from iama.prompts.render import Message, Prompt, completion_text, prompt_text, render_exchange
+from iama.prompts.render import Message, Prompt, completion_text, prompt_name, render_exchange
 from iama.reading import read_object
 
 HEADS = ("score", "classifier", "classification_head")
@@ -94,7 +94,7 @@ class Classifier:
         for prompt, row in zip(prompts, ids, strict=True):
             if self.context_length is not None and len(row) > self.context_length:
                 raise RewardError(
-                    f"{self.source}: the prompt {prompt_text(prompt)[:60]!r} with its answer has {len(row)} tokens, "
+                    f"{self.source}: the prompt {prompt_name(prompt)} with its answer has {len(row)} tokens, "
                     f"but {self.path!r} reads at most {self.context_length}; use shorter prompts or a smaller "
                     "max_new_tokens"
                 )

@@ -13,7 +13,7 @@ from iama.config.specs import PolicySpec
 from iama.errors import DataError
 from iama.models.flops import ModelSize, size_from_folder
 from iama.prompts.data import with_system_prompt
-from iama.prompts.render import prompt_text, render_prompt
+from iama.prompts.render import prompt_name, render_prompt
 from inference.engine.policy import load_tokenizer, resolve_paths
 from inference.engine.responses import Pool
 from inference.pools.file import prompt_ids
@@ -149,7 +149,7 @@ def _in_order(name: str, rows: Sequence[Mapping[str, Any]], pool: Pool) -> Pool:
     if missing:
         raise DataError(
             f"policy {name!r}: its pool has no completions for {len(missing)} of {len(rows)} prompts, the first is "
-            f"{prompt_text(missing[0]['prompt'])[:60]!r}; all policies must answer the same prompts"
+            f"{prompt_name(missing[0]['prompt'])}; all policies must answer the same prompts"
         )
     columns = [{key: value for key, value in row.items() if key != "prompt"} for row in rows]
     prompts = [replace(by_id[key], prompt_id=key, columns=c) for key, c in zip(ids, columns, strict=True)]
