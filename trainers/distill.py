@@ -8,7 +8,6 @@ learnt: what the student adds to all answers of a prompt is its own.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,8 +29,8 @@ from trl import RewardConfig, RewardTrainer
 
 from iama.arrays import Floats
 from iama.config.specs import RewardSpec
-from iama.errors import DataError, ModelError, RunError
-from iama.files import temporary_name
+from iama.errors import DataError, ModelError
+from iama.files import building
 from iama.models.loading import check_model_dir, loading, pick_device, refuse_missing_tensors
 from iama.prompts.render import Prompt, prompt_name, prompt_text, render_exchange
 from iama.rewards.ensemble import within_prompt_spread
@@ -125,26 +124,31 @@ def distill(
     saved model. Raises `DataError` for scores that hold no margins, `ModelError` for a base that cannot be used,
     `RunError` where `out` is in the way.
     """
-    _check_out(out)
+    with building(out) as folder:
+        return _distill(prompts, texts, scores, settings, folder, advance)
+
+
+def _distill(
+    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float]],
+    settings: DistillSettings,
+    folder: Path,
+    advance: Callable[[int], None],
+) -> Distilled:
     groups, num_pairs, num_unscored = scored_answers(prompts, texts, scores)
     trained, held_out = split(groups, settings.held_out, settings.seed)
     spread = within_prompt_spread(group.scores for group in trained)
     if not spread:
         raise DataError("all answers of a prompt have the same score, so there are no margins to learn")
     tokenizer, ids = _tokenized(trained, settings)
-    temporary = temporary_name(out)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    losses = _train(trained, ids, spread, tokenizer, settings, temporary, advance)
-    agreement, r_squared = compare(held_out, _student_scores(held_out, temporary, settings), spread)
+    losses = _train(trained, ids, spread, tokenizer, settings, folder, advance)
+    agreement, r_squared = compare(held_out, _student_scores(held_out, folder, settings), spread)
     size = max(1, round(ENDS_SHARE * len(losses)))
     ends = float(np.mean(losses[:size])), float(np.mean(losses[-size:]))
     result = Distilled(len(trained), len(held_out), num_pairs, num_unscored, spread, *ends, agreement, r_squared)
     record = {"settings": asdict(settings), "result": asdict(result)}
-    (temporary / FILE_NAME).write_text(json.dumps(record, indent=2), encoding="utf-8")
-    if out.exists():
-        out.rmdir()
-    temporary.replace(out)
+    (folder / FILE_NAME).write_text(json.dumps(record, indent=2), encoding="utf-8")
     return result
 
 
@@ -231,11 +235,6 @@ def compare(groups: Sequence[ScoredAnswers], student: Sequence[Sequence[float]],
 
 
 # The student. -------------------------------------------------------------------------------------------
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"--out {str(out)!r} exists and is not empty; choose a new folder")
 
 
 def _tokenized(groups: Sequence[ScoredAnswers], settings: DistillSettings) -> tuple[Any, list[list[list[int]]]]:

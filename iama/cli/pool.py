@@ -115,6 +115,8 @@ def pool(
     else:
         spec = {"path": policy, "adapter": adapter, "chat_template": chat_template, "device": device, "dtype": dtype}
         header, draw = _local(order, engine, spec, batch_size)
+    if part is not None:
+        header["part"] = {"index": part.index, "count": part.count, "num_prompts": len(rows)}
     indices = list(range(len(rows))) if part is None else part.indices(len(rows))
     with progress_bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as advance:
         filled = fill_pool(out, header, rows, draw, advance, indices)

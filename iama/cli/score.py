@@ -45,12 +45,9 @@ def score(
     for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):
         if not replace and any(name in sample.scores for prompt in read.prompts for sample in prompt.samples):
             raise ConfigError(f"{file} has a column {name!r} already; give --replace, or another --column")
-    from iama.rewards.load import load_reward
-    from inference.evaluation.reward_checks import check_signature
+    from iama.rewards.load import check_columns, load_reward
 
-    for part in wanted.parts:
-        if part.function is not None:
-            check_signature(column, part.function, set(read.prompts[0].columns))
+    check_columns(column, wanted, [{**p.columns, "prompt": p.prompt} for p in read.prompts], missing_ok=True)
     loaded = load_reward(column, wanted, missing_ok=True)
     for member in loaded.members or [loaded]:
         announcement = member.announcement(*_to_score(read))

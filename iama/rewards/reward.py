@@ -18,6 +18,7 @@ from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
 from iama.prompts.render import Message, Prompt, as_completion, completion_text, prompt_name
 from iama.rewards.classifier import Classifier
+from iama.rewards.users_code import as_scores, kind_of, users_code
 
 TrlCompletion: TypeAlias = str | list[Message]
 """A completion as TRL passes it to a reward: text, or messages where the prompt is messages."""
@@ -83,7 +84,9 @@ class Reward:
         self._scale = scale
         self._missing_ok = missing_ok
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], **columns: Any) -> list[float]:
+    def __call__(
+        self, /, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], **columns: Any
+    ) -> list[float]:
         """Scores `[len(prompts)]`; raises `RewardError` on infinity and, unless `missing_ok`, on a missing score."""
         return self.checked(prompts, completions, columns)[0]
 
@@ -122,8 +125,21 @@ class Reward:
         self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
         """Scores, checked and standardised, and what was read for them."""
-        scores, cost = self.scorer.score(prompts, completions, columns)
+        scores, cost = self._scored(prompts, completions, columns)
         return self.finish(prompts, completions, scores), cost
+
+    def _scored(
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
+    ) -> tuple[list[float], Cost]:
+        """What the scorer gives; what is wrong with a user's own one is told in one line."""
+        if type(self.scorer).__module__.startswith("iama."):
+            return self.scorer.score(prompts, completions, columns)
+        what = f"reward {self.name!r}: {type(self.scorer).__name__}.score"
+        with users_code(f"{what} failed", columns):
+            returned: Any = self.scorer.score(prompts, completions, columns)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Cost)):
+            raise RewardError(f"{what} returned {kind_of(returned)}; return a list of scores, and a Cost")
+        return as_scores(returned[0], len(prompts), what), returned[1]
 
     def finish(
         self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], scores: list[float]
@@ -140,9 +156,15 @@ class Reward:
                     f"reward {self.name!r} returned {score} for the prompt {prompt_name(prompt)} and the "
                     f"completion {completion_text(completion)[:80]!r}; it must return a finite number"
                 )
-        if self._scale is not None:
-            scores = [(score - self._scale.mean) / self._scale.std for score in scores]
-        return scores
+        if self._scale is None:
+            return scores
+        scaled = [(score - self._scale.mean) / self._scale.std for score in scores]
+        for score, value in zip(scores, scaled, strict=True):
+            if math.isinf(value):
+                raise RewardError(
+                    f"reward {self.name!r} returned {score}, which its scale makes infinite; measure it again"
+                )
+        return scaled
 
     def disagreement(self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Columns) -> list[float]:
         """Standard deviation of each text's scores over an ensemble's members, on their common scale.

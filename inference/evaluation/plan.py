@@ -60,7 +60,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
     methods = tuple(read_method(text) for text in config.methods)
     for method in methods:
         _check_method(config, method)
-    _check_folder(config)
+    check_folder(config)
     rewards = reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
     if config.prompts is None:  # lest resamples depend on the order of a file's lines
@@ -176,7 +176,7 @@ def _fitting(
     return kept
 
 
-def _check_folder(config: EvaluationConfig) -> None:
+def check_folder(config: EvaluationConfig) -> None:
     """Refuse a folder that holds something else, or results of another configuration, lest they be overwritten."""
     folder = Path(config.output_dir)
     if (folder / "metrics.jsonl").is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -12,12 +11,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
 from iama.config.specs import JudgeSpec, RewardSpec
-from iama.errors import ConfigError, DataError, RewardError
+from iama.errors import ConfigError, DataError
 from iama.models.loading import loading
 from iama.prompts.data import PromptRows
 from iama.prompts.render import prompt_name, render_exchange
-from iama.rewards.function import load_function
-from iama.rewards.load import check_reward
+from iama.rewards.load import check_columns, check_reward
 from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
 
 
@@ -39,26 +37,7 @@ def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: 
             _check_column(config, name, spec)
             continue
         check_reward(name, spec, rows[0]["prompt"])
-        for part in spec.parts:
-            _check_has_column(name, part, rows)
-            if part.function is not None:
-                check_signature(name, part.function, set(rows[0]) - {"prompt"})
-
-
-def check_signature(name: str, reference: str, columns: set[str]) -> None:
-    """Raise `RewardError` for a function that needs an argument which no column of the prompts gives."""
-    try:
-        parameters = inspect.signature(load_function(reference, f"reward {name!r}")).parameters.values()
-    except (TypeError, ValueError):  # a callable that does not tell
-        return
-    given = {"prompts", "completions", *columns}
-    named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    missing = [p.name for p in named if p.default is p.empty and p.name not in given]
-    if missing:
-        raise RewardError(
-            f"reward {name!r}: {reference!r} needs the column {missing[0]!r}, but the prompts have "
-            f"{sorted(columns) or 'none'}; add it (a pool file has 'columns'), or rename one with prompts.columns"
-        )
+        check_columns(name, spec, rows)
 
 
 def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str | None) -> list[bool]:
@@ -116,23 +95,6 @@ def _check_column(config: EvaluationConfig, name: str, spec: RewardSpec) -> None
         raise ConfigError(
             f"reward {name!r} is the column {spec.column!r} of a pool file, but policy {sampled[0]!r} is a model that "
             "has yet to be sampled; give a reward that can score it"
-        )
-
-
-def _check_has_column(name: str, spec: RewardSpec, rows: PromptRows) -> None:
-    """Raise `RewardError` where the prompts lack the column that a verifier or a pairwise judge reads."""
-    if spec.verifier is not None:
-        setting, column = "answer_column", spec.answer_column
-    elif spec.judge is not None and spec.judge.baseline_column is not None:
-        setting, column = "baseline_column", spec.judge.baseline_column
-    else:
-        return
-    first = next((i for i, row in enumerate(rows) if column not in row), None)
-    if first is not None:
-        there = sorted(set(rows[first]) - {"prompt"})
-        raise RewardError(
-            f"reward {name!r}: prompt {first + 1} has no column {column!r} ({setting}), only {there}; name one that "
-            "there is, or rename yours with prompts.columns"
         )
 
 

@@ -19,6 +19,7 @@ optimiser, evaluation and saving, and whatever runs were thrown away on the way 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from iama.models.flops import ModelSize, forward_flops, size_of
 from iama.models.loading import loading
 from iama.prompts.data import read_prompts
 from iama.prompts.render import render_prompt
-from iama.reading import parse_json, read_object, read_text
+from iama.reading import check_finite, read_object, read_text
 
 TRL_DEFAULTS = {
     "per_device_train_batch_size": 8,
@@ -168,12 +169,13 @@ def _steps(folder: Path) -> tuple[Any, Any]:
         raise RunError(f"{str(folder)!r} holds no metrics.jsonl; give the output_dir of a finished training run")
     ends, lengths = [0], []
     for number, line in enumerate(read_text(path, RunError).splitlines(), start=1):
-        row = parse_json(line, str(path), RunError, "train again", number)
         try:
+            row = json.loads(line)  # as runs write it: a criterion without a score is NaN there
             ends.append(int(row["step"]))
             lengths.append(float(row["mean_length"]))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise RunError(f"{path}:{number}: no step and mean_length ({error}); train again") from error
+        check_finite(lengths[-1], f"{path}:{number}: mean_length", RunError)
     steps = np.diff(np.asarray(ends, dtype=np.float64))
     if not lengths or (steps <= 0).any():
         raise RunError(f"{path}: its steps do not rise from 1 on; train again into an empty folder")

@@ -17,6 +17,7 @@ from typing import Any
 from iama import __version__
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
+from iama.files import locked
 from iama.installation import find_file
 from iama.models.fingerprint import fingerprint
 from iama.prompts.data import PromptRows
@@ -87,28 +88,30 @@ def fill_pool(
 ) -> Pool:
     """The pool of the rows (of those at `indices`), in their order; what the file lacks is drawn and appended.
 
-    `advance` is called with numbers of finished prompts. What else the file holds stays there. Raises `RunError` where
-    the file has another header, `DataError` where it is damaged or a row's columns cannot be written.
+    `advance` is called with numbers of finished prompts. What else the file holds stays there. Another process that
+    fills the file is waited for. Raises `RunError` where the file has another header, `DataError` where it is damaged
+    or a row's columns cannot be written.
     """
     header = full_header(header, "pool header")
     wanted = range(len(rows)) if indices is None else indices
     names = prompt_ids(rows)
-    stored = open_unfinished(path, header)
-    prompts = {prompt.prompt_id: prompt for prompt in stored.prompts}
-    missing = [i for i in wanted if names[i] not in prompts]
-    advance(len(wanted) - len(missing))
-    if missing:
-        if prompts and stored.header["versions"] != header["versions"]:
-            was, now = stored.header["versions"], header["versions"]
-            warnings.warn(f"{path} was begun with {was} and goes on with {now}", IamaWarning, stacklevel=2)
-        _check_columns(rows)
-        for index, samples, cost, estimated in draw(rows, missing):
-            assert len(samples) == header["num_samples"]
-            row = rows[index]
-            block = PooledPrompt(names[index], row["prompt"], _columns(row), tuple(samples), cost, estimated)
-            append_block(path, block)
-            prompts[names[index]] = block
-            advance(1)
+    with locked(path):
+        stored = open_unfinished(path, header)
+        prompts = {prompt.prompt_id: prompt for prompt in stored.prompts}
+        missing = [i for i in wanted if names[i] not in prompts]
+        advance(len(wanted) - len(missing))
+        if missing:
+            if prompts and stored.header["versions"] != header["versions"]:
+                was, now = stored.header["versions"], header["versions"]
+                warnings.warn(f"{path} was begun with {was} and goes on with {now}", IamaWarning, stacklevel=2)
+            _check_columns(rows)
+            for index, samples, cost, estimated in draw(rows, missing):
+                assert len(samples) == header["num_samples"]
+                row = rows[index]
+                block = PooledPrompt(names[index], row["prompt"], _columns(row), tuple(samples), cost, estimated)
+                append_block(path, block)
+                prompts[names[index]] = block
+                advance(1)
     return Pool(stored.header, [replace(prompts[names[i]], columns=_columns(rows[i])) for i in wanted])
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from iama.errors import RunError
-from iama.files import whole_lines
+from iama.files import append, whole_lines, writing
 from iama.reading import decode, parse_json
 
 DAMAGED = "damaged line; delete the file to sample and score it afresh"
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Lines by their `key`; a last line torn by a kill is cut off the file.
+    """Lines by their `key`; a last line torn by a kill is cut off the file, which nobody else may be writing.
 
     Raises `RunError` for any other damage.
     """
@@ -28,7 +28,8 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
     data = path.read_bytes()
     whole = whole_lines(data)
     if len(whole) < len(data):
-        os.truncate(path, len(whole))
+        with writing(path):
+            os.truncate(path, len(whole))
     return _parsed(path, whole)
 
 
@@ -48,10 +49,10 @@ def _parsed(path: Path, whole: bytes) -> dict[str, dict[str, Any]]:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append one row and hand it to the operating system."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    """Append one row, whole or not at all; by the only one who writes the file."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    append(path, json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def digest(value: Any) -> str:

@@ -36,7 +36,7 @@ def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -
     prompts = [row["prompt"] for row in rows]
     pool = draw(policy, prompts, num_samples, config.sampling, seed=config.seed, batch_size=BATCH_SIZE)
     columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
-    missing_ok = config.objective.on_nan == "drop"
+    missing_ok = config.objective.on_nan != "error"
     return [scaled(c.name, c.proxy, pool, columns, missing_ok=missing_ok) for c in config.objective.criteria]
 
 

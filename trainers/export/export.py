@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iama.config.manifest import FILE_NAME, Manifest, load_manifest
 from iama.errors import ConfigError, ModelError, RunError
-from iama.files import temporary_name
+from iama.files import building
 from iama.models.loading import check_model_dir, loading
 from iama.reading import read_object
 from trainers.export.model_card import model_card, read_plain_quality
@@ -51,26 +51,19 @@ def export_run(
     manifest = load_manifest(adapter)
     if manifest is None:
         raise RunError(f"{str(run)!r} holds no finished run (no adapter/{FILE_NAME}); give a run's output_dir")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"--out {str(out)!r} exists and is not empty; choose a new folder")
     if names.rewards and names.base_model is None:
         raise ConfigError("--reward-name goes with --base-model: an export names either everything or nothing publicly")
     recorded = manifest
     if names.base_model is not None:
         recorded = published(manifest, names.base_model, names.rewards)
     quality = None if evaluation is None else read_plain_quality(evaluation, run, manifest)
-    temporary = temporary_name(out)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    if merge:
-        _save_merged(manifest, adapter, temporary)
-    else:
-        _copy_adapter(adapter, temporary, recorded.base_model)
-    (temporary / FILE_NAME).write_text(recorded.model_dump_json(indent=2), encoding="utf-8")
-    (temporary / "README.md").write_text(model_card(recorded, merge, quality), encoding="utf-8")
-    if out.exists():
-        out.rmdir()
-    temporary.replace(out)
+    with building(out) as folder:
+        if merge:
+            _save_merged(manifest, adapter, folder)
+        else:
+            _copy_adapter(adapter, folder, recorded.base_model)
+        (folder / FILE_NAME).write_text(recorded.model_dump_json(indent=2), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(recorded, merge, quality), encoding="utf-8")
     return _notes(recorded.base_model, names, evaluation, merged=merge, out=out)
 
 

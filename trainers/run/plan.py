@@ -19,16 +19,16 @@ from iama.config.files import TrainingConfig
 from iama.config.schema import nearest
 from iama.config.specs import RewardSpec, Sampling
 from iama.environment import world_size
-from iama.errors import ConfigError, DataError, IamaWarning
+from iama.errors import ConfigError, DataError, IamaWarning, ModelError
 from iama.installation import find_deepspeed, find_file
 from iama.models.generation import check_generation_config
 from iama.models.loading import check_model_dir, loading
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
 from iama.prompts.data import PromptRows, fitting_prompts, read_prompts
-from iama.prompts.render import Prompt, render_prompt
+from iama.prompts.render import render_exchange, render_prompt
 from iama.rewards.classifier import ClassifierFiles
-from iama.rewards.load import Files, check_reward
+from iama.rewards.load import Files, check_columns, check_reward
 from trainers.control import check_kl
 from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation
 
@@ -90,7 +90,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     model_config = policy_config(config)
     prompts = prompts_that_fit(config, tokenizer, model_config, rows)
     _check_number_of_prompts(config, fields, len(prompts))
-    reward_files = _check_rewards(config, prompts[0]["prompt"])
+    reward_files = _check_rewards(config, prompts)
     _warn(config, fields, source)
     check_generation_config(config.policy.path, "policy.path", config.sampling)
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
@@ -179,14 +179,32 @@ def prompts_that_fit(
     return fitting_prompts(config.prompts, rows, num_tokens_P, context_length, config.sampling.max_new_tokens)
 
 
-def _check_rewards(config: TrainingConfig, prompt: Prompt) -> Files:
-    """Check every reward, and return what was read of the models among them."""
+def _check_rewards(config: TrainingConfig, rows: PromptRows) -> Files:
+    """Check every reward against all prompts, and return what was read of the models among them."""
     files: dict[RewardSpec, ClassifierFiles] = {}
     for criterion in config.objective.criteria:
-        files |= check_reward(criterion.name, criterion.proxy, prompt)
-        if criterion.gold is not None:
-            files |= check_reward(f"{criterion.name} (gold)", criterion.gold, prompt)
+        missing_ok = config.objective.on_nan != "error"
+        for name, spec, may_miss in (
+            (criterion.name, criterion.proxy, missing_ok),
+            (f"{criterion.name} (gold)", criterion.gold, True),
+        ):
+            if spec is None:
+                continue
+            read = check_reward(name, spec, rows[0]["prompt"])
+            for part in read.values():
+                _check_template(name, part, rows)
+            check_columns(name, spec, rows, in_training=True, missing_ok=may_miss)
+            files |= read
     return files
+
+
+def _check_template(name: str, files: ClassifierFiles, rows: PromptRows) -> None:
+    """Raise `ModelError` for a prompt that the template of a reward model refuses."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            render_exchange(files.tokenizer, row["prompt"], "")
+        except ModelError as error:
+            raise ModelError(f"reward {name!r}: prompt {number}: {error}") from error
 
 
 def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> None:

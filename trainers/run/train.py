@@ -20,7 +20,8 @@ from iama.config.files import TrainingConfig
 from iama.config.manifest import FILE_NAME, Manifest, ManifestCriterion
 from iama.config.schema import load_config
 from iama.environment import is_main_process, prepare_environment
-from iama.errors import IamaError, IamaWarning, RunError
+from iama.errors import IamaWarning, RunError
+from iama.exits import told_in_one_line
 from iama.files import is_temporary, temporary_name, write_atomically
 from iama.models.fingerprint import revision
 from trainers.run.checkpoints import (
@@ -251,10 +252,8 @@ def main() -> None:
     """Entry point of `train_iama.py`: errors of the user are one line and exit code 2."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        app()
-    except IamaError as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
-        sys.exit(2)
+        with told_in_one_line():
+            app()
     finally:
         if "torch" in sys.modules:  # else there is no process group, and a mistake is told without waiting for torch
             from trainers.run.engine import leave_process_group
