@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of
-from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP, TrustRemoteCode
+from iama.cli.options import (
+    ChatTemplate,
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    TrustRemoteCode,
+)
 from iama.errors import ConfigError
 from iama.tables import print_table, wide_console
 
@@ -36,6 +46,7 @@ def generate(
     policy: Annotated[str, typer.Option(help="Model directory, or an exported adapter.")],
     prompt: Annotated[str, typer.Option(help="What to answer.")],
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    chat_template: ChatTemplate = None,
     reward: Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")] = None,
     head: Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")] = None,
     spec_file: Annotated[
@@ -79,7 +90,7 @@ def generate(
 
     manifest = manifest_of(policy, adapter)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
-    named = {"path": policy, "adapter": adapter, "trust_remote_code": trust_remote_code}
+    named = {"path": policy, "adapter": adapter, "chat_template": chat_template, "trust_remote_code": trust_remote_code}
     base = validate({**named, **placement}, PolicySpec, "command line")
     from_file = None if spec_file is None else _spec_of(spec_file, reward, head)
     spec = from_file or reward_spec(reward, head, placement, manifest, criterion)

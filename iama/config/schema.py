@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+TEXTS = ("stop", "system_prompt")
+"""Keys whose values are texts of any kind."""
 C = TypeVar("C", bound=Strict)
 
 
@@ -38,10 +41,27 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
 
 def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
     """Validate a mapping; `ConfigError` names the keys, values and nearest known keys."""
+    for key, path in _unexpanded(raw):
+        raise ConfigError(
+            f"{source}: {key}: ~ is not expanded here (got {path!r}); write {str(Path(path).expanduser())!r}"
+        )
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("; ".join(_message(item, cls, source) for item in error.errors())) from error
+
+
+def _unexpanded(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Paths that begin with ~, which only a shell knows, and their keys; a folder of that name would be made."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in TEXTS:
+                yield from _unexpanded(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _unexpanded(item, f"{key}.{i}")
+    elif isinstance(value, str) and value.startswith("~/"):
+        yield key, value
 
 
 def nearest(key: str, known: list[str]) -> str:

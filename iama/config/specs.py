@@ -291,6 +291,13 @@ class Sampling(Strict):
     """A response ends before the first of these strings."""
     max_new_tokens: int = Field(128, ge=1)
 
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _is_not_greedy(cls, value: Any) -> Any:
+        if not isinstance(value, bool) and value in (0, "0"):
+            raise ValueError("must be above 0; for the likeliest token always, write `top_k: 1`")
+        return value
+
     @field_validator("stop", mode="before")
     @classmethod
     def _is_list(cls, value: Any) -> Any:

@@ -14,7 +14,7 @@ from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, DataError
 from iama.models.loading import loading
 from iama.prompts.data import PromptRows
-from iama.prompts.render import prompt_text
+from iama.prompts.render import prompt_name
 from iama.rewards.classifier import read_files, render_rewarded
 from iama.rewards.load import check_columns, check_reward
 from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
@@ -58,7 +58,7 @@ def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str 
             num_tokens = len(render_rewarded(files, part, row["prompt"], ""))
             if num_tokens > limit and remedy is not None:
                 raise DataError(
-                    f"reward {name!r}: prompt {i + 1} ({prompt_text(row['prompt'])[:60]!r}) has {num_tokens} tokens "
+                    f"reward {name!r}: prompt {i + 1} ({prompt_name(row['prompt'])}) has {num_tokens} tokens "
                     f"without an answer, but {model!r} reads at most {limit}; {remedy}"
                 )
             keep[i] &= num_tokens <= limit
