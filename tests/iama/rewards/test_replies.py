@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iama.rewards.remote import _asked_pause_s
-from iama.rewards.replies import Choice, Refusal, Reply, first_named, model_names, read_reply, refusal
+from iama.rewards.replies import Choice, Refusal, Reply, first_named, model_names, read_reply, refusal, well_formed
 from tests.openai_server import MOODS
 
 CHOICE = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "8"}, "logprobs": None}
@@ -67,8 +67,10 @@ def test_what_is_no_text_is_refused(message: Any) -> None:
 
 @pytest.mark.parametrize(
     ("told", "count"),
-    [(5, 5), (0, 0), (5.0, 5), (-1, None), (5.5, None), ("5", None), (True, None), (None, None), ([5], None)]
-    + [(10**30, None), (1e300, None), (math.nan, None), (math.inf, None)],
+    [
+        *((5, 5), (0, 0), (5.0, 5)),
+        *((odd, None) for odd in (-1, 5.5, "5", True, None, [5], 10**30, 1e300, math.nan, math.inf)),
+    ],
 )
 def test_tokens_are_those_that_were_told_or_not_known(told: Any, count: int | None) -> None:
     reply = read_reply(200, json.dumps(GOOD | {"usage": {"prompt_tokens": told, "completion_tokens": told}}).encode())
@@ -204,7 +206,8 @@ def told_text(choice: dict[str, Any]) -> str | None:
     return text if isinstance(text, str) else None
 
 
-@settings(max_examples=3000)
+@pytest.mark.slow
+@settings(max_examples=1000)
 @given(mutated(), st.sampled_from([200, 200, 200, 204, 400, 404, 429, 500]))
 def test_no_mutation_ends_in_a_traceback_or_changes_a_number(body: Any, status: int) -> None:
     found = read_reply(status, json.dumps(body).encode())
@@ -216,12 +219,8 @@ def test_no_mutation_ends_in_a_traceback_or_changes_a_number(body: Any, status: 
     assert len(found.choices) == len(body["choices"]) > 0
     for choice, raw in zip(found.choices, body["choices"], strict=True):
         text = told_text(raw)
-        assert (
-            text is None
-            or choice.text.encode() == text.encode("utf-8", "replace").replace(b"?", b"?")
-            or "\ufffd" in choice.text
-        )
-        choice.finish_reason.encode()
+        assert text is None or choice.text == well_formed(text)
+        choice.text.encode()
         assert choice.finish_reason.isprintable()
     usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
     for name in ("prompt_tokens", "completion_tokens"):
@@ -231,7 +230,8 @@ def test_no_mutation_ends_in_a_traceback_or_changes_a_number(body: Any, status: 
             assert count == usage[name]
 
 
-@settings(max_examples=3000)
+@pytest.mark.slow
+@settings(max_examples=1000)
 @given(
     st.sampled_from(BODIES), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3), st.binary(max_size=3)), max_size=4)
 )
