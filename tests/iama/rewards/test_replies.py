@@ -249,7 +249,7 @@ def test_no_damage_to_the_bytes_ends_in_a_traceback(body: Any, edits: list[tuple
         json.loads(content)  # it was still whole
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(st.binary(), st.sampled_from([200, 301, 400, 500]))
 def test_nothing_at_all_ends_in_a_traceback(content: bytes, status: int) -> None:
     found = read_reply(status, content)
@@ -272,7 +272,7 @@ def test_a_deep_error(depth: int) -> None:
     assert isinstance(read_reply(200, b'{"choices":[' + content + b"]}"), Refusal)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.text(max_size=30))
 def test_no_header_ends_in_a_traceback(text: str) -> None:
     for name in ("retry-after", "retry-after-ms"):
