@@ -285,7 +285,6 @@ def test_what_is_left_to_the_server_stands_in_the_header(run, tmp_path, openai_s
     assert code == 2
     assert "without temperature the answers would be others, so write a --temperature that it takes, or leave" in err
     assert "leave it to the server (--leave-out temperature)" in err
-    path.unlink(missing_ok=True)
     code, _, err = run("pool", path, *asked, "--leave-out", "temperature", "--leave-out", "seed")
     assert (code, "warning" in err) == (0, False), err
     assert not {"temperature", "seed"} & openai_server.requests[-1].keys()
