@@ -11,12 +11,14 @@ from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from iama.config.specs import RewardSpec
+from iama.config.specs import PolicySpec, RewardSpec
 from iama.errors import ConfigError, RewardError
 from iama.rewards.load import check_reward, load_reward
-from inference.engine.reward_gradient import around
+from inference.engine.policy import load_policy
 from inference.engine.reward_rows import RewardRows, reads_in_pieces
+from inference.engine.vocabulary import check_shared_vocabulary
 from inference.pools.file import read_pool
+from inference.pools.score import reward_key
 from tests.conftest import make_tokenizer
 
 ANSWERS = ["bake bread", "no", "mix water then flour", "grow red tomatoes", "be careful please"]
@@ -63,7 +65,7 @@ def as_trained(reward, texts):
 def test_a_pair_scores_as_it_was_trained(folders, name):
     """In batches, whether the prompt is a text or a message."""
     reward = load_reward("r", RewardSpec(model=str(folders / name), pair=True, batch_size=2))
-    expected = pytest.approx(as_trained(reward, ANSWERS), abs=1e-5)
+    expected = pytest.approx(as_trained(reward, ANSWERS), abs=1e-4)
     for prompt in (QUESTION, [{"role": "user", "content": QUESTION}]):
         scores, cost = reward.score([prompt] * len(ANSWERS), ANSWERS, {})
         assert scores == expected
@@ -74,6 +76,7 @@ def test_as_one_text_the_scores_are_others(folders):
     pair = load_reward("r", RewardSpec(model=str(folders / "bert"), pair=True))
     one = load_reward("r", RewardSpec(model=str(folders / "bert"), pair=False))
     prompts = [QUESTION] * len(ANSWERS)
+    assert len({reward_key(RewardSpec(model=str(folders / "bert"), pair=pair)) for pair in (True, False)}) == 2
     assert one.score(prompts, ANSWERS, {})[0] != pytest.approx(pair.score(prompts, ANSWERS, {})[0], abs=1e-2)
 
 
@@ -97,18 +100,19 @@ def test_growing_texts_of_a_pair_are_read_whole(folders):
     names = rows.allocate(2)
     for texts in (["bake", "no"], ["bake bread", "no"]):
         scores, costs = rows.score(names, [QUESTION] * 2, texts)
-        assert scores == pytest.approx(as_trained(reward, texts), abs=1e-5)
+        assert scores == pytest.approx(as_trained(reward, texts), abs=1e-4)
         assert [c.reward_tokens for c in costs] == [len(row) for row in reward.classifier.render([QUESTION] * 2, texts)]
 
 
-def test_a_pair_is_too_long_without_a_gradient_and_of_models_only(folders):
+def test_a_pair_is_too_long_without_a_gradient_and_of_models_only(folders, tiny):
     reward = load_reward("r", RewardSpec(model=str(folders / "bert"), pair=True))
     with pytest.raises(RewardError, match="reads at most 32"):
         reward.score([QUESTION], ["bake bread " * 20], {})
+    policy = load_policy("base", PolicySpec(path=str(tiny.policy)))
     with pytest.raises(
-        ConfigError, match="reads pairs of texts, of which no gradient is taken; use method cards or bon"
+        ConfigError, match="ggro needs the gradient of a reward, and 'r' is a classifier of pairs of text"
     ):
-        around(reward, QUESTION)
+        check_shared_vocabulary(policy, reward, "ggro")
     with pytest.raises(ValidationError, match="`pair` belongs to a `model`, not to a function"):
         RewardSpec(function="m:f", pair=True)
 
@@ -125,4 +129,4 @@ def test_a_file_says_that_a_model_reads_pairs(run, folders, tmp_path):
     assert run("score", pool, "--column", "r", "--spec", tmp_path / "reward.yaml")[0] == 0
     reward = load_reward("r", RewardSpec(model=str(folders / "bert"), pair=True))
     scores = [sample.scores["r"] for sample in read_pool(pool).prompts[0].samples]
-    assert scores == pytest.approx(as_trained(reward, ANSWERS), abs=1e-5)
+    assert scores == pytest.approx(as_trained(reward, ANSWERS), abs=1e-4)
