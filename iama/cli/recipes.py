@@ -14,7 +14,7 @@ from iama.files import write_atomically
 from iama.installation import deepspeed_files, nearest_names, recipe_files
 
 
-@app.command()
+@app.command(short_help="List the recipes for real models, or print one.")
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe or DeepSpeed file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write it into this new file instead.")] = None,

@@ -81,9 +81,8 @@ def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, ad
         roles = ", ".join(message["role"] for message in messages)
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses the messages of the prompt "
-            f"{prompt_name(messages)}, with the roles {roles} ({reason}); use messages that it knows, or another chat "
-            "template"
+            f"the chat template of {tokenizer.name_or_path!r} refuses messages with the roles {roles} ({reason}), "
+            f"such as the prompt {prompt_name(messages)}; use messages that it knows, or another chat template"
         ) from error
 
 

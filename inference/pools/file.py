@@ -204,8 +204,8 @@ def union(path: Path, pool: Pool) -> None:
 def merge_pools(paths: Sequence[Path]) -> Pool:
     """One pool of the prompts of several, in the files' order.
 
-    Raises `RunError` for another header and for parts of `iama pool --shard` that are missing or unfinished, `DataError`
-    for a prompt that is in two of them or unlike columns of scores.
+    Raises `RunError` for another header and for parts of `iama pool --shard` that are missing or unfinished,
+    `DataError` for a prompt that is in two of them or unlike columns of scores.
     """
     pools = [read_pool(path) for path in paths]
     first, header = paths[0], pools[0].header
