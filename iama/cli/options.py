@@ -18,4 +18,7 @@ RewardFlag = Annotated[str | None, typer.Option(help="Classifier directory, or f
 Head = Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the model's folder brings; else it is refused.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")]

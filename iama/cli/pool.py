@@ -22,6 +22,7 @@ from iama.cli.options import (
     Temperature,
     TopK,
     TopP,
+    TrustRemoteCode,
 )
 from iama.errors import ConfigError
 from iama.progress import progress_bar
@@ -81,6 +82,7 @@ def pool(
     batch_size: Annotated[int, typer.Option(help="Rows that transformers decodes together.", min=1)] = 256,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    trust_remote_code: TrustRemoteCode = False,
     shard: Annotated[str | None, typer.Option(help="i/n: that part of the prompts only; see iama merge.")] = None,
 ) -> None:
     """Sample many completions of every prompt into a file, for iama score and iama evaluate.
@@ -113,7 +115,8 @@ def pool(
         asked = {"timeout_s": timeout_s, "num_retries": num_retries, "concurrency": concurrency}
         header, draw = _remote(order, url or "", model or "", api_key_env, asked, tuple(leave_out or ()))
     else:
-        spec = {"path": policy, "adapter": adapter, "chat_template": chat_template, "device": device, "dtype": dtype}
+        spec: dict[str, Any] = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        spec |= {"chat_template": chat_template, "trust_remote_code": trust_remote_code}
         header, draw = _local(order, engine, spec, batch_size)
     if part is not None:
         header["part"] = {"index": part.index, "count": part.count, "num_prompts": len(rows)}
@@ -155,9 +158,9 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     """Header and draw of a policy that runs in this process; prompts that do not fit are refused here."""
     from iama.config.schema import validate
     from iama.config.specs import PolicySpec
+    from iama.prompts.conversations import render_prompts
     from iama.prompts.data import with_system_prompt
-    from iama.prompts.render import render_prompt
-    from inference.engine.policy import load_tokenizer
+    from inference.engine.policy import read_policy_files
     from inference.engine.responses import check_fit
     from inference.pools.engines import transformers_draw, vllm_draw
     from inference.pools.fill import pool_header
@@ -165,9 +168,9 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     spec = validate(raw, PolicySpec, "command line")
     given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)
     draw = vllm_draw(*given) if engine == "vllm" else transformers_draw(*given, batch_size)
-    tokenizer, context_length = load_tokenizer(order.name, spec)
+    tokenizer, context_length, ends = read_policy_files(order.name, spec)
     prompts = [with_system_prompt(row["prompt"], order.system_prompt) for row in order.rows]
-    ids = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    ids = render_prompts(tokenizer, prompts, ends, f"policy {order.name!r}")
     check_fit(order.name, tokenizer, context_length, ids, order.sampling)
     settings = (order.system_prompt, engine, order.sampling, order.num_samples, order.seed)
     return pool_header(order.name, spec, *settings), draw

@@ -316,7 +316,7 @@ def load_judge(spec: RewardSpec, source: str) -> Judge:
     return Judge(spec.judge, source)
 
 
-def check_judge(spec: RewardSpec, source: str, _prompt: Prompt | None) -> None:
+def check_judge(spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> None:
     """Check the prompt file, the url and the key; asks nothing."""
     assert spec.judge is not None
     read_template(spec.judge, source)

@@ -7,7 +7,7 @@ that it has in `KINDS`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -28,13 +28,13 @@ from iama.rewards.verifier import MathVerifier, check_verifier, load_verifier, u
 class Kind:
     """How a kind of reward is made of its specification; both functions take what names the reward in errors.
 
-    `check` makes the checks that need no weights; without it, loading is the check. It also gets a prompt, which must
-    suit the reward, or None; of a model it returns what it has read. `may_be_missing` says that only whoever uses a
+    `check` makes the checks that need no weights; without it, loading is the check. It also gets the prompts, which
+    must all suit the reward; of a model it returns what it has read. `may_be_missing` says that only whoever uses a
     score can say what its absence means.
     """
 
     load: Callable[[RewardSpec, str], Scorer]
-    check: Callable[[RewardSpec, str, Prompt | None], ClassifierFiles | None] | None = None
+    check: Callable[[RewardSpec, str, Sequence[Prompt]], ClassifierFiles | None] | None = None
     may_be_missing: bool = False
 
 
@@ -72,8 +72,8 @@ def load_reward(name: str, spec: RewardSpec, *, missing_ok: bool = False, files:
     return Reward(name, Ensemble(spec.ensemble, members), spec.scale, missing_ok=may_be_missing)
 
 
-def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> Files:
-    """Make the checks of `load_reward` that need no weights in memory; `prompt` must suit the reward.
+def check_reward(name: str, spec: RewardSpec, prompts: Sequence[Prompt] = ()) -> Files:
+    """Make the checks of `load_reward` that need no weights in memory; all `prompts` must suit the reward.
 
     Returns what was read of its models, for `load_reward`.
     """
@@ -82,13 +82,13 @@ def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> F
         check_scales(spec.ensemble, source)
         files: dict[RewardSpec, ClassifierFiles] = {}
         for number, member in enumerate(spec.ensemble.members):
-            files |= check_reward(member_name(name, number), member, prompt)
+            files |= check_reward(member_name(name, number), member, prompts)
         return files
     kind = _kind(spec, source)
     if kind.check is None:
         kind.load(spec, source)
         return {}
-    read = kind.check(spec, source, prompt)
+    read = kind.check(spec, source, prompts)
     return {} if read is None else {spec: read}
 
 

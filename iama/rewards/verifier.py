@@ -71,7 +71,7 @@ def load_verifier(spec: RewardSpec, source: str) -> MathVerifier:
     return MathVerifier(spec.answer_column, source)
 
 
-def check_verifier(_spec: RewardSpec, source: str, _prompt: Prompt | None) -> None:
+def check_verifier(_spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> None:
     """Raise `RewardError` where math-verify is not installed."""
     check_math_verify(source)
 

@@ -175,11 +175,11 @@ def for_tuning(config: EvaluationConfig, out: Path) -> EvaluationConfig:
 def _warn_of_noisy_gold(config: EvaluationConfig) -> None:
     for criterion in config.criteria:
         judges = [] if criterion.gold is None else [part.judge for part in criterion.gold.parts]
-        noisy = next((judge for judge in judges if judge is not None and judge.temperature > 0), None)
+        noisy = next((judge for judge in judges if judge is not None and judge.used_temperature > 0), None)
         if noisy is not None:
             warnings.warn(
-                f"criterion {criterion.name!r}: its gold judge answers at temperature {noisy.temperature:g}, and the "
-                "same answers choose the setting and report its gold, which they overstate; score a pool with two "
+                f"criterion {criterion.name!r}: its gold judge answers at temperature {noisy.used_temperature:g}, and "
+                "the same answers choose the setting and report its gold, which they overstate; score a pool with two "
                 "draws of the judge, and tune with --pool, --gold-column and --report-column",
                 IamaWarning,
                 stacklevel=3,
