@@ -20,7 +20,7 @@ Prompt: TypeAlias = str | list[Message]
 NAME_LENGTH = 60
 """Characters of a prompt that stand in a message."""
 
-POLICY_TEMPLATE = "put a chat_template.jinja there (a configuration file may name one as policy.chat_template)"
+POLICY_TEMPLATE = "set policy.chat_template to a .jinja file"
 REWARD_TEMPLATE = "put a chat_template.jinja there, or set `pair: true` for a model of pairs"
 
 
