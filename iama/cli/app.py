@@ -69,7 +69,7 @@ def in_flags(message: str, flags: Collection[str]) -> str:
 
 app = typer.Typer(
     cls=Commands,
-    help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: iama train.",
+    help="Inference-aware meta-alignment: train, sample, evaluate, export.\n\nExample: iama generate --help",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

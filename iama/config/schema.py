@@ -89,7 +89,9 @@ def _message(item: Any, cls: type[Strict], source: str) -> str:
     if item["type"] == "missing":
         return f"{source}: {key!r} is missing"
     value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
-    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}"
+    is_list = item["type"] in ("list_type", "tuple_type") and isinstance(item["input"], (str, int, float))
+    remedy = f"; write [{item['input']}]" if is_list else ""
+    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}{remedy}"
 
 
 def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
@@ -133,7 +135,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set a key of a configuration, `a.b=c`, in place; raises `ConfigError`."""
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise ConfigError(f"--set {override!r}: write key=value, e.g. trainer.learning_rate=1e-3")
+        raise ConfigError(f"--set {override!r}: write key=value, e.g. seed=1")
     *parents, last = path.split(".")
     block: Any = raw
     for part in parents:
