@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.engine.responses import Pool
 
 
-@app.command()
+@app.command(short_help="Score every completion of a pool file, as a new column.")
 def score(
     file: Annotated[Path, typer.Argument(help="Pool file to add a column to.", metavar="POOL")],
     column: Annotated[str, typer.Option(help="Name of the column: the criterion's, or for its gold reward NAME/gold.")],
@@ -45,13 +45,12 @@ def score(
     for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):
         if not replace and any(name in sample.scores for prompt in read.prompts for sample in prompt.samples):
             raise ConfigError(f"{file} has a column {name!r} already; give --replace, or another --column")
-    from iama.rewards.load import load_reward
-    from inference.evaluation.reward_checks import check_signature
+    from iama.rewards.load import check_columns, check_reward, load_reward
 
-    for part in wanted.parts:
-        if part.function is not None:
-            check_signature(column, part.function, set(read.prompts[0].columns))
-    loaded = load_reward(column, wanted, missing_ok=True)
+    check_columns(column, wanted, [{**p.columns, "prompt": p.prompt} for p in read.prompts], missing_ok=True)
+    is_model = any(part.model is not None for part in wanted.parts)  # of any other kind, loading is the check
+    files = check_reward(column, wanted, [p.prompt for p in read.prompts]) if is_model else {}
+    loaded = load_reward(column, wanted, missing_ok=True, files=files)
     for member in loaded.members or [loaded]:
         announcement = member.announcement(*_to_score(read))
         if announcement is not None:

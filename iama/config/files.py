@@ -10,8 +10,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from iama.config.methods import find_tunable
 from iama.config.schema import Strict, nearest
 from iama.config.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampling
+from iama.errors import without_secrets
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.operators import Operator, parse_operator
+
+OnNan = Literal["error", "drop", "skip_criterion"]
 
 
 class EvaluationCriterion(Strict):
@@ -65,8 +68,10 @@ class ObjectiveConfig(Strict):
     """Of the values at which min and smooth_min take their slopes, per roll-out batch; 0: each batch's own values."""
     group_normalisation: bool = False
     """Divide by each group's standard deviation; only with `estimator: plugin`, as the paper's recipe."""
-    on_nan: Literal["error", "drop"] = "error"
-    """A completion for which a reward is None or NaN: stop, or leave it out of its group."""
+    on_nan: OnNan = "error"
+    """A completion without a score (None or NaN): stop; drop: leave it out of its group; skip_criterion: as drop, but a
+    criterion that scores no completion of a prompt is left out of that prompt's objective (tasks with rewards of their
+    own)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -177,6 +182,17 @@ class TrainingConfig(Strict):
                     raise ValueError(_no_stop(f"{prefix}{key} = {block[key]!r}"))
                 if key in block:
                     raise ValueError(f"{prefix}{key} = {block[key]!r} has one place: write `sampling.{name}` instead")
+        return trainer
+
+    @field_validator("trainer")
+    @classmethod
+    def _holds_no_secret(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        for key, value in trainer.items():
+            if value is not None and (key.endswith("_token") or without_secrets(str(value)) != str(value)):
+                raise ValueError(
+                    f"{key} holds a key or a login, which would be written into files; drop it here, and log in with "
+                    "`hf auth login` or set the environment variable that the service reads, e.g. HF_TOKEN"
+                )
         return trainer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+TEXTS = ("stop", "system_prompt")
+"""Keys whose values are texts of any kind."""
 C = TypeVar("C", bound=Strict)
 
 
@@ -39,10 +42,15 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
 
 def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
     """Validate a mapping; `ConfigError` names the keys, values and nearest known keys."""
+    for key, path in _unexpanded(raw):
+        raise ConfigError(
+            f"{source}: {key}: ~ is not expanded here (got {path!r}); write {str(Path(path).expanduser())!r}"
+        )
     try:
         block = cls.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("; ".join(_message(item, cls, source) for item in error.errors())) from error
+        told = "; ".join(_message(item, cls, source) for item in error.errors())
+        raise ConfigError(" ".join(told.splitlines())) from error
     _check_numbers(raw, block, source, "")
     return block
 
@@ -66,6 +74,19 @@ def _part(block: Any, name: Any) -> Any:
     return block.get(name) if isinstance(block, dict) else getattr(block, str(name), None)
 
 
+def _unexpanded(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Paths that begin with ~, which only a shell knows, and their keys; a folder of that name would be made."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in TEXTS:
+                yield from _unexpanded(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _unexpanded(item, f"{key}.{i}")
+    elif isinstance(value, str) and value.startswith("~/"):
+        yield key, value
+
+
 def nearest(key: str, known: list[str]) -> str:
     """A hint with the nearest known key, or all of them."""
     close = difflib.get_close_matches(key, known, n=1)
@@ -81,7 +102,9 @@ def _message(item: Any, cls: type[Strict], source: str) -> str:
     if item["type"] == "missing":
         return f"{source}: {key!r} is missing"
     value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
-    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}"
+    is_list = item["type"] in ("list_type", "tuple_type") and isinstance(item["input"], (str, int, float))
+    remedy = f"; write [{item['input']}]" if is_list else ""
+    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}{remedy}"
 
 
 def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
@@ -109,7 +132,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set a key of a configuration, `a.b=c`, in place; raises `ConfigError`."""
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise ConfigError(f"--set {override!r}: write key=value, e.g. trainer.learning_rate=1e-3")
+        raise ConfigError(f"--set {override!r}: write key=value, e.g. seed=1")
     *parents, last = path.split(".")
     block: Any = raw
     for part in parents:
