@@ -33,7 +33,7 @@ from iama.files import building
 from iama.models.checkpoint import check_token_ids, read_outline
 from iama.models.loading import load_model, loading, pick_device
 from iama.prompts.conversations import check_exchanges
-from iama.prompts.render import Prompt, prompt_text, render_exchange
+from iama.prompts.render import Prompt, prompt_name, prompt_text, render_exchange
 from iama.rewards.ensemble import within_prompt_spread
 from iama.rewards.load import load_reward
 from trainers.run.build import one_line_errors
@@ -259,7 +259,7 @@ def _tokenized(groups: Sequence[ScoredAnswers], settings: DistillSettings) -> tu
         longest = max(map(len, rows))
         if limit is not None and longest > limit:
             raise DataError(
-                f"the prompt {prompt_text(group.prompt)[:60]!r} with an answer has {longest} tokens, but "
+                f"the prompt {prompt_name(group.prompt)} with an answer has {longest} tokens, but "
                 f"{settings.base!r} reads at most {limit}; leave it out, or give another base"
             )
     return tokenizer, ids

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.engine.responses import Pool
 
 
-@app.command()
+@app.command(short_help="Train one reward model on the scores in a pool file.")
 def distill(
     file: Annotated[Path, typer.Argument(help="Pool file with several samples a prompt.", metavar="POOL")],
     column: Annotated[str, typer.Option(help="Scores to learn, e.g. an ensemble's; see iama score.")],

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of
-from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP, TrustRemoteCode
+from iama.cli.options import (
+    ChatTemplate,
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    TrustRemoteCode,
+)
 from iama.errors import ConfigError
 from iama.tables import print_table, wide_console
 
@@ -36,6 +46,7 @@ def generate(
     policy: Annotated[str, typer.Option(help="Model directory, or an exported adapter.")],
     prompt: Annotated[str, typer.Option(help="What to answer.")],
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    chat_template: ChatTemplate = None,
     reward: Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")] = None,
     head: Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")] = None,
     spec_file: Annotated[
@@ -79,7 +90,7 @@ def generate(
 
     manifest = manifest_of(policy, adapter)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
-    named = {"path": policy, "adapter": adapter, "trust_remote_code": trust_remote_code}
+    named = {"path": policy, "adapter": adapter, "chat_template": chat_template, "trust_remote_code": trust_remote_code}
     base = validate({**named, **placement}, PolicySpec, "command line")
     from_file = None if spec_file is None else _spec_of(spec_file, reward, head)
     spec = from_file or reward_spec(reward, head, placement, manifest, criterion)
@@ -217,18 +228,25 @@ def reward_spec(
     return named_reward(reward, head, placement)
 
 
+UNASKED = ("model", "verifier", "column")
+"""Rewards that a file from elsewhere may name: none runs code of its own or sends anything anywhere."""
+
+
 def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
-    """The criterion's reward, unless loading it runs code: a model from elsewhere must not do so unasked."""
-    part = next((part for part in criterion.reward.parts if part.code is not None), None)
-    if part is not None:
-        remedy = "give the reward with --spec FILE"
-        if criterion.reward.function is not None:
-            remedy = f"repeat it with --reward {shlex.quote(criterion.reward.function)}"
-        raise ConfigError(
-            f"iama.json names the {part.source} {part.function or part.kind!r} as the reward of {criterion.name!r}; "
-            f"its code is not run unasked, so if you trust it, {remedy}"
-        )
-    return criterion.reward
+    """The criterion's reward, unless it would run code or send prompts and a key: a model from elsewhere must not."""
+    part = next((part for part in criterion.reward.parts if part.source not in UNASKED), None)
+    if part is None:
+        return criterion.reward
+    remedy, what, done = "give the reward with --spec FILE", repr(part.function or part.kind), "its code is not run"
+    if part.judge is not None:
+        what = f"{part.judge.model!r} at {part.judge.url!r}"
+        done = f"prompts and the key in {part.judge.api_key_env} are not sent there"
+    if criterion.reward.function is not None:
+        remedy = f"repeat it with --reward {shlex.quote(criterion.reward.function)}"
+    raise ConfigError(
+        f"iama.json names the {part.source} {what} as the reward of {criterion.name!r}; "
+        f"{done} unasked, so if you trust it, {remedy}"
+    )
 
 
 def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:

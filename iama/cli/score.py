@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.engine.responses import Pool
 
 
-@app.command()
+@app.command(short_help="Score every completion of a pool file, as a new column.")
 def score(
     file: Annotated[Path, typer.Argument(help="Pool file to add a column to.", metavar="POOL")],
     column: Annotated[str, typer.Option(help="Name of the column: the criterion's, or for its gold reward NAME/gold.")],

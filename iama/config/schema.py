@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from iama.errors import ConfigError
 from iama.installation import find_config
@@ -18,7 +20,18 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would read `true` as 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if _has_truth(value) and not _takes_truth(annotation):
+            raise ValueError("neither true nor false can stand here; write a number or a text")
+        return value
 
+
+TEXTS = ("stop", "system_prompt")
+"""Keys whose values are texts of any kind."""
 C = TypeVar("C", bound=Strict)
 
 
@@ -38,10 +51,27 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
 
 def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
     """Validate a mapping; `ConfigError` names the keys, values and nearest known keys."""
+    for key, path in _unexpanded(raw):
+        raise ConfigError(
+            f"{source}: {key}: ~ is not expanded here (got {path!r}); write {str(Path(path).expanduser())!r}"
+        )
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
         raise ConfigError("; ".join(_message(item, cls, source) for item in error.errors())) from error
+
+
+def _unexpanded(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Paths that begin with ~, which only a shell knows, and their keys; a folder of that name would be made."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in TEXTS:
+                yield from _unexpanded(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _unexpanded(item, f"{key}.{i}")
+    elif isinstance(value, str) and value.startswith("~/"):
+        yield key, value
 
 
 def nearest(key: str, known: list[str]) -> str:
@@ -59,7 +89,9 @@ def _message(item: Any, cls: type[Strict], source: str) -> str:
     if item["type"] == "missing":
         return f"{source}: {key!r} is missing"
     value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
-    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}"
+    is_list = item["type"] in ("list_type", "tuple_type") and isinstance(item["input"], (str, int, float))
+    remedy = f"; write [{item['input']}]" if is_list else ""
+    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}{remedy}"
 
 
 def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
@@ -70,6 +102,22 @@ def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
             block = block.model_fields[part].annotation
         block = next((b for b in _blocks(block)), block)
     return list(block.model_fields) if _is_block(block) else []
+
+
+def _has_truth(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, bool) or any(map(_has_truth, items))
+
+
+def _takes_truth(annotation: Any) -> bool:
+    """Whether an annotation has a place for true and false; blocks look at their own fields."""
+    inner = get_args(annotation)
+    return (
+        annotation in (bool, Any)
+        or (not inner and is_dataclass(annotation))
+        or bool(_blocks(annotation))
+        or any(map(_takes_truth, inner))
+    )
 
 
 def _is_block(annotation: Any) -> bool:
@@ -87,7 +135,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set a key of a configuration, `a.b=c`, in place; raises `ConfigError`."""
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise ConfigError(f"--set {override!r}: write key=value, e.g. trainer.learning_rate=1e-3")
+        raise ConfigError(f"--set {override!r}: write key=value, e.g. seed=1")
     *parents, last = path.split(".")
     block: Any = raw
     for part in parents:

@@ -90,6 +90,11 @@ class JudgeSpec(Strict):
     """Currency units for a million prompt tokens, to show the cost beforehand."""
     output_price: float = Field(0.0, ge=0)
 
+    @property
+    def used_temperature(self) -> float:
+        """The temperature at which it answers; one that is left out is 1 by the protocol."""
+        return 1.0 if "temperature" in self.leave_out else self.temperature
+
     @model_validator(mode="after")
     def _baseline_fits(self) -> Self:
         if (self.mode == "pairwise") != (self.baseline_column is not None):
@@ -285,6 +290,13 @@ class Sampling(Strict):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """A response ends before the first of these strings."""
     max_new_tokens: int = Field(128, ge=1)
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _is_not_greedy(cls, value: Any) -> Any:
+        if not isinstance(value, bool) and value in (0, "0"):
+            raise ValueError("must be above 0; for the likeliest token always, write `top_k: 1`")
+        return value
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -30,6 +30,16 @@ def _model_weights(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.glob("*.safetensors")) if file.name != ADAPTER_WEIGHTS]
 
 
+SHORT_NAMES = {
+    "gpt2": "openai-community",
+    "distilgpt2": "distilbert",
+    "distilbert": "distilbert",
+    "bert": "google-bert",
+    "roberta": "FacebookAI",
+}
+"""Models of the hub that once had no owner in their names: how these start, and who holds them now."""
+
+
 def check_model_dir(path: str, source: str) -> None:
     """Raise `ModelError` if a local model directory is missing or half built; hub names pass unchecked.
 
@@ -39,7 +49,10 @@ def check_model_dir(path: str, source: str) -> None:
     folder = Path(path)
     if not folder.exists():
         if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
-            raise ModelError(f"{source}: model directory {path!r} does not exist; give a Hugging Face model directory")
+            remedy = "give a Hugging Face model directory"
+            if "/" not in path:
+                remedy = f"write a directory as './{path}', and a model of the hub as ORG/NAME ({_hub_name(path)})"
+            raise ModelError(f"{source}: model directory {path!r} does not exist; {remedy}")
         return
     if is_adapter(folder):
         raise ModelError(
@@ -63,6 +76,13 @@ def check_model_dir(path: str, source: str) -> None:
             f"it; if it is merged already, delete {ADAPTER_CONFIG}, else move the adapter's files into a folder of "
             "their own and give that as `adapter`"
         )
+
+
+def _hub_name(path: str) -> str:
+    """The full name of a model of the hub that many know by its old short one, else an example."""
+    return next(
+        (f"{org}/{path}" for start, org in SHORT_NAMES.items() if path.startswith(start)), "e.g. Qwen/Qwen3-0.6B"
+    )
 
 
 def _weight_files(folder: Path, source: str) -> list[Path]:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:  # not at start-up
 
 Message: TypeAlias = dict[str, str]
 Prompt: TypeAlias = str | list[Message]
+NAME_LENGTH = 60
+"""Characters of a prompt that stand in a message."""
 
-POLICY_TEMPLATE = "put a chat_template.jinja there (a configuration file may name one as policy.chat_template)"
+POLICY_TEMPLATE = "set policy.chat_template to a .jinja file"
 REWARD_TEMPLATE = "put a chat_template.jinja there, or set `pair: true` for a model of pairs"
 
 
@@ -70,6 +72,15 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
+def prompt_name(prompt: Prompt) -> str:
+    """A prompt in a message: what the user asked last, quoted, and where that is long its two ends."""
+    if not isinstance(prompt, str):
+        asked = [message for message in prompt if message["role"] == "user"] or prompt
+        prompt = asked[-1]["content"]
+    half = NAME_LENGTH // 2
+    return repr(prompt if len(prompt) <= NAME_LENGTH else f"{prompt[:half]} ... {prompt[-half:]}")
+
+
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> list[int]:
     try:
         return _ids(
@@ -79,8 +90,8 @@ def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, ad
         roles = ", ".join(message["role"] for message in messages)
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses messages with the roles {roles} ({reason}); "
-            "use messages that it knows, or another chat template"
+            f"the chat template of {tokenizer.name_or_path!r} refuses messages with the roles {roles} ({reason}), "
+            f"such as the prompt {prompt_name(messages)}; use messages that it knows, or another chat template"
         ) from error
 
 

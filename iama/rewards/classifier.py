@@ -32,7 +32,7 @@ from iama.models.loading import (
     pick_device,
 )
 from iama.prompts.conversations import check_exchanges
-from iama.prompts.render import Message, Prompt, completion_text, prompt_text, render_exchange, render_pair
+from iama.prompts.render import Message, Prompt, completion_text, prompt_name, render_exchange, render_pair
 from iama.reading import read_object
 
 HEADS = ("score", "classifier", "classification_head")
@@ -116,7 +116,7 @@ class Classifier:
         for prompt, (ids, _) in zip(prompts, rows, strict=True):
             if self.context_length is not None and len(ids) > self.context_length:
                 raise RewardError(
-                    f"{self.source}: the prompt {prompt_text(prompt)[:60]!r} with its answer has {len(ids)} tokens, "
+                    f"{self.source}: the prompt {prompt_name(prompt)} with its answer has {len(ids)} tokens, "
                     f"but {self.path!r} reads at most {self.context_length}; use shorter prompts or a smaller "
                     "max_new_tokens"
                 )

@@ -18,7 +18,7 @@ from iama.config.specs import JudgeSpec, RewardSpec
 from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
 from iama.files import whole_lines
-from iama.prompts.render import Prompt, completion_text, prompt_text
+from iama.prompts.render import Prompt, completion_text, prompt_name, prompt_text
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url, read_key
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
@@ -114,7 +114,7 @@ class Judge(Scorer):
         for prompt, value in zip(prompts, columns[name], strict=True):
             if not isinstance(value, str):
                 raise RewardError(
-                    f"{self.source}: column {name!r} of the prompt {prompt_text(prompt)[:60]!r} is {value!r}; "
+                    f"{self.source}: column {name!r} of the prompt {prompt_name(prompt)} is {value!r}; "
                     "it must be the text to compare with"
                 )
         return list(columns[name])
@@ -236,17 +236,18 @@ class AnswerCache:
             raise RewardError(f"{self.path}: cannot keep the judge's answer whole; is the disk full?")
 
 
-_FIELDS = {"key": str, "text": str, "finish_reason": str, "prompt_tokens": int, "completion_tokens": int}
+_FIELDS: dict[str, type] = {"key": str, "text": str, "finish_reason": str}
+_FIELDS |= {"prompt_tokens": int, "completion_tokens": int, "estimated": bool}
 
 
 def _as_answer(line: bytes) -> dict[str, Any] | None:
     """A line of the file, or None for one that is not whole."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    is_whole = isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _FIELDS.items())
-    return row if is_whole and isinstance(row.get("estimated"), bool) else None
+    is_whole = isinstance(row, dict) and all(type(row.get(name)) is kind for name, kind in _FIELDS.items())
+    return row if is_whole and min(row["prompt_tokens"], row["completion_tokens"]) >= 0 else None
 
 
 def as_row(key: str, text: str, answer: ChatAnswer) -> dict[str, Any]:

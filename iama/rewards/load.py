@@ -14,7 +14,7 @@ from typing import TypeAlias
 from iama.config.specs import RewardSpec
 from iama.errors import IamaWarning, RewardError
 from iama.prompts.data import PromptRows
-from iama.prompts.render import Prompt, prompt_text
+from iama.prompts.render import Prompt, prompt_name
 from iama.rewards.classifier import ClassifierFiles, check_classifier, load_classifier, load_weights
 from iama.rewards.ensemble import Ensemble, check_scales, member_name
 from iama.rewards.function import check_function, load_function, load_function_scorer
@@ -147,7 +147,7 @@ def _check_answers(column: str, source: str, rows: PromptRows, missing_ok: bool)
     numbers = ", ".join(str(i + 1) for i in bad[:5]) + (", ..." if len(bad) > 5 else "")
     message = (
         f"{source}: math-verify finds no answer in column {column!r} of {len(bad)} of {len(rows)} prompts ({numbers}), "
-        f"e.g. {rows[bad[0]][column]!r} of {prompt_text(rows[bad[0]]['prompt'])[:60]!r}"
+        f"e.g. {rows[bad[0]][column]!r} of {prompt_name(rows[bad[0]]['prompt'])}"
     )
     if not missing_ok:
         raise RewardError(f"{message}; write a number or LaTeX, or leave these prompts out")

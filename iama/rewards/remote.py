@@ -120,7 +120,7 @@ class Endpoint:
     _has_warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        check_url(self.url, self.source)
+        check_url(self.url, self.source, self.api_key_env, self.setting)
         read_key(self.api_key_env, self.source)
 
     def ask_all(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatAnswer]]:
@@ -452,12 +452,12 @@ def read_key(api_key_env: str, source: str) -> str:
     return key
 
 
-def check_url(url: str, source: str) -> None:
+def check_url(url: str, source: str, api_key_env: str | None = None, setting: Callable[[str], str] = str) -> None:
     """Raise `ConfigError` for what cannot be the address of an OpenAI-compatible endpoint; nothing is asked."""
     try:
-        check_no_secret(url)
+        check_no_secret(url, api_key_env)
     except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise ConfigError(f"{source}: {str(error).replace('api_key_env', setting('api_key_env'))}") from error
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0

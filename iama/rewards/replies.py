@@ -189,7 +189,7 @@ def _page_words(content: bytes) -> str:
     """The words of a page or text."""
     text = content[: 10 * _MAX_WORDS].decode("utf-8", "replace")
     text = re.sub(r"(?is)<(script|style)\b.*?</\1>|<[^>]*>", " ", text)
-    return one_line(text)[:200]
+    return one_line(text)
 
 
 def one_line(text: str) -> str:
@@ -265,7 +265,7 @@ def _count(value: Any) -> int | None:
 
 
 def _shown(value: Any) -> str:
-    return one_line(_dumped(value))[:100]
+    return one_line(_dumped(value))
 
 
 def _dumped(value: Any) -> str:

@@ -14,7 +14,7 @@ from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, DataError
 from iama.models.loading import loading
 from iama.prompts.data import PromptRows
-from iama.prompts.render import prompt_text
+from iama.prompts.render import prompt_name
 from iama.rewards.classifier import read_files, render_rewarded
 from iama.rewards.load import check_columns, check_reward
 from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
@@ -58,7 +58,7 @@ def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str 
             num_tokens = len(render_rewarded(files, part, row["prompt"], ""))
             if num_tokens > limit and remedy is not None:
                 raise DataError(
-                    f"reward {name!r}: prompt {i + 1} ({prompt_text(row['prompt'])[:60]!r}) has {num_tokens} tokens "
+                    f"reward {name!r}: prompt {i + 1} ({prompt_name(row['prompt'])}) has {num_tokens} tokens "
                     f"without an answer, but {model!r} reads at most {limit}; {remedy}"
                 )
             keep[i] &= num_tokens <= limit
@@ -107,17 +107,17 @@ def _check_winners_curse(criterion: EvaluationCriterion) -> None:
     """Selecting and reporting by the same noisy answers would overstate what was selected."""
     golds = () if criterion.gold is None else criterion.gold.parts
     for judge, gold in product(*([part.judge for part in parts] for parts in (criterion.proxy.parts, golds))):
-        if judge is None or gold is None or judge.temperature == 0:
+        if judge is None or gold is None or judge.used_temperature == 0:
             continue
         if _answers_of(judge) == _answers_of(gold):
             raise ConfigError(
                 f"criterion {criterion.name!r}: proxy and gold are the same answers of a judge at temperature "
-                f"{judge.temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
+                f"{judge.used_temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
             )
 
 
 def _answers_of(judge: JudgeSpec) -> dict[str, Any]:
     """What decides a judge's answers; where it is asked, and how its answers are put on a scale, does not."""
     return judge.model_dump(
-        include={"model", "prompt_file", "mode", "baseline_column", "temperature", "max_tokens", "draw"}
+        include={"model", "prompt_file", "mode", "baseline_column", "temperature", "max_tokens", "draw", "leave_out"}
     )

@@ -122,7 +122,7 @@ def reward_key(spec: RewardSpec) -> str:
         source = [fingerprint(Path(spec.model)), spec.head, spec.dtype, *(["pair"] if spec.pair else [])]
     elif spec.judge is not None:
         asked = spec.judge.model_dump(include={"model", "mode", "baseline_column", "temperature", "draw", "max_tokens"})
-        asked |= spec.judge.model_dump(include={"lowest", "highest"})
+        asked |= spec.judge.model_dump(include={"lowest", "highest", "leave_out"})
         source = [asked, read_text(Path(spec.judge.prompt_file), RewardError)]
     elif spec.verifier is not None:
         source = [spec.verifier, spec.answer_column]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from iama.environment import threads_per_process, world_size
-from iama.errors import RunError
+from iama.errors import RunError, without_secrets
 from iama.files import locked, write_atomically
 from iama.reading import read_json
 
@@ -68,7 +68,7 @@ def environment() -> dict[str, Any]:
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [without_secrets(argument) for argument in sys.argv],
         "folder": str(Path.cwd()),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": None if changed is None else bool(changed),

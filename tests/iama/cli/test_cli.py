@@ -21,6 +21,7 @@ from iama.config.schema import load_config
 from iama.config.specs import Sampling
 from iama.prompts.data import read_prompts
 from iama.rewards.load import load_reward
+from tests.openai_server import OpenAIServer
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
     policy, reward = loaded
     assert policy.model.dtype == reward.classifier.model.dtype == torch.bfloat16
     unknown = one_line_error(run(*asked, "--dtype", "8"))
-    assert "command line: dtype: Input should be 'float32', 'bfloat16' or 'float16' (got '8')" in unknown
+    assert "--dtype: Input should be 'float32', 'bfloat16' or 'float16' (got '8')" in unknown
 
 
 @pytest.mark.parametrize(
@@ -238,16 +239,22 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
         (["--method", "bon", "--n", 4], "give --reward DIR"),
         (["--method", "bon", "--n", 4, "--reward", "./gone"], "'./gone' does not exist"),
         (["--method", "bon", "--n", 4, "--reward", "gone.py:f"], "cannot import function 'gone.py:f'"),
-        (["--method", "single", "--temperature", 0], "temperature"),
-        (["--method", "single", "--max-new-tokens", 0], "max_new_tokens"),
-        (["--method", "single", "--top-p", 1.5], "top_p"),
-        (["--method", "single", "--top-k", -1], "top_k"),
-        (["--method", "single", "--min-p", 1], "min_p"),
-        (["--method", "single", "--repetition-penalty", 0], "repetition_penalty"),
-        (["--method", "single", "--stop", "x", "--stop", ""], "stop.1"),
+        (
+            ["--method", "single", "--temperature", 0],
+            "--temperature: must be above 0; for the likeliest token always, write --top-k 1",
+        ),
+        (["--method", "single", "--max-new-tokens", 0], "--max-new-tokens: "),
+        (["--method", "single", "--top-p", 1.5], "--top-p: "),
+        (["--method", "single", "--top-k", -1], "--top-k: "),
+        (["--method", "single", "--min-p", 1], "--min-p: "),
+        (["--method", "single", "--repetition-penalty", 0], "--repetition-penalty: "),
+        (["--method", "single", "--stop", "x", "--stop", ""], "--stop: "),
+        (["--method", "bon", "--n", 4, "--reward", "gold.py"], "name the function in it: --reward gold.py:NAME"),
+        (["--method", "bon", "--n", 4, "--reward", "~/rm"], "--reward: model: ~ is not expanded here (got '~/rm')"),
+        (["--method", "single", "--chat-template", "gone.jinja"], "chat_template 'gone.jinja' does not exist"),
         (["--method", "single", "--head", "x"], "give --reward DIR as well"),
         (["--method", "single", "--criterion", "x"], "needs an iama.json"),
-        (["--method", "single", "--max-new-tokens", 500], "exceeds the 128 tokens"),
+        (["--method", "single", "--max-new-tokens", 500], "with --max-new-tokens = 500 it exceeds the 128 tokens"),
     ],
 )
 def test_generate_refuses_in_one_line(run, tiny, arguments, message):
@@ -315,6 +322,31 @@ def test_a_kind_named_in_the_manifest_is_not_run_unasked(run, exported, tmp_path
         assert f"iama.json names the kind {reward['kind']!r} as the reward of 'first'" in error
         assert "--spec FILE" in error
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("is_member", [False, True])
+def test_a_judge_named_in_the_manifest_is_sent_nothing_unasked(run, exported, tmp_path, monkeypatch, is_member):
+    """A model folder from elsewhere must not have one of the user's variables sent to its author's server."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    (tmp_path / "judge.txt").write_text("{prompt} {completion}")
+    with OpenAIServer(lambda body: "8") as server:
+        judge = {"url": server.url, "model": "m", "api_key_env": "AWS_SECRET_ACCESS_KEY"}
+        judge |= {"prompt_file": str(tmp_path / "judge.txt"), "cache": str(tmp_path / "cache")}
+        reward, scale = {"judge": judge}, {"mean": 0, "std": 1}
+        manifest = json.loads((exported / "iama.json").read_text())
+        members = [manifest["criteria"][0]["reward"] | {"scale": scale}, reward | {"scale": scale}]
+        manifest["criteria"][0]["reward"] = {"ensemble": {"members": members}} if is_member else reward
+        (exported / "iama.json").write_text(json.dumps(manifest))
+        for more in ([], ["--method", "bon", "--n", 2], ["--method", "single"]):
+            error = one_line_error(run("generate", "--policy", exported, "--prompt", "fix a bike", *more))
+            assert f"iama.json names the judge 'm' at '{server.url}' as the reward of 'first'" in error
+            assert "AWS_SECRET_ACCESS_KEY are not sent there unasked, so if you trust it, give the reward with" in error
+        assert server.num_requests == 0
+        (tmp_path / "spec.yaml").write_text(json.dumps(manifest["criteria"][0]["reward"]))
+        asked = ("generate", "--policy", exported, "--prompt", "fix a bike", "--spec", tmp_path / "spec.yaml")
+        code, _, err = run(*asked, "--method", "bon", "--n", 2)
+        assert code == 0, err
+        assert set(server.keys) == {"Bearer planted-secret"}
 
 
 @pytest.mark.parametrize(
