@@ -187,11 +187,14 @@ def test_usable_positions_of_roberta_and_its_kin(models):
     [
         ("token", r"1 token ids lie outside the table of .*, which has 99 rows, e\.g\. 99 \('<extra>'\)"),
         ("config", r"e\.g\. 500 \(eos_token_id in config\.json\)"),
+        ("generation_config", r"e\.g\. 500 \(eos_token_id in generation_config\.json\)"),
     ],
 )
 def test_every_token_has_a_row_in_the_table(models, changed, where, told):
     folder = changed("lm", **({"eos_token_id": [3, 500]} if where == "config" else {}))
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if where == "generation_config":
+        (folder / "generation_config.json").write_text('{"eos_token_id": [3, 500]}')
     if where == "token":
         tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"]})
     with pytest.raises(ModelError, match=told):
