@@ -187,11 +187,14 @@ def test_usable_positions_of_roberta_and_its_kin(models):
     [
         ("token", r"1 token ids lie outside the table of .*, which has 99 rows, e\.g\. 99 \('<extra>'\)"),
         ("config", r"e\.g\. 500 \(eos_token_id in config\.json\)"),
+        ("generation_config", r"e\.g\. 500 \(eos_token_id in generation_config\.json\)"),
     ],
 )
 def test_every_token_has_a_row_in_the_table(models, changed, where, told):
     folder = changed("lm", **({"eos_token_id": [3, 500]} if where == "config" else {}))
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if where == "generation_config":
+        (folder / "generation_config.json").write_text('{"eos_token_id": [3, 500]}')
     if where == "token":
         tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"]})
     with pytest.raises(ModelError, match=told):
@@ -308,3 +311,47 @@ def test_weights_that_changed_after_an_adapter_was_trained_are_told_of(models, a
     save_file({k: v + 1 for k, v in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.warns(IamaWarning, match=r"^policy 'p': the weights in '.*' are not those that the adapter '.*' was"):
         read_policy_files("p", spec)
+
+
+@pytest.mark.parametrize("command", ["generate", "pool", "evaluate", "train", "standardise", "score", "distill"])
+def test_every_command_refuses_such_models_in_one_line(run, models, adapter, tiny, tmp_path, command):
+    """A merged model beside its adapter_config.json as policy, base or reward, dry or not; nothing is written."""
+    folder = shutil.copytree(models / ("rm" if command == "score" else "lm"), tmp_path / "merged")
+    shutil.copy(adapter / "adapter_config.json", folder)
+    reward = {"model": str(tiny.reward)}
+    training = {
+        "name": "t",
+        "output_dir": str(tmp_path / "out"),
+        "policy": {"path": str(folder)},
+        "prompts": str(tiny.prompts),
+        "objective": {"criteria": [{"name": "a", "proxy": reward, "operator": "bon(2)"}]},
+        "trainer": {"max_steps": 1, "per_device_train_batch_size": 8, "num_generations": 4},
+    }
+    evaluation = {
+        "name": "e",
+        "output_dir": str(tmp_path / "out"),
+        "policies": {"base": {"path": str(folder)}},
+        "trained": "base",
+        "references": [],
+        "prompts": str(tiny.prompts),
+        "criteria": [{"name": "a", "proxy": reward}],
+        "methods": ["bon"],
+    }
+    config, pool = tmp_path / "config.yaml", tmp_path / "pool.jsonl"
+    config.write_text(json.dumps(evaluation if command == "evaluate" else training))
+    texts = [{"prompt": f"bake {i}", "text": text, "scores": {"a": i}} for i, text in enumerate("abab")]
+    texts += [{"prompt": row["prompt"], "text": "c", "scores": {"a": 5}} for row in texts]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in [{"iama_pool": 1, "policy": {"name": "b"}}, *texts]))
+    arguments = {
+        "generate": ["--policy", folder, "--prompt", "bake", "--method", "single"],
+        "pool": [tmp_path / "out", "--prompts", tiny.prompts, "--policy", folder, "--n", 2],
+        "evaluate": ["--config", config, "--dry-run"],
+        "train": ["--config", config, "--dry-run"],
+        "standardise": ["--config", config],
+        "score": [pool, "--column", "b", "--reward", folder],
+        "distill": [pool, "--column", "a", "--base", folder, "--out", tmp_path / "out"],
+    }
+    code, _, err = run(command, *arguments[command])
+    assert (code, err.count("error: ")) == (2, 1)
+    assert "holds a whole model and adapter_config.json, and transformers would put that adapter on it" in err
+    assert not (tmp_path / "out").exists()

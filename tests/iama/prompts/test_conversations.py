@@ -29,6 +29,7 @@ INST += "[I]{{ m['content'] }}[/I]{% endif %}{% endfor %}"
 CHATML = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
 CHATML += "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 THINKING = TURNS + "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+NO_THOUGHT = THINKING.replace("<think>\n", "<think>\n\n</think>\n")
 EMPTY_THOUGHT = TURNS.replace(
     "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<t></t>{% endif %}{{ m['content'] }}"
 )
@@ -88,7 +89,9 @@ def test_templates_that_spoil_what_a_reward_reads(template, told):
         check_exchanges(of(template), ROWS, "prompts")
 
 
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, INST, CHATML, THINKING, EMPTY_THOUGHT + ASKS, TURNS + ASKS])
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, INST, CHATML, THINKING, NO_THOUGHT, EMPTY_THOUGHT + ASKS, TURNS + ASKS]
+)
 def test_templates_that_are_well(template):
     """Generation prompts that open a thought, answers that stand behind an empty one, and no header at all."""
     tokenizer = of(template)
@@ -123,6 +126,13 @@ def test_where_a_word_ends_responses_prompts_may_end_with_it():
     tokenizer = make_tokenizer()
     last = tokenizer("bake bread")["input_ids"][-1]
     assert len(render_prompts(tokenizer, ["bake bread"], {last}, "p")) == 1
+
+
+def test_the_words_beside_a_call_of_a_tool_may_be_passed_over():
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
+    prompt = [*USER, call, {"role": "tool", "content": "5"}]
+    tokenizer = of(TURNS.replace("in messages", "in messages if not m['tool_calls']") + ASKS)
+    check_exchanges(tokenizer, [prompt, [*USER, {**call, "content": "now"}, prompt[-1]]], "r")
 
 
 def test_kinds_are_looked_at_once():
