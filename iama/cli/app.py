@@ -62,7 +62,9 @@ def in_flags(message: str, flags: Collection[str]) -> str:
             key = found["written"] or found["set"] or found["key"] or found["quoted"]
             value = found["value"] or ""
         flag = "--policy" if key == "path" else f"--{key.replace('_', '-')}"
-        return f"{flag} {value}".rstrip() if flag in flags else found[0]
+        if flag in flags:
+            return f"{flag} {value}".rstrip()
+        return f"{found[0]} in a file for --spec" if found["set"] and "--spec" in flags else found[0]
 
     return message if "--set" in flags else _KEYS.sub(named, message)
 

@@ -48,11 +48,9 @@ def flags_of(*names: str) -> set[str]:
         ("score", "--reward: dtype: no such", "--dtype: no such"),
         ("pool", "set `path` to the base and `adapter` to x", "set --policy to the base and --adapter to x"),
         ("score", "set `path` to the base", "set `path` to the base"),
-        (
-            "generate",
-            "above 0; write `top_k: 1` or `same_scale: true`",
-            "above 0; write --top-k 1 or `same_scale: true`",
-        ),
+        ("generate", "above 0; write `top_k: 1`", "above 0; write --top-k 1"),
+        ("score", "set `pair: true` for pairs", "set `pair: true` in a file for --spec for pairs"),
+        ("merge", "set `pair: true` for pairs", "set `pair: true` for pairs"),
     ],
 )
 def test_a_key_becomes_the_flag_of_a_command_that_has_it(command, message, wanted):
