@@ -42,7 +42,9 @@ def flags_of(*names: str) -> set[str]:
         ("pool", "name it: prompts.columns: {prompt: THEIR_NAME}", "name it: --column prompt=THEIR_NAME"),
         ("pool", "a.jsonl: prompts.columns.prompt: no column", "a.jsonl: --column prompt: no column"),
         ("pool", "in an evaluation: prompts.too_long: drop", "in an evaluation: prompts.too_long: drop"),
-        ("generate", "prompts.columns.prompt", "prompts.columns.prompt"),
+        ("pool", "e.g. with prompts.columns: {my_log: log}", "e.g. with --column my_log=log"),
+        ("score", "rename one with prompts.columns", "rename one with `iama pool --column`"),  # its own is another
+        ("generate", "rename one with prompts.columns", "rename one with prompts.columns"),
         ("generate", "command line: top_p: too large", "--top-p: too large"),
         ("pool", "command line: stop.1: too short", "--stop: too short"),
         ("score", "--reward: dtype: no such", "--dtype: no such"),
