@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from iama.errors import ConfigError
 from iama.installation import find_config
@@ -18,6 +19,15 @@ class Strict(BaseModel):
     """Base of every block: frozen, no unknown keys, field docstrings are the documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would read `true` as 1."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if _has_truth(value) and not _takes_truth(annotation):
+            raise ValueError("neither true nor false can stand here; write a number or a text")
+        return value
 
 
 TEXTS = ("stop", "system_prompt")
@@ -92,6 +102,22 @@ def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
             block = block.model_fields[part].annotation
         block = next((b for b in _blocks(block)), block)
     return list(block.model_fields) if _is_block(block) else []
+
+
+def _has_truth(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return isinstance(value, bool) or any(map(_has_truth, items))
+
+
+def _takes_truth(annotation: Any) -> bool:
+    """Whether an annotation has a place for true and false; blocks look at their own fields."""
+    inner = get_args(annotation)
+    return (
+        annotation in (bool, Any)
+        or (not inner and is_dataclass(annotation))
+        or bool(_blocks(annotation))
+        or any(map(_takes_truth, inner))
+    )
 
 
 def _is_block(annotation: Any) -> bool:

@@ -80,6 +80,16 @@ def changed(models, tmp_path):
     return change
 
 
+def check(use, folder):
+    """What every command does before it loads a policy or a reward, or any other model."""
+    if use == "policy":
+        read_policy_files("p", PolicySpec(path=str(folder)))
+    elif use == "reward":
+        check_reward("r", RewardSpec(model=str(folder)))
+    else:
+        check_model_dir(str(folder), use)
+
+
 OWN_CODE = {"auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}, "architectures": ["Own"]}
 CODE = "brings code of its own, which only a policy with trust_remote_code: true"
 NO_POLICY = "; a policy must be a causal language model"
@@ -117,10 +127,7 @@ def test_what_is_no_policy_or_no_reward_is_refused_by_name(changed, monkeypatch,
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
     folder = changed(name, **keys)
     with pytest.raises(ModelError, match=told) as caught:
-        if use == "policy":
-            read_policy_files("p", PolicySpec(path=str(folder)))
-        else:
-            check_reward("r", RewardSpec(model=str(folder)))
+        check(use, folder)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"{use} ")
 
@@ -206,7 +213,7 @@ def adapter(models, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("use", ["policy", "reward", "folder"])
+@pytest.mark.parametrize("use", ["policy", "reward", "--base"])
 def test_a_merged_model_beside_its_adapter_config_is_refused(models, adapter, tmp_path, use):
     """transformers would put the adapter on it again."""
     folder = shutil.copytree(models / ("rm" if use == "reward" else "lm"), tmp_path / "merged")
@@ -214,12 +221,7 @@ def test_a_merged_model_beside_its_adapter_config_is_refused(models, adapter, tm
     with pytest.raises(
         ModelError, match=r"if it is merged already, delete adapter_config\.json, else move .*`adapter`"
     ):
-        if use == "policy":
-            load_policy("p", PolicySpec(path=str(folder)))
-        elif use == "reward":
-            load_reward("r", RewardSpec(model=str(folder)))
-        else:
-            check_model_dir(str(folder), "--base")
+        check(use, folder)
 
 
 def test_an_adapter_folder_may_hold_its_bases_configuration(models, adapter, tmp_path):
