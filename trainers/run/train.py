@@ -120,8 +120,9 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
                 console.print(f"continues  after step {step_of(checkpoint)}, from {checkpoint}")
         # Before the steps: of the files that train, and whatever fails costs no step.
         described = manifest(plan) if is_main_process() else None
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        with watchdog.phase("save"):
+        with one_line_errors("training failed", folder):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with one_line_errors("the adapter could not be saved", folder), watchdog.phase("save"):
             save_final(trainer, folder / ADAPTER, described)
 
 
