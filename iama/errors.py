@@ -1,8 +1,33 @@
-"""Errors that a user can mend, each told in one line: the value, where it came from, what to write instead."""
+"""Errors that a user can mend, each told in one line: the value, where it came from, what to write instead.
+
+Values come from files, flags and servers, so no message is shown before `without_secrets` has read it.
+"""
+
+import os
+import re
+
+_LOGIN = re.compile(r"(?<=://)[^\s'\"<>]*@")
+_IN_QUERY = re.compile(r"(?i)([?&][\w-]*(?:key|token|secret|password|passwd|pwd|signature|sig)=)[^&\s'\"<>]+")
+_SECRET_NAME = re.compile(r"(?i)(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
+_SHORTEST = 8
+"""Characters of a variable's value that is taken for a secret; shorter ones occur in words."""
+
+
+def without_secrets(text: str) -> str:
+    """The text without logins and keys in addresses, and without what a variable such as `HF_TOKEN` holds."""
+    text = _IN_QUERY.sub(r"\1***", _LOGIN.sub("***@", text))
+    for name, value in os.environ.items():
+        secret = value.strip()
+        if len(secret) >= _SHORTEST and secret in text and _SECRET_NAME.search(name):
+            text = text.replace(secret, f"${name}")
+    return text
 
 
 class IamaError(ValueError):
     """Base of every error caused by input; the command line prints it without a traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class ConfigError(IamaError):
@@ -27,3 +52,6 @@ class RunError(IamaError):
 
 class IamaWarning(UserWarning):
     """Something configured is not used, or is used in a way that may surprise."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))

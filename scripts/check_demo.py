@@ -9,13 +9,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import typer
 from transformers import AutoTokenizer
 
 FOLDER = Path("runs/demo")
 
 
 def main() -> None:
-    """Raise `AssertionError` on the first thing that is not so."""
+    """Raise `AssertionError` on the first thing that is not so.
+
+    Example: python -m scripts.check_demo
+    """
     check_world(_read(FOLDER / "world" / "world.json")["measurements"])
     assert len(AutoTokenizer.from_pretrained(FOLDER / "world" / "policy")) <= 512
     for run in ("grpo", "iama"):
@@ -66,4 +70,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from iama.files import write_atomically
@@ -24,7 +25,10 @@ DERIVED = ("grpo", "iama", "export", "evaluation")
 
 
 def main() -> None:
-    """Run the demo; ends with the path of the report and one sentence on what was saved."""
+    """Run the demo; ends with the path of the report and one sentence on what was saved.
+
+    Example: make demo
+    """
     console = Console(highlight=False)
     console.rule("1/5  build the demo world: a language, a base policy, two proxy reward models")
     launch.build_world(0, str(WORLD))
@@ -56,4 +60,4 @@ def _delete_outdated() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
 import yaml
 from rich.console import Console
 
@@ -42,7 +43,10 @@ BUDGET = 4
 
 
 def main() -> None:
-    """Search, publish, combine, write."""
+    """Search, publish, combine, write.
+
+    Example: python -m scripts.results
+    """
     console = Console(highlight=False)
     refuse_outdated()
     search = run_search(console)
@@ -297,4 +301,4 @@ def curves_table(seeds: Mapping[int, Row]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

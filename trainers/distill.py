@@ -8,7 +8,6 @@ learnt: what the student adds to all answers of a prompt is its own.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PrinterCallback,
@@ -30,10 +28,12 @@ from trl import RewardConfig, RewardTrainer
 
 from iama.arrays import Floats
 from iama.config.specs import RewardSpec
-from iama.errors import DataError, ModelError, RunError
-from iama.files import temporary_name
-from iama.models.loading import check_model_dir, loading, pick_device, refuse_missing_tensors
-from iama.prompts.render import Prompt, prompt_text, render_exchange
+from iama.errors import DataError, ModelError
+from iama.files import building
+from iama.models.checkpoint import check_token_ids, read_outline
+from iama.models.loading import load_model, loading, pick_device
+from iama.prompts.conversations import check_exchanges
+from iama.prompts.render import Prompt, prompt_name, prompt_text, render_exchange
 from iama.rewards.ensemble import within_prompt_spread
 from iama.rewards.load import load_reward
 from trainers.run.build import one_line_errors
@@ -125,26 +125,31 @@ def distill(
     saved model. Raises `DataError` for scores that hold no margins, `ModelError` for a base that cannot be used,
     `RunError` where `out` is in the way.
     """
-    _check_out(out)
+    with building(out) as folder:
+        return _distill(prompts, texts, scores, settings, folder, advance)
+
+
+def _distill(
+    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float]],
+    settings: DistillSettings,
+    folder: Path,
+    advance: Callable[[int], None],
+) -> Distilled:
     groups, num_pairs, num_unscored = scored_answers(prompts, texts, scores)
     trained, held_out = split(groups, settings.held_out, settings.seed)
     spread = within_prompt_spread(group.scores for group in trained)
     if not spread:
         raise DataError("all answers of a prompt have the same score, so there are no margins to learn")
     tokenizer, ids = _tokenized(trained, settings)
-    temporary = temporary_name(out)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    losses = _train(trained, ids, spread, tokenizer, settings, temporary, advance)
-    agreement, r_squared = compare(held_out, _student_scores(held_out, temporary, settings), spread)
+    losses = _train(trained, ids, spread, tokenizer, settings, folder, advance)
+    agreement, r_squared = compare(held_out, _student_scores(held_out, folder, settings), spread)
     size = max(1, round(ENDS_SHARE * len(losses)))
     ends = float(np.mean(losses[:size])), float(np.mean(losses[-size:]))
     result = Distilled(len(trained), len(held_out), num_pairs, num_unscored, spread, *ends, agreement, r_squared)
     record = {"settings": asdict(settings), "result": asdict(result)}
-    (temporary / FILE_NAME).write_text(json.dumps(record, indent=2), encoding="utf-8")
-    if out.exists():
-        out.rmdir()
-    temporary.replace(out)
+    (folder / FILE_NAME).write_text(json.dumps(record, indent=2), encoding="utf-8")
     return result
 
 
@@ -233,31 +238,28 @@ def compare(groups: Sequence[ScoredAnswers], student: Sequence[Sequence[float]],
 # The student. -------------------------------------------------------------------------------------------
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"--out {str(out)!r} exists and is not empty; choose a new folder")
-
-
 def _tokenized(groups: Sequence[ScoredAnswers], settings: DistillSettings) -> tuple[Any, list[list[list[int]]]]:
     """The base's tokenizer, and every answer with its prompt as the student will read it; too long ones are refused."""
     source = "--base"
-    check_model_dir(settings.base, source)
+    pick_device(settings.device, "--device")
+    outline = read_outline(settings.base, source, "body")
+    config, limit = outline.config, outline.context_length
     with loading(settings.base, source):
-        config = AutoConfig.from_pretrained(settings.base)
-        tokenizer = AutoTokenizer.from_pretrained(settings.base)
+        tokenizer = AutoTokenizer.from_pretrained(settings.base, trust_remote_code=False)
+    check_token_ids(outline, tokenizer, settings.base, source)
+    check_exchanges(tokenizer, [group.prompt for group in groups], source)
     is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     if is_classifier and config.num_labels != 1:
         raise ModelError(
             f"{source}: the classifier {settings.base!r} has {config.num_labels} outputs, and a reward has one; give a "
             "classifier of one output, or a language model"
         )
-    limit: int | None = getattr(config, "max_position_embeddings", None)
     ids = [[render_exchange(tokenizer, group.prompt, text) for text in group.texts] for group in groups]
     for group, rows in zip(groups, ids, strict=True):
         longest = max(map(len, rows))
         if limit is not None and longest > limit:
             raise DataError(
-                f"the prompt {prompt_text(group.prompt)[:60]!r} with an answer has {longest} tokens, but "
+                f"the prompt {prompt_name(group.prompt)} with an answer has {longest} tokens, but "
                 f"{settings.base!r} reads at most {limit}; leave it out, or give another base"
             )
     return tokenizer, ids
@@ -265,19 +267,9 @@ def _tokenized(groups: Sequence[ScoredAnswers], settings: DistillSettings) -> tu
 
 def _load_student(settings: DistillSettings) -> Any:
     """The base as a classifier of one output; only its head may be missing, which then begins at random."""
-    with loading(settings.base, "--base"):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            settings.base,
-            num_labels=1,
-            id2label={0: settings.label},
-            label2id={settings.label: 0},
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    inner = [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
-    refuse_missing_tensors({"missing_keys": inner}, settings.base, "--base")
-    return model
+    labels = {"num_labels": 1, "id2label": {0: settings.label}, "label2id": {settings.label: 0}}
+    options = {"dtype": torch.float32, "trust_remote_code": False, **labels}
+    return load_model(AutoModelForSequenceClassification, settings.base, "--base", new_head=True, **options)
 
 
 def _train(

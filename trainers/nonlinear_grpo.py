@@ -25,7 +25,7 @@ from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
-from iama.prompts.render import completion_text, prompt_text
+from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RunControl, RunningMean, check_kl
 from trainers.run.watch import lift_K, silent_share
 from trainers.run.watchdog import Watchdog
@@ -227,7 +227,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         returned = "None or NaN" if math.isnan(score) else score
         return (
             f"reward {self.objective.criteria[column].name!r} returned {returned} for the prompt "
-            f"{prompt_text(prompt)[:80]!r} and the completion {completion_text(completion)[:80]!r}"
+            f"{prompt_name(prompt)} and the completion {completion_text(completion)[:80]!r}"
         )
 
 

@@ -9,6 +9,7 @@ import typer
 
 from iama.cli.app import app, describe_pool
 from iama.errors import RunError
+from iama.files import locked
 
 
 @app.command()
@@ -20,10 +21,11 @@ def merge(
 
     Example: iama merge base.jsonl base-1.jsonl base-2.jsonl
     """
-    if out.exists():
-        raise RunError(f"{out} exists already; give another name for the merged pool, or delete it")
     from inference.pools.file import merge_pools, write_pool
 
-    merged = merge_pools(files)
-    write_pool(out, merged)
+    with locked(out):
+        if out.exists():
+            raise RunError(f"{out} exists already; give another name for the merged pool, or delete it")
+        merged = merge_pools(files)
+        write_pool(out, merged)
     typer.echo(f"pool: {out}: {describe_pool(merged)}")

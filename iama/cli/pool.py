@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iama.cli.app import app, describe_pool, manifest_of, note_differences, prepare, sampling_of
-from iama.cli.options import Device, Dtype, MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
+from iama.cli.options import (
+    ChatTemplate,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    TrustRemoteCode,
+)
 from iama.errors import ConfigError
 from iama.progress import progress_bar
 
@@ -18,7 +32,6 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.pools.engines import Draw
 
 ENGINES = ("transformers", "vllm", "openai")
-TIMEOUT_S, NUM_RETRIES = 600.0, 4
 
 
 @dataclass(frozen=True)
@@ -40,12 +53,19 @@ def pool(
     n: Annotated[int, typer.Option(help="Samples a prompt.", min=1)],
     policy: Annotated[str | None, typer.Option(help="Model directory, or an exported adapter.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    chat_template: ChatTemplate = None,
     name: Annotated[str | None, typer.Option(help="The policy's name in the file; else its folder's.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or openai (any compatible server).")] = ENGINES[0],
     url: Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")] = None,
     model: Annotated[str | None, typer.Option(help="The server's name for the model.")] = None,
     api_key_env: Annotated[str, typer.Option(help="Variable with the server's key.")] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
+    timeout_s: Annotated[float, typer.Option(help="Seconds for an attempt, from request to whole reply.")] = 600.0,
+    num_retries: Annotated[int, typer.Option(help="Further attempts where the server is overloaded.", min=0)] = 4,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="A parameter that the server refuses: temperature, max_tokens, seed or n. Repeatable."),
+    ] = None,
     subset: Annotated[str | None, typer.Option(help="Configuration of a dataset.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="Ours=theirs, e.g. prompt=question. Repeatable.")] = None,
@@ -62,6 +82,7 @@ def pool(
     batch_size: Annotated[int, typer.Option(help="Rows that transformers decodes together.", min=1)] = 256,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    trust_remote_code: TrustRemoteCode = False,
     shard: Annotated[str | None, typer.Option(help="i/n: that part of the prompts only; see iama merge.")] = None,
 ) -> None:
     """Sample many completions of every prompt into a file, for iama score and iama evaluate.
@@ -70,10 +91,14 @@ def pool(
 
     Example: iama pool big.jsonl --prompts test.jsonl --n 64 --engine openai --url http://localhost:8000/v1 --model big
     """
-    _check_engine(engine, policy, url, model)
+    local = {"--policy": policy, "--adapter": adapter, "--chat-template": chat_template}
+    _check_engine(engine, local, {"--url": url, "--model": model})
+    if not 0 < timeout_s < math.inf:
+        raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")
     manifest = None if policy is None else manifest_of(policy, adapter)
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
+    _check_left_out(leave_out or [], engine, given)
     sampling = sampling_of(given, manifest)
     note_differences(manifest, sampling)
     source = _prompts_spec(prompts, subset, split, column or [], max_prompts)
@@ -87,25 +112,29 @@ def pool(
     rows = read_prompts(source)
     order = Order(name, rows, system_prompt, sampling, n, seed)
     if engine == "openai":
-        header, draw = _remote(order, url or "", model or "", api_key_env, concurrency)
+        asked = {"timeout_s": timeout_s, "num_retries": num_retries, "concurrency": concurrency}
+        header, draw = _remote(order, url or "", model or "", api_key_env, asked, tuple(leave_out or ()))
     else:
-        spec = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        spec: dict[str, Any] = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        spec |= {"chat_template": chat_template, "trust_remote_code": trust_remote_code}
         header, draw = _local(order, engine, spec, batch_size)
+    if part is not None:
+        header["part"] = {"index": part.index, "count": part.count, "num_prompts": len(rows)}
     indices = list(range(len(rows))) if part is None else part.indices(len(rows))
     with progress_bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as advance:
         filled = fill_pool(out, header, rows, draw, advance, indices)
     typer.echo(f"pool: {out}: {describe_pool(filled)}")
 
 
-def _check_engine(engine: str, policy: str | None, url: str | None, model: str | None) -> None:
+def _check_engine(engine: str, local: dict[str, str | None], remote: dict[str, str | None]) -> None:
+    """Raise `ConfigError` for an engine without its flags, or with those of another; `local` begins with --policy."""
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine!r} is not known; write {', '.join(ENGINES)}")
-    wanted = {"--url": url, "--model": model} if engine == "openai" else {"--policy": policy}
-    for flag, value in wanted.items():
-        if value is None:
+    for flag in remote if engine == "openai" else ("--policy",):
+        if {**local, **remote}[flag] is None:
             raise ConfigError(f"--engine {engine} needs {flag}")
-    for flag, value in {"--policy": policy, "--url": url, "--model": model}.items():
-        if value is not None and flag not in wanted:
+    for flag, value in (local if engine == "openai" else remote).items():
+        if value is not None:
             raise ConfigError(f"{flag} {value!r} has no use with --engine {engine}; drop it, or choose another engine")
 
 
@@ -129,9 +158,9 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     """Header and draw of a policy that runs in this process; prompts that do not fit are refused here."""
     from iama.config.schema import validate
     from iama.config.specs import PolicySpec
+    from iama.prompts.conversations import render_prompts
     from iama.prompts.data import with_system_prompt
-    from iama.prompts.render import render_prompt
-    from inference.engine.policy import load_tokenizer
+    from inference.engine.policy import read_policy_files
     from inference.engine.responses import check_fit
     from inference.pools.engines import transformers_draw, vllm_draw
     from inference.pools.fill import pool_header
@@ -139,22 +168,44 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     spec = validate(raw, PolicySpec, "command line")
     given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)
     draw = vllm_draw(*given) if engine == "vllm" else transformers_draw(*given, batch_size)
-    tokenizer, context_length = load_tokenizer(order.name, spec)
+    tokenizer, context_length, ends = read_policy_files(order.name, spec)
     prompts = [with_system_prompt(row["prompt"], order.system_prompt) for row in order.rows]
-    ids = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    ids = render_prompts(tokenizer, prompts, ends, f"policy {order.name!r}")
     check_fit(order.name, tokenizer, context_length, ids, order.sampling)
     settings = (order.system_prompt, engine, order.sampling, order.num_samples, order.seed)
     return pool_header(order.name, spec, *settings), draw
 
 
-def _remote(order: Order, url: str, model: str, api_key_env: str, concurrency: int) -> tuple[dict[str, Any], Draw]:
+def _remote(
+    order: Order, url: str, model: str, api_key_env: str, asked: dict[str, Any], leave_out: tuple[str, ...]
+) -> tuple[dict[str, Any], Draw]:
     """Header and draw of a server's model, which is known by its name and address only."""
+    from iama.config.specs import LAW
     from iama.rewards.remote import Endpoint
     from inference.pools.engines import openai_draw
     from inference.pools.fill import engine_header
 
-    endpoint = Endpoint(url, model, api_key_env, TIMEOUT_S, NUM_RETRIES, concurrency, "--engine openai")
+    source = "--engine openai"
+    endpoint = Endpoint(url, model, api_key_env, **asked, source=source, leave_out=leave_out, setting=_flag)
     policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {url}"}
     settings = (order.system_prompt, "openai", order.sampling, order.num_samples, order.seed)
     draw = openai_draw(endpoint, order.sampling, order.num_samples, order.seed, order.system_prompt)
-    return engine_header(policy, *settings), draw
+    return engine_header(policy, *settings, left_out=[name for name in leave_out if name in LAW]), draw
+
+
+def _check_left_out(names: Sequence[str], engine: str, given: dict[str, Any]) -> None:
+    """Refuse parameters that cannot be left out, and values for those that are."""
+    from iama.config.specs import LEAVABLE
+
+    for name in names:
+        if engine != "openai" or name not in LEAVABLE:
+            raise ConfigError(f"--leave-out {name!r}: with --engine openai write {', '.join(LEAVABLE)}")
+        value = given.get({"max_tokens": "max_new_tokens"}.get(name, name))
+        if value is not None:
+            raise ConfigError(f"{_flag(name)} {value:g} has no use with --leave-out {name}; drop one of the two")
+
+
+def _flag(setting: str) -> str:
+    """The flag of a setting that an endpoint knows by its own name."""
+    name = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}.get(setting, setting)
+    return f"--{name.replace('_', '-')}"

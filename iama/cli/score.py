@@ -45,10 +45,12 @@ def score(
     for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):
         if not replace and any(name in sample.scores for prompt in read.prompts for sample in prompt.samples):
             raise ConfigError(f"{file} has a column {name!r} already; give --replace, or another --column")
-    from iama.rewards.load import check_columns, load_reward
+    from iama.rewards.load import check_columns, check_reward, load_reward
 
     check_columns(column, wanted, [{**p.columns, "prompt": p.prompt} for p in read.prompts], missing_ok=True)
-    loaded = load_reward(column, wanted, missing_ok=True)
+    is_model = any(part.model is not None for part in wanted.parts)  # of any other kind, loading is the check
+    files = check_reward(column, wanted, [p.prompt for p in read.prompts]) if is_model else {}
+    loaded = load_reward(column, wanted, missing_ok=True, files=files)
     for member in loaded.members or [loaded]:
         announcement = member.announcement(*_to_score(read))
         if announcement is not None:

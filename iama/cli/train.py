@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from iama.cli.app import app, fail
-from iama.errors import IamaError
+from iama.cli.app import app
+from iama.exits import told_in_one_line
 from iama.installation import check_packages
 
 
@@ -23,10 +23,8 @@ def train(context: typer.Context) -> None:
 
 def main() -> None:
     """Start training with the arguments of this process; all ways to start it come here."""
-    try:
+    with told_in_one_line():
         check_packages("trainers")
-    except IamaError as error:
-        fail(error)
-    from trainers.run.train import main as train_main
+        from trainers.run.train import main as train_main
 
-    train_main()
+        train_main()

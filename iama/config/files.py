@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from iama.config.methods import find_tunable
 from iama.config.schema import Strict, nearest
 from iama.config.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampling
+from iama.errors import without_secrets
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.operators import Operator, parse_operator
 
@@ -189,6 +190,17 @@ class TrainingConfig(Strict):
                     raise ValueError(_no_stop(f"{prefix}{key} = {block[key]!r}"))
                 if key in block:
                     raise ValueError(f"{prefix}{key} = {block[key]!r} has one place: write `sampling.{name}` instead")
+        return trainer
+
+    @field_validator("trainer")
+    @classmethod
+    def _holds_no_secret(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        for key, value in trainer.items():
+            if value is not None and (key.endswith("_token") or without_secrets(str(value)) != str(value)):
+                raise ValueError(
+                    f"{key} holds a key or a login, which would be written into files; drop it here, and log in with "
+                    "`hf auth login` or set the environment variable that the service reads, e.g. HF_TOKEN"
+                )
         return trainer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ from pydantic import Field
 from iama.config.schema import Strict, validate
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ModelError
+from iama.reading import read_object
 
 FILE_NAME = "iama.json"
 
@@ -36,8 +36,10 @@ class Manifest(Strict):
 
     format: Literal[1] = 1
     base_model: str
+    base_revision: str | None = None
+    """Of its weights: the hub's commit, or a hash of the local folder's .safetensors files; null where not known."""
     trust_remote_code: bool = False
-    """Whether the base runs code of its own, as the training was told."""
+    """Whether the base ran code of its own in training; whoever loads it must say so again."""
     criteria: Annotated[list[ManifestCriterion], Field(min_length=1)]
     estimator: str
     aggregate: str = "sum"
@@ -51,8 +53,4 @@ def load_manifest(folder: Path) -> Manifest | None:
     path = folder / FILE_NAME
     if not path.is_file():
         return None
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path}: not JSON ({error.msg}); export the run again") from error
-    return validate(raw, Manifest, str(path))
+    return validate(read_object(path, ModelError, "export the run again"), Manifest, str(path))

@@ -10,12 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
 from iama.calls import Call, read_call
-from iama.config.schema import parse_yaml
 from iama.errors import ConfigError
 from iama.objective.operators import OPERATORS
+from iama.reading import parse_yaml
 
 CURVES = ("bon", "bop")
 """Methods that an evaluation measures at every budget, from one pool."""
@@ -138,7 +136,7 @@ def _settings(call: Call, form: Form) -> dict[str, Any]:
             raise ConfigError(f"method {call.text!r} sets {key!r} twice; write it once")
         try:
             settings[key] = parse_yaml(value)
-        except (yaml.YAMLError, ValueError) as error:
+        except ConfigError as error:
             raise ConfigError(f"method {call.text!r}: {key} = {value!r} is no number, word or null") from error
     return settings
 

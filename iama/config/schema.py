@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iama.errors import ConfigError
 from iama.installation import find_config
+from iama.reading import parse_yaml, read_text
 
 
 class Strict(BaseModel):
@@ -20,6 +20,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+TEXTS = ("stop", "system_prompt")
+"""Keys whose values are texts of any kind."""
 C = TypeVar("C", bound=Strict)
 
 
@@ -29,11 +31,7 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
     The values of overrides are YAML; items of lists are named by index. Raises `ConfigError`, one line per mistake:
     the key, its value, the file, and what to write.
     """
-    file = find_config(path)
-    try:
-        raw = parse_yaml(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    raw = parse_yaml(read_text(find_config(path), ConfigError), str(path))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(raw).__name__}")
     for override in overrides or []:
@@ -43,6 +41,10 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
 
 def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
     """Validate a mapping; `ConfigError` names the keys, values and nearest known keys."""
+    for key, path in _unexpanded(raw):
+        raise ConfigError(
+            f"{source}: {key}: ~ is not expanded here (got {path!r}); write {str(Path(path).expanduser())!r}"
+        )
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
@@ -82,6 +84,19 @@ RENAMED = {
 def key_hint(key: str, known: list[str]) -> str:
     """What to write for an unknown key: what became of it, else the nearest known key."""
     return RENAMED[key] if key in RENAMED and key not in known else nearest(key, known)
+
+
+def _unexpanded(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Paths that begin with ~, which only a shell knows, and their keys; a folder of that name would be made."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in TEXTS:
+                yield from _unexpanded(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _unexpanded(item, f"{key}.{i}")
+    elif isinstance(value, str) and value.startswith("~/"):
+        yield key, value
 
 
 def nearest(key: str, known: list[str]) -> str:
@@ -138,22 +153,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             block[int(last)] = parsed
         else:
             block[last] = parsed
-    except (IndexError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (IndexError, ValueError, TypeError) as error:
         raise ConfigError(f"--set {override!r}: cannot set {last!r} ({error})") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose `1e-3` is a number, as YAML 1.2 has it; PyYAML's 1.1 reads it as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML as configuration files, overrides and methods are read; raises `yaml.YAMLError` or `ValueError`."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
 
 
 def _child(block: Any, part: str, override: str) -> Any:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from iama.calls import read_call
-from iama.config.schema import Strict, parse_yaml
+from iama.config.schema import Strict
+from iama.reading import parse_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+LAW = ("temperature", "max_tokens")
+LEAVABLE = (*LAW, "seed", "n")
+"""Parameters of a request that can be left to the server; those of `LAW` decide which answers are likely."""
 
 
 class PolicySpec(Strict):
@@ -33,6 +37,24 @@ class RewardScale(Strict):
 
     mean: float
     std: float = Field(gt=0)
+
+
+def check_no_secret(url: str, api_key_env: str | None = None) -> None:
+    """Raise `ValueError` for a login in an address, or a key in the place of its variable's name; it shows neither."""
+    if any(letter in url for letter in "@?#"):
+        raise ValueError(
+            "the url holds a user or a query, which would be written into files; put the key into the environment "
+            "variable that api_key_env names, and end the url with its path"
+        )
+    if api_key_env is not None and (not _VARIABLE.fullmatch(api_key_env) or _KEY_LIKE.match(api_key_env)):
+        raise ValueError(
+            "api_key_env must be the name of an environment variable, which holds the key, and not the key itself; "
+            "write e.g. OPENAI_API_KEY"
+        )
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY_LIKE = re.compile(r"(?=.*[0-9])(?=.*[a-z]).{20}")  # as no variable is named
 
 
 class JudgeSpec(Strict):
@@ -60,11 +82,18 @@ class JudgeSpec(Strict):
     timeout_s: float = Field(60.0, gt=0)
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; a server that needs none takes any."""
+    leave_out: tuple[Literal["temperature", "max_tokens", "seed"], ...] = Field((), exclude_if=lambda names: not names)
+    """Parameters that are not sent, for a server that refuses them."""
     cache: str = "runs/judge-cache"
     """Folder of answers by a hash of all that was sent, so that nothing is asked twice."""
     input_price: float = Field(0.0, ge=0)
     """Currency units for a million prompt tokens, to show the cost beforehand."""
     output_price: float = Field(0.0, ge=0)
+
+    @property
+    def used_temperature(self) -> float:
+        """The temperature at which it answers; one that is left out is 1 by the protocol."""
+        return 1.0 if "temperature" in self.leave_out else self.temperature
 
     @model_validator(mode="after")
     def _baseline_fits(self) -> Self:
@@ -72,6 +101,16 @@ class JudgeSpec(Strict):
             raise ValueError("mode: pairwise needs `baseline_column`, and mode: pointwise has no use for it")
         if self.lowest >= self.highest:
             raise ValueError(f"lowest {self.lowest:g} must be below highest {self.highest:g}")
+        for name in self.leave_out:
+            if name != "seed" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} {getattr(self, name):g} has no use where leave_out names it; drop one of them"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Self:
+        check_no_secret(self.url, self.api_key_env)
         return self
 
 
@@ -111,6 +150,8 @@ class RewardSpec(Strict):
     """Label or index of the classifier's output that is the reward; required if it has more than one."""
     sign: Literal[1, -1] = 1
     """-1 for a cost."""
+    pair: bool | None = Field(None, exclude_if=lambda pair: pair is None)
+    """Whether the classifier reads prompt and answer as a pair of texts (a cross-encoder), and not as one."""
     function: str | None = None
     """`path/to/file.py:name` or `package.module:name` of a function (prompts, completions, **columns)."""
     judge: JudgeSpec | None = None
@@ -172,10 +213,9 @@ class RewardSpec(Strict):
             raise ValueError(f"give exactly one of {', '.join(SOURCES)}, got {', '.join(given) or 'none'}")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function {self.function!r} needs the form path/to/file.py:name or package.module:name")
-        if self.kind is not None:
-            self._check_kind(self.kind)
-        if self.model is None and self.head is not None:
-            raise ValueError(f"`head` belongs to a `model`, not to a {given[0]}")
+        for name in ("head", "pair"):
+            if self.model is None and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` belongs to a `model`, not to a {given[0]}")
         if self.ensemble is not None:
             for name in ("sign", "batch_size", "dtype", "device"):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -186,6 +226,12 @@ class RewardSpec(Strict):
             raise ValueError("`answer_column` belongs to a `verifier`")
         return self
 
+    @model_validator(mode="after")
+    def _kind_is_a_call(self) -> Self:
+        if self.kind is not None:
+            self._check_kind(self.kind)
+        return self
+
     def _check_kind(self, kind: str) -> None:
         call = read_call(kind)
         if call.name in SOURCES:
@@ -193,7 +239,7 @@ class RewardSpec(Strict):
         try:
             is_whole = bool(call.name) and all(key and value for key, value in call.arguments)
             settings = self.kind_settings
-        except (yaml.YAMLError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)") from error
         if not is_whole or len(settings) < len(call.arguments):
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)")
@@ -244,6 +290,13 @@ class Sampling(Strict):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """A response ends before the first of these strings."""
     max_new_tokens: int = Field(128, ge=1)
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _is_not_greedy(cls, value: Any) -> Any:
+        if not isinstance(value, bool) and value in (0, "0"):
+            raise ValueError("must be above 0; for the likeliest token always, write `top_k: 1`")
+        return value
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 from iama.config.schema import nearest
 from iama.config.specs import PromptsSpec
 from iama.errors import DataError, IamaWarning
-from iama.prompts.render import Prompt, prompt_text
+from iama.prompts.render import Prompt, prompt_name
+from iama.reading import check_finite, check_letters, parse_json, read_json, read_text, reason
 
 Row: TypeAlias = dict[str, Any]
 PromptRows: TypeAlias = Sequence[Row]
@@ -54,17 +55,6 @@ def with_system_prompt(prompt: Prompt, text: str | None) -> Prompt:
     return [{"role": "system", "content": text}, *messages]
 
 
-def check_letters(row: Row, where: str) -> None:
-    """Raise `DataError` for half a surrogate pair, which JSON may name but UTF-8 cannot hold."""
-    try:
-        json.dumps(row, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise DataError(
-            f"{where}: {half!a} is half a character, which UTF-8 cannot hold; write \\ufffd in its place"
-        ) from error
-
-
 def fitting_prompts(
     spec: PromptsSpec, rows: PromptRows, num_tokens_P: Sequence[int], context_length: int | None, max_new_tokens: int
 ) -> list[Row]:
@@ -78,7 +68,7 @@ def fitting_prompts(
     if not too_long:
         return list(rows)
     first = too_long[0]
-    which = f"prompt {first + 1} ({prompt_text(rows[first]['prompt'])[:60]!r}) has {num_tokens_P[first]} tokens"
+    which = f"prompt {first + 1} ({prompt_name(rows[first]['prompt'])}) has {num_tokens_P[first]} tokens"
     exceeds = f"with {max_new_tokens} new tokens it exceeds the model's context of {context_length}"
     if spec.too_long == "error":
         raise DataError(
@@ -112,13 +102,10 @@ def _locate(spec: PromptsSpec) -> Located:
 
 def _read_jsonl(path: Path) -> Located:
     located = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg}); write one JSON object a line") from error
+        row = parse_json(line, str(path), DataError, "write one JSON object a line", number)
         if not isinstance(row, dict):
             raise DataError(f'{path}:{number}: no object in {line[:60]!r}; write {{"prompt": ...}}')
         located.append((f"{path}:{number}", row))
@@ -126,10 +113,7 @@ def _read_jsonl(path: Path) -> Located:
 
 
 def _read_json(path: Path) -> Located:
-    try:
-        rows = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}); one object a line is a .jsonl file") from error
+    rows = read_json(path, DataError, "one object a line is a .jsonl file")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f'{path}: expected a list of objects; write [{{"prompt": ...}}, ...]')
     return _numbered(str(path), rows)
@@ -137,7 +121,7 @@ def _read_json(path: Path) -> Located:
 
 def _read_csv(path: Path) -> Located:
     """Every cell is text: what looks like a number may be an answer such as 007."""
-    text = _text(path)
+    text = read_text(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a prompt may be longer than the module's 128 KiB
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     located: Located = []
@@ -162,9 +146,14 @@ def _read_parquet(path: Path) -> Located:
     from pyarrow import parquet
 
     try:
-        rows = parquet.ParquetFile(path).read().to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not Parquet ({_one_line(error)})") from error
+        table = parquet.ParquetFile(path).read()
+        if len(set(table.column_names)) < len(table.column_names):
+            raise DataError(f"{path}: two columns of the same name in {table.column_names}; rename one")
+        rows = table.to_pylist()
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # the latter of bad text and dates
+        raise DataError(f"{path}: not Parquet ({reason(error)})") from error
     return _numbered(str(path), _written_as_json(rows, str(path)))
 
 
@@ -191,7 +180,7 @@ def _read_dataset(spec: PromptsSpec) -> Located:
         raise DataError(f"dataset {spec.path!r}: {error}") from error
     except Exception as error:  # of many classes: of the hub, of the network, of the files' readers
         known = "" if Path(spec.path).is_dir() else "no such file or folder, and no dataset of that name loads: "
-        raise DataError(f"prompts {spec.path!r}: {known}{_one_line(error)}") from error
+        raise DataError(f"prompts {spec.path!r}: {known}{reason(error)}") from error
     return _numbered(spec.path, _written_as_json(rows, spec.path))
 
 
@@ -243,6 +232,8 @@ def _checked(located: Located, source: str, columns: dict[str, str]) -> list[Row
                 "prompts.columns: {prompt: THEIR_NAME}"
             )
         check_letters(renamed, where)
+        for name, value in renamed.items():
+            check_finite(value, f"{where}: column {name!r}")
         rows.append({**renamed, "prompt": _prompt(renamed["prompt"], where)})
     if len({type(row["prompt"]) for row in rows}) > 1:
         raise DataError(f"prompts file {source!r} mixes text prompts and message prompts; use one of the two")
@@ -287,16 +278,5 @@ def _warn_of_written_messages(prompt: Prompt, where: str) -> None:
         )
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-
-
 def _numbered(source: str, rows: PromptRows) -> Located:
     return [(f"{source}: row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

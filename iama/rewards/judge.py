@@ -10,7 +10,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from iama.config.specs import JudgeSpec, RewardSpec
 from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
 from iama.files import whole_lines
-from iama.prompts.render import Prompt, completion_text, prompt_text
-from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url
+from iama.prompts.render import Prompt, completion_text, prompt_name, prompt_text
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url, read_key
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -42,10 +42,21 @@ class Judge(Scorer):
         self.spec, self.source = spec, source
         self.template = read_template(spec, source)
         self.num_asked = self.num_unparsable = 0
-        self._answers = AnswerCache(Path(spec.cache) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', spec.model)}.jsonl")
+        file = Path(spec.cache) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', spec.model)}.jsonl"
+        self._answers = AnswerCache(file, self._is_readable)
+        self._unreadable: dict[str, dict[str, Any]] = {}
         self._has_warned = {"unparsable": False, "estimated": False}
         self._endpoint = Endpoint(
-            spec.url, spec.model, spec.api_key_env, spec.timeout_s, spec.num_retries, spec.concurrency, source
+            spec.url,
+            spec.model,
+            spec.api_key_env,
+            spec.timeout_s,
+            spec.num_retries,
+            spec.concurrency,
+            source,
+            spec.leave_out,
+            # A judge is an instrument: its numbers at the server's own temperature are noisier, and numbers still.
+            droppable=("seed", "temperature"),
         )
 
     def score(
@@ -55,9 +66,10 @@ class Judge(Scorer):
         questions = self._questions(prompts, completions, columns)
         keys = {text: question_key(self.spec, text) for row in questions for text in row}
         self._ask({key: text for text, key in keys.items()})
-        scores = [self._score([self._answers.rows[keys[text]]["text"] for text in row]) for row in questions]
-        self._note_unparsable(scores, questions, keys)
-        rows = [self._answers.rows[key] for key in keys.values()]
+        answers = {text: self._answers.rows.get(key) or self._unreadable[key] for text, key in keys.items()}
+        scores = [self._score([answers[text]["text"] for text in row]) for row in questions]
+        self._note_unparsable(scores, questions, answers)
+        rows = answers.values()
         if any(row["estimated"] for row in rows):
             self._warn("estimated", f"the model {self.spec.model!r} tells no usage; its tokens are estimated by length")
         tokens = sum(row["prompt_tokens"] + row["completion_tokens"] for row in rows)
@@ -102,15 +114,20 @@ class Judge(Scorer):
         for prompt, value in zip(prompts, columns[name], strict=True):
             if not isinstance(value, str):
                 raise RewardError(
-                    f"{self.source}: column {name!r} of the prompt {prompt_text(prompt)[:60]!r} is {value!r}; "
+                    f"{self.source}: column {name!r} of the prompt {prompt_name(prompt)} is {value!r}; "
                     "it must be the text to compare with"
                 )
         return list(columns[name])
 
     def _ask(self, questions: Mapping[str, str]) -> None:
-        """Ask what has no answer yet, by key, and keep each answer as it arrives."""
+        """Ask what has no answer yet, by key, and keep each answer as it arrives.
+
+        One that cannot be read is kept in memory alone: while this judge lives it is not asked for again, and the next
+        run asks afresh, perhaps a server that was mended.
+        """
         self._answers.refresh()
-        missing = [(key, text) for key, text in questions.items() if key not in self._answers.rows]
+        known = self._answers.rows.keys() | self._unreadable.keys()
+        missing = [(key, text) for key, text in questions.items() if key not in known]
         requests = [
             ChatRequest(
                 prompt=[{"role": "user", "content": text}],
@@ -125,8 +142,12 @@ class Judge(Scorer):
         for index, answer in self._endpoint.ask_all(requests):
             key, text = missing[index]
             self.num_asked += 1
-            fresh.append(as_row(key, text, answer))
-            self._answers.append(fresh[-1])
+            row = as_row(key, text, answer)
+            if self._is_readable(row["text"]):
+                self._answers.append(row)
+                fresh.append(row)
+            else:
+                self._unreadable[key] = row
         self._answers.refresh()
         for row in fresh:
             self._answers.rows.setdefault(row["key"], row)
@@ -141,14 +162,19 @@ class Judge(Scorer):
         second = 1.0 - second  # there the completion stood second
         return first if first == second else 0.5
 
-    def _note_unparsable(self, scores: list[float], questions: list[list[str]], keys: Mapping[str, str]) -> None:
+    def _is_readable(self, reply: str) -> bool:
+        """Whether a reply alone is what was asked for."""
+        return not math.isnan(self._score([reply] * (1 if self.spec.mode == "pointwise" else 2)))
+
+    def _note_unparsable(
+        self, scores: list[float], questions: list[list[str]], answers: Mapping[str, dict[str, Any]]
+    ) -> None:
         """Count the missing scores; of the first, say what the judge wrote."""
         unread = [row for score, row in zip(scores, questions, strict=True) if math.isnan(score)]
         self.num_unparsable += len(unread)
         if not unread:
             return
-        rows = [self._answers.rows[keys[text]] for text in unread[0]]
-        row = next(row for row in rows if math.isnan(self._score([row["text"]] * len(rows))))
+        row = next(answers[text] for text in unread[0] if not self._is_readable(answers[text]["text"]))
         cut = f" and was cut at max_tokens ({self.spec.max_tokens})" if row["finish_reason"] == "length" else ""
         self._warn(
             "unparsable",
@@ -166,13 +192,15 @@ class Judge(Scorer):
 class AnswerCache:
     """Answers by key, in memory and in an append-only JSONL file that several processes may share.
 
+    A line whose text `is_readable` refuses is passed over, as if its question had not been asked.
+
     Why no journal as pools have (`inference.pools.journal`): that has one writer, which cuts a torn last line off. Here
     every process of a training writes into one file while the others read on. So each answer is appended in one write,
     nothing is cut off, and a line that a kill has torn is passed over; its question is asked again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, is_readable: Callable[[str], bool]) -> None:
+        self.path, self.is_readable = path, is_readable
         self.rows: dict[str, dict[str, Any]] = {}
         self._position = 0  # in bytes: what comes before is read
 
@@ -187,7 +215,7 @@ class AnswerCache:
         self._position += len(whole)
         for line in whole.split(b"\n"):
             row = _as_answer(line)
-            if row is not None:
+            if row is not None and self.is_readable(row["text"]):
                 self.rows.setdefault(row["key"], row)
 
     def append(self, row: dict[str, Any]) -> None:
@@ -240,6 +268,8 @@ def question_key(spec: JudgeSpec, text: str) -> str:
     The url is left out: the same model at another address gives the same answers.
     """
     sent = [spec.model, text, spec.temperature, spec.max_tokens, spec.draw]
+    left_out = sorted(set(spec.leave_out) - {"seed"})
+    sent += [left_out] if left_out else []
     return hashlib.blake2b(json.dumps(sent).encode(), digest_size=16).hexdigest()
 
 
@@ -286,11 +316,12 @@ def load_judge(spec: RewardSpec, source: str) -> Judge:
     return Judge(spec.judge, source)
 
 
-def check_judge(spec: RewardSpec, source: str, _prompt: Prompt | None) -> None:
-    """Check the prompt file and the url; asks nothing."""
+def check_judge(spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> None:
+    """Check the prompt file, the url and the key; asks nothing."""
     assert spec.judge is not None
     read_template(spec.judge, source)
     check_url(spec.judge.url, source)
+    read_key(spec.judge.api_key_env, source)
 
 
 def judge_plan(spec: JudgeSpec, num_texts: int, mean_chars: float, num_cached: int = 0) -> str:

@@ -7,14 +7,14 @@ that it has in `KINDS`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from iama.config.specs import RewardSpec
 from iama.errors import IamaWarning, RewardError
 from iama.prompts.data import PromptRows
-from iama.prompts.render import Prompt, prompt_text
+from iama.prompts.render import Prompt, prompt_name
 from iama.rewards.classifier import ClassifierFiles, check_classifier, load_classifier, load_weights
 from iama.rewards.ensemble import Ensemble, check_scales, member_name
 from iama.rewards.function import check_function, load_function, load_function_scorer
@@ -28,13 +28,13 @@ from iama.rewards.verifier import MathVerifier, check_verifier, load_verifier, u
 class Kind:
     """How a kind of reward is made of its specification; both functions take what names the reward in errors.
 
-    `check` makes the checks that need no weights; without it, loading is the check. It also gets a prompt, which must
-    suit the reward, or None; of a model it returns what it has read. `may_be_missing` says that only whoever uses a
+    `check` makes the checks that need no weights; without it, loading is the check. It also gets the prompts, which
+    must all suit the reward; of a model it returns what it has read. `may_be_missing` says that only whoever uses a
     score can say what its absence means.
     """
 
     load: Callable[[RewardSpec, str], Scorer]
-    check: Callable[[RewardSpec, str, Prompt | None], ClassifierFiles | None] | None = None
+    check: Callable[[RewardSpec, str, Sequence[Prompt]], ClassifierFiles | None] | None = None
     may_be_missing: bool = False
 
 
@@ -72,8 +72,8 @@ def load_reward(name: str, spec: RewardSpec, *, missing_ok: bool = False, files:
     return Reward(name, Ensemble(spec.ensemble, members), spec.scale, missing_ok=may_be_missing)
 
 
-def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> Files:
-    """Make the checks of `load_reward` that need no weights in memory; `prompt` must suit the reward.
+def check_reward(name: str, spec: RewardSpec, prompts: Sequence[Prompt] = ()) -> Files:
+    """Make the checks of `load_reward` that need no weights in memory; all `prompts` must suit the reward.
 
     Returns what was read of its models, for `load_reward`.
     """
@@ -82,13 +82,13 @@ def check_reward(name: str, spec: RewardSpec, prompt: Prompt | None = None) -> F
         check_scales(spec.ensemble, source)
         files: dict[RewardSpec, ClassifierFiles] = {}
         for number, member in enumerate(spec.ensemble.members):
-            files |= check_reward(member_name(name, number), member, prompt)
+            files |= check_reward(member_name(name, number), member, prompts)
         return files
     kind = _kind(spec, source)
     if kind.check is None:
         kind.load(spec, source)
         return {}
-    read = kind.check(spec, source, prompt)
+    read = kind.check(spec, source, prompts)
     return {} if read is None else {spec: read}
 
 
@@ -147,7 +147,7 @@ def _check_answers(column: str, source: str, rows: PromptRows, missing_ok: bool)
     numbers = ", ".join(str(i + 1) for i in bad[:5]) + (", ..." if len(bad) > 5 else "")
     message = (
         f"{source}: math-verify finds no answer in column {column!r} of {len(bad)} of {len(rows)} prompts ({numbers}), "
-        f"e.g. {rows[bad[0]][column]!r} of {prompt_text(rows[bad[0]]['prompt'])[:60]!r}"
+        f"e.g. {rows[bad[0]][column]!r} of {prompt_name(rows[bad[0]]['prompt'])}"
     )
     if not missing_ok:
         raise RewardError(f"{message}; write a number or LaTeX, or leave these prompts out")

@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import queue
+import random
+import socket
+import ssl
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+import time
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from functools import cache, cached_property
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from iama.errors import ConfigError, ModelError
+from iama.config.specs import LEAVABLE, check_no_secret
+from iama.errors import ConfigError, IamaWarning, ModelError
 from iama.prompts.render import Prompt
+from iama.rewards.replies import (
+    NO_COMPLETION,
+    Choice,
+    Refusal,
+    Reply,
+    first_named,
+    model_names,
+    one_line,
+    read_reply,
+    refusal,
+)
 
-# What to do about a status, with the endpoint's own settings filled in.
-_REMEDIES = {
-    401: "put the key into the environment variable {api_key_env}",
-    403: "put a key that may use the model into the environment variable {api_key_env}",
-    404: "check the model's name and that the url ends where /chat/completions begins, e.g. in /v1",
-    429: "lower concurrency ({concurrency}) or raise num_retries ({num_retries})",
-}
-_NO_STATUS = "is the server running? else raise timeout_s ({timeout_s:g}) or num_retries ({num_retries})"
+NO_KEY = "none"
+"""What is sent in the place of a key: a server that needs none takes any, but the client insists on one."""
+# What to do where no reply came, with the endpoint's own settings filled in.
+_NO_REPLY = "is the server running? else raise {timeout_s} or {num_retries}"
+_NO_HOST = "check the host's name in the url"
+_UNKNOWN_SIGNER = (
+    "for a certificate of its own, set the environment variable SSL_CERT_FILE to a PEM file of it or of its signer"
+)
+_NO_TLS = "if the server speaks no TLS, begin the url with http://"
+LONGEST_PAUSE_S = 120.0
+"""A server that asks for a longer one is not waited for."""
+_MAX_CAUSE = 300
+_MAX_MODELS = 5
+_MODELS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,18 +69,28 @@ class ChatRequest:
     seed: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def path(self) -> str:
+        """Where it is sent, below the url."""
+        return "/completions" if isinstance(self.prompt, str) else "/chat/completions"
+
 
 @dataclass(frozen=True)
 class ChatAnswer:
     """The `n` texts of a request with why each ended, and the tokens that the server counted (None: it did not).
 
-    `prompt_tokens` are those of the prompt, once, in however many replies the texts came.
+    `prompt_tokens` are those of the prompt, once, in however many replies the texts came. `num_thoughts` of the texts
+    are empty since the model wrote nothing but reasoning.
     """
 
     texts: list[str]
     finish_reasons: list[str]
     prompt_tokens: int | None
     completion_tokens: int | None
+    num_thoughts: int = 0
+
+
+_Result: TypeAlias = tuple[int, ChatAnswer] | BaseException
 
 
 @dataclass(eq=False)
@@ -61,7 +98,10 @@ class Endpoint:
     """An OpenAI-compatible server and one model on it; `source` names in errors what asked for it.
 
     Overloaded or unreachable servers are asked again `num_retries` times, with growing pauses or those that the server
-    asks for; `timeout_s` bounds each attempt. Raises `ConfigError` for a url that is none.
+    asks for; `timeout_s` bounds each attempt, from the request to the last byte. Parameters in `leave_out` are never
+    sent. Of those that the server refuses, the ones in `droppable` are left out from then on, with a warning, and
+    `max_tokens` becomes `max_completion_tokens`; any other is an error. `setting` gives the name under which a user
+    knows a parameter. Raises `ConfigError` for a url that is none and a key that cannot be sent.
     """
 
     url: str
@@ -71,47 +111,43 @@ class Endpoint:
     num_retries: int
     concurrency: int
     source: str
+    leave_out: tuple[str, ...] = ()
+    droppable: tuple[str, ...] = ("seed",)
+    setting: Callable[[str], str] = str
     _most: float = field(default=math.inf, init=False)  # choices in a reply: the server has refused more
+    _dropped: set[str] = field(default_factory=set, init=False)  # what the server has refused
+    _notes: list[str] = field(default_factory=list, init=False)  # to be told by the thread that asked
+    _has_warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        check_url(self.url, self.source)
+        check_url(self.url, self.source, self.api_key_env, self.setting)
+        read_key(self.api_key_env, self.source)
 
     def ask_all(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatAnswer]]:
         """Each request's index and answer as they arrive, `concurrency` requests at a time.
 
         After an error, or when the caller stops (Ctrl-C too), no further request is begun and those under way are
-        abandoned. Raises `ModelError` that names url, model and cause, `ConfigError` without the openai package.
+        abandoned. Warns of parameters that the server refuses, and once of empty answers. Raises `ModelError` that
+        names url, model and cause, `ConfigError` without the openai package.
         """
+        if not requests:
+            return
         client = self._client
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for index in range(len(requests)):
-            waiting.put(index)
-        done: queue.SimpleQueue[tuple[int, ChatAnswer | BaseException]] = queue.SimpleQueue()
-        stop = threading.Event()
-
-        def work() -> None:
-            while not stop.is_set():
-                try:
-                    index = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    done.put((index, self._ask(client, requests[index], stop)))
-                except BaseException as error:
-                    done.put((index, error))  # before any answer that `stop` cuts short
-                    stop.set()
-
-        # Daemons, unlike the threads of concurrent.futures, do not hold up the end of a program that was stopped.
-        for _ in range(min(self.concurrency, len(requests))):
-            threading.Thread(target=work, daemon=True).start()
+        done: queue.SimpleQueue[_Result] = queue.SimpleQueue()
+        asking = asyncio.run_coroutine_threadsafe(self._ask_each(client, requests, done.put), _loop())
+        answers = []
         try:
             for _ in requests:
-                index, result = done.get()
+                result = done.get()
+                while self._notes:
+                    warnings.warn(self._notes.pop(0), IamaWarning, stacklevel=2)
                 if isinstance(result, BaseException):
                     raise result
-                yield index, result
+                answers.append(result[1])
+                yield result
         finally:
-            stop.set()
+            asking.cancel()
+        self._warn_of_empty(answers, requests[0].max_tokens)
 
     @cached_property
     def _client(self) -> Any:
@@ -119,62 +155,103 @@ class Endpoint:
             import openai
         except ImportError as error:
             raise ConfigError(f"{self.source}: needs the openai package; pip install 'iama[remote]'") from error
-        # A server that needs no key takes any, but the client insists on one.
-        key = os.environ.get(self.api_key_env) or "none"
-        return openai.OpenAI(base_url=self.url, api_key=key, timeout=self.timeout_s, max_retries=self.num_retries)
+        try:
+            client = openai.AsyncOpenAI(
+                base_url=self.url,
+                api_key=read_key(self.api_key_env, self.source),
+                timeout=None,  # of whole attempts, here
+                max_retries=0,
+                # A redirect would send the key where nobody has said that it may go.
+                http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+            )
+        except (OSError, ValueError, ImportError) as error:  # of certificates and proxies, which variables name
+            raise ConfigError(
+                f"{self.source}: cannot get ready to ask {self.url!r} ({one_line(str(error))}); check SSL_CERT_FILE "
+                "and the variables that name proxies"
+            ) from error
+        loop = _loop()
+        weakref.finalize(self, lambda: asyncio.run_coroutine_threadsafe(client.close(), loop)).atexit = False
+        return client
 
-    def _ask(self, client: Any, request: ChatRequest, stop: threading.Event) -> ChatAnswer:
+    async def _ask_each(self, client: Any, requests: Sequence[ChatRequest], put: Callable[[_Result], None]) -> None:
+        waiting = iter(enumerate(requests))
+
+        async def work() -> None:
+            for index, request in waiting:
+                put((index, await self._ask(client, request)))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.concurrency, len(requests))):
+                    group.create_task(work())
+        except BaseExceptionGroup as errors:
+            put(errors.exceptions[0])
+
+    async def _ask(self, client: Any, request: ChatRequest) -> ChatAnswer:
         """All `n` choices of a request, asked for again while the server has given fewer."""
-        choices: list[Any] = []
-        usages: list[Any] = []
-        while len(choices) < request.n and not stop.is_set():
-            response = self._reply(client, request, len(choices))
-            if not response.choices:
-                raise self._error("the reply holds no choices")
-            choices += response.choices[: request.n - len(choices)]
-            usages.append(response.usage)
-        texts = [c.text if isinstance(request.prompt, str) else c.message.content for c in choices]
+        choices: list[Choice] = []
+        replies: list[Reply] = []
+        while len(choices) < request.n:
+            reply = await self._reply(client, request, len(choices))
+            choices += reply.choices[: request.n - len(choices)]
+            replies.append(reply)
         return ChatAnswer(
-            texts=[well_formed(text or "") for text in texts],
-            finish_reasons=[choice.finish_reason or "unknown" for choice in choices],
-            prompt_tokens=max(filter(None, [getattr(u, "prompt_tokens", None) for u in usages]), default=None),
-            completion_tokens=_total([getattr(usage, "completion_tokens", None) for usage in usages]),
+            texts=[choice.text for choice in choices],
+            finish_reasons=[choice.finish_reason for choice in choices],
+            prompt_tokens=max(filter(None, [reply.prompt_tokens for reply in replies]), default=None),
+            completion_tokens=_total([reply.completion_tokens for reply in replies]),
+            num_thoughts=sum(choice.is_thought for choice in choices),
         )
 
-    def _reply(self, client: Any, request: ChatRequest, num_done: int) -> Any:
-        """The server's reply to what is missing of a request; half as many choices while it refuses that many."""
-        import openai
+    async def _reply(self, client: Any, request: ChatRequest, num_done: int) -> Reply:
+        """The reply to what is missing of a request, without parameters that the server refuses.
 
-        create = client.completions.create if isinstance(request.prompt, str) else client.chat.completions.create
+        Half as many choices are asked for while it refuses that many.
+        """
         num_missing = int(min(self._most, request.n - num_done))
-        try:
-            response, num_asked = None, num_missing
-            while response is None:
-                try:
-                    response = create(**self._body(request, num_asked, num_done))
-                except (openai.BadRequestError, openai.UnprocessableEntityError):
-                    if num_asked == 1:
-                        raise
-                    num_asked //= 2
-            if num_asked < num_missing:
-                self._most = min(self._most, num_asked)
-        except openai.APIStatusError as error:
-            raise self._error(error.message, error.status_code) from error
-        except openai.APIConnectionError as error:
-            raise self._error(f"{error.message} ({error.__cause__})", remedy=_NO_STATUS) from error
-        except (openai.OpenAIError, ValueError) as error:
-            raise self._error(f"the reply cannot be read: {error}", 404) from error
-        if not isinstance(getattr(response, "choices", None), list):
-            raise self._error("the reply is no completion", 404)
-        return response
+        if "n" in self.leave_out:
+            num_missing = 1
+        num_asked = num_missing
+        while True:
+            body = self._body(request, num_asked, num_done)
+            reply = await self._try(client, request.path, body)
+            if isinstance(reply, Reply):
+                if num_asked < num_missing:
+                    self._most = min(self._most, num_asked)
+                return reply
+            refused = reply.status in (400, 422)
+            name = first_named(reply, body.keys() - {"model", "messages", "prompt"}) if refused else None
+            if name is not None and self._drops(name, body[name], reply):
+                continue
+            if not refused or num_asked == 1:
+                raise await self._refused(client, request, reply, name)
+            num_asked //= 2
+
+    def _drops(self, name: str, value: Any, refused: Refusal) -> bool:
+        """Whether to ask again without a parameter that the server refuses, or under its other name."""
+        if name in self._dropped:  # another request has found out in the meantime
+            return True
+        if name == "max_tokens":
+            done = "it is sent as max_completion_tokens"
+        elif name in self.droppable or (name == "temperature" and value == 1.0):
+            # By the protocol a temperature that is not sent is 1.
+            done = "it is left out" + ("; the server's own holds, by the protocol 1" if name == "temperature" else "")
+        else:
+            return False
+        self._dropped.add(name)
+        words = self._scrubbed(refused.words)[:_MAX_CAUSE]
+        self._notes.append(
+            f"{self.source}: the model {self.model!r} refuses {name} {value} ({words}); {done} from now on"
+        )
+        return True
 
     def _body(self, request: ChatRequest, num_choices: int, num_done: int) -> dict[str, Any]:
-        """Arguments of the client; what a server does by itself is left out, since some refuse to be told it."""
+        """What is sent; what a server does by itself is left out, since some refuse to be told it."""
         body: dict[str, Any] = {
             "model": self.model,
             "prompt" if isinstance(request.prompt, str) else "messages": request.prompt,
             "temperature": request.temperature,
-            "max_tokens": request.max_tokens,
+            "max_completion_tokens" if "max_tokens" in self._dropped else "max_tokens": request.max_tokens,
         }
         if num_choices != 1:
             body["n"] = num_choices
@@ -184,18 +261,171 @@ class Endpoint:
             body["stop"] = list(request.stop)
         if request.seed is not None:
             body["seed"] = request.seed + num_done
-        if request.extra:
-            body["extra_body"] = request.extra
-        return body
+        left_out = self._dropped | set(self.leave_out)
+        return {key: value for key, value in (body | request.extra).items() if key not in left_out}
 
-    def _error(self, cause: str, status: int | None = None, remedy: str | None = None) -> ModelError:
+    # One reply, in several attempts. --------------------------------------------------------------------
+
+    async def _try(self, client: Any, path: str, body: dict[str, Any]) -> Reply | Refusal:
+        """What the server replies in the end."""
+        for attempt in range(self.num_retries + 1):
+            reply = await self._attempt(client, path, body)
+            if isinstance(reply, Reply) or not reply.may_pass or attempt == self.num_retries:
+                break
+            pause_s = min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0)
+            if reply.after_s is not None:
+                pause_s = reply.after_s
+            if pause_s > LONGEST_PAUSE_S:
+                return replace(reply, words=f"{reply.words}; it asks for a pause of {pause_s:.0f} s")
+            await asyncio.sleep(pause_s)
+        return reply
+
+    async def _attempt(self, client: Any, path: str, body: dict[str, Any]) -> Reply | Refusal:
+        import openai
+
+        create = client.completions if path == "/completions" else client.chat.completions
+        first = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
+        rest = {key: value for key, value in body.items() if key not in first}
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                raw = await create.with_raw_response.create(**first, extra_body=rest)
+                status, headers, content = raw.status_code, raw.headers, raw.content
+        except TimeoutError:
+            words = f"the whole reply had not come when the request timed out after {self.timeout_s:g} s"
+            return Refusal(None, words, remedy=_NO_REPLY, may_pass=True)
+        except openai.APIStatusError as error:
+            status, headers, content = error.status_code, error.response.headers, error.response.content
+        except openai.APIConnectionError as error:
+            return _unreached(error)
+        except (openai.OpenAIError, ValueError) as error:
+            return refusal(NO_COMPLETION, f"the reply cannot be read: {error}")
+        reply = read_reply(status, content)
+        if isinstance(reply, Reply):
+            return reply
+        if 300 <= status < 400:
+            where = one_line(str(headers.get("location")))[:200]
+            return replace(reply, words=f"it sends on to {where}", remedy="write the url of the place that answers")
+        within = f"error {reply.status} within" if reply.status not in (status, NO_COMPLETION) else ""
+        words = " ".join(filter(None, [within, f"HTTP {status}:", reply.words]))
+        return replace(reply, words=words, after_s=_asked_pause_s(headers))
+
+    # Errors and warnings. -------------------------------------------------------------------------------
+
+    async def _refused(self, client: Any, request: ChatRequest, refused: Refusal, name: str | None) -> ModelError:
         """One line with url, model, cause, and what to do about it."""
-        cause = " ".join(cause.split())[:300]
-        remedy = remedy or _REMEDIES.get(status or 0, "see the server's log")
-        return ModelError(
-            f"{self.source}: the model {self.model!r} at {self.url!r} gave no answer ({cause}); "
-            + remedy.format_map(vars(self))
+        there = await self._models(client) if refused.status == 404 else []
+        remedy = self._remedy(request, refused, name, there)
+        cause = self._scrubbed(refused.words)[:_MAX_CAUSE]
+        return ModelError(f"{self._who} gave no answer ({cause}); {self._scrubbed(remedy)}")
+
+    def _remedy(self, request: ChatRequest, refused: Refusal, name: str | None, there: Sequence[str]) -> str:
+        if refused.remedy is not None:
+            return refused.remedy.format_map(self._numbers())
+        if name is not None:
+            return (
+                f"without {name} the answers would be others, so write a {self.setting(name)} that it takes"
+                + f", or leave it to the server ({self.setting('leave_out')} {name})" * (name in LEAVABLE)
+            )
+        if refused.status in (401, 403):
+            unset = "" if self.api_key_env in os.environ else ", which is not set"
+            key = "a key that may use the model" if refused.status == 403 else "the key"
+            return f"put {key} into the environment variable {self.api_key_env}{unset}"
+        if there and self.model not in there:
+            more = f" and {len(there) - _MAX_MODELS} more" if len(there) > _MAX_MODELS else ""
+            return f"the server has no model of that name, but {', '.join(map(repr, there[:_MAX_MODELS]))}{more}"
+        if refused.status in (NO_COMPLETION, 404, 405):
+            chats = "; a server of chats alone wants messages, and no texts" if isinstance(request.prompt, str) else ""
+            return f"check the model's name and that the url ends where {request.path} begins, e.g. in /v1{chats}"
+        if refused.status == 429:
+            return "lower {concurrency} or raise {num_retries}".format_map(self._numbers())
+        return "see the server's log"
+
+    def _numbers(self) -> dict[str, str]:
+        """Settings of the endpoint as a user knows them, with their values."""
+        numbers = {name: getattr(self, name) for name in ("timeout_s", "num_retries", "concurrency")}
+        return {name: f"{self.setting(name)} ({value:g})" for name, value in numbers.items()}
+
+    async def _models(self, client: Any) -> list[str]:
+        """The names of the models that the server has, where it tells them."""
+        import openai
+
+        try:
+            async with asyncio.timeout(min(self.timeout_s, _MODELS_TIMEOUT_S)):
+                raw = await client.models.with_raw_response.list()
+            return model_names(raw.content)
+        except (TimeoutError, openai.OpenAIError, ValueError):
+            return []
+
+    def _warn_of_empty(self, answers: Sequence[ChatAnswer], max_tokens: int) -> None:
+        """Warn once of answers without a text: how many, why they ended, and what to do."""
+        pairs = [pair for answer in answers for pair in zip(answer.texts, answer.finish_reasons, strict=True)]
+        reasons = Counter(reason for text, reason in pairs if not text)
+        if not reasons or self._has_warned:
+            return
+        self._has_warned = True
+        num_thoughts = sum(answer.num_thoughts for answer in answers)
+        remedy = "see what the server makes of these prompts"
+        if num_thoughts or "length" in reasons:
+            remedy = f"raise {self.setting('max_tokens')} ({max_tokens}) or turn the model's reasoning off"
+        told = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
+        warnings.warn(
+            f"{self._who} gave {sum(reasons.values())} empty answers of {len(pairs)} (finish reasons: {told}"
+            f"{f'; {num_thoughts} with reasoning alone' if num_thoughts else ''}); {remedy}",
+            IamaWarning,
+            stacklevel=3,
         )
+
+    @property
+    def _who(self) -> str:
+        return f"{self.source}: the model {self.model!r} at {self.url!r}"
+
+    def _scrubbed(self, text: str) -> str:
+        """The text without the key, which some servers repeat."""
+        key = read_key(self.api_key_env, self.source)
+        return text if key == NO_KEY else text.replace(key, f"${self.api_key_env}")
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all endpoints, in a thread that does not hold up the end of a program that was stopped."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+os.register_at_fork(after_in_child=_loop.cache_clear)  # where its thread is not
+
+
+def _unreached(error: Exception) -> Refusal:
+    """What keeps a request from reaching the server or its reply from coming back."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error.__cause__
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    words = one_line(str(chain[0]) if chain and str(chain[0]) else repr(chain[0] if chain else error))
+    words = f"{one_line(str(error))} ({words})"
+    if any(isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(cause) for cause in chain):
+        return Refusal(None, words, remedy=_UNKNOWN_SIGNER)
+    if any(isinstance(cause, ssl.SSLError) for cause in chain):
+        return Refusal(None, words, remedy=_NO_TLS)
+    is_host = any(isinstance(cause, socket.gaierror) for cause in chain)
+    return Refusal(None, words, remedy=_NO_HOST if is_host else _NO_REPLY, may_pass=True)
+
+
+def _asked_pause_s(headers: Mapping[str, str]) -> float | None:
+    """The pause that a server asks for, in seconds; None where it asks for none that can be read."""
+    for name, seconds in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            pause_s = float(headers.get(name, "")) * seconds
+        except ValueError:
+            continue
+        return pause_s if 0 <= pause_s < math.inf else None
+    try:
+        date = parsedate_to_datetime(headers.get("retry-after", ""))
+        return max(date.timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _total(counts: list[int | None]) -> int | None:
@@ -203,24 +433,37 @@ def _total(counts: list[int | None]) -> int | None:
     return sum(known) if len(known) == len(counts) else None
 
 
-def well_formed(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which JSON may hold and no file can."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def read_key(api_key_env: str, source: str) -> str:
+    """The key in an environment variable, without blanks around it; `NO_KEY` where there is no such variable.
+
+    Raises `ConfigError`, which names the variable and never its value, for what no header can hold.
+    """
+    value = os.environ.get(api_key_env)
+    if value is None:
+        return NO_KEY
+    key = value.strip()
+    if not key:
+        raise ConfigError(f"{source}: the environment variable {api_key_env} is blank; put the key into it or unset it")
+    if not all("!" <= letter <= "~" for letter in key):
+        raise ConfigError(
+            f"{source}: the environment variable {api_key_env} holds a blank, a control character or one beyond ASCII "
+            "within the key; put the key alone into it"
+        )
+    return key
 
 
-def check_url(url: str, source: str) -> None:
+def check_url(url: str, source: str, api_key_env: str | None = None, setting: Callable[[str], str] = str) -> None:
     """Raise `ConfigError` for what cannot be the address of an OpenAI-compatible endpoint; nothing is asked."""
+    try:
+        check_no_secret(url, api_key_env)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {str(error).replace('api_key_env', setting('api_key_env'))}") from error
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         is_address = False
-    if is_address and (parts.username is not None or parts.query):  # it may be a key: say nothing of it
-        raise ConfigError(
-            f"{source}: the url at {parts.hostname!r} holds a user or a query, which would be written into files; put "
-            "the key into the environment variable that api_key_env names, and end the url with its path"
-        )
-    if not is_address:
+    if not is_address or not url.isprintable() or " " in url:
         raise ConfigError(f"{source}: url {url!r} is no address; write one like http://localhost:8000/v1")
     if parts.path.rstrip("/").endswith("/completions"):
         raise ConfigError(

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from iama.config.specs import RewardScale
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
-from iama.prompts.render import Message, Prompt, as_completion, completion_text, prompt_text
+from iama.prompts.render import Message, Prompt, as_completion, completion_text, prompt_name
 from iama.rewards.classifier import Classifier
 from iama.rewards.users_code import as_scores, kind_of, users_code
 
@@ -153,12 +153,18 @@ class Reward:
         for prompt, completion, score in zip(prompts, completions, scores, strict=True):
             if not (math.isfinite(score) or (self._missing_ok and math.isnan(score))):
                 raise RewardError(
-                    f"reward {self.name!r} returned {score} for the prompt {prompt_text(prompt)[:80]!r} and the "
+                    f"reward {self.name!r} returned {score} for the prompt {prompt_name(prompt)} and the "
                     f"completion {completion_text(completion)[:80]!r}; it must return a finite number"
                 )
-        if self._scale is not None:
-            scores = [(score - self._scale.mean) / self._scale.std for score in scores]
-        return scores
+        if self._scale is None:
+            return scores
+        scaled = [(score - self._scale.mean) / self._scale.std for score in scores]
+        for score, value in zip(scores, scaled, strict=True):
+            if math.isinf(value):
+                raise RewardError(
+                    f"reward {self.name!r} returned {score}, which its scale makes infinite; measure it again"
+                )
+        return scaled
 
     def disagreement(self, prompts: Sequence[Prompt], texts: Sequence[str], columns: Columns) -> list[float]:
         """Standard deviation of each text's scores over an ensemble's members, on their common scale.

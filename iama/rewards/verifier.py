@@ -17,7 +17,7 @@ from typing import Any
 from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
-from iama.prompts.render import Prompt, completion_text, prompt_text
+from iama.prompts.render import Prompt, completion_text, prompt_name
 from iama.rewards.math_answers import math_verify, verify
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
@@ -56,7 +56,7 @@ class MathVerifier(Scorer):
         for prompt, right, score in zip(prompts, columns[self.answer_column], scores, strict=True):
             if score is None and not (self.missing_ok and self._has_warned):
                 message = (
-                    f"{self.source}: column {self.answer_column!r} of the prompt {prompt_text(prompt)[:60]!r} is "
+                    f"{self.source}: column {self.answer_column!r} of the prompt {prompt_name(prompt)} is "
                     f"{right!r}, in which math-verify finds no answer; write a number or LaTeX"
                 )
                 if not self.missing_ok:
@@ -71,7 +71,7 @@ def load_verifier(spec: RewardSpec, source: str) -> MathVerifier:
     return MathVerifier(spec.answer_column, source)
 
 
-def check_verifier(_spec: RewardSpec, source: str, _prompt: Prompt | None) -> None:
+def check_verifier(_spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> None:
     """Raise `RewardError` where math-verify is not installed."""
     check_math_verify(source)
 

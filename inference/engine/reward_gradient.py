@@ -21,7 +21,7 @@ from iama.errors import ConfigError
 from iama.models.flops import ModelSize, backward_flops, forward_flops
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import is_out_of_memory
-from iama.prompts.render import Prompt, prompt_text, render_exchange
+from iama.prompts.render import Prompt, prompt_name, render_exchange
 from iama.rewards.classifier import Classifier
 from iama.rewards.reward import Reward
 from inference.engine.kv_cache import SlotCache
@@ -45,13 +45,15 @@ def around(reward: Reward, prompt: Prompt) -> tuple[list[int], list[int]]:
     """
     classifier = reward.classifier
     assert classifier is not None, "a function has no template"
+    if classifier.pair:
+        raise ConfigError(f"{classifier.source}: it reads pairs of texts, of which no gradient is taken; {INSTEAD}")
     for lead in (" ",) if isinstance(prompt, str) else ("", " "):
         before, after, misread = _split(classifier.tokenizer, prompt, lead)
         if misread is None:
             return before, after[: num_before_padding(after, classifier.pad_id)]
     raise ConfigError(
         f"{classifier.source}: where a response begins and ends cannot be told in its template "
-        f"({misread} after {prompt_text(prompt)[:40]!r}); {INSTEAD}"
+        f"({misread} after {prompt_name(prompt)}); {INSTEAD}"
     )
 
 

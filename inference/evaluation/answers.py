@@ -18,6 +18,7 @@ from iama.cost import Cost
 from iama.errors import RewardError
 from iama.installation import find_file
 from iama.prompts.data import PromptRows, with_system_prompt
+from iama.reading import read_text
 from iama.rewards.reward import Reward
 from inference.engine.policy import Policy, load_policy
 from inference.engine.responses import Pool, Response, SegmentRow, response_text
@@ -60,7 +61,7 @@ def guided_header(source: Source, method: Method, reward_key: str) -> dict[str, 
     """
     path = Path(method.name.rpartition(":")[0])
     if path.suffix == ".py":
-        reward_key = digest([reward_key, find_file(path).read_text(encoding="utf-8")])
+        reward_key = digest([reward_key, read_text(find_file(path), RewardError)])
     return {**source.header, "num_samples": 1, "method": method.text, "guided_by": reward_key}
 
 

@@ -18,7 +18,7 @@ from iama.config.methods import Tunable, written_tuned
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
 from iama.objective.operators import identity
-from iama.prompts.render import Prompt, prompt_text
+from iama.prompts.render import Prompt, prompt_name
 from inference.engine.responses import Pool
 from inference.evaluation.evaluate import evaluate_pools
 from inference.evaluation.from_pools import GOLD
@@ -42,7 +42,7 @@ from inference.pools.format import HeaderPolicy
 from inference.pools.score import score_pool
 from inference.samplers.serve import read_method, served_of
 from inference.selection.rules import Served
-from inference.statistics.bootstrap import Interval, mean_interval, percentile_interval, prompt_weights
+from inference.statistics.bootstrap import MIN_PROMPTS, Interval, mean_interval, percentile_interval, prompt_weights
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,11 @@ def for_tuning(config: EvaluationConfig, out: Path) -> EvaluationConfig:
 def _warn_of_noisy_gold(config: EvaluationConfig) -> None:
     for criterion in config.criteria:
         judges = [] if criterion.gold is None else [part.judge for part in criterion.gold.parts]
-        noisy = next((judge for judge in judges if judge is not None and judge.temperature > 0), None)
+        noisy = next((judge for judge in judges if judge is not None and judge.used_temperature > 0), None)
         if noisy is not None:
             warnings.warn(
-                f"criterion {criterion.name!r}: its gold judge answers at temperature {noisy.temperature:g}, and the "
-                "same answers choose the setting and report its gold, which they overstate; score a pool with two "
+                f"criterion {criterion.name!r}: its gold judge answers at temperature {noisy.used_temperature:g}, and "
+                "the same answers choose the setting and report its gold, which they overstate; score a pool with two "
                 "draws of the judge, and tune with --pool, --gold-column and --report-column",
                 IamaWarning,
                 stacklevel=3,
@@ -304,7 +304,7 @@ def _warn_of_the_fewest(pool: Scored, index: int, num_known: int) -> None:
     num_samples = pool.proxy_PS.shape[1]
     if num_known // 4 < num_samples // 4:
         warnings.warn(
-            f"{pool.name}: the prompt {prompt_text(pool.prompts[index])[:60]!r} has all scores for {num_known} of "
+            f"{pool.name}: the prompt {prompt_name(pool.prompts[index])} has all scores for {num_known} of "
             f"{num_samples} samples only, so that at most {num_known // 4} draws are tried instead of "
             f"{num_samples // 4}; add its scores, or leave it out",
             IamaWarning,
@@ -335,12 +335,12 @@ def _tuned(
 
 
 def _kept(where: str, known_PS: Mask) -> Mask:
-    """Prompts with all scores for half of their samples or more; `DataError` for less than two, a warning for any."""
+    """Prompts with all scores for half of their samples or more; `DataError` for too few, a warning for any."""
     kept_P: Mask = 2 * known_PS.sum(axis=1) >= known_PS.shape[1]
-    if kept_P.sum() < 2:
+    if kept_P.sum() < MIN_PROMPTS:
         raise DataError(
             f"{where}: {kept_P.sum()} of {len(kept_P)} prompts have scores for half of their samples or more, and at "
-            "least 2 are needed; add the missing proxy or gold scores"
+            f"least {MIN_PROMPTS} are needed; add the missing proxy or gold scores, or more prompts"
         )
     if not kept_P.all():
         message = f"{where}: {(~kept_P).sum()} of {len(kept_P)} prompts have scores for less than half of their samples"
@@ -359,4 +359,5 @@ def _report(proxy_PS: Floats, report_PS: Floats, served: Served, num_bootstrap: 
     single_P, chosen_P = pool_values(proxy_PS, report_PS, [identity(), served]).T
     gain = mean_interval(chosen_P - single_P, num_bootstrap=num_bootstrap, seed=seed)
     assert gain is not None
+    assert gain.ci95 is not None  # there are enough prompts, or `_kept` has refused them
     return Report(gold=float(chosen_P.mean()), single=float(single_P.mean()), gain_ci95=gain.ci95)

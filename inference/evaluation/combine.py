@@ -14,9 +14,10 @@ from inference.evaluation.compare import Question, combine_runs
 from inference.evaluation.summary import FILE_NAME, Summary, load_summary, save_summary
 from inference.evaluation.tables import FILE_NAME as TABLES_NAME
 from inference.evaluation.tables import Tables, load_tables
+from inference.statistics.bootstrap import interval_row
 from inference.statistics.recommend import key_of
 from inference.statistics.savings import Difference, paired_difference
-from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow, MissingRow
+from inference.statistics.summary_rows import ConstantRow, Costs, CurveExtras, CurveRow, MissingRow
 
 ALIKE = ("trained", "references", "policies", "criteria", "methods", "trained_budget", "num_samples")
 """What evaluations that are combined have in common."""
@@ -53,6 +54,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         curves=[_curve_row(seeds, rows, question) for rows in zip(*(s["curves"] for s in summaries), strict=True)],
         quality=_together([s["quality"] for s in summaries], _mean),
         missing=_missing_rows(summaries),
+        constant=_constant_rows(summaries),
         hacking=[],
         controls=[],
         win_rates=[],
@@ -153,9 +155,9 @@ def _curve_row(seeds: Sequence[Tables], rows: Sequence[CurveRow], question: Ques
         "samples": first["samples"],
         **_costs(rows),
         "proxy": None if proxy is None else proxy.mean,
-        "proxy_ci95": None if proxy is None else list(proxy.ci95),
+        "proxy_ci95": None if proxy is None else interval_row(proxy.ci95),
         "gold": None if gold is None else gold.mean,
-        "gold_ci95": None if gold is None else list(gold.ci95),
+        "gold_ci95": None if gold is None else interval_row(gold.ci95),
         "kl": _mean([row["kl"] for row in rows]) if same_kind else None,
         "kl_kind": first["kl_kind"] if same_kind else None,
         **_disagreement(rows),
@@ -204,6 +206,12 @@ def _missing_rows(summaries: Sequence[Summary]) -> list[MissingRow]:
         row["num_samples"] = sum(row["num_samples"] for row in there) + sum(complete)
         combined.append(row)
     return combined
+
+
+def _constant_rows(summaries: Sequence[Summary]) -> list[ConstantRow]:
+    """Scores that some seed has constant, each once."""
+    rows = [row for summary in summaries for row in summary.get("constant", [])]
+    return list({(row["policy"], row["criterion"], row["metric"]): row for row in rows}.values())
 
 
 def _missing_key(row: MissingRow) -> tuple[str, str, str, str | None]:

@@ -14,6 +14,7 @@ from iama.config.methods import CURVES
 from iama.errors import RunError
 from inference.evaluation.summary import Results
 from inference.evaluation.tables import Tables, load_tables
+from inference.statistics.bootstrap import interval_row
 from inference.statistics.costs import UNITS
 from inference.statistics.savings import (
     difference_at_equal_cost,
@@ -154,7 +155,7 @@ def _difference_row(
         "reference": reference,
         "samples": question.budget,
         "mean": result.mean,
-        "ci95": list(result.ci95),
+        "ci95": interval_row(result.ci95),
         "num_seeds": result.num_seeds,
     }
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from iama.files import write_atomically
+from iama.files import locked, write_atomically
 from iama.progress import add_bar, progress_bars
 from inference.evaluation.compare import Question, compare_policies
 from inference.evaluation.measure import measure, measure_pools
 from inference.evaluation.measurements import Evaluation
-from inference.evaluation.plan import Plan
+from inference.evaluation.plan import Plan, check_folder
 from inference.evaluation.provenance import manifest_of, versions
 from inference.evaluation.rows import risks
 from inference.evaluation.rows.curves import curve_rows
@@ -25,7 +25,7 @@ from inference.evaluation.rows.sampling import missing_rows, sampling_rows
 from inference.evaluation.rows.scoring import reward_cost_rows
 from inference.evaluation.rows.values import fill_tables
 from inference.evaluation.shards import Shard, num_devices, run_shards, take_over
-from inference.evaluation.summary import Summary, save_summary
+from inference.evaluation.summary import FILE_NAME, Summary, save_summary
 from inference.evaluation.tables import Tables, save_tables
 
 
@@ -36,11 +36,13 @@ def evaluate(plan: Plan, console: Console | None = None) -> Summary:
     Raises `ModelError`, `RewardError` and `RunError`; what can be refused beforehand `make_plan` has refused.
     """
     folder = Path(plan.config.output_dir)
-    take_over(folder)
-    tables, summary = summarise(measure(plan, folder, range(len(plan.rows)), console))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tables(folder, tables)
-    save_summary(folder, summary)
+    with locked(folder / FILE_NAME):
+        check_folder(plan.config)  # of another configuration, it may just have been written
+        take_over(folder)
+        tables, summary = summarise(measure(plan, folder, range(len(plan.rows)), console))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tables(folder, tables)
+        save_summary(folder, summary)
     return summary
 
 
@@ -101,6 +103,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         break_even=risks.break_even_rows(evaluation, tables, results["savings"]),
         sampling=sampling_rows(evaluation),
         missing=missing_rows(evaluation),
+        constant=risks.constant_rows(evaluation),
         costs=reward_cost_rows(evaluation),
         examples=example_rows(evaluation),
         name=config.name,

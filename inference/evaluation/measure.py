@@ -18,6 +18,7 @@ from iama.arrays import Floats
 from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
 from iama.config.specs import RewardSpec
+from iama.files import locked
 from iama.models.flops import ModelSize, size_of
 from iama.progress import add_bar, progress_bars
 from iama.rewards.load import load_reward
@@ -157,9 +158,10 @@ def _log_probabilities(work: _Work, measured: Measured) -> None:
         key = digest([source.file_name, judge.file_name, pool.header["method"], pool.header["guided_by"]])[:12]
         path = work.folder / "log_probabilities" / f"{source.file_name}-{key}.jsonl"
         prompts_ids = [] if judge.spec is None else [judge.prompts_ids[i] for i in work.indices]
-        values_PS = pool_log_probabilities(
-            pool, source, judge, prompts_ids, path, work.config.batch_size, load, advance
-        )
+        with locked(path):
+            values_PS = pool_log_probabilities(
+                pool, source, judge, prompts_ids, path, work.config.batch_size, load, advance
+            )
         if values_PS is not None:
             measured.log_probabilities[name, judge.name] = values_PS
 
@@ -190,7 +192,8 @@ def _score(
 ) -> PoolScores:
     reward = None if spec.column is not None else work.reward(spec)
     journal = work.folder / "scores" / f"{source.file_name}.{reward_key(spec)[:12]}.jsonl"
-    return score_pool(pool, reward, spec, journal, known, advance)
+    with locked(journal):
+        return score_pool(pool, reward, spec, journal, known, advance)
 
 
 def _criteria_of(config: EvaluationConfig, spec: RewardSpec) -> list[str]:
@@ -226,4 +229,6 @@ def _answer_round(
     if criterion.gold is None:
         return pool, None
     journal = work.folder / "scores" / f"{stem}.{reward_key(criterion.gold)[:12]}.jsonl"
-    return pool, score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, {}, lambda _: None).values_PS
+    with locked(journal):
+        scores = score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, {}, lambda _: None)
+    return pool, scores.values_PS

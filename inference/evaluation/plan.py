@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, RunError
 from iama.prompts.data import PromptRows, read_prompts
+from iama.reading import read_object
 from inference.engine.responses import check_fit
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.sources import Reading, Source, Variant, prompts_by_id, read_variants, sources_of, stored_rows
@@ -60,7 +60,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
     methods = tuple(read_method(text) for text in config.methods)
     for method in methods:
         _check_method(config, method)
-    _check_folder(config)
+    check_folder(config)
     rewards = reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
     if config.prompts is None:  # lest resamples depend on the order of a file's lines
@@ -176,7 +176,7 @@ def _fitting(
     return kept
 
 
-def _check_folder(config: EvaluationConfig) -> None:
+def check_folder(config: EvaluationConfig) -> None:
     """Refuse a folder that holds something else, or results of another configuration, lest they be overwritten."""
     folder = Path(config.output_dir)
     if (folder / "metrics.jsonl").is_file():
@@ -184,10 +184,11 @@ def _check_folder(config: EvaluationConfig) -> None:
     path = folder / FILE_NAME
     if not path.is_file():
         return
-    try:
-        stored = _given(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is no evaluation's, or damaged; delete it, or choose another output_dir") from error
+    remedy = "no evaluation's, or damaged; delete it, or choose another output_dir"
+    written = read_object(path, RunError, remedy).get("config")
+    if not isinstance(written, dict):
+        raise RunError(f"{path}: {remedy}")
+    stored = _given(written)
     present = _given(config.model_dump(mode="json"))
     changes = [
         f"{key} was {stored.get(key, ABSENT)!r}, is {present.get(key, ABSENT)!r}"

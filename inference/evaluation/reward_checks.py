@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
@@ -14,7 +14,8 @@ from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, DataError
 from iama.models.loading import loading
 from iama.prompts.data import PromptRows
-from iama.prompts.render import prompt_text, render_exchange
+from iama.prompts.render import prompt_name
+from iama.rewards.classifier import read_files, render_rewarded
 from iama.rewards.load import check_columns, check_reward
 from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
 
@@ -36,7 +37,7 @@ def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: 
         if spec.column is not None:
             _check_column(config, name, spec)
             continue
-        check_reward(name, spec, rows[0]["prompt"])
+        check_reward(name, spec, [row["prompt"] for row in rows])
         check_columns(name, spec, rows)
 
 
@@ -46,19 +47,18 @@ def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str 
     Raises `DataError`, which ends with `remedy`, for the first that one cannot, unless `remedy` is None.
     """
     keep = [True] * len(rows)
-    for model, name in ((part.model, name) for spec, name in names.items() for part in spec.parts):
-        if model is None:
+    for part, name in ((part, name) for spec, name in names.items() for part in spec.parts):
+        if part.model is None:
             continue
-        with loading(model, f"reward {name!r}"):
-            limit: int | None = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
-            tokenizer = AutoTokenizer.from_pretrained(model)
+        model, files = part.model, read_files(part, f"reward {name!r}")
+        limit = files.context_length
         if limit is None:
             continue
         for i, row in enumerate(rows):
-            num_tokens = len(render_exchange(tokenizer, row["prompt"], ""))
+            num_tokens = len(render_rewarded(files, part, row["prompt"], ""))
             if num_tokens > limit and remedy is not None:
                 raise DataError(
-                    f"reward {name!r}: prompt {i + 1} ({prompt_text(row['prompt'])[:60]!r}) has {num_tokens} tokens "
+                    f"reward {name!r}: prompt {i + 1} ({prompt_name(row['prompt'])}) has {num_tokens} tokens "
                     f"without an answer, but {model!r} reads at most {limit}; {remedy}"
                 )
             keep[i] &= num_tokens <= limit
@@ -81,8 +81,13 @@ def check_gradients(
                     f"methods: {method.text!r} needs the gradient of a reward, and {source} is no classifier; "
                     f"{instead_of(method.name)}, or evaluate that criterion by itself"
                 )
+            if criterion.proxy.pair:
+                raise ConfigError(
+                    f"methods: {method.text!r} needs the gradient of a reward, and {source} reads pairs of texts; "
+                    f"{instead_of(method.name)}, or evaluate that criterion by itself"
+                )
             with loading(model, source):
-                reward = reward_side(source, model, AutoTokenizer.from_pretrained(model))
+                reward = reward_side(source, model, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
             for policy, served, tokenizer in tokenizers:
                 if served == criterion.name:
                     side = Side(f"policy {policy!r}", tokenizer, {tokenizer.eos_token_id})
@@ -102,17 +107,17 @@ def _check_winners_curse(criterion: EvaluationCriterion) -> None:
     """Selecting and reporting by the same noisy answers would overstate what was selected."""
     golds = () if criterion.gold is None else criterion.gold.parts
     for judge, gold in product(*([part.judge for part in parts] for parts in (criterion.proxy.parts, golds))):
-        if judge is None or gold is None or judge.temperature == 0:
+        if judge is None or gold is None or judge.used_temperature == 0:
             continue
         if _answers_of(judge) == _answers_of(gold):
             raise ConfigError(
                 f"criterion {criterion.name!r}: proxy and gold are the same answers of a judge at temperature "
-                f"{judge.temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
+                f"{judge.used_temperature:g}, which overstates what it selects; set gold.judge.draw: 1"
             )
 
 
 def _answers_of(judge: JudgeSpec) -> dict[str, Any]:
     """What decides a judge's answers; where it is asked, and how its answers are put on a scale, does not."""
     return judge.model_dump(
-        include={"model", "prompt_file", "mode", "baseline_column", "temperature", "max_tokens", "draw"}
+        include={"model", "prompt_file", "mode", "baseline_column", "temperature", "max_tokens", "draw", "leave_out"}
     )

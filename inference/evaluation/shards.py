@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iama.errors import ConfigError, RunError
+from iama.files import locked
 from inference.pools.file import read_so_far, union
 from inference.pools.journal import append_line, lines_so_far, read_lines
 
@@ -57,13 +58,20 @@ def take_over(output_dir: Path) -> None:
         for kind in FOLDERS:
             for file in sorted((part / kind).glob("*.jsonl")):
                 target = output_dir / kind / file.name
+                if not file.stat().st_size:  # the system fell before it had written anything
+                    continue
                 if kind in POOLS:
                     union(target, read_so_far(file))
                 else:
-                    known = read_lines(target)
-                    for key, line in lines_so_far(file).items():
-                        if key not in known:
-                            append_line(target, line)
+                    _union_of_lines(target, file)
+
+
+def _union_of_lines(target: Path, file: Path) -> None:
+    with locked(target):
+        known = read_lines(target)
+        for key, line in lines_so_far(file).items():
+            if key not in known:
+                append_line(target, line)
 
 
 def num_devices(text: str) -> int:

@@ -1,17 +1,18 @@
 """What `summary.json` holds: the numbers of an evaluation, of one seed or of several."""
 
-from __future__ import annotations
-
+# Annotations are evaluated here, since `load_summary` reads from the types which keys are required.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from iama.errors import RunError
 from iama.files import write_atomically
+from iama.reading import read_object
 from inference.statistics.summary_rows import (
     AverageRow,
     BreakEvenRow,
+    ConstantRow,
     ControlRow,
     CurveRow,
     DifferenceRow,
@@ -51,6 +52,7 @@ class Summary(Results):
     break_even: list[BreakEvenRow]
     sampling: list[SamplingRow]
     missing: list[MissingRow]
+    constant: NotRequired[list[ConstantRow]]
     costs: list[RewardCostRow]
     examples: list[ExampleRow]
     name: str
@@ -73,11 +75,8 @@ def load_summary(folder: Path) -> Summary:
     path = folder / FILE_NAME
     if not path.is_file():
         raise RunError(f"{str(folder)!r} holds no {FILE_NAME}; run `iama evaluate` first")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path} is damaged ({error.msg}); run `iama evaluate` again") from error
-    lacking = sorted(Summary.__required_keys__ - set(raw)) if isinstance(raw, dict) else ["(not an object)"]
+    raw = read_object(path, RunError, "it is damaged; run `iama evaluate` again")
+    lacking = sorted(Summary.__required_keys__ - set(raw))
     if lacking:
         raise RunError(f"{path} lacks {', '.join(lacking)}; run `iama evaluate` again")
     return complete(raw)

@@ -15,7 +15,7 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import RunError
-from iama.files import temporary_name
+from iama.files import replacing
 from inference.statistics.costs import UNITS
 from inference.statistics.savings import Comparison
 
@@ -85,10 +85,8 @@ def save_tables(folder: Path, tables: Tables) -> None:
     """Write `prompt_values.npz` atomically."""
     arrays: dict[str, Any] = {json.dumps(["values", *key]): array for key, array in tables.values.items()}
     arrays |= {json.dumps(["costs", *key]): array for key, array in tables.costs.items()}
-    path = folder / FILE_NAME
-    with temporary_name(path).open("wb") as file:
+    with replacing(folder / FILE_NAME) as file:
         np.savez_compressed(file, **arrays)
-    temporary_name(path).replace(path)
 
 
 def load_tables(folder: Path) -> Tables:

@@ -39,6 +39,7 @@ from iama.models.flops import ModelSize, forward_flops, size_of
 from iama.models.loading import loading
 from iama.prompts.data import read_prompts
 from iama.prompts.render import render_prompt
+from iama.reading import check_finite, read_object, read_text
 
 TRL_DEFAULTS = {
     "per_device_train_batch_size": 8,
@@ -155,11 +156,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise RunError(f"{str(folder)!r} holds no config.json; give the output_dir of a finished training run")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path} is damaged ({error.msg}); train again") from error
-    if not isinstance(raw, dict) or "policy" not in raw or "prompts" not in raw:
+    raw = read_object(path, RunError, "it is damaged; train again")
+    if "policy" not in raw or "prompts" not in raw:
         raise RunError(f"{path} is no training run's configuration; give the output_dir of a finished training run")
     return raw
 
@@ -170,13 +168,14 @@ def _steps(folder: Path) -> tuple[Any, Any]:
     if not path.is_file():
         raise RunError(f"{str(folder)!r} holds no metrics.jsonl; give the output_dir of a finished training run")
     ends, lengths = [0], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, RunError).splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line)  # as runs write it: a criterion without a score is NaN there
             ends.append(int(row["step"]))
             lengths.append(float(row["mean_length"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise RunError(f"{path}:{number}: no step and mean_length ({error}); train again") from error
+        check_finite(lengths[-1], f"{path}:{number}: mean_length", RunError)
     steps = np.diff(np.asarray(ends, dtype=np.float64))
     if not lengths or (steps <= 0).any():
         raise RunError(f"{path}: its steps do not rise from 1 on; train again into an empty folder")

@@ -17,6 +17,7 @@ from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.files import write_atomically
 from iama.prompts.render import Prompt
+from iama.reading import read_object
 from inference.hedging.tune import Tuned
 from inference.pools.format import HeaderPolicy
 from inference.pools.journal import digest
@@ -141,11 +142,8 @@ def load_tuning(path: Path) -> Tuning:
     """Read a tuning file; raises `DataError` where it is missing, damaged or of another format."""
     if not path.is_file():
         raise DataError(f"tuning file {str(path)!r} does not exist; `iama tune --out FOLDER` writes {FILE_NAME}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON, or damaged ({error}); run `iama tune` again") from error
-    if not isinstance(raw, dict) or "calibrations" not in raw:
+    raw = read_object(path, DataError, "it is damaged; run `iama tune` again")
+    if "calibrations" not in raw:
         raise DataError(f"{path} is no tuning file; give the {FILE_NAME} that `iama tune` wrote")
     if raw.get("format") != FORMAT:
         raise DataError(f"{path} has format {raw.get('format')!r}, and {FORMAT} is known here; run `iama tune` again")

@@ -16,10 +16,10 @@ from typing import Any
 
 from iama.cost import Cost
 from iama.errors import DataError, RunError
-from iama.files import write_atomically
+from iama.files import append, locked, write_atomically, writing
 from iama.prompts.render import Prompt
 from inference.engine.responses import Pool, PooledPrompt, Response
-from inference.pools.format import header_difference, parsed, read_header, read_line
+from inference.pools.format import HeaderPart, header_difference, parsed, read_header, read_line
 from inference.pools.journal import digest
 
 
@@ -96,7 +96,7 @@ def _read(path: Path, lines: Sequence[bytes] | None = None) -> Pool:
         for number, line in enumerate(file if lines is None else lines, start=1):
             if number > 1 and line.strip():
                 where = f"{path}:{number}"
-                _take(read_line(line, where), where, blocks)
+                _take(read_line(line, path, number), where, blocks)
     return Pool(header, [_finished(name, block) for name, block in blocks.items()])
 
 
@@ -169,18 +169,18 @@ def _cost_of_lengths(samples: Sequence[Response]) -> Cost:
 
 def write_pool(path: Path, pool: Pool) -> None:
     """Write a whole file, which is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(pool.header, ensure_ascii=False) + "\n" + "".join(map(_block, pool.prompts)))
 
 
 def append_block(path: Path, prompt: PooledPrompt) -> None:
-    """Append a prompt's lines, handed to the operating system in one piece."""
-    with path.open("ab") as file:
-        file.write(_block(prompt).encode())
+    """Append a prompt's lines, whole or not at all; by the only one who writes the file."""
+    append(path, _block(prompt))
 
 
 def open_unfinished(path: Path, header: dict[str, Any]) -> Pool:
-    """What a file of this header holds already; a file that is not there is begun.
+    """What a file of this header holds already; a file that is not there is begun. Nobody else may be writing it.
 
     Raises `RunError` where it holds samples of another policy, sampling or seed, and leaves it as it is.
     """
@@ -194,16 +194,18 @@ def open_unfinished(path: Path, header: dict[str, Any]) -> Pool:
 
 def union(path: Path, pool: Pool) -> None:
     """Append to a file the prompts of a pool of the same header that it lacks; raises `RunError` for another header."""
-    there = {prompt.prompt_id for prompt in open_unfinished(path, pool.header).prompts}
-    for prompt in pool.prompts:
-        if prompt.prompt_id not in there:
-            append_block(path, prompt)
+    with locked(path):
+        there = {prompt.prompt_id for prompt in open_unfinished(path, pool.header).prompts}
+        for prompt in pool.prompts:
+            if prompt.prompt_id not in there:
+                append_block(path, prompt)
 
 
 def merge_pools(paths: Sequence[Path]) -> Pool:
     """One pool of the prompts of several, in the files' order.
 
-    Raises `RunError` for another header, `DataError` for a prompt that is in two of them or unlike columns of scores.
+    Raises `RunError` for another header and for parts of `iama pool --shard` that are missing or unfinished,
+    `DataError` for a prompt that is in two of them or unlike columns of scores.
     """
     pools = [read_pool(path) for path in paths]
     first, header = paths[0], pools[0].header
@@ -218,11 +220,39 @@ def merge_pools(paths: Sequence[Path]) -> Pool:
             if prompt.prompt_id in homes:
                 raise DataError(f"{where} is in {homes[prompt.prompt_id]} as well; leave one of the files out")
             homes[prompt.prompt_id] = path
-            if any(set(sample.scores) != columns for sample in prompt.samples):
+            there = set.intersection(*(set(sample.scores) for sample in prompt.samples))
+            if lacking := sorted(columns - there):
                 raise DataError(
-                    f"{where} has other scores than {first}, {sorted(columns)}; score all files alike first"
+                    f"{where} lacks the scores {', '.join(lacking)}, which {first} has; score it alike first"
                 )
-    return Pool(header, [prompt for pool in pools for prompt in pool.prompts])
+            if more := sorted({name for sample in prompt.samples for name in sample.scores} - columns):
+                raise DataError(f"{first} lacks the scores {', '.join(more)}, which {where} has; score it alike first")
+    _check_parts(paths, pools)
+    return Pool(
+        {key: value for key, value in header.items() if key != "part"},
+        [prompt for pool in pools for prompt in pool.prompts],
+    )
+
+
+def _check_parts(paths: Sequence[Path], pools: Sequence[Pool]) -> None:
+    """Raise `RunError` where all files say which part they are, and together lack prompts."""
+    parts = [HeaderPart.model_validate(pool.header["part"]) for pool in pools if pool.header.get("part")]
+    found = sum(len(pool.prompts) for pool in pools)
+    if len(parts) < len(pools) or found >= parts[0].num_prompts:
+        return
+    reasons = [
+        f"{path} has {len(pool.prompts)} of the {part.size} prompts of part {part.index}/{part.count}"
+        for path, pool, part in zip(paths, pools, parts, strict=True)
+        if len(pool.prompts) < part.size
+    ]
+    if len({part.count for part in parts}) == 1:
+        there = {part.index for part in parts}
+        count = parts[0].count
+        reasons += [f"no file holds part {i}/{count}" for i in range(1, count + 1) if i not in there]
+    raise RunError(
+        f"{found} of {parts[0].num_prompts} prompts are there: {'; '.join(reasons)}; sample what is missing with "
+        "`iama pool --shard`, and merge all parts"
+    )
 
 
 def _block(prompt: PooledPrompt) -> str:
@@ -256,10 +286,10 @@ def _cut_torn_block(path: Path) -> None:
     lines = _whole_lines(data)
     length = sum(map(len, lines))
     if length < len(data):
-        os.truncate(path, length)
+        with writing(path):
+            os.truncate(path, length)
     if not lines[-1].endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
+        append(path, "\n")
 
 
 def _whole_lines(data: bytes) -> list[bytes]:

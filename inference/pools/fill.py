@@ -7,7 +7,6 @@ what one process would.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,10 +16,12 @@ from typing import Any
 
 from iama import __version__
 from iama.config.specs import PolicySpec, Sampling
-from iama.errors import DataError, IamaWarning
+from iama.errors import IamaWarning, ModelError
+from iama.files import locked
 from iama.installation import find_file
 from iama.models.fingerprint import fingerprint
 from iama.prompts.data import PromptRows
+from iama.reading import check_finite, read_text
 from inference.engine.policy import resolve_paths
 from inference.engine.responses import Pool, PooledPrompt
 from inference.pools.engines import Draw
@@ -42,7 +43,7 @@ def pool_header(
 ) -> dict[str, Any]:
     """The header of a local policy's pool, with a fingerprint of all in its folders that decides the samples."""
     base, adapter = resolve_paths(name, spec)
-    template = find_file(spec.chat_template).read_text(encoding="utf-8") if spec.chat_template else None
+    template = read_text(find_file(spec.chat_template), ModelError) if spec.chat_template else None
     folders = [fingerprint(Path(base)), fingerprint(Path(adapter)) if adapter else None]
     policy = {
         "name": name,
@@ -54,9 +55,15 @@ def pool_header(
 
 
 def engine_header(
-    policy: dict[str, Any], system_prompt: str | None, engine: str, sampling: Sampling, num_samples: int, seed: int
+    policy: dict[str, Any],
+    system_prompt: str | None,
+    engine: str,
+    sampling: Sampling,
+    num_samples: int,
+    seed: int,
+    left_out: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A header with the versions of the engine's packages."""
+    """A header with the versions of the engine's packages; `left_out` is what was not sent to a server."""
     raw = {
         "iama_pool": 1,
         "policy": policy,
@@ -66,6 +73,7 @@ def engine_header(
         "seed": seed,
         "versions": {"iama": __version__, "python": platform.python_version(), **_versions(engine)},
         "system_prompt": system_prompt,
+        "left_out": tuple(left_out),
     }
     return full_header(raw, "pool header")
 
@@ -80,28 +88,30 @@ def fill_pool(
 ) -> Pool:
     """The pool of the rows (of those at `indices`), in their order; what the file lacks is drawn and appended.
 
-    `advance` is called with numbers of finished prompts. What else the file holds stays there. Raises `RunError` where
-    the file has another header, `DataError` where it is damaged or a row's columns cannot be written.
+    `advance` is called with numbers of finished prompts. What else the file holds stays there. Another process that
+    fills the file is waited for. Raises `RunError` where the file has another header, `DataError` where it is damaged
+    or a row's columns cannot be written.
     """
     header = full_header(header, "pool header")
     wanted = range(len(rows)) if indices is None else indices
     names = prompt_ids(rows)
-    stored = open_unfinished(path, header)
-    prompts = {prompt.prompt_id: prompt for prompt in stored.prompts}
-    missing = [i for i in wanted if names[i] not in prompts]
-    advance(len(wanted) - len(missing))
-    if missing:
-        if prompts and stored.header["versions"] != header["versions"]:
-            was, now = stored.header["versions"], header["versions"]
-            warnings.warn(f"{path} was begun with {was} and goes on with {now}", IamaWarning, stacklevel=2)
-        _check_columns(rows)
-        for index, samples, cost, estimated in draw(rows, missing):
-            assert len(samples) == header["num_samples"]
-            row = rows[index]
-            block = PooledPrompt(names[index], row["prompt"], _columns(row), tuple(samples), cost, estimated)
-            append_block(path, block)
-            prompts[names[index]] = block
-            advance(1)
+    with locked(path):
+        stored = open_unfinished(path, header)
+        prompts = {prompt.prompt_id: prompt for prompt in stored.prompts}
+        missing = [i for i in wanted if names[i] not in prompts]
+        advance(len(wanted) - len(missing))
+        if missing:
+            if prompts and stored.header["versions"] != header["versions"]:
+                was, now = stored.header["versions"], header["versions"]
+                warnings.warn(f"{path} was begun with {was} and goes on with {now}", IamaWarning, stacklevel=2)
+            _check_columns(rows)
+            for index, samples, cost, estimated in draw(rows, missing):
+                assert len(samples) == header["num_samples"]
+                row = rows[index]
+                block = PooledPrompt(names[index], row["prompt"], _columns(row), tuple(samples), cost, estimated)
+                append_block(path, block)
+                prompts[names[index]] = block
+                advance(1)
     return Pool(stored.header, [replace(prompts[names[i]], columns=_columns(rows[i])) for i in wanted])
 
 
@@ -123,5 +133,4 @@ def _check_columns(rows: PromptRows) -> None:
     """Raise `DataError` for NaN and infinity, which JSON has not, before anything is drawn."""
     for number, row in enumerate(rows, start=1):
         for name, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise DataError(f"prompt {number}: column {name!r} is {value}; leave the column out or write a number")
+            check_finite(value, f"prompt {number}: column {name!r}")

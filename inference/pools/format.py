@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,7 +15,7 @@ from iama.config.schema import Strict, nearest, validate
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError
-from iama.prompts.data import check_letters
+from iama.reading import decode, parse_json
 
 EXAMPLE = '{"iama_pool": 1, "policy": {"name": "my-model"}}'
 
@@ -33,6 +34,19 @@ class HeaderPolicy(Strict):
     """Of all that decides the policy's answers: weights, tokenizer, chat template, precision."""
 
 
+class HeaderPart(Strict):
+    """Which prompts were to be sampled into a file: every `count`-th from the `index`-th on, of `num_prompts`."""
+
+    index: int = Field(ge=1)
+    count: int = Field(ge=1)
+    num_prompts: int = Field(ge=1)
+
+    @property
+    def size(self) -> int:
+        """How many prompts these are."""
+        return len(range(self.index - 1, self.num_prompts, self.count))
+
+
 class Header(Strict):
     """First line of a pool file."""
 
@@ -46,6 +60,10 @@ class Header(Strict):
     versions: dict[str, str] = Field(default_factory=dict)
     system_prompt: str | None = None
     """Put before every prompt that the policy answered; rewards do not see it."""
+    left_out: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
+    """Parameters that were not sent to the server, so that its own values hold, whatever `sampling` says."""
+    part: HeaderPart | None = Field(None, exclude_if=lambda part: part is None)
+    """Of a file that `iama pool --shard` began."""
     method: str | None = None
     """Of answers that were written under a reward's guidance: how."""
     guided_by: str | None = None
@@ -65,19 +83,20 @@ def read_header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"pool file {str(path)!r} does not exist; `iama pool` makes one")
     with path.open("rb") as file:
-        raw = parsed(file.readline())
-    if raw is None or "iama_pool" not in raw:
-        raise DataError(f"{path}:1: no header; a pool file's first line is one such as {EXAMPLE}")
-    if raw["iama_pool"] != 1:
+        line = decode(file.readline(), str(path))
+    remedy = f"a pool file's first line is one such as {EXAMPLE}"
+    raw = parse_json(line, str(path), DataError, remedy) if line.lstrip().startswith("{") else {}
+    if "iama_pool" not in raw:
+        raise DataError(f"{path}:1: no header; {remedy}")
+    if type(raw["iama_pool"]) is not int or raw["iama_pool"] != 1:
         raise DataError(f"{path}:1: iama_pool {raw['iama_pool']!r} is a format that is not known here; write 1")
-    check_letters(raw, f"{path}:1")
     return full_header(raw, f"{path}:1")
 
 
 def header_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     """Where two headers differ in what decides the samples: `seed was 0, is 1`; None if they do not.
 
-    Versions do not count, nor do the folders of policies with one fingerprint.
+    Versions do not count, nor which prompts were asked for, nor the folders of policies with one fingerprint.
     """
     before, after = _deciding(stored), _deciding(wanted)
     if _same(before, after, "policy.fingerprint"):
@@ -92,7 +111,7 @@ def _deciding(header: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the samples, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in header.items():
-        if key != "versions":
+        if key not in ("versions", "part"):
             flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 
@@ -113,16 +132,13 @@ def parsed(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def read_line(line: bytes, where: str) -> dict[str, Any]:
+def read_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """A prompt or sample line, checked key by key; raises `DataError`. Whoever has a `text` is a sample."""
-    try:
-        row = _DECODER.decode(line.decode("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{where}: not a JSON line ({error}); write one JSON object a line, in UTF-8") from error
+    where = f"{path}:{number}"
+    text = decode(line.rstrip(b"\r\n"), str(path), first_line=number)
+    row = parse_json(text, str(path), DataError, "write one JSON object a line", number)
     if not isinstance(row, dict):
         raise DataError(f'{where}: {str(row)[:40]!r} is no JSON object; write {{"prompt": ..., "text": ...}}')
-    if b"\\u" in line:
-        check_letters(row, where)
     known = _SAMPLE_KEYS if "text" in row else _PROMPT_KEYS
     for key, value in row.items():
         if key not in known and key in _SAMPLE_KEYS:
@@ -140,13 +156,6 @@ def read_line(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON, write null for a missing score")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
@@ -156,7 +165,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    """Whether a score can be counted with; an integer may be too large for that."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_prompt(value: Any) -> bool:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from iama.errors import RunError
-from iama.files import whole_lines
+from iama.files import append, whole_lines, writing
+from iama.reading import decode, parse_json
+
+DAMAGED = "damaged line; delete the file to sample and score it afresh"
 
 
 def read_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Lines by their `key`; a last line torn by a kill is cut off the file.
+    """Lines by their `key`; a last line torn by a kill is cut off the file, which nobody else may be writing.
 
     Raises `RunError` for any other damage.
     """
@@ -25,7 +28,8 @@ def read_lines(path: Path) -> dict[str, dict[str, Any]]:
     data = path.read_bytes()
     whole = whole_lines(data)
     if len(whole) < len(data):
-        os.truncate(path, len(whole))
+        with writing(path):
+            os.truncate(path, len(whole))
     return _parsed(path, whole)
 
 
@@ -36,20 +40,19 @@ def lines_so_far(path: Path) -> dict[str, dict[str, Any]]:
 
 def _parsed(path: Path, whole: bytes) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rows[row["key"]] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}:{number}: damaged line; delete the file to sample and score it afresh") from error
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        row = parse_json(decode(line, str(path), RunError, number), str(path), RunError, DAMAGED, number)
+        if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+            raise RunError(f"{path}:{number}: {DAMAGED}")
+        rows[row["key"]] = row
     return rows
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Append one row and hand it to the operating system."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Append one row, whole or not at all; by the only one who writes the file."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    append(path, json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def digest(value: Any) -> str:

@@ -18,7 +18,9 @@ import numpy as np
 from iama.arrays import Floats, Integers
 from iama.config.specs import RewardSpec
 from iama.errors import RewardError, RunError
+from iama.files import check_rewritable, locked
 from iama.models.fingerprint import fingerprint
+from iama.reading import read_text
 from iama.rewards.reward import Reward
 from inference.engine.responses import Pool, PooledPrompt
 from inference.engine.reward_rows import num_common, reads_in_pieces
@@ -60,7 +62,8 @@ def score_pool(
     """Score each distinct text of a prompt once; `advance` is called with numbers of finished prompts.
 
     `known` has scores by (prompt id, text) from other pools, and gains those of this one. Scores of models and judges,
-    and of ensembles of these alone, are kept in `journal`, one line a prompt. A function's are computed afresh, since
+    and of ensembles of these alone, are kept in `journal`, one line a prompt, which nobody else may be writing. A
+    prompt that lacks a score is not kept, so that it can be asked for again. A function's are computed afresh, since
     no hash could tell whether the code that it calls has changed. A `column` is read from the samples and needs no
     reward. Raises `RewardError`.
     """
@@ -75,11 +78,11 @@ def score_pool(
     for prompt in pool.prompts:
         distinct = list(dict.fromkeys(sample.text for sample in prompt.samples))
         key = digest([key_of_reward, prompt.prompt, prompt.columns, distinct])
-        if key in lines:
+        if key in lines and None not in lines[key]["values"]:
             scores, num_fresh = from_line(lines[key]), lines[key]["num_calls"]
         else:
             scores, num_fresh = _scores(reward, prompt, distinct, known)
-            if is_kept:
+            if is_kept and not any(math.isnan(score.value) for score in scores):
                 append_line(journal, as_line(key, prompt.prompt_id, scores, num_fresh))
         num_calls += num_fresh
         known.update(zip(((prompt.prompt_id, text) for text in distinct), scores, strict=True))
@@ -119,8 +122,8 @@ def reward_key(spec: RewardSpec) -> str:
         source = [fingerprint(Path(spec.model)), spec.head, spec.dtype]
     elif spec.judge is not None:
         asked = spec.judge.model_dump(include={"model", "mode", "baseline_column", "temperature", "draw", "max_tokens"})
-        asked |= spec.judge.model_dump(include={"lowest", "highest"})
-        source = [asked, Path(spec.judge.prompt_file).read_text(encoding="utf-8")]
+        asked |= spec.judge.model_dump(include={"lowest", "highest", "leave_out"})
+        source = [asked, read_text(Path(spec.judge.prompt_file), RewardError)]
     elif spec.verifier is not None:
         source = [spec.verifier, spec.answer_column]
     elif spec.ensemble is not None:
@@ -150,7 +153,10 @@ def _stored_scores(pool: Pool, spec: RewardSpec) -> PoolScores:
     values_PS = np.asarray([[s.scores[name] for s in prompt.samples] for prompt in pool.prompts], dtype=np.float64)
     values_PS = values_PS * spec.sign
     if spec.scale is not None:
-        values_PS = (values_PS - spec.scale.mean) / spec.scale.std
+        with np.errstate(over="ignore"):
+            values_PS = (values_PS - spec.scale.mean) / spec.scale.std
+    if np.isinf(values_PS).any():
+        raise RewardError(f"column {name!r}: its scale {spec.scale} makes some scores infinite; measure it again")
     tokens_PS, zeros_P = np.zeros(values_PS.shape, dtype=np.int64), np.zeros(len(values_PS), dtype=np.int64)
     spread_PS = _stored_disagreement(pool, name, values_PS)
     return PoolScores(values_PS, tokens_PS, zeros_P, zeros_P.astype(np.float64), 0, disagreement_PS=spread_PS)
@@ -169,22 +175,40 @@ def add_column(
     """Score a pool and write the scores `[P, S]` into its file as a column, which is there whole or not at all.
 
     An ensemble's disagreement goes into a column beside it (`DISAGREEMENT`), which any other reward takes away.
-    A killed job goes on where it was, from a journal beside the file. Raises `RewardError` if every score is missing,
-    `RunError` if the file has other samples in the end than in the beginning.
+    A killed job goes on where it was, from a journal beside the file. Other processes may add other columns meanwhile.
+    Raises `RewardError` if every score is missing, `RunError` if the file has other samples in the end than in the
+    beginning, if another process has added the same column, and if the file cannot be rewritten.
     """
-    journal = path.with_name(f"{path.name}.{digest(name)[:8]}.scoring")
-    scores = score_pool(pool, reward, spec, journal, {}, advance)
-    values_PS = scores.values_PS
-    if np.isnan(values_PS).all():
-        raise RewardError(f"reward {reward.name!r} gave none of the {values_PS.size} texts of {path} a score")
-    present = read_pool(path)  # another column may have come in the meantime
-    if present.texts != pool.texts:
-        raise RunError(f"{path} has been changed while it was scored; score it again")
-    prompts = _with_scores(present.prompts, name, values_PS)
-    prompts = _with_scores(prompts, name + DISAGREEMENT, scores.disagreement_PS)
-    write_pool(path, Pool(present.header, prompts))
-    journal.unlink(missing_ok=True)
+    target = check_rewritable(path)
+    journal = target.with_name(f"{target.name}.{digest(name)[:8]}.scoring")
+    with locked(journal):
+        _check_unchanged(path, pool, read_pool(path), name)
+        scores = score_pool(pool, reward, spec, journal, {}, advance)
+        values_PS = scores.values_PS
+        if np.isnan(values_PS).all():
+            raise RewardError(f"reward {reward.name!r} gave none of the {values_PS.size} texts of {path} a score")
+        with locked(path):
+            present = read_pool(path)
+            _check_unchanged(path, pool, present, name)
+            prompts = _with_scores(present.prompts, name, values_PS)
+            prompts = _with_scores(prompts, name + DISAGREEMENT, scores.disagreement_PS)
+            write_pool(path, Pool(present.header, prompts))
+        journal.unlink(missing_ok=True)
     return values_PS
+
+
+def _check_unchanged(path: Path, before: Pool, present: Pool, name: str) -> None:
+    """Raise `RunError` for other samples than before, or a column of this name that was not there."""
+    if present.texts != before.texts:
+        raise RunError(f"{path} has been changed while it was scored; score it again")
+    if _has_column(present, name) and not _has_column(before, name):
+        raise RunError(
+            f"another process has given {path} a column {name!r}; give --replace to overwrite it, or another --column"
+        )
+
+
+def _has_column(pool: Pool, name: str) -> bool:
+    return any(name in sample.scores for prompt in pool.prompts for sample in prompt.samples)
 
 
 def _with_scores(prompts: Sequence[PooledPrompt], name: str, values_PS: Floats | None) -> list[PooledPrompt]:

@@ -11,11 +11,14 @@ from inference.report.words import (
     first_method,
     label,
     method_title,
+    num_seeds,
     number,
     paired_quality,
     percent,
     title,
+    too_few_prompts,
 )
+from inference.statistics.bootstrap import MIN_PROMPTS
 from inference.statistics.summary_rows import HackingRow, SamplingRow
 
 
@@ -29,11 +32,23 @@ class Risk:
 
 
 FEW_PROMPTS = 30
+FEW_WITH_GOLD = f"fewer than {MIN_PROMPTS} prompts have gold at every budget"
 
 
 def find_risks(summary: Summary) -> list[Risk]:
     """The risks in the order of a reader's concern."""
-    checks = (_hacking, _alone, _worst, _divergence, _few_prompts, _truncation, _missing, _dropped, _estimated)
+    checks = (
+        _hacking,
+        _alone,
+        _worst,
+        _divergence,
+        _constant,
+        _few_prompts,
+        _truncation,
+        _missing,
+        _dropped,
+        _estimated,
+    )
     return [risk for check in checks if (risk := check(summary)) is not None]
 
 
@@ -41,6 +56,10 @@ def _hacking(summary: Summary) -> Risk:
     rows = [row for row in summary["hacking"] if row["peak_gold"] is not None]
     subject, trained = "Reward hacking", summary["trained"]
     curves = [row for row in rows if row["policy"] == trained]
+    if not curves and num_seeds(summary) > 1:
+        return Risk(subject, "unknown", "not told of several seeds together; each seed's own report does.")
+    if not curves and _has_gold(summary, trained):
+        return Risk(subject, "unknown", f"not told: {too_few_prompts(summary) or FEW_WITH_GOLD}.")
     if not curves:
         return Risk(subject, "unknown", f"not measured: no gold reward was read along {trained}'s curves.")
     absent = [c for c in summary["criteria"] if c not in {row["criterion"] for row in curves}]
@@ -55,6 +74,12 @@ def _hacking(summary: Summary) -> Risk:
     return Risk(subject, "none", f"none seen for {trained}{reach}.{unmeasured}{elsewhere}")
 
 
+def _has_gold(summary: Summary, policy: str) -> bool:
+    """Whether gold is known along some curve of the policy."""
+    rows = [row for row in summary["curves"] if row["policy"] == policy and row["samples"] is not None]
+    return any(row["gold"] is not None for row in rows)
+
+
 def _fall(row: HackingRow) -> str:
     peak = f"peak {number(row['peak_gold'])} at {number(row['peak_samples'])}, {number(row['last_gold'])} at the end"
     return f"on {row['criterion']} with {method_title(row['method'])} from {number(row['onset'])} samples on ({peak})"
@@ -64,6 +89,8 @@ def _alone(summary: Summary) -> Risk:
     sentences = alone_words(summary)
     if not sentences:
         return Risk("Without a sampler", "unknown", "not measured against any reference.")
+    if few := too_few_prompts(summary):
+        return Risk("Without a sampler", "unknown", f"not told: {few}.")
     worse = any("it is worse" in sentence for sentence in sentences)
     return Risk("Without a sampler", "seen" if worse else "none", "; ".join(map(_bare, sentences)) + ".")
 
@@ -85,6 +112,8 @@ def _worst(summary: Summary) -> Risk:
         ]
     if not measured:
         return Risk(subject, "unknown", "not measured.")
+    if few := too_few_prompts(summary):
+        return Risk(subject, "unknown", f"not told: {few}.")
     if worse:
         return Risk(subject, "seen", f"with the sampler, {'; '.join(worse)}.")
     return Risk(subject, "none", "with the sampler, no worse than any reference's on any criterion.")
@@ -140,13 +169,26 @@ def _missing(summary: Summary) -> Risk:
     return Risk(subject, "seen", f"{'; '.join(parts)}.")
 
 
+def _constant(summary: Summary) -> Risk | None:
+    """A reward that cannot tell answers apart."""
+    parts = []
+    for row in summary.get("constant", []):
+        same = (
+            "the same for all answers to a prompt"
+            if row["value"] is None
+            else f"{number(row['value'])} for all answers"
+        )
+        effect = "it selects by chance" if row["metric"] == "proxy" else "it judges nothing"
+        parts.append(f"{row['metric']} of {row['policy']} on {row['criterion']} is {same}, so {effect}")
+    return Risk("Constant scores", "seen", f"{'; '.join(parts)}.") if parts else None
+
+
 def _few_prompts(summary: Summary) -> Risk | None:
     count = summary["num_prompts"]
     if count is None or count >= FEW_PROMPTS:
         return None
-    return Risk(
-        "Few prompts", "seen", f"with {number(count)} the intervals are too narrow; take {FEW_PROMPTS} or more."
-    )
+    lost = "there are no intervals" if too_few_prompts(summary) else "the intervals are too narrow"
+    return Risk("Few prompts", "seen", f"with {number(count)} {lost}; take {FEW_PROMPTS} or more.")
 
 
 def _dropped(summary: Summary) -> Risk | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from inference.evaluation.summary import Summary
+from inference.statistics.bootstrap import MIN_PROMPTS
 from inference.statistics.savings import FALL_TOLERANCE
 from inference.statistics.summary_rows import (
     AverageRow,
@@ -39,6 +40,7 @@ ENDS = {
     "high": "the curve of the reference ends at a lower cost",
 }
 SPACE = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
+NO_GOLD = "no gold reward judges"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
@@ -107,15 +109,29 @@ def _bound(ratio: float, *, is_lower: bool, is_upper: bool) -> str:
 def interval_text(row: SavingsRow, unit: Unit = "samples") -> str:
     """A saving's interval; `>` and `<` mark ends that are bounds: resamples were censored, or at one sample already."""
     ratio = ratio_in(row, unit)
-    if ratio is None or not _is_known(ratio["ci95"]):
+    ci95 = None if ratio is None else ratio["ci95"]
+    if ci95 is None or not _is_known(ci95):
         return "-"
     low, high = ("<" if row["ci_floor"] else ""), (">" if row["ci_censored"] else "")
-    return f"[{low}{ratio['ci95'][0]:.2f}, {high}{ratio['ci95'][1]:.2f}]"
+    return f"[{low}{ci95[0]:.2f}, {high}{ci95[1]:.2f}]"
 
 
 def _is_known(ci95: IntervalRow | None) -> bool:
     """Whether an interval has both ends."""
     return ci95 is not None and None not in ci95
+
+
+def judged_savings(savings: Sequence[SavingsRow]) -> list[SavingsRow]:
+    """The rows by gold, and those by proxy of criteria that have no gold."""
+    judged = {row["criterion"] for row in savings if row["metric"] == "gold"}
+    return [row for row in savings if row["metric"] == "gold" or row["criterion"] not in judged]
+
+
+def quality_values(row: QualityRow) -> tuple[str, list[float | None]]:
+    """By what a policy's means are told, gold or proxy: of one sample and the sampler, then both of the worst 5 %."""
+    if row["without"] is None and row["with"] is None:
+        return "proxy", [row["proxy_without"], row["proxy_with"], None, None]
+    return "gold", [row["without"], row["with"], row["worst_without"], row["worst_with"]]
 
 
 def note(row: SavingsRow) -> str:
@@ -166,14 +182,31 @@ def first_method(summary: Summary) -> str:
     return next((method for method in methods if method in averaged), methods[0])
 
 
+def num_seeds(summary: Summary) -> int:
+    """Evaluations that a summary holds together."""
+    return max([row["num_seeds"] or 1 for row in (*summary["savings"], *summary["differences"])], default=1)
+
+
+def too_few_prompts(summary: Summary) -> str:
+    """Why nothing is concluded from a summary of less than `MIN_PROMPTS` prompts a seed; empty for one with enough."""
+    count = None if summary["num_prompts"] is None else summary["num_prompts"] // num_seeds(summary)
+    if count is None or count >= MIN_PROMPTS:
+        return ""
+    return f"{count} prompt{' is' if count == 1 else 's are'} too few, at least {MIN_PROMPTS} are needed"
+
+
 def headline(summary: Summary) -> str:
     """A few sentences: the saving against each reference with its interval, and what the policy is worth alone."""
     saving = saving_sentences(summary)
+    if too_few_prompts(summary):
+        return saving[0]
     return " ".join([*saving, *alone_words(summary)] if summary["averages"] else saving)
 
 
 def saving_sentences(summary: Summary) -> list[str]:
     """The saving against each reference, and by criterion where the averages have no interval."""
+    if few := too_few_prompts(summary):
+        return [f"No verdict, interval or advice: {few}. The figures describe what was evaluated, and nothing else."]
     method, trained, references = first_method(summary), summary["trained"], summary["references"]
     savings = [words for reference in references if (words := _saving_words(summary, reference, method))]
     if not savings and summary["savings"] and all(row["metric"] == "proxy" for row in summary["savings"]):

@@ -15,14 +15,20 @@ import numpy as np
 from iama.arrays import Floats
 
 Interval = tuple[float, float]
+MIN_PROMPTS = 4
+"""Prompts below which there is no interval, and so no onset, advice or other verdict.
+
+Of three prompts or fewer, a resample repeats one prompt in more than 2.5 % of all cases: the ends of the interval would
+be the lowest and the highest prompt, whatever the others are.
+"""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `num_prompts` prompts with its 95 % interval."""
+    """A mean over `num_prompts` prompts with its 95 % interval, None below `MIN_PROMPTS`."""
 
     mean: float
-    ci95: Interval
+    ci95: Interval | None
     num_prompts: int
 
 
@@ -49,6 +55,16 @@ def percentile_interval(replicates_B: Floats) -> Interval:
     return float(low), float(high)
 
 
+def interval_of(replicates_B: Floats, num_prompts: int) -> Interval | None:
+    """The interval of what was computed from so many prompts (of each seed); None below `MIN_PROMPTS`."""
+    return None if num_prompts < MIN_PROMPTS else percentile_interval(replicates_B)
+
+
+def interval_row(interval: Interval | None) -> list[float] | None:
+    """An interval as JSON has it."""
+    return None if interval is None else list(interval)
+
+
 def replicated_means(values_PN: Floats, weights_BP: Floats) -> Floats:
     """Means `[B, N]` over the prompts that have a value in every column, under each replicate's weights.
 
@@ -71,4 +87,5 @@ def mean_interval(values_P: Floats, *, num_bootstrap: int, seed: int) -> Estimat
     if not known_P.any():
         return None
     replicates = replicated_means(values_P[:, None], prompt_weights(len(values_P), num_bootstrap, seed))
-    return Estimate(float(values_P[known_P].mean()), percentile_interval(replicates[:, 0]), int(known_P.sum()))
+    num_prompts = int(known_P.sum())
+    return Estimate(float(values_P[known_P].mean()), interval_of(replicates[:, 0], num_prompts), num_prompts)

@@ -22,7 +22,7 @@ class Control:
     samples: int
     proxy: float
     gold: float
-    gold_ci95: Interval
+    gold_ci95: Interval | None
 
 
 def controls(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iama.arrays import Floats
-from inference.statistics.bootstrap import Interval, percentile_interval, prompt_weights, replicated_means
+from inference.statistics.bootstrap import MIN_PROMPTS, Interval, percentile_interval, prompt_weights, replicated_means
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ def hacking(gold_PN: Floats, budgets: Sequence[float], *, num_bootstrap: int, se
     `onset` is the smallest budget after the peak at which the 95 % interval of (gold at the peak - gold there),
     paired over prompts, lies above 0. The peak is the maximum of the measured curve, held fixed in the bootstrap, so
     `drop` leans upwards on a noisy curve, and each budget is tested by itself: of curves that are truly flat about one
-    in ten gets an onset (tests). Prompts that lack a value at some budget are left out; None if none is left.
+    in ten gets an onset (tests). Prompts that lack a value at some budget are left out; None if fewer than
+    `MIN_PROMPTS` are left.
     """
     assert gold_PN.shape[1] == len(budgets) > 0
     assert list(budgets) == sorted(budgets)
     complete_PN = gold_PN[~np.isnan(gold_PN).any(axis=1)]
-    if not len(complete_PN):
+    if len(complete_PN) < MIN_PROMPTS:
         return None
     gold_N = complete_PN.mean(axis=0)
     peak = int(gold_N.argmax())

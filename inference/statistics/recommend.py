@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from iama.arrays import Floats
-from inference.statistics.bootstrap import Estimate, mean_interval
+from inference.statistics.bootstrap import Estimate, interval_row, mean_interval
 from inference.statistics.summary_rows import Choice, CurveRow, RecommendationRow, Unit
 
 Key = tuple[str, str, str, int | None]
@@ -38,7 +38,7 @@ def recommend(
     Named is what is best on all prompts. Its `gold` is not read off there, where the best of many noisy means is
     overstated: it is what is best on one half of the prompts, judged on the other half, both ways round, which may be
     another row than the one named. `ci95` is over prompts, the choices held fixed. `runner_up`: the same among other
-    policies and methods, None without one. With a single prompt there are no halves and `gold` leans upwards.
+    policies and methods, None without one. Of less than `MIN_PROMPTS` prompts with gold nothing is recommended.
     """
     out = []
     for criterion in dict.fromkeys(row["criterion"] for row in rows):
@@ -74,6 +74,9 @@ def _recommendation(
     if best is None:
         return None
     row, value = best
+    interval = interval_row(value.ci95)
+    if interval is None:
+        return None
     others = [other for other in rows if _way(other) != _way(row)]
     second = _best_row(others, gold, num_bootstrap, seed)
     return {
@@ -81,7 +84,7 @@ def _recommendation(
         "unit": unit,
         "budget": budget,
         **_choice(row, value.mean),
-        "ci95": list(value.ci95),
+        "ci95": interval,
         "runner_up": None if second is None else _choice(second[0], second[1].mean),
     }
 
@@ -109,7 +112,7 @@ def _cross_fitted(gold_RP: Floats, seed: int) -> Floats:
     halves = [shuffled[: num_prompts // 2], shuffled[num_prompts // 2 :]]
     values_P = np.full(num_prompts, np.nan)
     for judged, choosing in (halves, halves[::-1]):
-        best = _best(gold_RP[:, choosing if len(choosing) else judged])
+        best = _best(gold_RP[:, choosing])
         if best is not None:
             values_P[judged] = gold_RP[best, judged]
     return values_P

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iama.arrays import Floats, Integers, Mask
-from inference.statistics.bootstrap import Interval, percentile_interval, resample
+from inference.statistics.bootstrap import MIN_PROMPTS, Interval, interval_of, interval_row, resample
 from inference.statistics.summary_rows import EqualCostFigures, SavingsFigures
 
 # Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
@@ -44,7 +44,7 @@ class UnitRatio:
     """What the reference spends for the same value, divided by what the trained policy spends, in one unit."""
 
     ratio: float
-    ci95: Interval
+    ci95: Interval | None
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,11 @@ class Savings:
     of resamples with such a seed; where they are above 0, the interval's upper or lower end may be a bound itself.
     `hacked`: the reference's gold curve falls before its largest budget in some seed. `counts`: false if some seed is
     both, censored and hacked: more samples would not bring that reference closer, so its bound says nothing.
+    Below `MIN_PROMPTS` prompts there are no intervals, and `hacked` is None, which counts.
     """
 
     ratio: float
-    ci95: Interval
+    ci95: Interval | None
     units: dict[str, UnitRatio]
     censored: bool
     num_censored: int
@@ -67,7 +68,7 @@ class Savings:
     ci_censored: float
     ci_floor: float
     floor: bool
-    hacked: bool
+    hacked: bool | None
     counts: bool
 
     def as_dict(self) -> SavingsFigures:
@@ -75,8 +76,10 @@ class Savings:
         tokens = self.units.get("policy_tokens")
         return {
             "ratio": self.ratio,
-            "ci95": list(self.ci95),
-            "units": {unit: {"ratio": value.ratio, "ci95": list(value.ci95)} for unit, value in self.units.items()},
+            "ci95": interval_row(self.ci95),
+            "units": {
+                unit: {"ratio": value.ratio, "ci95": interval_row(value.ci95)} for unit, value in self.units.items()
+            },
             "censored": self.censored,
             "num_censored": self.num_censored,
             "num_seeds": self.num_seeds,
@@ -86,7 +89,7 @@ class Savings:
             "hacked": self.hacked,
             "counts": self.counts,
             "token_ratio": None if tokens is None else tokens.ratio,
-            "token_ci95": None if tokens is None else list(tokens.ci95),
+            "token_ci95": None if tokens is None else interval_row(tokens.ci95),
         }
 
 
@@ -95,7 +98,7 @@ class Difference:
     """A mean difference with its 95 % interval."""
 
     mean: float
-    ci95: Interval
+    ci95: Interval | None
     num_seeds: int
 
 
@@ -105,7 +108,7 @@ class EqualCost:
 
     budget: float
     difference: float
-    ci95: Interval
+    ci95: Interval | None
     reference_samples: float
     clipped: str | None
     num_seeds: int
@@ -115,7 +118,7 @@ class EqualCost:
         return {
             "budget": self.budget,
             "difference": self.difference,
-            "ci95": list(self.ci95),
+            "ci95": interval_row(self.ci95),
             "reference_samples": self.reference_samples,
             "clipped": self.clipped,
             "num_seeds": self.num_seeds,
@@ -161,20 +164,25 @@ def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: i
         np.stack([getattr(r, f) for r in replicates], axis=1) for f in ("log_ratio", "censored", "floor")
     )
     censored = [bool(p.censored[0]) for p in point]
-    hacked = [c.gold_PN is not None and falls(c.gold_PN.mean(axis=0)) for c in seeds]
+    num_prompts = _fewest_prompts(seeds)
+    falling = [num_prompts >= MIN_PROMPTS and c.gold_PN is not None and falls(c.gold_PN.mean(axis=0)) for c in seeds]
     return Savings(
         ratio=math.exp(np.mean([p.log_ratio[0] for p in point])),
-        ci95=percentile_interval(np.exp((log_samples_BK * shares_BK).sum(axis=1))),
-        units={unit: _unit_ratio(unit, point, replicates, shares_BK) for unit in _common_units(point)},
+        ci95=interval_of(np.exp((log_samples_BK * shares_BK).sum(axis=1)), num_prompts),
+        units={unit: _unit_ratio(unit, point, replicates, shares_BK, num_prompts) for unit in _common_units(point)},
         censored=any(censored),
         num_censored=sum(censored),
         num_seeds=len(seeds),
         ci_censored=float((censored_BK & (shares_BK > 0)).any(axis=1).mean()),
         ci_floor=float((floor_BK & (shares_BK > 0)).any(axis=1).mean()),
         floor=any(bool(p.floor[0]) for p in point),
-        hacked=any(hacked),
-        counts=not any(missed and fell for missed, fell in zip(censored, hacked, strict=True)),
+        hacked=any(falling) if num_prompts >= MIN_PROMPTS else None,
+        counts=not any(missed and fell for missed, fell in zip(censored, falling, strict=True)),
     )
+
+
+def _fewest_prompts(seeds: Sequence[Comparison]) -> int:
+    return min(len(c.trained_P) for c in seeds)
 
 
 def paired_difference(seeds: Sequence[tuple[Floats, Floats]], *, num_bootstrap: int, seed: int) -> Difference:
@@ -185,7 +193,7 @@ def paired_difference(seeds: Sequence[tuple[Floats, Floats]], *, num_bootstrap: 
         for gap, (weights, share) in zip(gaps, resample([len(g) for g in gaps], num_bootstrap, seed), strict=True)
     )
     mean = float(np.mean([gap.mean() for gap in gaps]))
-    return Difference(mean, percentile_interval(np.asarray(replicates)), len(seeds))
+    return Difference(mean, interval_of(np.asarray(replicates), min(map(len, gaps))), len(seeds))
 
 
 def grows(costs_PN: Floats) -> bool:
@@ -213,7 +221,7 @@ def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_boot
     return EqualCost(
         budget=float(np.mean([spent for _, spent in low])),
         difference=float(np.mean([p[0][0] for p in point])),
-        ci95=percentile_interval(np.asarray(replicates)),
+        ci95=interval_of(np.asarray(replicates), _fewest_prompts(seeds)),
         reference_samples=float(np.mean([p[1][0] for p in point])),
         clipped=clipped,
         num_seeds=len(seeds),
@@ -275,7 +283,9 @@ def _common_units(point: Sequence[_Ratios]) -> list[str]:
     return [unit for unit in point[0].log_units if all(unit in p.log_units for p in point)]
 
 
-def _unit_ratio(unit: str, point: Sequence[_Ratios], replicates: Sequence[_Ratios], shares_BK: Floats) -> UnitRatio:
+def _unit_ratio(
+    unit: str, point: Sequence[_Ratios], replicates: Sequence[_Ratios], shares_BK: Floats, num_prompts: int
+) -> UnitRatio:
     ratio = math.exp(np.mean([p.log_units[unit][0] for p in point]))
     log_BK = np.stack([r.log_units[unit] for r in replicates], axis=1)
-    return UnitRatio(ratio, percentile_interval(np.exp((log_BK * shares_BK).sum(axis=1))))
+    return UnitRatio(ratio, interval_of(np.exp((log_BK * shares_BK).sum(axis=1)), num_prompts))

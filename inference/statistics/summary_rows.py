@@ -1,7 +1,8 @@
 """The rows of `summary.json`, one type a table; docs/evaluation.md says how each number is computed.
 
-A value is None where it was not measured. Rewards are means over prompts; intervals hold 95 %. Keys that are not
-required stand only in rows that they say something of.
+A value is None where it was not measured. Rewards are means over prompts; intervals hold 95 %, and are None below
+`inference.statistics.bootstrap.MIN_PROMPTS` prompts. Keys that are not required stand only in rows that they say
+something of.
 """
 
 # Annotations are evaluated here, since `load_summary` reads from the types which keys are required.
@@ -80,7 +81,7 @@ class Ratio(TypedDict):
     """Cost of the reference over cost of the trained policy, for the same value."""
 
     ratio: float
-    ci95: IntervalRow
+    ci95: IntervalRow | None
 
 
 class SavingsFigures(Ratio):
@@ -93,7 +94,7 @@ class SavingsFigures(Ratio):
     ci_censored: float
     ci_floor: float
     floor: bool
-    hacked: bool
+    hacked: bool | None
     counts: bool
     token_ratio: float | None
     token_ci95: IntervalRow | None
@@ -130,7 +131,7 @@ class DifferenceRow(TypedDict):
     reference: str
     samples: int
     mean: float
-    ci95: IntervalRow
+    ci95: IntervalRow | None
     num_seeds: int
 
 
@@ -139,7 +140,7 @@ class EqualCostFigures(TypedDict):
 
     budget: float
     difference: float
-    ci95: IntervalRow
+    ci95: IntervalRow | None
     reference_samples: float
     clipped: str | None
     num_seeds: int
@@ -191,7 +192,7 @@ class ControlRow(TypedDict):
     samples: int
     proxy: float
     gold: float
-    gold_ci95: IntervalRow
+    gold_ci95: IntervalRow | None
 
 
 class WinRateRow(TypedDict):
@@ -205,7 +206,7 @@ class WinRateRow(TypedDict):
     baseline_policy: str
     baseline_samples: int
     win_rate: float
-    ci95: IntervalRow
+    ci95: IntervalRow | None
     length_controlled: float | None
     length_controlled_ci95: IntervalRow | None
 
@@ -298,6 +299,15 @@ class MissingRow(TypedDict):
     method: NotRequired[str]
     num_missing: int
     num_samples: int
+
+
+class ConstantRow(TypedDict):
+    """Scores that are the same for all answers to each prompt; `value` where they are the same for all prompts too."""
+
+    policy: str
+    criterion: str
+    metric: str
+    value: float | None
 
 
 class RewardCostRow(TypedDict):

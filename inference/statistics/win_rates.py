@@ -14,7 +14,7 @@ import numpy as np
 from iama.arrays import Floats
 from iama.objective.operators import RankOperator
 from inference.selection.curves import by_answer, rank_weights
-from inference.statistics.bootstrap import Interval, mean_interval, percentile_interval, prompt_weights
+from inference.statistics.bootstrap import Interval, interval_of, mean_interval, prompt_weights
 
 NUM_PAIRS = 256
 """Pairs a prompt that the length-controlled rate is fitted on."""
@@ -34,10 +34,13 @@ class Side:
 
 @dataclass(frozen=True)
 class WinRate:
-    """Win rate (ties half) with its interval, and the same at equal length (None where that cannot be known)."""
+    """Win rate (ties half) with its interval, and the same at equal length (None where that cannot be known).
+
+    Intervals are None below `MIN_PROMPTS` prompts.
+    """
 
     win_rate: float
-    ci95: Interval
+    ci95: Interval | None
     length_controlled: float | None
     length_controlled_ci95: Interval | None
     num_prompts: int
@@ -86,7 +89,7 @@ def win_rate(a: Side, b: Side, *, num_bootstrap: int, seed: int, num_pairs: int 
 
 def length_controlled(
     a: Side, b: Side, *, num_bootstrap: int, seed: int, num_pairs: int = NUM_PAIRS
-) -> tuple[float, Interval] | None:
+) -> tuple[float, Interval | None] | None:
     """Win rate at equal length, with its interval over prompts.
 
     After AlpacaEval 2 (Dubois et al. 2024), without its terms for models and instructions: a logistic regression of
@@ -109,7 +112,7 @@ def length_controlled(
     centres, num_PK, wins_PK = _binned(x_PM, wins_PM)
     weights_BP = prompt_weights(len(x_PM), num_bootstrap, seed)
     replicates = _intercept_rates(centres, weights_BP @ num_PK, weights_BP @ wins_PK)
-    return float(point), percentile_interval(replicates)
+    return float(point), interval_of(replicates, len(x_PM))
 
 
 def _known(side: Side, p: int) -> tuple[Floats, Floats]:

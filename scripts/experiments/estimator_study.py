@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import typer
 
 from iama.arrays import Floats
 from iama.objective.estimators import advantages
@@ -66,7 +67,10 @@ class Normaliser:
 
 
 def main() -> None:
-    """Measure, write the page."""
+    """Measure, write the page.
+
+    Example: python -m scripts.experiments.estimator_study
+    """
     total = len(LAWS) * sum(map(len, GROUP_SIZES.values())) * NUM_TABLES
     with progress_bar("estimators", "tables", total) as advance:
         cells = study(GROUP_SIZES, NUM_TABLES, NUM_GROUPS, advance=lambda: advance(1))
@@ -414,4 +418,4 @@ def plot(path: Path, cells: Sequence[Cell]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import typer
 
 from iama.arrays import Floats
 from iama.config.specs import PolicySpec
@@ -72,7 +73,10 @@ class Measured:
 
 
 def main() -> None:
-    """Train, measure and write the page."""
+    """Train, measure and write the page.
+
+    Example: python -m scripts.experiments.front
+    """
     write(frame.PAGES, measure_seeds(best_settings()))
 
 
@@ -319,4 +323,4 @@ def plot(path: Path, seeds: Mapping[int, Measured]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

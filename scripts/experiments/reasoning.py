@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import typer
 from matplotlib.axes import Axes
 
 from iama.arrays import Floats, Integers
@@ -144,7 +145,10 @@ class Size:
 
 
 def main() -> None:
-    """Build, train, serve, write the page."""
+    """Build, train, serve, write the page.
+
+    Example: python -m scripts.experiments.reasoning
+    """
     quieten()
     runs = {seed: jobs(seed, scales(seed)) for seed in SEEDS}
     folders = {seed: dict(zip(some, frame.train_many(list(some.values())), strict=True)) for seed, some in runs.items()}
@@ -769,4 +773,4 @@ def _panel(axis: Axes, cells: Sequence[Cell]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -16,6 +16,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import typer
+
 from iama.objective.operators import bon
 from scripts.experiments import figures, frame
 from scripts.experiments.conditioned import PREFIXES
@@ -39,7 +41,10 @@ NUM_SAMPLES, BUDGET = 32, 4
 
 
 def main() -> None:
-    """Search and write the page."""
+    """Search and write the page.
+
+    Example: python -m scripts.experiments.search
+    """
     write(frame.PAGES, run_search())
 
 
@@ -163,4 +168,4 @@ def _setting(row: Mapping[str, float]) -> Setting:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

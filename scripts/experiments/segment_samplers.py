@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import typer
 from matplotlib.axes import Axes
 
 from iama.arrays import Floats, Integers
@@ -116,7 +117,10 @@ class Cell:
 
 
 def main() -> None:
-    """Search, serve, write the page."""
+    """Search, serve, write the page.
+
+    Example: python -m scripts.experiments.segment_samplers
+    """
     quieten()
     best = best_settings()
     rows = run_search(adapters(SEARCH_SEED, best))
@@ -642,4 +646,4 @@ def _line(axis: Axes, cells: Sequence[Cell], names: list[str], colour: str, mark
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import typer
 
 from iama.arrays import Floats, Mask
 from iama.objective.operators import Operator, bon, identity, tilt
@@ -56,7 +57,10 @@ def _nothing() -> None:
 
 
 def main() -> None:
-    """Run the four experiments, write the page."""
+    """Run the four experiments, write the page.
+
+    Example: python -m scripts.experiments.toy
+    """
     trained_steps = (len(BUDGETS) + 1) * GRPO.num_steps
     plateau_steps = len(GROUP_SIZES) * PLATEAU_STEPS * (len(PLATEAU_BETAS) * PLATEAU_SEEDS + 1)
     with progress_bars() as progress:
@@ -504,4 +508,4 @@ def plot_tilt(path: Path, tilted: Sequence[Tilted]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

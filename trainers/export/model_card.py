@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from iama.config.manifest import FILE_NAME, Manifest, load_manifest
 from iama.errors import RunError
+from iama.reading import read_object
 
 SUMMARY = "summary.json"
 UNMEASURED = (
@@ -37,14 +37,16 @@ def read_plain_quality(evaluation: Path, run: Path, manifest: Manifest) -> Plain
     criteria or without a single sample.
     """
     path = evaluation / SUMMARY
+    if not path.is_file():
+        raise RunError(f"--evaluation {str(evaluation)!r} holds no {SUMMARY} of `iama evaluate`")
+    summary = read_object(path, RunError, "run `iama evaluate` again")
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
         rows = [row for row in summary["curves"] if row["method"] == "bon" and row["samples"] == 1]
         policies = [summary["trained"], *summary["references"]]
         subject = dict(summary["config"]["policies"][summary["trained"]])
         num_prompts = int(summary["num_prompts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"--evaluation {str(evaluation)!r} holds no {SUMMARY} of `iama evaluate`") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"--evaluation {str(evaluation)!r}: its {SUMMARY} is not of `iama evaluate`") from error
     if not _is_trained_by(run, manifest, subject):
         model = subject.get("adapter") or subject.get("path") or subject.get("pool")
         raise RunError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -12,7 +11,8 @@ from typing import Any
 from iama.calls import read_call
 from iama.config.manifest import Manifest, ManifestCriterion
 from iama.config.schema import nearest, validate
-from iama.errors import ConfigError, RunError
+from iama.errors import ConfigError, ModelError, RunError
+from iama.reading import read_object
 
 VLLM_MAX_RANK = 512
 """Of vLLM's max_lora_rank."""
@@ -102,7 +102,7 @@ def vllm_objections(adapter: Path) -> list[str]:
 
     Its contract is of files: one rank, within its limit, and one scale, no bias, no DoRA, no fully trained modules.
     """
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_object(adapter / "adapter_config.json", ModelError, "train again")
     objections = []
     if config["r"] > VLLM_MAX_RANK:
         objections.append(f"rank {config['r']} is above {VLLM_MAX_RANK}")

@@ -6,6 +6,7 @@ the run's. Here each is made once by itself, and thrown away.
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from pydantic import ValidationError
 from transformers import Trainer, get_scheduler
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -77,12 +79,19 @@ def check_deepspeed(arguments: GRPOConfig, deepspeed: Any, world_size: int, mode
     if mismatches:
         words = "; ".join(_mismatch(line) for line in mismatches)
         raise ConfigError(f'{where}: {words}; write "auto" there, which takes the run\'s own value')
-    from deepspeed.runtime.config import DeepSpeedConfig
+    from deepspeed.runtime import config as deepspeed_config
 
+    constants = [value for name, value in vars(deepspeed_config).items() if name.isupper() and isinstance(value, str)]
+    for key in filled.config:
+        close = [] if key in constants else difflib.get_close_matches(key, constants, n=1, cutoff=0.8)
+        if close:
+            raise ConfigError(
+                f"{where}: DeepSpeed does not know {key!r}, and would pass over it; did you mean {close[0]!r}?"
+            )
     content = dict(filled.config)
     content["train_batch_size"] = run.per_device_train_batch_size * run.gradient_accumulation_steps  # one process
     with refused_as(where):
-        DeepSpeedConfig(content)
+        deepspeed_config.DeepSpeedConfig(content)
 
 
 def _mismatch(line: str) -> str:
@@ -107,6 +116,8 @@ def refused_as(what: str) -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """An exception's message in one line; its name where that tells something, or where there is no message."""
     text = " ".join(str(error).split())[:500]
+    if isinstance(error, ValidationError):  # of DeepSpeed
+        text = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
     name = type(error).__name__
     return text if text and isinstance(error, ValueError | ImportError | OSError) else f"{name}: {text}".rstrip(": ")
 

@@ -24,7 +24,7 @@ from iama.environment import is_main_process
 from iama.errors import ConfigError, IamaError, RunError
 from iama.files import temporary_name, write_atomically
 from iama.installation import find_deepspeed
-from iama.models.loading import is_out_of_memory, loading, refuse_missing_tensors
+from iama.models.loading import is_out_of_memory, load_model
 from iama.prompts.data import Row
 from iama.prompts.render import Prompt
 from iama.rewards.load import load_reward
@@ -153,11 +153,7 @@ def _load_model(plan: Plan) -> PreTrainedModel:
     options = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code, **plan.model_init_kwargs}
     if plan.config.quantization is not None:
         options["quantization_config"] = _four_bits(spec.dtype)
-    with loading(spec.path, "policy.path"):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            spec.path, use_safetensors=True, output_loading_info=True, **options
-        )
-    refuse_missing_tensors(info, spec.path, "policy.path")
+    model: PreTrainedModel = load_model(AutoModelForCausalLM, spec.path, "policy.path", **options)
     # `generate` fills whatever TRL leaves unset from here, and nothing that serves the policy would know.
     ends = {key: getattr(model.generation_config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ends)

@@ -20,7 +20,7 @@ from trl.trainer.utils import RepeatSampler
 from iama.config.files import TrainingCriterion
 from iama.environment import is_main_process
 from iama.errors import IamaWarning, RunError
-from iama.files import whole_lines, write_atomically
+from iama.files import append, whole_lines, write_atomically
 from iama.progress import add_bar, progress_bars
 from trainers.run.adapter import check_adapter, expected_shapes, is_trained
 from trainers.run.checkpoints import Sharding, keep_newest, write_marker
@@ -82,8 +82,7 @@ class MetricsFile(TrainerCallback):
     def _write(self, row: dict[str, Any]) -> bool:
         """Write a line with its alarms, warn of what is told for the first time; returns whether to stop."""
         alarms = self._watch.look(row)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "alarms": [alarm.cause for alarm in alarms]}) + "\n")
+        append(self._path, json.dumps({**row, "alarms": [alarm.cause for alarm in alarms]}) + "\n")
         for alarm in self._watch.unsaid(alarms):
             warnings.warn(alarm.message, IamaWarning, stacklevel=2)
         if not (self._watch.config.stop_on_hacking and any(alarm.cause.startswith("hacking") for alarm in alarms)):
@@ -125,8 +124,11 @@ def _cut_back(path: Path, first_step: int) -> list[dict[str, Any]]:
     """Drop lines of steps that will be run again; returns those that stay."""
     if not path.exists():
         return []
-    lines = whole_lines(path.read_bytes()).decode().splitlines(keepends=True)
-    kept = {line: row for line in lines if (row := json.loads(line))["step"] <= first_step}
+    lines = whole_lines(path.read_bytes()).splitlines(keepends=True)
+    try:
+        kept = {line.decode(): row for line in lines if (row := json.loads(line))["step"] <= first_step}
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path}: a damaged line ({error}); put it back as it was, or delete the file") from error
     write_atomically(path, "".join(kept))
     return list(kept.values())
 

@@ -210,8 +210,12 @@ def remove(checkpoint: Path) -> None:
 
 def took_last_step(checkpoint: Path) -> bool:
     """Whether a checkpoint stands at the end of its run."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])
+    path = checkpoint / "trainer_state.json"
+    try:
+        state = json.loads(path.read_bytes())  # by transformers, which writes NaN where a metric has none
+        return bool(state["global_step"] >= state["max_steps"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} is damaged ({error}); delete that checkpoint to go on from another one") from error
 
 
 def copy_adapter(checkpoint: Path, folder: Path) -> None:

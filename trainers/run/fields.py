@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 from iama.errors import ConfigError
 from iama.installation import find_deepspeed
+from iama.reading import read_object
 
 TIMEOUT_MARGIN_S = 120
 """The watchdog ends a process first, and names its phase; a process group that times out does not."""
@@ -33,15 +33,7 @@ def deepspeed_options(deepspeed: str | dict[str, Any] | None) -> dict[str, Any]:
     if deepspeed is None or isinstance(deepspeed, dict):
         return dict(deepspeed or {})
     file = find_deepspeed(deepspeed)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"trainer.deepspeed {deepspeed!r} cannot be read ({error}); see configs/deepspeed/"
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"trainer.deepspeed {deepspeed!r} holds no JSON object; see configs/deepspeed/")
-    return content
+    return read_object(file, ConfigError, "it is `trainer.deepspeed`; see configs/deepspeed/")
 
 
 def group_timeout_s(max_phase_s: float | None) -> int:

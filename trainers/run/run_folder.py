@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import io
 import json
@@ -21,8 +20,9 @@ from typing import Any
 import torch
 
 from iama.environment import threads_per_process, world_size
-from iama.errors import RunError
-from iama.files import write_atomically
+from iama.errors import RunError, without_secrets
+from iama.files import locked, write_atomically
+from iama.reading import read_json
 
 ENVIRONMENT_FILE = "environment.json"
 PLOTS_FILE = "plots.svg"
@@ -44,31 +44,22 @@ COLOURS = {"mean": "#777777", "value": "#0072b2", "gold": "#e69f00"}
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a run folder; `RunError` while another process of this machine does. Where it ends, so does its hold."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(handle, folder)
+    """Hold a run folder; `RunError` while another process does. Where it ends, so does its hold."""
+    refusal = (
+        f"output_dir {str(folder)!r} is being trained in by another process; wait for it or stop it, or "
+        "choose another output_dir"
+    )
+    with locked(folder, refusal):
         yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunError(
-            f"output_dir {str(folder)!r} is being trained in by another process; wait for it or stop it, or "
-            "choose another output_dir"
-        ) from None
-    except OSError:  # a file system without locks
-        return
 
 
 def write_environment(folder: Path) -> None:
     """Add this start to `environment.json`: a list with an entry for every time the run was started."""
     path = folder / ENVIRONMENT_FILE
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    remedy = "it lists the starts of this run; mend it, or delete it"
+    starts = read_json(path, RunError, remedy) if path.is_file() else []
+    if not isinstance(starts, list):
+        raise RunError(f"{path}: no list; {remedy}")
     write_atomically(path, json.dumps([*starts, environment()], indent=2) + "\n")
 
 
@@ -77,7 +68,7 @@ def environment() -> dict[str, Any]:
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [without_secrets(argument) for argument in sys.argv],
         "folder": str(Path.cwd()),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": None if changed is None else bool(changed),

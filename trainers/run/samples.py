@@ -96,5 +96,6 @@ def _cut_back(folder: Path, first_step: int) -> None:
         shutil.rmtree(folder)
         return
     for path in folder.glob("step-*.jsonl"):
-        if int(path.stem.partition("-")[2]) > first_step:
+        number = path.stem.partition("-")[2]
+        if number.isdecimal() and int(number) > first_step:
             path.unlink()

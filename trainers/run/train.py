@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +21,10 @@ from iama.config.files import TrainingConfig
 from iama.config.manifest import FILE_NAME, Manifest, ManifestCriterion
 from iama.config.schema import load_config
 from iama.environment import is_main_process, prepare_environment
-from iama.errors import IamaError, IamaWarning, RunError
+from iama.errors import IamaWarning, RunError
+from iama.exits import told_in_one_line
 from iama.files import is_temporary, temporary_name, write_atomically
-from iama.models.fingerprint import revision
+from iama.models.fingerprint import revision, weights_revision
 from trainers.run.checkpoints import (
     clear_unfinished,
     copy_adapter,
@@ -184,6 +186,7 @@ def manifest(plan: Plan) -> Manifest:
     config = plan.config
     return Manifest(
         base_model=config.policy.path,
+        base_revision=_revision(config.policy.path, weights_revision),
         criteria=[
             ManifestCriterion(
                 name=c.name,
@@ -205,10 +208,10 @@ def manifest(plan: Plan) -> Manifest:
     )
 
 
-def _revision(model: str | None) -> str | None:
-    """Which reward model it is, or None with a warning: a hub that does not answer must not cost a run."""
+def _revision(model: str | None, read: Callable[[str], str | None] = revision) -> str | None:
+    """Which model it is, or None with a warning: a hub that does not answer must not cost a run."""
     try:
-        return None if model is None else revision(model)
+        return None if model is None else read(model)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         warnings.warn(f"{model}: {FILE_NAME} will not say which revision it is ({reason})", IamaWarning, stacklevel=2)
@@ -252,10 +255,8 @@ def main() -> None:
     """Entry point of `train_iama.py`: errors of the user are one line and exit code 2."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
-        app()
-    except IamaError as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
-        sys.exit(2)
+        with told_in_one_line():
+            app()
     finally:
         if "torch" in sys.modules:  # else there is no process group, and a mistake is told without waiting for torch
             from trainers.run.engine import leave_process_group

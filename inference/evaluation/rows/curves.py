@@ -9,7 +9,7 @@ from iama.config.files import EvaluationConfig
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.rows.kl import kl_of
 from inference.evaluation.tables import Tables
-from inference.statistics.bootstrap import Estimate, mean_interval
+from inference.statistics.bootstrap import Estimate, interval_row, mean_interval
 from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow
 
 
@@ -34,9 +34,9 @@ def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
                     "samples": n,
                     **_costs(tables, key, column),
                     "proxy": None if proxy is None else proxy.mean,
-                    "proxy_ci95": None if proxy is None else list(proxy.ci95),
+                    "proxy_ci95": None if proxy is None else interval_row(proxy.ci95),
                     "gold": None if gold is None else gold.mean,
-                    "gold_ci95": None if gold is None else list(gold.ci95),
+                    "gold_ci95": None if gold is None else interval_row(gold.ci95),
                     "kl": None if kl is None else float(kl[column - 1]),
                     "kl_kind": kind,
                     **_disagreement(tables, key, column),

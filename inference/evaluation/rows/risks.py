@@ -14,7 +14,7 @@ from inference.evaluation.measurements import Evaluation
 from inference.evaluation.tables import Tables
 from inference.evaluation.training_cost import run_flops
 from inference.selection.curves import operator_at
-from inference.statistics.bootstrap import Interval
+from inference.statistics.bootstrap import interval_row
 from inference.statistics.break_even import break_even
 from inference.statistics.controls import controls
 from inference.statistics.costs import lengths
@@ -22,10 +22,10 @@ from inference.statistics.hacking import hacking
 from inference.statistics.recommend import key_of, recommend
 from inference.statistics.summary_rows import (
     BreakEvenRow,
+    ConstantRow,
     ControlRow,
     CurveRow,
     HackingRow,
-    IntervalRow,
     QualityRow,
     RecommendationRow,
     SavingsRow,
@@ -124,7 +124,7 @@ def control_rows(evaluation: Evaluation) -> list[ControlRow]:
                 "samples": choice.samples,
                 "proxy": choice.proxy,
                 "gold": choice.gold,
-                "gold_ci95": list(choice.gold_ci95),
+                "gold_ci95": interval_row(choice.gold_ci95),
             }
             for choice in choices
         )
@@ -138,6 +138,25 @@ def _lengths(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion
     if lengths_PS is None:
         lengths_PS = np.asarray([[len(text) for text in row] for row in pool.texts], dtype=np.float64)
     return lengths_PS[:, : evaluation.plan.num_samples]
+
+
+def constant_rows(evaluation: Evaluation) -> list[ConstantRow]:
+    """Rewards that tell no answer to a prompt from another: a proxy then selects by chance, gold judges nothing."""
+    rows: list[ConstantRow] = []
+    for policy, criterion in evaluation.served:
+        for metric, scores_PS in zip(("proxy", "gold"), evaluation.scores_of(policy, criterion), strict=True):
+            if scores_PS is None or not _is_constant(scores_PS):
+                continue
+            values = np.unique(scores_PS[np.isfinite(scores_PS)])
+            value = float(values[0]) if len(values) == 1 else None
+            rows.append({"policy": policy, "criterion": criterion.name, "metric": metric, "value": value})
+    return rows
+
+
+def _is_constant(scores_PS: Floats) -> bool:
+    """Whether no prompt has two different scores; a pool of single answers tells nothing."""
+    known = [row[np.isfinite(row)] for row in scores_PS]
+    return any(len(row) > 1 for row in known) and all(len(np.unique(row)) <= 1 for row in known)
 
 
 def win_rate_rows(evaluation: Evaluation) -> list[WinRateRow]:
@@ -161,9 +180,9 @@ def win_rate_rows(evaluation: Evaluation) -> list[WinRateRow]:
                         "baseline_policy": baseline.policy,
                         "baseline_samples": baseline.samples,
                         "win_rate": rate.win_rate,
-                        "ci95": list(rate.ci95),
+                        "ci95": interval_row(rate.ci95),
                         "length_controlled": rate.length_controlled,
-                        "length_controlled_ci95": _list(rate.length_controlled_ci95),
+                        "length_controlled_ci95": interval_row(rate.length_controlled_ci95),
                     }
                 )
     return rows
@@ -189,10 +208,6 @@ def baseline_of(config: EvaluationConfig) -> WinRateBaseline:
     return config.win_rate_baseline or WinRateBaseline(policy=(known or list(config.policies))[0])
 
 
-def _list(interval: Interval | None) -> IntervalRow | None:
-    return None if interval is None else list(interval)
-
-
 def recommendation_rows(
     config: EvaluationConfig, tables: Tables, curves: Sequence[CurveRow]
 ) -> list[RecommendationRow]:
@@ -206,7 +221,9 @@ def recommendation_rows(
 
 
 def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[SavingsRow]) -> list[BreakEvenRow]:
-    """Queries until the training's operations are saved, for every gold saving; empty without `training_run`.
+    """Queries until the training's operations are saved, for every gold saving that has an interval.
+
+    Empty without `training_run`.
 
     Of a reference that was trained too, only what the trained policy's training took more.
     """
@@ -220,7 +237,7 @@ def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[Sa
         cost = tables.cost(
             evaluation.config.trained, row["criterion"], row["method"], "flops", evaluation.config.trained_budget
         )
-        if row["metric"] != "gold" or ratio is None or cost is None:
+        if row["metric"] != "gold" or ratio is None or cost is None or row["ci95"] is None:
             continue
         reference_training, remark = others[row["reference"]]
         bounds = {"censored": row["censored"], "floor": row["floor"]}

@@ -21,6 +21,7 @@ from iama.config.schema import load_config
 from iama.config.specs import Sampling
 from iama.prompts.data import read_prompts
 from iama.rewards.load import load_reward
+from tests.openai_server import OpenAIServer
 
 
 @pytest.fixture
@@ -315,6 +316,31 @@ def test_a_kind_named_in_the_manifest_is_not_run_unasked(run, exported, tmp_path
         assert f"iama.json names the kind {reward['kind']!r} as the reward of 'first'" in error
         assert "--spec FILE" in error
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("is_member", [False, True])
+def test_a_judge_named_in_the_manifest_is_sent_nothing_unasked(run, exported, tmp_path, monkeypatch, is_member):
+    """A model folder from elsewhere must not have one of the user's variables sent to its author's server."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
+    (tmp_path / "judge.txt").write_text("{prompt} {completion}")
+    with OpenAIServer(lambda body: "8") as server:
+        judge = {"url": server.url, "model": "m", "api_key_env": "AWS_SECRET_ACCESS_KEY"}
+        judge |= {"prompt_file": str(tmp_path / "judge.txt"), "cache": str(tmp_path / "cache")}
+        reward, scale = {"judge": judge}, {"mean": 0, "std": 1}
+        manifest = json.loads((exported / "iama.json").read_text())
+        members = [manifest["criteria"][0]["reward"] | {"scale": scale}, reward | {"scale": scale}]
+        manifest["criteria"][0]["reward"] = {"ensemble": {"members": members}} if is_member else reward
+        (exported / "iama.json").write_text(json.dumps(manifest))
+        for more in ([], ["--method", "bon", "--n", 2], ["--method", "single"]):
+            error = one_line_error(run("generate", "--policy", exported, "--prompt", "fix a bike", *more))
+            assert f"iama.json names the judge 'm' at '{server.url}' as the reward of 'first'" in error
+            assert "AWS_SECRET_ACCESS_KEY are not sent there unasked, so if you trust it, give the reward with" in error
+        assert server.num_requests == 0
+        (tmp_path / "spec.yaml").write_text(json.dumps(manifest["criteria"][0]["reward"]))
+        asked = ("generate", "--policy", exported, "--prompt", "fix a bike", "--spec", tmp_path / "spec.yaml")
+        code, _, err = run(*asked, "--method", "bon", "--n", 2)
+        assert code == 0, err
+        assert set(server.keys) == {"Bearer planted-secret"}
 
 
 @pytest.mark.parametrize(

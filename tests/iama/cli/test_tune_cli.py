@@ -243,7 +243,7 @@ class TestFromPools:
             (write(tmp_path / "none.jsonl", none), "0 of 8 prompts have scores for half of their samples or more"),
             (write(tmp_path / "one.jsonl", both, PROMPTS[:1]), "1 of 1 prompts have scores for half"),
             (uneven, "has 31 samples, prompt"),
-            (tmp_path / "nan.jsonl", "NaN is not JSON, write null for a missing score"),
+            (tmp_path / "nan.jsonl", "NaN is not JSON, write null for a missing number"),
             (tmp_path / "gone.jsonl", "gone.jsonl' does not exist"),
         ]
         for path, told in cases:
@@ -391,7 +391,11 @@ class TestEvaluatedFromPools:
         raw = json.loads(tuning.read_text())
         cases = [
             (tmp_path / "gone.json", None, "gone.json' does not exist; `iama tune --out FOLDER` writes tuning.json"),
-            (tmp_path / "torn.json", tuning.read_text()[:-40], "torn.json is no JSON, or damaged"),
+            (
+                tmp_path / "torn.json",
+                tuning.read_text()[:-40],
+                "(Expecting value); it is damaged; run `iama tune` again",
+            ),
             (tmp_path / "other.json", '{"format": 1}', "other.json is no tuning file; give the tuning.json"),
             (tmp_path / "old.json", json.dumps(raw | {"format": 2}), "has format 2, and 1 is known here"),
             (tmp_path / "more.json", json.dumps(raw | {"more": 1}), "unknown key 'more'"),

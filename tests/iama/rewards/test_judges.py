@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iama.config.schema import validate
 from iama.config.specs import JudgeSpec, RewardSpec
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.rewards.judge import (
@@ -185,12 +186,60 @@ def test_nothing_is_asked_twice(server: OpenAIServer, tmp_path: Path) -> None:
     assert (server.num_requests, again.num_asked) == (3, 0)
 
 
-def test_unparsable_answers_are_kept_too(server: OpenAIServer, tmp_path: Path) -> None:
-    server.answer = lambda body: "no idea"
+def test_an_unparsable_answer_is_asked_for_once_by_each_run(server: OpenAIServer, tmp_path: Path) -> None:
+    """Within a run it is kept in memory; on disk it would be there for ever, whatever becomes of the server."""
+    server.answer = lambda body: "no idea" if "Answer: x" in str(body) else "5"
+    judge = Judge(judge_spec(server, tmp_path), "here")
+    with pytest.warns(IamaWarning, match="no idea"):
+        assert math.isnan(judge.score(["p", "p"], ["x", "good"], {})[0][0])
+    assert math.isnan(judge.score(["p"], ["x"], {})[0][0])
+    assert (server.num_requests, judge.num_asked, judge.num_unparsable) == (2, 2, 2)
+    assert "no idea" not in cache_file(tmp_path).read_text()
+    server.answer = lambda body: "7"
+    mended = Judge(judge_spec(server, tmp_path), "here")
+    assert mended.count_requests(["p", "p"], ["x", "good"], {}) == (2, 1)
+    assert mended.score(["p", "p"], ["x", "good"], {})[0] == [7.0, 5.0]
+
+
+def test_an_unparsable_answer_that_was_kept_before_is_asked_for_again(server: OpenAIServer, tmp_path: Path) -> None:
+    server.answer = lambda body: "7"
+    spec = judge_spec(server, tmp_path)
+    (tmp_path / "cache").mkdir()
+    key = question_key(spec, fill(POINTWISE, {"prompt": "p", "completion": "x"}))
+    (tmp_path / "cache" / "org_judge.jsonl").write_text(json.dumps(answer_row(key, "no idea")) + "\n")
     for _ in range(2):
-        with pytest.warns(IamaWarning, match="no idea"):
-            assert math.isnan(Judge(judge_spec(server, tmp_path), "here").score(["p"], ["x"], {})[0][0])
+        assert Judge(spec, "here").score(["p"], ["x"], {})[0] == [7.0]
     assert server.num_requests == 1
+
+
+@pytest.mark.parametrize("left_out", [["temperature"], ["max_tokens"], ["seed"], []])
+def test_what_is_left_out_is_not_sent(server: OpenAIServer, tmp_path: Path, left_out: list[str]) -> None:
+    server.answer = lambda body: "5"
+    spec = judge_spec(server, tmp_path, leave_out=left_out)
+    Judge(spec, "here").score(["p"], ["x"], {})
+    assert {"temperature", "max_tokens", "seed"} - server.requests[0].keys() == set(left_out)
+    as_if_sent = question_key(spec, "x") == question_key(judge_spec(server, tmp_path), "x")
+    assert as_if_sent == (left_out in (["seed"], []))  # a seed is not of the law
+    assert ("leave_out" in spec.model_dump()) == bool(left_out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"url": "http://me:planted@host/v1"}, "holds a user or a query"),
+        ({"url": "planted@host/v1"}, "holds a user or a query"),
+        ({"url": "http://host/v1?key=planted"}, "holds a user or a query"),
+        ({"api_key_env": "sk-planted"}, "must be the name of an environment variable"),
+        ({"api_key_env": "gsk_planted0123456789abcdefgh"}, "must be the name of an environment variable"),
+        ({"leave_out": ["temperature"], "temperature": 0.7}, "temperature 0.7 has no use where leave_out names it"),
+        ({"leave_out": ["top_p"]}, "leave_out"),
+    ],
+)
+def test_a_judge_with_a_key_in_it_is_refused_unseen(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    raw = judge_spec(None, tmp_path).model_dump() | changes
+    with pytest.raises(ConfigError, match=message) as caught:
+        validate({"judge": raw}, RewardSpec, "file.yaml")
+    assert "planted" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +318,7 @@ def test_processes_share_what_they_have_asked(server: OpenAIServer, tmp_path: Pa
 
 
 def append_many(path: Path, name: str) -> None:
-    answers = AnswerCache(path)
+    answers = AnswerCache(path, bool)
     for i in range(200):
         answers.append(answer_row(f"{name}{i}", name * 2000))
 
@@ -285,7 +334,7 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
     writers = [context.Process(target=append_many, args=(path, name)) for name in "ab"]
     for writer in writers:
         writer.start()
-    reader = AnswerCache(path)
+    reader = AnswerCache(path, bool)
     while any(writer.is_alive() for writer in writers):
         reader.refresh()  # in the midst of it
     assert [writer.exitcode for writer in writers] == [0, 0]
@@ -294,7 +343,7 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
 
 
 def test_of_two_answers_the_first_in_the_file_counts(tmp_path: Path) -> None:
-    answers = AnswerCache(tmp_path / "answers.jsonl")
+    answers = AnswerCache(tmp_path / "answers.jsonl", bool)
     answers.append(answer_row("k", "1"))
     answers.append(answer_row("k", "2"))
     answers.refresh()

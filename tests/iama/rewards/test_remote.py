@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iama.errors import ConfigError, ModelError
-from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url, well_formed
-from tests.openai_server import OpenAIServer
+from iama.errors import ConfigError, IamaWarning, ModelError
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url
+from iama.rewards.replies import well_formed
+from tests.openai_server import CERTIFICATE, MOODS, OpenAIServer, always, refusing
 
 
 @pytest.fixture
@@ -64,8 +69,9 @@ def test_sends_what_is_asked_and_no_more(server: OpenAIServer, monkeypatch: pyte
 def test_a_server_without_key_and_usage(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IAMA_TEST_KEY", raising=False)
     server.has_usage = False
-    server.answer = lambda body: (None, None)  # a refusal has no content
-    assert ask(server, chat("hello")) == ChatAnswer([""], ["unknown"], None, None)
+    server.answer = lambda body: (None, None)
+    with pytest.warns(IamaWarning, match=r"gave 1 empty answers of 1 \(finish reasons: unknown 1\)"):
+        assert ask(server, chat("hello")) == ChatAnswer([""], ["unknown"], None, None)
 
 
 @pytest.mark.parametrize("over_n", ["refuse", "fewer"])
@@ -238,12 +244,210 @@ def test_refuses_what_is_no_url(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://me:secret@host/v1", "https://secret@host/v1/chat/completions", "http://host/v1?api_key=secret"]
+    "url",
+    [
+        "http://me:secret@host/v1",
+        "https://secret@host/v1/chat/completions",
+        "http://host/v1?api_key=secret",
+        "http://host/v1#secret",
+        "me:secret@host/v1",
+        "http://me:sec/ret@host:port/v1",
+        "localhost:8000/v1?api_key=secret",
+    ],
 )
 def test_refuses_a_key_in_a_url_without_showing_it(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"here: the url at 'host' holds .* api_key_env") as caught:
+    with pytest.raises(ConfigError, match=r"here: the url holds a user or a query, .* api_key_env") as caught:
         endpoint(url)
-    assert "secret" not in str(caught.value)
+    assert "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-planted\n", "sk-planted\r\n", "  sk-planted\t"])
+def test_blanks_around_a_key_are_stripped(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("IAMA_TEST_KEY", key)
+    ask(server, chat("x"))
+    assert server.keys == ["Bearer sk-planted"]
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", "\n", "sk\nplanted", "sk planted", "skplant\xe9", "sk\x7fplanted", "\ufeffsk"]
+)
+def test_a_key_that_cannot_be_sent_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("IAMA_TEST_KEY", key)
+    with pytest.raises(
+        ConfigError, match=r"^here: the environment variable IAMA_TEST_KEY (is blank|holds a )"
+    ) as caught:
+        endpoint("http://localhost:1/v1")
+    assert "plant" not in str(caught.value)
+
+
+def test_a_key_that_the_server_repeats_is_not_shown(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one whose variable has a name that tells nothing."""
+    monkeypatch.setenv("JUDGE_OF_MINE", "planted")
+    server.mood = always(401, {"error": {"message": "bad key 'planted'"}})
+    with pytest.raises(ModelError, match=r"bad key '\$JUDGE_OF_MINE'"):
+        ask(server, chat("x"), api_key_env="JUDGE_OF_MINE")
+    server.mood = None
+    server.answer = lambda body: "planted"  # what a model writes is the user's own matter
+    assert ask(server, chat("x"), api_key_env="JUDGE_OF_MINE").texts == ["planted"]
+
+
+def test_an_unset_variable_is_named(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IAMA_TEST_KEY", raising=False)
+    server.mood = always(401, b"")
+    with pytest.raises(ModelError, match="into the environment variable IAMA_TEST_KEY, which is not set"):
+        ask(server, chat("x"))
+
+
+# What a server refuses. ---------------------------------------------------------------------------------
+
+
+def test_what_was_refused_once_is_not_sent_again(server: OpenAIServer) -> None:
+    server.mood = MOODS["gpt-5"]
+    asked = endpoint(server.url, concurrency=1, droppable=("temperature",))
+    with pytest.warns(IamaWarning) as told:
+        answers = dict(asked.ask_all([chat(str(i), temperature=0.0, seed=1) for i in range(3)]))
+    assert sorted(answers) == [0, 1, 2]
+    assert server.num_requests == 2 + 3
+    assert ["max_tokens" in str(w.message) for w in told] == [True, False]
+    assert [sorted(body.keys() - {"model", "messages"}) for body in server.requests[2:]] == [
+        ["max_completion_tokens", "seed"]
+    ] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(asked.ask_all([chat("x", temperature=0.0)]))
+
+
+def test_requests_at_a_time_find_out_together(server: OpenAIServer) -> None:
+    server.mood = MOODS["gpt-5"]
+    together = threading.Barrier(3)
+    server.answer = lambda body: together.wait(30) and "ok" if "max_tokens" in body else "ok"
+    with pytest.warns(IamaWarning) as told:
+        assert len(list(endpoint(server.url, concurrency=3).ask_all([chat(str(i)) for i in range(3)]))) == 3
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"temperature": 0.7}, "temperature"),
+        ({"top_p": 0.5}, "top_p"),
+        ({"stop": ("x",)}, "stop"),
+        ({"extra": {"top_k": 3}}, "top_k"),
+        ({"n": 4, "temperature": 0.7}, "temperature"),
+    ],
+)
+def test_what_decides_the_law_is_never_left_out_unasked(
+    server: OpenAIServer, changes: dict[str, Any], name: str
+) -> None:
+    server.mood = refusing(name, 400, {"error": {"message": f"Unsupported parameter: {name}"}}, allowed=1)
+    with pytest.raises(
+        ModelError, match=rf"Unsupported .*without {name} the answers would be others, so write a {name}"
+    ):
+        ask(server, chat("x", **changes))
+
+
+def test_a_limit_that_is_too_large_is_told(server: OpenAIServer) -> None:
+    words = "'max_tokens' or 'max_completion_tokens' is too large: 5"
+    server.mood = always(400, {"error": {"message": words}})
+    wanted = r"is too large: 5.*so write a max_completion_tokens that it takes"
+    with pytest.warns(IamaWarning), pytest.raises(ModelError, match=wanted):
+        ask(server, chat("x"))
+
+
+@pytest.mark.parametrize("left_out", ["temperature", "max_tokens", "seed", "n"])
+def test_a_parameter_is_left_out_where_a_user_says_so(server: OpenAIServer, left_out: str) -> None:
+    answer = ask(server, chat("x", n=2, seed=1, temperature=0.5), leave_out=(left_out,))
+    assert answer.texts == ["ok", "ok"]
+    assert len(server.requests) == (2 if left_out == "n" else 1)
+    assert all({"temperature", "max_tokens", "seed", "n"} - body.keys() == {left_out} for body in server.requests)
+
+
+# What does not answer. ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beginning", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n"])
+def test_an_attempt_ends_at_its_deadline_whatever_drips(beginning: bytes) -> None:
+    """A byte now and then, in the head or in the body, keeps no attempt alive."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            with suppress(OSError):
+                connection, _ = listening.accept()
+                connection.sendall(beginning)
+                for _ in range(100):
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        start = time.monotonic()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        with pytest.raises(ModelError, match=r"timed out after 0.3 s\); is the server running\? else raise timeout_s"):
+            list(endpoint(url, timeout_s=0.3, num_retries=0).ask_all([chat("x")]))
+        assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (b"", "is the server running"),
+        (b"nonsense\r\n\r\n", "is the server running"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab", "is the server running"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nab", "gave no answer"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", "the reply is not JSON: it is empty"),
+    ],
+)
+def test_a_server_that_breaks_off_is_one_line(reply: bytes, message: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            with suppress(OSError):
+                connection, _ = listening.accept()
+                connection.recv(65536)
+                connection.sendall(reply)
+                connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        with pytest.raises(ModelError, match=message) as caught:
+            list(endpoint(url, num_retries=0).ask_all([chat("x")]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_certificate_of_its_own(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Refused without a second request, with what mends it; with that, it works."""
+    pem = tmp_path / "localhost.pem"
+    pem.write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    server._http.socket = context.wrap_socket(server._http.socket, server_side=True)
+    url = server.url.replace("http://127.0.0.1", "https://localhost")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with pytest.raises(ModelError, match="set the environment variable SSL_CERT_FILE to a PEM file"):
+        list(endpoint(url).ask_all([chat("x")]))
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    assert len(list(endpoint(url).ask_all([chat("x")]))) == 1
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
+    with pytest.raises(ConfigError, match=r"cannot get ready to ask .*; check SSL_CERT_FILE"):
+        list(endpoint(url).ask_all([chat("x")]))
+
+
+def test_tls_where_there_is_none(server: OpenAIServer) -> None:
+    with pytest.raises(ModelError, match="begin the url with http://"):
+        list(endpoint(server.url.replace("http:", "https:"), num_retries=0).ask_all([chat("x")]))
+
+
+def test_a_host_that_is_none() -> None:
+    with pytest.raises(ModelError, match="check the host's name in the url"):
+        list(endpoint("http://no-such-host.invalid/v1", num_retries=0).ask_all([chat("x")]))
+
+
+def test_a_proxy_that_is_none(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "nonsense://me:planted@proxy")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(ConfigError, match="the variables that name proxies") as caught:
+        ask(server, chat("x"))
+    assert "planted" not in str(caught.value)
 
 
 def test_refuses_a_url_that_goes_too_far() -> None:

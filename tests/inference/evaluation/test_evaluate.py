@@ -277,7 +277,7 @@ class TestBadInput:
         folder.mkdir()
         for content in ('{"name": "older"}', "[1]", "{"):
             (folder / "summary.json").write_text(content)
-            with pytest.raises(RunError, match=r"summary\.json is no evaluation's, or damaged"):
+            with pytest.raises(RunError, match=r"summary\.json:.* no evaluation's, or damaged"):
                 evaluate(config)
             assert (folder / "summary.json").read_text() == content
         (folder / "summary.json").unlink()
@@ -301,7 +301,7 @@ def test_a_damaged_pool_is_refused(config):
     pool = pool_of(config, "base")
     lines = pool.read_bytes().splitlines(keepends=True)
     pool.write_bytes(lines[0] + b"nonsense\n" + b"".join(lines[1:]))
-    with pytest.raises(DataError, match=r"base-\w+\.jsonl:2: not a JSON line"):
+    with pytest.raises(DataError, match=r"base-\w+\.jsonl:2: not JSON"):
         evaluate(config)
 
 

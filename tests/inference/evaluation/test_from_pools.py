@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from iama.config.files import EvaluationConfig
 from iama.errors import ConfigError, DataError, IamaError, RewardError
 from inference.evaluation.from_pools import config_from_pools
 from inference.evaluation.plan import make_plan
+from inference.evaluation.summary import load_summary
 from inference.report import write_report
 from inference.statistics.costs import UNITS
 from tests.inference.evaluation.running import evaluate
@@ -208,3 +210,54 @@ def test_options_of_pools_do_not_go_with_a_file(tmp_path):
     for option in (["--criterion", "a=b"], ["--trained", "x"], ["--out", "y"]):
         done = invoke("--config", tmp_path / "c.yaml", *option)
         assert "belong to --pool; write them into the file" in str(done.exception)
+
+
+def test_one_prompt_gives_figures_and_no_verdict(tmp_path):
+    """No interval of zero width, no onset, no advice: in no table, in words, on the page and in a comparison."""
+    options = pool_options({n: write(tmp_path / f"{n}.jsonl", prompts=PROMPTS[:1]) for n in ("base", "iama")})
+    for out in ("a", "b"):
+        done = invoke(*options, "--out", tmp_path / out, "--set", "num_bootstrap=100", "--set", f"name={out}")
+        assert done.exit_code == 0, done.exception
+    assert "No verdict, interval or advice: 1 prompt is too few, at least 4 are needed." in done.stdout
+    assert "with 1 there are no intervals; take 30 or more" in done.stdout
+    assert "Reward hacking: not told: 1 prompt is too few" in done.stdout
+    assert not re.search(r"\[-?\d|none seen|not worse|falls", done.stdout)
+    summary = load_summary(tmp_path / "b")
+    assert not summary["hacking"] + summary["recommendations"] + summary["break_even"]
+    intervals = [value for key, value in pairs_of(summary) if key.endswith("ci95")]
+    assert len(intervals) > 20
+    assert set(intervals) == {None}
+    page = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
+    assert "No verdict, interval or advice: 1 prompt is too few" in page
+    compared = CliRunner().invoke(app, ["report", str(tmp_path / "a"), str(tmp_path / "b"), "--compare"])
+    assert compared.exit_code == 0
+    page = (tmp_path / "b" / "compare.html").read_text(encoding="utf-8")
+    assert page.count("No verdict, interval or advice: 1 prompt is too few") == 2
+
+
+def pairs_of(value):
+    """Every key of every mapping in it, with its value."""
+    if isinstance(value, dict):
+        yield from value.items()
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from pairs_of(item)
+
+
+def test_a_constant_reward_is_a_risk_with_its_name(tmp_path):
+    """Zero variance over a pool, or within every prompt: the proxy selects by chance, and the tables look like any."""
+    files = {}
+    for name, constant in (("base", [0.25, 0.25, 0.25]), ("iama", [1, 2, 3])):
+        lines = write(tmp_path / f"{name}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines[1:]]
+        for row in rows:
+            row["scores"]["helpful"] = constant[PROMPTS.index(row["prompt"])]
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text("\n".join([lines[0], *map(json.dumps, rows)]) + "\n")
+    done = invoke(*pool_options(files), "--out", tmp_path / "out", "--set", "num_bootstrap=100")
+    assert done.exit_code == 0, done.exception
+    wanted = (
+        "! Constant scores: proxy of base on helpful is 0.25 for all answers, so it selects by chance; proxy of iama "
+        "on helpful is the same for all answers to a prompt, so it selects by chance."
+    )
+    assert wanted in " ".join(done.stdout.split())
+    assert wanted[2:60].split(": ")[1] in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

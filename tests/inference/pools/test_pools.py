@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from iama.errors import DataError, IamaWarning, RewardError, RunError
 from iama.prompts.data import load_prompts
 from iama.rewards.function import reward_from_function
 from iama.rewards.load import load_reward
+from iama.rewards.reward import Reward
 from inference.engine.responses import Pool
 from inference.engine.reward_rows import RewardRows
 from inference.pools import engines
@@ -336,3 +340,140 @@ def test_columns_without_a_score_and_changed_files_are_refused(pool, tmp_path):
     ones = reward_from_function(lambda prompts, completions, **_: [1.0] * len(prompts), "one")
     with pytest.raises(RunError, match="has been changed while it was scored"):
         add_column(path, pool, "n", ones, spec, ignore)
+
+
+def length_of(name: str):
+    """A reward of a user's own: letters."""
+    return reward_from_function(lambda prompts, completions, **_: [float(len(str(c))) for c in completions], name)
+
+
+OWN = RewardSpec(function="a.py:b")
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A pool file of somebody else's, large enough that writing it takes a moment."""
+    lines = [{"iama_pool": 1, "policy": {"name": "base"}}]
+    lines += [{"prompt": f"q {p}", "text": f"a {s}" * 20, "scores": {}} for p in range(60) for s in range(20)]
+    path = tmp_path / "race.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_two_who_score_one_pool_at_once_both_have_their_column(foreign, tmp_path):
+    """Of several at once, each with another column; waiting for one another is no mistake."""
+    columns = ("helpful", "harmless", "brief", "helpful/gold")
+    gate = threading.Barrier(len(columns))
+
+    def score(name: str) -> None:
+        before = read_pool(foreign)
+        gate.wait()
+        add_column(foreign, before, name, length_of(name), OWN, ignore)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="another process is writing .*race.jsonl", category=IamaWarning)
+        with ThreadPoolExecutor(len(columns)) as executor:
+            list(executor.map(score, columns))
+    scores = [sample.scores for prompt in read_pool(foreign).prompts for sample in prompt.samples]
+    assert all(row.keys() == set(columns) and len(set(row.values())) == 1 for row in scores)
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_of_two_who_add_the_same_column_one_is_told(foreign):
+    before = read_pool(foreign)
+    add_column(foreign, before, "brief", length_of("one"), OWN, ignore)
+    content = foreign.read_bytes()
+    with pytest.raises(RunError, match=r"another process has given .*race\.jsonl a column 'brief'; give --replace"):
+        add_column(foreign, before, "brief", length_of("other"), OWN, ignore)
+    assert foreign.read_bytes() == content
+    add_column(foreign, read_pool(foreign), "brief", length_of("again"), OWN, ignore)  # as --replace does
+
+
+def test_a_pool_behind_a_link_is_scored_where_it_is(foreign, tmp_path):
+    link = tmp_path / "mine.jsonl"
+    link.symlink_to(foreign.name)
+    foreign.chmod(0o640)
+    add_column(link, read_pool(link), "brief", length_of("brief"), OWN, ignore)
+    assert link.is_symlink()
+    assert foreign.stat().st_mode & 0o777 == 0o640
+    assert read_pool(foreign).prompts[0].samples[0].scores["brief"] > 0
+    assert sorted(tmp_path.iterdir()) == [link, foreign]
+
+
+def test_a_pool_that_cannot_be_rewritten_is_refused_before_anything_is_scored(foreign):
+    def never(prompts, completions, **_):
+        raise AssertionError
+
+    foreign.chmod(0o444)
+    with pytest.raises(RunError, match=r"race\.jsonl is read-only"):
+        add_column(foreign, read_pool(foreign), "brief", reward_from_function(never, "never"), OWN, ignore)
+
+
+def test_one_pool_file_is_filled_by_one_at_a_time(fill, rows, asked):
+    """The second waits, finds all there, and draws nothing."""
+    gate = threading.Barrier(2)
+
+    def run(_: int) -> Pool:
+        gate.wait()
+        return fill()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="another process is writing .*pool.jsonl", category=IamaWarning)
+        with ThreadPoolExecutor(2) as executor:
+            first, second = executor.map(run, range(2))
+    assert first == second
+    assert sum(asked) == len(rows)
+
+
+def test_missing_scores_of_a_reward_that_can_be_asked_again_are_not_kept(pool, tmp_path):
+    """A judge that answered nothing is asked again by the next run, for what is missing alone."""
+    path, asked_for = tmp_path / "scored.jsonl", []
+    write_pool(path, pool)
+    prompt_file = tmp_path / "judge.txt"
+    prompt_file.write_text("{prompt} {completion}")
+    spec = RewardSpec(judge={"url": "http://localhost:1/v1", "model": "m", "prompt_file": str(prompt_file)})
+
+    def judge(score):
+        def reply(prompts, completions, topic, **_):
+            asked_for.extend(topic)
+            return [score(t) for t in topic]
+
+        return reward_from_function(reply, "judge", missing_ok=True)
+
+    with pytest.raises(RewardError, match="'judge' gave none of the 12 texts"):
+        add_column(path, pool, "n", judge(lambda _: None), spec, ignore)
+    journal = tmp_path / "journal"
+    half = score_pool(pool, judge(lambda topic: None if topic == "bike" else 1.0), spec, journal, {}, ignore)
+    asked_for.clear()
+    whole = score_pool(pool, judge(lambda _: 2.0), spec, journal, {}, ignore)
+    assert set(asked_for) == {"bike"}
+    assert whole.num_calls == half.num_calls  # each text once, whichever run has asked
+    assert np.unique(whole.values_PS[np.isnan(half.values_PS)]).tolist() == [2.0]
+    assert np.array_equal(whole.values_PS[~np.isnan(half.values_PS)], half.values_PS[~np.isnan(half.values_PS)])
+    # Of an earlier version, which did keep them.
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    rows[0]["values"][0] = None
+    journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = score_pool(pool, judge(lambda _: 3.0), spec, journal, {}, ignore)
+    assert not np.isnan(again.values_PS).any()
+    assert add_column(path, pool, "n", judge(lambda _: 1.0), spec, ignore).tolist() == [[1.0] * NUM_SAMPLES] * 4
+
+
+def test_infinite_scores_are_told_as_such(pool, tmp_path):
+    for scores, spec, told in (
+        ([float("inf")], OWN, "'r' returned inf"),
+        ([-1e308], OWN.model_copy(update={"scale": RewardScale(mean=1e308, std=1e-9)}), "'r' returned -1e.308"),
+    ):
+        reward = reward_from_function(
+            lambda prompts, completions, scores=scores, **_: scores * len(prompts), "r", missing_ok=True
+        )
+        scaled = Reward("r", reward.scorer, spec.scale, missing_ok=True)
+        with pytest.raises(RewardError, match=told):
+            score_pool(pool, scaled, spec, tmp_path / "journal", {}, ignore)
+    stored = [dataclasses.replace(s, scores={"h": 1e308}) for s in pool.prompts[0].samples]
+    column = RewardSpec(column="h", scale=RewardScale(mean=-1e308, std=1e-9))
+    with pytest.raises(RewardError, match=r"column 'h'.* infinite"):
+        score_pool(
+            Pool(pool.header, [dataclasses.replace(pool.prompts[0], samples=tuple(stored))]),
+            None, column, tmp_path / "journal", {}, ignore,
+        )  # fmt: skip

@@ -6,13 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.statistics.bootstrap import (
+    MIN_PROMPTS,
     mean_interval,
     percentile_interval,
     prompt_weights,
     replicated_means,
     resample,
 )
-from inference.statistics.savings import paired_difference
+from inference.statistics.controls import controls
+from inference.statistics.hacking import hacking
+from inference.statistics.recommend import key_of, recommend
+from inference.statistics.savings import Comparison, difference_at_equal_cost, estimate_savings, paired_difference
+from inference.statistics.win_rates import Side, win_rate
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(0, 5))
@@ -51,11 +56,45 @@ def test_interval_is_as_wide_as_the_standard_error_says():
 
 
 def test_missing_prompts_are_left_out():
-    values_P = np.array([1.0, np.nan, 3.0, np.nan])
+    values_P = np.array([1.0, np.nan, 3.0, np.nan, 1.0, 3.0])
     found = mean_interval(values_P, num_bootstrap=200, seed=0)
-    assert (found.mean, found.num_prompts) == (2.0, 2)
+    assert (found.mean, found.num_prompts) == (2.0, 4)
     assert 1 <= found.ci95[0] <= found.ci95[1] <= 3
     assert mean_interval(np.full(3, np.nan), num_bootstrap=10, seed=0) is None
+
+
+@pytest.mark.parametrize("num_prompts", range(1, MIN_PROMPTS + 1))
+def test_with_too_few_prompts_nothing_is_concluded(num_prompts):
+    """The values stand, without an interval, an onset or advice; from the least number on all of them are there."""
+    options = {"num_bootstrap": 50, "seed": 0}
+    values_P = np.arange(1.0, num_prompts + 1)
+    gold_PN = values_P[:, None] * np.array([1.0, 3.0, 2.0, 1.0])
+    mean = mean_interval(values_P, **options)
+    costs = {"flops": (np.tile(np.arange(1.0, 5.0), (num_prompts, 1)), np.ones(num_prompts))}
+    comparison = Comparison(gold_PN, gold_PN, 2.0 * values_P, 1.0, costs)
+    saved = estimate_savings([comparison, comparison], **options)
+    wins = win_rate(*[Side(gold_PN, np.ones_like(gold_PN), np.ones_like(gold_PN))] * 2, **options)
+    rows = [{"policy": "a", "criterion": "c", "method": "bon", "samples": 1, "flops": 1.0, "gold": 1.0}]
+    found = [
+        mean.ci95,
+        saved.ci95,
+        saved.units["flops"].ci95,
+        saved.as_dict()["ci95"],
+        saved.hacked,
+        paired_difference([(values_P, 2 * values_P)], **options).ci95,
+        difference_at_equal_cost([comparison], "flops", **options).ci95,
+        wins.ci95,
+        wins.length_controlled_ci95,
+        controls(gold_PN, gold_PN, gold_PN, [2], **options)[0].gold_ci95,
+        hacking(gold_PN, [1, 2, 3, 4], **options),
+        recommend(rows, {key_of(rows[0]): values_P}, ["flops"], **options) or None,
+    ]
+    assert mean.mean == values_P.mean()
+    assert saved.ratio == pytest.approx(2**0.5)
+    assert wins.win_rate == pytest.approx(0.5)
+    assert [value is None for value in found] == [num_prompts < MIN_PROMPTS] * len(found)
+    if num_prompts == MIN_PROMPTS:
+        assert (found[-2].onset, saved.hacked) == (3, True)
 
 
 def test_columns_share_their_prompts():

@@ -23,7 +23,7 @@ def by_enumeration(selector, score, n):
 
 def test_every_control_equals_enumeration():
     rng = np.random.default_rng(0)
-    proxy, gold, lengths = rng.normal(size=(2, 7)), rng.normal(size=(2, 7)), rng.integers(1, 4, (2, 7)).astype(float)
+    proxy, gold, lengths = rng.normal(size=(4, 7)), rng.normal(size=(4, 7)), rng.integers(1, 4, (4, 7)).astype(float)
     found = find(proxy, gold, lengths, [1, 2, 5])
     assert [name for name, n in found if n == 1] == list(CONTROLS)
     for name, selector in (("proxy", proxy), ("longest", lengths), ("oracle", gold), ("random", 0 * gold)):

@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from iama.errors import ConfigError, IamaWarning
+from iama.errors import ConfigError, IamaWarning, ModelError
 from tests.processes import run_python
 from trainers.run import preflight, tokens
 from trainers.run.plan import make_plan
@@ -59,6 +59,10 @@ def test_every_line_is_shown_before_the_run_is_refused():
 # ------------------------------------------------------------------ tokenizers and templates
 
 
+ASKS = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TURN = "{% if m['role'] == 'assistant' %}<|assistant|>{% endif %}{{ m['content'] }}"
+
+
 def template(folder, text):
     (folder / "chat_template.jinja").write_text(text)
     return folder
@@ -67,7 +71,11 @@ def template(folder, text):
 @pytest.mark.parametrize(
     ("text", "status", "match"),
     [
-        ("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}", "fail", "twice"),
+        (
+            "{{ bos_token }}{{ bos_token }}{% for m in messages %}" + TURN + "<|end|>{% endfor %}" + ASKS,
+            "fail",
+            "twice",
+        ),
         (
             "{% for m in messages %}{{ bos_token }}{{ m['content'] }}<|end|>{% endfor %}{{ bos_token }}",
             "warn",
@@ -90,7 +98,7 @@ def test_templates_that_do_not_fit(make_config, tiny, tmp_path, text, status, ma
 
 
 def test_an_end_of_turn_in_the_generation_config_counts(make_config, tiny, tmp_path):
-    text = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}"
+    text = "{{ bos_token }}{% for m in messages %}" + TURN + "<|system|>{% endfor %}" + ASKS
     folder = template(copied(tiny, tmp_path), text)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|system|>")]
@@ -145,15 +153,15 @@ def test_gpus_for_every_process(num_gpus, num_started, world_size, status, match
 
 def test_a_template_without_the_bos_that_texts_get(tiny):
     tokenizer = AutoTokenizer.from_pretrained(tiny.policy)
-    assert tokens.begin(tokenizer, [5, 6]) is None  # this one gives texts none either
+    assert tokens.begin(tokenizer, "bread", [5, 6]) is None  # this one gives texts none either
     from tokenizers.processors import TemplateProcessing
 
     special = [("<s>", tokenizer.bos_token_id)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=special)
-    found = tokens.begin(tokenizer, [5, 6])
+    found = tokens.begin(tokenizer, "bread", [5, 6])
     assert found is not None
     assert "texts begin with '<s>', but rendered prompts do not" in found.detail
-    assert tokens.begin(tokenizer, tokenizer("bread")["input_ids"]) is None
+    assert tokens.begin(tokenizer, "bread", tokenizer("bread")["input_ids"]) is None
 
 
 def test_a_text_must_come_back_from_its_tokens(tiny):
@@ -177,9 +185,10 @@ def test_a_tokenizer_of_another_model(make_config, tiny, tmp_path):
     model.resize_token_embeddings(20)
     model.save_pretrained(folder)
     criterion = {"name": "helpful", "proxy": {"model": str(folder)}, "operator": "bon(2)"}
-    check = checks_of(make_config(objective__criteria=[criterion]))["reward helpful tokenizer"]
-    assert check.status == "fail"
-    assert "outside the model's vocabulary of 20" in check.detail
+    with pytest.raises(
+        ModelError, match=r"^reward 'helpful': 79 token ids lie outside .*, which has 20 rows, e\.g\. 98"
+    ):
+        make_plan(make_config(objective__criteria=[criterion]), "test.yaml")
 
 
 def test_a_reward_that_reads_too_little(make_config, tiny, tmp_path):
@@ -263,7 +272,7 @@ def test_four_bits_need_a_gpu(make_config):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_failing_check_ends_the_command_after_all_lines(raw_config, tiny, tmp_path, num_processes):
-    text = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}"
+    text = "{{ bos_token }}{% for m in messages %}" + TURN + "<|system|>{% endfor %}" + ASKS
     folder = template(copied(tiny, tmp_path), text)
     raw_config["policy"]["path"] = str(folder)
     raw_config["world_size"] = num_processes
