@@ -95,6 +95,12 @@ def check_rewritable(path: Path) -> Path:
     return target
 
 
+def check_folder(path: Path, flag: str) -> None:
+    """Raise `RunError` where a file lies in the place of a folder."""
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{flag} {str(path)!r} is a file; give a folder")
+
+
 @contextmanager
 def building(out: Path, flag: str = "--out") -> Iterator[Path]:
     """A folder to make what `out` will be, which is there whole or not at all.

@@ -16,7 +16,7 @@ from iama.progress import add_bar, progress_bars
 from inference.evaluation.compare import Question, compare_policies
 from inference.evaluation.measure import measure, measure_pools
 from inference.evaluation.measurements import Evaluation
-from inference.evaluation.plan import Plan, check_folder
+from inference.evaluation.plan import Plan, check_results
 from inference.evaluation.provenance import manifest_of, versions
 from inference.evaluation.rows import risks
 from inference.evaluation.rows.curves import curve_rows
@@ -37,7 +37,7 @@ def evaluate(plan: Plan, console: Console | None = None) -> Summary:
     """
     folder = Path(plan.config.output_dir)
     with locked(folder / FILE_NAME):
-        check_folder(plan.config)  # of another configuration, it may just have been written
+        check_results(plan.config)  # of another configuration, it may just have been written
         take_over(folder)
         tables, summary = summarise(measure(plan, folder, range(len(plan.rows)), console))
         folder.mkdir(parents=True, exist_ok=True)

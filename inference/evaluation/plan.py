@@ -14,6 +14,7 @@ from iama.config.files import EvaluationConfig
 from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, RunError
+from iama.files import check_folder
 from iama.prompts.data import PromptRows, read_prompts
 from iama.reading import read_object
 from inference.engine.responses import check_fit
@@ -60,7 +61,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
     methods = tuple(read_method(text) for text in config.methods)
     for method in methods:
         _check_method(config, method)
-    check_folder(config)
+    check_results(config)
     rewards = reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
     if config.prompts is None:  # lest resamples depend on the order of a file's lines
@@ -176,9 +177,10 @@ def _fitting(
     return kept
 
 
-def check_folder(config: EvaluationConfig) -> None:
+def check_results(config: EvaluationConfig) -> None:
     """Refuse a folder that holds something else, or results of another configuration, lest they be overwritten."""
     folder = Path(config.output_dir)
+    check_folder(folder, "output_dir")
     if (folder / "metrics.jsonl").is_file():
         raise RunError(f"output_dir {config.output_dir!r} holds a training run; give the evaluation its own folder")
     path = folder / FILE_NAME

@@ -23,7 +23,7 @@ from iama.config.schema import load_config
 from iama.environment import is_main_process, prepare_environment
 from iama.errors import IamaWarning, RunError
 from iama.exits import told_in_one_line
-from iama.files import is_temporary, temporary_name, write_atomically
+from iama.files import check_folder, is_temporary, temporary_name, write_atomically
 from iama.models.fingerprint import revision, weights_revision
 from iama.tables import print_line, wide_console
 from trainers.run.changes import MAX_STEPS, differences
@@ -148,6 +148,7 @@ def run_is_finished(config: TrainingConfig) -> bool:
     read; an unfinished run of the same configuration is continued, and so is a finished one with more steps.
     """
     folder = Path(config.output_dir)
+    check_folder(folder, "output_dir")
     stored, is_done = _stored(folder / CONFIG_FILE), (folder / ADAPTER).is_dir()
     if not is_main_process():  # the main process judges a folder that it alone writes
         return is_done and not _wants_more_steps(stored, config)
