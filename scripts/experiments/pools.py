@@ -15,7 +15,7 @@ import numpy as np
 from iama.arrays import Floats
 from iama.config.files import EvaluationCriterion
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
-from iama.files import temporary_name
+from iama.files import replacing
 from iama.models.fingerprint import fingerprint
 from iama.objective.estimators import group_value
 from iama.objective.operators import Operator
@@ -203,10 +203,8 @@ def make(wanted: tuple[Task, Sequence[EvaluationCriterion]]) -> None:
                 reward = load_reward(criterion.name, spec)
                 arrays[role] = score_pool(pool, reward, spec, journal, {}, silent).values_PS
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_name(path)
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        temporary.replace(path)
         for role in arrays:
             path.with_name(f"{path.stem}.{role}.jsonl").unlink(missing_ok=True)
 

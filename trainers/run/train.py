@@ -212,9 +212,12 @@ def _wants_more_steps(stored: TrainingConfig | None, config: TrainingConfig) -> 
 def _save_adapter_of(checkpoint: Path, adapter: Path, plan: Plan) -> None:
     """Finish a run that was killed between its last step and the end: its last checkpoint holds the adapter."""
     from trainers.run.adapter import check_trained
+    from trainers.run.run_folder import alone_in
 
-    if is_main_process():
-        check_trained(checkpoint)
+    if not is_main_process():
+        return
+    check_trained(checkpoint)
+    with alone_in(adapter.parent):
         temporary = temporary_name(adapter)
         shutil.rmtree(temporary, ignore_errors=True)
         copy_adapter(checkpoint, temporary)
