@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
@@ -28,6 +29,7 @@ from iama.config.specs import PromptsSpec
 from iama.errors import IamaError
 from iama.prompts.data import read_prompts
 from inference.evaluation.summary import load_summary
+from inference.evaluation.tables import Tables, load_tables, save_tables
 from inference.hedging.tuning_file import load_tuning
 from inference.pools.file import read_pool
 from inference.pools.journal import read_lines
@@ -348,6 +350,23 @@ def test_parquet_files_that_are_damaged(folder, data):
         parquet.write_table(pa.Table.from_pylist([{"prompt": f"q{i}", "x": [i, i / 7]} for i in range(50)]), path)
     spoiled = write(folder, "spoiled.parquet", data.draw(spoiled_bytes(path.read_bytes())))
     read(lambda: read_prompts(PromptsSpec(path=str(spoiled))))
+
+
+@MANY
+@given(data=st.data())
+def test_tables(folder, data):
+    """Every number is under a checksum."""
+    key = ("iama", "helpful", "bon", "proxy")
+    whole = Tables({key: np.arange(6.0).reshape(2, 3)}, {key: np.full((2, 3), np.nan)})
+    if not (folder / "whole" / "prompt_values.npz").exists():
+        (folder / "whole").mkdir()
+        save_tables(folder / "whole", whole)
+    write(folder, "prompt_values.npz", data.draw(spoiled_bytes((folder / "whole" / "prompt_values.npz").read_bytes())))
+    found = read(lambda: load_tables(folder))
+    if found is not None:
+        for there, written in ((found.values, whole.values), (found.costs, whole.costs)):
+            assert there.keys() == written.keys()
+            np.testing.assert_array_equal(there[key], written[key])
 
 
 def yaml_of(value: Any) -> st.SearchStrategy[bytes]:

@@ -6,7 +6,6 @@ Kept beside the summary as `prompt_values.npz`, so that evaluations of several s
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from iama.arrays import Floats
 from iama.errors import RunError
 from iama.files import replacing
+from iama.reading import reason
 from inference.statistics.costs import UNITS
 from inference.statistics.savings import Comparison
 
@@ -101,6 +101,6 @@ def load_tables(folder: Path) -> Tables:
                 kind, *key = json.loads(name)
                 target: dict[Any, Floats] = getattr(tables, kind)
                 target[tuple(key)] = arrays[name]
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
-        raise RunError(f"{path} is damaged ({error}); run `iama evaluate` again") from error
+    except Exception as error:  # of many classes: of zip archives, of numpy's headers, of JSON
+        raise RunError(f"{path} is damaged ({reason(error)}); run `iama evaluate` again") from error
     return tables
