@@ -39,7 +39,7 @@ from inference.evaluation.sources import Source
 from inference.pools.engines import transformers_draw
 from inference.pools.fill import fill_pool
 from inference.pools.journal import digest
-from inference.pools.score import PoolScores, reward_key, score_pool
+from inference.pools.score import PoolScores, alone_at, reward_key, score_pool
 from inference.samplers.serve import needs_target
 
 
@@ -192,7 +192,7 @@ def _score(
 ) -> PoolScores:
     reward = None if spec.column is not None else work.reward(spec)
     journal = work.folder / "scores" / f"{source.file_name}.{reward_key(spec)[:12]}.jsonl"
-    with locked(journal):
+    with alone_at(journal, spec):
         return score_pool(pool, reward, spec, journal, known, advance)
 
 
@@ -229,6 +229,6 @@ def _answer_round(
     if criterion.gold is None:
         return pool, None
     journal = work.folder / "scores" / f"{stem}.{reward_key(criterion.gold)[:12]}.jsonl"
-    with locked(journal):
+    with alone_at(journal, criterion.gold):
         scores = score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, {}, lambda _: None)
     return pool, scores.values_PS

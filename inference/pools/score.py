@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def score_pool(
         advance(len(pool.prompts))
         return _stored_scores(pool, spec)
     assert reward is not None
-    is_kept = all(part.source in ("model", "judge") for part in spec.parts)
+    is_kept = _is_kept(spec)
     key_of_reward, lines = reward_key(spec), read_lines(journal) if is_kept else {}
     scored: list[list[TextScore]] = []
     num_calls = 0
@@ -98,6 +99,15 @@ def score_pool(
         flops_PS=_of_ensemble(scored, "flops"),
         disagreement_PS=_of_ensemble(scored, "disagreement"),
     )
+
+
+def alone_at(journal: Path, spec: RewardSpec) -> AbstractContextManager[object]:
+    """Be the only one who writes a journal of scores, where the reward's are kept."""
+    return locked(journal) if _is_kept(spec) else nullcontext()
+
+
+def _is_kept(spec: RewardSpec) -> bool:
+    return all(part.source in ("model", "judge") for part in spec.parts)
 
 
 def _scores(

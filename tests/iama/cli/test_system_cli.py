@@ -5,9 +5,19 @@ from __future__ import annotations
 import json
 import os
 import resource
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from iama.config.files import EvaluationConfig
+from iama.config.schema import validate
+from iama.errors import IamaWarning
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.from_pools import config_from_pools
+from inference.evaluation.plan import make_plan
+from inference.evaluation.summary import load_summary
 
 
 @pytest.fixture
@@ -118,3 +128,17 @@ def test_a_pool_stays_what_it_was(run, files, kind):
         assert [(name, mode) for name, mode, _ in seen(files)] == [(name, mode) for name, mode, _ in before]
         assert path.is_symlink() == (kind == "link")
         assert '"brief"' in Path("pool.jsonl").read_text()
+
+
+def test_two_evaluations_into_one_folder_at_once(files):
+    """The second waits; of another configuration, it is refused then, and the first one's results stay."""
+    raw = config_from_pools({"base": Path("many.jsonl")}, ["c=h,g"], None, "evaluation") | {"num_bootstrap": 100}
+    plans = [make_plan(validate(raw | {"seed": seed}, EvaluationConfig, "test")) for seed in (0, 1)]
+    with warnings.catch_warnings(), ThreadPoolExecutor(2) as executor:
+        warnings.filterwarnings("ignore", category=IamaWarning)
+        done = [executor.submit(evaluate, plan) for plan in plans]
+        (told,) = [str(job.exception()) for job in done if job.exception() is not None]
+    assert told.startswith("output_dir 'evaluation' holds another evaluation (seed was ")
+    seed = load_summary(Path("evaluation"))["config"]["seed"]
+    assert done[seed].exception() is None
+    assert sorted(path.name for path in Path("evaluation").iterdir()) == ["prompt_values.npz", "summary.json"]

@@ -221,6 +221,11 @@ def test_a_file_is_hashed_once_unless_it_changes(tmp_path, monkeypatch):
 def test_nothing_to_take_over(tmp_path):
     take_over(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    for kind in ("pools", "scores"):  # the system fell before a shard had written anything
+        (tmp_path / "shards" / "1-of-2" / kind).mkdir(parents=True)
+        (tmp_path / "shards" / "1-of-2" / kind / "a.jsonl").touch()
+    take_over(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
 def command(config: EvaluationConfig, *more: str) -> list[str]:
