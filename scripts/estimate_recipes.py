@@ -39,7 +39,7 @@ from iama.config.schema import load_config
 from iama.files import write_atomically
 from iama.rewards.classifier import ClassifierFiles
 from trainers.run.memory import NUM_BYTES, estimate, generations, is_checkpointed, num_steps, policy_sizes, reward_bytes
-from trainers.run.plan import Plan, build_objective, policy_config, trainer_fields
+from trainers.run.plan import Plan, build_objective, trainer_fields
 
 RECIPES = Path("configs/recipes")
 LAYER_S = 1.0e-3
@@ -147,7 +147,18 @@ def _plan(config: TrainingConfig) -> Plan:
         spec: ClassifierFiles(path, AutoConfig.from_pretrained(path), tokenizer, 0) for spec, path in models_of.items()
     }
     objective, fields = build_objective(config), trainer_fields(config)
-    return Plan(config, objective, tokenizer, prompts, 0, fields, {}, lora, policy_config(config), files)
+    return Plan(
+        config,
+        objective,
+        tokenizer,
+        prompts,
+        0,
+        fields,
+        {},
+        lora,
+        AutoConfig.from_pretrained(config.policy.path),
+        files,
+    )
 
 
 def _shape(folder: str) -> dict[str, Any]:

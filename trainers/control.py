@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,24 +59,27 @@ def next_beta(beta: float, kl_per_token: float, target: float, gain: float) -> f
 class RunningMean:
     """Exponential mean over roll-out batches, corrected for its start (as Adam's moments are).
 
-    The sum and the weights decay alike: the first batch's mean is that batch's, the second's is nearly the
-    average of two. A batch that gave no value (NaN: all its completions were dropped) changes nothing.
+    The sums and the weights decay alike: the first batch's mean is that batch's, the second's is nearly the
+    average of two. A batch that gave a criterion no value (NaN: none of its completions counts) changes nothing for it.
     """
 
     decay: float
     sums_K: list[float]
-    weight: float = 0.0
+    weights_K: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.weights_K = self.weights_K or [0.0] * len(self.sums_K)
 
     def update(self, values_K: Floats) -> None:
         """Count one batch's values `[K]`."""
-        if not np.isfinite(values_K).all():
-            return
-        self.sums_K = (self.decay * np.array(self.sums_K) + (1 - self.decay) * values_K).tolist()
-        self.weight = self.decay * self.weight + (1 - self.decay)
+        is_there_K, sums_K, weights_K = np.isfinite(values_K), np.array(self.sums_K), np.array(self.weights_K)
+        added_K = self.decay * sums_K + (1 - self.decay) * np.where(is_there_K, values_K, 0.0)
+        self.sums_K = np.where(is_there_K, added_K, sums_K).tolist()
+        self.weights_K = np.where(is_there_K, self.decay * weights_K + (1 - self.decay), weights_K).tolist()
 
     def means(self) -> Floats | None:
-        """The means `[K]`; None before the first batch."""
-        return np.array(self.sums_K) / self.weight if self.weight > 0 else None
+        """The means `[K]`; None until every criterion had a value."""
+        return np.array(self.sums_K) / np.array(self.weights_K) if min(self.weights_K) > 0 else None
 
 
 class RunControl(TrainerCallback):
@@ -111,14 +114,15 @@ class RunControl(TrainerCallback):
     def _saved(self) -> dict[str, Any]:
         saved: dict[str, Any] = {} if self._kl.target is None else {"beta": self._trainer.beta}
         if self._running is not None:
-            saved |= {"sums_K": self._running.sums_K, "weight": self._running.weight}
+            saved |= {"sums_K": self._running.sums_K, "weights_K": self._running.weights_K}
         return saved
 
     def _restore(self, saved: dict[str, Any]) -> None:
         if self._kl.target is not None:
             self._trainer.beta = saved.get("beta", self._trainer.beta)
         if self._running is not None and "sums_K" in saved:
-            self._running.sums_K, self._running.weight = saved["sums_K"], saved["weight"]
+            self._running.sums_K = saved["sums_K"]
+            self._running.weights_K = saved.get("weights_K") or [saved["weight"]] * len(saved["sums_K"])
 
     def _steer(self, target: float) -> None:
         measured = self._trainer._metrics["train"]["kl"][-self._trainer.current_gradient_accumulation_steps :]

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PrinterCallback,
@@ -31,8 +30,10 @@ from iama.arrays import Floats
 from iama.config.specs import RewardSpec
 from iama.errors import DataError, ModelError
 from iama.files import building
-from iama.models.loading import check_model_dir, loading, pick_device, refuse_missing_tensors
-from iama.prompts.render import Prompt, prompt_text, render_exchange
+from iama.models.checkpoint import check_token_ids, read_outline
+from iama.models.loading import load_model, loading, pick_device
+from iama.prompts.conversations import check_exchanges
+from iama.prompts.render import Prompt, prompt_name, prompt_text, render_exchange
 from iama.rewards.ensemble import within_prompt_spread
 from iama.rewards.load import load_reward
 from trainers.run.build import one_line_errors
@@ -240,23 +241,25 @@ def compare(groups: Sequence[ScoredAnswers], student: Sequence[Sequence[float]],
 def _tokenized(groups: Sequence[ScoredAnswers], settings: DistillSettings) -> tuple[Any, list[list[list[int]]]]:
     """The base's tokenizer, and every answer with its prompt as the student will read it; too long ones are refused."""
     source = "--base"
-    check_model_dir(settings.base, source)
+    pick_device(settings.device, "--device")
+    outline = read_outline(settings.base, source, "body")
+    config, limit = outline.config, outline.context_length
     with loading(settings.base, source):
-        config = AutoConfig.from_pretrained(settings.base)
-        tokenizer = AutoTokenizer.from_pretrained(settings.base)
+        tokenizer = AutoTokenizer.from_pretrained(settings.base, trust_remote_code=False)
+    check_token_ids(outline, tokenizer, settings.base, source)
+    check_exchanges(tokenizer, [group.prompt for group in groups], source)
     is_classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     if is_classifier and config.num_labels != 1:
         raise ModelError(
             f"{source}: the classifier {settings.base!r} has {config.num_labels} outputs, and a reward has one; give a "
             "classifier of one output, or a language model"
         )
-    limit: int | None = getattr(config, "max_position_embeddings", None)
     ids = [[render_exchange(tokenizer, group.prompt, text) for text in group.texts] for group in groups]
     for group, rows in zip(groups, ids, strict=True):
         longest = max(map(len, rows))
         if limit is not None and longest > limit:
             raise DataError(
-                f"the prompt {prompt_text(group.prompt)[:60]!r} with an answer has {longest} tokens, but "
+                f"the prompt {prompt_name(group.prompt)} with an answer has {longest} tokens, but "
                 f"{settings.base!r} reads at most {limit}; leave it out, or give another base"
             )
     return tokenizer, ids
@@ -264,19 +267,9 @@ def _tokenized(groups: Sequence[ScoredAnswers], settings: DistillSettings) -> tu
 
 def _load_student(settings: DistillSettings) -> Any:
     """The base as a classifier of one output; only its head may be missing, which then begins at random."""
-    with loading(settings.base, "--base"):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            settings.base,
-            num_labels=1,
-            id2label={0: settings.label},
-            label2id={settings.label: 0},
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    inner = [name for name in info["missing_keys"] if name.startswith(f"{model.base_model_prefix}.")]
-    refuse_missing_tensors({"missing_keys": inner}, settings.base, "--base")
-    return model
+    labels = {"num_labels": 1, "id2label": {0: settings.label}, "label2id": {settings.label: 0}}
+    options = {"dtype": torch.float32, "trust_remote_code": False, **labels}
+    return load_model(AutoModelForSequenceClassification, settings.base, "--base", new_head=True, **options)
 
 
 def _train(

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,17 +20,23 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
 from iama.arrays import Floats
-from iama.config.files import KLConfig
+from iama.config.files import KLConfig, OnNan
 from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
-from iama.prompts.render import prompt_text
+from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RunControl, RunningMean, check_kl
 from trainers.run.watch import lift_K, silent_share
 from trainers.run.watchdog import Watchdog
 
 disable_telemetry()
+
+SKIP = (
+    "; if that reward is for other prompts only, set objective.on_nan: skip_criterion: it then leaves the objective of "
+    "those that it does not score"
+)
+"""What to do about rewards that are each for one task."""
 
 
 class NonlinearGRPOTrainer(GRPOTrainer):
@@ -41,9 +48,10 @@ class NonlinearGRPOTrainer(GRPOTrainer):
     shows the linear sum with the criteria's weights. Source: Takakura et al. 2026, Algorithm 2.
 
     Three further arguments may be left out: `kl` (a target KL for an adaptive beta, a chi-squared penalty; by
-    default TRL's fixed beta alone), `on_nan` ("drop" lets a completion without a score leave its group; by default
-    it is an error) and `running_mean_decay` (of the criteria's values, from which an aggregate other than the
-    weighted sum takes its weights).
+    default TRL's fixed beta alone), `on_nan` ("drop" lets a completion without a score leave its group, and
+    "skip_criterion" first lets a criterion that scores none of a prompt's completions leave that prompt's objective;
+    by default a missing score is an error) and `running_mean_decay` (of the criteria's values, from which an aggregate
+    other than the weighted sum takes its weights).
     """
 
     _tag_names = ["trl", "nonlinear-grpo", "iama"]  # noqa: RUF012 - TRL's own declaration
@@ -54,16 +62,16 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         *args: Any,
         objective: Objective,
         kl: KLConfig | None = None,
-        on_nan: Literal["error", "drop"] = "error",
+        on_nan: OnNan = "error",
         running_mean_decay: float = 0.9,
         **kwargs: Any,
     ) -> None:
         if not 0 <= running_mean_decay < 1:
             raise ConfigError(f"running_mean_decay {running_mean_decay} must lie in [0, 1), e.g. 0.9")
-        if on_nan not in ("error", "drop"):
-            raise ConfigError(f"on_nan {on_nan!r} is not known; write 'error' or 'drop'")
+        if on_nan not in get_args(OnNan):
+            raise ConfigError(f"on_nan {on_nan!r} is not known; write one of {', '.join(get_args(OnNan))}")
         super().__init__(*args, **kwargs)
-        self.objective = objective
+        self.objective = replace(objective, skip_criterion=on_nan == "skip_criterion")
         self._columns = _match_columns(objective, self.reward_func_names)
         objective.check(self.num_generations)
         _warn_unused(self.args)
@@ -82,7 +90,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         with self.watchdog.phase("reward"):
             rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._gathered_rewards = self._without_missing(rewards, prompts)
+        self._gathered_rewards = self._without_missing(rewards, prompts, completions)
         return self._gathered_rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -91,6 +99,8 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         mode, size = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
         columns = self._gathered_rewards[:, self._columns].double().cpu().numpy()
         rewards_PGK = columns.reshape(-1, size, len(self._columns))
+        if self._on_nan == "skip_criterion":
+            self._log_skipped(rewards_PGK, mode)
         advantages_PG = self._advantages(rewards_PGK, mode)
         self._log_signal(advantages_PG, rewards_PGK, mode)
         if self._kl.chi2 > 0 and mode == "train":
@@ -121,6 +131,11 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         self._log_aggregate(running_values_K, mode)
         return self.objective.advantages(rewards_PGK, running_values_K)
 
+    def _log_skipped(self, rewards_PGK: Floats, mode: str) -> None:
+        """Log how many prompts of the batch each criterion was left out of."""
+        for criterion, number in zip(self.objective.criteria, self.objective.num_prompts_K(rewards_PGK), strict=True):
+            self._metrics[mode][f"skipped/{criterion.name}"].append(float(len(rewards_PGK) - number))
+
     def _log_signal(self, advantages_PG: Floats, rewards_PGK: Floats, mode: str) -> None:
         """Log how many groups carry no signal, and how far each criterion's best completion stands out."""
         self._metrics[mode]["silent_groups"].append(silent_share(advantages_PG, rewards_PGK))
@@ -137,7 +152,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
     def _chi_squared_advantages(self, output: dict[str, Any], rewards_PGK: Floats) -> Floats:
         """The penalty's part of the advantages `[P, G]`; logs the chi-squared divergence."""
         gathered = self.accelerator.gather(self._log_ratios(output)).cpu().numpy()
-        is_dropped_PG = np.isnan(rewards_PGK).any(axis=2)
+        is_dropped_PG = np.isnan(rewards_PGK).all(axis=2)  # `_without_missing` took all its rewards
         log_ratios_PG = np.where(is_dropped_PG, np.nan, gathered.reshape(is_dropped_PG.shape))
         self._metrics["train"]["chi2"].append(chi_squared(log_ratios_PG))
         return chi_squared_advantages(log_ratios_PG, self._kl.chi2)
@@ -161,7 +176,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         log_ratios = per_token.double().masked_fill(mask == 0, 0.0).sum(dim=1)
         return log_ratios.masked_fill(mask.sum(dim=1) == 0, math.nan)
 
-    def _without_missing(self, rewards: torch.Tensor, prompts: Any) -> torch.Tensor:
+    def _without_missing(self, rewards: torch.Tensor, prompts: Any, completions: Any) -> torch.Tensor:
         """Refuse rewards that are not finite, or, with `on_nan="drop"`, take completions without a score out.
 
         A dropped completion loses all its rewards, so that TRL leaves it out of its own means as well. Every process
@@ -170,27 +185,50 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         scores = rewards[:, self._columns]
         bad = ~torch.isfinite(scores)
         has_bad = bool(bad.any())
+        other_tasks = self._of_other_tasks(scores)
         if has_bad and (self._on_nan == "error" or torch.isinf(scores).any()):
-            what = self._first(torch.isinf(scores) if self._on_nan == "drop" else bad, scores, prompts)
-            raise RewardError(f"{what}; every completion needs a finite score")
+            is_worse = torch.isinf(scores) if torch.isinf(scores).any() else bad
+            what = self._first(is_worse, scores, prompts, completions)
+            remedy = SKIP if other_tasks.any() else "; on_nan: drop leaves completions without a score out"
+            raise RewardError(f"{what}; every completion needs a finite score{'' if is_worse is not bad else remedy}")
         if self._on_nan == "error":
             return rewards
+        if self._on_nan == "skip_criterion":
+            bad = bad & ~(other_tasks & ~bad.all(dim=1, keepdim=True))
+            has_bad = bool(bad.any())
+        elif other_tasks.any(dim=1).all() and not other_tasks.all(dim=0).any():  # not: one judge that is down
+            what = self._first(other_tasks, scores, prompts, completions)
+            raise RewardError(
+                f"{what}, as for all of that prompt; on_nan: drop leaves no completion of the batch{SKIP}"
+            )
         dropped = bad.any(dim=1)
         self._metrics["train" if self.model.training else "eval"]["dropped"].append(float(dropped.sum()))
         if has_bad and not self._has_dropped:
             self._has_dropped = True
-            what = self._first(bad, scores, prompts)
+            what = self._first(bad, scores, prompts, completions)
+            hint = SKIP if self._on_nan == "drop" and other_tasks.any() else ""
             if self.accelerator.is_main_process:
-                warnings.warn(f"{what}; such completions leave their group (on_nan: drop)", IamaWarning, stacklevel=2)
+                message = f"{what}; such completions leave their group (on_nan: {self._on_nan}){hint}"
+                warnings.warn(message, IamaWarning, stacklevel=2)
         return rewards.masked_fill(dropped[:, None], math.nan) if has_bad else rewards
 
-    def _first(self, bad: torch.Tensor, scores: torch.Tensor, prompts: Any) -> str:
-        """The first bad score with its reward and prompt, in words."""
+    def _of_other_tasks(self, scores: torch.Tensor) -> torch.Tensor:
+        """Where a criterion scores no completion of a prompt which another criterion scores, `[P * G, K]`."""
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        absent = torch.isnan(scores).reshape(-1, size, scores.shape[1]).all(dim=1)
+        absent = absent & ~absent.all(dim=1, keepdim=True)
+        return absent.repeat_interleave(size, dim=0)
+
+    def _first(self, bad: torch.Tensor, scores: torch.Tensor, prompts: Any, completions: Any) -> str:
+        """The first bad score with its reward, prompt and completion, in words."""
         row, column = bad.nonzero()[0].tolist()
-        score, prompt = scores[row, column].item(), gather_object(list(prompts))[row]
+        score = scores[row, column].item()
+        prompt, completion = gather_object(list(prompts))[row], gather_object(list(completions))[row]
         returned = "None or NaN" if math.isnan(score) else score
-        name = self.objective.criteria[column].name
-        return f"reward {name!r} returned {returned} for the prompt {prompt_text(prompt)[:80]!r}"
+        return (
+            f"reward {self.objective.criteria[column].name!r} returned {returned} for the prompt "
+            f"{prompt_name(prompt)} and the completion {completion_text(completion)[:80]!r}"
+        )
 
 
 def _match_columns(objective: Objective, names: list[str]) -> list[int]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
+from collections.abc import Collection
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
-from iama.errors import ConfigError, IamaWarning
+from iama.errors import ConfigError, IamaError, IamaWarning
 from iama.exits import told_in_one_line
 from iama.installation import check_packages
 
@@ -18,8 +22,57 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.specs import RewardSpec, Sampling
     from inference.engine.responses import Pool
 
+_KEYS = re.compile(
+    r"^(?:command line|--reward): (?P<written>\w+)(?:\.\d+)?(?=: )"
+    r"|`(?P<set>\w+): (?P<value>[^`{}]+)`"
+    r"|prompts\.columns(?:\.(?P<column>\w+)|: \{(?P<ours>\w+): (?P<theirs>\w+)\})?"
+    r"|(?:\b(?:policy|sampling|prompts)\.(?P<key>\w+))"
+    r"|`(?P<quoted>path|adapter)`"
+)
+"""Keys of configuration files, as messages name them."""
+_FLAGS: ContextVar[Collection[str]] = ContextVar("flags", default=())
+"""Those of the command that runs."""
+
+
+class Commands(TyperGroup):
+    """Commands that name their own flags in messages, which come from code that reads files, too."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, which will run."""
+        command = super().get_command(ctx, cmd_name)
+        _FLAGS.set({name for option in (command.params if command else ()) for name in option.opts})
+        return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except IamaError as error:
+            raise type(error)(in_flags(str(error), _FLAGS.get())) from error
+
+
+def in_flags(message: str, flags: Collection[str]) -> str:
+    """A message that names a command's flags in place of the keys of a file; of one with `--set`, as it is."""
+
+    def named(found: re.Match[str]) -> str:
+        if found[0].startswith("prompts.columns"):
+            renamed = f"{found['ours']}={found['theirs']}" if found["ours"] else found["column"] or ""
+            column = f"--column {renamed}".rstrip()
+            if "--prompts" in flags:
+                return column
+            return f"`iama pool {column}`" if "file" in flags else found[0]  # a pool file has what it was made with
+        key = found["written"] or found["set"] or found["key"] or found["quoted"]
+        flag = "--policy" if key == "path" else f"--{key.replace('_', '-')}"
+        if flag in flags:
+            return f"{flag} {found['value'] or ''}".rstrip()
+        return f"{found[0]} in a file for --spec" if found["set"] and "--spec" in flags else found[0]
+
+    return message if "--set" in flags else _KEYS.sub(named, message)
+
+
 app = typer.Typer(
-    help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: iama train.",
+    cls=Commands,
+    help="Inference-aware meta-alignment: train, sample, evaluate, export.\n\nExample: iama generate --help",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -31,6 +84,10 @@ def main() -> None:
     """Run the command line; a mistake in the input is one line on stderr and exit code 2."""
     warnings.showwarning = _show_warning
     with told_in_one_line():
+        for argument in sys.argv[1:]:
+            if found := re.fullmatch(r"(--[\w-]+)=(~/.*)", argument):
+                home = Path(found[2]).expanduser()
+                raise ConfigError(f"{argument}: the shell leaves ~ as it is behind =; write {found[1]} {home}")
         check_packages("inference", "trainers")
         app()
 
@@ -38,7 +95,7 @@ def main() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Our own warnings as one line; those of libraries do not concern the user of a command."""
     if issubclass(category, IamaWarning):
-        sys.stderr.write(f"warning: {message}\n")
+        sys.stderr.write(f"warning: {in_flags(str(message), _FLAGS.get())}\n")
 
 
 def prepare(model_paths: list[str | None]) -> None:
@@ -75,6 +132,14 @@ def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
 
     settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
     settings |= {key: value for key, value in given.items() if value is not None}
+    for text in given.get("stop") or ():
+        if "\\n" in text or "\\t" in text:
+            warnings.warn(
+                f"--stop {text!r} holds a backslash and a letter, not a line's end or a tab; in a shell write "
+                f"--stop $'{text}' for these",
+                IamaWarning,
+                stacklevel=2,
+            )
     return validate(settings, Sampling, "command line")
 
 
@@ -84,6 +149,8 @@ def named_reward(reward: str, head: str | None, placement: dict[str, str]) -> Re
     from iama.config.specs import RewardSpec
 
     is_function = ":" in reward and not Path(reward).exists()
+    if reward.endswith(".py"):
+        raise ConfigError(f"--reward {reward!r} is a file of code; name the function in it: --reward {reward}:NAME")
     source = {"function": reward} if is_function else {"model": reward}
     number = int(head) if head is not None and head.isdigit() else head
     return validate({**source, "head": number, **placement}, RewardSpec, "--reward")

@@ -10,6 +10,7 @@ import typer
 
 from iama.cli.app import app, manifest_of, note_differences, prepare
 from iama.errors import ConfigError
+from iama.tables import print_line, wide_console
 
 if TYPE_CHECKING:
     from iama.config.files import EvaluationConfig
@@ -49,8 +50,6 @@ def evaluate(
         assert policy.path is not None
         note_differences(manifest_of(policy.path, policy.adapter), settings.sampling, f"policy {name!r}: ")
     prepare(model_paths(settings))
-    from rich.console import Console
-
     from inference import evaluation
     from inference.evaluation.describe import describe, judge_lines
     from inference.evaluation.plan import make_plan
@@ -69,12 +68,13 @@ def evaluate(
     if devices is not None:
         evaluation.evaluate_on_devices(plan, devices)
     summary = evaluation.evaluate(plan)
-    print_tables(summary, Console())
+    console = wide_console()
+    print_tables(summary, console)
     for row in summary["curves"]:
         if "written" in row:
             typer.echo(f"{row['policy']}, {row['criterion']}: {row['method']} is {row['written']}")
     typer.echo(f"report: {write_report(Path(settings.output_dir))}")
-    typer.echo(headline(summary))
+    print_line(console, headline(summary))
 
 
 def model_paths(settings: EvaluationConfig) -> list[str | None]:
@@ -146,7 +146,7 @@ def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig
     return validate({**settings.model_dump(exclude_unset=True), **changed}, type(settings), "iama.json")
 
 
-@app.command()
+@app.command(short_help="Rebuild report.html, compare evaluations, or combine seeds.")
 def report(
     folders: Annotated[
         list[Path], typer.Argument(help="An evaluation's output_dir; two with --compare, several with --combine.")
@@ -177,8 +177,6 @@ def report(
 
 
 def _rebuild(folders: list[Path], out: Path | None) -> None:
-    from rich.console import Console
-
     from inference.evaluation.summary import load_summary
     from inference.report import headline, print_tables, write_report
 
@@ -186,39 +184,35 @@ def _rebuild(folders: list[Path], out: Path | None) -> None:
     if out is not None:
         raise ConfigError(f"--out {str(out)!r} goes with --compare; a report is written into its evaluation's folder")
     path = write_report(folders[0])
-    summary = load_summary(folders[0])
-    print_tables(summary, Console())
+    summary, console = load_summary(folders[0]), wide_console()
+    print_tables(summary, console)
     typer.echo(f"report: {path}")
-    typer.echo(headline(summary))
+    print_line(console, headline(summary))
 
 
 def _compare(folders: list[Path], out: Path | None) -> None:
-    from rich.console import Console
-
     from inference.report import print_comparison, write_comparison
 
     _check_number(folders, 2, "two folders with --compare")
     path = write_comparison(folders[0], folders[1], out)
-    print_comparison(folders[0], folders[1], Console())
+    print_comparison(folders[0], folders[1], wide_console())
     typer.echo(f"comparison: {path}")
 
 
 def _combine(folders: list[Path], out: Path | None) -> None:
     """Print what the seeds say together, and keep it where a folder is named."""
-    from rich.console import Console
-
     from inference.evaluation.combine import combine_evaluations, save_combined
     from inference.report import headline, print_differences, print_tables, write_report
 
     if len(folders) < 2:
         raise ConfigError(f"iama report --combine takes two folders or more, got {len(folders)}: {folders[0]}")
-    summary = combine_evaluations(folders)
-    print_tables(summary, Console())
-    print_differences(summary, Console())
+    summary, console = combine_evaluations(folders), wide_console()
+    print_tables(summary, console)
+    print_differences(summary, console)
     if out is not None:
         save_combined(out, summary)
         typer.echo(f"report: {write_report(out)}")
-    typer.echo(headline(summary))
+    print_line(console, headline(summary))
 
 
 def _check_number(folders: list[Path], number: int, wanted: str) -> None:

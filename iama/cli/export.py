@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from iama.cli.app import app, prepare
+from iama.cli.options import TrustRemoteCode
 from iama.errors import ConfigError
 
 
@@ -25,6 +26,7 @@ def export(
     evaluation: Annotated[
         Path | None, typer.Option(help="Folder of iama evaluate on this run: the card tells quality without a sampler.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     push_to_hub: Annotated[str | None, typer.Option(help="ORG/NAME to upload the export to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: a private repository.")] = False,
 ) -> None:
@@ -46,7 +48,8 @@ def export(
     from trainers.export.export import Names, export_run
     from trainers.export.publish import push
 
-    for note in export_run(run, out, merge, Names(base_model, rewards), evaluation):
+    named = Names(base_model, rewards)
+    for note in export_run(run, out, merge, named, evaluation, trust_remote_code=trust_remote_code):
         typer.echo(f"note: {note}", err=True)
     typer.echo(f"exported: {out}")
     if push_to_hub is not None:

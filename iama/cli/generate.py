@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of
-from iama.cli.options import MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
+from iama.cli.options import (
+    ChatTemplate,
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    TrustRemoteCode,
+)
 from iama.errors import ConfigError
+from iama.tables import print_table, wide_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from iama.config.manifest import Manifest, ManifestCriterion
@@ -23,6 +35,8 @@ if TYPE_CHECKING:
     from inference.samplers.base import Completion
 
 
+TEXT_WIDTH = 100
+"""Characters a line of a candidate's text where the terminal is wider, or there is none."""
 SHORT = ("single", "bon", "bop")
 """Methods whose number stands in `--n`."""
 
@@ -32,6 +46,7 @@ def generate(
     policy: Annotated[str, typer.Option(help="Model directory, or an exported adapter.")],
     prompt: Annotated[str, typer.Option(help="What to answer.")],
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    chat_template: ChatTemplate = None,
     reward: Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")] = None,
     head: Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")] = None,
     spec_file: Annotated[
@@ -58,6 +73,7 @@ def generate(
     max_new_tokens: MaxNewTokens = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same candidates.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text; do not use the chat template.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
         str | None,
@@ -74,7 +90,8 @@ def generate(
 
     manifest = manifest_of(policy, adapter)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
-    base = validate({"path": policy, "adapter": adapter, **placement}, PolicySpec, "command line")
+    named = {"path": policy, "adapter": adapter, "chat_template": chat_template, "trust_remote_code": trust_remote_code}
+    base = validate({**named, **placement}, PolicySpec, "command line")
     from_file = None if spec_file is None else _spec_of(spec_file, reward, head)
     spec = from_file or reward_spec(reward, head, placement, manifest, criterion)
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
@@ -245,9 +262,11 @@ def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:
 
 def _show(completion: Completion, operator: str, calibration: Cost | None, spread: float | None) -> None:
     """What the response was chosen among, or the segments it was made of; the costs; the response."""
-    from rich.console import Console
-
-    Console().print(_segments(completion, operator) if completion.trace else _candidates(completion, operator))
+    console = wide_console()
+    if completion.trace:
+        _print_segments(console, completion, operator)
+    else:
+        console.print(_candidates(completion, operator))
     if calibration is not None and calibration.reward_calls:
         typer.echo(f"cost of measuring the target: {_spent(calibration)}")
     typer.echo(f"cost: {_spent(completion.cost)}")
@@ -274,8 +293,9 @@ def _candidates(completion: Completion, operator: str) -> Table:
     from rich.text import Text
 
     table = Table(title=f"{operator}: {len(completion.candidates)} candidates", show_lines=True)
-    for name in ("", "reward", "end", "text"):
-        table.add_column(name, justify="right" if name == "reward" else "left")
+    for name in ("", "reward", "end"):
+        table.add_column(name, justify="right" if name == "reward" else "left", no_wrap=True)
+    table.add_column("text", max_width=TEXT_WIDTH)
     for index, candidate in enumerate(completion.candidates):
         score = "-" if candidate.reward is None else f"{candidate.reward:.4g}"
         style = "bold green" if index == completion.chosen else ""
@@ -284,16 +304,13 @@ def _candidates(completion: Completion, operator: str) -> Table:
     return table
 
 
-def _segments(completion: Completion, operator: str) -> Table:
+def _print_segments(console: Console, completion: Completion, operator: str) -> None:
     """The segments of a guided response: how each came to be kept."""
-    from rich.table import Table
-
-    table = Table(title=f"{operator}: {len(completion.trace)} segments")
-    for name in ("tokens", "reward so far", "threshold", "proposals", "wasted tokens", ""):
-        table.add_column(name, justify="right")
-    for segment in completion.trace:
+    rows = []
+    for i, segment in enumerate(completion.trace, start=1):
         threshold = "-" if math.isnan(segment.threshold) else f"{segment.threshold:.4g}"
-        numbers = [segment.num_tokens, f"{segment.reward:.4g}", threshold, segment.num_proposals]
-        remark = "best of all, none accepted" if segment.forced else "begun with a nudge" if segment.nudge else ""
-        table.add_row(*map(str, numbers), str(segment.wasted_tokens), remark)
-    return table
+        remark = ", best of all, none accepted" if segment.forced else ", begun with a nudge" if segment.nudge else ""
+        numbers = [segment.num_tokens, f"{segment.reward:.4g}", threshold, segment.num_proposals, segment.wasted_tokens]
+        rows.append([f"{i}{remark}", *map(str, numbers)])
+    heads = ("tokens", "reward so far", "threshold", "proposals", "wasted tokens")
+    print_table(console, f"{operator}: {len(rows)} segments", ("segment",), heads, rows)

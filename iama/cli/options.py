@@ -13,8 +13,12 @@ MinP = Annotated[float | None, typer.Option(help="Else that of iama.json, or 0 (
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Else that of iama.json, or 1 (none).")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Else that of iama.json, or 128.")]
+ChatTemplate = Annotated[str | None, typer.Option(help="A .jinja file, for a tokenizer without a chat template.")]
 RewardFlag = Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")]
 Head = Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the model's folder brings; else it is refused.")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")]

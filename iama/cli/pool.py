@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iama.cli.app import app, describe_pool, manifest_of, note_differences, prepare, sampling_of
-from iama.cli.options import Device, Dtype, MaxNewTokens, MinP, RepetitionPenalty, Stop, Temperature, TopK, TopP
+from iama.cli.options import (
+    ChatTemplate,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    TrustRemoteCode,
+)
 from iama.errors import ConfigError
 from iama.progress import progress_bar
 
@@ -34,13 +46,14 @@ class Order:
     seed: int
 
 
-@app.command()
+@app.command(short_help="Sample many completions of every prompt into a file.")
 def pool(
     out: Annotated[Path, typer.Argument(help="Pool file to write; one that a kill left unfinished is completed.")],
     prompts: Annotated[str, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a dataset (org/name).")],
     n: Annotated[int, typer.Option(help="Samples a prompt.", min=1)],
     policy: Annotated[str | None, typer.Option(help="Model directory, or an exported adapter.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    chat_template: ChatTemplate = None,
     name: Annotated[str | None, typer.Option(help="The policy's name in the file; else its folder's.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or openai (any compatible server).")] = ENGINES[0],
     url: Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")] = None,
@@ -69,6 +82,7 @@ def pool(
     batch_size: Annotated[int, typer.Option(help="Rows that transformers decodes together.", min=1)] = 256,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    trust_remote_code: TrustRemoteCode = False,
     shard: Annotated[str | None, typer.Option(help="i/n: that part of the prompts only; see iama merge.")] = None,
 ) -> None:
     """Sample many completions of every prompt into a file, for iama score and iama evaluate.
@@ -77,7 +91,8 @@ def pool(
 
     Example: iama pool big.jsonl --prompts test.jsonl --n 64 --engine openai --url http://localhost:8000/v1 --model big
     """
-    _check_engine(engine, policy, url, model)
+    local = {"--policy": policy, "--adapter": adapter, "--chat-template": chat_template}
+    _check_engine(engine, local, {"--url": url, "--model": model})
     if not 0 < timeout_s < math.inf:
         raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")
     manifest = None if policy is None else manifest_of(policy, adapter)
@@ -100,23 +115,26 @@ def pool(
         asked = {"timeout_s": timeout_s, "num_retries": num_retries, "concurrency": concurrency}
         header, draw = _remote(order, url or "", model or "", api_key_env, asked, tuple(leave_out or ()))
     else:
-        spec = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        spec: dict[str, Any] = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        spec |= {"chat_template": chat_template, "trust_remote_code": trust_remote_code}
         header, draw = _local(order, engine, spec, batch_size)
+    if part is not None:
+        header["part"] = {"index": part.index, "count": part.count, "num_prompts": len(rows)}
     indices = list(range(len(rows))) if part is None else part.indices(len(rows))
     with progress_bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as advance:
         filled = fill_pool(out, header, rows, draw, advance, indices)
     typer.echo(f"pool: {out}: {describe_pool(filled)}")
 
 
-def _check_engine(engine: str, policy: str | None, url: str | None, model: str | None) -> None:
+def _check_engine(engine: str, local: dict[str, str | None], remote: dict[str, str | None]) -> None:
+    """Raise `ConfigError` for an engine without its flags, or with those of another; `local` begins with --policy."""
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine!r} is not known; write {', '.join(ENGINES)}")
-    wanted = {"--url": url, "--model": model} if engine == "openai" else {"--policy": policy}
-    for flag, value in wanted.items():
-        if value is None:
+    for flag in remote if engine == "openai" else ("--policy",):
+        if {**local, **remote}[flag] is None:
             raise ConfigError(f"--engine {engine} needs {flag}")
-    for flag, value in {"--policy": policy, "--url": url, "--model": model}.items():
-        if value is not None and flag not in wanted:
+    for flag, value in (local if engine == "openai" else remote).items():
+        if value is not None:
             raise ConfigError(f"{flag} {value!r} has no use with --engine {engine}; drop it, or choose another engine")
 
 
@@ -140,9 +158,9 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     """Header and draw of a policy that runs in this process; prompts that do not fit are refused here."""
     from iama.config.schema import validate
     from iama.config.specs import PolicySpec
+    from iama.prompts.conversations import render_prompts
     from iama.prompts.data import with_system_prompt
-    from iama.prompts.render import render_prompt
-    from inference.engine.policy import load_tokenizer
+    from inference.engine.policy import read_policy_files
     from inference.engine.responses import check_fit
     from inference.pools.engines import transformers_draw, vllm_draw
     from inference.pools.fill import pool_header
@@ -150,9 +168,9 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     spec = validate(raw, PolicySpec, "command line")
     given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)
     draw = vllm_draw(*given) if engine == "vllm" else transformers_draw(*given, batch_size)
-    tokenizer, context_length = load_tokenizer(order.name, spec)
+    tokenizer, context_length, ends = read_policy_files(order.name, spec)
     prompts = [with_system_prompt(row["prompt"], order.system_prompt) for row in order.rows]
-    ids = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    ids = render_prompts(tokenizer, prompts, ends, f"policy {order.name!r}")
     check_fit(order.name, tokenizer, context_length, ids, order.sampling)
     settings = (order.system_prompt, engine, order.sampling, order.num_samples, order.seed)
     return pool_header(order.name, spec, *settings), draw

@@ -12,7 +12,7 @@ from iama.cli.options import Overrides
 from iama.errors import ConfigError
 
 
-@app.command()
+@app.command(short_help="Measure the scale of each proxy reward, before training.")
 def standardise(
     config: Annotated[Path | None, typer.Option(help="Training file (YAML).")] = None,
     pool: Annotated[Path | None, typer.Option(help="Pool file with samples of the reference, in its place.")] = None,
@@ -69,13 +69,11 @@ def _standardise_on_pool(pool: Path, spec: Path, num_prompts: int, num_samples: 
 
     wanted = scoring_spec(None, None, spec, {})
     prepare([part.model for part in wanted.parts])
-    from inference.evaluation.reward_checks import check_signature
+    from iama.rewards.load import check_columns
     from inference.pools.file import read_pool
     from inference.pools.standardise import measure_on_pool
 
     read = read_pool(pool)
-    for part in wanted.parts:
-        if part.function is not None:
-            check_signature("--spec", part.function, set(read.prompts[0].columns))
+    check_columns("--spec", wanted, [{**p.columns, "prompt": p.prompt} for p in read.prompts], missing_ok=True)
     scaled = measure_on_pool(wanted, read, num_prompts, num_samples)
     typer.echo(yaml.safe_dump(scaled.model_dump(mode="json", exclude_unset=True), sort_keys=False).rstrip())

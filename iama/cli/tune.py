@@ -10,10 +10,9 @@ import typer
 from iama.cli.app import app, prepare
 from iama.cli.evaluate import model_paths, settings_from_file
 from iama.errors import ConfigError
+from iama.tables import print_table, wide_console
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from iama.config.files import EvaluationConfig
     from iama.config.methods import Tunable
     from inference.hedging.tuning_file import Calibration, TunedMethod
@@ -23,7 +22,7 @@ NUM_BOOTSTRAP = 1000
 UNUSED = ("budgets=[1]", "trained_budget=1", "win_rate_baseline=null")
 
 
-@app.command()
+@app.command(short_help="Find how hard to push each proxy reward before gold falls.")
 def tune(
     pools: Annotated[list[Path] | None, typer.Option("--pool", help="Scored pool file. Repeatable.")] = None,
     config: Annotated[
@@ -130,9 +129,7 @@ def _check_options(
 
 
 def _show(calibration: Calibration) -> None:
-    from rich.console import Console
-
-    Console().print(_table(calibration))
+    _print_table(calibration)
     left_out = f" ({calibration.num_left_out} left out)" if calibration.num_left_out else ""
     seconds = sum(method.seconds for method in calibration.methods.values())
     drawing = calibration.generation_seconds
@@ -150,18 +147,12 @@ def _show(calibration: Calibration) -> None:
     )
 
 
-def _table(calibration: Calibration) -> Table:
+def _print_table(calibration: Calibration) -> None:
     """A row a method."""
-    from rich.table import Table
-
-    table = Table(title=f"{calibration.policy.name}, {calibration.criterion.name}: best by gold")
-    reported = calibration.criterion.report is not None
-    names = ["method", "best", "samples", "gold", "gain", *(["gain by report"] if reported else []), "hacking"]
-    for name in names:
-        table.add_column(name, justify="left" if name in ("method", "best", "hacking") else "right")
-    for name, method in calibration.methods.items():
-        table.add_row(*_cells(name, method))
-    return table
+    title = f"{calibration.policy.name}, {calibration.criterion.name}: best by gold"
+    heads = ["samples", "gold", "gain", *(["gain by report"] if calibration.criterion.report is not None else [])]
+    rows = [_cells(name, method) for name, method in calibration.methods.items()]
+    print_table(wide_console(), title, ("method", "best", "hacking"), heads, rows)
 
 
 def _cells(name: str, method: TunedMethod) -> list[str]:
@@ -170,8 +161,8 @@ def _cells(name: str, method: TunedMethod) -> list[str]:
     if report is not None:
         gains.append(f"{report.gold - report.single:+.3f} ({_interval(report.gain_ci95, '+.3f')})")
     gold = f"{result.gold:.3f} ({_interval(result.gold_ci95, '.3f')})"
-    return [name.replace("(tuned)", "").replace(", tuned", ""), result.written, f"{method.draws:.3g}", gold,
-            *gains, _hacking(method)]  # fmt: skip
+    short = name.replace("(tuned)", "").replace(", tuned", "")
+    return [short, result.written, _hacking(method), f"{method.draws:.3g}", gold, *gains]
 
 
 def _interval(ends: tuple[float, float], form: str) -> str:

@@ -14,6 +14,8 @@ from iama.errors import without_secrets
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.operators import Operator, parse_operator
 
+OnNan = Literal["error", "drop", "skip_criterion"]
+
 
 class EvaluationCriterion(Strict):
     """A criterion to judge: the proxy reward selects, the gold reward only judges."""
@@ -66,8 +68,10 @@ class ObjectiveConfig(Strict):
     """Of the values at which min and smooth_min take their slopes, per roll-out batch; 0: each batch's own values."""
     group_normalisation: bool = False
     """Divide by each group's standard deviation; only with `estimator: plugin`, as the paper's recipe."""
-    on_nan: Literal["error", "drop"] = "error"
-    """A completion for which a reward is None or NaN: stop, or leave it out of its group."""
+    on_nan: OnNan = "error"
+    """A completion without a score (None or NaN): stop; drop: leave it out of its group; skip_criterion: as drop, but a
+    criterion that scores no completion of a prompt is left out of that prompt's objective (tasks with rewards of their
+    own)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

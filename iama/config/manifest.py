@@ -36,8 +36,10 @@ class Manifest(Strict):
 
     format: Literal[1] = 1
     base_model: str
+    base_revision: str | None = None
+    """Of its weights: the hub's commit, or a hash of the local folder's .safetensors files; null where not known."""
     trust_remote_code: bool = False
-    """Whether the base runs code of its own, as the training was told."""
+    """Whether the base ran code of its own in training; whoever loads it must say so again."""
     criteria: Annotated[list[ManifestCriterion], Field(min_length=1)]
     estimator: str
     aggregate: str = "sum"

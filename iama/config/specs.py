@@ -150,6 +150,8 @@ class RewardSpec(Strict):
     """Label or index of the classifier's output that is the reward; required if it has more than one."""
     sign: Literal[1, -1] = 1
     """-1 for a cost."""
+    pair: bool | None = Field(None, exclude_if=lambda pair: pair is None)
+    """Whether the classifier reads prompt and answer as a pair of texts (a cross-encoder), and not as one."""
     function: str | None = None
     """`path/to/file.py:name` or `package.module:name` of a function (prompts, completions, **columns)."""
     judge: JudgeSpec | None = None
@@ -211,10 +213,9 @@ class RewardSpec(Strict):
             raise ValueError(f"give exactly one of {', '.join(SOURCES)}, got {', '.join(given) or 'none'}")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function {self.function!r} needs the form path/to/file.py:name or package.module:name")
-        if self.kind is not None:
-            self._check_kind(self.kind)
-        if self.model is None and self.head is not None:
-            raise ValueError(f"`head` belongs to a `model`, not to a {given[0]}")
+        for name in ("head", "pair"):
+            if self.model is None and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` belongs to a `model`, not to a {given[0]}")
         if self.ensemble is not None:
             for name in ("sign", "batch_size", "dtype", "device"):
                 if getattr(self, name) != type(self).model_fields[name].default:
@@ -223,6 +224,12 @@ class RewardSpec(Strict):
             raise ValueError(f"`sign` belongs to a `model` or a `column`; let the {given[0]} return what is wanted")
         if self.verifier is None and self.answer_column != "answer":
             raise ValueError("`answer_column` belongs to a `verifier`")
+        return self
+
+    @model_validator(mode="after")
+    def _kind_is_a_call(self) -> Self:
+        if self.kind is not None:
+            self._check_kind(self.kind)
         return self
 
     def _check_kind(self, kind: str) -> None:
@@ -283,6 +290,13 @@ class Sampling(Strict):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """A response ends before the first of these strings."""
     max_new_tokens: int = Field(128, ge=1)
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _is_not_greedy(cls, value: Any) -> Any:
+        if not isinstance(value, bool) and value in (0, "0"):
+            raise ValueError("must be above 0; for the likeliest token always, write `top_k: 1`")
+        return value
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from pathlib import Path
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".py"}
 
 
-def fingerprint(folder: Path) -> str:
-    """Hash of the names and contents of a model directory's own files; a hub name stands for itself."""
+def fingerprint(folder: Path, suffixes: Collection[str] = frozenset(_MODEL_SUFFIXES)) -> str:
+    """Hash of the names and contents of a model directory's own files; a hub name stands for itself.
+
+    Whole files are read, about a second a gigabyte, once by a process.
+    """
     if not folder.is_dir():
         return str(folder)
     total = hashlib.blake2b(digest_size=16)
-    for file in sorted(f for f in folder.iterdir() if f.suffix in _MODEL_SUFFIXES and f.is_file()):
+    for file in sorted(f for f in folder.iterdir() if f.suffix in suffixes and f.is_file()):
         stat = file.stat()
         total.update(f"{file.name}:{_content_hash(file.resolve(), stat.st_mtime_ns, stat.st_size)};".encode())
     return total.hexdigest()
@@ -30,9 +34,24 @@ def _content_hash(file: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 
 
 def revision(path: str) -> str | None:
     """The hub's commit of a model that was loaded by its name, a folder's fingerprint; None where neither is known."""
-    if Path(path).is_dir():
-        return fingerprint(Path(path))
-    from transformers import AutoConfig
+    return fingerprint(Path(path)) if Path(path).is_dir() else _commit(path)
 
-    commit: str | None = getattr(AutoConfig.from_pretrained(path), "_commit_hash", None)
+
+def weights_revision(path: str) -> str | None:
+    """The same of the weights alone: a folder's configuration and tokenizer may be mended without another one."""
+    return fingerprint(Path(path), {".safetensors"}) if Path(path).is_dir() else _commit(path)
+
+
+def is_other_revision(recorded: str | None, path: str) -> bool:
+    """Whether a model has other weights than when `recorded` was taken; a commit tells nothing about a folder."""
+    if recorded is None:
+        return False
+    found = weights_revision(path)
+    return found is not None and len(found) == len(recorded) and found != recorded
+
+
+def _commit(path: str) -> str | None:
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    commit: str | None = extract_commit_hash(cached_file(path, "config.json"), None)
     return commit

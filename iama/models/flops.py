@@ -85,7 +85,7 @@ def size_from_folder(path: str, source: str, *, trust_remote_code: bool = False)
 
     Raises `ModelError` naming `source` and the folder. An adapter counts as merged.
     """
-    with loading(path, source):
+    with loading(path, source):  # checked by `read_outline` before
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

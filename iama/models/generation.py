@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from iama.config.files import SAMPLING_NAMES
 from iama.config.specs import Sampling
@@ -51,6 +52,17 @@ def check_generation_config(base: str, source: str, sampling: Sampling | None = 
             IamaWarning,
             stacklevel=3,
         )
+
+
+def end_token_ids(path: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a response: the tokenizer's end token and those of the model's generation config (TRL's rule)."""
+    try:
+        settings = GenerationConfig.from_pretrained(path)
+    except OSError:  # there is none, and transformers makes one from the model's configuration
+        settings = GenerationConfig.from_model_config(config)
+    ids = settings.eos_token_id
+    ends = {ids} if isinstance(ids, int) else set(ids or [])
+    return frozenset(ends if tokenizer.eos_token_id is None else ends | {tokenizer.eos_token_id})
 
 
 def _changes_sampling(key: str, value: object) -> bool:

@@ -1,9 +1,9 @@
-"""Checks of model directories before anything expensive is loaded, devices, and what to do when memory runs out."""
+"""Models from disk: folders are checked before, tensors after; devices; and what to do when memory runs out."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,51 @@ from safetensors import SafetensorError, safe_open
 from iama.errors import IamaError, IamaWarning, ModelError
 from iama.reading import read_object
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+REMOTE_CODE = (
+    "brings code of its own, which only a policy with trust_remote_code: true (--trust-remote-code) runs; a reward "
+    "with code of its own can be a `function` or a `kind`"
+)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no whole model; some trainers put the base's config.json into it."""
+    return (folder / ADAPTER_CONFIG).is_file() and not _model_weights(folder)
+
+
+def _model_weights(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("*.safetensors")) if file.name != ADAPTER_WEIGHTS]
+
+
+SHORT_NAMES = {
+    "gpt2": "openai-community",
+    "distilgpt2": "distilbert",
+    "distilbert": "distilbert",
+    "bert": "google-bert",
+    "roberta": "FacebookAI",
+}
+"""Models of the hub that once had no owner in their names: how these start, and who holds them now."""
+
 
 def check_model_dir(path: str, source: str) -> None:
     """Raise `ModelError` if a local model directory is missing or half built; hub names pass unchecked.
 
-    `org/name` that is no folder here counts as a hub name; anything else must exist. Weights are opened, not read.
+    `org/name` that is no folder here counts as a hub name; anything else must exist. Weights are opened, not read. A
+    whole model beside an adapter_config.json is refused: transformers would put the adapter on it again.
     """
     folder = Path(path)
     if not folder.exists():
         if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
-            raise ModelError(f"{source}: model directory {path!r} does not exist; give a Hugging Face model directory")
+            remedy = "give a Hugging Face model directory"
+            if "/" not in path:
+                remedy = f"write a directory as './{path}', and a model of the hub as ORG/NAME ({_hub_name(path)})"
+            raise ModelError(f"{source}: model directory {path!r} does not exist; {remedy}")
         return
+    if is_adapter(folder):
+        raise ModelError(
+            f"{source}: {path!r} is an adapter, and here a whole model is needed; give its base, or merge it with "
+            "`iama export RUN --out DIR --merge`"
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(f"{source}: {path!r} holds no config.json; give a complete Hugging Face model directory")
     weights = _weight_files(folder, source)
@@ -36,13 +70,26 @@ def check_model_dir(path: str, source: str) -> None:
     for file in weights:
         with loading(str(file), source), safe_open(file, framework="pt"):
             pass
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{source}: {path!r} holds a whole model and {ADAPTER_CONFIG}, and transformers would put that adapter on "
+            f"it; if it is merged already, delete {ADAPTER_CONFIG}, else move the adapter's files into a folder of "
+            "their own and give that as `adapter`"
+        )
+
+
+def _hub_name(path: str) -> str:
+    """The full name of a model of the hub that many know by its old short one, else an example."""
+    return next(
+        (f"{org}/{path}" for start, org in SHORT_NAMES.items() if path.startswith(start)), "e.g. Qwen/Qwen3-0.6B"
+    )
 
 
 def _weight_files(folder: Path, source: str) -> list[Path]:
     """The folder's weight files; every one that an index names must be there."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
+        return _model_weights(folder)
     weight_map = read_object(index, ModelError, "save the model again").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ModelError(f"{source}: {index} is damaged; save the model again")
@@ -53,14 +100,73 @@ def _weight_files(folder: Path, source: str) -> list[Path]:
     return sorted(folder / name for name in named)
 
 
-def refuse_missing_tensors(loading_info: Any, path: str, source: str) -> None:
-    """Raise `ModelError` for tensors that the weights lack: transformers would fill them at random."""
-    missing = loading_info["missing_keys"]
+def load_model(auto_class: Any, path: str, source: str, *, new_head: bool = False, **options: Any) -> Any:
+    """`auto_class.from_pretrained` of safetensors, once it is sure that the model is what was saved.
+
+    Raises `ModelError` for tensors that the weights lack, which transformers would fill at random, and for those of a
+    layer that would be read without them; warns of others that are not used. With `new_head` what stands above the
+    model's body may be missing or other.
+    """
+    with loading(path, source):
+        model, info = auto_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+    if getattr(model, "_hf_peft_config_loaded", False):  # of the hub, where a folder's check does not look
+        raise ModelError(f"{source}: {path!r} is a model with an adapter beside it; give one of the two, merged or not")
+    body = f"{model.base_model_prefix}."
+    missing = [key for key in info["missing_keys"] if not new_head or key.startswith(body)]
     if missing:
         raise ModelError(
             f"{source}: the weights in {path!r} lack {len(missing)} tensors, e.g. {min(missing)!r}; "
             "give a model that was trained and saved for this use"
         )
+    modules = {name for name, _ in model.named_modules()}
+    unexpected = [key for key in sorted(info["unexpected_keys"]) if not new_head or key.startswith(body)]
+    dropped = next((key for key in unexpected if _is_part_of(key, modules, model.base_model_prefix)), None)
+    if dropped is not None:
+        raise ModelError(
+            f"{source}: the weights in {path!r} hold {dropped!r}, without which {type(model).__name__} would read that "
+            "layer; the model was saved by another class, or its config.json is not its own"
+        )
+    if unexpected:
+        message = f"{source}: {len(unexpected)} tensors of {path!r} are not used, e.g. {unexpected[0]!r}"
+        warnings.warn(message, IamaWarning, stacklevel=1)  # one place, so that it is said once
+    return model
+
+
+def load_adapter(model: Any, path: str, source: str, task: str) -> Any:
+    """A PEFT adapter on its base, whole; raises `ModelError` where it is of another task or does not fit.
+
+    `task` is what PEFT calls it: CAUSAL_LM or SEQ_CLS. PEFT itself warns of tensors that an adapter lacks, and passes
+    over others.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+
+    with loading(path, source):
+        trained = PeftConfig.from_pretrained(path).task_type
+        if trained is not None and str(getattr(trained, "value", trained)) != task:
+            raise ModelError(f"{source}: the adapter {path!r} was trained for {trained}, and is used for {task}")
+        with safe_open(Path(path) / ADAPTER_WEIGHTS, framework="pt") as file:
+            held = set(file.keys())
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, path)
+        unused = sorted(held - get_peft_model_state_dict(adapted, save_embedding_layers=True).keys())
+    except (*LIBRARY_ERRORS, UserWarning) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(f"{source}: adapter {path!r} does not fit the base model ({reason})") from error
+    if unused:
+        raise ModelError(
+            f"{source}: adapter {path!r} does not fit the base model ({len(unused)} of its tensors have no place "
+            f"there, e.g. {unused[0]!r})"
+        )
+    return adapted
+
+
+def _is_part_of(key: str, modules: Collection[str], body: str) -> bool:
+    """Whether a tensor lies in a layer that the model has, and not in one beside those."""
+    parts = key.split(".")
+    nearest = next(name for n in range(len(parts) - 1, -1, -1) if (name := ".".join(parts[:n])) in modules)
+    return nearest not in ("", body)
 
 
 @contextmanager
@@ -70,24 +176,46 @@ def loading(path: str, source: str) -> Iterator[None]:
         yield
     except IamaError:
         raise
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        if Path(path).exists():
-            raise ModelError(f"{source}: cannot load {path!r} ({reason}); is the directory complete?") from error
-        raise ModelError(
-            f"{source}: {path!r} is no folder here, and as a hub name it cannot be loaded ({reason})"
-        ) from error
+    except LIBRARY_ERRORS as error:
+        raise ModelError(f"{source}: {_reason(path, error)}") from error
 
 
-def pick_device(device: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU."""
+LIBRARY_ERRORS = (
+    *(OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, NameError),
+    *(AssertionError, ImportError, RuntimeError),
+)
+"""What transformers, PEFT, quantizers and torch raise for a model that they cannot load here."""
+
+
+def _reason(path: str, error: Exception) -> str:
+    text = str(error).strip()
+    if "trust_remote_code" in text:
+        return f"{path!r} {REMOTE_CODE}"
+    lines = text.splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    if isinstance(error, ImportError):
+        return f"{path!r} needs a package that is not installed ({' '.join(text.split())[:240]})"
+    if not Path(path).exists():
+        return f"{path!r} is no folder here, and as a hub name it cannot be loaded ({reason})"
+    is_incomplete = isinstance(error, (OSError, SafetensorError, LookupError, ValueError))
+    return f"cannot load {path!r} ({reason})" + ("; is the directory complete?" if is_incomplete else "")
+
+
+def pick_device(device: str, source: str = "here") -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU; raises `ModelError` for a device that is not here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
+        picked = torch.device(device)
+        module: Any = torch.get_device_module(picked)
     except RuntimeError as error:
-        raise ModelError(f"device {device!r} is not known to torch; write auto, cpu or cuda") from error
+        raise ModelError(f"{source}: device {device!r} is not known to torch; write auto, cpu or cuda") from error
+    number = module.device_count() if module.is_available() else 0
+    if picked.type != "cpu" and (picked.index or 0) >= number:
+        raise ModelError(
+            f"{source}: device {device!r}, but torch finds {number} {picked.type} devices; write auto or cpu"
+        )
+    return picked
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from iama.arrays import Floats, Mask
+from iama.arrays import Floats, Integers, Mask
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective import estimators
 from iama.objective.aggregates import Aggregate, weighted_sum
@@ -52,6 +52,8 @@ class Objective:
     estimator: Estimator = "auto"
     aggregate: Aggregate = field(default_factory=weighted_sum)
     group_normalisation: bool = False
+    skip_criterion: bool = False
+    """A criterion without any score for a prompt leaves that prompt's objective, instead of every completion."""
 
     def __post_init__(self) -> None:
         if self.group_normalisation and self.estimator != "plugin":
@@ -78,26 +80,43 @@ class Objective:
         `running_values_K` are the values at which an aggregate other than the sum takes its slopes (default: this
         batch's own). A completion with a NaN under any criterion leaves its group: its advantage is zero, and the
         estimators see the group's real size. Raises `RewardError` on an infinite reward.
+
+        With `skip_criterion`, a criterion that is NaN for all of a group leaves the group first. A prompt's sum is then
+        over the criteria that it has. Under any other aggregate the value of a criterion is its mean over the prompts
+        that have it, so that its term is averaged over these alone: it counts P / P_k times at each.
         """
         values_K = running_values_K
         if values_K is None:
             values_K = self.values_K(rewards_PGK) if self.needs_running_values else np.zeros(len(self.criteria))
         slopes_K = self.slopes(values_K)
+        if self.skip_criterion and self.needs_running_values:
+            num_prompts_K = self.num_prompts_K(rewards_PGK)
+            slopes_K = slopes_K * np.where(num_prompts_K > 0, len(rewards_PGK) / np.maximum(num_prompts_K, 1), 0.0)
         advantages_PG = np.zeros(rewards_PGK.shape[:2])
-        for place, block_PGK in self._complete_groups(rewards_PGK):
-            advantages_PG[place] = self._advantages(block_PGK, slopes_K)
+        for place, present_K, block_PGK in self._complete_groups(rewards_PGK):
+            advantages_PG[place] = self._advantages(block_PGK, np.where(present_K, slopes_K, 0.0))
         return advantages_PG
 
     def values_K(self, rewards_PGK: Floats) -> Floats:
-        """Each criterion's value under its own operator, `[K]`: the group estimate, averaged over prompts."""
-        values_PK = [
-            np.stack(
-                [estimators.group_value(c.operator, block_PGK[:, :, k]) for k, c in enumerate(self.criteria)], axis=1
-            )
-            for _, block_PGK in self._complete_groups(rewards_PGK)
-        ]
-        mean_K: Floats = np.concatenate(values_PK).mean(axis=0) if values_PK else np.full(len(self.criteria), np.nan)
+        """Each criterion's value under its own operator, `[K]`: the group estimate, averaged over the prompts that
+        have it; NaN where none has.
+        """
+        values_PK = [np.full((0, len(self.criteria)), np.nan)]
+        for _, present_K, block_PGK in self._complete_groups(rewards_PGK):
+            values = [estimators.group_value(c.operator, block_PGK[:, :, k]) for k, c in enumerate(self.criteria)]
+            values_PK.append(np.where(present_K, np.stack(values, axis=1), np.nan))
+        all_PK = np.concatenate(values_PK)
+        has_PK = ~np.isnan(all_PK)
+        total_K, count_K = np.where(has_PK, all_PK, 0.0).sum(axis=0), has_PK.sum(axis=0)
+        mean_K: Floats = np.where(count_K > 0, total_K / np.maximum(count_K, 1), np.nan)
         return mean_K
+
+    def num_prompts_K(self, rewards_PGK: Floats) -> Integers:
+        """How many prompts of the batch have each criterion, `[K]`: those with a completion that counts for it."""
+        count_K = np.zeros(len(self.criteria), dtype=np.int64)
+        for _, present_K, block_PGK in self._complete_groups(rewards_PGK):
+            count_K += present_K * len(block_PGK)
+        return count_K
 
     def check(self, num_generations: int) -> None:
         """Refuse groups of one (`ConfigError`), warn where a group is too small for an operator."""
@@ -120,7 +139,7 @@ class Objective:
         return np.asarray([c.weight for c in self.criteria], dtype=np.float64)
 
     def _advantages(self, rewards_PGK: Floats, slopes_K: Floats) -> Floats:
-        """Advantages `[P, G]` of groups without a missing score."""
+        """Advantages `[P, G]` of groups without a missing score; criteria of slope zero are not read."""
         total = np.zeros(rewards_PGK.shape[:2])
         for k, c in enumerate(self.criteria):
             if slopes_K[k] != 0.0:
@@ -129,22 +148,27 @@ class Objective:
             total = (total - total.mean(axis=1, keepdims=True)) / (total.std(axis=1, ddof=1, keepdims=True) + STD_FLOOR)
         return total
 
-    def _complete_groups(self, rewards_PGK: Floats) -> Iterator[tuple[tuple[Any, ...], Floats]]:
-        """Blocks of groups of equal real size, with their place in `[P, G]`; groups left empty are passed over."""
+    def _complete_groups(self, rewards_PGK: Floats) -> Iterator[tuple[tuple[Any, ...], Mask, Floats]]:
+        """Blocks of groups of equal real size and criteria: their place in `[P, G]`, the criteria present, rewards.
+
+        Groups left empty are passed over; a criterion that is not present is 0.
+        """
         if rewards_PGK.ndim != 3 or rewards_PGK.shape[2] != len(self.criteria):
             raise RewardError(
                 f"rewards have shape {rewards_PGK.shape}, expected [prompts, group, {len(self.criteria)} criteria]"
             )
         if np.isfinite(rewards_PGK).all():
-            yield (slice(None), slice(None)), rewards_PGK
+            yield (slice(None), slice(None)), np.ones(len(self.criteria), dtype=bool), rewards_PGK
             return
         if np.isinf(rewards_PGK).any():
             prompt, _, k = np.argwhere(np.isinf(rewards_PGK))[0].tolist()
             raise RewardError(f"reward {self.criteria[k].name!r} is infinite for prompt {prompt} of the batch")
-        kept_PG: Mask = ~np.any(np.isnan(rewards_PGK), axis=2)
-        whole = kept_PG.all(axis=1)
+        present_PK: Mask = np.logical_or(~np.all(np.isnan(rewards_PGK), axis=1), not self.skip_criterion)
+        lacks_PG: Mask = np.any(np.isnan(rewards_PGK) & present_PK[:, None, :], axis=2)
+        kept_PG: Mask = ~lacks_PG & np.any(present_PK, axis=1, keepdims=True)
+        whole = kept_PG.all(axis=1) & present_PK.all(axis=1)
         rows = [np.flatnonzero(whole)] if whole.any() else []
         rows += [np.array([p]) for p in np.flatnonzero(~whole & kept_PG.any(axis=1))]
         for block in rows:
-            place = np.ix_(block, np.flatnonzero(kept_PG[block[0]]))
-            yield place, rewards_PGK[place]
+            place, present_K = np.ix_(block, np.flatnonzero(kept_PG[block[0]])), present_PK[block[0]]
+            yield place, present_K, np.where(present_K, rewards_PGK[place], 0.0)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from iama.config.schema import nearest
 from iama.config.specs import PromptsSpec
 from iama.errors import DataError, IamaWarning
-from iama.prompts.render import Prompt, prompt_text
+from iama.prompts.render import Prompt, prompt_name
 from iama.reading import check_finite, check_letters, parse_json, read_json, read_text, reason
 
 Row: TypeAlias = dict[str, Any]
@@ -68,7 +68,7 @@ def fitting_prompts(
     if not too_long:
         return list(rows)
     first = too_long[0]
-    which = f"prompt {first + 1} ({prompt_text(rows[first]['prompt'])[:60]!r}) has {num_tokens_P[first]} tokens"
+    which = f"prompt {first + 1} ({prompt_name(rows[first]['prompt'])}) has {num_tokens_P[first]} tokens"
     exceeds = f"with {max_new_tokens} new tokens it exceeds the model's context of {context_length}"
     if spec.too_long == "error":
         raise DataError(

@@ -17,6 +17,11 @@ if TYPE_CHECKING:  # not at start-up
 
 Message: TypeAlias = dict[str, str]
 Prompt: TypeAlias = str | list[Message]
+NAME_LENGTH = 60
+"""Characters of a prompt that stand in a message."""
+
+POLICY_TEMPLATE = "set policy.chat_template to a .jinja file"
+REWARD_TEMPLATE = "put a chat_template.jinja there, or set `pair: true` for a model of pairs"
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -26,7 +31,7 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     """
     if isinstance(prompt, str):
         return _ids(tokenizer(prompt))
-    _need_template(tokenizer, "set policy.chat_template to a .jinja file")
+    need_template(tokenizer, "the policy", POLICY_TEMPLATE)
     return _chat_ids(tokenizer, prompt, add_generation_prompt=True)
 
 
@@ -37,9 +42,15 @@ def render_exchange(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: st
     """
     if isinstance(prompt, str):
         return _ids(tokenizer(prompt + text + (tokenizer.eos_token or "")))
-    _need_template(tokenizer, "put a chat_template.jinja into that directory")
+    need_template(tokenizer, "the reward", REWARD_TEMPLATE)
     exchange = [*prompt, {"role": "assistant", "content": text}]
     return _chat_ids(tokenizer, exchange, add_generation_prompt=False)
+
+
+def render_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> tuple[list[int], list[int] | None]:
+    """Token ids of prompt and answer as the tokenizer's pair of texts, and the tokens' types where it knows types."""
+    encoding = tokenizer(prompt_text(prompt), text)
+    return _ids(encoding), encoding.get("token_type_ids")
 
 
 def as_completion(prompt: Prompt, text: str) -> str | list[Message]:
@@ -61,6 +72,15 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
+def prompt_name(prompt: Prompt) -> str:
+    """A prompt in a message: what the user asked last, quoted, and where that is long its two ends."""
+    if not isinstance(prompt, str):
+        asked = [message for message in prompt if message["role"] == "user"] or prompt
+        prompt = asked[-1]["content"]
+    half = NAME_LENGTH // 2
+    return repr(prompt if len(prompt) <= NAME_LENGTH else f"{prompt[:half]} ... {prompt[-half:]}")
+
+
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, add_generation_prompt: bool) -> list[int]:
     try:
         return _ids(
@@ -70,8 +90,8 @@ def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, ad
         roles = ", ".join(message["role"] for message in messages)
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses messages with the roles {roles} ({reason}); "
-            "use messages that it knows, or another chat template"
+            f"the chat template of {tokenizer.name_or_path!r} refuses messages with the roles {roles} ({reason}), "
+            f"such as the prompt {prompt_name(messages)}; use messages that it knows, or another chat template"
         ) from error
 
 
@@ -80,9 +100,10 @@ def _ids(encoding: Any) -> list[int]:
     return ids
 
 
-def _need_template(tokenizer: PreTrainedTokenizerBase, remedy: str) -> None:
+def need_template(tokenizer: PreTrainedTokenizerBase, where: str, remedy: str) -> None:
+    """Raise `ModelError`, which begins with `where`, if messages cannot be rendered."""
     if tokenizer.chat_template is None:
         raise ModelError(
-            f"the prompt is a list of messages, but the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
-            f"{remedy}, or use text prompts"
+            f"{where}: the prompt is a list of messages, but the tokenizer of {tokenizer.name_or_path!r} has no chat "
+            f"template; {remedy}, or use text prompts"
         )

@@ -5,29 +5,38 @@ One output of the model, times a sign, is the score. The model reads texts with 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import ModelError, RewardError
+from iama.models.checkpoint import Outline, check_token_ids, read_outline
 from iama.models.flops import ModelSize, row_flops, size_of
 from iama.models.inputs import pad
-from iama.models.loading import check_model_dir, halved, loading, pick_device, refuse_missing_tensors
-from iama.prompts.render import Message, Prompt, completion_text, prompt_text, render_exchange
+from iama.models.loading import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    halved,
+    is_adapter,
+    load_adapter,
+    load_model,
+    loading,
+    pick_device,
+)
+from iama.prompts.conversations import check_exchanges
+from iama.prompts.render import Message, Prompt, completion_text, prompt_name, render_exchange, render_pair
 from iama.reading import read_object
 
 HEADS = ("score", "classifier", "classification_head")
 """Names of a sequence classifier's last layer, which an adapter saves beside its matrices."""
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +45,8 @@ class Classifier:
 
     `pad_id` fills short rows, and transformers takes a row's last token that is another as the one that speaks for
     it. `context_length` is the most tokens that a prompt with its answer may have (None: the model names no limit),
-    `source` names the reward in errors, and `path` is where the model came from.
+    `source` names the reward in errors, and `path` is where the model came from. A model of a `pair` reads prompt and
+    answer as its tokenizer's pair of texts, with the tokens' types where it `has_types`; any other reads one text.
     """
 
     model: Any
@@ -48,6 +58,9 @@ class Classifier:
     batch_size: int
     path: str
     source: str
+    pair: bool = False
+    has_types: bool = False
+    _checked: set[Any] = field(default_factory=set, repr=False)
 
     def score(
         self,
@@ -56,8 +69,8 @@ class Classifier:
         columns: Mapping[str, Sequence[Any]],  # noqa: ARG002 - a classifier reads the texts alone
     ) -> tuple[list[float], Cost]:
         """Scores, and what reading the texts cost."""
-        ids = self.render(prompts, [completion_text(completion) for completion in completions])
-        return self.score_ids(ids), reduce(Cost.beside, self.costs(ids), Cost())
+        scores, ids = self.score_texts(prompts, [completion_text(completion) for completion in completions])
+        return scores, reduce(Cost.beside, self.costs(ids), Cost())
 
     # What else `Scorer` asks for. It names this class, so this class cannot derive from it.
 
@@ -90,22 +103,41 @@ class Classifier:
 
     def render(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[int]]:
         """Token ids as the model reads them; raises `RewardError` where they are more than it can read."""
-        ids = [render_exchange(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
-        for prompt, row in zip(prompts, ids, strict=True):
-            if self.context_length is not None and len(row) > self.context_length:
+        return [ids for ids, _ in self._render(prompts, texts)]
+
+    def _render(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[tuple[list[int], list[int] | None]]:
+        """Ids with the types of a pair's tokens, where the model has types."""
+        if self.pair:
+            pairs = [render_pair(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
+            rows = [(ids, types if self.has_types else None) for ids, types in pairs]
+        else:
+            check_exchanges(self.tokenizer, prompts, self.source, self._checked)
+            rows = [(render_exchange(self.tokenizer, p, text), None) for p, text in zip(prompts, texts, strict=True)]
+        for prompt, (ids, _) in zip(prompts, rows, strict=True):
+            if self.context_length is not None and len(ids) > self.context_length:
                 raise RewardError(
-                    f"{self.source}: the prompt {prompt_text(prompt)[:60]!r} with its answer has {len(row)} tokens, "
+                    f"{self.source}: the prompt {prompt_name(prompt)} with its answer has {len(ids)} tokens, "
                     f"but {self.path!r} reads at most {self.context_length}; use shorter prompts or a smaller "
                     "max_new_tokens"
                 )
-        return ids
+        return rows
 
-    def score_ids(self, ids: Sequence[Sequence[int]]) -> list[float]:
-        """Scores of rendered texts, read from their beginning; where memory runs out, in batches half as large."""
+    def score_texts(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[float], list[list[int]]]:
+        """Scores of whole texts, and their token ids as `render` gives them."""
+        rows = self._render(prompts, texts)
+        ids = [ids for ids, _ in rows]
+        return self.score_ids(ids, [types for _, types in rows if types is not None]), ids
+
+    def score_ids(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] = ()) -> list[float]:
+        """Scores of rendered texts, read from their beginning; where memory runs out, in batches half as large.
+
+        `types` are those of all their tokens, or none. Of a pair use `score_texts`, which knows them.
+        """
+        assert len(types) == len(ids) or not (self.pair and self.has_types), "a pair's tokens have types"
         batch_size = self.batch_size
         while True:
             try:
-                return self.scores(_forward(self.model, ids, self.pad_id, batch_size))
+                return self.scores(_forward(self.model, ids, types, self.pad_id, batch_size))
             except RuntimeError as error:
                 batch_size = halved(batch_size, self.source, error)
 
@@ -116,7 +148,9 @@ class Classifier:
 
 
 @torch.inference_mode()
-def _forward(model: Any, ids: Sequence[Sequence[int]], pad_id: int, batch_size: int) -> torch.Tensor:
+def _forward(
+    model: Any, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]], pad_id: int, batch_size: int
+) -> torch.Tensor:
     """Logits `[rows, heads]` in fp32; rows of similar length share a batch, so that little is padding."""
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     logits = torch.empty(len(ids), model.config.num_labels)
@@ -124,7 +158,8 @@ def _forward(model: Any, ids: Sequence[Sequence[int]], pad_id: int, batch_size: 
         batch = order[start : start + batch_size]
         input_ids = pad([ids[i] for i in batch], pad_id, device=model.device)
         mask = pad([[1] * len(ids[i]) for i in batch], 0, device=model.device)
-        output = model(input_ids=input_ids, attention_mask=mask)
+        further = {"token_type_ids": pad([types[i] for i in batch], 0, device=model.device)} if types else {}
+        output = model(input_ids=input_ids, attention_mask=mask, **further)
         logits[batch] = output.logits.float().cpu()
     return logits
 
@@ -137,7 +172,7 @@ def load_classifier(spec: RewardSpec, source: str) -> Classifier:
 def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Classifier:
     """The model whose files were read before."""
     model = load_reward_model(files, source, getattr(torch, spec.dtype))
-    model.to(pick_device(spec.device)).eval()
+    model.to(pick_device(spec.device, source)).eval()
     tokenizer = files.tokenizer
     if model.config.pad_token_id is None:
         model.config.pad_token_id = (
@@ -149,10 +184,12 @@ def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Class
         head=files.head,
         sign=spec.sign,
         pad_id=model.config.pad_token_id if model.config.pad_token_id is not None else 0,
-        context_length=getattr(model.config, "max_position_embeddings", None),
+        context_length=files.context_length,
         batch_size=spec.batch_size,
         path=files.path,
         source=source,
+        pair=bool(spec.pair),
+        has_types=files.has_types,
     )
 
 
@@ -164,25 +201,57 @@ class ClassifierFiles:
     config: Any
     tokenizer: PreTrainedTokenizerBase
     head: int
+    context_length: int | None = None
+    has_types: bool = False
 
 
 def read_files(spec: RewardSpec, source: str) -> ClassifierFiles:
     """Check a classifier's directory, and read its configuration and tokenizer."""
     assert spec.model is not None
-    check_reward_model(spec.model, source)
-    config = reward_config(spec.model, source)
+    pick_device(spec.device, source)
+    base = adapter_base(spec.model, source)
+    num_outputs = None if base is None else _num_outputs(spec.model, source)
+    outline = read_outline(base or spec.model, source, "reward" if num_outputs is None else "body")
+    config = outline.config
+    if num_outputs is not None:
+        config.num_labels = num_outputs
     head = _pick_head(config, spec, source)
-    with loading(spec.model, source):
-        tokenizer = AutoTokenizer.from_pretrained(spec.model)
-    return ClassifierFiles(spec.model, config, tokenizer, head)
+    home = spec.model if base is None or (Path(spec.model) / "tokenizer_config.json").is_file() else base
+    with loading(home, source):
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False)
+    check_token_ids(outline, tokenizer, spec.model, source)
+    _check_pair(outline, tokenizer, spec, source)
+    return ClassifierFiles(spec.model, config, tokenizer, head, outline.context_length, outline.num_types > 1)
 
 
-def check_classifier(spec: RewardSpec, source: str, prompt: Prompt | None) -> ClassifierFiles:
-    """Make the checks that need no weights, and return what they read; `prompt` must render for the reward."""
+def check_classifier(spec: RewardSpec, source: str, prompts: Sequence[Prompt]) -> ClassifierFiles:
+    """Make the checks that need no weights, and return what they read; all prompts must render for the reward."""
     files = read_files(spec, source)
-    if prompt is not None:
-        render_exchange(files.tokenizer, prompt, "")
+    if not spec.pair:
+        check_exchanges(files.tokenizer, prompts, source)
     return files
+
+
+def render_rewarded(files: ClassifierFiles, spec: RewardSpec, prompt: Prompt, text: str) -> list[int]:
+    """Token ids of a prompt with an answer, as the model reads them."""
+    if spec.pair:
+        return render_pair(files.tokenizer, prompt, text)[0]
+    return render_exchange(files.tokenizer, prompt, text)
+
+
+def _check_pair(outline: Outline, tokenizer: PreTrainedTokenizerBase, spec: RewardSpec, source: str) -> None:
+    """Whether a model that can tell two texts apart was trained to do so, only its user knows.
+
+    RoBERTa and its kin have types that nothing is trained on.
+    """
+    types = tokenizer("a", "b").get("token_type_ids") or [0]
+    tells_apart = outline.num_types > 1 and max(types) > 0 and not outline.skips_positions
+    if spec.pair is None and (tells_apart or hasattr(outline.config, "sentence_transformers")):
+        raise RewardError(
+            f"{source}: {spec.model!r} can read a pair of texts, and as one text its scores are others; write `pair: "
+            "true` beside `model:` if it was trained on pairs (a cross-encoder), else `pair: false` (on the command "
+            "line in a file, --spec)"
+        )
 
 
 def _pick_head(config: Any, spec: RewardSpec, source: str) -> int:
@@ -205,74 +274,39 @@ def _pick_head(config: Any, spec: RewardSpec, source: str) -> int:
     )
 
 
-def check_reward_model(path: str, source: str) -> None:
-    """Raise `ModelError` if a directory, or the base of an adapter, is missing or half built."""
-    base = adapter_base(path, source)
-    if base is not None and not (Path(path) / WEIGHTS).is_file():
-        raise ModelError(f"{source}: the adapter {path!r} holds no {WEIGHTS}; save it with save_pretrained")
-    check_model_dir(path if base is None else base, source)
-
-
 def adapter_base(path: str, source: str) -> str | None:
     """The model that an adapter was trained on; None for a directory that is a whole model."""
-    file = Path(path) / "adapter_config.json"
-    if not file.is_file() or (Path(path) / "config.json").is_file():
+    if not is_adapter(Path(path)):
         return None
+    file = Path(path) / ADAPTER_CONFIG
+    if not (Path(path) / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{source}: the adapter {path!r} holds no {ADAPTER_WEIGHTS}; save it with save_pretrained")
     base = read_object(file, ModelError, "save the adapter again").get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{source}: {file} names no base model; merge the adapter into its base and give that")
     return str(base)
 
 
-def reward_config(path: str, source: str) -> Any:
-    """The model's configuration; of an adapter its base's, with as many outputs as the adapter's head has."""
-    base = adapter_base(path, source)
-    with loading(path, source):
-        config = AutoConfig.from_pretrained(path if base is None else base)
-        if base is not None:
-            with safe_open(Path(path) / WEIGHTS, framework="pt") as file:
-                heads = [key for key in file.keys() if _is_head(key)]  # noqa: SIM118 - not a dict
-                if heads:
-                    config.num_labels = file.get_slice(heads[0]).get_shape()[0]
-    return config
+def _num_outputs(adapter: str, source: str) -> int | None:
+    """Outputs of the head that an adapter brings; None where it brings none."""
+    with loading(adapter, source), safe_open(Path(adapter) / ADAPTER_WEIGHTS, framework="pt") as file:
+        heads = [key for key in file.keys() if _is_head(key)]  # noqa: SIM118 - not a dict
+        return int(file.get_slice(heads[0]).get_shape()[0]) if heads else None
 
 
 def load_reward_model(files: ClassifierFiles, source: str, dtype: Any) -> Any:
     """A classifier with its weights, an adapter merged into its base; `ModelError` where something is missing."""
-    path, config = files.path, files.config
+    path, options = files.path, {"config": files.config, "dtype": dtype, "trust_remote_code": False}
     base = adapter_base(path, source)
-    with loading(path, source):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path if base is None else base,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
     if base is None:
-        refuse_missing_tensors(info, path, source)
-        return model
-    with loading(path, source), safe_open(Path(path) / WEIGHTS, framework="pt") as file:
-        has_head = any(_is_head(key) for key in file.keys())  # noqa: SIM118 - not a dict
-    missing = {key for key in info["missing_keys"] if not (has_head and key.split(".")[0] in HEADS)}
-    refuse_missing_tensors({"missing_keys": missing}, base, source)
-    return _merged(model, path, source)
+        return load_model(AutoModelForSequenceClassification, path, source, **options)
+    brings_head = _num_outputs(path, source) is not None
+    model = load_model(AutoModelForSequenceClassification, base, source, new_head=brings_head, **options)
+    adapted = load_adapter(model, path, source, "SEQ_CLS")
+    with loading(path, source):
+        return adapted.merge_and_unload(safe_merge=True)
 
 
 def _is_head(key: str) -> bool:
     parts = key.split(".")
     return parts[-1] == "weight" and any(head in parts for head in HEADS) and not any("lora_" in p for p in parts)
-
-
-def _merged(model: Any, path: str, source: str) -> Any:
-    """The model with the adapter's weights in its own."""
-    from peft import PeftModel
-
-    try:
-        with loading(path, source), warnings.catch_warnings():
-            # PEFT only warns about tensors that an adapter lacks, and leaves them at their starting values.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(model, path).merge_and_unload(safe_merge=True)
-    except (RuntimeError, UserWarning) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ModelError(f"{source}: the adapter {path!r} does not fit its base model ({reason})") from error

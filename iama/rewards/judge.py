@@ -18,7 +18,7 @@ from iama.config.specs import JudgeSpec, RewardSpec
 from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
 from iama.files import whole_lines
-from iama.prompts.render import Prompt, completion_text, prompt_text
+from iama.prompts.render import Prompt, completion_text, prompt_name, prompt_text
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url, read_key
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
@@ -114,7 +114,7 @@ class Judge(Scorer):
         for prompt, value in zip(prompts, columns[name], strict=True):
             if not isinstance(value, str):
                 raise RewardError(
-                    f"{self.source}: column {name!r} of the prompt {prompt_text(prompt)[:60]!r} is {value!r}; "
+                    f"{self.source}: column {name!r} of the prompt {prompt_name(prompt)} is {value!r}; "
                     "it must be the text to compare with"
                 )
         return list(columns[name])
@@ -317,7 +317,7 @@ def load_judge(spec: RewardSpec, source: str) -> Judge:
     return Judge(spec.judge, source)
 
 
-def check_judge(spec: RewardSpec, source: str, _prompt: Prompt | None) -> None:
+def check_judge(spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> None:
     """Check the prompt file, the url and the key; asks nothing."""
     assert spec.judge is not None
     read_template(spec.judge, source)

@@ -16,8 +16,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from iama.config.specs import RewardScale
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
-from iama.prompts.render import Message, Prompt, as_completion, completion_text, prompt_text
+from iama.prompts.render import Message, Prompt, as_completion, completion_text, prompt_name
 from iama.rewards.classifier import Classifier
+from iama.rewards.users_code import as_scores, kind_of, users_code
 
 TrlCompletion: TypeAlias = str | list[Message]
 """A completion as TRL passes it to a reward: text, or messages where the prompt is messages."""
@@ -83,7 +84,9 @@ class Reward:
         self._scale = scale
         self._missing_ok = missing_ok
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], **columns: Any) -> list[float]:
+    def __call__(
+        self, /, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], **columns: Any
+    ) -> list[float]:
         """Scores `[len(prompts)]`; raises `RewardError` on infinity and, unless `missing_ok`, on a missing score."""
         return self.checked(prompts, completions, columns)[0]
 
@@ -122,8 +125,21 @@ class Reward:
         self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
         """Scores, checked and standardised, and what was read for them."""
-        scores, cost = self.scorer.score(prompts, completions, columns)
+        scores, cost = self._scored(prompts, completions, columns)
         return self.finish(prompts, completions, scores), cost
+
+    def _scored(
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
+    ) -> tuple[list[float], Cost]:
+        """What the scorer gives; what is wrong with a user's own one is told in one line."""
+        if type(self.scorer).__module__.startswith("iama."):
+            return self.scorer.score(prompts, completions, columns)
+        what = f"reward {self.name!r}: {type(self.scorer).__name__}.score"
+        with users_code(f"{what} failed", columns):
+            returned: Any = self.scorer.score(prompts, completions, columns)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Cost)):
+            raise RewardError(f"{what} returned {kind_of(returned)}; return a list of scores, and a Cost")
+        return as_scores(returned[0], len(prompts), what), returned[1]
 
     def finish(
         self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], scores: list[float]
@@ -137,7 +153,7 @@ class Reward:
         for prompt, completion, score in zip(prompts, completions, scores, strict=True):
             if not (math.isfinite(score) or (self._missing_ok and math.isnan(score))):
                 raise RewardError(
-                    f"reward {self.name!r} returned {score} for the prompt {prompt_text(prompt)[:80]!r} and the "
+                    f"reward {self.name!r} returned {score} for the prompt {prompt_name(prompt)} and the "
                     f"completion {completion_text(completion)[:80]!r}; it must return a finite number"
                 )
         if self._scale is None:

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from iama.config.specs import RewardSpec
 from iama.cost import Cost
-from iama.errors import RewardError
-from iama.prompts.render import Prompt, completion_text, prompt_text
+from iama.errors import IamaWarning, RewardError
+from iama.prompts.render import Prompt, completion_text, prompt_name
 from iama.rewards.math_answers import math_verify, verify
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
 _LATEX = ("$", "\\(", "\\[", "\\boxed")  # what marks mathematics in a text
+_PLAIN = re.compile(r"\$-?\d{1,15}(\.\d{1,15})?\$")  # surely read, in no time
 
 
 class MathVerifier(Scorer):
     """1 where the final answer of a completion equals that in `answer_column`, else 0.
 
     A completion without a readable answer is wrong, not missing. Reading and comparing have five seconds each (an
-    answer may be 9^9^9^9); what takes longer counts as wrong.
+    answer may be 9^9^9^9); what takes longer counts as wrong. With `missing_ok`, a right answer that cannot be read
+    gives no score (NaN) and one warning, else it is refused.
     """
 
     def __init__(self, answer_column: str, source: str) -> None:
         check_math_verify(source)
         self.answer_column, self.source = answer_column, source
+        self.missing_ok = False
+        self._has_warned = False
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
     ) -> tuple[list[float], Cost]:
-        """Scores, at no cost; raises `RewardError` for a right answer that is missing or cannot be read."""
+        """Scores, at no cost; raises `RewardError` for a right answer that is missing or cannot be read (see above)."""
         if self.answer_column not in columns:
             raise RewardError(
                 f"{self.source}: the prompts have no column {self.answer_column!r} (answer_column); "
@@ -47,12 +54,16 @@ class MathVerifier(Scorer):
         ]
         scores = _scores(pairs)
         for prompt, right, score in zip(prompts, columns[self.answer_column], scores, strict=True):
-            if score is None:
-                raise RewardError(
-                    f"{self.source}: column {self.answer_column!r} of the prompt {prompt_text(prompt)[:60]!r} is "
+            if score is None and not (self.missing_ok and self._has_warned):
+                message = (
+                    f"{self.source}: column {self.answer_column!r} of the prompt {prompt_name(prompt)} is "
                     f"{right!r}, in which math-verify finds no answer; write a number or LaTeX"
                 )
-        return [score for score in scores if score is not None], Cost()
+                if not self.missing_ok:
+                    raise RewardError(message)
+                self._has_warned = True
+                warnings.warn(f"{message} (completions of such prompts have no score)", IamaWarning, stacklevel=2)
+        return [math.nan if score is None else score for score in scores], Cost()
 
 
 def load_verifier(spec: RewardSpec, source: str) -> MathVerifier:
@@ -60,7 +71,7 @@ def load_verifier(spec: RewardSpec, source: str) -> MathVerifier:
     return MathVerifier(spec.answer_column, source)
 
 
-def check_verifier(_spec: RewardSpec, source: str, _prompt: Prompt | None) -> None:
+def check_verifier(_spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> None:
     """Raise `RewardError` where math-verify is not installed."""
     check_math_verify(source)
 
@@ -71,6 +82,14 @@ def check_math_verify(source: str) -> None:
         math_verify()
     except ImportError as error:
         raise RewardError(f"{source}: needs the math-verify package; pip install 'iama[math]'") from error
+
+
+def unreadable(rights: Sequence[Any]) -> list[int]:
+    """Which right answers, by index, `MathVerifier` cannot read."""
+    answers = [final_answer(right) for right in rights]
+    doubtful = [answer for answer in dict.fromkeys(answers) if not _PLAIN.fullmatch(answer)]
+    scores = dict(zip(doubtful, _scores([(answer, "") for answer in doubtful]), strict=True))
+    return [i for i, answer in enumerate(answers) if answer in scores and scores[answer] is None]
 
 
 def final_answer(right: Any) -> str:

@@ -5,16 +5,28 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from iama.config.manifest import load_manifest
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
 from iama.installation import find_file
-from iama.models.generation import check_generation_config
-from iama.models.loading import check_model_dir, loading, pick_device, refuse_missing_tensors
+from iama.models.checkpoint import check_token_ids, read_outline
+from iama.models.fingerprint import is_other_revision
+from iama.models.generation import check_generation_config, end_token_ids
+from iama.models.loading import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_model_dir,
+    is_adapter,
+    load_adapter,
+    load_model,
+    loading,
+    pick_device,
+)
 from iama.reading import read_object, read_text
 from inference.engine.rows import refuse_inexact
 
@@ -34,6 +46,14 @@ class Policy:
     context_length: int | None
 
 
+class PolicyFiles(NamedTuple):
+    """What a policy's directories say of it without its weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    context_length: int | None
+    eos_token_ids: frozenset[int]
+
+
 def load_policy(name: str, spec: PolicySpec, sampling: Sampling | None = None) -> Policy:
     """Load a policy; raises `ModelError` naming the directory and what it lacks.
 
@@ -44,38 +64,39 @@ def load_policy(name: str, spec: PolicySpec, sampling: Sampling | None = None) -
     base, adapter = resolve_paths(name, spec)
     source = f"policy {name!r}"
     check_generation_config(base, source, sampling)
-    tokenizer, context_length = load_tokenizer(name, spec)
-    with loading(base, source):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=getattr(torch, spec.dtype),
-            use_safetensors=True,
-            trust_remote_code=spec.trust_remote_code,
-            output_loading_info=True,
-        )
-    refuse_missing_tensors(info, base, source)
+    tokenizer, context_length, eos_token_ids = read_policy_files(name, spec)
+    options = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
+    model = load_model(AutoModelForCausalLM, base, source, **options)
     if adapter is not None:
         model = _with_adapter(model, adapter, source)
-    model.to(pick_device(spec.device)).eval().requires_grad_(requires_grad=False)
+    model.to(pick_device(spec.device, source)).eval().requires_grad_(requires_grad=False)
     refuse_inexact(model, source)
-    return Policy(name, model, tokenizer, _eos_token_ids(model, tokenizer, source), context_length)
+    return Policy(name, model, tokenizer, eos_token_ids, context_length)
 
 
-def load_tokenizer(name: str, spec: PolicySpec) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """A policy's tokenizer and context length, without its weights: enough to check prompts.
+def read_policy_files(name: str, spec: PolicySpec) -> PolicyFiles:
+    """Everything of a policy but its weights, checked: enough to check prompts.
 
-    An adapter that was saved with a tokenizer brings the chat template that it was trained with.
+    An adapter that was saved with a tokenizer brings the chat template that it was trained with. Raises `ModelError`
+    for a model that is no policy (`read_outline`), and warns where the base's weights are not those that the adapter
+    was trained on.
     """
     base, adapter = resolve_paths(name, spec)
     source = f"policy {name!r}"
+    pick_device(spec.device, source)
+    outline = read_outline(base, source, "policy", trust_remote_code=spec.trust_remote_code)
     has_tokenizer = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     home = adapter if has_tokenizer and adapter is not None else base
-    with loading(base, source):
+    with loading(home, source):
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=spec.trust_remote_code)
-        config = AutoConfig.from_pretrained(base, trust_remote_code=spec.trust_remote_code)
+        end_ids = end_token_ids(base, outline.config, tokenizer)
+    check_token_ids(outline, tokenizer, base, source)
+    if not end_ids:
+        raise ModelError(f"{source}: neither tokenizer nor generation config names an end token; set eos_token")
+    if adapter is not None:
+        _warn_of_other_base(base, adapter, source)
     _set_chat_template(tokenizer, spec.chat_template, source)
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return tokenizer, None if limit is None else int(limit)
+    return PolicyFiles(tokenizer, outline.context_length, end_ids)
 
 
 def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:
@@ -83,7 +104,7 @@ def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:
     base, adapter = spec.path, spec.adapter
     source = f"policy {name!r}"
     folder = Path(base)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if is_adapter(folder):
         if adapter is not None:
             raise ModelError(f"{source}: path {base!r} is itself an adapter, so `adapter` must not be set as well")
         base, adapter = _recorded_base(folder, source), base
@@ -95,7 +116,7 @@ def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:
 
 def _recorded_base(folder: Path, source: str) -> str:
     """The base model that an adapter was trained on."""
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     recorded = read_object(path, ModelError, "export the adapter again").get("base_model_name_or_path")
     if not recorded:
         raise ModelError(f"{source}: {path} names no base model; set `path` to the base and `adapter` to {folder}")
@@ -103,12 +124,23 @@ def _recorded_base(folder: Path, source: str) -> str:
 
 
 def _check_adapter(folder: Path, source: str) -> None:
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / file).is_file():
             raise ModelError(
                 f"{source}: adapter {str(folder)!r} holds no {file}; give a PEFT adapter directory, such as one "
                 "written by `iama export`"
             )
+
+
+def _warn_of_other_base(base: str, adapter: str, source: str) -> None:
+    manifest = load_manifest(Path(adapter))
+    if manifest is not None and is_other_revision(manifest.base_revision, base):
+        warnings.warn(
+            f"{source}: the weights in {base!r} are not those that the adapter {adapter!r} was trained on (their hash "
+            "is another than base_revision in its iama.json); serve it on the base of its training",
+            IamaWarning,
+            stacklevel=1,
+        )
 
 
 def _with_adapter(model: Any, adapter: str, source: str) -> Any:
@@ -117,18 +149,8 @@ def _with_adapter(model: Any, adapter: str, source: str) -> Any:
     In fp32 it is merged, which decodes faster. In half precision it stays beside the base, since rounding
     the merged weights could lose a small update.
     """
-    from peft import PeftModel
-
-    try:
-        with loading(adapter, source), warnings.catch_warnings():
-            # PEFT only warns about tensors that an adapter lacks, and leaves them at their starting values.
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            model = PeftModel.from_pretrained(model, adapter)
-    except (RuntimeError, UserWarning) as error:
-        raise ModelError(
-            f"{source}: adapter {adapter!r} does not fit the base model ({' '.join(str(error).split())[:160]})"
-        ) from error
-    return model.merge_and_unload(safe_merge=True) if model.dtype == torch.float32 else model
+    adapted = load_adapter(model, adapter, source, "CAUSAL_LM")
+    return adapted.merge_and_unload(safe_merge=True) if adapted.dtype == torch.float32 else adapted
 
 
 def _set_chat_template(tokenizer: Any, template: str | None, source: str) -> None:
@@ -140,14 +162,3 @@ def _set_chat_template(tokenizer: Any, template: str | None, source: str) -> Non
     if tokenizer.chat_template is not None:
         warnings.warn(f"{source}: chat_template {template!r} replaces the tokenizer's own", IamaWarning, stacklevel=3)
     tokenizer.chat_template = read_text(path, ModelError)
-
-
-def _eos_token_ids(model: Any, tokenizer: Any, source: str) -> frozenset[int]:
-    """The tokenizer's end token and those of the generation config, as TRL uses them."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    end_ids = {ids} if isinstance(ids, int) else set(ids or [])
-    if tokenizer.eos_token_id is not None:
-        end_ids.add(tokenizer.eos_token_id)
-    if not end_ids:
-        raise ModelError(f"{source}: neither tokenizer nor generation config names an end token; set eos_token")
-    return frozenset(end_ids)

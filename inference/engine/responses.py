@@ -165,9 +165,9 @@ def check_fit(
         if not ids:
             raise DataError(f"prompt {number} has no tokens for policy {name!r}; give a prompt that is not empty")
         if context_length is not None and len(ids) + sampling.max_new_tokens > context_length:
-            start = tokenizer.decode(ids[:24], skip_special_tokens=True)
+            end = tokenizer.decode(ids[-24:], skip_special_tokens=True)  # many prompts begin alike
             raise DataError(
-                f"prompt {number} ({str(start)[:60]!r}...) has {len(ids)} tokens; with sampling.max_new_tokens = "
+                f"prompt {number} (...{str(end)[-60:]!r}) has {len(ids)} tokens; with sampling.max_new_tokens = "
                 f"{sampling.max_new_tokens} it exceeds the {context_length} tokens that policy {name!r} reads; "
                 "shorten the prompt, lower max_new_tokens, or leave such prompts out (in an evaluation: "
                 "prompts.too_long: drop)"

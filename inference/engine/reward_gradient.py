@@ -21,7 +21,7 @@ from iama.errors import ConfigError
 from iama.models.flops import ModelSize, backward_flops, forward_flops
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import is_out_of_memory
-from iama.prompts.render import Prompt, prompt_text, render_exchange
+from iama.prompts.render import Prompt, prompt_name, render_exchange
 from iama.rewards.classifier import Classifier
 from iama.rewards.reward import Reward
 from inference.engine.kv_cache import SlotCache
@@ -51,7 +51,7 @@ def around(reward: Reward, prompt: Prompt) -> tuple[list[int], list[int]]:
             return before, after[: num_before_padding(after, classifier.pad_id)]
     raise ConfigError(
         f"{classifier.source}: where a response begins and ends cannot be told in its template "
-        f"({misread} after {prompt_text(prompt)[:40]!r}); {INSTEAD}"
+        f"({misread} after {prompt_name(prompt)}); {INSTEAD}"
     )
 
 

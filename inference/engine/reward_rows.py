@@ -97,9 +97,10 @@ class RewardRows:
         if classifier is None:
             scores, cost = self._reward.score(prompts, texts, columns)
             return scores, _shares(cost, len(rows))
-        ids = classifier.render(prompts, texts)
         if self._rows is None:
-            return self._reward.finish(prompts, texts, classifier.score_ids(ids)), classifier.costs(ids)
+            scores, ids = classifier.score_texts(prompts, texts)
+            return self._reward.finish(prompts, texts, scores), classifier.costs(ids)
+        ids = classifier.render(prompts, texts)
         read = self._read(classifier, self._rows, dict(zip(rows, ids, strict=True)))
         scores = [self._last[row][1] for row in rows]
         return self._reward.finish(prompts, texts, scores), [read.get(row, Cost()) for row in rows]
@@ -167,17 +168,17 @@ def micro_batches(counts: Mapping[int, int], batch_size: int) -> list[list[int]]
 def reads_in_pieces(classifier: Classifier) -> bool:
     """Whether a text may be read in pieces, each once.
 
-    It is read whole if the model's `forward` takes no `past_key_values` (BERT and its kin), if it is an
-    encoder-decoder, keeps recurrent state, attends to both sides by its configuration, has no padding token, or has
-    positions (rotary or learned) that its `forward` does not let one name. Any other model is tried, once: ragged rows
-    in two passes must score as they do whole. If they do not, a warning says so. What the trial forwards stands in no
-    ledger.
+    It is read whole if it is one of a pair, if the model's `forward` takes no `past_key_values` (BERT and its kin), if
+    it is an encoder-decoder, keeps recurrent state, attends to both sides by its configuration, has no padding token,
+    or has positions (rotary or learned) that its `forward` does not let one name. Any other model is tried, once:
+    ragged rows in two passes must score as they do whole. If they do not, a warning says so. What the trial forwards
+    stands in no ledger.
     """
     model, config = classifier.model, classifier.model.config.get_text_config()
     accepted = accepted_arguments(model)
     both_sides = getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", False)
     has_positions = any(getattr(config, name, None) for name in POSITIONS)
-    if "past_key_values" not in accepted or (has_positions and "position_ids" not in accepted):
+    if classifier.pair or "past_key_values" not in accepted or (has_positions and "position_ids" not in accepted):
         return False
     if model.config.is_encoder_decoder or both_sides or config.pad_token_id is None:
         return False

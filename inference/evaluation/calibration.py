@@ -18,7 +18,7 @@ from iama.config.methods import Tunable, written_tuned
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning
 from iama.objective.operators import identity
-from iama.prompts.render import Prompt, prompt_text
+from iama.prompts.render import Prompt, prompt_name
 from inference.engine.responses import Pool
 from inference.evaluation.evaluate import evaluate_pools
 from inference.evaluation.from_pools import GOLD
@@ -304,7 +304,7 @@ def _warn_of_the_fewest(pool: Scored, index: int, num_known: int) -> None:
     num_samples = pool.proxy_PS.shape[1]
     if num_known // 4 < num_samples // 4:
         warnings.warn(
-            f"{pool.name}: the prompt {prompt_text(pool.prompts[index])[:60]!r} has all scores for {num_known} of "
+            f"{pool.name}: the prompt {prompt_name(pool.prompts[index])} has all scores for {num_known} of "
             f"{num_samples} samples only, so that at most {num_known // 4} draws are tried instead of "
             f"{num_samples // 4}; add its scores, or leave it out",
             IamaWarning,

@@ -13,7 +13,7 @@ from iama.arrays import Floats
 from iama.config.files import EvaluationConfig
 from iama.config.specs import Sampling
 from inference.engine.likelihood import sequence_log_probabilities
-from inference.engine.policy import Policy, load_policy, load_tokenizer
+from inference.engine.policy import Policy, load_policy, read_policy_files
 from inference.engine.responses import Pool, response_text
 from inference.evaluation.sources import Source
 from inference.pools.journal import append_line, digest, read_lines
@@ -90,6 +90,6 @@ def _same_vocabulary(policy: Policy, source: Source, pool: Pool) -> bool:
     if source.spec is None:
         firsts = [prompt.samples[0] for prompt in pool.prompts]
         return all(response_text(policy, s.token_ids).startswith(s.text) for s in firsts)
-    tokenizer: Any = load_tokenizer(source.name, source.spec)[0]
+    tokenizer: Any = read_policy_files(source.name, source.spec).tokenizer
     same: bool = tokenizer.get_vocab() == policy.tokenizer.get_vocab()
     return same

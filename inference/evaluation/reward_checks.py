@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
 from iama.config.specs import JudgeSpec, RewardSpec
-from iama.errors import ConfigError, DataError, RewardError
+from iama.errors import ConfigError, DataError
 from iama.models.loading import loading
 from iama.prompts.data import PromptRows
-from iama.prompts.render import prompt_text, render_exchange
-from iama.rewards.function import load_function
-from iama.rewards.load import check_reward
+from iama.prompts.render import prompt_name
+from iama.rewards.classifier import read_files, render_rewarded
+from iama.rewards.load import check_columns, check_reward
 from inference.engine.vocabulary import Side, check_same_ids, instead_of, reward_side
 
 
@@ -38,27 +37,8 @@ def check_rewards(config: EvaluationConfig, names: dict[RewardSpec, str], rows: 
         if spec.column is not None:
             _check_column(config, name, spec)
             continue
-        check_reward(name, spec, rows[0]["prompt"])
-        for part in spec.parts:
-            _check_has_column(name, part, rows)
-            if part.function is not None:
-                check_signature(name, part.function, set(rows[0]) - {"prompt"})
-
-
-def check_signature(name: str, reference: str, columns: set[str]) -> None:
-    """Raise `RewardError` for a function that needs an argument which no column of the prompts gives."""
-    try:
-        parameters = inspect.signature(load_function(reference, f"reward {name!r}")).parameters.values()
-    except (TypeError, ValueError):  # a callable that does not tell
-        return
-    given = {"prompts", "completions", *columns}
-    named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    missing = [p.name for p in named if p.default is p.empty and p.name not in given]
-    if missing:
-        raise RewardError(
-            f"reward {name!r}: {reference!r} needs the column {missing[0]!r}, but the prompts have "
-            f"{sorted(columns) or 'none'}; add it (a pool file has 'columns'), or rename one with prompts.columns"
-        )
+        check_reward(name, spec, [row["prompt"] for row in rows])
+        check_columns(name, spec, rows)
 
 
 def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str | None) -> list[bool]:
@@ -67,19 +47,18 @@ def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str 
     Raises `DataError`, which ends with `remedy`, for the first that one cannot, unless `remedy` is None.
     """
     keep = [True] * len(rows)
-    for model, name in ((part.model, name) for spec, name in names.items() for part in spec.parts):
-        if model is None:
+    for part, name in ((part, name) for spec, name in names.items() for part in spec.parts):
+        if part.model is None:
             continue
-        with loading(model, f"reward {name!r}"):
-            limit: int | None = getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
-            tokenizer = AutoTokenizer.from_pretrained(model)
+        model, files = part.model, read_files(part, f"reward {name!r}")
+        limit = files.context_length
         if limit is None:
             continue
         for i, row in enumerate(rows):
-            num_tokens = len(render_exchange(tokenizer, row["prompt"], ""))
+            num_tokens = len(render_rewarded(files, part, row["prompt"], ""))
             if num_tokens > limit and remedy is not None:
                 raise DataError(
-                    f"reward {name!r}: prompt {i + 1} ({prompt_text(row['prompt'])[:60]!r}) has {num_tokens} tokens "
+                    f"reward {name!r}: prompt {i + 1} ({prompt_name(row['prompt'])}) has {num_tokens} tokens "
                     f"without an answer, but {model!r} reads at most {limit}; {remedy}"
                 )
             keep[i] &= num_tokens <= limit
@@ -102,8 +81,13 @@ def check_gradients(
                     f"methods: {method.text!r} needs the gradient of a reward, and {source} is no classifier; "
                     f"{instead_of(method.name)}, or evaluate that criterion by itself"
                 )
+            if criterion.proxy.pair:
+                raise ConfigError(
+                    f"methods: {method.text!r} needs the gradient of a reward, and {source} reads pairs of texts; "
+                    f"{instead_of(method.name)}, or evaluate that criterion by itself"
+                )
             with loading(model, source):
-                reward = reward_side(source, model, AutoTokenizer.from_pretrained(model))
+                reward = reward_side(source, model, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
             for policy, served, tokenizer in tokenizers:
                 if served == criterion.name:
                     side = Side(f"policy {policy!r}", tokenizer, {tokenizer.eos_token_id})
@@ -116,23 +100,6 @@ def _check_column(config: EvaluationConfig, name: str, spec: RewardSpec) -> None
         raise ConfigError(
             f"reward {name!r} is the column {spec.column!r} of a pool file, but policy {sampled[0]!r} is a model that "
             "has yet to be sampled; give a reward that can score it"
-        )
-
-
-def _check_has_column(name: str, spec: RewardSpec, rows: PromptRows) -> None:
-    """Raise `RewardError` where the prompts lack the column that a verifier or a pairwise judge reads."""
-    if spec.verifier is not None:
-        setting, column = "answer_column", spec.answer_column
-    elif spec.judge is not None and spec.judge.baseline_column is not None:
-        setting, column = "baseline_column", spec.judge.baseline_column
-    else:
-        return
-    first = next((i for i, row in enumerate(rows) if column not in row), None)
-    if first is not None:
-        there = sorted(set(rows[first]) - {"prompt"})
-        raise RewardError(
-            f"reward {name!r}: prompt {first + 1} has no column {column!r} ({setting}), only {there}; name one that "
-            "there is, or rename yours with prompts.columns"
         )
 
 

@@ -12,9 +12,10 @@ from iama.config.files import EvaluationConfig
 from iama.config.specs import PolicySpec
 from iama.errors import DataError
 from iama.models.flops import ModelSize, size_from_folder
+from iama.prompts.conversations import render_prompts
 from iama.prompts.data import with_system_prompt
-from iama.prompts.render import prompt_text, render_prompt
-from inference.engine.policy import load_tokenizer, resolve_paths
+from iama.prompts.render import prompt_name
+from inference.engine.policy import read_policy_files, resolve_paths
 from inference.engine.responses import Pool
 from inference.pools.file import prompt_ids
 from inference.pools.fill import pool_header
@@ -71,8 +72,9 @@ def read_variants(config: EvaluationConfig, rows: Sequence[Mapping[str, Any]]) -
         for spec, system in (policy.variant(criterion.name) for criterion in config.criteria):
             if (spec, system) in readings:
                 continue
-            tokenizer, context_length = load_tokenizer(name, spec)
-            ids = [render_prompt(tokenizer, with_system_prompt(row["prompt"], system)) for row in rows]
+            tokenizer, context_length, ends = read_policy_files(name, spec)
+            prompts = [with_system_prompt(row["prompt"], system) for row in rows]
+            ids = render_prompts(tokenizer, prompts, ends, f"policy {name!r}")
             readings[spec, system] = Reading(tokenizer, context_length, ids)
     return readings
 
@@ -149,7 +151,7 @@ def _in_order(name: str, rows: Sequence[Mapping[str, Any]], pool: Pool) -> Pool:
     if missing:
         raise DataError(
             f"policy {name!r}: its pool has no completions for {len(missing)} of {len(rows)} prompts, the first is "
-            f"{prompt_text(missing[0]['prompt'])[:60]!r}; all policies must answer the same prompts"
+            f"{prompt_name(missing[0]['prompt'])}; all policies must answer the same prompts"
         )
     columns = [{key: value for key, value in row.items() if key != "prompt"} for row in rows]
     prompts = [replace(by_id[key], prompt_id=key, columns=c) for key, c in zip(ids, columns, strict=True)]

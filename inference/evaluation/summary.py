@@ -1,7 +1,6 @@
 """What `summary.json` holds: the numbers of an evaluation, of one seed or of several."""
 
-from __future__ import annotations
-
+# Annotations are evaluated here, since `load_summary` reads from the types which keys are required.
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -11,14 +11,15 @@ from typing import Any, TypeAlias
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, ModelError
+from iama.prompts.conversations import render_prompts
 from iama.prompts.data import PromptRows, with_system_prompt
-from iama.prompts.render import Prompt, render_prompt
+from iama.prompts.render import Prompt
 from iama.reading import read_object
 from iama.rewards.judge import num_tokens
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint
 from iama.rewards.replies import well_formed
 from inference.engine.decode import iter_decode
-from inference.engine.policy import load_policy, load_tokenizer, resolve_paths
+from inference.engine.policy import load_policy, read_policy_files, resolve_paths
 from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response, check_fit
 from inference.engine.vocabulary import special_tokens
@@ -63,9 +64,12 @@ def transformers_draw(
 
     def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
         policy = load_policy(policy_name, spec, sampling)
-        ids = prompts_ids or [
-            render_prompt(policy.tokenizer, with_system_prompt(row["prompt"], system_prompt)) for row in rows
-        ]
+        ids = prompts_ids or render_prompts(
+            policy.tokenizer,
+            [with_system_prompt(row["prompt"], system_prompt) for row in rows],
+            policy.eos_token_ids,
+            f"policy {policy_name!r}",
+        )
         keys = prompt_keys(ids)  # of all rows, so that repeated prompts differ whichever are drawn here
         for place, responses, cost in iter_decode(
             policy,
@@ -165,8 +169,9 @@ def vllm_draw(
     base, adapter = resolve_paths(policy_name, spec)
 
     def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
-        tokenizer, context_length = load_tokenizer(policy_name, spec)
-        prompts_ids = [render_prompt(tokenizer, with_system_prompt(row["prompt"], system_prompt)) for row in rows]
+        tokenizer, context_length, ends = read_policy_files(policy_name, spec)
+        prompts = [with_system_prompt(row["prompt"], system_prompt) for row in rows]
+        prompts_ids = render_prompts(tokenizer, prompts, ends, f"policy {policy_name!r}")
         check_fit(policy_name, tokenizer, context_length, prompts_ids, sampling)
         special = special_tokens(tokenizer)
         end_ids = [special[stop] for stop in sampling.stop if stop in special]

@@ -19,7 +19,7 @@ from iama.errors import DataError, RunError
 from iama.files import append, locked, write_atomically, writing
 from iama.prompts.render import Prompt
 from inference.engine.responses import Pool, PooledPrompt, Response
-from inference.pools.format import header_difference, parsed, read_header, read_line
+from inference.pools.format import HeaderPart, header_difference, parsed, read_header, read_line
 from inference.pools.journal import digest
 
 
@@ -207,7 +207,8 @@ def union(path: Path, pool: Pool) -> None:
 def merge_pools(paths: Sequence[Path]) -> Pool:
     """One pool of the prompts of several, in the files' order.
 
-    Raises `RunError` for another header, `DataError` for a prompt that is in two of them or unlike columns of scores.
+    Raises `RunError` for another header and for parts of `iama pool --shard` that are missing or unfinished,
+    `DataError` for a prompt that is in two of them or unlike columns of scores.
     """
     pools = [read_pool(path) for path in paths]
     first, header = paths[0], pools[0].header
@@ -222,11 +223,39 @@ def merge_pools(paths: Sequence[Path]) -> Pool:
             if prompt.prompt_id in homes:
                 raise DataError(f"{where} is in {homes[prompt.prompt_id]} as well; leave one of the files out")
             homes[prompt.prompt_id] = path
-            if any(set(sample.scores) != columns for sample in prompt.samples):
+            there = set.intersection(*(set(sample.scores) for sample in prompt.samples))
+            if lacking := sorted(columns - there):
                 raise DataError(
-                    f"{where} has other scores than {first}, {sorted(columns)}; score all files alike first"
+                    f"{where} lacks the scores {', '.join(lacking)}, which {first} has; score it alike first"
                 )
-    return Pool(header, [prompt for pool in pools for prompt in pool.prompts])
+            if more := sorted({name for sample in prompt.samples for name in sample.scores} - columns):
+                raise DataError(f"{first} lacks the scores {', '.join(more)}, which {where} has; score it alike first")
+    _check_parts(paths, pools)
+    return Pool(
+        {key: value for key, value in header.items() if key != "part"},
+        [prompt for pool in pools for prompt in pool.prompts],
+    )
+
+
+def _check_parts(paths: Sequence[Path], pools: Sequence[Pool]) -> None:
+    """Raise `RunError` where all files say which part they are, and together lack prompts."""
+    parts = [HeaderPart.model_validate(pool.header["part"]) for pool in pools if pool.header.get("part")]
+    found = sum(len(pool.prompts) for pool in pools)
+    if len(parts) < len(pools) or found >= parts[0].num_prompts:
+        return
+    reasons = [
+        f"{path} has {len(pool.prompts)} of the {part.size} prompts of part {part.index}/{part.count}"
+        for path, pool, part in zip(paths, pools, parts, strict=True)
+        if len(pool.prompts) < part.size
+    ]
+    if len({part.count for part in parts}) == 1:
+        there = {part.index for part in parts}
+        count = parts[0].count
+        reasons += [f"no file holds part {i}/{count}" for i in range(1, count + 1) if i not in there]
+    raise RunError(
+        f"{found} of {parts[0].num_prompts} prompts are there: {'; '.join(reasons)}; sample what is missing with "
+        "`iama pool --shard`, and merge all parts"
+    )
 
 
 def _block(prompt: PooledPrompt) -> str:

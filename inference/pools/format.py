@@ -34,6 +34,19 @@ class HeaderPolicy(Strict):
     """Of all that decides the policy's answers: weights, tokenizer, chat template, precision."""
 
 
+class HeaderPart(Strict):
+    """Which prompts were to be sampled into a file: every `count`-th from the `index`-th on, of `num_prompts`."""
+
+    index: int = Field(ge=1)
+    count: int = Field(ge=1)
+    num_prompts: int = Field(ge=1)
+
+    @property
+    def size(self) -> int:
+        """How many prompts these are."""
+        return len(range(self.index - 1, self.num_prompts, self.count))
+
+
 class Header(Strict):
     """First line of a pool file."""
 
@@ -49,6 +62,8 @@ class Header(Strict):
     """Put before every prompt that the policy answered; rewards do not see it."""
     left_out: tuple[str, ...] = Field((), exclude_if=lambda names: not names)
     """Parameters that were not sent to the server, so that its own values hold, whatever `sampling` says."""
+    part: HeaderPart | None = Field(None, exclude_if=lambda part: part is None)
+    """Of a file that `iama pool --shard` began."""
     method: str | None = None
     """Of answers that were written under a reward's guidance: how."""
     guided_by: str | None = None
@@ -81,7 +96,7 @@ def read_header(path: Path) -> dict[str, Any]:
 def header_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     """Where two headers differ in what decides the samples: `seed was 0, is 1`; None if they do not.
 
-    Versions do not count, nor do the folders of policies with one fingerprint.
+    Versions do not count, nor which prompts were asked for, nor the folders of policies with one fingerprint.
     """
     before, after = _deciding(stored), _deciding(wanted)
     if _same(before, after, "policy.fingerprint"):
@@ -96,7 +111,7 @@ def _deciding(header: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the samples, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in header.items():
-        if key != "versions":
+        if key not in ("versions", "part"):
             flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 

@@ -10,8 +10,8 @@ from iama.arrays import Floats
 from iama.config.files import TrainingConfig
 from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import RewardError
+from iama.prompts.conversations import render_prompts
 from iama.prompts.data import fitting_prompts, read_prompts
-from iama.prompts.render import render_prompt
 from iama.rewards.ensemble import aggregate, member_name, within_prompt_spread
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Columns
@@ -30,13 +30,15 @@ def measure_scales(config: TrainingConfig, num_prompts: int, num_samples: int) -
     """
     rows = read_prompts(config.prompts)
     policy = load_policy("policy", config.policy, config.sampling)
-    num_tokens_P = [len(render_prompt(policy.tokenizer, row["prompt"])) for row in rows]
+    all_prompts = [row["prompt"] for row in rows]
+    ids = render_prompts(policy.tokenizer, all_prompts, policy.eos_token_ids, config.prompts.path)
+    num_tokens_P = [len(row) for row in ids]
     max_new_tokens = config.sampling.max_new_tokens
     rows = fitting_prompts(config.prompts, rows, num_tokens_P, policy.context_length, max_new_tokens)[:num_prompts]
     prompts = [row["prompt"] for row in rows]
     pool = draw(policy, prompts, num_samples, config.sampling, seed=config.seed, batch_size=BATCH_SIZE)
     columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"}
-    missing_ok = config.objective.on_nan == "drop"
+    missing_ok = config.objective.on_nan != "error"
     return [scaled(c.name, c.proxy, pool, columns, missing_ok=missing_ok) for c in config.objective.criteria]
 
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 from rich.console import Console
-from rich.markup import escape
 
 from iama.errors import RunError
 from iama.files import write_atomically
+from iama.tables import print_line, print_table
 from inference.evaluation.summary import Summary, load_summary
 from inference.report import words
 from inference.report.html import choices, render, style
-from inference.report.terminal import make_table
 from inference.statistics.summary_rows import CurveRow, HackingRow, SavingsRow, Unit
 
 FILE_NAME = "compare.html"
 _ABSENT = object()
-QUALITY: dict[Literal["without", "with", "worst_with"], str] = {
+Column: TypeAlias = Literal["without", "with", "worst_with", "proxy_without", "proxy_with"]
+QUALITY: dict[Column, str] = {
     "without": "gold, one sample",
     "with": "gold, sampler",
     "worst_with": "worst 5 %, sampler",
 }
+PROXY_QUALITY: dict[Column, str] = {"proxy_without": "proxy, one sample", "proxy_with": "proxy, sampler"}
+"""What stands in place of it where neither run has gold."""
 SAVINGS_KEYS = ("criterion", "method", "metric", "reference")
 SECOND_DASH = "6 3"
 Pair = tuple["Summary", "Summary"]
@@ -41,7 +43,7 @@ class SavingsPair(TypedDict):
 
 
 class QualityPair(TypedDict):
-    """A mean gold in both runs, and the second minus the first."""
+    """A mean reward in both runs, and the second minus the first."""
 
     policy: str
     criterion: str
@@ -114,23 +116,28 @@ def _savings_units(pair: Pair) -> dict[Unit, str]:
 
 
 def print_comparison(first: Path, second: Path, console: Console) -> None:
-    """Differing settings, savings and quality on the terminal."""
+    """Differing settings, savings, quality and both headlines on the terminal."""
     pair, names = load_pair(first, second)
-    table = make_table("Settings that differ", ("setting", *names), ())
-    for setting in differing_settings(pair):
-        table.add_row(*map(escape, setting))
-    console.print(table if table.rows else "Settings: none differ.")
-    unit = next(iter(_savings_units(pair)), None)
-    if unit:
-        table = make_table(f"Savings in {words.UNITS[unit]}", SAVINGS_KEYS, (*names, f"{names[1]} / {names[0]}"))
-        for row in savings_pairs(pair)[unit]:
-            table.add_row(*map(escape, (*row["key"], *row["ratios"], row["change"])))
-        console.print(table)
-    table = make_table("Mean gold", ("policy", "criterion", "with"), (*names, "difference"))
-    for gold in quality_pairs(pair):
-        values = (*map(words.number, gold["values"]), words.signed(gold["difference"]))
-        table.add_row(escape(gold["policy"]), escape(gold["criterion"]), gold["title"], *values)
-    console.print(table)
+    if settings := differing_settings(pair):
+        print_table(console, "Settings that differ", ("setting", *names), (), settings)
+    else:
+        print_line(console, "Settings: none differ.")
+    if unit := next(iter(_savings_units(pair)), None):
+        rows = [[*row["key"], *row["ratios"], row["change"]] for row in savings_pairs(pair)[unit]]
+        title = f"Savings in {words.UNITS[unit]}"
+        print_table(console, title, SAVINGS_KEYS, (*names, f"{names[1]} / {names[0]}"), rows)
+    pairs = quality_pairs(pair)
+    if pairs:
+        rows = [
+            [row["policy"], row["criterion"], row["title"], *values, words.signed(row["difference"])]
+            for row in pairs
+            for values in [map(words.number, row["values"])]
+        ]
+        has_gold = any(row["title"] in QUALITY.values() for row in pairs)
+        title = "Mean rewards" if has_gold else f"Mean rewards ({words.NO_GOLD})"
+        print_table(console, title, ("policy", "criterion", "mean"), (*names, "difference"), rows)
+    for name, summary in zip(names, pair, strict=True):
+        print_line(console, f"{name}: {words.headline(summary)}")
 
 
 def differing_settings(pair: Pair) -> list[tuple[str, str, str]]:
@@ -207,13 +214,14 @@ def _exact_ratio(row: SavingsRow, unit: Unit) -> float | None:
 
 
 def quality_pairs(pair: Pair) -> list[QualityPair]:
-    """Mean gold by policy, criterion and column, where either run has one."""
+    """Mean gold by policy, criterion and column where either run has one, else mean proxy."""
     first, second = (summary["quality"] for summary in pair)
     rows: list[QualityPair] = []
     for policy in dict.fromkeys([*first, *second]):
         for criterion in dict.fromkeys([*first.get(policy, {}), *second.get(policy, {})]):
             sides = [side.get(policy, {}).get(criterion) for side in (first, second)]
-            for column, title in QUALITY.items():
+            judged = any(side is not None and words.quality_values(side)[0] == "gold" for side in sides)
+            for column, title in (QUALITY if judged else PROXY_QUALITY).items():
                 before, after = (None if side is None else side[column] for side in sides)
                 if before is None and after is None:
                     continue

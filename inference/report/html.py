@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from jinja2 import Environment
 
+from iama.config.specs import SOURCES
 from iama.errors import IamaError
 from iama.files import write_atomically
 from inference.evaluation.summary import Summary, load_summary
@@ -60,6 +61,7 @@ CONTROLS = {
 }
 GLOBALS = {
     "controls": CONTROLS,
+    "no_gold": words.NO_GOLD,
     "names": lambda values: {value: words.method_title(value) for value in values},
     "metric_choices": lambda metrics: {"both": "gold and proxy"} | {m: m for m in metrics} if metrics[1:] else
     {m: m for m in metrics},
@@ -94,6 +96,10 @@ def render_html(summary: Summary) -> str:
         equal_units=words.used_units({row["unit"]: 1} for row in summary["equal_budget"]),
         recommended_units=words.used_units({row["unit"]: 1} for row in summary["recommendations"]),
         examples=examples_by_prompt(summary["examples"]),
+        judged=any(
+            words.quality_values(row)[0] == "gold" for rows in summary["quality"].values() for row in rows.values()
+        ),
+        num_seeds=words.num_seeds(summary),
         fall_percent=f"{100 * FALL_TOLERANCE:.0f} %",
         **choices(curves),
     )
@@ -217,7 +223,7 @@ def _source(spec: Mapping[str, Any] | None) -> str:
         return ""
     if ensemble := spec.get("ensemble"):
         return f"{ensemble.get('aggregate', 'mean')} of {', '.join(map(_source, ensemble.get('members', [])))}"
-    kind = next((k for k in ("model", "function", "judge", "verifier", "column") if spec.get(k)), None)
+    kind = next((name for name in SOURCES if spec.get(name)), None)
     value = spec.get(kind) if kind else None
     return f"{value.get('model', kind)} (judge)" if isinstance(value, dict) else str(value or "?")
 

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from iama.tables import print_line, print_table
 from inference.evaluation.summary import Summary
 from inference.report.risks import find_risks
 from inference.report.words import (
+    NO_GOLD,
+    SPACE,
     first_method,
     interval,
     interval_text,
+    judged_savings,
     label,
     method_title,
     note,
     number,
+    quality_values,
     ratio_text,
     savings_units,
     signed,
 )
 from inference.statistics.summary_rows import SavingsRow, Unit
 
-SHOWN_UNITS: dict[Unit, str] = {"samples": "samples (95 %)", "policy_tokens": "tokens", "flops": "FLOPs"}
-WIDE = 100
-"""Columns of a terminal from which on FLOPs are shown, too."""
+SHOWN_UNITS: dict[Unit, str] = {"samples": f"samples (95{SPACE}%)", "policy_tokens": "tokens", "flops": "FLOPs"}
 MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
 
 
@@ -37,59 +37,75 @@ def print_tables(summary: Summary, console: Console) -> None:
         _print_savings(summary["savings"], summary["trained"], console)
     if summary["quality"]:
         _print_quality(summary, console)
-    console.print("Risks")
+    print_line(console, "Risks")
     for risk in find_risks(summary):
-        console.print(f"{MARKS[risk.level]} {risk.subject}: {risk.words}", markup=False, highlight=False)
+        print_line(console, f"{MARKS[risk.level]} {risk.subject}: {risk.words}")
 
 
 def _print_savings(rows: Sequence[SavingsRow], trained: str, console: Console) -> None:
-    """By gold, or by proxy where there is no gold; the report has both."""
-    metric = "gold" if any(row["metric"] == "gold" for row in rows) else "proxy"
-    shown = [row for row in rows if row["metric"] == metric]
-    names = ("criterion", "method", "reference")
+    """By gold, or by proxy on a criterion without gold; the report has both."""
+    shown = judged_savings(rows)
+    metrics = {row["metric"] for row in shown}
     known = savings_units(shown)
-    units = [unit for unit in SHOWN_UNITS if unit in known and (unit != "flops" or console.width >= WIDE)]
-    title = f"Savings by {metric}: cost of the reference / cost of {trained}"
-    table = make_table(title, names, [SHOWN_UNITS[unit] for unit in units])
-    for row in shown:
-        ratios = [f"{ratio_text(row, unit)} {interval_text(row, unit)}" for unit in units]
-        table.add_row(*map(escape, (row["criterion"], row["method"], row["reference"], *ratios)))
-    console.print(table)
+    units = [unit for unit in SHOWN_UNITS if unit in known]
+    names = ("criterion", "method", "reference", *_by(metrics))
+    cells = [
+        [*(row["criterion"], row["method"], row["reference"]), *([row["metric"]] if _by(metrics) else ())]
+        + [_ratio(row, unit) for unit in units]
+        for row in shown
+    ]
+    title = f"Savings by {_judged(metrics)}: cost of the reference / cost of {trained}"
+    print_table(console, title, names, [SHOWN_UNITS[unit] for unit in units], cells)
     for row in shown:
         if row["hacked"] or row["floor"]:
-            where = f"{row['criterion']} {row['method']} {row['reference']}"
-            console.print(f"{where}: {note(row)}", markup=False, highlight=False)
+            print_line(console, f"{row['criterion']} {row['method']} {row['reference']}: {note(row)}")
+
+
+def _ratio(row: SavingsRow, unit: Unit) -> str:
+    ci95 = interval_text(row, unit)
+    return ratio_text(row, unit) if ci95 == "-" else f"{ratio_text(row, unit)} {ci95}"
+
+
+def _by(metrics: Collection[str]) -> Sequence[str]:
+    """A column that tells rows by gold from those by proxy, where there are both."""
+    return ("by",) if len(metrics) > 1 else ()
+
+
+def _judged(metrics: Collection[str]) -> str:
+    return " or ".join(sorted(metrics)) if "gold" in metrics else f"proxy ({NO_GOLD})"
 
 
 def _print_quality(summary: Summary, console: Console) -> None:
+    """Means by gold, or by proxy on a criterion without gold."""
     method = first_method(summary)
     sampler = label(method, summary["trained_budget"] if method_title(method) != method else None)
-    numbers = ("one sample", sampler, "worst 5 %", f"worst 5 %, {sampler}")
-    table = make_table(f"Mean gold, one sample and {sampler}", ("policy", "criterion"), numbers)
-    for policy, criteria in summary["quality"].items():
-        for criterion, row in criteria.items():
-            values = (row["without"], row["with"], row["worst_without"], row["worst_with"])
-            table.add_row(escape(policy), escape(criterion), *map(number, values))
-    console.print(table)
+    rows = [
+        (policy, criterion, *quality_values(row))
+        for policy, criteria in summary["quality"].items()
+        for criterion, row in criteria.items()
+    ]
+    metrics = {metric for _, _, metric, _ in rows}
+    worst = (f"worst 5{SPACE}%", f"worst 5{SPACE}%, {sampler}") if "gold" in metrics else ()
+    heads = ("one sample", sampler, *worst)
+    cells = [
+        [policy, criterion, *([metric] if _by(metrics) else ()), *map(number, values[: len(heads)])]
+        for policy, criterion, metric, values in rows
+    ]
+    title = f"Mean {_judged(metrics)}, one sample and {sampler}"
+    print_table(console, title, ("policy", "criterion", *_by(metrics)), heads, cells)
 
 
 def print_differences(summary: Summary, console: Console) -> None:
     """The trained policy less each reference at the same number of samples, summed over criteria."""
-    names = ("method", "metric", "reference")
+    if not summary["differences"]:
+        return
+    cells = [
+        [
+            *(row["method"], row["metric"], row["reference"], number(row["samples"]), signed(row["mean"])),
+            *(interval(row["ci95"]), str(row["num_seeds"])),
+        ]
+        for row in summary["differences"]
+    ]
     title = f"{summary['trained']} less the reference, rewards summed over criteria"
-    table = make_table(title, names, ("samples", "difference", "95 %", "seeds"))
-    for row in summary["differences"]:
-        numbers = (number(row["samples"]), signed(row["mean"]), interval(row["ci95"]), str(row["num_seeds"]))
-        table.add_row(*map(escape, (row["method"], row["metric"], row["reference"], *numbers)))
-    if summary["differences"]:
-        console.print(table)
-
-
-def make_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
-    """An empty table: names to the left, numbers to the right."""
-    table = Table(title=escape(title), title_justify="left", box=SIMPLE, pad_edge=False)
-    for name in names:
-        table.add_column(escape(name), no_wrap=True)
-    for name in numbers:
-        table.add_column(escape(name), justify="right", no_wrap=True)
-    return table
+    heads = ("samples", "difference", f"95{SPACE}%", "seeds")
+    print_table(console, title, ("method", "metric", "reference"), heads, cells)

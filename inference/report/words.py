@@ -40,6 +40,7 @@ ENDS = {
     "high": "the curve of the reference ends at a lower cost",
 }
 SPACE = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
+NO_GOLD = "no gold reward judges"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
@@ -118,6 +119,19 @@ def interval_text(row: SavingsRow, unit: Unit = "samples") -> str:
 def _is_known(ci95: IntervalRow | None) -> bool:
     """Whether an interval has both ends."""
     return ci95 is not None and None not in ci95
+
+
+def judged_savings(savings: Sequence[SavingsRow]) -> list[SavingsRow]:
+    """The rows by gold, and those by proxy of criteria that have no gold."""
+    judged = {row["criterion"] for row in savings if row["metric"] == "gold"}
+    return [row for row in savings if row["metric"] == "gold" or row["criterion"] not in judged]
+
+
+def quality_values(row: QualityRow) -> tuple[str, list[float | None]]:
+    """By what a policy's means are told, gold or proxy: of one sample and the sampler, then both of the worst 5 %."""
+    if row["without"] is None and row["with"] is None:
+        return "proxy", [row["proxy_without"], row["proxy_with"], None, None]
+    return "gold", [row["without"], row["with"], row["worst_without"], row["worst_with"]]
 
 
 def note(row: SavingsRow) -> str:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import DataError
-from iama.prompts.render import Prompt, render_prompt
+from iama.prompts.conversations import render_prompts
+from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.policy import Policy
 from inference.engine.responses import Response, check_fit
@@ -102,7 +103,7 @@ def render_checked(
     what the reward raises for a prompt that it cannot read even with an empty answer.
     """
     check_columns(columns, len(prompts))
-    ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
+    ids = render_prompts(policy.tokenizer, prompts, policy.eos_token_ids, f"policy {policy.name!r}")
     check_fit(policy.name, policy.tokenizer, policy.context_length, ids, sampling)
     for classifier in [] if reward is None else reward.classifiers:
         classifier.render(prompts, [""] * len(prompts))

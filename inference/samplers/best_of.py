@@ -17,7 +17,8 @@ import torch
 from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import ConfigError
-from iama.prompts.render import Prompt, render_prompt
+from iama.prompts.conversations import render_prompts
+from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.batches import until_all
 from inference.engine.decode import iter_decode
@@ -39,7 +40,7 @@ def draw(
     batch_size: int,
 ) -> Pool:
     """Draw unscored samples; `num_samples` is one number for all prompts, or one a prompt."""
-    prompts_ids = [render_prompt(policy.tokenizer, prompt) for prompt in prompts]
+    prompts_ids = render_prompts(policy.tokenizer, prompts, policy.eos_token_ids, f"policy {policy.name!r}")
     samples: list[list[Response]] = [[] for _ in prompts]
     costs = [Cost()] * len(prompts)
     for index, responses, cost in iter_decode(

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from iama.config.schema import Strict
 from iama.config.specs import Sampling
 from iama.errors import ConfigError, ModelError, RewardError
-from iama.prompts.render import Prompt, prompt_text
+from iama.prompts.render import Prompt, prompt_name
 from iama.rewards.reward import Reward
 from inference.engine.next_token import entropy
 from inference.engine.policy import Policy
@@ -147,7 +147,7 @@ class Ggro:
         longest = len(before) + self.sampling.max_new_tokens + len(after)
         if classifier.context_length is not None and longest > classifier.context_length:
             raise RewardError(
-                f"{classifier.source}: the prompt {prompt_text(prompt)[:60]!r} with an answer of {longest} tokens in "
+                f"{classifier.source}: the prompt {prompt_name(prompt)} with an answer of {longest} tokens in "
                 f"all exceeds the {classifier.context_length} that {classifier.path!r} reads; use shorter prompts or "
                 "a smaller max_new_tokens"
             )

@@ -54,13 +54,13 @@ def build(training: TrainingConfig) -> Any:
     from iama.prompts.data import read_prompts
     from iama.rewards.load import load_reward
     from trainers.run.callbacks import MetricsFile
-    from trainers.run.plan import load_policy_tokenizer, policy_config, prompts_that_fit, trainer_fields
+    from trainers.run.plan import load_policy_tokenizer, policy_outline, prompts_that_fit, trainer_fields
     from trainers.run.watch import Watch
 
     criteria = training.objective.criteria
     watch = Watch(training.watch, [c.name for c in criteria])
     tokenizer = load_policy_tokenizer(training)
-    prompts = prompts_that_fit(training, tokenizer, policy_config(training), read_prompts(training.prompts))
+    prompts = prompts_that_fit(training, tokenizer, policy_outline(training), read_prompts(training.prompts))
     model = AutoModelForCausalLM.from_pretrained(training.policy.path, dtype=torch.float32, use_safetensors=True)
     return GRPOTrainer(
         model=model,

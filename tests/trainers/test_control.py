@@ -145,10 +145,22 @@ def test_the_running_mean_is_the_weighted_mean_of_all_batches(decay, batches):
     assert running.means() is None
     for batch in batches:
         running.update(np.array(batch))
-        running.update(np.array([math.nan, 1.0]))  # no value, no change
+        running.update(np.array([math.nan, math.nan]))  # no value, no change
     weights = decay ** np.arange(len(batches))[::-1]
     expected = np.average(batches, axis=0, weights=weights)
     np.testing.assert_allclose(running.means(), expected, atol=1e-9)
+
+
+def test_a_criterion_that_a_batch_lacks_keeps_its_mean():
+    running = RunningMean(0.5, [0.0, 0.0])
+    for batch, expected in (
+        ([1.0, math.nan], None),  # not before every criterion had a value
+        ([2.0, 8.0], [5 / 3, 8.0]),
+        ([math.nan, 2.0], [5 / 3, 4.0]),
+    ):
+        running.update(np.array(batch))
+        means = running.means()
+        assert means is None if expected is None else means.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.slow

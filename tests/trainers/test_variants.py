@@ -122,9 +122,10 @@ def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make
     helpful, harmless = (list(seen[f"reward {name!r}"]) for name in ("helpful", "harmless"))
     assert len(helpful) == len(harmless) == 16  # two steps of eight
     assert helpful != harmless
-    for reward, ids in zip(trainer.reward_funcs, (helpful, harmless), strict=True):
+    rewards = [function.__wrapped__ for function in trainer.reward_funcs]
+    for reward, ids in zip(rewards, (helpful, harmless), strict=True):
         texts = reward.classifier.tokenizer.batch_decode(ids)
-        assert texts == trainer.reward_funcs[0].classifier.tokenizer.batch_decode(helpful)
+        assert texts == rewards[0].classifier.tokenizer.batch_decode(helpful)
         widths = []
         reward.classifier.model.register_forward_pre_hook(
             lambda module, args, kwargs, widths=widths: widths.append(len(kwargs["input_ids"])), with_kwargs=True

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iama.config.manifest import FILE_NAME, Manifest, load_manifest
 from iama.errors import ConfigError, ModelError, RunError
 from iama.files import building
-from iama.models.loading import check_model_dir, loading
+from iama.models.checkpoint import read_outline
+from iama.models.fingerprint import is_other_revision
+from iama.models.loading import load_adapter, load_model, loading
 from iama.reading import read_object
 from trainers.export.model_card import model_card, read_plain_quality
 from trainers.export.publish import published, vllm_objections
@@ -36,7 +37,13 @@ class Names:
 
 
 def export_run(
-    run: Path, out: Path, merge: bool, names: Names | None = None, evaluation: Path | None = None
+    run: Path,
+    out: Path,
+    merge: bool,
+    names: Names | None = None,
+    evaluation: Path | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> list[str]:
     """Export a finished run to `out`; returns what the user should know.
 
@@ -44,7 +51,9 @@ def export_run(
     evaluate`, of what the run trained, from which the card takes what that is worth without a sampler. With `merge`
     the result is a plain model whose logits equal base + adapter within `MERGE_TOLERANCE`, checked. It is saved in
     fp32, since rounding merged weights to half precision can lose a good part of a small update.
-    Raises `RunError` if the run is not finished, or if `out` is in the way.
+    Code that the base brings runs with `trust_remote_code` alone, whatever the run's iama.json says.
+    Raises `RunError` if the run is not finished, if `out` is in the way, or if the base has other weights than in
+    training.
     """
     names = names or Names()
     adapter = run / "adapter"
@@ -59,7 +68,7 @@ def export_run(
     quality = None if evaluation is None else read_plain_quality(evaluation, run, manifest)
     with building(out) as folder:
         if merge:
-            _save_merged(manifest, adapter, folder)
+            _save_merged(manifest, adapter, folder, trust_remote_code=trust_remote_code)
         else:
             _copy_adapter(adapter, folder, recorded.base_model)
         (folder / FILE_NAME).write_text(recorded.model_dump_json(indent=2), encoding="utf-8")
@@ -90,13 +99,19 @@ def _copy_adapter(adapter: Path, out: Path, base_model: str) -> None:
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _save_merged(manifest: Manifest, adapter: Path, out: Path) -> None:
-    base_path, trust = manifest.base_model, {"trust_remote_code": manifest.trust_remote_code}
-    check_model_dir(base_path, f"base_model in {adapter / FILE_NAME}")
-    with loading(base_path, "base_model"):
-        base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32, use_safetensors=True, **trust)
-    with loading(str(adapter), "adapter"):
-        model = PeftModel.from_pretrained(base, adapter).eval()
+def _save_merged(manifest: Manifest, adapter: Path, out: Path, *, trust_remote_code: bool) -> None:
+    base_path, trust = manifest.base_model, {"trust_remote_code": trust_remote_code}
+    source = f"base_model in {adapter / FILE_NAME}"
+    read_outline(base_path, source, "policy", **trust)
+    with loading(base_path, source):
+        is_other = is_other_revision(manifest.base_revision, base_path)
+    if is_other:
+        raise RunError(
+            f"{source}: the weights in {base_path!r} are not those that the adapter was trained on (their hash is "
+            "another than base_revision there); put the base of the training back, or export without --merge"
+        )
+    base = load_model(AutoModelForCausalLM, base_path, source, dtype=torch.float32, **trust)
+    model = load_adapter(base, str(adapter), "adapter", "CAUSAL_LM").eval()
     probe = torch.arange(min(32, model.config.vocab_size))[None]
     expected = _logits(model, probe)
     merged = model.merge_and_unload()

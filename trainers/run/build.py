@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -19,9 +22,11 @@ from iama.environment import is_main_process
 from iama.errors import ConfigError, IamaError, RunError
 from iama.files import temporary_name
 from iama.installation import find_deepspeed
-from iama.models.loading import loading, refuse_missing_tensors
+from iama.models.loading import load_model
+from iama.prompts.data import Row
+from iama.prompts.render import Prompt
 from iama.rewards.load import load_reward
-from iama.rewards.reward import Reward
+from iama.rewards.reward import Reward, TrlCompletion
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.run.adapter import check_adapter, expected_shapes
 from trainers.run.callbacks import Checkpoints, EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
@@ -32,6 +37,9 @@ from trainers.run.plan import Plan
 from trainers.run.samples import SampleFiles
 from trainers.run.watch import Watch
 from trainers.run.watchdog import PhaseMarks, Watchdog
+
+ROW = "iama_row"
+"""The one column of the data besides the prompt that TRL sees."""
 
 
 def build_trainer(
@@ -58,9 +66,9 @@ def build_trainer(
         on_nan=plan.config.objective.on_nan,
         running_mean_decay=plan.config.objective.running_mean_decay,
         model=_load_model(plan),
-        reward_funcs=rewards,
+        reward_funcs=[by_row(reward) for reward in rewards],
         args=args,
-        train_dataset=Dataset.from_list(plan.prompts),
+        train_dataset=as_dataset(plan.prompts),
         processing_class=plan.tokenizer,
         peft_config=plan.lora,
         callbacks=[
@@ -80,12 +88,38 @@ def build_trainer(
 
 
 def load_rewards(plan: Plan) -> list[Reward]:
-    """Proxy rewards under their criteria's names, then gold rewards, which are logged and never train."""
+    """Proxy rewards under their criteria's names, then gold rewards, which are logged and never train.
+
+    What a missing score means, the trainer says (`objective.on_nan`); of a gold reward it is left out of the mean.
+    """
     objective = plan.config.objective
     specs = [(c.name, c.proxy) for c in objective.criteria]
     specs += [(gold_name(c.name), c.gold) for c in objective.criteria if c.gold is not None]
-    missing_ok = objective.on_nan == "drop"
-    return [load_reward(name, spec, missing_ok=missing_ok, files=plan.reward_files) for name, spec in specs]
+    return [load_reward(name, spec, missing_ok=True, files=plan.reward_files) for name, spec in specs]
+
+
+def as_dataset(rows: Sequence[Row]) -> Dataset:
+    """Rows as TRL takes them: through Arrow, which types and fills columns, goes their number alone.
+
+    TRL gets a prompt, and all of the row's other columns as one, `ROW`; see `by_row`.
+    """
+
+    def restored(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        copies = [copy.deepcopy(rows[i]) for i in batch[ROW]]  # what a reward does to them shall not last
+        return {"prompt": [row.pop("prompt") for row in copies], ROW: copies}
+
+    return Dataset.from_dict({ROW: list(range(len(rows)))}).with_transform(restored)
+
+
+def by_row(reward: Reward) -> Callable[..., list[float]]:
+    """A reward for rows of `as_dataset`: it gets the columns as they were read, whatever their names."""
+
+    def score(prompts: list[Prompt], completions: list[TrlCompletion], **given: Any) -> list[float]:
+        rows = given.pop(ROW, None) or [{}]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        return reward.checked(prompts, completions, {**given, **columns})[0]
+
+    return functools.update_wrapper(score, reward, updated=())
 
 
 def save_final(trainer: NonlinearGRPOTrainer, folder: Path, manifest: Manifest | None) -> None:
@@ -116,11 +150,7 @@ def _load_model(plan: Plan) -> PreTrainedModel:
     options = {"dtype": spec.dtype, "trust_remote_code": spec.trust_remote_code, **plan.model_init_kwargs}
     if plan.config.quantization is not None:
         options["quantization_config"] = _four_bits(spec.dtype)
-    with loading(spec.path, "policy.path"):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            spec.path, use_safetensors=True, output_loading_info=True, **options
-        )
-    refuse_missing_tensors(info, spec.path, "policy.path")
+    model: PreTrainedModel = load_model(AutoModelForCausalLM, spec.path, "policy.path", **options)
     # `generate` fills whatever TRL leaves unset from here, and nothing that serves the policy would know.
     ends = {key: getattr(model.generation_config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ends)

@@ -31,6 +31,10 @@ SPARE_BYTES = 64 * 2**20
 """Allowance for a tokenizer, random states and file headers in a checkpoint."""
 
 
+OF_SOME = ("running", "weight", "skipped")
+"""What only some configurations log of a criterion."""
+
+
 def gold_name(criterion: str) -> str:
     """Name of the reward function that carries a criterion's gold reward."""
     return f"{criterion}_gold"
@@ -45,7 +49,8 @@ class MetricsFile(TrainerCallback):
     `tokens_per_second` (prompt and completion tokens, all processes); `loss`; `grad_norm`; `learning_rate`.
     Where an aggregate other than the weighted sum is in force, `criteria[name]` also has `running` (the running
     mean of `value`) and `weight` (dg/dR_k there); with kl.chi2, `chi2` (of the policy to the reference, on whole
-    completions); with on_nan: drop, `dropped` (completions that left their group, a roll-out batch).
+    completions); with on_nan: drop or skip_criterion, `dropped` (completions that left their group, a roll-out batch),
+    and with the latter `criteria[name].skipped` (prompts that the criterion was left out of, a roll-out batch).
     `criteria[name].lift` and `silent_groups` are what `trainers/run/watch.py` reads, and `alarms` names its causes; it
     warns of each once.
     """
@@ -111,7 +116,7 @@ def _criterion_row(criterion: TrainingCriterion, logs: dict[str, Any]) -> dict[s
         "value": logs.get(f"value/{criterion.name}"),
         "gold": logs.get(f"rewards/{gold_name(criterion.name)}/mean"),
         "lift": logs.get(f"lift/{criterion.name}"),
-        **{key: logs[f"{key}/{criterion.name}"] for key in ("running", "weight") if f"{key}/{criterion.name}" in logs},
+        **{key: logs[f"{key}/{criterion.name}"] for key in OF_SOME if f"{key}/{criterion.name}" in logs},
     }
 
 

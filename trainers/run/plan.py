@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import re
@@ -12,7 +13,7 @@ from typing import Any, get_type_hints
 import torch
 from peft import LoraConfig
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
 from iama.config.files import TrainingConfig
@@ -21,14 +22,15 @@ from iama.config.specs import RewardSpec, Sampling
 from iama.environment import world_size
 from iama.errors import ConfigError, DataError, IamaWarning
 from iama.installation import find_deepspeed, find_file
-from iama.models.generation import check_generation_config
-from iama.models.loading import check_model_dir, loading
+from iama.models.checkpoint import Outline, check_token_ids, read_outline
+from iama.models.generation import check_generation_config, end_token_ids
+from iama.models.loading import LIBRARY_ERRORS, loading
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
+from iama.prompts.conversations import render_prompts
 from iama.prompts.data import PromptRows, fitting_prompts, read_prompts
-from iama.prompts.render import Prompt, render_prompt
 from iama.rewards.classifier import ClassifierFiles
-from iama.rewards.load import Files, check_reward
+from iama.rewards.load import Files, check_columns, check_reward
 from trainers.control import check_kl
 from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation
 
@@ -38,6 +40,8 @@ KEEPS_BASE = (True, False, "gaussian", "orthogonal")
 """Values of LoRA's `init_lora_weights` that leave the weights of the base as they are."""
 OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
 """GRPOConfig fields with a place of their own in the configuration."""
+PARSERS = ("response_template", "response_schema")
+"""Of tokenizers: by these TRL takes an answer apart, and leaves its reasoning out of what rewards read."""
 NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
 """GRPOConfig fields that shape roll-outs and that this project's samplers do not know."""
 NOT_IN_GRADIENT = ("top_p", "top_k", "min_p", "repetition_penalty")
@@ -86,18 +90,30 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     rows = read_prompts(config.prompts)
     _check_deepspeed(fields, source)
     _check_vllm(fields, source)
+    _check_liger(fields, source)
+    outline = policy_outline(config)
     tokenizer = load_policy_tokenizer(config)
-    model_config = policy_config(config)
-    prompts = prompts_that_fit(config, tokenizer, model_config, rows)
+    check_token_ids(outline, tokenizer, config.policy.path, "policy.path")
+    prompts = prompts_that_fit(config, tokenizer, outline, rows)
     _check_number_of_prompts(config, fields, len(prompts))
-    reward_files = _check_rewards(config, prompts[0]["prompt"])
+    reward_files = _check_rewards(config, prompts)
     _warn(config, fields, source)
     check_generation_config(config.policy.path, "policy.path", config.sampling)
     lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
     model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
+    _check_attention(config, outline.config, model_init_kwargs, source)
     num_dropped = len(rows) - len(prompts)
     return Plan(
-        config, objective, tokenizer, prompts, num_dropped, fields, model_init_kwargs, lora, model_config, reward_files
+        config,
+        objective,
+        tokenizer,
+        prompts,
+        num_dropped,
+        fields,
+        model_init_kwargs,
+        lora,
+        outline.config,
+        reward_files,
     )
 
 
@@ -151,7 +167,6 @@ def load_policy_tokenizer(config: TrainingConfig) -> PreTrainedTokenizerBase:
             f"policy.adapter {spec.adapter!r}: training starts from a plain model; merge the adapter first with "
             "`iama export RUN --out DIR --merge` and set policy.path to DIR"
         )
-    check_model_dir(spec.path, "policy.path")
     with loading(spec.path, "policy.path"):
         tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
     if spec.chat_template is not None:
@@ -161,31 +176,53 @@ def load_policy_tokenizer(config: TrainingConfig) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    _read_whole_answers(tokenizer)
     return tokenizer
 
 
-def policy_config(config: TrainingConfig) -> Any:
-    """The policy's transformers configuration; `ModelError` where it cannot be read."""
-    with loading(config.policy.path, "policy.path"):
-        return AutoConfig.from_pretrained(config.policy.path, trust_remote_code=config.policy.trust_remote_code)
+def _read_whole_answers(tokenizer: Any) -> None:
+    """Let TRL hand rewards whole answers, reasoning too, as all that serves hands them."""
+    for name in PARSERS:
+        if getattr(tokenizer, name, None) is not None:
+            setattr(tokenizer, name, None)
+            warnings.warn(
+                f"policy.path: the tokenizer's {name} is not used, and not saved with the adapter: rewards read whole "
+                "answers, with their reasoning, in training as in serving",
+                IamaWarning,
+                stacklevel=2,
+            )
 
 
 def prompts_that_fit(
-    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, model_config: Any, rows: PromptRows
+    config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, outline: Outline, rows: PromptRows
 ) -> list[dict[str, Any]]:
     """The prompts to train on: those that fit the policy's context with their answer; see `fitting_prompts`."""
-    num_tokens_P = [len(render_prompt(tokenizer, row["prompt"])) for row in rows]
-    context_length: int | None = getattr(model_config, "max_position_embeddings", None)
-    return fitting_prompts(config.prompts, rows, num_tokens_P, context_length, config.sampling.max_new_tokens)
+    ends = end_token_ids(config.policy.path, outline.config, tokenizer)
+    ids = render_prompts(tokenizer, [row["prompt"] for row in rows], ends, config.prompts.path)
+    num_tokens_P = [len(row) for row in ids]
+    return fitting_prompts(config.prompts, rows, num_tokens_P, outline.context_length, config.sampling.max_new_tokens)
 
 
-def _check_rewards(config: TrainingConfig, prompt: Prompt) -> Files:
-    """Check every reward, and return what was read of the models among them."""
+def policy_outline(config: TrainingConfig) -> Outline:
+    """What the policy's checkpoint is, checked; `ModelError` where it cannot be trained."""
+    spec = config.policy
+    return read_outline(spec.path, "policy.path", "policy", trust_remote_code=spec.trust_remote_code)
+
+
+def _check_rewards(config: TrainingConfig, rows: PromptRows) -> Files:
+    """Check every reward against all prompts, and return what was read of the models among them."""
     files: dict[RewardSpec, ClassifierFiles] = {}
+    prompts = [row["prompt"] for row in rows]
     for criterion in config.objective.criteria:
-        files |= check_reward(criterion.name, criterion.proxy, prompt)
-        if criterion.gold is not None:
-            files |= check_reward(f"{criterion.name} (gold)", criterion.gold, prompt)
+        missing_ok = config.objective.on_nan != "error"
+        for name, spec, may_miss in (
+            (criterion.name, criterion.proxy, missing_ok),
+            (f"{criterion.name} (gold)", criterion.gold, True),
+        ):
+            if spec is None:
+                continue
+            files |= check_reward(name, spec, prompts)
+            check_columns(name, spec, rows, in_training=True, missing_ok=may_miss)
     return files
 
 
@@ -309,6 +346,34 @@ def _check_vllm(fields: dict[str, Any], source: str) -> None:
     """TRL asks for vLLM only once the models are loaded."""
     if fields.get("use_vllm") and importlib.util.find_spec("vllm") is None:
         raise ConfigError(f"{source}: trainer.use_vllm is set, but vLLM is not installed: pip install 'trl[vllm]'")
+
+
+def _check_liger(fields: dict[str, Any], source: str) -> None:
+    """TRL asks for it only once the models are loaded."""
+    if fields.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        raise ConfigError(
+            f"{source}: trainer.use_liger_kernel is set, but it is not installed: pip install liger-kernel"
+        )
+
+
+def _check_attention(config: TrainingConfig, model_config: Any, options: dict[str, Any], source: str) -> None:
+    """An implementation of attention must be installed, and the model must have it."""
+    name = options.get("attn_implementation")
+    if name is None:
+        return
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(
+                copy.deepcopy(model_config),  # transformers writes into it
+                attn_implementation=name,
+                trust_remote_code=config.policy.trust_remote_code,
+            )
+    except LIBRARY_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{source}: trainer.model_init_kwargs.attn_implementation = {name!r} cannot be used here ({reason}); write "
+            "sdpa, or leave it out"
+        ) from error
 
 
 def _check_deepspeed(fields: dict[str, Any], source: str) -> None:

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig
 
 from iama.config.files import TrainingCriterion
 from iama.config.specs import RewardSpec
 from iama.environment import is_main_process
 from iama.errors import ConfigError
+from iama.models.generation import end_token_ids
 from iama.objective.estimators import clamped_share
 from iama.objective.rank_operators import CLAMPED_SHARE
-from iama.prompts.render import render_exchange, render_prompt
+from iama.prompts.render import render_prompt
+from iama.rewards.classifier import ClassifierFiles, render_rewarded
 from trainers.run import memory, tokens
 from trainers.run.checkpoints import checkpoints_in
 from trainers.run.memory import Sizes
@@ -91,12 +92,12 @@ def _prompts(plan: Plan) -> Check:
 
 def _policy(plan: Plan) -> Iterator[Check]:
     spec, prompt = plan.config.policy, plan.prompts[0]["prompt"]
-    yield Check("pass", "policy", f"{spec.path} ({spec.dtype})")
+    quantization = getattr(plan.model_config, "quantization_config", None)
+    yield Check("pass", "policy", f"{spec.path} ({spec.dtype}{', quantized' if quantization else ''})")
     ids = render_prompt(plan.tokenizer, prompt)
     findings = [
         tokens.round_trip(plan.tokenizer, prompt),
-        tokens.begin(plan.tokenizer, ids),
-        tokens.in_vocabulary(ids, plan.model_config.get_text_config().vocab_size),
+        tokens.begin(plan.tokenizer, prompt, ids),
         tokens.end(plan.tokenizer, stop_ids(plan), is_chat=not isinstance(prompt, str)),
     ]
     reads = f"{_describe(plan.tokenizer, prompt, ids)}, ends at {_names(plan.tokenizer, stop_ids(plan))}"
@@ -116,36 +117,40 @@ def _reward(plan: Plan, what: str, spec: RewardSpec) -> Iterator[Check]:
         shown = spec.judge.url if spec.judge is not None else getattr(spec, spec.source)
         yield Check("pass", what, f"{spec.source} {shown}")
         return
-    config, tokenizer = plan.reward_files[spec].config, plan.reward_files[spec].tokenizer
+    files = plan.reward_files[spec]
+    config, tokenizer = files.config, files.tokenizer
     labels = list(config.id2label.values())
     head = labels[0] if spec.head is None else spec.head
     yield Check("pass", what, f"{spec.model}, output {head!r} of {len(labels)}, times {spec.sign}")
     prompt = plan.prompts[0]["prompt"]
-    ids = render_exchange(tokenizer, prompt, tokens.ANSWER)
-    findings = [
-        tokens.round_trip(tokenizer, prompt),
-        tokens.begin(tokenizer, ids),
-        tokens.in_vocabulary(ids, config.get_text_config().vocab_size),
-        _reward_end(tokenizer, prompt),
-        _reward_context(plan, tokenizer, config),
-    ]
-    yield from _lines(f"{what} tokenizer", _describe(tokenizer, prompt, ids), findings)
+    ids = render_rewarded(files, spec, prompt, tokens.ANSWER)
+    findings = [tokens.round_trip(tokenizer, prompt), _reward_context(plan, files, spec)]
+    if not spec.pair:
+        findings += [tokens.begin(tokenizer, prompt, ids), _reward_end(tokenizer, prompt, ids)]
+    yield from _lines(f"{what} tokenizer", _describe(tokenizer, prompt, ids, pair=bool(spec.pair)), findings)
 
 
-def _reward_end(tokenizer: Any, prompt: Any) -> Finding | None:
-    """A text is followed by the end token, so that there must be one."""
-    if tokenizer.eos_token is not None or not isinstance(prompt, str):
+def _reward_end(tokenizer: Any, prompt: Any, ids: list[int]) -> Finding | None:
+    """A text is followed by the end token, as TRL's RewardTrainer writes it: there must be one, and one is enough."""
+    if not isinstance(prompt, str):
         return None
-    return tokens.Finding(False, "no end token is known, so texts are scored without one", "set the eos_token")
+    if tokenizer.eos_token is None:
+        return tokens.Finding(False, "no end token is known, so texts are scored without one", "set the eos_token")
+    if ids[-2:] == [tokenizer.eos_token_id] * 2:
+        detail = f"the tokenizer ends texts by itself, so that {tokenizer.eos_token!r} stands behind an answer twice"
+        return tokens.Finding(
+            False, detail, "fine for a model of TRL's RewardTrainer; else give messages and a template"
+        )
+    return None
 
 
-def _reward_context(plan: Plan, tokenizer: Any, config: Any) -> Finding | None:
+def _reward_context(plan: Plan, files: ClassifierFiles, spec: RewardSpec) -> Finding | None:
     """The longest prompt with a longest answer, both guessed: the answer's tokens are the policy's."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    limit = files.context_length
     if limit is None:
         return None
     prompt = max((row["prompt"] for row in plan.prompts), key=lambda prompt: len(str(prompt)))
-    need = len(render_exchange(tokenizer, prompt, "")) + plan.config.sampling.max_new_tokens
+    need = len(render_rewarded(files, spec, prompt, "")) + plan.config.sampling.max_new_tokens
     if need <= limit:
         return None
     detail = f"the longest prompt with a longest answer has about {need} tokens, but it reads at most {limit}"
@@ -163,24 +168,17 @@ def _lines(what: str, good: str, findings: list[Finding | None]) -> Iterator[Che
         yield Check("pass", what, good)
 
 
-def stop_ids(plan: Plan) -> set[int]:
+def stop_ids(plan: Plan) -> frozenset[int]:
     """Tokens that end a roll-out: the tokenizer's end token and those of the model's generation config (TRL's rule)."""
-    try:
-        settings = GenerationConfig.from_pretrained(plan.config.policy.path)
-    except OSError:  # there is none, and transformers makes one from the model's configuration
-        settings = GenerationConfig.from_model_config(plan.model_config)
-    ids = settings.eos_token_id
-    ends = {ids} if isinstance(ids, int) else set(ids or [])
-    eos = plan.tokenizer.eos_token_id
-    return ends if eos is None else ends | {eos}
+    return end_token_ids(plan.config.policy.path, plan.model_config, plan.tokenizer)
 
 
-def _describe(tokenizer: Any, prompt: Any, ids: list[int]) -> str:
-    kind = "text prompts" if isinstance(prompt, str) else "chat template"
+def _describe(tokenizer: Any, prompt: Any, ids: list[int], *, pair: bool = False) -> str:
+    kind = "pairs of texts" if pair else "text prompts" if isinstance(prompt, str) else "chat template"
     return f"{type(tokenizer).__name__}, {kind}, begins with {tokenizer.convert_ids_to_tokens(ids[0])!r}"
 
 
-def _names(tokenizer: Any, ids: set[int]) -> str:
+def _names(tokenizer: Any, ids: frozenset[int]) -> str:
     return ", ".join(sorted(repr(tokenizer.convert_ids_to_tokens(i)) for i in ids)) or "nothing"
 
 

@@ -5,7 +5,7 @@ Findings are pairs of words: what is wrong, and what to do. Each says whether th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,10 @@ def round_trip(tokenizer: Any, prompt: Prompt) -> Finding | None:
     return Finding(False, detail, "is it the model's own, and meant for such text?")
 
 
-def begin(tokenizer: Any, ids: Sequence[int]) -> Finding | None:
-    """Exactly one BOS, if the tokenizer has one and uses it."""
+def begin(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> Finding | None:
+    """Exactly one BOS, if the tokenizer has one and uses it, and if it does not open each turn."""
     bos = tokenizer.bos_token_id
-    if bos is None or bos == tokenizer.eos_token_id:
+    if bos is None or bos == tokenizer.eos_token_id or _opens_turns(tokenizer, prompt):
         return None
     remedy = "mend its chat_template.jinja, or the tokenizer's add_bos_token"
     if list(ids[:2]) == [bos, bos]:
@@ -57,15 +57,15 @@ def begin(tokenizer: Any, ids: Sequence[int]) -> Finding | None:
     return None
 
 
-def in_vocabulary(ids: Sequence[int], vocab_size: int) -> Finding | None:
-    """Every token must have an embedding."""
-    if max(ids, default=0) < vocab_size:
-        return None
-    detail = f"token {max(ids)} of a prompt lies outside the model's vocabulary of {vocab_size}"
-    return Finding(True, detail, "give the tokenizer that the model was trained with")
+def _opens_turns(tokenizer: Any, prompt: Prompt) -> bool:
+    """Whether the template writes BOS before each role, as in ChatML with `<|im_start|>` for BOS."""
+    if isinstance(prompt, str):
+        return False
+    written = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": ANSWER}], tokenize=False)
+    return all(f"{tokenizer.bos_token}{message['role']}" in written for message in prompt)
 
 
-def end(tokenizer: Any, stop_ids: set[int], *, is_chat: bool) -> Finding | None:
+def end(tokenizer: Any, stop_ids: Set[int], *, is_chat: bool) -> Finding | None:
     """Something must end a response; in a chat, what ends the assistant's turn must be among it."""
     if not stop_ids:
         return Finding(True, "no end token is known, so every roll-out is cut", "set the tokenizer's eos_token")

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,8 @@ from iama.environment import is_main_process, prepare_environment
 from iama.errors import IamaWarning, RunError
 from iama.exits import told_in_one_line
 from iama.files import is_temporary, temporary_name, write_atomically
-from iama.models.fingerprint import revision
+from iama.models.fingerprint import revision, weights_revision
+from iama.tables import print_line, wide_console
 from trainers.run.checkpoints import (
     clear_unfinished,
     copy_adapter,
@@ -73,7 +75,8 @@ def train(
 
     plan = make_plan(training, str(config))
     _say_plan(plan)
-    say_and_refuse(preflight(plan), console.print)
+    listing = wide_console()
+    say_and_refuse(preflight(plan), lambda line: print_line(listing, line) if is_main_process() else None)
     if dry_run:
         console.print("dry run: all checks passed, nothing was written")
     else:
@@ -184,6 +187,7 @@ def manifest(plan: Plan) -> Manifest:
     config = plan.config
     return Manifest(
         base_model=config.policy.path,
+        base_revision=_revision(config.policy.path, weights_revision),
         criteria=[
             ManifestCriterion(
                 name=c.name,
@@ -205,10 +209,10 @@ def manifest(plan: Plan) -> Manifest:
     )
 
 
-def _revision(model: str | None) -> str | None:
-    """Which reward model it is, or None with a warning: a hub that does not answer must not cost a run."""
+def _revision(model: str | None, read: Callable[[str], str | None] = revision) -> str | None:
+    """Which model it is, or None with a warning: a hub that does not answer must not cost a run."""
     try:
-        return None if model is None else revision(model)
+        return None if model is None else read(model)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         warnings.warn(f"{model}: {FILE_NAME} will not say which revision it is ({reason})", IamaWarning, stacklevel=2)

@@ -13,7 +13,7 @@ from iama.config.methods import Method
 from iama.errors import RewardError
 from iama.objective.estimators import group_value
 from iama.objective.operators import RankOperator
-from iama.prompts.render import prompt_text
+from iama.prompts.render import prompt_name
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.tables import Tables
 from inference.selection.curves import curves
@@ -142,9 +142,9 @@ def _check_missing(evaluation: Evaluation) -> None:
         worst = int(known_PS.sum(axis=1).argmin())
         count = int(known_PS[worst].sum())
         if count < needed:
-            prompt = prompt_text(evaluation.plan.rows[worst]["prompt"])
+            prompt = prompt_name(evaluation.plan.rows[worst]["prompt"])
             raise RewardError(
                 f"criterion {criterion.name!r}: only {count} of the {known_PS.shape[1]} samples of policy {policy!r} "
-                f"for the prompt {prompt[:60]!r} have a score, and the budgets need {needed}; look at what the reward "
+                f"for the prompt {prompt} have a score, and the budgets need {needed}; look at what the reward "
                 "could not score, or lower the budgets"
             )

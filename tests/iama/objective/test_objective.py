@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -128,3 +130,78 @@ def test_the_objective_reads_as_the_maths():
     objective = Objective(CRITERIA, aggregate=smooth_min(5))
     assert "smooth_min(5) of  E_[bon(2)] helpful, E_[bop(1)] harmless" in objective.describe()
     assert "0.7 * E_[bon(2)] helpful + 0.3 * E_[bop(1)] harmless" in Objective(CRITERIA).describe()
+
+
+# --- criteria that do not score a prompt
+
+TASKS = [Criterion("maths", bon(2), 0.7), Criterion("prose", bop(1.0), 0.3)]
+
+
+def of_two_tasks() -> np.ndarray:
+    """Rewards `[4, 6, 2]`: maths scores prompts 0 and 1, prose 1 and 2, nothing 3; one hole in each of 0 and 1."""
+    rewards = np.random.default_rng(3).normal(size=(4, 6, 2))
+    rewards[2:, :, 0] = rewards[[0, 3], :, 1] = np.nan
+    rewards[0, 1, 0] = rewards[1, 2, 1] = np.nan
+    return rewards
+
+
+def test_a_criterion_that_scores_nothing_leaves_that_prompts_sum():
+    rewards, objective = of_two_tasks(), Objective(TASKS, skip_criterion=True)
+    maths, prose = ([Objective([c]), rewards[:, :, [k]]] for k, c in enumerate(TASKS))
+    expected = np.zeros((4, 6))
+    expected[0] = maths[0].advantages(maths[1][[0]])[0]  # its hole leaves the group, as ever
+    kept = [0, 1, 3, 4, 5]
+    expected[1, kept] = Objective(TASKS).advantages(rewards[[1]][:, kept])[0]
+    expected[2] = prose[0].advantages(prose[1][[2]])[0]
+    np.testing.assert_allclose(objective.advantages(rewards), expected, atol=1e-12)
+    assert (expected[[0, 1], [1, 2]] == 0).all()
+    assert objective.num_prompts_K(rewards).tolist() == [2, 2]
+    both = [maths[0].values_K(maths[1][[p]][:, kept if p else [0, 2, 3, 4, 5]])[0] for p in (0, 1)]
+    alone = [prose[0].values_K(prose[1][[p]][:, kept if p == 1 else slice(None)])[0] for p in (1, 2)]
+    np.testing.assert_allclose(objective.values_K(rewards), [np.mean(both), np.mean(alone)], atol=1e-12)
+    assert (Objective(TASKS).advantages(rewards)[[0, 2, 3]] == 0).all()  # dropped, without it
+
+
+def test_nothing_changes_where_every_criterion_scores(rewards):
+    for aggregate in (weighted_sum(), smooth_min(2.0)):
+        plain, skipping = (Objective(CRITERIA, aggregate=aggregate, skip_criterion=skip) for skip in (False, True))
+        np.testing.assert_array_equal(plain.advantages(rewards), skipping.advantages(rewards))
+        np.testing.assert_array_equal(plain.values_K(rewards), skipping.values_K(rewards))
+
+
+def test_values_without_a_prompt_are_unknown():
+    rewards = np.random.default_rng(0).normal(size=(2, 4, 2))
+    rewards[:, :, 1] = np.nan
+    assert np.isnan(Objective(TASKS, skip_criterion=True).values_K(rewards)).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 2)])
+def test_the_gradient_under_an_aggregate_is_exact_over_all_groups(counts):
+    """Of g(R_1, R_2), each R_k over the prompts of its own task, in expectation over every group of two answers."""
+    theta, gamma, size = np.array([0.2, -0.3, 0.1]), 2.0, 2
+    tables = np.random.default_rng(5).normal(size=(2, 3))
+    criteria = [Criterion("maths", bon(2)), Criterion("prose", bon(2))]
+
+    def policy(logits):
+        return np.exp(logits) / np.exp(logits).sum()
+
+    def values(logits):
+        return np.array([bon(2).value(policy(logits), table, table) for table in tables])
+
+    aggregate = smooth_min(gamma)
+    step = 1e-6
+    exact = [
+        (aggregate.value(values(theta + d), np.ones(2)) - aggregate.value(values(theta - d), np.ones(2))) / (2 * step)
+        for d in step * np.eye(3)
+    ]
+    p = policy(theta)
+    tasks = [0] * counts[0] + [1] * counts[1]
+    objective, gradient = Objective(criteria, aggregate=aggregate, skip_criterion=True), np.zeros(3)
+    for drawn in itertools.product(range(3), repeat=size * len(tasks)):
+        groups = np.array(drawn).reshape(len(tasks), size)
+        rewards = np.full((len(tasks), size, 2), np.nan)
+        for prompt, task in enumerate(tasks):
+            rewards[prompt, :, task] = tables[task][groups[prompt]]
+        advantages = objective.advantages(rewards, values(theta))
+        gradient += p[groups].prod() * np.einsum("pg,pgy->y", advantages, np.eye(3)[groups] - p) / groups.size
+    np.testing.assert_allclose(gradient, exact, atol=1e-6)

@@ -140,7 +140,7 @@ def test_a_score_that_is_no_number_names_reward_and_prompt(prompts, bad):
 
 
 def test_a_wrong_number_of_scores_is_refused(prompts):
-    with pytest.raises(RewardError, match="1 scores for 4 completions"):
+    with pytest.raises(RewardError, match="returned a list of 1 for 4 completions"):
         reward_from_function(lambda **_: [0.0], "gold")(prompts, TEXTS)
 
 

@@ -13,15 +13,15 @@ from iama.cli import main
 from iama.cli.evaluate import model_paths
 from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
-from iama.config.specs import Sampling
+from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.environment import prepare_environment
 from iama.errors import ConfigError, DataError, ModelError, RewardError
+from iama.rewards.load import check_columns
 from inference.engine.responses import Pool, PooledPrompt, Response
 from inference.evaluation import answers as guided_draw
 from inference.evaluation.describe import judge_lines
 from inference.evaluation.plan import make_plan
-from inference.evaluation.reward_checks import check_signature
 from inference.pools.file import read_pool, write_pool
 from inference.samplers.base import Completion, Segment
 from tests.conftest import make_tokenizer, tiny_config
@@ -262,8 +262,9 @@ def test_files_of_an_evaluation_decide_whether_the_hub_is_asked(raw_config, tmp_
 def test_a_function_that_needs_another_column_is_refused(tmp_path, columns, refused):
     path = tmp_path / "needy.py"
     path.write_text("def f(prompts, completions, topic, weight=1, **kwargs):\n    return [0.0] * len(prompts)\n")
+    spec, row = RewardSpec(function=f"{path}:f"), {"prompt": "p", **dict.fromkeys(columns, "x")}
     if not refused:
-        check_signature("c", f"{path}:f", columns)
+        check_columns("c", spec, [row])
         return
     with pytest.raises(RewardError, match=r"needy\.py:f' needs the column 'topic', but the prompts have none"):
-        check_signature("c", f"{path}:f", columns)
+        check_columns("c", spec, [row])

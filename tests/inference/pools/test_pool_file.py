@@ -324,10 +324,40 @@ def test_parts_of_a_pool_are_put_together(tmp_path):
         merge_pools([first, second])
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({1: 3, 2: 3, 3: 2}, None),
+        ({2: 3}, r"3 of 8 prompts are there: no file holds part 1/3; no file holds part 3/3; sample what is missing"),
+        ({1: 3, 3: 2}, r"5 of 8 prompts are there: no file holds part 2/3; sample"),
+        ({1: 3, 2: 1, 3: 2}, r"6 of 8 prompts are there: \S*2\.jsonl has 1 of the 3 prompts of part 2/3; sample"),
+        ({1: 8}, None),  # the same command without --shard has completed it
+    ],
+)
+def test_a_merge_says_which_part_lacks(tmp_path, parts, message):
+    paths = []
+    for index, size in parts.items():
+        blocks = [
+            PooledPrompt(f"{index}-{i}", f"{index} {i}?", {}, (Response("x"),), Cost(1), False) for i in range(size)
+        ]
+        paths.append(tmp_path / f"{index}.jsonl")
+        part = {"index": index, "count": 3, "num_prompts": 8}
+        write_pool(paths[-1], Pool({**HEADER, "num_samples": 1, "part": part}, blocks))
+    if message is None:
+        merged = merge_pools(paths)
+        assert len(merged.prompts) == 8
+        assert "part" not in merged.header
+    else:
+        with pytest.raises(RunError, match=message):
+            merge_pools(paths)
+
+
 def test_parts_of_unlike_pools_are_refused(tmp_path):
     first, second = parts(tmp_path, ({"helpful": 1.0}, {}))
-    with pytest.raises(DataError, match=r"b\.jsonl: prompt 'b' has other scores than .*a\.jsonl, \['helpful'\]"):
+    with pytest.raises(DataError, match=r"b\.jsonl: prompt 'b' lacks the scores helpful, which .*a\.jsonl has"):
         merge_pools([first, second])
+    with pytest.raises(DataError, match=r"b\.jsonl lacks the scores helpful, which .*a\.jsonl: prompt 'a' has"):
+        merge_pools([second, first])
     pool = read_pool(second)
     write_pool(second, Pool({**pool.header, "seed": 9}, pool.prompts))
     with pytest.raises(RunError, match=r"b\.jsonl holds other samples than .*a\.jsonl \(seed was 3, is 9\)"):

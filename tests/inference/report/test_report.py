@@ -14,9 +14,18 @@ from typer.testing import CliRunner
 
 from iama.cli.app import app
 from iama.errors import ConfigError, RunError
+from iama.tables import NUMBER
 from inference.evaluation.compare import average_rows
 from inference.evaluation.summary import complete
-from inference.report import headline, print_tables, render_html, write_comparison, write_report
+from inference.report import (
+    headline,
+    print_comparison,
+    print_differences,
+    print_tables,
+    render_html,
+    write_comparison,
+    write_report,
+)
 from inference.report.compare import differing_settings, quality_pairs, run_names, savings_pairs
 from inference.report.html import ASSETS, LIBRARIES, as_json
 from inference.report.risks import find_risks
@@ -343,6 +352,111 @@ def test_terminal_tables():
     assert "[red]odd[/red]" in text
     assert "one sample and Best-of-4" in " ".join(text.split())
     assert "! Reward hacking: iama's gold falls on harmless" in text
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_width_cuts_a_number_of_any_table(tmp_path, width):
+    """Every number that a wide page has stands whole in a narrow one, on a terminal and in a comparison."""
+    summary = complete(make_summary())
+    for row in summary["savings"]:
+        row["criterion"] = f"{row['criterion']}-of-a-long-name-0.125"
+    folders = [save(tmp_path / name, summary | {"name": name}) for name in ("one", "two")]
+
+    def shown(columns: int) -> str:
+        console = Console(width=columns, file=io.StringIO(), record=True)
+        print_tables(summary, console)
+        print_differences(summary, console)
+        print_comparison(*folders, console)
+        return console.export_text()
+
+    wide, narrow = shown(10_000), shown(width)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in narrow
+    assert set(NUMBER.findall(narrow)) == set(NUMBER.findall(wide))
+    assert "FLOPs" in narrow
+
+
+def without_gold() -> dict:
+    summary = make_summary()
+    summary |= {"hacking": [], "controls": [], "recommendations": [], "break_even": []}
+    for table in ("savings", "averages", "win_rates"):
+        summary[table] = [row | {"metric": "proxy"} for row in summary[table]]
+    for row in summary["curves"]:
+        row |= {"gold": None, "gold_ci95": None}
+    for rows in summary["quality"].values():
+        for row in rows.values():
+            row |= dict.fromkeys(("without", "with", "worst_without", "worst_with"))
+    for row in summary["examples"]:
+        for answer in (row["single"], row["best"], *row["candidates"]):
+            answer["gold"] = None
+    summary["missing"] = [row for row in summary["missing"] if row["metric"] == "proxy"]
+    return summary
+
+
+def test_without_gold_the_proxy_is_shown_and_said_to_be_it(tmp_path):
+    """On the terminal, on the page and in a comparison; no column of dashes."""
+    summary = without_gold()
+    console = Console(width=200, file=io.StringIO(), record=True)
+    print_tables(summary, console)
+    folders = [save(tmp_path / name, summary | {"name": name}) for name in ("one", "two")]
+    print_comparison(*folders, console)
+    text = console.export_text()
+    assert "Savings by proxy (no gold reward judges): cost" in text
+    assert "Mean proxy (no gold reward judges), one sample and Best-of-4" in text
+    row = summary["quality"]["iama"]["brief"]
+    values = [number(row["proxy_without"]), number(row["proxy_with"])]
+    assert re.search(rf"iama +brief +{values[0]} +{values[1]}\s", text)
+    assert re.search(rf"iama +brief +proxy, sampler +{values[1]} +{values[1]} +0\s", text)
+    assert "Mean rewards (no gold reward judges)" in text
+    assert "worst 5" not in text.split("Risks")[0]
+    for page in (render_html(complete(summary)), write_comparison(*folders).read_text(encoding="utf-8")):
+        assert "gold</th>" not in page
+        assert "No gold reward judges" in page
+    page = render_html(complete(summary))
+    cells = [cell for name in ("quality", "curves") for cells in rows_of(page, name) for cell in cells]
+    assert values[1] in cells
+    assert "gold -" not in section(page, "examples")
+
+
+def test_a_criterion_without_gold_stands_beside_one_with():
+    summary = make_summary()
+    summary["savings"] = [
+        row | {"metric": "proxy"} if row["criterion"] == "brief" else row for row in summary["savings"]
+    ]
+    for rows in summary["quality"].values():
+        rows["brief"] |= dict.fromkeys(("without", "with", "worst_without", "worst_with"))
+    console = Console(width=200, file=io.StringIO(), record=True)
+    print_tables(summary, console)
+    text = console.export_text()
+    assert "Savings by gold or proxy: cost" in text
+    assert re.search(r"brief +bon +base +proxy +9\.59x", text)
+    assert re.search(r"helpful +bon +base +gold +11\.78x", text)
+    assert re.search(rf"iama +brief +proxy +{number(summary['quality']['iama']['brief']['proxy_without'])}", text)
+
+
+def test_several_seeds_say_what_only_their_own_reports_hold():
+    summary = complete(make_summary() | {"hacking": []})
+    summary["savings"] = [row | {"num_seeds": 3} for row in summary["savings"]]
+    page = render_html(summary)
+    assert "puts 3 evaluations together" in section(page, "each-seed")
+    assert "each-seed" not in render_html(complete(make_summary()))
+    (hacking,) = [risk.words for risk in find_risks(summary) if risk.subject == "Reward hacking"]
+    assert hacking == "not told of several seeds together; each seed's own report does."
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"kind": "mine.py:Loud(level=3)"}, "mine.py:Loud(level=3)"),
+        ({"verifier": "math"}, "math"),
+        ({"judge": {"model": "big"}}, "big (judge)"),
+        ({"ensemble": {"members": [{"kind": "a.py:B"}, {"column": "c"}]}}, "mean of a.py:B, c"),
+    ],
+)
+def test_the_source_of_every_kind_of_reward_is_told(spec, words):
+    summary = make_summary()
+    summary["config"]["criteria"] = [{"name": "one", "proxy": spec, "gold": None}]
+    page = render_html(complete(summary))
+    assert f"one: {words} selects, nothing judges" in page
 
 
 def pair_of(**changes):

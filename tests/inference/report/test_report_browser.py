@@ -176,6 +176,17 @@ result.group = texts("#savings tbody .group");
 """
 
 
+PRINTED = """
+document.querySelector("#curves .legend input").click();
+await drawn();
+result.legend = texts("#curves .legend label");
+result.keys = seen("#curves .legend label svg").length;
+result.controls = seen(".legend input, .vega-actions, figcaption").length;
+result.chosen = seen("#curves select").map((e) => getComputedStyle(e).appearance);
+result.cut = seen(".wide").filter((e) => getComputedStyle(e).overflowX !== "visible").length;
+"""
+
+
 def operated(page: str, name: str, script: str) -> str:
     """The page with a script that operates it and fills `result`; for that, its ban on foreign scripts is lifted."""
     script += f'parent.postMessage({{ name: "{name}", result }}, "*");'
@@ -254,6 +265,8 @@ def visited(tmp_path_factory):
         "empty": (render_html(complete(emptied())), LOADS, ""),
         "proxies": (render_html(without_gold()), LOADS + "result.hacking = texts('#hacking figure');", ""),
         "pair": (render_comparison(pair, ("demo", "again")), PAIR, ""),
+        # As on paper: no page can ask for that medium itself.
+        "printed": (page.replace("@media print", "@media all"), PRINTED, ""),
         "thrower": (page, "throw new Error('found me');", ""),
     }
     frames = ""
@@ -280,7 +293,7 @@ def test_it_loads_without_errors_and_draws_every_point(tmp_path):
 def test_no_page_has_an_error_and_one_would_be_noticed(visited):
     results, lines = visited
     assert set(results) == {
-        *("switches", "keys", "address", "views", "zoom", "advice", "hostile", "empty", "proxies", "pair"),
+        *("switches", "keys", "address", "views", "zoom", "advice", "hostile", "empty", "proxies", "pair", "printed"),
     }
     assert [line for line in lines if "thrower.html" not in line] == []
     assert any("found me" in line for line in lines)
@@ -313,6 +326,16 @@ def test_the_legend_and_the_keyboard(visited):
     assert result["next"][0].startswith("iama, Best-of-2")
     assert result["again"] == len(POLICIES)
     assert result["controls"]
+
+
+def test_a_printed_page_says_which_line_is_whose(visited):
+    """The legend without its boxes, without the policy that is not shown; what was chosen, and no table cut."""
+    result = visited[0]["printed"]
+    assert result["legend"] == ["grpo", "iama", "soup"]
+    assert result["keys"] == 3
+    assert result["controls"] == 0
+    assert set(result["chosen"]) == {"none"}
+    assert result["cut"] == 0
 
 
 def test_an_address_sets_the_view(visited):

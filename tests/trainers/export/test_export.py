@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from iama.config.manifest import Manifest, ManifestCriterion, load_manifest
 from iama.config.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RunError
+from iama.models.fingerprint import weights_revision
 from trainers.export.export import Names, export_run
 from trainers.export.publish import push, vllm_objections
 
@@ -237,7 +238,7 @@ def test_public_names_are_those_that_the_manifest_tells_wherever_it_is_exported(
 
 
 def test_a_base_with_code_of_its_own_is_merged(tiny, tmp_path):
-    """The manifest says that the training trusted it; without that the merge is refused."""
+    """Who merges says that the code may run: an iama.json, which may come from elsewhere, does not suffice."""
     base = Path(shutil.copytree(tiny.policy, tmp_path / "base"))
     (base / "own_llama.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
@@ -255,11 +256,11 @@ def test_a_base_with_code_of_its_own_is_merged(tiny, tmp_path):
     told = Manifest(
         base_model=str(base), criteria=[criterion], estimator="auto", sampling=Sampling(), seed=0, versions={}
     )
-    (folder / "iama.json").write_text(told.model_dump_json())
-    with pytest.raises(ModelError, match="base_model"):
-        export_run(tmp_path / "run", tmp_path / "out", merge=True)
-    (folder / "iama.json").write_text(told.model_copy(update={"trust_remote_code": True}).model_dump_json())
-    export_run(tmp_path / "run", tmp_path / "out", merge=True)
+    for trusted in (False, True):
+        (folder / "iama.json").write_text(told.model_copy(update={"trust_remote_code": trusted}).model_dump_json())
+        with pytest.raises(ModelError, match=r"base_model in .* brings code of its own, .*--trust-remote-code"):
+            export_run(tmp_path / "run", tmp_path / "out", merge=True)
+    export_run(tmp_path / "run", tmp_path / "out", merge=True, trust_remote_code=True)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert type(merged).__name__ == "OwnLlama"
 
@@ -311,3 +312,33 @@ def test_a_push_that_fails_keeps_the_export(run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"--push-to-hub org/name: .*the export is whole"):
         push(tmp_path / "out", "org/name", private=True)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_a_base_that_was_changed_after_training_is_not_merged(run, tiny, tmp_path):
+    """A mended tokenizer or configuration is no other base; a run of before this was recorded merges."""
+    base = Path(shutil.copytree(tiny.policy, tmp_path / "base"))
+    moved = Path(shutil.copytree(run, tmp_path / "run"))
+    manifest = load_manifest(moved / "adapter").model_copy(update={"base_model": str(base)})
+    for recorded in (None, weights_revision(str(base))):
+        told = manifest.model_copy(update={"base_revision": recorded})
+        (moved / "adapter" / "iama.json").write_text(told.model_dump_json())
+        (base / "generation_config.json").write_text("{}")
+        export_run(moved, tmp_path / f"out-{recorded}", merge=True)
+    weights = load_file(base / "model.safetensors")
+    save_file({k: v * 1.01 for k, v in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"base_model in .*iama\.json: the weights in '.*/base' are not those that the"):
+        export_run(moved, tmp_path / "other", merge=True)
+    assert not (tmp_path / "other").exists()
+    export_run(moved, tmp_path / "adapter-alone", merge=False)
+
+
+def test_a_base_with_an_adapter_beside_it_is_not_merged(run, tiny, tmp_path):
+    """transformers would put that adapter on it, and the run's on top."""
+    base = Path(shutil.copytree(tiny.policy, tmp_path / "base"))
+    shutil.copy(run / "adapter" / "adapter_config.json", base)
+    moved = Path(shutil.copytree(run, tmp_path / "run"))
+    manifest = load_manifest(moved / "adapter").model_copy(update={"base_model": str(base)})
+    (moved / "adapter" / "iama.json").write_text(manifest.model_dump_json())
+    with pytest.raises(ModelError, match=r"holds a whole model and adapter_config\.json"):
+        export_run(moved, tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from iama.errors import ConfigError, IamaWarning
+from iama.errors import ConfigError, IamaWarning, ModelError
 from tests.processes import run_python
 from trainers.run import preflight, tokens
 from trainers.run.plan import make_plan
@@ -59,6 +60,10 @@ def test_every_line_is_shown_before_the_run_is_refused():
 # ------------------------------------------------------------------ tokenizers and templates
 
 
+ASKS = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TURN = "{% if m['role'] == 'assistant' %}<|assistant|>{% endif %}{{ m['content'] }}"
+
+
 def template(folder, text):
     (folder / "chat_template.jinja").write_text(text)
     return folder
@@ -67,7 +72,11 @@ def template(folder, text):
 @pytest.mark.parametrize(
     ("text", "status", "match"),
     [
-        ("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}", "fail", "twice"),
+        (
+            "{{ bos_token }}{{ bos_token }}{% for m in messages %}" + TURN + "<|end|>{% endfor %}" + ASKS,
+            "fail",
+            "twice",
+        ),
         (
             "{% for m in messages %}{{ bos_token }}{{ m['content'] }}<|end|>{% endfor %}{{ bos_token }}",
             "warn",
@@ -89,8 +98,71 @@ def test_templates_that_do_not_fit(make_config, tiny, tmp_path, text, status, ma
     assert check.remedy
 
 
+def test_a_bos_that_opens_each_turn_is_well(make_config, tiny, tmp_path):
+    """ChatML of a model whose BOS is the mark of a turn, as SmolLM2's."""
+    turns = "{% for m in messages %}{{ bos_token }}{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    asks = "{% if add_generation_prompt %}{{ bos_token }}assistant\n{% endif %}"
+    folder = template(copied(tiny, tmp_path), turns + asks)
+    assert checks_of(make_config(policy__path=str(folder)))["policy tokenizer"].status == "pass"
+
+
+def test_every_kind_of_conversation_is_tried_and_the_row_named(make_config, tiny, tmp_path):
+    """Where the seventh prompt alone has a system message, that policy or reward refuses or loses."""
+    user = {"role": "user", "content": "how to bake bread"}
+    rows = [[user]] * 6 + [[{"role": "system", "content": "be careful"}, user]] + [[user]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    folders = {part: copied(tiny, tmp_path, part) for part in ("policy", "reward")}
+    whole = (folders["reward"] / "chat_template.jinja").read_text()
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + whole
+    loses = whole.replace("in messages", "in messages if m['role'] != 'system'")
+    criterion = {"name": "helpful", "proxy": {"model": str(folders["reward"])}, "operator": "bon(2)"}
+    config = make_config(
+        prompts=str(tmp_path / "rows.jsonl"), policy__path=str(folders["policy"]), objective__criteria=[criterion]
+    )
+    for part, source in (("reward", "reward 'helpful'"), ("policy", ".*rows.jsonl")):
+        for text, told in (
+            (refuses, "refuses messages with the roles system, user"),
+            (loses, "leaves out the message"),
+        ):
+            template(folders[part], text)
+            with pytest.raises(ModelError, match=rf"^{source}: prompt 7 .*{told}"):
+                make_plan(config, "test.yaml")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("response_template", {"start": "x"}), ("response_schema", {"type": "x"})]
+)
+def test_rewards_read_whole_answers_whatever_the_tokenizer_would_take_apart(make_config, monkeypatch, field, value):
+    """As all that serves: TRL leaves the reasoning out, where a tokenizer tells it how."""
+    original = AutoTokenizer.from_pretrained
+
+    def with_parser(*args, **kwargs):
+        tokenizer = original(*args, **kwargs)
+        setattr(tokenizer, field, value)
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", with_parser)
+    with pytest.warns(IamaWarning, match=f"the tokenizer's {field} is not used, .*: rewards read whole answers"):
+        plan = make_plan(make_config(), "test.yaml")
+    assert getattr(plan.tokenizer, field) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("use_liger_kernel", True, r"trainer\.use_liger_kernel is set, .*pip install liger-kernel"),
+        ("model_init_kwargs", {"attn_implementation": "flash_attention_2"}, "'flash_attention_2' cannot be used here"),
+        ("model_init_kwargs", {"attn_implementation": "flash_attention_9"}, "'flash_attention_9' cannot be used here"),
+    ],
+)
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash attention is there")
+def test_what_is_not_installed_is_told_before_models_are_loaded(make_config, key, value, told):
+    with pytest.raises(ConfigError, match=rf"^test\.yaml: .*{told}"):
+        make_plan(make_config(**{f"trainer__{key}": value}), "test.yaml")
+
+
 def test_an_end_of_turn_in_the_generation_config_counts(make_config, tiny, tmp_path):
-    text = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}"
+    text = "{{ bos_token }}{% for m in messages %}" + TURN + "<|system|>{% endfor %}" + ASKS
     folder = template(copied(tiny, tmp_path), text)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|system|>")]
@@ -145,15 +217,15 @@ def test_gpus_for_every_process(num_gpus, num_started, world_size, status, match
 
 def test_a_template_without_the_bos_that_texts_get(tiny):
     tokenizer = AutoTokenizer.from_pretrained(tiny.policy)
-    assert tokens.begin(tokenizer, [5, 6]) is None  # this one gives texts none either
+    assert tokens.begin(tokenizer, "bread", [5, 6]) is None  # this one gives texts none either
     from tokenizers.processors import TemplateProcessing
 
     special = [("<s>", tokenizer.bos_token_id)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=special)
-    found = tokens.begin(tokenizer, [5, 6])
+    found = tokens.begin(tokenizer, "bread", [5, 6])
     assert found is not None
     assert "texts begin with '<s>', but rendered prompts do not" in found.detail
-    assert tokens.begin(tokenizer, tokenizer("bread")["input_ids"]) is None
+    assert tokens.begin(tokenizer, "bread", tokenizer("bread")["input_ids"]) is None
 
 
 def test_a_text_must_come_back_from_its_tokens(tiny):
@@ -177,9 +249,10 @@ def test_a_tokenizer_of_another_model(make_config, tiny, tmp_path):
     model.resize_token_embeddings(20)
     model.save_pretrained(folder)
     criterion = {"name": "helpful", "proxy": {"model": str(folder)}, "operator": "bon(2)"}
-    check = checks_of(make_config(objective__criteria=[criterion]))["reward helpful tokenizer"]
-    assert check.status == "fail"
-    assert "outside the model's vocabulary of 20" in check.detail
+    with pytest.raises(
+        ModelError, match=r"^reward 'helpful': 79 token ids lie outside .*, which has 20 rows, e\.g\. 98"
+    ):
+        make_plan(make_config(objective__criteria=[criterion]), "test.yaml")
 
 
 def test_a_reward_that_reads_too_little(make_config, tiny, tmp_path):
@@ -263,7 +336,7 @@ def test_four_bits_need_a_gpu(make_config):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_failing_check_ends_the_command_after_all_lines(raw_config, tiny, tmp_path, num_processes):
-    text = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}"
+    text = "{{ bos_token }}{% for m in messages %}" + TURN + "<|system|>{% endfor %}" + ASKS
     folder = template(copied(tiny, tmp_path), text)
     raw_config["policy"]["path"] = str(folder)
     raw_config["world_size"] = num_processes

@@ -1,0 +1,111 @@
+"""Other people's code: whatever it raises is one line, and what it returns must be scores."""
+
+from __future__ import annotations
+
+import math
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from itertools import islice
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from iama.errors import IamaError, RewardError
+
+IN_TRAINING = ("completion_ids", "trainer_state")
+"""What TRL hands over besides, which only training has."""
+LOGGERS = ("log_extra", "log_metric")
+"""Functions that TRL hands over for its tables; outside training they do nothing."""
+
+
+@contextmanager
+def users_code(what: str, given: Iterable[str] = ()) -> Iterator[None]:
+    """Whatever other people's code raises, as one line: `what`, exception, place. `given` names its arguments."""
+    try:
+        yield
+    except (IamaError, KeyboardInterrupt):
+        raise
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"{what}: {_told(error, [*given])}") from error
+
+
+def _told(error: BaseException, given: list[str]) -> str:
+    reason = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())[:300]
+    text = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    readable = [frame for frame in frames if not (frame.filename.startswith("<") or "/importlib/" in frame.filename)]
+    readable = [frame for frame in readable if Path(frame.filename).parent != Path(__file__).parent]
+    theirs = [frame for frame in readable if not _is_installed(frame.filename)] or readable
+    if isinstance(error, SyntaxError) and error.filename:
+        text += f" ({error.filename}:{error.lineno})"
+    elif theirs:
+        text += f" ({theirs[-1].filename}:{theirs[-1].lineno}, in {theirs[-1].name})"
+    if isinstance(error, KeyError) and frames and frames[-1].filename in ("<frozen os>", "os.py"):
+        return f"{text}; set that environment variable"
+    if isinstance(error, KeyError) and error.args and error.args[0] in (*IN_TRAINING, *LOGGERS):
+        return f"{text}; only training has it"
+    if isinstance(error, KeyError) and given:
+        return f"{text}; it was given {', '.join(sorted(given))}"
+    return text
+
+
+def _is_installed(file: str) -> bool:
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
+    return any(file.startswith(f"{folder}/") for folder in folders)
+
+
+def as_scores(returned: Any, num_texts: int, what: str) -> list[float]:
+    """One number for each text of what a function returned, NaN for None; `RewardError` says what it was instead."""
+    remedy = f"return a list of {num_texts} numbers (or None), one for each completion in their order"
+    if hasattr(returned, "detach") and hasattr(returned, "tolist"):  # a tensor, with a gradient or on another device
+        returned = returned.detach()
+    shape = getattr(returned, "shape", None)
+    if shape is not None and hasattr(returned, "tolist"):
+        if tuple(shape) not in ((num_texts,), (num_texts, 1)):
+            raise RewardError(f"{what} returned {kind_of(returned)} for {num_texts} completions; {remedy}")
+        returned = returned.reshape(num_texts).tolist()
+    if isinstance(returned, str | bytes | Mapping | Set) or not isinstance(returned, Iterable):
+        raise RewardError(f"{what} returned {kind_of(returned)}; {remedy}")
+    items = list(islice(returned, num_texts + 1))
+    if len(items) != num_texts:
+        number = len(returned) if isinstance(returned, Sequence) else len(items)  # a generator may have no end
+        least = "at least " if number > len(items) - 1 == num_texts and not isinstance(returned, Sequence) else ""
+        raise RewardError(
+            f"{what} returned a {type(returned).__name__} of {least}{number} for {num_texts} completions; {remedy}"
+        )
+    scores = []
+    for i, item in enumerate(items):
+        number_of = _number(item)
+        if number_of is None:
+            raise RewardError(f"{what} returned {kind_of(item)} for completion {i + 1} of {num_texts}; {remedy}")
+        scores.append(number_of)
+    return scores
+
+
+def _number(item: Any) -> float | None:
+    """A score; NaN for None, None for what is no number."""
+    if item is None:
+        return math.nan
+    if getattr(item, "shape", None) == () and hasattr(item, "item"):  # a number of torch or numpy
+        item = item.item()
+    if not isinstance(item, Real):
+        return None
+    try:
+        return float(item)
+    except OverflowError:
+        return math.inf  # an integer that no float holds
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "None"
+    if isinstance(value, Mapping):
+        return f"a mapping with the keys {[*islice(value, 4)]}"
+    shape, name = getattr(value, "shape", None), type(value).__name__
+    if shape is not None and hasattr(value, "tolist"):
+        return f"a {name} of the shape {tuple(shape)}"
+    shown = repr(value)
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name} ({shown if len(shown) <= 60 else shown[:57] + '...'})"
