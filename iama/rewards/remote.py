@@ -236,12 +236,14 @@ class Endpoint:
             done = "it is sent as max_completion_tokens"
         elif name in self.droppable or (name == "temperature" and value == 1.0):
             # By the protocol a temperature that is not sent is 1.
-            done = "it is left out" + ("; the server's own holds, by the protocol 1" if name == "temperature" else "")
+            done = "it is left out" + (
+                ", and the server's own holds (by the protocol 1)" if name == "temperature" else ""
+            )
         else:
             return False
         self._dropped.add(name)
         words = self._scrubbed(refused.words)[:_MAX_CAUSE]
-        self._notes.append(f"{self._who} refuses {name} {value} ({words}); {done} from now on")
+        self._notes.append(f"{self._who} refuses {name} {value} ({words}); from now on {done}")
         return True
 
     def _body(self, request: ChatRequest, num_choices: int, num_done: int) -> dict[str, Any]:
