@@ -80,6 +80,41 @@ def _part(block: Any, name: Any) -> Any:
     return block.get(name) if isinstance(block, dict) else getattr(block, str(name), None)
 
 
+RENAMED = {
+    "torch_dtype": "it is called 'policy.dtype' here (of a reward: 'dtype')",
+    "attn_implementation": "write trainer.model_init_kwargs: {attn_implementation: ...}",
+    "model_name_or_path": "write policy.path (of a reward: model)",
+    "load_in_4bit": "write quantization: 4bit",
+    "load_in_8bit": "write quantization: 4bit; a base in 8 bits is not trained on",
+    "max_prompt_length": "TRL no longer cuts prompts; one that is too long is refused, or left out with "
+    "prompts.too_long: drop",
+    "warmup_ratio": "transformers has one key for both: write the share as trainer.warmup_steps, e.g. 0.1",
+    "max_length": "write sampling.max_new_tokens",
+    "max_seq_length": "write sampling.max_new_tokens",
+    "evaluation_strategy": "no evaluation runs during training; use `iama evaluate`",
+    "overwrite_output_dir": "no run overwrites another; choose another output_dir",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "no_cuda": "write trainer.use_cpu: true",
+    "group_by_length": "write trainer.train_sampling_strategy: group_by_length",
+    "save_safetensors": "leave it out; adapters are always saved as safetensors",
+    "tokenizer": "the tokenizer is the policy's own",
+    "use_peft": "leave it out; what is trained is always an adapter, see `lora`",
+    "lora_r": "write lora.r",
+    "lora_target_modules": "write lora.target_modules",
+    "lora_rank": "write lora.r",
+    "reward_funcs": "write objective.criteria",
+    "kl_coef": "write trainer.beta",
+    "init_kl_coef": "write trainer.beta",
+    "vllm_max_model_len": "it is called 'vllm_max_model_length'",
+}
+"""What is meant by keys of earlier releases, of transformers and of TRL's scripts; the nearest name would mislead."""
+
+
+def key_hint(key: str, known: list[str]) -> str:
+    """What to write for an unknown key: what became of it, else the nearest known key."""
+    return RENAMED[key] if key in RENAMED and key not in known else nearest(key, known)
+
+
 def _unexpanded(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Paths that begin with ~, which only a shell knows, and their keys; a folder of that name would be made."""
     if isinstance(value, dict):
@@ -104,7 +139,7 @@ def _message(item: Any, cls: type[Strict], source: str) -> str:
     key = ".".join(map(str, location)) or "(top level)"
     if item["type"] == "extra_forbidden":
         known = _known_keys(cls, location[:-1])
-        return f"{source}: unknown key {key!r}; {nearest(str(location[-1]), known)}"
+        return f"{source}: unknown key {key!r}; {key_hint(str(location[-1]), known)}"
     if item["type"] == "missing":
         return f"{source}: {key!r} is missing"
     value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
