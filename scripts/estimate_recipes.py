@@ -38,6 +38,7 @@ from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
 from iama.files import write_atomically
 from iama.rewards.classifier import ClassifierFiles
+from trainers.run.arguments import trial_arguments
 from trainers.run.memory import NUM_BYTES, estimate, generations, is_checkpointed, num_steps, policy_sizes, reward_bytes
 from trainers.run.plan import Plan, build_objective, trainer_fields
 
@@ -158,6 +159,7 @@ def _plan(config: TrainingConfig) -> Plan:
         lora,
         AutoConfig.from_pretrained(config.policy.path),
         files,
+        trial_arguments(fields, config.name),
     )
 
 

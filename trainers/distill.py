@@ -297,7 +297,8 @@ def _train(
             callbacks=[_Progress(advance)],
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    with one_line_errors("training failed"):
+        trainer.train()
     # By the model itself: a trainer would put a pickle beside the weights.
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

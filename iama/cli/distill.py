@@ -38,8 +38,8 @@ def distill(
     """
     if not 0 < held_out < 1:
         raise ConfigError(f"--held-out {held_out:g} must lie between 0 and 1, e.g. 0.1")
-    if not learning_rate > 0:
-        raise ConfigError(f"--learning-rate {learning_rate:g} must be positive, e.g. 1e-5")
+    if not 0 < learning_rate < float("inf"):
+        raise ConfigError(f"--learning-rate {learning_rate:g} must be positive and finite, e.g. 1e-5")
     prepare([base])
     from inference.pools.file import read_pool
 

@@ -171,6 +171,14 @@ class TrainingConfig(Strict):
             raise ValueError(_no_stop(f"stop {list(sampling.stop)}"))
         return sampling
 
+    @field_validator("trainer", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, trainer: Any) -> Any:
+        if not isinstance(trainer, dict):
+            return trainer
+        off = {key: "no" for key, value in trainer.items() if str(key).endswith("_strategy") and value is False}
+        return {**trainer, **off}
+
     @field_validator("trainer")
     @classmethod
     def _sampling_has_its_block(cls, trainer: dict[str, Any]) -> dict[str, Any]:

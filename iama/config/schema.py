@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iama.errors import ConfigError
 from iama.installation import find_config
@@ -19,15 +19,6 @@ class Strict(BaseModel):
     """Base of every block: frozen, no unknown keys, field docstrings are the documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would read `true` as 1."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if _has_truth(value) and not _takes_truth(annotation):
-            raise ValueError("neither true nor false can stand here; write a number or a text")
-        return value
 
 
 TEXTS = ("stop", "system_prompt")
@@ -56,9 +47,66 @@ def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
             f"{source}: {key}: ~ is not expanded here (got {path!r}); write {str(Path(path).expanduser())!r}"
         )
     try:
-        return cls.model_validate(raw)
+        block = cls.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("; ".join(_message(item, cls, source) for item in error.errors())) from error
+        told = "; ".join(_message(item, cls, source) for item in error.errors())
+        raise ConfigError(" ".join(told.splitlines())) from error
+    _check_numbers(raw, block, source, "")
+    return block
+
+
+def _check_numbers(written: Any, read: Any, source: str, key: str) -> None:
+    """Raise `ConfigError` for a number that was read as another one: `true` as 1, or 2^53 + 1 as 2^53."""
+    if isinstance(written, dict):
+        pairs = [(name, item, _part(read, name)) for name, item in written.items()]
+    elif isinstance(written, (list, tuple)) and isinstance(read, (list, tuple)) and len(written) == len(read):
+        pairs = list(zip(range(len(read)), written, read, strict=True))
+    else:
+        pairs = []
+        are_numbers = isinstance(written, (int, float)) and isinstance(read, (int, float))
+        if are_numbers and (written != read or isinstance(written, bool) != isinstance(read, bool)):
+            raise ConfigError(f"{source}: {key}: {json.dumps(written)} would be read as {read}; write {read}")
+    for name, item, part in pairs:
+        _check_numbers(item, part, source, f"{key}.{name}" if key else str(name))
+
+
+def _part(block: Any, name: Any) -> Any:
+    return block.get(name) if isinstance(block, dict) else getattr(block, str(name), None)
+
+
+RENAMED = {
+    "torch_dtype": "it is called 'policy.dtype' here (of a reward: 'dtype')",
+    "attn_implementation": "write trainer.model_init_kwargs: {attn_implementation: ...}",
+    "model_name_or_path": "write policy.path (of a reward: model)",
+    "load_in_4bit": "write quantization: 4bit",
+    "load_in_8bit": "write quantization: 4bit; a base in 8 bits is not trained on",
+    "max_prompt_length": "TRL no longer cuts prompts; one that is too long is refused, or left out with "
+    "prompts.too_long: drop",
+    "warmup_ratio": "transformers has one key for both: write the share as trainer.warmup_steps, e.g. 0.1",
+    "max_length": "write sampling.max_new_tokens",
+    "max_seq_length": "write sampling.max_new_tokens",
+    "evaluation_strategy": "no evaluation runs during training; use `iama evaluate`",
+    "overwrite_output_dir": "no run overwrites another; choose another output_dir",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "no_cuda": "write trainer.use_cpu: true",
+    "group_by_length": "write trainer.train_sampling_strategy: group_by_length",
+    "save_safetensors": "leave it out; adapters are always saved as safetensors",
+    "tokenizer": "the tokenizer is the policy's own",
+    "use_peft": "leave it out; what is trained is always an adapter, see `lora`",
+    "lora_r": "write lora.r",
+    "lora_target_modules": "write lora.target_modules",
+    "lora_rank": "write lora.r",
+    "reward_funcs": "write objective.criteria",
+    "kl_coef": "write trainer.beta",
+    "init_kl_coef": "write trainer.beta",
+    "vllm_max_model_len": "it is called 'vllm_max_model_length'",
+}
+"""What is meant by keys of earlier releases, of transformers and of TRL's scripts; the nearest name would mislead."""
+
+
+def key_hint(key: str, known: list[str]) -> str:
+    """What to write for an unknown key: what became of it, else the nearest known key."""
+    return RENAMED[key] if key in RENAMED and key not in known else nearest(key, known)
 
 
 def _unexpanded(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -85,7 +133,7 @@ def _message(item: Any, cls: type[Strict], source: str) -> str:
     key = ".".join(map(str, location)) or "(top level)"
     if item["type"] == "extra_forbidden":
         known = _known_keys(cls, location[:-1])
-        return f"{source}: unknown key {key!r}; {nearest(str(location[-1]), known)}"
+        return f"{source}: unknown key {key!r}; {key_hint(str(location[-1]), known)}"
     if item["type"] == "missing":
         return f"{source}: {key!r} is missing"
     value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
@@ -102,22 +150,6 @@ def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
             block = block.model_fields[part].annotation
         block = next((b for b in _blocks(block)), block)
     return list(block.model_fields) if _is_block(block) else []
-
-
-def _has_truth(value: Any) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return isinstance(value, bool) or any(map(_has_truth, items))
-
-
-def _takes_truth(annotation: Any) -> bool:
-    """Whether an annotation has a place for true and false; blocks look at their own fields."""
-    inner = get_args(annotation)
-    return (
-        annotation in (bool, Any)
-        or (not inner and is_dataclass(annotation))
-        or bool(_blocks(annotation))
-        or any(map(_takes_truth, inner))
-    )
 
 
 def _is_block(annotation: Any) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import filecmp
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from iama.config.manifest import FILE_NAME, Manifest, load_manifest
 from iama.errors import RunError
@@ -91,12 +94,13 @@ def _is_same_adapter(folder: Path, other: Path) -> bool:
 def model_card(manifest: Manifest, merged: bool, quality: PlainQuality | None = None) -> str:
     """The text of README.md; its first line says what a criterion is worth without its sampler."""
     rows = "\n".join(
-        f"| {c.name} | `{c.operator}` | {'-' if c.budget is None else f'{c.budget:g}'} | {c.weight:g} "
-        f"| `{c.reward.model or c.reward.function or c.reward.kind or c.reward.source}` |"
+        f"| {_cell(c.name)} | `{c.operator}` | {'-' if c.budget is None else f'{c.budget:g}'} | {c.weight:g} "
+        f"| `{_cell(c.reward.model or c.reward.function or c.reward.kind or c.reward.source)}` |"
         for c in manifest.criteria
     )
-    header = f"base_model: {manifest.base_model}\ntags: [iama, lora, inference-time-alignment]\n"
-    header += "" if merged else "library_name: peft\n"
+    fields = {"base_model": manifest.base_model, "tags": ["iama", "lora", "inference-time-alignment"]}
+    fields |= {} if merged else {"library_name": "peft"}
+    header = yaml.safe_dump(fields, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
     sampling = ", ".join(f"{name} {value}" for name, value in manifest.sampling.model_dump().items() if name != "stop")
     kind = "A merged model" if merged else "A LoRA adapter"
     return f"""---
@@ -115,6 +119,11 @@ algorithm with the reward that selects. Without that algorithm it may serve a si
 Sampled in training with {sampling}; seed {manifest.seed}.
 `{FILE_NAME}` holds the same for programs; `iama generate` reads it.
 """
+
+
+def _cell(text: str) -> str:
+    """A text within a table of Markdown."""
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
 
 
 def without_a_sampler(quality: PlainQuality) -> str:

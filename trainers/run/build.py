@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +22,16 @@ from trl import GRPOConfig
 from iama.config.manifest import FILE_NAME, Manifest
 from iama.environment import is_main_process
 from iama.errors import ConfigError, IamaError, RunError
-from iama.files import temporary_name
+from iama.files import temporary_name, write_atomically
 from iama.installation import find_deepspeed
-from iama.models.loading import load_model
+from iama.models.loading import is_out_of_memory, load_model
 from iama.prompts.data import Row
 from iama.prompts.render import Prompt
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward, TrlCompletion
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.run.adapter import check_adapter, expected_shapes
+from trainers.run.arguments import one_line, refused_as
 from trainers.run.callbacks import Checkpoints, EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
 from trainers.run.checkpoints import inputs_of, sharding_of
 from trainers.run.engine import prepare_process_group, refuse_disagreement, whole_models
@@ -173,18 +176,23 @@ def _grpo_config(plan: Plan) -> GRPOConfig:
     if isinstance(fields.get("deepspeed"), str):
         fields["deepspeed"] = str(find_deepspeed(fields["deepspeed"]))
     fields["save_total_limit"] = None  # old checkpoints go once the new one counts: `Checkpoints`
-    try:
+    with refused_as("trainer"):
         return GRPOConfig(**fields)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What the libraries refuse while a trainer is built, as one line."""
+def one_line_errors(what: str = "the trainer cannot be built", folder: Path | None = None) -> Iterator[None]:
+    """Whatever the libraries raise, as one line; the traceback is kept in `folder`, if one is given."""
     try:
         yield
     except IamaError:
         raise
-    except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(f"the trainer cannot be built: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # of many classes: ImportError, RuntimeError, NotImplementedError, AssertionError, ...
+        message = f"{what}: {one_line(error)}"
+        if is_out_of_memory(error):
+            message += "; lower trainer.per_device_train_batch_size (and raise trainer.gradient_accumulation_steps)"
+        if folder is not None and folder.is_dir():
+            file = folder / f"error-rank-{os.environ.get('RANK', '0')}.txt"
+            write_atomically(file, "".join(traceback.format_exception(error)))
+            message += f" (the traceback is in {file})"
+        raise ConfigError(message) from error

@@ -174,12 +174,20 @@ class Checkpoints(TrainerCallback):
         self._inputs = inputs
 
     def on_train_begin(
-        self, _args: Any, state: Any, _control: Any, model: Any = None, train_dataloader: Any = None, **_: Any
+        self,
+        _args: Any,
+        state: Any,
+        _control: Any,
+        model: Any = None,
+        train_dataloader: Any = None,
+        lr_scheduler: Any = None,
+        **_: Any,
     ) -> None:
-        """Bring the order of prompts to the epoch of the checkpoint."""
+        """Bring the order of prompts to the epoch of the checkpoint, and the learning rate to its step."""
         model.register_state_dict_post_hook(drop_tied_frozen)
         if state.global_step > 0:
             skip_orders(train_dataloader, num_epochs=int(state.epoch))
+            set_learning_rates(lr_scheduler)
 
     def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
         """Log before a save."""
@@ -245,6 +253,20 @@ def drop_tied_frozen(model: torch.nn.Module, state: dict[str, Any], prefix: str,
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name not in named and not parameter.requires_grad:
             state.pop(prefix + name, None)
+
+
+def set_learning_rates(lr_scheduler: Any) -> None:
+    """Set what the schedule says of the present step: a run with more steps has another one than its checkpoint's.
+
+    In any other run that goes on, these are the rates of the checkpoint.
+    """
+    schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)  # within accelerate's
+    if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+        return
+    rates = [base * law(schedule.last_epoch) for base, law in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
 
 
 def skip_orders(dataloader: Any, num_epochs: int) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from iama.config.files import TrainingConfig
 from iama.config.schema import Strict
-from iama.errors import RunError
+from iama.errors import IamaWarning, RunError
 from iama.files import is_temporary, write_atomically
 from iama.installation import find_file
 from iama.models.fingerprint import fingerprint, weights_revision
@@ -122,8 +123,8 @@ def refuse_damaged(folder: Path) -> None:
         if damage is not None:
             last = last_checkpoint(folder)
             raise RunError(
-                f"{checkpoint} is not as it was saved: {damage}; put it back as it was, or delete that folder to go on "
-                f"from {'the beginning' if last is None else last.name}"
+                f"{checkpoint} is not as it was saved: {damage}; put it back as it was, or move that folder away to "
+                f"go on from {'the beginning' if last is None else last.name}"
             )
 
 
@@ -175,16 +176,21 @@ def refuse_other_sharding(checkpoint: Path | None, sharding: Sharding) -> None:
         )
 
 
-def refuse_other_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
-    """`RunError` if prompts or rewards are not those that a checkpoint was trained on."""
+def refuse_other_inputs(checkpoint: Path, inputs: dict[str, str], *, accept_changes: bool = False) -> None:
+    """`RunError` if prompts or rewards are not those that a checkpoint was trained on; accepted, a warning."""
     marker = read_marker(checkpoint)
     before = {} if marker is None else marker.inputs
-    changed = [name for name, value in inputs.items() if before.get(name, value) != value]
-    if changed:
+    # Under another spelling of a path the content tells.
+    changed = [n for n, value in inputs.items() if before and value != before.get(n) and value not in before.values()]
+    if not changed:
+        return
+    message = f"{checkpoint} was trained on another content of {', '.join(changed)}"
+    if not accept_changes:
         raise RunError(
-            f"{checkpoint} was trained on another content of {', '.join(changed)}; put the former content back, or "
-            "choose another output_dir"
+            f"{message}; put the former content back, or choose another output_dir; where it was mended on purpose, "
+            "--accept-changes goes on with what is there now"
         )
+    warnings.warn(f"{message}; the steps from here on use what is there now", IamaWarning, stacklevel=2)
 
 
 def clear_unfinished(folder: Path) -> list[Path]:
@@ -210,14 +216,14 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def took_last_step(checkpoint: Path) -> bool:
-    """Whether a checkpoint stands at the end of its run."""
+def took_last_step(checkpoint: Path, max_steps: int) -> bool:
+    """Whether a checkpoint stands at the end of its run, which may have been given more steps since (-1: as it was)."""
     path = checkpoint / "trainer_state.json"
     try:
         state = json.loads(path.read_bytes())  # by transformers, which writes NaN where a metric has none
-        return bool(state["global_step"] >= state["max_steps"])
+        return bool(state["global_step"] >= max(state["max_steps"], max_steps))
     except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} is damaged ({error}); delete that checkpoint to go on from another one") from error
+        raise RunError(f"{path} is damaged ({error}); move that checkpoint away to go on from another one") from error
 
 
 def copy_adapter(checkpoint: Path, folder: Path) -> None:

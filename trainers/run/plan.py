@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import GRPOConfig
 
 from iama.config.files import TrainingConfig
-from iama.config.schema import nearest
+from iama.config.schema import RENAMED, key_hint, nearest
 from iama.config.specs import RewardSpec, Sampling
 from iama.environment import world_size
 from iama.errors import ConfigError, DataError, IamaWarning
@@ -32,6 +32,7 @@ from iama.prompts.data import PromptRows, fitting_prompts, read_prompts
 from iama.rewards.classifier import ClassifierFiles
 from iama.rewards.load import Files, check_columns, check_reward
 from trainers.control import check_kl
+from trainers.run.arguments import refused_as, trial_arguments
 from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
@@ -40,6 +41,26 @@ KEEPS_BASE = (True, False, "gaussian", "orthogonal")
 """Values of LoRA's `init_lora_weights` that leave the weights of the base as they are."""
 OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
 """GRPOConfig fields with a place of their own in the configuration."""
+_NO_EVALUATION = "no evaluation runs during training; leave it out, and use `iama evaluate`"
+NOT_HERE = {
+    "push_to_hub": "a push that fails would end the run, and it takes checkpoints along; leave it out, and push the "
+    "result with `iama export --push-to-hub`",
+    "eval_strategy": _NO_EVALUATION,
+    "eval_on_start": _NO_EVALUATION,
+    "load_best_model_at_end": _NO_EVALUATION,
+    "sync_ref_model": "the reference of an adapter is its base, which TRL cannot move; leave it out",
+    "remove_unused_columns": "rewards would get no columns; leave it out",
+    "auto_find_batch_size": "another batch size is another run; leave it out, and lower "
+    "trainer.per_device_train_batch_size",
+    "fsdp": "runs are sharded by DeepSpeed; leave it out, and set trainer.deepspeed: zero3",
+}
+"""GRPOConfig fields that these runs have no use for, and why."""
+CHOICES = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+"""Words that TRL looks at only once it trains."""
 PARSERS = ("response_template", "response_schema")
 """Of tokenizers: by these TRL takes an answer apart, and leaves its reasoning out of what rewards read."""
 NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
@@ -65,6 +86,8 @@ class Plan:
     """The policy's transformers configuration."""
     reward_files: Files
     """What was read of the reward models: configurations and tokenizers."""
+    trial_arguments: GRPOConfig
+    """The fields as one process without DeepSpeed has them: what the libraries make of them."""
 
     @property
     def uses_deepspeed(self) -> bool:
@@ -77,6 +100,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_fields(config.trainer, GRPOConfig, "trainer", source)
     _check_fields(config.lora, LoraConfig, "lora", source)
     _check_lora(config.lora, source)
+    _check_trainer(config.trainer, source)
     _check_resume(config.trainer, source)
     _check_logging(config.trainer, source)
     objective = build_objective(config)
@@ -90,6 +114,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     rows = read_prompts(config.prompts)
     _check_deepspeed(fields, source)
     _check_vllm(fields, source)
+    trial = trial_arguments(fields, source)
     _check_liger(fields, source)
     outline = policy_outline(config)
     tokenizer = load_policy_tokenizer(config)
@@ -99,7 +124,8 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     reward_files = _check_rewards(config, prompts)
     _warn(config, fields, source)
     check_generation_config(config.policy.path, "policy.path", config.sampling)
-    lora = LoraConfig(**{"task_type": "CAUSAL_LM", **config.lora})
+    with refused_as(f"{source}: lora"):
+        lora = LoraConfig(**{**config.lora, "task_type": "CAUSAL_LM"})
     model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
     _check_attention(config, outline.config, model_init_kwargs, source)
     num_dropped = len(rows) - len(prompts)
@@ -114,6 +140,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
         lora,
         outline.config,
         reward_files,
+        trial,
     )
 
 
@@ -232,10 +259,13 @@ def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> N
     types = get_type_hints(cls)
     for key in block:
         if key not in known:
-            hint = nearest(key, known) if len(known) < 40 or _close(key, known) else f"see {cls.__name__}"
+            is_told = key in RENAMED or len(known) < 40 or _close(key, known)
+            hint = key_hint(key, known) if is_told else f"see {cls.__name__}"
             raise ConfigError(f"{source}: unknown key '{name}.{key}'; {hint}")
         if name == "trainer" and key in OURS:
             raise ConfigError(f"{source}: 'trainer.{key}' has a place of its own: set '{OURS[key]}' at the top level")
+        if name == "trainer" and key == "scale_rewards" and isinstance(block[key], bool):
+            continue  # TRL takes it beside its own words; it has no effect here
         try:
             TypeAdapter(types[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(block[key])
         except ValidationError as error:
@@ -246,7 +276,18 @@ def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> N
 
 
 def _check_lora(lora: dict[str, Any], source: str) -> None:
-    """Refuse what trains or saves more than low-rank matrices: neither checkpoints nor exports know of it."""
+    """Refuse what trains or saves more than low-rank matrices, since neither checkpoints nor exports know of it, and
+    what trains nothing. Fields of an `adapter_config.json` may stand there where they say what holds anyway.
+    """
+    if lora.get("inference_mode"):
+        raise ConfigError(
+            f"{source}: lora.inference_mode: true freezes the adapter, so nothing would train; leave it out"
+        )
+    if lora.get("lora_alpha", 1) == 0:
+        raise ConfigError(f"{source}: lora.lora_alpha 0 multiplies the adapter by 0, so nothing would train; raise it")
+    for key, wanted in (("task_type", "CAUSAL_LM"), ("peft_type", "LORA")):
+        if lora.get(key) not in (None, wanted):
+            raise ConfigError(f"{source}: lora.{key} is {lora[key]!r}, but a policy needs {wanted}; leave it out")
     for key, off in (("modules_to_save", None), ("bias", "none"), ("trainable_token_indices", None)):
         if lora.get(key, off) not in (off, [], {}):
             raise ConfigError(f"{source}: lora.{key} = {lora[key]!r} trains more than LoRA matrices; leave it out")
@@ -266,6 +307,34 @@ def _check_lora(lora: dict[str, Any], source: str) -> None:
             f"{source}: lora.target_modules names {names[0]!r}, which PEFT saves whole; "
             "name attention and feed-forward layers only, or write all-linear"
         )
+
+
+def _check_trainer(trainer: dict[str, Any], source: str) -> None:
+    """Refuse fields that these runs have no use for, and those with which nothing would train."""
+    for key, reason in NOT_HERE.items():
+        if trainer.get(key) not in (None, False, "no", "", []):
+            raise ConfigError(f"{source}: trainer.{key} = {trainer[key]!r}: {reason}")
+    if trainer.get("save_strategy") == "best":
+        raise ConfigError(f"{source}: trainer.save_strategy 'best' needs an evaluation; {NOT_HERE['eval_strategy']}")
+    _check_numbers(trainer, source)
+    for key, known in CHOICES.items():
+        if trainer.get(key, known[0]) not in known:
+            raise ConfigError(f"{source}: trainer.{key} {trainer[key]!r} is not known; write one of {', '.join(known)}")
+
+
+def _check_numbers(trainer: dict[str, Any], source: str) -> None:
+    """Refuse numbers with which nothing would train, or something else than is meant."""
+    if trainer.get("max_steps", -1) == 0 or (
+        trainer.get("max_steps", -1) < 0 and trainer.get("num_train_epochs", 3) <= 0
+    ):
+        name = "max_steps" if trainer.get("max_steps") == 0 else "num_train_epochs"
+        raise ConfigError(f"{source}: trainer.{name} = {trainer[name]} takes no step; to check only, use --dry-run")
+    for key in ("beta", "weight_decay", "warmup_steps", "max_grad_norm"):
+        if trainer.get(key, 0) < 0:
+            raise ConfigError(f"{source}: trainer.{key} = {trainer[key]} is below 0; write 0 or more")
+    for key in ("learning_rate", "gradient_accumulation_steps", "per_device_train_batch_size", "num_iterations"):
+        if trainer.get(key, 1) <= 0:
+            raise ConfigError(f"{source}: trainer.{key} = {trainer[key]} trains nothing; write a number above 0")
 
 
 def _check_resume(trainer: dict[str, Any], source: str) -> None:

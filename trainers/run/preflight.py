@@ -7,7 +7,6 @@ nothing is written. Every process looks for itself, since they may be on differe
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.prompts.render import render_prompt
 from iama.rewards.classifier import ClassifierFiles, render_rewarded
 from trainers.run import memory, tokens
+from trainers.run.arguments import check_deepspeed, check_optimizer, check_trackers, one_line
 from trainers.run.checkpoints import checkpoints_in
 from trainers.run.memory import Sizes
 from trainers.run.plan import Plan
@@ -35,7 +35,6 @@ from trainers.run.tokens import Finding
 
 FULL = 0.8
 """Share of memory or disk from which a line warns: what is not estimated needs room too."""
-TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def preflight(plan: Plan) -> list[Check]:
     checks = [_prompts(plan), *_policy(plan)]
     for criterion in plan.config.objective.criteria:
         checks += _rewards(plan, criterion)
-    checks += [_groups(plan), _batch(plan), *_devices(plan), _engine(plan), _tracking(plan)]
+    checks += [_groups(plan), _batch(plan), *_devices(plan), _engine(plan), _optimizer(plan), _tracking(plan)]
     sizes = _sizes(plan)
     if isinstance(sizes, Check):
         return [*checks, sizes, _folder(plan)]
@@ -237,6 +236,13 @@ def _engine(plan: Plan) -> Check:
         return Check("pass", "engine", "no DeepSpeed")
     options, zero = memory.deepspeed_options(plan), memory.zero_options(plan)
     engine = f"DeepSpeed {version('deepspeed')}, ZeRO-{zero.get('stage', 0)}"
+    try:
+        config, arguments = plan.model_config, plan.trial_arguments
+        check_deepspeed(
+            arguments, plan.trainer_fields["deepspeed"], plan.config.world_size, config, memory.num_steps(plan)
+        )
+    except ConfigError as error:
+        return Check("fail", "engine", str(error), "mend it, or take one of configs/deepspeed")
     compiled = _compiled(options, zero)
     if compiled is not None and shutil.which(os.environ.get("CXX", "g++")) is None:
         detail = f"{engine} compiles an optimizer for {compiled}, and no C++ compiler is there"
@@ -261,29 +267,37 @@ def _compiled(options: dict[str, Any], zero: dict[str, Any]) -> str | None:
     return None
 
 
+def _optimizer(plan: Plan) -> Check:
+    """Its package must be installed, and the schedule's settings those that it takes."""
+    arguments = plan.trial_arguments
+    try:
+        check_optimizer(arguments)
+    except ConfigError as error:
+        return Check("fail", "optimizer", str(error), "mend it, or leave it out (adamw_torch, linear)")
+    schedule = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
+    return Check("pass", "optimizer", f"{arguments.optim.value}, {schedule}, learning rate {arguments.learning_rate:g}")
+
+
 def _tracking(plan: Plan) -> Check:
     """Trackers must be installed; `metrics.jsonl` is always written."""
-    asked = plan.trainer_fields.get("report_to") or "none"
-    names = [asked] if isinstance(asked, str) else list(asked)
-    for name in names:
-        if name in TRACKERS and not any(importlib.util.find_spec(module) for module in TRACKERS[name]):
-            detail = f"trainer.report_to names {name}, which is not installed"
-            return Check("fail", "tracking", detail, f"pip install {TRACKERS[name][0]}, or leave it out")
-    others = ", ".join(name for name in names if name != "none")
-    return Check("pass", "tracking", "metrics.jsonl" + (f", {others}" if others else ""))
+    try:
+        check_trackers(plan.trial_arguments)
+    except ConfigError as error:
+        return Check("fail", "tracking", str(error), "install it, or leave it out")
+    return Check("pass", "tracking", ", ".join(["metrics.jsonl", *plan.trial_arguments.report_to]))
 
 
 def _sizes(plan: Plan) -> Sizes | Check:
     """Sizes of the policy and its adapter, or why the adapter does not fit."""
     try:
         return memory.policy_sizes(plan)
-    except (ValueError, TypeError) as error:
-        return Check("fail", "LoRA", " ".join(str(error).split())[:300], "mend the `lora` block")
     except (RuntimeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:120]
         return Check(
             "warn", "memory", f"this architecture cannot be counted beforehand ({reason})", "watch the first step"
         )
+    except Exception as error:  # of many classes, from PEFT
+        return Check("fail", "LoRA", one_line(error)[:300], "mend the `lora` block")
 
 
 def _memory(plan: Plan, sizes: Sizes) -> Check:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -26,6 +26,7 @@ from iama.exits import told_in_one_line
 from iama.files import is_temporary, temporary_name, write_atomically
 from iama.models.fingerprint import revision, weights_revision
 from iama.tables import print_line, wide_console
+from trainers.run.changes import MAX_STEPS, differences
 from trainers.run.checkpoints import (
     clear_unfinished,
     copy_adapter,
@@ -44,8 +45,8 @@ if TYPE_CHECKING:  # not at start-up
 
 CONFIG_FILE = "config.json"
 ADAPTER = "adapter"
-MAY_CHANGE = ("save_total_limit", "report_to")
-"""Fields of `trainer` with which a run may go on otherwise than it began; so may the block `watch`."""
+MAX_TOLD = 5
+"""Differences that an error names."""
 console = Console(quiet=not is_main_process(), highlight=False, markup=False, soft_wrap=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -55,6 +56,9 @@ def train(
     config: Annotated[Path, typer.Option(help="YAML file of the run.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. --set trainer.max_steps=50")] = None,
     dry_run: Annotated[bool, typer.Option(help="Make every check, print the plan, and stop.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although prompts or rewards changed since the checkpoint.")
+    ] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # noqa: ARG001 - DeepSpeed passes it
 ) -> None:
     """Train a LoRA adapter with non-linear GRPO.
@@ -80,18 +84,21 @@ def train(
     if dry_run:
         console.print("dry run: all checks passed, nothing was written")
     else:
-        run(plan)
+        run(plan, accept_changes=accept_changes)
 
 
-def run(plan: Plan) -> None:
-    """Train and save; every process of the run calls it."""
+def run(plan: Plan, *, accept_changes: bool = False) -> None:
+    """Train and save; every process of the run calls it.
+
+    `accept_changes` lets a run go on with other prompts or rewards than its checkpoint was trained on, with a warning.
+    """
     from trainers.run.run_folder import draw_plots
 
     folder = Path(plan.config.output_dir)
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None and is_main_process():  # the others need not read every reward model for this
-        refuse_other_inputs(checkpoint, inputs_of(plan))
-    if checkpoint is not None and took_last_step(checkpoint):
+        refuse_other_inputs(checkpoint, inputs_of(plan), accept_changes=accept_changes)
+    if checkpoint is not None and took_last_step(checkpoint, plan.config.trainer.get("max_steps", -1)):
         _save_adapter_of(checkpoint, folder / ADAPTER, plan)
     else:
         _train(plan, folder, checkpoint)
@@ -120,12 +127,17 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
             write_environment(folder)
             for removed in clear_unfinished(folder):
                 console.print(f"removed    {removed}, which was left unfinished")
+            if checkpoint is not None and (folder / ADAPTER).is_dir():  # it is finished, and goes on with more steps
+                kept = folder / f"{ADAPTER}-{step_of(checkpoint)}"
+                (folder / ADAPTER).replace(kept)
+                console.print(f"kept       {kept}, which this run had ended with")
             if checkpoint is not None:
                 console.print(f"continues  after step {step_of(checkpoint)}, from {checkpoint}")
         # Before the steps: of the files that train, and whatever fails costs no step.
         described = manifest(plan) if is_main_process() else None
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        with watchdog.phase("save"):
+        with one_line_errors("training failed", folder):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with one_line_errors("the adapter could not be saved", folder), watchdog.phase("save"):
             save_final(trainer, folder / ADAPTER, described)
 
 
@@ -133,40 +145,67 @@ def run_is_finished(config: TrainingConfig) -> bool:
     """Whether the output folder holds this very run, finished.
 
     Raises `RunError` if it holds something else, a checkpoint that was changed, or one that this run's engine cannot
-    read; an unfinished run of the same configuration is continued.
+    read; an unfinished run of the same configuration is continued, and so is a finished one with more steps.
     """
     folder = Path(config.output_dir)
+    stored, is_done = _stored(folder / CONFIG_FILE), (folder / ADAPTER).is_dir()
     if not is_main_process():  # the main process judges a folder that it alone writes
-        return (folder / ADAPTER).is_dir()
-    path = folder / CONFIG_FILE
-    if path.is_file():
-        if not (folder / ADAPTER).is_dir():
+        return is_done and not _wants_more_steps(stored, config)
+    if (folder / CONFIG_FILE).is_file():
+        if not is_done:
             refuse_damaged(folder)
             refuse_other_sharding(last_checkpoint(folder), sharding_of(config))
-        if not _is_of(path, config):
+        _check_same_run(stored, config)
+        if not (is_done and _wants_more_steps(stored, config)):
+            return is_done
+        refuse_damaged(folder)
+        if last_checkpoint(folder) is None:
             raise RunError(
-                f"output_dir {config.output_dir!r} holds a run with another configuration; choose another output_dir "
-                "or delete that folder"
+                f"output_dir {config.output_dir!r} holds a finished run without a checkpoint to go on from "
+                "(trainer.save_strategy); for more steps start a new run from its merged adapter: docs/training.md, "
+                "'More steps'"
             )
-        return (folder / ADAPTER).is_dir()
+        refuse_other_sharding(last_checkpoint(folder), sharding_of(config))
+        return False
     if folder.is_dir() and any(not is_temporary(item) for item in folder.iterdir()):
         raise RunError(f"output_dir {config.output_dir!r} holds other files; choose an empty or new folder")
     return False
 
 
-def _is_of(path: Path, config: TrainingConfig) -> bool:
-    """Whether a stored configuration says what `config` says, in whichever of the ways it may be written."""
+def _check_same_run(stored: TrainingConfig | None, config: TrainingConfig) -> None:
+    """`RunError` where a folder's configuration trains something else than `config`."""
+    other = f"output_dir {config.output_dir!r} holds a run with another configuration"
+    if stored is None:
+        raise RunError(
+            f"{other}: its {CONFIG_FILE} cannot be read, or is of another version of iama; choose another output_dir"
+        )
+    found = differences(stored, config)
+    if MAX_STEPS in found and _wants_more_steps(stored, config):
+        del found[MAX_STEPS]
+    if not found:
+        return
+    told = "; ".join([*found.values()][:MAX_TOLD]) + (f"; and {len(found) - MAX_TOLD} more" * (len(found) > MAX_TOLD))
+    remedy = "to go on with that run, write what it began with; for another run choose another output_dir"
+    if MAX_STEPS in found:
+        remedy += "; trainer.max_steps may be raised, not lowered"
+    raise RunError(f"{other}: {told}; {remedy}")
+
+
+def _stored(path: Path) -> TrainingConfig | None:
     try:
-        stored = TrainingConfig.model_validate_json(path.read_bytes())
-    except ValidationError:
-        return False
-    return _training_of(stored) == _training_of(config)
+        return TrainingConfig.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
-def _training_of(config: TrainingConfig) -> dict[str, Any]:
-    """What a run trains; what warns and ends it, what it keeps and whom it tells may change when it goes on."""
-    fields = config.model_dump(mode="json", exclude={"watch"})
-    return fields | {"trainer": {k: v for k, v in fields["trainer"].items() if k not in MAY_CHANGE}}
+def _wants_more_steps(stored: TrainingConfig | None, config: TrainingConfig) -> bool:
+    """Whether `config` asks for more steps than the run began with (of one that counted epochs: than it has taken)."""
+    wanted = config.trainer.get("max_steps", -1)
+    before = -1 if stored is None else stored.trainer.get("max_steps", -1)
+    if before <= 0:
+        checkpoint = last_checkpoint(Path(config.output_dir))
+        return checkpoint is not None and wanted > step_of(checkpoint)
+    return bool(wanted > before)
 
 
 def _save_adapter_of(checkpoint: Path, adapter: Path, plan: Plan) -> None:

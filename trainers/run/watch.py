@@ -107,7 +107,8 @@ class Watch:
 
     - `clipped`: the share of cut completions is above `watch.clipped`.
     - `silent`: the share of groups without a signal (`silent_share`), averaged over three logged steps, is above
-      `watch.silent`.
+      `watch.silent`; at the first logged step, where no group has any.
+    - `gradient`: the gradient is exactly zero although groups carry a signal.
     - `kl`: the KL to the reference is above `watch.kl`, or above `watch.kl_factor` times `kl.target` if that is less,
       at three logged steps in a row.
 
@@ -128,11 +129,13 @@ class Watch:
         self._kl_limit = min(config.kl, math.inf if kl_target is None else config.kl_factor * kl_target)
         self._recent: deque[dict[str, Any]] = deque(maxlen=PATIENCE)
         self._said: set[str] = set()
+        self._num_seen = 0
 
     def look(self, row: dict[str, Any]) -> list[Alarm]:
         """All alarms that stand at a line of `metrics.jsonl`."""
         self._recent.append(row)
-        alarms = [self._clipped(row), self._silent(row), self._kl(row)]
+        alarms = [self._clipped(row), self._silent(row), self._kl(row), self._gradient(row)]
+        self._num_seen += 1
         for name, track in self._tracks.items():
             alarms += self._criterion(row["step"], name, track, row["criteria"][name])
         return [alarm for alarm in alarms if alarm is not None]
@@ -159,12 +162,22 @@ class Watch:
 
     def _silent(self, row: dict[str, Any]) -> Alarm | None:
         shares = [r["silent_groups"] for r in self._recent if r.get("silent_groups") is not None]
-        if len(shares) < PATIENCE or fmean(shares) <= self.config.silent:
+        is_first = self._num_seen == 0 and shares == [1.0]  # nothing at all is learned: not to be waited for
+        if not is_first and (len(shares) < PATIENCE or fmean(shares) <= self.config.silent):
             return None
         return Alarm(
             "silent",
             f"step {row['step']}: {fmean(shares):.0%} of the groups carry no signal: all their advantages are zero; "
             "raise trainer.num_generations or sampling.temperature, or leave out prompts that are all won or all lost",
+        )
+
+    def _gradient(self, row: dict[str, Any]) -> Alarm | None:
+        if row.get("grad_norm") != 0 or row.get("silent_groups") == 1:
+            return None
+        return Alarm(
+            "gradient",
+            f"step {row['step']}: the gradient is zero although groups carry a signal, so nothing is learned; look at "
+            "`lora` (dropout, alpha, targets) and at trainer.top_entropy_quantile and mask_truncated_completions",
         )
 
     def _kl(self, row: dict[str, Any]) -> Alarm | None:

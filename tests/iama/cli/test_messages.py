@@ -42,17 +42,17 @@ def flags_of(*names: str) -> set[str]:
         ("pool", "name it: prompts.columns: {prompt: THEIR_NAME}", "name it: --column prompt=THEIR_NAME"),
         ("pool", "a.jsonl: prompts.columns.prompt: no column", "a.jsonl: --column prompt: no column"),
         ("pool", "in an evaluation: prompts.too_long: drop", "in an evaluation: prompts.too_long: drop"),
-        ("generate", "prompts.columns.prompt", "prompts.columns.prompt"),
+        ("pool", "e.g. with prompts.columns: {my_log: log}", "e.g. with --column my_log=log"),
+        ("score", "rename one with prompts.columns", "rename one with `iama pool --column`"),  # its own is another
+        ("generate", "rename one with prompts.columns", "rename one with prompts.columns"),
         ("generate", "command line: top_p: too large", "--top-p: too large"),
         ("pool", "command line: stop.1: too short", "--stop: too short"),
         ("score", "--reward: dtype: no such", "--dtype: no such"),
         ("pool", "set `path` to the base and `adapter` to x", "set --policy to the base and --adapter to x"),
         ("score", "set `path` to the base", "set `path` to the base"),
-        (
-            "generate",
-            "above 0; write `top_k: 1` or `same_scale: true`",
-            "above 0; write --top-k 1 or `same_scale: true`",
-        ),
+        ("generate", "above 0; write `top_k: 1`", "above 0; write --top-k 1"),
+        ("score", "set `pair: true` for pairs", "set `pair: true` in a file for --spec for pairs"),
+        ("merge", "set `pair: true` for pairs", "set `pair: true` for pairs"),
     ],
 )
 def test_a_key_becomes_the_flag_of_a_command_that_has_it(command, message, wanted):
