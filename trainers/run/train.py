@@ -237,8 +237,10 @@ def manifest(plan: Plan) -> Manifest:
                 operator=c.operator,
                 weight=c.weight,
                 reward=c.proxy,
-                reward_revision=_revision(c.proxy.model),
-                member_revisions=tuple(_revision(part.model) for part in c.proxy.parts) if c.proxy.ensemble else (),
+                reward_revision=_revision(c.proxy.model, revision),
+                member_revisions=tuple(_revision(part.model, revision) for part in c.proxy.parts)
+                if c.proxy.ensemble
+                else (),
                 budget=c.parsed_operator().budget,
             )
             for c in config.objective.criteria
@@ -252,7 +254,7 @@ def manifest(plan: Plan) -> Manifest:
     )
 
 
-def _revision(model: str | None, read: Callable[[str], str | None] = revision) -> str | None:
+def _revision(model: str | None, read: Callable[[str], str | None]) -> str | None:
     """Which model it is, or None with a warning: a hub that does not answer must not cost a run."""
     try:
         return None if model is None else read(model)
