@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from iama.cli.app import app
 from iama.config.files import EvaluationConfig
-from iama.errors import ConfigError, DataError, IamaError, IamaWarning, RewardError
+from iama.errors import ConfigError, DataError, IamaError, RewardError
 from inference.evaluation.from_pools import config_from_pools
 from inference.evaluation.plan import make_plan
 from inference.evaluation.summary import load_summary
