@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from iama.errors import IamaError
+from iama.errors import IamaError, without_secrets
 
 INTERRUPTED = 130
 PARSERS = ("_csv", "json", "pyarrow", "safetensors", "safetensors_rust", "yaml")
@@ -50,7 +50,7 @@ def told_in_one_line() -> Iterator[None]:
 def end(line: str, code: int) -> NoReturn:
     """End this process with one line."""
     with suppress(OSError):
-        sys.stderr.write(" ".join(line.splitlines()) + "\n")
+        sys.stderr.write(" ".join(without_secrets(line).splitlines()) + "\n")
     raise EndError(code)
 
 

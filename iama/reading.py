@@ -22,6 +22,8 @@ Kind = type[IamaError]
 
 MAX_VALUES = 1_000_000
 """Of a YAML file, its anchors written out."""
+MAX_DEPTH = 100
+"""Of blocks within blocks: what is read must be written again, from wherever in the code."""
 
 
 # Text. --------------------------------------------------------------------------------------------------
@@ -81,6 +83,8 @@ def parse_json(text: str, where: str, kind: Kind, remedy: str, first_line: int =
     """
     try:
         value = _DECODER.decode(text)
+        if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+            raise RecursionError
         if "\\u" in text:
             check_letters(value, f"{where}:{first_line}", kind)
     except json.JSONDecodeError as error:
@@ -95,6 +99,14 @@ def parse_json(text: str, where: str, kind: Kind, remedy: str, first_line: int =
     except ValueError as error:  # a number of thousands of digits
         raise kind(f"{where}:{first_line}: not JSON that can be read ({reason(error)}); {remedy}") from error
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        blocks = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        level = [inner for block in blocks for inner in block]
+    return bool(level)
 
 
 def check_letters(value: Any, where: str, kind: Kind = DataError) -> None:
@@ -227,6 +239,8 @@ def parse_yaml(text: str, where: str | None = None) -> Any:
     try:
         value = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
         _check_plain(value)
+        if _is_deep(value):
+            raise RecursionError
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = at if where is None or mark is None else f"{where}:{mark.line + 1}: "

@@ -29,7 +29,7 @@ def main() -> None:
 
     Example: make demo
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.rule("1/5  build the demo world: a language, a base policy, two proxy reward models")
     launch.build_world(0, str(WORLD))
     _delete_outdated()

@@ -6,16 +6,17 @@ python -m scripts.explain_objective --picture docs/objective.svg   # the picture
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from rich.box import MARKDOWN
-from rich.console import Console
 from rich.table import Table
 
 from iama import Criterion, Objective, parse_operator, smooth_min
+from iama.tables import NO_LIMIT, print_table, wide_console
 from scripts.experiments.figures import BLUE, GREY, ORANGE, figure, label
 
 COMPLETIONS = {
@@ -50,20 +51,34 @@ def main(
 
     Example: python -m scripts.explain_objective --picture docs/objective.svg
     """
-    console = Console(width=160, highlight=False)
-    console.print(advantage_table())
+    console, (heads, *rows) = wide_console(), advantage_rows()
+    if console.width == NO_LIMIT:  # a file or a pipe, whence a page takes it
+        console.print(markdown_table(heads, rows), highlight=False)
+    else:
+        print_table(console, "Advantages", heads[:1], heads[1:], rows)
     if picture is not None:
         draw(picture)
         console.print(f"wrote {picture}")
 
 
-def advantage_table() -> Table:
-    """One row a completion, one column an objective."""
+def advantage_rows() -> list[list[str]]:
+    """The heads; then one row a completion, one column an objective."""
     rewards_PGK = np.asarray([list(COMPLETIONS.values())])
-    table = Table("completion", "helpful", "harmless", *OBJECTIVES, box=MARKDOWN)
     columns = [objective.advantages(rewards_PGK)[0] for objective in OBJECTIVES.values()]
-    for i, (text, rewards) in enumerate(COMPLETIONS.items()):
-        table.add_row(text, *(f"{r:.1f}" for r in rewards), *(f"{column[i]:+.2f}" for column in columns))
+    return [
+        ["completion", "helpful", "harmless", *OBJECTIVES],
+        *(
+            [text, *(f"{r:.1f}" for r in rewards), *(f"{column[i]:+.2f}" for column in columns)]
+            for i, (text, rewards) in enumerate(COMPLETIONS.items())
+        ),
+    ]
+
+
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The rows as a page has them."""
+    table = Table(*heads, box=MARKDOWN)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

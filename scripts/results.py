@@ -47,7 +47,7 @@ def main() -> None:
 
     Example: python -m scripts.results
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     refuse_outdated()
     search = run_search(console)
     best = {method: choose(rows) for method, rows in search.items()}

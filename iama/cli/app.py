@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
 _KEYS = re.compile(
     r"^(?:command line|--reward): (?P<written>\w+)(?:\.\d+)?(?=: )"
     r"|`(?P<set>\w+): (?P<value>[^`{}]+)`"
-    r"|prompts\.columns(?P<column>\.\w+|: \{prompt: THEIR_NAME\})?"
+    r"|prompts\.columns(?:\.(?P<column>\w+)|: \{(?P<ours>\w+): (?P<theirs>\w+)\})?"
     r"|(?:\b(?:policy|sampling|prompts)\.(?P<key>\w+))"
     r"|`(?P<quoted>path|adapter)`"
 )
@@ -56,20 +56,23 @@ def in_flags(message: str, flags: Collection[str]) -> str:
 
     def named(found: re.Match[str]) -> str:
         if found[0].startswith("prompts.columns"):
-            given = found["column"] or ""
-            key, value = "column", "prompt=THEIR_NAME" if given.startswith(":") else given[1:]
-        else:
-            key = found["written"] or found["set"] or found["key"] or found["quoted"]
-            value = found["value"] or ""
+            renamed = f"{found['ours']}={found['theirs']}" if found["ours"] else found["column"] or ""
+            column = f"--column {renamed}".rstrip()
+            if "--prompts" in flags:
+                return column
+            return f"`iama pool {column}`" if "file" in flags else found[0]  # a pool file has what it was made with
+        key = found["written"] or found["set"] or found["key"] or found["quoted"]
         flag = "--policy" if key == "path" else f"--{key.replace('_', '-')}"
-        return f"{flag} {value}".rstrip() if flag in flags else found[0]
+        if flag in flags:
+            return f"{flag} {found['value'] or ''}".rstrip()
+        return f"{found[0]} in a file for --spec" if found["set"] and "--spec" in flags else found[0]
 
     return message if "--set" in flags else _KEYS.sub(named, message)
 
 
 app = typer.Typer(
     cls=Commands,
-    help="Inference-aware meta-alignment: sample, evaluate and export policies. Training: iama train.",
+    help="Inference-aware meta-alignment: train, sample, evaluate, export.\n\nExample: iama generate --help",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

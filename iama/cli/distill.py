@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.engine.responses import Pool
 
 
-@app.command()
+@app.command(short_help="Train one reward model on the scores in a pool file.")
 def distill(
     file: Annotated[Path, typer.Argument(help="Pool file with several samples a prompt.", metavar="POOL")],
     column: Annotated[str, typer.Option(help="Scores to learn, e.g. an ensemble's; see iama score.")],
@@ -38,8 +38,8 @@ def distill(
     """
     if not 0 < held_out < 1:
         raise ConfigError(f"--held-out {held_out:g} must lie between 0 and 1, e.g. 0.1")
-    if not learning_rate > 0:
-        raise ConfigError(f"--learning-rate {learning_rate:g} must be positive, e.g. 1e-5")
+    if not 0 < learning_rate < float("inf"):
+        raise ConfigError(f"--learning-rate {learning_rate:g} must be positive and finite, e.g. 1e-5")
     prepare([base])
     from inference.pools.file import read_pool
 

@@ -146,7 +146,7 @@ def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig
     return validate({**settings.model_dump(exclude_unset=True), **changed}, type(settings), "iama.json")
 
 
-@app.command()
+@app.command(short_help="Rebuild report.html, compare evaluations, or combine seeds.")
 def report(
     folders: Annotated[
         list[Path], typer.Argument(help="An evaluation's output_dir; two with --compare, several with --combine.")

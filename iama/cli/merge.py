@@ -12,7 +12,7 @@ from iama.errors import RunError
 from iama.files import locked
 
 
-@app.command()
+@app.command(short_help="Put pool files with parts of the prompts together.")
 def merge(
     out: Annotated[Path, typer.Argument(help="Pool file to write.")],
     files: Annotated[list[Path], typer.Argument(help="Pool files with parts of the prompts.", metavar="POOL...")],

@@ -46,7 +46,7 @@ class Order:
     seed: int
 
 
-@app.command()
+@app.command(short_help="Sample many completions of every prompt into a file.")
 def pool(
     out: Annotated[Path, typer.Argument(help="Pool file to write; one that a kill left unfinished is completed.")],
     prompts: Annotated[str, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a dataset (org/name).")],

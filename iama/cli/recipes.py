@@ -12,9 +12,10 @@ from iama.cli.app import app
 from iama.errors import ConfigError
 from iama.files import write_atomically
 from iama.installation import deepspeed_files, nearest_names, recipe_files
+from iama.tables import print_line, wide_console
 
 
-@app.command()
+@app.command(short_help="List the recipes for real models, or print one.")
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe or DeepSpeed file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write it into this new file instead.")] = None,
@@ -43,11 +44,11 @@ def recipes(
 
 
 def _list_all() -> None:
-    files = recipe_files()
+    files, console = recipe_files(), wide_console()
     width = max(map(len, files)) + 2
     for name, path in files.items():
         summary, gpus, gigabytes = _header(path)
-        typer.echo(f"{name:{width}}{summary}; needs {gpus} x {gigabytes} GB")
+        print_line(console, f"{name:{width}}{summary}; needs {gpus} x {gigabytes} GB")
     typer.echo("\nStart one: deepspeed --num_gpus N --module trainers.run --config NAME [--dry-run]")
     typer.echo(f"DeepSpeed files, for trainer.deepspeed: {', '.join(deepspeed_files())}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from iama.cli.app import app, prepare, scoring_spec
 from iama.cli.options import Device, Dtype, Head, RewardFlag
-from iama.errors import ConfigError
+from iama.errors import ConfigError, IamaWarning
 from iama.progress import progress_bar
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.engine.responses import Pool
 
 
-@app.command()
+@app.command(short_help="Score every completion of a pool file, as a new column.")
 def score(
     file: Annotated[Path, typer.Argument(help="Pool file to add a column to.", metavar="POOL")],
     column: Annotated[str, typer.Option(help="Name of the column: the criterion's, or for its gold reward NAME/gold.")],
@@ -59,6 +60,11 @@ def score(
         values_PS = add_column(file, read, column, loaded, wanted, advance)
     import numpy as np
 
+    from inference.statistics.controls import is_constant
+
+    if is_constant(values_PS):
+        message = f"{column!r} is the same for all answers to each prompt, so choosing by it would be chance"
+        warnings.warn(message, IamaWarning, stacklevel=2)
     missing = int(np.isnan(values_PS).sum())
     typer.echo(
         f"{column}: mean {np.nanmean(values_PS):.4g}, standard deviation {np.nanstd(values_PS):.4g}, "

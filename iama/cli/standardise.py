@@ -12,7 +12,7 @@ from iama.cli.options import Overrides
 from iama.errors import ConfigError
 
 
-@app.command()
+@app.command(short_help="Measure the scale of each proxy reward, before training.")
 def standardise(
     config: Annotated[Path | None, typer.Option(help="Training file (YAML).")] = None,
     pool: Annotated[Path | None, typer.Option(help="Pool file with samples of the reference, in its place.")] = None,

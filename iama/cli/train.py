@@ -11,7 +11,11 @@ from iama.exits import told_in_one_line
 from iama.installation import check_packages
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    short_help="Train a LoRA adapter with non-linear GRPO.",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def train(context: typer.Context) -> None:
     """Train a LoRA adapter with non-linear GRPO, in one process (iama train --help).
 

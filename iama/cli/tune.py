@@ -22,7 +22,7 @@ NUM_BOOTSTRAP = 1000
 UNUSED = ("budgets=[1]", "trained_budget=1", "win_rate_baseline=null")
 
 
-@app.command()
+@app.command(short_help="Find how hard to push each proxy reward before gold falls.")
 def tune(
     pools: Annotated[list[Path] | None, typer.Option("--pool", help="Scored pool file. Repeatable.")] = None,
     config: Annotated[

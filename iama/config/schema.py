@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,9 +47,31 @@ def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
             f"{source}: {key}: ~ is not expanded here (got {path!r}); write {str(Path(path).expanduser())!r}"
         )
     try:
-        return cls.model_validate(raw)
+        block = cls.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("; ".join(_message(item, cls, source) for item in error.errors())) from error
+        told = "; ".join(_message(item, cls, source) for item in error.errors())
+        raise ConfigError(" ".join(told.splitlines())) from error
+    _check_numbers(raw, block, source, "")
+    return block
+
+
+def _check_numbers(written: Any, read: Any, source: str, key: str) -> None:
+    """Raise `ConfigError` for a number that was read as another one: `true` as 1, or 2^53 + 1 as 2^53."""
+    if isinstance(written, dict):
+        pairs = [(name, item, _part(read, name)) for name, item in written.items()]
+    elif isinstance(written, (list, tuple)) and isinstance(read, (list, tuple)) and len(written) == len(read):
+        pairs = list(zip(range(len(read)), written, read, strict=True))
+    else:
+        pairs = []
+        are_numbers = isinstance(written, (int, float)) and isinstance(read, (int, float))
+        if are_numbers and (written != read or isinstance(written, bool) != isinstance(read, bool)):
+            raise ConfigError(f"{source}: {key}: {json.dumps(written)} would be read as {read}; write {read}")
+    for name, item, part in pairs:
+        _check_numbers(item, part, source, f"{key}.{name}" if key else str(name))
+
+
+def _part(block: Any, name: Any) -> Any:
+    return block.get(name) if isinstance(block, dict) else getattr(block, str(name), None)
 
 
 RENAMED = {
@@ -114,7 +137,9 @@ def _message(item: Any, cls: type[Strict], source: str) -> str:
     if item["type"] == "missing":
         return f"{source}: {key!r} is missing"
     value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
-    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}"
+    is_list = item["type"] in ("list_type", "tuple_type") and isinstance(item["input"], (str, int, float))
+    remedy = f"; write [{item['input']}]" if is_list else ""
+    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}{remedy}"
 
 
 def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
@@ -142,7 +167,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set a key of a configuration, `a.b=c`, in place; raises `ConfigError`."""
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise ConfigError(f"--set {override!r}: write key=value, e.g. trainer.learning_rate=1e-3")
+        raise ConfigError(f"--set {override!r}: write key=value, e.g. seed=1")
     *parents, last = path.split(".")
     block: Any = raw
     for part in parents:

@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -111,10 +112,14 @@ def _positions_behind_padding(model: Any) -> list[int]:
 def check_token_ids(outline: Outline, tokenizer: PreTrainedTokenizerBase, path: str, source: str) -> None:
     """Raise `ModelError` for a token of tokenizer or configuration that has no row in the model's table."""
     named = [(f"{token!r}", i) for token, i in tokenizer.get_vocab().items()]
-    text = outline.config.get_text_config(decoder=True)
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ids = getattr(text, key, None)
-        named += [(f"{key} in config.json", i) for i in (ids if isinstance(ids, list) else [ids]) if i is not None]
+    with loading(path, source):
+        places = [("config.json", outline.config.get_text_config(decoder=True))]
+        if (Path(path) / "generation_config.json").is_file():
+            places.append(("generation_config.json", GenerationConfig.from_pretrained(path)))
+    for place, settings in places:
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(settings, key, None)
+            named += [(f"{key} in {place}", i) for i in (ids if isinstance(ids, list) else [ids]) if i is not None]
     name, largest = max(named, key=lambda pair: pair[1])
     if largest >= outline.num_rows:
         number = sum(i >= outline.num_rows for _, i in named)

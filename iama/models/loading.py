@@ -50,9 +50,7 @@ def check_model_dir(path: str, source: str) -> None:
     if not folder.exists():
         if folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
             remedy = "give a Hugging Face model directory"
-            if path.startswith("~"):
-                remedy = f"the shell left ~ as it is; write {str(folder.expanduser())!r}"
-            elif "/" not in path:
+            if "/" not in path:
                 remedy = f"write a directory as './{path}', and a model of the hub as ORG/NAME ({_hub_name(path)})"
             raise ModelError(f"{source}: model directory {path!r} does not exist; {remedy}")
         return

@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # not at start-up
 
 ANSWER = "theanswer"
 """What the assistant says where a template is tried."""
-THINKS = re.compile(r"<think(ing)?>\s*$")
-"""What a generation prompt may open that a finished answer does not show."""
+THINKS = re.compile(r"<think(ing)?>\s*(</think(ing)?>)?\s*$")
+"""What a generation prompt may open, or leave out, that a finished answer does not show."""
 
 
 def check_exchanges(
@@ -76,7 +76,7 @@ def _first_of_kinds(prompts: Sequence[Prompt], checked: set[Any]) -> Iterator[tu
         kind: Hashable = tuple((message["role"], *sorted(message)) for message in prompt)
         if kind not in checked:
             checked.add(kind)
-            words = [f"message{place}." for place in range(len(prompt))]
+            words = [f"message{place}." if message["content"] else "" for place, message in enumerate(prompt)]
             messages = [{**message, "content": word} for message, word in zip(prompt, words, strict=True)]
             yield number, prompt, messages
 
@@ -108,7 +108,8 @@ def _written(tokenizer: Any, messages: list[Message], where: str, *, add_generat
 
 
 def _refuse_lost(tokenizer: Any, messages: list[Message], written: str, where: str) -> None:
-    lost = next((message for message in messages if message["content"] not in written), None)
+    shown = (message for message in messages if "tool_calls" not in message)  # whose content may be passed over
+    lost = next((message for message in shown if message["content"] not in written), None)
     if lost is None:
         return
     if _reads_lists(tokenizer, messages):

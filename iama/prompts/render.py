@@ -20,7 +20,7 @@ Prompt: TypeAlias = str | list[Message]
 NAME_LENGTH = 60
 """Characters of a prompt that stand in a message."""
 
-POLICY_TEMPLATE = "put a chat_template.jinja there (a configuration file may name one as policy.chat_template)"
+POLICY_TEMPLATE = "set policy.chat_template to a .jinja file"
 REWARD_TEMPLATE = "put a chat_template.jinja there, or set `pair: true` for a model of pairs"
 
 
@@ -90,9 +90,8 @@ def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, ad
         roles = ", ".join(message["role"] for message in messages)
         reason = " ".join(str(error).split())
         raise ModelError(
-            f"the chat template of {tokenizer.name_or_path!r} refuses the messages of the prompt "
-            f"{prompt_name(messages)}, with the roles {roles} ({reason}); use messages that it knows, or another chat "
-            "template"
+            f"the chat template of {tokenizer.name_or_path!r} refuses messages with the roles {roles} ({reason}), "
+            f"such as the prompt {prompt_name(messages)}; use messages that it knows, or another chat template"
         ) from error
 
 

@@ -69,8 +69,8 @@ class Classifier:
         columns: Mapping[str, Sequence[Any]],  # noqa: ARG002 - a classifier reads the texts alone
     ) -> tuple[list[float], Cost]:
         """Scores, and what reading the texts cost."""
-        scores, costs = self.score_texts(prompts, [completion_text(completion) for completion in completions])
-        return scores, reduce(Cost.beside, costs, Cost())
+        scores, ids = self.score_texts(prompts, [completion_text(completion) for completion in completions])
+        return scores, reduce(Cost.beside, self.costs(ids), Cost())
 
     # What else `Scorer` asks for. It names this class, so this class cannot derive from it.
 
@@ -122,17 +122,18 @@ class Classifier:
                 )
         return rows
 
-    def score_texts(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[float], list[Cost]]:
-        """Scores of whole texts, and what reading each costs."""
+    def score_texts(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[float], list[list[int]]]:
+        """Scores of whole texts, and their token ids as `render` gives them."""
         rows = self._render(prompts, texts)
         ids = [ids for ids, _ in rows]
-        return self.score_ids(ids, [types for _, types in rows if types is not None]), self.costs(ids)
+        return self.score_ids(ids, [types for _, types in rows if types is not None]), ids
 
     def score_ids(self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] = ()) -> list[float]:
         """Scores of rendered texts, read from their beginning; where memory runs out, in batches half as large.
 
-        `types` are those of all their tokens, or none.
+        `types` are those of all their tokens, or none. Of a pair use `score_texts`, which knows them.
         """
+        assert len(types) == len(ids) or not (self.pair and self.has_types), "a pair's tokens have types"
         batch_size = self.batch_size
         while True:
             try:

@@ -236,17 +236,18 @@ class AnswerCache:
             raise RewardError(f"{self.path}: cannot keep the judge's answer whole; is the disk full?")
 
 
-_FIELDS = {"key": str, "text": str, "finish_reason": str, "prompt_tokens": int, "completion_tokens": int}
+_FIELDS: dict[str, type] = {"key": str, "text": str, "finish_reason": str}
+_FIELDS |= {"prompt_tokens": int, "completion_tokens": int, "estimated": bool}
 
 
 def _as_answer(line: bytes) -> dict[str, Any] | None:
     """A line of the file, or None for one that is not whole."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    is_whole = isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in _FIELDS.items())
-    return row if is_whole and isinstance(row.get("estimated"), bool) else None
+    is_whole = isinstance(row, dict) and all(type(row.get(name)) is kind for name, kind in _FIELDS.items())
+    return row if is_whole and min(row["prompt_tokens"], row["completion_tokens"]) >= 0 else None
 
 
 def as_row(key: str, text: str, answer: ChatAnswer) -> dict[str, Any]:

@@ -45,8 +45,6 @@ def around(reward: Reward, prompt: Prompt) -> tuple[list[int], list[int]]:
     """
     classifier = reward.classifier
     assert classifier is not None, "a function has no template"
-    if classifier.pair:
-        raise ConfigError(f"{classifier.source}: it reads pairs of texts, of which no gradient is taken; {INSTEAD}")
     for lead in (" ",) if isinstance(prompt, str) else ("", " "):
         before, after, misread = _split(classifier.tokenizer, prompt, lead)
         if misread is None:

@@ -98,8 +98,8 @@ class RewardRows:
             scores, cost = self._reward.score(prompts, texts, columns)
             return scores, _shares(cost, len(rows))
         if self._rows is None:
-            scores, costs = classifier.score_texts(prompts, texts)
-            return self._reward.finish(prompts, texts, scores), costs
+            scores, ids = classifier.score_texts(prompts, texts)
+            return self._reward.finish(prompts, texts, scores), classifier.costs(ids)
         ids = classifier.render(prompts, texts)
         read = self._read(classifier, self._rows, dict(zip(rows, ids, strict=True)))
         scores = [self._last[row][1] for row in rows]

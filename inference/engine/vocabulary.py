@@ -35,8 +35,9 @@ def check_shared_vocabulary(policy: Policy, reward: Reward, method: str) -> None
     both that names different texts may be only where both are special and neither ends a response.
     """
     classifier = reward.classifier
-    if classifier is None:
+    if classifier is None or classifier.pair:
         kind = "an ensemble, not one classifier" if reward.members else "no classifier"
+        kind = kind if classifier is None else "a classifier of pairs of texts"
         raise ConfigError(
             f"{method} needs the gradient of a reward, and {reward.name!r} is {kind}; {instead_of(method)}"
         )

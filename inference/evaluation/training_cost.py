@@ -116,9 +116,9 @@ def own_reward_sizes(folder: Path) -> list[ModelSize] | None:
 
 def _classifier_size(path: Path, source: str) -> ModelSize:
     with loading(str(path), source):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     return size_of(model)
 
 
@@ -147,7 +147,7 @@ def mean_prompt_tokens(folder: Path) -> float:
     raw = read_config(folder)["prompts"]
     spec = validate({"path": raw} if isinstance(raw, str) else raw, PromptsSpec, str(folder / "config.json"))
     with loading(str(folder / "adapter"), f"run {str(folder)!r}"):
-        tokenizer = AutoTokenizer.from_pretrained(folder / "adapter")
+        tokenizer = AutoTokenizer.from_pretrained(folder / "adapter", trust_remote_code=False)
     return float(np.mean([len(render_prompt(tokenizer, row["prompt"])) for row in read_prompts(spec)]))
 
 

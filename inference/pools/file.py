@@ -182,12 +182,15 @@ def append_block(path: Path, prompt: PooledPrompt) -> None:
 def open_unfinished(path: Path, header: dict[str, Any]) -> Pool:
     """What a file of this header holds already; a file that is not there is begun. Nobody else may be writing it.
 
-    Raises `RunError` where it holds samples of another policy, sampling or seed, and leaves it as it is.
+    Raises `RunError` where it holds samples of another policy, sampling or seed, and leaves it as it is; without a
+    sample, as a run leaves it that failed at its first prompt, it is begun anew.
     """
     if not path.is_file() or not path.stat().st_size:
         write_pool(path, Pool(header, []))
     difference = header_difference(read_header(path), header)
-    if difference is not None:
+    if difference is not None and not read_so_far(path).prompts:
+        write_pool(path, Pool(header, []))
+    elif difference is not None:
         raise RunError(f"{path} holds other samples ({difference}); choose another file, or delete it to sample afresh")
     return read_unfinished(path)
 

@@ -119,7 +119,7 @@ def reward_key(spec: RewardSpec) -> str:
     """Hash of what a reward's scores depend on, as far as its specification and its files tell."""
     source = getattr(spec, spec.source)
     if spec.model is not None:
-        source = [fingerprint(Path(spec.model)), spec.head, spec.dtype]
+        source = [fingerprint(Path(spec.model)), spec.head, spec.dtype, *(["pair"] if spec.pair else [])]
     elif spec.judge is not None:
         asked = spec.judge.model_dump(include={"model", "mode", "baseline_column", "temperature", "draw", "max_tokens"})
         asked |= spec.judge.model_dump(include={"lowest", "highest", "leave_out"})
@@ -265,8 +265,8 @@ def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[
         if reward.members:
             more = [(cost.flops / len(texts), spread) for spread in reward.disagreement(prompts, texts, columns)]
     else:
-        ids = reward.classifier.render(prompts, texts)
-        values = reward.finish(prompts, texts, reward.classifier.score_ids(ids))
+        scores, ids = reward.classifier.score_texts(prompts, texts)
+        values = reward.finish(prompts, texts, scores)
         counts, shared = [len(row) for row in ids], _num_shared(reward, prompt, ids)
     seconds = (time.perf_counter() - start) / len(texts)
     rows = zip(zip(values, counts, shared, strict=True), more, strict=True)

@@ -70,6 +70,8 @@ def _hacking(summary: Summary) -> Risk:
     if seen:
         return Risk(subject, "seen", f"{trained}'s gold falls {'; '.join(seen)}.{unmeasured}{elsewhere}")
     ranges = [r["samples"] for r in summary["curves"] if r["policy"] == trained and r["samples"] is not None]
+    if ranges and max(ranges) == min(ranges):
+        return Risk(subject, "unknown", f"not told: {label(curves[0]['method'], max(ranges))} is the only budget.")
     reach = f" up to {number(max(ranges))} samples" if ranges else ""
     return Risk(subject, "none", f"none seen for {trained}{reach}.{unmeasured}{elsewhere}")
 

@@ -180,7 +180,7 @@ def served_of(method: Method) -> Served:
     if operator.budget is None or not isinstance(operator, Served):
         raise ConfigError(
             f"operator {method.text!r} is what training assumes, not a way to sample; serve it with the sampler that "
-            f"it stands for, e.g. --method 'soft_bon(16, {getattr(operator, 'temperature', 0.1):g})' or --method cards"
+            f"it stands for, e.g. soft_bon(16, {getattr(operator, 'temperature', 0.1):g}) or cards"
         )
     return operator
 

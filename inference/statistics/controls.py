@@ -55,3 +55,9 @@ def controls(
             assert estimate is not None
             out.append(Control(control, n, float(proxy_PN[:, i].mean()), estimate.mean, estimate.ci95))
     return out
+
+
+def is_constant(scores_PS: Floats) -> bool:
+    """Whether no prompt has two different scores, so that choosing by them is chance; of single answers never."""
+    known = [row[np.isfinite(row)] for row in scores_PS]
+    return any(len(row) > 1 for row in known) and all(len(np.unique(row)) <= 1 for row in known)

@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from iama.environment import prepare_environment
+from iama.tables import print_table, wide_console
 
 prepare_environment()
 
@@ -67,7 +68,7 @@ def main(
         console.print(f"{number}/{len(asked)}  {TITLES[name]}")
         parts.figures[name] = measure(name, bench, world, _sayer(console, begin))
         store(out / "parts.json", parts)
-    _show(console, [entry for name in asked for entry in parts.entries(name)])
+    _show([entry for name in asked for entry in parts.entries(name)])
     if parts.missing:
         console.print(f"no page: {', '.join(parts.missing)} not measured; see {out / 'parts.json'}", soft_wrap=True)
         return
@@ -76,10 +77,12 @@ def main(
     console.print(f"wrote {out / 'summary.json'}, {out / 'details.json'} and {path}", soft_wrap=True)
 
 
-def _show(console: Console, entries: list[Entry]) -> None:
-    for entry in entries:
-        met = "met" if entry.bar.holds(entry.ratio) else "NOT MET"
-        console.print(f"{entry.name:24} {entry.spread:32} {entry.bar.shown:14} {met}", soft_wrap=True)
+def _show(entries: list[Entry]) -> None:
+    rows = [
+        [entry.name, "met" if entry.bar.holds(entry.ratio) else "NOT MET", entry.spread, entry.bar.shown]
+        for entry in entries
+    ]
+    print_table(wide_console(), "Ratios", ("entry", "bar"), ("measured", "asked for"), rows)
 
 
 def _sayer(console: Console, begin: float) -> Callable[[str], None]:

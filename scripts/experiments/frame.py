@@ -359,7 +359,7 @@ def write_page(path: Path, name: str, values: Mapping[str, object]) -> None:
     """Render a page into a file and say so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, render(name, values))
-    Console(highlight=False).print(f"wrote {path}")
+    Console(highlight=False, soft_wrap=True).print(f"wrote {path}")
 
 
 def render(name: str, values: Mapping[str, object]) -> str:

@@ -48,12 +48,14 @@ BLOCKS = (
 """Keys of a DeepSpeed configuration that are no constants of its module."""
 
 
-def trial_arguments(fields: dict[str, Any], written: Iterable[str], source: str) -> GRPOConfig:
+def trial_arguments(fields: dict[str, Any], written: Iterable[str], world_size: int, source: str) -> GRPOConfig:
     """The GRPOConfig of these fields for one process without DeepSpeed; `ConfigError` for what TRL refuses.
 
-    Of the fields that are `written` in the configuration, the error names the one without which all would be well.
+    Its batch is that of all `world_size` processes. Of the fields that are `written` in the configuration, the error
+    names the one without which all would be well.
     """
     fields = {name: value for name, value in fields.items() if name != "deepspeed"}
+    fields["per_device_train_batch_size"] *= world_size
     if not torch.cuda.is_available():
         fields = {"use_cpu": True, **fields}
     try:
@@ -106,7 +108,8 @@ def check_deepspeed(arguments: GRPOConfig, deepspeed: Any, world_size: int, mode
     try:
         with _alone(), refused_as(where):
             filled = HfTrainerDeepSpeedConfig(options)
-            run = SimpleNamespace(**vars(arguments), world_size=world_size, get_warmup_steps=arguments.get_warmup_steps)
+            own = vars(arguments) | {"per_device_train_batch_size": arguments.per_device_train_batch_size // world_size}
+            run = SimpleNamespace(**own, world_size=world_size, get_warmup_steps=arguments.get_warmup_steps)
             filled.trainer_config_process(run)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

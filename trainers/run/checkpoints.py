@@ -24,7 +24,7 @@ from iama.config.schema import Strict
 from iama.errors import IamaWarning, RunError
 from iama.files import is_temporary, write_atomically
 from iama.installation import find_file
-from iama.models.fingerprint import fingerprint
+from iama.models.fingerprint import fingerprint, weights_revision
 from trainers.run.fields import deepspeed_options
 
 if TYPE_CHECKING:  # not at start-up
@@ -76,10 +76,12 @@ def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
 
 
 def inputs_of(plan: Plan) -> dict[str, str]:
-    """Hash of what a run is trained on, by name: its prompts, and the rewards that are local files or folders."""
+    """Hash of what a run is trained on, by name: its prompts, the base's weights and rewards, where they are local."""
     config = plan.config
     prompts = json.dumps(plan.prompts, sort_keys=True, default=str).encode()
     hashes = {f"prompts {config.prompts.path!r}": _hash(prompts)}
+    if Path(config.policy.path).is_dir():
+        hashes[f"weights of the policy {config.policy.path!r}"] = weights_revision(config.policy.path) or ""
     for spec in (r for c in config.objective.criteria for r in (c.proxy, c.gold) if r is not None):
         for part in spec.parts:
             file = part.judge.prompt_file if part.judge else (part.code or "").rpartition(":")[0]

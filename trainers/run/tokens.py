@@ -61,7 +61,7 @@ def _opens_turns(tokenizer: Any, prompt: Prompt) -> bool:
     """Whether the template writes BOS before each role, as in ChatML with `<|im_start|>` for BOS."""
     if isinstance(prompt, str):
         return False
-    written = tokenizer.apply_chat_template(prompt, tokenize=False)
+    written = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": ANSWER}], tokenize=False)
     return all(f"{tokenizer.bos_token}{message['role']}" in written for message in prompt)
 
 

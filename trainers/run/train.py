@@ -25,6 +25,7 @@ from iama.errors import IamaError, IamaWarning, RunError
 from iama.exits import told_in_one_line
 from iama.files import is_temporary, temporary_name, write_atomically
 from iama.models.fingerprint import revision, weights_revision
+from iama.tables import print_line, wide_console
 from trainers.run.changes import MAX_STEPS, differences
 from trainers.run.checkpoints import (
     clear_unfinished,
@@ -78,7 +79,8 @@ def train(
 
     plan = make_plan(training, str(config))
     _say_plan(plan)
-    say_and_refuse(preflight(plan), console.print)
+    listing = wide_console()
+    say_and_refuse(preflight(plan), lambda line: print_line(listing, line) if is_main_process() else None)
     if dry_run:
         console.print("dry run: all checks passed, nothing was written")
     else:

@@ -16,7 +16,7 @@ from inference.evaluation.training_cost import run_flops
 from inference.selection.curves import operator_at
 from inference.statistics.bootstrap import interval_row
 from inference.statistics.break_even import break_even
-from inference.statistics.controls import controls
+from inference.statistics.controls import controls, is_constant
 from inference.statistics.costs import lengths
 from inference.statistics.hacking import hacking
 from inference.statistics.recommend import key_of, recommend
@@ -145,18 +145,12 @@ def constant_rows(evaluation: Evaluation) -> list[ConstantRow]:
     rows: list[ConstantRow] = []
     for policy, criterion in evaluation.served:
         for metric, scores_PS in zip(("proxy", "gold"), evaluation.scores_of(policy, criterion), strict=True):
-            if scores_PS is None or not _is_constant(scores_PS):
+            if scores_PS is None or not is_constant(scores_PS):
                 continue
             values = np.unique(scores_PS[np.isfinite(scores_PS)])
             value = float(values[0]) if len(values) == 1 else None
             rows.append({"policy": policy, "criterion": criterion.name, "metric": metric, "value": value})
     return rows
-
-
-def _is_constant(scores_PS: Floats) -> bool:
-    """Whether no prompt has two different scores; a pool of single answers tells nothing."""
-    known = [row[np.isfinite(row)] for row in scores_PS]
-    return any(len(row) > 1 for row in known) and all(len(np.unique(row)) <= 1 for row in known)
 
 
 def win_rate_rows(evaluation: Evaluation) -> list[WinRateRow]:

@@ -219,7 +219,7 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
     policy, reward = loaded
     assert policy.model.dtype == reward.classifier.model.dtype == torch.bfloat16
     unknown = one_line_error(run(*asked, "--dtype", "8"))
-    assert "command line: dtype: Input should be 'float32', 'bfloat16' or 'float16' (got '8')" in unknown
+    assert "--dtype: Input should be 'float32', 'bfloat16' or 'float16' (got '8')" in unknown
 
 
 @pytest.mark.parametrize(
@@ -239,16 +239,22 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
         (["--method", "bon", "--n", 4], "give --reward DIR"),
         (["--method", "bon", "--n", 4, "--reward", "./gone"], "'./gone' does not exist"),
         (["--method", "bon", "--n", 4, "--reward", "gone.py:f"], "cannot import function 'gone.py:f'"),
-        (["--method", "single", "--temperature", 0], "temperature"),
-        (["--method", "single", "--max-new-tokens", 0], "max_new_tokens"),
-        (["--method", "single", "--top-p", 1.5], "top_p"),
-        (["--method", "single", "--top-k", -1], "top_k"),
-        (["--method", "single", "--min-p", 1], "min_p"),
-        (["--method", "single", "--repetition-penalty", 0], "repetition_penalty"),
-        (["--method", "single", "--stop", "x", "--stop", ""], "stop.1"),
+        (
+            ["--method", "single", "--temperature", 0],
+            "--temperature: must be above 0; for the likeliest token always, write --top-k 1",
+        ),
+        (["--method", "single", "--max-new-tokens", 0], "--max-new-tokens: "),
+        (["--method", "single", "--top-p", 1.5], "--top-p: "),
+        (["--method", "single", "--top-k", -1], "--top-k: "),
+        (["--method", "single", "--min-p", 1], "--min-p: "),
+        (["--method", "single", "--repetition-penalty", 0], "--repetition-penalty: "),
+        (["--method", "single", "--stop", "x", "--stop", ""], "--stop: "),
+        (["--method", "bon", "--n", 4, "--reward", "gold.py"], "name the function in it: --reward gold.py:NAME"),
+        (["--method", "bon", "--n", 4, "--reward", "~/rm"], "--reward: model: ~ is not expanded here (got '~/rm')"),
+        (["--method", "single", "--chat-template", "gone.jinja"], "chat_template 'gone.jinja' does not exist"),
         (["--method", "single", "--head", "x"], "give --reward DIR as well"),
         (["--method", "single", "--criterion", "x"], "needs an iama.json"),
-        (["--method", "single", "--max-new-tokens", 500], "exceeds the 128 tokens"),
+        (["--method", "single", "--max-new-tokens", 500], "with --max-new-tokens = 500 it exceeds the 128 tokens"),
     ],
 )
 def test_generate_refuses_in_one_line(run, tiny, arguments, message):

@@ -80,6 +80,16 @@ def changed(models, tmp_path):
     return change
 
 
+def check(use, folder):
+    """What every command does before it loads a policy or a reward, or any other model."""
+    if use == "policy":
+        read_policy_files("p", PolicySpec(path=str(folder)))
+    elif use == "reward":
+        check_reward("r", RewardSpec(model=str(folder)))
+    else:
+        check_model_dir(str(folder), use)
+
+
 OWN_CODE = {"auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}, "architectures": ["Own"]}
 CODE = "brings code of its own, which only a policy with trust_remote_code: true"
 NO_POLICY = "; a policy must be a causal language model"
@@ -117,10 +127,7 @@ def test_what_is_no_policy_or_no_reward_is_refused_by_name(changed, monkeypatch,
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
     folder = changed(name, **keys)
     with pytest.raises(ModelError, match=told) as caught:
-        if use == "policy":
-            read_policy_files("p", PolicySpec(path=str(folder)))
-        else:
-            check_reward("r", RewardSpec(model=str(folder)))
+        check(use, folder)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"{use} ")
 
@@ -180,11 +187,14 @@ def test_usable_positions_of_roberta_and_its_kin(models):
     [
         ("token", r"1 token ids lie outside the table of .*, which has 99 rows, e\.g\. 99 \('<extra>'\)"),
         ("config", r"e\.g\. 500 \(eos_token_id in config\.json\)"),
+        ("generation_config", r"e\.g\. 500 \(eos_token_id in generation_config\.json\)"),
     ],
 )
 def test_every_token_has_a_row_in_the_table(models, changed, where, told):
     folder = changed("lm", **({"eos_token_id": [3, 500]} if where == "config" else {}))
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    if where == "generation_config":
+        (folder / "generation_config.json").write_text('{"eos_token_id": [3, 500]}')
     if where == "token":
         tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"]})
     with pytest.raises(ModelError, match=told):
@@ -206,7 +216,7 @@ def adapter(models, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("use", ["policy", "reward", "folder"])
+@pytest.mark.parametrize("use", ["policy", "reward", "--base"])
 def test_a_merged_model_beside_its_adapter_config_is_refused(models, adapter, tmp_path, use):
     """transformers would put the adapter on it again."""
     folder = shutil.copytree(models / ("rm" if use == "reward" else "lm"), tmp_path / "merged")
@@ -214,12 +224,7 @@ def test_a_merged_model_beside_its_adapter_config_is_refused(models, adapter, tm
     with pytest.raises(
         ModelError, match=r"if it is merged already, delete adapter_config\.json, else move .*`adapter`"
     ):
-        if use == "policy":
-            load_policy("p", PolicySpec(path=str(folder)))
-        elif use == "reward":
-            load_reward("r", RewardSpec(model=str(folder)))
-        else:
-            check_model_dir(str(folder), "--base")
+        check(use, folder)
 
 
 def test_an_adapter_folder_may_hold_its_bases_configuration(models, adapter, tmp_path):
@@ -306,3 +311,47 @@ def test_weights_that_changed_after_an_adapter_was_trained_are_told_of(models, a
     save_file({k: v + 1 for k, v in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.warns(IamaWarning, match=r"^policy 'p': the weights in '.*' are not those that the adapter '.*' was"):
         read_policy_files("p", spec)
+
+
+@pytest.mark.parametrize("command", ["generate", "pool", "evaluate", "train", "standardise", "score", "distill"])
+def test_every_command_refuses_such_models_in_one_line(run, models, adapter, tiny, tmp_path, command):
+    """A merged model beside its adapter_config.json as policy, base or reward, dry or not; nothing is written."""
+    folder = shutil.copytree(models / ("rm" if command == "score" else "lm"), tmp_path / "merged")
+    shutil.copy(adapter / "adapter_config.json", folder)
+    reward = {"model": str(tiny.reward)}
+    training = {
+        "name": "t",
+        "output_dir": str(tmp_path / "out"),
+        "policy": {"path": str(folder)},
+        "prompts": str(tiny.prompts),
+        "objective": {"criteria": [{"name": "a", "proxy": reward, "operator": "bon(2)"}]},
+        "trainer": {"max_steps": 1, "per_device_train_batch_size": 8, "num_generations": 4},
+    }
+    evaluation = {
+        "name": "e",
+        "output_dir": str(tmp_path / "out"),
+        "policies": {"base": {"path": str(folder)}},
+        "trained": "base",
+        "references": [],
+        "prompts": str(tiny.prompts),
+        "criteria": [{"name": "a", "proxy": reward}],
+        "methods": ["bon"],
+    }
+    config, pool = tmp_path / "config.yaml", tmp_path / "pool.jsonl"
+    config.write_text(json.dumps(evaluation if command == "evaluate" else training))
+    texts = [{"prompt": f"bake {i}", "text": text, "scores": {"a": i}} for i, text in enumerate("abab")]
+    texts += [{"prompt": row["prompt"], "text": "c", "scores": {"a": 5}} for row in texts]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in [{"iama_pool": 1, "policy": {"name": "b"}}, *texts]))
+    arguments = {
+        "generate": ["--policy", folder, "--prompt", "bake", "--method", "single"],
+        "pool": [tmp_path / "out", "--prompts", tiny.prompts, "--policy", folder, "--n", 2],
+        "evaluate": ["--config", config, "--dry-run"],
+        "train": ["--config", config, "--dry-run"],
+        "standardise": ["--config", config],
+        "score": [pool, "--column", "b", "--reward", folder],
+        "distill": [pool, "--column", "a", "--base", folder, "--out", tmp_path / "out"],
+    }
+    code, _, err = run(command, *arguments[command])
+    assert (code, err.count("error: ")) == (2, 1)
+    assert "holds a whole model and adapter_config.json, and transformers would put that adapter on it" in err
+    assert not (tmp_path / "out").exists()

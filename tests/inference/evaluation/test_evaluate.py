@@ -266,7 +266,7 @@ class TestBadInput:
         [({"model": "./gone"}, r"'\./gone' does not exist"), ({"function": "gone.py:f"}, "cannot import function")],
     )
     def test_rewards_are_checked_before_policies_are_read(self, config, monkeypatch, role, broken, message):
-        monkeypatch.setattr("inference.evaluation.sources.load_tokenizer", None)
+        monkeypatch.setattr("inference.evaluation.sources.read_policy_files", None)
         criteria = config.model_dump()["criteria"]
         criteria[1][role] = broken
         with pytest.raises(IamaError, match=f"'brief \\({role}\\)'.*{message}"):

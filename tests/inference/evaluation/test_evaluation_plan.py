@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from iama.config.files import EvaluationConfig
-from inference.engine.policy import load_tokenizer
+from inference.engine.policy import read_policy_files
 from inference.evaluation import plan, sources
 from inference.evaluation.plan import make_plan
 from tests.openai_server import OpenAIServer
@@ -51,7 +51,7 @@ def test_a_prompt_is_rendered_once_for_each_way_to_read_it(config, raw_config, r
     by_name = {source.name: source for source in made.sources}
     assert list(by_name) == ["base", "grpo", "iama", "told@vowels", "told@brief"]
     assert by_name["base"].prompts_ids is by_name["grpo"].prompts_ids is by_name["told@vowels"].prompts_ids
-    tokenizer, _ = load_tokenizer("base", by_name["base"].spec)
+    tokenizer = read_policy_files("base", by_name["base"].spec).tokenizer
     for row, ids, longer in zip(made.rows, by_name["base"].prompts_ids, by_name["told@brief"].prompts_ids, strict=True):
         assert ids == tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
         assert len(longer) > len(ids)

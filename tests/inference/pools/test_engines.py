@@ -27,8 +27,9 @@ from inference.pools.engines import (
 )
 from inference.pools.file import prompt_ids, read_pool
 from inference.pools.fill import engine_header, fill_pool, pool_header
-from tests.openai_server import OpenAIServer
+from tests.openai_server import MOODS, OpenAIServer
 
+SERVER = ["--engine", "openai", "--url", "http://localhost:1/v1", "--model", "m"]
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, stop=["\n"], max_new_tokens=9)
 
 
@@ -274,6 +275,26 @@ def test_a_server_fills_a_pool(run, tiny, tmp_path, openai_server):
     assert "holds other samples (num_samples was 3, is 4)" in err
 
 
+def test_what_is_left_to_the_server_stands_in_the_header(run, tmp_path, openai_server):
+    """A pool of another law is another pool: it is neither drawn unasked nor continued under the old header."""
+    openai_server.mood = MOODS["no temperature"]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a?"}\n{"prompt": "b?"}\n')
+    path, asked = tmp_path / "pool.jsonl", ("--prompts", tmp_path / "prompts.jsonl", "--n", 2, "--engine", "openai")
+    asked += ("--url", openai_server.url, "--model", "m")
+    code, _, err = run("pool", path, *asked, "--temperature", 0.7)
+    assert code == 2
+    assert "without temperature the answers would be others, so write a --temperature that it takes, or leave" in err
+    assert "leave it to the server (--leave-out temperature)" in err
+    code, _, err = run("pool", path, *asked, "--leave-out", "temperature", "--leave-out", "seed")
+    assert (code, "warning" in err) == (0, False), err
+    assert not {"temperature", "seed"} & openai_server.requests[-1].keys()
+    assert read_pool(path).header["left_out"] == ["temperature"]  # the seed is not of the law
+    assert run("pool", path, *asked, "--leave-out", "temperature")[0] == 0
+    code, _, err = run("pool", path, *asked)
+    assert code == 2
+    assert "holds other samples (left_out was ['temperature'], is None)" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -282,6 +303,18 @@ def test_a_server_fills_a_pool(run, tiny, tmp_path, openai_server):
         (["--engine", "openai", "--model", "m"], "--engine openai needs --url"),
         (["--policy", "p", "--url", "u"], "--url 'u' has no use with --engine transformers"),
         (["--policy", "p", "--column", "question"], "--column 'question': write ours=theirs"),
+        (
+            ["--policy", "p", "--leave-out", "seed"],
+            "--leave-out 'seed': with --engine openai write temperature, max_to",
+        ),
+        ([*SERVER, "--leave-out", "top_p"], "--leave-out 'top_p': with --engine openai write temperature, max_tokens,"),
+        (
+            [*SERVER, "--leave-out", "temperature", "--temperature", "0.5"],
+            "--temperature 0.5 has no use with --leave-out",
+        ),
+        ([*SERVER, "--leave-out", "max_tokens", "--max-new-tokens", "5"], "--max-new-tokens 5 has no use with --leave"),
+        ([*SERVER, "--timeout-s", "0"], "--timeout-s 0.0: write a number of seconds above 0"),
+        ([*SERVER, "--timeout-s", "nan"], "--timeout-s nan: write a number of seconds above 0"),
         (["--policy", "POLICY", "--shard", "3/2"], "--shard '3/2'"),
         (["--policy", "POLICY", "--max-new-tokens", "500"], "prompt 1 "),
     ],

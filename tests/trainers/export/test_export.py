@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from iama.config.manifest import Manifest, ManifestCriterion, load_manifest
 from iama.config.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RunError
+from iama.models.fingerprint import weights_revision
 from trainers.export.export import Names, export_run
 from trainers.export.model_card import model_card
 from trainers.export.publish import push, vllm_objections
@@ -326,3 +327,33 @@ def test_a_card_is_yaml_whatever_the_base_is_called(name):
         assert header["tags"] == ["iama", "lora", "inference-time-alignment"]
         assert header.get("library_name") == (None if merged else "peft")
         assert "| a\\|b | `bon(2)` |" in card
+
+
+def test_a_base_that_was_changed_after_training_is_not_merged(run, tiny, tmp_path):
+    """A mended tokenizer or configuration is no other base; a run of before this was recorded merges."""
+    base = Path(shutil.copytree(tiny.policy, tmp_path / "base"))
+    moved = Path(shutil.copytree(run, tmp_path / "run"))
+    manifest = load_manifest(moved / "adapter").model_copy(update={"base_model": str(base)})
+    for recorded in (None, weights_revision(str(base))):
+        told = manifest.model_copy(update={"base_revision": recorded})
+        (moved / "adapter" / "iama.json").write_text(told.model_dump_json())
+        (base / "generation_config.json").write_text("{}")
+        export_run(moved, tmp_path / f"out-{recorded}", merge=True)
+    weights = load_file(base / "model.safetensors")
+    save_file({k: v * 1.01 for k, v in weights.items()}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"base_model in .*iama\.json: the weights in '.*/base' are not those that the"):
+        export_run(moved, tmp_path / "other", merge=True)
+    assert not (tmp_path / "other").exists()
+    export_run(moved, tmp_path / "adapter-alone", merge=False)
+
+
+def test_a_base_with_an_adapter_beside_it_is_not_merged(run, tiny, tmp_path):
+    """transformers would put that adapter on it, and the run's on top."""
+    base = Path(shutil.copytree(tiny.policy, tmp_path / "base"))
+    shutil.copy(run / "adapter" / "adapter_config.json", base)
+    moved = Path(shutil.copytree(run, tmp_path / "run"))
+    manifest = load_manifest(moved / "adapter").model_copy(update={"base_model": str(base)})
+    (moved / "adapter" / "iama.json").write_text(manifest.model_dump_json())
+    with pytest.raises(ModelError, match=r"holds a whole model and adapter_config\.json"):
+        export_run(moved, tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()

@@ -163,7 +163,7 @@ def test_other_prompts_or_rewards_under_the_same_paths_are_refused(make_config, 
     config = make_config(**SAVING, trainer__max_steps=2, prompts=str(prompts), objective__criteria=criteria)
     start_and_kill(config, 2)
     checkpoint = last_checkpoint(Path(config.output_dir))
-    assert len(read_marker(checkpoint).inputs) == 3
+    assert len(read_marker(checkpoint).inputs) == 4  # and the weights of the policy
     for path, told in (
         (prompts, f"prompts {str(prompts)!r}"),
         (model / "chat_template.jinja", f"reward model {str(model)!r}"),
@@ -204,6 +204,18 @@ def test_the_file_of_a_kind_is_what_a_run_is_trained_on(make_config, tmp_path):
     kind.write_text(f"{text}\n# changed\n")
     after = inputs_of(plan)
     assert [name for name, value in before.items() if after[name] != value] == [names[0]]
+
+
+def test_the_weights_of_the_base_are_what_a_run_is_trained_on(make_config, tiny, tmp_path):
+    """Changed between a kill and the same command, they would be another base; its tokenizer may be mended."""
+    base = Path(shutil.copytree(tiny.policy, tmp_path / "base"))
+    plan = make_plan(make_config(policy__path=str(base)), "test.yaml")
+    before = inputs_of(plan)
+    (base / "chat_template.jinja").write_text("{# changed #}" + (base / "chat_template.jinja").read_text())
+    assert inputs_of(plan) == before
+    shutil.copy(tiny.reward / "model.safetensors", base)
+    after = inputs_of(plan)
+    assert [key for key in before if before[key] != after[key]] == [f"weights of the policy {str(base)!r}"]
 
 
 def test_files_of_every_process_must_be_there(checkpointed):
@@ -273,7 +285,7 @@ def test_a_deepspeed_file_that_has_changed_is_noticed(checkpointed, make_config,
         (folder / "checkpoint-2" / MARKER).write_text(json.dumps(marker))
         assert not run_is_finished(config)
     zero.write_text("{")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"zero\.json:1: not JSON .*`trainer\.deepspeed`; see configs/deepspeed/"):
         run_is_finished(config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -94,6 +95,69 @@ def test_templates_that_do_not_fit(make_config, tiny, tmp_path, text, status, ma
     assert check.status == status
     assert match in check.detail
     assert check.remedy
+
+
+def test_a_bos_that_opens_each_turn_is_well(make_config, tiny, tmp_path):
+    """ChatML of a model whose BOS is the mark of a turn, as SmolLM2's."""
+    turns = "{% for m in messages %}{{ bos_token }}{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    asks = "{% if add_generation_prompt %}{{ bos_token }}assistant\n{% endif %}"
+    folder = template(copied(tiny, tmp_path), turns + asks)
+    assert checks_of(make_config(policy__path=str(folder)))["policy tokenizer"].status == "pass"
+
+
+def test_every_kind_of_conversation_is_tried_and_the_row_named(make_config, tiny, tmp_path):
+    """Where the seventh prompt alone has a system message, that policy or reward refuses or loses."""
+    user = {"role": "user", "content": "how to bake bread"}
+    rows = [[user]] * 6 + [[{"role": "system", "content": "be careful"}, user]] + [[user]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    folders = {part: copied(tiny, tmp_path, part) for part in ("policy", "reward")}
+    whole = (folders["reward"] / "chat_template.jinja").read_text()
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + whole
+    loses = whole.replace("in messages", "in messages if m['role'] != 'system'")
+    criterion = {"name": "helpful", "proxy": {"model": str(folders["reward"])}, "operator": "bon(2)"}
+    config = make_config(
+        prompts=str(tmp_path / "rows.jsonl"), policy__path=str(folders["policy"]), objective__criteria=[criterion]
+    )
+    for part, source in (("reward", "reward 'helpful'"), ("policy", ".*rows.jsonl")):
+        for text, told in (
+            (refuses, "refuses messages with the roles system, user"),
+            (loses, "leaves out the message"),
+        ):
+            template(folders[part], text)
+            with pytest.raises(ModelError, match=rf"^{source}: prompt 7 .*{told}"):
+                make_plan(config, "test.yaml")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("response_template", {"start": "x"}), ("response_schema", {"type": "x"})]
+)
+def test_rewards_read_whole_answers_whatever_the_tokenizer_would_take_apart(make_config, monkeypatch, field, value):
+    """As all that serves: TRL leaves the reasoning out, where a tokenizer tells it how."""
+    original = AutoTokenizer.from_pretrained
+
+    def with_parser(*args, **kwargs):
+        tokenizer = original(*args, **kwargs)
+        setattr(tokenizer, field, value)
+        return tokenizer
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", with_parser)
+    with pytest.warns(IamaWarning, match=f"the tokenizer's {field} is not used, .*: rewards read whole answers"):
+        plan = make_plan(make_config(), "test.yaml")
+    assert getattr(plan.tokenizer, field) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("use_liger_kernel", True, r"trainer\.use_liger_kernel is set, .*pip install liger-kernel"),
+        ("model_init_kwargs", {"attn_implementation": "flash_attention_2"}, "'flash_attention_2' cannot be used here"),
+        ("model_init_kwargs", {"attn_implementation": "flash_attention_9"}, "'flash_attention_9' cannot be used here"),
+    ],
+)
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash attention is there")
+def test_what_is_not_installed_is_told_before_models_are_loaded(make_config, key, value, told):
+    with pytest.raises(ConfigError, match=rf"^test\.yaml: .*{told}"):
+        make_plan(make_config(**{f"trainer__{key}": value}), "test.yaml")
 
 
 def test_an_end_of_turn_in_the_generation_config_counts(make_config, tiny, tmp_path):
