@@ -159,7 +159,7 @@ def _plan(config: TrainingConfig) -> Plan:
         lora,
         AutoConfig.from_pretrained(config.policy.path),
         files,
-        trial_arguments(fields, config.name),
+        trial_arguments(fields, config.trainer, config.world_size, config.name),
     )
 
 

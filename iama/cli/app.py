@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,15 +132,16 @@ def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
 
     settings = (manifest.sampling if manifest is not None else Sampling()).model_dump()
     settings |= {key: value for key, value in given.items() if value is not None}
-    for text in given.get("stop") or ():
-        if "\\n" in text or "\\t" in text:
-            warnings.warn(
-                f"--stop {text!r} holds a backslash and a letter, not a line's end or a tab; in a shell write "
-                f"--stop $'{text}' for these",
-                IamaWarning,
-                stacklevel=2,
-            )
+    warn_of_backslashes(given.get("stop") or (), "--stop {!r}", "in a shell write --stop $'{}'")
     return validate(settings, Sampling, "command line")
+
+
+def warn_of_backslashes(stops: Sequence[str], named: str, remedy: str) -> None:
+    """An `IamaWarning` for what was meant as a line's end or a tab; both texts have a place for the stop string."""
+    for text in stops:
+        if "\\n" in text or "\\t" in text:
+            message = f"{named.format(text)} holds a backslash and a letter, not a line's end or a tab"
+            warnings.warn(f"{message}; {remedy.format(text)} for these", IamaWarning, stacklevel=3)
 
 
 def named_reward(reward: str, head: str | None, placement: dict[str, str]) -> RewardSpec:

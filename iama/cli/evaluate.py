@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iama.cli.app import app, manifest_of, note_differences, prepare
+from iama.cli.app import app, manifest_of, note_differences, prepare, warn_of_backslashes
 from iama.errors import ConfigError
 from iama.tables import print_line, wide_console
 
@@ -123,7 +123,9 @@ def settings_from_file(config: Path, overrides: list[str]) -> EvaluationConfig:
     from iama.config.files import EvaluationConfig
     from iama.config.schema import load_config
 
-    return _with_defaults_of_the_export(load_config(config, EvaluationConfig, overrides))
+    settings = load_config(config, EvaluationConfig, overrides)
+    warn_of_backslashes(settings.sampling.stop, f"{config}: stop {{!r}}", 'in YAML write "{}", in double quotes,')
+    return _with_defaults_of_the_export(settings)
 
 
 def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig:

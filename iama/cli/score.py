@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from iama.cli.app import app, prepare, scoring_spec
 from iama.cli.options import Device, Dtype, Head, RewardFlag
-from iama.errors import ConfigError, IamaWarning
+from iama.errors import ConfigError
 from iama.progress import progress_bar
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs
@@ -63,8 +62,8 @@ def score(
     from inference.statistics.controls import is_constant
 
     if is_constant(values_PS):
-        message = f"{column!r} is the same for all answers to each prompt, so choosing by it would be chance"
-        warnings.warn(message, IamaWarning, stacklevel=2)
+        same = f"{column!r} is the same for all answers to each prompt, so choosing by it would be chance"
+        typer.echo(f"note: {same}", err=True)
     missing = int(np.isnan(values_PS).sum())
     typer.echo(
         f"{column}: mean {np.nanmean(values_PS):.4g}, standard deviation {np.nanstd(values_PS):.4g}, "

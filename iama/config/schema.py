@@ -18,7 +18,13 @@ from iama.reading import parse_yaml, read_text
 class Strict(BaseModel):
     """Base of every block: frozen, no unknown keys, field docstrings are the documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # it may hold a key; `validate` shows what may be shown
+    )
 
 
 TEXTS = ("stop", "system_prompt")

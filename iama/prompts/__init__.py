@@ -1,6 +1,7 @@
 """Prompts: `data` reads them from files and datasets, `render` turns them into token ids, everywhere in the same way.
 
-Read `render` first. A prompt is a text or a list of messages.
+Read `render` first; `conversations` tries templates on every kind of conversation before. A prompt is a text or a list
+of messages.
 """
 
 from iama.prompts.data import fitting_prompts, load_prompts, read_prompts, with_system_prompt

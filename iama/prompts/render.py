@@ -21,7 +21,7 @@ NAME_LENGTH = 60
 """Characters of a prompt that stand in a message."""
 
 POLICY_TEMPLATE = "set policy.chat_template to a .jinja file"
-REWARD_TEMPLATE = "put a chat_template.jinja there, or set `pair: true` for a model of pairs"
+REWARD_TEMPLATE = "put a chat_template.jinja into that directory, or set `pair: true` for a model of pairs"
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

@@ -48,6 +48,7 @@ _NO_TLS = "if the server speaks no TLS, begin the url with http://"
 LONGEST_PAUSE_S = 120.0
 """A server that asks for a longer one is not waited for."""
 _MAX_CAUSE = 300
+_jitter = random.Random()  # of its own: the program's random numbers are seeded
 _MAX_MODELS = 5
 _MODELS_TIMEOUT_S = 10.0
 
@@ -235,14 +236,14 @@ class Endpoint:
             done = "it is sent as max_completion_tokens"
         elif name in self.droppable or (name == "temperature" and value == 1.0):
             # By the protocol a temperature that is not sent is 1.
-            done = "it is left out" + ("; the server's own holds, by the protocol 1" if name == "temperature" else "")
+            done = "it is left out" + (
+                ", and the server's own holds (by the protocol 1)" if name == "temperature" else ""
+            )
         else:
             return False
         self._dropped.add(name)
         words = self._scrubbed(refused.words)[:_MAX_CAUSE]
-        self._notes.append(
-            f"{self.source}: the model {self.model!r} refuses {name} {value} ({words}); {done} from now on"
-        )
+        self._notes.append(f"{self._who} refuses {name} {value} ({words}); from now on {done}")
         return True
 
     def _body(self, request: ChatRequest, num_choices: int, num_done: int) -> dict[str, Any]:
@@ -272,7 +273,7 @@ class Endpoint:
             reply = await self._attempt(client, path, body)
             if isinstance(reply, Reply) or not reply.may_pass or attempt == self.num_retries:
                 break
-            pause_s = min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0)
+            pause_s = min(0.5 * 2**attempt, 8.0) * _jitter.uniform(0.75, 1.0)
             if reply.after_s is not None:
                 pause_s = reply.after_s
             if pause_s > LONGEST_PAUSE_S:
@@ -303,7 +304,7 @@ class Endpoint:
         if isinstance(reply, Reply):
             return reply
         if 300 <= status < 400:
-            where = one_line(str(headers.get("location")))[:200]
+            where = one_line(headers.get("location") or "another place")
             return replace(reply, words=f"it sends on to {where}", remedy="write the url of the place that answers")
         within = f"error {reply.status} within" if reply.status not in (status, NO_COMPLETION) else ""
         words = " ".join(filter(None, [within, f"HTTP {status}:", reply.words]))

@@ -97,6 +97,7 @@ def shrunk(recipe: Path, folder: Path) -> TrainingConfig:
         'trainer.save_strategy="no"',
         "sampling.max_new_tokens=6",
         "watch.clipped=1.0",
+        "watch.silent=1.0",
     ]
     return load_config(recipe, TrainingConfig, [*overrides, *proxies])
 

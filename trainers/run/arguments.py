@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -28,22 +28,61 @@ from trainers.run.fields import deepspeed_options
 OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
 """Environment variables, or their beginnings, which would make a trial one process of many."""
 
+BLOCKS = (
+    "zero_optimization",
+    "activation_checkpointing",
+    "flops_profiler",
+    "comms_logger",
+    "tensorboard",
+    "wandb",
+    "csv_monitor",
+    "comet",
+    "aio",
+    "compression_training",
+    "elasticity",
+    "hybrid_engine",
+    "amp",
+    "compile",
+    "autotuning",
+)
+"""Keys of a DeepSpeed configuration that are no constants of its module."""
 
-def trial_arguments(fields: dict[str, Any], source: str) -> GRPOConfig:
-    """The GRPOConfig of these fields for one process without DeepSpeed; `ConfigError` for what TRL refuses."""
+
+def trial_arguments(fields: dict[str, Any], written: Iterable[str], world_size: int, source: str) -> GRPOConfig:
+    """The GRPOConfig of these fields for one process without DeepSpeed; `ConfigError` for what TRL refuses.
+
+    Its batch is that of all `world_size` processes. Of the fields that are `written` in the configuration, the error
+    names the one without which all would be well.
+    """
     fields = {name: value for name, value in fields.items() if name != "deepspeed"}
+    fields["per_device_train_batch_size"] *= world_size
     if not torch.cuda.is_available():
         fields = {"use_cpu": True, **fields}
-    with _alone(), refused_as(f"{source}: trainer"):
+    try:
+        return _made(fields, f"{source}: trainer")
+    except ConfigError:
+        for name in written:
+            try:
+                _made({key: value for key, value in fields.items() if key != name}, source)
+            except ConfigError:
+                continue
+            return _made(fields, f"{source}: trainer.{name} = {fields.get(name)!r}")
+        raise
+
+
+def _made(fields: dict[str, Any], what: str) -> GRPOConfig:
+    with _alone(), refused_as(what):
         return GRPOConfig(**fields)
 
 
 def check_optimizer(arguments: GRPOConfig) -> None:
     """Raise `ConfigError` for an optimizer that cannot be made, or a schedule."""
-    with refused_as(f"trainer.optim {arguments.optim.value!r}"):
+    settings = f" with optim_args {arguments.optim_args!r}" if arguments.optim_args else ""
+    with refused_as(f"trainer.optim {arguments.optim.value!r}{settings}"):
         Trainer.get_optimizer_cls_and_kwargs(arguments)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    with refused_as(f"trainer.lr_scheduler_type {arguments.lr_scheduler_type.value!r}"):
+    settings = f" with lr_scheduler_kwargs {arguments.lr_scheduler_kwargs!r}" if arguments.lr_scheduler_kwargs else ""
+    with refused_as(f"trainer.lr_scheduler_type {arguments.lr_scheduler_type.value!r}{settings}"):
         get_scheduler(
             arguments.lr_scheduler_type,
             optimizer=optimizer,
@@ -64,10 +103,13 @@ def check_trackers(arguments: GRPOConfig) -> None:
 def check_deepspeed(arguments: GRPOConfig, deepspeed: Any, world_size: int, model_config: Any, num_steps: int) -> None:
     """Raise `ConfigError` for a DeepSpeed configuration that is not this run's, or that DeepSpeed refuses."""
     where = "trainer.deepspeed" if isinstance(deepspeed, dict) else f"trainer.deepspeed {deepspeed!r}"
+    options = deepspeed_options(deepspeed)
+    _check_keys(options, where)
     try:
         with _alone(), refused_as(where):
-            filled = HfTrainerDeepSpeedConfig(deepspeed_options(deepspeed))
-            run = SimpleNamespace(**vars(arguments), world_size=world_size, get_warmup_steps=arguments.get_warmup_steps)
+            filled = HfTrainerDeepSpeedConfig(options)
+            own = vars(arguments) | {"per_device_train_batch_size": arguments.per_device_train_batch_size // world_size}
+            run = SimpleNamespace(**own, world_size=world_size, get_warmup_steps=arguments.get_warmup_steps)
             filled.trainer_config_process(run)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -79,19 +121,31 @@ def check_deepspeed(arguments: GRPOConfig, deepspeed: Any, world_size: int, mode
     if mismatches:
         words = "; ".join(_mismatch(line) for line in mismatches)
         raise ConfigError(f'{where}: {words}; write "auto" there, which takes the run\'s own value')
+    content = dict(filled.config)
+    content["train_batch_size"] = run.per_device_train_batch_size * run.gradient_accumulation_steps  # one process
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    with refused_as(where):
+        DeepSpeedConfig(content)
+
+
+def _check_keys(options: dict[str, Any], where: str) -> None:
+    """Refuse a block that is none, and a key like one of DeepSpeed's, which passes over what it does not know."""
     from deepspeed.runtime import config as deepspeed_config
 
-    constants = [value for name, value in vars(deepspeed_config).items() if name.isupper() and isinstance(value, str)]
-    for key in filled.config:
-        close = [] if key in constants else difflib.get_close_matches(key, constants, n=1, cutoff=0.8)
+    for name in ("zero_optimization", "fp16", "bf16", "optimizer", "scheduler"):
+        if not isinstance(options.get(name, {}), dict):
+            raise ConfigError(f"{where}: {name} is {options[name]!r}; write a block, see configs/deepspeed")
+    constants = [
+        *BLOCKS,
+        *(value for name, value in vars(deepspeed_config).items() if name.isupper() and isinstance(value, str)),
+    ]
+    for key in options:
+        close = [] if key in constants else difflib.get_close_matches(key, constants, n=1, cutoff=0.85)
         if close:
             raise ConfigError(
                 f"{where}: DeepSpeed does not know {key!r}, and would pass over it; did you mean {close[0]!r}?"
             )
-    content = dict(filled.config)
-    content["train_batch_size"] = run.per_device_train_batch_size * run.gradient_accumulation_steps  # one process
-    with refused_as(where):
-        deepspeed_config.DeepSpeedConfig(content)
 
 
 def _mismatch(line: str) -> str:

@@ -114,7 +114,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     rows = read_prompts(config.prompts)
     _check_deepspeed(fields, source)
     _check_vllm(fields, source)
-    trial = trial_arguments(fields, source)
+    trial = trial_arguments(fields, config.trainer, config.world_size, source)
     _check_liger(fields, source)
     outline = policy_outline(config)
     tokenizer = load_policy_tokenizer(config)

@@ -8,7 +8,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,7 @@ from iama.config.files import TrainingConfig
 from iama.config.manifest import FILE_NAME, Manifest, ManifestCriterion
 from iama.config.schema import load_config
 from iama.environment import is_main_process, prepare_environment
-from iama.errors import IamaWarning, RunError
+from iama.errors import IamaError, IamaWarning, RunError
 from iama.exits import told_in_one_line
 from iama.files import check_folder, is_temporary, temporary_name, write_atomically
 from iama.models.fingerprint import revision, weights_revision
@@ -117,8 +117,13 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
         is_new = not folder.is_dir()
         if is_main_process() and not is_new:
             held.enter_context(alone_in(folder))
-        with one_line_errors():
-            trainer = build_trainer(plan, console, step_of(checkpoint) if checkpoint else 0, watchdog)
+        try:
+            with one_line_errors():
+                trainer = build_trainer(plan, console, step_of(checkpoint) if checkpoint else 0, watchdog)
+        except IamaError:
+            with suppress(OSError):  # transformers makes the folder; one with something in it stays
+                folder.rmdir()
+            raise
         if is_main_process():  # the folder is taken only once everything that can be refused was accepted
             folder.mkdir(parents=True, exist_ok=True)
             if is_new:
@@ -237,8 +242,10 @@ def manifest(plan: Plan) -> Manifest:
                 operator=c.operator,
                 weight=c.weight,
                 reward=c.proxy,
-                reward_revision=_revision(c.proxy.model),
-                member_revisions=tuple(_revision(part.model) for part in c.proxy.parts) if c.proxy.ensemble else (),
+                reward_revision=_revision(c.proxy.model, revision),
+                member_revisions=tuple(_revision(part.model, revision) for part in c.proxy.parts)
+                if c.proxy.ensemble
+                else (),
                 budget=c.parsed_operator().budget,
             )
             for c in config.objective.criteria
@@ -252,7 +259,7 @@ def manifest(plan: Plan) -> Manifest:
     )
 
 
-def _revision(model: str | None, read: Callable[[str], str | None] = revision) -> str | None:
+def _revision(model: str | None, read: Callable[[str], str | None]) -> str | None:
     """Which model it is, or None with a warning: a hub that does not answer must not cost a run."""
     try:
         return None if model is None else read(model)

@@ -162,7 +162,9 @@ class Watch:
 
     def _silent(self, row: dict[str, Any]) -> Alarm | None:
         shares = [r["silent_groups"] for r in self._recent if r.get("silent_groups") is not None]
-        is_first = self._num_seen == 0 and shares == [1.0]  # nothing at all is learned: not to be waited for
+        is_first = (
+            self._num_seen == 0 and shares == [1.0] and self.config.silent < 1
+        )  # nothing at all is learned: not to be waited for
         if not is_first and (len(shares) < PATIENCE or fmean(shares) <= self.config.silent):
             return None
         return Alarm(

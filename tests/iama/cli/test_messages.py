@@ -14,11 +14,19 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from iama.cli.app import app, in_flags
+from iama.cli.evaluate import settings_from_file
 from iama.config.schema import validate
 from iama.config.specs import PolicySpec
 from iama.errors import ConfigError, IamaWarning
 from iama.prompts.render import prompt_name
 
+EVALUATION = """\
+name: a
+output_dir: out
+policies: {base: {path: org/name}}
+prompts: a.jsonl
+criteria: [{name: c, proxy: {model: org/name}}]
+"""
 ROOT = Path(__file__).parents[3]
 COMMANDS = typer.main.get_command(app).commands
 FLAG = re.compile(r"(?<![\\w-])--[a-z][a-z-]*[a-z]")
@@ -113,7 +121,7 @@ def test_a_path_that_the_shell_left_is_refused(run):
         validate({"path": "~/m"}, PolicySpec, "a.yaml")
 
 
-def test_a_backslash_and_an_n_are_no_end_of_a_line(run, tiny):
+def test_a_backslash_and_an_n_are_no_end_of_a_line(run, tiny, tmp_path):
     asked = ("generate", "--policy", tiny.policy, "--prompt", "bake bread", "--method", "single", "--max-new-tokens", 2)
     with warnings.catch_warnings():
         warnings.simplefilter("always", IamaWarning)
@@ -121,6 +129,11 @@ def test_a_backslash_and_an_n_are_no_end_of_a_line(run, tiny):
     assert code == 0
     assert r"in a shell write --stop $'\n\n' for these" in err
     assert run(*asked, "--stop", "\n")[0] == 0
+    (tmp_path / "a.yaml").write_text(EVALUATION + r"sampling: {stop: ['\n']}")
+    with pytest.warns(IamaWarning, match=r'a.yaml: stop .* in YAML write "\\n", in double quotes, for these'):
+        assert settings_from_file(tmp_path / "a.yaml", []).sampling.stop == (r"\n",)
+    (tmp_path / "a.yaml").write_text(EVALUATION + r'sampling: {stop: ["\n"]}')
+    assert settings_from_file(tmp_path / "a.yaml", []).sampling.stop == ("\n",)
 
 
 def test_a_pool_of_messages_names_its_own_flag(run, tiny, tmp_path):

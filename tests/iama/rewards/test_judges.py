@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,7 +240,10 @@ def test_a_judge_with_a_key_in_it_is_refused_unseen(tmp_path: Path, changes: dic
     raw = judge_spec(None, tmp_path).model_dump() | changes
     with pytest.raises(ConfigError, match=message) as caught:
         validate({"judge": raw}, RewardSpec, "file.yaml")
-    assert "planted" not in str(caught.value)
+    assert "planted" not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(ValueError, match=message) as in_python:
+        JudgeSpec(**raw)
+    assert "planted" not in str(in_python.value)
 
 
 @pytest.mark.parametrize(

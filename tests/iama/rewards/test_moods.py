@@ -34,11 +34,23 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "a mark before": ("good", ""),
     "n refused": ("good", ""),
     "n refused within a 500": ("good", ""),
-    "gpt-5": ("good", r"refuses max_tokens 16 \(HTTP 400: Unsupported.*\); it is sent as max_completion_tokens"),
-    "seed refused by FastAPI": ("good", r"refuses seed \d+ \(HTTP 422: body.seed: Extra inputs .*\); it is left out"),
-    "seed refused by a gateway": ("good", r"refuses seed \d+ \(HTTP 422: body.seed: Extra inputs .*\); it is left out"),
-    "seed refused in a text": ("good", r"refuses seed \d+ \(HTTP 400: parameter seed is not.*\); it is left out"),
-    "no temperature": ("good", r"refuses temperature \S+ \(.*\); it is left out; .* by the protocol 1"),
+    "gpt-5": (
+        "good",
+        r"refuses max_tokens 16 \(HTTP 400: Unsupported.*\); from now on it is sent as max_completion_tokens",
+    ),
+    "seed refused by FastAPI": (
+        "good",
+        r"refuses seed \d+ \(HTTP 422: body.seed: Extra inputs .*\); from now on it is left out",
+    ),
+    "seed refused by a gateway": (
+        "good",
+        r"refuses seed \d+ \(HTTP 422: body.seed: Extra inputs .*\); from now on it is left out",
+    ),
+    "seed refused in a text": (
+        "good",
+        r"refuses seed \d+ \(HTTP 400: parameter seed is not.*\); from now on it is left out",
+    ),
+    "no temperature": ("good", r"refuses temperature \S+ \(.*\); from now on it is left out, and .*by the protocol 1"),
     "reasoning to the limit": ("empty", EMPTY.format(r"length [12]; [12] with reasoning alone", THOUGHT)),
     "reasoning alone": ("empty", EMPTY.format(r"stop [12]; [12] with reasoning alone", THOUGHT)),
     "content null": ("empty", EMPTY.format(r"stop [12]", "see what the server makes")),

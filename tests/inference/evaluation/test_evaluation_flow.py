@@ -151,7 +151,8 @@ class TestBadInput:
 
     @pytest.mark.parametrize("method", ["sea(num_steps=2)", "ggro(num_candidates=2)"])
     def test_a_gradient_of_a_function_or_of_another_vocabulary(self, config, tiny, tmp_path, method):
-        function = [{"name": "c", "proxy": {"function": "math:fsum"}}]
+        (tmp_path / "f.py").write_text("def f(prompts, completions, **columns): return [0.0 for _ in prompts]\n")
+        function = [{"name": "c", "proxy": {"function": f"{tmp_path}/f.py:f"}}]
         with pytest.raises(ConfigError, match=r"needs the gradient of a reward, and reward 'c \(proxy\)' is no clas"):
             evaluate(changed(config, criteria=function, methods=[method]))
         shutil.copytree(tiny.reward, tmp_path / "other")

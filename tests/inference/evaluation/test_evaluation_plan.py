@@ -19,13 +19,13 @@ from tests.openai_server import OpenAIServer
 def rendered(monkeypatch) -> Counter[str]:
     """How often each prompt was rendered while an evaluation was planned."""
     counts: Counter[str] = Counter()
-    render = sources.render_prompt
+    render = sources.render_prompts
 
-    def counted(tokenizer, prompt):
-        counts[str(prompt)] += 1
-        return render(tokenizer, prompt)
+    def counted(tokenizer, prompts, ends, source):
+        counts.update(map(str, prompts))
+        return render(tokenizer, prompts, ends, source)
 
-    monkeypatch.setattr(sources, "render_prompt", counted)
+    monkeypatch.setattr(sources, "render_prompts", counted)
     return counts
 
 

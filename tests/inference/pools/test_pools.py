@@ -195,7 +195,9 @@ def test_scoring_goes_on_where_it_was_killed(pool, reward_spec, tmp_path, monkey
     scored = []
     real = type(reward.classifier).score_ids
     monkeypatch.setattr(
-        type(reward.classifier), "score_ids", lambda self, ids: scored.append(len(ids)) or real(self, ids)
+        type(reward.classifier),
+        "score_ids",
+        lambda self, ids, *types: scored.append(len(ids)) or real(self, ids, *types),
     )
     first = score_pool(pool, reward, reward_spec, journal, {}, ignore)
     scored.clear()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -18,6 +19,7 @@ from iama.config.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RunError
 from iama.models.fingerprint import weights_revision
 from trainers.export.export import Names, export_run
+from trainers.export.model_card import model_card
 from trainers.export.publish import push, vllm_objections
 
 
@@ -312,6 +314,19 @@ def test_a_push_that_fails_keeps_the_export(run, tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"--push-to-hub org/name: .*the export is whole"):
         push(tmp_path / "out", "org/name", private=True)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["no", "a: b", "#1", "- x", "it's", '"q"', "1.5", "null", "a/b", "x" * 200, "é"])
+def test_a_card_is_yaml_whatever_the_base_is_called(name):
+    criterion = ManifestCriterion(name="a|b", operator="bon(2)", weight=1.0, reward=RewardSpec(function="m:f"))
+    told = Manifest(base_model=name, criteria=[criterion], estimator="auto", sampling=Sampling(), seed=0, versions={})
+    for merged in (True, False):
+        card = model_card(told, merged)
+        header = yaml.safe_load(card.split("---\n")[1])
+        assert header["base_model"] == name
+        assert header["tags"] == ["iama", "lora", "inference-time-alignment"]
+        assert header.get("library_name") == (None if merged else "peft")
+        assert "| a\\|b | `bon(2)` |" in card
 
 
 def test_a_base_that_was_changed_after_training_is_not_merged(run, tiny, tmp_path):

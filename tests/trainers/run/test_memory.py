@@ -51,6 +51,7 @@ def test_rewards_elsewhere_need_none_of_the_policys_memory(make_config, tiny, mo
     """`meta` is of another kind than any policy's device; an ensemble counts member by member."""
     model = {"model": str(tiny.reward)}
     elsewhere = {**model, "device": "meta"}
+    monkeypatch.setattr("iama.rewards.classifier.pick_device", lambda *_: None)  # which refuses it
 
     def rewards(proxy, gold=None):
         criterion = {"name": "helpful", "proxy": proxy, "gold": gold, "operator": "bon(2)"}

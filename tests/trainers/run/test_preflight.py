@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import shutil
@@ -302,17 +301,6 @@ def test_deepspeed_needs_a_compiler_only_where_it_compiles(
     check = checks_of(make_config(trainer__deepspeed=str(tmp_path / "ds.json")))["engine"]
     assert check.status == status
     assert match in check.detail
-
-
-def test_a_tracker_that_is_not_installed(make_config):
-    plan = make_plan(make_config(), "test.yaml")
-    for name, module in (("trackio", "trackio"), ("wandb", "wandb"), ("tensorboard", "tensorboard")):
-        asked = dataclasses.replace(plan, trainer_fields=plan.trainer_fields | {"report_to": [name]})
-        check = preflight._tracking(asked)
-        installed = any(preflight.importlib.util.find_spec(m) for m in preflight.TRACKERS[name])
-        assert check.status == ("pass" if installed else "fail")
-        assert name in check.detail
-        assert check.remedy == ("" if installed else f"pip install {module}, or leave it out")
 
 
 def test_a_lora_that_does_not_fit(make_config):

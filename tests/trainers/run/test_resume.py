@@ -29,6 +29,7 @@ from trainers.run.train import run, run_is_finished
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning"),
+    pytest.mark.filterwarnings("ignore:.*which only training has:iama.errors.IamaWarning"),
 ]
 
 ROOT = Path(__file__).parents[3]

@@ -199,12 +199,12 @@ def config_with(make_config, tmp_path, code, **changes):
 @pytest.mark.filterwarnings(UNENDED)
 def test_groups_without_a_signal_are_seen_in_a_run(make_config, tmp_path):
     config = config_with(make_config, tmp_path, CONSTANT, trainer__max_steps=3)
-    with pytest.warns(IamaWarning, match="step 3: 100% of the groups carry no signal") as caught:
+    with pytest.warns(IamaWarning, match="step 1: 100% of the groups carry no signal") as caught:
         build_trainer(make_plan(config, "test.yaml"), Console(quiet=True)).train()
     assert sum("no signal" in str(warning.message) for warning in caught) == 1
     rows = rows_of(config)
     assert [row["silent_groups"] for row in rows] == [1.0, 1.0, 1.0]
-    assert ["silent" in row["alarms"] for row in rows] == [False, False, True]
+    assert ["silent" in row["alarms"] for row in rows] == [True, False, True]
     assert rows[0]["criteria"]["helpful"]["lift"] == 0.0
 
 
@@ -239,3 +239,11 @@ def test_two_processes_end_at_the_same_step(raw_config, tmp_path):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(text)["step"] for text in lines] == list(range(1, 11))
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_a_gradient_of_zero_is_an_alarm_unless_no_group_has_a_signal():
+    row = {"step": 1, "criteria": {}, "silent_groups": 0.5}
+    found = [[a.cause for a in Watch(WatchConfig(), []).look({**row, "grad_norm": norm})] for norm in (0.0, 0.1, None)]
+    assert found == [["gradient"], [], []]
+    silent = Watch(WatchConfig(), []).look({**row, "silent_groups": 1.0, "grad_norm": 0.0})
+    assert [alarm.cause for alarm in silent] == ["silent"]
