@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # not at start-up
 
 MARKER = "complete.json"
 _NAME = re.compile(r"checkpoint-\d+")
+POLICY = "weights of the policy"
 NOTES = "README.md"
 """PEFT writes it; no run reads it, and people do."""
 NOT_OF_THE_ADAPTER = ("*.pt", "*.pth", "*.bin", "*.py", "trainer_state.json", "latest", "global_step*", MARKER)
@@ -81,7 +82,7 @@ def inputs_of(plan: Plan) -> dict[str, str]:
     prompts = json.dumps(plan.prompts, sort_keys=True, default=str).encode()
     hashes = {f"prompts {config.prompts.path!r}": _hash(prompts)}
     if Path(config.policy.path).is_dir():
-        hashes[f"weights of the policy {config.policy.path!r}"] = weights_revision(config.policy.path) or ""
+        hashes[f"{POLICY} {config.policy.path!r}"] = weights_revision(config.policy.path) or ""
     for spec in (r for c in config.objective.criteria for r in (c.proxy, c.gold) if r is not None):
         for part in spec.parts:
             file = part.judge.prompt_file if part.judge else (part.code or "").rpartition(":")[0]
@@ -180,17 +181,29 @@ def refuse_other_inputs(checkpoint: Path, inputs: dict[str, str], *, accept_chan
     """`RunError` if prompts or rewards are not those that a checkpoint was trained on; accepted, a warning."""
     marker = read_marker(checkpoint)
     before = {} if marker is None else marker.inputs
+    kinds = {_kind(name) for name in before}  # an older marker knows fewer
     # Under another spelling of a path the content tells.
-    changed = [n for n, value in inputs.items() if before and value != before.get(n) and value not in before.values()]
+    changed = [
+        name
+        for name, value in inputs.items()
+        if _kind(name) in kinds and value != before.get(name) and (name in before or value not in before.values())
+    ]
     if not changed:
         return
     message = f"{checkpoint} was trained on another content of {', '.join(changed)}"
+    if POLICY in map(_kind, changed):
+        raise RunError(f"{message}; put the former content back, or choose another output_dir")
     if not accept_changes:
         raise RunError(
             f"{message}; put the former content back, or choose another output_dir; where it was mended on purpose, "
             "--accept-changes goes on with what is there now"
         )
     warnings.warn(f"{message}; the steps from here on use what is there now", IamaWarning, stacklevel=2)
+
+
+def _kind(name: str) -> str:
+    """What an input is: its name without the path."""
+    return name.partition(" '")[0].partition(' "')[0]
 
 
 def clear_unfinished(folder: Path) -> list[Path]:
