@@ -110,9 +110,9 @@ def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make
 
     forward = Classifier.score_ids
 
-    def recorded(self, ids):
+    def recorded(self, ids, types=()):
         seen.setdefault(self.source, []).extend(ids)
-        return forward(self, ids)
+        return forward(self, ids, types)
 
     monkeypatch.setattr("iama.rewards.load.load_weights", counted)
     monkeypatch.setattr(Classifier, "score_ids", recorded)

@@ -179,7 +179,7 @@ def test_stop_strings_are_not_told_to_go_where_training_refuses_them(make_config
     ("key", "value", "match"),
     [
         ("max_new_tokens", 0, "sampling.max_new_tokens: .*greater than or equal to 1 .*'0'"),
-        ("temperature", 0, "sampling.temperature: .*greater than 0"),
+        ("temperature", 0, "sampling.temperature: must be above 0; .*`top_k: 1`"),
         ("temperature", float("nan"), "sampling.temperature: .*'nan'"),
         ("top_p", 0, "sampling.top_p: .*greater than 0"),
         ("top_p", 1.1, "sampling.top_p: .*less than or equal to 1"),
