@@ -67,7 +67,7 @@ class Judge(Scorer):
         keys = {text: question_key(self.spec, text) for row in questions for text in row}
         self._ask({key: text for text, key in keys.items()})
         answers = {text: self._answers.rows.get(key) or self._unreadable[key] for text, key in keys.items()}
-        scores = [self._score([answers[text]["text"] for text in row]) for row in questions]
+        scores = [self._score([answers[text] for text in row]) for row in questions]
         self._note_unparsable(scores, questions, answers)
         rows = answers.values()
         if any(row["estimated"] for row in rows):
@@ -143,7 +143,7 @@ class Judge(Scorer):
             key, text = missing[index]
             self.num_asked += 1
             row = as_row(key, text, answer)
-            if self._is_readable(row["text"]):
+            if self._is_readable(row):
                 self._answers.append(row)
                 fresh.append(row)
             else:
@@ -152,8 +152,12 @@ class Judge(Scorer):
         for row in fresh:
             self._answers.rows.setdefault(row["key"], row)
 
-    def _score(self, replies: list[str]) -> float:
-        """The score that one reply, or the replies to both orders, give."""
+    def _score(self, rows: list[dict[str, Any]]) -> float:
+        """The score that one answer, or the answers to both orders, give; NaN where one was cut or is something else.
+
+        A number that was cut may be the beginning of another.
+        """
+        replies = ["" if row["finish_reason"] == "length" else row["text"] for row in rows]
         if self.spec.mode == "pointwise":
             return parse_number(replies[0], self.spec.lowest, self.spec.highest)
         first, second = (parse_verdict(reply) for reply in replies)
@@ -162,9 +166,9 @@ class Judge(Scorer):
         second = 1.0 - second  # there the completion stood second
         return first if first == second else 0.5
 
-    def _is_readable(self, reply: str) -> bool:
-        """Whether a reply alone is what was asked for."""
-        return not math.isnan(self._score([reply] * (1 if self.spec.mode == "pointwise" else 2)))
+    def _is_readable(self, row: dict[str, Any]) -> bool:
+        """Whether an answer alone is what was asked for."""
+        return not math.isnan(self._score([row] * (1 if self.spec.mode == "pointwise" else 2)))
 
     def _note_unparsable(
         self, scores: list[float], questions: list[list[str]], answers: Mapping[str, dict[str, Any]]
@@ -174,12 +178,14 @@ class Judge(Scorer):
         self.num_unparsable += len(unread)
         if not unread:
             return
-        row = next(answers[text] for text in unread[0] if not self._is_readable(answers[text]["text"]))
-        cut = f" and was cut at max_tokens ({self.spec.max_tokens})" if row["finish_reason"] == "length" else ""
+        row = next(answers[text] for text in unread[0] if not self._is_readable(answers[text]))
+        cut, more = "", ""
+        if row["finish_reason"] == "length":
+            cut, more = f" and was cut at max_tokens ({self.spec.max_tokens})", ", or raise max_tokens"
         self._warn(
             "unparsable",
             f"the judge answered {row['text'][:60]!r}{cut}, which is not {_wanted(self.spec)}; such scores are missing "
-            f"(make {self.spec.prompt_file!r} ask for nothing else)",
+            f"(make {self.spec.prompt_file!r} ask for nothing else{more})",
         )
 
     def _warn(self, kind: str, message: str) -> None:
@@ -192,14 +198,14 @@ class Judge(Scorer):
 class AnswerCache:
     """Answers by key, in memory and in an append-only JSONL file that several processes may share.
 
-    A line whose text `is_readable` refuses is passed over, as if its question had not been asked.
+    A line that `is_readable` refuses is passed over, as if its question had not been asked.
 
     Why no journal as pools have (`inference.pools.journal`): that has one writer, which cuts a torn last line off. Here
     every process of a training writes into one file while the others read on. So each answer is appended in one write,
     nothing is cut off, and a line that a kill has torn is passed over; its question is asked again.
     """
 
-    def __init__(self, path: Path, is_readable: Callable[[str], bool]) -> None:
+    def __init__(self, path: Path, is_readable: Callable[[dict[str, Any]], bool]) -> None:
         self.path, self.is_readable = path, is_readable
         self.rows: dict[str, dict[str, Any]] = {}
         self._position = 0  # in bytes: what comes before is read
@@ -215,7 +221,7 @@ class AnswerCache:
         self._position += len(whole)
         for line in whole.split(b"\n"):
             row = _as_answer(line)
-            if row is not None and self.is_readable(row["text"]):
+            if row is not None and self.is_readable(row):
                 self.rows.setdefault(row["key"], row)
 
     def append(self, row: dict[str, Any]) -> None:

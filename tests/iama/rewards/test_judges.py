@@ -213,6 +213,27 @@ def test_an_unparsable_answer_that_was_kept_before_is_asked_for_again(server: Op
     assert server.num_requests == 1
 
 
+@pytest.mark.parametrize(("mode", "text"), [("pointwise", "1"), ("pairwise", "A")])
+def test_an_answer_that_was_cut_is_missing_and_not_kept(
+    server: OpenAIServer, tmp_path: Path, mode: str, text: str
+) -> None:
+    """It may be the beginning of 10; one that was kept before does not count either."""
+    server.answer = lambda body: (text, "length")
+    spec = (judge_spec if mode == "pointwise" else pairwise)(server, tmp_path, max_tokens=1)
+    with pytest.warns(IamaWarning, match=rf"answered '{text}' and was cut at max_tokens \(1\).*or raise max_tokens"):
+        scores, _ = Judge(spec, "here").score(["p"], ["x"], {"base": ["y"]})
+    assert math.isnan(scores[0])
+    filled = {"prompt": "p", "completion": "x", "first": "x", "second": "y"}
+    key = question_key(spec, fill(read_template(spec, "here"), filled))
+    AnswerCache(tmp_path / "cache" / "org_judge.jsonl", bool).append(
+        answer_row(key, text) | {"finish_reason": "length"}
+    )
+    judge = Judge(spec, "here")
+    assert judge.count_requests(["p"], ["x"], {"base": ["y"]})[1] == 0
+    server.answer = lambda body: text
+    assert judge.score(["p"], ["x"], {"base": ["y"]})[0] == [1.0 if mode == "pointwise" else 0.5]
+
+
 @pytest.mark.parametrize("left_out", [["temperature"], ["max_tokens"], ["seed"], []])
 def test_what_is_left_out_is_not_sent(server: OpenAIServer, tmp_path: Path, left_out: list[str]) -> None:
     server.answer = lambda body: "5"
