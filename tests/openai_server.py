@@ -236,6 +236,7 @@ def _openai_error(message: str, **fields: Any) -> dict[str, Any]:
 _LIMIT = {"error": {"message": "Rate limit exceeded: free-models-per-day", "code": 429}, "user_id": "u"}
 _BEHIND = {"message": "Provider returned error", "code": 429, "metadata": {"raw": "Too Many Requests"}}
 _EXTRA = {"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted", "input": 5}
+_BOUNDED = {"type": "value_error", "loc": ["body", "max_tokens"], "msg": "ensure this value is less than or equal to 8"}
 _ONE_ONLY = _openai_error("Only one completion choice is allowed", code=400)
 _PARTS = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "8"}]
 _THOUGHT = {"role": "assistant", "content": None, "reasoning_content": "hmm " * 20}
@@ -246,6 +247,7 @@ MOODS: dict[str, Mood] = {
     "error in a 200, once": first(always(200, {"choices": None, "error": _BEHIND})),
     "error in words in a 200, once": first(always(200, _openai_error("slow", code="rate_limit_exceeded"))),
     "error of a choice, once": first(with_message("error", None, error={"code": 502, "message": "upstream"})),
+    "finish reason error, once": first(with_message("error", {"role": "assistant", "content": "8"})),
     "page of a gateway, once": first(always(502, b"<html><h1>Bad gateway</h1></html>")),
     "pause asked for, once": first(always(429, _openai_error("slow down"), {"Retry-After": "0.01"})),
     "pause until a date, once": first(always(503, b"", {"Retry-After": "Thu, 01 Jan 2015 00:00:00 GMT"})),
@@ -278,6 +280,9 @@ MOODS: dict[str, Mood] = {
     "error in a 200 without a code": always(200, {"error": "no credits left"}),
     "error as a message": always(200, {"message": "Unauthorized route"}),
     "error of a choice": with_message("error", None, error={"code": 403, "message": "flagged"}),
+    "finish reason error": with_message("error", {"role": "assistant", "content": "8"}),
+    "finish reason of a failure": with_message("insufficient_system_resource", {"role": "assistant", "content": "8"}),
+    "max_tokens bounded": refusing("max_tokens", 422, {"detail": [_BOUNDED]}),
     "choices null": with_fields(choices=None),
     "no choices": with_fields(choices=[]),
     "choices of something else": with_fields(choices=[3]),

@@ -7,6 +7,7 @@ import math
 import os
 import queue
 import random
+import re
 import socket
 import ssl
 import threading
@@ -48,6 +49,14 @@ _NO_TLS = "if the server speaks no TLS, begin the url with http://"
 LONGEST_PAUSE_S = 120.0
 """A server that asks for a longer one is not waited for."""
 _MAX_CAUSE = 300
+# Which refusals of max_tokens are of its name, and which of its value.
+_OTHER_NAME = re.compile(
+    r"(?i)max_completion_tokens|unsupported|extra|unknown|unrecogni[sz]ed|unexpected|deprecated"
+    r"|not (supported|permitted|allowed|accepted|known)"
+)
+_BOUND = re.compile(
+    r"(?i)too (large|long|many|big|high|small|low)|(less|lower|smaller|more|greater) than|at (most|least)|exceed"
+)
 _jitter = random.Random()  # of its own: the program's random numbers are seeded
 _MAX_MODELS = 5
 _MODELS_TIMEOUT_S = 10.0
@@ -101,7 +110,7 @@ class Endpoint:
     Overloaded or unreachable servers are asked again `num_retries` times, with growing pauses or those that the server
     asks for; `timeout_s` bounds each attempt, from the request to the last byte. Parameters in `leave_out` are never
     sent. Of those that the server refuses, the ones in `droppable` are left out from then on, with a warning, and
-    `max_tokens` becomes `max_completion_tokens`; any other is an error. `setting` gives the name under which a user
+    `max_tokens` becomes `max_completion_tokens` where it is no bound; any other is an error. `setting` gives the name under which a user
     knows a parameter. Raises `ConfigError` for a url that is none and a key that cannot be sent.
     """
 
@@ -232,7 +241,7 @@ class Endpoint:
         """Whether to ask again without a parameter that the server refuses, or under its other name."""
         if name in self._dropped:  # another request has found out in the meantime
             return True
-        if name == "max_tokens":
+        if name == "max_tokens" and _OTHER_NAME.search(refused.words) and not _BOUND.search(refused.words):
             done = "it is sent as max_completion_tokens"
         elif name in self.droppable or (name == "temperature" and value == 1.0):
             # By the protocol a temperature that is not sent is 1.
@@ -322,6 +331,8 @@ class Endpoint:
     def _remedy(self, request: ChatRequest, refused: Refusal, name: str | None, there: Sequence[str]) -> str:
         if refused.remedy is not None:
             return refused.remedy.format_map(self._numbers())
+        if name == "max_completion_tokens":  # as it is sent, and nowhere written
+            name = "max_tokens"
         if name is not None:
             return (
                 f"without {name} the answers would be others, so write a {self.setting(name)} that it takes"

@@ -20,6 +20,8 @@ _TOLD = {
     429: re.compile(r"rate.?limit|too.?many|quota"),
     503: re.compile(r"overload|unavailable|server.?error|internal.?error|timeout"),
 }
+_FAILED = re.compile(r"(?i)error|abort|insufficient_system_resource")
+"""Finish reasons of texts that a failure of the server has ended."""
 # Where servers put what they have to say, the more telling first.
 _WORD_KEYS = ("error", "message", "msg", "detail", "details", "errors", "error_message", "description", "title", "raw")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -124,7 +126,9 @@ def _error(body: Any, status: int) -> Refusal | None:
     if error is None and (body.get("object") == "error" or (not items and any(body.get(key) for key in _WORD_KEYS))):
         error = body
     if error is None:
-        return None
+        reasons = [choice.get("finish_reason") for choice in items if isinstance(choice, dict)]
+        failed = next((reason for reason in reasons if isinstance(reason, str) and _FAILED.search(reason)), None)
+        return failed and Refusal(status, f"an answer ended with finish reason {one_line(failed)[:40]}", may_pass=True)
     # A success without a status of its own for the error is no reason to ask again.
     return refusal(_told_status(error) or _told_status(body) or status, _words(error), _param(error))
 

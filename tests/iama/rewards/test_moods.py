@@ -22,6 +22,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "error in a 200, once": ("good", ""),
     "error in words in a 200, once": ("good", ""),
     "error of a choice, once": ("good", ""),
+    "finish reason error, once": ("good", ""),
     "page of a gateway, once": ("good", ""),
     "pause asked for, once": ("good", ""),
     "pause until a date, once": ("good", ""),
@@ -61,6 +62,12 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "error in a 200 without a code": ("failed", r"\(HTTP 200: no credits left\)"),
     "error as a message": ("failed", r"\(HTTP 200: Unauthorized route\)"),
     "error of a choice": ("failed", r"error 403 within HTTP 200: flagged\); put a key that may use the model into"),
+    "finish reason error": ("failed", r"\(HTTP 200: an answer ended with finish reason error\)"),
+    "finish reason of a failure": ("failed", r"ended with finish reason insufficient_system_resource\)"),
+    "max_tokens bounded": (
+        "failed",
+        r"HTTP 422: body.max_tokens: ensure .*equal to 8\).*write a (--max-new-tokens|max_tokens) that it takes",
+    ),
     "choices null": ("failed", r"no completion: it has no list of choices"),
     "no choices": ("failed", r"no completion: it holds no choices"),
     "choices of something else": ("failed", r"no completion: a choice has neither message nor text, but is 3"),
@@ -82,7 +89,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "dripping": ("failed", r"timed out after 0\.\d+ s\); is the server running\? else raise (--timeout-s|timeout_s)"),
 }
 # Those that are asked again.
-PASSING = {name for name in MOODS if name.startswith(("error in a 200", "page of a", "dripping"))}
+PASSING = {name for name in MOODS if name.startswith(("error in a 200", "page of a", "dripping", "finish reason"))}
 PASSING |= {"error in a text", "error without a word"}
 PASSING -= {"error in a 200 without a code"}
 
@@ -136,7 +143,9 @@ def test_iama_pool_meets_every_mood(run: Run, server: OpenAIServer, tmp_path: Pa
     if end == "failed":
         assert code == 2
         assert err.splitlines()[-1].startswith("error: --engine openai: the model 'judge' at")
-        is_asked_twice = mood in PASSING or "HTTP 400" in err  # a single answer, too, is asked for in the latter case
+        is_asked_twice = mood in PASSING or re.search(
+            "HTTP 4(00|22)", err
+        )  # a single answer, too, is asked for in the latter case
         assert server.num_requests == (2 if is_asked_twice else 1)
         return
     assert code == 0, err

@@ -346,11 +346,30 @@ def test_what_decides_the_law_is_never_left_out_unasked(
         ask(server, chat("x", **changes))
 
 
-def test_a_limit_that_is_too_large_is_told(server: OpenAIServer) -> None:
-    words = "'max_tokens' or 'max_completion_tokens' is too large: 5"
-    server.mood = always(400, {"error": {"message": words}})
-    wanted = r"is too large: 5.*so write a max_completion_tokens that it takes"
-    with pytest.warns(IamaWarning), pytest.raises(ModelError, match=wanted):
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"error": {"message": "'max_tokens' or 'max_completion_tokens' is too large: 5"}},
+        {"error": {"message": "'max_tokens' is too large: 5 (5 > 8 - 5)", "param": "max_tokens"}},
+        {"detail": [{"loc": ["body", "max_tokens"], "msg": "ensure this value is less than or equal to 4"}]},
+        {"error": {"message": "max_tokens must be at most 4"}},
+        {"error": {"message": "Invalid value", "param": "max_tokens"}},
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_bound_on_max_tokens_is_told_under_its_setting(server: OpenAIServer, status: int, reply: Any) -> None:
+    """Under another name the bound would be gone, and so would what was asked for."""
+    server.mood = refusing("max_tokens", status, reply)
+    with pytest.raises(ModelError, match=r"so write a --max-new-tokens that it takes"):
+        ask(server, chat("x"), setting=lambda name: "--max-new-tokens" if name == "max_tokens" else name)
+    assert server.num_requests == 1
+
+
+def test_a_bound_on_max_completion_tokens_is_told_under_the_same(server: OpenAIServer) -> None:
+    other = {"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'."}}
+    bound = {"error": {"message": "'max_completion_tokens' is too large: 5"}}
+    server.mood = lambda number, body, good: (400, other if "max_tokens" in body else bound)
+    with pytest.warns(IamaWarning), pytest.raises(ModelError, match=r"too large: 5.*so write a max_tokens that it"):
         ask(server, chat("x"))
 
 
