@@ -19,6 +19,7 @@ from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
 from iama.files import whole_lines
 from iama.prompts.render import Prompt, completion_text, prompt_name, prompt_text
+from iama.reading import decode, reason
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url, read_key
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
@@ -300,9 +301,11 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 def read_template(spec: JudgeSpec, source: str) -> str:
     """The prompt file; raises `RewardError` where it is missing or its placeholders are not those of the mode."""
     try:
-        template = Path(spec.prompt_file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RewardError(f"{source}: cannot read prompt_file {spec.prompt_file!r} ({error})") from error
+        data = Path(spec.prompt_file).read_bytes()
+    except OSError as error:
+        raise RewardError(f"{source}: cannot read prompt_file {spec.prompt_file!r} ({reason(error)})") from error
+    text = decode(data, f"{source}: prompt_file {spec.prompt_file}", RewardError)
+    template = text.replace("\r\n", "\n").replace("\r", "\n")  # the same question wherever it was written
     wanted, written = _PLACEHOLDERS[spec.mode], set(_PLACEHOLDER.findall(template))
     if missing := sorted(wanted - written):
         raise RewardError(

@@ -110,8 +110,9 @@ class Endpoint:
     Overloaded or unreachable servers are asked again `num_retries` times, with growing pauses or those that the server
     asks for; `timeout_s` bounds each attempt, from the request to the last byte. Parameters in `leave_out` are never
     sent. Of those that the server refuses, the ones in `droppable` are left out from then on, with a warning, and
-    `max_tokens` becomes `max_completion_tokens` where it is no bound; any other is an error. `setting` gives the name under which a user
-    knows a parameter. Raises `ConfigError` for a url that is none and a key that cannot be sent.
+    `max_tokens` becomes `max_completion_tokens`, unless its value is refused; any other is an error. `setting` gives
+    the name under which a user knows a parameter. Raises `ConfigError` for a url that is none and a key that cannot be
+    sent.
     """
 
     url: str

@@ -128,7 +128,9 @@ def _error(body: Any, status: int) -> Refusal | None:
     if error is None:
         reasons = [choice.get("finish_reason") for choice in items if isinstance(choice, dict)]
         failed = next((reason for reason in reasons if isinstance(reason, str) and _FAILED.search(reason)), None)
-        return failed and Refusal(status, f"an answer ended with finish reason {one_line(failed)[:40]}", may_pass=True)
+        if failed is None:
+            return None
+        return Refusal(status, f"an answer ended with finish reason {one_line(failed)[:40]}", may_pass=True)
     # A success without a status of its own for the error is no reason to ask again.
     return refusal(_told_status(error) or _told_status(body) or status, _words(error), _param(error))
 

@@ -458,6 +458,23 @@ def test_other_braces_in_a_prompt_file_stay(tmp_path: Path) -> None:
     assert read_template(judge_spec(None, tmp_path, template), "here") == template
 
 
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [("utf-8-sig", None), ("utf-16", "not UTF-8 but UTF-16"), ("utf-16-le", "not UTF-8"), ("latin-1", "not UTF-8")],
+)
+def test_prompt_files_are_read_in_utf8(tmp_path: Path, encoding: str, message: str | None) -> None:
+    template = "\u00e9\r\n{prompt} {completion}"
+    spec = judge_spec(None, tmp_path)
+    Path(spec.prompt_file).write_bytes(template.encode(encoding))
+    if message is None:
+        assert read_template(spec, "here") == template.replace("\r", "")
+    else:
+        with pytest.raises(
+            RewardError, match=rf"^here: prompt_file \S+judge.txt:?\d*: {message}.*save the file as UTF-8$"
+        ):
+            read_template(spec, "here")
+
+
 def test_checks_need_no_server(tmp_path: Path) -> None:
     check_reward("r", RewardSpec(judge=judge_spec(None, tmp_path)))
     with pytest.raises(ConfigError, match=r"reward 'r': url 'localhost' is no address"):
