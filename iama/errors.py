@@ -7,9 +7,11 @@ import os
 import re
 
 _LOGIN = re.compile(r"(?<=://)[^\s'\"<>]*@")
-_IN_QUERY = re.compile(r"(?i)([?&][\w-]*(?:key|token|secret|password|passwd|pwd|signature|sig)=)[^&\s'\"<>]+")
+_IN_QUERY = re.compile(
+    r"(?i)([?&][\w-]*(?:key|token|secret|password|passwd|pwd|signature|sig)=)[^&\s'\"<>]*[^&\s'\"<>.,:;)\]}]"
+)
 _SECRET_NAME = re.compile(r"(?i)(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
-_SHORTEST = 8
+SHORTEST_SECRET = 8
 """Characters of a variable's value that is taken for a secret; shorter ones occur in words."""
 
 
@@ -18,7 +20,7 @@ def without_secrets(text: str) -> str:
     text = _IN_QUERY.sub(r"\1***", _LOGIN.sub("***@", text))
     for name, value in os.environ.items():
         secret = value.strip()
-        if len(secret) >= _SHORTEST and secret in text and _SECRET_NAME.search(name):
+        if len(secret) >= SHORTEST_SECRET and secret in text and _SECRET_NAME.search(name):
             text = text.replace(secret, f"${name}")
     return text
 

@@ -20,7 +20,7 @@ from iama.errors import IamaWarning, RewardError
 from iama.files import whole_lines
 from iama.prompts.render import Prompt, completion_text, prompt_name, prompt_text
 from iama.reading import decode, reason
-from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url, read_key
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_address
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -330,8 +330,7 @@ def check_judge(spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> No
     """Check the prompt file, the url and the key; asks nothing."""
     assert spec.judge is not None
     read_template(spec.judge, source)
-    check_url(spec.judge.url, source)
-    read_key(spec.judge.api_key_env, source)
+    check_address(spec.judge.url, source, spec.judge.api_key_env)
 
 
 def judge_plan(spec: JudgeSpec, num_texts: int, mean_chars: float, num_cached: int = 0) -> str:

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from functools import cache, cached_property
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from iama.config.specs import LEAVABLE, check_no_secret
-from iama.errors import ConfigError, IamaWarning, ModelError
+from iama.errors import SHORTEST_SECRET, ConfigError, IamaWarning, ModelError, without_secrets
 from iama.prompts.render import Prompt
 from iama.rewards.replies import (
     NO_COMPLETION,
@@ -131,8 +131,7 @@ class Endpoint:
     _has_warned: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        check_url(self.url, self.source, self.api_key_env, self.setting)
-        read_key(self.api_key_env, self.source)
+        check_address(self.url, self.source, self.api_key_env, self.setting)
 
     def ask_all(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatAnswer]]:
         """Each request's index and answer as they arrive, `concurrency` requests at a time.
@@ -170,6 +169,8 @@ class Endpoint:
             client = openai.AsyncOpenAI(
                 base_url=self.url,
                 api_key=read_key(self.api_key_env, self.source),
+                organization=read_header("OPENAI_ORG_ID", self.source),
+                project=read_header("OPENAI_PROJECT_ID", self.source),
                 timeout=None,  # of whole attempts, here
                 max_retries=0,
                 # A redirect would send the key where nobody has said that it may go.
@@ -447,22 +448,40 @@ def _total(counts: list[int | None]) -> int | None:
 
 
 def read_key(api_key_env: str, source: str) -> str:
-    """The key in an environment variable, without blanks around it; `NO_KEY` where there is no such variable.
+    """The key in an environment variable, as `read_header`; `NO_KEY` where there is no such variable."""
+    return read_header(api_key_env, source, "key") or NO_KEY
+
+
+def read_header(name: str, source: str, what: str = "name") -> str | None:
+    """What an environment variable holds for a header, without blanks around it; None where there is no such variable.
 
     Raises `ConfigError`, which names the variable and never its value, for what no header can hold.
     """
-    value = os.environ.get(api_key_env)
+    value = os.environ.get(name)
     if value is None:
-        return NO_KEY
-    key = value.strip()
-    if not key:
-        raise ConfigError(f"{source}: the environment variable {api_key_env} is blank; put the key into it or unset it")
-    if not all("!" <= letter <= "~" for letter in key):
+        return None
+    text = value.strip()
+    if not text:
+        raise ConfigError(f"{source}: the environment variable {name} is blank; put the {what} into it or unset it")
+    if not all("!" <= letter <= "~" for letter in text):
         raise ConfigError(
-            f"{source}: the environment variable {api_key_env} holds a blank, a control character or one beyond ASCII "
-            "within the key; put the key alone into it"
+            f"{source}: the environment variable {name} holds a blank, a control character or one beyond ASCII "
+            f"within the {what}; put the {what} alone into it"
         )
-    return key
+    return text
+
+
+def check_address(url: str, source: str, api_key_env: str, setting: Callable[[str], str] = str) -> None:
+    """Raise `ConfigError` for a url, or a variable that goes into a header, that cannot be used; nothing is asked."""
+    check_url(url, source, api_key_env, setting)
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        read_header(name, source)
+    key, path = read_key(api_key_env, source), unquote(urlsplit(url).path)
+    if without_secrets(path) != path or (len(key) >= SHORTEST_SECRET and key in path):
+        raise ConfigError(
+            f"{source}: the url's path holds a key, which would be written into files; "
+            f"leave it to the environment variable {api_key_env}"
+        )
 
 
 def check_url(url: str, source: str, api_key_env: str | None = None, setting: Callable[[str], str] = str) -> None:

@@ -280,6 +280,33 @@ def test_a_key_that_cannot_be_sent_is_named_by_its_variable(monkeypatch: pytest.
     assert "plant" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["OPENAI_ORG_ID", "OPENAI_PROJECT_ID"])
+def test_names_of_accounts_are_sent_or_refused_unseen(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "org-planted\n")
+    assert ask(server, chat("x")).texts == ["ok"]
+    for value in ("org-pl\nanted", "org-plant\xe9", " "):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=rf"^here: the environment variable {name} (is blank|holds a )") as caught:
+            endpoint(server.url)
+        assert "org-pl" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["sk-planted", "a/sk-planted/v1", "sk%2Dplanted/v1"])
+@pytest.mark.parametrize("variable", ["IAMA_TEST", "IAMA_OTHER_TOKEN"])
+def test_a_key_in_the_path_of_a_url_is_refused_unseen(
+    monkeypatch: pytest.MonkeyPatch, path: str, variable: str
+) -> None:
+    """Urls are written into files, and keys are not."""
+    monkeypatch.setenv(variable, "sk-planted")
+    with pytest.raises(ConfigError, match=r"^here: the url's path holds a key.* variable IAMA_TEST$") as caught:
+        endpoint(f"http://localhost:1/{path}", api_key_env="IAMA_TEST")
+    assert "planted" not in str(caught.value)
+    monkeypatch.setenv(variable, "none")
+    endpoint("http://localhost:1/none/v1", api_key_env="IAMA_TEST")
+
+
 def test_a_key_that_the_server_repeats_is_not_shown(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is one whose variable has a name that tells nothing."""
     monkeypatch.setenv("JUDGE_OF_MINE", "planted")
