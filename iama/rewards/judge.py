@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,8 +44,7 @@ class Judge(Scorer):
         self.spec, self.source = spec, source
         self.template = read_template(spec, source)
         self.num_asked = self.num_unparsable = 0
-        file = Path(spec.cache) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', spec.model)}.jsonl"
-        self._answers = AnswerCache(file, self._is_readable)
+        self._answers = AnswerCache(cache_path(spec), self._is_readable)
         self._unreadable: dict[str, dict[str, Any]] = {}
         self._has_warned = {"unparsable": False, "estimated": False}
         self._endpoint = Endpoint(
@@ -139,6 +139,8 @@ class Judge(Scorer):
             )
             for key, text in missing
         ]
+        if requests:
+            self._answers.check_writable()
         fresh = []
         for index, answer in self._endpoint.ask_all(requests):
             key, text = missing[index]
@@ -196,6 +198,11 @@ class Judge(Scorer):
             warnings.warn(f"{self.source}: {message}", IamaWarning, stacklevel=4)
 
 
+def cache_path(spec: JudgeSpec) -> Path:
+    """The file of the answers that are kept."""
+    return Path(spec.cache) / f"{re.sub(r'[^A-Za-z0-9.-]+', '_', spec.model)}.jsonl"
+
+
 class AnswerCache:
     """Answers by key, in memory and in an append-only JSONL file that several processes may share.
 
@@ -213,17 +220,40 @@ class AnswerCache:
 
     def refresh(self) -> None:
         """Read what this and other processes have appended since; of two answers to a question the first counts."""
-        if not self.path.is_file():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._position)
-            data = file.read()
+        try:
+            if not self.path.is_file():
+                return
+            with self.path.open("rb") as file:
+                file.seek(self._position)
+                data = file.read()
+        except OSError as error:
+            raise RewardError(f"{self.path}: cannot read the judge's answers ({reason(error)})") from error
         whole = whole_lines(data)
         self._position += len(whole)
         for line in whole.split(b"\n"):
             row = _as_answer(line)
             if row is not None and self.is_readable(row):
                 self.rows.setdefault(row["key"], row)
+
+    def check_place(self) -> None:
+        """Raise `RewardError` where a file stands in the folder's place, or a folder in the file's; makes nothing."""
+        folder = next((parent for parent in self.path.parents if os.path.lexists(parent)), Path())
+        if not folder.is_dir():
+            raise self._unusable(f"{folder} is no folder")
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise self._unusable("it is no file")
+
+    def check_writable(self) -> None:
+        """Raise `RewardError` where no answer could be kept, before one is asked for and paid."""
+        self.check_place()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.open("ab").close()
+        except OSError as error:
+            raise self._unusable(reason(error)) from error
+
+    def _unusable(self, why: str) -> RewardError:
+        return RewardError(f"{self.path}: cannot keep the judge's answer ({why}); set `cache` to a folder")
 
     def append(self, row: dict[str, Any]) -> None:
         """Put an answer into the file; `refresh` brings it to `rows`."""
@@ -236,9 +266,7 @@ class AnswerCache:
                     line = line if file.read(1) == b"\n" else b"\n" + line  # end another's torn line
                 is_whole = file.write(line) == len(line)
         except OSError as error:
-            raise RewardError(
-                f"{self.path}: cannot keep the judge's answer ({error}); set `cache` to a folder"
-            ) from error
+            raise self._unusable(reason(error)) from error
         if not is_whole:
             raise RewardError(f"{self.path}: cannot keep the judge's answer whole; is the disk full?")
 
@@ -327,10 +355,11 @@ def load_judge(spec: RewardSpec, source: str) -> Judge:
 
 
 def check_judge(spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> None:
-    """Check the prompt file, the url and the key; asks nothing."""
+    """Check the prompt file, the url, the key and the cache's place; asks nothing."""
     assert spec.judge is not None
     read_template(spec.judge, source)
     check_address(spec.judge.url, source, spec.judge.api_key_env)
+    AnswerCache(cache_path(spec.judge), bool).check_place()
 
 
 def judge_plan(spec: JudgeSpec, num_texts: int, mean_chars: float, num_cached: int = 0) -> str:

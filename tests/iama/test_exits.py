@@ -14,7 +14,7 @@ import yaml
 from pyarrow import ArrowInvalid
 from safetensors import SafetensorError
 
-from iama.errors import RunError
+from iama.errors import RunError, without_secrets
 from iama.exits import told_in_one_line
 from tests.processes import ROOT
 
@@ -23,6 +23,18 @@ def error_of(action) -> BaseException:
     with pytest.raises(Exception) as told:  # noqa: PT011 - whatever it is
         action()
     return told.value
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("(http://h/a?token=abc); next", "(http://h/a?token=***); next"),
+        ("http://h/a?sig=a);b&x=1, next", "http://h/a?sig=***&x=1, next"),
+        ("'http://me:pw@h/?api_key=abc'.", "'http://***@h/?api_key=***'."),
+    ],
+)
+def test_a_secret_in_an_address_is_hidden_and_the_sentence_goes_on(address: str, shown: str) -> None:
+    assert without_secrets(address) == shown
 
 
 FROM_OUTSIDE = [

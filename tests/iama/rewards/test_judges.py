@@ -483,11 +483,36 @@ def test_checks_need_no_server(tmp_path: Path) -> None:
         check_reward("r", RewardSpec(judge=judge_spec(None, tmp_path, prompt_file="/nowhere.txt")))
 
 
-def test_a_cache_that_cannot_be_written_is_named(server: OpenAIServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cache", "why"),
+    [
+        ("file", "file is no folder"),
+        ("file/below", "file is no folder"),
+        ("link", "link is no folder"),
+        ("full", "it is no file"),
+    ],
+)
+def test_a_cache_that_cannot_be_written_is_named_before_anything_is_asked(
+    server: OpenAIServer, tmp_path: Path, cache: str, why: str
+) -> None:
     (tmp_path / "file").write_text("")
-    server.answer = length
-    with pytest.raises(RewardError, match=r"file/org_judge\.jsonl: cannot keep the judge's answer"):
-        Judge(judge_spec(server, tmp_path, cache=str(tmp_path / "file")), "here").score(["p"], ["one"], {})
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "full" / "org_judge.jsonl").mkdir(parents=True)
+    spec = judge_spec(server, tmp_path, cache=str(tmp_path / cache))
+    for action in (
+        lambda: check_reward("r", RewardSpec(judge=spec)),
+        lambda: Judge(spec, "here").score(["p"], ["one"], {}),
+    ):
+        with pytest.raises(RewardError, match=rf"{cache}/org_judge\.jsonl: cannot keep the judge's answer \(.*{why}\)"):
+            action()
+    assert server.num_requests == 0
+
+
+def test_a_cache_whose_name_is_too_long_is_one_line(server: OpenAIServer, tmp_path: Path) -> None:
+    judge = Judge(judge_spec(server, tmp_path, model="m" * 300), "here")
+    with pytest.raises(RewardError, match=r"cannot (keep|read) the judge's answers? \(File name too long\)"):
+        judge.score(["p"], ["one"], {})
+    assert server.num_requests == 0
 
 
 @pytest.mark.parametrize("load", [check_reward, load_reward])
