@@ -21,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache, cached_property
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from iama.config.specs import LEAVABLE, check_no_secret
 from iama.errors import SHORTEST_SECRET, ConfigError, IamaWarning, ModelError, without_secrets
@@ -41,10 +42,13 @@ NO_KEY = "none"
 """What is sent in the place of a key: a server that needs none takes any, but the client insists on one."""
 # What to do where no reply came, with the endpoint's own settings filled in.
 _NO_REPLY = "is the server running? else raise {timeout_s} or {num_retries}"
+_BROKEN = "the server or what stands before it broke off; see its log, or raise {num_retries}"
 _NO_HOST = "check the host's name in the url"
 _UNKNOWN_SIGNER = (
     "for a certificate of its own, set the environment variable SSL_CERT_FILE to a PEM file of it or of its signer"
 )
+_OTHER_HOST = "write the url with a name that the server's certificate holds"
+_EXPIRED = "renew the server's certificate, or set this machine's clock"
 _NO_TLS = "if the server speaks no TLS, begin the url with http://"
 LONGEST_PAUSE_S = 120.0
 """A server that asks for a longer one is not waited for."""
@@ -57,6 +61,7 @@ _OTHER_NAME = re.compile(
 _BOUND = re.compile(
     r"(?i)too (large|long|many|big|high|small|low)|(less|lower|smaller|more|greater) than|at (most|least)|exceed"
 )
+_TOO_LONG = re.compile(r"(?i)context.?(length|window|size)|(prompt|input|request)\b.{0,20} too (long|large)")
 _jitter = random.Random()  # of its own: the program's random numbers are seeded
 _MAX_MODELS = 5
 _MODELS_TIMEOUT_S = 10.0
@@ -308,7 +313,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             status, headers, content = error.status_code, error.response.headers, error.response.content
         except openai.APIConnectionError as error:
-            return _unreached(error)
+            return _unreached(error, self.url)
         except (openai.OpenAIError, ValueError) as error:
             return refusal(NO_COMPLETION, f"the reply cannot be read: {error}")
         reply = read_reply(status, content)
@@ -350,6 +355,10 @@ class Endpoint:
         if refused.status in (NO_COMPLETION, 404, 405):
             chats = "; a server of chats alone wants messages, and no texts" if isinstance(request.prompt, str) else ""
             return f"check the model's name and that the url ends where {request.path} begins, e.g. in /v1{chats}"
+        if refused.status == 402:
+            return f"add credits to the account of the key in the environment variable {self.api_key_env}"
+        if refused.status == 413 or (refused.status in (400, 422, 500) and _TOO_LONG.search(refused.words)):
+            return f"shorten the prompts, or lower {self.setting('max_tokens')} ({request.max_tokens})"
         if refused.status == 429:
             return "lower {concurrency} or raise {num_retries}".format_map(self._numbers())
         return "see the server's log"
@@ -410,7 +419,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 os.register_at_fork(after_in_child=_loop.cache_clear)  # where its thread is not
 
 
-def _unreached(error: Exception) -> Refusal:
+def _unreached(error: Exception, url: str) -> Refusal:
     """What keeps a request from reaching the server or its reply from coming back."""
     chain: list[BaseException] = []
     cause: BaseException | None = error.__cause__
@@ -419,12 +428,35 @@ def _unreached(error: Exception) -> Refusal:
         cause = cause.__cause__ or cause.__context__
     words = one_line(str(chain[0]) if chain and str(chain[0]) else repr(chain[0] if chain else error))
     words = f"{one_line(str(error))} ({words})"
-    if any(isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(cause) for cause in chain):
-        return Refusal(None, words, remedy=_UNKNOWN_SIGNER)
+    certificate = next((cause for cause in chain if isinstance(cause, ssl.SSLCertVerificationError)), None)
+    if certificate is not None:
+        remedy = _UNKNOWN_SIGNER
+        if certificate.verify_code in (62, 64):  # OpenSSL's numbers: another host's name, another address
+            remedy = _OTHER_HOST
+        elif certificate.verify_code in (9, 10):  # not yet valid, or no longer
+            remedy = _EXPIRED
+        elif "SSL_CERT_FILE" in os.environ:
+            remedy = "the file that SSL_CERT_FILE names holds neither the server's certificate nor its signer's"
+        return Refusal(None, words, remedy=remedy)
     if any(isinstance(cause, ssl.SSLError) for cause in chain):
         return Refusal(None, words, remedy=_NO_TLS)
-    is_host = any(isinstance(cause, socket.gaierror) for cause in chain)
-    return Refusal(None, words, remedy=_NO_HOST if is_host else _NO_REPLY, may_pass=True)
+    # By name: httpx comes with openai, which is imported late.
+    kinds = {type(cause).__name__ for cause in chain}
+    proxy = _proxy(url)
+    if proxy is not None and kinds & {"ConnectError", "ConnectTimeout", "ProxyError"}:
+        shown = proxy.replace("{", "").replace("}", "")
+        remedy = f"is the proxy {shown!r} running? else unset the variable that names it, or add the host to NO_PROXY"
+    elif kinds & {"RemoteProtocolError", "ReadError", "WriteError", "DecodingError"}:
+        remedy = _BROKEN
+    else:
+        remedy = _NO_HOST if any(isinstance(cause, socket.gaierror) for cause in chain) else _NO_REPLY
+    return Refusal(None, words, remedy=remedy, may_pass=True)
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for a url."""
+    parts, proxies = urlsplit(url), getproxies()
+    return None if proxy_bypass(parts.hostname or "") else proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _asked_pause_s(headers: Mapping[str, str]) -> float | None:

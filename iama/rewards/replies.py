@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,10 @@ NO_COMPLETION = 0
 """Status of a success that is no completion: something else answers at that address."""
 _MAX_WORDS = 2000
 _MAX_COUNT = 2**53
-# Names of errors that stand where others write a status.
+# Names and words of errors that stand where others write a status.
 _TOLD = {
     429: re.compile(r"rate.?limit|too.?many|quota"),
-    503: re.compile(r"overload|unavailable|server.?error|internal.?error|timeout"),
+    503: re.compile(r"overload|unavailable|server.?error|internal.?error|timeout|timed out|try (again )?later"),
 }
 _FAILED = re.compile(r"(?i)error|abort|insufficient_system_resource")
 """Finish reasons of texts that a failure of the server has ended."""
@@ -68,8 +69,14 @@ def read_reply(status: int, content: bytes) -> Reply | Refusal:
         body = json.loads(content)
     except (ValueError, RecursionError):
         words = _page_words(content)
+        events = _events(content)
+        error = next(filter(None, (_error(event, status) for event in events)), None)
+        if error is not None:
+            return error
         if not is_success(status):
             return refusal(status, words)
+        if events:
+            return refusal(NO_COMPLETION, f"the reply is a stream, which was not asked for: {words}")
         return refusal(NO_COMPLETION, f"the reply is not JSON: {words or 'it is empty'}")
     error = _error(body, status)
     if error is not None:
@@ -78,6 +85,17 @@ def read_reply(status: int, content: bytes) -> Reply | Refusal:
         return _completion(body)
     except _UnreadableError as unreadable:
         return refusal(NO_COMPLETION, f"the reply is no completion: {unreadable}")
+
+
+def _events(content: bytes) -> list[dict[str, Any]]:
+    """The objects in a stream of events, which some servers send unasked; none where it is something else."""
+    events = []
+    for line in content.splitlines():
+        name, _, data = line.partition(b":")
+        if name == b"data":
+            with suppress(ValueError, RecursionError):
+                events.append(json.loads(data))
+    return [event for event in events if isinstance(event, dict)]
 
 
 def is_success(status: int) -> bool:
@@ -131,8 +149,9 @@ def _error(body: Any, status: int) -> Refusal | None:
         if failed is None:
             return None
         return Refusal(status, f"an answer ended with finish reason {one_line(failed)[:40]}", may_pass=True)
-    # A success without a status of its own for the error is no reason to ask again.
-    return refusal(_told_status(error) or _told_status(body) or status, _words(error), _param(error))
+    words = _words(error)
+    # A success without a status of its own for the error, in whichever words, is no reason to ask again.
+    return refusal(_told_status(error) or _told_status(body) or _named_status(words) or status, words, _param(error))
 
 
 def _told_status(body: Any) -> int | None:
@@ -147,11 +166,13 @@ def _told_status(body: Any) -> int | None:
             return int(value)
         if type(value) is int and 400 <= value < 600:
             return value
-        if isinstance(value, str):
-            for status, pattern in _TOLD.items():
-                if pattern.search(value.lower()):
-                    return status
+        if isinstance(value, str) and (status := _named_status(value)):
+            return status
     return None
+
+
+def _named_status(words: str) -> int | None:
+    return next((status for status, pattern in _TOLD.items() if pattern.search(words.lower())), None)
 
 
 def _param(body: Any) -> str | None:

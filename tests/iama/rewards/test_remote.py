@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from iama.errors import ConfigError, IamaWarning, ModelError
-from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_url
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, _unreached, check_url
 from iama.rewards.replies import well_formed
 from tests.openai_server import CERTIFICATE, MOODS, OpenAIServer, always, refusing
 
@@ -186,7 +186,15 @@ list(Endpoint({server.url!r}, "m", "K", 60, 2, 2, "here").ask_all([ChatRequest("
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
-    [(401, "IAMA_TEST_KEY"), (403, "IAMA_TEST_KEY"), (404, "ends where"), (429, r"concurrency \(4\)"), (418, "log")],
+    [
+        (401, "IAMA_TEST_KEY"),
+        (402, "add credits to the account of the key in the environment variable IAMA_TEST_KEY"),
+        (413, r"shorten the prompts, or lower max_tokens \(5\)"),
+        (403, "IAMA_TEST_KEY"),
+        (404, "ends where"),
+        (429, r"concurrency \(4\)"),
+        (418, "log"),
+    ],
 )
 def test_statuses_say_what_to_do(server: OpenAIServer, status: int, remedy: str) -> None:
     server.failure_status, server.num_failures = status, 1
@@ -435,10 +443,11 @@ def test_an_attempt_ends_at_its_deadline_whatever_drips(beginning: bytes) -> Non
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        (b"", "is the server running"),
-        (b"nonsense\r\n\r\n", "is the server running"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab", "is the server running"),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nab", "gave no answer"),
+        (b"", "broke off; see its log, or raise num_retries"),
+        (b"nonsense\r\n\r\n", "broke off"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab", "broke off"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nab", "broke off"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\nhello\r\n0\r\n\r\n", "broke off"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", "the reply is not JSON: it is empty"),
     ],
 )
@@ -477,6 +486,28 @@ def test_a_certificate_of_its_own(server: OpenAIServer, monkeypatch: pytest.Monk
         list(endpoint(url).ask_all([chat("x")]))
 
 
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (18, "the file that SSL_CERT_FILE names holds neither"),
+        (10, "renew the server's certificate"),
+        (62, "write the url with a name that"),
+    ],
+)
+def test_a_certificate_that_another_variable_would_not_mend(
+    monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    """The codes are OpenSSL's: signed by itself, expired, and of another host."""
+    monkeypatch.setenv("SSL_CERT_FILE", "of another signer")
+    error, cause = ConnectionError("Connection error."), ssl.SSLCertVerificationError("certificate verify failed")
+    cause.verify_code = code
+    error.__cause__ = cause
+    refused = _unreached(error, "https://localhost/v1")
+    assert refused.remedy is not None
+    assert refused.remedy.startswith(remedy)
+    assert not refused.may_pass
+
+
 def test_tls_where_there_is_none(server: OpenAIServer) -> None:
     with pytest.raises(ModelError, match="begin the url with http://"):
         list(endpoint(server.url.replace("http:", "https:"), num_retries=0).ask_all([chat("x")]))
@@ -494,6 +525,35 @@ def test_a_proxy_that_is_none(server: OpenAIServer, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match="the variables that name proxies") as caught:
         ask(server, chat("x"))
     assert "planted" not in str(caught.value)
+
+
+def test_a_proxy_that_is_down_is_named(server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("http_proxy", f"http://me:planted@127.0.0.1:{port}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(ModelError, match=rf"is the proxy 'http://\*\*\*@127.0.0.1:{port}' running\?") as caught:
+        ask(server, chat("x"), num_retries=0)
+    assert "planted" not in str(caught.value)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert ask(server, chat("x")).texts == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This model's maximum context length is 8 tokens. However, you requested 21 tokens",
+        "the request exceeds the available context size",
+        "Input is too long for requested model",
+        "prompt too long",
+    ],
+)
+def test_a_prompt_that_is_too_long_says_what_to_do(server: OpenAIServer, words: str) -> None:
+    server.mood = always(400, {"error": words})
+    with pytest.raises(ModelError, match=r"; shorten the prompts, or lower max_tokens \(5\)$"):
+        ask(server, chat("x"))
 
 
 def test_refuses_a_url_that_goes_too_far() -> None:

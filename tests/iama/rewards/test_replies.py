@@ -87,6 +87,8 @@ def test_tokens_are_those_that_were_told_or_not_known(told: Any, count: int | No
         (200, {"error": {"code": 400}}, 400, False),
         (200, {"error": {"code": 1301}}, 200, False),
         (200, {"error": "no"}, 200, False),
+        (200, {"error": "model overloaded, try later"}, 503, True),
+        (200, {"error": {"message": "Rate limit exceeded"}}, 429, True),
         (200, {"code": 500, "message": "no"}, 500, True),
         (500, {"error": {"code": 400}}, 400, False),
         (500, {"code": 1301}, 500, True),
@@ -99,6 +101,30 @@ def test_which_errors_may_pass(http: int, body: Any, status: int, may_pass: bool
     refused = read_reply(http, json.dumps(body).encode())
     assert isinstance(refused, Refusal)
     assert (refused.status, refused.may_pass) == (status, may_pass)
+
+
+@pytest.mark.parametrize(
+    ("stream", "status", "words"),
+    [
+        (b'data: {"error": {"message": "slow down", "code": 429}}\n\n', 429, "slow down"),
+        (
+            b': hm\n\ndata: {"choices": []}\n\nevent: error\ndata:{"error": "model overloaded"}\r\n',
+            503,
+            "model overloaded",
+        ),
+        (
+            b'data: {"choices": [{"delta": {"content": "8"}}]}\n\ndata: [DONE]\n\n',
+            0,
+            "the reply is a stream, which was not",
+        ),
+        (b"data: [DONE]", 0, "the reply is not JSON: data: "),
+    ],
+)
+def test_streams_that_were_not_asked_for(stream: bytes, status: int, words: str) -> None:
+    refused = read_reply(200, stream)
+    assert isinstance(refused, Refusal)
+    assert (refused.status, refused.may_pass) == (status, status > 0)
+    assert refused.words.startswith(words)
 
 
 @pytest.mark.parametrize(
