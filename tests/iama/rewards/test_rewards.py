@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 
@@ -16,6 +17,8 @@ from iama.prompts.data import load_prompts
 from iama.prompts.render import render_exchange
 from iama.rewards.function import load_function, reward_from_function
 from iama.rewards.load import load_reward
+from inference.engine.reward_gradient import EmbeddedReward, around, whole_with_gradient
+from inference.engine.reward_rows import RewardRows
 
 TEXTS = ["bake red bread", "no thanks", "mix flour then water then flour please", "be careful"]
 
@@ -42,6 +45,48 @@ def test_batched_scores_equal_one_by_one(tiny, prompts, batch_size):
     assert scores == pytest.approx(expected, abs=1e-5)
     assert (cost.reward_calls, cost.reward_tokens) == (4, tokens)
     assert cost.seconds > 0
+
+
+@pytest.mark.parametrize("pad", ["distinct", "the end token", "missing", "below 0"])
+@pytest.mark.parametrize("in_tokenizer", ["<pad>", "<|end|>", None])
+def test_the_token_that_speaks_is_the_one_that_transformers_takes_for_a_single_row(
+    tiny, prompts, tmp_path, pad, in_tokenizer
+):
+    """Whole, growing and for a gradient; the template ends with the end token."""
+    folder = shutil.copytree(tiny.reward, tmp_path / "reward")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    ids = {"distinct": tokenizer.pad_token_id, "the end token": tokenizer.eos_token_id, "missing": None, "below 0": -1}
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": ids[pad]}))
+    tokenizer.pad_token = in_tokenizer
+    tokenizer.save_pretrained(folder)
+    texts = [*TEXTS[:3], "be careful <pad>"]
+    expected, _ = slow_scores(folder, prompts, texts)
+    reward = load_reward("helpful", RewardSpec(model=str(folder)))
+    assert reward.score(prompts, texts, {})[0] == pytest.approx(expected, abs=1e-5)
+    rows = RewardRows(reward)
+    names = rows.allocate(4)
+    assert rows.in_pieces
+    rows.score(names, prompts, ["be", "no", "mix flour", "be careful <pad> now"])
+    assert rows.score(names, prompts, texts)[0] == pytest.approx(expected, abs=1e-5)
+    embedded = EmbeddedReward(reward)
+    inside = [around(reward, prompt) for prompt in prompts]
+    answers = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    read = [[*before, *answer, *after] for (before, after), answer in zip(inside, answers, strict=True)]
+    found = embedded.scores([embedded.embeddings[row] for row in read])
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    logits, _ = whole_with_gradient(reward.classifier, read, [len(before) for before, _ in inside])
+    assert logits[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_plain_text_that_ends_with_the_tokenizers_padding_is_read_to_its_end(tiny, tmp_path):
+    folder = shutil.copytree(tiny.reward, tmp_path / "reward")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    texts = ["bake <pad>", "mix<unk>", "bread<|end|>", "no thanks bread"]
+    expected, _ = slow_scores(folder, [""] * 4, texts)
+    reward = load_reward("helpful", RewardSpec(model=str(folder)))
+    assert reward.score([""] * 4, texts, {})[0] == pytest.approx(expected, abs=1e-5)
 
 
 FROZEN = [1.827560544013977, 1.4640390872955322, 1.8256194591522217, 1.4047460556030273]
