@@ -6,6 +6,7 @@ One output of the model, times a sign, is the score. The model reads texts with 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,9 +49,10 @@ class Classifier:
     """A sequence classifier whose output `head`, times `sign`, is a reward: a `Scorer`.
 
     `pad_id` fills short rows, and transformers takes a row's last token that is another as the one that speaks for
-    it; of a model whose configuration names none it is `NO_PADDING` (see `filling`). `context_length` is the most tokens that a prompt with its answer may have (None: the model names no limit),
-    `source` names the reward in errors, and `path` is where the model came from. A model of a `pair` reads prompt and
-    answer as its tokenizer's pair of texts, with the tokens' types where it `has_types`; any other reads one text.
+    it; of a model whose configuration names none it is `NO_PADDING` (see `filling`). `context_length` is the most
+    tokens that a prompt with its answer may have (None: the model names no limit), `source` names the reward in
+    errors, and `path` is where the model came from. A model of a `pair` reads prompt and answer as its tokenizer's
+    pair of texts, with the tokens' types where it `has_types`; any other reads one text.
     """
 
     model: Any
@@ -142,12 +144,25 @@ class Classifier:
         while True:
             try:
                 return self.scores(_forward(self.model, ids, types, self.pad_id, batch_size))
+            except ValueError as error:
+                end = self.model.config.eos_token_id if self.model.config.is_encoder_decoder else None
+                if end is None or all(end in row for row in ids):
+                    raise
+                raise RewardError(
+                    f"{self.source}: a text has no end token, which speaks for it in {self.path!r}; end the chat "
+                    "template or the tokenizer's texts with its eos_token"
+                ) from error
             except RuntimeError as error:
                 batch_size = halved(batch_size, self.source, error)
 
     def scores(self, logits_RH: torch.Tensor) -> list[float]:
-        """The output that is the reward, of each row's logits."""
+        """The output that is the reward, of each row's logits; raises `RewardError` for NaN, which is no score."""
         scores: list[float] = (logits_RH[:, self.head] * self.sign).tolist()
+        if any(map(math.isnan, scores)):
+            raise RewardError(
+                f"{self.source}: the model {self.path!r} gives NaN; its weights are damaged, or numbers overflow in "
+                f"{str(self.model.dtype).removeprefix('torch.')} (then write another `dtype`, float32 is the widest)"
+            )
         return scores
 
 
@@ -155,11 +170,9 @@ class Classifier:
 def _forward(
     model: Any, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]], pad_id: int, batch_size: int
 ) -> torch.Tensor:
-    """Logits `[rows, heads]` in fp32; rows of similar length share a batch, so that little is padding."""
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    """Logits `[rows, heads]` in fp32."""
     logits = torch.empty(len(ids), model.config.num_labels)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in _batches(model.config, ids, pad_id, batch_size):
         rows = [ids[i] for i in batch]
         mask = pad([[1] * len(ids[i]) for i in batch], 0, device=model.device)
         further = {"token_type_ids": pad([types[i] for i in batch], 0, device=model.device)} if types else {}
@@ -168,6 +181,23 @@ def _forward(
             output = model(input_ids=input_ids, attention_mask=mask, **further)
         logits[batch] = output.logits.float().cpu()
     return logits
+
+
+def _batches(config: Any, ids: Sequence[Sequence[int]], pad_id: int, batch_size: int) -> Iterator[list[int]]:
+    """Rows to forward together, of similar length, so that little is padding.
+
+    Classifiers of encoder-decoders let the last end token speak, and want as many end tokens in all rows of a batch.
+    """
+    end = config.eos_token_id if config.is_encoder_decoder else None
+    size = 1 if end is not None and end == pad_id else batch_size
+
+    def num_ends(row: int) -> int:
+        return ids[row].count(end)
+
+    order = sorted(range(len(ids)), key=lambda i: (num_ends(i), len(ids[i])))
+    for _, rows in itertools.groupby(order, key=num_ends):
+        alike = list(rows)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BartConfig, T5Config
 
 from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import IamaWarning, ModelError, RewardError
@@ -19,6 +19,7 @@ from iama.rewards.function import load_function, reward_from_function
 from iama.rewards.load import load_reward
 from inference.engine.reward_gradient import EmbeddedReward, around, whole_with_gradient
 from inference.engine.reward_rows import RewardRows
+from tests.conftest import CHAT_TEMPLATE
 
 TEXTS = ["bake red bread", "no thanks", "mix flour then water then flour please", "be careful"]
 
@@ -87,6 +88,38 @@ def test_a_plain_text_that_ends_with_the_tokenizers_padding_is_read_to_its_end(t
     expected, _ = slow_scores(folder, [""] * 4, texts)
     reward = load_reward("helpful", RewardSpec(model=str(folder)))
     assert reward.score([""] * 4, texts, {})[0] == pytest.approx(expected, abs=1e-5)
+
+
+END = "<|end|>"
+PART = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+ENCODER_DECODERS = {
+    "t5": T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=1, num_labels=1),
+    "bart": BartConfig(
+        d_model=16, max_position_embeddings=128, decoder_start_token_id=3, num_labels=1,
+        **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in PART.items()},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pad", ["<pad>", END])
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_encoder_decoder_scores_texts_with_any_number_of_end_tokens(tiny, prompts, tmp_path, name, pad):
+    """transformers wants as many in all rows of a batch."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.reward)
+    ids = {"pad_token_id": tokenizer.convert_tokens_to_ids(pad), "eos_token_id": tokenizer.eos_token_id}
+    config = ENCODER_DECODERS[name].to_dict() | ids | {"vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(type(ENCODER_DECODERS[name])(**config))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    told = [*prompts, [*prompts[0], {"role": "assistant", "content": "mix"}, *prompts[1]]]
+    texts = [*TEXTS[:3], f"be{END} careful", "thanks"]
+    expected, _ = slow_scores(tmp_path, told, texts)
+    reward = load_reward("helpful", RewardSpec(model=str(tmp_path)))
+    assert reward.score(told, texts, {})[0] == pytest.approx(expected, abs=1e-5)
+    reward.classifier.tokenizer.chat_template = CHAT_TEMPLATE.replace(END, "")
+    with pytest.raises(RewardError, match=r"^reward 'helpful': a text has no end token, which speaks for it in '"):
+        reward.score(prompts, TEXTS, {})
 
 
 FROZEN = [1.827560544013977, 1.4640390872955322, 1.8256194591522217, 1.4047460556030273]
