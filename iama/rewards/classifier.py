@@ -27,6 +27,7 @@ from iama.models.inputs import pad
 from iama.models.loading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    check_pulled,
     halved,
     is_adapter,
     load_adapter,
@@ -335,6 +336,7 @@ def adapter_base(path: str, source: str) -> str | None:
     """The model that an adapter was trained on; None for a directory that is a whole model."""
     if not is_adapter(Path(path)):
         return None
+    check_pulled(Path(path), source)
     file = Path(path) / ADAPTER_CONFIG
     if not (Path(path) / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{source}: the adapter {path!r} holds no {ADAPTER_WEIGHTS}; save it with save_pretrained")
