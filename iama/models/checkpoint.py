@@ -128,7 +128,15 @@ def _positions_behind_padding(model: Any) -> list[int]:
 
 
 def check_token_ids(outline: Outline, tokenizer: PreTrainedTokenizerBase, path: str, source: str) -> None:
-    """Raise `ModelError` for a token of tokenizer or configuration that has no row in the model's table."""
+    """Raise `ModelError` for a token of tokenizer or configuration that has no row in the model's table.
+
+    Also for ids, and for a limit of the tokenizer, that are no numbers.
+    """
+    limit = tokenizer.model_max_length
+    if not isinstance(limit, int | float):
+        raise ModelError(
+            f"{source}: model_max_length in the tokenizer_config.json of {path!r} is {limit!r}; it must be a number"
+        )
     named = [(f"{token!r}", i) for token, i in tokenizer.get_vocab().items()]
     with loading(path, source):
         places = [("config.json", outline.config.get_text_config(decoder=True))]

@@ -194,7 +194,7 @@ def loading(path: str, source: str) -> Iterator[None]:
 
 LIBRARY_ERRORS = (
     *(OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, NameError),
-    *(AssertionError, ImportError, RuntimeError, StrictDataclassError),
+    *(AssertionError, ImportError, RuntimeError, ArithmeticError, StrictDataclassError),
 )
 """What transformers, PEFT, quantizers and torch raise for a model that they cannot load here."""
 
