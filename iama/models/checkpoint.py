@@ -50,6 +50,10 @@ KINDS = {
 """What a model does, by the end of its class's name."""
 
 
+NO_TOKEN = -1
+"""What the first Llamas write for a token that they lack."""
+
+
 @dataclass(frozen=True)
 class Outline:
     """A model without its weights.
@@ -77,6 +81,7 @@ def read_outline(path: str, source: str, use: Use, *, trust_remote_code: bool = 
     check_model_dir(path, source)
     with loading(path, source):
         raw, _ = PreTrainedConfig.get_config_dict(path)
+    _check_types(raw, path, source)
     if use != "body":
         _check_architecture(raw, path, source, use, trust_remote_code=trust_remote_code)
     with loading(path, source):
@@ -96,11 +101,24 @@ def read_outline(path: str, source: str, use: Use, *, trust_remote_code: bool = 
     skipping = _positions_behind_padding(model)
     return Outline(
         config,
-        min([int(limit), *skipping]) if isinstance(limit, int) else None,
+        min([limit, *skipping]) if isinstance(limit, int) and limit > 0 else None,
         int(model.get_input_embeddings().weight.shape[0]),
         max((m.num_embeddings for m in types if isinstance(m, nn.Embedding)), default=0),
         skips_positions=bool(skipping),
     )
+
+
+def _check_types(raw: Any, path: str, source: str) -> None:
+    """Raise `ModelError` where config.json holds values of another type in the keys that are read before its class."""
+    types = {"model_type": str, "architectures": list, "text_config": dict, "quantization_config": dict}
+    if not isinstance(raw, dict):
+        raise ModelError(f"{source}: config.json of {path!r} holds no object; give the model's own file")
+    for key, wanted in types.items():
+        value = raw.get(key)
+        is_list_of_others = isinstance(value, list) and not all(isinstance(name, str) for name in value)
+        if value is not None and (not isinstance(value, wanted) or is_list_of_others):
+            told = {str: "text", list: "a list of names", dict: "an object"}[wanted]
+            raise ModelError(f"{source}: {key} in config.json of {path!r} is {value!r}; it must be {told}")
 
 
 def _positions_behind_padding(model: Any) -> list[int]:
@@ -110,7 +128,15 @@ def _positions_behind_padding(model: Any) -> list[int]:
 
 
 def check_token_ids(outline: Outline, tokenizer: PreTrainedTokenizerBase, path: str, source: str) -> None:
-    """Raise `ModelError` for a token of tokenizer or configuration that has no row in the model's table."""
+    """Raise `ModelError` for a token of tokenizer or configuration that has no row in the model's table.
+
+    Also for ids, and for a limit of the tokenizer, that are no numbers.
+    """
+    limit = tokenizer.model_max_length
+    if not isinstance(limit, int | float):
+        raise ModelError(
+            f"{source}: model_max_length in the tokenizer_config.json of {path!r} is {limit!r}; it must be a number"
+        )
     named = [(f"{token!r}", i) for token, i in tokenizer.get_vocab().items()]
     with loading(path, source):
         places = [("config.json", outline.config.get_text_config(decoder=True))]
@@ -119,7 +145,12 @@ def check_token_ids(outline: Outline, tokenizer: PreTrainedTokenizerBase, path: 
     for place, settings in places:
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             ids = getattr(settings, key, None)
-            named += [(f"{key} in {place}", i) for i in (ids if isinstance(ids, list) else [ids]) if i is not None]
+            for i in ids if isinstance(ids, list) else [ids]:
+                if i is not None and (type(i) is not int or i < NO_TOKEN):
+                    raise ModelError(
+                        f"{source}: {key} in {place} of {path!r} is {ids!r}; write a token's id, or null for none"
+                    )
+                named += [(f"{key} in {place}", i)] if i is not None else []
     name, largest = max(named, key=lambda pair: pair[1])
     if largest >= outline.num_rows:
         number = sum(i >= outline.num_rows for _, i in named)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from iama.errors import IamaError, IamaWarning, ModelError
 from iama.reading import read_object
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MAX_POINTER_BYTES = 1024  # as git-lfs defines
 REMOTE_CODE = (
     "brings code of its own, which only a policy with trust_remote_code: true (--trust-remote-code) runs; a reward "
     "with code of its own can be a `function` or a `kind`"
@@ -54,6 +56,7 @@ def check_model_dir(path: str, source: str) -> None:
                 remedy = f"write a directory as './{path}', and a model of the hub as ORG/NAME ({_hub_name(path)})"
             raise ModelError(f"{source}: model directory {path!r} does not exist; {remedy}")
         return
+    check_pulled(folder, source)
     if is_adapter(folder):
         raise ModelError(
             f"{source}: {path!r} is an adapter, and here a whole model is needed; give its base, or merge it with "
@@ -76,6 +79,15 @@ def check_model_dir(path: str, source: str) -> None:
             f"it; if it is merged already, delete {ADAPTER_CONFIG}, else move the adapter's files into a folder of "
             "their own and give that as `adapter`"
         )
+
+
+def check_pulled(folder: Path, source: str) -> None:
+    """Raise `ModelError` for a file that git-lfs has not fetched: it holds a few lines on where its content is."""
+    with loading(str(folder), source):
+        small = (file for file in folder.glob("*") if file.is_file() and file.stat().st_size <= MAX_POINTER_BYTES)
+        pointer = next((f for f in sorted(small) if f.read_bytes().startswith(b"version https://git-lfs.")), None)
+    if pointer is not None:
+        raise ModelError(f"{source}: {str(pointer)!r} is a pointer of git-lfs; run `git lfs pull` in its folder")
 
 
 def _hub_name(path: str) -> str:
@@ -182,7 +194,7 @@ def loading(path: str, source: str) -> Iterator[None]:
 
 LIBRARY_ERRORS = (
     *(OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, NameError),
-    *(AssertionError, ImportError, RuntimeError),
+    *(AssertionError, ImportError, RuntimeError, ArithmeticError, StrictDataclassError),
 )
 """What transformers, PEFT, quantizers and torch raise for a model that they cannot load here."""
 
@@ -193,6 +205,12 @@ def _reason(path: str, error: Exception) -> str:
         return f"{path!r} {REMOTE_CODE}"
     lines = text.splitlines()
     reason = lines[0] if lines else type(error).__name__
+    if isinstance(error, StrictDataclassError):
+        reason = f"its config.json: {' '.join(text.split())[:240]}"
+    elif isinstance(error, KeyError):
+        reason = f"{reason} is missing there, or is not known to this transformers"
+    elif "ignore_mismatched_sizes" in text:
+        reason = "its weights have other shapes than its config.json says"
     if isinstance(error, ImportError):
         return f"{path!r} needs a package that is not installed ({' '.join(text.split())[:240]})"
     if not Path(path).exists():

@@ -5,7 +5,10 @@ One output of the model, times a sign, is the score. The model reads texts with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -24,6 +27,7 @@ from iama.models.inputs import pad
 from iama.models.loading import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    check_pulled,
     halved,
     is_adapter,
     load_adapter,
@@ -37,6 +41,8 @@ from iama.reading import read_object
 
 HEADS = ("score", "classifier", "classification_head")
 """Names of a sequence classifier's last layer, which an adapter saves beside its matrices."""
+NO_PADDING = -1
+"""`pad_id` where no token counts as padding, so that a row's last token speaks whatever it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +50,10 @@ class Classifier:
     """A sequence classifier whose output `head`, times `sign`, is a reward: a `Scorer`.
 
     `pad_id` fills short rows, and transformers takes a row's last token that is another as the one that speaks for
-    it. `context_length` is the most tokens that a prompt with its answer may have (None: the model names no limit),
-    `source` names the reward in errors, and `path` is where the model came from. A model of a `pair` reads prompt and
-    answer as its tokenizer's pair of texts, with the tokens' types where it `has_types`; any other reads one text.
+    it; of a model whose configuration names none it is `NO_PADDING` (see `filling`). `context_length` is the most
+    tokens that a prompt with its answer may have (None: the model names no limit), `source` names the reward in
+    errors, and `path` is where the model came from. A model of a `pair` reads prompt and answer as its tokenizer's
+    pair of texts, with the tokens' types where it `has_types`; any other reads one text.
     """
 
     model: Any
@@ -138,12 +145,25 @@ class Classifier:
         while True:
             try:
                 return self.scores(_forward(self.model, ids, types, self.pad_id, batch_size))
+            except ValueError as error:
+                end = self.model.config.eos_token_id if self.model.config.is_encoder_decoder else None
+                if end is None or all(end in row for row in ids):
+                    raise
+                raise RewardError(
+                    f"{self.source}: a text has no end token, which speaks for it in {self.path!r}; end the chat "
+                    "template or the tokenizer's texts with its eos_token"
+                ) from error
             except RuntimeError as error:
                 batch_size = halved(batch_size, self.source, error)
 
     def scores(self, logits_RH: torch.Tensor) -> list[float]:
-        """The output that is the reward, of each row's logits."""
+        """The output that is the reward, of each row's logits; raises `RewardError` for NaN, which is no score."""
         scores: list[float] = (logits_RH[:, self.head] * self.sign).tolist()
+        if any(map(math.isnan, scores)):
+            raise RewardError(
+                f"{self.source}: the model {self.path!r} gives NaN; its weights are damaged, or numbers overflow in "
+                f"{str(self.model.dtype).removeprefix('torch.')} (then write another `dtype`, float32 is the widest)"
+            )
         return scores
 
 
@@ -151,17 +171,57 @@ class Classifier:
 def _forward(
     model: Any, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]], pad_id: int, batch_size: int
 ) -> torch.Tensor:
-    """Logits `[rows, heads]` in fp32; rows of similar length share a batch, so that little is padding."""
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    """Logits `[rows, heads]` in fp32."""
     logits = torch.empty(len(ids), model.config.num_labels)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        input_ids = pad([ids[i] for i in batch], pad_id, device=model.device)
+    for batch in _batches(model.config, ids, pad_id, batch_size):
+        rows = [ids[i] for i in batch]
         mask = pad([[1] * len(ids[i]) for i in batch], 0, device=model.device)
         further = {"token_type_ids": pad([types[i] for i in batch], 0, device=model.device)} if types else {}
-        output = model(input_ids=input_ids, attention_mask=mask, **further)
+        with filling(model, rows, pad_id) as filler:
+            input_ids = pad(rows, filler, device=model.device)
+            output = model(input_ids=input_ids, attention_mask=mask, **further)
         logits[batch] = output.logits.float().cpu()
     return logits
+
+
+def _batches(config: Any, ids: Sequence[Sequence[int]], pad_id: int, batch_size: int) -> Iterator[list[int]]:
+    """Rows to forward together, of similar length, so that little is padding.
+
+    Classifiers of encoder-decoders let the last end token speak, and want as many end tokens in all rows of a batch.
+    """
+    end = config.eos_token_id if config.is_encoder_decoder else None
+    size = 1 if end is not None and end == pad_id else batch_size
+
+    def num_ends(row: int) -> int:
+        return ids[row].count(end)
+
+    order = sorted(range(len(ids)), key=lambda i: (num_ends(i), len(ids[i])))
+    for _, rows in itertools.groupby(order, key=num_ends):
+        alike = list(rows)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+
+
+@contextmanager
+def filling(model: Any, ids: Sequence[Sequence[int]], pad_id: int) -> Iterator[int]:
+    """The id that fills short rows while the model reads `ids`; where no token is padding, one that speaks for no row.
+
+    It is no end token either, which some classifiers count.
+    """
+    if pad_id != NO_PADDING:
+        yield pad_id
+        return
+    config = _pooling_config(model)
+    taken = {*(row[-1] for row in ids if row), config.eos_token_id}
+    config.pad_token_id = next(i for i in itertools.count() if i not in taken)
+    try:
+        yield config.pad_token_id
+    finally:
+        config.pad_token_id = NO_PADDING
+
+
+def _pooling_config(model: Any) -> Any:
+    """Where transformers looks for the padding token when it picks the token that speaks for a row."""
+    return model.config if model.config.is_encoder_decoder else model.config.get_text_config()
 
 
 def load_classifier(spec: RewardSpec, source: str) -> Classifier:
@@ -173,17 +233,15 @@ def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Class
     """The model whose files were read before."""
     model = load_reward_model(files, source, getattr(torch, spec.dtype))
     model.to(pick_device(spec.device, source)).eval()
-    tokenizer = files.tokenizer
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        )
+    config = _pooling_config(model)
+    if config.pad_token_id is None or config.pad_token_id < 0:
+        config.pad_token_id = NO_PADDING  # with None transformers reads no two rows together
     return Classifier(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=files.tokenizer,
         head=files.head,
         sign=spec.sign,
-        pad_id=model.config.pad_token_id if model.config.pad_token_id is not None else 0,
+        pad_id=config.pad_token_id,
         context_length=files.context_length,
         batch_size=spec.batch_size,
         path=files.path,
@@ -278,6 +336,7 @@ def adapter_base(path: str, source: str) -> str | None:
     """The model that an adapter was trained on; None for a directory that is a whole model."""
     if not is_adapter(Path(path)):
         return None
+    check_pulled(Path(path), source)
     file = Path(path) / ADAPTER_CONFIG
     if not (Path(path) / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{source}: the adapter {path!r} holds no {ADAPTER_WEIGHTS}; save it with save_pretrained")

@@ -106,7 +106,7 @@ def _forward(policy: Policy, prompts_ids: list[Sequence[int]], responses_ids: li
     rows = [[*prompt, *response] for prompt, response in zip(prompts_ids, responses_ids, strict=True)]
     width = max(map(len, rows))
     device = policy.model.device
-    pad_id = getattr(policy.model.config, "pad_token_id", None) or 0
+    pad_id = max(0, getattr(policy.model.config, "pad_token_id", None) or 0)
     inputs: dict[str, Any] = {"input_ids": pad(rows, pad_id, device=device)}
     if any(len(row) < width for row in rows):
         inputs["attention_mask"] = pad([[1] * len(row) for row in rows], 0, device=device)

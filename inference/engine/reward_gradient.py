@@ -22,7 +22,7 @@ from iama.models.flops import ModelSize, backward_flops, forward_flops
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import is_out_of_memory
 from iama.prompts.render import Prompt, prompt_name, render_exchange
-from iama.rewards.classifier import Classifier
+from iama.rewards.classifier import Classifier, filling
 from iama.rewards.reward import Reward
 from inference.engine.kv_cache import SlotCache
 from inference.engine.reward_rows import num_before_padding, num_common
@@ -258,8 +258,9 @@ def whole(classifier: Classifier, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 def _padded_logits(classifier: Classifier, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     device = classifier.model.device
     mask = pad([[1] * len(row) for row in ids], 0, device=device)
-    inputs = pad(ids, classifier.pad_id, device=device)
-    logits: torch.Tensor = classifier.model(input_ids=inputs, attention_mask=mask).logits
+    with filling(classifier.model, ids, classifier.pad_id) as filler:
+        inputs = pad(ids, filler, device=device)
+        logits: torch.Tensor = classifier.model(input_ids=inputs, attention_mask=mask).logits
     return logits
 
 

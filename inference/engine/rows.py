@@ -43,7 +43,7 @@ class Rows:
         accepted = accepted_arguments(model)
         self._takes_positions = "position_ids" in accepted
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self._pad_id = getattr(model.config, "pad_token_id", None) or 0
+        self._pad_id = max(0, getattr(model.config, "pad_token_id", None) or 0)
 
     def allocate(self, num_rows: int) -> list[int]:
         """Empty rows; the slots of freed rows are used again, lowest first."""

@@ -27,12 +27,13 @@ from transformers.models.auto.modeling_auto import (
     AutoModelForSeq2SeqLM,
 )
 
-from iama.config.specs import PolicySpec, RewardSpec
+from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import IamaWarning, ModelError, RewardError
 from iama.models.checkpoint import check_token_ids, read_outline
 from iama.models.fingerprint import is_other_revision, weights_revision
 from iama.models.loading import check_model_dir, load_model, loading, pick_device
 from iama.rewards.load import check_reward, load_reward
+from inference.engine.decode import decode
 from inference.engine.policy import load_policy, read_policy_files
 from tests.conftest import make_tokenizer, tiny_config
 
@@ -202,6 +203,66 @@ def test_every_token_has_a_row_in_the_table(models, changed, where, told):
     check_token_ids(
         read_outline(str(models / "lm"), "policy", "policy"), AutoTokenizer.from_pretrained(models / "lm"), "", "policy"
     )
+
+
+@pytest.mark.parametrize("use", ["policy", "reward"])
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"vocab_size": "100"}, r"cannot load '.*' \(its config\.json: .*'vocab_size'.* expected int, got str"),
+        ({"max_position_embeddings": None}, r"its config\.json: .*'max_position_embeddings'"),
+        ({"max_position_embeddings": 64.0}, r"its config\.json: .*'max_position_embeddings'"),
+        ({"pad_token_id": [0]}, r"'pad_token_id'|pad_token_id in config\.json of '.*' is \[0\]"),
+        ({"pad_token_id": -7}, r"pad_token_id in config\.json of '.*' is -7; write a token's id, or null for none"),
+        ({"eos_token_id": "2"}, r"eos_token_id"),
+        ({"architectures": "LlamaFor"}, r"architectures in config\.json of '.*' is 'LlamaFor'; it must be a list"),
+        ({"architectures": [5]}, r"architectures in config\.json of '.*' is \[5\]; it must be a list of names"),
+        ({"model_type": [5]}, r"model_type in config\.json of '.*' is \[5\]; it must be text"),
+        ({"text_config": [1]}, r"text_config in config\.json of '.*' is \[1\]; it must be an object"),
+        (
+            {"quantization_config": "4bit"},
+            r"quantization_config in config\.json of '.*' is '4bit'; it must be an object",
+        ),
+        ({"num_attention_heads": 0}, r"cannot load '.*' \(integer modulo by zero\)"),
+        ({"hidden_size": 64, "head_dim": 8}, r"its weights have other shapes than its config\.json says"),
+        ({"rope_scaling": {"type": "foo", "factor": 2.0}}, r"'foo' is missing there, or is not known to this transf"),
+    ],
+)
+def test_values_of_config_json_that_are_of_another_type(changed, use, keys, told):
+    folder = changed("rm" if use == "reward" else "lm", **keys)
+    with pytest.raises(ModelError, match=told) as caught:
+        check(use, folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("config.json", "[1]", r"holds no object"),
+        ("generation_config.json", '{"eos_token_id": "2"}', r"eos_token_id in generation_config.* is '2'; write"),
+        ("generation_config.json", '{"eos_token_id": [3, -9]}', r"eos_token_id in .* is \[3, -9\]"),
+        ("tokenizer_config.json", '{"model_max_length": "x"}', r"model_max_length in .* is 'x'; it must be a number"),
+        ("tokenizer.json", '{"version": "1.0"}', r"is missing there, or is not known to this transformers"),
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid", r"is a pointer .*`git lfs pull`"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid", r"is a pointer .*`git lfs pull`"),
+    ],
+)  # fmt: skip
+def test_files_that_hold_something_else(changed, file, content, told):
+    folder = changed("lm")
+    (folder / file).write_text(content)
+    with pytest.raises(ModelError, match=told) as caught:
+        check("policy", folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_padding_id_of_minus_one_is_none(models, changed):
+    """Of a policy, whose rows of unlike length are filled; of a reward tests/iama/rewards/test_rewards.py has it."""
+    sampling = Sampling(max_new_tokens=4)
+    found, expected = (
+        decode(load_policy("p", PolicySpec(path=str(folder))), [[2, 9, 11], [2]], 3, sampling, seed=0, batch_size=4)
+        for folder in (changed("lm", pad_token_id=-1), models / "lm")
+    )
+    assert found[0] == expected[0]
 
 
 # ------------------------------------------------------------------ a model with an adapter beside it

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BartConfig, T5Config
 
 from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import IamaWarning, ModelError, RewardError
@@ -16,6 +17,9 @@ from iama.prompts.data import load_prompts
 from iama.prompts.render import render_exchange
 from iama.rewards.function import load_function, reward_from_function
 from iama.rewards.load import load_reward
+from inference.engine.reward_gradient import EmbeddedReward, around, whole_with_gradient
+from inference.engine.reward_rows import RewardRows
+from tests.conftest import CHAT_TEMPLATE
 
 TEXTS = ["bake red bread", "no thanks", "mix flour then water then flour please", "be careful"]
 
@@ -42,6 +46,80 @@ def test_batched_scores_equal_one_by_one(tiny, prompts, batch_size):
     assert scores == pytest.approx(expected, abs=1e-5)
     assert (cost.reward_calls, cost.reward_tokens) == (4, tokens)
     assert cost.seconds > 0
+
+
+@pytest.mark.parametrize("pad", ["distinct", "the end token", "missing", "below 0"])
+@pytest.mark.parametrize("in_tokenizer", ["<pad>", "<|end|>", None])
+def test_the_token_that_speaks_is_the_one_that_transformers_takes_for_a_single_row(
+    tiny, prompts, tmp_path, pad, in_tokenizer
+):
+    """Whole, growing and for a gradient; the template ends with the end token."""
+    folder = shutil.copytree(tiny.reward, tmp_path / "reward")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    ids = {"distinct": tokenizer.pad_token_id, "the end token": tokenizer.eos_token_id, "missing": None, "below 0": -1}
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": ids[pad]}))
+    tokenizer.pad_token = in_tokenizer
+    tokenizer.save_pretrained(folder)
+    texts = [*TEXTS[:3], "be careful <pad>"]
+    expected, _ = slow_scores(folder, prompts, texts)
+    reward = load_reward("helpful", RewardSpec(model=str(folder)))
+    assert reward.score(prompts, texts, {})[0] == pytest.approx(expected, abs=1e-5)
+    rows = RewardRows(reward)
+    names = rows.allocate(4)
+    assert rows.in_pieces
+    rows.score(names, prompts, ["be", "no", "mix flour", "be careful <pad> now"])
+    assert rows.score(names, prompts, texts)[0] == pytest.approx(expected, abs=1e-5)
+    embedded = EmbeddedReward(reward)
+    inside = [around(reward, prompt) for prompt in prompts]
+    answers = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    read = [[*before, *answer, *after] for (before, after), answer in zip(inside, answers, strict=True)]
+    found = embedded.scores([embedded.embeddings[row] for row in read])
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    logits, _ = whole_with_gradient(reward.classifier, read, [len(before) for before, _ in inside])
+    assert logits[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_plain_text_that_ends_with_the_tokenizers_padding_is_read_to_its_end(tiny, tmp_path):
+    folder = shutil.copytree(tiny.reward, tmp_path / "reward")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    texts = ["bake <pad>", "mix<unk>", "bread<|end|>", "no thanks bread"]
+    expected, _ = slow_scores(folder, [""] * 4, texts)
+    reward = load_reward("helpful", RewardSpec(model=str(folder)))
+    assert reward.score([""] * 4, texts, {})[0] == pytest.approx(expected, abs=1e-5)
+
+
+END = "<|end|>"
+PART = {"layers": 1, "attention_heads": 2, "ffn_dim": 16}
+ENCODER_DECODERS = {
+    "t5": T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=1, num_labels=1),
+    "bart": BartConfig(
+        d_model=16, max_position_embeddings=128, decoder_start_token_id=3, num_labels=1,
+        **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in PART.items()},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pad", ["<pad>", END])
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_an_encoder_decoder_scores_texts_with_any_number_of_end_tokens(tiny, prompts, tmp_path, name, pad):
+    """transformers wants as many in all rows of a batch."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.reward)
+    ids = {"pad_token_id": tokenizer.convert_tokens_to_ids(pad), "eos_token_id": tokenizer.eos_token_id}
+    config = ENCODER_DECODERS[name].to_dict() | ids | {"vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(type(ENCODER_DECODERS[name])(**config))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    told = [*prompts, [*prompts[0], {"role": "assistant", "content": "mix"}, *prompts[1]]]
+    texts = [*TEXTS[:3], f"be{END} careful", "thanks"]
+    expected, _ = slow_scores(tmp_path, told, texts)
+    reward = load_reward("helpful", RewardSpec(model=str(tmp_path)))
+    assert reward.score(told, texts, {})[0] == pytest.approx(expected, abs=1e-5)
+    reward.classifier.tokenizer.chat_template = CHAT_TEMPLATE.replace(END, "")
+    with pytest.raises(RewardError, match=r"^reward 'helpful': a text has no end token, which speaks for it in '"):
+        reward.score(prompts, TEXTS, {})
 
 
 FROZEN = [1.827560544013977, 1.4640390872955322, 1.8256194591522217, 1.4047460556030273]

@@ -240,7 +240,9 @@ def test_scores_that_are_no_numbers_are_the_error_of_whole_texts(folders, head, 
     check(rows, reward, prompts, texts, names)
     reward.classifier.model.score.weight.data.fill_(value)
     texts = [text + " grow" for text in texts]
-    with pytest.raises(RewardError, match=r"'harmless' returned -?(nan|inf) for the prompt 'how '") as whole:
+    with pytest.raises(
+        RewardError, match=r"'harmless'(: .* gives NaN; | returned -?inf for the prompt 'how ')"
+    ) as whole:
         reward.score(prompts, texts, {})
     for _ in range(2):
         with pytest.raises(RewardError) as pieces:
@@ -248,11 +250,17 @@ def test_scores_that_are_no_numbers_are_the_error_of_whole_texts(folders, head, 
         assert str(pieces.value) == str(whole.value)
 
 
-def test_a_missing_score_passes_where_it_may(folders):
+def test_a_models_nan_is_no_missing_score(folders):
+    """Whatever may be missing, whole or in pieces."""
     reward = load_reward("gold", RewardSpec(model=str(folders / "gpt2")), missing_ok=True)
     rows = RewardRows(reward)
+    names = rows.allocate(1)
+    rows.score(names, ["x"], ["y"])
     reward.classifier.model.score.weight.data.fill_(math.nan)
-    assert math.isnan(rows.score(rows.allocate(1), ["x"], ["y"])[0][0])
+    told = r"^reward 'gold': the model '.*gpt2' gives NaN; its weights are damaged, or numbers overflow in float32"
+    for ask in (lambda: rows.score(names, ["x"], ["y z"]), lambda: reward(["x"], ["y"])):
+        with pytest.raises(RewardError, match=told):
+            ask()
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -345,7 +353,7 @@ def test_what_cannot_be_read_in_pieces_is_read_whole(kind):
 
 
 def test_an_encoder_decoder_is_read_whole():
-    """It pools at the end token, of which each text must have as many, so only the decision is tested."""
+    """tests/iama/rewards/test_rewards.py has its scores."""
     assert not RewardRows(tiny_classifier(ENCODER_DECODER)).in_pieces
 
 
