@@ -20,6 +20,7 @@ TEXTS = ["x", "yy", "zzz zzz zzz zzz zzz zzz", "w"]
 FILE = """
 import asyncio, decimal, fractions, functools
 import numpy as np
+import pandas as pd
 import torch
 
 def lengths(completions):
@@ -62,6 +63,9 @@ array_column = lambda completions, **_: np.array(lengths(completions))[:, None]
 scalars = lambda completions, **_: [torch.tensor(float(len(t))) for t in completions]
 numpy_scalars = lambda completions, **_: [np.float32(len(t)) for t in completions]
 fractions_ = lambda completions, **_: [fractions.Fraction(len(t)) for t in completions]
+decimals = lambda completions, **_: [decimal.Decimal(len(t)) for t in completions]
+tensors = lambda completions, **_: [torch.tensor([[float(len(t))]]) for t in completions]
+series = lambda completions, **_: pd.Series(lengths(completions), index=[7, 5, 3, 1])
 a_tuple = lambda completions, **_: tuple(lengths(completions))
 generator = lambda completions, **_: (float(len(t)) for t in completions)
 mapped = lambda completions, **_: map(len, completions)
@@ -83,7 +87,16 @@ pair = lambda completions, **_: (lengths(completions), ["note"])
 nested = lambda completions, **_: [[1.0] for t in completions]
 a_set = lambda completions, **_: {1.0, 2.0, 3.0, 4.0}
 complex_ = lambda completions, **_: [1j] * 4
-decimals = lambda completions, **_: [decimal.Decimal(1)] * 4
+signalling = lambda completions, **_: [decimal.Decimal("sNaN")] * 4
+frame = lambda completions, **_: pd.DataFrame({"score": lengths(completions)})
+async def cancelled(completions, **_):
+    raise asyncio.CancelledError("too slow")
+async def cancels_itself(completions, **_):
+    asyncio.current_task().cancel()
+def closes(completions, **_):
+    raise GeneratorExit("done")
+def several(completions, **_):
+    raise BaseExceptionGroup("many", [asyncio.CancelledError(), SystemExit(3)])
 huge = lambda completions, **_: [10**400] * 4
 async def async_generator(completions, **_):
     yield 1.0
@@ -126,7 +139,8 @@ def load(path: Path, name: str, *, missing_ok: bool = False) -> Reward:
 
 WORK = (
     "asynchronous async_object async_partial an_object partial method no_columns only_completions optional loggers "
-    "tensor column grad bf16 array array_column scalars numpy_scalars fractions_ a_tuple generator mapped"
+    "tensor column grad bf16 array array_column scalars numpy_scalars fractions_ decimals tensors series a_tuple "
+    "generator mapped"
 )
 
 
@@ -167,7 +181,8 @@ LIST = "; return a list of 4 numbers \\(or None\\), one for each completion in t
         ("nested", r"returned a list \(\[1\.0\]\) for completion 1 of 4" + LIST),
         ("a_set", "returned a set .*" + LIST),
         ("complex_", r"returned a complex \(1j\) for completion 1 of 4" + LIST),
-        ("decimals", "returned a Decimal .* for completion 1 of 4" + LIST),
+        ("signalling", "returned a Decimal .* for completion 1 of 4" + LIST),
+        ("frame", r"returned a DataFrame of the shape \(4, 1\) for 4 completions" + LIST),
         ("huge", "returned inf for the prompt 'a'"),
         ("async_generator", "returned an async_generator .*" + LIST),
         ("endless", "returned a generator of at least 5 for 4 completions" + LIST),
@@ -180,6 +195,10 @@ LIST = "; return a list of 4 numbers \\(or None\\), one for each completion in t
         ("no_ids", "KeyError: 'completion_ids' .*; only training has it$"),
         ("exits", r"failed: SystemExit: stop here \(.*rewards\.py:\d+, in exits\)$"),
         ("async_exits", r"failed: SystemExit: stop here \(.*rewards\.py:\d+, in async_exits\)$"),
+        ("cancelled", r"failed: CancelledError: too slow \(.*rewards\.py:\d+, in cancelled\)$"),
+        ("cancels_itself", "failed: CancelledError"),
+        ("closes", r"failed: GeneratorExit: done \(.*rewards\.py:\d+, in closes\)$"),
+        ("several", r"failed: BaseExceptionGroup: many \(2 sub-exceptions\) \(.*in several\)$"),
         ("needs_ids", "needs 'completion_ids', which only training has; give it a default"),
         ("needs_state", "needs 'trainer_state', which only training has; give it a default"),
         ("by_position", "takes 'prompts' by position only"),
@@ -335,3 +354,9 @@ def test_fractions_are_numbers():
     from iama.rewards.users_code import as_scores
 
     assert as_scores([Fraction(1, 4)], 1, "f") == [0.25]
+
+
+def test_keys_of_a_mapping_have_an_order():
+    from iama.rewards.users_code import as_scores
+
+    assert as_scores({3.0: "a", 1.0: "b"}.keys(), 2, "f") == [3.0, 1.0]
