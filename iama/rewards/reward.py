@@ -18,7 +18,7 @@ from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
 from iama.prompts.render import Message, Prompt, as_completion, completion_text, prompt_name
 from iama.rewards.classifier import Classifier
-from iama.rewards.users_code import as_scores, kind_of, users_code
+from iama.rewards.users_code import as_scores, kind_of, owned, users_code
 
 TrlCompletion: TypeAlias = str | list[Message]
 """A completion as TRL passes it to a reward: text, or messages where the prompt is messages."""
@@ -136,7 +136,8 @@ class Reward:
             return self.scorer.score(prompts, completions, columns)
         what = f"reward {self.name!r}: {type(self.scorer).__name__}.score"
         with users_code(f"{what} failed", columns):
-            returned: Any = self.scorer.score(prompts, completions, columns)
+            given = (owned(argument) for argument in (prompts, completions, columns))
+            returned: Any = self.scorer.score(*given)
         if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Cost)):
             raise RewardError(f"{what} returned {kind_of(returned)}; return a list of scores, and a Cost")
         return as_scores(returned[0], len(prompts), what), returned[1]

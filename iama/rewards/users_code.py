@@ -32,6 +32,15 @@ def users_code(what: str, given: Iterable[str] = ()) -> Iterator[None]:
         raise RewardError(f"{what}: {_told(error, [*given])}") from error
 
 
+def owned(value: Any) -> Any:
+    """A copy of lists and objects within each other, so that whoever changes them changes nobody else's."""
+    if type(value) is list:
+        return [owned(item) for item in value]
+    if type(value) is dict:
+        return {key: owned(item) for key, item in value.items()}
+    return value
+
+
 def _told(error: BaseException, given: list[str]) -> str:
     reason = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())[:300]
     text = f"{type(error).__name__}: {reason}" if reason else type(error).__name__

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from iama.config.specs import RewardSpec
+from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
 from iama.rewards.load import check_columns, load_reward
-from iama.rewards.reward import Reward
+from iama.rewards.reward import Reward, Scorer
 
 PROMPTS = ["a", "b", "c", "d"]
 TEXTS = ["x", "yy", "zzz zzz zzz zzz zzz zzz", "w"]
@@ -104,6 +105,12 @@ def endless(completions, **_):
     while True:
         yield 1.0
 
+def changes(prompts, completions, topic, **_):
+    completions[0][0]["content"] += " more"
+    prompts[0].append(completions[0][0])
+    topic[0]["name"] = "other"
+    completions.clear(), prompts.clear()
+    return [1.0] * 4
 def raises(completions, **_):
     return [1 / 0 for t in completions]
 def fails_late(completions, **_):
@@ -211,6 +218,24 @@ def test_anything_else_is_one_line(file, name, told):
         load(file, name, missing_ok=True).score(PROMPTS, TEXTS, {"topic": ["t"] * 4})
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("reward 'r'")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_reward_that_changes_its_arguments_changes_no_other(file, own):
+    class Own(Scorer):
+        def score(self, prompts, completions, columns):
+            completions[0].clear()
+            prompts.pop()
+            columns["topic"][0].clear()
+            return [1.0] * 4, Cost()
+
+    prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    completions = [[{"role": "assistant", "content": text}] for text in TEXTS]
+    topic = [{"name": "t"} for _ in PROMPTS]
+    before = repr([prompts, completions, topic])
+    reward = Reward("r", Own()) if own else load(file, "changes")
+    assert reward(prompts, completions, topic=topic) == [1.0] * 4
+    assert repr([prompts, completions, topic]) == before
 
 
 # --- importing a file
