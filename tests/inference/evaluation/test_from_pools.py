@@ -243,6 +243,16 @@ def pairs_of(value):
         yield from pairs_of(item)
 
 
+@pytest.mark.parametrize("column", ["", " ", "/gold", "h\n", "h ", "a\tb"])
+def test_a_column_that_no_criterion_can_be_named_after_is_refused(files, tmp_path, column):
+    before = files["base"].read_bytes()
+    options = ["--column", column, "--reward", f"{tmp_path / 'absent.py'}:one"]
+    refused = CliRunner().invoke(app, ["score", str(files["base"]), *options])
+    assert isinstance(refused.exception, ConfigError)
+    assert str(refused.exception).startswith(f"--column {column!r} is no name of a criterion; write letters")
+    assert files["base"].read_bytes() == before
+
+
 @pytest.mark.parametrize("side", ["base", "iama"])
 def test_a_constant_proxy_claims_no_saving(tmp_path, side):
     """Chosen by chance, the trained policy may have more gold than the reference ever gets, and nothing follows."""
