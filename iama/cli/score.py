@@ -36,6 +36,11 @@ def score(
 
     Example: iama score base.jsonl --reward runs/demo/world/rm-helpful --column helpful
     """
+    name = column.removesuffix("/gold")
+    if not name or name != name.strip() or not name.isprintable():
+        raise ConfigError(
+            f"--column {column!r} is no name of a criterion; write letters without blanks around them, e.g. helpful"
+        )
     wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
     prepare([part.model for part in wanted.parts])
     from inference.pools.file import read_pool

@@ -32,6 +32,10 @@ class PolicySpec(Strict):
     trust_remote_code: bool = False
 
 
+MAX_SCORE = 1e50
+"""The largest size of a score: squares of its squares, and sums of these, must be floats, too."""
+
+
 class RewardScale(Strict):
     """Mean and standard deviation of a reward on reference samples (`iama standardise` measures them)."""
 

@@ -24,7 +24,7 @@ from iama.errors import RewardError
 from iama.installation import find_file
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Columns, Reward, Scorer, TrlCompletion
-from iama.rewards.users_code import IN_TRAINING, LOGGERS, as_scores, users_code
+from iama.rewards.users_code import IN_TRAINING, LOGGERS, as_scores, owned, users_code
 
 RewardFunction: TypeAlias = Callable[..., Any]
 
@@ -53,7 +53,7 @@ class FunctionScorer(Scorer):
                 given = {name: value for name, value in given.items() if name in self._parameters}
         what = f"{self._source}: {self._reference}"
         with users_code(f"{what} failed", given):
-            returned = self._function(**given)
+            returned = self._function(**owned(given))
             if inspect.isawaitable(returned):
                 returned = _result_of(returned)
             return as_scores(returned, len(prompts), what), Cost()

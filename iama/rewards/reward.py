@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from iama.config.specs import RewardScale
+from iama.config.specs import MAX_SCORE, RewardScale
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
 from iama.prompts.render import Message, Prompt, as_completion, completion_text, prompt_name
 from iama.rewards.classifier import Classifier
-from iama.rewards.users_code import as_scores, kind_of, users_code
+from iama.rewards.users_code import as_scores, kind_of, owned, users_code
 
 TrlCompletion: TypeAlias = str | list[Message]
 """A completion as TRL passes it to a reward: text, or messages where the prompt is messages."""
@@ -87,7 +87,7 @@ class Reward:
     def __call__(
         self, /, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], **columns: Any
     ) -> list[float]:
-        """Scores `[len(prompts)]`; raises `RewardError` on infinity and, unless `missing_ok`, on a missing score."""
+        """Scores `[len(prompts)]`; raises `RewardError` on a huge score and, unless `missing_ok`, a missing one."""
         return self.checked(prompts, completions, columns)[0]
 
     @property
@@ -136,7 +136,8 @@ class Reward:
             return self.scorer.score(prompts, completions, columns)
         what = f"reward {self.name!r}: {type(self.scorer).__name__}.score"
         with users_code(f"{what} failed", columns):
-            returned: Any = self.scorer.score(prompts, completions, columns)
+            given = (owned(argument) for argument in (prompts, completions, columns))
+            returned: Any = self.scorer.score(*given)
         if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Cost)):
             raise RewardError(f"{what} returned {kind_of(returned)}; return a list of scores, and a Cost")
         return as_scores(returned[0], len(prompts), what), returned[1]
@@ -146,23 +147,25 @@ class Reward:
     ) -> list[float]:
         """What the scorer gave, checked and standardised; the last step of every way to score.
 
-        Raises `RewardError` on infinity, on a wrong number of scores and, unless `missing_ok`, on a missing score.
+        Raises `RewardError` on a score beyond `MAX_SCORE`, on a wrong number of scores and, unless `missing_ok`, on a
+        missing score.
         """
         if len(scores) != len(prompts):
             raise RewardError(f"reward {self.name!r} returned {len(scores)} scores for {len(prompts)} completions")
         for prompt, completion, score in zip(prompts, completions, scores, strict=True):
-            if not (math.isfinite(score) or (self._missing_ok and math.isnan(score))):
+            if not (abs(score) <= MAX_SCORE or (self._missing_ok and math.isnan(score))):
                 raise RewardError(
                     f"reward {self.name!r} returned {score} for the prompt {prompt_name(prompt)} and the "
-                    f"completion {completion_text(completion)[:80]!r}; it must return a finite number"
+                    f"completion {completion_text(completion)[:80]!r}; it must return a finite "
+                    f"number, of at most {MAX_SCORE:.0e} in size"
                 )
         if self._scale is None:
             return scores
         scaled = [(score - self._scale.mean) / self._scale.std for score in scores]
         for score, value in zip(scores, scaled, strict=True):
-            if math.isinf(value):
+            if abs(value) > MAX_SCORE:
                 raise RewardError(
-                    f"reward {self.name!r} returned {score}, which its scale makes infinite; measure it again"
+                    f"reward {self.name!r} returned {score}, which its scale makes {value}; measure it again"
                 )
         return scaled
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import islice
 from numbers import Real
 from pathlib import Path
@@ -27,8 +28,17 @@ def users_code(what: str, given: Iterable[str] = ()) -> Iterator[None]:
         yield
     except (IamaError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # an async function may be cancelled, and a program may exit
         raise RewardError(f"{what}: {_told(error, [*given])}") from error
+
+
+def owned(value: Any) -> Any:
+    """A copy of lists and objects within each other, so that whoever changes them changes nobody else's."""
+    if type(value) is list:
+        return [owned(item) for item in value]
+    if type(value) is dict:
+        return {key: owned(item) for key, item in value.items()}
+    return value
 
 
 def _told(error: BaseException, given: list[str]) -> str:
@@ -62,11 +72,14 @@ def as_scores(returned: Any, num_texts: int, what: str) -> list[float]:
     if hasattr(returned, "detach") and hasattr(returned, "tolist"):  # a tensor, with a gradient or on another device
         returned = returned.detach()
     shape = getattr(returned, "shape", None)
-    if shape is not None and hasattr(returned, "tolist"):
-        if tuple(shape) not in ((num_texts,), (num_texts, 1)):
+    if shape is not None:
+        is_column = tuple(shape) == (num_texts, 1) and hasattr(returned, "tolist")  # a table would give its names
+        if not (is_column or tuple(shape) == (num_texts,)):
             raise RewardError(f"{what} returned {kind_of(returned)} for {num_texts} completions; {remedy}")
-        returned = returned.reshape(num_texts).tolist()
-    if isinstance(returned, str | bytes | Mapping | Set) or not isinstance(returned, Iterable):
+        returned = returned.tolist() if hasattr(returned, "tolist") else returned
+        returned = [item for row in returned for item in row] if is_column else returned
+    is_unordered = isinstance(returned, Set) and not isinstance(returned, KeysView)
+    if is_unordered or isinstance(returned, str | bytes | Mapping) or not isinstance(returned, Iterable):
         raise RewardError(f"{what} returned {kind_of(returned)}; {remedy}")
     items = list(islice(returned, num_texts + 1))
     if len(items) != num_texts:
@@ -88,14 +101,17 @@ def _number(item: Any) -> float | None:
     """A score; NaN for None, None for what is no number."""
     if item is None:
         return math.nan
-    if getattr(item, "shape", None) == () and hasattr(item, "item"):  # a number of torch or numpy
+    is_one = getattr(item, "shape", None) == () or (hasattr(item, "numel") and item.numel() == 1)
+    if is_one and hasattr(item, "item"):  # a number of torch or numpy, or a tensor that holds one
         item = item.item()
-    if not isinstance(item, Real):
+    if not isinstance(item, Real | Decimal):
         return None
     try:
         return float(item)
     except OverflowError:
         return math.inf  # an integer that no float holds
+    except ValueError:
+        return None  # a Decimal's signalling NaN
 
 
 def kind_of(value: Any) -> str:
@@ -105,7 +121,7 @@ def kind_of(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a mapping with the keys {[*islice(value, 4)]}"
     shape, name = getattr(value, "shape", None), type(value).__name__
-    if shape is not None and hasattr(value, "tolist"):
+    if shape is not None:
         return f"a {name} of the shape {tuple(shape)}"
-    shown = repr(value)
+    shown = " ".join(repr(value).split())
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name} ({shown if len(shown) <= 60 else shown[:57] + '...'})"

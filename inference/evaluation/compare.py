@@ -21,6 +21,7 @@ from inference.statistics.savings import (
     estimate_savings,
     geometric_mean,
     grows,
+    is_flat,
     paired_difference,
 )
 from inference.statistics.summary_rows import AverageRow, Compared, DifferenceRow, EqualBudgetRow, SavingsRow
@@ -103,8 +104,17 @@ def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRo
         if len(comparisons) == len(seeds):
             result = estimate_savings(comparisons, **question.bootstrap)
             where: Compared = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
-            rows.append({**where, "samples": question.budget, **result.as_dict()})
+            row: SavingsRow = {**where, "samples": question.budget, **result.as_dict()}
+            if any(_has_constant_proxy(tables, (question.trained, reference), criterion, method) for tables in seeds):
+                row["counts"], row["constant_proxy"] = False, True
+            rows.append(row)
     return rows
+
+
+def _has_constant_proxy(tables: Tables, policies: Sequence[str], criterion: str, method: str) -> bool:
+    """Whether some policy's proxy does not tell its answers apart, so that it is the same at every budget."""
+    curves = [tables.values.get((policy, criterion, method, "proxy")) for policy in policies]
+    return any(curve is not None and is_flat(curve) for curve in curves)
 
 
 def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[EqualBudgetRow]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from iama.config.schema import Strict, nearest, validate
-from iama.config.specs import Sampling
+from iama.config.specs import MAX_SCORE, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError
 from iama.reading import decode, parse_json
@@ -146,6 +145,8 @@ def read_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
         if key not in known:
             hint = nearest(key, [*known, "text"])
             raise DataError(f"{where}: unknown key {key!r}; {hint} (data of your own goes into 'columns')")
+        if key == "scores" and isinstance(value, dict):
+            _check_sizes(value, where)
         fits, wanted = known[key]
         if not fits(value):
             raise DataError(f"{where}: {key} {str(value)[:60]!r} is not {wanted}")
@@ -154,6 +155,17 @@ def read_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     if "prompt_id" not in row and "prompt" not in row:
         raise DataError(f"{where}: neither 'prompt' nor 'prompt_id'; write the prompt that the text answers")
     return row
+
+
+def _check_sizes(scores: dict[str, Any], where: str) -> None:
+    """Raise `DataError` for a score that is a number, but too large to count with."""
+    for name, score in scores.items():
+        if _is_number(score) and abs(score) > MAX_SCORE:
+            shown = str(score) if len(str(score)) <= 30 else f"{str(score)[:10]}... of {len(str(score))} digits"
+            raise DataError(
+                f"{where}: the score {name!r} is {shown}, and {MAX_SCORE:.0e} is the largest size that can be counted "
+                "with; write a smaller number, or null for a missing one"
+            )
 
 
 def _is_text(value: Any) -> bool:
@@ -165,8 +177,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a score can be counted with; an integer may be too large for that."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) in (int, float)
 
 
 def _is_prompt(value: Any) -> bool:
@@ -182,7 +193,7 @@ def _are(value: Any, fits: Callable[[Any], bool]) -> bool:
 def _is_cost(value: Any) -> bool:
     counts = {f.name: type(f.default) is int for f in fields(Cost)}
     return isinstance(value, dict) and all(
-        key in counts and (_is_count(number) if counts[key] else _is_number(number) and number >= 0)
+        key in counts and (_is_count(number) if counts[key] else _is_number(number) and 0 <= number <= MAX_SCORE)
         for key, number in value.items()
     )
 

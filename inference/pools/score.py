@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from iama.arrays import Floats, Integers
-from iama.config.specs import RewardSpec
+from iama.config.specs import MAX_SCORE, RewardSpec
 from iama.errors import RewardError, RunError
 from iama.files import check_rewritable, locked
 from iama.models.fingerprint import fingerprint
@@ -165,8 +165,8 @@ def _stored_scores(pool: Pool, spec: RewardSpec) -> PoolScores:
     if spec.scale is not None:
         with np.errstate(over="ignore"):
             values_PS = (values_PS - spec.scale.mean) / spec.scale.std
-    if np.isinf(values_PS).any():
-        raise RewardError(f"column {name!r}: its scale {spec.scale} makes some scores infinite; measure it again")
+    if (np.abs(values_PS) > MAX_SCORE).any():
+        raise RewardError(f"column {name!r}: its scale {spec.scale} makes some scores too large; measure it again")
     tokens_PS, zeros_P = np.zeros(values_PS.shape, dtype=np.int64), np.zeros(len(values_PS), dtype=np.int64)
     spread_PS = _stored_disagreement(pool, name, values_PS)
     return PoolScores(values_PS, tokens_PS, zeros_P, zeros_P.astype(np.float64), 0, disagreement_PS=spread_PS)

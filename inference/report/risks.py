@@ -55,7 +55,12 @@ def find_risks(summary: Summary) -> list[Risk]:
 def _hacking(summary: Summary) -> Risk:
     rows = [row for row in summary["hacking"] if row["peak_gold"] is not None]
     subject, trained = "Reward hacking", summary["trained"]
-    curves = [row for row in rows if row["policy"] == trained]
+    by_chance = [
+        r["criterion"] for r in summary.get("constant", []) if (r["policy"], r["metric"]) == (trained, "proxy")
+    ]
+    curves = [row for row in rows if row["policy"] == trained and row["criterion"] not in by_chance]
+    if not curves and by_chance:
+        return Risk(subject, "unknown", f"not told: the proxy on {', '.join(by_chance)} selects by chance.")
     if not curves and num_seeds(summary) > 1:
         return Risk(subject, "unknown", "not told of several seeds together; each seed's own report does.")
     if not curves and _has_gold(summary, trained):

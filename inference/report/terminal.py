@@ -57,7 +57,7 @@ def _print_savings(rows: Sequence[SavingsRow], trained: str, console: Console) -
     title = f"Savings by {_judged(metrics)}: cost of the reference / cost of {trained}"
     print_table(console, title, names, [SHOWN_UNITS[unit] for unit in units], cells)
     for row in shown:
-        if row["hacked"] or row["floor"]:
+        if row["hacked"] or row["floor"] or row.get("constant_proxy"):
             print_line(console, f"{row['criterion']} {row['method']} {row['reference']}: {note(row)}")
 
 

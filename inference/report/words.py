@@ -40,6 +40,7 @@ ENDS = {
     "high": "the curve of the reference ends at a lower cost",
 }
 SPACE = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
+CHANCE = "a proxy is the same for all answers, so it selects by chance"
 NO_GOLD = "no gold reward judges"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
@@ -79,12 +80,15 @@ def used_units(rows: Iterable[Mapping[str, object]]) -> dict[Unit, str]:
 
 
 def savings_units(savings: Sequence[SavingsRow]) -> dict[Unit, str]:
-    """Units in which some row has a ratio, and how they are called."""
-    return {unit: name for unit, name in UNITS.items() if any(ratio_in(row, unit) for row in savings)}
+    """Samples, and units in which some row has a ratio, and how they are called."""
+    known = {unit for unit in UNITS for row in savings if unit == "samples" or ratio_in(row, unit)}
+    return {unit: name for unit, name in UNITS.items() if unit in known}
 
 
 def ratio_in(row: SavingsRow, unit: Unit) -> Ratio | None:
-    """A saving in one unit; None where it was not measured."""
+    """A saving in one unit; None where it was not measured, or a proxy that selects by chance makes it say nothing."""
+    if row.get("constant_proxy"):
+        return None
     ratio: Ratio | None = {"ratio": row["ratio"], "ci95": row["ci95"]} if unit == "samples" else row["units"].get(unit)
     return None if ratio is None or ratio["ratio"] is None else ratio
 
@@ -137,6 +141,8 @@ def quality_values(row: QualityRow) -> tuple[str, list[float | None]]:
 def note(row: SavingsRow) -> str:
     """What a reader must know about a savings row."""
     notes = []
+    if row.get("constant_proxy"):
+        return f"not counted: {CHANCE}"
     if row["counts"] is False:
         notes.append(f"not counted: the reference never gets there, and its {FALLS} (hacking)")
     elif row["hacked"]:
@@ -254,7 +260,9 @@ def _saving_words(summary: Summary, reference: str, method: str) -> str | None:
     if row is None:
         return None
     if row["ratio"] is None:
-        return f"{title(reference)} gives no valid figure for (its gold falls on every criterion)"
+        rows = [r for r in summary["savings"] if (r["reference"], r["method"], r["metric"]) == wanted]
+        why = CHANCE if any(r.get("constant_proxy") for r in rows) else "its gold falls on every criterion"
+        return f"{title(reference)} gives no valid figure for ({why})"
     ci95 = row.get("ci95")
     between = "" if ci95 is None else f" [{ci95[0]:.2f}, {ci95[1]:.2f}]"
     tokens = "" if row["token_ratio"] is None else f"{average_text(row, 'token_ratio')} the tokens; "

@@ -202,6 +202,12 @@ def grows(costs_PN: Floats) -> bool:
     return bool(costs_N.any() and (np.diff(costs_N) > _ROUNDING * costs_N.max()).all())
 
 
+def is_flat(values_PN: Floats) -> bool:
+    """Whether no prompt's values change with the budget; of a single budget that is not known, and False."""
+    spread_P = np.ptp(values_PN, axis=1)
+    return values_PN.shape[1] > 1 and bool((spread_P <= _ROUNDING * np.abs(values_PN).max(axis=1)).all())
+
+
 def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_bootstrap: int, seed: int) -> EqualCost:
     """Trained minus reference, the reference with as much of `unit` as the trained policy spends.
 

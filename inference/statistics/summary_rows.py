@@ -85,7 +85,11 @@ class Ratio(TypedDict):
 
 
 class SavingsFigures(Ratio):
-    """A ratio in samples and in every `unit`; `inference.statistics.savings.Savings` says what the flags mean."""
+    """A ratio in samples and in every `unit`; `inference.statistics.savings.Savings` says what the flags mean.
+
+    `constant_proxy` is there, and true, where a side's proxy is the same for all answers to each prompt in some seed:
+    it selects by chance, and the ratio says nothing, so it does not count.
+    """
 
     units: dict[str, Ratio]
     censored: bool
@@ -98,6 +102,7 @@ class SavingsFigures(Ratio):
     counts: bool
     token_ratio: float | None
     token_ci95: IntervalRow | None
+    constant_proxy: NotRequired[bool]
 
 
 class SavingsRow(Compared, SavingsFigures):

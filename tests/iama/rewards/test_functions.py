@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from iama.config.specs import RewardSpec
+from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
 from iama.rewards.load import check_columns, load_reward
-from iama.rewards.reward import Reward
+from iama.rewards.reward import Reward, Scorer
 
 PROMPTS = ["a", "b", "c", "d"]
 TEXTS = ["x", "yy", "zzz zzz zzz zzz zzz zzz", "w"]
@@ -20,6 +21,7 @@ TEXTS = ["x", "yy", "zzz zzz zzz zzz zzz zzz", "w"]
 FILE = """
 import asyncio, decimal, fractions, functools
 import numpy as np
+import pandas as pd
 import torch
 
 def lengths(completions):
@@ -62,6 +64,9 @@ array_column = lambda completions, **_: np.array(lengths(completions))[:, None]
 scalars = lambda completions, **_: [torch.tensor(float(len(t))) for t in completions]
 numpy_scalars = lambda completions, **_: [np.float32(len(t)) for t in completions]
 fractions_ = lambda completions, **_: [fractions.Fraction(len(t)) for t in completions]
+decimals = lambda completions, **_: [decimal.Decimal(len(t)) for t in completions]
+tensors = lambda completions, **_: [torch.tensor([[float(len(t))]]) for t in completions]
+series = lambda completions, **_: pd.Series(lengths(completions), index=[7, 5, 3, 1])
 a_tuple = lambda completions, **_: tuple(lengths(completions))
 generator = lambda completions, **_: (float(len(t)) for t in completions)
 mapped = lambda completions, **_: map(len, completions)
@@ -83,7 +88,16 @@ pair = lambda completions, **_: (lengths(completions), ["note"])
 nested = lambda completions, **_: [[1.0] for t in completions]
 a_set = lambda completions, **_: {1.0, 2.0, 3.0, 4.0}
 complex_ = lambda completions, **_: [1j] * 4
-decimals = lambda completions, **_: [decimal.Decimal(1)] * 4
+signalling = lambda completions, **_: [decimal.Decimal("sNaN")] * 4
+frame = lambda completions, **_: pd.DataFrame({"score": lengths(completions)})
+async def cancelled(completions, **_):
+    raise asyncio.CancelledError("too slow")
+async def cancels_itself(completions, **_):
+    asyncio.current_task().cancel()
+def closes(completions, **_):
+    raise GeneratorExit("done")
+def several(completions, **_):
+    raise BaseExceptionGroup("many", [asyncio.CancelledError(), SystemExit(3)])
 huge = lambda completions, **_: [10**400] * 4
 async def async_generator(completions, **_):
     yield 1.0
@@ -91,6 +105,12 @@ def endless(completions, **_):
     while True:
         yield 1.0
 
+def changes(prompts, completions, topic, **_):
+    completions[0][0]["content"] += " more"
+    prompts[0].append(completions[0][0])
+    topic[0]["name"] = "other"
+    completions.clear(), prompts.clear()
+    return [1.0] * 4
 def raises(completions, **_):
     return [1 / 0 for t in completions]
 def fails_late(completions, **_):
@@ -126,7 +146,8 @@ def load(path: Path, name: str, *, missing_ok: bool = False) -> Reward:
 
 WORK = (
     "asynchronous async_object async_partial an_object partial method no_columns only_completions optional loggers "
-    "tensor column grad bf16 array array_column scalars numpy_scalars fractions_ a_tuple generator mapped"
+    "tensor column grad bf16 array array_column scalars numpy_scalars fractions_ decimals tensors series a_tuple "
+    "generator mapped"
 )
 
 
@@ -167,7 +188,8 @@ LIST = "; return a list of 4 numbers \\(or None\\), one for each completion in t
         ("nested", r"returned a list \(\[1\.0\]\) for completion 1 of 4" + LIST),
         ("a_set", "returned a set .*" + LIST),
         ("complex_", r"returned a complex \(1j\) for completion 1 of 4" + LIST),
-        ("decimals", "returned a Decimal .* for completion 1 of 4" + LIST),
+        ("signalling", "returned a Decimal .* for completion 1 of 4" + LIST),
+        ("frame", r"returned a DataFrame of the shape \(4, 1\) for 4 completions" + LIST),
         ("huge", "returned inf for the prompt 'a'"),
         ("async_generator", "returned an async_generator .*" + LIST),
         ("endless", "returned a generator of at least 5 for 4 completions" + LIST),
@@ -180,6 +202,10 @@ LIST = "; return a list of 4 numbers \\(or None\\), one for each completion in t
         ("no_ids", "KeyError: 'completion_ids' .*; only training has it$"),
         ("exits", r"failed: SystemExit: stop here \(.*rewards\.py:\d+, in exits\)$"),
         ("async_exits", r"failed: SystemExit: stop here \(.*rewards\.py:\d+, in async_exits\)$"),
+        ("cancelled", r"failed: CancelledError: too slow \(.*rewards\.py:\d+, in cancelled\)$"),
+        ("cancels_itself", "failed: CancelledError"),
+        ("closes", r"failed: GeneratorExit: done \(.*rewards\.py:\d+, in closes\)$"),
+        ("several", r"failed: BaseExceptionGroup: many \(2 sub-exceptions\) \(.*in several\)$"),
         ("needs_ids", "needs 'completion_ids', which only training has; give it a default"),
         ("needs_state", "needs 'trainer_state', which only training has; give it a default"),
         ("by_position", "takes 'prompts' by position only"),
@@ -192,6 +218,24 @@ def test_anything_else_is_one_line(file, name, told):
         load(file, name, missing_ok=True).score(PROMPTS, TEXTS, {"topic": ["t"] * 4})
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("reward 'r'")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_reward_that_changes_its_arguments_changes_no_other(file, own):
+    class Own(Scorer):
+        def score(self, prompts, completions, columns):
+            completions[0].clear()
+            prompts.pop()
+            columns["topic"][0].clear()
+            return [1.0] * 4, Cost()
+
+    prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    completions = [[{"role": "assistant", "content": text}] for text in TEXTS]
+    topic = [{"name": "t"} for _ in PROMPTS]
+    before = repr([prompts, completions, topic])
+    reward = Reward("r", Own()) if own else load(file, "changes")
+    assert reward(prompts, completions, topic=topic) == [1.0] * 4
+    assert repr([prompts, completions, topic]) == before
 
 
 # --- importing a file
@@ -335,3 +379,9 @@ def test_fractions_are_numbers():
     from iama.rewards.users_code import as_scores
 
     assert as_scores([Fraction(1, 4)], 1, "f") == [0.25]
+
+
+def test_keys_of_a_mapping_have_an_order():
+    from iama.rewards.users_code import as_scores
+
+    assert as_scores({3.0: "a", 1.0: "b"}.keys(), 2, "f") == [3.0, 1.0]

@@ -243,6 +243,39 @@ def pairs_of(value):
         yield from pairs_of(item)
 
 
+@pytest.mark.parametrize("column", ["", " ", "/gold", "h\n", "h ", "a\tb"])
+def test_a_column_that_no_criterion_can_be_named_after_is_refused(files, tmp_path, column):
+    before = files["base"].read_bytes()
+    options = ["--column", column, "--reward", f"{tmp_path / 'absent.py'}:one"]
+    refused = CliRunner().invoke(app, ["score", str(files["base"]), *options])
+    assert isinstance(refused.exception, ConfigError)
+    assert str(refused.exception).startswith(f"--column {column!r} is no name of a criterion; write letters")
+    assert files["base"].read_bytes() == before
+
+
+@pytest.mark.parametrize("side", ["base", "iama"])
+def test_a_constant_proxy_claims_no_saving(tmp_path, side):
+    """Chosen by chance, the trained policy may have more gold than the reference ever gets, and nothing follows."""
+    prompts, files = [f"question {i}" for i in range(6)], {}
+    for name, shift in (("base", 0.0), ("iama", 3.0)):
+        files[name] = write(tmp_path / f"{name}.jsonl", shift, prompts=prompts)
+    lines = [json.loads(line) for line in files[side].read_text().splitlines()]
+    for row in lines[1:]:
+        row["scores"]["helpful"] = 0.3
+    files[side].write_text("\n".join(map(json.dumps, lines)) + "\n")
+    done = invoke(*pool_options(files), "--out", tmp_path / "out", "--set", "num_bootstrap=100")
+    assert done.exit_code == 0, done.exception
+    summary, told = load_summary(tmp_path / "out"), " ".join(done.stdout.split())
+    assert [(row["counts"], row["constant_proxy"]) for row in summary["savings"]] == [(False, True)] * 2
+    assert [(row["ratio"], row["num_not_counted"]) for row in summary["averages"]] == [(None, 1)] * 2
+    assert "gives no valid figure for (a proxy is the same for all answers, so it selects by chance)" in told
+    assert not re.search(r"\d\.\d+x", told)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "not counted: a proxy is the same for all answers" in page
+    if side == "iama":
+        assert "Reward hacking: not told: the proxy on helpful selects by chance." in told
+
+
 def test_a_constant_reward_is_a_risk_with_its_name(tmp_path):
     """Zero variance over a pool, or within every prompt: the proxy selects by chance, and the tables look like any."""
     files = {}

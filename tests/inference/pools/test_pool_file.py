@@ -40,9 +40,7 @@ def foreign(tmp_path, *rows, header=FOREIGN):
 
 
 texts = st.text(max_size=6)
-scores = st.dictionaries(
-    st.sampled_from(["helpful", "helpful/gold", "é"]), st.none() | st.floats(allow_nan=False, allow_infinity=False)
-)
+scores = st.dictionaries(st.sampled_from(["helpful", "helpful/gold", "é"]), st.none() | st.floats(-1e50, 1e50))
 ids = st.lists(st.integers(0, 10**6)).map(tuple)
 samples = st.one_of(
     st.builds(
@@ -207,6 +205,14 @@ SAMPLE = {"prompt": "a?", "text": "one"}
         ([{**SAMPLE, "text": 3}], r":2: text '3' is not a text"),
         ([{**SAMPLE, "scores": {"helpful": "high"}}], r":2: scores .* null where one is missing"),
         ([{**SAMPLE, "scores": {"helpful": True}}], r":2: scores .* is not an object of numbers"),
+        (
+            [{**SAMPLE, "scores": {"a": 1e50, "b": -1.1e50}}],
+            r":2: the score 'b' is -1.1e\+50, and 1e\+50 is the largest size",
+        ),
+        (
+            [{**SAMPLE, "scores": {"a": 10**399}}],
+            r":2: the score 'a' is 1000000000... of 400 digits",
+        ),
         (['{"prompt": "a?", "text": "x", "scores": {"helpful": NaN}}'], r":2: .*NaN is not JSON, write null"),
         ([{**SAMPLE, "token_ids": [1, 2.5]}], r":2: token_ids '\[1, 2.5\]' is not a list of numbers"),
         ([{**SAMPLE, "token_ids": [1, 2], "num_tokens": 3}], r":2: num_tokens is 3, but token_ids are 2"),

@@ -461,10 +461,15 @@ def test_missing_scores_of_a_reward_that_can_be_asked_again_are_not_kept(pool, t
     assert add_column(path, pool, "n", judge(lambda _: 1.0), spec, ignore).tolist() == [[1.0] * NUM_SAMPLES] * 4
 
 
-def test_infinite_scores_are_told_as_such(pool, tmp_path):
+def test_scores_that_are_too_large_are_told_as_such(pool, tmp_path):
     for scores, spec, told in (
         ([float("inf")], OWN, "'r' returned inf"),
-        ([-1e308], OWN.model_copy(update={"scale": RewardScale(mean=1e308, std=1e-9)}), "'r' returned -1e.308"),
+        ([-1.1e50], OWN, r"'r' returned -1.1e\+50 for .*a finite number, of at most 1e\+50 in size"),
+        (
+            [-1e40],
+            OWN.model_copy(update={"scale": RewardScale(mean=1e40, std=1e-19)}),
+            r"which its scale makes -2.*e\+59",
+        ),
     ):
         reward = reward_from_function(
             lambda prompts, completions, scores=scores, **_: scores * len(prompts), "r", missing_ok=True
@@ -472,9 +477,9 @@ def test_infinite_scores_are_told_as_such(pool, tmp_path):
         scaled = Reward("r", reward.scorer, spec.scale, missing_ok=True)
         with pytest.raises(RewardError, match=told):
             score_pool(pool, scaled, spec, tmp_path / "journal", {}, ignore)
-    stored = [dataclasses.replace(s, scores={"h": 1e308}) for s in pool.prompts[0].samples]
-    column = RewardSpec(column="h", scale=RewardScale(mean=-1e308, std=1e-9))
-    with pytest.raises(RewardError, match=r"column 'h'.* infinite"):
+    stored = [dataclasses.replace(s, scores={"h": 1e40}) for s in pool.prompts[0].samples]
+    column = RewardSpec(column="h", scale=RewardScale(mean=-1e40, std=1e-19))
+    with pytest.raises(RewardError, match=r"column 'h'.* too large"):
         score_pool(
             Pool(pool.header, [dataclasses.replace(pool.prompts[0], samples=tuple(stored))]),
             None, column, tmp_path / "journal", {}, ignore,
