@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from iama.errors import IamaError, without_secrets
+from iama.errors import ConfigError, IamaError, without_secrets
 
 INTERRUPTED = 130
 PARSERS = ("_csv", "json", "pyarrow", "safetensors", "safetensors_rust", "yaml")
@@ -45,6 +45,14 @@ def told_in_one_line() -> Iterator[None]:
         if said is None:
             raise
         end(f"error: {said}", 2)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise `ConfigError` for an argument that is not UTF-8: no tokenizer and no file could take it."""
+    for i, argument in enumerate(arguments):
+        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+            flag = arguments[i - 1] if i and arguments[i - 1].startswith("--") else f"argument {i + 1}"
+            raise ConfigError(f"{flag}: {argument[:80]!a} is not UTF-8 (each \\udcXX is a byte XX); write it in UTF-8")
 
 
 def end(line: str, code: int) -> NoReturn:

@@ -21,6 +21,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from rich.console import Console
 
 from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.manifest import load_manifest
@@ -33,6 +34,8 @@ from inference.evaluation.tables import Tables, load_tables, save_tables
 from inference.hedging.tuning_file import load_tuning
 from inference.pools.file import read_pool
 from inference.pools.journal import read_lines
+from inference.report import headline, print_tables
+from inference.report.html import render_html
 from tests.inference.hedging.test_tuning_file import scored, tuning
 from tests.inference.report_summary import make_summary
 
@@ -427,6 +430,10 @@ def test_our_own_files(folder, data, name, value, load):
     found = read(lambda: load(path))
     if found is not None:
         check_same(plain(content), found if isinstance(found, dict) else found.model_dump())
+    if found is not None and name == "summary.json":
+        render_html(found)
+        print_tables(found, Console(file=io.StringIO()))
+        headline(found)
 
 
 @MANY

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from iama.errors import ConfigError, IamaError, IamaWarning
-from iama.exits import told_in_one_line
+from iama.exits import check_arguments, told_in_one_line
 from iama.installation import check_packages
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs
@@ -84,6 +84,7 @@ def main() -> None:
     """Run the command line; a mistake in the input is one line on stderr and exit code 2."""
     warnings.showwarning = _show_warning
     with told_in_one_line():
+        check_arguments(sys.argv[1:])
         for argument in sys.argv[1:]:
             if found := re.fullmatch(r"(--[\w-]+)=(~/.*)", argument):
                 home = Path(found[2]).expanduser()

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from iama.cli.app import app
-from iama.exits import told_in_one_line
+from iama.exits import check_arguments, told_in_one_line
 from iama.installation import check_packages
 
 
@@ -28,6 +28,7 @@ def train(context: typer.Context) -> None:
 def main() -> None:
     """Start training with the arguments of this process; all ways to start it come here."""
     with told_in_one_line():
+        check_arguments(sys.argv[1:])
         check_packages("trainers")
         from trainers.run.train import main as train_main
 

@@ -10,7 +10,7 @@ import typer
 from iama.cli.app import app, prepare
 from iama.cli.evaluate import model_paths, settings_from_file
 from iama.errors import ConfigError
-from iama.files import check_folder
+from iama.files import check_folder, check_rewritable
 from iama.tables import print_table, wide_console
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def tune(
     if (config is None) == (not pools):
         raise ConfigError("give --pool FILE for scored completions, or --config FILE to have them made (and not both)")
     check_folder(out, "--out")
+    check_rewritable(out / "tuning.json")
     settings = None if config is None else _settings(config, overrides or [], criteria or [])
     tunables = _tunables(methods, settings)
     columns = {"proxy": proxy_column, "gold": gold_column, "report": report_column}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
 from iama.config.specs import Sampling
 from iama.cost import Cost

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from iama.files import locked, write_atomically
+from iama.files import check_rewritable, locked, write_atomically
 from iama.progress import add_bar, progress_bars
 from inference.evaluation.compare import Question, compare_policies
 from inference.evaluation.measure import measure, measure_pools
@@ -26,6 +26,7 @@ from inference.evaluation.rows.scoring import reward_cost_rows
 from inference.evaluation.rows.values import fill_tables
 from inference.evaluation.shards import Shard, num_devices, run_shards, take_over
 from inference.evaluation.summary import FILE_NAME, Summary, save_summary
+from inference.evaluation.tables import FILE_NAME as TABLES_NAME
 from inference.evaluation.tables import Tables, save_tables
 
 
@@ -38,12 +39,19 @@ def evaluate(plan: Plan, console: Console | None = None) -> Summary:
     folder = Path(plan.config.output_dir)
     with locked(folder / FILE_NAME):
         check_results(plan.config)  # of another configuration, it may just have been written
+        _check_rewritable(folder)
         take_over(folder)
         tables, summary = summarise(measure(plan, folder, range(len(plan.rows)), console))
         folder.mkdir(parents=True, exist_ok=True)
         save_tables(folder, tables)
         save_summary(folder, summary)
     return summary
+
+
+def _check_rewritable(folder: Path) -> None:
+    """Raise `RunError`, before anything is measured, where the results could not be written."""
+    for name in (FILE_NAME, TABLES_NAME):
+        check_rewritable(folder / name)
 
 
 def evaluate_pools(plan: Plan, console: Console | None = None) -> Evaluation:
@@ -67,6 +75,7 @@ def evaluate_on_devices(plan: Plan, devices: str, console: Console | None = None
     count = num_devices(devices)
     config = plan.config
     folder = Path(config.output_dir)
+    _check_rewritable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     resolved = folder / "shards" / "config.yaml"
     resolved.parent.mkdir(exist_ok=True)

@@ -4,7 +4,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
+from types import UnionType
+from typing import Any, NotRequired, cast, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict, is_typeddict
 
 from iama.errors import RunError
 from iama.files import write_atomically
@@ -79,7 +83,92 @@ def load_summary(folder: Path) -> Summary:
     lacking = sorted(Summary.__required_keys__ - set(raw))
     if lacking:
         raise RunError(f"{path} lacks {', '.join(lacking)}; run `iama evaluate` again")
+    _check_types(raw, path)
     return complete(raw)
+
+
+class _Policy(TypedDict, total=False):
+    path: str | None
+    adapter: str | None
+    pool: str | None
+    training_run: list[str]
+
+
+class _Ensemble(TypedDict, total=False):
+    aggregate: str
+    members: list[dict[str, Any]]
+
+
+class _Reward(TypedDict, total=False):
+    ensemble: _Ensemble | None
+
+
+class _Criterion(TypedDict, total=False):
+    name: str
+    proxy: _Reward
+    gold: _Reward | None
+
+
+class _Sampling(TypedDict, total=False):
+    temperature: float
+    max_new_tokens: int
+
+
+class _Config(TypedDict, total=False):
+    policies: dict[str, _Policy]
+    criteria: list[_Criterion]
+    sampling: _Sampling | None
+    num_bootstrap: int
+    seed: int | list[int]
+
+
+class _Trained(TypedDict):
+    name: str
+    operator: str
+
+
+class _Manifest(TypedDict, total=False):
+    criteria: list[_Trained]
+    aggregate: str
+    estimator: str
+
+
+class _Settings(TypedDict):
+    """What reports read of the two blocks that are taken over whole."""
+
+    config: _Config
+    manifest: _Manifest | None
+
+
+_NAMES = {"policy", "criterion", "method", "metric", "reference", "unit", "prompt", "reward", "control"}
+_NAMES |= {"name", "operator"}
+"""Columns that name a row, so that it cannot do without."""
+_UNNAMED = ("quality", "sampling")
+"""Tables that an older file has without some of these."""
+
+
+def _check_types(raw: Mapping[str, Any], path: Path) -> None:
+    """Raise `RunError` for a value of another type than its column's; what an older file lacks may be missing."""
+    for kind in (Summary, _Settings):
+        try:
+            TypeAdapter(kind).validate_python(raw, strict=True)
+        except ValidationError as error:
+            wrong = next((item for item in error.errors(include_url=False) if not _is_lacking(item)), None)
+            if wrong is None:
+                continue
+            key = ".".join(map(str, wrong["loc"]))
+            told = "is missing"
+            if wrong["type"] != "missing":
+                told = f"is {json.dumps(wrong['input'])[:60]}, which has not the type of what is written there"
+            raise RunError(f"{path}: {key} {told}; run `iama evaluate` again") from error
+
+
+def _is_lacking(item: Mapping[str, Any]) -> bool:
+    """Whether an error tells only of a table or column that an older file may not have, or that is null."""
+    table, column = item["loc"][0], item["loc"][-1]
+    if item["type"] == "missing":
+        return table in _UNNAMED or column not in _NAMES
+    return item["input"] is None and isinstance(column, str) and column not in _NAMES
 
 
 def complete(raw: Mapping[str, Any]) -> Summary:
@@ -92,6 +181,8 @@ def _completed(value: Any, kind: Any) -> Any:
         value, hints = value or {}, get_type_hints(kind)
         required = {key: hints[key] for key in hints if key in kind.__required_keys__ or key in value}
         return dict(value) | {key: _completed(value.get(key), hint) for key, hint in required.items()}
+    if get_origin(kind) is UnionType and value is not None:  # of one type, or null
+        return _completed(value, get_args(kind)[0])
     if get_origin(kind) is list:
         return [_completed(item, get_args(kind)[0]) for item in value or []]
     if get_origin(kind) is dict:

@@ -182,17 +182,26 @@ def append_block(path: Path, prompt: PooledPrompt) -> None:
 def open_unfinished(path: Path, header: dict[str, Any]) -> Pool:
     """What a file of this header holds already; a file that is not there is begun. Nobody else may be writing it.
 
-    Raises `RunError` where it holds samples of another policy, sampling or seed, and leaves it as it is; without a
+    Raises `RunError` where it holds samples of another policy, sampling, seed or part, and leaves it as it is; without a
     sample, as a run leaves it that failed at its first prompt, it is begun anew.
     """
     if not path.is_file() or not path.stat().st_size:
         write_pool(path, Pool(header, []))
-    difference = header_difference(read_header(path), header)
+    stored = read_header(path)
+    difference = header_difference(stored, header) or _part_difference(stored, header)
     if difference is not None and not read_so_far(path).prompts:
         write_pool(path, Pool(header, []))
     elif difference is not None:
         raise RunError(f"{path} holds other samples ({difference}); choose another file, or delete it to sample afresh")
     return read_unfinished(path)
+
+
+def _part_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Another part of the prompts than the file's, which its header would not tell of; None where it is the same."""
+    was, now = (
+        header.get("part") and f"{header['part']['index']}/{header['part']['count']}" for header in (stored, wanted)
+    )
+    return f"part was {was}, is {now}" if was and now and was != now else None
 
 
 def union(path: Path, pool: Pool) -> None:

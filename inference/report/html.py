@@ -208,7 +208,7 @@ def _operators(summary: Summary) -> str:
     manifest = summary["manifest"]
     if not manifest:
         return f"not recorded; savings are told for {words.number(summary['trained_budget'])} samples"
-    operators = ", ".join(f"{c['name']} by {c['operator']}" for c in manifest.get("criteria", []))
+    operators = ", ".join(f"{c['name']} by {c['operator']}" for c in manifest.get("criteria") or [])
     return f"{operators} ({manifest.get('aggregate', 'sum')} of them, estimator {manifest.get('estimator', '-')})"
 
 
@@ -222,7 +222,7 @@ def _source(spec: Mapping[str, Any] | None) -> str:
     if not spec:
         return ""
     if ensemble := spec.get("ensemble"):
-        return f"{ensemble.get('aggregate', 'mean')} of {', '.join(map(_source, ensemble.get('members', [])))}"
+        return f"{ensemble.get('aggregate', 'mean')} of {', '.join(map(_source, ensemble.get('members') or []))}"
     kind = next((name for name in SOURCES if spec.get(name)), None)
     value = spec.get(kind) if kind else None
     return f"{value.get('model', kind)} (judge)" if isinstance(value, dict) else str(value or "?")

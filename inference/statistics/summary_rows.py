@@ -7,7 +7,10 @@ something of.
 
 # Annotations are evaluated here, since `load_summary` reads from the types which keys are required.
 from collections.abc import Sequence
-from typing import Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from inference.engine.responses import SegmentRow
 
@@ -24,7 +27,7 @@ Unit = Literal[
     "seconds",
 ]
 """What a budget is counted in, a prompt."""
-IntervalRow = Sequence[float]
+IntervalRow = Annotated[Sequence[float], Field(min_length=2, max_length=2)]
 """`[low, high]`, as JSON has an `Interval` (`inference.statistics.bootstrap`)."""
 
 

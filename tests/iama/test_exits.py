@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import yaml
 from pyarrow import ArrowInvalid
 from safetensors import SafetensorError
 
+from iama.cli import main as cli_main
+from iama.cli.train import main as train_main
 from iama.errors import RunError, without_secrets
 from iama.exits import told_in_one_line
 from tests.processes import ROOT
@@ -76,6 +79,23 @@ def test_other_ends_are_left_alone(capsys, raised, code):
         raise raised
     assert ended.value.code == code
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("command", [cli_main, train_main])
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["generate", "--prompt", os.fsdecode(b"hi\xff")], "--prompt: 'hi\\udcff' is not UTF-8"),
+        (["pool", os.fsdecode(b"--prompts=\xe9.csv")], "argument 2: '--prompts=\\udce9.csv' is not UTF-8"),
+    ],
+)
+def test_an_argument_that_is_not_utf8(capsys, monkeypatch, command, arguments, line):
+    monkeypatch.setattr(sys, "argv", ["iama", *arguments])
+    monkeypatch.setattr("warnings.showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {line}")
 
 
 def test_a_line_is_said_once_however_deep(capsys):

@@ -63,6 +63,30 @@ def base(tmp_path) -> Path:
     return pair(tmp_path / "base.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "is_folder"),
+    [
+        ("tune", "tuning.json", True),
+        ("tune", "tuning.json", False),
+        ("evaluate", "summary.json", True),
+        ("evaluate", "prompt_values.npz", False),
+    ],
+)
+def test_results_that_could_not_be_written_are_refused_before_the_work(run, base, tmp_path, command, name, is_folder):
+    out = tmp_path / "out"
+    out.mkdir()
+    if is_folder:
+        (out / name).mkdir()
+    else:
+        (tmp_path / "theirs").write_text("theirs")
+        (out / name).hardlink_to(tmp_path / "theirs")
+    pool = [base] if command == "tune" else [f"base={base}", "--criterion", "helpful=helpful,helpful/gold"]
+    told = refusal(run(command, "--pool", *pool, "--out", out))
+    assert str(out / name) in told
+    assert ("is a folder" if is_folder else "has 2 names") in told
+    assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == [name]
+
+
 class TestFromPools:
     def test_is_what_the_maths_says(self, run, base, tmp_path):
         out = tmp_path / "tune"

@@ -358,6 +358,22 @@ def test_a_merge_says_which_part_lacks(tmp_path, parts, message):
             merge_pools(paths)
 
 
+def test_a_part_is_not_written_into_the_file_of_another(tmp_path):
+    first, second = ({"part": {"index": i, "count": 3, "num_prompts": 8}} for i in (1, 2))
+    path = tmp_path / "base.jsonl"
+    headers = [full_header({**HEADER, "num_samples": 1, **part}, "header") for part in (first, second)]
+    open_unfinished(path, headers[1])
+    open_unfinished(path, headers[0])  # there are no samples yet
+    append_block(path, PooledPrompt("p", "a?", {}, (Response("x"),), Cost(), False))
+    assert len(open_unfinished(path, headers[0]).prompts) == 1
+    before = path.read_bytes()
+    with pytest.raises(
+        RunError, match=r"base\.jsonl holds other samples \(part was 1/3, is 2/3\); choose another file"
+    ):
+        open_unfinished(path, headers[1])
+    assert path.read_bytes() == before
+
+
 def test_parts_of_unlike_pools_are_refused(tmp_path):
     first, second = parts(tmp_path, ({"helpful": 1.0}, {}))
     with pytest.raises(DataError, match=r"b\.jsonl: prompt 'b' lacks the scores helpful, which .*a\.jsonl has"):

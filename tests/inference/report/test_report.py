@@ -112,6 +112,40 @@ def test_a_missing_or_damaged_summary_is_one_line(tmp_path):
         write_report(save(tmp_path, {key: value for key, value in make_summary().items() if key != "curves"}))
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("savings", 0, "metric"), None),
+        (("savings", 0), {}),
+        (("savings", 1, "ratio"), []),
+        (("savings", 0, "ci95"), [1.0]),
+        (("curves", 0, "gold"), "0.5"),
+        (("curves", 0, "policy"), 3),
+        (("quality", "base"), -1),
+        (("hacking", 0, "onset"), True),
+        (("references", 0), None),
+        (("examples", 0, "candidates"), "x"),
+        (("num_prompts",), 10.5),
+        (("dropped_prompts",), {}),
+        (("manifest",), -1),
+        (("manifest", "criteria", 0), None),
+        (("manifest", "criteria", 0, "operator"), []),
+        (("config", "criteria"), "x"),
+        (("config", "sampling", "temperature"), {}),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(tmp_path, path, value):
+    summary = json.loads(json.dumps(make_summary()))
+    block = summary
+    for key in path[:-1]:
+        block = block[key]
+    block[path[-1]] = value
+    with pytest.raises(RunError, match=re.escape(".".join(map(str, path)))) as told:
+        write_report(save(tmp_path, summary))
+    assert "run `iama evaluate` again" in str(told.value)
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_data_cannot_end_the_script_element():
     text = "</script><!--&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}'\""
     escaped = as_json({"text": text})
