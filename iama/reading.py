@@ -9,6 +9,7 @@ import codecs
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,8 +97,9 @@ def parse_json(text: str, where: str, kind: Kind, remedy: str, first_line: int =
         raise kind(f"{where}:{first_line + line - 1}: {why}") from error
     except IamaError:
         raise
-    except ValueError as error:  # a number of thousands of digits
-        raise kind(f"{where}:{first_line}: not JSON that can be read ({reason(error)}); {remedy}") from error
+    except ValueError as error:  # an integer of thousands of digits
+        line, why = next(_refusals(text), (1, reason(error)))
+        raise kind(f"{where}:{first_line + line - 1}: {why}") from error
     return value
 
 
@@ -166,7 +168,9 @@ def _refusals(text: str) -> Iterator[tuple[int, str]]:
             try:
                 _finite(token)
             except _RefusedError:
-                yield line, f"{_out_of_range(token)}; write null for a missing number"
+                yield line, _out_of_range(token, float(token), "write null for a missing number")
+        elif not match[1] and 0 < sys.get_int_max_str_digits() < len(token.lstrip("-")):
+            yield line, _too_long(token)
 
 
 def _twice(key: Any, first: int, line: int) -> str:
@@ -174,8 +178,14 @@ def _twice(key: Any, first: int, line: int) -> str:
     return f"the key {key!r} is written twice, in {lines}; write it once"
 
 
-def _out_of_range(token: str) -> str:
-    return f"{token} is {'beyond what floats can hold' if token[-1].isdigit() else 'no finite number'}"
+def _out_of_range(token: str, value: float, remedy: str) -> str:
+    if value == 0:
+        return f"{token} is nearer to 0 than floats can hold; write 0"
+    return f"{token} is {'beyond what floats can hold' if token[-1].isdigit() else 'no finite number'}; {remedy}"
+
+
+def _too_long(digits: str) -> str:
+    return f"an integer of {len(digits.lstrip('+-'))} digits, which is too long to be read; write a shorter one"
 
 
 # YAML. --------------------------------------------------------------------------------------------------
@@ -203,14 +213,17 @@ class _Loader(yaml.SafeLoader):
         value = self.construct_yaml_float(node)
         digits = re.split("[eE]", node.value)[0]
         if not math.isfinite(value) or (value == 0 and re.search("[1-9]", digits)):
-            _refuse(f"{_out_of_range(node.value)}; write a finite number", node)
+            _refuse(_out_of_range(node.value, value, "write a finite number"), node)
         return float(value)
 
     def plain_int(self, node: Any) -> int:
         """An integer that YAML 1.1 and 1.2 read alike: `010` is 8 in one of them and 10 in the other."""
         if ":" in node.value or re.fullmatch(r"[-+]?0[0-9_]+", node.value):
             _refuse(f"{node.value} is another number to some readers; write it without a leading 0, or quote it", node)
-        return int(self.construct_yaml_int(node))
+        try:
+            return int(self.construct_yaml_int(node))
+        except ValueError:
+            _refuse(_too_long(node.value), node)
 
 
 def _refuse(why: str, node: Any) -> NoReturn:

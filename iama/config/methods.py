@@ -179,9 +179,14 @@ def find_tunable(text: str) -> Tunable | None:
     return _tunable(read_call(text))
 
 
+def _is_whole(text: str) -> bool:
+    """Whether a text is a whole number that can be read, as one of thousands of digits cannot."""
+    return text.isdecimal() and len(text) < 10
+
+
 def _checked(text: str, name: str, number: str | None) -> Tunable:
     fits = name in TUNABLE and (name in FIXED_DRAWS) == (number is not None)
-    if not fits or (number is not None and not (number.isdecimal() and int(number) >= 2)):
+    if not fits or (number is not None and not (_is_whole(number) and int(number) >= 2)):
         raise ConfigError(
             f"method {text!r} cannot be tuned; write bon, bop, bop_zt, soft_bon(16) or itp(16) (16 draws, at least 2)"
         )
@@ -212,7 +217,7 @@ def _without_tuned(call: Call) -> Tunable | None:
     if settings.pop(places[-1], None) != "tuned":
         return None
     number = settings.pop("n", None)
-    if name in CAPPED and settings.get("cap", "").isdecimal() and int(settings["cap"]) > 0:
+    if name in CAPPED and _is_whole(settings.get("cap", "")) and int(settings["cap"]) > 0:
         del settings["cap"]
     if settings:
         return None

@@ -66,7 +66,8 @@ def operator_of(call: Call) -> Operator:
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"operator {text!r}: {error}; write it like {EXAMPLES}") from error
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise ConfigError(f"operator {shown!r}: {error}; write it like {EXAMPLES}") from error
 
 
 def _arguments(build: Callable[..., Operator], call: Call) -> inspect.BoundArguments:
@@ -76,7 +77,7 @@ def _arguments(build: Callable[..., Operator], call: Call) -> inspect.BoundArgum
     signature = inspect.signature(build)
     bound = signature.bind(*positional, **keywords)
     for name, value in bound.arguments.items():
-        read = _READERS.get(str(signature.parameters[name].annotation), float)
+        read = _READERS.get(str(signature.parameters[name].annotation), _real)
         bound.arguments[name] = tuple(map(read, value)) if isinstance(value, tuple) else read(value)
     return bound
 
@@ -87,4 +88,18 @@ def _flag(text: str) -> bool:
     return text.strip() == "1"
 
 
-_READERS: dict[str, Callable[[str], float]] = {"int": int, "int | None": int, "bool": _flag}
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"{text.strip()[:20]!r} is not a whole number in digits that can be read") from error
+
+
+def _real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{text.strip()[:20]!r} is no number") from error
+
+
+_READERS: dict[str, Callable[[str], float]] = {"int": _whole, "int | None": _whole, "bool": _flag}

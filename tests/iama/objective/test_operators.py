@@ -105,6 +105,20 @@ def test_unknown_operators_are_named(text):
         parse_operator(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("bon(1e3)", "'1e3' is not a whole number in digits"),
+        ("tilt(much)", "'much' is no number"),
+        (f"bon({'9' * 5000})", "is not a whole number in digits"),
+    ],
+)
+def test_a_number_that_is_none_is_told_shortly(text, told):
+    with pytest.raises(ConfigError, match=told) as caught:
+        parse_operator(text)
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize(("text", "instead"), [("itp(8, 0.1)", r"bon\(k\) with k near"), ("mbr(8, 1)", r"bon\(n\)")])
 def test_a_way_to_serve_names_what_to_train(text, instead):
     with pytest.raises(ConfigError, match=f"is a way to serve, not one to train for; write {instead}") as caught:

@@ -342,3 +342,9 @@ def test_the_example_of_the_page_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code, {})
     assert capsys.readouterr().out == "bon(4) hacks\n"
+
+
+@pytest.mark.parametrize("text", ["bop(tuned, cap={})", "soft_bon({}, tuned)"])
+def test_a_number_of_thousands_of_digits_is_refused(text):
+    with pytest.raises(ConfigError, match="no file of `iama tune` has such a number"):
+        find_tunable(text.format("9" * 5000))
