@@ -95,6 +95,15 @@ def check_rewritable(path: Path) -> Path:
     return target
 
 
+def absent(path: Path) -> str:
+    """Why a path is no file that can be read."""
+    if path.is_dir():
+        return "is a folder, not a file"
+    if path.exists() or path.is_symlink():
+        return "is no file but a device, a pipe or a broken link"
+    return "does not exist"
+
+
 def check_folder(path: Path, flag: str) -> None:
     """Raise `RunError` where a file lies in the place of a folder."""
     if path.exists() and not path.is_dir():

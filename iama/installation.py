@@ -40,8 +40,8 @@ def find_config(path: Path) -> Path:
         return file
     if name in recipes:
         return recipes[name]
-    message = f"config file {name!r} does not exist"
-    if path.name == name and path.suffix not in (".yaml", ".yml"):
+    message = f"config file {name!r} {'is no file' if file.exists() else 'does not exist'}"
+    if not file.exists() and path.name == name and path.suffix not in (".yaml", ".yml"):
         message += f", and no recipe has that name; {nearest_names(name, recipes)}"
     raise ConfigError(message)
 

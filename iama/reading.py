@@ -44,6 +44,8 @@ def decode(data: bytes, where: str, kind: Kind = DataError, first_line: int = 1)
     for name, beginnings in marks.items():
         if data.startswith(beginnings):
             raise kind(f"{where}: not UTF-8 but {name}; save the file as UTF-8")
+    if data.startswith(b"\x1f\x8b"):
+        raise kind(f"{where}: compressed (gzip); unpack it first")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

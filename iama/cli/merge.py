@@ -9,7 +9,7 @@ import typer
 
 from iama.cli.app import app, describe_pool
 from iama.errors import RunError
-from iama.files import locked
+from iama.files import check_rewritable, locked
 
 
 @app.command(short_help="Put pool files with parts of the prompts together.")
@@ -23,6 +23,7 @@ def merge(
     """
     from inference.pools.file import merge_pools, write_pool
 
+    check_rewritable(out)
     with locked(out):
         if out.exists():
             raise RunError(f"{out} exists already; give another name for the merged pool, or delete it")

@@ -10,6 +10,7 @@ from pydantic import Field
 from iama.config.schema import Strict, validate
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ModelError
+from iama.files import absent
 from iama.reading import read_object
 
 FILE_NAME = "iama.json"
@@ -51,6 +52,8 @@ class Manifest(Strict):
 def load_manifest(folder: Path) -> Manifest | None:
     """The manifest in a model folder, or None where there is none; `ModelError` if it is damaged."""
     path = folder / FILE_NAME
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         return None
+    if not path.is_file():
+        raise ModelError(f"{path} {absent(path)}; export the run again")
     return validate(read_object(path, ModelError, "export the run again"), Manifest, str(path))

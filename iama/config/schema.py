@@ -39,6 +39,8 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
     the key, its value, the file, and what to write.
     """
     raw = parse_yaml(read_text(find_config(path), ConfigError), str(path))
+    if raw is None:
+        raise ConfigError(f"{path} is empty; write keys and values, as the recipes have them (iama recipes)")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(raw).__name__}")
     for override in overrides or []:

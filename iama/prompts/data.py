@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from iama.config.schema import nearest
 from iama.config.specs import PromptsSpec
 from iama.errors import DataError, IamaWarning
+from iama.files import absent
 from iama.prompts.render import Prompt, prompt_name
 from iama.reading import check_finite, check_letters, parse_json, read_json, read_text, reason
 
@@ -38,7 +39,7 @@ def load_prompts(path: Path, max_prompts: int | None = None) -> list[Row]:
     Raises `DataError` naming the file, the line and what is wrong with it.
     """
     if not path.is_file():
-        raise DataError(f"prompts file {str(path)!r} does not exist; give a .jsonl file with a 'prompt' on each line")
+        raise DataError(f"prompts file {str(path)!r} {absent(path)}; give a .jsonl file with a 'prompt' on each line")
     return _checked(_read_jsonl(path), str(path), {})[:max_prompts]
 
 
@@ -93,7 +94,7 @@ def _locate(spec: PromptsSpec) -> Located:
     if read is None:
         raise DataError(f"prompts file {spec.path!r}: of unknown kind; give one of {', '.join(READERS)}")
     if not path.is_file():
-        raise DataError(f"prompts file {spec.path!r} does not exist; give one of {', '.join(READERS)}, or a dataset")
+        raise DataError(f"prompts file {spec.path!r} {absent(path)}; give one of {', '.join(READERS)}, or a dataset")
     for name in ("subset", "split"):
         if getattr(spec, name) is not None:
             raise DataError(f"{path}: prompts.{name} {getattr(spec, name)!r} belongs to a named dataset, not to a file")

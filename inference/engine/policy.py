@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from iama.config.manifest import load_manifest
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
+from iama.files import absent
 from iama.installation import find_file
 from iama.models.checkpoint import check_token_ids, read_outline
 from iama.models.fingerprint import is_other_revision
@@ -158,7 +159,7 @@ def _set_chat_template(tokenizer: Any, template: str | None, source: str) -> Non
         return
     path = find_file(template)
     if not path.is_file():
-        raise ModelError(f"{source}: chat_template {template!r} does not exist; give the path of a .jinja file")
+        raise ModelError(f"{source}: chat_template {template!r} {absent(path)}; give the path of a .jinja file")
     if tokenizer.chat_template is not None:
         warnings.warn(f"{source}: chat_template {template!r} replaces the tokenizer's own", IamaWarning, stacklevel=3)
     tokenizer.chat_template = read_text(path, ModelError)

@@ -170,6 +170,6 @@ def check_fit(
             raise DataError(
                 f"prompt {number} (...{str(end)[-60:]!r}) has {len(ids)} tokens; with sampling.max_new_tokens = "
                 f"{sampling.max_new_tokens} it exceeds the {context_length} tokens that policy {name!r} reads; "
-                "shorten the prompt, lower max_new_tokens, or leave such prompts out (in an evaluation: "
+                "shorten the prompt, lower sampling.max_new_tokens, or leave such prompts out (in an evaluation: "
                 "prompts.too_long: drop)"
             )

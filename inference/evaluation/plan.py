@@ -192,6 +192,7 @@ def check_results(config: EvaluationConfig) -> None:
         raise RunError(f"{path}: {remedy}")
     stored = _given(written)
     present = _given(config.model_dump(mode="json"))
+    stored["output_dir"] = present["output_dir"]  # the folder may have been moved
     changes = [
         f"{key} was {stored.get(key, ABSENT)!r}, is {present.get(key, ABSENT)!r}"
         for key in {**present, **stored}

@@ -15,7 +15,7 @@ from iama.config.methods import Method, written_tuned
 from iama.config.schema import Strict, validate
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning
-from iama.files import write_atomically
+from iama.files import absent, write_atomically
 from iama.prompts.render import Prompt
 from iama.reading import read_object
 from inference.hedging.tune import Tuned
@@ -141,7 +141,7 @@ def save_tuning(folder: Path, tuning: Tuning) -> Path:
 def load_tuning(path: Path) -> Tuning:
     """Read a tuning file; raises `DataError` where it is missing, damaged or of another format."""
     if not path.is_file():
-        raise DataError(f"tuning file {str(path)!r} does not exist; `iama tune --out FOLDER` writes {FILE_NAME}")
+        raise DataError(f"tuning file {str(path)!r} {absent(path)}; `iama tune --out FOLDER` writes {FILE_NAME}")
     raw = read_object(path, DataError, "it is damaged; run `iama tune` again")
     if "calibrations" not in raw:
         raise DataError(f"{path} is no tuning file; give the {FILE_NAME} that `iama tune` wrote")

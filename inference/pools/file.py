@@ -182,8 +182,8 @@ def append_block(path: Path, prompt: PooledPrompt) -> None:
 def open_unfinished(path: Path, header: dict[str, Any]) -> Pool:
     """What a file of this header holds already; a file that is not there is begun. Nobody else may be writing it.
 
-    Raises `RunError` where it holds samples of another policy, sampling, seed or part, and leaves it as it is; without a
-    sample, as a run leaves it that failed at its first prompt, it is begun anew.
+    Raises `RunError` where it holds samples of another policy, sampling, seed or part, and leaves it as it is; without
+    a sample, as a run leaves it that failed at its first prompt, it is begun anew.
     """
     if not path.is_file() or not path.stat().st_size:
         write_pool(path, Pool(header, []))

@@ -14,6 +14,7 @@ from iama.config.schema import Strict, nearest, validate
 from iama.config.specs import MAX_SCORE, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError
+from iama.files import absent
 from iama.reading import decode, parse_json
 
 EXAMPLE = '{"iama_pool": 1, "policy": {"name": "my-model"}}'
@@ -80,7 +81,7 @@ def full_header(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 def read_header(path: Path) -> dict[str, Any]:
     """The first line of a pool file, with every field of `Header`."""
     if not path.is_file():
-        raise DataError(f"pool file {str(path)!r} does not exist; `iama pool` makes one")
+        raise DataError(f"pool file {str(path)!r} {absent(path)}; `iama pool` makes one")
     with path.open("rb") as file:
         line = decode(file.readline(), str(path))
     remedy = f"a pool file's first line is one such as {EXAMPLE}"

@@ -34,6 +34,7 @@ def refusal(action, kind: type[IamaError] = IamaError) -> str:
         (b"one\ntwo\n\xff", "f.txt:3: not UTF-8 (byte 8)"),
         ("naïve".encode("utf-16"), "f.txt: not UTF-8 but UTF-16; save the file as UTF-8"),
         ("naïve".encode("utf-32"), "f.txt: not UTF-8 but UTF-32"),
+        (b"\x1f\x8b\x08", "f.txt: compressed (gzip); unpack it first"),
         ("one\ntwo".encode("utf-16-le"), "f.txt:1: a zero byte, as in UTF-16 and in binary files"),
     ],
 )

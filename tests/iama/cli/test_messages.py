@@ -46,6 +46,7 @@ def flags_of(*names: str) -> set[str]:
         ("evaluate", "set policy.chat_template to a .jinja file", "set policy.chat_template to a .jinja file"),
         ("tune", "lower sampling.max_new_tokens", "lower sampling.max_new_tokens"),
         ("pool", "with sampling.max_new_tokens = 9 it exceeds", "with --max-new-tokens = 9 it exceeds"),
+        ("pool", "shorten the prompt, lower sampling.max_new_tokens,", "shorten the prompt, lower --max-new-tokens,"),
         ("pool", "set prompts.split to one of them", "set --split to one of them"),
         ("pool", "name it: prompts.columns: {prompt: THEIR_NAME}", "name it: --column prompt=THEIR_NAME"),
         ("pool", "a.jsonl: prompts.columns.prompt: no column", "a.jsonl: --column prompt: no column"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import yaml
 
 from iama.config.files import EvaluationConfig
+from iama.errors import RunError
 from inference.engine.policy import read_policy_files
 from inference.evaluation import plan, sources
-from inference.evaluation.plan import make_plan
+from inference.evaluation.plan import check_results, make_plan
 from tests.openai_server import OpenAIServer
 
 
@@ -92,3 +94,26 @@ def test_commands_plan_once(run, raw_config, tmp_path, planned):
             assert len(planned) == number, command
             assert "vowels (gold): at most" in (out if "--dry-run" in command else err) or "--shard" in command
     assert Path(raw["output_dir"], "summary.json").is_file()
+
+
+@pytest.mark.parametrize(("seed", "is_same"), [(5, True), (6, False)])
+def test_a_moved_folder_holds_the_same_evaluation(tmp_path, seed, is_same):
+    raw = {
+        "name": "n",
+        "output_dir": str(tmp_path),
+        "policies": {"base": {"path": "p"}, "iama": {"path": "q"}},
+        "prompts": "p.jsonl",
+        "criteria": [{"name": "c", "proxy": {"model": "m"}}],
+        "budgets": [1, 2],
+        "num_samples": 16,
+        "trained_budget": 2,
+        "seed": 5,
+    }
+    written = EvaluationConfig.model_validate(raw | {"output_dir": "before"}).model_dump(mode="json")
+    (tmp_path / "summary.json").write_text(json.dumps({"config": written}))
+    config = EvaluationConfig.model_validate(raw | {"seed": seed})
+    if is_same:
+        check_results(config)
+    else:
+        with pytest.raises(RunError, match=r"holds another evaluation \(seed was 5, is 6\)"):
+            check_results(config)
