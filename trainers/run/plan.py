@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -256,7 +257,7 @@ def _check_rewards(config: TrainingConfig, rows: PromptRows) -> Files:
 def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> None:
     """Refuse unknown keys, and values of another type than the field's."""
     known = [f.name for f in dataclasses.fields(cls) if f.init]
-    types = get_type_hints(cls)
+    types, defaults = get_type_hints(cls), {f.name: f.default for f in dataclasses.fields(cls)}
     for key in block:
         if key not in known:
             is_told = key in RENAMED or len(known) < 40 or _close(key, known)
@@ -267,12 +268,23 @@ def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> N
         if name == "trainer" and key == "scale_rewards" and isinstance(block[key], bool):
             continue  # TRL takes it beside its own words; it has no effect here
         try:
-            TypeAdapter(types[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(block[key])
+            read = TypeAdapter(types[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(block[key])
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ConfigError(f"{source}: {name}.{key}: {reason} (got {block[key]!r})") from error
         except PydanticUserError:  # the annotation is a class with a configuration of its own
             continue
+        _check_is_written(block[key], read, defaults[key], f"{source}: {name}.{key}")
+
+
+def _check_is_written(value: Any, read: Any, default: Any, where: str) -> None:
+    """Refuse a value that is a number or a truth value only once it is read as one: libraries take it as it stands."""
+    if value is None and isinstance(default, int | float):
+        raise ConfigError(f"{where}: null is no value; write one, or leave it out for {default!r}")
+    is_other = isinstance(value, bool) != isinstance(read, bool) or (isinstance(read, int) and isinstance(value, float))
+    if isinstance(read, int | float) and (is_other or not isinstance(value, int | float)):
+        kind = "true or false" if isinstance(read, bool) else "a number"
+        raise ConfigError(f"{where}: {value!r} is not written as {kind}; write {json.dumps(read)}")
 
 
 def _check_lora(lora: dict[str, Any], source: str) -> None:

@@ -96,6 +96,13 @@ def test_too_few_prompts_for_one_generation(make_config, tmp_path):
         ("loss_type", [8], "trainer.loss_type: .*got \\[8\\]"),
         ("learning_rate", "fast", "trainer.learning_rate: .*valid number.*got 'fast'"),
         ("deepspeed", "nowhere.json", "trainer.deepspeed 'nowhere.json' does not exist"),
+        ("max_steps", "2", "trainer.max_steps: '2' is not written as a number; write 2$"),
+        ("max_steps", True, "trainer.max_steps: True is not written as a number; write 1$"),
+        ("learning_rate", "1e-3", "trainer.learning_rate: '1e-3' is not written as a number; write 0.001$"),
+        ("save_steps", "1", "trainer.save_steps: '1' is not written as a number; write 1"),
+        ("gradient_accumulation_steps", 2.0, "steps: 2.0 is not written as a number; write 2$"),
+        ("num_generations", None, "trainer.num_generations: null is no value; write one, or leave it out for 8"),
+        ("bf16", "false", "trainer.bf16: 'false' is not written as true or false; write false$"),
     ],
 )
 def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
