@@ -260,6 +260,9 @@ def test_another_way_to_write_it_is_the_same(make_config, tiny, tmp_path, monkey
         trainer__logging_steps=1.0,
         trainer__bf16=False,
         trainer__save_total_limit=2,
+        trainer__steps_per_generation=1,
+        trainer__gradient_checkpointing=False,
+        trainer__dataloader_num_workers=1,
         trainer__report_to=["tensorboard"],
         lora__lora_dropout=0.0,
         lora__bias="none",
@@ -271,7 +274,7 @@ def test_another_way_to_write_it_is_the_same(make_config, tiny, tmp_path, monkey
 
 def test_the_keys_that_differ_are_named(make_config):
     config = make_config()
-    Path(config.output_dir).mkdir()
+    (Path(config.output_dir) / "checkpoint-1").mkdir(parents=True)
     (Path(config.output_dir) / "config.json").write_text(config.model_dump_json())
     changed = make_config(
         trainer__learning_rate=0.1, seed=3, lora__r=8, trainer__weight_decay=0.5, trainer__max_steps=1

@@ -408,6 +408,28 @@ def test_an_output_folder_with_another_run_is_left_alone(make_config):
             run_is_finished(make_config(**change))
 
 
+def test_a_folder_whose_run_saved_nothing_is_begun_anew(make_config):
+    folder = Path(make_config().output_dir)
+    folder.mkdir()
+    (folder / "config.json").write_text(make_config().model_dump_json())
+    with pytest.warns(IamaWarning, match="which saved nothing: the run begins anew"):
+        assert not run_is_finished(make_config(seed=7))
+    (folder / "checkpoint-1").mkdir()
+    with pytest.raises(RunError, match="seed was 0, is 7; "):
+        run_is_finished(make_config(seed=7))
+
+
+def test_on_nan_may_change_where_that_is_said(make_config):
+    folder = Path(make_config().output_dir)
+    (folder / "checkpoint-1").mkdir(parents=True)
+    (folder / "config.json").write_text(make_config().model_dump_json())
+    other = make_config(objective__on_nan="drop")
+    with pytest.raises(RunError, match=r"--accept-changes goes on with another objective\.on_nan"):
+        run_is_finished(other)
+    with pytest.warns(IamaWarning, match=r"objective\.on_nan was 'error', is 'drop' for the steps from here on"):
+        assert not run_is_finished(other, accept_changes=True)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"name": "tiny", "gone": 1}'])
 def test_a_stored_configuration_that_is_none_is_another(make_config, content):
     config = make_config()
