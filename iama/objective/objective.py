@@ -71,7 +71,7 @@ class Objective:
         return self.aggregate.name != "sum"
 
     def slopes(self, values_K: Floats) -> Floats:
-        """`dg/dR_k` at given values, `[K]`; a criterion without a value yet (NaN) is left out of `g`, and has slope 0."""
+        """`dg/dR_k` at given values, `[K]`; one without a value yet (NaN) is left out of `g`, and has slope 0."""
         has_K = ~np.isnan(values_K)
         slopes_K = np.zeros(len(values_K))
         if has_K.any():

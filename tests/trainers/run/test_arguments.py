@@ -19,7 +19,7 @@ from trainers.run import preflight
 from trainers.run.build import build_trainer, one_line_errors
 from trainers.run.changes import differences
 from trainers.run.plan import make_plan
-from trainers.run.train import run, run_is_finished
+from trainers.run.train import run, run_is_finished, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 
@@ -333,6 +333,10 @@ def test_mended_prompts_are_taken_where_that_is_said(make_config, tiny, tmp_path
     plan = make_plan(make_config(**saving, trainer__max_steps=2), "test.yaml")
     with pytest.raises(RunError, match=r"another content of prompts .*; put the former .*--accept-changes goes on"):
         run(plan)
+    file = tmp_path / "config.yaml"
+    file.write_text(plan.config.model_dump_json(exclude_unset=True))
+    with pytest.raises(RunError, match=r"another content of prompts .*--accept-changes goes on"):
+        train(file, dry_run=True)
     with pytest.warns(IamaWarning, match="another content of prompts .*; the steps from here on use what is there now"):
         run(plan, accept_changes=True)
     with warnings.catch_warnings():

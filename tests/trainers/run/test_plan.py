@@ -109,6 +109,24 @@ def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
     refuse(make_config(**{f"trainer__{key}": value}), ConfigError, match)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("logging_steps", 3, "logging_steps 3 is above trainer.max_steps 2: metrics.jsonl would stay empty"),
+        ("model_init_kwargs", {"dtype": "float16"}, "kwargs.dtype is 'float16', but policy.dtype is 'float32'"),
+        ("steps_per_generation", 0, "steps_per_generation = 0 must be above 0"),
+        ("adam_epsilon", 0, "adam_epsilon = 0 must be above 0"),
+        ("neftune_noise_alpha", -1, "neftune_noise_alpha = -1 must be above 0"),
+        ("adam_beta1", 1.5, r"adam_beta1 = 1.5 must lie in \[0, 1\)"),
+        ("adam_beta2", 1, r"adam_beta2 = 1 must lie in \[0, 1\)"),
+        ("dataloader_num_workers", -1, "dataloader_num_workers = -1 is below 0"),
+        ("dataloader_persistent_workers", True, "dataloader_persistent_workers needs workers"),
+    ],
+)
+def test_trainer_values_out_of_range(make_config, key, value, match):
+    refuse(make_config(**{f"trainer__{key}": value}), ConfigError, match)
+
+
 @pytest.mark.parametrize("part", ["policy", "reward"])
 def test_torn_weights(make_config, tiny, tmp_path, part):
     folder = shutil.copytree(getattr(tiny, part), tmp_path / "torn")
