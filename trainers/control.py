@@ -77,9 +77,10 @@ class RunningMean:
         self.sums_K = np.where(is_there_K, added_K, sums_K).tolist()
         self.weights_K = np.where(is_there_K, self.decay * weights_K + (1 - self.decay), weights_K).tolist()
 
-    def means(self) -> Floats | None:
-        """The means `[K]`; None until every criterion had a value."""
-        return np.array(self.sums_K) / np.array(self.weights_K) if min(self.weights_K) > 0 else None
+    def means(self) -> Floats:
+        """The means `[K]`; NaN for a criterion that had no value yet."""
+        weights_K = np.array(self.weights_K)
+        return np.array(self.sums_K) / np.where(weights_K > 0, weights_K, np.nan)
 
 
 class RunControl(TrainerCallback):

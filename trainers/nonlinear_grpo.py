@@ -80,6 +80,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         self.reward_weights = weights
         self._kl, self._on_nan, self._has_dropped = kl or KLConfig(), on_nan, False
         check_kl(self._kl, self.beta)
+        self._absent_K: torch.Tensor | None = None
         self.watchdog = Watchdog(None)  # whoever runs the trainer may put a live one here
         self._running: RunningMean | None = None
         if objective.needs_running_values:
@@ -126,7 +127,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         if mode == "train":
             self._running.update(values_K)
         running_values_K = self._running.means()
-        if running_values_K is None:  # nothing was trained on yet, or every completion so far was dropped
+        if np.isnan(running_values_K).all():  # nothing was trained on yet, or every completion so far was dropped
             return np.zeros(rewards_PGK.shape[:2])
         self._log_aggregate(running_values_K, mode)
         return self.objective.advantages(rewards_PGK, running_values_K)
@@ -196,11 +197,9 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         if self._on_nan == "skip_criterion":
             bad = bad & ~(other_tasks & ~bad.all(dim=1, keepdim=True))
             has_bad = bool(bad.any())
-        elif other_tasks.any(dim=1).all() and not other_tasks.all(dim=0).any():  # not: one judge that is down
+        elif self._loses_all(other_tasks):
             what = self._first(other_tasks, scores, prompts, completions)
-            raise RewardError(
-                f"{what}, as for all of that prompt; on_nan: drop leaves no completion of the batch{SKIP}"
-            )
+            raise RewardError(f"{what}, as for all of that prompt; on_nan: drop leaves no completion to train on{SKIP}")
         dropped = bad.any(dim=1)
         self._metrics["train" if self.model.training else "eval"]["dropped"].append(float(dropped.sum()))
         if has_bad and not self._has_dropped:
@@ -211,6 +210,18 @@ class NonlinearGRPOTrainer(GRPOTrainer):
                 message = f"{what}; such completions leave their group (on_nan: {self._on_nan}){hint}"
                 warnings.warn(message, IamaWarning, stacklevel=2)
         return rewards.masked_fill(dropped[:, None], math.nan) if has_bad else rewards
+
+    def _loses_all(self, other_tasks: torch.Tensor) -> bool:
+        """Whether rewards of different tasks leave no completion: of this batch and those before, since one counted.
+
+        Not where one reward scores none of them: that may be a judge that is down.
+        """
+        if not other_tasks.any(dim=1).all():
+            self._absent_K = None
+            return False
+        absent_K = other_tasks.all(dim=0)
+        self._absent_K = absent_K if self._absent_K is None else absent_K & self._absent_K
+        return not bool(self._absent_K.any())
 
     def _of_other_tasks(self, scores: torch.Tensor) -> torch.Tensor:
         """Where a criterion scores no completion of a prompt which another criterion scores, `[P * G, K]`."""

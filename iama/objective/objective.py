@@ -71,8 +71,12 @@ class Objective:
         return self.aggregate.name != "sum"
 
     def slopes(self, values_K: Floats) -> Floats:
-        """`dg/dR_k` at given values, `[K]`."""
-        return self.aggregate.gradient(values_K, self._weights_K)
+        """`dg/dR_k` at given values, `[K]`; one without a value yet (NaN) is left out of `g`, and has slope 0."""
+        has_K = ~np.isnan(values_K)
+        slopes_K = np.zeros(len(values_K))
+        if has_K.any():
+            slopes_K[has_K] = self.aggregate.gradient(values_K[has_K], self._weights_K[has_K])
+        return slopes_K
 
     def advantages(self, rewards_PGK: Floats, running_values_K: Floats | None = None) -> Floats:
         """Advantages `[P, G]` from the rewards `[P, G, K]` of whole groups, K in the order of the criteria.

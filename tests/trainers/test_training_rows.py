@@ -135,6 +135,22 @@ def test_any_other_setting_advises_it_at_the_first_batch(write, make_config, on_
         roll_out(tasks(make_config, path, on_nan=on_nan), MIXED)
 
 
+def test_one_prompt_a_batch_tells_tasks_apart_too(write, make_config):
+    path = write(task=["maths", "prose", "maths", "neither"])
+    with pytest.warns(IamaWarning, match="skip_criterion"):
+        trainer, _ = roll_out(tasks(make_config, path, on_nan="drop"), [0] * 4)
+    with pytest.raises(RewardError, match=r"'maths' .*leaves no completion to train on.* skip_criterion"):
+        trainer._generate_and_score_completions(trainer.train_dataset.__getitems__([1] * 4))
+
+
+def test_an_aggregate_trains_the_criteria_that_have_values(write, make_config):
+    path = write(task=["maths", "prose", "maths", "neither"])
+    trainer, output = roll_out(tasks(make_config, path, on_nan="skip_criterion", aggregate="min"), [0] * 4)
+    assert output["advantages"].abs().max() > 0
+    assert trainer._metrics["train"]["weight/maths"] == [1.0]
+    assert trainer._metrics["train"]["weight/prose"] == [0.0]
+
+
 def test_a_reward_that_is_down_is_no_task(write, make_config):
     """All of one criterion's scores are missing: dropped as before, with the advice in the warning."""
     path = write(task=["prose", "prose", "maths", "neither"])

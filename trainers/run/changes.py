@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from iama.config.files import TrainingConfig
 from iama.installation import find_file
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.operators import parse_operator
-from trainers.run.fields import deepspeed_options
+from trainers.run.fields import deepspeed_options, steps_per_generation
 
 MAY_CHANGE = (
+    "dataloader_num_workers",
     "ddp_timeout",
     "disable_tqdm",
+    "gradient_checkpointing",
     "report_to",
     "run_name",
     "save_steps",
@@ -27,6 +30,7 @@ MAY_CHANGE = (
 )
 """Fields of `trainer` with which a run may go on otherwise than it began; so may `name` and the block `watch`."""
 MAX_STEPS = "trainer.max_steps"
+ON_NAN = "objective.on_nan"
 _NOTHING = object()
 
 
@@ -71,6 +75,9 @@ def _resolved(config: TrainingConfig, block: str, name: str) -> Any:
     written = trainer_fields(config) if block == "trainer" else config.lora
     top, _, rest = name.partition(".")
     cls: Any = GRPOConfig if block == "trainer" else LoraConfig
+    if block == "trainer" and top == "steps_per_generation" and written.get(top) is None:
+        with suppress(ValueError, TypeError, ZeroDivisionError):  # values are checked later
+            return steps_per_generation(written, config.world_size)
     value = written.get(top, _NOTHING)
     if value is _NOTHING:
         field = next((f for f in dataclasses.fields(cls) if f.name == top), None)

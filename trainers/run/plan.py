@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import json
 import re
 import warnings
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     with refused_as(f"{source}: lora"):
         lora = LoraConfig(**{**config.lora, "task_type": "CAUSAL_LM"})
     model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
+    _check_dtype(config, model_init_kwargs, source)
     _check_attention(config, outline.config, model_init_kwargs, source)
     num_dropped = len(rows) - len(prompts)
     return Plan(
@@ -256,7 +258,7 @@ def _check_rewards(config: TrainingConfig, rows: PromptRows) -> Files:
 def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> None:
     """Refuse unknown keys, and values of another type than the field's."""
     known = [f.name for f in dataclasses.fields(cls) if f.init]
-    types = get_type_hints(cls)
+    types, defaults = get_type_hints(cls), {f.name: f.default for f in dataclasses.fields(cls)}
     for key in block:
         if key not in known:
             is_told = key in RENAMED or len(known) < 40 or _close(key, known)
@@ -267,12 +269,23 @@ def _check_fields(block: dict[str, Any], cls: type, name: str, source: str) -> N
         if name == "trainer" and key == "scale_rewards" and isinstance(block[key], bool):
             continue  # TRL takes it beside its own words; it has no effect here
         try:
-            TypeAdapter(types[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(block[key])
+            read = TypeAdapter(types[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(block[key])
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ConfigError(f"{source}: {name}.{key}: {reason} (got {block[key]!r})") from error
         except PydanticUserError:  # the annotation is a class with a configuration of its own
             continue
+        _check_is_written(block[key], read, defaults[key], f"{source}: {name}.{key}")
+
+
+def _check_is_written(value: Any, read: Any, default: Any, where: str) -> None:
+    """Refuse a value that is a number or a truth value only once it is read as one: libraries take it as it stands."""
+    if value is None and isinstance(default, int | float):
+        raise ConfigError(f"{where}: null is no value; write one, or leave it out for {default!r}")
+    is_other = isinstance(value, bool) != isinstance(read, bool) or (isinstance(read, int) and isinstance(value, float))
+    if isinstance(read, int | float) and (is_other or not isinstance(value, int | float)):
+        kind = "true or false" if isinstance(read, bool) else "a number"
+        raise ConfigError(f"{where}: {value!r} is not written as {kind}; write {json.dumps(read)}")
 
 
 def _check_lora(lora: dict[str, Any], source: str) -> None:
@@ -329,12 +342,28 @@ def _check_numbers(trainer: dict[str, Any], source: str) -> None:
     ):
         name = "max_steps" if trainer.get("max_steps") == 0 else "num_train_epochs"
         raise ConfigError(f"{source}: trainer.{name} = {trainer[name]} takes no step; to check only, use --dry-run")
-    for key in ("beta", "weight_decay", "warmup_steps", "max_grad_norm"):
+    for key in ("beta", "weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers"):
         if trainer.get(key, 0) < 0:
             raise ConfigError(f"{source}: trainer.{key} = {trainer[key]} is below 0; write 0 or more")
     for key in ("learning_rate", "gradient_accumulation_steps", "per_device_train_batch_size", "num_iterations"):
         if trainer.get(key, 1) <= 0:
             raise ConfigError(f"{source}: trainer.{key} = {trainer[key]} trains nothing; write a number above 0")
+    _check_ranges(trainer, source)
+
+
+def _check_ranges(trainer: dict[str, Any], source: str) -> None:
+    """Refuse numbers that torch and TRL refuse only once the models are loaded."""
+    for key in ("steps_per_generation", "adam_epsilon", "neftune_noise_alpha"):
+        if trainer.get(key) is not None and trainer[key] <= 0:
+            raise ConfigError(f"{source}: trainer.{key} = {trainer[key]} must be above 0; raise it, or leave it out")
+    for key in ("adam_beta1", "adam_beta2"):
+        if not 0 <= trainer.get(key, 0) < 1:
+            raise ConfigError(f"{source}: trainer.{key} = {trainer[key]} must lie in [0, 1), e.g. 0.9")
+    if trainer.get("dataloader_persistent_workers") and not trainer.get("dataloader_num_workers"):
+        raise ConfigError(
+            f"{source}: trainer.dataloader_persistent_workers needs workers; leave it out, or set "
+            "trainer.dataloader_num_workers"
+        )
 
 
 def _check_resume(trainer: dict[str, Any], source: str) -> None:
@@ -352,6 +381,12 @@ def _check_resume(trainer: dict[str, Any], source: str) -> None:
 
 def _check_logging(trainer: dict[str, Any], source: str) -> None:
     """Refuse a run that nobody would watch: metrics, alarms and the end at a NaN come with the logged steps."""
+    num_steps, every = trainer.get("max_steps", -1), trainer.get("logging_steps", 1)
+    if trainer.get("logging_strategy", "steps") == "steps" and 0 < num_steps < every:
+        raise ConfigError(
+            f"{source}: trainer.logging_steps {every} is above trainer.max_steps {num_steps}: metrics.jsonl would stay "
+            f"empty, and the alarms of `watch` silent; write {num_steps} or less"
+        )
     if trainer.get("logging_strategy") == "no":
         raise ConfigError(
             f"{source}: trainer.logging_strategy 'no' would leave metrics.jsonl empty, the alarms of `watch` silent "
@@ -423,6 +458,16 @@ def _check_liger(fields: dict[str, Any], source: str) -> None:
         raise ConfigError(
             f"{source}: trainer.use_liger_kernel is set, but it is not installed: pip install liger-kernel"
         )
+
+
+def _check_dtype(config: TrainingConfig, options: dict[str, Any], source: str) -> None:
+    """The policy's dtype is written in one place."""
+    for key in ("dtype", "torch_dtype"):
+        if options.get(key, config.policy.dtype) != config.policy.dtype:
+            raise ConfigError(
+                f"{source}: trainer.model_init_kwargs.{key} is {options[key]!r}, but policy.dtype is "
+                f"{config.policy.dtype!r}; leave it out, and set policy.dtype"
+            )
 
 
 def _check_attention(config: TrainingConfig, model_config: Any, options: dict[str, Any], source: str) -> None:

@@ -26,8 +26,9 @@ from iama.exits import told_in_one_line
 from iama.files import check_folder, is_temporary, temporary_name, write_atomically
 from iama.models.fingerprint import revision, weights_revision
 from iama.tables import print_line, wide_console
-from trainers.run.changes import MAX_STEPS, differences
+from trainers.run.changes import MAX_STEPS, ON_NAN, differences
 from trainers.run.checkpoints import (
+    checkpoints_in,
     clear_unfinished,
     copy_adapter,
     inputs_of,
@@ -57,7 +58,7 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. --set trainer.max_steps=50")] = None,
     dry_run: Annotated[bool, typer.Option(help="Make every check, print the plan, and stop.")] = False,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although prompts or rewards changed since the checkpoint.")
+        bool, typer.Option("--accept-changes", help="Go on although prompts, rewards or on_nan changed.")
     ] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # noqa: ARG001 - DeepSpeed passes it
 ) -> None:
@@ -69,7 +70,7 @@ def train(
     criteria = training.objective.criteria
     rewards = [part.model for c in criteria for r in (c.proxy, c.gold) if r is not None for part in r.parts]
     prepare_environment([training.policy.path, *rewards])
-    if run_is_finished(training) and not dry_run:
+    if run_is_finished(training, accept_changes=accept_changes) and not dry_run:
         console.print(f"{training.output_dir}: this run is finished; nothing to do")
         return
     if dry_run:
@@ -82,6 +83,7 @@ def train(
     listing = wide_console()
     say_and_refuse(preflight(plan), lambda line: print_line(listing, line) if is_main_process() else None)
     if dry_run:
+        _refuse_other_inputs(plan, last_checkpoint(Path(training.output_dir)), accept_changes=accept_changes)
         console.print("dry run: all checks passed, nothing was written")
     else:
         run(plan, accept_changes=accept_changes)
@@ -96,8 +98,7 @@ def run(plan: Plan, *, accept_changes: bool = False) -> None:
 
     folder = Path(plan.config.output_dir)
     checkpoint = last_checkpoint(folder)
-    if checkpoint is not None and is_main_process():  # the others need not read every reward model for this
-        refuse_other_inputs(checkpoint, inputs_of(plan), accept_changes=accept_changes)
+    _refuse_other_inputs(plan, checkpoint, accept_changes=accept_changes)
     if checkpoint is not None and took_last_step(checkpoint, plan.config.trainer.get("max_steps", -1)):
         _save_adapter_of(checkpoint, folder / ADAPTER, plan)
     else:
@@ -105,6 +106,11 @@ def run(plan: Plan, *, accept_changes: bool = False) -> None:
     console.print(f"adapter    {plan.config.output_dir}/{ADAPTER}")
     if is_main_process():
         console.print(draw_plots(folder, [c.name for c in plan.config.objective.criteria]))
+
+
+def _refuse_other_inputs(plan: Plan, checkpoint: Path | None, *, accept_changes: bool) -> None:
+    if checkpoint is not None and is_main_process():  # the others need not read every reward model for this
+        refuse_other_inputs(checkpoint, inputs_of(plan), accept_changes=accept_changes)
 
 
 def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
@@ -146,11 +152,12 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
             save_final(trainer, folder / ADAPTER, described)
 
 
-def run_is_finished(config: TrainingConfig) -> bool:
+def run_is_finished(config: TrainingConfig, *, accept_changes: bool = False) -> bool:
     """Whether the output folder holds this very run, finished.
 
     Raises `RunError` if it holds something else, a checkpoint that was changed, or one that this run's engine cannot
-    read; an unfinished run of the same configuration is continued, and so is a finished one with more steps.
+    read; an unfinished run of the same configuration is continued, and so is a finished one with more steps. A run of
+    another configuration that saved nothing is begun anew. `accept_changes` lets `objective.on_nan` be another.
     """
     folder = Path(config.output_dir)
     check_folder(folder, "output_dir")
@@ -161,7 +168,7 @@ def run_is_finished(config: TrainingConfig) -> bool:
         if not is_done:
             refuse_damaged(folder)
             refuse_other_sharding(last_checkpoint(folder), sharding_of(config))
-        _check_same_run(stored, config)
+        _check_same_run(stored, config, accept_changes=accept_changes)
         if not (is_done and _wants_more_steps(stored, config)):
             return is_done
         refuse_damaged(folder)
@@ -178,7 +185,7 @@ def run_is_finished(config: TrainingConfig) -> bool:
     return False
 
 
-def _check_same_run(stored: TrainingConfig | None, config: TrainingConfig) -> None:
+def _check_same_run(stored: TrainingConfig | None, config: TrainingConfig, *, accept_changes: bool) -> None:
     """`RunError` where a folder's configuration trains something else than `config`."""
     other = f"output_dir {config.output_dir!r} holds a run with another configuration"
     if stored is None:
@@ -188,12 +195,20 @@ def _check_same_run(stored: TrainingConfig | None, config: TrainingConfig) -> No
     found = differences(stored, config)
     if MAX_STEPS in found and _wants_more_steps(stored, config):
         del found[MAX_STEPS]
+    if accept_changes and ON_NAN in found:
+        warnings.warn(f"{found.pop(ON_NAN)} for the steps from here on", IamaWarning, stacklevel=2)
     if not found:
+        return
+    folder = Path(config.output_dir)
+    if not any(checkpoints_in(folder)) and not any(folder.glob(f"{ADAPTER}*")):
+        warnings.warn(f"{other}, which saved nothing: the run begins anew", IamaWarning, stacklevel=2)
         return
     told = "; ".join([*found.values()][:MAX_TOLD]) + (f"; and {len(found) - MAX_TOLD} more" * (len(found) > MAX_TOLD))
     remedy = "to go on with that run, write what it began with; for another run choose another output_dir"
     if MAX_STEPS in found:
         remedy += "; trainer.max_steps may be raised, not lowered"
+    if ON_NAN in found:
+        remedy += "; --accept-changes goes on with another objective.on_nan"
     raise RunError(f"{other}: {told}; {remedy}")
 
 

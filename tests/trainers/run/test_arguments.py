@@ -19,7 +19,7 @@ from trainers.run import preflight
 from trainers.run.build import build_trainer, one_line_errors
 from trainers.run.changes import differences
 from trainers.run.plan import make_plan
-from trainers.run.train import run, run_is_finished
+from trainers.run.train import run, run_is_finished, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 
@@ -260,6 +260,9 @@ def test_another_way_to_write_it_is_the_same(make_config, tiny, tmp_path, monkey
         trainer__logging_steps=1.0,
         trainer__bf16=False,
         trainer__save_total_limit=2,
+        trainer__steps_per_generation=1,
+        trainer__gradient_checkpointing=False,
+        trainer__dataloader_num_workers=1,
         trainer__report_to=["tensorboard"],
         lora__lora_dropout=0.0,
         lora__bias="none",
@@ -271,7 +274,7 @@ def test_another_way_to_write_it_is_the_same(make_config, tiny, tmp_path, monkey
 
 def test_the_keys_that_differ_are_named(make_config):
     config = make_config()
-    Path(config.output_dir).mkdir()
+    (Path(config.output_dir) / "checkpoint-1").mkdir(parents=True)
     (Path(config.output_dir) / "config.json").write_text(config.model_dump_json())
     changed = make_config(
         trainer__learning_rate=0.1, seed=3, lora__r=8, trainer__weight_decay=0.5, trainer__max_steps=1
@@ -330,6 +333,10 @@ def test_mended_prompts_are_taken_where_that_is_said(make_config, tiny, tmp_path
     plan = make_plan(make_config(**saving, trainer__max_steps=2), "test.yaml")
     with pytest.raises(RunError, match=r"another content of prompts .*; put the former .*--accept-changes goes on"):
         run(plan)
+    file = tmp_path / "config.yaml"
+    file.write_text(plan.config.model_dump_json(exclude_unset=True))
+    with pytest.raises(RunError, match=r"another content of prompts .*--accept-changes goes on"):
+        train(file, dry_run=True)
     with pytest.warns(IamaWarning, match="another content of prompts .*; the steps from here on use what is there now"):
         run(plan, accept_changes=True)
     with warnings.catch_warnings():

@@ -96,9 +96,34 @@ def test_too_few_prompts_for_one_generation(make_config, tmp_path):
         ("loss_type", [8], "trainer.loss_type: .*got \\[8\\]"),
         ("learning_rate", "fast", "trainer.learning_rate: .*valid number.*got 'fast'"),
         ("deepspeed", "nowhere.json", "trainer.deepspeed 'nowhere.json' does not exist"),
+        ("max_steps", "2", "trainer.max_steps: '2' is not written as a number; write 2$"),
+        ("max_steps", True, "trainer.max_steps: True is not written as a number; write 1$"),
+        ("learning_rate", "1e-3", "trainer.learning_rate: '1e-3' is not written as a number; write 0.001$"),
+        ("save_steps", "1", "trainer.save_steps: '1' is not written as a number; write 1"),
+        ("gradient_accumulation_steps", 2.0, "steps: 2.0 is not written as a number; write 2$"),
+        ("num_generations", None, "trainer.num_generations: null is no value; write one, or leave it out for 8"),
+        ("bf16", "false", "trainer.bf16: 'false' is not written as true or false; write false$"),
     ],
 )
 def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
+    refuse(make_config(**{f"trainer__{key}": value}), ConfigError, match)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("logging_steps", 3, "logging_steps 3 is above trainer.max_steps 2: metrics.jsonl would stay empty"),
+        ("model_init_kwargs", {"dtype": "float16"}, "kwargs.dtype is 'float16', but policy.dtype is 'float32'"),
+        ("steps_per_generation", 0, "steps_per_generation = 0 must be above 0"),
+        ("adam_epsilon", 0, "adam_epsilon = 0 must be above 0"),
+        ("neftune_noise_alpha", -1, "neftune_noise_alpha = -1 must be above 0"),
+        ("adam_beta1", 1.5, r"adam_beta1 = 1.5 must lie in \[0, 1\)"),
+        ("adam_beta2", 1, r"adam_beta2 = 1 must lie in \[0, 1\)"),
+        ("dataloader_num_workers", -1, "dataloader_num_workers = -1 is below 0"),
+        ("dataloader_persistent_workers", True, "dataloader_persistent_workers needs workers"),
+    ],
+)
+def test_trainer_values_out_of_range(make_config, key, value, match):
     refuse(make_config(**{f"trainer__{key}": value}), ConfigError, match)
 
 
@@ -399,6 +424,28 @@ def test_an_output_folder_with_another_run_is_left_alone(make_config):
     for change in ({"seed": 7}, {"sampling__top_k": 3}, {"prompts": {**stored["prompts"], "max_prompts": 3}}):
         with pytest.raises(RunError, match="another configuration"):
             run_is_finished(make_config(**change))
+
+
+def test_a_folder_whose_run_saved_nothing_is_begun_anew(make_config):
+    folder = Path(make_config().output_dir)
+    folder.mkdir()
+    (folder / "config.json").write_text(make_config().model_dump_json())
+    with pytest.warns(IamaWarning, match="which saved nothing: the run begins anew"):
+        assert not run_is_finished(make_config(seed=7))
+    (folder / "checkpoint-1").mkdir()
+    with pytest.raises(RunError, match="seed was 0, is 7; "):
+        run_is_finished(make_config(seed=7))
+
+
+def test_on_nan_may_change_where_that_is_said(make_config):
+    folder = Path(make_config().output_dir)
+    (folder / "checkpoint-1").mkdir(parents=True)
+    (folder / "config.json").write_text(make_config().model_dump_json())
+    other = make_config(objective__on_nan="drop")
+    with pytest.raises(RunError, match=r"--accept-changes goes on with another objective\.on_nan"):
+        run_is_finished(other)
+    with pytest.warns(IamaWarning, match=r"objective\.on_nan was 'error', is 'drop' for the steps from here on"):
+        assert not run_is_finished(other, accept_changes=True)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"name": "tiny", "gone": 1}'])
