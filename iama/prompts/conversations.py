@@ -210,5 +210,8 @@ def _ends_itself(tokenizer: Any, prompt: Prompt, end: int) -> str:
     if not isinstance(prompt, str):
         return f"{told}; mend the generation prompt of its chat template"
     if tokenizer("a")["input_ids"][-1:] == [end]:
-        return f"{told}; the tokenizer puts it behind every text: set add_eos_token: false in tokenizer_config.json"
+        return (
+            f"{told}; the tokenizer puts it behind every text: take it out of post_processor in tokenizer.json, and "
+            "set add_eos_token: false in tokenizer_config.json"
+        )
     return f"{told}; leave it out of the prompt"

@@ -129,7 +129,8 @@ def test_text_prompts_that_end_with_an_end_token():
     special = [("<|end|>", tokenizer.eos_token_id)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <|end|>", special_tokens=special)
     with pytest.raises(
-        ModelError, match=r"prompt 1 .*the tokenizer puts it behind every text: set add_eos_token: false"
+        ModelError,
+        match=r"prompt 1 .*puts it behind every text: take it out of post_processor in tokenizer",
     ):
         render_prompts(tokenizer, ["bake bread"], ends, "p")
 
