@@ -76,8 +76,8 @@ def check_model_dir(path: str, source: str) -> None:
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelError(
             f"{source}: {path!r} holds a whole model and {ADAPTER_CONFIG}, and transformers would put that adapter on "
-            f"it; if it is merged already, delete {ADAPTER_CONFIG}, else move the adapter's files into a folder of "
-            "their own and give that as `adapter`"
+            f"it; if it is merged already, delete {ADAPTER_CONFIG}, else move the adapter's files out of this folder, "
+            "or merge them with the model and save it in another one"
         )
 
 

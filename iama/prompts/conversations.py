@@ -1,6 +1,7 @@
-"""Whether a chat template writes every kind of conversation as it must: looked at once a kind, before anything runs.
+"""Whether a chat template writes every conversation as it must, before anything runs.
 
-A kind is the roles of the messages, in their order, with the fields that they have besides.
+Each kind is tried with long words of ours, and each prompt with its own. A kind is the roles of the messages, in their
+order, with the fields that they have besides.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from iama.errors import IamaWarning, ModelError
 from iama.prompts.render import (
@@ -26,25 +27,38 @@ from iama.prompts.render import (
 if TYPE_CHECKING:  # not at start-up
     from transformers import PreTrainedTokenizerBase
 
-ANSWER = "theanswer"
+LONG = " ".join(f"word{number}" for number in range(300))
+"""Ends the words that a template is tried with: it may cut long ones."""
+ANSWER = f"theanswer {LONG}"
 """What the assistant says where a template is tried."""
 THINKS = re.compile(r"<think(ing)?>\s*(</think(ing)?>)?\s*$")
 """What a generation prompt may open, or leave out, that a finished answer does not show."""
+TAKEN_OUT = re.compile(r"^.*</think(?:ing)?>|/(?:no_)?think\b|/system_override\b", re.DOTALL)
+"""What templates rightly take out of a message: earlier thoughts, and switches of thinking."""
+REWRITTEN = ("tool", "function", "ipython")
+"""Roles whose contents templates may write as JSON."""
 
 
 def check_exchanges(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], source: str, checked: set[Any] | None = None
 ) -> None:
-    """Raise `ModelError` for the first prompt whose kind a reward model's template refuses or loses a message of.
+    """Raise `ModelError` for the first prompt that a reward model's template refuses or loses a message of.
 
-    Kinds in `checked` are passed over, and new ones are put there; it is for prompts that come in pieces, whose numbers
-    say nothing.
+    Kinds and prompts in `checked` are passed over, and new ones are put there; it is for prompts that come in pieces,
+    whose numbers say nothing.
     """
-    for number, prompt, messages in _first_of_kinds(prompts, set() if checked is None else checked):
-        where = f"{source}: {_named(number if checked is None else None, prompt)}"
+    has_numbers, checked = checked is None, set() if checked is None else checked
+    for number, prompt, messages in _first_of_kinds(prompts, checked):
+        where = f"{source}: {_named(number if has_numbers else None, prompt)}"
         need_template(tokenizer, where, REWARD_TEMPLATE)
         written = _written(tokenizer, [*messages, _answer()], where, add_generation_prompt=False)
         _refuse_lost(tokenizer, [*messages, _answer()], written, where)
+    for number, prompt in enumerate(prompts, start=1):
+        if isinstance(prompt, str) or (key := repr(prompt)) in checked:
+            continue
+        checked.add(key)
+        where = f"{source}: {_named(number if has_numbers else None, prompt)}"
+        _refuse_changed(tokenizer, prompt, [*prompt, _answer()], where, add_generation_prompt=False)
 
 
 def render_prompts(
@@ -60,6 +74,10 @@ def render_prompts(
         where = f"{source}: {_named(number, prompt)}"
         need_template(tokenizer, where, POLICY_TEMPLATE)
         _check_generation_prompt(tokenizer, messages, where)
+    for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str):
+            where = f"{source}: {_named(number, prompt)}"
+            _refuse_changed(tokenizer, prompt, prompt, where, add_generation_prompt=True)
     rows = [render_prompt(tokenizer, prompt) for prompt in prompts]
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     for number, (prompt, ids) in enumerate(zip(prompts, rows, strict=True), start=1):
@@ -76,7 +94,7 @@ def _first_of_kinds(prompts: Sequence[Prompt], checked: set[Any]) -> Iterator[tu
         kind: Hashable = tuple((message["role"], *sorted(message)) for message in prompt)
         if kind not in checked:
             checked.add(kind)
-            words = [f"message{place}." if message["content"] else "" for place, message in enumerate(prompt)]
+            words = [f"message{place}. {LONG}" if message["content"] else "" for place, message in enumerate(prompt)]
             messages = [{**message, "content": word} for message, word in zip(prompt, words, strict=True)]
             yield number, prompt, messages
 
@@ -96,6 +114,11 @@ def _written(tokenizer: Any, messages: list[Message], where: str, *, add_generat
         written: str = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"{where}: the chat template of {tokenizer.name_or_path!r} is not valid Jinja "
+            f"(line {error.lineno}: {' '.join(str(error.message).split())}); mend that line"
+        ) from error
     except (TemplateError, TypeError, ValueError, LookupError) as error:
         if _reads_lists(tokenizer, messages):
             raise ModelError(f"{where}: {_wants_lists(tokenizer)}") from error
@@ -115,9 +138,27 @@ def _refuse_lost(tokenizer: Any, messages: list[Message], written: str, where: s
     if _reads_lists(tokenizer, messages):
         raise ModelError(f"{where}: {_wants_lists(tokenizer)}")
     what = "the answer" if lost["content"] == ANSWER else f"the message of the role {lost['role']!r}"
-    raise ModelError(
-        f"{where}: the chat template of {tokenizer.name_or_path!r} leaves out {what}; mend the template, or write "
-        "prompts that it shows whole"
+    how = "cuts" if lost["content"].split()[0] in written else "leaves out"
+    raise ModelError(_told_of_loss(tokenizer, where, f"{how} {what}"))
+
+
+def _refuse_changed(
+    tokenizer: Any, prompt: list[Message], messages: list[Message], where: str, *, add_generation_prompt: bool
+) -> None:
+    """Refuse what a template does to a prompt by its own words; `messages` are those of the prompt, and an answer."""
+    written = _written(tokenizer, messages, where, add_generation_prompt=add_generation_prompt)
+    for message in prompt:
+        if message["role"] in REWRITTEN or "tool_calls" in message:
+            continue
+        if not all(part.strip() in written for part in TAKEN_OUT.split(message["content"])):
+            what = f"leaves out, or changes, words of the message of the role {message['role']!r}"
+            raise ModelError(_told_of_loss(tokenizer, where, what))
+
+
+def _told_of_loss(tokenizer: Any, where: str, what: str) -> str:
+    return (
+        f"{where}: the chat template of {tokenizer.name_or_path!r} {what}; mend the template, or write prompts that it "
+        "shows whole"
     )
 
 
@@ -169,5 +210,8 @@ def _ends_itself(tokenizer: Any, prompt: Prompt, end: int) -> str:
     if not isinstance(prompt, str):
         return f"{told}; mend the generation prompt of its chat template"
     if tokenizer("a")["input_ids"][-1:] == [end]:
-        return f"{told}; the tokenizer puts it behind every text: set add_eos_token: false in tokenizer_config.json"
+        return (
+            f"{told}; the tokenizer puts it behind every text: take it out of post_processor in tokenizer.json, and "
+            "set add_eos_token: false in tokenizer_config.json"
+        )
     return f"{told}; leave it out of the prompt"

@@ -257,6 +257,9 @@ def _prompt(prompt: Any, where: str) -> Any:
             f"{where}: prompt {str(prompt)[:60]!r} is neither a non-empty text nor a list of "
             '{"role", "content"} messages'
         )
+    contents = [message["content"] for message in prompt if message["role"] == "user"]
+    if not all(content.strip() for content in contents or [prompt[-1]["content"]]):
+        raise DataError(f"{where}: prompt {str(prompt)[:60]!r} asks with an empty message; write what is asked")
     if prompt[-1]["role"] == "assistant":
         raise DataError(
             f"{where}: prompt ends with the assistant's {prompt[-1]['content'][:60]!r}; leave that message out: a "

@@ -150,7 +150,7 @@ def _check_answers(column: str, source: str, rows: PromptRows, missing_ok: bool)
         f"e.g. {rows[bad[0]][column]!r} of {prompt_name(rows[bad[0]]['prompt'])}"
     )
     if not missing_ok:
-        raise RewardError(f"{message}; write a number or LaTeX, or leave these prompts out")
+        raise RewardError(f"{message}; write a number or LaTeX (words as \\text{{yes}}), or leave these prompts out")
     warnings.warn(f"{message}; their completions have no score", IamaWarning, stacklevel=2)
 
 

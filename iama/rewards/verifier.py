@@ -18,11 +18,12 @@ from iama.config.specs import RewardSpec
 from iama.cost import Cost
 from iama.errors import IamaWarning, RewardError
 from iama.prompts.render import Prompt, completion_text, prompt_name
-from iama.rewards.math_answers import math_verify, verify
+from iama.rewards.math_answers import in_full, math_verify, verify
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
 _LATEX = ("$", "\\(", "\\[", "\\boxed")  # what marks mathematics in a text
 _PLAIN = re.compile(r"\$-?\d{1,15}(\.\d{1,15})?\$")  # surely read, in no time
+_IN_FULL = re.compile(r"-?(\d+(\.\d+)?[eE][+-]\d{2,3}|\d+ \d+/\d+)")  # as programs write numbers; `2e-7` may be Euler's
 
 
 class MathVerifier(Scorer):
@@ -57,7 +58,8 @@ class MathVerifier(Scorer):
             if score is None and not (self.missing_ok and self._has_warned):
                 message = (
                     f"{self.source}: column {self.answer_column!r} of the prompt {prompt_name(prompt)} is "
-                    f"{right!r}, in which math-verify finds no answer; write a number or LaTeX"
+                    f"{right!r}, in which math-verify finds no answer; write a number or LaTeX (words as "
+                    "\\text{yes})"
                 )
                 if not self.missing_ok:
                     raise RewardError(message)
@@ -93,8 +95,12 @@ def unreadable(rights: Sequence[Any]) -> list[int]:
 
 
 def final_answer(right: Any) -> str:
-    """A right answer as math-verify reads it: in dollars, of GSM8K's solutions what follows `####`."""
-    text = "" if right is None else str(right).rpartition("####")[2].strip()
+    """A right answer as math-verify reads it: in dollars, of GSM8K's solutions what follows `####`, numbers in full."""
+    if right is None or isinstance(right, bool | list | tuple | dict):
+        right = ""
+    text = str(right).rpartition("####")[2].strip()
+    if _IN_FULL.fullmatch(text):
+        text = in_full(text)
     return text if any(mark in text for mark in _LATEX) else f"${text}$"
 
 

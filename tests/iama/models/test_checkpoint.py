@@ -283,7 +283,8 @@ def test_a_merged_model_beside_its_adapter_config_is_refused(models, adapter, tm
     folder = shutil.copytree(models / ("rm" if use == "reward" else "lm"), tmp_path / "merged")
     shutil.copy(adapter / "adapter_config.json", folder)
     with pytest.raises(
-        ModelError, match=r"if it is merged already, delete adapter_config\.json, else move .*`adapter`"
+        ModelError,
+        match=r"if it is merged already, delete adapter_config\.json, else move the adapter's files out",
     ):
         check(use, folder)
 

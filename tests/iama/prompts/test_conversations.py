@@ -33,6 +33,10 @@ NO_THOUGHT = THINKING.replace("<think>\n", "<think>\n\n</think>\n")
 EMPTY_THOUGHT = TURNS.replace(
     "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<t></t>{% endif %}{{ m['content'] }}"
 )
+CUTS = TURNS.replace("m['content']", "m['content'][:20]")
+BY_WORD = "{% if 'careful' in messages[0]['content'] %}{{ raise_exception('no care') }}{% endif %}" + TURNS
+CHANGES_WORD = TURNS.replace("m['content']", "m['content'] | replace('careful', '')")
+NOT_JINJA = TURNS + "{% if %}"
 LISTS = "reads contents as lists of parts, and loses those that are texts"
 THE_SEVENTH = r"^prompts: prompt 7 \('system: be careful\\nuser: how to bake bread'\): the chat template of .*"
 
@@ -61,6 +65,9 @@ def of(template):
         (DROPS_SYSTEM, f"{THE_SEVENTH}leaves out the message of the role 'system'; mend the template"),
         (LAST_ONLY, "prompt 1 .*leaves out the message of the role 'user'"),  # once it is answered
         (NO_ANSWER, "leaves out the answer; mend the template"),
+        (CUTS + ASKS, "cuts the message of the role 'user'"),
+        (BY_WORD + ASKS, f"{THE_SEVENTH}refuses .*no care"),
+        (CHANGES_WORD + ASKS, f"{THE_SEVENTH}leaves out, or changes, words"),
         (None, "prompt 1 .*has no chat template"),
     ],
 )
@@ -81,6 +88,11 @@ def test_templates_that_spoil_a_policys_prompts(template, told):
         (NO_SYSTEM, f"{THE_SEVENTH}refuses messages with the roles system, user, assistant"),
         (DROPS_SYSTEM, f"{THE_SEVENTH}leaves out the message of the role 'system'"),
         (NO_ANSWER, "leaves out the answer"),
+        (CUTS, "cuts the message of the role 'user'"),
+        (TURNS.replace("m['content']", "m['content'] | truncate(1000)"), "cuts the message of the role 'user'"),
+        (BY_WORD, f"{THE_SEVENTH}refuses .*no care"),
+        (CHANGES_WORD, f"{THE_SEVENTH}leaves out, or changes, words of the message of the role 'system'"),
+        (NOT_JINJA, r"is not valid Jinja \(line 1: .*\); mend that line"),
         (None, "prompt 1 .*has no chat template"),
     ],
 )
@@ -117,7 +129,8 @@ def test_text_prompts_that_end_with_an_end_token():
     special = [("<|end|>", tokenizer.eos_token_id)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A <|end|>", special_tokens=special)
     with pytest.raises(
-        ModelError, match=r"prompt 1 .*the tokenizer puts it behind every text: set add_eos_token: false"
+        ModelError,
+        match=r"prompt 1 .*puts it behind every text: take it out of post_processor in tokenizer",
     ):
         render_prompts(tokenizer, ["bake bread"], ends, "p")
 
@@ -135,10 +148,28 @@ def test_the_words_beside_a_call_of_a_tool_may_be_passed_over():
     check_exchanges(tokenizer, [prompt, [*USER, {**call, "content": "now"}, prompt[-1]]], "r")
 
 
-def test_kinds_are_looked_at_once():
+def test_thoughts_and_switches_of_thinking_may_be_taken_out():
+    prompt = [
+        {"role": "system", "content": "be careful /no_think"},
+        *USER,
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nmix flour"},
+        {"role": "tool", "content": 'say "5"'},
+        {"role": "user", "content": " and then? "},
+    ]
+    content = "m['content'].split('</think>')[-1].replace('/no_think', '') | trim"
+    content = f"(m['content'] | tojson if m['role'] == 'tool' else {content})"
+    check_exchanges(of(TURNS.replace("m['content']", content)), [prompt], "r")
+
+
+def test_prompts_that_come_in_pieces_are_looked_at_once():
     checked = set()
     check_exchanges(of(CHAT_TEMPLATE), [USER, SYSTEM], "r", checked)
-    assert len(checked) == 2
+    known = set(checked)
+    check_exchanges(of(CHAT_TEMPLATE), [USER, SYSTEM] * 2, "r", checked)
+    assert checked == known
+    no_cake = of(BY_WORD.replace("careful", "cake").replace("no care", "no cake"))
+    with pytest.raises(ModelError, match=r"^r: the prompt 'make a cake': .*refuses .*no cake"):
+        check_exchanges(no_cake, [USER, [{"role": "user", "content": "make a cake"}]], "r", checked)
     check_exchanges(of(None), [USER, SYSTEM], "r", checked)
     with pytest.raises(ModelError, match=r"^r: the prompt '5': "):
         check_exchanges(of(None), [[{"role": "tool", "content": "5"}]], "r", checked)

@@ -74,6 +74,9 @@ def refusal(path, **fields):
         ('{"prompt": "a", "topic": "x"}\n{"prompt": "b"}', "prompts.jsonl:2: .*same columns"),
         ('{"prompt": "a"}\n\n["b"]', "prompts.jsonl:3: no object"),
         ('{"prompt": "a"}\n{"prompt": null}', "prompts.jsonl:2: prompt 'None' is neither"),
+        ('{"prompt": [{"role": "user", "content": " "}]}', "prompts.jsonl:1: .* asks with an empty message"),
+        ('{"prompt": [{"role": "system", "content": ""}]}', "prompts.jsonl:1: .* asks with an empty message"),
+        (json.dumps({"prompt": [{"role": "user", "content": ""}, ANSWER, *MESSAGES]}), "asks with an empty message"),
         (json.dumps({"prompt": [*MESSAGES, ANSWER]}), "prompt ends with the assistant's 'with flour'"),
     ],
 )

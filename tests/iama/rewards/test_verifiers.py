@@ -37,6 +37,17 @@ def reward() -> Reward:
         ("1,234", "The answer is 1234"),
         ("50\\%", "\\boxed{50\\%}"),
         ("Natalia sold 48/2 = 24 clips in May.\n#### 72", "The answer is \\boxed{72}."),
+        (1e-07, "The answer is 0.0000001"),
+        (1e-07, "\\boxed{1e-7}"),
+        (-2.5e22, "The answer is -25000000000000000000000"),
+        ("1e-07", "The answer is 0.0000001"),  # of a CSV file
+        ("2e-7", "$2e - 7$"),  # Euler's number
+        ("3 1/2", "The answer is 3.5"),
+        ("-3 1/2", "$-3\\frac{1}{2}$"),
+        ("7/2", "The answer is 3 1/2"),
+        ("B", "\\boxed{B}"),
+        ("\\text{yes}", "\\boxed{yes}"),
+        ("5 apples", "The answer is 5"),
     ],
 )
 def test_right_answers(reward: Reward, right: object, text: str) -> None:
@@ -105,7 +116,9 @@ def test_the_other_process_does_without_torch() -> None:
     assert (done.returncode, done.stdout) == (0, "[1.0]"), done.stderr
 
 
-@pytest.mark.parametrize("right", ["", "???", None, "####"])
+@pytest.mark.parametrize(
+    "right", ["", "???", None, "####", True, ["4"], {"a": 1}, "yes", "see figure", "72 dollars", "sin(x)"]
+)
 def test_a_right_answer_that_cannot_be_read_is_refused(reward: Reward, right: object) -> None:
     with pytest.raises(RewardError, match=r"reward 'r': column 'answer' of the prompt 'second one' is .*math-verify"):
         reward(["first one", "second one"], ["1", "1"], answer=["1", right])
