@@ -5,6 +5,7 @@ rich is imported on first use, so that a command line that only prints help star
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # not at start-up
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
+NO_TERMINAL_WIDTH = 200
+"""Characters a line where there is no terminal."""
 
 
 def progress_bars(console: Console | None = None) -> Progress:
@@ -21,14 +25,14 @@ def progress_bars(console: Console | None = None) -> Progress:
     from rich.table import Column
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", table_column=Column(overflow="fold")),  # folded before a number is cut
         BarColumn(bar_width=None, table_column=Column(max_width=40)),  # in a narrow terminal it gives way to numbers
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[unit]}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[figure]}"),
-        console=console or Console(stderr=True),
+        console=console or Console(stderr=True, width=None if sys.stderr.isatty() else NO_TERMINAL_WIDTH),
     )
 
 

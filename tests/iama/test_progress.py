@@ -11,10 +11,13 @@ from iama.progress import add_bar, progress_bars
 
 
 @pytest.mark.parametrize("width", [80, 160])
-def test_numbers_are_never_cut(width):
+@pytest.mark.parametrize(
+    "description", ["sampling llama, 64 a prompt", "likelihood of base harmless cards(target=1) under base"]
+)
+def test_numbers_are_never_cut(width, description):
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     progress = progress_bars(console)
-    advance = add_bar(progress, "sampling llama, 64 a prompt", "prompts", 100_000)
+    advance = add_bar(progress, description, "prompts", 100_000)
     advance(12_345)
     progress.update(progress.task_ids[0], rate="8,511.9/s")
     console.print(progress.get_renderable())
