@@ -408,6 +408,12 @@ def test_overrides_reach_every_place(config_file):
         load_config(config_file(), TrainingConfig, ["trainer"])
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_one_of_numpys(make_config, seed):
+    with pytest.raises(ConfigError, match=r"seed: .*(greater|less) than"):
+        make_config(seed=seed)
+
+
 def test_an_output_folder_with_another_run_is_left_alone(make_config):
     config = make_config()
     folder = Path(config.output_dir)
