@@ -80,7 +80,7 @@ def check_optimizer(arguments: GRPOConfig) -> None:
     settings = f" with optim_args {arguments.optim_args!r}" if arguments.optim_args else ""
     with refused_as(f"trainer.optim {arguments.optim.value!r}{settings}"):
         Trainer.get_optimizer_cls_and_kwargs(arguments)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
     settings = f" with lr_scheduler_kwargs {arguments.lr_scheduler_kwargs!r}" if arguments.lr_scheduler_kwargs else ""
     with refused_as(f"trainer.lr_scheduler_type {arguments.lr_scheduler_type.value!r}{settings}"):
         get_scheduler(

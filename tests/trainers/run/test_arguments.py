@@ -241,6 +241,11 @@ def test_a_run_that_learns_nothing_says_so_at_its_first_step(make_config, tmp_pa
         build_trainer(make_plan(config, "test.yaml"), Console(quiet=True)).train()
 
 
+def test_a_schedule_is_tried_from_the_runs_own_learning_rate(make_config):
+    kwargs = {"trainer__lr_scheduler_type": "polynomial", "trainer__lr_scheduler_kwargs": {"lr_end": 0.01}}
+    refuses(make_config(**kwargs), "lr_scheduler_type 'polynomial'", "must be smaller than initial lr")
+
+
 # --- another configuration
 
 

@@ -120,6 +120,7 @@ def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
         ("adam_beta1", 1.5, r"adam_beta1 = 1.5 must lie in \[0, 1\)"),
         ("adam_beta2", 1, r"adam_beta2 = 1 must lie in \[0, 1\)"),
         ("dataloader_num_workers", -1, "dataloader_num_workers = -1 is below 0"),
+        ("gradient_checkpointing_kwargs", {"use_reentrantt": True}, "kwargs.use_reentrantt is not known; did you mean"),
         ("dataloader_persistent_workers", True, "dataloader_persistent_workers needs workers"),
     ],
 )
