@@ -178,6 +178,7 @@ DEEPSPEED = {
     "typo": ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'?"),
     "stage": ({"zero_optimization": {"stage": 7}}, "stage: Input should be 0, 1, 2"),
     "no block": ({"zero_optimization": 2}, "zero_optimization"),
+    "monitor": ({"wandb": {"enabled": True}}, "wandb is enabled, but not installed"),
 }
 
 
@@ -190,6 +191,14 @@ def test_a_deepspeed_configuration_that_is_not_this_run_s(make_config, tmp_path,
     refuses(
         make_config(trainer__deepspeed=str(tmp_path / "ds.json") if as_file else content), "trainer.deepspeed", told
     )
+
+
+def test_a_deepspeed_file_without_a_batch_size_or_clipping(make_config):
+    content = {"gradient_accumulation_steps": "auto", "zero_optimization": {"stage": 2}}
+    refuses(make_config(trainer__deepspeed=content), 'write "train_micro_batch_size_per_gpu": "auto"')
+    plan = make_plan(make_config(trainer__deepspeed={**content, "train_batch_size": "auto"}), "test.yaml")
+    with pytest.warns(IamaWarning, match=r"trainer\.max_grad_norm 1 is not used"):
+        preflight._engine(plan)
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
