@@ -26,7 +26,9 @@ def distill(
     batch_size: Annotated[int, typer.Option(help="Pairs of answers a step.", min=1)] = 16,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW at its highest; then it falls as a cosine.")] = 1e-5,
     held_out: Annotated[float, typer.Option(help="Share of the prompts that only judge the result.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the head, the pairs and the prompts that are held out.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the head, the pairs and the prompts that are held out.", min=0, max=2**32 - 1)
+    ] = 0,
     device: Device = "auto",
 ) -> None:
     """Train a reward model on the margins between the scores of a prompt's samples, and judge it on other prompts.

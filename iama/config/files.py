@@ -152,7 +152,7 @@ class TrainingConfig(Strict):
     objective: ObjectiveConfig
     world_size: int = Field(1, ge=1)
     """Number of processes the run is meant for; another number is refused, since it would be another run."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     kl: KLConfig = KLConfig()
     watch: WatchConfig = WatchConfig()
     sampling: Sampling = Sampling()
@@ -310,7 +310,7 @@ class EvaluationConfig(Strict):
     batch_size: int = Field(256, ge=1)
     """Rows decoded together."""
     num_bootstrap: int = Field(1000, ge=100)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

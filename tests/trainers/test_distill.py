@@ -227,6 +227,13 @@ def test_bad_input_is_one_line_each(tiny, answers, tmp_path, run):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_one_of_numpys(run, tmp_path, seed):
+    code, _, err = run("distill", tmp_path / "pool.jsonl", "--column", "c", "--base", "b", "--out", "o", "--seed", seed)
+    assert code == 2
+    assert "'--seed'" in err
+
+
 def test_a_text_that_the_base_cannot_read_is_refused_and_no_text_is_cut(tiny, tmp_path):
     long = ["bread " * 200, "flour"]
     settings = DistillSettings(str(tiny.policy), "helpful", max_steps=1)

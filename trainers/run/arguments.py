@@ -7,6 +7,7 @@ the run's. Here each is made once by itself, and thrown away.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import GRPOConfig
 
-from iama.errors import ConfigError
+from iama.errors import ConfigError, IamaWarning
 from trainers.run.fields import deepspeed_options
 
 OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_")
@@ -46,6 +47,9 @@ BLOCKS = (
     "autotuning",
 )
 """Keys of a DeepSpeed configuration that are no constants of its module."""
+
+MONITORS = {"wandb": "wandb", "tensorboard": "tensorboard", "comet": "comet_ml"}
+"""Blocks of a DeepSpeed configuration, and the packages that they need once they are enabled."""
 
 
 def trial_arguments(fields: dict[str, Any], written: Iterable[str], world_size: int, source: str) -> GRPOConfig:
@@ -80,7 +84,7 @@ def check_optimizer(arguments: GRPOConfig) -> None:
     settings = f" with optim_args {arguments.optim_args!r}" if arguments.optim_args else ""
     with refused_as(f"trainer.optim {arguments.optim.value!r}{settings}"):
         Trainer.get_optimizer_cls_and_kwargs(arguments)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
     settings = f" with lr_scheduler_kwargs {arguments.lr_scheduler_kwargs!r}" if arguments.lr_scheduler_kwargs else ""
     with refused_as(f"trainer.lr_scheduler_type {arguments.lr_scheduler_type.value!r}{settings}"):
         get_scheduler(
@@ -127,6 +131,13 @@ def check_deepspeed(arguments: GRPOConfig, deepspeed: Any, world_size: int, mode
 
     with refused_as(where):
         DeepSpeedConfig(content)
+    if arguments.max_grad_norm > 0 and "gradient_clipping" not in options:
+        warnings.warn(
+            f"{where}: trainer.max_grad_norm {arguments.max_grad_norm:g} is not used, since DeepSpeed clips gradients; "
+            'write "gradient_clipping": "auto" there',
+            IamaWarning,
+            stacklevel=2,
+        )
 
 
 def _check_keys(options: dict[str, Any], where: str) -> None:
@@ -136,6 +147,12 @@ def _check_keys(options: dict[str, Any], where: str) -> None:
     for name in ("zero_optimization", "fp16", "bf16", "optimizer", "scheduler"):
         if not isinstance(options.get(name, {}), dict):
             raise ConfigError(f"{where}: {name} is {options[name]!r}; write a block, see configs/deepspeed")
+    if not {"train_micro_batch_size_per_gpu", "train_batch_size"} & options.keys():
+        raise ConfigError(f'{where}: it says no batch size; write "train_micro_batch_size_per_gpu": "auto" there')
+    for name, package in MONITORS.items():
+        block = options.get(name)
+        if isinstance(block, dict) and block.get("enabled") and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"{where}: {name} is enabled, but not installed: pip install {package}, or leave it out")
     constants = [
         *BLOCKS,
         *(value for name, value in vars(deepspeed_config).items() if name.isupper() and isinstance(value, str)),

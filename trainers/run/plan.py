@@ -64,6 +64,8 @@ CHOICES = {
 """Words that TRL looks at only once it trains."""
 PARSERS = ("response_template", "response_schema")
 """Of tokenizers: by these TRL takes an answer apart, and leaves its reasoning out of what rewards read."""
+CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+"""Settings of `torch.utils.checkpoint` that a file can give."""
 NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
 """GRPOConfig fields that shape roll-outs and that this project's samplers do not know."""
 NOT_IN_GRADIENT = ("top_p", "top_k", "min_p", "repetition_penalty")
@@ -359,6 +361,10 @@ def _check_ranges(trainer: dict[str, Any], source: str) -> None:
     for key in ("adam_beta1", "adam_beta2"):
         if not 0 <= trainer.get(key, 0) < 1:
             raise ConfigError(f"{source}: trainer.{key} = {trainer[key]} must lie in [0, 1), e.g. 0.9")
+    for key in trainer.get("gradient_checkpointing_kwargs") or {}:
+        if key not in CHECKPOINTING:
+            hint = nearest(key, list(CHECKPOINTING))
+            raise ConfigError(f"{source}: trainer.gradient_checkpointing_kwargs.{key} is not known; {hint}")
     if trainer.get("dataloader_persistent_workers") and not trainer.get("dataloader_num_workers"):
         raise ConfigError(
             f"{source}: trainer.dataloader_persistent_workers needs workers; leave it out, or set "

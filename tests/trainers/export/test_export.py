@@ -316,6 +316,15 @@ def test_a_push_that_fails_keeps_the_export(run, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
+def test_a_push_without_a_network_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "none")
+    with pytest.raises(RunError, match=r"--push-to-hub org/name: .*refused.*the export is whole") as caught:
+        push(tmp_path, "org/name", private=True)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["no", "a: b", "#1", "- x", "it's", '"q"', "1.5", "null", "a/b", "x" * 200, "é"])
 def test_a_card_is_yaml_whatever_the_base_is_called(name):
     criterion = ManifestCriterion(name="a|b", operator="bon(2)", weight=1.0, reward=RewardSpec(function="m:f"))

@@ -178,6 +178,7 @@ DEEPSPEED = {
     "typo": ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'?"),
     "stage": ({"zero_optimization": {"stage": 7}}, "stage: Input should be 0, 1, 2"),
     "no block": ({"zero_optimization": 2}, "zero_optimization"),
+    "monitor": ({"wandb": {"enabled": True}}, "wandb is enabled, but not installed"),
 }
 
 
@@ -190,6 +191,14 @@ def test_a_deepspeed_configuration_that_is_not_this_run_s(make_config, tmp_path,
     refuses(
         make_config(trainer__deepspeed=str(tmp_path / "ds.json") if as_file else content), "trainer.deepspeed", told
     )
+
+
+def test_a_deepspeed_file_without_a_batch_size_or_clipping(make_config):
+    content = {"gradient_accumulation_steps": "auto", "zero_optimization": {"stage": 2}}
+    refuses(make_config(trainer__deepspeed=content), 'write "train_micro_batch_size_per_gpu": "auto"')
+    plan = make_plan(make_config(trainer__deepspeed={**content, "train_batch_size": "auto"}), "test.yaml")
+    with pytest.warns(IamaWarning, match=r"trainer\.max_grad_norm 1 is not used"):
+        preflight._engine(plan)
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_offload"])
@@ -239,6 +248,11 @@ def test_a_run_that_learns_nothing_says_so_at_its_first_step(make_config, tmp_pa
     config = make_config(objective__criteria=criteria, trainer__max_steps=1)
     with pytest.warns(IamaWarning, match="step 1: 100% of the groups carry no signal"):
         build_trainer(make_plan(config, "test.yaml"), Console(quiet=True)).train()
+
+
+def test_a_schedule_is_tried_from_the_runs_own_learning_rate(make_config):
+    kwargs = {"trainer__lr_scheduler_type": "polynomial", "trainer__lr_scheduler_kwargs": {"lr_end": 0.01}}
+    refuses(make_config(**kwargs), "lr_scheduler_type 'polynomial'", "must be smaller than initial lr")
 
 
 # --- another configuration

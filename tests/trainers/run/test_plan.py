@@ -120,6 +120,7 @@ def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
         ("adam_beta1", 1.5, r"adam_beta1 = 1.5 must lie in \[0, 1\)"),
         ("adam_beta2", 1, r"adam_beta2 = 1 must lie in \[0, 1\)"),
         ("dataloader_num_workers", -1, "dataloader_num_workers = -1 is below 0"),
+        ("gradient_checkpointing_kwargs", {"use_reentrantt": True}, "kwargs.use_reentrantt is not known; did you mean"),
         ("dataloader_persistent_workers", True, "dataloader_persistent_workers needs workers"),
     ],
 )
@@ -406,6 +407,12 @@ def test_overrides_reach_every_place(config_file):
     assert config.policy.dtype == "bfloat16"
     with pytest.raises(ConfigError, match="write key=value"):
         load_config(config_file(), TrainingConfig, ["trainer"])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_is_one_of_numpys(make_config, seed):
+    with pytest.raises(ConfigError, match=r"seed: .*(greater|less) than"):
+        make_config(seed=seed)
 
 
 def test_an_output_folder_with_another_run_is_left_alone(make_config):

@@ -296,7 +296,8 @@ def test_a_group_smaller_than_the_budget(make_config):
 def test_deepspeed_needs_a_compiler_only_where_it_compiles(
     make_config, tmp_path, monkeypatch, config, compiler, status, match
 ):
-    (tmp_path / "ds.json").write_text(json.dumps(config))
+    auto = dict.fromkeys(("train_micro_batch_size_per_gpu", "gradient_clipping"), "auto")
+    (tmp_path / "ds.json").write_text(json.dumps(auto | config))
     monkeypatch.setenv("CXX", compiler or "/no/compiler")
     check = checks_of(make_config(trainer__deepspeed=str(tmp_path / "ds.json")))["engine"]
     assert check.status == status
