@@ -119,7 +119,11 @@ class Classifier:
             rows = [(ids, types if self.has_types else None) for ids, types in pairs]
         else:
             check_exchanges(self.tokenizer, prompts, self.source, self._checked)
-            rows = [(render_exchange(self.tokenizer, p, text), None) for p, text in zip(prompts, texts, strict=True)]
+            try:
+                exchanges = [render_exchange(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
+            except ModelError as error:  # some templates refuse an answer by what it says
+                raise ModelError(f"{self.source}: {error}") from error
+            rows = [(ids, None) for ids in exchanges]
         for prompt, (ids, _) in zip(prompts, rows, strict=True):
             if self.context_length is not None and len(ids) > self.context_length:
                 raise RewardError(

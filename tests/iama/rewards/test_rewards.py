@@ -240,6 +240,14 @@ def test_an_answer_longer_than_the_reward_model_reads(tiny, prompts):
         reward.score(prompts[:1], ["bread " * 200], {})
 
 
+def test_a_template_that_refuses_an_answer_by_what_it_says_names_the_reward(tiny, prompts):
+    reward = load_reward("helpful", RewardSpec(model=str(tiny.reward)))
+    refuses = "{% if 'flour' in messages[-1]['content'] %}{{ raise_exception('no flour') }}{% endif %}"
+    reward.classifier.tokenizer.chat_template = refuses + CHAT_TEMPLATE
+    with pytest.raises(ModelError, match=r"^reward 'helpful': .*no flour.*such as the prompt"):
+        reward.score(prompts[:1], ["mix flour"], {})
+
+
 def test_a_model_without_a_trained_head_is_refused(tiny, tmp_path):
     folder = shutil.copytree(tiny.reward, tmp_path / "headless")
     weights = load_file(folder / "model.safetensors")
