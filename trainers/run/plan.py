@@ -130,7 +130,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     with refused_as(f"{source}: lora"):
         lora = LoraConfig(**{**config.lora, "task_type": "CAUSAL_LM"})
     model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
-    _check_dtype(config, model_init_kwargs, source)
+    _check_base_is_kept(config, outline.config, model_init_kwargs, source)
     _check_attention(config, outline.config, model_init_kwargs, source)
     num_dropped = len(rows) - len(prompts)
     return Plan(
@@ -466,8 +466,14 @@ def _check_liger(fields: dict[str, Any], source: str) -> None:
         )
 
 
-def _check_dtype(config: TrainingConfig, options: dict[str, Any], source: str) -> None:
-    """The policy's dtype is written in one place."""
+def _check_base_is_kept(config: TrainingConfig, model_config: Any, options: dict[str, Any], source: str) -> None:
+    """The policy's dtype is written in one place, and its other settings are those of its checkpoint."""
+    for key in options.keys() & model_config.to_dict().keys() - {"dtype", "torch_dtype", "quantization_config"}:
+        if key != "use_cache" and options[key] != getattr(model_config, key):
+            raise ConfigError(
+                f"{source}: trainer.model_init_kwargs.{key} = {options[key]!r} makes another model than policy.path "
+                f"holds ({getattr(model_config, key)!r}), and the adapter is served on that; leave it out"
+            )
     for key in ("dtype", "torch_dtype"):
         if options.get(key, config.policy.dtype) != config.policy.dtype:
             raise ConfigError(

@@ -114,6 +114,7 @@ def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
     [
         ("logging_steps", 3, "logging_steps 3 is above trainer.max_steps 2: metrics.jsonl would stay empty"),
         ("model_init_kwargs", {"dtype": "float16"}, "kwargs.dtype is 'float16', but policy.dtype is 'float32'"),
+        ("model_init_kwargs", {"num_hidden_layers": 1}, "num_hidden_layers = 1 makes another model than policy.path"),
         ("steps_per_generation", 0, "steps_per_generation = 0 must be above 0"),
         ("adam_epsilon", 0, "adam_epsilon = 0 must be above 0"),
         ("neftune_noise_alpha", -1, "neftune_noise_alpha = -1 must be above 0"),
