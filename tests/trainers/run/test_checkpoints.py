@@ -324,7 +324,7 @@ def test_the_documented_way_to_another_engine(checkpointed, make_config, tiny, t
 )
 def test_checkpoints_that_could_not_be_continued_are_refused(make_config, options, message):
     with pytest.raises(ConfigError, match=f"^test.yaml: .*{message}") as caught:
-        make_plan(make_config(**{**SAVING, **options}), "test.yaml")
+        make_plan(make_config(**{**SAVING, "trainer__max_steps": 8, **options}), "test.yaml")
     assert "\n" not in str(caught.value)
 
 
@@ -338,7 +338,8 @@ def test_checkpoints_that_could_not_be_continued_are_refused(make_config, option
     ],
 )
 def test_checkpoints_between_roll_outs_are_accepted(make_config, options):
-    make_plan(make_config(**{**SAVING, "trainer__per_device_train_batch_size": 4, **options}), "test.yaml")
+    room = {"trainer__per_device_train_batch_size": 4, "trainer__max_steps": 8}
+    make_plan(make_config(**{**SAVING, **room, **options}), "test.yaml")
 
 
 # --- what a checkpoint holds
