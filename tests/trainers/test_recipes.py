@@ -8,22 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from trl import GRPOConfig
 
 from configs.recipes.hh_prompts import messages, preference
 from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
 from scripts.estimate_recipes import RECIPES, SHAPES, figures
 from tests.conftest import make_tokenizer
+from trainers.run.blocks import check_blocks
 from trainers.run.build import build_trainer
 from trainers.run.fields import check_saving
 from trainers.run.plan import (
     _check_batch,
     _check_deepspeed,
-    _check_fields,
     _check_world_size,
     build_objective,
     make_plan,
@@ -138,8 +136,7 @@ def test_a_recipe_as_it_stands_passes_the_plans_checks(recipe, monkeypatch):
     config = load_config(recipe, TrainingConfig)
     monkeypatch.setenv("WORLD_SIZE", str(config.world_size))
     fields, source = trainer_fields(config), str(recipe)
-    _check_fields(config.trainer, GRPOConfig, "trainer", source)
-    _check_fields(config.lora, LoraConfig, "lora", source)
+    check_blocks(config, source)
     build_objective(config).check(fields["num_generations"])
     _check_batch(config, fields, source)
     check_saving(fields, config.world_size, source)

@@ -1,9 +1,10 @@
 """One training run, from its file to an adapter on disk, which the same command continues after a kill.
 
-Read `train` first: parse, plan, check, train, save. `plan` makes every cheap check, with `fields` (what follows from
-TRL's fields); `preflight` is the checklist, with `memory` and `tokens`; `build` makes the trainer, with `engine` and
-`adapter`. While it runs, `callbacks`, `samples`, `watch` and `watchdog` write and look; `checkpoints` says which
-checkpoint counts, and `run_folder` holds the folder.
+Read `train` first: parse, plan, check, train, save. `plan` makes every cheap check, with `blocks` (what is written),
+`fields` (what follows from it) and `arguments` (what the libraries say of it); `preflight` is the checklist, with
+`memory` and `tokens`; `build` makes the trainer, with `engine` and `adapter`. While it runs, `callbacks`, `samples`,
+`watch` and `watchdog` write and look; `checkpoints` says which checkpoint counts, `changes` what differs from the run
+that began, and `run_folder` holds the folder.
 """
 
 from __future__ import annotations
