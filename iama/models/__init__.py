@@ -1,8 +1,8 @@
 """Models as files and as numbers: what every model shares, whether it answers or scores.
 
 Read `loading` first: folders are checked, and errors become one line; then `checkpoint`, which tells whether a model is
-what it is used as. `flops` counts operations, `generation` says what
-a generation_config.json would change, `inputs` what a model's `forward` accepts, and `fingerprint` tells models apart.
+what it is used as. `flops` counts operations, `generation` says what a generation_config.json would change, `inputs`
+what a model's `forward` accepts, and `fingerprint` tells models apart.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Rewards: what scores a completion, the same in training and at inference.
 
 Read `reward` first: `Scorer` is what a kind of reward must do, `Reward` puts a name, a scale and checks around it.
-`load` makes rewards from a configuration; its dict `KINDS` has the kinds, one file each: `classifier`, `function`,
-`judge` (with `remote`, its endpoint), `verifier`. `ensemble` combines several.
+`load` makes rewards from a configuration; its dict `KINDS` has the kinds, one file each: `classifier`, `function` (with
+`users_code`, what it may raise and return), `judge` (with `remote`, which asks servers, and `replies`, which reads what
+they reply), `verifier`. `ensemble` combines several.
 """
 
 from __future__ import annotations
