@@ -298,8 +298,11 @@ def test_a_run_with_dropped_completions(make_config, function, dropped):
     config = make_config(
         objective={"criteria": [first, second], "on_nan": "drop", "aggregate": "min"}, kl={"chi2": 0.1, "target": 0.1}
     )
-    with pytest.warns(IamaWarning, match="'helpful' returned None or NaN"):
+    with pytest.warns(IamaWarning, match="'helpful' returned None or NaN") as told:
         _, rows = train(config)
+    alarms = [str(warning.message) for warning in told if "carry no signal" in str(warning.message)]
+    assert len(alarms) == (function == "nothing")
+    assert all("8 completions left their groups for want of a score" in alarm for alarm in alarms)
     assert [row["dropped"] for row in rows] == [dropped, dropped]
     assert (rows[0]["criteria"]["harmless"]["value"] is None) == (function == "nothing")
     assert all(math.isfinite(row["loss"]) for row in rows)

@@ -162,15 +162,21 @@ class Watch:
 
     def _silent(self, row: dict[str, Any]) -> Alarm | None:
         shares = [r["silent_groups"] for r in self._recent if r.get("silent_groups") is not None]
-        is_first = (
-            self._num_seen == 0 and shares == [1.0] and self.config.silent < 1
-        )  # nothing at all is learned: not to be waited for
+        # Where nothing at all is learned, it is not waited for.
+        is_first = self._num_seen == 0 and shares == [1.0] and self.config.silent < 1
         if not is_first and (len(shares) < PATIENCE or fmean(shares) <= self.config.silent):
             return None
+        remedy = (
+            "raise trainer.num_generations or sampling.temperature, or leave out prompts that are all won or all lost"
+        )
+        if row.get("dropped"):
+            remedy = (
+                f"{row['dropped']:g} completions left their groups for want of a score, so look at the rewards first"
+            )
         return Alarm(
             "silent",
             f"step {row['step']}: {fmean(shares):.0%} of the groups carry no signal: all their advantages are zero; "
-            "raise trainer.num_generations or sampling.temperature, or leave out prompts that are all won or all lost",
+            f"{remedy}",
         )
 
     def _gradient(self, row: dict[str, Any]) -> Alarm | None:
