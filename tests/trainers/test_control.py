@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -298,11 +299,12 @@ def test_a_run_with_dropped_completions(make_config, function, dropped):
     config = make_config(
         objective={"criteria": [first, second], "on_nan": "drop", "aggregate": "min"}, kl={"chi2": 0.1, "target": 0.1}
     )
-    with pytest.warns(IamaWarning, match="'helpful' returned None or NaN") as told:
+    alarm = pytest.warns(IamaWarning, match="8 completions left their groups for want of a score")
+    with (
+        pytest.warns(IamaWarning, match="'helpful' returned None or NaN"),
+        alarm if function == "nothing" else nullcontext(),
+    ):
         _, rows = train(config)
-    alarms = [str(warning.message) for warning in told if "carry no signal" in str(warning.message)]
-    assert len(alarms) == (function == "nothing")
-    assert all("8 completions left their groups for want of a score" in alarm for alarm in alarms)
     assert [row["dropped"] for row in rows] == [dropped, dropped]
     assert (rows[0]["criteria"]["harmless"]["value"] is None) == (function == "nothing")
     assert all(math.isfinite(row["loss"]) for row in rows)
