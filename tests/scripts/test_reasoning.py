@@ -167,6 +167,7 @@ def test_a_weak_base_s_gap_is_read_at_its_own_operations():
 
 @pytest.mark.slow
 def test_everything_is_served_judged_and_written_and_a_second_run_reads(small_world, tmp_path, monkeypatch):
+    monkeypatch.setattr("inference.statistics.bootstrap.MIN_PROMPTS", 2)  # three prompts, for speed
     adapters = dict.fromkeys(("grpo", "iama", "tilt", "capped"))
     methods = {policy: tuple(map(quick, own)) for policy, own in reasoning.METHODS.items()}
     drift = quick(reasoning.DRIFT_METHOD)

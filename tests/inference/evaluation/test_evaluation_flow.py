@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from iama.cli.app import app
@@ -159,6 +159,9 @@ class TestBadInput:
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "other")
         tokenizer.add_tokens(["zebra"])
         tokenizer.save_pretrained(tmp_path / "other")
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "other")
+        model.resize_token_embeddings(len(tokenizer))
+        model.save_pretrained(tmp_path / "other")
         classifier = [{"name": "c", "proxy": {"model": str(tmp_path / "other")}}]
         with pytest.raises(
             ConfigError, match=r"needs one vocabulary, but policy 'base' and reward 'c \(proxy\)'.*zebra"
