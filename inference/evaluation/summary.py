@@ -88,10 +88,12 @@ def load_summary(folder: Path) -> Summary:
 
 
 class _Policy(TypedDict, total=False):
-    path: str | None
-    adapter: str | None
-    pool: str | None
-    training_run: list[str]
+    """Places; of several seeds together, lists of what differs."""
+
+    path: str | list[Any] | None
+    adapter: str | list[Any] | None
+    pool: str | list[Any] | None
+    training_run: str | list[Any]
 
 
 class _Ensemble(TypedDict, total=False):

@@ -60,8 +60,8 @@ POOL = ("pool", "new.jsonl", "--n", "2", "--engine", "openai", "--url", "http://
         ((*SCORE, "--spec", "utf16.yaml"), "utf16.yaml: not UTF-8 but UTF-16; save the file as UTF-8"),
         ((*SCORE, "--spec", "twice.yaml"), "twice.yaml:3: the key 'batch_size' is written twice, in lines 2 and 3"),
         ((*SCORE, "--spec", "deep.yaml"), "deep.yaml: not YAML that can be read (nested too deep"),
-        ((*SCORE, "--spec", "folder"), "config file 'folder' does not exist"),
-        (("score", "folder", "--column", "b", "--reward", "letters.py:count"), "pool file 'folder' does not exist"),
+        ((*SCORE, "--spec", "folder"), "config file 'folder' is no file"),
+        (("score", "folder", "--column", "b", "--reward", "letters.py:count"), "'folder' is a folder"),
         (
             ("score", "latin.jsonl", "--column", "b", "--reward", "letters.py:count"),
             "latin.jsonl:1: not UTF-8 (byte 3)",

@@ -315,7 +315,7 @@ def test_first_tokens_follow_the_models_distribution(policy, prompts_ids, temper
 def test_a_prompt_that_does_not_fit_is_named_before_decoding(policy, prompts_ids, monkeypatch):
     monkeypatch.setattr(policy.model, "forward", None)
     long = prompts_ids[0] * 15
-    with pytest.raises(DataError, match=r"prompt 2 \('how to bake bread.*has 120 tokens.*exceeds the 128 tokens"):
+    with pytest.raises(DataError, match=r"prompt 2 \(\.\.\.'how to bake bread.*has 120 tokens.*exceeds the 128 tokens"):
         decode(policy, [prompts_ids[0], long], 1, SAMPLING, seed=0, batch_size=8)
     with pytest.raises(DataError, match="prompt 1 has no tokens"):
         decode(policy, [[]], 1, SAMPLING, seed=0, batch_size=8)
