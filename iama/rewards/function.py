@@ -153,11 +153,14 @@ def _result_of(awaitable: Awaitable[Any]) -> Any:
     return result
 
 
-def load_function(reference: str, source: str) -> Callable[..., Any]:
-    """Import `path/to/file.py:name` or `package.module:name`; importing runs that file's code."""
+def load_function(reference: str, source: str, kind: str = "function", name: str = "name") -> Callable[..., Any]:
+    """Import `path/to/file.py:name` or `package.module:name`; importing runs that file's code.
+
+    Errors call it a `kind`, with `name` in their example.
+    """
     module_name, _, attribute = reference.rpartition(":")
-    cannot = f"{source}: cannot import function {reference!r}"
-    hint = "write path/to/file.py:name or package.module:name"
+    cannot = f"{source}: cannot import {kind} {reference!r}"
+    hint = f"write path/to/file.py:{name} or package.module:{name}"
     file = find_file(module_name) if module_name.endswith(".py") else None
     if file is not None and not file.is_file():
         raise RewardError(f"{cannot} (no such file: {file}); {hint}")

@@ -149,12 +149,9 @@ def _entry(method: Method) -> GuidedEntry:
         return SAMPLERS[method.name]
     source, reference = f"method {method.text!r}", method.name
     try:
-        loaded: Any = load_function(reference, source)
+        loaded: Any = load_function(reference, source, "sampler", "ClassName")
     except RewardError as error:
-        raise ConfigError(
-            f"{source}: cannot load the sampler {reference!r} ({error.__cause__ or 'it is no class'}); write "
-            "path/to/file.py:ClassName or package.module:ClassName"
-        ) from error
+        raise ConfigError(str(error)) from error
     settings = getattr(loaded, "Settings", None)
     if not (isinstance(settings, type) and issubclass(settings, Strict) and hasattr(loaded, "sample")):
         raise ConfigError(

@@ -164,8 +164,8 @@ def test_an_operator(additions, generate):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("gone.py:Drafts", "cannot load the sampler 'gone.py:Drafts' (no such file: gone.py); write path/to/file.py:"),
-        ("json:Gone(x=1)", "cannot load the sampler 'json:Gone' (module 'json' has no attribute 'Gone')"),
+        ("gone.py:Drafts", "cannot import sampler 'gone.py:Drafts' (no such file: gone.py); write path/to/file.py:"),
+        ("json:Gone(x=1)", "cannot import sampler 'json:Gone' (json has no attribute 'Gone')"),
         ("json:dumps", "'json:dumps' is no sampler; write a class with `Settings`, a model of its settings that"),
         ("{file}:DraftsSettings", "is no sampler; write a class with `Settings`"),
         ("{file}:Drafts(num_draft=3)", "unknown key 'num_draft'; did you mean 'num_drafts'?"),
