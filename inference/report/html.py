@@ -180,17 +180,24 @@ def style(policy: str, policies: Sequence[str], trained: str) -> dict[str, str]:
     }
 
 
+def _texts(value: Any) -> list[str]:
+    """A text, or the texts of a list; of several seeds together, those of each."""
+    if isinstance(value, list):
+        return list(dict.fromkeys(text for item in value for text in _texts(item)))
+    return [value] if isinstance(value, str) else []
+
+
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """What was trained and how it was judged: a name and its value."""
     config, trained = summary["config"], summary["trained"]
     spec = (config.get("policies") or {}).get(trained) or {}
-    places = [spec.get("path"), spec.get("adapter"), spec.get("pool")]
+    places = [", ".join(_texts(spec.get(key))) for key in ("path", "adapter", "pool")]
     sampling = config.get("sampling") or {}
     limits = {"temperature {}": sampling.get("temperature"), "at most {} tokens": sampling.get("max_new_tokens")}
     rows = [
         ("Policy", f"{trained}: {' + '.join(p for p in places if p)}" if any(places) else trained),
         ("Trained for", _operators(summary)),
-        ("Training runs", ", ".join(spec.get("training_run") or [])),
+        ("Training runs", ", ".join(_texts(spec.get("training_run")))),
         ("Compared with", ", ".join(r for r in summary["references"] if r in summary["policies"])),
         ("Criteria", "; ".join(_criterion(c) for c in config.get("criteria") or [])),
         ("Served with", ", ".join(words.method_title(m) for m in summary["methods"])),
