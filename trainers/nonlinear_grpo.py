@@ -187,11 +187,13 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         bad = ~torch.isfinite(scores)
         has_bad = bool(bad.any())
         other_tasks = self._of_other_tasks(scores)
-        if has_bad and (self._on_nan == "error" or torch.isinf(scores).any()):
-            is_worse = torch.isinf(scores) if torch.isinf(scores).any() else bad
-            what = self._first(is_worse, scores, prompts, completions)
+        if (infinite := torch.isinf(scores)).any():
+            what = self._first(infinite, scores, prompts, completions)
+            raise RewardError(f"{what}; every completion needs a finite score")
+        if has_bad and self._on_nan == "error":
+            what = self._first(bad, scores, prompts, completions)
             remedy = SKIP if other_tasks.any() else "; on_nan: drop leaves completions without a score out"
-            raise RewardError(f"{what}; every completion needs a finite score{'' if is_worse is not bad else remedy}")
+            raise RewardError(f"{what}; every completion needs a finite score{remedy}")
         if self._on_nan == "error":
             return rewards
         if self._on_nan == "skip_criterion":

@@ -48,8 +48,6 @@ KINDS = {
     "LMHeadModel": "writes texts",
 }
 """What a model does, by the end of its class's name."""
-
-
 NO_TOKEN = -1
 """What the first Llamas write for a token that they lack."""
 
