@@ -98,6 +98,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         [name for name in config.references if name in config.policies],
         config.num_bootstrap,
         config.seed,
+        {name: [point.text for point in dial.points] for name, dial in plan.dials.items()},
     )
     curves = curve_rows(evaluation, tables)
     results = compare_policies([tables], question)

@@ -10,6 +10,7 @@ from inference.evaluation.measurements import Evaluation
 from inference.evaluation.rows.kl import kl_of
 from inference.evaluation.tables import Tables
 from inference.statistics.bootstrap import Estimate, interval_row, mean_interval
+from inference.statistics.savings import SAMPLES
 from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow
 
 
@@ -39,7 +40,7 @@ def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
                     "gold_ci95": None if gold is None else interval_row(gold.ci95),
                     "kl": None if kl is None else float(kl[column - 1]),
                     "kl_kind": kind,
-                    **_disagreement(tables, key, column),
+                    **_extras(evaluation, tables, key, column),
                     "num_prompts": len(evaluation.plan.rows),
                 }
                 if method.is_tuned:
@@ -62,9 +63,17 @@ def _costs(tables: Tables, key: tuple[str, str, str], column: int) -> Costs:
     }
 
 
-def _disagreement(tables: Tables, key: tuple[str, str, str], column: int) -> CurveExtras:
-    known = (*key, "disagreement") in tables.values
-    return {"disagreement": tables.mean(*key, "disagreement", column)} if known else {}
+def _extras(evaluation: Evaluation, tables: Tables, key: tuple[str, str, str], column: int) -> CurveExtras:
+    extras: CurveExtras = {}
+    if (*key, "disagreement") in tables.values:
+        extras["disagreement"] = tables.mean(*key, "disagreement", column)
+    if (*key, SAMPLES) in tables.costs:
+        extras["draws"] = tables.cost(*key, SAMPLES, column)
+    for name, dial in evaluation.plan.dials.items():
+        for value, point in zip(dial.values, dial.points, strict=True):
+            if point.text == key[2]:
+                extras["dial"], extras["value"] = name, value
+    return extras
 
 
 def _estimate(config: EvaluationConfig, values_PN: Floats | None, column: int) -> Estimate | None:
