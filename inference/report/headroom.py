@@ -13,13 +13,13 @@ RELATIONS = {"conflict": "exclude", "agree": "go together", "not told": "not tol
 """How two criteria stand to each other, in words."""
 
 
-def largest_saving(row: HeadroomRow, budget: int) -> str:
-    """Times the budget that nearly the far value takes, with its interval: what a pool can show as saved."""
+def saving_at_all(row: HeadroomRow, budget: int) -> str:
+    """What training saves that brings nearly all of the headroom to the budget's samples, with its interval."""
     return _times(row["needed"], row["needed_ci95"], budget)
 
 
-def half_saving(row: HeadroomRow, budget: int) -> str:
-    """Times the budget that half of the headroom takes; a dash where there is none."""
+def saving_at_half(row: HeadroomRow, budget: int) -> str:
+    """The same for half of the headroom; a dash where there is none."""
     return "-" if row["half_needed"] is None else _times(row["half_needed"], None, budget)
 
 
@@ -48,16 +48,18 @@ def print_headroom(summary: Summary, console: Console) -> None:
 
 def _print_headrooms(found: HeadroomFigures, console: Console) -> None:
     near, far = (label("bon", found[key]) for key in ("samples", "far"))
-    heads = (near, far, f"headroom (95{SPACE}%)", "largest saving", "at half of it")
+    heads = (near, far, f"headroom (95{SPACE}%)", "nearly all saves", "half saves")
     cells = [
         [
             *(row["criterion"], row["metric"], number(row["value"]), number(row["far_value"])),
             _difference(row["headroom"], row["ci95"]),
-            *(largest_saving(row, found["samples"]), half_saving(row, found["samples"])),
+            *(saving_at_all(row, found["samples"]), saving_at_half(row, found["samples"])),
         ]
         for row in found["criteria"]
     ]
-    print_table(console, f"Headroom of {title(found['policy'])}", ("criterion", "by"), heads, cells)
+    most = f"{found['far'] / found['samples']:.2f}x"
+    named = f"Headroom of {title(found['policy'])}, and what training saves that reaches it (at most {most} shows here)"
+    print_table(console, named, ("criterion", "by"), heads, cells)
 
 
 def _print_exclusions(found: HeadroomFigures, console: Console) -> None:

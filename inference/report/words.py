@@ -304,9 +304,10 @@ def _gain_verdict(found: HeadroomFigures) -> str:
         more = label("bon", CHEAP * found["samples"])
         return f"Draw more: {more} of {policy} already has nearly all that {far} has on {gaining}."
     apart = f"{_listed(found['conflicting'])} exclude each other" if found["conflicting"] else ""
+    which = "which exclude each other" if gaining == _listed(found["conflicting"] or [""]) else apart and f"and {apart}"
     if found["verdict"] == "adapter each":
         return f"Keep an adapter each: {apart}, too many for one base to have each within reach of {near}."
-    return f"Train (IAMA): {far} of {policy} is well above {near} on {gaining}{apart and f', and {apart}'}."
+    return f"Train (IAMA): {far} of {policy} is well above {near} on {gaining}{which and f', {which}'}."
 
 
 def _gain_remarks(found: HeadroomFigures) -> list[str]:

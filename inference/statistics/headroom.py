@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy.stats import rankdata
@@ -15,6 +14,7 @@ from scipy.stats import rankdata
 from iama.arrays import Floats, Mask
 from inference.statistics.bootstrap import Interval, interval_of, mean_interval, prompt_weights
 from inference.statistics.savings import samples_needed
+from inference.statistics.summary_rows import Level, Relation, Verdict
 
 FAR = 16
 """Headroom is told at so many times the trained budget, as far as the pool reaches: Best-of-64 beside Best-of-4."""
@@ -24,10 +24,6 @@ CHEAP = 2.0
 """Times the trained budget: what comes within is had by drawing more, and needs no training."""
 MISSED = 0.25
 """Share of queries that may find no answer of their kind where one base keeps several kinds apart."""
-
-Level = Literal["some", "none", "not told"]
-Relation = Literal["conflict", "agree", "not told"]
-Verdict = Literal["train", "draw more", "adapter each", "nothing", "not told"]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from inference.engine.responses import SegmentRow
-from inference.statistics.headroom import Level, Relation, Verdict
 
 Unit = Literal[
     "samples",
@@ -28,6 +27,12 @@ Unit = Literal[
     "seconds",
 ]
 """What a budget is counted in, a prompt."""
+Level = Literal["some", "none", "not told"]
+"""Whether a criterion has headroom."""
+Relation = Literal["conflict", "agree", "not told"]
+"""How a criterion fares at another's best."""
+Verdict = Literal["train", "draw more", "adapter each", "nothing", "not told"]
+"""What to do with a policy."""
 IntervalRow = Annotated[Sequence[float], Field(min_length=2, max_length=2)]
 """`[low, high]`, as JSON has an `Interval` (`inference.statistics.bootstrap`)."""
 
