@@ -145,7 +145,7 @@ class _Settings(TypedDict):
 
 
 _NAMES = {"policy", "criterion", "method", "metric", "reference", "unit", "prompt", "reward", "control"}
-_NAMES |= {"name", "operator", "kept_for", "level", "relation", "verdict"}
+_NAMES |= {"name", "operator", "kept_for", "level", "relation", "verdict", "far"}
 """Columns that name a row, so that it cannot do without."""
 _UNNAMED = ("quality", "sampling")
 """Tables that an older file has without some of these."""
