@@ -18,6 +18,7 @@ from iama.errors import IamaError
 from iama.files import write_atomically
 from inference.evaluation.summary import Summary, load_summary
 from inference.report import words
+from inference.report.headroom import RELATIONS, saving_at_all, saving_at_half
 from inference.report.risks import find_risks
 from inference.statistics.savings import FALL_TOLERANCE
 from inference.statistics.summary_rows import CurveRow, ExampleRow
@@ -62,6 +63,10 @@ CONTROLS = {
 GLOBALS = {
     "controls": CONTROLS,
     "no_gold": words.NO_GOLD,
+    "gain_sentences": words.gain_sentences,
+    "saving_at_all": saving_at_all,
+    "saving_at_half": saving_at_half,
+    "relations": RELATIONS,
     "names": lambda values: {value: words.method_title(value) for value in values},
     "metric_choices": lambda metrics: {"both": "gold and proxy"} | {m: m for m in metrics} if metrics[1:] else
     {m: m for m in metrics},
