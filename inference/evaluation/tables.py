@@ -17,7 +17,7 @@ from iama.errors import RunError
 from iama.files import replacing
 from iama.reading import reason
 from inference.statistics.costs import UNITS
-from inference.statistics.savings import Comparison
+from inference.statistics.savings import SAMPLES, Comparison
 
 Key = tuple[str, str, str, str]
 
@@ -28,7 +28,8 @@ FILE_NAME = "prompt_values.npz"
 class Tables:
     """By (policy, criterion, method, metric) values, and by (policy, criterion, method, unit) costs.
 
-    `[P, N]` for n = 1..N samples; a method that is one point has N = 1. A unit that is not known is absent.
+    `[P, N]` for n = 1..N samples; a method that is one point has N = 1. A unit that is not known is absent. The unit
+    `samples` stands only where a method draws another number than its n: it has the draws that were really made.
     """
 
     values: dict[Key, Floats] = field(default_factory=dict)
@@ -68,16 +69,23 @@ class Tables:
         if not known_P.any():
             return None
         gold_PN = self.values.get((*other, "gold"))
+        costs = {
+            unit: (self.costs[*other, unit][known_P], self.costs[*trained, unit][known_P, column - 1])
+            for unit in UNITS
+            if (*other, unit) in self.costs and (*trained, unit) in self.costs
+        }
+        reference_PN = self.values[*other, metric]
+        if (*other, SAMPLES) in self.costs or (*trained, SAMPLES) in self.costs:
+            n_PN = np.broadcast_to(np.arange(1.0, reference_PN.shape[1] + 1), reference_PN.shape)
+            budget_PN = np.full_like(self.values[*trained, metric], budget)
+            drawn_PN = self.costs.get((*other, SAMPLES), n_PN)
+            costs[SAMPLES] = (drawn_PN[known_P], self.costs.get((*trained, SAMPLES), budget_PN)[known_P, column - 1])
         return Comparison(
-            reference_PN=self.values[*other, metric][known_P],
+            reference_PN=reference_PN[known_P],
             gold_PN=None if gold_PN is None else gold_PN[known_P],
             trained_P=self.values[*trained, metric][known_P, column - 1],
             budget=budget,
-            costs={
-                unit: (self.costs[*other, unit][known_P], self.costs[*trained, unit][known_P, column - 1])
-                for unit in UNITS
-                if (*other, unit) in self.costs and (*trained, unit) in self.costs
-            },
+            costs=costs,
         )
 
 

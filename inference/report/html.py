@@ -221,7 +221,9 @@ def _operators(summary: Summary) -> str:
     if not manifest:
         return f"not recorded; savings are told for {words.number(summary['trained_budget'])} samples"
     operators = ", ".join(f"{c['name']} by {c['operator']}" for c in manifest.get("criteria") or [])
-    return f"{operators} ({manifest.get('aggregate', 'sum')} of them, estimator {manifest.get('estimator', '-')})"
+    drawn = ", weights drawn for each group" if manifest.get("weights") == "simplex" else ""
+    aggregate, estimator = manifest.get("aggregate", "sum"), manifest.get("estimator", "-")
+    return f"{operators} ({aggregate} of them{drawn}, estimator {estimator})"
 
 
 def _criterion(criterion: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ from iama.arrays import Floats, Integers, Mask
 from inference.statistics.bootstrap import MIN_PROMPTS, Interval, interval_of, interval_row, resample
 from inference.statistics.summary_rows import EqualCostFigures, SavingsFigures
 
+SAMPLES = "samples"
+"""The unit whose costs are the draws that were really made."""
 # Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
 FALL_TOLERANCE = 0.02
 # A curve this flat, relative to its size, has no shape but rounding.
@@ -29,7 +31,8 @@ class Comparison:
     `reference_PN[:, n-1]` and `gold_PN[:, n-1]` are the reference's values with n samples under the metric
     compared and under the gold reward (equal if gold is the metric, None if there is no gold), `trained_P` the
     trained policy's with `budget` samples. `costs` gives, by unit, what the reference spends on each prompt at every
-    budget, `[P, N]`, and the trained policy at its own, `[P]`.
+    budget, `[P, N]`, and the trained policy at its own, `[P]`. The unit `samples` is there where a side's draws are not
+    n or `budget`; the ratio in samples is then that of the draws.
     """
 
     reference_PN: Floats
@@ -240,6 +243,8 @@ def _at_equal_cost(c: Comparison, unit: str, weights_BP: Floats) -> tuple[Floats
     n = np.arange(1, reference_PN.shape[1] + 1)
     pairs = zip(weights_BP @ trained_P, weights_BP @ reference_PN, weights_BP @ c.reference_PN, strict=True)
     values_B, samples_B = np.array([_value_at(spent, costs_N, values_N, n) for spent, costs_N, values_N in pairs]).T
+    if SAMPLES in c.costs:
+        samples_B = at_budget(weights_BP @ c.costs[SAMPLES][0], samples_B)
     return weights_BP @ c.trained_P - values_B, samples_B
 
 
@@ -273,7 +278,8 @@ def _ratios(c: Comparison, weights_BP: Floats) -> _Ratios:
     for unit, (reference_PN, trained_P) in c.costs.items():
         if (reference_PN > 0).all() and (trained_P > 0).all():  # a unit that some prompt does not use gives no ratio
             units[unit] = np.log(at_budget(weights_BP @ reference_PN, needed_B) / (weights_BP @ trained_P))
-    return _Ratios(np.log(needed_B / c.budget), units, censored_B, floor_B)
+    log_ratio_B = units.pop(SAMPLES, np.log(needed_B / c.budget))
+    return _Ratios(log_ratio_B, units, censored_B, floor_B)
 
 
 def at_budget(costs_BN: Floats, n_B: Floats) -> Floats:
