@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 
 from iama.arrays import Floats
-from iama.config.files import EvaluationConfig, EvaluationCriterion
+from iama.config.files import EvaluationConfig
 from inference.evaluation.measurements import Evaluation
 from inference.selection.curves import curves, operator_at
 from inference.statistics.bootstrap import interval_row, mean_interval
@@ -16,39 +17,67 @@ from inference.statistics.headroom import FAR, Headroom, exclusion, headroom, ra
 from inference.statistics.summary_rows import ExclusionRow, HeadroomFigures, HeadroomRow
 
 
-def headroom_figures(evaluation: Evaluation) -> HeadroomFigures | None:
-    """Headroom of every criterion by Best-of-N, each pair's exclusion, and the verdict.
+@dataclass(frozen=True)
+class Pooled:
+    """A criterion's scores `[P, S]` of one pool, and the pool's name; criteria of one pool share its samples."""
 
-    Of the first reference that is evaluated, else of the first policy. Each criterion is judged by its gold reward, or
-    by its proxy where it has none. Criteria that are answered by other samples are not compared with each other. None
-    where no curve is measured.
-    """
+    pool: str
+    proxy_PS: Floats
+    gold_PS: Floats | None
+
+    @property
+    def metric(self) -> str:
+        """What judges: gold, or the proxy where there is no gold."""
+        return "proxy" if self.gold_PS is None else "gold"
+
+    @property
+    def judged_PS(self) -> Floats:
+        """Scores by what judges."""
+        return self.proxy_PS if self.gold_PS is None else self.gold_PS
+
+
+def headroom_figures(evaluation: Evaluation) -> HeadroomFigures | None:
+    """Of the first reference that is evaluated, else of the first policy; None where no curve is measured."""
     if not evaluation.curve_methods:
         return None
     config = evaluation.config
     policy = described(config)
-    far = min(FAR * config.trained_budget, evaluation.max_budget)
-    found = {criterion.name: _headroom(evaluation, policy, criterion, far) for criterion in config.criteria}
-    exclusions = [
-        row
-        for kept_for, judged in permutations(config.criteria, 2)
-        if (row := _exclusion(evaluation, policy, kept_for, judged, far)) is not None
-    ]
-    conflicting = conflicting_criteria(exclusions)
-    return {
-        "policy": policy,
-        "samples": config.trained_budget,
-        "far": far,
-        "verdict": verdict(found, conflicting, config.trained_budget, far),
-        "conflicting": conflicting,
-        "criteria": [_row(criterion, found[criterion.name]) for criterion in config.criteria],
-        "exclusions": exclusions,
+    pooled = {
+        criterion.name: Pooled(
+            evaluation.plan.source(policy, criterion.name).name, *evaluation.scores_of(policy, criterion)
+        )
+        for criterion in config.criteria
     }
+    how = {"num_bootstrap": config.num_bootstrap, "seed": config.seed}
+    return figures_of(policy, pooled, config.trained_budget, evaluation.max_budget, **how)
 
 
 def described(config: EvaluationConfig) -> str:
     """The policy that training would start from: the first reference that is evaluated, else the first policy."""
     return next((name for name in config.references if name in config.policies), next(iter(config.policies)))
+
+
+def figures_of(
+    policy: str, criteria: Mapping[str, Pooled], budget: int, max_budget: int, *, num_bootstrap: int, seed: int
+) -> HeadroomFigures:
+    """Headroom of every criterion by Best-of-N, each pair's exclusion, and the verdict.
+
+    Criteria of different pools are not compared with each other. No curve goes beyond `max_budget` samples.
+    """
+    far, how = min(FAR * budget, max_budget), {"num_bootstrap": num_bootstrap, "seed": seed}
+    found = {name: _headroom(pooled, budget, far, **how) for name, pooled in criteria.items()}
+    pairs = [pair for pair in permutations(criteria, 2) if criteria[pair[0]].pool == criteria[pair[1]].pool]
+    exclusions = [row for pair in pairs if (row := _exclusion(criteria, *pair, far, **how)) is not None]
+    conflicting = conflicting_criteria(exclusions)
+    return {
+        "policy": policy,
+        "samples": budget,
+        "far": far,
+        "verdict": verdict(found, conflicting, budget, far),
+        "conflicting": conflicting,
+        "criteria": [_row(name, pooled.metric, found[name]) for name, pooled in criteria.items()],
+        "exclusions": exclusions,
+    }
 
 
 def conflicting_criteria(exclusions: Sequence[ExclusionRow]) -> list[str]:
@@ -58,25 +87,15 @@ def conflicting_criteria(exclusions: Sequence[ExclusionRow]) -> list[str]:
     return [name for name in names if any(name in pair for pair in pairs)]
 
 
-def _judged(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion) -> Floats:
-    """Gold `[P, S]`, or proxy where there is no gold."""
-    proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
-    return proxy_PS if gold_PS is None else gold_PS
+def _headroom(pooled: Pooled, budget: int, far: int, *, num_bootstrap: int, seed: int) -> Headroom:
+    curve_PN = curves(pooled.proxy_PS, pooled.judged_PS, [operator_at("bon", n) for n in range(1, far + 1)])
+    return headroom(curve_PN, spread_of(pooled.judged_PS), budget, num_bootstrap=num_bootstrap, seed=seed)
 
 
-def _headroom(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, far: int) -> Headroom:
-    proxy_PS, _ = evaluation.scores_of(policy, criterion)
-    judged_PS = _judged(evaluation, policy, criterion)
-    curve_PN = curves(proxy_PS, judged_PS, [operator_at("bon", n) for n in range(1, far + 1)])
-    config = evaluation.config
-    spread = spread_of(judged_PS)
-    return headroom(curve_PN, spread, config.trained_budget, num_bootstrap=config.num_bootstrap, seed=config.seed)
-
-
-def _row(criterion: EvaluationCriterion, found: Headroom) -> HeadroomRow:
+def _row(criterion: str, metric: str, found: Headroom) -> HeadroomRow:
     return {
-        "criterion": criterion.name,
-        "metric": "proxy" if criterion.gold is None else "gold",
+        "criterion": criterion,
+        "metric": metric,
         "value": found.value,
         "far_value": found.far_value,
         "headroom": found.headroom,
@@ -90,24 +109,23 @@ def _row(criterion: EvaluationCriterion, found: Headroom) -> HeadroomRow:
 
 
 def _exclusion(
-    evaluation: Evaluation, policy: str, kept_for: EvaluationCriterion, criterion: EvaluationCriterion, far: int
+    criteria: Mapping[str, Pooled], kept_for: str, criterion: str, far: int, *, num_bootstrap: int, seed: int
 ) -> ExclusionRow | None:
-    """A criterion in the answers that Best-of-N keeps for another; None where no samples have both scores."""
-    sources = [evaluation.plan.source(policy, c.name).name for c in (kept_for, criterion)]
-    proxy_PS, _ = evaluation.scores_of(policy, kept_for)
-    judged_PS = _judged(evaluation, policy, criterion)
-    far = min(far, int((np.isfinite(proxy_PS) & np.isfinite(judged_PS)).sum(axis=1).min()))
-    if sources[0] != sources[1] or far < 1:
+    """A criterion in the answers that Best-of-N keeps for another; None where no sample has both scores."""
+    selecting, judging = criteria[kept_for], criteria[criterion]
+    known_PS = np.isfinite(selecting.proxy_PS) & np.isfinite(judging.judged_PS)
+    far = min(far, int(known_PS.sum(axis=1).min()))
+    if far < 1:
         return None
-    how = {"num_bootstrap": evaluation.config.num_bootstrap, "seed": evaluation.config.seed}
-    values_PN = curves(proxy_PS, judged_PS, [operator_at("bon", n) for n in (1, far)])
-    own_PN = curves(evaluation.scores_of(policy, criterion)[0], judged_PS, [operator_at("bon", far)])
-    found = exclusion(values_PN[:, 1], values_PN[:, 0], **how)
-    ranks = mean_interval(rank_correlations(_judged(evaluation, policy, kept_for), judged_PS), **how)
+    values_PN = curves(selecting.proxy_PS, judging.judged_PS, [operator_at("bon", n) for n in (1, far)])
+    own_PN = curves(judging.proxy_PS, judging.judged_PS, [operator_at("bon", far)])
+    found = exclusion(values_PN[:, 1], values_PN[:, 0], num_bootstrap=num_bootstrap, seed=seed)
+    ranks_P = rank_correlations(selecting.judged_PS, judging.judged_PS)
+    ranks = mean_interval(ranks_P, num_bootstrap=num_bootstrap, seed=seed)
     return {
-        "kept_for": kept_for.name,
-        "criterion": criterion.name,
-        "metric": "proxy" if criterion.gold is None else "gold",
+        "kept_for": kept_for,
+        "criterion": criterion,
+        "metric": judging.metric,
         "samples": far,
         "value": found.value,
         "own": float(own_PN.mean()),
