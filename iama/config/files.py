@@ -13,6 +13,7 @@ from iama.config.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampli
 from iama.errors import without_secrets
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.operators import Operator, parse_operator
+from iama.objective.simplex import Weights, check_simplex
 
 OnNan = Literal["error", "drop", "skip_criterion"]
 
@@ -64,6 +65,8 @@ class ObjectiveConfig(Strict):
     """auto: leave-one-out for G >= 2N, leave-one-out-minus-one below; plugin: the paper's (biased)."""
     aggregate: str = "sum"
     """sum (weighted), min, or smooth_min(GAMMA)."""
+    weights: Weights = Field("fixed", exclude_if=lambda weights: weights == "fixed")
+    """simplex: drawn anew for each group from a Dirichlet law, whose concentrations are the criteria's `weight`."""
     running_mean_decay: float = Field(0.9, ge=0, lt=1)
     """Of the values at which min and smooth_min take their slopes, per roll-out batch; 0: each batch's own values."""
     group_normalisation: bool = False
@@ -77,6 +80,9 @@ class ObjectiveConfig(Strict):
     def _consistent(self) -> Self:
         _distinct_names(self.criteria)
         parse_aggregate(self.aggregate)
+        if self.weights == "simplex":
+            operators = [c.parsed_operator().name for c in self.criteria]
+            check_simplex(operators, self.aggregate, self.on_nan == "skip_criterion")
         if self.group_normalisation and self.estimator != "plugin":
             raise ValueError(f"group_normalisation needs estimator: plugin, not {self.estimator}")
         return self

@@ -39,8 +39,8 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
 
     Savings and differences are those of `combine_runs`; curves and quality are means over seeds, with intervals over
     seeds and prompts. What one seed alone can tell is left empty: hacking, controls, win rates, recommendations, the
-    break-even, samples, costs of scoring and examples. Settings that differ stand in `config` as a list, a value a
-    seed. Raises `RunError` where a folder holds no evaluation, or one that does not go with the first.
+    break-even, the headroom, samples, costs of scoring and examples. Settings that differ stand in `config` as a list,
+    a value a seed. Raises `RunError` where a folder holds no evaluation, or one that does not go with the first.
     """
     summaries = [load_summary(folder) for folder in folders]
     _check_alike(folders, summaries)
@@ -65,6 +65,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         win_rates=[],
         recommendations=[],
         break_even=[],
+        headroom=None,
         sampling=[],
         costs=[],
         examples=[],

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from iama.tables import print_line, print_table
 from inference.evaluation.summary import Summary
+from inference.report.headroom import print_headroom
 from inference.report.risks import find_risks
 from inference.report.words import (
     NO_GOLD,
@@ -39,11 +40,12 @@ MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
 
 
 def print_tables(summary: Summary, console: Console) -> None:
-    """Savings, quality without and with the sampler, and risks."""
+    """Savings, quality without and with the sampler, what there is to gain by training, and risks."""
     if summary["savings"]:
         _print_savings(summary, console)
     if summary["quality"]:
         _print_quality(summary, console)
+    print_headroom(summary, console)
     print_line(console, "Risks")
     for risk in find_risks(summary):
         print_line(console, f"{MARKS[risk.level]} {risk.subject}: {risk.words}")

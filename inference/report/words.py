@@ -9,10 +9,12 @@ from typing import Literal
 from iama.config.methods import CURVES
 from inference.evaluation.summary import Summary
 from inference.statistics.bootstrap import MIN_PROMPTS
+from inference.statistics.headroom import CHEAP
 from inference.statistics.savings import FALL_TOLERANCE
 from inference.statistics.summary_rows import (
     AverageRow,
     EqualBudgetRow,
+    HeadroomFigures,
     IntervalRow,
     QualityRow,
     Ratio,
@@ -241,6 +243,8 @@ def saving_sentences(summary: Summary) -> list[str]:
     savings = [words for reference in references if (words := _saving_words(summary, reference, method))]
     if not savings and summary["savings"] and all(row["metric"] == "proxy" for row in summary["savings"]):
         return ["No gold reward judges, so savings are by the proxy only, which says nothing about quality."]
+    if not savings and (found := summary.get("headroom")) is not None:
+        return gain_sentences(found)
     if not savings:
         names = " or ".join(references) or "(none)"
         return [f"No savings were measured: they need a policy named {trained} and one named {names}."]
@@ -308,3 +312,56 @@ def _intervals(summary: Summary, method: str) -> list[str]:
             values = ", ".join(f"{r['criterion']} {ratio_text(r)} {interval_text(r)}" for r in rows)
             sentences.append(f"95 % intervals against {title(reference)}: {values}.")
     return sentences
+
+
+def gain_sentences(found: HeadroomFigures) -> list[str]:
+    """Whether training a policy has anything to gain, in one sentence; then what a reader must know about it."""
+    return [_gain_verdict(found), *_gain_remarks(found)]
+
+
+def _gain_verdict(found: HeadroomFigures) -> str:
+    policy, near, far = title(found["policy"]), label("bon", found["samples"]), label("bon", found["far"])
+    if found["verdict"] == "not told":
+        return f"It cannot be told whether training {policy} has anything to gain: {_why_not_told(found)}."
+    if found["verdict"] == "nothing":
+        return f"There is nothing to gain: {far} of {policy} is hardly better than {near} on any criterion."
+    gaining = _listed([row["criterion"] for row in found["criteria"] if row["level"] == "some"])
+    if found["verdict"] == "draw more":
+        more = label("bon", CHEAP * found["samples"])
+        return f"Draw more: {more} of {policy} already has nearly all that {far} has on {gaining}."
+    apart = f"{_listed(found['conflicting'])} exclude each other" if found["conflicting"] else ""
+    which = "which exclude each other" if gaining == _listed(found["conflicting"] or [""]) else apart and f"and {apart}"
+    if found["verdict"] == "adapter each":
+        return f"Keep an adapter each: {apart}, too many for one base to have each within reach of {near}."
+    return f"Train (IAMA): {far} of {policy} is well above {near} on {gaining}{which and f', {which}'}."
+
+
+def _gain_remarks(found: HeadroomFigures) -> list[str]:
+    remarks = []
+    if found["verdict"] == "train" and found["conflicting"]:
+        remarks.append(f"Where you can keep {len(found['conflicting'])} adapters, one for each reaches more.")
+    if found["verdict"] == "train" and not found["conflicting"]:
+        remarks.append("No criteria were seen to exclude each other: training on one reward, or their sum, may do.")
+    if by_proxy := [row["criterion"] for row in found["criteria"] if row["metric"] == "proxy"]:
+        remarks.append(f"On {_listed(by_proxy)} this is by the proxy alone, which says nothing about quality.")
+    return remarks
+
+
+def _why_not_told(found: HeadroomFigures) -> str:
+    """What a pool lacks for a verdict on training."""
+    if any(row["ci95"] is None for row in found["criteria"]):
+        return f"fewer than {MIN_PROMPTS} prompts were evaluated"
+    if found["far"] <= CHEAP * found["samples"]:
+        return (
+            f"the curves end at {found['far']} samples and must go beyond {CHEAP * found['samples']:g}; draw at least "
+            f"{4 * (int(CHEAP * found['samples']) + 1)} samples a prompt"
+        )
+    unsure = [row["criterion"] for row in found["criteria"] if row["level"] == "not told"]
+    if unsure and all(row["level"] != "some" for row in found["criteria"]):
+        return f"the intervals on {_listed(unsure)} are too wide; take more prompts"
+    return f"drawing {CHEAP * found['samples']:g} samples may do as well; take more prompts"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -27,6 +27,12 @@ Unit = Literal[
     "seconds",
 ]
 """What a budget is counted in, a prompt."""
+Level = Literal["some", "none", "not told"]
+"""Whether a criterion has headroom."""
+Relation = Literal["conflict", "agree", "not told"]
+"""How a criterion fares at another's best."""
+Verdict = Literal["train", "draw more", "adapter each", "nothing", "not told"]
+"""What to do with a policy."""
 IntervalRow = Annotated[Sequence[float], Field(min_length=2, max_length=2)]
 """`[low, high]`, as JSON has an `Interval` (`inference.statistics.bootstrap`)."""
 
@@ -276,6 +282,57 @@ class BreakEvenRow(TypedDict):
     queries: float | None
     bound: bool
     note: str
+
+
+class HeadroomRow(TypedDict):
+    """Values at the trained and at the far budget, and their difference; `metric` is proxy where there is no gold.
+
+    `spread`: standard deviation within a prompt. `needed`: samples for nearly the far value, or for half the headroom.
+    """
+
+    criterion: str
+    metric: str
+    value: float
+    far_value: float
+    headroom: float
+    ci95: IntervalRow | None
+    spread: float
+    level: Level
+    needed: float
+    needed_ci95: IntervalRow | None
+    half_needed: float | None
+
+
+class ExclusionRow(TypedDict):
+    """A criterion in the answers kept for another: `value`, beside what it has for itself and in a random sample.
+
+    `correlation`: of ranks, over the samples of a prompt.
+    """
+
+    kept_for: str
+    criterion: str
+    metric: str
+    samples: int
+    value: float
+    own: float
+    single: float
+    change: float
+    ci95: IntervalRow | None
+    relation: Relation
+    correlation: float | None
+    correlation_ci95: IntervalRow | None
+
+
+class HeadroomFigures(TypedDict):
+    """Whether training a policy has anything to gain; `inference.statistics.headroom` has the rules."""
+
+    policy: str
+    samples: int
+    far: int
+    verdict: Verdict
+    conflicting: list[str]
+    criteria: list[HeadroomRow]
+    exclusions: list[ExclusionRow]
 
 
 class TextFigures(TypedDict):
