@@ -62,6 +62,8 @@ QUESTIONS = (
     Question("the untrained base, one sample", "base", 1, "grpo", {name: f"specialist1-{name}" for name in CRITERIA}),
     Question("IAMA's base, Best-of-4", "iama", BUDGET, AGAIN, {}),
 )
+CALLED = {"iama": "IAMA's base"}
+"""What a sentence calls a policy that may be trained; the untrained base has its name there."""
 NAMES = {"base": "untrained base", "iama": "IAMA", "grpo": "linear GRPO", AGAIN: "IAMA, trained once more"}
 
 
@@ -136,7 +138,7 @@ def answer(question: Question, scores: Mapping[str, Mapping[str, Scores]]) -> An
     base, trained = scores[question.base], scores[question.trained]
     pooled = {name: Pooled("base", s.proxy_PS, s.gold_PS) for name, s in base.items()}
     far = min(FAR * question.budget, next(iter(base.values())).proxy_PS.shape[1] // 4)
-    told = figures_of(question.base, pooled, question.budget, far, **HOW)
+    told = figures_of(CALLED.get(question.base, question.base), pooled, question.budget, far, **HOW)
     operator = operator_at("bon", question.budget)
     compared = {}
     for name, pool in base.items():
