@@ -55,6 +55,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         quality=_together([s["quality"] for s in summaries], _mean),
         missing=_missing_rows(summaries),
         constant=_constant_rows(summaries),
+        stop_settings=[],
         hacking=[],
         controls=[],
         win_rates=[],
@@ -160,7 +161,7 @@ def _curve_row(seeds: Sequence[Tables], rows: Sequence[CurveRow], question: Ques
         "gold_ci95": None if gold is None else interval_row(gold.ci95),
         "kl": _mean([row["kl"] for row in rows]) if same_kind else None,
         "kl_kind": first["kl_kind"] if same_kind else None,
-        **_disagreement(rows),
+        **_extras(rows),
         "num_prompts": sum(row["num_prompts"] for row in rows),
     }
 
@@ -179,9 +180,13 @@ def _costs(rows: Sequence[CurveRow]) -> Costs:
     }
 
 
-def _disagreement(rows: Sequence[CurveRow]) -> CurveExtras:
-    values = [row.get("disagreement") for row in rows]
-    return {} if None in values else {"disagreement": _mean(values)}
+def _extras(rows: Sequence[CurveRow]) -> CurveExtras:
+    extras: CurveExtras = {}
+    if None not in (values := [row.get("disagreement") for row in rows]):
+        extras["disagreement"] = _mean(values)
+    if None not in (draws := [row.get("draws") for row in rows]):
+        extras["draws"] = _mean(draws)
+    return extras
 
 
 def _estimate(values: Sequence[Floats | None], column: int, question: Question) -> Difference | None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from iama.config.methods import CURVES
+from iama.config.methods import CURVES, STOP
 from iama.errors import RunError
 from inference.evaluation.summary import Results
 from inference.evaluation.tables import Tables, load_tables
@@ -24,7 +24,15 @@ from inference.statistics.savings import (
     is_flat,
     paired_difference,
 )
-from inference.statistics.summary_rows import AverageRow, Compared, DifferenceRow, EqualBudgetRow, SavingsRow
+from inference.statistics.summary_rows import (
+    AverageRow,
+    Compared,
+    DifferenceRow,
+    EqualBudgetRow,
+    SavingsRow,
+    Stopping,
+    StoppingRow,
+)
 
 TRAINED = "iama"
 REFERENCES = ("base", "grpo")
@@ -65,6 +73,7 @@ def compare_policies(seeds: Sequence[Tables], question: Question) -> Results:
         averages=average_rows(savings),
         differences=differences,
         equal_budget=_equal_budget_rows(seeds, question),
+        stopping=stopping_rows(seeds, question),
     )
 
 
@@ -91,7 +100,7 @@ def _axis(tables: Tables, position: int) -> list[str]:
 
 def _curve_methods(tables: Tables) -> list[str]:
     """Methods that are measured at every budget."""
-    return [method for method in _axis(tables, 2) if method in CURVES]
+    return [method for method in _axis(tables, 2) if method in (*CURVES, STOP)]
 
 
 def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRow]:
@@ -109,6 +118,56 @@ def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRo
                 row["counts"], row["constant_proxy"] = False, True
             rows.append(row)
     return rows
+
+
+def stopping_rows(seeds: Sequence[Tables], question: Question) -> list[StoppingRow]:
+    """What stopping saves the reference, what training saves beside it, and whether both together save more."""
+    trained, rows = question.trained, list[StoppingRow]()
+    if not any(key[2] == STOP for key in seeds[0].values):
+        return rows
+    for criterion, metric in product(_axis(seeds[0], 1), METRICS):
+        sides: list[tuple[Stopping, str, str, str, str]] = []
+        for reference in question.references:
+            sides += [
+                ("stopping", reference, STOP, reference, "bon"),
+                ("training", trained, "bon", reference, STOP),
+                ("both", trained, STOP, reference, "bon"),
+            ]
+        sides.append(("compounding", trained, STOP, trained, "bon"))
+        rows += [row for side in sides if (row := _stopping_row(seeds, question, criterion, metric, *side)) is not None]
+    return rows
+
+
+def _stopping_row(
+    seeds: Sequence[Tables],
+    question: Question,
+    criterion: str,
+    metric: str,
+    compared: Stopping,
+    policy: str,
+    method: str,
+    reference: str,
+    reference_method: str,
+) -> StoppingRow | None:
+    side, budget = (policy, criterion, method), question.budget
+    results = [t.against(side, reference, reference_method, metric, budget, float(budget)) for t in seeds]
+    comparisons = [comparison for comparison in results if comparison is not None]
+    if len(comparisons) < len(seeds):
+        return None
+    row: StoppingRow = {
+        "compared": compared,
+        "criterion": criterion,
+        "metric": metric,
+        "policy": policy,
+        "method": method,
+        "reference": reference,
+        "reference_method": reference_method,
+        "samples": budget,
+        **estimate_savings(comparisons, **question.bootstrap).as_dict(),
+    }
+    if any(_has_constant_proxy(tables, (policy, reference), criterion, "bon") for tables in seeds):
+        row["counts"], row["constant_proxy"] = False, True
+    return row
 
 
 def _has_constant_proxy(tables: Tables, policies: Sequence[str], criterion: str, method: str) -> bool:

@@ -46,10 +46,14 @@ class Costs(TypedDict):
 
 
 class CurveExtras(TypedDict, total=False):
-    """`disagreement` of an ensemble's members about what is kept; `written`, a tuned method with its settings."""
+    """`disagreement` of an ensemble's members about what is kept; `written`, a tuned method with its settings.
+
+    `draws`: of a method that stops, the mean number of draws that are really made.
+    """
 
     disagreement: float | None
     written: str
+    draws: float | None
 
 
 class CurveRow(Costs, CurveExtras):
@@ -112,6 +116,41 @@ class SavingsRow(Compared, SavingsFigures):
     """The saving of the trained policy at `samples` over one reference."""
 
     samples: int
+
+
+Stopping = Literal["stopping", "training", "compounding", "both"]
+"""What is compared: the reference that stops with itself; the trained policy with the reference that stops; the trained
+policy that stops with itself, and with the reference."""
+
+
+class StoppingRow(SavingsFigures):
+    """`policy` by `method` at `samples` draws, against the curve of `reference` by `reference_method`.
+
+    The ratio is that of draws: what the latter needs for the same value, over what the former makes.
+    """
+
+    compared: Stopping
+    criterion: str
+    metric: str
+    policy: str
+    method: str
+    reference: str
+    reference_method: str
+    samples: int
+
+
+class StopSettingRow(TypedDict):
+    """The method that would serve about `samples` draws on average, chosen by proxy on all prompts.
+
+    `draws` are those that it makes there, `proxy` is what it keeps there.
+    """
+
+    policy: str
+    criterion: str
+    samples: int
+    method: str
+    draws: float
+    proxy: float
 
 
 class AverageRow(TypedDict):
