@@ -26,7 +26,7 @@ from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
-from trainers.control import RunControl, RunningMean, check_kl
+from trainers.control import RollOuts, RunControl, RunningMean, check_kl
 from trainers.run.watch import lift_K, silent_share
 from trainers.run.watchdog import Watchdog
 
@@ -82,6 +82,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         check_kl(self._kl, self.beta)
         self._absent_K: torch.Tensor | None = None
         self.watchdog = Watchdog(None)  # whoever runs the trainer may put a live one here
+        self._roll_outs = RollOuts()
         self._running: RunningMean | None = None
         if objective.needs_running_values:
             self._running = RunningMean(running_mean_decay, [0.0] * len(objective.criteria))
@@ -122,6 +123,10 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         values_K = self.objective.values_K(rewards_PGK)
         for criterion, value in zip(self.objective.criteria, values_K.tolist(), strict=True):
             self._metrics[mode][f"value/{criterion.name}"].append(value)
+        if self.objective.weights == "simplex":
+            key = [self.args.seed, *self._roll_outs.next(self.state.global_step, mode)]
+            weights_PK = self.objective.draw_weights(len(rewards_PGK), key)
+            return self.objective.advantages(rewards_PGK, weights_PK=weights_PK)
         if self._running is None:
             return self.objective.advantages(rewards_PGK)
         if mode == "train":

@@ -6,7 +6,7 @@ evaluation. What comes after works with a `Method`; its text stays the key of ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +19,8 @@ CURVES = ("bon", "bop")
 """Methods that an evaluation measures at every budget, from one pool."""
 STOP = "stop"
 """The curve that an evaluation adds to `bon`: Best-of-N with stopping, tuned on other prompts."""
+AT_EVERY_BUDGET = (*CURVES, STOP)
+"""Methods that have a value and a cost at every budget."""
 OPERATOR_EXAMPLES = "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, temperature=0.1)"
 
 TUNABLE = {"bon": "n", "bop": "mu", "bop_zt": "lam", "soft_bon": "temperature", "itp": "beta"}
@@ -92,12 +94,16 @@ class Method:
         return self.tunable is not None
 
     def with_target(self, target: float) -> Method:
-        """A guided method with its `target` set, in the first place."""
-        given = {key: value for key, value in self.settings.items() if key != "target"}
-        words = {"target": f"{target:.6g}"}
-        words |= {key: "null" if value is None else str(value) for key, value in given.items()}
-        text = f"{self.name}({', '.join(f'{key}={word}' for key, word in words.items())})"
-        return Method(text, self.kind, read_call(text), {"target": parse_yaml(words["target"]), **given})
+        """A guided method with its `target` set, in the first place; the `quantile` that it was taken at is dropped."""
+        return self.with_settings({"target": f"{target:.6g}"}, drop=("quantile",))
+
+    def with_settings(self, words: Mapping[str, str], drop: Collection[str] = ()) -> Method:
+        """A guided method with some settings set, as they are written, in the first places."""
+        given = {key: value for key, value in self.settings.items() if key not in {*words, *drop}}
+        written = {**words, **{key: "null" if value is None else str(value) for key, value in given.items()}}
+        text = f"{self.name}({', '.join(f'{key}={word}' for key, word in written.items())})"
+        settings = {key: parse_yaml(word) for key, word in words.items()} | given
+        return Method(text, self.kind, read_call(text), settings)
 
     def with_cap(self, cap: int) -> Method:
         """An operator of `CAPPED` with a latency cap, in the last place."""

@@ -21,6 +21,7 @@ from inference.evaluation.provenance import manifest_of, versions
 from inference.evaluation.rows import risks
 from inference.evaluation.rows.curves import curve_rows
 from inference.evaluation.rows.examples import example_rows
+from inference.evaluation.rows.headroom import headroom_figures
 from inference.evaluation.rows.sampling import missing_rows, sampling_rows
 from inference.evaluation.rows.scoring import reward_cost_rows
 from inference.evaluation.rows.values import fill_tables
@@ -100,6 +101,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         [name for name in config.references if name in config.policies],
         config.num_bootstrap,
         config.seed,
+        {name: [point.text for point in dial.points] for name, dial in plan.dials.items()},
     )
     curves = curve_rows(evaluation, tables)
     results = compare_policies([tables], question)
@@ -112,6 +114,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         win_rates=risks.win_rate_rows(evaluation),
         recommendations=risks.recommendation_rows(config, tables, curves),
         break_even=risks.break_even_rows(evaluation, tables, results["savings"]),
+        headroom=headroom_figures(evaluation),
         sampling=sampling_rows(evaluation),
         missing=missing_rows(evaluation),
         constant=risks.constant_rows(evaluation),

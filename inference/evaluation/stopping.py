@@ -18,9 +18,9 @@ from inference.selection.stopping import Stopped, stopped_text
 from inference.selection.stopping_pools import stopped_chances, stopped_scores
 from inference.selection.stopping_tuned import Samples, Tuner
 from inference.statistics.costs import affine_costs, lengths, num_steps
+from inference.statistics.savings import SAMPLES
 from inference.statistics.summary_rows import StopSettingRow
 
-SAMPLES = "samples"
 Affine = Mapping[str, tuple[Floats, Floats]]
 
 

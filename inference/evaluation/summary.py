@@ -23,6 +23,7 @@ from inference.statistics.summary_rows import (
     EqualBudgetRow,
     ExampleRow,
     HackingRow,
+    HeadroomFigures,
     MissingRow,
     QualityRow,
     RecommendationRow,
@@ -57,6 +58,7 @@ class Summary(Results):
     win_rates: list[WinRateRow]
     recommendations: list[RecommendationRow]
     break_even: list[BreakEvenRow]
+    headroom: NotRequired[HeadroomFigures | None]
     sampling: list[SamplingRow]
     missing: list[MissingRow]
     constant: NotRequired[list[ConstantRow]]
@@ -147,7 +149,7 @@ class _Settings(TypedDict):
 
 
 _NAMES = {"policy", "criterion", "method", "metric", "reference", "unit", "prompt", "reward", "control"}
-_NAMES |= {"name", "operator"}
+_NAMES |= {"name", "operator", "kept_for", "level", "relation", "verdict", "far"}
 """Columns that name a row, so that it cannot do without."""
 _UNNAMED = ("quality", "sampling")
 """Tables that an older file has without some of these."""

@@ -191,7 +191,7 @@ def savings_pairs(pair: Pair) -> dict[Unit, list[SavingsPair]]:
 
 
 def _savings_key(row: SavingsRow) -> tuple[str, ...]:
-    return row["criterion"], row["method"], row["metric"], row["reference"]
+    return row["criterion"], row["method"], row["metric"], words.reference_text(row)
 
 
 def _savings_pair(key: tuple[str, ...], rows: Sequence[SavingsRow | None], unit: Unit) -> SavingsPair:

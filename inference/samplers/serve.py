@@ -3,9 +3,11 @@
 A sampler is a class that is made with `(policy, reward, settings, sampling, batch_size)` and answers prompts as
 `Sampler` says. Its settings are a `Strict` model, whose fields are what people write: `toy(strength=2)`. A class in a
 file of its own names that model as its attribute `Settings`, and is served as `path/to/toy.py:Toy(strength=2)`; one
-that is known by a name stands in `SAMPLERS`. Two names mean something to those who serve it: settings with a field
-`target` that is None are given a measured one, and settings whose `needs_gradient` is true need a reward that is a
-classifier with the policy's token ids.
+that is known by a name stands in `SAMPLERS`. Some names mean something to those who serve it: settings with a field
+`target` that is None are given a measured one (at the quantile of their field `quantile`), and settings whose
+`needs_gradient` is true need a reward that is a classifier with the policy's token ids. A class attribute `dial` of the
+settings names the fields that say how much is spent, for evaluations at several values of them
+(`dial: ClassVar[tuple[str, ...]] = ("strength",)`).
 
 A rule keeps one of a number of draws (`inference.selection.rules.Rule`); it stands in `RULES`. A stopping rule ends
 the draws of Best-of-N early: `bon(64, stop=pandora(0.05), width=4)`; it stands in `inference.selection.stopping.STOPS`.
@@ -34,7 +36,14 @@ from inference.engine.policy import Policy
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.base import Sampler
 from inference.samplers.best_of import SelectionSampler
-from inference.samplers.cards import Cards, CardsSettings, calibrate_target, calibration_rewards, rejection_settings
+from inference.samplers.cards import (
+    QUANTILE,
+    Cards,
+    CardsSettings,
+    calibrate_target,
+    calibration_rewards,
+    rejection_settings,
+)
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
 from inference.samplers.stopped import StoppedSampler
@@ -214,6 +223,39 @@ def needs_target(method: Method, sampling: Sampling) -> bool:
     return method.is_guided and getattr(settings_of(method, sampling), "target", 0.0) is None
 
 
+def quantile_of(method: Method, sampling: Sampling) -> float:
+    """The quantile of the policy's rewards that a missing target is."""
+    quantile = getattr(settings_of(method, sampling), "quantile", None)
+    return QUANTILE if quantile is None else float(quantile)
+
+
+def dial_of(method: Method) -> tuple[str, ...]:
+    """The settings that a guided method's dial sets, in the order that a value names them; none without a dial.
+
+    A class in a file is loaded, which runs the file.
+    """
+    return tuple(getattr(_entry(method).settings, "dial", ())) if method.is_guided else ()
+
+
+def at_dial(method: Method, value: float | str) -> Method:
+    """A guided method with its dial at a value: `sea` at `20x2` is `sea(num_steps=20, num_chains=2)`.
+
+    Raises `ConfigError` for a value that names another number of settings than the dial has, or one that the method
+    sets already. Whether the settings fit `check_served` tells.
+    """
+    names = dial_of(method)
+    words = str(value).split("x") if len(names) > 1 else [str(value)]
+    if not names:
+        raise ConfigError(f"method {method.text!r} has no dial; list the settings that you want in `methods`")
+    if len(words) != len(names):
+        example = "x".join(str(10 * 2**i) for i in range(len(names)))
+        raise ConfigError(f"{value!r} is no {' x '.join(names)}; write numbers with x between them, e.g. {example}")
+    twice = [name for name in names if method.settings.get(name) is not None]
+    if twice:
+        raise ConfigError(f"method {method.text!r} sets {twice[0]} already; drop it there, or drop the dial")
+    return method.with_settings(dict(zip(names, (word.strip() for word in words), strict=True)))
+
+
 def with_target(
     policy: Policy, reward: Reward, method: Method, prompts: Sequence[Prompt], sampling: Sampling, seed: int
 ) -> tuple[Method, Cost]:
@@ -229,7 +271,8 @@ def with_target(
     if method.is_stopped:
         rewards, cost = calibration_rewards(policy, reward, prompts, sampling, **how)
         return with_threshold(method, np.asarray(rewards)), cost
-    target, cost = calibrate_target(policy, reward, prompts, sampling, **how)
+    quantile = quantile_of(method, sampling)
+    target, cost = calibrate_target(policy, reward, prompts, sampling, quantile=quantile, **how)
     return method.with_target(target), cost
 
 

@@ -7,6 +7,7 @@ prompt once, and n times the mean of a sample; the number of sequential steps is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from iama.objective.operators import RankOperator
 from inference.engine.responses import Pool
 from inference.pools.score import PoolScores
 from inference.selection.curves import curves, operator_at
-from inference.statistics.summary_rows import Costs
+from inference.statistics.summary_rows import Costs, Unit
 
-UNITS = tuple(Costs.__annotations__)
+UNITS: tuple[Unit, ...] = tuple(unit for unit in get_args(Unit) if unit in Costs.__annotations__)
 """Units of the ledger besides samples. Peak memory does not grow with the budget in a way that a pool could tell."""
 
 

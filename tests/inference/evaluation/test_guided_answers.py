@@ -113,11 +113,12 @@ def test_a_target_is_put_into_the_method():
         "cards": f"cards(target={target})",
         "cards(entropy_threshold=null)": f"cards(target={target}, entropy_threshold=null)",
         "rejection(target=null)": f"rejection(target={target})",
+        "cards(quantile=0.9, entropy_threshold=null)": f"cards(target={target}, entropy_threshold=null)",
     }.items():
         method = read_method(written)
         assert needs_target(method, Sampling())
-        assert with_pool_target(method, proxy_PS) == read_method(expected)
-        assert with_pool_target(method, proxy_PS).settings == read_method(expected).settings
+        assert with_pool_target(method, 0.9, proxy_PS) == read_method(expected)
+        assert with_pool_target(method, 0.9, proxy_PS).settings == read_method(expected).settings
     for written in ("cards(target=1.5)", "args(top_k=3)", "bon(4)"):
         assert not needs_target(read_method(written), Sampling())
 
