@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from iama.config.methods import CURVES
+from iama.config.methods import AT_EVERY_BUDGET
 from inference.evaluation.summary import Summary
 from inference.statistics.bootstrap import MIN_PROMPTS
 from inference.statistics.headroom import CHEAP
@@ -166,7 +166,7 @@ def note(row: SavingsRow) -> str:
 
 def by_dial(row: SavingsRow) -> bool:
     """Whether a row's reference stands by the points of a dial, and not by numbers of samples."""
-    return row.get("reference_method", "bon") not in CURVES
+    return row.get("reference_method", "bon") not in AT_EVERY_BUDGET
 
 
 def reference_text(row: SavingsRow | AverageRow) -> str:

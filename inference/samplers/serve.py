@@ -340,6 +340,11 @@ def stopped_of(method: Method) -> Stopped:
     return Stopped(settings.n, STOPS[name].rule(rule), settings.width)
 
 
+def most_draws(method: Method) -> int:
+    """The n of a method that stops."""
+    return stop_settings(method)[0].n
+
+
 def lacks_threshold(method: Method) -> bool:
     """Whether a method stops at a reward that has yet to be measured."""
     return method.is_stopped and needs_threshold(stop_settings(method)[2])
