@@ -60,6 +60,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         quality=_together([s["quality"] for s in summaries], _mean),
         missing=_missing_rows(summaries),
         constant=_constant_rows(summaries),
+        stop_settings=[],
         hacking=[],
         controls=[],
         win_rates=[],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iama.config.methods import CURVES
+from iama.config.methods import AT_EVERY_BUDGET, STOP
 from iama.errors import RunError
 from inference.evaluation.summary import Results
 from inference.evaluation.tables import Tables, load_tables
@@ -24,7 +24,16 @@ from inference.statistics.savings import (
     is_flat,
     paired_difference,
 )
-from inference.statistics.summary_rows import AverageRow, Compared, DifferenceRow, EqualBudgetRow, SavingsRow, Unit
+from inference.statistics.summary_rows import (
+    AverageRow,
+    Compared,
+    DifferenceRow,
+    EqualBudgetRow,
+    SavingsRow,
+    Stopping,
+    StoppingRow,
+    Unit,
+)
 
 TRAINED = "iama"
 REFERENCES = ("base", "grpo")
@@ -69,6 +78,7 @@ def compare_policies(seeds: Sequence[Tables], question: Question) -> Results:
         averages=average_rows(savings),
         differences=differences,
         equal_budget=_equal_budget_rows(seeds, question),
+        stopping=_stopping_rows(seeds, question),
     )
 
 
@@ -95,7 +105,7 @@ def _axis(tables: Tables, position: int) -> list[str]:
 
 def _curve_methods(tables: Tables) -> list[str]:
     """Methods that are measured at every budget."""
-    return [method for method in _axis(tables, 2) if method in CURVES]
+    return [method for method in _axis(tables, 2) if method in AT_EVERY_BUDGET]
 
 
 def _savings_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRow]:
@@ -274,3 +284,55 @@ def _mean_of_counting(rows: Sequence[SavingsRow], ratio_of: Callable[[SavingsRow
 
 def _seconds(row: SavingsRow) -> float | None:
     return row["units"]["seconds"]["ratio"] if "seconds" in row["units"] else None
+
+
+# Stopping. -------------------------------------------------------------------------------------------------------
+
+
+def _stopping_rows(seeds: Sequence[Tables], question: Question) -> list[StoppingRow]:
+    """What stopping saves the reference, what training saves beside it, and whether both together save more."""
+    trained, rows = question.trained, list[StoppingRow]()
+    if not any(key[2] == STOP for key in seeds[0].values):
+        return rows
+    for criterion, metric in product(_axis(seeds[0], 1), METRICS):
+        sides: list[tuple[Stopping, str, str, str, str]] = []
+        for reference in question.references:
+            sides += [
+                ("stopping", reference, STOP, reference, "bon"),
+                ("training", trained, "bon", reference, STOP),
+                ("both", trained, STOP, reference, "bon"),
+            ]
+        sides.append(("compounding", trained, STOP, trained, "bon"))
+        rows += [row for side in sides if (row := _stopping_row(seeds, question, criterion, metric, *side)) is not None]
+    return rows
+
+
+def _stopping_row(
+    seeds: Sequence[Tables],
+    question: Question,
+    criterion: str,
+    metric: str,
+    compared: Stopping,
+    policy: str,
+    method: str,
+    reference: str,
+    reference_method: str,
+) -> StoppingRow | None:
+    side, budget = (policy, criterion, method), question.budget
+    comparisons = _of_all([t.against(side, reference, reference_method, metric, budget, float(budget)) for t in seeds])
+    if not comparisons:
+        return None
+    row: StoppingRow = {
+        "compared": compared,
+        "criterion": criterion,
+        "metric": metric,
+        "policy": policy,
+        "method": method,
+        "reference": reference,
+        "reference_method": reference_method,
+        "samples": budget,
+        **estimate_savings(comparisons, **question.bootstrap).as_dict(),
+    }
+    if any(_has_constant_proxy(tables, (policy, reference), criterion, "bon") for tables in seeds):
+        row["counts"], row["constant_proxy"] = False, True
+    return row

@@ -135,6 +135,40 @@ class SavingsRow(Compared, SavingsFigures):
     samples: int | None
 
 
+Stopping = Literal["stopping", "training", "compounding", "both"]
+"""What is compared: the reference that stops with itself; the trained policy with the reference that stops; the trained
+policy that stops with itself, and with the reference."""
+
+
+class StoppingRow(SavingsFigures):
+    """`policy` by `method` at `samples` draws, against the curve of `reference` by `reference_method`.
+
+    The ratio is that of draws: what the latter needs for the same value, over what the former makes.
+    """
+
+    compared: Stopping
+    criterion: str
+    metric: str
+    policy: str
+    method: str
+    reference: str
+    samples: int
+
+
+class StopSettingRow(TypedDict):
+    """The method that would serve about `samples` draws on average, chosen by proxy on all prompts.
+
+    `draws` are those that it makes there, `proxy` is what it keeps there.
+    """
+
+    policy: str
+    criterion: str
+    samples: int
+    method: str
+    draws: float
+    proxy: float
+
+
 class AverageRow(TypedDict):
     """Geometric means over criteria; intervals where several runs were combined elsewhere.
 
@@ -288,6 +322,7 @@ class HeadroomRow(TypedDict):
     """Values at the trained and at the far budget, and their difference; `metric` is proxy where there is no gold.
 
     `spread`: standard deviation within a prompt. `needed`: samples for nearly the far value, or for half the headroom.
+    `falls_from`: samples from which the value is surely below its peak.
     """
 
     criterion: str
@@ -301,6 +336,7 @@ class HeadroomRow(TypedDict):
     needed: float
     needed_ci95: IntervalRow | None
     half_needed: float | None
+    falls_from: float | None
 
 
 class ExclusionRow(TypedDict):

@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iama.arrays import Floats
+from iama.calls import Call
 from iama.config.files import EvaluationConfig
+from iama.config.methods import STOP, Method
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.rows.kl import kl_of
+from inference.evaluation.stopping import written_stops
 from inference.evaluation.tables import Tables
 from inference.statistics.bootstrap import Estimate, interval_row, mean_interval
 from inference.statistics.savings import SAMPLES
 from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow
+
+_STOP = Method(STOP, "curve", Call(STOP, STOP))
 
 
 def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
     """Mean proxy, gold, cost and KL: a row a (policy, criterion, method, budget), or one for a method of one point."""
     rows: list[CurveRow] = []
     for policy, criterion in evaluation.served:
-        for method in evaluation.plan.methods:
+        has_stop = (policy, criterion.name, STOP, "proxy") in tables.values
+        for method in [*evaluation.plan.methods, *([_STOP] if has_stop else [])]:
             budgets: Sequence[int | None] = sorted(set(evaluation.config.budgets)) if method.is_curve else [None]
-            kl, kind = kl_of(evaluation, policy, criterion, method)
+            kl, kind = (None, None) if method is _STOP else kl_of(evaluation, policy, criterion, method)
             for n in budgets:
                 key = (policy, criterion.name, method.text)
                 column = 1 if n is None else n
@@ -43,6 +49,9 @@ def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
                     **_extras(evaluation, tables, key, column),
                     "num_prompts": len(evaluation.plan.rows),
                 }
+                if method.is_stopped:
+                    written = [stop.text for stop, _ in written_stops(evaluation, policy, criterion, method)]
+                    row["written"] = " and ".join(dict.fromkeys(written))
                 if method.is_tuned:
                     row["written"] = evaluation.plan.written(policy, criterion.name, method).text
                 rows.append(row)

@@ -66,8 +66,8 @@ def figures_of(
     """
     far, how = min(FAR * budget, max_budget), {"num_bootstrap": num_bootstrap, "seed": seed}
     found = {name: _headroom(pooled, budget, far, **how) for name, pooled in criteria.items()}
-    pairs = [pair for pair in permutations(criteria, 2) if criteria[pair[0]].pool == criteria[pair[1]].pool]
-    exclusions = [row for pair in pairs if (row := _exclusion(criteria, *pair, far, **how)) is not None]
+    pairs = [(one, other) for one, other in permutations(criteria, 2) if criteria[one].pool == criteria[other].pool]
+    exclusions = [row for pair in pairs if (row := _exclusion(criteria, pair, far, **how)) is not None]
     conflicting = conflicting_criteria(exclusions)
     return {
         "policy": policy,
@@ -105,13 +105,15 @@ def _row(criterion: str, metric: str, found: Headroom) -> HeadroomRow:
         "needed": found.needed,
         "needed_ci95": interval_row(found.needed_ci95),
         "half_needed": found.half_needed,
+        "falls_from": found.falls_from,
     }
 
 
 def _exclusion(
-    criteria: Mapping[str, Pooled], kept_for: str, criterion: str, far: int, *, num_bootstrap: int, seed: int
+    criteria: Mapping[str, Pooled], pair: tuple[str, str], far: int, *, num_bootstrap: int, seed: int
 ) -> ExclusionRow | None:
-    """A criterion in the answers that Best-of-N keeps for another; None where no sample has both scores."""
+    """The second criterion in the answers that Best-of-N keeps for the first; None where no sample has both scores."""
+    kept_for, criterion = pair
     selecting, judging = criteria[kept_for], criteria[criterion]
     known_PS = np.isfinite(selecting.proxy_PS) & np.isfinite(judging.judged_PS)
     far = min(far, int(known_PS.sum(axis=1).min()))
