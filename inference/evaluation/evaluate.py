@@ -112,7 +112,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         hacking=risks.hacking_rows(config, tables),
         controls=risks.control_rows(evaluation),
         win_rates=risks.win_rate_rows(evaluation),
-        recommendations=risks.recommendation_rows(config, tables, curves),
+        recommendations=risks.recommendation_rows(config, tables, curves, stop_settings),
         break_even=risks.break_even_rows(evaluation, tables, results["savings"]),
         headroom=headroom_figures(evaluation),
         sampling=sampling_rows(evaluation),
