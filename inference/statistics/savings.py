@@ -291,8 +291,8 @@ def _between(x_B: Floats, x_BN: Floats, y_BN: Floats) -> Floats:
     rows, last = np.arange(len(x_B)), x_BN.shape[1] - 1
     low = np.clip((x_BN <= x_B[:, None]).sum(axis=1) - 1, 0, last)
     high = np.minimum(low + 1, last)
-    run_B = np.where(high > low, x_BN[rows, high] - x_BN[rows, low], 1.0)
-    slope_B = (y_BN[rows, high] - y_BN[rows, low]) / run_B
+    run_B = x_BN[rows, high] - x_BN[rows, low]  # 0 where a resample's columns cost the same
+    slope_B = np.where(run_B > 0, (y_BN[rows, high] - y_BN[rows, low]) / np.where(run_B > 0, run_B, 1.0), 0.0)
     y_B: Floats = slope_B * np.maximum(x_B - x_BN[rows, low], 0.0) + y_BN[rows, low]
     return y_B
 
