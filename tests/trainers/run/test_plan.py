@@ -247,7 +247,7 @@ def test_plain_sampling_is_trls_own_but_for_the_length(make_config):
     assert ours == {key: defaults[key] for key in ours} | {"max_completion_length": 128}
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-grpo", "experiments/sums"])
+@pytest.mark.parametrize("name", ["demo", "demo-grpo", "experiments/sums", "experiments/simplex"])
 def test_recipes_sample_as_their_evaluation_does(name):
     root = Path(__file__).parents[3] / "configs"
     recipe = load_config(root / f"{name}.yaml", TrainingConfig)
