@@ -68,6 +68,11 @@ def operator_of(call: Call) -> Operator:
         raise ConfigError(f"operator {text!r} is a way to serve, not one to train for; write {SERVED_ONLY[name]}")
     if name not in OPERATORS:
         raise ConfigError(f"operator {text!r} is not known; write one of {EXAMPLES}")
+    kept = [value if key is None else f"{key}={value}" for key, value in call.arguments if key not in ("stop", "width")]
+    if len(kept) < len(call.arguments):
+        raise ConfigError(
+            f"operator {text!r}: stop and width are ways to serve bon(n), not to train; write {name}({', '.join(kept)})"
+        )
     try:
         arguments = _arguments(OPERATORS[name], call)
         return OPERATORS[name](*arguments.args, **arguments.kwargs)

@@ -34,6 +34,13 @@ def operator_at(method: str, budget: float) -> RankOperator:
     return bon(int(budget)) if method == "bon" else bop(budget - 1)
 
 
+def written_at(method: str, budget: float) -> str:
+    """How a method that is measured at every budget is written at one of them, e.g. for `iama generate --method`."""
+    if method == "bop" and budget > 1:
+        return f"bop({budget - 1:g})"
+    return f"bon({budget:g})" if method in ("bon", "bop") else method
+
+
 def rank_weights(operator: RankOperator, num_samples: int) -> Floats:
     """Weights `[S]` of the ascending proxy ranks; they sum to 1. Pool size `S` is `num_samples`."""
     law_S = operator.pmf(num_samples)
