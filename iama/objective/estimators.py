@@ -19,7 +19,7 @@ from iama.arrays import Floats
 from iama.errors import ConfigError, IamaWarning
 from iama.objective.entropic import entropic_advantages, entropic_value
 from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, SoftBestOfN, Tilt
-from iama.objective.rank_estimators import rank_advantages, rank_value
+from iama.objective.rank_estimators import best_is_tied, rank_advantages, rank_value
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.objective.soft_estimators import soft_bon_advantages, soft_bon_value, tilt_advantages, tilt_value
 
@@ -125,17 +125,16 @@ def clamped_share(operator: Operator, num_generations: int) -> float:
 
 def _check_ties(selector_PG: Floats) -> None:
     """Warn, once in a process, where `tail` reads no tail: most groups have several best, as with 0 and 1."""
-    best = selector_PG.max(axis=1, keepdims=True)
-    is_tied = (selector_PG == best).sum(axis=1) > 1
-    if len(is_tied) and is_tied.mean() > TIED:
+    if len(selector_PG) and best_is_tied(selector_PG).mean() > TIED:
         _warn_of_ties()
 
 
 @cache
 def _warn_of_ties() -> None:
     warnings.warn(
-        f"estimator 'tail' reads the tail from the gap between a group's best two, and in more than {TIED:.0%} of the "
-        "groups they are equal; write estimator: auto, or raise trainer.num_generations (docs/results/estimators.md)",
+        "estimator 'tail' reads the tail from the gap between a group's best two, and in more than "
+        f"{TIED:.0%} of the groups they are equal: these count as draws of the group's size; write estimator: auto, "
+        "or raise trainer.num_generations (docs/results/estimators.md)",
         IamaWarning,
         stacklevel=2,
     )

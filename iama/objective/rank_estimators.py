@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iama.arrays import Floats, Indices
+from iama.arrays import Floats, Indices, Mask
 from iama.objective.order_operators import LStatistic
 from iama.objective.rank_operators import RankOperator
 from iama.objective.ranks import order_ranks
@@ -47,7 +47,30 @@ def rank_advantages(
 
     `auto` takes LOO for every `n` with `G >= 2n` and LOO-1 above: the one with the smaller variance there. LOO
     exists for `n < G` only, LOO-1 for `n >= 2` only; elsewhere the other takes its place. LOO-2 is LOO-1 for `n = 2`.
+
+    `tail` extrapolates the mass of `n > G` (`tail_law`) in groups with one best completion. Where several are equal the
+    gap, which it takes for the scale of the tail, is 0, and the group is estimated as `auto`: with rewards of 0 and 1
+    the extrapolation would turn the gradient around where many are right.
     """
+    advantage = table_advantages(operator, selector_PG, score_PG, estimator)
+    tied = best_is_tied(selector_PG) if estimator == "tail" else np.zeros(0, dtype=bool)
+    if tied.any():
+        selector = selector_PG[tied]
+        score = selector if score_PG is selector_PG else score_PG[tied]
+        advantage[tied] = table_advantages(operator, selector, score, "auto")
+    return advantage
+
+
+def best_is_tied(selector_PG: Floats) -> Mask:
+    """Which groups have several best completions, `[P]`."""
+    tied: Mask = (selector_PG == selector_PG.max(axis=1, keepdims=True)).sum(axis=1) > 1
+    return tied
+
+
+def table_advantages(
+    operator: RankOperator | LStatistic, selector_PG: Floats, score_PG: Floats, estimator: str
+) -> Floats:
+    """`rank_advantages`, but that `tail` extrapolates from every group, also where its best two are equal."""
     completion, centre, scale = _advantage_tables(operator, selector_PG.shape[1], estimator)
     group = _sort(selector_PG, score_PG)
     phi_PG = _first_variation(group, completion)
