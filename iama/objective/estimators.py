@@ -15,6 +15,7 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import ConfigError, IamaWarning
+from iama.objective.off_policy import weighted_advantages
 from iama.objective.operators import Operator, RankOperator, SoftBestOfN, Tilt
 from iama.objective.rank_estimators import rank_advantages, rank_value
 from iama.objective.rank_operators import CLAMPED_SHARE
@@ -28,8 +29,16 @@ def advantages(
     selector_PG: Floats,
     score_PG: Floats | None = None,
     estimator: Estimator = "auto",
+    weights_PG: Floats | None = None,
 ) -> Floats:
-    """Advantages `[P, G]` of one criterion under one operator; `selector` chooses, `score` (default: it) counts."""
+    """Advantages `[P, G]` of one criterion under one operator; `selector` chooses, `score` (default: it) counts.
+
+    `weights_PG` are `policy / sampler` of whole completions where another policy drew the groups. Only unbiased
+    estimators of rank operators whose reward also selects take them (`takes_weights`); others leave them out.
+    """
+    if weights_PG is not None and score_PG is None and takes_weights(operator, estimator):
+        assert isinstance(operator, RankOperator)
+        return weighted_advantages(operator, np.asarray(selector_PG, dtype=np.float64), weights_PG, estimator)
     selector_PG = np.ascontiguousarray(selector_PG, dtype=np.float64)  # sorted several times as fast as a slice
     score_PG = selector_PG if score_PG is None else np.ascontiguousarray(score_PG, dtype=np.float64)
     if estimator == "plugin":
@@ -39,6 +48,11 @@ def advantages(
     if isinstance(operator, SoftBestOfN):
         return soft_bon_advantages(selector_PG, score_PG, operator.n, operator.temperature, estimator)
     return tilt_advantages(selector_PG, score_PG, operator.temperature, operator.cap)
+
+
+def takes_weights(operator: Operator, estimator: Estimator) -> bool:
+    """Whether groups that another policy drew can be corrected for: see `off_policy`."""
+    return isinstance(operator, RankOperator) and estimator != "plugin"
 
 
 def group_value(operator: Operator, selector_PG: Floats, score_PG: Floats | None = None) -> Floats:

@@ -78,12 +78,17 @@ class Objective:
             slopes_K[has_K] = self.aggregate.gradient(values_K[has_K], self._weights_K[has_K])
         return slopes_K
 
-    def advantages(self, rewards_PGK: Floats, running_values_K: Floats | None = None) -> Floats:
+    def advantages(
+        self, rewards_PGK: Floats, running_values_K: Floats | None = None, weights_PG: Floats | None = None
+    ) -> Floats:
         """Advantages `[P, G]` from the rewards `[P, G, K]` of whole groups, K in the order of the criteria.
 
         `running_values_K` are the values at which an aggregate other than the sum takes its slopes (default: this
         batch's own). A completion with a NaN under any criterion leaves its group: its advantage is zero, and the
         estimators see the group's real size. Raises `RewardError` on an infinite reward.
+
+        `weights_PG` are `policy / sampler` of whole completions, `[P, G]`, where another policy drew the groups. They
+        stand inside the operators; a completion's own weight is left to whoever takes the gradient.
 
         With `skip_criterion`, a criterion that is NaN for all of a group leaves the group first. A prompt's sum is then
         over the criteria that it has. Under any other aggregate the value of a criterion is its mean over the prompts
@@ -98,7 +103,8 @@ class Objective:
             slopes_K = slopes_K * np.where(num_prompts_K > 0, len(rewards_PGK) / np.maximum(num_prompts_K, 1), 0.0)
         advantages_PG = np.zeros(rewards_PGK.shape[:2])
         for place, present_K, block_PGK in self._complete_groups(rewards_PGK):
-            advantages_PG[place] = self._advantages(block_PGK, np.where(present_K, slopes_K, 0.0))
+            weights = None if weights_PG is None else weights_PG[place]
+            advantages_PG[place] = self._advantages(block_PGK, np.where(present_K, slopes_K, 0.0), weights)
         return advantages_PG
 
     def values_K(self, rewards_PGK: Floats) -> Floats:
@@ -142,12 +148,14 @@ class Objective:
     def _weights_K(self) -> Floats:
         return np.asarray([c.weight for c in self.criteria], dtype=np.float64)
 
-    def _advantages(self, rewards_PGK: Floats, slopes_K: Floats) -> Floats:
+    def _advantages(self, rewards_PGK: Floats, slopes_K: Floats, weights_PG: Floats | None) -> Floats:
         """Advantages `[P, G]` of groups without a missing score; criteria of slope zero are not read."""
         total = np.zeros(rewards_PGK.shape[:2])
         for k, c in enumerate(self.criteria):
             if slopes_K[k] != 0.0:
-                total += slopes_K[k] * estimators.advantages(c.operator, rewards_PGK[:, :, k], estimator=self.estimator)
+                total += slopes_K[k] * estimators.advantages(
+                    c.operator, rewards_PGK[:, :, k], estimator=self.estimator, weights_PG=weights_PG
+                )
         if self.group_normalisation and rewards_PGK.shape[1] > 1:
             total = (total - total.mean(axis=1, keepdims=True)) / (total.std(axis=1, ddof=1, keepdims=True) + STD_FLOOR)
         return total

@@ -74,7 +74,7 @@ def _advantage_tables(operator: RankOperator, size: int, estimator: str) -> tupl
     completion, centre = np.zeros(size), np.zeros(size)  # weights of the U-statistics of n = 1..G
     for n in np.flatnonzero(law) + 1:
         weight = law[n - 1]
-        if _uses_loo1(estimator, int(n), size):
+        if uses_loo1(estimator, int(n), size):
             spread = size / (size - n + 1)  # U_{n-1}(without i) = (phi' - spread (phi' - mean phi')) / (n - 1)
             completion[n - 1] += weight
             completion[n - 2] -= weight * n / (n - 1) * (1 - spread)
@@ -88,7 +88,8 @@ def _advantage_tables(operator: RankOperator, size: int, estimator: str) -> tupl
     return tables, tables if (completion == centre).all() else _tables(centre / scale), scale
 
 
-def _uses_loo1(estimator: str, n: int, size: int) -> bool:
+def uses_loo1(estimator: str, n: int, size: int) -> bool:
+    """Whether LOO-1 estimates Best-of-n in a group of this size."""
     if n == 1:
         return False  # LOO-1 has no baseline at n = 1
     return estimator == "loo1" or n >= size or (estimator == "auto" and size < 2 * n)
