@@ -83,6 +83,22 @@ class RunningMean:
         return np.array(self.sums_K) / np.where(weights_K > 0, weights_K, np.nan)
 
 
+class RollOuts:
+    """Names every roll-out batch by numbers that are equal on all processes, and again after a restart.
+
+    A checkpoint lies between two optimiser steps, so that counting within a step needs no saved state.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def next(self, global_step: int, mode: str) -> tuple[int, int, int]:
+        """The step, the batch's number within it, and 1 in evaluation (which is not repeated after a restart)."""
+        step, number = self._last.get(mode, (-1, 0))
+        self._last[mode] = (global_step, number + 1 if step == global_step else 0)
+        return (*self._last[mode], int(mode == "eval"))
+
+
 class RunControl(TrainerCallback):
     """Steers beta after every optimiser step, and keeps it and the running values across checkpoints.
 

@@ -26,7 +26,7 @@ from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
-from trainers.control import RunControl, RunningMean, check_kl
+from trainers.control import RollOuts, RunControl, RunningMean, check_kl
 from trainers.options import check_options
 from trainers.run.watch import covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 from trainers.run.watchdog import Watchdog
@@ -94,6 +94,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         check_kl(self._kl, self.beta)
         self._absent_K: torch.Tensor | None = None
         self.watchdog = Watchdog(None)  # whoever runs the trainer may put a live one here
+        self._roll_outs = RollOuts()
         self._running: RunningMean | None = None
         if objective.needs_running_values:
             self._running = RunningMean(running_mean_decay, [0.0] * len(objective.criteria))
@@ -122,7 +123,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
             rewards_PGK = self._without_masked(output, rewards_PGK)
         if self._on_nan == "skip_criterion":
             self._log_skipped(rewards_PGK, mode)
-        advantages_PG = self._advantages(rewards_PGK, mode, self._weights(output, size))
+        advantages_PG = self._advantages(rewards_PGK, mode, self._ratios(output, size))
         self._log_signal(advantages_PG, rewards_PGK, mode)
         if self._kl.chi2 > 0 and mode == "train":
             advantages_PG = advantages_PG + self._chi_squared_advantages(output, rewards_PGK)
@@ -141,17 +142,17 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         without: Floats = np.where(is_masked.reshape(rewards_PGK.shape[:2])[:, :, None], np.nan, rewards_PGK)
         return without
 
-    def _weights(self, output: dict[str, Any], size: int) -> Floats | None:
+    def _ratios(self, output: dict[str, Any], size: int) -> Floats | None:
         """`policy / sampler` of whole completions `[P, G]`, as TRL caps it; None where TRL has none.
 
-        TRL weighs a completion's own score by it. The same weights belong inside the operator, to the completions that
-        it is ranked among (`iama/objective/off_policy.py`).
+        TRL weighs a completion's own score by it. The ratios of those that it is ranked among belong in the operator
+        (`iama/objective/off_policy.py`).
         """
         ratio = output.get("importance_sampling_ratio")
         if ratio is None or ratio.shape[1] != 1:  # a ratio a token says nothing of whole completions
             return None
-        weights: Floats = self.accelerator.gather(ratio).double().cpu().numpy().reshape(-1, size)
-        return weights
+        ratios: Floats = self.accelerator.gather(ratio).double().cpu().numpy().reshape(-1, size)
+        return ratios
 
     def _rename_linear(self, mode: str) -> None:
         """Give what TRL logs of the weighted sum of the rewards, which is not the objective, names that say so."""
@@ -161,22 +162,26 @@ class NonlinearGRPOTrainer(GRPOTrainer):
             if not metrics[name]:
                 del metrics[name]
 
-    def _advantages(self, rewards_PGK: Floats, mode: str, weights_PG: Floats | None) -> Floats:
+    def _advantages(self, rewards_PGK: Floats, mode: str, ratios_PG: Floats | None) -> Floats:
         """Advantages `[P, G]`; logs each criterion's value under its own operator."""
         if mode == "eval" and rewards_PGK.shape[1] < self.num_generations:
             return np.zeros(rewards_PGK.shape[:2])  # evaluation reads rewards; its loss has no meaning here
         values_K = self.objective.values_K(rewards_PGK)
         for criterion, value in zip(self.objective.criteria, values_K.tolist(), strict=True):
             self._metrics[mode][f"value/{criterion.name}"].append(value)
+        if self.objective.weights == "simplex":
+            key = [self.args.seed, *self._roll_outs.next(self.state.global_step, mode)]
+            weights_PK = self.objective.draw_weights(len(rewards_PGK), key)
+            return self.objective.advantages(rewards_PGK, weights_PK=weights_PK, ratios_PG=ratios_PG)
         if self._running is None:
-            return self.objective.advantages(rewards_PGK, weights_PG=weights_PG)
+            return self.objective.advantages(rewards_PGK, ratios_PG=ratios_PG)
         if mode == "train":
             self._running.update(values_K)
         running_values_K = self._running.means()
         if np.isnan(running_values_K).all():  # nothing was trained on yet, or every completion so far was dropped
             return np.zeros(rewards_PGK.shape[:2])
         self._log_aggregate(running_values_K, mode)
-        return self.objective.advantages(rewards_PGK, running_values_K, weights_PG)
+        return self.objective.advantages(rewards_PGK, running_values_K, ratios_PG=ratios_PG)
 
     def _log_skipped(self, rewards_PGK: Floats, mode: str) -> None:
         """Log how many prompts of the batch each criterion was left out of."""

@@ -24,8 +24,6 @@ LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vesp
 LEVELS = ("token", "sequence")
 AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 VLLM_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
-BY_TOKENS_OF_THE_STEP = ("dapo", "cispo", "vespo")
-"""Losses that are divided by the tokens of a batch of roll-outs; `bnpo` by those of one forward pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +37,8 @@ class Option:
     """Of a GRPOConfig: whether the option is in force there."""
     says: str = ""
     """What it does, and what to write instead."""
-    one_group: bool = False
-    """Measured for a step of a single group."""
+    rows: Literal["all", "group", "one"] = "all"
+    """What one forward pass and its division hold: all groups, a single group, a single completion."""
     named: tuple[str, ...] = ()
     """Fields that a message names; by default the first of the example."""
 
@@ -48,7 +46,8 @@ class Option:
     def name(self) -> str:
         """The option as a configuration writes it."""
         written = ", ".join(f"{key}: {_written(value)}" for key, value in self.example.items())
-        return f"{written or 'as TRL has them'}{', one group a step' if self.one_group else ''}"
+        held = {"all": "", "group": ", one group a step", "one": ", one completion a pass"}[self.rows]
+        return (written or "as TRL has them") + held
 
 
 def _written(value: Any) -> str:
@@ -69,11 +68,6 @@ def _corrects(args: Any) -> bool:
     return bool(args.use_vllm and args.vllm_importance_sampling_correction)
 
 
-def _has_one_group(args: Any) -> bool:
-    by_pass = args.loss_type == "bnpo" and args.per_device_train_batch_size <= args.num_generations
-    return by_pass or (args.loss_type in BY_TOKENS_OF_THE_STEP and args.generation_batch_size == args.num_generations)
-
-
 _SIGN = (
     "reads the sign of an advantage, and the first variation is known only up to a constant; write loss_type: dapo, "
     "and leave it out"
@@ -89,16 +83,17 @@ OPTIONS = (
     Option({"loss_type": "vespo"}, "same", "keeps"),
     Option({"loss_type": "grpo"}, "same", "refused", lambda args: args.loss_type == "grpo", _LENGTH),
     Option({"loss_type": "sapo"}, "same", "refused", lambda args: args.loss_type == "sapo", _LENGTH),
-    Option({"loss_type": "dr_grpo"}, "same", "keeps", one_group=True),
-    Option({"loss_type": "luspo"}, "same", "keeps", one_group=True),
+    Option({"loss_type": "dr_grpo"}, "same", "keeps", rows="group"),
+    Option({"loss_type": "luspo"}, "same", "keeps", rows="group"),
+    Option({"loss_type": "dapo"}, "same", "keeps", rows="group"),
     Option(
-        {"loss_type": "dapo"},
+        {"loss_type": "bnpo"},
         "same",
         "warned",
-        _has_one_group,
-        "divides by the tokens of one group, so that long groups count less; write loss_type: dr_grpo, or take more "
-        "groups a step",
-        one_group=True,
+        lambda args: args.loss_type == "bnpo" and args.per_device_train_batch_size < args.num_generations,
+        "divides by the tokens of the few completions of one forward pass; write loss_type: dapo or dr_grpo, or raise "
+        "per_device_train_batch_size",
+        rows="one",
     ),
     Option({"importance_sampling_level": "sequence"}, "same", "keeps"),
     Option({"epsilon": 0.1}, "same", "keeps"),

@@ -12,7 +12,9 @@ from iama.config.schema import Strict, nearest
 from iama.config.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampling
 from iama.errors import without_secrets
 from iama.objective.aggregates import parse_aggregate
+from iama.objective.estimators import Estimator
 from iama.objective.operators import Operator, parse_operator
+from iama.objective.simplex import Weights, check_simplex
 
 OnNan = Literal["error", "drop", "skip_criterion"]
 
@@ -29,7 +31,8 @@ class TrainingCriterion(EvaluationCriterion):
     """A criterion to train for; its gold reward, if any, is logged and never used."""
 
     operator: str = "bon(4)"
-    """What will serve it: identity, bon(N), bop(MU), bop_zt(LAM), soft_bon(N, TEMPERATURE), tilt(TEMPERATURE), ..."""
+    """What will serve it: identity, bon(N), bop(MU), bop_zt(LAM), soft_bon(N, TEMPERATURE), tilt(TEMPERATURE),
+    series(...), lstat(...), entropic(BETA)"""
     weight: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
@@ -60,10 +63,13 @@ class ObjectiveConfig(Strict):
     """The objective: `aggregate_k(E_[operator_k] reward_k)`."""
 
     criteria: Annotated[list[TrainingCriterion], Field(min_length=1)]
-    estimator: Literal["auto", "loo", "loo1", "plugin"] = "auto"
-    """auto: leave-one-out for G >= 2N, leave-one-out-minus-one below; plugin: the paper's (biased)."""
+    estimator: Estimator = "auto"
+    """auto: loo (leave-one-out) for G >= 2N, loo1 (leave-one-out-minus-one) below; loo2: loo1 with a larger baseline;
+    tail: auto, extrapolated where G < N; plugin: the paper's (biased)."""
     aggregate: str = "sum"
     """sum (weighted), min, or smooth_min(GAMMA)."""
+    weights: Weights = Field("fixed", exclude_if=lambda weights: weights == "fixed")
+    """simplex: drawn anew for each group from a Dirichlet law, whose concentrations are the criteria's `weight`."""
     running_mean_decay: float = Field(0.9, ge=0, lt=1)
     """Of the values at which min and smooth_min take their slopes, per roll-out batch; 0: each batch's own values."""
     group_normalisation: bool = False
@@ -77,6 +83,9 @@ class ObjectiveConfig(Strict):
     def _consistent(self) -> Self:
         _distinct_names(self.criteria)
         parse_aggregate(self.aggregate)
+        if self.weights == "simplex":
+            operators = [c.parsed_operator().name for c in self.criteria]
+            check_simplex(operators, self.aggregate, self.on_nan == "skip_criterion")
         if self.group_normalisation and self.estimator != "plugin":
             raise ValueError(f"group_normalisation needs estimator: plugin, not {self.estimator}")
         return self
@@ -278,6 +287,30 @@ def _check_named(config: EvaluationConfig) -> None:
         raise ValueError(f"methods names {twice[0]!r} twice; write it once")
 
 
+SAMPLES = "samples"
+"""What the numbers of samples are called where `budgets` names the values of dials, too."""
+DialValue = int | float | str
+
+
+def _without_dials(raw: Any) -> Any:
+    """A configuration whose `budgets` names dials, with the numbers of samples and the dials apart."""
+    if not isinstance(raw, dict):
+        return raw
+    if "dials" in raw:
+        raise ValueError("unknown key 'dials'; write `budgets: {samples: [1, 2, 4], cards: [0.5, 0.9]}`")
+    if not isinstance(raw.get("budgets"), dict):
+        return raw
+    given = {str(key): value for key, value in raw["budgets"].items()}
+    if not given:
+        raise ValueError("budgets is empty; write numbers of samples, e.g. [1, 2, 4], or leave it out")
+    for key, values in given.items():
+        known = isinstance(values, list) and all(isinstance(v, DialValue) and not isinstance(v, bool) for v in values)
+        if not known:
+            raise ValueError(f"budgets.{key}: write a list of numbers, or of texts such as 20x2 (got {values!r})")
+    samples = {"budgets": given.pop(SAMPLES)} if SAMPLES in given else {}
+    return {key: value for key, value in raw.items() if key != "budgets"} | samples | {"dials": given}
+
+
 class EvaluationConfig(Strict):
     """An evaluation: policies x criteria x methods x budgets on held-out prompts."""
 
@@ -297,6 +330,10 @@ class EvaluationConfig(Strict):
     tuning: str | None = None
     """The `tuning.json` of `iama tune`, from which methods such as `bon(tuned)` take their numbers."""
     budgets: list[int] = Field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64], min_length=1)
+    """Numbers of samples; or, by key, these as `samples` and the values of guided methods' dials:
+    `{samples: [1, 2, 4], cards: [0.5, 0.9], sea: [10x1, 20x2]}`."""
+    dials: dict[str, list[DialValue]] = Field(default_factory=dict)
+    """By method, as `budgets` names them, where they are written."""
     num_samples: int = Field(256, ge=4)
     """Pool size a prompt; curves reach a quarter of it."""
     num_answers: int = Field(1, ge=1)
@@ -314,11 +351,21 @@ class EvaluationConfig(Strict):
 
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """One answer a prompt is not written down, as in the evaluations that were made before there were several."""
+        """What came later is not written down where it is not used, and dials stand where they are written.
+
+        So an evaluation that was made before there were several answers, or dials, is the same today.
+        """
         fields: dict[str, Any] = dump(self)
         if fields.get("num_answers") == 1:
             del fields["num_answers"]
+        if dials := fields.pop("dials", {}):
+            fields["budgets"] = ({SAMPLES: fields["budgets"]} if "budgets" in fields else {}) | dials
         return fields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dials_apart(cls, raw: Any) -> Any:
+        return _without_dials(raw)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

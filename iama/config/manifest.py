@@ -44,6 +44,8 @@ class Manifest(Strict):
     criteria: Annotated[list[ManifestCriterion], Field(min_length=1)]
     estimator: str
     aggregate: str = "sum"
+    weights: Literal["fixed", "simplex"] = Field("fixed", exclude_if=lambda weights: weights == "fixed")
+    """simplex: each criterion's `weight` is a concentration of the Dirichlet law that groups drew theirs from."""
     sampling: Sampling
     seed: int
     versions: dict[str, str]

@@ -18,10 +18,11 @@ import numpy as np
 
 from iama.arrays import Floats, Integers, Mask
 from iama.errors import ConfigError, IamaWarning, RewardError
-from iama.objective import estimators
+from iama.objective import estimators, simplex
 from iama.objective.aggregates import Aggregate, weighted_sum
 from iama.objective.estimators import Estimator
 from iama.objective.operators import Operator
+from iama.objective.simplex import Weights
 
 STD_FLOOR = 1e-4
 """Added to a group's standard deviation in fidelity mode, as TRL does."""
@@ -54,8 +55,12 @@ class Objective:
     group_normalisation: bool = False
     skip_criterion: bool = False
     """A criterion without any score for a prompt leaves that prompt's objective, instead of every completion."""
+    weights: Weights = "fixed"
+    """simplex: a group's weights are drawn from a Dirichlet law whose concentrations are the criteria's weights."""
 
     def __post_init__(self) -> None:
+        if self.weights == "simplex":
+            simplex.check_simplex([c.operator.name for c in self.criteria], self.aggregate.name, self.skip_criterion)
         if self.group_normalisation and self.estimator != "plugin":
             raise ConfigError(
                 f"group_normalisation belongs to the paper's recipe, estimator 'plugin'; with {self.estimator!r} it "
@@ -78,8 +83,16 @@ class Objective:
             slopes_K[has_K] = self.aggregate.gradient(values_K[has_K], self._weights_K[has_K])
         return slopes_K
 
+    def draw_weights(self, num_prompts: int, key: Sequence[int]) -> Floats:
+        """Weights `[P, K]` of a batch's groups, with `weights="simplex"`; the same for the same `key`."""
+        return simplex.draw_weights([c.weight for c in self.criteria], num_prompts, key)
+
     def advantages(
-        self, rewards_PGK: Floats, running_values_K: Floats | None = None, weights_PG: Floats | None = None
+        self,
+        rewards_PGK: Floats,
+        running_values_K: Floats | None = None,
+        weights_PK: Floats | None = None,
+        ratios_PG: Floats | None = None,
     ) -> Floats:
         """Advantages `[P, G]` from the rewards `[P, G, K]` of whole groups, K in the order of the criteria.
 
@@ -87,13 +100,18 @@ class Objective:
         batch's own). A completion with a NaN under any criterion leaves its group: its advantage is zero, and the
         estimators see the group's real size. Raises `RewardError` on an infinite reward.
 
-        `weights_PG` are `policy / sampler` of whole completions, `[P, G]`, where another policy drew the groups. They
-        stand inside the operators; a completion's own weight is left to whoever takes the gradient.
+        With weights from a simplex `weights_PK` are those of `draw_weights`.
+
+        `ratios_PG` are `policy / sampler` of whole completions, where another policy drew the groups. They stand inside
+        the operators; a completion's own ratio is left to whoever takes the gradient.
 
         With `skip_criterion`, a criterion that is NaN for all of a group leaves the group first. A prompt's sum is then
         over the criteria that it has. Under any other aggregate the value of a criterion is its mean over the prompts
         that have it, so that its term is averaged over these alone: it counts P / P_k times at each.
         """
+        if self.weights == "simplex":
+            assert weights_PK is not None, "weights: simplex needs the weights of each group"
+            return self._drawn_advantages(rewards_PGK, weights_PK, ratios_PG)
         values_K = running_values_K
         if values_K is None:
             values_K = self.values_K(rewards_PGK) if self.needs_running_values else np.zeros(len(self.criteria))
@@ -103,8 +121,8 @@ class Objective:
             slopes_K = slopes_K * np.where(num_prompts_K > 0, len(rewards_PGK) / np.maximum(num_prompts_K, 1), 0.0)
         advantages_PG = np.zeros(rewards_PGK.shape[:2])
         for place, present_K, block_PGK in self._complete_groups(rewards_PGK):
-            weights = None if weights_PG is None else weights_PG[place]
-            advantages_PG[place] = self._advantages(block_PGK, np.where(present_K, slopes_K, 0.0), weights)
+            ratios = None if ratios_PG is None else ratios_PG[place]
+            advantages_PG[place] = self._advantages(block_PGK, np.where(present_K, slopes_K, 0.0), ratios)
         return advantages_PG
 
     def values_K(self, rewards_PGK: Floats) -> Floats:
@@ -133,11 +151,19 @@ class Objective:
         for c in self.criteria:
             source = f"objective criterion {c.name!r}"
             estimators.check_group_size(c.operator, num_generations, self.estimator, source)
+        shares = [estimators.clamped_share(c.operator, num_generations) for c in self.criteria]
+        if self.estimator == "tail" and max(shares) == 0.0:
+            message = f"estimator 'tail' is not used: no operator draws more than {num_generations} samples"
+            warnings.warn(f"objective: {message}; write estimator: auto", IamaWarning, stacklevel=2)
 
     def describe(self) -> str:
         """The objective in force, as the maths reads."""
         values = [f"E_[{c.operator.name}] {c.name}" for c in self.criteria]
-        if self.aggregate.name == "sum":
+        if self.weights == "simplex":
+            law = ", ".join(f"{c.weight:g}" for c in self.criteria)
+            names = " + ".join(f"w_{k} {c.name}" for k, c in enumerate(self.criteria, start=1))
+            reads = f"E_[{self.criteria[0].operator.name}] ({names}), w ~ Dirichlet({law}) for each group"
+        elif self.aggregate.name == "sum":
             reads = " + ".join(f"{c.weight:g} * {value}" for c, value in zip(self.criteria, values, strict=True))
         else:
             reads = f"{self.aggregate.name} of  {', '.join(values)}"
@@ -148,15 +174,31 @@ class Objective:
     def _weights_K(self) -> Floats:
         return np.asarray([c.weight for c in self.criteria], dtype=np.float64)
 
-    def _advantages(self, rewards_PGK: Floats, slopes_K: Floats, weights_PG: Floats | None) -> Floats:
+    def _advantages(self, rewards_PGK: Floats, slopes_K: Floats, ratios_PG: Floats | None) -> Floats:
         """Advantages `[P, G]` of groups without a missing score; criteria of slope zero are not read."""
         total = np.zeros(rewards_PGK.shape[:2])
         for k, c in enumerate(self.criteria):
             if slopes_K[k] != 0.0:
                 total += slopes_K[k] * estimators.advantages(
-                    c.operator, rewards_PGK[:, :, k], estimator=self.estimator, weights_PG=weights_PG
+                    c.operator, rewards_PGK[:, :, k], estimator=self.estimator, ratios_PG=ratios_PG
                 )
-        if self.group_normalisation and rewards_PGK.shape[1] > 1:
+        return self._normalised(total)
+
+    def _drawn_advantages(self, rewards_PGK: Floats, weights_PK: Floats, ratios_PG: Floats | None) -> Floats:
+        """Advantages `[P, G]` of the sum of the criteria with each group's own weights."""
+        advantages_PG, operator = np.zeros(rewards_PGK.shape[:2]), self.criteria[0].operator
+        for place, _, block_PGK in self._complete_groups(rewards_PGK):
+            rows = place[0] if isinstance(place[0], slice) else place[0].ravel()
+            scalar_PG = simplex.scalarise(block_PGK, weights_PK[rows])
+            ratios = None if ratios_PG is None else ratios_PG[place]
+            advantages_PG[place] = self._normalised(
+                estimators.advantages(operator, scalar_PG, estimator=self.estimator, ratios_PG=ratios)
+            )
+        return advantages_PG
+
+    def _normalised(self, total: Floats) -> Floats:
+        """Divided by each group's standard deviation, in fidelity mode."""
+        if self.group_normalisation and total.shape[1] > 1:
             total = (total - total.mean(axis=1, keepdims=True)) / (total.std(axis=1, ddof=1, keepdims=True) + STD_FLOOR)
         return total
 

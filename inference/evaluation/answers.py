@@ -30,11 +30,10 @@ from inference.samplers.serve import serve
 
 CHUNK = 16
 """Prompts answered together: the unit of work that a kill can cost."""
-QUANTILE = 0.9
 
 
-def with_pool_target(method: Method, proxy_PS: Floats) -> Method:
-    """A method that lacks its target with one: the 0.9 quantile of the pool's proxy rewards.
+def with_pool_target(method: Method, quantile: float, proxy_PS: Floats) -> Method:
+    """A method that lacks its target with one: a quantile of the pool's proxy rewards.
 
     The pool is drawn with another seed than the answers, since proposals begin with the same random numbers.
     """
@@ -43,7 +42,7 @@ def with_pool_target(method: Method, proxy_PS: Floats) -> Method:
             f"method {method.text!r}: not one of {proxy_PS.size} samples has a proxy score that its target could be "
             "taken from; look at what the reward could not score"
         )
-    return method.with_target(float(np.nanquantile(proxy_PS, QUANTILE)))
+    return method.with_target(float(np.nanquantile(proxy_PS, quantile)))
 
 
 def answer_seed(seed: int, number: int) -> int:

@@ -38,6 +38,19 @@ def tuned_lines(plan: Plan) -> list[str]:
     ]
 
 
+def dial_lines(plan: Plan) -> list[str]:
+    """At which values each method with a dial answers, and how much that is."""
+    config, models = plan.config, sum(policy.pool is None for policy in plan.config.policies.values())
+    lines = []
+    for dial in plan.dials.values():
+        num = len(dial.points) * models * len(config.criteria) * len(plan.rows) * config.num_answers
+        lines.append(
+            f"dial of {dial.method}: {' x '.join(dial.settings)} at {', '.join(dial.values)}; {num:,} answers of at "
+            f"most {num * config.sampling.max_new_tokens:,} tokens, besides what is tried and not kept"
+        )
+    return lines
+
+
 def describe(plan: Plan) -> str:
     """The plan of an evaluation with an estimate of its cost, for `--dry-run`."""
     config = plan.config
@@ -56,6 +69,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"{plan.dropped} prompts are too long and are left out")
     lines += judge_lines(plan)
     lines += tuned_lines(plan)
+    lines += dial_lines(plan)
     if guided:
         answers = len(guided) * len(drawn) * len(plan.rows) * config.num_answers
         lines.append(f"guided methods: at most {answers * len(config.criteria):,} answers by {', '.join(guided)}")

@@ -40,7 +40,7 @@ from inference.pools.engines import transformers_draw
 from inference.pools.fill import fill_pool
 from inference.pools.journal import digest
 from inference.pools.score import PoolScores, alone_at, reward_key, score_pool
-from inference.samplers.serve import needs_target
+from inference.samplers.serve import needs_target, quantile_of
 
 
 def measure_pools(plan: Plan, console: Console | None = None) -> Evaluation:
@@ -205,7 +205,8 @@ def _answers(
 ) -> GuidedAnswers:
     """Answers of a guided method, each round by a seed of its own, and their gold."""
     if needs_target(method, work.config.sampling):
-        method = with_pool_target(method, measured.scores[source.name, criterion.proxy].values_PS)
+        quantile = quantile_of(method, work.config.sampling)
+        method = with_pool_target(method, quantile, measured.scores[source.name, criterion.proxy].values_PS)
     rounds = [_answer_round(work, source, criterion, method, number) for number in range(work.config.num_answers)]
     golds = [gold_P1 for _, gold_P1 in rounds if gold_P1 is not None]
     return GuidedAnswers(

@@ -18,13 +18,15 @@ from iama.files import check_folder
 from iama.prompts.data import PromptRows, read_prompts
 from iama.reading import read_object
 from inference.engine.responses import check_fit
+from inference.evaluation.dials import Dial, read_dials, with_dials
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.sources import Reading, Source, Variant, prompts_by_id, read_variants, sources_of, stored_rows
+from inference.evaluation.stopping_halves import check_halves
 from inference.evaluation.summary import FILE_NAME
 from inference.evaluation.training_cost import Training, training_runs
 from inference.evaluation.tuned import tuned_methods
 from inference.pools.file import read_pool
-from inference.samplers.serve import check_served, needs_gradient, read_method, served_of
+from inference.samplers.serve import check_served, most_draws, needs_gradient, read_method, served_of
 
 ABSENT = "(not set)"
 
@@ -33,7 +35,8 @@ ABSENT = "(not set)"
 class Plan:
     """An evaluation that was checked: its configuration, prompts, pools, methods, and rewards with their names.
 
-    `dropped` prompts were too long. `num_samples` are used of every pool. `training` has each policy's runs.
+    `dropped` prompts were too long. `num_samples` are used of every pool. `training` has each policy's runs. Of a
+    method with a dial `methods` has its points.
     """
 
     config: EvaluationConfig
@@ -46,6 +49,8 @@ class Plan:
     training: dict[str, list[Training]]
     tuned: dict[tuple[str, str, str], Method] = field(default_factory=dict)
     """By (policy, criterion, method as written) what a method such as `bon(tuned)` is there."""
+    dials: dict[str, Dial] = field(default_factory=dict)
+    """By method as `methods` names it."""
 
     def written(self, policy: str, criterion: str, method: Method) -> Method:
         """A method with the number that was tuned for a policy and criterion; any other method as it is."""
@@ -58,9 +63,11 @@ class Plan:
 
 def make_plan(config: EvaluationConfig) -> Plan:
     """Check prompts, methods, output folder, rewards and models; raises `IamaError`s, before anything expensive."""
-    methods = tuple(read_method(text) for text in config.methods)
-    for method in methods:
+    written = tuple(read_method(text) for text in config.methods)
+    for method in written:
         _check_method(config, method)
+    dials = read_dials(config, written)
+    methods = with_dials(written, dials)
     check_results(config)
     rewards = reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
@@ -75,8 +82,9 @@ def make_plan(config: EvaluationConfig) -> Plan:
     sources = sources_of(config, rows, stored, readings)
     _check_gradients(config, methods, sources, readings)
     tuned = tuned_methods(config, methods, rows, sources)
+    check_halves(methods, rows)
     num_samples = _num_samples(config, sources, [*(m for m in methods if not m.is_tuned), *tuned.values()])
-    return Plan(config, rows, dropped, sources, rewards, methods, num_samples, training_runs(config), tuned)
+    return Plan(config, rows, dropped, sources, rewards, methods, num_samples, training_runs(config), tuned, dials)
 
 
 def _check_method(config: EvaluationConfig, method: Method) -> None:
@@ -102,7 +110,10 @@ def _check_method(config: EvaluationConfig, method: Method) -> None:
 
 def _check_draws(method: Method, num_samples: int, limit: str) -> None:
     """Raise `ConfigError` for a method that draws more than a quarter of a pool, where no curve is reliable."""
-    draws = None if method.is_curve or method.is_guided else served_of(method).budget
+    if method.is_stopped:
+        draws: float | None = most_draws(method)
+    else:
+        draws = None if method.is_curve or method.is_guided else served_of(method).budget
     if draws is not None and draws > num_samples // 4:
         raise ConfigError(
             f"methods: {method.text!r} keeps one of {draws:g} samples, more than a quarter of {limit}; raise "

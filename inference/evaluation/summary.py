@@ -23,12 +23,15 @@ from inference.statistics.summary_rows import (
     EqualBudgetRow,
     ExampleRow,
     HackingRow,
+    HeadroomFigures,
     MissingRow,
     QualityRow,
     RecommendationRow,
     RewardCostRow,
     SamplingRow,
     SavingsRow,
+    StoppingRow,
+    StopSettingRow,
     WinRateRow,
 )
 
@@ -42,6 +45,7 @@ class Results(TypedDict):
     averages: list[AverageRow]
     differences: list[DifferenceRow]
     equal_budget: list[EqualBudgetRow]
+    stopping: NotRequired[list[StoppingRow]]
 
 
 class Summary(Results):
@@ -54,9 +58,11 @@ class Summary(Results):
     win_rates: list[WinRateRow]
     recommendations: list[RecommendationRow]
     break_even: list[BreakEvenRow]
+    headroom: NotRequired[HeadroomFigures | None]
     sampling: list[SamplingRow]
     missing: list[MissingRow]
     constant: NotRequired[list[ConstantRow]]
+    stop_settings: NotRequired[list[StopSettingRow]]
     costs: list[RewardCostRow]
     examples: list[ExampleRow]
     name: str
@@ -143,7 +149,7 @@ class _Settings(TypedDict):
 
 
 _NAMES = {"policy", "criterion", "method", "metric", "reference", "unit", "prompt", "reward", "control"}
-_NAMES |= {"name", "operator"}
+_NAMES |= {"name", "operator", "kept_for", "level", "relation", "verdict", "far"}
 """Columns that name a row, so that it cannot do without."""
 _UNNAMED = ("quality", "sampling")
 """Tables that an older file has without some of these."""

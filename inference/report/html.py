@@ -18,6 +18,7 @@ from iama.errors import IamaError
 from iama.files import write_atomically
 from inference.evaluation.summary import Summary, load_summary
 from inference.report import words
+from inference.report.headroom import RELATIONS, saving_at_all, saving_at_half
 from inference.report.risks import find_risks
 from inference.statistics.savings import FALL_TOLERANCE
 from inference.statistics.summary_rows import CurveRow, ExampleRow
@@ -44,6 +45,8 @@ FILTERS = {
     "ratio_interval": words.interval_text,
     "average": words.average_text,
     "note": words.note,
+    "reference": words.reference_text,
+    "told_in": words.told_unit,
     "equal_budget_note": words.equal_budget_note,
     "title": words.title,
     "method": words.method_title,
@@ -62,6 +65,10 @@ CONTROLS = {
 GLOBALS = {
     "controls": CONTROLS,
     "no_gold": words.NO_GOLD,
+    "gain_sentences": words.gain_sentences,
+    "saving_at_all": saving_at_all,
+    "saving_at_half": saving_at_half,
+    "relations": RELATIONS,
     "names": lambda values: {value: words.method_title(value) for value in values},
     "metric_choices": lambda metrics: {"both": "gold and proxy"} | {m: m for m in metrics} if metrics[1:] else
     {m: m for m in metrics},
@@ -78,6 +85,7 @@ def write_report(folder: Path) -> Path:
 def render_html(summary: Summary) -> str:
     """The page; everything that comes from models or configuration is escaped."""
     curves, policies, trained = summary["curves"], summary["policies"], summary["trained"]
+    judged = words.judged_savings(summary["savings"])
     return render(
         "page.html.jinja",
         {
@@ -93,6 +101,8 @@ def render_html(summary: Summary) -> str:
         risks=find_risks(summary),
         facts=facts(summary),
         savings_units=words.savings_units(summary["savings"]),
+        judged_savings=judged,
+        metrics_of_savings={row["metric"] for row in judged},
         equal_units=words.used_units({row["unit"]: 1} for row in summary["equal_budget"]),
         recommended_units=words.used_units({row["unit"]: 1} for row in summary["recommendations"]),
         examples=examples_by_prompt(summary["examples"]),
@@ -216,7 +226,9 @@ def _operators(summary: Summary) -> str:
     if not manifest:
         return f"not recorded; savings are told for {words.number(summary['trained_budget'])} samples"
     operators = ", ".join(f"{c['name']} by {c['operator']}" for c in manifest.get("criteria") or [])
-    return f"{operators} ({manifest.get('aggregate', 'sum')} of them, estimator {manifest.get('estimator', '-')})"
+    drawn = ", weights drawn for each group" if manifest.get("weights") == "simplex" else ""
+    aggregate, estimator = manifest.get("aggregate", "sum"), manifest.get("estimator", "-")
+    return f"{operators} ({aggregate} of them{drawn}, estimator {estimator})"
 
 
 def _criterion(criterion: Mapping[str, Any]) -> str:

@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from iama.config.methods import AT_EVERY_BUDGET
 from inference.evaluation.summary import Summary
 from inference.statistics.bootstrap import MIN_PROMPTS
+from inference.statistics.headroom import CHEAP
 from inference.statistics.savings import FALL_TOLERANCE
 from inference.statistics.summary_rows import (
     AverageRow,
     EqualBudgetRow,
+    HeadroomFigures,
     IntervalRow,
     QualityRow,
     Ratio,
@@ -80,16 +83,22 @@ def used_units(rows: Iterable[Mapping[str, object]]) -> dict[Unit, str]:
 
 
 def savings_units(savings: Sequence[SavingsRow]) -> dict[Unit, str]:
-    """Samples, and units in which some row has a ratio, and how they are called."""
-    known = {unit for unit in UNITS for row in savings if unit == "samples" or ratio_in(row, unit)}
+    """Units in which some row has a ratio, and samples, if some row is told in them; and how they are called."""
+    known = {unit for unit in UNITS for row in savings if unit == told_unit(row) or ratio_in(row, unit)}
     return {unit: name for unit, name in UNITS.items() if unit in known}
+
+
+def told_unit(row: SavingsRow | AverageRow) -> Unit:
+    """The unit of a row's own ratio."""
+    return row.get("unit", "samples")
 
 
 def ratio_in(row: SavingsRow, unit: Unit) -> Ratio | None:
     """A saving in one unit; None where it was not measured, or a proxy that selects by chance makes it say nothing."""
     if row.get("constant_proxy"):
         return None
-    ratio: Ratio | None = {"ratio": row["ratio"], "ci95": row["ci95"]} if unit == "samples" else row["units"].get(unit)
+    own: Ratio = {"ratio": row["ratio"], "ci95": row["ci95"]}
+    ratio: Ratio | None = own if unit == told_unit(row) else row["units"].get(unit)
     return None if ratio is None or ratio["ratio"] is None else ratio
 
 
@@ -99,9 +108,10 @@ def ratio_text(row: SavingsRow, unit: Unit = "samples") -> str:
     return "-" if ratio is None else _bound(ratio["ratio"], is_lower=row["censored"], is_upper=row["floor"])
 
 
-def average_text(row: AverageRow, key: Literal["ratio", "token_ratio"] = "ratio") -> str:
-    """A mean of ratios, marked like them where it rests on bounds."""
-    ratio = row[key]
+def average_text(row: AverageRow, unit: Unit = "samples") -> str:
+    """A mean of ratios in samples, policy tokens or seconds, marked like them where it rests on bounds."""
+    means: dict[Unit, float | None] = {"policy_tokens": row["token_ratio"], "seconds": row.get("seconds_ratio")}
+    ratio = (means | {told_unit(row): row["ratio"]}).get(unit)
     return "-" if ratio is None else _bound(ratio, is_lower=bool(row["num_censored"]), is_upper=bool(row["num_floor"]))
 
 
@@ -150,8 +160,19 @@ def note(row: SavingsRow) -> str:
     if row["censored"]:
         notes.append(f"censored {row['num_censored']}/{row['num_seeds']}")
     if row["floor"]:
-        notes.append("one reference sample is enough")
+        notes.append(f"{'the cheapest point of its dial' if by_dial(row) else 'one reference sample'} is enough")
     return "; ".join(notes)
+
+
+def by_dial(row: SavingsRow) -> bool:
+    """Whether a row's reference stands by the points of a dial, and not by numbers of samples."""
+    return row.get("reference_method", "bon") not in AT_EVERY_BUDGET
+
+
+def reference_text(row: SavingsRow | AverageRow) -> str:
+    """A row's reference, with the method that it stands by where that is told apart from the row's."""
+    other = row.get("reference_method")
+    return row["reference"] if other is None else f"{row['reference']} by {method_title(other)}"
 
 
 def equal_budget_note(row: EqualBudgetRow) -> str:
@@ -172,6 +193,11 @@ def method_title(method: str) -> str:
     return METHODS.get(method, method)
 
 
+def point_names(summary: Summary) -> dict[str, str]:
+    """Methods that are points of a dial, by their short names: `cards(quantile=0.5)` is `cards at 0.5`."""
+    return {row["method"]: f"{row['dial']} at {row['value']}" for row in summary["curves"] if "dial" in row}
+
+
 def label(method: str, budget: float | None) -> str:
     """A method with its number of samples."""
     if budget is None:
@@ -184,7 +210,7 @@ def label(method: str, budget: float | None) -> str:
 def first_method(summary: Summary) -> str:
     """The method of the headline: the first that has averages, or else the first of all."""
     methods = summary["methods"] or ["bon"]
-    averaged = {row["method"] for row in summary["averages"]}
+    averaged = {row["method"] for row in summary["averages"] if "reference_method" not in row}
     return next((method for method in methods if method in averaged), methods[0])
 
 
@@ -217,6 +243,8 @@ def saving_sentences(summary: Summary) -> list[str]:
     savings = [words for reference in references if (words := _saving_words(summary, reference, method))]
     if not savings and summary["savings"] and all(row["metric"] == "proxy" for row in summary["savings"]):
         return ["No gold reward judges, so savings are by the proxy only, which says nothing about quality."]
+    if not savings and (found := summary.get("headroom")) is not None:
+        return gain_sentences(found)
     if not savings:
         names = " or ".join(references) or "(none)"
         return [f"No savings were measured: they need a policy named {trained} and one named {names}."]
@@ -265,7 +293,9 @@ def _saving_words(summary: Summary, reference: str, method: str) -> str | None:
         return f"{title(reference)} gives no valid figure for ({why})"
     ci95 = row.get("ci95")
     between = "" if ci95 is None else f" [{ci95[0]:.2f}, {ci95[1]:.2f}]"
-    tokens = "" if row["token_ratio"] is None else f"{average_text(row, 'token_ratio')} the tokens; "
+    costs = {"tokens": average_text(row, "policy_tokens"), "seconds": average_text(row, "seconds")}
+    told = ", ".join(f"{ratio} the {name}" for name, ratio in costs.items() if ratio != "-")
+    tokens = f"{told}; " if told else ""
     counts = f"{row['num_censored_total']} of {row['num_criteria']} criteria censored"
     left_out = f", {row['num_not_counted']} left out" if row["num_not_counted"] else ""
     return f"{title(reference)} needs {average_text(row)}{between} the samples for ({tokens}{counts}{left_out})"
@@ -282,3 +312,61 @@ def _intervals(summary: Summary, method: str) -> list[str]:
             values = ", ".join(f"{r['criterion']} {ratio_text(r)} {interval_text(r)}" for r in rows)
             sentences.append(f"95 % intervals against {title(reference)}: {values}.")
     return sentences
+
+
+def gain_sentences(found: HeadroomFigures) -> list[str]:
+    """Whether training a policy has anything to gain, in one sentence; then what a reader must know about it."""
+    return [_gain_verdict(found), *_gain_remarks(found)]
+
+
+def _gain_verdict(found: HeadroomFigures) -> str:
+    policy, far = title(found["policy"]), label("bon", found["far"])
+    near = "one sample" if found["samples"] == 1 else label("bon", found["samples"])
+    if found["verdict"] == "not told":
+        return f"It cannot be told whether training {policy} has anything to gain: {_why_not_told(found)}."
+    if found["verdict"] == "nothing":
+        return f"There is nothing to gain: {far} of {policy} is hardly better than {near} on any criterion."
+    gaining = _listed([row["criterion"] for row in found["criteria"] if row["level"] == "some"])
+    if found["verdict"] == "draw more":
+        more = label("bon", CHEAP * found["samples"])
+        return f"Draw more: {more} of {policy} already has nearly all that {far} has on {gaining}."
+    apart = f"{_listed(found['conflicting'])} exclude each other" if found["conflicting"] else ""
+    which = "which exclude each other" if gaining == _listed(found["conflicting"] or [""]) else apart and f"and {apart}"
+    if found["verdict"] == "adapter each":
+        return f"Keep an adapter each: {apart}, too many for one base to have each within reach of {near}."
+    return f"Train (IAMA): {far} of {policy} is well above {near} on {gaining}{which and f', {which}'}."
+
+
+def _gain_remarks(found: HeadroomFigures) -> list[str]:
+    remarks = []
+    if found["verdict"] == "train" and found["conflicting"]:
+        remarks.append(f"Where you can keep {len(found['conflicting'])} adapters, one for each reaches more.")
+    if found["verdict"] == "train" and not found["conflicting"]:
+        remarks.append("No criteria were seen to exclude each other: training on one reward, or their sum, may do.")
+    falling = [row for row in found["criteria"] if row["level"] != "some" and row["falls_from"] is not None]
+    if falling and found["verdict"] != "not told":
+        told = ", ".join(f"{row['criterion']} from {number(row['falls_from'])} samples on" for row in falling)
+        remarks.append(f"The curves come down again ({told}): before that there may be something to gain.")
+    if by_proxy := [row["criterion"] for row in found["criteria"] if row["metric"] == "proxy"]:
+        remarks.append(f"On {_listed(by_proxy)} this is by the proxy alone, which says nothing about quality.")
+    return remarks
+
+
+def _why_not_told(found: HeadroomFigures) -> str:
+    """What a pool lacks for a verdict on training."""
+    if any(row["ci95"] is None for row in found["criteria"]):
+        return f"fewer than {MIN_PROMPTS} prompts were evaluated"
+    if found["far"] <= CHEAP * found["samples"]:
+        return (
+            f"the curves end at {found['far']} samples and must go beyond {CHEAP * found['samples']:g}; draw at least "
+            f"{4 * (int(CHEAP * found['samples']) + 1)} samples a prompt"
+        )
+    unsure = [row["criterion"] for row in found["criteria"] if row["level"] == "not told"]
+    if unsure and all(row["level"] != "some" for row in found["criteria"]):
+        return f"the intervals on {_listed(unsure)} are too wide; take more prompts"
+    return f"drawing {CHEAP * found['samples']:g} samples may do as well; take more prompts"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -30,6 +30,8 @@ from inference.samplers.guided import GuidedRequest, answer_all, score_rows
 
 class ArgsSettings(Strict):
     """What a token is chosen by."""
+
+    dial: ClassVar[tuple[str, ...]] = ("weight",)
 
     top_k: int = Field(10, ge=1)
     """Likeliest tokens that are scored at every step."""

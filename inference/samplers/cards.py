@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -45,13 +45,19 @@ from inference.samplers.segments import (
 
 ACCEPTANCE_STEP = 2**31  # of a proposal's random stream; its tokens use the steps below
 MANY_FORCED = 0.2
+QUANTILE = 0.9
+"""Of the policy's rewards, which is the target where nothing else is said."""
 
 
 class CardsSettings(Strict):
     """How segments are cut and accepted."""
 
+    dial: ClassVar[tuple[str, ...]] = ("quantile",)
+
     target: float | None = None
     """Reward that a finished response should have, in units of the reward (`calibrate_target` measures one)."""
+    quantile: float | None = Field(None, gt=0, lt=1)
+    """Where no target is given: the quantile of the policy's own rewards that is measured for it; null: 0.9."""
     entropy_threshold: float | None = Field(3.0, ge=0)
     """A segment ends before a token whose distribution has at least this entropy, in nats; null: never."""
     min_segment: int = Field(4, ge=1)
@@ -72,6 +78,10 @@ class CardsSettings(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.target is not None and self.quantile is not None:
+            raise ValueError(
+                f"target = {self.target:g} and quantile = {self.quantile:g} both say what to reach; write one"
+            )
         if self.min_segment > self.max_segment:
             raise ValueError(f"min_segment = {self.min_segment} exceeds max_segment = {self.max_segment}")
         if self.parallel_proposals > self.max_proposals:
@@ -123,7 +133,7 @@ def calibrate_target(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
-    quantile: float = 0.9,
+    quantile: float = QUANTILE,
     num_samples: int = 16,
     seed: int,
     batch_size: int,
@@ -133,17 +143,35 @@ def calibrate_target(
 
     Draw it with another seed than the responses, or on other prompts: proposals begin with the same random numbers.
     """
-    if not prompts:
-        raise DataError("there are no prompts to calibrate a target on; give some")
     if not 0 <= quantile <= 1:
         raise ConfigError(f"quantile = {quantile} lies outside 0..1; 0.9 is the usual one")
+    rewards, cost = calibration_rewards(
+        policy, reward, prompts, sampling, num_samples=num_samples, seed=seed, batch_size=batch_size, columns=columns
+    )
+    return float(np.quantile(rewards, quantile)), cost
+
+
+def calibration_rewards(
+    policy: Policy,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    num_samples: int = 16,
+    seed: int,
+    batch_size: int,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> tuple[list[float], Cost]:
+    """Rewards of unguided samples of all prompts together, and what they cost."""
+    if not prompts:
+        raise DataError("there are no prompts to calibrate a target on; give some")
     if num_samples < 1:
         raise ConfigError(f"num_samples = {num_samples} leaves nothing to calibrate on; draw 1 or more")
     render_checked(policy, reward, prompts, columns, sampling)
     pool = draw(policy, prompts, num_samples, sampling, seed=seed, batch_size=batch_size)
     scored = score(pool, reward, columns)
     rewards = [c.reward for row in scored.samples for c in row if c.reward is not None]
-    return float(np.quantile(rewards, quantile)), sum(scored.costs, Cost())
+    return rewards, sum(scored.costs, Cost())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ CUT_STREAM = 2**61
 
 class GgroSettings(Strict):
     """Where segments end, and how their first tokens are chosen."""
+
+    dial: ClassVar[tuple[str, ...]] = ("num_candidates",)
 
     num_candidates: int = Field(8, ge=1)
     """Most candidates for a segment, the first being the policy's continuation without a nudge; 1: plain decoding."""

@@ -51,6 +51,7 @@ NOISE_STREAM = 2**61
 class SeaSettings(Strict):
     """How chains start, move and end."""
 
+    dial: ClassVar[tuple[str, ...]] = ("num_steps", "num_chains")
     needs_gradient: ClassVar[bool] = True
 
     num_chains: int = Field(4, ge=1)

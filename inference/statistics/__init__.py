@@ -2,8 +2,8 @@
 
 Pure functions of arrays and pools; no model is read. Read `bootstrap` first, by which every interval is made.
 `savings` compares a trained policy with its references at equal gold and at equal cost; `costs` counts what a pool's
-answers cost by method. `win_rates`, `hacking`, `controls`, `recommend`, `break_even` and `texts` answer one question
-each, and have a function of that name or of its sense.
+answers cost by method. `headroom` tells before training whether there is anything to gain. `win_rates`, `hacking`,
+`controls`, `recommend`, `break_even` and `texts` answer one question each, and have a function of that name or sense.
 """
 
 from inference.statistics.bootstrap import Estimate, Interval, mean_interval, percentile_interval, prompt_weights

@@ -37,6 +37,7 @@ from iama.errors import IamaError
 from iama.files import write_atomically
 from iama.progress import progress_bar
 from inference.statistics.bootstrap import percentile_interval, resample
+from inference.statistics.savings import Savings
 from scripts import launch
 from trainers.run.train import run_is_finished
 
@@ -306,6 +307,13 @@ def bootstrap(
         points.append(float(statistic(Resampled(arrays, once_1P))[0]))
         replicates_B += shares_B * statistic(Resampled(arrays, weights_BP))
     return Estimate(tuple(points), float(np.mean(points)), percentile_interval(replicates_B))
+
+
+def saved(found: Savings) -> str:
+    """A ratio with its interval; `>`: in some seed the reference never gets there, `<`: one sample of it has it."""
+    sign = "> " if found.censored else "< " if found.floor else ""
+    interval = "" if found.ci95 is None else " ({:.2f} to {:.2f})".format(*found.ci95)
+    return f"{sign}{found.ratio:.2f}{interval}"
 
 
 def by_verdict(estimates: Mapping[str, Estimate]) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.data import load_prompts
 from tests.trainers.test_nonlinear_grpo import grpo_args, length, script, vowels
 from trainers import control
-from trainers.control import RunControl, RunningMean, check_kl, describe_kl, next_beta
+from trainers.control import RollOuts, RunControl, RunningMean, check_kl, describe_kl, next_beta
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.run.build import build_trainer
 from trainers.run.plan import make_plan
@@ -92,6 +92,31 @@ def test_a_step_of_several_micro_batches_counts_once_with_their_mean(make_config
     second = next_beta(first, 2 * rows[0]["kl_per_token"], 0.01, 0.5)  # the line holds the mean of both steps
     assert rows[0]["beta"] == pytest.approx((0.1 + first) / 2)
     assert trainer.beta == pytest.approx(second)
+
+
+def test_roll_outs_have_the_same_numbers_again_after_a_restart():
+    whole = RollOuts()
+    for step in range(2):
+        whole.next(step, "train")
+        whole.next(step, "train")  # two roll-out batches a step
+        whole.next(step, "eval")
+    resumed = RollOuts()
+    assert [whole.next(2, "train") for _ in range(2)] == [resumed.next(2, "train") for _ in range(2)]
+    assert resumed.next(2, "train") == (2, 2, 0)
+    assert resumed.next(2, "eval") == (2, 0, 1)
+
+
+def test_weights_from_a_simplex_are_those_of_the_seed_and_the_step(tiny, tmp_path):
+    criteria = [Criterion("length", bon(2)), Criterion("vowels", bon(2))]
+    objective = Objective(criteria, weights="simplex")
+    trainer = script(NonlinearGRPOTrainer, tiny, tmp_path, objective=objective)
+    trainer.model.train()
+    for step, number in ((0, 0), (0, 1), (3, 0)):
+        trainer.state.global_step = step
+        output = roll_out(trainer, tiny)
+        weights_PK = objective.draw_weights(2, [trainer.args.seed, step, number, 0])
+        expected = objective.advantages(gathered(trainer), weights_PK=weights_PK)
+        np.testing.assert_allclose(output["advantages"], expected.reshape(-1), atol=1e-5)
 
 
 @pytest.mark.slow

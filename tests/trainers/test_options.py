@@ -72,8 +72,8 @@ IN_FORCE = {"later": {"num_iterations": 2}, "sampler": {"use_vllm": True}, "same
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda o: f"{o.setting}-{o.name}")
 def test_each_option_meets_its_verdict(option):
-    one_group = {"per_device_train_batch_size": 4} if option.one_group else {}
-    settings = args(**{**IN_FORCE[option.setting], **option.example, **one_group})
+    few = {} if option.rows == "all" else {"per_device_train_batch_size": 4 if option.rows == "group" else 1}
+    settings = args(**{**IN_FORCE[option.setting], **option.example, **few, "gradient_accumulation_steps": 4})
     if option.verdict == "refused":
         with pytest.raises(ConfigError, match=r" = .*; (write|leave it out).* \(see docs/results/direction\.md\)$"):
             check_options(settings)
@@ -99,7 +99,7 @@ def test_a_bent_objective_is_refused_before_models_are_loaded(make_config):
 
 
 def test_the_checklist_warns(make_config):
-    plan = make_plan(make_config(trainer__per_device_train_batch_size=4), "test.yaml")
+    plan = make_plan(make_config(trainer__mask_truncated_completions=True), "test.yaml")
     (check,) = [check for check in preflight(plan) if check.what == "options"]
-    assert (check.status, check.remedy.startswith("write loss_type: dr_grpo")) == ("warn", True)
-    assert check.detail.startswith("trainer.loss_type = 'dapo' divides by the tokens of one group")
+    assert (check.status, check.remedy.startswith("leave it out, or let num_generations")) == ("warn", True)
+    assert check.detail.startswith("trainer.mask_truncated_completions = True trains the value of the completions")

@@ -101,7 +101,6 @@ def shrunk(recipe: Path, folder: Path) -> TrainingConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*the tokens of one group:iama.errors.IamaWarning")  # shrunk to one
 @pytest.mark.parametrize("recipe", FILES, ids=NAMES)
 def test_a_recipe_passes_its_checks_and_trains(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

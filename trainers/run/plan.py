@@ -122,6 +122,7 @@ def build_objective(config: TrainingConfig) -> Objective:
         config.objective.estimator,
         parse_aggregate(config.objective.aggregate),
         config.objective.group_normalisation,
+        weights=config.objective.weights,
     )
 
 

@@ -267,6 +267,7 @@ def manifest(plan: Plan) -> Manifest:
         ],
         estimator=config.objective.estimator,
         aggregate=config.objective.aggregate,
+        weights=config.objective.weights,
         sampling=config.sampling,
         trust_remote_code=config.policy.trust_remote_code,
         seed=config.seed,

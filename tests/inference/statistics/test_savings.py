@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.evaluation.tables import Tables
 from inference.statistics.savings import (
     FALL_TOLERANCE,
     Comparison,
+    _between,
     at_budget,
     difference_at_equal_cost,
     estimate_savings,
@@ -198,6 +200,16 @@ def test_equal_cost_says_where_the_reference_has_no_such_budget(tokens, clipped,
     assert (result.clipped, result.reference_samples) == (clipped, samples)
 
 
+def test_between_is_numpys_interpolation_row_by_row():
+    rng = np.random.default_rng(1)
+    x_BN, y_BN = np.cumsum(rng.uniform(0.1, 1, size=(50, 9)), axis=1), rng.normal(size=(50, 9))
+    x_B = rng.uniform(-1, 8, size=50)
+    x_B[:3] = x_BN[0, 0], x_BN[1, -1], x_BN[2, 4]
+    wanted = [np.interp(x, xs, ys) for x, xs, ys in zip(x_B, x_BN, y_BN, strict=True)]
+    np.testing.assert_allclose(_between(x_B, x_BN, y_BN), wanted, rtol=1e-14, atol=1e-14)
+    np.testing.assert_array_equal(_between(x_B, x_BN[:, :1], y_BN[:, :1]), y_BN[:, 0])
+
+
 def test_only_what_every_sample_adds_to_grows():
     prompt_PN = np.full((3, 4), 10.0)
     assert grows(prompt_PN + np.arange(4))
@@ -219,3 +231,37 @@ def test_paired_difference():
 
 def test_geometric_mean():
     assert geometric_mean([2, 8]) == pytest.approx(4)
+
+
+def table_of(curve_N, draws_N=None, num_prompts=8):
+    """Tables of a base and of a policy that is `log 4` better, by one method, 3 tokens a draw."""
+    n_N = np.arange(1.0, len(curve_N) + 1)
+    tables = Tables()
+    for policy, shift in (("base", 0.0), ("iama", np.log(4))):
+        key = (policy, "helpful", "stop")
+        tables.values[*key, "gold"] = np.tile(curve_N + shift, (num_prompts, 1))
+        drawn_N = n_N if draws_N is None else draws_N
+        tables.costs[*key, "policy_tokens"] = np.tile(3 * drawn_N, (num_prompts, 1))
+        if draws_N is not None:
+            tables.costs[*key, "samples"] = np.tile(drawn_N, (num_prompts, 1))
+    return tables
+
+
+def test_a_method_that_stops_is_counted_by_the_draws_it_made():
+    """Column n is what a draw may cost at most; the draws that were made are fewer, and the ratio is theirs."""
+    curve_N, draws_N = np.log(N), np.sqrt(N)
+    of_draws = estimate(table_of(curve_N, draws_N).compare("iama", "base", "helpful", "stop", "gold", 4))
+    assert of_draws.ratio == pytest.approx(np.sqrt(16 / 4))
+    assert of_draws.ratio == pytest.approx(of_draws.units["policy_tokens"].ratio)
+    assert set(of_draws.units) == {"policy_tokens"}
+    of_n = estimate(table_of(curve_N).compare("iama", "base", "helpful", "stop", "gold", 4))
+    assert of_n.ratio == pytest.approx(16 / 4)
+
+
+def test_a_side_without_draws_of_its_own_is_counted_by_its_budget():
+    tables, trained = table_of(np.log(N)), ("iama", "helpful", "stop")
+    tables.costs[*trained, "samples"] = np.tile(N / 2, (8, 1))
+    result = tables.against(trained, "base", "stop", "gold", 4, 4.0)
+    assert estimate(result).ratio == pytest.approx(16 / 2)
+    equal = difference_at_equal_cost([result], "policy_tokens", num_bootstrap=200, seed=0)
+    assert equal.reference_samples == pytest.approx(4)
