@@ -68,10 +68,7 @@ def _corrects(args: Any) -> bool:
     return bool(args.use_vllm and args.vllm_importance_sampling_correction)
 
 
-_SIGN = (
-    "reads the sign of an advantage, and the first variation is known only up to a constant; write loss_type: dapo, "
-    "and leave it out"
-)
+_SIGN = "reads the sign of an advantage, and the first variation is known only up to a constant"
 _LENGTH = "divides a completion's loss by its length, which trains another objective; write loss_type: dapo or dr_grpo"
 OPTIONS = (
     Option({}, "same", "keeps"),
@@ -169,14 +166,14 @@ OPTIONS = (
         "later",
         "refused",
         lambda args: args.loss_type == "vespo" and is_off_policy(args),
-        _SIGN,
+        f"{_SIGN}; write loss_type: dapo",
     ),
     Option(
         {"off_policy_mask_threshold": 0.01, "num_iterations": 2},
         "later",
         "refused",
         lambda args: args.off_policy_mask_threshold is not None,
-        _SIGN,
+        f"{_SIGN}; leave it out",
     ),
     Option({}, "sampler", "keeps"),
     Option({"vllm_importance_sampling_mode": "sequence_truncate"}, "sampler", "keeps"),

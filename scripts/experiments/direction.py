@@ -70,6 +70,13 @@ class OnScoreAlone(Unchecked):
         return None
 
 
+class KeepsRanks(Unchecked):
+    """The trainer whose masked completions stay in their group: what TRL's mask does by itself."""
+
+    def _without_masked(self, _output: dict[str, Any], rewards_PGK: Floats) -> Floats:
+        return rewards_PGK
+
+
 def main() -> None:
     """Measure all options, write the page.
 
@@ -178,11 +185,12 @@ def write(folder: Path, options: Mapping[Option, list[Measured]]) -> None:
             ],
         ),
         "mask": _table(
-            "judged by",
+            "the policy's value",
             [
-                _row("the policy given that it ends", options[mask]),
-                _row("the same, groups of six", measure(larger, size=6)),
-                _row("the policy", measure(mask, finished_only=False)),
+                _row("given that it ends", options[mask]),
+                _row("given that it ends, groups of six", measure(larger, size=6)),
+                _row("the same, were cut ones still ranked", measure(larger, size=6, trainer_class=KeepsRanks)),
+                _row("with its cut completions", measure(mask, finished_only=False)),
             ],
         ),
         "soft": frame.table(

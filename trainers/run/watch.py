@@ -215,7 +215,7 @@ class Watch:
         return Alarm(
             "gradient",
             f"step {row['step']}: the gradient is zero although groups carry a signal, so nothing is learned; look at "
-            "`lora` (dropout, alpha, targets) and at trainer.top_entropy_quantile and mask_truncated_completions",
+            "`lora` (dropout, alpha, targets) and at trainer.mask_truncated_completions",
         )
 
     def _kl(self, row: dict[str, Any]) -> Alarm | None:
