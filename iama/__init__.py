@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from iama.errors import IamaError, IamaWarning
     from iama.objective.aggregates import minimum, smooth_min, weighted_sum
     from iama.objective.objective import Criterion, Objective
-    from iama.objective.operators import Operator, bon, bop, bop_zt, identity, parse_operator, series, soft_bon, tilt
+    from iama.objective.operators import (
+        Operator,
+        bon,
+        bop,
+        bop_zt,
+        entropic,
+        identity,
+        lstat,
+        parse_operator,
+        series,
+        soft_bon,
+        tilt,
+    )
     from iama.rewards.load import load_reward
     from iama.rewards.reward import Reward
 
@@ -39,8 +51,10 @@ __all__ = [
     "bon",
     "bop",
     "bop_zt",
+    "entropic",
     "identity",
     "load_reward",
+    "lstat",
     "minimum",
     "parse_operator",
     "series",
@@ -65,7 +79,9 @@ __getattr__ = lazy_names(
             "bon",
             "bop",
             "bop_zt",
+            "entropic",
             "identity",
+            "lstat",
             "parse_operator",
             "series",
             "soft_bon",

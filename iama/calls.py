@@ -21,11 +21,29 @@ class Call:
 
 
 def read_call(text: str) -> Call:
-    """Split a text into name and arguments; commas separate arguments, blanks do not count."""
+    """Split a text into name and arguments; commas separate arguments, blanks do not count.
+
+    Brackets may be nested: `bon(64, stop=pandora(0.05, law=draws))` has two arguments.
+    """
     match = _CALL.fullmatch(text)
-    if match is None:
+    pieces = None if match is None else _split(match[2] or "")
+    if match is None or pieces is None:
         return Call(text, "")
-    return Call(text, match[1], tuple(_argument(piece) for piece in (match[2] or "").split(",") if piece.strip()))
+    return Call(text, match[1], tuple(_argument(piece) for piece in pieces if piece.strip()))
+
+
+def _split(text: str) -> list[str] | None:
+    """What stands between the commas that are in no brackets; None where brackets do not close."""
+    pieces, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0:
+            return None
+        if letter == "," and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    return pieces if depth == 0 else None
 
 
 def _argument(piece: str) -> tuple[str | None, str]:

@@ -57,7 +57,7 @@ def generate(
         str | None,
         typer.Option(
             help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or itp, mbr, cards, rejection, args, ggro, sea, "
-            "with settings: 'cards(target=1.5)'; else iama.json's."
+            "with settings: 'cards(target=1.5)'; or 'bon(16, stop=pandora(0.1), width=4)'; else iama.json's."
         ),
     ] = None,
     tuning: Annotated[
@@ -104,7 +104,7 @@ def generate(
     if tuning is not None and spec is not None:
         served = _tuned(served, tuning, base, spec, sampling, criterion)
     completion, served, calibration, spread = _answer(base, spec, served, sampling, prompt, plain, seed)
-    _show(completion, served.text, calibration, spread)
+    _show(completion, served, calibration, spread)
 
 
 def _answer(
@@ -260,9 +260,9 @@ def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:
     return load_config(file, RewardSpec)
 
 
-def _show(completion: Completion, operator: str, calibration: Cost | None, spread: float | None) -> None:
+def _show(completion: Completion, method: Method, calibration: Cost | None, spread: float | None) -> None:
     """What the response was chosen among, or the segments it was made of; the costs; the response."""
-    console = wide_console()
+    console, operator = wide_console(), method.text
     if completion.trace:
         _print_segments(console, completion, operator)
     else:
@@ -270,13 +270,25 @@ def _show(completion: Completion, operator: str, calibration: Cost | None, sprea
     if calibration is not None and calibration.reward_calls:
         typer.echo(f"cost of measuring the target: {_spent(calibration)}")
     typer.echo(f"cost: {_spent(completion.cost)}")
-    if completion.capped:
+    if method.is_stopped:
+        told = "; the rule had not stopped by then" if completion.capped else ""
+        typer.echo(f"{_draws(method, len(completion.candidates))}{told}")
+    elif completion.capped:
         typer.echo(f"capped: {operator} asked for more than {len(completion.candidates)} candidates")
     if completion.fallback:
         typer.echo("fallback: no candidate was accepted; the answer is a plain sample, which no reward has selected")
     if spread is not None:
         typer.echo(f"disagreement of the members at the answer: {spread:.4g} (standard deviation on their scale)")
     typer.echo(completion.text)
+
+
+def _draws(method: Method, number: int) -> str:
+    """How many draws a method that stops has made."""
+    from inference.samplers.serve import stopped_of
+
+    stopped = stopped_of(method)
+    rounds = int((stopped.ends < number).sum()) + 1
+    return f"draws: {number} of at most {stopped.n}, in {rounds} round{'' if rounds == 1 else 's'} of {stopped.width}"
 
 
 def _spent(cost: Cost) -> str:

@@ -12,6 +12,7 @@ from iama.config.schema import Strict, nearest
 from iama.config.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampling
 from iama.errors import without_secrets
 from iama.objective.aggregates import parse_aggregate
+from iama.objective.estimators import Estimator
 from iama.objective.operators import Operator, parse_operator
 from iama.objective.simplex import Weights, check_simplex
 
@@ -30,7 +31,8 @@ class TrainingCriterion(EvaluationCriterion):
     """A criterion to train for; its gold reward, if any, is logged and never used."""
 
     operator: str = "bon(4)"
-    """What will serve it: identity, bon(N), bop(MU), bop_zt(LAM), soft_bon(N, TEMPERATURE), tilt(TEMPERATURE), ..."""
+    """What will serve it: identity, bon(N), bop(MU), bop_zt(LAM), soft_bon(N, TEMPERATURE), tilt(TEMPERATURE),
+    series(...), lstat(...), entropic(BETA)"""
     weight: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
@@ -61,8 +63,9 @@ class ObjectiveConfig(Strict):
     """The objective: `aggregate_k(E_[operator_k] reward_k)`."""
 
     criteria: Annotated[list[TrainingCriterion], Field(min_length=1)]
-    estimator: Literal["auto", "loo", "loo1", "plugin"] = "auto"
-    """auto: leave-one-out for G >= 2N, leave-one-out-minus-one below; plugin: the paper's (biased)."""
+    estimator: Estimator = "auto"
+    """auto: loo (leave-one-out) for G >= 2N, loo1 (leave-one-out-minus-one) below; loo2: loo1 with a larger baseline;
+    tail: auto, extrapolated where G < N; plugin: the paper's (biased)."""
     aggregate: str = "sum"
     """sum (weighted), min, or smooth_min(GAMMA)."""
     weights: Weights = Field("fixed", exclude_if=lambda weights: weights == "fixed")

@@ -17,7 +17,11 @@ from iama.reading import parse_yaml
 
 CURVES = ("bon", "bop")
 """Methods that an evaluation measures at every budget, from one pool."""
-OPERATOR_EXAMPLES = "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, temperature=0.1)"
+STOP = "stop"
+"""The curve that an evaluation adds to `bon`: Best-of-N with stopping, tuned on other prompts."""
+AT_EVERY_BUDGET = (*CURVES, STOP)
+"""Methods that have a value and a cost at every budget."""
+OPERATOR_EXAMPLES = "identity, bon(4), bop(3), bop_zt(4), lstat(0, 0.5, 0.5), soft_bon(4, temperature=0.1)"
 
 TUNABLE = {"bon": "n", "bop": "mu", "bop_zt": "lam", "soft_bon": "temperature", "itp": "beta"}
 """Methods whose number `iama tune` finds, and the name of that number."""
@@ -42,17 +46,23 @@ class Form(NamedTuple):
     places: tuple[str, ...] = ()
 
 
+STOPPING = {"stop", "width"}
+"""Settings of `bon` that stops early."""
+STOPPED = Form("rule", "64, stop=pandora(0.05), width=4", ("n",))
+
+
 @dataclass(frozen=True)
 class Method:
     """A method that was read. Two are equal if they are written alike.
 
-    `kind`: a curve (measured at every budget), an operator, a rule that keeps one of its draws, or a guided method,
-    which asks the reward while it writes. `settings` are those of rules and guided methods; which keys a method has is
-    checked where it is served. `tunable` and `cap` belong to a method that leaves its number to a tuning file.
+    `kind`: a curve (measured at every budget), an operator, a rule that keeps one of its draws, Best-of-N that stops
+    early, or a guided method, which asks the reward while it writes. `settings` are those of the last three; which keys
+    a method has is checked where it is served. `tunable` and `cap` belong to a method that leaves its number to a
+    tuning file.
     """
 
     text: str
-    kind: Literal["curve", "operator", "rule", "guided"] = field(compare=False)
+    kind: Literal["curve", "operator", "rule", "stopped", "guided"] = field(compare=False)
     call: Call = field(compare=False)
     settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
     tunable: Tunable | None = field(default=None, compare=False)
@@ -72,6 +82,11 @@ class Method:
     def is_guided(self) -> bool:
         """Whether it writes its own answers, and takes none from a pool."""
         return self.kind == "guided"
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stopping rule may end its draws early."""
+        return self.kind == "stopped"
 
     @property
     def is_tuned(self) -> bool:
@@ -111,7 +126,9 @@ def parse_method(text: str, forms: Mapping[str, Form]) -> Method:
     kind = "operator" if form is None else form.kind
     if tunable is not None:
         return Method(text, kind, call, tunable=tunable, cap=_cap(call))
-    return Method(text, kind, call, {} if form is None else _settings(call, form))
+    if call.name == "bon" and STOPPING & {key for key, _ in call.arguments}:
+        return Method(text, "stopped", call, read_settings(call, STOPPED, f"method {text!r}"))
+    return Method(text, kind, call, {} if form is None else read_settings(call, form, f"method {text!r}"))
 
 
 def _form(call: Call, forms: Mapping[str, Form]) -> Form | None:
@@ -128,20 +145,23 @@ def _form(call: Call, forms: Mapping[str, Form]) -> Form | None:
     return forms[call.name]
 
 
-def _settings(call: Call, form: Form) -> dict[str, Any]:
-    """Values of `key=value`, or of one of the first places without its key; values are YAML."""
+def read_settings(call: Call, form: Form, source: str) -> dict[str, Any]:
+    """Values of `key=value`, or of one of the first places without its key; values are YAML.
+
+    Raises `ConfigError`, which names the source, for what is neither.
+    """
     settings: dict[str, Any] = {}
     for i, (written, value) in enumerate(call.arguments):
         key = form.places[i] if written is None and i < len(form.places) else written
         if not (key and value):
             piece = value if written is None else f"{written}={value}"
-            raise ConfigError(f"method {call.text!r}: {piece!r} is no setting; {_remedy(call.name, form)}")
+            raise ConfigError(f"{source}: {piece!r} is no setting; {_remedy(call.name, form)}")
         if key in settings:
-            raise ConfigError(f"method {call.text!r} sets {key!r} twice; write it once")
+            raise ConfigError(f"{source} sets {key!r} twice; write it once")
         try:
             settings[key] = parse_yaml(value)
         except ConfigError as error:
-            raise ConfigError(f"method {call.text!r}: {key} = {value!r} is no number, word or null") from error
+            raise ConfigError(f"{source}: {key} = {value!r} is no number, word or null") from error
     return settings
 
 

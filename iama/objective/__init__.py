@@ -2,8 +2,8 @@
 
 Read `objective` first: rewards in, advantages out. `operators` lists what may serve a criterion and parses it, and
 `estimators` turns one criterion's rewards into advantages. The mathematics is in `rank_operators`, `rank_estimators`,
-`soft_operators` and `soft_estimators`. `aggregates` combines criteria; `regularisation` bounds the distance to the
-base.
+`soft_operators`, `soft_estimators`, `order_operators` (L-statistics) and `entropic`. `aggregates` combines criteria,
+`simplex` draws their weights; `regularisation` bounds the distance to the base.
 """
 
 from iama.objective.aggregates import Aggregate, minimum, parse_aggregate, smooth_min, weighted_sum
@@ -11,6 +11,8 @@ from iama.objective.estimators import advantages, group_value
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import (
     OPERATORS,
+    Entropic,
+    LStatistic,
     Operator,
     RankOperator,
     SoftBestOfN,
@@ -18,7 +20,9 @@ from iama.objective.operators import (
     bon,
     bop,
     bop_zt,
+    entropic,
     identity,
+    lstat,
     parse_operator,
     series,
     soft_bon,
@@ -29,6 +33,8 @@ __all__ = [
     "OPERATORS",
     "Aggregate",
     "Criterion",
+    "Entropic",
+    "LStatistic",
     "Objective",
     "Operator",
     "RankOperator",
@@ -38,8 +44,10 @@ __all__ = [
     "bon",
     "bop",
     "bop_zt",
+    "entropic",
     "group_value",
     "identity",
+    "lstat",
     "minimum",
     "parse_aggregate",
     "parse_operator",

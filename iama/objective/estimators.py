@@ -2,25 +2,32 @@
 
 `auto` is leave-one-out (LOO) where `G >= 2N` and leave-one-out-minus-one (LOO-1) where `N <= G < 2N`: unbiased
 both, each with the smaller variance there. For `G < N` no unbiased estimator exists (the value is a polynomial of
-degree N in the policy): the operator is estimated for `N = G`, and `check_group_size` warns. `plugin` is the
-paper's own: the first variation of the group's empirical distribution, biased towards smaller N.
+degree N in the policy): the operator is estimated for `N = G`, and `check_group_size` warns. `tail` extrapolates there
+from the best two of a group. `loo2` is LOO-1 with a larger baseline. `plugin` is the paper's own: the first variation
+of the group's empirical distribution, biased towards smaller N.
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Literal
 
 import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import ConfigError, IamaWarning
-from iama.objective.operators import Operator, RankOperator, SoftBestOfN, Tilt
+from iama.objective.entropic import entropic_advantages, entropic_value
+from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, SoftBestOfN, Tilt
 from iama.objective.rank_estimators import rank_advantages, rank_value
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.objective.soft_estimators import soft_bon_advantages, soft_bon_value, tilt_advantages, tilt_value
 
-Estimator = Literal["auto", "loo", "loo1", "plugin"]
+Estimator = Literal["auto", "loo", "loo1", "loo2", "plugin", "tail"]
+TAIL_RATIO = 8
+"""Largest N / G at which the extrapolation was measured (docs/results/estimators.md)."""
+TIED = 0.5
+"""Share of groups with equal best completions from which the extrapolation warns: it takes their gap for the tail."""
 
 
 def advantages(
@@ -34,10 +41,14 @@ def advantages(
     score_PG = selector_PG if score_PG is None else np.ascontiguousarray(score_PG, dtype=np.float64)
     if estimator == "plugin":
         return _plugin(operator, selector_PG, score_PG)
-    if isinstance(operator, RankOperator):
+    if estimator == "tail" and clamped_share(operator, selector_PG.shape[1]) > CLAMPED_SHARE:
+        _check_ties(selector_PG)
+    if isinstance(operator, (RankOperator, LStatistic)):
         return rank_advantages(operator, selector_PG, score_PG, estimator)
     if isinstance(operator, SoftBestOfN):
         return soft_bon_advantages(selector_PG, score_PG, operator.n, operator.temperature, estimator)
+    if isinstance(operator, Entropic):
+        return entropic_advantages(score_PG, operator.beta, estimator)
     return tilt_advantages(selector_PG, score_PG, operator.temperature, operator.cap)
 
 
@@ -45,10 +56,12 @@ def group_value(operator: Operator, selector_PG: Floats, score_PG: Floats | None
     """Estimate `[P]` of the value under the operator, clamped at G draws; unbiased but for a tilt, O(1/G)."""
     selector_PG = np.asarray(selector_PG, dtype=np.float64)
     score_PG = selector_PG if score_PG is None else np.asarray(score_PG, dtype=np.float64)
-    if isinstance(operator, RankOperator):
+    if isinstance(operator, (RankOperator, LStatistic)):
         return rank_value(operator, selector_PG, score_PG)
     if isinstance(operator, SoftBestOfN):
         return soft_bon_value(selector_PG, score_PG, operator.n, operator.temperature)
+    if isinstance(operator, Entropic):
+        return entropic_value(score_PG, operator.beta)
     return tilt_value(selector_PG, score_PG, operator.temperature, operator.cap)
 
 
@@ -57,7 +70,16 @@ def check_group_size(operator: Operator, num_generations: int, estimator: Estima
     if num_generations < 2:
         raise ConfigError(f"{source}: groups need at least 2 completions, but num_generations is {num_generations}")
     share = clamped_share(operator, num_generations)
-    if share > CLAMPED_SHARE:
+    extrapolates = estimator == "tail" and isinstance(operator, RankOperator)
+    if extrapolates and (beyond := clamped_share(operator, TAIL_RATIO * num_generations)) > CLAMPED_SHARE:
+        warnings.warn(
+            f"{source}: {operator.name} draws more than {TAIL_RATIO} times trainer.num_generations = {num_generations} "
+            f"samples with probability {beyond:.1%}; estimator 'tail' was not measured that far "
+            f"(docs/results/estimators.md); raise num_generations or serve with fewer",
+            IamaWarning,
+            stacklevel=2,
+        )
+    if share > CLAMPED_SHARE and not extrapolates:
         instead = (
             f"'plugin' ascends a mixture of budgets up to {num_generations}"
             if estimator == "plugin"
@@ -70,16 +92,24 @@ def check_group_size(operator: Operator, num_generations: int, estimator: Estima
             IamaWarning,
             stacklevel=2,
         )
-    if estimator in ("loo", "loo1") and isinstance(operator, Tilt):
-        message = f"{source}: estimator {estimator!r} is not used: a tilt has one estimator, soft Best-of-N at n = G"
-        warnings.warn(message, IamaWarning, stacklevel=2)
+    if message := _unused(operator, num_generations, estimator, share):
+        warnings.warn(f"{source}: {message}", IamaWarning, stacklevel=2)
+
+
+def _unused(operator: Operator, num_generations: int, estimator: Estimator, share: float) -> str:
+    """What is said of an estimator that an operator has no use for; empty where it is used."""
+    if estimator in ("loo", "loo1", "loo2") and isinstance(operator, Tilt):
+        return f"estimator {estimator!r} is not used: a tilt has one estimator, soft Best-of-N at n = G"
     if estimator == "loo" and share == 0.0 and clamped_share(operator, num_generations - 1) > CLAMPED_SHARE:
-        warnings.warn(
-            f"{source}: estimator 'loo' needs more completions than the {num_generations} that {operator.name} draws; "
-            f"'loo1' is used, or raise trainer.num_generations above {num_generations}",
-            IamaWarning,
-            stacklevel=2,
+        return (
+            f"estimator 'loo' needs more completions than the {num_generations} that {operator.name} draws; "
+            f"'loo1' is used, or raise trainer.num_generations above {num_generations}"
         )
+    if estimator == "loo2" and not isinstance(operator, (RankOperator, LStatistic)):
+        return f"estimator 'loo2' is for operators that look at ranks alone; {operator.name} takes 'loo1'"
+    if estimator == "tail" and not isinstance(operator, RankOperator):
+        return f"estimator 'tail' extrapolates Best-of-N and its mixtures; {operator.name} takes 'auto'"
+    return ""
 
 
 def clamped_share(operator: Operator, num_generations: int) -> float:
@@ -88,7 +118,27 @@ def clamped_share(operator: Operator, num_generations: int) -> float:
         return operator.clamped_share(num_generations)
     if isinstance(operator, SoftBestOfN):
         return float(operator.n > num_generations)
-    return 0.0  # a tilt has no number of draws
+    if isinstance(operator, LStatistic):
+        return float(operator.num_draws > num_generations)
+    return 0.0  # a tilt or an entropic value has no number of draws
+
+
+def _check_ties(selector_PG: Floats) -> None:
+    """Warn, once in a process, where `tail` reads no tail: most groups have several best, as with 0 and 1."""
+    best = selector_PG.max(axis=1, keepdims=True)
+    is_tied = (selector_PG == best).sum(axis=1) > 1
+    if len(is_tied) and is_tied.mean() > TIED:
+        _warn_of_ties()
+
+
+@cache
+def _warn_of_ties() -> None:
+    warnings.warn(
+        f"estimator 'tail' reads the tail from the gap between a group's best two, and in more than {TIED:.0%} of the "
+        "groups they are equal; write estimator: auto, or raise trainer.num_generations (docs/results/estimators.md)",
+        IamaWarning,
+        stacklevel=2,
+    )
 
 
 def _plugin(operator: Operator, selector_PG: Floats, score_PG: Floats) -> Floats:

@@ -143,6 +143,10 @@ class Objective:
         for c in self.criteria:
             source = f"objective criterion {c.name!r}"
             estimators.check_group_size(c.operator, num_generations, self.estimator, source)
+        shares = [estimators.clamped_share(c.operator, num_generations) for c in self.criteria]
+        if self.estimator == "tail" and max(shares) == 0.0:
+            message = f"estimator 'tail' is not used: no operator draws more than {num_generations} samples"
+            warnings.warn(f"objective: {message}; write estimator: auto", IamaWarning, stacklevel=2)
 
     def describe(self) -> str:
         """The objective in force, as the maths reads."""

@@ -7,10 +7,14 @@ from collections.abc import Callable
 
 from iama.calls import Call, read_call
 from iama.errors import ConfigError
+from iama.objective.entropic import Entropic, entropic
+from iama.objective.order_operators import LStatistic, lstat
 from iama.objective.rank_operators import RankOperator, bon, bop, bop_zt, identity, series
 from iama.objective.soft_operators import SoftBestOfN, Tilt, soft_bon, tilt
 
 __all__ = [
+    "Entropic",
+    "LStatistic",
     "Operator",
     "RankOperator",
     "SoftBestOfN",
@@ -18,14 +22,16 @@ __all__ = [
     "bon",
     "bop",
     "bop_zt",
+    "entropic",
     "identity",
+    "lstat",
     "parse_operator",
     "series",
     "soft_bon",
     "tilt",
 ]
 
-Operator = RankOperator | SoftBestOfN | Tilt
+Operator = RankOperator | LStatistic | SoftBestOfN | Tilt | Entropic
 OPERATORS: dict[str, Callable[..., Operator]] = {
     "identity": identity,
     "bon": bon,
@@ -34,9 +40,11 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
     "soft_bon": soft_bon,
     "tilt": tilt,
     "series": series,
+    "lstat": lstat,
+    "entropic": entropic,
 }
 EXAMPLES = (
-    "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, temperature=0.1), tilt(temperature=0.1, cap=1), series(0, 1)"
+    "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, 0.1), tilt(0.1, cap=1), series(0, 1), lstat(0, 1, 0), entropic(2)"
 )
 SERVED_ONLY = {
     "itp": "bon(k) with k near 3 / sqrt(2 beta) - 1, which keeps the same mean quantile (for beta < 1/2)",
@@ -60,6 +68,11 @@ def operator_of(call: Call) -> Operator:
         raise ConfigError(f"operator {text!r} is a way to serve, not one to train for; write {SERVED_ONLY[name]}")
     if name not in OPERATORS:
         raise ConfigError(f"operator {text!r} is not known; write one of {EXAMPLES}")
+    kept = [value if key is None else f"{key}={value}" for key, value in call.arguments if key not in ("stop", "width")]
+    if len(kept) < len(call.arguments):
+        raise ConfigError(
+            f"operator {text!r}: stop and width are ways to serve bon(n), not to train; write {name}({', '.join(kept)})"
+        )
     try:
         arguments = _arguments(OPERATORS[name], call)
         return OPERATORS[name](*arguments.args, **arguments.kwargs)

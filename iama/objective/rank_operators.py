@@ -1,14 +1,8 @@
-r"""Rank operators: draw a random number `n` of completions, keep the one with the highest reward.
+"""Rank operators: draw a random number `n` of completions, keep the one with the highest reward.
 
-All such an operator is, is the law of `n`, given by its generating function `g(x) = E x^n` (papers: Takakura et
-al. 2026, Prop. 4.2 for Best-of-N; Khalaf et al. 2025 for Best-of-Poisson):
-
-    value            V[p]   = sum_t s_t [g(F_t) - g(F_t^-)]
-    first variation  phi(y) = s(y) A + s_t (g'(F_t) - A) + sum_{u>t} s_u [g'(F_u) - g'(F_u^-)],
-                     A      = [g(F_t) - g(F_t^-)] / m_t,
-
-where `t = r(y)` is the level of the selecting reward, `m_t` its mass under the policy, `F_t` and `F_t^-` the
-masses at or below and strictly below it, and `s_t` the mean score at that level (ties are broken uniformly).
+All such an operator is, is the law of `n`, given by its generating function `g(x) = E x^n`, which is also the law of
+the kept quantile (papers: Takakura et al. 2026, Prop. 4.2 for Best-of-N; Khalaf et al. 2025 for Best-of-Poisson).
+`iama.objective.levels` has its value and first variation.
 """
 
 from __future__ import annotations
@@ -17,14 +11,16 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expi
 from scipy.stats import binom, poisson
 
-from iama.arrays import Floats, Indices
+from iama.arrays import Floats
 from iama.errors import ConfigError
+from iama.objective import levels
 
 CLAMPED_SHARE = 0.05
 """Share of an operator's draws that a group may be too small for before it is worth a warning."""
@@ -67,49 +63,18 @@ class RankOperator:
 
     def density(self, p: Floats, selector: Floats) -> Floats:
         """Law `[Y]` of what is kept, on a discrete distribution; sums to `pgf(1)`."""
-        levels = _levels(p, selector, selector)
-        kept = self.pgf(levels.at_or_below) - self.pgf(levels.below)
-        law: Floats = p * (kept / np.where(levels.mass > 0, levels.mass, 1.0))[levels.index]
-        return law
+        return levels.density(self.pgf, p, selector)
 
     def value(self, p: Floats, selector: Floats, score: Floats | None = None) -> float:
         """Exact value on a discrete distribution; `p`, `selector`, `score` are `[Y]`."""
-        score = selector if score is None else score
-        levels = _levels(p, selector, score)
-        return float(np.sum(levels.score * (self.pgf(levels.at_or_below) - self.pgf(levels.below))))
+        return levels.value(self.pgf, p, selector, score)
 
     def first_variation(self, p: Floats, selector: Floats, score: Floats | None = None) -> Floats:
         """Exact first variation `[Y]` on a discrete distribution, up to an additive constant."""
-        score = selector if score is None else score
-        levels = _levels(p, selector, score)
-        slope_above, slope_below = self.pgf_derivative(levels.at_or_below), self.pgf_derivative(levels.below)
-        share = (self.pgf(levels.at_or_below) - self.pgf(levels.below)) / np.where(levels.mass > 0, levels.mass, 1.0)
-        share = np.where(levels.mass > 0, share, slope_above)
-        steps: Floats = levels.score * (slope_above - slope_below)
-        above: Floats = np.cumsum(steps[::-1])[::-1] - steps
-        i = levels.index
-        phi: Floats = score * share[i] + levels.score[i] * (slope_above[i] - share[i]) + above[i]
-        return phi
+        return levels.first_variation(self.pgf, self.pgf_derivative, p, selector, score)
 
 
-@dataclass(frozen=True)
-class _Levels:
-    index: Indices
-    mass: Floats
-    below: Floats
-    at_or_below: Floats
-    score: Floats
-
-
-def _levels(p: Floats, selector: Floats, score: Floats) -> _Levels:
-    """Group outcomes into levels of equal selecting reward, in ascending order."""
-    _, index = np.unique(selector, return_inverse=True)
-    mass: Floats = np.bincount(index, weights=p).astype(np.float64)
-    mean: Floats = np.bincount(index, weights=p * score) / np.where(mass > 0, mass, 1.0)
-    at_or_below: Floats = np.cumsum(mass)
-    return _Levels(index, mass, at_or_below - mass, at_or_below, mean)
-
-
+@lru_cache(maxsize=256)  # one operator, so that what is derived from it is derived once
 def bon(n: int) -> RankOperator:
     """Best-of-N: `n` draws, the best by reward. pass@k and max@k are `bon(k)`; `bon(1)` is the identity."""
     if n < 1:

@@ -19,7 +19,6 @@ they never overflow. The tilt has no unbiased estimator; see `tilt_advantages`. 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 
@@ -35,21 +34,22 @@ def soft_bon_advantages(
     score_PG: Floats,
     n: int,
     temperature: float,
-    estimator: Literal["auto", "loo", "loo1"] = "auto",
+    estimator: str = "auto",
 ) -> Floats:
     """Advantages `[P, G]` under soft Best-of-N; `n > G` counts as `n = G`.
 
     `O(Q G n)` a group, with `Q = 4 (range / temperature + log n + 7.4)` nodes, at most `160 G` or so.
 
     `auto` takes LOO with `G >= 2n` and LOO-1 above: the one with the smaller variance there. LOO-1 has no
-    baseline at `n = 1` and LOO does not exist at `n = G`: the other one is taken. A group of one gives zeros.
+    baseline at `n = 1` and LOO does not exist at `n = G`: the other one is taken. `loo2` is LOO-1
+    here. A group of one gives zeros.
     """
     size = selector_PG.shape[1]
     if size == 1:
         return np.zeros(selector_PG.shape)
     n = min(n, size)
     phi, loo1 = _integrals(selector_PG, score_PG, n, temperature)
-    if n > 1 and (estimator == "loo1" or n == size or (estimator == "auto" and size < 2 * n)):
+    if n > 1 and (estimator in ("loo1", "loo2") or n == size or (estimator == "auto" and size < 2 * n)):
         return loo1
     centred_phi: Floats = size / (size - n) * (phi - phi.mean(axis=1, keepdims=True))
     return centred_phi

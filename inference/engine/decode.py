@@ -61,6 +61,7 @@ def iter_decode(
     seed: int,
     batch_size: int,
     keys: Sequence[int] | None = None,
+    first: int = 0,
 ) -> Iterator[tuple[int, list[Response], Cost]]:
     """Sample responses for every prompt; yields (prompt index, its responses, its cost) as prompts are done.
 
@@ -70,7 +71,7 @@ def iter_decode(
     samples side by side: the prefill and T - 1 more, T being the longest response. `batch_size` is the
     number of rows decoded together; where memory runs out it is halved, with a warning and the same responses (the
     cost of what was lost is not counted). `keys` replaces the prompts' `prompt_keys`, for a list that is part of a
-    longer one.
+    longer one. `first` is the index of each prompt's first sample, for those that come after others.
 
     Raises `DataError` naming the prompt, before anything is decoded, if one is empty or does not fit.
     """
@@ -82,7 +83,7 @@ def iter_decode(
         yield index, [], Cost()
 
     def run(indices: list[int], batch_size: int) -> Iterator[_Samples]:
-        streams = {i: stream_keys(seed, [keys[i]] * counts[i], np.arange(counts[i])) for i in indices}
+        streams = {i: stream_keys(seed, [keys[i]] * counts[i], first + np.arange(counts[i])) for i in indices}
         samples = [_Samples(i, prompts_ids[i], streams[i]) for i in indices]
         return _Decoder(policy, sampling, batch_size).run(samples)
 

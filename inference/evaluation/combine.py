@@ -46,7 +46,12 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
     _check_alike(folders, summaries)
     first, config = summaries[0], summaries[0]["config"]
     question = Question(
-        first["trained_budget"], first["trained"], first["references"], config["num_bootstrap"], config["seed"]
+        first["trained_budget"],
+        first["trained"],
+        first["references"],
+        config["num_bootstrap"],
+        config["seed"],
+        _dials(first["curves"]),
     )
     seeds = [load_tables(folder) for folder in folders]
     return Summary(
@@ -55,6 +60,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         quality=_together([s["quality"] for s in summaries], _mean),
         missing=_missing_rows(summaries),
         constant=_constant_rows(summaries),
+        stop_settings=[],
         hacking=[],
         controls=[],
         win_rates=[],
@@ -161,7 +167,7 @@ def _curve_row(seeds: Sequence[Tables], rows: Sequence[CurveRow], question: Ques
         "gold_ci95": None if gold is None else interval_row(gold.ci95),
         "kl": _mean([row["kl"] for row in rows]) if same_kind else None,
         "kl_kind": first["kl_kind"] if same_kind else None,
-        **_disagreement(rows),
+        **_extras(rows),
         "num_prompts": sum(row["num_prompts"] for row in rows),
     }
 
@@ -180,9 +186,25 @@ def _costs(rows: Sequence[CurveRow]) -> Costs:
     }
 
 
-def _disagreement(rows: Sequence[CurveRow]) -> CurveExtras:
-    values = [row.get("disagreement") for row in rows]
-    return {} if None in values else {"disagreement": _mean(values)}
+def _dials(rows: Sequence[CurveRow]) -> dict[str, list[str]]:
+    """The points of each method with a dial, in their order."""
+    dials: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if "dial" in row:
+            dials.setdefault(row["dial"], {})[row["method"]] = None
+    return {name: list(points) for name, points in dials.items()}
+
+
+def _extras(rows: Sequence[CurveRow]) -> CurveExtras:
+    extras: CurveExtras = {}
+    disagreement, draws = ([row.get(key) for row in rows] for key in ("disagreement", "draws"))
+    if None not in disagreement:
+        extras["disagreement"] = _mean(disagreement)
+    if None not in draws:
+        extras["draws"] = _mean(draws)
+    if "dial" in rows[0] and "value" in rows[0]:
+        extras["dial"], extras["value"] = rows[0]["dial"], rows[0]["value"]
+    return extras
 
 
 def _estimate(values: Sequence[Floats | None], column: int, question: Question) -> Difference | None:

@@ -26,6 +26,7 @@ from inference.evaluation.rows.sampling import missing_rows, sampling_rows
 from inference.evaluation.rows.scoring import reward_cost_rows
 from inference.evaluation.rows.values import fill_tables
 from inference.evaluation.shards import Shard, num_devices, run_shards, take_over
+from inference.evaluation.stopping import add_stop_curve
 from inference.evaluation.summary import FILE_NAME, Summary, save_summary
 from inference.evaluation.tables import FILE_NAME as TABLES_NAME
 from inference.evaluation.tables import Tables, save_tables
@@ -93,12 +94,14 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
     """The table of values and costs by prompt, and every row of the summary."""
     config, plan = evaluation.config, evaluation.plan
     tables = fill_tables(evaluation)
+    stop_settings = add_stop_curve(tables, evaluation)
     question = Question(
         config.trained_budget,
         config.trained,
         [name for name in config.references if name in config.policies],
         config.num_bootstrap,
         config.seed,
+        {name: [point.text for point in dial.points] for name, dial in plan.dials.items()},
     )
     curves = curve_rows(evaluation, tables)
     results = compare_policies([tables], question)
@@ -115,6 +118,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         sampling=sampling_rows(evaluation),
         missing=missing_rows(evaluation),
         constant=risks.constant_rows(evaluation),
+        stop_settings=stop_settings,
         costs=reward_cost_rows(evaluation),
         examples=example_rows(evaluation),
         name=config.name,

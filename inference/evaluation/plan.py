@@ -21,11 +21,12 @@ from inference.engine.responses import check_fit
 from inference.evaluation.dials import Dial, read_dials, with_dials
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.sources import Reading, Source, Variant, prompts_by_id, read_variants, sources_of, stored_rows
+from inference.evaluation.stopping_halves import check_halves
 from inference.evaluation.summary import FILE_NAME
 from inference.evaluation.training_cost import Training, training_runs
 from inference.evaluation.tuned import tuned_methods
 from inference.pools.file import read_pool
-from inference.samplers.serve import check_served, needs_gradient, read_method, served_of
+from inference.samplers.serve import check_served, most_draws, needs_gradient, read_method, served_of
 
 ABSENT = "(not set)"
 
@@ -81,6 +82,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
     sources = sources_of(config, rows, stored, readings)
     _check_gradients(config, methods, sources, readings)
     tuned = tuned_methods(config, methods, rows, sources)
+    check_halves(methods, rows)
     num_samples = _num_samples(config, sources, [*(m for m in methods if not m.is_tuned), *tuned.values()])
     return Plan(config, rows, dropped, sources, rewards, methods, num_samples, training_runs(config), tuned, dials)
 
@@ -108,7 +110,10 @@ def _check_method(config: EvaluationConfig, method: Method) -> None:
 
 def _check_draws(method: Method, num_samples: int, limit: str) -> None:
     """Raise `ConfigError` for a method that draws more than a quarter of a pool, where no curve is reliable."""
-    draws = None if method.is_curve or method.is_guided else served_of(method).budget
+    if method.is_stopped:
+        draws: float | None = most_draws(method)
+    else:
+        draws = None if method.is_curve or method.is_guided else served_of(method).budget
     if draws is not None and draws > num_samples // 4:
         raise ConfigError(
             f"methods: {method.text!r} keeps one of {draws:g} samples, more than a quarter of {limit}; raise "

@@ -30,6 +30,8 @@ from inference.statistics.summary_rows import (
     RewardCostRow,
     SamplingRow,
     SavingsRow,
+    StoppingRow,
+    StopSettingRow,
     WinRateRow,
 )
 
@@ -43,6 +45,7 @@ class Results(TypedDict):
     averages: list[AverageRow]
     differences: list[DifferenceRow]
     equal_budget: list[EqualBudgetRow]
+    stopping: NotRequired[list[StoppingRow]]
 
 
 class Summary(Results):
@@ -59,6 +62,7 @@ class Summary(Results):
     sampling: list[SamplingRow]
     missing: list[MissingRow]
     constant: NotRequired[list[ConstantRow]]
+    stop_settings: NotRequired[list[StopSettingRow]]
     costs: list[RewardCostRow]
     examples: list[ExampleRow]
     name: str

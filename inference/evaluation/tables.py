@@ -6,7 +6,8 @@ Kept beside the summary as `prompt_values.npz`, so that evaluations of several s
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,29 +65,77 @@ class Tables:
         other = (reference, trained[1], reference_method)
         if (*other, metric) not in self.values or (*trained, metric) not in self.values:
             return None
-        # A guided answer may lack its score; the reference leaves out the same prompt.
-        known_P = np.isfinite(self.values[*trained, metric][:, column - 1])
-        if not known_P.any():
-            return None
-        gold_PN = self.values.get((*other, "gold"))
-        costs = {
-            unit: (self.costs[*other, unit][known_P], self.costs[*trained, unit][known_P, column - 1])
-            for unit in UNITS
-            if (*other, unit) in self.costs and (*trained, unit) in self.costs
-        }
-        reference_PN = self.values[*other, metric]
+        reference_PN, trained_PN = self.values[*other, metric], self.values[*trained, metric]
+        costs = self._both_costs(trained, other, self.costs)
         if (*other, SAMPLES) in self.costs or (*trained, SAMPLES) in self.costs:
             n_PN = np.broadcast_to(np.arange(1.0, reference_PN.shape[1] + 1), reference_PN.shape)
-            budget_PN = np.full_like(self.values[*trained, metric], budget)
-            drawn_PN = self.costs.get((*other, SAMPLES), n_PN)
-            costs[SAMPLES] = (drawn_PN[known_P], self.costs.get((*trained, SAMPLES), budget_PN)[known_P, column - 1])
-        return Comparison(
-            reference_PN=reference_PN[known_P],
-            gold_PN=None if gold_PN is None else gold_PN[known_P],
-            trained_P=self.values[*trained, metric][known_P, column - 1],
-            budget=budget,
-            costs=costs,
+            budget_PN = np.full_like(trained_PN, budget)
+            costs[SAMPLES] = self.costs.get((*other, SAMPLES), n_PN), self.costs.get((*trained, SAMPLES), budget_PN)
+        gold_PN = self.values.get((*other, "gold"))
+        return _comparison(reference_PN, gold_PN, trained_PN, costs, column, budget)
+
+    def against_dial(
+        self, trained: tuple[str, str, str], reference: str, points: Sequence[str], metric: str, unit: str
+    ) -> Comparison | None:
+        """A (policy, criterion, method) of one point against a reference by a dial, whose points are methods.
+
+        The points are in the order of their mean cost in `unit`, which is what the ratio is told in.
+        """
+        others = [(reference, trained[1], point) for point in points]
+        if any((*key, metric) not in self.values for key in (trained, *others)):
+            return None
+        if any((*key, unit) not in self.costs for key in (trained, *others)):
+            return None
+        others.sort(key=lambda key: float(self.costs[*key, unit].mean()))
+        together: dict[Key, Floats] = {
+            (*trained, u): np.concatenate([self.costs[*key, u] for key in others], axis=1)
+            for u in UNITS
+            if all((*key, u) in self.costs for key in others)
+        }
+        golds = [self.values.get((*key, "gold")) for key in others]
+        gold = [gold_P1 for gold_P1 in golds if gold_P1 is not None]
+        comparison = _comparison(
+            np.concatenate([self.values[*key, metric] for key in others], axis=1),
+            np.concatenate(gold, axis=1) if len(gold) == len(others) else None,
+            self.values[*trained, metric],
+            self._both_costs(trained, trained, together),
+            column=1,
+            budget=1.0,
         )
+        return None if comparison is None else replace(comparison, unit=unit, is_dial=True)
+
+    def _both_costs(
+        self, trained: tuple[str, str, str], other: tuple[str, str, str], reference: Mapping[Key, Floats]
+    ) -> dict[str, tuple[Floats, Floats]]:
+        """By unit that both sides have, the reference's costs and the trained policy's; `[P, N]` each."""
+        return {
+            unit: (reference[*other, unit], self.costs[*trained, unit])
+            for unit in UNITS
+            if (*other, unit) in reference and (*trained, unit) in self.costs
+        }
+
+
+def _comparison(
+    reference_PN: Floats,
+    gold_PN: Floats | None,
+    trained_PN: Floats,
+    costs: Mapping[str, tuple[Floats, Floats]],
+    column: int,
+    budget: float,
+) -> Comparison | None:
+    """On the prompts of which both sides have values; None without any. A guided answer may lack its score."""
+    known_P = np.isfinite(trained_PN[:, column - 1]) & np.isfinite(reference_PN).all(axis=1)
+    if gold_PN is not None:
+        known_P &= np.isfinite(gold_PN).all(axis=1)
+    if not known_P.any():
+        return None
+    return Comparison(
+        reference_PN=reference_PN[known_P],
+        gold_PN=None if gold_PN is None else gold_PN[known_P],
+        trained_P=trained_PN[known_P, column - 1],
+        budget=budget,
+        costs={unit: (other_PN[known_P], own_PN[known_P, column - 1]) for unit, (other_PN, own_PN) in costs.items()},
+    )
 
 
 def save_tables(folder: Path, tables: Tables) -> None:

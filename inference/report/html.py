@@ -45,6 +45,8 @@ FILTERS = {
     "ratio_interval": words.interval_text,
     "average": words.average_text,
     "note": words.note,
+    "reference": words.reference_text,
+    "told_in": words.told_unit,
     "equal_budget_note": words.equal_budget_note,
     "title": words.title,
     "method": words.method_title,
@@ -83,6 +85,7 @@ def write_report(folder: Path) -> Path:
 def render_html(summary: Summary) -> str:
     """The page; everything that comes from models or configuration is escaped."""
     curves, policies, trained = summary["curves"], summary["policies"], summary["trained"]
+    judged = words.judged_savings(summary["savings"])
     return render(
         "page.html.jinja",
         {
@@ -98,6 +101,8 @@ def render_html(summary: Summary) -> str:
         risks=find_risks(summary),
         facts=facts(summary),
         savings_units=words.savings_units(summary["savings"]),
+        judged_savings=judged,
+        metrics_of_savings={row["metric"] for row in judged},
         equal_units=words.used_units({row["unit"]: 1} for row in summary["equal_budget"]),
         recommended_units=words.used_units({row["unit"]: 1} for row in summary["recommendations"]),
         examples=examples_by_prompt(summary["examples"]),

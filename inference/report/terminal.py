@@ -21,21 +21,28 @@ from inference.report.words import (
     method_title,
     note,
     number,
+    point_names,
     quality_values,
     ratio_text,
+    reference_text,
     savings_units,
     signed,
 )
 from inference.statistics.summary_rows import SavingsRow, Unit
 
-SHOWN_UNITS: dict[Unit, str] = {"samples": f"samples (95{SPACE}%)", "policy_tokens": "tokens", "flops": "FLOPs"}
+SHOWN_UNITS: dict[Unit, str] = {
+    "samples": f"samples (95{SPACE}%)",
+    "policy_tokens": "tokens",
+    "seconds": "seconds",
+    "flops": "FLOPs",
+}
 MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
 
 
 def print_tables(summary: Summary, console: Console) -> None:
     """Savings, quality without and with the sampler, what there is to gain by training, and risks."""
     if summary["savings"]:
-        _print_savings(summary["savings"], summary["trained"], console)
+        _print_savings(summary, console)
     if summary["quality"]:
         _print_quality(summary, console)
     print_headroom(summary, console)
@@ -44,23 +51,41 @@ def print_tables(summary: Summary, console: Console) -> None:
         print_line(console, f"{MARKS[risk.level]} {risk.subject}: {risk.words}")
 
 
-def _print_savings(rows: Sequence[SavingsRow], trained: str, console: Console) -> None:
-    """By gold, or by proxy on a criterion without gold; the report has both."""
-    shown = judged_savings(rows)
+def _print_savings(summary: Summary, console: Console) -> None:
+    """By gold, or by proxy on a criterion without gold; of methods that are one point, against the first reference.
+
+    The report has both, and all references.
+    """
+    judged, trained = judged_savings(summary["savings"]), summary["trained"]
+    first = next(iter(summary["references"]), None)
+    shown = [row for row in judged if "reference_method" not in row or row["reference"] == first]
+    short = point_names(summary)
+    shown = [{**row, "method": short.get(row["method"], row["method"])} for row in shown]
     metrics = {row["metric"] for row in shown}
     known = savings_units(shown)
     units = [unit for unit in SHOWN_UNITS if unit in known]
     names = ("criterion", "method", "reference", *_by(metrics))
     cells = [
-        [*(row["criterion"], row["method"], row["reference"]), *([row["metric"]] if _by(metrics) else ())]
+        [*(row["criterion"], row["method"], reference_text(row)), *([row["metric"]] if _by(metrics) else ())]
         + [_ratio(row, unit) for unit in units]
         for row in shown
     ]
     title = f"Savings by {_judged(metrics)}: cost of the reference / cost of {trained}"
     print_table(console, title, names, [SHOWN_UNITS[unit] for unit in units], cells)
-    for row in shown:
+    for line in _notes(shown):
+        print_line(console, line)
+    if len(shown) < len(judged):
+        print_line(console, f"{len(judged) - len(shown)} more rows, against other references, stand in the report.")
+
+
+def _notes(rows: Sequence[SavingsRow]) -> list[str]:
+    """What a reader must know of rows; those of methods that are one point together, where it is the same."""
+    named: dict[tuple[str, str | None], list[str]] = {}
+    for row in rows:
         if row["hacked"] or row["floor"] or row.get("constant_proxy"):
-            print_line(console, f"{row['criterion']} {row['method']} {row['reference']}: {note(row)}")
+            name = f"{row['criterion']} {row['method']} {reference_text(row)}"
+            named.setdefault((note(row), None if "reference_method" in row else name), []).append(name)
+    return [f"{'; '.join(names)}: {words}" for (words, _), names in named.items()]
 
 
 def _ratio(row: SavingsRow, unit: Unit) -> str:

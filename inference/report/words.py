@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from iama.config.methods import AT_EVERY_BUDGET
 from inference.evaluation.summary import Summary
 from inference.statistics.bootstrap import MIN_PROMPTS
 from inference.statistics.headroom import CHEAP
@@ -82,16 +83,22 @@ def used_units(rows: Iterable[Mapping[str, object]]) -> dict[Unit, str]:
 
 
 def savings_units(savings: Sequence[SavingsRow]) -> dict[Unit, str]:
-    """Samples, and units in which some row has a ratio, and how they are called."""
-    known = {unit for unit in UNITS for row in savings if unit == "samples" or ratio_in(row, unit)}
+    """Units in which some row has a ratio, and samples, if some row is told in them; and how they are called."""
+    known = {unit for unit in UNITS for row in savings if unit == told_unit(row) or ratio_in(row, unit)}
     return {unit: name for unit, name in UNITS.items() if unit in known}
+
+
+def told_unit(row: SavingsRow | AverageRow) -> Unit:
+    """The unit of a row's own ratio."""
+    return row.get("unit", "samples")
 
 
 def ratio_in(row: SavingsRow, unit: Unit) -> Ratio | None:
     """A saving in one unit; None where it was not measured, or a proxy that selects by chance makes it say nothing."""
     if row.get("constant_proxy"):
         return None
-    ratio: Ratio | None = {"ratio": row["ratio"], "ci95": row["ci95"]} if unit == "samples" else row["units"].get(unit)
+    own: Ratio = {"ratio": row["ratio"], "ci95": row["ci95"]}
+    ratio: Ratio | None = own if unit == told_unit(row) else row["units"].get(unit)
     return None if ratio is None or ratio["ratio"] is None else ratio
 
 
@@ -101,9 +108,10 @@ def ratio_text(row: SavingsRow, unit: Unit = "samples") -> str:
     return "-" if ratio is None else _bound(ratio["ratio"], is_lower=row["censored"], is_upper=row["floor"])
 
 
-def average_text(row: AverageRow, key: Literal["ratio", "token_ratio"] = "ratio") -> str:
-    """A mean of ratios, marked like them where it rests on bounds."""
-    ratio = row[key]
+def average_text(row: AverageRow, unit: Unit = "samples") -> str:
+    """A mean of ratios in samples, policy tokens or seconds, marked like them where it rests on bounds."""
+    means: dict[Unit, float | None] = {"policy_tokens": row["token_ratio"], "seconds": row.get("seconds_ratio")}
+    ratio = (means | {told_unit(row): row["ratio"]}).get(unit)
     return "-" if ratio is None else _bound(ratio, is_lower=bool(row["num_censored"]), is_upper=bool(row["num_floor"]))
 
 
@@ -152,8 +160,19 @@ def note(row: SavingsRow) -> str:
     if row["censored"]:
         notes.append(f"censored {row['num_censored']}/{row['num_seeds']}")
     if row["floor"]:
-        notes.append("one reference sample is enough")
+        notes.append(f"{'the cheapest point of its dial' if by_dial(row) else 'one reference sample'} is enough")
     return "; ".join(notes)
+
+
+def by_dial(row: SavingsRow) -> bool:
+    """Whether a row's reference stands by the points of a dial, and not by numbers of samples."""
+    return row.get("reference_method", "bon") not in AT_EVERY_BUDGET
+
+
+def reference_text(row: SavingsRow | AverageRow) -> str:
+    """A row's reference, with the method that it stands by where that is told apart from the row's."""
+    other = row.get("reference_method")
+    return row["reference"] if other is None else f"{row['reference']} by {method_title(other)}"
 
 
 def equal_budget_note(row: EqualBudgetRow) -> str:
@@ -174,6 +193,11 @@ def method_title(method: str) -> str:
     return METHODS.get(method, method)
 
 
+def point_names(summary: Summary) -> dict[str, str]:
+    """Methods that are points of a dial, by their short names: `cards(quantile=0.5)` is `cards at 0.5`."""
+    return {row["method"]: f"{row['dial']} at {row['value']}" for row in summary["curves"] if "dial" in row}
+
+
 def label(method: str, budget: float | None) -> str:
     """A method with its number of samples."""
     if budget is None:
@@ -186,7 +210,7 @@ def label(method: str, budget: float | None) -> str:
 def first_method(summary: Summary) -> str:
     """The method of the headline: the first that has averages, or else the first of all."""
     methods = summary["methods"] or ["bon"]
-    averaged = {row["method"] for row in summary["averages"]}
+    averaged = {row["method"] for row in summary["averages"] if "reference_method" not in row}
     return next((method for method in methods if method in averaged), methods[0])
 
 
@@ -269,7 +293,9 @@ def _saving_words(summary: Summary, reference: str, method: str) -> str | None:
         return f"{title(reference)} gives no valid figure for ({why})"
     ci95 = row.get("ci95")
     between = "" if ci95 is None else f" [{ci95[0]:.2f}, {ci95[1]:.2f}]"
-    tokens = "" if row["token_ratio"] is None else f"{average_text(row, 'token_ratio')} the tokens; "
+    costs = {"tokens": average_text(row, "policy_tokens"), "seconds": average_text(row, "seconds")}
+    told = ", ".join(f"{ratio} the {name}" for name, ratio in costs.items() if ratio != "-")
+    tokens = f"{told}; " if told else ""
     counts = f"{row['num_censored_total']} of {row['num_criteria']} criteria censored"
     left_out = f", {row['num_not_counted']} left out" if row["num_not_counted"] else ""
     return f"{title(reference)} needs {average_text(row)}{between} the samples for ({tokens}{counts}{left_out})"

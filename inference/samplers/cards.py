@@ -143,17 +143,35 @@ def calibrate_target(
 
     Draw it with another seed than the responses, or on other prompts: proposals begin with the same random numbers.
     """
-    if not prompts:
-        raise DataError("there are no prompts to calibrate a target on; give some")
     if not 0 <= quantile <= 1:
         raise ConfigError(f"quantile = {quantile} lies outside 0..1; 0.9 is the usual one")
+    rewards, cost = calibration_rewards(
+        policy, reward, prompts, sampling, num_samples=num_samples, seed=seed, batch_size=batch_size, columns=columns
+    )
+    return float(np.quantile(rewards, quantile)), cost
+
+
+def calibration_rewards(
+    policy: Policy,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    num_samples: int = 16,
+    seed: int,
+    batch_size: int,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+) -> tuple[list[float], Cost]:
+    """Rewards of unguided samples of all prompts together, and what they cost."""
+    if not prompts:
+        raise DataError("there are no prompts to calibrate a target on; give some")
     if num_samples < 1:
         raise ConfigError(f"num_samples = {num_samples} leaves nothing to calibrate on; draw 1 or more")
     render_checked(policy, reward, prompts, columns, sampling)
     pool = draw(policy, prompts, num_samples, sampling, seed=seed, batch_size=batch_size)
     scored = score(pool, reward, columns)
     rewards = [c.reward for row in scored.samples for c in row if c.reward is not None]
-    return float(np.quantile(rewards, quantile)), sum(scored.costs, Cost())
+    return rewards, sum(scored.costs, Cost())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ that is known by a name stands in `SAMPLERS`. Some names mean something to those
 settings names the fields that say how much is spent, for evaluations at several values of them
 (`dial: ClassVar[tuple[str, ...]] = ("strength",)`).
 
-A rule keeps one of a number of draws (`inference.selection.rules.Rule`); it stands in `RULES`.
+A rule keeps one of a number of draws (`inference.selection.rules.Rule`); it stands in `RULES`. A stopping rule ends
+the draws of Best-of-N early: `bon(64, stop=pandora(0.05), width=4)`; it stands in `inference.selection.stopping.STOPS`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from iama.config.methods import Form, Method, parse_method
+import numpy as np
+from pydantic import Field
+
+from iama.arrays import Floats
+from iama.calls import read_call
+from iama.config.methods import Form, Method, parse_method, read_settings
 from iama.config.schema import Strict, validate
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
-from iama.objective.operators import operator_of
+from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, operator_of
 from iama.prompts.render import Prompt
 from iama.rewards.function import load_function
 from iama.rewards.reward import Reward
@@ -30,12 +36,30 @@ from inference.engine.policy import Policy
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.base import Sampler
 from inference.samplers.best_of import SelectionSampler
-from inference.samplers.cards import QUANTILE, Cards, CardsSettings, calibrate_target, rejection_settings
+from inference.samplers.cards import (
+    QUANTILE,
+    Cards,
+    CardsSettings,
+    calibrate_target,
+    calibration_rewards,
+    rejection_settings,
+)
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
+from inference.samplers.stopped import StoppedSampler
 from inference.selection.itp import ItpSettings, itp_rule
+from inference.selection.lstat import lstat_rule
 from inference.selection.mbr import MbrSettings, mbr_rule
 from inference.selection.rules import Rule, Served
+from inference.selection.stopping import (
+    STOPS,
+    Stopped,
+    StopSettings,
+    measured_threshold,
+    needs_threshold,
+    stop_text,
+    stopped_text,
+)
 
 CALIBRATION_BATCH = 256
 
@@ -109,13 +133,15 @@ def _required(settings: type[Strict]) -> tuple[str, ...]:
 def serve(
     policy: Policy, reward: Reward | None, method: str | Method, sampling: Sampling, batch_size: int = 256
 ) -> Sampler:
-    """The sampler of a method: an operator as the configuration and `iama.json` write it (`bon(4)`), a rule of `RULES`,
-    a sampler of `SAMPLERS` with the fields of its settings, or `path/to/file.py:Class(...)`.
+    """The sampler of a method: an operator as the configuration and `iama.json` write it (`bon(4)`), one that stops
+    early, a rule of `RULES`, a sampler of `SAMPLERS` with its settings, or `path/to/file.py:Class(...)`.
 
-    Raises `ConfigError` as `read_method` and `check_served` do, for CARDS without a target, and for a reward whose
-    gradient a method cannot use.
+    Raises `ConfigError` as `read_method` and `check_served` do, for CARDS without a target and a stopping rule without
+    a threshold, and for a reward whose gradient a method cannot use.
     """
     read = read_method(method) if isinstance(method, str) else method
+    if read.is_stopped:
+        return StoppedSampler(policy, reward, stopped_of(read), sampling, batch_size)
     if not read.is_guided:
         return SelectionSampler(policy, reward, served_of(read), sampling, batch_size)
     entry = _entry(read)
@@ -126,12 +152,15 @@ def serve(
 
 
 def check_served(method: Method, sampling: Sampling) -> None:
-    """Raise `ConfigError` for what cannot be served: settings that do not fit, a tilt, a series that is no law.
+    """Raise `ConfigError` for what cannot be served: settings that do not fit, a tilt, an entropic value, and
+    weights of a series or an L-statistic that are no law.
 
-    Loads no model. CARDS may lack its target.
+    Loads no model. CARDS may lack its target, and a stopping rule its threshold.
     """
     if method.is_guided:
         settings_of(method, sampling)
+    elif method.is_stopped:
+        stop_settings(method)
     else:
         served_of(method)
 
@@ -176,12 +205,30 @@ def served_of(method: Method) -> Served:
         except RewardError as error:
             raise RewardError(f"{source}: {error}") from error
     operator = operator_of(method.call)
+    if isinstance(operator, LStatistic) and operator.is_law:
+        return lstat_rule(operator)
     if operator.budget is None or not isinstance(operator, Served):
         raise ConfigError(
-            f"operator {method.text!r} is what training assumes, not a way to sample; serve it with the sampler that "
-            f"it stands for, e.g. soft_bon(16, {getattr(operator, 'temperature', 0.1):g}) or cards"
+            f"operator {method.text!r} is what training assumes, not a way to sample; {_instead(operator)}"
         )
     return operator
+
+
+def _instead(operator: Operator) -> str:
+    """What to write for an operator that no sampler serves."""
+    if isinstance(operator, Entropic):
+        if operator.beta < 0:
+            return "it weighs the worst answers, which no choice among draws does; serve a single sample, identity"
+        return (
+            f"its value is what the tilt at temperature 1/beta earns, less its KL; serve soft_bon(16, "
+            f"{1 / operator.beta:g}) or cards"
+        )
+    if isinstance(operator, LStatistic):
+        return "negative weights are no probabilities; serve a single sample, identity, or bon(k)"
+    if isinstance(operator, RankOperator):
+        total = float(operator.pgf(np.ones(1))[0])
+        return f"its weights sum to {total:g}, not to 1; divide them by that, or serve bon(n)"
+    return f"serve it with the sampler that it stands for, e.g. soft_bon(16, {operator.temperature:g}) or cards"
 
 
 def needs_gradient(method: Method, sampling: Sampling) -> bool:
@@ -190,7 +237,9 @@ def needs_gradient(method: Method, sampling: Sampling) -> bool:
 
 
 def needs_target(method: Method, sampling: Sampling) -> bool:
-    """Whether a guided method has to be given a target before it can run."""
+    """Whether a guided method has to be given a target, or a stopping rule a threshold, before it can run."""
+    if method.is_stopped:
+        return lacks_threshold(method)
     return method.is_guided and getattr(settings_of(method, sampling), "target", 0.0) is None
 
 
@@ -230,16 +279,80 @@ def at_dial(method: Method, value: float | str) -> Method:
 def with_target(
     policy: Policy, reward: Reward, method: Method, prompts: Sequence[Prompt], sampling: Sampling, seed: int
 ) -> tuple[Method, Cost]:
-    """A method with a target, and what it cost to measure a missing one on these prompts.
+    """A method with a target or threshold, and what it cost to measure a missing one on these prompts.
 
-    Measured is what `calibrate_target` does; it is in no completion's cost. A method that lacks none is given back as
-    it is.
+    Measured is what `calibrate_target` does; of a stopping rule, what it makes of the same samples. It is in no
+    completion's cost. A method that lacks none is given back as it is.
     """
     if not needs_target(method, sampling):
         return method, Cost()
     # Another seed than the responses', since proposals begin with the same random numbers.
+    how: Any = {"seed": seed + 1, "batch_size": CALIBRATION_BATCH}
+    if method.is_stopped:
+        rewards, cost = calibration_rewards(policy, reward, prompts, sampling, **how)
+        return with_threshold(method, np.asarray(rewards)), cost
     quantile = quantile_of(method, sampling)
-    target, cost = calibrate_target(
-        policy, reward, prompts, sampling, quantile=quantile, seed=seed + 1, batch_size=CALIBRATION_BATCH
-    )
+    target, cost = calibrate_target(policy, reward, prompts, sampling, quantile=quantile, **how)
     return method.with_target(target), cost
+
+
+# Stopping. -------------------------------------------------------------------------------------------------------
+
+
+class StoppedSettings(Strict):
+    """Best-of-N that stops early."""
+
+    n: int = Field(ge=1)
+    """Most draws."""
+    stop: str
+    """The rule: pandora(0.05), beacon(0.05), target(0.9)."""
+    width: int = Field(1, ge=1)
+    """Draws of a round: they are drawn side by side, and the rule is asked after each round."""
+
+
+def stop_settings(method: Method) -> tuple[StoppedSettings, str, StopSettings]:
+    """The settings of a method that stops, its rule's name, and the rule's settings; raises `ConfigError`."""
+    source, examples = f"method {method.text!r}", [f"{name}({entry.example})" for name, entry in STOPS.items()]
+    if "stop" not in method.settings:
+        raise ConfigError(f"{source}: width belongs to a stopping rule; add e.g. stop={examples[0]}, or drop it")
+    call = read_call(str(method.settings["stop"]))
+    if call.name not in STOPS:
+        raise ConfigError(f"{source}: stop = {call.text!r} is no stopping rule; write one of {', '.join(examples)}")
+    settings = validate({**method.settings, "stop": call.text}, StoppedSettings, source)
+    if settings.width > settings.n:
+        raise ConfigError(
+            f"{source}: a round of width = {settings.width} exceeds n = {settings.n}; write at most width={settings.n}"
+        )
+    entry, told = STOPS[call.name], f"{source}, stop={call.text}"
+    form = Form("rule", entry.example, _required(entry.settings))
+    return settings, call.name, validate(read_settings(call, form, told), entry.settings, told)
+
+
+def stopped_of(method: Method) -> Stopped:
+    """What a method that stops does; raises `ConfigError` as `stop_settings` does, and where a threshold is missing."""
+    settings, name, rule = stop_settings(method)
+    if needs_threshold(rule):
+        raise ConfigError(
+            f"method {method.text!r}: {settings.stop} stops at a reward that has to be measured; write it, e.g. "
+            f"{settings.stop.strip().removesuffix(')')}, threshold=1.5), or let `iama generate` or `iama evaluate` "
+            "measure it"
+        )
+    return Stopped(settings.n, STOPS[name].rule(rule), settings.width)
+
+
+def most_draws(method: Method) -> int:
+    """The n of a method that stops."""
+    return stop_settings(method)[0].n
+
+
+def lacks_threshold(method: Method) -> bool:
+    """Whether a method stops at a reward that has yet to be measured."""
+    return method.is_stopped and needs_threshold(stop_settings(method)[2])
+
+
+def with_threshold(method: Method, rewards: Floats) -> Method:
+    """A method that stops at a reward with that reward, measured from rewards that are no draws of its answers."""
+    settings, name, rule = stop_settings(method)
+    threshold = measured_threshold(rule, rewards)
+    words = stop_text(name, type(rule).model_validate({**rule.model_dump(exclude={"law"}), "threshold": threshold}))
+    return read_method(stopped_text(settings.n, words, settings.width))

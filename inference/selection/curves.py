@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import gammaln
 
 from iama.arrays import Floats, Integers
 from iama.errors import ConfigError
 from iama.objective.operators import RankOperator, bon, bop
+from iama.objective.ranks import log_factorials, normalised, order_ranks
 
 _BLOCK = 1 << 20  # numbers in one block of rank laws: 8 MB
 _LOST = 1e-20  # shares of the largest coefficient below it are lost in rounding
@@ -32,6 +32,13 @@ def operator_at(method: str, budget: float) -> RankOperator:
     """The operator of a method that draws `budget` samples on average: bon(budget), bop(budget - 1)."""
     assert method in ("bon", "bop"), method
     return bon(int(budget)) if method == "bon" else bop(budget - 1)
+
+
+def written_at(method: str, budget: float) -> str:
+    """How a method that is measured at every budget is written at one of them, e.g. for `iama generate --method`."""
+    if method == "bop" and budget > 1:
+        return f"bop({budget - 1:g})"
+    return f"bon({budget:g})" if method in ("bon", "bop") else method
 
 
 def rank_weights(operator: RankOperator, num_samples: int) -> Floats:
@@ -113,37 +120,12 @@ def best_of_values(sorted_PS: Floats, max_draws: int) -> Floats:
     return _values(sorted_PS, max_draws, lambda n_B: best_of_ranks(n_B, num_samples))
 
 
-def order_ranks(j_B: Integers, num_draws: int, num_samples: int) -> Floats:
-    """Law `[B, S]` of the pool rank of the j-th lowest of `num_draws`."""
-    log_factorial, i = _log_factorials(num_samples), np.arange(1, num_samples + 1)
-    lower, higher = i - j_B[:, None], num_samples - num_draws + j_B[:, None] - i  # samples left out on either side
-    log_count = (
-        log_factorial[i - 1]
-        - log_factorial[np.maximum(lower, 0)]
-        + log_factorial[num_samples - i]
-        - log_factorial[np.maximum(higher, 0)]
-    )
-    return _normalised(np.where((lower >= 0) & (higher >= 0), log_count, -np.inf))
-
-
 def best_of_ranks(n_B: Integers, num_samples: int) -> Floats:
     """Law `[B, S]` of the pool rank of the best of `n` draws."""
-    log_factorial, i = _log_factorials(num_samples), np.arange(1, num_samples + 1)
+    log_factorial, i = log_factorials(num_samples), np.arange(1, num_samples + 1)
     lower = i - n_B[:, None]
     log_count = log_factorial[i - 1] - log_factorial[np.maximum(lower, 0)]
-    return _normalised(np.where(lower >= 0, log_count, -np.inf))
-
-
-def _normalised(logits: Floats) -> Floats:
-    """Softmax along the last axis, in place: most of the time of a large pool is spent here."""
-    logits -= logits.max(axis=-1, keepdims=True)
-    np.exp(logits, out=logits)
-    logits /= logits.sum(axis=-1, keepdims=True)
-    return logits
-
-
-def _log_factorials(largest: int) -> Floats:
-    return np.asarray(gammaln(np.arange(1.0, largest + 2)))
+    return normalised(np.where(lower >= 0, log_count, -np.inf))
 
 
 def _check_draws(num_draws: int, num_samples: int) -> None:

@@ -7,6 +7,7 @@ prompt once, and n times the mean of a sample; the number of sequential steps is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from iama.objective.operators import RankOperator
 from inference.engine.responses import Pool
 from inference.pools.score import PoolScores
 from inference.selection.curves import curves, operator_at
-from inference.statistics.summary_rows import Costs
+from inference.statistics.summary_rows import Costs, Unit
 
-UNITS = tuple(Costs.__annotations__)
+UNITS: tuple[Unit, ...] = tuple(unit for unit in get_args(Unit) if unit in Costs.__annotations__)
 """Units of the ledger besides samples. Peak memory does not grow with the budget in a way that a pool could tell."""
 
 
@@ -44,21 +45,28 @@ def pool_costs(
     little more: the words that an answer begins with like the first one.) Operations are counted where both sizes are
     known; a reward without a model has none. Seconds are amortised: what the whole pool took, by its share of it.
     """
-    n = np.arange(1, max_budget + 1)
-    affine = _reward_costs(scores, reward_size)
-    lengths_PS = lengths(pool)
-    of_policy = _policy_costs(pool, lengths_PS, policy_size)
-    for unit in set(affine) - set(of_policy) - {"reward_calls", "reward_tokens"}:
-        del affine[unit]  # that of the reward alone would be no cost of the method
-    for unit, (fixed_P, rate_P) in of_policy.items():
-        before = affine.get(unit, (np.zeros(len(fixed_P)), np.zeros(len(rate_P))))
-        affine[unit] = (before[0] + fixed_P, before[1] + rate_P)
+    n, lengths_PS = np.arange(1, max_budget + 1), lengths(pool)
+    affine = affine_costs(pool, scores, policy_size, reward_size)
     costs = {unit: fixed_P[:, None] + rate_P[:, None] * n for unit, (fixed_P, rate_P) in affine.items()}
     costs["backward_tokens"] = np.zeros((len(pool.prompts), max_budget))
     if lengths_PS is not None:
         operators = [operator_at(method, budget) for budget in range(1, max_budget + 1)]
         costs["sequential_steps"] = num_steps(lengths_PS, operators)
     return costs
+
+
+def affine_costs(
+    pool: Pool, scores: PoolScores, policy_size: ModelSize | None, reward_size: ModelSize | None
+) -> dict[str, tuple[Floats, Floats]]:
+    """By unit what a prompt costs once for all samples that are drawn together, and what each adds; `[P]` each."""
+    affine = _reward_costs(scores, reward_size)
+    of_policy = _policy_costs(pool, lengths(pool), policy_size)
+    for unit in set(affine) - set(of_policy) - {"reward_calls", "reward_tokens"}:
+        del affine[unit]  # that of the reward alone would be no cost of the method
+    for unit, (fixed_P, rate_P) in of_policy.items():
+        before = affine.get(unit, (np.zeros(len(fixed_P)), np.zeros(len(rate_P))))
+        affine[unit] = (before[0] + fixed_P, before[1] + rate_P)
+    return affine
 
 
 def num_steps(lengths_PS: Floats, operators: Sequence[RankOperator]) -> Floats:

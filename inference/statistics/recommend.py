@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from iama.arrays import Floats
+from inference.selection.curves import written_at
 from inference.statistics.bootstrap import Estimate, interval_row, mean_interval
 from inference.statistics.summary_rows import Choice, CurveRow, RecommendationRow, Unit
 
@@ -35,16 +36,17 @@ def recommend(
     their gold by prompt, `[P]`, the same prompts for all rows of a criterion; rows without gold are left out. Budgets
     are costs that occur, at most `num_budgets` of them, evenly among their ranks, the cheapest and dearest included.
 
-    Named is what is best on all prompts. Its `gold` is not read off there, where the best of many noisy means is
-    overstated: it is what is best on one half of the prompts, judged on the other half, both ways round, which may be
-    another row than the one named. `ci95` is over prompts, the choices held fixed. `runner_up`: the same among other
-    policies and methods, None without one. Of less than `MIN_PROMPTS` prompts with gold nothing is recommended.
+    Samples are counted as they are drawn, where that is told (`draws`). Named is what is best on all prompts. Its
+    `gold` is not read off there, where the best of many noisy means is overstated: it is what is best on one half of
+    the prompts, judged on the other half, both ways round, which may be another row than the one named. `ci95` is over
+    prompts, the choices held fixed. `runner_up`: the same among other policies and methods (a dial is one method,
+    whatever its value), None without one. Of less than `MIN_PROMPTS` prompts with gold nothing is recommended.
     """
     out = []
     for criterion in dict.fromkeys(row["criterion"] for row in rows):
         candidates = [row for row in rows if row["criterion"] == criterion and key_of(row) in gold]
         for unit in units:
-            costs = [(row, cost) for row in candidates if (cost := row.get(unit)) is not None]
+            costs = [(row, cost) for row in candidates if (cost := _cost(row, unit)) is not None]
             for budget in _budgets([cost for _, cost in costs], num_budgets):
                 affordable = [row for row, cost in costs if cost <= budget]
                 row = _recommendation(affordable, gold, budget, unit, num_bootstrap, seed)
@@ -62,8 +64,13 @@ def _budgets(costs: Sequence[float], num_budgets: int) -> list[float]:
     return [distinct[i] for i in places]
 
 
+def _cost(row: CurveRow, unit: Unit) -> float | None:
+    draws = row.get("draws")
+    return draws if unit == "samples" and draws is not None else row.get(unit)
+
+
 def _way(row: CurveRow) -> tuple[str, str]:
-    return row["policy"], row["method"]
+    return row["policy"], row.get("dial", row["method"])
 
 
 def _recommendation(
@@ -90,7 +97,14 @@ def _recommendation(
 
 
 def _choice(row: CurveRow, gold: float) -> Choice:
-    return {"policy": row["policy"], "method": row["method"], "samples": row["samples"], "gold": gold}
+    written = row["method"] if row["samples"] is None else written_at(row["method"], row["samples"])
+    return {
+        "policy": row["policy"],
+        "method": row["method"],
+        "samples": row["samples"],
+        "gold": gold,
+        "written": row.get("written", written),
+    }
 
 
 def _best_row(

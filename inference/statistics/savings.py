@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,11 +29,14 @@ _ROUNDING = 1e-12
 class Comparison:
     """A trained policy at one budget against a reference at every budget, on the same prompts of one seed.
 
+    A dial has points in the place of budgets: settings of a method in any order, of which each has its own cost.
+
     `reference_PN[:, n-1]` and `gold_PN[:, n-1]` are the reference's values with n samples under the metric
     compared and under the gold reward (equal if gold is the metric, None if there is no gold), `trained_P` the
     trained policy's with `budget` samples. `costs` gives, by unit, what the reference spends on each prompt at every
     budget, `[P, N]`, and the trained policy at its own, `[P]`. The unit `samples` is there where a side's draws are not
-    n or `budget`; the ratio in samples is then that of the draws.
+    n or `budget`; the ratio in samples is then that of the draws. `unit` is the one that the ratio is told in. By its
+    mean cost, too, the points of a dial stand in order.
     """
 
     reference_PN: Floats
@@ -40,6 +44,12 @@ class Comparison:
     trained_P: Floats
     budget: float
     costs: Mapping[str, tuple[Floats, Floats]]
+    unit: str = SAMPLES
+    is_dial: bool = False
+
+    def has_ratio(self, unit: str) -> bool:
+        """Whether every prompt costs something in a unit, on both sides; else there is no ratio in it."""
+        return unit in self.costs and all(bool((costs > 0).all()) for costs in self.costs[unit])
 
 
 @dataclass(frozen=True)
@@ -52,13 +62,14 @@ class UnitRatio:
 
 @dataclass(frozen=True)
 class Savings:
-    """A ratio (above 1: samples saved) with its 95 % interval.
+    """A ratio (above 1: saved) with its 95 % interval, in samples or the comparisons' `unit`.
 
     `censored`: a reference never gets there, so `ratio` is a lower bound; `num_censored` of `num_seeds` seeds.
-    `floor`: one reference sample is already enough, so `ratio` is an upper bound. `ci_censored` and `ci_floor`: shares
-    of resamples with such a seed; where they are above 0, the interval's upper or lower end may be a bound itself.
-    `hacked`: the reference's gold curve falls before its largest budget in some seed. `counts`: false if some seed is
-    both, censored and hacked: more samples would not bring that reference closer, so its bound says nothing.
+    `floor`: one reference sample (or the cheapest point of its dial) is already enough, so `ratio` is an upper bound.
+    `ci_censored` and `ci_floor`: shares of resamples with such a seed; where they are above 0, the interval's upper or
+    lower end may be a bound itself. `hacked`: the reference's gold curve falls before its largest budget (or cost) in
+    some seed. `counts`: false if some seed is both, censored and hacked: more would not bring that reference closer, so
+    its bound says nothing.
     Below `MIN_PROMPTS` prompts there are no intervals, and `hacked` is None, which counts.
     """
 
@@ -134,6 +145,29 @@ def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, Mask]:
     Columns are n = 1..N. Where a curve never reaches its target the second result is True and n is N, a lower
     bound; where n = 1 is enough, n is 1.
     """
+    at = _first_crossing(curves_BN, targets_B)
+    log_n = np.log(at.before + 1) + at.share * (np.log(at.first + 1) - np.log(at.before + 1))
+    return np.where(at.censored, curves_BN.shape[1], np.exp(log_n)), at.censored
+
+
+class _Crossing(NamedTuple):
+    """Of each curve, `[B]`: the first column that reaches its target, the one before it, and how far from that one to
+    the first the target lies; where no column reaches it (`censored`), the last column."""
+
+    before: Integers
+    first: Integers
+    share: Floats
+    censored: Mask
+
+    def between(self, values_BN: Floats) -> Floats:
+        """Values at the crossing, linear in their logarithm between the two columns; `[B]`."""
+        rows = np.arange(len(values_BN))
+        low, high = np.log(values_BN[rows, self.before]), np.log(values_BN[rows, self.first])
+        values_B: Floats = np.exp(low + self.share * (high - low))
+        return values_B
+
+
+def _first_crossing(curves_BN: Floats, targets_B: Floats) -> _Crossing:
     reached_BN = curves_BN >= targets_B[:, None]
     censored: Mask = np.asarray(~reached_BN.any(axis=1))
     first = np.where(censored, curves_BN.shape[1] - 1, reached_BN.argmax(axis=1))
@@ -142,8 +176,7 @@ def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, Mask]:
     low, high = curves_BN[rows, before], curves_BN[rows, first]
     crosses = (high > low) & ~censored
     share = np.where(crosses, (targets_B - low) / np.where(crosses, high - low, 1.0), 1.0)
-    log_n = np.log(before + 1) + share * (np.log(first + 1) - np.log(before + 1))
-    return np.where(censored, curves_BN.shape[1], np.exp(log_n)), censored
+    return _Crossing(before, first, share, censored)
 
 
 def falls(gold_N: Floats) -> bool:
@@ -158,7 +191,11 @@ def falls(gold_N: Floats) -> bool:
 
 
 def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: int) -> Savings:
-    """Savings of the trained policy over the reference, combined geometrically over seeds."""
+    """Savings of the trained policy over the reference, combined geometrically over seeds.
+
+    Of a dial: with its points by their cost, the cost at which the first of them reaches the value, linear in its
+    logarithm from the point before; every other unit there, linear in its own. Each resample has its own order.
+    """
     point = [_ratios(c, np.full((1, len(c.trained_P)), 1 / len(c.trained_P))) for c in seeds]
     weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))
     replicates = [_ratios(c, w) for c, (w, _) in zip(seeds, weights, strict=True)]
@@ -240,18 +277,24 @@ def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_boot
 def _at_equal_cost(c: Comparison, unit: str, weights_BP: Floats) -> tuple[Floats, Floats]:
     """Trained minus reference, and the reference's samples, of each resample; `[B]` each."""
     reference_PN, trained_P = c.costs[unit]
-    n = np.arange(1, reference_PN.shape[1] + 1)
-    pairs = zip(weights_BP @ trained_P, weights_BP @ reference_PN, weights_BP @ c.reference_PN, strict=True)
-    values_B, samples_B = np.array([_value_at(spent, costs_N, values_N, n) for spent, costs_N, values_N in pairs]).T
+    values_BN = weights_BP @ c.reference_PN
+    n_BN = np.broadcast_to(np.arange(1.0, reference_PN.shape[1] + 1), values_BN.shape)
+    samples_B = _between(weights_BP @ trained_P, weights_BP @ reference_PN, n_BN)
+    values_B = _between(np.log(samples_B), np.log(n_BN), values_BN)
     if SAMPLES in c.costs:
         samples_B = at_budget(weights_BP @ c.costs[SAMPLES][0], samples_B)
     return weights_BP @ c.trained_P - values_B, samples_B
 
 
-def _value_at(spent: float, costs_N: Floats, values_N: Floats, n: Integers) -> tuple[float, float]:
-    """The reference's value where it has spent so much, and its samples there."""
-    samples = np.interp(spent, costs_N, n)
-    return float(np.interp(np.log(samples), np.log(n), values_N)), float(samples)
+def _between(x_B: Floats, x_BN: Floats, y_BN: Floats) -> Floats:
+    """What `numpy.interp` gives, row by row: `y` where `x` is, linear between the columns, the ends beyond them."""
+    rows, last = np.arange(len(x_B)), x_BN.shape[1] - 1
+    low = np.clip((x_BN <= x_B[:, None]).sum(axis=1) - 1, 0, last)
+    high = np.minimum(low + 1, last)
+    run_B = np.where(high > low, x_BN[rows, high] - x_BN[rows, low], 1.0)
+    slope_B = (y_BN[rows, high] - y_BN[rows, low]) / run_B
+    y_B: Floats = slope_B * np.maximum(x_B - x_BN[rows, low], 0.0) + y_BN[rows, low]
+    return y_B
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
@@ -272,13 +315,23 @@ class _Ratios:
 def _ratios(c: Comparison, weights_BP: Floats) -> _Ratios:
     curves_BN = weights_BP @ c.reference_PN
     targets_B = weights_BP @ c.trained_P
-    needed_B, censored_B = samples_needed(curves_BN, targets_B)
+    used = {unit: pair for unit, pair in c.costs.items() if c.has_ratio(unit)}
+    costs_BN = {unit: weights_BP @ reference_PN for unit, (reference_PN, _) in used.items()}
+    if c.is_dial:
+        order_BN = np.argsort(costs_BN[c.unit], axis=1, kind="stable")
+        curves_BN = np.take_along_axis(curves_BN, order_BN, axis=1)
+        at = _first_crossing(curves_BN, targets_B)
+        censored_B = at.censored
+        spent = {u: at.between(np.take_along_axis(cost_BN, order_BN, axis=1)) for u, cost_BN in costs_BN.items()}
+    else:
+        needed_B, censored_B = samples_needed(curves_BN, targets_B)
+        spent = {unit: at_budget(cost_BN, needed_B) for unit, cost_BN in costs_BN.items()}
     floor_B: Mask = np.asarray(curves_BN[:, 0] >= targets_B)
-    units = {}
-    for unit, (reference_PN, trained_P) in c.costs.items():
-        if (reference_PN > 0).all() and (trained_P > 0).all():  # a unit that some prompt does not use gives no ratio
-            units[unit] = np.log(at_budget(weights_BP @ reference_PN, needed_B) / (weights_BP @ trained_P))
-    log_ratio_B = units.pop(SAMPLES, np.log(needed_B / c.budget))
+    units = {unit: np.log(spent[unit] / (weights_BP @ trained_P)) for unit, (_, trained_P) in used.items()}
+    if c.unit == SAMPLES and SAMPLES not in units:
+        units[SAMPLES] = np.log(needed_B / c.budget)
+    log_ratio_B = units[c.unit]
+    units.pop(SAMPLES, None)
     return _Ratios(log_ratio_B, units, censored_B, floor_B)
 
 

@@ -52,10 +52,17 @@ class Costs(TypedDict):
 
 
 class CurveExtras(TypedDict, total=False):
-    """`disagreement` of an ensemble's members about what is kept; `written`, a tuned method with its settings."""
+    """`disagreement` of an ensemble's members about what is kept; `written`, a tuned method with its settings.
+
+    `draws`: the mean number of samples that are really drawn, where it is another than `samples`. Of a point of a dial,
+    `dial` is the method as the evaluation names it, and `value` where its dial stands.
+    """
 
     disagreement: float | None
     written: str
+    draws: float | None
+    dial: str
+    value: str
 
 
 class CurveRow(Costs, CurveExtras):
@@ -94,7 +101,9 @@ class Ratio(TypedDict):
 
 
 class SavingsFigures(Ratio):
-    """A ratio in samples and in every `unit`; `inference.statistics.savings.Savings` says what the flags mean.
+    """A ratio (in samples, if the row has no `unit`) and that in each of `units`.
+
+    `inference.statistics.savings.Savings` says what the flags mean.
 
     `constant_proxy` is there, and true, where a side's proxy is the same for all answers to each prompt in some seed:
     it selects by chance, and the ratio says nothing, so it does not count.
@@ -112,29 +121,75 @@ class SavingsFigures(Ratio):
     token_ratio: float | None
     token_ci95: IntervalRow | None
     constant_proxy: NotRequired[bool]
+    reference_method: NotRequired[str]
+    unit: NotRequired[Unit]
 
 
 class SavingsRow(Compared, SavingsFigures):
-    """The saving of the trained policy at `samples` over one reference."""
+    """The saving of the trained policy at `samples` over one reference.
 
+    A method that is one point has no number of samples. Its reference stands by another curve, `reference_method`: its
+    method's dial, or the first of the methods that are measured at every budget; `unit` is that of `ratio`.
+    """
+
+    samples: int | None
+
+
+Stopping = Literal["stopping", "training", "compounding", "both"]
+"""What is compared: the reference that stops with itself; the trained policy with the reference that stops; the trained
+policy that stops with itself, and with the reference."""
+
+
+class StoppingRow(SavingsFigures):
+    """`policy` by `method` at `samples` draws, against the curve of `reference` by `reference_method`.
+
+    The ratio is that of draws: what the latter needs for the same value, over what the former makes.
+    """
+
+    compared: Stopping
+    criterion: str
+    metric: str
+    policy: str
+    method: str
+    reference: str
     samples: int
 
 
+class StopSettingRow(TypedDict):
+    """The method that would serve about `samples` draws on average, chosen by proxy on all prompts.
+
+    `draws` are those that it makes there, `proxy` is what it keeps there.
+    """
+
+    policy: str
+    criterion: str
+    samples: int
+    method: str
+    draws: float
+    proxy: float
+
+
 class AverageRow(TypedDict):
-    """Geometric means over criteria; intervals where several runs were combined elsewhere."""
+    """Geometric means over criteria; intervals where several runs were combined elsewhere.
+
+    `reference_method` and `unit` are those of the rows.
+    """
 
     method: str
     metric: str
     reference: str
-    samples: int
+    samples: int | None
     ratio: float | None
     token_ratio: float | None
+    seconds_ratio: NotRequired[float | None]
     num_censored: int
     num_floor: int
     num_censored_total: int
     num_not_counted: int
     num_criteria: int
     ci95: NotRequired[IntervalRow | None]
+    reference_method: NotRequired[str]
+    unit: NotRequired[Unit]
 
 
 class DifferenceRow(TypedDict):
@@ -226,12 +281,16 @@ class WinRateRow(TypedDict):
 
 
 class Choice(TypedDict):
-    """A policy, method and number of samples, with the gold that it is worth."""
+    """A policy, method and number of samples, with the gold that it is worth.
+
+    `written`: what a user writes for the method at this number, e.g. as `iama generate --method`.
+    """
 
     policy: str
     method: str
     samples: int | None
     gold: float
+    written: NotRequired[str]
 
 
 class RecommendationRow(Choice):

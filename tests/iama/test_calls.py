@@ -6,6 +6,8 @@ import pytest
 
 from iama.calls import read_call
 
+BRACKETS = ((None, "64"), ("stop", "pandora(0.05, least=4)"), ("width", "4"))
+
 
 @pytest.mark.parametrize(
     ("text", "name", "arguments"),
@@ -18,7 +20,11 @@ from iama.calls import read_call
         ("a/b c/mine.py:Toy(x=1)", "a/b c/mine.py:Toy", (("x", "1"),)),
         ("package.module:Toy", "package.module:Toy", ()),
         ("mbr(4, 1, utility=u.py:f)", "mbr", ((None, "4"), (None, "1"), ("utility", "u.py:f"))),
+        ("bon(64, stop=pandora(0.05, least=4), width=4)", "bon", BRACKETS),
         ("bon(4", "", ()),
+        ("bon(4, stop=target(0.9)", "", ()),
+        ("bon(4)(5)", "", ()),
+        ("bon(4, stop=target 0.9))", "", ()),
         ("two words", "", ()),
         ("", "", ()),
     ],

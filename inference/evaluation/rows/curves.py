@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iama.arrays import Floats
+from iama.calls import Call
 from iama.config.files import EvaluationConfig
+from iama.config.methods import STOP, Method
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.rows.kl import kl_of
+from inference.evaluation.stopping import written_stops
 from inference.evaluation.tables import Tables
 from inference.statistics.bootstrap import Estimate, interval_row, mean_interval
+from inference.statistics.savings import SAMPLES
 from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow
+
+_STOP = Method(STOP, "curve", Call(STOP, STOP))
 
 
 def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
     """Mean proxy, gold, cost and KL: a row a (policy, criterion, method, budget), or one for a method of one point."""
     rows: list[CurveRow] = []
     for policy, criterion in evaluation.served:
-        for method in evaluation.plan.methods:
+        has_stop = (policy, criterion.name, STOP, "proxy") in tables.values
+        for method in [*evaluation.plan.methods, *([_STOP] if has_stop else [])]:
             budgets: Sequence[int | None] = sorted(set(evaluation.config.budgets)) if method.is_curve else [None]
-            kl, kind = kl_of(evaluation, policy, criterion, method)
+            kl, kind = (None, None) if method is _STOP else kl_of(evaluation, policy, criterion, method)
             for n in budgets:
                 key = (policy, criterion.name, method.text)
                 column = 1 if n is None else n
@@ -39,9 +46,12 @@ def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
                     "gold_ci95": None if gold is None else interval_row(gold.ci95),
                     "kl": None if kl is None else float(kl[column - 1]),
                     "kl_kind": kind,
-                    **_disagreement(tables, key, column),
+                    **_extras(evaluation, tables, key, column),
                     "num_prompts": len(evaluation.plan.rows),
                 }
+                if method.is_stopped:
+                    written = [stop.text for stop, _ in written_stops(evaluation, policy, criterion, method)]
+                    row["written"] = " and ".join(dict.fromkeys(written))
                 if method.is_tuned:
                     row["written"] = evaluation.plan.written(policy, criterion.name, method).text
                 rows.append(row)
@@ -62,9 +72,17 @@ def _costs(tables: Tables, key: tuple[str, str, str], column: int) -> Costs:
     }
 
 
-def _disagreement(tables: Tables, key: tuple[str, str, str], column: int) -> CurveExtras:
-    known = (*key, "disagreement") in tables.values
-    return {"disagreement": tables.mean(*key, "disagreement", column)} if known else {}
+def _extras(evaluation: Evaluation, tables: Tables, key: tuple[str, str, str], column: int) -> CurveExtras:
+    extras: CurveExtras = {}
+    if (*key, "disagreement") in tables.values:
+        extras["disagreement"] = tables.mean(*key, "disagreement", column)
+    if (*key, SAMPLES) in tables.costs:
+        extras["draws"] = tables.cost(*key, SAMPLES, column)
+    for name, dial in evaluation.plan.dials.items():
+        for value, point in zip(dial.values, dial.points, strict=True):
+            if point.text == key[2]:
+                extras["dial"], extras["value"] = name, value
+    return extras
 
 
 def _estimate(config: EvaluationConfig, values_PN: Floats | None, column: int) -> Estimate | None:

@@ -13,14 +13,18 @@ NUM_EXAMPLES = 4
 
 
 def example_rows(evaluation: Evaluation) -> list[ExampleRow]:
-    """Evenly spaced prompts, not chosen: the first sample, and what each method keeps of how many."""
+    """Evenly spaced prompts, not chosen: the first sample, and what each method keeps of how many.
+
+    Of a dial, its last value.
+    """
     stride = max(1, len(evaluation.plan.rows) // NUM_EXAMPLES)
     rows: list[ExampleRow] = []
     for i in list(range(0, len(evaluation.plan.rows), stride))[:NUM_EXAMPLES]:
         for policy, criterion in evaluation.served:
             if evaluation.curve_methods:
                 rows.append(_pooled(evaluation, policy, criterion, i))
-            guided = [method.text for method in evaluation.plan.methods if method.is_guided]
+            others = {point.text for dial in evaluation.plan.dials.values() for point in dial.points[:-1]}
+            guided = [m.text for m in evaluation.plan.methods if m.is_guided and m.text not in others]
             rows.extend(_guided(evaluation, policy, criterion, method, i) for method in guided)
     return rows
 

@@ -23,8 +23,11 @@ def kl_of(
 ) -> tuple[Floats | None, str | None]:
     """Mean KL to the reference in nats for every budget of a method, `[N]`, with its kind; None where nothing is known.
 
-    What no law is known of gets a lower bound from the answers' proxy rewards among the reference's samples.
+    What no law is known of gets a lower bound from the answers' proxy rewards among the reference's samples. Methods
+    that stop have none.
     """
+    if method.is_stopped:
+        return None, None
     if method.is_guided:
         return _of_answers(evaluation, policy, criterion, method.text)
     operators = evaluation.operators_of(policy, criterion, method)

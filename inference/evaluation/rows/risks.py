@@ -215,7 +215,7 @@ def recommendation_rows(
 
 
 def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[SavingsRow]) -> list[BreakEvenRow]:
-    """Queries until the training's operations are saved, for every gold saving that has an interval.
+    """Queries until the training's operations are saved, for every gold saving in samples that has an interval.
 
     Empty without `training_run`.
 
@@ -226,7 +226,7 @@ def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[Sa
         return []
     others = {name: _reference_training(evaluation, name) for name in {r["reference"] for r in savings}}
     rows: list[BreakEvenRow] = []
-    for row in savings:
+    for row in (row for row in savings if "reference_method" not in row):
         ratio = row["units"].get("flops")
         cost = tables.cost(
             evaluation.config.trained, row["criterion"], row["method"], "flops", evaluation.config.trained_budget

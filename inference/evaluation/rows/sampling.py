@@ -94,7 +94,8 @@ def _answers_row(evaluation: Evaluation, policy: str, criterion: str, method: st
 def _selection_rows(evaluation: Evaluation) -> Iterator[SamplingRow]:
     for policy, criterion in evaluation.served:
         source = evaluation.plan.source(policy, criterion.name)
-        for method in (m for m in evaluation.plan.methods if not m.is_curve and not m.is_guided):
+        kept = [m for m in evaluation.plan.methods if not (m.is_curve or m.is_guided or m.is_stopped)]
+        for method in kept:
             rule = rule_of(evaluation.operators_of(policy, criterion, method)[0])
             share = None
             if rule.falls_back:

@@ -15,7 +15,9 @@ from iama.objective.estimators import group_value
 from iama.objective.operators import RankOperator
 from iama.prompts.render import prompt_name
 from inference.evaluation.measurements import Evaluation
+from inference.evaluation.stopping import add_stopped, is_known
 from inference.evaluation.tables import Tables
+from inference.samplers.serve import most_draws
 from inference.selection.curves import curves
 from inference.selection.kept import kept_scores
 from inference.selection.rules import Rule, Served
@@ -31,6 +33,8 @@ def fill_tables(evaluation: Evaluation) -> Tables:
         for method in evaluation.plan.methods:
             if method.is_guided:
                 _add_answers(tables, evaluation, policy, criterion, method.text)
+            elif method.is_stopped:
+                add_stopped(tables, evaluation, policy, criterion, method)
             else:
                 _add_pool(tables, evaluation, policy, criterion, method)
     return tables
@@ -59,7 +63,7 @@ def _add_pool(
         evaluation.max_budget,
     )
     for unit, costs_PN in costs.items():
-        if _is_known(unit, criterion):
+        if is_known(unit, criterion):
             tables.costs[*key, unit] = costs_PN if method.is_curve else _at_draws(costs_PN, operators[0])
     lengths_PS = lengths(pool)
     if lengths_PS is not None and isinstance(operators[0], RankOperator):
@@ -109,7 +113,7 @@ def _add_answers(
     number = answers.proxy_PA.shape[1]
     ledger = [prompt.cost.as_dict() for prompt in answers.pool.prompts]
     for unit in UNITS:
-        if _is_known(unit, criterion):
+        if is_known(unit, criterion):
             costs_P1 = np.asarray([[cost[unit]] for cost in ledger], dtype=np.float64)
             tables.costs[*key, unit] = costs_P1 / number
 
@@ -122,15 +126,11 @@ def _mean(scores_PA: Floats) -> Floats:
     return np.where(count_P1 > 0, sum_P1 / np.maximum(count_P1, 1), np.nan)
 
 
-def _is_known(unit: str, criterion: EvaluationCriterion) -> bool:
-    """Whether a unit can be told: how many operations a judge takes is known to its server alone."""
-    return unit != "flops" or all(part.judge is None for part in criterion.proxy.parts)
-
-
 def _num_needed(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion) -> int:
     """Samples that the largest budget or operator draws."""
-    kept = [m for m in evaluation.plan.methods if not m.is_curve and not m.is_guided]
+    kept = [m for m in evaluation.plan.methods if not m.is_curve and not m.is_guided and not m.is_stopped]
     draws = [evaluation.operators_of(policy, criterion, method)[0].budget or 1 for method in kept]
+    draws += [most_draws(method) for method in evaluation.plan.methods if method.is_stopped]
     budgets = [*evaluation.config.budgets, evaluation.config.trained_budget] if evaluation.curve_methods else []
     return math.ceil(max([1, *budgets, *draws]))
 

@@ -73,13 +73,13 @@ function frontLayer(front, inks) {
 function lineLayers(series, y) {
   const { colour, dash } = series.style;
   const layers = [];
-  if (series.points.every((point) => point.ci95 && point.ci95[0] !== null)) {
+  if (!series.dial && series.points.every((point) => point.ci95 && point.ci95[0] !== null)) {
     const band = series.points.map(({ x, ci95: [low, high] }) => ({ x, low, high }));
     const mark = { type: "area", order: null, aria: false, color: colour, opacity: 0.14 };
     layers.push(layer(mark, band, { y: { ...y, field: "low" }, y2: { field: "high" } }));
   }
   const strokeDash = dash ? dash.split(" ").map(Number) : [];
-  const mark = { type: "line", order: null, aria: false, color: colour, strokeWidth: 2, strokeDash };
+  const mark = { type: "line", order: null, aria: false, color: colour, strokeWidth: series.dial ? 1 : 2, strokeDash };
   return [...layers, layer(mark, series.points.map(({ x, y }) => ({ x, y })))];
 }
 
@@ -97,7 +97,7 @@ function textLayer({ x, y }, text, isLeft, dy, look) {
 
 // Labels of single points: beside the point, moved down where they would lie on one another.
 function labelLayers(series, frame, inks) {
-  const labels = series.flatMap((s) => s.points.map((point) => ({ text: s.label, point })));
+  const labels = series.flatMap((s) => (s.dial ? s.points.slice(-1) : s.points).map((point) => ({ text: s.label, point })));
   const taken = [];
   return labels.sort((a, b) => b.point.y - a.point.y).map(({ text, point }) => {
     const [px, py] = frame.pixels(point), wide = 6.2 * text.length;
@@ -136,7 +136,7 @@ function specification(chart, series, width) {
     ...(chart.front ? [frontLayer(chart.front, inks)] : []),
     ...series.filter((s) => !s.alone && s.points.length > 1).flatMap((s) => lineLayers(s, y)),
     ...series.map((s, i) => pointLayer(s, inks, i)),
-    ...labelLayers(series.filter((s) => s.alone), frame, inks),
+    ...labelLayers(series.filter((s) => s.alone || s.dial), frame, inks),
     ...points.filter((point) => point.onset).flatMap((point, i) => onsetLayers(point, i, frame, inks)),
     ...(xAxis.zero ? [zeroLayer(xAxis, inks)] : []),
   ].map((part) => ({ ...part, encoding: { x, y, ...part.encoding } }));

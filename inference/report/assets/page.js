@@ -71,7 +71,12 @@ function curveSeries(rows, makePoint) {
     const known = (p) => p.x !== null && p.x !== undefined && p.y !== null && p.y !== undefined;
     const line = measured.filter((row) => row.samples !== null).sort((a, b) => a.samples - b.samples);
     series.push({ style, points: line.map(point).filter(known) });
-    for (const row of measured.filter((row) => row.samples === null))
+    const points = measured.filter((row) => row.samples === null);
+    for (const dial of new Set(points.filter((row) => row.dial).map((row) => row.dial))) {
+      const turned = points.filter((row) => row.dial === dial).map(point).filter(known).sort((a, b) => a.x - b.x);
+      series.push({ style, dial: true, label: `${policy} ${dial}`, points: turned });
+    }
+    for (const row of points.filter((row) => !row.dial))
       series.push({ style, alone: true, label: `${policy} ${row.method}`, points: [point(row)].filter(known) });
   }
   return series;
@@ -176,7 +181,7 @@ function advise() {
   const second = row && row.runner_up;
   const next = second ? `\nRunner-up: ${second.policy}, ${setting(second)}, gold ${format(second.gold)}.` : "";
   section.querySelector(".advice").textContent = row && row.policy
-    ? `Use ${row.policy} with ${setting(row)}: gold ${format(row.gold)}${interval(row.ci95)}.${next}`
+    ? `Use ${row.policy} with ${setting(row)}${row.written ? `, written ${row.written}` : ""}: gold ${format(row.gold)}${interval(row.ci95)}.${next}`
     : "Nothing measured fits this budget.";
 }
 

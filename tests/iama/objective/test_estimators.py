@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from iama.errors import ConfigError, IamaWarning
-from iama.objective import rank_estimators
+from iama.objective import estimators, rank_estimators
 from iama.objective.estimators import advantages, check_group_size, group_value
+from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import RankOperator, bon, bop, bop_zt, identity, series, soft_bon
 
 CASES = [
@@ -46,7 +47,7 @@ def space(rng: np.random.Generator, size: int = 3) -> tuple[np.ndarray, np.ndarr
     return p, selector, score
 
 
-@pytest.mark.parametrize("estimator", ["auto", "loo", "loo1"])
+@pytest.mark.parametrize("estimator", ["auto", "loo", "loo1", "loo2"])
 @pytest.mark.parametrize(("operator", "size"), CASES, ids=lambda case: getattr(case, "name", case))
 @pytest.mark.parametrize("cross_scored", [False, True])
 def test_expected_policy_gradient_is_exact_over_all_groups(operator, size, estimator, cross_scored):
@@ -115,6 +116,114 @@ def test_groups_without_ties_take_a_shorter_way_to_the_same_bits(seed, size, ope
     tables, _, _ = rank_estimators._advantage_tables(operator, size, "auto")
     expected = rank_estimators._tied(scores, below, below + 1, tables)
     np.testing.assert_array_equal(rank_estimators._untied(scores, tables), expected)
+
+
+def test_loo_is_the_leave_two_out_estimator_over_pairs():
+    """MaxPO: the mean over j of what i is worth with the rest but j, less what j is worth with the rest but i."""
+    rewards, n = np.random.default_rng(0).normal(size=5), 3
+    expected = np.zeros(5)
+    for i, j in itertools.permutations(range(5), 2):
+        rest = list(itertools.combinations(np.delete(rewards, [i, j]), n - 1))
+        expected[i] += n * np.mean([max(rewards[i], *r) - max(rewards[j], *r) for r in rest]) / 4
+    np.testing.assert_allclose(advantages(bon(n), rewards[None], estimator="loo")[0], expected, atol=1e-12)
+    assert expected.sum() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_loo2_leaves_two_out_of_its_baseline():
+    rewards = np.random.default_rng(0).normal(size=4)
+    found = advantages(bon(4), rewards[None], estimator="loo2")[0]
+    for i in range(4):
+        rest = np.delete(rewards, i)
+        without = np.mean([np.delete(rest, j).max() for j in range(3)])
+        assert found[i] == pytest.approx(4 * (rewards.max() - 2 * rest.max() + without))
+    for n, size in ((2, 2), (2, 4)):
+        rewards = np.random.default_rng(n).normal(size=(3, size))
+        both = [advantages(bon(n), rewards, estimator=name) for name in ("loo1", "loo2")]
+        np.testing.assert_array_equal(both[0], both[1])
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_no_unbiased_estimator_is_exactly_centred_where_the_group_is_no_larger_than_n(n):
+    """It would be `n max(group) - b(group without i)` with `sum_i b(group without i) = n G max(group)`: unsolvable."""
+    values = np.arange(4)
+    groups = list(itertools.combinations_with_replacement(values, n))
+    rests = list(itertools.combinations_with_replacement(values, n - 1))
+    design = np.zeros((len(groups), len(rests)))
+    for row, group in enumerate(groups):
+        for i in range(n):
+            design[row, rests.index(group[:i] + group[i + 1 :])] += 1
+    wanted = np.array([n * n * max(group) for group in groups], dtype=float)
+    b, *_ = np.linalg.lstsq(design, wanted, rcond=None)
+    assert np.abs(design @ b - wanted).max() > 0.1
+
+
+# --- more draws than the group has
+
+
+TAIL = [(bon(6), 4), (bon(8), 2), (bop(3.0), 4), (series(0.5, 0.0, 0.0, 0.0, 0.5), 3)]
+
+
+@pytest.mark.filterwarnings("ignore:estimator 'tail' reads the tail:iama.errors.IamaWarning")
+@pytest.mark.parametrize(("operator", "size"), TAIL, ids=lambda case: getattr(case, "name", case))
+def test_the_extrapolation_is_unbiased_for_what_it_says(operator, size):
+    """`V_N = V_G + (H_N - H_G) G (V_G - V_{G-1})` for every N above G; the exact values below."""
+    p, selector, score = space(np.random.default_rng(size))
+    groups = np.array(list(itertools.product(range(3), repeat=size)))
+    estimate = advantages(operator, selector[groups], score[groups], "tail")
+    gradient = np.einsum("b,bg,bgy->y", p[groups].prod(axis=1), estimate, np.eye(3)[groups] - p) / size
+
+    def slope(n):
+        phi = bon(n).first_variation(p, selector, score)
+        return p * (phi - p @ phi)
+
+    exact = np.zeros(3)
+    for n, weight in enumerate(operator.pmf(80), start=1):
+        reach = sum(1 / k for k in range(size + 1, n + 1))
+        exact += weight * (slope(min(n, size)) + reach * size * (slope(size) - slope(size - 1)))
+    np.testing.assert_allclose(gradient, exact, atol=1e-8)
+
+
+def test_the_extrapolation_is_exact_for_an_exponential_tail():
+    law = rank_estimators.tail_law(bon(32), 8)
+    values = np.cumsum(1 / np.arange(1, 9))  # Best-of-n of exponential rewards
+    assert law @ values == pytest.approx(np.sum(1 / np.arange(1, 33)))
+    assert law.sum() == pytest.approx(1.0)
+    np.testing.assert_array_equal(rank_estimators.tail_law(bon(8), 8), rank_estimators.clamped_law(bon(8), 8))
+    rewards = np.random.default_rng(0).normal(size=(3, 8))
+    np.testing.assert_array_equal(advantages(bon(6), rewards, estimator="tail"), advantages(bon(6), rewards))
+
+
+def test_the_extrapolation_says_where_it_fails():
+    check_group_size(bon(16), 4, "tail", "criterion 'helpful'")
+    with pytest.warns(IamaWarning, match=r"bon\(64\) draws more than 8 times .* = 4 samples .*'tail' was not measured"):
+        check_group_size(bon(64), 4, "tail", "criterion 'helpful'")
+    clamped, unused = (pytest.warns(IamaWarning, match=text) for text in ("counts those draws as 4", "takes 'auto'"))
+    with clamped, unused:
+        check_group_size(soft_bon(8, 0.1), 4, "tail", "criterion 'helpful'")
+    with pytest.warns(IamaWarning, match="'tail' is not used: no operator draws more than 4 samples"):
+        Objective([Criterion("helpful", bon(4))], estimator="tail").check(4)
+    rewards = (np.arange(4) < np.array([[1], [2], [3]])).astype(float)
+    estimators._warn_of_ties.cache_clear()
+    with pytest.warns(IamaWarning, match="gap between a group's best two, and in more than 50%"):
+        advantages(bon(8), rewards, estimator="tail")
+    advantages(bon(8), rewards, estimator="tail")  # told once
+    estimators._warn_of_ties.cache_clear()
+    advantages(bon(8), np.array([[0.0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 1, 1]]), estimator="tail")  # rare: a tail
+
+
+def test_a_packed_sort_is_a_sort():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 300)) * 10.0 ** rng.integers(-8, 8, size=(6, 1))
+    values[1] = values[1].round(2) + 0.0  # ties
+    values[2] = 1.0 + 1e-16 * rng.integers(0, 400, size=300)  # closer than it can tell
+    values[3, :3] = [-0.0, 0.0, -5e-324]
+    group = rank_estimators._sort(values, values)
+    np.testing.assert_array_equal(group.score, np.sort(values, axis=1))
+    assert sorted(group.order.ravel()) == list(range(values.size))
+    slow = np.stack([advantages(bon(3), row[None, :200])[0] for row in values])
+    large = np.concatenate([values[:, :200], np.full((6, 100), np.nan)], axis=1)
+    whole = Objective([Criterion("helpful", bon(3))]).advantages(large[:, :, None])
+    np.testing.assert_array_equal(whole[:, :200], slow)
 
 
 def test_large_groups_do_not_overflow():

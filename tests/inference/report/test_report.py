@@ -230,9 +230,10 @@ def test_the_worst_answers_are_compared_with_the_references():
 def test_savings_in_every_unit():
     summary = make_summary()
     rows = rows_of(render_html(summary), "savings")
-    assert rows[0] == ["helpful", "Best-of-N", "gold", "base", "11.78x", "[9.43, 14.73]", ""]
+    assert rows[0][:4] == ["helpful", "Best-of-N", "base", "11.78x [9.43, 14.73]"]
+    assert ["helpful", "Best-of-N", "gold", "base", "11.78x", "[9.43, 14.73]", ""] in rows
     flops = summary["savings"][0]["units"]["flops"]["ratio"]
-    assert any(row[4] == f"{flops:.2f}x" for row in rows)
+    assert any(len(row) == 7 and row[4] == f"{flops:.2f}x" for row in rows)
     assert "backward tokens" not in section(render_html(summary), "savings")
     assert savings_units(summary["savings"]).keys() == used_units(summary["curves"]).keys()
 

@@ -30,8 +30,8 @@ def test_best_that_fits_the_budget():
     assert [r["budget"] for r in found] == [10.0, 20.0, 40.0, 80.0]
     assert [(r["policy"], r["samples"], r["gold"]) for r in found] == [("base", 1, 1.0), *[("iama", 1, 3.0)] * 3]
     assert found[0]["runner_up"] is None
-    assert found[1]["runner_up"] == {"policy": "base", "method": "bon", "samples": 1, "gold": 1.0}
-    assert found[2]["runner_up"] == {"policy": "base", "method": "bon", "samples": 4, "gold": 2.0}
+    assert found[1]["runner_up"] == {"policy": "base", "method": "bon", "samples": 1, "gold": 1.0, "written": "bon(1)"}
+    assert found[2]["runner_up"] == {"policy": "base", "method": "bon", "samples": 4, "gold": 2.0, "written": "bon(4)"}
     assert found[3]["ci95"] == [3.0, 3.0]
 
 
