@@ -47,19 +47,32 @@ def check_metrics(rows: list[dict[str, Any]]) -> None:
 
 
 def check_summary(summary: dict[str, Any]) -> None:
-    """Base has budget to save; every policy, criterion and method has its curve."""
+    """Base has budget to save; every policy, criterion and method has its curve, and every method its savings."""
     curves = {(r["policy"], r["criterion"], r["method"], r["samples"]): r for r in summary["curves"]}
     budgets = sorted({key[3] for key in curves if key[3] is not None})
-    assert len(curves) == 3 * 2 * (2 * len(budgets) + 1)
+    points = {key[2]: row["dial"] for key, row in curves.items() if "dial" in row}
+    assert sorted(points.values()) == [*["cards"] * 2, *["ggro"] * 2, *["sea"] * 2]
+    assert len(curves) == 3 * 2 * (2 * len(budgets) + len(points))
     for criterion in ("helpful", "harmless"):
         base = [curves["base", criterion, "bon", n]["gold"] for n in budgets]
         assert base[0] < base[2] < base[-1] < 0.9, (criterion, base)
-    assert {(r["criterion"], r["method"], r["reference"]) for r in summary["savings"] if r["metric"] == "gold"} == {
-        (criterion, method, reference)
+    asked: list[tuple[str, str | None]] = [("bon", None), ("bop", None)]
+    asked += [(method, other) for method, dial in points.items() for other in (dial, "bon")]
+    savings = [row for row in summary["savings"] if row["metric"] == "gold"]
+    assert sorted(
+        (r["criterion"], r["reference"], r["method"], str(r.get("reference_method"))) for r in savings
+    ) == sorted(
+        (criterion, reference, method, str(other))
         for criterion in ("helpful", "harmless")
-        for method in ("bon", "bop")
         for reference in ("base", "grpo")
-    }
+        for method, other in asked
+    )
+    for row in savings:
+        assert row["token_ratio"] > 0, row
+        assert row["units"]["seconds"]["ratio"] > 0, row
+        assert row.get("unit", "policy_tokens") == "policy_tokens", row
+    assert {row["policy"] for row in summary["recommendations"]} <= {"base", "grpo", "iama"}
+    assert all(row["written"] for row in summary["recommendations"])
     assert {row["reference"] for row in summary["break_even"]} == {"base", "grpo"}
     assert all(row["kl"] is not None and row["flops"] > 0 for row in summary["curves"])
 

@@ -42,7 +42,7 @@ def main() -> None:
         launch.iama("export", str(FOLDER / "iama"), "--out", str(FOLDER / "export"))
     console.print(f"adapter, model card and iama.json: {FOLDER / 'export'}")
     console.rule("5/5  evaluate on held-out prompts and write the report")
-    launch.iama("evaluate", "--config", "configs/demo-evaluate.yaml")
+    launch.iama("evaluate", "--config", "configs/demo-evaluate.yaml", "--devices", "2")
 
 
 def _delete_outdated() -> None:

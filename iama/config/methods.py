@@ -21,7 +21,7 @@ STOP = "stop"
 """The curve that an evaluation adds to `bon`: Best-of-N with stopping, tuned on other prompts."""
 AT_EVERY_BUDGET = (*CURVES, STOP)
 """Methods that have a value and a cost at every budget."""
-OPERATOR_EXAMPLES = "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, temperature=0.1)"
+OPERATOR_EXAMPLES = "identity, bon(4), bop(3), bop_zt(4), lstat(0, 0.5, 0.5), soft_bon(4, temperature=0.1)"
 
 TUNABLE = {"bon": "n", "bop": "mu", "bop_zt": "lam", "soft_bon": "temperature", "itp": "beta"}
 """Methods whose number `iama tune` finds, and the name of that number."""

@@ -36,6 +36,7 @@ from iama.objective.order_operators import LStatistic
 from iama.objective.rank_operators import RankOperator
 from iama.objective.ranks import order_ranks
 
+_PACKED = 256  # completions of a group from which the packed sort is the faster one
 _UNREACHED = 1e-9  # share of a law's draws beyond which no more are looked at
 
 
@@ -209,9 +210,11 @@ class _Group:
 
 
 def _sort(selector_PG: Floats, score_PG: Floats) -> _Group:
-    order = np.argsort(selector_PG, axis=1)  # the order within a block has no effect
-    order += selector_PG.shape[1] * np.arange(len(order))[:, None]  # in the flat array: several times as fast
+    order = _argsort(selector_PG)  # the order within a block has no effect
     ordered = selector_PG.take(order)
+    if (ordered[:, 1:] < ordered[:, :-1]).any():  # closer than the packed sort can tell
+        order = _flat(np.argsort(selector_PG, axis=1))
+        ordered = selector_PG.take(order)
     score = ordered if score_PG is selector_PG else score_PG.take(order)
     is_new = ordered[:, 1:] != ordered[:, :-1]
     if is_new.all():
@@ -223,6 +226,32 @@ def _sort(selector_PG: Floats, score_PG: Floats) -> _Group:
     ends = np.where(starts[:, 1:], position + 1, size)
     upto = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
     return _Group(score, order, (below, upto))
+
+
+def _argsort(values_PG: Floats) -> Indices:
+    """Places in the flat array of each row's values in ascending order; of nearly equal ones (1e-12) in any order.
+
+    Large groups are sorted with the place in the lowest bits of each value, which is faster than by reference.
+    """
+    size = values_PG.shape[1]
+    if size < _PACKED:
+        return _flat(np.argsort(values_PG, axis=1))
+    low = (1 << (size - 1).bit_length()) - 1
+    bits = values_PG.view(np.int64)
+    packed = bits >> 63  # of a negative value all bits but the sign turn round, so that integers are in its order
+    packed &= np.iinfo(np.int64).max
+    packed ^= bits
+    packed &= ~low
+    packed |= np.arange(size)
+    packed.sort(axis=1)
+    packed &= low
+    return _flat(packed)
+
+
+def _flat(order_PG: Indices) -> Indices:
+    """Places in the flat array, in place: to take by these is several times as fast."""
+    order_PG += order_PG.shape[1] * np.arange(len(order_PG))[:, None]
+    return order_PG
 
 
 def _first_variation(group: _Group, tables: _Tables) -> Floats:
@@ -240,7 +269,7 @@ def _tied(score: Floats, below: Indices, upto: Indices, tables: _Tables) -> Floa
     slope, mass = tables.slope, tables.mass
     ties = upto - below
     share = (mass[upto] - mass[below]) / ties
-    block_sum = _block_sums(score, below, upto)
+    block_sum = np.where(ties > 1, _block_sums(score, below, upto), score)
     rest = np.where(ties > 1, (block_sum - score) / np.maximum(ties - 1, 1), 0.0)
     step = (block_sum / ties) * (slope[upto - 1] - slope[below - 1]) / ties  # each of a block carries its part
     suffix = np.concatenate([np.cumsum(step[:, ::-1], axis=1)[:, ::-1], np.zeros((len(score), 1))], axis=1)
@@ -266,10 +295,7 @@ def _block_sums(score: Floats, below: Indices, upto: Indices) -> Floats:
 
 def _untied(score: Floats, tables: _Tables) -> Floats:
     """`_tied` where every block is one completion: the same sums to the last bit, without the look-ups."""
-    sums = np.zeros((len(score), score.shape[1] + 1))
-    np.cumsum(score, axis=1, out=sums[:, 1:])
-    step = np.diff(sums, axis=1)
-    step *= tables.slope[:-1] - np.roll(tables.slope, 1)[:-1]
+    step = score * (tables.slope[:-1] - np.roll(tables.slope, 1)[:-1])
     phi: Floats = score * np.diff(tables.mass)
     phi[:, :-1] += np.cumsum(step[:, :0:-1], axis=1)[:, ::-1]
     return phi

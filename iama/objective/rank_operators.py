@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -73,6 +74,7 @@ class RankOperator:
         return levels.first_variation(self.pgf, self.pgf_derivative, p, selector, score)
 
 
+@lru_cache(maxsize=256)  # one operator, so that what is derived from it is derived once
 def bon(n: int) -> RankOperator:
     """Best-of-N: `n` draws, the best by reward. pass@k and max@k are `bon(k)`; `bon(1)` is the identity."""
     if n < 1:

@@ -145,8 +145,9 @@ def _savings_row(
 def _point_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRow]:
     """The trained policy by every method that is one point, against each reference by that method's dial, where it has
     one, and by the first method that is measured at every budget."""
-    curve = next(iter(_curve_methods(seeds[0])), None)
-    points = [method for method in _axis(seeds[0], 2) if method not in AT_EVERY_BUDGET]
+    curve_methods = _curve_methods(seeds[0])
+    curve = next(iter(curve_methods), None)
+    points = [method for method in _axis(seeds[0], 2) if method not in curve_methods]
     rows: list[SavingsRow] = []
     for criterion, method, metric, reference in product(_axis(seeds[0], 1), points, METRICS, question.references):
         trained = (question.trained, criterion, method)

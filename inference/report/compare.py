@@ -27,6 +27,7 @@ QUALITY: dict[Column, str] = {
 }
 PROXY_QUALITY: dict[Column, str] = {"proxy_without": "proxy, one sample", "proxy_with": "proxy, sampler"}
 """What stands in place of it where neither run has gold."""
+PRINTED_UNITS: tuple[Unit, ...] = ("samples", "policy_tokens", "seconds")
 SAVINGS_KEYS = ("criterion", "method", "metric", "reference")
 SECOND_DASH = "6 3"
 Pair = tuple["Summary", "Summary"]
@@ -122,8 +123,9 @@ def print_comparison(first: Path, second: Path, console: Console) -> None:
         print_table(console, "Settings that differ", ("setting", *names), (), settings)
     else:
         print_line(console, "Settings: none differ.")
-    if unit := next(iter(_savings_units(pair)), None):
-        rows = [[*row["key"], *row["ratios"], row["change"]] for row in savings_pairs(pair)[unit]]
+    pairs_by_unit = savings_pairs(pair)
+    for unit in [unit for unit in PRINTED_UNITS if pairs_by_unit.get(unit)]:
+        rows = [[*row["key"], *row["ratios"], row["change"]] for row in pairs_by_unit[unit]]
         title = f"Savings in {words.UNITS[unit]}"
         print_table(console, title, SAVINGS_KEYS, (*names, f"{names[1]} / {names[0]}"), rows)
     pairs = quality_pairs(pair)
@@ -181,11 +183,15 @@ def _shown(value: Any) -> str:
 
 
 def savings_pairs(pair: Pair) -> dict[Unit, list[SavingsPair]]:
-    """By unit: every saving that either run has."""
+    """By unit: every saving that either run has; in samples those that are told in samples."""
     sides = [{_savings_key(row): row for row in summary["savings"]} for summary in pair]
     keys = list(dict.fromkeys([*sides[0], *sides[1]]))
     return {
-        unit: [_savings_pair(key, [side.get(key) for side in sides], unit) for key in keys]
+        unit: [
+            _savings_pair(key, [side.get(key) for side in sides], unit)
+            for key in keys
+            if unit != "samples" or any(words.told_unit(side[key]) == unit for side in sides if key in side)
+        ]
         for unit in _savings_units(pair)
     }
 

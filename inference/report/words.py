@@ -320,7 +320,8 @@ def gain_sentences(found: HeadroomFigures) -> list[str]:
 
 
 def _gain_verdict(found: HeadroomFigures) -> str:
-    policy, near, far = title(found["policy"]), label("bon", found["samples"]), label("bon", found["far"])
+    policy, far = title(found["policy"]), label("bon", found["far"])
+    near = "one sample" if found["samples"] == 1 else label("bon", found["samples"])
     if found["verdict"] == "not told":
         return f"It cannot be told whether training {policy} has anything to gain: {_why_not_told(found)}."
     if found["verdict"] == "nothing":
@@ -342,6 +343,10 @@ def _gain_remarks(found: HeadroomFigures) -> list[str]:
         remarks.append(f"Where you can keep {len(found['conflicting'])} adapters, one for each reaches more.")
     if found["verdict"] == "train" and not found["conflicting"]:
         remarks.append("No criteria were seen to exclude each other: training on one reward, or their sum, may do.")
+    falling = [row for row in found["criteria"] if row["level"] != "some" and row["falls_from"] is not None]
+    if falling and found["verdict"] != "not told":
+        told = ", ".join(f"{row['criterion']} from {number(row['falls_from'])} samples on" for row in falling)
+        remarks.append(f"The curves come down again ({told}): before that there may be something to gain.")
     if by_proxy := [row["criterion"] for row in found["criteria"] if row["metric"] == "proxy"]:
         remarks.append(f"On {_listed(by_proxy)} this is by the proxy alone, which says nothing about quality.")
     return remarks

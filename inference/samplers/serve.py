@@ -28,7 +28,7 @@ from iama.config.schema import Strict, validate
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
-from iama.objective.operators import operator_of
+from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, operator_of
 from iama.prompts.render import Prompt
 from iama.rewards.function import load_function
 from iama.rewards.reward import Reward
@@ -48,6 +48,7 @@ from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
 from inference.samplers.stopped import StoppedSampler
 from inference.selection.itp import ItpSettings, itp_rule
+from inference.selection.lstat import lstat_rule
 from inference.selection.mbr import MbrSettings, mbr_rule
 from inference.selection.rules import Rule, Served
 from inference.selection.stopping import (
@@ -151,7 +152,8 @@ def serve(
 
 
 def check_served(method: Method, sampling: Sampling) -> None:
-    """Raise `ConfigError` for what cannot be served: settings that do not fit, a tilt, a series that is no law.
+    """Raise `ConfigError` for what cannot be served: settings that do not fit, a tilt, an entropic value, and
+    weights of a series or an L-statistic that are no law.
 
     Loads no model. CARDS may lack its target, and a stopping rule its threshold.
     """
@@ -203,12 +205,30 @@ def served_of(method: Method) -> Served:
         except RewardError as error:
             raise RewardError(f"{source}: {error}") from error
     operator = operator_of(method.call)
+    if isinstance(operator, LStatistic) and operator.is_law:
+        return lstat_rule(operator)
     if operator.budget is None or not isinstance(operator, Served):
         raise ConfigError(
-            f"operator {method.text!r} is what training assumes, not a way to sample; serve it with the sampler that "
-            f"it stands for, e.g. soft_bon(16, {getattr(operator, 'temperature', 0.1):g}) or cards"
+            f"operator {method.text!r} is what training assumes, not a way to sample; {_instead(operator)}"
         )
     return operator
+
+
+def _instead(operator: Operator) -> str:
+    """What to write for an operator that no sampler serves."""
+    if isinstance(operator, Entropic):
+        if operator.beta < 0:
+            return "it weighs the worst answers, which no choice among draws does; serve a single sample, identity"
+        return (
+            f"its value is what the tilt at temperature 1/beta earns, less its KL; serve soft_bon(16, "
+            f"{1 / operator.beta:g}) or cards"
+        )
+    if isinstance(operator, LStatistic):
+        return "negative weights are no probabilities; serve a single sample, identity, or bon(k)"
+    if isinstance(operator, RankOperator):
+        total = float(operator.pgf(np.ones(1))[0])
+        return f"its weights sum to {total:g}, not to 1; divide them by that, or serve bon(n)"
+    return f"serve it with the sampler that it stands for, e.g. soft_bon(16, {operator.temperature:g}) or cards"
 
 
 def needs_gradient(method: Method, sampling: Sampling) -> bool:

@@ -1,8 +1,8 @@
 """Selection: which of several draws is kept, what that is worth on average, and how far it moves the policy.
 
 Everything here is a function of arrays; no model is read. Read `rules` first: a `Rule` keeps one of a number of draws.
-`itp` and `mbr` are rules with settings. `curves` values Best-of-N and its kin on a pool without bias, `kept` any rule,
-and `divergences` has the KL and chi-squared of each.
+`itp` and `mbr` are rules with settings, `lstat` is the rule of an operator. `curves` values Best-of-N and its kin on a
+pool without bias, `kept` any rule, and `divergences` has the KL and chi-squared of each.
 """
 
 from inference.selection.curves import best_of_weights, operator_at, order_weights, rank_weights, sorted_scores

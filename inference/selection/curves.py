@@ -36,7 +36,9 @@ def operator_at(method: str, budget: float) -> RankOperator:
 
 def written_at(method: str, budget: float) -> str:
     """How a method that is measured at every budget is written at one of them, e.g. for `iama generate --method`."""
-    return f"bop({budget - 1:g})" if method == "bop" and budget > 1 else f"bon({budget:g})"
+    if method == "bop" and budget > 1:
+        return f"bop({budget - 1:g})"
+    return f"bon({budget:g})" if method in ("bon", "bop") else method
 
 
 def rank_weights(operator: RankOperator, num_samples: int) -> Floats:

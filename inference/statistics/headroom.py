@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 
 from iama.arrays import Floats, Mask
 from inference.statistics.bootstrap import Interval, interval_of, mean_interval, prompt_weights
+from inference.statistics.hacking import hacking
 from inference.statistics.savings import samples_needed
 from inference.statistics.summary_rows import Level, Relation, Verdict
 
@@ -31,7 +32,8 @@ class Headroom:
     """A policy's value at the trained budget and far beyond it; `headroom` is their difference.
 
     `spread`: standard deviation of the samples of one prompt. `needed`: samples for all but a negligible part of the
-    far value; `half_needed`: for half of the headroom, None unless `level` is "some".
+    far value; `half_needed`: for half of the headroom, None unless `level` is "some". `falls_from`: samples from which
+    the value is surely below its peak again, among doublings (`inference.statistics.hacking`); None where it is not.
     """
 
     value: float
@@ -43,6 +45,7 @@ class Headroom:
     needed: float
     needed_ci95: Interval | None
     half_needed: float | None
+    falls_from: float | None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def headroom(curve_PN: Floats, spread: float, budget: int, *, num_bootstrap: int
     point_1N = curve_PN.mean(axis=0, keepdims=True)
     curves_BN = prompt_weights(num_prompts, num_bootstrap, seed) @ curve_PN
     value, far_value = float(point_1N[0, budget - 1]), float(point_1N[0, -1])
+    doublings = [2**i for i in range(far.bit_length()) if 2**i <= far]
+    fall = hacking(curve_PN[:, [n - 1 for n in doublings]], doublings, num_bootstrap=num_bootstrap, seed=seed)
     half = samples_needed(point_1N, np.asarray([(value + far_value) / 2]))[0][0]
     return Headroom(
         value=value,
@@ -95,6 +100,7 @@ def headroom(curve_PN: Floats, spread: float, budget: int, *, num_bootstrap: int
         needed=float(samples_needed(point_1N, point_1N[:, -1] - least)[0][0]),
         needed_ci95=interval_of(samples_needed(curves_BN, curves_BN[:, -1] - least)[0], num_prompts),
         half_needed=float(half) if level == "some" else None,
+        falls_from=None if fall is None else fall.onset,
     )
 
 

@@ -277,18 +277,24 @@ def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_boot
 def _at_equal_cost(c: Comparison, unit: str, weights_BP: Floats) -> tuple[Floats, Floats]:
     """Trained minus reference, and the reference's samples, of each resample; `[B]` each."""
     reference_PN, trained_P = c.costs[unit]
-    n = np.arange(1, reference_PN.shape[1] + 1)
-    pairs = zip(weights_BP @ trained_P, weights_BP @ reference_PN, weights_BP @ c.reference_PN, strict=True)
-    values_B, samples_B = np.array([_value_at(spent, costs_N, values_N, n) for spent, costs_N, values_N in pairs]).T
+    values_BN = weights_BP @ c.reference_PN
+    n_BN = np.broadcast_to(np.arange(1.0, reference_PN.shape[1] + 1), values_BN.shape)
+    samples_B = _between(weights_BP @ trained_P, weights_BP @ reference_PN, n_BN)
+    values_B = _between(np.log(samples_B), np.log(n_BN), values_BN)
     if SAMPLES in c.costs:
         samples_B = at_budget(weights_BP @ c.costs[SAMPLES][0], samples_B)
     return weights_BP @ c.trained_P - values_B, samples_B
 
 
-def _value_at(spent: float, costs_N: Floats, values_N: Floats, n: Integers) -> tuple[float, float]:
-    """The reference's value where it has spent so much, and its samples there."""
-    samples = np.interp(spent, costs_N, n)
-    return float(np.interp(np.log(samples), np.log(n), values_N)), float(samples)
+def _between(x_B: Floats, x_BN: Floats, y_BN: Floats) -> Floats:
+    """What `numpy.interp` gives, row by row: `y` where `x` is, linear between the columns, the ends beyond them."""
+    rows, last = np.arange(len(x_B)), x_BN.shape[1] - 1
+    low = np.clip((x_BN <= x_B[:, None]).sum(axis=1) - 1, 0, last)
+    high = np.minimum(low + 1, last)
+    run_B = np.where(high > low, x_BN[rows, high] - x_BN[rows, low], 1.0)
+    slope_B = (y_BN[rows, high] - y_BN[rows, low]) / run_B
+    y_B: Floats = slope_B * np.maximum(x_B - x_BN[rows, low], 0.0) + y_BN[rows, low]
+    return y_B
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

@@ -317,6 +317,7 @@ class HeadroomRow(TypedDict):
     """Values at the trained and at the far budget, and their difference; `metric` is proxy where there is no gold.
 
     `spread`: standard deviation within a prompt. `needed`: samples for nearly the far value, or for half the headroom.
+    `falls_from`: samples from which the value is surely below its peak.
     """
 
     criterion: str
@@ -330,6 +331,7 @@ class HeadroomRow(TypedDict):
     needed: float
     needed_ci95: IntervalRow | None
     half_needed: float | None
+    falls_from: float | None
 
 
 class ExclusionRow(TypedDict):

@@ -9,6 +9,7 @@ the noise is sampled. Policies are softmaxes of standard normal logits; each fig
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +19,23 @@ import numpy as np
 import typer
 
 from iama.arrays import Floats
-from iama.objective.estimators import advantages
+from iama.objective.estimators import Estimator, advantages
 from iama.objective.operators import Operator, bon, identity, soft_bon, tilt
 from iama.progress import progress_bar
-from scripts.experiments import frame
-from scripts.experiments.figures import BLUE, GREEN, ORANGE, PURPLE, figure, label
+from scripts.experiments import frame, tail_study
+from scripts.experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, figure, label
 from scripts.experiments.frame import Claim, table
 from scripts.experiments.toy_problem import draw, policy_gradient
 
-Method = Literal["loo", "loo1", "plugin", "grpo"]
-METHODS: tuple[Method, ...] = ("loo", "loo1", "plugin", "grpo")
+Method = Literal["loo", "loo1", "loo2", "plugin", "grpo"]
+METHODS: tuple[Method, ...] = ("loo", "loo1", "loo2", "plugin", "grpo")
 LAWS = ("normal", "heavy-tailed", "20 % binary")
-GROUP_SIZES = {2: (4, 8, 16), 4: (5, 8, 16, 64), 8: (8, 12, 16, 64)}
+GROUP_SIZES = {2: (4, 8, 16), 4: (4, 5, 8, 16, 64), 8: (8, 12, 16, 64)}
 NUM_ATOMS, NUM_TABLES, NUM_GROUPS = 64, 16, 1250
 SEED = 20260202
 LENGTHS, TARGETS, TEMPERATURE = np.arange(1, 257), (50, 150), 0.1
 TILT_SIZES = (4, 8, 16, 32, 64)
+TAIL_TABLES, TAIL_GROUPS, ENTROPIC_TABLES, ENTROPIC_GROUPS = 16, 1250, 8, 4000
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,13 @@ def main() -> None:
     total = len(LAWS) * sum(map(len, GROUP_SIZES.values())) * NUM_TABLES
     with progress_bar("estimators", "tables", total) as advance:
         cells = study(GROUP_SIZES, NUM_TABLES, NUM_GROUPS, advance=lambda: advance(1))
-    write(frame.PAGES, cells, normaliser(), tilt_bias(TILT_SIZES), TILT_SIZES)
+    total = len(tail_study.LAWS) * len(tail_study.RATIOS) * TAIL_TABLES
+    with progress_bar("more draws than a group has", "tables", total) as advance:
+        tails = tail_study.tails(tail_study.LAWS, TAIL_TABLES, TAIL_GROUPS, lambda: advance(1))
+    shape = (tail_study.ENTROPIC_LAWS, tail_study.BETAS, tail_study.ENTROPIC_SIZES)
+    with progress_bar("the entropic value", "tables", math.prod(map(len, shape)) * ENTROPIC_TABLES) as advance:
+        entropics = tail_study.entropics(shape[0], ENTROPIC_TABLES, ENTROPIC_GROUPS, lambda: advance(1))
+    write(frame.PAGES, cells, normaliser(), tilt_bias(TILT_SIZES), TILT_SIZES, tails, entropics)
 
 
 def study(
@@ -237,8 +245,8 @@ def tilt_bias(sizes: Sequence[int]) -> dict[int, list[float]]:
 
 # The page. ----------------------------------------------------------------------------------------------
 
-NAMES = {"loo": "LOO", "loo1": "LOO-1", "plugin": "plug-in, centred", "grpo": "plain GRPO"}
-COLOURS = {"loo": BLUE, "loo1": GREEN, "plugin": PURPLE, "grpo": ORANGE}
+NAMES = {"loo": "LOO", "loo1": "LOO-1", "loo2": "LOO-2", "plugin": "plug-in, centred", "grpo": "plain GRPO"}
+COLOURS = {"loo": BLUE, "loo1": GREEN, "loo2": GREY, "plugin": PURPLE, "grpo": ORANGE}
 
 EARLIER_NOISE: dict[tuple[int, int], dict[str, float]] = {
     (2, 4): {"loo": 3.6, "loo1": 4.5, "plugin": 2.4, "grpo": 3.0},
@@ -275,6 +283,8 @@ def write(
     normaliser: Normaliser,
     tilt: Mapping[int, Sequence[float]],
     sizes: Sequence[int],
+    tails: dict[tuple[str, int, Estimator], tail_study.Figures],
+    entropics: dict[tuple[str, float, int, Estimator], tail_study.Figures],
 ) -> None:
     """`estimators.md` and its SVG; `tilt` has the bias at each of `sizes` for each target length."""
     plot(folder / "estimators.svg", [c for c in cells if c.law == "normal"])
@@ -282,10 +292,15 @@ def write(
     values = {
         "groups": cells[0].num_groups,
         "tables": cells[0].noise_T.size,
-        "claims": frame.claims_table(claims(cells, normaliser)),
+        "claims": frame.claims_table([*claims(cells, normaliser), *tail_study.claims(tails, entropics)]),
         "reading": _reading(cells),
         "laws": {law: _law_table(cells, law) for law in dict.fromkeys(c.law for c in cells)},
         "normaliser": normaliser,
+        "tail": tail_study.tail_table(tails),
+        "entropic": tail_study.entropic_table(entropics),
+        "group": tail_study.SIZE,
+        "atoms": tail_study.NUM_ATOMS,
+        "entropic_groups": ENTROPIC_GROUPS,
         "tilt": table(["target length", *(f"G = {size}" for size in sizes)], tilt_rows),
     }
     frame.write_page(folder / "estimators.md", "estimator_study", values)
@@ -295,9 +310,10 @@ def claims(cells: Sequence[Cell], normaliser: Normaliser) -> list[Claim]:
     """What was expected, and what came out."""
     constant = max(np.ptp([_mean(c.bias_T) for c in cells if (c.method, c.law, c.n) == key]) for key in _plain(cells))
     return [
-        _mean_claim(cells, ("loo", "loo1"), "LOO and LOO-1 are unbiased"),
+        _mean_claim(cells, ("loo", "loo1", "loo2"), "LOO, LOO-1 and LOO-2 are unbiased"),
         _mean_claim(cells, ("plugin", "grpo"), "the plug-in ascends the mixture of smaller N, plain GRPO N = 1"),
         _choice_claim(cells),
+        _two_out_claim(cells),
         _earlier_claim(cells, "noise"),
         _earlier_claim(cells, "bias"),
         Claim(
@@ -339,6 +355,20 @@ def _choice_claim(cells: Sequence[Cell]) -> Claim:
     law, n, size = worst = max(excess, key=lambda key: excess[key])
     measured = f"{quieter} of {len(excess)}; worst {excess[worst]:+.1%} (N = {n}, G = {size}, {law})"
     return Claim("`auto` takes the quieter of LOO and LOO-1", "in every cell", measured, quieter == len(excess))
+
+
+def _two_out_claim(cells: Sequence[Cell]) -> Claim:
+    """Whether `auto` is right to leave LOO-2 aside where N = G."""
+    noise = {(c.law, c.n, c.size, c.method): _mean(c.noise_T) for c in cells}
+    ratios = [
+        noise[law, n, size, "loo2"] / noise[law, n, size, "loo1"]
+        for law, n, size, method in noise
+        if method == "loo2" and size == n > 2
+    ]
+    quieter, louder = sum(ratio > 1 for ratio in ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
+    measured = f"{quieter} of {len(ratios)}; LOO-2 is {louder} times as loud"
+    text = "at N = G LOO-1, which `auto` takes, is quieter than LOO-2"
+    return Claim(text, "in every cell", measured, quieter == len(ratios))
 
 
 def _earlier_claim(cells: Sequence[Cell], what: str) -> Claim:

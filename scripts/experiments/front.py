@@ -42,6 +42,7 @@ NAMES = {
     "specialists4": "specialists of N = 4 (ceiling)",
     "told": "GRPO told its criterion",
     "stock": "TRL's stock GRPO",
+    "vpo": "weights from a simplex (VPO)",
     "base": "untrained base",
     "iama-matched": "IAMA, KL steered",
     "grpo-matched": "linear GRPO, KL steered",
@@ -56,10 +57,11 @@ LOOKS = {
     "specialists4": (figures.BLUE, "*"),
     "told": (figures.RED, "P"),
     "stock": (figures.PURPLE, "X"),
+    "vpo": (figures.RED, "v"),
     "base": (figures.GREY, "o"),
 }
 FRONTS = ("grpo", "soup")
-RIVALS = ("grpo", "soup", "specialists1", "specialists4", "told", "stock", "base")
+RIVALS = ("grpo", "soup", "specialists1", "specialists4", "told", "stock", "vpo", "base")
 Statistic = Callable[[Means], Floats]
 
 

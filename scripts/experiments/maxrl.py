@@ -261,9 +261,10 @@ def passes_table(worlds: Sequence[Measured]) -> str:
 
 def gaps_table(worlds: Sequence[Measured]) -> str:
     """MaxRL minus every other policy."""
+    last = largest_k(worlds)
     rows = []
     for name, title in TITLES.items():
-        for k in (1, 4, 16, largest_k(worlds)) if name != "maxrl" else ():
+        for k in sorted({k for k in (1, 4, 16) if k <= last} | {last}) if name != "maxrl" else ():
             found = gap(worlds, "maxrl", name, k)
             rows.append([title, k, *(f"{value:+.3f}" for value in found.seeds), found, found.verdict])
     return table(

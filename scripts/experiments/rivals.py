@@ -33,6 +33,8 @@ class Lane:
     operator: str
     serves: Sequence[str] = CRITERIA
     is_told: bool = False
+    is_drawn: bool = False
+    """The criteria's weights are drawn from a simplex for each group, uniformly."""
     command: Sequence[str] = ("train_iama.py",)
 
     def job(
@@ -47,7 +49,10 @@ class Lane:
             overrides.append(f"prompts={conditioned.write_prompts(seed)}")
         if kl_target is not None:
             overrides.append(f"kl.target={kl_target!r}")
-        suffix = f"-w{round(100 * weight)}" if len(self.serves) > 1 and not self.is_told else ""
+        if self.is_drawn:
+            overrides.append("objective.weights=simplex")
+        is_weighed = len(self.serves) > 1 and not (self.is_told or self.is_drawn)
+        suffix = f"-w{round(100 * weight)}" if is_weighed else ""
         suffix += "" if kl_target is None else f"-kl{kl_target:g}"
         name = f"{self.name}{suffix}-lr{setting.learning_rate:g}-beta{setting.beta:g}"
         return Job(name, seed, overrides, steps=steps, command=self.command)
@@ -55,7 +60,8 @@ class Lane:
     def _criteria(self, seed: int, weight: float) -> list[Row]:
         if self.is_told:
             return [{"name": "told", "proxy": {"function": conditioned.REWARD}, "operator": self.operator}]
-        weights = dict(zip(CRITERIA, (weight, round(1 - weight, 10)), strict=True)) if len(self.serves) > 1 else {}
+        is_weighed = len(self.serves) > 1 and not self.is_drawn
+        weights = dict(zip(CRITERIA, (weight, round(1 - weight, 10)), strict=True)) if is_weighed else {}
         return [
             {
                 "name": name,
@@ -74,6 +80,7 @@ LANES = {
         Lane("grpo", "identity"),
         Lane("stock", "identity", command=STOCK),
         Lane("told", "identity", is_told=True),
+        Lane("vpo", "bon(4)", is_drawn=True),
         *(Lane(f"specialist1-{name}", "identity", (name,)) for name in CRITERIA),
         *(Lane(f"specialist4-{name}", "bon(4)", (name,)) for name in CRITERIA),
     )
@@ -136,7 +143,7 @@ def assemble(seed: int, runs: dict[str, Path]) -> Trained:
         for w in frame.track(WEIGHTS, len(WEIGHTS), f"soups, seed {seed}", "soups")
     }
     points = {method: [_alone(pool_name(method, w), kl) for w in WEIGHTS] for method in (*FRONTS, "soup")}
-    points |= {name: [_alone(name, kl)] for name in ("stock", *(f"{method}-matched" for method in FRONTS))}
+    points |= {name: [_alone(name, kl)] for name in ("stock", "vpo", *(f"{method}-matched" for method in FRONTS))}
     points["base"] = [Served("base", "base", 0.0)]
     points["told"] = [Served("told-helpful", "told-harmless", kl["told"])]
     for n in (1, 4):

@@ -33,6 +33,7 @@ LOOKS = {
     "grpo": (figures.ORANGE, "s-"),
     "stock": (figures.PURPLE, "X-"),
     "told": (figures.RED, "P-"),
+    "vpo": (figures.GREEN, "v-"),
 }
 RATES = (4e-3, 2e-3)
 FIRST_BETA, FACTOR = 0.1, 4.0

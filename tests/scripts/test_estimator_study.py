@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scripts.experiments import estimator_study as study
+from scripts.experiments import tail_study
 from scripts.experiments.toy_problem import policy_gradient
 
 pytestmark = pytest.mark.slow
@@ -51,10 +52,10 @@ def cells():
 
 
 def test_sampled_means_agree_with_the_exact_expectations(cells):
-    assert {c.method for c in cells if c.n == 8} == {"loo1", "plugin", "grpo"}  # LOO needs G > N
+    assert {c.method for c in cells if c.n == 8} == {"loo1", "loo2", "plugin", "grpo"}  # LOO needs G > N
     for cell in cells:
         assert np.sqrt(np.mean(cell.error_T**2)) <= 1.5
-        if cell.method in ("loo", "loo1"):
+        if cell.method in ("loo", "loo1", "loo2"):
             assert cell.bias_T.max() < 1e-12
 
 
@@ -79,9 +80,17 @@ def test_bias_of_the_tilt_falls_with_the_group():
 
 
 def test_page_states_its_command_and_verdicts(cells, tmp_path):
-    study.write(tmp_path, cells, study.normaliser(), study.tilt_bias((8,)), (8,))
+    tails, entropics = tail_study.tails(("normal", "20 % binary"), 2, 100), tail_study.entropics(("normal",), 2, 100)
+    study.write(tmp_path, cells, study.normaliser(), study.tilt_bias((8,)), (8,), tails, entropics)
     text = (tmp_path / "estimators.md").read_text()
     assert "python -m scripts.experiments.estimator_study" in text[:100]
-    assert "| LOO and LOO-1 are unbiased |" in text
-    assert text.count("met**") == 7
+    assert "| LOO, LOO-1 and LOO-2 are unbiased |" in text
+    assert text.count("met**") == 12
+    assert "| 20 % binary | 8 | > 100 (" in text
     assert (tmp_path / "estimators.svg").read_text().startswith("<?xml")
+
+
+def test_the_extrapolation_halves_the_bias_of_normal_rewards_at_twice_the_group():
+    found = tail_study.tails(("normal",), 4, 100)
+    assert found["normal", 2, "tail"].bias < 0.5 * found["normal", 2, "auto"].bias
+    assert found["normal", 2, "tail"].cosine > found["normal", 2, "auto"].cosine

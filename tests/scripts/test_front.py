@@ -96,9 +96,10 @@ def test_every_run_is_a_configuration_that_train_iama_accepts_and_has_no_gold(fa
     job = lane.job(1, rivals.Setting(4e-3, 0.05), weight=0.3, steps=7)
     config = load_config(frame.launch.ROOT / job.config, TrainingConfig, job.settings())
     assert [c.gold for c in config.objective.criteria] == [None] * len(lane.serves)
-    assert {c.name: c.weight for c in config.objective.criteria} == (
-        {"helpful": 0.3, "harmless": 0.7} if len(lane.serves) == 2 else {lane.serves[0]: 1.0}
-    )
+    weights = {"helpful": 0.3, "harmless": 0.7} if len(lane.serves) == 2 else {lane.serves[0]: 1.0}
+    weights = {"helpful": 1.0, "harmless": 1.0} if lane.is_drawn else weights
+    assert {c.name: c.weight for c in config.objective.criteria} == weights
+    assert config.objective.weights == ("simplex" if name == "vpo" else "fixed")
     assert all(c.operator == lane.operator for c in config.objective.criteria)
     assert (config.trainer["beta"], config.trainer["max_steps"], config.world_size) == (0.05, 7, 1)
     assert config.output_dir == str(job.folder)
@@ -128,7 +129,9 @@ def seeds():
         points = {
             m: [rivals._alone(rivals.pool_name(m, w), {}) for w in rivals.WEIGHTS] for m in ("iama", "grpo", "soup")
         }
-        points |= {name: [rivals.Served(name, name, 0.1)] for name in ("stock", "base", "iama-matched", "grpo-matched")}
+        points |= {
+            name: [rivals.Served(name, name, 0.1)] for name in ("stock", "vpo", "base", "iama-matched", "grpo-matched")
+        }
         for name in ("told", "specialists1", "specialists4"):
             points[name] = [rivals.Served(f"{name}-helpful", f"{name}-harmless", 0.2)]
         pools = {point.policy(c) for some in points.values() for point in some for c in frame.CRITERIA}

@@ -105,6 +105,7 @@ def _row(criterion: str, metric: str, found: Headroom) -> HeadroomRow:
         "needed": found.needed,
         "needed_ci95": interval_row(found.needed_ci95),
         "half_needed": found.half_needed,
+        "falls_from": found.falls_from,
     }
 
 

@@ -211,6 +211,21 @@ def test_the_extrapolation_says_where_it_fails():
     advantages(bon(8), np.array([[0.0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 1, 1]]), estimator="tail")  # rare: a tail
 
 
+def test_a_packed_sort_is_a_sort():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 300)) * 10.0 ** rng.integers(-8, 8, size=(6, 1))
+    values[1] = values[1].round(2) + 0.0  # ties
+    values[2] = 1.0 + 1e-16 * rng.integers(0, 400, size=300)  # closer than it can tell
+    values[3, :3] = [-0.0, 0.0, -5e-324]
+    group = rank_estimators._sort(values, values)
+    np.testing.assert_array_equal(group.score, np.sort(values, axis=1))
+    assert sorted(group.order.ravel()) == list(range(values.size))
+    slow = np.stack([advantages(bon(3), row[None, :200])[0] for row in values])
+    large = np.concatenate([values[:, :200], np.full((6, 100), np.nan)], axis=1)
+    whole = Objective([Criterion("helpful", bon(3))]).advantages(large[:, :, None])
+    np.testing.assert_array_equal(whole[:, :200], slow)
+
+
 def test_large_groups_do_not_overflow():
     rewards = np.random.default_rng(0).normal(size=(2, 1024))
     result = advantages(bon(64), rewards)

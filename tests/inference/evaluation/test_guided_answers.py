@@ -15,11 +15,12 @@ from iama.rewards.load import load_reward
 from inference.engine.policy import load_policy
 from inference.evaluation import answers as guided_draw
 from inference.evaluation.answers import with_pool_target
+from inference.evaluation.combine import combine_evaluations
 from inference.evaluation.plan import make_plan
 from inference.evaluation.tables import load_tables
 from inference.pools import engines
 from inference.pools.file import read_pool
-from inference.report import write_report
+from inference.report import render_html, write_report
 from inference.samplers.serve import needs_target, read_method, serve
 from inference.statistics.costs import UNITS
 from tests.inference.evaluation.running import evaluate
@@ -137,6 +138,35 @@ def test_guided_answers_resume(config, generated):
     for one, two in zip(first["curves"], second["curves"], strict=True):
         assert one["proxy"] == pytest.approx(two["proxy"], abs=1e-5)
         assert one["policy_decode_tokens"] == two["policy_decode_tokens"]
+
+
+@pytest.mark.slow
+def test_values_of_a_dial_are_drawn_once_and_told_together(config, generated, tmp_path):
+    """A point that was there before is not drawn again; seeds combine; a report shows what there is."""
+    evaluate(config)
+    (Path(config.output_dir) / "summary.json").unlink()
+    generated.clear()
+    budgets = {"samples": [1, 2], CARDS: [0.5, 0.9]}
+    turned = changed(config, budgets=budgets)
+    summary = evaluate(turned)
+    assert generated == [4, 4]  # the 0.9 quantile is what a missing target is without a dial
+    points = [CARDS.replace("(", f"(quantile={q}, ") for q in (0.5, 0.9)]
+    told = {(r["method"], r["dial"], r["value"]) for r in summary["curves"] if r["samples"] is None}
+    assert told == {(point, CARDS, value) for point, value in zip(points, ("0.5", "0.9"), strict=True)}
+    asked = {(r["method"], r["reference_method"]) for r in summary["savings"] if "reference_method" in r}
+    assert asked == {(point, other) for point in points for other in (CARDS, "bon")}
+    assert {r["written"] for r in summary["recommendations"]} <= {"bon(1)", "bon(2)", *points}
+    assert {r["method"].split("(")[0] for r in summary["examples"]} == {"bon", "cards"}
+    page = write_report(Path(turned.output_dir)).read_text()
+    assert f"base by {CARDS}" in page
+    again = changed(turned, seed=1, output_dir=str(tmp_path / "second"))
+    evaluate(again)
+    both = combine_evaluations([Path(turned.output_dir), Path(again.output_dir)])
+    rows = [r for r in both["savings"] if r.get("reference_method") == CARDS]
+    assert {(r["num_seeds"], r["unit"]) for r in rows} == {(2, "policy_tokens")}
+    single = [r for r in summary["savings"] if r.get("reference_method") == CARDS]
+    assert [(r["method"], r["metric"]) for r in rows] == [(r["method"], r["metric"]) for r in single]
+    assert "</html>" in render_html(both)
 
 
 def test_repeated_prompts_have_answers_of_their_own(config, tmp_path, tiny):

@@ -37,6 +37,13 @@ def opposed(num_prompts: int = NUM_PROMPTS, num_samples: int = NUM_SAMPLES) -> d
     return {"a": one + 0.3 * noise, "a/gold": one, "b": -one + 0.3 * more, "b/gold": -one}
 
 
+def hacked() -> dict[str, np.ndarray]:
+    """Of two kinds of answers the one that the proxy likes best, one in ten, is worth least."""
+    rng = np.random.default_rng(4)
+    proxy = rng.random((NUM_PROMPTS, NUM_SAMPLES))
+    return {"a": proxy, "a/gold": np.where(proxy > 0.9, -1.0, proxy)}
+
+
 def told(out: Path, *options: object) -> tuple[str, dict]:
     """What the command prints, and the headroom in the summary that it wrote."""
     command = ["evaluate", *map(str, options), "--out", str(out), "--set", "num_bootstrap=200"]
@@ -104,6 +111,7 @@ def test_each_verdict_has_its_words(tmp_path):
     kinds = rng.integers(0, 5, size=(8, NUM_SAMPLES * 2))
     cases = {
         "There is nothing to gain: Best-of-16": {"a": noise, "a/gold": rng.normal(size=noise.shape).round(9) * 0},
+        "The curves come down again (a from ": hacked(),
         "by the proxy alone, which says nothing": {"a": noise},
         "training on one reward, or their sum, may do": {"a": noise, "b": noise**3},
         "Draw more: Best-of-8": {"a": (rng.random(noise.shape) < 0.4) * 1.0},
@@ -131,8 +139,9 @@ def test_what_cannot_be_told_says_why(tmp_path):
 
 
 def test_of_a_configuration(config):
-    """Criteria that are judged on the same samples are compared; figures agree with the curves."""
-    summary = evaluate(changed(config, methods=["bon"]))
+    """A base alone needs no policy of the trained one's name; figures agree with the curves."""
+    policies = {"base": config.model_dump()["policies"]["base"]}
+    summary = evaluate(changed(config, methods=["bon"], policies=policies, log_probabilities=False))
     found = summary["headroom"]
     assert found is not None
     assert found["policy"] == "base"

@@ -225,9 +225,18 @@ def test_selection_needs_a_reward(policy):
         serve(policy, None, "bon(4)", SAMPLING)
 
 
-@pytest.mark.parametrize("operator", ["tilt(0.1)", "series(1, 0.5)"])
-def test_an_operator_that_nothing_serves_is_refused(policy, reward, operator):
-    with pytest.raises(ConfigError, match="not a way to sample"):
+@pytest.mark.parametrize(
+    ("operator", "told"),
+    [
+        ("tilt(0.1)", r"soft_bon\(16, 0.1\) or cards"),
+        ("series(1, 0.5)", "weights sum to 1.5, not to 1; divide"),
+        ("entropic(4)", r"the tilt at temperature 1/beta .* soft_bon\(16, 0.25\)"),
+        ("entropic(-1)", "a single sample, identity"),
+        ("lstat(-0.5, 1.5)", "negative weights are no probabilities"),
+    ],
+)
+def test_an_operator_that_nothing_serves_is_refused(policy, reward, operator, told):
+    with pytest.raises(ConfigError, match=f"not a way to sample; .*{told}"):
         serve(policy, reward, operator, SAMPLING)
 
 

@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import brentq
 
 from iama.errors import RewardError
-from iama.objective.operators import bon, bop, soft_bon
+from iama.objective.estimators import group_value
+from iama.objective.operators import bon, bop, lstat, soft_bon
 from inference.hedging.laws import closed_chi_squared, closed_kl, itp_order
 from inference.selection.divergences import order_kl, soft_ranks_chi_squared
 from inference.selection.itp import (
@@ -27,6 +28,7 @@ from inference.selection.itp import (
     squashed,
 )
 from inference.selection.kept import NUM_SETS, draw_kept, kept_chances, kept_scores
+from inference.selection.lstat import lstat_rule
 from inference.selection.mbr import MbrSettings, mbr_rule, word_overlap
 from inference.selection.rules import Rule, rule_of, select
 
@@ -362,3 +364,22 @@ def test_serving_from_a_pool(served):
         np.testing.assert_array_equal(chosen_P[1:], best)
     for value, row, drawn in zip(chosen_P[1:], proxy_PS[1:], drawn_PS[1:], strict=True):
         assert value in row[drawn]
+
+
+# --- L-statistics
+
+
+def test_an_l_statistic_keeps_ranks_with_its_weights():
+    rule = lstat_rule(lstat(0.1, 0.0, 0.6, 0.3))
+    rewards = [0.5, 2.0, -1.0, 1.0]
+    assert (rule.budget, rule.num_draws(0.3), rule.order_N) == (4.0, 4, (0.1, 0.0, 0.6, 0.3))
+    assert rule.weigh(np.array([rewards]), None).tolist() == [[0.0, 0.3, 0.1, 0.6]]
+    assert [rule.keep(rewards, [], u) for u in (0.1, 0.35, 0.99)] == [1, 2, 3]  # by the order of the draws
+    assert rule.kl() == pytest.approx(order_kl(rule.order_N))
+    best = lstat_rule(lstat(0, 0, 0, 1))
+    assert best.kl() == pytest.approx(bon(4).kl)
+    proxy = np.random.default_rng(0).integers(0, 6, size=(3, 12)).astype(float)  # ties
+    score = np.random.default_rng(1).normal(size=(3, 12))
+    operator = lstat(0.1, 0.0, 0.6, 0.3)
+    expected = group_value(operator, proxy, score)  # what training estimates
+    np.testing.assert_allclose(kept_scores(rule, proxy, score, None), expected, atol=1e-12)

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -56,6 +56,7 @@ def test_what_intervals_do_not_tell():
     assert (flat.headroom, flat.level, flat.needed) == (0.0, "none", 1.0)
 
 
+@settings(max_examples=30)
 @given(st.floats(0.01, 100), st.floats(-100, 100), st.integers(0, 5))
 def test_the_scale_of_a_reward_does_not_matter(scale, shift, seed):
     rng = np.random.default_rng(seed)
@@ -66,6 +67,13 @@ def test_the_scale_of_a_reward_does_not_matter(scale, shift, seed):
         pytest.approx(first.needed, rel=1e-6),
         pytest.approx(first.half_needed, rel=1e-6),
     )
+
+
+def test_a_curve_that_comes_down_again():
+    hill = np.asarray([0.0, 0.5, 0.9, 1.0, 0.9, 0.8, 0.7, 0.6])
+    found = headroom(hill + np.asarray([[0.0], [1.0], [2.0], [3.0]]), 2.0, 2, **HOW)
+    assert (found.level, found.falls_from) == ("none", 8)
+    assert headroom(RISE + np.zeros((4, 1)), 1.0, 2, **HOW).falls_from is None
 
 
 def test_exclusion():

@@ -11,6 +11,7 @@ from inference.evaluation.tables import Tables
 from inference.statistics.savings import (
     FALL_TOLERANCE,
     Comparison,
+    _between,
     at_budget,
     difference_at_equal_cost,
     estimate_savings,
@@ -197,6 +198,16 @@ def test_equal_cost_says_where_the_reference_has_no_such_budget(tokens, clipped,
         [comparison(np.log(N), 2.0, tokens=tokens)], "policy_tokens", num_bootstrap=100, seed=0
     )
     assert (result.clipped, result.reference_samples) == (clipped, samples)
+
+
+def test_between_is_numpys_interpolation_row_by_row():
+    rng = np.random.default_rng(1)
+    x_BN, y_BN = np.cumsum(rng.uniform(0.1, 1, size=(50, 9)), axis=1), rng.normal(size=(50, 9))
+    x_B = rng.uniform(-1, 8, size=50)
+    x_B[:3] = x_BN[0, 0], x_BN[1, -1], x_BN[2, 4]
+    wanted = [np.interp(x, xs, ys) for x, xs, ys in zip(x_B, x_BN, y_BN, strict=True)]
+    np.testing.assert_allclose(_between(x_B, x_BN, y_BN), wanted, rtol=1e-14, atol=1e-14)
+    np.testing.assert_array_equal(_between(x_B, x_BN[:, :1], y_BN[:, :1]), y_BN[:, 0])
 
 
 def test_only_what_every_sample_adds_to_grows():
