@@ -92,7 +92,7 @@ def test_listed_methods_come_from_the_pool(evaluated):
     np.testing.assert_allclose(tables.costs[*key, "samples"][:, 0], drawn_PR.sum(axis=1))
     np.testing.assert_allclose(tables.costs[*key, "reward_calls"][:, 0], drawn_PR.sum(axis=1))
     lengths_PS = np.asarray([[3 + (s * 7 + p) % 11 for s in range(S)] for p in order])
-    steps = (lengths_PS.mean(axis=1) + 1) * drawn_PR.sum(axis=1)
+    steps = lengths_PS.mean(axis=1) * drawn_PR.sum(axis=1) + 1
     np.testing.assert_allclose(tables.costs[*key, "sequential_steps"][:, 0], steps)
     (row,) = [r for r in summary["curves"] if (r["policy"], r["method"]) == ("base", PANDORA)]
     assert row["draws"] == pytest.approx(drawn_PR.sum(axis=1).mean())
