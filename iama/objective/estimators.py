@@ -18,8 +18,9 @@ import numpy as np
 from iama.arrays import Floats
 from iama.errors import ConfigError, IamaWarning
 from iama.objective.entropic import entropic_advantages, entropic_value
+from iama.objective.off_policy import off_policy_advantages
 from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, SoftBestOfN, Tilt
-from iama.objective.rank_estimators import rank_advantages, rank_value
+from iama.objective.rank_estimators import best_is_tied, rank_advantages, rank_value
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.objective.soft_estimators import soft_bon_advantages, soft_bon_value, tilt_advantages, tilt_value
 
@@ -35,8 +36,16 @@ def advantages(
     selector_PG: Floats,
     score_PG: Floats | None = None,
     estimator: Estimator = "auto",
+    ratios_PG: Floats | None = None,
 ) -> Floats:
-    """Advantages `[P, G]` of one criterion under one operator; `selector` chooses, `score` (default: it) counts."""
+    """Advantages `[P, G]` of one criterion under one operator; `selector` chooses, `score` (default: it) counts.
+
+    `ratios_PG` are `policy / sampler` of whole completions where another policy drew the groups. Only unbiased
+    estimators of rank operators whose reward also selects take them (`takes_ratios`); others leave them out.
+    """
+    if ratios_PG is not None and score_PG is None and takes_ratios(operator, estimator):
+        assert isinstance(operator, RankOperator)
+        return off_policy_advantages(operator, np.asarray(selector_PG, dtype=np.float64), ratios_PG, estimator)
     selector_PG = np.ascontiguousarray(selector_PG, dtype=np.float64)  # sorted several times as fast as a slice
     score_PG = selector_PG if score_PG is None else np.ascontiguousarray(score_PG, dtype=np.float64)
     if estimator == "plugin":
@@ -50,6 +59,11 @@ def advantages(
     if isinstance(operator, Entropic):
         return entropic_advantages(score_PG, operator.beta, estimator)
     return tilt_advantages(selector_PG, score_PG, operator.temperature, operator.cap)
+
+
+def takes_ratios(operator: Operator, estimator: Estimator) -> bool:
+    """Whether groups that another policy drew can be corrected for: see `off_policy`."""
+    return isinstance(operator, RankOperator) and estimator != "plugin"
 
 
 def group_value(operator: Operator, selector_PG: Floats, score_PG: Floats | None = None) -> Floats:
@@ -125,17 +139,16 @@ def clamped_share(operator: Operator, num_generations: int) -> float:
 
 def _check_ties(selector_PG: Floats) -> None:
     """Warn, once in a process, where `tail` reads no tail: most groups have several best, as with 0 and 1."""
-    best = selector_PG.max(axis=1, keepdims=True)
-    is_tied = (selector_PG == best).sum(axis=1) > 1
-    if len(is_tied) and is_tied.mean() > TIED:
+    if len(selector_PG) and best_is_tied(selector_PG).mean() > TIED:
         _warn_of_ties()
 
 
 @cache
 def _warn_of_ties() -> None:
     warnings.warn(
-        f"estimator 'tail' reads the tail from the gap between a group's best two, and in more than {TIED:.0%} of the "
-        "groups they are equal; write estimator: auto, or raise trainer.num_generations (docs/results/estimators.md)",
+        "estimator 'tail' reads the tail from the gap between a group's best two, and in more than "
+        f"{TIED:.0%} of the groups they are equal: these count as draws of the group's size; write estimator: auto, "
+        "or raise trainer.num_generations (docs/results/estimators.md)",
         IamaWarning,
         stacklevel=2,
     )

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iama.arrays import Floats, Indices
+from iama.arrays import Floats, Indices, Mask
 from iama.objective.order_operators import LStatistic
 from iama.objective.rank_operators import RankOperator
 from iama.objective.ranks import order_ranks
@@ -47,7 +47,30 @@ def rank_advantages(
 
     `auto` takes LOO for every `n` with `G >= 2n` and LOO-1 above: the one with the smaller variance there. LOO
     exists for `n < G` only, LOO-1 for `n >= 2` only; elsewhere the other takes its place. LOO-2 is LOO-1 for `n = 2`.
+
+    `tail` extrapolates the mass of `n > G` (`tail_law`) in groups with one best completion. Where several are equal the
+    gap, which it takes for the scale of the tail, is 0, and the group is estimated as `auto`: with rewards of 0 and 1
+    the extrapolation would turn the gradient around where many are right.
     """
+    advantage = table_advantages(operator, selector_PG, score_PG, estimator)
+    tied = best_is_tied(selector_PG) if estimator == "tail" else np.zeros(0, dtype=bool)
+    if tied.any():
+        selector = selector_PG[tied]
+        score = selector if score_PG is selector_PG else score_PG[tied]
+        advantage[tied] = table_advantages(operator, selector, score, "auto")
+    return advantage
+
+
+def best_is_tied(selector_PG: Floats) -> Mask:
+    """Which groups have several best completions, `[P]`."""
+    tied: Mask = (selector_PG == selector_PG.max(axis=1, keepdims=True)).sum(axis=1) > 1
+    return tied
+
+
+def table_advantages(
+    operator: RankOperator | LStatistic, selector_PG: Floats, score_PG: Floats, estimator: str
+) -> Floats:
+    """`rank_advantages`, but that `tail` extrapolates from every group, also where its best two are equal."""
     completion, centre, scale = _advantage_tables(operator, selector_PG.shape[1], estimator)
     group = _sort(selector_PG, score_PG)
     phi_PG = _first_variation(group, completion)
@@ -124,9 +147,9 @@ def _advantage_tables(operator: RankOperator | LStatistic, size: int, estimator:
     completion, centre = np.zeros(size), np.zeros(size)  # weights of the U-statistics of n = 1..G
     for n in np.flatnonzero(law) + 1:
         weight = law[n - 1]
-        if _uses_loo1(estimator, int(n), size):
+        if uses_loo1(estimator, int(n), size):
             completion[n - 1] += weight
-            for m, share in _baseline(estimator, int(n)):
+            for m, share in baseline(estimator, int(n)):
                 spread = size / (size - m)  # U_m(without i) = (phi' - spread (phi' - mean phi')) / m
                 completion[m - 1] -= weight * share * n / m * (1 - spread)
                 centre[m - 1] += weight * share * n / m * spread
@@ -139,13 +162,14 @@ def _advantage_tables(operator: RankOperator | LStatistic, size: int, estimator:
     return tables, tables if (completion == centre).all() else _tables(centre / scale), scale
 
 
-def _uses_loo1(estimator: str, n: int, size: int) -> bool:
+def uses_loo1(estimator: str, n: int, size: int) -> bool:
+    """Whether LOO-1 estimates Best-of-n in a group of this size."""
     if n == 1:
         return False  # LOO-1 has no baseline at n = 1
     return estimator in ("loo1", "loo2") or n >= size or (estimator in ("auto", "tail") and size < 2 * n)
 
 
-def _baseline(estimator: str, n: int) -> list[tuple[int, float]]:
+def baseline(estimator: str, n: int) -> list[tuple[int, float]]:
     """Budgets `m < n` whose U-statistics without the completion are the baseline of `n` draws, and their shares."""
     return [(n - 1, 2.0), (n - 2, -1.0)] if estimator == "loo2" and n > 2 else [(n - 1, 1.0)]
 
@@ -153,10 +177,10 @@ def _baseline(estimator: str, n: int) -> list[tuple[int, float]]:
 def _order_advantage_tables(operator: LStatistic, size: int, estimator: str) -> tuple[_Tables, _Tables, float]:
     """`_advantage_tables` of an L-statistic of at most `size` draws; baselines are of the same quantiles."""
     k, own = operator.num_draws, _order_tables(operator, size)
-    if not _uses_loo1(estimator, k, size):
+    if not uses_loo1(estimator, k, size):
         return own, own, size / (size - k)
     completion, centre, shorter = own, _Tables(*(np.zeros_like(table) for table in own)), operator
-    for m, share in _baseline(estimator, k):
+    for m, share in baseline(estimator, k):
         shorter, spread = shorter.shorter, size / (size - m)
         tables = _order_tables(shorter, size)
         completion = _combine(completion, 1.0, tables, -share * k / m * (1 - spread))

@@ -103,7 +103,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         config.seed,
         {name: [point.text for point in dial.points] for name, dial in plan.dials.items()},
     )
-    curves = curve_rows(evaluation, tables)
+    curves = curve_rows(evaluation, tables, stop_settings)
     results = compare_policies([tables], question)
     summary = Summary(
         **results,

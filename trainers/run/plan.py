@@ -29,6 +29,7 @@ from iama.prompts.data import PromptRows, fitting_prompts, read_prompts
 from iama.rewards.classifier import ClassifierFiles
 from iama.rewards.load import Files, check_columns, check_reward
 from trainers.control import check_kl
+from trainers.options import check_options
 from trainers.run.arguments import refused_as, trial_arguments
 from trainers.run.blocks import check_blocks
 from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation
@@ -83,6 +84,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_vllm(fields, source)
     trial = trial_arguments(fields, config.trainer, config.world_size, source)
     _check_liger(fields, source)
+    check_options(trial, f"{source}: trainer.")
     outline = policy_outline(config)
     tokenizer = load_policy_tokenizer(config)
     check_token_ids(outline, tokenizer, config.policy.path, "policy.path")
@@ -352,6 +354,13 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
         messages.append("trainer.beta is 0: TRL computes no reference, so the KL is not measured and is logged as null")
     if "running_mean_decay" in config.objective.model_fields_set and config.objective.aggregate == "sum":
         messages.append("objective.running_mean_decay is not used: the weighted sum needs no running values")
+    if config.objective.estimator == "tail":
+        messages += [
+            f"objective.estimator 'tail' reads the tail from rewards, and {c.name!r} is right or wrong: groups with "
+            "several right completions have none, and count as draws of the group's size; write auto"
+            for c in config.objective.criteria
+            if c.proxy.verifier is not None
+        ]
     if "gain" in config.kl.model_fields_set and config.kl.target is None:
         messages.append("kl.gain is not used: without kl.target beta is fixed")
     for message in messages:

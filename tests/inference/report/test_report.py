@@ -127,6 +127,8 @@ def test_a_missing_or_damaged_summary_is_one_line(tmp_path):
         (("examples", 0, "candidates"), "x"),
         (("num_prompts",), 10.5),
         (("dropped_prompts",), {}),
+        (("headroom",), {"policy": "base"}),
+        (("headroom",), []),
         (("manifest",), -1),
         (("manifest", "criteria", 0), None),
         (("manifest", "criteria", 0, "operator"), []),
