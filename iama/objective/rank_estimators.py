@@ -16,7 +16,7 @@ in the U-statistics of `n` and below, so that a random `n` folds into two tables
 group size: `advantage = phi(own) - mean phi(centre)`, in float64 and `O(G log G)` a group.
 
 LOO-2 adds to the baseline what the last draw was worth, `U_{n-1} - U_{n-2}`, which at `n = G` leaves two completions
-out. LOO is the leave-two-out estimator of MaxPO (Takashiro et al. 2026): the mean over `j` of
+out. LOO is also leave-two-out, as we read MaxPO (Takashiro et al. 2026): the mean over `j` of
 `n (best of {i} and the rest without j) - n (best of {j} and the rest without i)`. At `n = G` no estimator is both
 unbiased and exactly centred: an unbiased one is `n max(group) - b(group without i)`, and these sum to zero for no `b`.
 
