@@ -27,7 +27,8 @@ from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RollOuts, RunControl, RunningMean, check_kl
-from trainers.run.watch import lift_K, silent_share
+from trainers.options import check_options
+from trainers.run.watch import covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 from trainers.run.watchdog import Watchdog
 
 disable_telemetry()
@@ -37,6 +38,12 @@ SKIP = (
     "those that it does not score"
 )
 """What to do about rewards that are each for one task."""
+LINEAR = {
+    "reward": "linear_sum/mean",
+    "reward_std": "linear_sum/std",
+    "frac_reward_zero_std": "linear_sum/groups_without_spread",
+}
+"""TRL's names for statistics of the weighted sum of the rewards, and ours: no operator is in them."""
 
 
 class NonlinearGRPOTrainer(GRPOTrainer):
@@ -44,8 +51,10 @@ class NonlinearGRPOTrainer(GRPOTrainer):
 
     The objective's criteria are matched to the reward functions by name (a function's `__name__`). Reward
     functions that no criterion names are logged and do not train: that is the place of gold rewards.
-    `reward_weights`, `scale_rewards` and `multi_objective_aggregation` have no effect; TRL's `reward` metric
-    shows the linear sum with the criteria's weights. Source: Takakura et al. 2026, Algorithm 2.
+    Options of TRL under which another objective would be trained are refused or warned of, see
+    `trainers/options.py`; those that change nothing here (`reward_weights`, `scale_rewards`,
+    `multi_objective_aggregation`) are warned of. What TRL logs of the weighted sum of the rewards is logged under names
+    that say so (`LINEAR`). Source: Takakura et al. 2026, Algorithm 2.
 
     Three further arguments may be left out: `kl` (a target KL for an adaptive beta, a chi-squared penalty; by
     default TRL's fixed beta alone), `on_nan` ("drop" lets a completion without a score leave its group, and
@@ -72,9 +81,12 @@ class NonlinearGRPOTrainer(GRPOTrainer):
             raise ConfigError(f"on_nan {on_nan!r} is not known; write one of {', '.join(get_args(OnNan))}")
         super().__init__(*args, **kwargs)
         self.objective = replace(objective, skip_criterion=on_nan == "skip_criterion")
+        if self.mask_truncated_completions and objective.estimator == "auto":
+            # Exactly centred wherever a group is large enough: any other baseline would push completions to their end
+            self.objective = replace(self.objective, estimator="loo")
         self._columns = _match_columns(objective, self.reward_func_names)
         objective.check(self.num_generations)
-        _warn_unused(self.args)
+        self._check_options()
         weights = torch.zeros(len(self.reward_func_names))
         weights[self._columns] = torch.tensor([c.weight for c in objective.criteria])
         self.reward_weights = weights
@@ -89,6 +101,11 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         if self._running is not None or self._kl.target is not None:
             self.add_callback(RunControl(self, self._kl, self._running))
 
+    def _check_options(self) -> None:
+        """Refuse or warn of what bends the objective."""
+        for message in check_options(self.args):
+            warnings.warn(message, IamaWarning, stacklevel=3)
+
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         with self.watchdog.phase("reward"):
             rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -99,11 +116,14 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         with self.watchdog.phase("roll-out"):
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode, size = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
+        self._rename_linear(mode)
         columns = self._gathered_rewards[:, self._columns].double().cpu().numpy()
         rewards_PGK = columns.reshape(-1, size, len(self._columns))
+        if self.mask_truncated_completions:
+            rewards_PGK = self._without_masked(output, rewards_PGK)
         if self._on_nan == "skip_criterion":
             self._log_skipped(rewards_PGK, mode)
-        advantages_PG = self._advantages(rewards_PGK, mode)
+        advantages_PG = self._advantages(rewards_PGK, mode, self._ratios(output, size))
         self._log_signal(advantages_PG, rewards_PGK, mode)
         if self._kl.chi2 > 0 and mode == "train":
             advantages_PG = advantages_PG + self._chi_squared_advantages(output, rewards_PGK)
@@ -116,7 +136,33 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         logged.extend(advantages.tolist())
         return output
 
-    def _advantages(self, rewards_PGK: Floats, mode: str) -> Floats:
+    def _without_masked(self, output: dict[str, Any], rewards_PGK: Floats) -> Floats:
+        """The rewards, NaN for completions that TRL masks whole: they leave their group, and hold no rank in it."""
+        is_masked = self.accelerator.gather(output["completion_mask"].sum(dim=1) == 0).cpu().numpy()
+        without: Floats = np.where(is_masked.reshape(rewards_PGK.shape[:2])[:, :, None], np.nan, rewards_PGK)
+        return without
+
+    def _ratios(self, output: dict[str, Any], size: int) -> Floats | None:
+        """`policy / sampler` of whole completions `[P, G]`, as TRL caps it; None where TRL has none.
+
+        TRL weighs a completion's own score by it. The ratios of those that it is ranked among belong in the operator
+        (`iama/objective/off_policy.py`).
+        """
+        ratio = output.get("importance_sampling_ratio")
+        if ratio is None or ratio.shape[1] != 1:  # a ratio a token says nothing of whole completions
+            return None
+        ratios: Floats = self.accelerator.gather(ratio).double().cpu().numpy().reshape(-1, size)
+        return ratios
+
+    def _rename_linear(self, mode: str) -> None:
+        """Give what TRL logs of the weighted sum of the rewards, which is not the objective, names that say so."""
+        metrics = self._metrics[mode]
+        for name, honest in LINEAR.items():
+            metrics[honest].append(metrics[name].pop())
+            if not metrics[name]:
+                del metrics[name]
+
+    def _advantages(self, rewards_PGK: Floats, mode: str, ratios_PG: Floats | None) -> Floats:
         """Advantages `[P, G]`; logs each criterion's value under its own operator."""
         if mode == "eval" and rewards_PGK.shape[1] < self.num_generations:
             return np.zeros(rewards_PGK.shape[:2])  # evaluation reads rewards; its loss has no meaning here
@@ -126,16 +172,16 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         if self.objective.weights == "simplex":
             key = [self.args.seed, *self._roll_outs.next(self.state.global_step, mode)]
             weights_PK = self.objective.draw_weights(len(rewards_PGK), key)
-            return self.objective.advantages(rewards_PGK, weights_PK=weights_PK)
+            return self.objective.advantages(rewards_PGK, weights_PK=weights_PK, ratios_PG=ratios_PG)
         if self._running is None:
-            return self.objective.advantages(rewards_PGK)
+            return self.objective.advantages(rewards_PGK, ratios_PG=ratios_PG)
         if mode == "train":
             self._running.update(values_K)
         running_values_K = self._running.means()
         if np.isnan(running_values_K).all():  # nothing was trained on yet, or every completion so far was dropped
             return np.zeros(rewards_PGK.shape[:2])
         self._log_aggregate(running_values_K, mode)
-        return self.objective.advantages(rewards_PGK, running_values_K)
+        return self.objective.advantages(rewards_PGK, running_values_K, ratios_PG=ratios_PG)
 
     def _log_skipped(self, rewards_PGK: Floats, mode: str) -> None:
         """Log how many prompts of the batch each criterion was left out of."""
@@ -143,10 +189,14 @@ class NonlinearGRPOTrainer(GRPOTrainer):
             self._metrics[mode][f"skipped/{criterion.name}"].append(float(len(rewards_PGK) - number))
 
     def _log_signal(self, advantages_PG: Floats, rewards_PGK: Floats, mode: str) -> None:
-        """Log how many groups carry no signal, and how far each criterion's best completion stands out."""
-        self._metrics[mode]["silent_groups"].append(silent_share(advantages_PG, rewards_PGK))
-        for criterion, lift in zip(self.objective.criteria, lift_K(rewards_PGK), strict=True):
-            self._metrics[mode][f"lift/{criterion.name}"].append(float(lift))
+        """Log what groups say of the step: how many are silent, how few prompts make it, and each criterion's part."""
+        metrics = self._metrics[mode]
+        metrics["silent_groups"].append(silent_share(advantages_PG, rewards_PGK))
+        metrics["effective_prompts"].append(effective_prompts(advantages_PG))
+        covariance_K = covariance_with_advantages_K(advantages_PG, rewards_PGK)
+        for criterion, lift, covariance in zip(self.objective.criteria, lift_K(rewards_PGK), covariance_K, strict=True):
+            metrics[f"lift/{criterion.name}"].append(float(lift))
+            metrics[f"covariance/{criterion.name}"].append(float(covariance))
 
     def _log_aggregate(self, running_values_K: Floats, mode: str) -> None:
         """Log the running values and `dg/dR_k`, the weights that the aggregate gives the criteria now."""
@@ -258,17 +308,3 @@ def _match_columns(objective: Objective, names: list[str]) -> list[int]:
                 f"functions are named {names}; rename the criterion or set the function's __name__"
             )
     return [names.index(c.name) for c in objective.criteria]
-
-
-def _warn_unused(args: Any) -> None:
-    unused = {"reward_weights": None, "multi_objective_aggregation": "sum_then_normalize"}
-    for name, default in unused.items():
-        if getattr(args, name) != default:
-            warnings.warn(
-                f"{name} = {getattr(args, name)!r} is not used: the objective aggregates and weighs the rewards",
-                IamaWarning,
-                stacklevel=3,
-            )
-    if args.scale_rewards == "batch":
-        message = "scale_rewards = 'batch' is not used: the advantages of the objective are not rescaled"
-        warnings.warn(message, IamaWarning, stacklevel=3)

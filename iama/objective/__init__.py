@@ -2,8 +2,9 @@
 
 Read `objective` first: rewards in, advantages out. `operators` lists what may serve a criterion and parses it, and
 `estimators` turns one criterion's rewards into advantages. The mathematics is in `rank_operators`, `rank_tables`,
-`rank_estimators`, `soft_operators`, `soft_estimators`, `order_operators` (L-statistics) and `entropic`. `aggregates`
-combines criteria, `simplex` draws their weights; `regularisation` bounds the distance to the base.
+`rank_estimators`, `soft_operators`, `soft_estimators`, `order_operators` (L-statistics), `entropic` and `off_policy`
+(groups that another policy drew). `aggregates` combines criteria, `simplex` draws their weights; `regularisation`
+bounds the distance to the base.
 """
 
 from iama.objective.aggregates import Aggregate, minimum, parse_aggregate, smooth_min, weighted_sum

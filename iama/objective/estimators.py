@@ -18,6 +18,7 @@ import numpy as np
 from iama.arrays import Floats
 from iama.errors import ConfigError, IamaWarning
 from iama.objective.entropic import entropic_advantages, entropic_value
+from iama.objective.off_policy import off_policy_advantages
 from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, SoftBestOfN, Tilt
 from iama.objective.rank_estimators import best_is_tied, rank_advantages, rank_value
 from iama.objective.rank_operators import CLAMPED_SHARE
@@ -35,8 +36,16 @@ def advantages(
     selector_PG: Floats,
     score_PG: Floats | None = None,
     estimator: Estimator = "auto",
+    ratios_PG: Floats | None = None,
 ) -> Floats:
-    """Advantages `[P, G]` of one criterion under one operator; `selector` chooses, `score` (default: it) counts."""
+    """Advantages `[P, G]` of one criterion under one operator; `selector` chooses, `score` (default: it) counts.
+
+    `ratios_PG` are `policy / sampler` of whole completions where another policy drew the groups. Only unbiased
+    estimators of rank operators whose reward also selects take them (`takes_ratios`); others leave them out.
+    """
+    if ratios_PG is not None and score_PG is None and takes_ratios(operator, estimator):
+        assert isinstance(operator, RankOperator)
+        return off_policy_advantages(operator, np.asarray(selector_PG, dtype=np.float64), ratios_PG, estimator)
     selector_PG = np.ascontiguousarray(selector_PG, dtype=np.float64)  # sorted several times as fast as a slice
     score_PG = selector_PG if score_PG is None else np.ascontiguousarray(score_PG, dtype=np.float64)
     if estimator == "plugin":
@@ -50,6 +59,11 @@ def advantages(
     if isinstance(operator, Entropic):
         return entropic_advantages(score_PG, operator.beta, estimator)
     return tilt_advantages(selector_PG, score_PG, operator.temperature, operator.cap)
+
+
+def takes_ratios(operator: Operator, estimator: Estimator) -> bool:
+    """Whether groups that another policy drew can be corrected for: see `off_policy`."""
+    return isinstance(operator, RankOperator) and estimator != "plugin"
 
 
 def group_value(operator: Operator, selector_PG: Floats, score_PG: Floats | None = None) -> Floats:

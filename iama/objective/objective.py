@@ -88,7 +88,11 @@ class Objective:
         return simplex.draw_weights([c.weight for c in self.criteria], num_prompts, key)
 
     def advantages(
-        self, rewards_PGK: Floats, running_values_K: Floats | None = None, weights_PK: Floats | None = None
+        self,
+        rewards_PGK: Floats,
+        running_values_K: Floats | None = None,
+        weights_PK: Floats | None = None,
+        ratios_PG: Floats | None = None,
     ) -> Floats:
         """Advantages `[P, G]` from the rewards `[P, G, K]` of whole groups, K in the order of the criteria.
 
@@ -98,13 +102,16 @@ class Objective:
 
         With weights from a simplex `weights_PK` are those of `draw_weights`.
 
+        `ratios_PG` are `policy / sampler` of whole completions, where another policy drew the groups. They stand inside
+        the operators; a completion's own ratio is left to whoever takes the gradient.
+
         With `skip_criterion`, a criterion that is NaN for all of a group leaves the group first. A prompt's sum is then
         over the criteria that it has. Under any other aggregate the value of a criterion is its mean over the prompts
         that have it, so that its term is averaged over these alone: it counts P / P_k times at each.
         """
         if self.weights == "simplex":
             assert weights_PK is not None, "weights: simplex needs the weights of each group"
-            return self._drawn_advantages(rewards_PGK, weights_PK)
+            return self._drawn_advantages(rewards_PGK, weights_PK, ratios_PG)
         values_K = running_values_K
         if values_K is None:
             values_K = self.values_K(rewards_PGK) if self.needs_running_values else np.zeros(len(self.criteria))
@@ -114,7 +121,8 @@ class Objective:
             slopes_K = slopes_K * np.where(num_prompts_K > 0, len(rewards_PGK) / np.maximum(num_prompts_K, 1), 0.0)
         advantages_PG = np.zeros(rewards_PGK.shape[:2])
         for place, present_K, block_PGK in self._complete_groups(rewards_PGK):
-            advantages_PG[place] = self._advantages(block_PGK, np.where(present_K, slopes_K, 0.0))
+            ratios = None if ratios_PG is None else ratios_PG[place]
+            advantages_PG[place] = self._advantages(block_PGK, np.where(present_K, slopes_K, 0.0), ratios)
         return advantages_PG
 
     def values_K(self, rewards_PGK: Floats) -> Floats:
@@ -166,22 +174,25 @@ class Objective:
     def _weights_K(self) -> Floats:
         return np.asarray([c.weight for c in self.criteria], dtype=np.float64)
 
-    def _advantages(self, rewards_PGK: Floats, slopes_K: Floats) -> Floats:
+    def _advantages(self, rewards_PGK: Floats, slopes_K: Floats, ratios_PG: Floats | None) -> Floats:
         """Advantages `[P, G]` of groups without a missing score; criteria of slope zero are not read."""
         total = np.zeros(rewards_PGK.shape[:2])
         for k, c in enumerate(self.criteria):
             if slopes_K[k] != 0.0:
-                total += slopes_K[k] * estimators.advantages(c.operator, rewards_PGK[:, :, k], estimator=self.estimator)
+                total += slopes_K[k] * estimators.advantages(
+                    c.operator, rewards_PGK[:, :, k], estimator=self.estimator, ratios_PG=ratios_PG
+                )
         return self._normalised(total)
 
-    def _drawn_advantages(self, rewards_PGK: Floats, weights_PK: Floats) -> Floats:
+    def _drawn_advantages(self, rewards_PGK: Floats, weights_PK: Floats, ratios_PG: Floats | None) -> Floats:
         """Advantages `[P, G]` of the sum of the criteria with each group's own weights."""
         advantages_PG, operator = np.zeros(rewards_PGK.shape[:2]), self.criteria[0].operator
         for place, _, block_PGK in self._complete_groups(rewards_PGK):
             rows = place[0] if isinstance(place[0], slice) else place[0].ravel()
             scalar_PG = simplex.scalarise(block_PGK, weights_PK[rows])
+            ratios = None if ratios_PG is None else ratios_PG[place]
             advantages_PG[place] = self._normalised(
-                estimators.advantages(operator, scalar_PG, estimator=self.estimator)
+                estimators.advantages(operator, scalar_PG, estimator=self.estimator, ratios_PG=ratios)
             )
         return advantages_PG
 

@@ -73,9 +73,9 @@ def advantage_tables(operator: RankOperator | LStatistic, size: int, estimator: 
     completion, centre = np.zeros(size), np.zeros(size)  # weights of the U-statistics of n = 1..G
     for n in np.flatnonzero(law) + 1:
         weight = law[n - 1]
-        if _uses_loo1(estimator, int(n), size):
+        if uses_loo1(estimator, int(n), size):
             completion[n - 1] += weight
-            for m, share in _baseline(estimator, int(n)):
+            for m, share in baseline(estimator, int(n)):
                 spread = size / (size - m)  # U_m(without i) = (phi' - spread (phi' - mean phi')) / m
                 completion[m - 1] -= weight * share * n / m * (1 - spread)
                 centre[m - 1] += weight * share * n / m * spread
@@ -88,13 +88,14 @@ def advantage_tables(operator: RankOperator | LStatistic, size: int, estimator: 
     return tables, tables if (completion == centre).all() else tables_of(centre / scale), scale
 
 
-def _uses_loo1(estimator: str, n: int, size: int) -> bool:
+def uses_loo1(estimator: str, n: int, size: int) -> bool:
+    """Whether LOO-1 estimates Best-of-n in a group of this size."""
     if n == 1:
         return False  # LOO-1 has no baseline at n = 1
     return estimator in ("loo1", "loo2") or n >= size or (estimator in ("auto", "tail") and size < 2 * n)
 
 
-def _baseline(estimator: str, n: int) -> list[tuple[int, float]]:
+def baseline(estimator: str, n: int) -> list[tuple[int, float]]:
     """Budgets `m < n` whose U-statistics without the completion are the baseline of `n` draws, and their shares."""
     return [(n - 1, 2.0), (n - 2, -1.0)] if estimator == "loo2" and n > 2 else [(n - 1, 1.0)]
 
@@ -102,10 +103,10 @@ def _baseline(estimator: str, n: int) -> list[tuple[int, float]]:
 def _order_advantage_tables(operator: LStatistic, size: int, estimator: str) -> tuple[Tables, Tables, float]:
     """`advantage_tables` of an L-statistic of at most `size` draws; baselines are of the same quantiles."""
     k, own = operator.num_draws, order_tables(operator, size)
-    if not _uses_loo1(estimator, k, size):
+    if not uses_loo1(estimator, k, size):
         return own, own, size / (size - k)
     completion, centre, shorter = own, Tables(*(np.zeros_like(table) for table in own)), operator
-    for m, share in _baseline(estimator, k):
+    for m, share in baseline(estimator, k):
         shorter, spread = shorter.shorter, size / (size - m)
         tables = order_tables(shorter, size)
         completion = combine(completion, 1.0, tables, -share * k / m * (1 - spread))

@@ -156,7 +156,14 @@ def test_a_run_writes_metrics_and_an_adapter(trained, tiny):
     assert [row["step"] for row in rows] == [1, 2]
     assert rows[0]["kl_per_token"] == 0.0  # the policy starts as the reference
     assert rows[1]["kl_per_token"] > 0.0
-    assert rows[0]["criteria"]["helpful"].keys() == {"mean", "value", "gold", "lift"}
+    assert rows[0]["criteria"]["helpful"].keys() == {"mean", "value", "gold", "lift", "covariance"}
+    assert 0.5 <= rows[0]["effective_prompts"] <= 1.0  # of two prompts
+    linear = [key for key in trainer.state.log_history[0] if "linear_sum" in key or key.startswith(("reward", "frac"))]
+    assert sorted(key for key in linear if not key.startswith("rewards/")) == [
+        "linear_sum/groups_without_spread",
+        "linear_sum/mean",
+        "linear_sum/std",
+    ]
     assert rows[0]["criteria"]["helpful"]["gold"] is None
     assert np.isfinite(rows[0]["criteria"]["harmless"]["gold"])
     assert rows[0]["tokens_per_second"] > 0

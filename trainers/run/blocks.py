@@ -14,6 +14,7 @@ from trl import GRPOConfig
 from iama.config.files import TrainingConfig
 from iama.config.schema import RENAMED, key_hint, nearest
 from iama.errors import ConfigError
+from trainers import options
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Modules that PEFT saves whole, base weights and all, once they are LoRA targets."""
@@ -36,9 +37,10 @@ NOT_HERE = {
 }
 """GRPOConfig fields that these runs have no use for, and why."""
 CHOICES = {
-    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
-    "importance_sampling_level": ("token", "sequence"),
-    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "loss_type": options.LOSS_TYPES,
+    "importance_sampling_level": options.LEVELS,
+    "multi_objective_aggregation": options.AGGREGATIONS,
+    "vllm_importance_sampling_mode": options.VLLM_MODES,
 }
 """Words that TRL looks at only once it trains."""
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")

@@ -52,7 +52,8 @@ class MetricsFile(TrainerCallback):
     completions); with on_nan: drop or skip_criterion, `dropped` (completions that left their group, a roll-out batch),
     and with the latter `criteria[name].skipped` (prompts that the criterion was left out of, a roll-out batch).
     `criteria[name].lift` and `silent_groups` are what `trainers/run/watch.py` reads, and `alarms` names its causes; it
-    warns of each once.
+    warns of each once. `criteria[name].covariance` is that of the reward with the advantages, and `effective_prompts`
+    the share of the prompts that make the step: see `covariance_with_advantages_K` and `effective_prompts` there.
     """
 
     def __init__(self, path: Path, criteria: Sequence[TrainingCriterion], first_step: int, watch: Watch) -> None:
@@ -101,6 +102,7 @@ class MetricsFile(TrainerCallback):
             "beta": logs.get("beta", fixed_beta),
             "clipped_ratio": logs.get("completions/clipped_ratio"),
             "silent_groups": logs.get("silent_groups"),
+            "effective_prompts": logs.get("effective_prompts"),
             "mean_length": logs.get("completions/mean_length"),
             "tokens_per_second": rate,
             "loss": logs["loss"],
@@ -116,6 +118,7 @@ def _criterion_row(criterion: TrainingCriterion, logs: dict[str, Any]) -> dict[s
         "value": logs.get(f"value/{criterion.name}"),
         "gold": logs.get(f"rewards/{gold_name(criterion.name)}/mean"),
         "lift": logs.get(f"lift/{criterion.name}"),
+        "covariance": logs.get(f"covariance/{criterion.name}"),
         **{key: logs[f"{key}/{criterion.name}"] for key in OF_SOME if f"{key}/{criterion.name}" in logs},
     }
 

@@ -29,6 +29,7 @@ from iama.prompts.data import PromptRows, fitting_prompts, read_prompts
 from iama.rewards.classifier import ClassifierFiles
 from iama.rewards.load import Files, check_columns, check_reward
 from trainers.control import check_kl
+from trainers.options import check_options
 from trainers.run.arguments import refused_as, trial_arguments
 from trainers.run.blocks import check_blocks
 from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation
@@ -83,6 +84,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_vllm(fields, source)
     trial = trial_arguments(fields, config.trainer, config.world_size, source)
     _check_liger(fields, source)
+    check_options(trial, f"{source}: trainer.")
     outline = policy_outline(config)
     tokenizer = load_policy_tokenizer(config)
     check_token_ids(outline, tokenizer, config.policy.path, "policy.path")

@@ -26,6 +26,7 @@ from iama.objective.estimators import clamped_share, extrapolates
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.prompts.render import render_prompt
 from iama.rewards.classifier import ClassifierFiles, render_rewarded
+from trainers.options import check_options
 from trainers.run import memory, tokens
 from trainers.run.arguments import check_deepspeed, check_optimizer, check_trackers, one_line
 from trainers.run.checkpoints import checkpoints_in
@@ -57,7 +58,15 @@ def preflight(plan: Plan) -> list[Check]:
     checks = [_prompts(plan), *_policy(plan)]
     for criterion in plan.config.objective.criteria:
         checks += _rewards(plan, criterion)
-    checks += [_groups(plan), _batch(plan), *_devices(plan), _engine(plan), _optimizer(plan), _tracking(plan)]
+    checks += [
+        _groups(plan),
+        *_options(plan),
+        _batch(plan),
+        *_devices(plan),
+        _engine(plan),
+        _optimizer(plan),
+        _tracking(plan),
+    ]
     sizes = _sizes(plan)
     if isinstance(sizes, Check):
         return [*checks, sizes, _folder(plan)]
@@ -196,6 +205,17 @@ def _groups(plan: Plan) -> Check:
     need = max(c.operator.smallest_group for c in plan.objective.criteria)
     detail = f"{shares[name]:.1%} of the draws of {name!r} are of more than the {size} completions of a group"
     return Check("warn", "groups", detail, f"raise trainer.num_generations to {need}")
+
+
+def _options(plan: Plan) -> Iterator[Check]:
+    """TRL's options that bend the objective; the plan has refused those that make another one of it."""
+    arguments = plan.trial_arguments
+    messages = check_options(arguments, "trainer.")
+    for message in messages:
+        detail, _, remedy = message.partition("; ")
+        yield Check("warn", "options", detail, remedy)
+    if not messages:
+        yield Check("pass", "options", f"loss_type {arguments.loss_type} and the rest keep the objective's direction")
 
 
 def _batch(plan: Plan) -> Check:

@@ -26,6 +26,8 @@ from iama.reading import read_json
 
 ENVIRONMENT_FILE = "environment.json"
 PLOTS_FILE = "plots.svg"
+SHARES = ("clipped_ratio", "silent_groups", "effective_prompts")
+"""What the last panel of the plots shows; a run that an earlier version began lacks some of it."""
 PACKAGES = (
     "iama",
     "torch",
@@ -125,7 +127,7 @@ def _svg(rows: list[dict[str, Any]], criteria: Sequence[str]) -> str:
     panels = [
         *((name, {key: [row["criteria"][name][key] for row in rows] for key in COLOURS}) for name in criteria),
         ("KL to the reference, nats a token", {"KL": [row["kl_per_token"] for row in rows]}),
-        ("shares", {key: [row[key] for row in rows] for key in ("clipped_ratio", "silent_groups")}),
+        ("shares", {key: [row.get(key) for row in rows] for key in SHARES}),
     ]
     with mpl.rc_context({"svg.fonttype": "none", "font.size": 9.0, "svg.hashsalt": "plots"}):
         figure = Figure(figsize=(4.2 * len(panels), 3.0), layout="constrained")

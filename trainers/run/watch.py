@@ -56,6 +56,36 @@ def lift_K(rewards_PGK: Floats) -> Floats:
     return lift
 
 
+def covariance_with_advantages_K(advantages_PG: Floats, rewards_PGK: Floats) -> Floats:
+    """Covariance of each criterion's reward with the advantages `[K]`: within prompts, averaged over the groups.
+
+    A small step along the advantages moves a criterion's mean reward by it, so that the mean rises, to first order,
+    only where it is above 0 (arXiv 2602.06869). What the operator selects may rise all the same: that is `value`.
+    Completions without a score (NaN) are left out, and NaN stands where nothing is left. Unbiased under leave-one-out.
+    """
+    is_there_PGK = ~np.isnan(rewards_PGK)
+    count_PK = np.maximum(is_there_PGK.sum(axis=1), 1)
+    rewards = np.where(is_there_PGK, rewards_PGK, 0.0)
+    centred_PGK = np.where(is_there_PGK, rewards - (rewards.sum(axis=1) / count_PK)[:, None], 0.0)
+    covariance_PK = (advantages_PG[:, :, None] * centred_PGK).sum(axis=1) / count_PK
+    num_K = is_there_PGK.any(axis=1).sum(axis=0)
+    covariance: Floats = np.where(num_K > 0, covariance_PK.sum(axis=0) / np.maximum(num_K, 1), np.nan)
+    return covariance
+
+
+def effective_prompts(advantages_PG: Floats) -> float:
+    """How many prompts make the step, as a share of the batch's: `(sum m)^2 / (P sum m^2)`, `m` a prompt's sum of A^2.
+
+    1 where all prompts weigh alike, 1/P where one has all the weight; NaN where no advantage is above 0. A large N puts
+    the weight on few, hard prompts, which is why a base trained for N can be worse with one sample (arXiv 2602.21189).
+    """
+    mass_P = (advantages_PG**2).sum(axis=1)
+    if not mass_P.any():
+        return math.nan
+    mass_P = mass_P / mass_P.max()
+    return float(mass_P.sum() ** 2 / (len(mass_P) * (mass_P**2).sum()))
+
+
 @dataclass(frozen=True)
 class Alarm:
     """A sign of trouble: its `cause` (a word, with the criterion where there is one) and a line for people."""
@@ -185,7 +215,7 @@ class Watch:
         return Alarm(
             "gradient",
             f"step {row['step']}: the gradient is zero although groups carry a signal, so nothing is learned; look at "
-            "`lora` (dropout, alpha, targets) and at trainer.top_entropy_quantile and mask_truncated_completions",
+            "`lora` (dropout, alpha, targets) and at trainer.mask_truncated_completions",
         )
 
     def _kl(self, row: dict[str, Any]) -> Alarm | None:

@@ -30,6 +30,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning"),
     pytest.mark.filterwarnings("ignore:.*which only training has:iama.errors.IamaWarning"),
+    pytest.mark.filterwarnings("ignore:.*groups of an older policy:iama.errors.IamaWarning"),
 ]
 
 ROOT = Path(__file__).parents[3]

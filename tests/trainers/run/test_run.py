@@ -51,6 +51,7 @@ def test_an_adapter_without_a_step_is_not_saved(make_config):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*groups of an older policy:iama.errors.IamaWarning")
 def test_a_loss_that_is_no_number_ends_the_run_in_one_line(make_config):
     """The second step takes the roll-outs of the first: weights that overflow would end a roll-out in another way."""
     config = make_config(trainer__learning_rate=1e38, trainer__num_iterations=2, trainer__max_steps=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from iama.objective.operators import bon
 from tests.processes import run_python
 from trainers.run.build import build_trainer
 from trainers.run.plan import make_plan
-from trainers.run.watch import Watch, lift_K, silent_share
+from trainers.run.watch import Watch, covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 
 ROOT = Path(__file__).parents[3]
 UNENDED = "ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning"
@@ -160,6 +161,33 @@ def test_lift_is_a_slow_loops(rewards_PGK):
         lifts = [group.max() - group.mean() for group in groups if len(group)]
         expected = np.mean(lifts) if lifts else np.nan
         np.testing.assert_allclose(lift, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_covariance_is_unbiased_over_all_groups(n):
+    p, rewards_YK = np.array([0.2, 0.5, 0.3]), np.array([[0.0, 1.0], [1.0, 0.2], [0.4, 0.4]])
+    groups = np.array(list(itertools.product(range(3), repeat=4)))
+    advantages_PG = Objective([Criterion("a", bon(n)), Criterion("b", bon(n), 0.5)]).advantages(rewards_YK[groups])
+    each = [
+        covariance_with_advantages_K(a[None], rewards_YK[g][None]) for a, g in zip(advantages_PG, groups, strict=True)
+    ]
+    phi = sum(w * bon(n).first_variation(p, r) for w, r in zip((1.0, 0.5), rewards_YK.T, strict=True))
+    exact = [p @ (r * phi) - (p @ r) * (p @ phi) for r in rewards_YK.T]
+    np.testing.assert_allclose(p[groups].prod(axis=1) @ np.array(each), exact, atol=1e-12)
+
+
+def test_the_covariance_is_taken_within_prompts_and_without_holes():
+    rewards = np.array([[[0.0], [2.0], [np.nan]], [[10.0], [10.0], [10.0]], [[np.nan]] * 3])
+    advantages = np.array([[-1.0, 1.0, 0.0], [5.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
+    assert covariance_with_advantages_K(advantages, rewards) == pytest.approx([(1.0 + 0.0) / 2])
+    assert np.isnan(covariance_with_advantages_K(advantages, np.full((3, 3, 1), np.nan))).all()
+
+
+def test_effective_prompts_by_hand():
+    assert effective_prompts(np.array([[1.0, -1.0], [-1.0, 1.0]])) == 1.0
+    assert effective_prompts(np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])) == 0.25
+    assert effective_prompts(np.array([[1.0, 1.0], [1.0, 0.0]])) == pytest.approx(3**2 / (2 * 5))  # masses of 2 and 1
+    assert np.isnan(effective_prompts(np.zeros((2, 2))))
 
 
 # ------------------------------------------------------------------ real runs

@@ -1,0 +1,254 @@
+"""Which of TRL's options bend the objective: the expected gradient of a step against that of `R[pi]`, counted out.
+
+    python -m scripts.experiments.direction
+
+Writes docs/results/direction.md. Every option of `trainers/options.py` is measured on `direction_toy`, through TRL's
+own loss, masks and weights, under three operators and three rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+
+from iama.arrays import Floats
+from iama.objective.operators import Operator, bon, identity, soft_bon, tilt
+from scripts.experiments import frame
+from scripts.experiments.direction_toy import (
+    COMPLETIONS,
+    EIGHTHS,
+    GROUP,
+    Case,
+    Counted,
+    Unchecked,
+    at_distance,
+    kl_gradient,
+    law,
+    sampler_logits,
+    true_gradient,
+)
+from scripts.experiments.frame import Claim
+from trainers.options import OPTIONS, Option, Setting
+
+OPERATORS = (identity(), bon(2), bon(4))
+SOFT = (soft_bon(2, 0.3), tilt(0.3))
+REWARDS = (
+    np.array([0.2, 0.9, 0.0, 0.6, 1.0, 0.3]),
+    np.array([0.0, 0.2, 0.3, 0.5, 0.8, 1.0]),
+    np.array([1.0, 0.7, 0.6, 0.4, 0.2, 0.0]),
+)
+"""Of each completion: one that has little to do with its length, one that likes it long, one that likes it short."""
+BAR = 0.99
+"""Cosine below which an option is refused or warned of."""
+LATER, ENGINE = 0.05, 0.1
+"""KL in nats a completion: that an earlier update moved the policy by, and between the sampler and the policy."""
+MEAN_TOKENS = sum(weight / 8 * len(y) for weight, y in zip(EIGHTHS, COMPLETIONS, strict=True))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one option under one operator: the lowest cosine over the rewards, and the range of the length ratio.
+
+    The ratio is 1 for a gradient of `R[pi]` that is divided by the mean number of tokens, as TRL's default is.
+    """
+
+    cosine: float
+    lengths: tuple[float, float]
+
+
+class OnScoreAlone(Unchecked):
+    """The trainer without ratios inside the operators: what TRL's correction does by itself."""
+
+    def _ratios(self, *_: Any) -> Floats | None:
+        return None
+
+
+class KeepsRanks(Unchecked):
+    """The trainer whose masked completions stay in their group: what TRL's mask does by itself."""
+
+    def _without_masked(self, _output: dict[str, Any], rewards_PGK: Floats) -> Floats:
+        return rewards_PGK
+
+
+def main() -> None:
+    """Measure all options, write the page.
+
+    Example: python -m scripts.experiments.direction
+    """
+    torch.set_num_threads(1)
+    options = {option: measure(option) for option in frame.track(OPTIONS, len(OPTIONS), "options", "rows")}
+    write(frame.PAGES, options)
+
+
+@cache
+def trained_policy(setting: Setting) -> torch.Tensor:
+    """Logits of the policy that TRL differentiates; `sampler_logits` draw the groups."""
+    start = sampler_logits()
+    if setting == "later":
+        return at_distance(true_gradient(start, bon(2), REWARDS[0]), LATER)
+    if setting == "sampler":
+        noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return at_distance(noise, ENGINE)
+    return start
+
+
+def measure(
+    option: Option,
+    operators: Sequence[Operator] = OPERATORS,
+    *,
+    finished_only: bool | None = None,
+    size: int = GROUP,
+    trainer_class: Any = Unchecked,
+) -> list[Measured]:
+    """One option under each operator, in groups of `size`; masked completions are judged given that a policy ends."""
+    if finished_only is None:
+        finished_only = bool(option.example.get("mask_truncated_completions"))
+    logits = trained_policy(option.setting)
+    case = Case(option.example, logits, is_engine=option.setting == "sampler", size=size)
+    measured = []
+    for operator in operators:
+        pairs = []
+        for rewards_Y in REWARDS:
+            counted = Counted(case, operator, rewards_Y, trainer_class)
+            few = {"group": size, "one": 1}.get(option.rows)
+            found = counted.gradient() if few is None else counted.gradient_of_few(few)
+            pairs.append((found, true_gradient(logits, operator, rewards_Y, finished_only=finished_only)))
+        measured.append(compare(pairs))
+    return measured
+
+
+def compare(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Measured:
+    """Gradients that were found against those that are right."""
+    pairs = list(pairs)
+    lengths = [float(found.norm() / right.norm()) * MEAN_TOKENS for found, right in pairs]
+    return Measured(min(cosine(*pair) for pair in pairs), (min(lengths), max(lengths)))
+
+
+def cosine(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Of the angle between two gradients."""
+    return float((left * right).sum() / (left.norm() * right.norm()))
+
+
+def measure_soft(operator: Operator) -> list[Measured]:
+    """A soft operator whose groups are the policy's own, then those of another engine."""
+    settings: tuple[Setting, ...] = ("same", "sampler")
+    return [measure(Option({}, setting, "keeps"), [operator])[0] for setting in settings]
+
+
+def kl_penalty() -> dict[str, float]:
+    """Cosine of TRL's KL penalty with the KL of whole completions, with and without its bias correction."""
+    policy, reference = sampler_logits(), trained_policy("sampler")
+    right = -kl_gradient(policy, reference)
+    cases = {name: Case({"use_bias_correction_kl": on}, policy) for name, on in (("true", True), ("false", False))}
+    return {
+        name: cosine(Counted(case, identity(), REWARDS[0]).kl_gradient(reference), right)
+        for name, case in cases.items()
+    }
+
+
+def is_right(option: Option, measured: Sequence[Measured]) -> bool:
+    """Whether what is done about an option is what its cosines ask for."""
+    keeps = min(m.cosine for m in measured) >= BAR
+    return keeps == (option.verdict in ("keeps", "unused"))
+
+
+# The page. ----------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, options: Mapping[Option, list[Measured]]) -> None:
+    """Write the page."""
+    (mask,) = (option for option in options if "mask_truncated_completions" in option.example)
+    larger = Option({**mask.example, "loss_type": "dr_grpo"}, "same", "warned", rows="group")  # exact group by group
+    alone = measure(Option({}, "sampler", "keeps"), trainer_class=OnScoreAlone)
+    settings: tuple[Setting, ...] = ("same", "later", "sampler")
+    ratios = {name: law(trained_policy(name)) / law(sampler_logits()) for name in settings}
+    values = {
+        "claims": frame.claims_table(claims(options, alone)),
+        "tables": {
+            setting: _table(
+                "option", [_option_row(o, m) for o, m in options.items() if o.setting == setting], "what is done"
+            )
+            for setting in settings
+        },
+        "alone": _table(
+            "ratios stand",
+            [
+                _row("at the completion's own score", alone),
+                _row("there and in the operator", options[_default("sampler")]),
+            ],
+        ),
+        "mask": _table(
+            "the policy's value",
+            [
+                _row("given that it ends", options[mask]),
+                _row("given that it ends, groups of six", measure(larger, size=6)),
+                _row("the same, were cut ones still ranked", measure(larger, size=6, trainer_class=KeepsRanks)),
+                _row("with its cut completions", measure(mask, finished_only=False)),
+            ],
+        ),
+        "soft": frame.table(
+            ["operator", "own groups", "another engine's"],
+            [[f"`{o.name}`", *(f"{m.cosine:.4f}" for m in measure_soft(o))] for o in SOFT],
+        ),
+        "kl": kl_penalty(),
+        "ratios": {name: (float(of.min()), float(of.max())) for name, of in ratios.items()},
+        "distances": {"later": LATER, "sampler": ENGINE},
+        "mean_tokens": MEAN_TOKENS,
+    }
+    frame.write_page(folder / "direction.md", "direction", values)
+
+
+def _table(first: str, rows: Iterable[Sequence[str]], *last: str) -> str:
+    return frame.table([first, *(f"`{operator.name}`" for operator in OPERATORS), "length", *last], rows)
+
+
+def _default(setting: Setting) -> Option:
+    return next(o for o in OPTIONS if o.setting == setting and not o.example)
+
+
+def _row(name: str, measured: Sequence[Measured]) -> list[str]:
+    low, high = min(m.lengths[0] for m in measured), max(m.lengths[1] for m in measured)
+    length = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    return [name, *(f"{m.cosine:.4f}" for m in measured), length]
+
+
+def _option_row(option: Option, measured: Sequence[Measured]) -> list[str]:
+    done = {"keeps": "", "unused": "warned: not used"}.get(option.verdict, f"**{option.verdict}**")
+    return [*_row(f"`{option.name}`" if option.example else option.name, measured), done]
+
+
+def claims(options: Mapping[Option, list[Measured]], alone: Sequence[Measured]) -> list[Claim]:
+    """What the page says at its top."""
+    lowest = {option: min(m.cosine for m in measured) for option, measured in options.items()}
+    taken = [c for o, c in lowest.items() if o.verdict in ("keeps", "unused")]
+    refused = [c for o, c in lowest.items() if o.verdict == "refused"]
+    warned = [c for o, c in lowest.items() if o.verdict == "warned"]
+    engine = lowest[_default("sampler")]
+    return [
+        Claim(
+            "options that are taken keep the direction", f"cosine {BAR} or more", f"{min(taken):.4f}", min(taken) >= BAR
+        ),
+        Claim(
+            "options that are refused do not", f"cosine below {BAR}", f"{max(refused):.4f} at most", max(refused) < BAR
+        ),
+        Claim(
+            "nor do those that are warned of", f"cosine below {BAR}", f"{max(warned):.4f} at most", max(warned) < BAR
+        ),
+        Claim(
+            "weights inside the operator correct for another engine",
+            "cosine above that of weights on the score alone",
+            f"{engine:.4f}, against {min(m.cosine for m in alone):.4f}",
+            engine > min(m.cosine for m in alone),
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)
