@@ -48,11 +48,12 @@ def _sentence(trained: str, reference: str, criterion: str, found: Mapping[Stopp
     """What was found of a criterion; nothing where there is no reference that stops."""
     if "stopping" not in found:
         return []
-    parts = [f"alone it saves {title(reference)} {_saved(found['stopping'])} of the draws"]
+    parts = [f"without it {title(reference)} needs {_saved(found['stopping'])} the draws"]
     if "training" in found:
-        parts.append(f"training saves {_saved(found['training'])} against that base with stopping")
+        parts.append(f"{title(reference)} with it needs {_saved(found['training'])} the draws of {trained} without")
     if "compounding" in found:
-        parts.append(f"stopping saves {trained} {_saved(found['compounding'])}, so {compounds(found['compounding'])}")
+        row = found["compounding"]
+        parts.append(f"without it {trained} needs {_saved(row)} the draws, so {compounds(row)}")
     by = "" if found["stopping"]["metric"] == "gold" else " by proxy"
     return [f"Stopping on {criterion}{by}: {'; '.join(parts)}."]
 
