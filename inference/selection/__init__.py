@@ -4,7 +4,7 @@ Everything here is a function of arrays; no model is read. Read `rules` first: a
 `itp` and `mbr` are rules with settings, `lstat` is the rule of an operator. `curves` values Best-of-N and its kin on a
 pool without bias, `kept` any rule, and `divergences` has the KL and chi-squared of each.
 `stopping` says when enough is drawn (`stopping_beacon` by a Bayesian index), `stopping_pools` values that on a pool,
-and `stopping_tuned` tunes it on other prompts.
+and `stopping_tuned` chooses among `stopping_families` on other prompts.
 """
 
 from inference.selection.curves import best_of_weights, operator_at, order_weights, rank_weights, sorted_scores

@@ -87,6 +87,18 @@ def threshold_weights(below_B: Integers, size: int, ends: Indices) -> Floats:
     return np.where(i > below_B[:, None], stopped_BS, never_S)
 
 
+def one_by_one(size: int, n: int) -> tuple[Floats, Floats]:
+    """The same of rounds of one draw, for every number below `L = 0..size`: mean draws, and the weight of each rank
+    above, `[size + 1]` each."""
+    below, all_below = np.arange(size + 1), np.ones(size + 1)
+    draws_L, weight_L = np.zeros(size + 1), np.zeros(size + 1)
+    for k in range(n):  # with chance `all_below` the k draws so far were below, and one more is made
+        draws_L += all_below
+        weight_L += all_below / (size - k)
+        all_below = all_below * np.maximum(below - k, 0) / (size - k)
+    return draws_L, weight_L
+
+
 def _log_falling(x: Integers, k: Integers) -> Floats:
     """`log [x]_k`; minus infinity where k exceeds x."""
     rest = x - k

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from iama.cli.app import app
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, IamaWarning
@@ -191,3 +195,13 @@ def test_training_refuses_stopping_and_says_what_to_write():
 def test_stopping_needs_a_reward(policy):
     with pytest.raises(ConfigError, match="stops by a reward"):
         serve(policy, None, "bon(4, stop=pandora(0.1))", SAMPLING)
+
+
+def test_generate_tells_the_draws(tiny):
+    method = "bon(5, stop=target(0.5), width=2)"
+    words = ["generate", "--policy", str(tiny.policy), "--reward", str(tiny.reward), "--prompt", "fix a bike"]
+    result = CliRunner().invoke(app, [*words, "--max-new-tokens", "6", "--method", method, "--seed", "1"])
+    assert result.exit_code == 0, result.output
+    assert "cost of measuring the target" in result.output
+    assert re.search(r"draws: [245] of at most 5, in [123] rounds? of 2", result.output)
+    assert "bon(5, stop=target(0.5, threshold=" in result.output

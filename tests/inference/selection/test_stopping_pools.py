@@ -23,9 +23,11 @@ from inference.selection.stopping import (
 from inference.selection.stopping_pools import (
     NUM_ORDERS,
     chances_of_orders,
+    one_by_one,
     random_orders,
     stopped_chances,
     stopped_scores,
+    threshold_rounds,
     threshold_weights,
 )
 
@@ -112,6 +114,15 @@ def test_weights_hold_for_large_pools(width):
     weights_BS = threshold_weights(np.asarray([0, 700, 990, 1000]), 1000, ends)
     assert (weights_BS >= 0).all()
     np.testing.assert_allclose(weights_BS.sum(axis=1), 1)
+
+
+def test_draws_one_by_one_are_rounds_of_one():
+    below, ends = np.arange(31), np.arange(1, 9)
+    draws_L, weight_L = one_by_one(30, 8)
+    np.testing.assert_allclose(draws_L, threshold_rounds(below, 30, ends).sum(axis=1))
+    weights_LS = threshold_weights(below, 30, ends)
+    for above in range(30):
+        np.testing.assert_allclose(weights_LS[above, above:], weight_L[above])
 
 
 def test_orders_are_the_same_in_every_run_and_even():

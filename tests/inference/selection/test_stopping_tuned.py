@@ -9,8 +9,9 @@ from iama.objective.operators import bon
 from inference.samplers.serve import read_method, stopped_of
 from inference.selection.curves import curves
 from inference.selection.stopping_beacon import beacon_index
+from inference.selection.stopping_families import ByDraws, Orders, Samples, Target
 from inference.selection.stopping_pools import stopped_chances, stopped_scores
-from inference.selection.stopping_tuned import ByDraws, Orders, Samples, Target, Tuner
+from inference.selection.stopping_tuned import Tuner
 
 P, S, N = 12, 40, 8
 RNG = np.random.default_rng(3)
