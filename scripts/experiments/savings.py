@@ -21,7 +21,7 @@ from inference.evaluation.combine import combine_evaluations
 from inference.evaluation.summary import Summary
 from inference.report.stopping import compared_text, stopping_sentences
 from inference.report.words import interval_text, point_names, ratio_text, told_unit
-from inference.statistics.summary_rows import SavingsRow, StoppingRow
+from inference.statistics.summary_rows import SavingsRow, StoppingRow, Unit
 from scripts import launch
 from scripts.experiments import frame
 from scripts.experiments.frame import CRITERIA, SEEDS, Claim, table
@@ -117,7 +117,7 @@ def by_gold_stopping(summary: Summary) -> list[StoppingRow]:
 def stopping_table(rows: Sequence[StoppingRow]) -> str:
     """One row a criterion and pair that is compared."""
     header = "criterion | compared | draws saved (95 % interval) | tokens | seconds | steps"
-    units = ("policy_tokens", "seconds", "sequential_steps")
+    units: tuple[Unit, ...] = ("policy_tokens", "seconds", "sequential_steps")
     return table(
         header,
         [
@@ -133,7 +133,7 @@ def savings_table(summary: Summary, *, is_point: bool) -> str:
     rows = [row for row in summary["savings"] if row["metric"] == "gold" and ("reference_method" in row) == is_point]
     names = point_names(summary)
     header = "criterion | method | reference | by | ratio (95 % interval) | tokens | FLOPs | seconds | steps | remarks"
-    units = ("policy_tokens", "flops", "seconds", "sequential_steps")
+    units: tuple[Unit, ...] = ("policy_tokens", "flops", "seconds", "sequential_steps")
     return table(
         header,
         [

@@ -8,16 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.evaluation.tables import Tables
+from inference.statistics.equal_cost import _between, difference_at_equal_cost, grows
 from inference.statistics.savings import (
     FALL_TOLERANCE,
     Comparison,
-    _between,
     at_budget,
-    difference_at_equal_cost,
     estimate_savings,
     falls,
     geometric_mean,
-    grows,
     paired_difference,
     samples_needed,
 )
