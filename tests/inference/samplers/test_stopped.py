@@ -204,4 +204,4 @@ def test_generate_tells_the_draws(tiny):
     assert result.exit_code == 0, result.output
     assert "cost of measuring the target" in result.output
     assert re.search(r"draws: [245] of at most 5, in [123] rounds? of 2", result.output)
-    assert "bon(5, stop=target(0.5, threshold=" in result.output
+    assert "threshold=" in result.output
