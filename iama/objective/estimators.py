@@ -84,8 +84,10 @@ def check_group_size(operator: Operator, num_generations: int, estimator: Estima
     if num_generations < 2:
         raise ConfigError(f"{source}: groups need at least 2 completions, but num_generations is {num_generations}")
     share = clamped_share(operator, num_generations)
-    extrapolates = estimator == "tail" and isinstance(operator, RankOperator)
-    if extrapolates and (beyond := clamped_share(operator, TAIL_RATIO * num_generations)) > CLAMPED_SHARE:
+    if (
+        extrapolates(operator, estimator)
+        and (beyond := clamped_share(operator, TAIL_RATIO * num_generations)) > CLAMPED_SHARE
+    ):
         warnings.warn(
             f"{source}: {operator.name} draws more than {TAIL_RATIO} times trainer.num_generations = {num_generations} "
             f"samples with probability {beyond:.1%}; estimator 'tail' was not measured that far "
@@ -93,7 +95,7 @@ def check_group_size(operator: Operator, num_generations: int, estimator: Estima
             IamaWarning,
             stacklevel=2,
         )
-    if share > CLAMPED_SHARE and not extrapolates:
+    if share > CLAMPED_SHARE and not extrapolates(operator, estimator):
         instead = (
             f"'plugin' ascends a mixture of budgets up to {num_generations}"
             if estimator == "plugin"
@@ -124,6 +126,11 @@ def _unused(operator: Operator, num_generations: int, estimator: Estimator, shar
     if estimator == "tail" and not isinstance(operator, RankOperator):
         return f"estimator 'tail' extrapolates Best-of-N and its mixtures; {operator.name} takes 'auto'"
     return ""
+
+
+def extrapolates(operator: Operator, estimator: Estimator) -> bool:
+    """Whether draws beyond the group's size are extrapolated, and not counted as draws of that size."""
+    return estimator == "tail" and isinstance(operator, RankOperator)
 
 
 def clamped_share(operator: Operator, num_generations: int) -> float:

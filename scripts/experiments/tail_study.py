@@ -15,7 +15,8 @@ from iama.arrays import Floats, Indices
 from iama.objective.entropic import entropic
 from iama.objective.estimators import Estimator, advantages
 from iama.objective.operators import Operator, bon
-from iama.objective.rank_estimators import rank_advantages, table_advantages, tail_law
+from iama.objective.rank_estimators import rank_advantages, table_advantages
+from iama.objective.rank_tables import tail_law
 from scripts.experiments.frame import Claim, table
 from scripts.experiments.toy_problem import draw, policy_gradient
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from iama.errors import ConfigError, IamaWarning
-from iama.objective import estimators, rank_estimators
+from iama.objective import estimators, rank_estimators, rank_tables
 from iama.objective.estimators import advantages, check_group_size, group_value
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import RankOperator, bon, bop, bop_zt, identity, series, soft_bon
@@ -113,7 +113,7 @@ def test_a_group_without_spread_gives_zeros(reward, operator):
 def test_groups_without_ties_take_a_shorter_way_to_the_same_bits(seed, size, operator):
     scores = np.sort(np.random.default_rng(seed).normal(size=(3, size)), axis=1)
     below = np.tile(np.arange(size), (3, 1))
-    tables, _, _ = rank_estimators._advantage_tables(operator, size, "auto")
+    tables, _, _ = rank_tables.advantage_tables(operator, size, "auto")
     expected = rank_estimators._tied(scores, below, below + 1, tables)
     np.testing.assert_array_equal(rank_estimators._untied(scores, tables), expected)
 
@@ -183,11 +183,11 @@ def test_the_extrapolation_is_unbiased_for_what_it_says(operator, size):
 
 
 def test_the_extrapolation_is_exact_for_an_exponential_tail():
-    law = rank_estimators.tail_law(bon(32), 8)
+    law = rank_tables.tail_law(bon(32), 8)
     values = np.cumsum(1 / np.arange(1, 9))  # Best-of-n of exponential rewards
     assert law @ values == pytest.approx(np.sum(1 / np.arange(1, 33)))
     assert law.sum() == pytest.approx(1.0)
-    np.testing.assert_array_equal(rank_estimators.tail_law(bon(8), 8), rank_estimators.clamped_law(bon(8), 8))
+    np.testing.assert_array_equal(rank_tables.tail_law(bon(8), 8), rank_tables.clamped_law(bon(8), 8))
     rewards = np.random.default_rng(0).normal(size=(3, 8))
     np.testing.assert_array_equal(advantages(bon(6), rewards, estimator="tail"), advantages(bon(6), rewards))
 
