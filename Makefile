@@ -37,7 +37,7 @@ check: $(STAMP) ## ruff, ruff format, mypy --strict, import-linter
 bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench
 
-EXPERIMENTS := toy estimator_study direction search front segment_samplers reasoning before_training maxrl
+EXPERIMENTS := toy estimator_study direction search front segment_samplers reasoning savings before_training maxrl
 
 results: $(STAMP) ## regenerate docs/results.md and the pages of scripts/experiments (hours on two cores; resumable)
 	$(RUN) -m scripts.results

@@ -71,7 +71,7 @@ def evaluate(
     console = wide_console()
     print_tables(summary, console)
     for row in summary["curves"]:
-        if "written" in row:
+        if "written" in row and row["samples"] is None:
             typer.echo(f"{row['policy']}, {row['criterion']}: {row['method']} is {row['written']}")
     typer.echo(f"report: {write_report(Path(settings.output_dir))}")
     print_line(console, headline(summary))

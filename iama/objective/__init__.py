@@ -1,10 +1,10 @@
 """The theory: what is maximised, and its gradient from the rewards of a group of completions. numpy only.
 
 Read `objective` first: rewards in, advantages out. `operators` lists what may serve a criterion and parses it, and
-`estimators` turns one criterion's rewards into advantages. The mathematics is in `rank_operators`, `rank_estimators`,
-`soft_operators`, `soft_estimators`, `order_operators` (L-statistics), `entropic` and `off_policy` (groups that another
-policy drew). `aggregates` combines criteria, `simplex` draws their weights; `regularisation` bounds the distance to the
-base.
+`estimators` turns one criterion's rewards into advantages. The mathematics is in `rank_operators`, `rank_tables`,
+`rank_estimators`, `soft_operators`, `soft_estimators`, `order_operators` (L-statistics), `entropic` and `off_policy`
+(groups that another policy drew). `aggregates` combines criteria, `simplex` draws their weights; `regularisation`
+bounds the distance to the base.
 """
 
 from iama.objective.aggregates import Aggregate, minimum, parse_aggregate, smooth_min, weighted_sum

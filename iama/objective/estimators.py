@@ -20,7 +20,7 @@ from iama.errors import ConfigError, IamaWarning
 from iama.objective.entropic import entropic_advantages, entropic_value
 from iama.objective.off_policy import off_policy_advantages
 from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, SoftBestOfN, Tilt
-from iama.objective.rank_estimators import rank_advantages, rank_value
+from iama.objective.rank_estimators import best_is_tied, rank_advantages, rank_value
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.objective.soft_estimators import soft_bon_advantages, soft_bon_value, tilt_advantages, tilt_value
 
@@ -84,8 +84,10 @@ def check_group_size(operator: Operator, num_generations: int, estimator: Estima
     if num_generations < 2:
         raise ConfigError(f"{source}: groups need at least 2 completions, but num_generations is {num_generations}")
     share = clamped_share(operator, num_generations)
-    extrapolates = estimator == "tail" and isinstance(operator, RankOperator)
-    if extrapolates and (beyond := clamped_share(operator, TAIL_RATIO * num_generations)) > CLAMPED_SHARE:
+    if (
+        extrapolates(operator, estimator)
+        and (beyond := clamped_share(operator, TAIL_RATIO * num_generations)) > CLAMPED_SHARE
+    ):
         warnings.warn(
             f"{source}: {operator.name} draws more than {TAIL_RATIO} times trainer.num_generations = {num_generations} "
             f"samples with probability {beyond:.1%}; estimator 'tail' was not measured that far "
@@ -93,7 +95,7 @@ def check_group_size(operator: Operator, num_generations: int, estimator: Estima
             IamaWarning,
             stacklevel=2,
         )
-    if share > CLAMPED_SHARE and not extrapolates:
+    if share > CLAMPED_SHARE and not extrapolates(operator, estimator):
         instead = (
             f"'plugin' ascends a mixture of budgets up to {num_generations}"
             if estimator == "plugin"
@@ -126,6 +128,11 @@ def _unused(operator: Operator, num_generations: int, estimator: Estimator, shar
     return ""
 
 
+def extrapolates(operator: Operator, estimator: Estimator) -> bool:
+    """Whether draws beyond the group's size are extrapolated, and not counted as draws of that size."""
+    return estimator == "tail" and isinstance(operator, RankOperator)
+
+
 def clamped_share(operator: Operator, num_generations: int) -> float:
     """Share of an operator's draws that are of more than `num_generations` samples."""
     if isinstance(operator, RankOperator):
@@ -139,17 +146,16 @@ def clamped_share(operator: Operator, num_generations: int) -> float:
 
 def _check_ties(selector_PG: Floats) -> None:
     """Warn, once in a process, where `tail` reads no tail: most groups have several best, as with 0 and 1."""
-    best = selector_PG.max(axis=1, keepdims=True)
-    is_tied = (selector_PG == best).sum(axis=1) > 1
-    if len(is_tied) and is_tied.mean() > TIED:
+    if len(selector_PG) and best_is_tied(selector_PG).mean() > TIED:
         _warn_of_ties()
 
 
 @cache
 def _warn_of_ties() -> None:
     warnings.warn(
-        f"estimator 'tail' reads the tail from the gap between a group's best two, and in more than {TIED:.0%} of the "
-        "groups they are equal; write estimator: auto, or raise trainer.num_generations (docs/results/estimators.md)",
+        "estimator 'tail' reads the tail from the gap between a group's best two, and in more than "
+        f"{TIED:.0%} of the groups they are equal: these count as draws of the group's size; write estimator: auto, "
+        "or raise trainer.num_generations (docs/results/estimators.md)",
         IamaWarning,
         stacklevel=2,
     )

@@ -20,8 +20,9 @@ from math import comb
 import numpy as np
 
 from iama.arrays import Floats
-from iama.objective.rank_estimators import baseline, clamped_law, tail_law, uses_loo1
+from iama.objective.rank_estimators import best_is_tied
 from iama.objective.rank_operators import RankOperator
+from iama.objective.rank_tables import baseline, clamped_law, tail_law, uses_loo1
 
 
 def off_policy_advantages(operator: RankOperator, score_PG: Floats, ratios_PG: Floats, estimator: str) -> Floats:
@@ -32,6 +33,11 @@ def off_policy_advantages(operator: RankOperator, score_PG: Floats, ratios_PG: F
     size = score_PG.shape[1]
     if size == 1:
         return np.zeros_like(score_PG)
+    if estimator == "tail" and (tied := best_is_tied(score_PG)).any():
+        advantages = np.empty_like(score_PG)
+        for rows, name in ((tied, "auto"), (~tied, "tail")):
+            advantages[rows] = off_policy_advantages(operator, score_PG[rows], ratios_PG[rows], name)
+        return advantages
     order = np.argsort(score_PG, axis=1)
     score_PG, ratios_PG = (np.take_along_axis(x, order, axis=1) for x in (score_PG, ratios_PG))
     law = tail_law(operator, size) if estimator == "tail" else clamped_law(operator, size)

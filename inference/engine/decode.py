@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import numpy as np
@@ -61,7 +61,6 @@ def iter_decode(
     seed: int,
     batch_size: int,
     keys: Sequence[int] | None = None,
-    first: int = 0,
 ) -> Iterator[tuple[int, list[Response], Cost]]:
     """Sample responses for every prompt; yields (prompt index, its responses, its cost) as prompts are done.
 
@@ -71,7 +70,7 @@ def iter_decode(
     samples side by side: the prefill and T - 1 more, T being the longest response. `batch_size` is the
     number of rows decoded together; where memory runs out it is halved, with a warning and the same responses (the
     cost of what was lost is not counted). `keys` replaces the prompts' `prompt_keys`, for a list that is part of a
-    longer one. `first` is the index of each prompt's first sample, for those that come after others.
+    longer one.
 
     Raises `DataError` naming the prompt, before anything is decoded, if one is empty or does not fit.
     """
@@ -83,7 +82,7 @@ def iter_decode(
         yield index, [], Cost()
 
     def run(indices: list[int], batch_size: int) -> Iterator[_Samples]:
-        streams = {i: stream_keys(seed, [keys[i]] * counts[i], first + np.arange(counts[i])) for i in indices}
+        streams = {i: stream_keys(seed, [keys[i]] * counts[i], np.arange(counts[i])) for i in indices}
         samples = [_Samples(i, prompts_ids[i], streams[i]) for i in indices]
         return _Decoder(policy, sampling, batch_size).run(samples)
 
@@ -93,15 +92,78 @@ def iter_decode(
         yield request.index, request.responses(policy, sampling.stop), cost
 
 
+class HeldPrompts:
+    """Sampling in rounds: a prompt is forwarded once, and its row is held until it is let go.
+
+    Sample `i` of a prompt is what `iter_decode` gives, whatever the rounds. Arguments and errors are those of
+    `iter_decode`. Where memory runs out prompts are forwarded anew, which is not counted.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts_ids: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        batch_size: int,
+        keys: Sequence[int],
+    ) -> None:
+        check_fit(policy.name, policy.tokenizer, policy.context_length, prompts_ids, sampling)
+        self._policy, self._prompts_ids, self._sampling = policy, prompts_ids, sampling
+        self._seed, self._keys = seed, keys
+        self._batch_size = batch_size
+        self._decoder = _Decoder(policy, sampling, batch_size)
+        self._held: dict[int, tuple[int, torch.Tensor]] = {}  # slot and logits of each prompt
+        self._known: set[int] = set()
+
+    def draw(self, indices: Sequence[int], first: int, number: int) -> dict[int, tuple[list[Response], Cost]]:
+        """Samples `first` to `first + number - 1` of some prompts, by index, and what they cost.
+
+        The prompt counts where it is drawn from for the first time; further rounds take no pass for it.
+        """
+        start_peak(self._policy.model.device)
+        drawn = {}
+        order = [i for i in shortest_first(self._prompts_ids) if i in set(indices)]
+        run = partial(self._run, first, number)
+        for request in until_all(run, order, self._batch_size, f"policy {self._policy.name!r}"):
+            assert request.prefill is not None
+            self._held[request.index] = request.prefill
+            cost = replace(request.cost(), peak_memory=peak_memory(self._policy.model.device))
+            if request.index in self._known:
+                cost = replace(cost, policy_prefill_tokens=0, sequential_steps=cost.sequential_steps - 1)
+            self._known.add(request.index)
+            drawn[request.index] = request.responses(self._policy, self._sampling.stop), cost
+        return drawn
+
+    def _run(self, first: int, number: int, indices: list[int], batch_size: int) -> Iterator[_Samples]:
+        if batch_size != self._batch_size:  # memory ran out, and with it the rows
+            self._held, self._batch_size = {}, batch_size
+            self._decoder = _Decoder(self._policy, self._sampling, batch_size)
+        samples = np.arange(first, first + number)
+        streams = {i: stream_keys(self._seed, [self._keys[i]] * number, samples) for i in indices}
+        return self._decoder.run(
+            [_Samples(i, self._prompts_ids[i], streams[i], prefill=self._held.get(i), is_held=True) for i in indices]
+        )
+
+    def let_go(self, indices: Sequence[int]) -> None:
+        """Give up the rows of prompts that are not drawn from any more."""
+        self._decoder.free([self._held.pop(i)[0] for i in indices if i in self._held])
+
+
 @dataclass(eq=False)
 class _Samples(Request):
-    """A prompt with its samples: their streams `[S]`, and their tokens as they come."""
+    """A prompt with its samples: their streams `[S]`, and their tokens as they come.
+
+    `is_held`: the prompt's own row is left as it is, for further samples.
+    """
 
     streams: NDArray[np.uint64]
     tokens: list[list[int]] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)  # by themselves, not by their length
     num_open: int = 0
     prefill: tuple[int, torch.Tensor] | None = None  # slot and logits, while samples wait to be forked from it
+    is_held: bool = False
 
     def __post_init__(self) -> None:
         self.num_open = len(self.streams)
@@ -150,11 +212,16 @@ class _Decoder:
         waiting = deque(requests)
         # The last token is not fed back.
         longest = max(len(request.prompt_ids) for request in requests) + self._sampling.max_new_tokens - 1
-        self._rows.reserve(1 + min(self._batch_size, sum(len(r.streams) for r in requests)), longest)
+        num_held = sum(request.is_held for request in requests)
+        self._rows.reserve(1 + num_held + min(self._batch_size, sum(len(r.streams) for r in requests)), longest)
         while self._live or waiting:
             if waiting and len(self._live) <= (1 - REFILL_AT) * self._batch_size:
                 self._admit(waiting)
             yield from self._step()
+
+    def free(self, slots: Sequence[int]) -> None:
+        """Give up rows of prompts that were held."""
+        self._rows.free(slots)
 
     def _admit(self, waiting: deque[_Samples]) -> None:
         """Let samples enter, as many as fit; their prompts are forwarded together, and forked."""
@@ -187,11 +254,11 @@ class _Decoder:
     def _fork(self, request: _Samples, number: int) -> torch.Tensor:
         """Start a request's next samples from its prompt, and give their logits `[number, V]`.
 
-        The last of all takes the prompt's own slot.
+        The last of all takes the prompt's own slot, unless that is held.
         """
         assert request.prefill is not None
         slot, logits_V = request.prefill
-        is_last = number == request.num_waiting
+        is_last = number == request.num_waiting and not request.is_held
         slots = [*([slot] if is_last else []), *self._rows.fork(slot, number - is_last)]
         first = len(request.tokens)
         request.tokens += [[] for _ in slots]

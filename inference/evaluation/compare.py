@@ -15,12 +15,11 @@ from inference.evaluation.summary import Results
 from inference.evaluation.tables import Tables, load_tables
 from inference.statistics.bootstrap import interval_row
 from inference.statistics.costs import UNITS
+from inference.statistics.equal_cost import difference_at_equal_cost, grows
 from inference.statistics.savings import (
     Comparison,
-    difference_at_equal_cost,
     estimate_savings,
     geometric_mean,
-    grows,
     is_flat,
     paired_difference,
 )

@@ -103,7 +103,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         config.seed,
         {name: [point.text for point in dial.points] for name, dial in plan.dials.items()},
     )
-    curves = curve_rows(evaluation, tables)
+    curves = curve_rows(evaluation, tables, stop_settings)
     results = compare_policies([tables], question)
     summary = Summary(
         **results,
@@ -112,7 +112,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         hacking=risks.hacking_rows(config, tables),
         controls=risks.control_rows(evaluation),
         win_rates=risks.win_rate_rows(evaluation),
-        recommendations=risks.recommendation_rows(config, tables, curves),
+        recommendations=risks.recommendation_rows(config, tables, curves, stop_settings),
         break_even=risks.break_even_rows(evaluation, tables, results["savings"]),
         headroom=headroom_figures(evaluation),
         sampling=sampling_rows(evaluation),

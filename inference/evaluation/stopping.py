@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from iama.arrays import Floats, Indices
@@ -17,11 +15,9 @@ from inference.samplers.serve import lacks_threshold, stopped_of, with_threshold
 from inference.selection.stopping import Stopped, stopped_text
 from inference.selection.stopping_pools import stopped_chances, stopped_scores
 from inference.selection.stopping_tuned import Samples, Tuner
-from inference.statistics.costs import affine_costs, lengths, num_steps
+from inference.statistics.costs import Affine, affine_costs, lengths, num_steps
 from inference.statistics.savings import SAMPLES
 from inference.statistics.summary_rows import StopSettingRow
-
-Affine = Mapping[str, tuple[Floats, Floats]]
 
 
 def is_known(unit: str, criterion: EvaluationCriterion) -> bool:
@@ -43,7 +39,7 @@ def add_stopped(
     if spread_PS is not None:
         spread_PS = spread_PS[:, : evaluation.plan.num_samples]
     lengths_PS = lengths(evaluation.pool(policy, criterion))
-    costs, number = _affine(evaluation, policy, criterion), len(proxy_PS)
+    number, costs = len(proxy_PS), _affine(evaluation, policy, criterion)
     for written, part in written_stops(evaluation, policy, criterion, method):
         stopped = stopped_of(written)
         for metric, score_PS in (("proxy", proxy_PS), ("gold", gold_PS), ("disagreement", spread_PS)):
@@ -53,13 +49,14 @@ def add_stopped(
                 )
         _, drawn_PR = stopped_chances(stopped, proxy_PS[part])
         draws_P, rounds_P = drawn_PR @ _widths(stopped), drawn_PR.sum(axis=1)
-        for unit, (fixed_P, rate_P) in costs.items():
-            _put(tables.costs, (*key, unit), number, part, fixed_P[part] * rounds_P + rate_P[part] * draws_P)
+        for unit, costs_P1 in _costs(costs, draws_P[:, None], rounds_P[:, None], part).items():
+            _put(tables.costs, (*key, unit), number, part, costs_P1[:, 0])
         _put(tables.costs, (*key, SAMPLES), number, part, draws_P)
         _put(tables.costs, (*key, "backward_tokens"), number, part, np.zeros(part.size))
         if lengths_PS is not None:
+            # As many as the longest of each round has tokens, and one of the reward; the prompt takes one, once.
             steps_PR = num_steps(lengths_PS[part], [bon(int(width)) for width in _widths(stopped)])
-            _put(tables.costs, (*key, "sequential_steps"), number, part, (drawn_PR * steps_PR).sum(axis=1))
+            _put(tables.costs, (*key, "sequential_steps"), number, part, (drawn_PR * (steps_PR - 1)).sum(axis=1) + 1)
 
 
 def written_stops(
@@ -74,15 +71,30 @@ def written_stops(
     return [(with_threshold(method, rewards), part) for rewards, part in zip(others, parts, strict=True)]
 
 
-def _affine(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion) -> Affine:
+def _affine(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion) -> tuple[Affine, Affine]:
+    """Costs of the policy and of the reward."""
     source = evaluation.plan.source(policy, criterion.name)
-    costs = affine_costs(
+    of_policy, of_reward = affine_costs(
         evaluation.pool(policy, criterion),
         evaluation.measured.scores[source.name, criterion.proxy],
         source.size,
         evaluation.measured.reward_sizes.get(criterion.proxy),
     )
+    return _told(of_policy, criterion), _told(of_reward, criterion)
+
+
+def _told(costs: Affine, criterion: EvaluationCriterion) -> Affine:
     return {unit: cost for unit, cost in costs.items() if is_known(unit, criterion)}
+
+
+def _costs(costs: tuple[Affine, Affine], draws_PN: Floats, rounds_PN: Floats, part: Indices) -> dict[str, Floats]:
+    """Of so many draws in so many rounds, of some prompts: the policy reads a prompt once, the reward every round."""
+    total: dict[str, Floats] = {}
+    for affine, times_PN in zip(costs, (np.ones_like(rounds_PN), rounds_PN), strict=True):
+        for unit, (fixed_P, rate_P) in affine.items():
+            costs_PN = fixed_P[part, None] * times_PN + rate_P[part, None] * draws_PN
+            total[unit] = total.get(unit, np.zeros(1)) + costs_PN
+    return total
 
 
 def _put(
@@ -133,14 +145,15 @@ def add_stop_curve(tables: Tables, evaluation: Evaluation) -> list[StopSettingRo
         for metric, values_PN in zip(("proxy", "gold"), tuned.values_KPN, strict=False):
             tables.values[*key, metric] = values_PN
         rounds_PN = np.where(tuned.plain_PN, 1.0, tuned.draws_PN)
-        for unit, (fixed_P, rate_P) in _affine(evaluation, policy, criterion).items():
-            tables.costs[*key, unit] = fixed_P[:, None] * rounds_PN + rate_P[:, None] * tuned.draws_PN
+        everyone, affine = np.arange(len(proxy_PS)), _affine(evaluation, policy, criterion)
+        for unit, costs_PN in _costs(affine, tuned.draws_PN, rounds_PN, everyone).items():
+            tables.costs[*key, unit] = costs_PN
         tables.costs[*key, SAMPLES] = tuned.draws_PN
         tables.costs[*key, "backward_tokens"] = np.zeros_like(tuned.draws_PN)
         lengths_PS = lengths(evaluation.pool(policy, criterion))
         if lengths_PS is not None:
             together_PN = tables.costs[policy, criterion.name, "bon", "sequential_steps"]
-            apart_PN = (lengths_PS.mean(axis=1) + 1)[:, None] * tuned.draws_PN
+            apart_PN = lengths_PS.mean(axis=1)[:, None] * tuned.draws_PN + 1
             tables.costs[*key, "sequential_steps"] = np.where(tuned.plain_PN, together_PN, apart_PN)
         budgets = sorted({*evaluation.config.budgets, evaluation.config.trained_budget})
         rows += [

@@ -20,6 +20,7 @@ from inference.evaluation.summary import Summary, load_summary
 from inference.report import words
 from inference.report.headroom import RELATIONS, saving_at_all, saving_at_half
 from inference.report.risks import find_risks
+from inference.report.stopping import compared_text, stopping_sentences
 from inference.statistics.savings import FALL_TOLERANCE
 from inference.statistics.summary_rows import CurveRow, ExampleRow
 
@@ -45,6 +46,7 @@ FILTERS = {
     "ratio_interval": words.interval_text,
     "average": words.average_text,
     "note": words.note,
+    "compared": compared_text,
     "reference": words.reference_text,
     "told_in": words.told_unit,
     "equal_budget_note": words.equal_budget_note,
@@ -98,6 +100,7 @@ def render_html(summary: Summary) -> str:
         summary=summary,
         curves=curves,
         headline=words.saving_sentences(summary),
+        stopping_sentences=stopping_sentences(summary),
         risks=find_risks(summary),
         facts=facts(summary),
         savings_units=words.savings_units(summary["savings"]),

@@ -10,6 +10,7 @@ from iama.tables import print_line, print_table
 from inference.evaluation.summary import Summary
 from inference.report.headroom import print_headroom
 from inference.report.risks import find_risks
+from inference.report.stopping import print_stopping
 from inference.report.words import (
     NO_GOLD,
     SPACE,
@@ -40,12 +41,13 @@ MARKS = {"seen": "!", "none": "+", "unknown": "?", "info": "-"}
 
 
 def print_tables(summary: Summary, console: Console) -> None:
-    """Savings, quality without and with the sampler, what there is to gain by training, and risks."""
+    """Savings, quality without and with the sampler, what there is to gain by training and by stopping, and risks."""
     if summary["savings"]:
         _print_savings(summary, console)
     if summary["quality"]:
         _print_quality(summary, console)
     print_headroom(summary, console)
+    print_stopping(summary, console)
     print_line(console, "Risks")
     for risk in find_risks(summary):
         print_line(console, f"{MARKS[risk.level]} {risk.subject}: {risk.words}")

@@ -36,7 +36,7 @@ UNITS: dict[Unit, str] = {
 }
 """Units of a budget, and how they are called."""
 TITLES = {"base": "the untrained base", "grpo": "linear GRPO"}
-METHODS = {"bon": "Best-of-N", "bop": "Best-of-Poisson"}
+METHODS = {"bon": "Best-of-N", "bop": "Best-of-Poisson", "stop": "Best-of-N with stopping"}
 FALLS = f"gold falls by more than {100 * FALL_TOLERANCE:.0f} % of its range"
 ENDS = {
     "low": "a single sample of the reference costs more",

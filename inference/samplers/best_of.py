@@ -38,18 +38,13 @@ def draw(
     *,
     seed: int,
     batch_size: int,
-    keys: Sequence[int] | None = None,
-    first: int = 0,
 ) -> Pool:
-    """Draw unscored samples; `num_samples` is one number for all prompts, or one a prompt.
-
-    `keys` and `first` are those of `iter_decode`, for prompts that are part of a list, and for further samples.
-    """
+    """Draw unscored samples; `num_samples` is one number for all prompts, or one a prompt."""
     prompts_ids = render_prompts(policy.tokenizer, prompts, policy.eos_token_ids, f"policy {policy.name!r}")
     samples: list[list[Response]] = [[] for _ in prompts]
     costs = [Cost()] * len(prompts)
     for index, responses, cost in iter_decode(
-        policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size, keys=keys, first=first
+        policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size
     ):
         samples[index], costs[index] = responses, cost
     return pool_of(prompts, samples, _with_peak(costs, policy.model.device))

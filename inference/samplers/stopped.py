@@ -12,11 +12,12 @@ from iama.cost import Cost
 from iama.errors import ConfigError
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
+from inference.engine.decode import HeldPrompts
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys
-from inference.engine.responses import Response
+from inference.engine.responses import Response, pool_of
 from inference.samplers.base import Completion, render_checked
-from inference.samplers.best_of import draw, score
+from inference.samplers.best_of import score
 from inference.selection.rules import select
 from inference.selection.stopping import Stopped
 
@@ -40,8 +41,9 @@ class StoppedSampler:
     """Serve Best-of-N that stops: a round is one draw and one scoring of all prompts that still go on.
 
     The draws of a prompt are the first ones of plain `bon(n)` with the same seed, so that an answer depends on the
-    prompt and the seed alone. Every draw is in the cost, the steps of rounds add up, and each round reads the prompt
-    again. A completion is `capped` where the rule had not stopped after n draws.
+    prompt and the seed alone. Every draw is in the cost, and the steps of rounds add up. The policy reads a prompt
+    once, the reward in each round. At most `batch_size` prompts are under way together, each of which holds a row
+    beside those that are decoded. A completion is `capped` where the rule had not stopped after n draws.
     """
 
     policy: Policy
@@ -58,25 +60,27 @@ class StoppedSampler:
         self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
-        assert self.reward is not None
-        keys = prompt_keys(render_checked(self.policy, self.reward, prompts, columns, self.sampling))
+        ids = render_checked(self.policy, self.reward, prompts, columns, self.sampling)
+        keys, completions = prompt_keys(ids), list[Completion]()
+        for start in range(0, len(prompts), self.batch_size):
+            chunk = slice(start, start + self.batch_size)
+            of_these = {name: values[chunk] for name, values in (columns or {}).items()}
+            how: Any = {"seed": seed, "batch_size": self.batch_size, "keys": keys[chunk]}
+            held = HeldPrompts(self.policy, ids[chunk], self.sampling, **how)
+            completions += self._answer(prompts[chunk], held, of_these)
+        return completions
+
+    def _answer(
+        self, prompts: Sequence[Prompt], held: HeldPrompts, columns: Mapping[str, Sequence[Any]]
+    ) -> list[Completion]:
+        """Of prompts that are under way together."""
         all_going = [_Going() for _ in prompts]
-        how: Any = {"seed": seed, "batch_size": self.batch_size}
         for first, end in pairwise([0, *self.stopped.ends.tolist()]):
             still = [i for i, going in enumerate(all_going) if not going.stopped]
-            if not still:
-                break
-            asked = [prompts[i] for i in still]
-            of_these = {name: [values[i] for i in still] for name, values in (columns or {}).items()}
-            drawn = draw(
-                self.policy, asked, end - first, self.sampling, keys=[keys[i] for i in still], first=first, **how
-            )
-            for i, prompt in zip(still, score(drawn, self.reward, of_these).prompts, strict=True):
-                going = all_going[i]
-                going.candidates += prompt.samples
-                going.cost += prompt.cost
-                going.stopped = self.stopped.stops(going.rewards)
-        peak = max(going.cost.peak_memory for going in all_going) if all_going else 0
+            if still:
+                self._round(prompts, held, columns, all_going, still, first, end - first)
+                held.let_go([i for i in still if all_going[i].stopped])
+        peak = max(going.cost.peak_memory for going in all_going)
         return [
             Completion(
                 tuple(going.candidates),
@@ -86,3 +90,24 @@ class StoppedSampler:
             )
             for going in all_going
         ]
+
+    def _round(
+        self,
+        prompts: Sequence[Prompt],
+        held: HeldPrompts,
+        columns: Mapping[str, Sequence[Any]],
+        all_going: Sequence[_Going],
+        still: Sequence[int],
+        first: int,
+        number: int,
+    ) -> None:
+        """Draw and score further samples of the prompts that still go on, and ask the rule."""
+        assert self.reward is not None
+        drawn = held.draw(still, first, number)
+        pool = pool_of([prompts[i] for i in still], [drawn[i][0] for i in still], [drawn[i][1] for i in still])
+        scored = score(pool, self.reward, {name: [values[i] for i in still] for name, values in columns.items()})
+        for i, prompt in zip(still, scored.prompts, strict=True):
+            going = all_going[i]
+            going.candidates += prompt.samples
+            going.cost += prompt.cost
+            going.stopped = self.stopped.stops(going.rewards)

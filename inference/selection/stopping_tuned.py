@@ -26,6 +26,8 @@ NUM_ORDERS = 64
 PRIOR_WEIGHTS = (2, 4, 16)
 """Draws that the mean and standard deviation of other prompts may count for, in `beacon`."""
 
+_ROUNDING = 1e-9
+
 
 class Levels(NamedTuple):
     """For n = 1..N draws on average two levels, `[N, 2]`, of at most and at least n, and the share of the second."""
@@ -258,7 +260,7 @@ class Tuner:
         for judged, choosing in (halves, halves[::-1]):
             outcomes = [self._outcome(family, choosing) for family in self.families(choosing)]
             proxy_FN = np.stack([values[0, choosing].mean(axis=0) for _, values in outcomes])
-            best_N = proxy_FN.argmax(axis=0)
+            best_N = np.asarray([_best(proxy_F) for proxy_F in proxy_FN.T])
             for n, f in enumerate(best_N.tolist()):
                 draws_PN[judged, n] = outcomes[f][0][judged, n]
                 values_KPN[:, judged, n] = outcomes[f][1][:, judged, n]
@@ -285,4 +287,10 @@ class Tuner:
                 values_KPL = values_KPL + self._offset_KPN[:, :, [n - 1 for n in budgets]]
             for settings, level, draws_P, proxy_P in zip(found, levels_L, draws_PL.T, values_KPL[0].T, strict=True):
                 settings.append(Setting(family.text(float(level)), float(draws_P.mean()), float(proxy_P.mean())))
-        return [max(settings, key=lambda setting: setting.proxy) for settings in found]
+        return [settings[_best(np.asarray([s.proxy for s in settings]))] for settings in found]
+
+
+def _best(proxy_F: Floats) -> int:
+    """The family with the highest proxy; plain Best-of-N, the first, where none is above it but by rounding."""
+    best = int(proxy_F.argmax())
+    return 0 if proxy_F[best] - proxy_F[0] <= _ROUNDING * np.abs(proxy_F).max() else best

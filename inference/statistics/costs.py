@@ -22,6 +22,9 @@ from inference.statistics.summary_rows import Costs, Unit
 UNITS: tuple[Unit, ...] = tuple(unit for unit in get_args(Unit) if unit in Costs.__annotations__)
 """Units of the ledger besides samples. Peak memory does not grow with the budget in a way that a pool could tell."""
 
+Affine = Mapping[str, tuple[Floats, Floats]]
+"""By unit what a prompt costs once, and what each sample adds; `[P]` each."""
+
 
 def lengths(pool: Pool) -> Floats | None:
     """Tokens of every response, `[P, S]`; None where the pool does not say."""
@@ -46,8 +49,10 @@ def pool_costs(
     known; a reward without a model has none. Seconds are amortised: what the whole pool took, by its share of it.
     """
     n, lengths_PS = np.arange(1, max_budget + 1), lengths(pool)
-    affine = affine_costs(pool, scores, policy_size, reward_size)
-    costs = {unit: fixed_P[:, None] + rate_P[:, None] * n for unit, (fixed_P, rate_P) in affine.items()}
+    costs = dict[str, Floats]()
+    for part in affine_costs(pool, scores, policy_size, reward_size):
+        for unit, (fixed_P, rate_P) in part.items():
+            costs[unit] = costs.get(unit, np.zeros(1)) + fixed_P[:, None] + rate_P[:, None] * n
     costs["backward_tokens"] = np.zeros((len(pool.prompts), max_budget))
     if lengths_PS is not None:
         operators = [operator_at(method, budget) for budget in range(1, max_budget + 1)]
@@ -57,16 +62,14 @@ def pool_costs(
 
 def affine_costs(
     pool: Pool, scores: PoolScores, policy_size: ModelSize | None, reward_size: ModelSize | None
-) -> dict[str, tuple[Floats, Floats]]:
-    """By unit what a prompt costs once for all samples that are drawn together, and what each adds; `[P]` each."""
-    affine = _reward_costs(scores, reward_size)
-    of_policy = _policy_costs(pool, lengths(pool), policy_size)
-    for unit in set(affine) - set(of_policy) - {"reward_calls", "reward_tokens"}:
-        del affine[unit]  # that of the reward alone would be no cost of the method
-    for unit, (fixed_P, rate_P) in of_policy.items():
-        before = affine.get(unit, (np.zeros(len(fixed_P)), np.zeros(len(rate_P))))
-        affine[unit] = (before[0] + fixed_P, before[1] + rate_P)
-    return affine
+) -> tuple[Affine, Affine]:
+    """Of the policy and of the reward: what a prompt costs once, and what each sample adds.
+
+    A unit that the policy's part does not know is no cost of the method, and the reward's part lacks it too.
+    """
+    of_policy, of_reward = _policy_costs(pool, lengths(pool), policy_size), _reward_costs(scores, reward_size)
+    lost = set(of_reward) - set(of_policy) - {"reward_calls", "reward_tokens"}
+    return of_policy, {unit: cost for unit, cost in of_reward.items() if unit not in lost}
 
 
 def num_steps(lengths_PS: Floats, operators: Sequence[RankOperator]) -> Floats:

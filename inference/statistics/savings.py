@@ -15,14 +15,14 @@ import numpy as np
 
 from iama.arrays import Floats, Integers, Mask
 from inference.statistics.bootstrap import MIN_PROMPTS, Interval, interval_of, interval_row, resample
-from inference.statistics.summary_rows import EqualCostFigures, SavingsFigures
+from inference.statistics.summary_rows import SavingsFigures
 
 SAMPLES = "samples"
 """The unit whose costs are the draws that were really made."""
 # Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
 FALL_TOLERANCE = 0.02
-# A curve this flat, relative to its size, has no shape but rounding.
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
+"""A curve this flat, relative to its size, has no shape but rounding."""
 
 
 @dataclass(frozen=True)
@@ -116,29 +116,6 @@ class Difference:
     num_seeds: int
 
 
-@dataclass(frozen=True)
-class EqualCost:
-    """A mean difference at equal cost; `clipped`: "low" or "high" where the reference has no budget of that cost."""
-
-    budget: float
-    difference: float
-    ci95: Interval | None
-    reference_samples: float
-    clipped: str | None
-    num_seeds: int
-
-    def as_dict(self) -> EqualCostFigures:
-        """The figures as JSON has them."""
-        return {
-            "budget": self.budget,
-            "difference": self.difference,
-            "ci95": interval_row(self.ci95),
-            "reference_samples": self.reference_samples,
-            "clipped": self.clipped,
-            "num_seeds": self.num_seeds,
-        }
-
-
 def samples_needed(curves_BN: Floats, targets_B: Floats) -> tuple[Floats, Mask]:
     """Smallest n at which each curve first reaches its target, linear in log n between budgets; `[B]` each.
 
@@ -186,7 +163,7 @@ def falls(gold_N: Floats) -> bool:
     curve is an unbiased estimate from a finite pool, so even a plateau may end a little below its own maximum by
     chance; a smaller dip is within that noise.
     """
-    least = max(FALL_TOLERANCE * np.ptp(gold_N), _ROUNDING * np.abs(gold_N).max())
+    least = max(FALL_TOLERANCE * np.ptp(gold_N), ROUNDING * np.abs(gold_N).max())
     return bool(gold_N.max() - gold_N[-1] > least)
 
 
@@ -204,7 +181,7 @@ def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: i
         np.stack([getattr(r, f) for r in replicates], axis=1) for f in ("log_ratio", "censored", "floor")
     )
     censored = [bool(p.censored[0]) for p in point]
-    num_prompts = _fewest_prompts(seeds)
+    num_prompts = fewest_prompts(seeds)
     falling = [num_prompts >= MIN_PROMPTS and c.gold_PN is not None and falls(c.gold_PN.mean(axis=0)) for c in seeds]
     return Savings(
         ratio=math.exp(np.mean([p.log_ratio[0] for p in point])),
@@ -221,7 +198,8 @@ def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: i
     )
 
 
-def _fewest_prompts(seeds: Sequence[Comparison]) -> int:
+def fewest_prompts(seeds: Sequence[Comparison]) -> int:
+    """Prompts of the seed that has the fewest."""
     return min(len(c.trained_P) for c in seeds)
 
 
@@ -236,65 +214,10 @@ def paired_difference(seeds: Sequence[tuple[Floats, Floats]], *, num_bootstrap: 
     return Difference(mean, interval_of(np.asarray(replicates), min(map(len, gaps))), len(seeds))
 
 
-def grows(costs_PN: Floats) -> bool:
-    """Whether every further sample costs more on average; else a cost does not tell how many samples were drawn."""
-    costs_N = costs_PN.mean(axis=0)
-    return bool(costs_N.any() and (np.diff(costs_N) > _ROUNDING * costs_N.max()).all())
-
-
 def is_flat(values_PN: Floats) -> bool:
     """Whether no prompt's values change with the budget; of a single budget that is not known, and False."""
     spread_P = np.ptp(values_PN, axis=1)
-    return values_PN.shape[1] > 1 and bool((spread_P <= _ROUNDING * np.abs(values_PN).max(axis=1)).all())
-
-
-def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_bootstrap: int, seed: int) -> EqualCost:
-    """Trained minus reference, the reference with as much of `unit` as the trained policy spends.
-
-    The reference's value is linear in log n between budgets. Where it spends more with one sample already, or less
-    with all, it stands at that end, and `clipped` says so. The unit must grow with the samples (`grows`).
-    """
-    point = [_at_equal_cost(c, unit, np.full((1, len(c.trained_P)), 1 / len(c.trained_P))) for c in seeds]
-    weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))
-    replicates = sum(share * _at_equal_cost(c, unit, w)[0] for c, (w, share) in zip(seeds, weights, strict=True))
-    ends = [(float(c.costs[unit][0][:, i].mean()), float(c.costs[unit][1].mean())) for c in seeds for i in (0, -1)]
-    low, high = ends[::2], ends[1::2]
-    clipped: str | None = None
-    if any(cost > spent for cost, spent in low):
-        clipped = "low"
-    elif any(cost < spent for cost, spent in high):
-        clipped = "high"
-    return EqualCost(
-        budget=float(np.mean([spent for _, spent in low])),
-        difference=float(np.mean([p[0][0] for p in point])),
-        ci95=interval_of(np.asarray(replicates), _fewest_prompts(seeds)),
-        reference_samples=float(np.mean([p[1][0] for p in point])),
-        clipped=clipped,
-        num_seeds=len(seeds),
-    )
-
-
-def _at_equal_cost(c: Comparison, unit: str, weights_BP: Floats) -> tuple[Floats, Floats]:
-    """Trained minus reference, and the reference's samples, of each resample; `[B]` each."""
-    reference_PN, trained_P = c.costs[unit]
-    values_BN = weights_BP @ c.reference_PN
-    n_BN = np.broadcast_to(np.arange(1.0, reference_PN.shape[1] + 1), values_BN.shape)
-    samples_B = _between(weights_BP @ trained_P, weights_BP @ reference_PN, n_BN)
-    values_B = _between(np.log(samples_B), np.log(n_BN), values_BN)
-    if SAMPLES in c.costs:
-        samples_B = at_budget(weights_BP @ c.costs[SAMPLES][0], samples_B)
-    return weights_BP @ c.trained_P - values_B, samples_B
-
-
-def _between(x_B: Floats, x_BN: Floats, y_BN: Floats) -> Floats:
-    """What `numpy.interp` gives, row by row: `y` where `x` is, linear between the columns, the ends beyond them."""
-    rows, last = np.arange(len(x_B)), x_BN.shape[1] - 1
-    low = np.clip((x_BN <= x_B[:, None]).sum(axis=1) - 1, 0, last)
-    high = np.minimum(low + 1, last)
-    run_B = np.where(high > low, x_BN[rows, high] - x_BN[rows, low], 1.0)
-    slope_B = (y_BN[rows, high] - y_BN[rows, low]) / run_B
-    y_B: Floats = slope_B * np.maximum(x_B - x_BN[rows, low], 0.0) + y_BN[rows, low]
-    return y_B
+    return values_PN.shape[1] > 1 and bool((spread_P <= ROUNDING * np.abs(values_PN).max(axis=1)).all())
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

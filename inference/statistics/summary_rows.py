@@ -140,19 +140,14 @@ Stopping = Literal["stopping", "training", "compounding", "both"]
 policy that stops with itself, and with the reference."""
 
 
-class StoppingRow(SavingsFigures):
+class StoppingRow(SavingsRow):
     """`policy` by `method` at `samples` draws, against the curve of `reference` by `reference_method`.
 
     The ratio is that of draws: what the latter needs for the same value, over what the former makes.
     """
 
     compared: Stopping
-    criterion: str
-    metric: str
     policy: str
-    method: str
-    reference: str
-    samples: int
 
 
 class StopSettingRow(TypedDict):

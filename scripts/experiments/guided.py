@@ -41,7 +41,8 @@ from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
 from inference.selection.curves import curves, rank_weights
 from inference.statistics.costs import lengths, pool_costs
-from inference.statistics.savings import Comparison, EqualCost, difference_at_equal_cost, paired_difference
+from inference.statistics.equal_cost import EqualCost, difference_at_equal_cost
+from inference.statistics.savings import Comparison, paired_difference
 from scripts.experiments.frame import Estimate, Row
 from scripts.experiments.pools import Task, asked
 from scripts.experiments.rewards import reward_once

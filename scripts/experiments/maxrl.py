@@ -49,6 +49,8 @@ LANES = {
     "maxrl": Lane("MaxRL (series)", MAXRL),
 }
 TITLES = {"base": "untrained base"} | {name: lane.title for name, lane in LANES.items()}
+BASES = {"policy": "the whole fit", "policy-30": "30 % of the fit"}
+"""Bases by their folders in a world: one that is right in about half of the cases, one in about a tenth."""
 LOOKS = {
     "base": (figures.GREY, "-"),
     "stock": (figures.PURPLE, "-"),
@@ -60,7 +62,7 @@ RATES = (1e-3, 4e-3)
 BETA = 1e-4
 """A penalty that weighs nothing beside the reward, so that the KL is measured."""
 CHOOSING = (1, 2, 4, 8, 16)
-"""Numbers of samples over whose mean pass@k, on validation prompts, each method's learning rate is chosen."""
+"""Numbers of samples over whose mean pass@k, on the first world's validation prompts, learning rates are chosen."""
 MAX_K = 128
 SHOWN = (1, 2, 4, 8, 16, 32, 64, 128)
 BUDGETS = (1, 2, 4, 8)
@@ -82,10 +84,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Measured:
-    """One world: pass@k by policy, `[P, K]` for k = 1..K, on test prompts; KL at the end of training by policy."""
+    """One base of a world: pass@k by policy, `[P, K]` for k = 1..K, on test prompts; KL at the end of training."""
 
     passes: Mapping[str, Floats]
     kl: Mapping[str, float]
+
+
+Run = tuple[str, str, float]
+"""A training: base, method and learning rate."""
+Chosen = Mapping[str, Mapping[str, Mapping[float, float]]]
+"""Mean pass@k on validation prompts by base, method and learning rate."""
 
 
 def main() -> None:
@@ -94,49 +102,72 @@ def main() -> None:
     Example: python -m scripts.experiments.maxrl
     """
     quieten()
-    runs = {seed: train(seed) for seed in SEEDS}
-    chosen = choose({seed: validate(seed, some) for seed, some in runs.items()})
-    rates = {name: rate for name, (rate, _) in chosen.items()}
-    write(frame.PAGES, {seed: measure(seed, some, rates) for seed, some in runs.items()}, chosen)
+    tried = try_rates(SEEDS[0])
+    rates = best_rates(tried)
+    runs = {seed: train(seed, rates) for seed in SEEDS}
+    write(frame.PAGES, {base: {s: measure(s, base, runs[s]) for s in SEEDS} for base in BASES}, tried)
 
 
 # Training. ----------------------------------------------------------------------------------------------
 
 
-def job(seed: int, name: str, rate: float, steps: int = frame.STEPS) -> SumsJob:
+def job(seed: int, run: Run, steps: int = frame.STEPS) -> SumsJob:
     """A training on sums alone, whose only reward is whether the result is right."""
+    base, name, rate = run
     lane = LANES[name]
     criteria: list[Row] = [{"name": "correct", "proxy": {"function": REWARD}, "operator": lane.operator}]
     overrides = [*frame.objective(criteria, rate, BETA), f"prompts={world(seed)}/prompts-train-sums.jsonl"]
-    overrides.append(f"trainer.num_generations={GROUP}")
-    return SumsJob(f"maxrl-{name}-lr{rate:g}", seed, overrides, steps=steps, command=lane.command)
+    overrides += [f"trainer.num_generations={GROUP}", f"policy.path={world(seed)}/{base}"]
+    prefix = "maxrl" if base == "policy" else f"maxrl-{base}"
+    return SumsJob(f"{prefix}-{name}-lr{rate:g}", seed, overrides, steps=steps, command=lane.command)
 
 
-def train(seed: int, steps: int = frame.STEPS) -> dict[tuple[str, float], Path]:
-    """Every method at every learning rate, in the world of a seed."""
-    jobs = {(name, rate): job(seed, name, rate, steps) for name in LANES for rate in RATES}
-    return dict(zip(jobs, frame.train_many(list(jobs.values())), strict=True))
+def train(seed: int, runs: Sequence[Run], steps: int = frame.STEPS) -> dict[Run, Path]:
+    """Folders of trainings in the world of a seed; those that are there are not made again."""
+    return dict(zip(runs, frame.train_many([job(seed, run, steps) for run in runs]), strict=True))
+
+
+def try_rates(
+    seed: int, steps: int = frame.STEPS, size: Size | None = None
+) -> dict[str, dict[str, dict[float, float]]]:
+    """Every learning rate of every method in one world: mean pass@k over `CHOOSING`, on its validation prompts."""
+    size = size or Size()
+    runs = train(seed, [(base, name, rate) for base in BASES for name in LANES for rate in RATES], steps)
+    tried: dict[str, dict[str, dict[float, float]]] = {}
+    for base in BASES:
+        names = {f"{name}-lr{rate:g}": (name, rate) for name in LANES for rate in RATES}
+        adapters = {label: runs[base, *pair] / "adapter" for label, pair in names.items()}
+        found = passes(seed, base, adapters, "validation", size.num_validation, size.num_choosing)
+        for label, (name, rate) in names.items():
+            value = float(found[label][:, [k - 1 for k in CHOOSING]].mean())
+            tried.setdefault(base, {}).setdefault(name, {})[rate] = value
+    return tried
+
+
+def best_rates(tried: Chosen) -> list[Run]:
+    """Each base's methods at their best learning rates."""
+    return [
+        (base, name, max(by_rate, key=by_rate.__getitem__))
+        for base, by_name in tried.items()
+        for name, by_rate in by_name.items()
+    ]
 
 
 # Pools. -------------------------------------------------------------------------------------------------
 
 
 def passes(
-    seed: int, adapters: Mapping[str, Path | None], split: str, num_prompts: int, num_samples: int, max_k: int
+    seed: int, base: str, adapters: Mapping[str, Path | None], split: str, num_prompts: int, num_samples: int
 ) -> dict[str, Floats]:
-    """Unbiased pass@k of each policy, `[P, max_k]`: Best-of-k chosen by the verifier, from one pool a prompt."""
+    """Unbiased pass@k of each policy, `[P, K]` for k up to a quarter of the pool: a verifier chooses the best of k."""
     rows = [row for row in load_prompts(world(seed) / f"prompts-{split}.jsonl") if row["kind"] == "sum"][:num_prompts]
     criterion = EvaluationCriterion(name="correct", proxy=RewardSpec(function=REWARD))
-    tasks = {
-        name: Task(
-            f"maxrl-{name}",
-            PolicySpec(path=str(world(seed) / "policy"), adapter=str(adapter) if adapter else None),
-            rows, num_samples, seed, f"sums-{split}", SAMPLING,
-        )
-        for name, adapter in adapters.items()
-    }  # fmt: skip
+    tasks = {}
+    for name, adapter in adapters.items():
+        spec = PolicySpec(path=str(world(seed) / base), adapter=str(adapter) if adapter else None)
+        tasks[name] = Task(f"maxrl-{base}-{name}", spec, rows, num_samples, seed, f"sums-{split}", SAMPLING)
     make_all([(task, [criterion]) for task in tasks.values()])
-    return {name: pass_at(task.scored(criterion), max_k) for name, task in tasks.items()}
+    return {name: pass_at(task.scored(criterion), num_samples // 4) for name, task in tasks.items()}
 
 
 def pass_at(scores: Scores, max_k: int) -> Floats:
@@ -144,35 +175,12 @@ def pass_at(scores: Scores, max_k: int) -> Floats:
     return curves(scores.proxy_PS, scores.proxy_PS, [operator_at("bon", k) for k in range(1, max_k + 1)])
 
 
-def validate(
-    seed: int, runs: Mapping[tuple[str, float], Path], size: Size | None = None
-) -> dict[tuple[str, float], float]:
-    """Mean pass@k over `CHOOSING` of each run, on validation prompts."""
+def measure(seed: int, base: str, runs: Mapping[Run, Path], size: Size | None = None) -> Measured:
+    """One base of one world and what was trained from it, on test prompts."""
     size = size or Size()
-    adapters = {f"{name}-lr{rate:g}": run / "adapter" for (name, rate), run in runs.items()}
-    found = passes(seed, adapters, "validation", size.num_validation, size.num_choosing, max(CHOOSING))
-    return {
-        (name, rate): float(found[f"{name}-lr{rate:g}"][:, [k - 1 for k in CHOOSING]].mean()) for name, rate in runs
-    }
-
-
-def choose(worlds: Mapping[int, Mapping[tuple[str, float], float]]) -> dict[str, tuple[float, dict[float, float]]]:
-    """Each method's learning rate, the best on validation prompts of all worlds; beside it the values of all rates."""
-    chosen = {}
-    for name in LANES:
-        values = {rate: float(np.mean([found[name, rate] for found in worlds.values()])) for rate in RATES}
-        chosen[name] = (max(values, key=values.__getitem__), values)
-    return chosen
-
-
-def measure(
-    seed: int, runs: Mapping[tuple[str, float], Path], rates: Mapping[str, float], size: Size | None = None
-) -> Measured:
-    """One world on its test prompts, every method at its learning rate."""
-    size = size or Size()
-    taken = {name: runs[name, rate] for name, rate in rates.items()}
+    taken = {name: run for (of, name, _), run in runs.items() if of == base}
     adapters: dict[str, Path | None] = {"base": None} | {name: run / "adapter" for name, run in taken.items()}
-    found = passes(seed, adapters, "test", size.num_prompts, size.num_samples, size.num_samples // 4)
+    found = passes(seed, base, adapters, "test", size.num_prompts, size.num_samples)
     return Measured(found, {name: frame.final_kl(run) for name, run in taken.items()})
 
 
@@ -194,24 +202,31 @@ def gap(worlds: Sequence[Measured], policy: str, other: str, k: int) -> Estimate
 # The page. ----------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, worlds: Mapping[int, Measured], chosen: Mapping[str, tuple[float, dict[float, float]]]) -> None:
+def write(folder: Path, bases: Mapping[str, Mapping[int, Measured]], tried: Chosen) -> None:
     """Write the page and its plot."""
-    measured = list(worlds.values())
-    plot(folder / "maxrl.svg", measured)
+    plot(folder / "maxrl.svg", bases)
     values = {
-        "seeds": ", ".join(map(str, worlds)),
+        "seeds": ", ".join(map(str, next(iter(bases.values())))),
+        "first": next(iter(next(iter(bases.values())))),
         "steps": frame.STEPS,
         "group": GROUP,
         "beta": BETA,
         "rates": ", ".join(f"{rate:g}" for rate in RATES),
         "choosing": ", ".join(map(str, CHOOSING)),
         "size": Size(),
-        "max_k": largest_k(measured),
-        "claims": frame.claims_table(claims(measured)),
-        "passes": passes_table(measured),
-        "gaps": gaps_table(measured),
-        "savings": savings_table(worlds),
-        "chosen": chosen_table(chosen, worlds),
+        "max_k": max(largest_k(list(worlds.values())) for worlds in bases.values()),
+        "claims": frame.claims_table(
+            claim for base, worlds in bases.items() for claim in claims(BASES[base], list(worlds.values()))
+        ),
+        "tables": {
+            BASES[base]: {
+                "passes": passes_table(list(worlds.values())),
+                "gaps": gaps_table(worlds),
+                "savings": savings_table(worlds),
+                "chosen": chosen_table(tried[base], worlds),
+            }
+            for base, worlds in bases.items()
+        },
     }
     frame.write_page(folder / "maxrl.md", "maxrl", values)
 
@@ -221,32 +236,25 @@ def largest_k(worlds: Sequence[Measured]) -> int:
     return int(next(iter(worlds[0].passes.values())).shape[1])
 
 
-def claims(worlds: Sequence[Measured]) -> list[Claim]:
-    """What was to be shown, and whether it is."""
+def claims(base: str, worlds: Sequence[Measured]) -> list[Claim]:
+    """What was to be shown of one base, and whether it is."""
     rows = []
     for reference in ("stock", "grpo"):
         found = saving(worlds, "maxrl", reference, 4)
         low = None if found.ci95 is None else found.ci95[0]
-        text = f"MaxRL saves samples against {TITLES[reference]}: its pass@4"
-        rows.append(Claim(text, "interval of the ratio above 1", frame.saved(found), low is not None and low > 1))
-        text = f"That saving is the authors' least, {CLAIMED} times, or more"
-        rows.append(
-            Claim(
-                f"{text} ({TITLES[reference]})",
-                f"ratio of {CLAIMED} or more",
-                frame.saved(found),
-                found.ratio >= CLAIMED,
-            )
-        )
+        against = f"{TITLES[reference]}, for its pass@4 (from {base})"
+        is_met = low is not None and low > 1
+        rows.append(Claim(f"MaxRL saves samples against {against}", "interval above 1", frame.saved(found), is_met))
+        text = f"It saves the authors' least, {CLAIMED} times, or more against {against}"
+        rows.append(Claim(text, f"ratio of {CLAIMED} or more", frame.saved(found), found.ratio >= CLAIMED))
     at_four = gap(worlds, "bon", "maxrl", 4)
-    rows.append(Claim("bon(4) is no worse than MaxRL at the 4 samples that it is trained for: pass@4",
-                      "interval not below 0", str(at_four), at_four.ci95[1] >= 0))  # fmt: skip
+    text = f"bon(4) is no worse than MaxRL at the 4 samples that it is trained for (from {base})"
+    rows.append(Claim(text, "interval of pass@4 not below 0", str(at_four), at_four.ci95[1] >= 0))
     last = largest_k(worlds)
-    kept = f"keeps what stock GRPO loses: pass@{last} above its"
+    kept = f"keeps what stock GRPO loses: pass@{last} above its (from {base})"
     rows += [frame.above_zero(f"{TITLES[name]} {kept}", gap(worlds, name, "stock", last)) for name in ("maxrl", "bon")]
-    single = gap(worlds, "grpo", "maxrl", 1)
-    rows.append(frame.above_zero("It costs something: linear GRPO's pass@1 above MaxRL's", single))
-    return rows
+    text = f"It costs something: linear GRPO's pass@1 above MaxRL's (from {base})"
+    return [*rows, frame.above_zero(text, gap(worlds, "grpo", "maxrl", 1))]
 
 
 def passes_table(worlds: Sequence[Measured]) -> str:
@@ -259,17 +267,17 @@ def passes_table(worlds: Sequence[Measured]) -> str:
     return table(["policy", *(f"k = {k}" for k in counts)], rows)
 
 
-def gaps_table(worlds: Sequence[Measured]) -> str:
+def gaps_table(worlds: Mapping[int, Measured]) -> str:
     """MaxRL minus every other policy."""
-    last = largest_k(worlds)
+    measured = list(worlds.values())
+    last = largest_k(measured)
     rows = []
     for name, title in TITLES.items():
         for k in sorted({k for k in (1, 4, 16) if k <= last} | {last}) if name != "maxrl" else ():
-            found = gap(worlds, "maxrl", name, k)
+            found = gap(measured, "maxrl", name, k)
             rows.append([title, k, *(f"{value:+.3f}" for value in found.seeds), found, found.verdict])
-    return table(
-        ["MaxRL minus", "k", *(f"world {i + 1}" for i in range(len(worlds))), "mean (95 % interval)", "it is"], rows
-    )
+    header = ["MaxRL minus", "k", *(f"seed {seed}" for seed in worlds), "mean (95 % interval)", "it is"]
+    return table(header, rows)
 
 
 def savings_table(worlds: Mapping[int, Measured]) -> str:
@@ -277,7 +285,7 @@ def savings_table(worlds: Mapping[int, Measured]) -> str:
     rows = []
     for policy in ("maxrl", "bon"):
         for reference in (name for name in TITLES if name != policy):
-            for budget in BUDGETS:
+            for budget in (k for k in BUDGETS if k <= largest_k(list(worlds.values()))):
                 each = [frame.saved(saving([one], policy, reference, budget)) for one in worlds.values()]
                 every = saving(list(worlds.values()), policy, reference, budget)
                 rows.append([TITLES[policy], TITLES[reference], budget, *each, f"**{frame.saved(every)}**"])
@@ -285,25 +293,27 @@ def savings_table(worlds: Mapping[int, Measured]) -> str:
     return table(header, rows)
 
 
-def chosen_table(chosen: Mapping[str, tuple[float, dict[float, float]]], worlds: Mapping[int, Measured]) -> str:
+def chosen_table(tried: Mapping[str, Mapping[float, float]], worlds: Mapping[int, Measured]) -> str:
     """What each learning rate gave on validation prompts, and how far the chosen runs ended from the base."""
     rows = []
-    for name, (rate, values) in chosen.items():
+    for name, by_rate in tried.items():
         kl = [f"{one.kl[name]:.3f}" for one in worlds.values()]
-        rows.append([TITLES[name], *(f"{values[r]:.3f}" for r in RATES), f"{rate:g}", *kl])
+        best = max(by_rate, key=by_rate.__getitem__)
+        rows.append([TITLES[name], *(f"{value:.3f}" for value in by_rate.values()), f"{best:g}", *kl])
     header = ["trained", *(f"rate {rate:g}" for rate in RATES), "chosen", *(f"KL at the end, seed {s}" for s in worlds)]
     return table(header, rows)
 
 
-def plot(path: Path, worlds: Sequence[Measured]) -> None:
-    """pass@k against k, means over worlds."""
-    with figures.figure(path, size=(5.2, 3.4)) as (axis,):
-        counts = np.arange(1, largest_k(worlds) + 1)
-        for name, (colour, mark) in LOOKS.items():
-            mean_K = np.mean([one.passes[name].mean(axis=0) for one in worlds], axis=0)
-            axis.plot(counts, mean_K, mark, color=colour, label=TITLES[name])
-        axis.set_xscale("log", base=2)
-        figures.label(axis, "one exact reward, equal steps", "samples k", "pass@k")
+def plot(path: Path, bases: Mapping[str, Mapping[int, Measured]]) -> None:
+    """pass@k against k, means over worlds: a panel a base."""
+    with figures.figure(path, columns=len(bases), size=(4.6, 3.4)) as axes:
+        for axis, (base, worlds) in zip(axes, bases.items(), strict=True):
+            counts = np.arange(1, largest_k(list(worlds.values())) + 1)
+            for name, (colour, mark) in LOOKS.items():
+                mean_K = np.mean([one.passes[name].mean(axis=0) for one in worlds.values()], axis=0)
+                axis.plot(counts, mean_K, mark, color=colour, label=TITLES[name])
+            axis.set_xscale("log", base=2)
+            figures.label(axis, f"from {BASES[base]}", "samples k", "pass@k", legend=axis is axes[0])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from iama.config.specs import PolicySpec, RewardSpec
 from inference.samplers.args import ArgsSettings
 from inference.samplers.ggro import GgroSettings
 from inference.samplers.sea import SeaSettings
-from inference.statistics.savings import difference_at_equal_cost, samples_needed
+from inference.statistics.equal_cost import difference_at_equal_cost
+from inference.statistics.savings import samples_needed
 from scripts import launch
 from scripts.build_sums_models import SHARES
 from scripts.experiments import figures, frame, guided

@@ -15,7 +15,8 @@ from iama.arrays import Floats, Indices
 from iama.objective.entropic import entropic
 from iama.objective.estimators import Estimator, advantages
 from iama.objective.operators import Operator, bon
-from iama.objective.rank_estimators import rank_advantages, tail_law
+from iama.objective.rank_estimators import rank_advantages, table_advantages
+from iama.objective.rank_tables import tail_law
 from scripts.experiments.frame import Claim, table
 from scripts.experiments.toy_problem import draw, policy_gradient
 
@@ -65,7 +66,10 @@ def problem(law: str, seed: int) -> tuple[Floats, Floats]:
 def tails(
     laws: Sequence[str], num_tables: int, num_groups: int, advance: Callable[[], None] = lambda: None
 ) -> dict[tuple[str, int, Estimator], Figures]:
-    """`auto` (N = G) and `tail` by law and N / G; expectations are exact, noise is sampled."""
+    """`auto` (N = G) and `tail` by law and N / G; noise is sampled.
+
+    Expectations are exact but for what groups with several best completions change, which is sampled.
+    """
     found: dict[tuple[str, int, Estimator], Figures] = {}
     for law in laws:
         for ratio in RATIOS:
@@ -78,8 +82,12 @@ def tails(
                     signed = tail_law(bon(ratio * SIZE), SIZE) if method == "tail" else np.eye(SIZE)[-1]
                     expected = sum(w * _gradient(p, bon(n), rewards) for n, w in enumerate(signed, start=1) if w)
                     sampled = rewards[groups_PG]
-                    estimate = rank_advantages(bon(ratio * SIZE), sampled, sampled, method)
-                    rows[method].append(_figures(p, groups_PG, estimate, true, np.asarray(expected)))
+                    estimate, plain = (
+                        make(bon(ratio * SIZE), sampled, sampled, method)
+                        for make in (rank_advantages, table_advantages)
+                    )
+                    switched = policy_gradient(estimate - plain, groups_PG, p[None, :]).mean(axis=0)
+                    rows[method].append(_figures(p, groups_PG, estimate, true, np.asarray(expected) + switched))
                 advance()
             found |= {(law, ratio, method): Figures(*np.mean(rows[method], axis=0)) for method in METHODS}
     return found

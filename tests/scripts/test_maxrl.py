@@ -52,16 +52,17 @@ def test_a_saving_is_the_references_samples_over_the_policys():
 def test_each_method_has_the_rate_that_validation_prefers():
     slow, fast = subject.RATES
     found = {name: {slow: 0.5, fast: 0.4} for name in subject.LANES} | {"bon": {slow: 0.1, fast: 0.2}}
-    worlds = {seed: {(name, rate): found[name][rate] for name in found for rate in subject.RATES} for seed in (10, 11)}
-    chosen = subject.choose(worlds)
-    assert {name: rate for name, (rate, _) in chosen.items()} == dict.fromkeys(subject.LANES, slow) | {"bon": fast}
-    assert chosen["bon"][1] == pytest.approx(found["bon"])
+    runs = subject.best_rates({"policy": found, "policy-30": found})
+    assert len(runs) == 8
+    assert {run for run in runs if run[2] == fast} == {("policy", "bon", fast), ("policy-30", "bon", fast)}
 
 
 def test_trainings_differ_in_operator_and_trainer_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(subject, "world", lambda seed: tmp_path)
-    jobs = {name: subject.job(3, name, 1e-3, 2) for name in subject.LANES}
-    assert len({job.folder for job in jobs.values()}) == 4
+    jobs = {name: subject.job(3, ("policy", name, 1e-3), 2) for name in subject.LANES}
+    weak = subject.job(3, ("policy-30", "bon", 1e-3), 2)
+    assert len({job.folder for job in (*jobs.values(), weak)}) == 5
+    assert f"policy.path={tmp_path}/policy-30" in weak.overrides
     others = [[o for o in job.overrides if "objective.criteria" not in o] for job in jobs.values()]
     assert all(other == others[0] for other in others)
     assert f"prompts={tmp_path}/prompts-train-sums.jsonl" in others[0]
@@ -69,11 +70,11 @@ def test_trainings_differ_in_operator_and_trainer_alone(monkeypatch, tmp_path):
 
 
 def test_the_page_says_what_was_met_and_what_was_not(tmp_path):
-    worlds = {seed: measured(seed) for seed in frame.SEEDS}
-    chosen = {name: (subject.RATES[0], dict.fromkeys(subject.RATES, 0.5)) for name in subject.LANES}
-    subject.write(tmp_path, worlds, chosen)
+    bases = {base: {seed: measured(seed) for seed in frame.SEEDS} for base in subject.BASES}
+    tried = {base: {name: dict.fromkeys(subject.RATES, 0.5) for name in subject.LANES} for base in subject.BASES}
+    subject.write(tmp_path, bases, tried)
     page = (tmp_path / "maxrl.md").read_text()
     assert "**met**" in page
     assert "**not met**" in page
-    assert "pass@16" in page
+    assert "pass@16 above its (from 30 % of the fit)" in page
     assert (tmp_path / "maxrl.svg").stat().st_size > 1000

@@ -13,6 +13,7 @@ import yaml
 
 from iama.config.manifest import FILE_NAME, Manifest, load_manifest
 from iama.errors import RunError
+from iama.objective.operators import parse_operator
 from iama.reading import read_object
 
 SUMMARY = "summary.json"
@@ -115,10 +116,21 @@ algorithm with the reward that selects. Without that algorithm it may serve a si
 | criterion | serve with | samples | weight | reward |
 |---|---|---|---|---|
 {rows}
-
+{_notes(manifest)}
 Sampled in training with {sampling}; seed {manifest.seed}.
 `{FILE_NAME}` holds the same for programs; `iama generate` reads it.
 """
+
+
+def _notes(manifest: Manifest) -> str:
+    """What the table cannot say: operators that are no samplers, weights that were drawn; a blank line without any."""
+    notes = []
+    if unserved := [c.operator for c in manifest.criteria if parse_operator(c.operator).budget is None]:
+        what = "is what training assumed, and no sampler"
+        notes.append(f"`{unserved[0]}` {what}: `iama generate` says what to write for it.")
+    if manifest.weights == "simplex":
+        notes.append("Weights were drawn for each group; those above are concentrations of the Dirichlet law.")
+    return "".join(f"\n{note}\n" for note in notes)
 
 
 def _cell(text: str) -> str:

@@ -354,6 +354,13 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
         messages.append("trainer.beta is 0: TRL computes no reference, so the KL is not measured and is logged as null")
     if "running_mean_decay" in config.objective.model_fields_set and config.objective.aggregate == "sum":
         messages.append("objective.running_mean_decay is not used: the weighted sum needs no running values")
+    if config.objective.estimator == "tail":
+        messages += [
+            f"objective.estimator 'tail' reads the tail from rewards, and {c.name!r} is right or wrong: groups with "
+            "several right completions have none, and count as draws of the group's size; write auto"
+            for c in config.objective.criteria
+            if c.proxy.verifier is not None
+        ]
     if "gain" in config.kl.model_fields_set and config.kl.target is None:
         messages.append("kl.gain is not used: without kl.target beta is fixed")
     for message in messages:

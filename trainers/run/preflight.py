@@ -22,7 +22,7 @@ from iama.config.specs import RewardSpec
 from iama.environment import is_main_process
 from iama.errors import ConfigError
 from iama.models.generation import end_token_ids
-from iama.objective.estimators import clamped_share
+from iama.objective.estimators import clamped_share, extrapolates
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.prompts.render import render_prompt
 from iama.rewards.classifier import ClassifierFiles, render_rewarded
@@ -193,7 +193,11 @@ def _names(tokenizer: Any, ids: frozenset[int]) -> str:
 def _groups(plan: Plan) -> Check:
     """G against N."""
     size = plan.trainer_fields["num_generations"]
-    shares = {c.name: clamped_share(c.operator, size) for c in plan.objective.criteria}
+    estimator = plan.objective.estimator
+    shares = {
+        c.name: 0.0 if extrapolates(c.operator, estimator) else clamped_share(c.operator, size)
+        for c in plan.objective.criteria
+    }
     name = max(shares, key=lambda key: shares[key])
     operators = ", ".join(f"{c.name} {c.operator.name}" for c in plan.objective.criteria)
     if shares[name] <= CLAMPED_SHARE:

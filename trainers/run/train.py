@@ -286,7 +286,7 @@ def _revision(model: str | None, read: Callable[[str], str | None]) -> str | Non
 
 
 def _say_plan(plan: Plan) -> None:
-    from iama.objective.estimators import clamped_share
+    from iama.objective.estimators import clamped_share, extrapolates
     from trainers.control import describe_kl
 
     config, fields = plan.config, plan.trainer_fields
@@ -296,9 +296,12 @@ def _say_plan(plan: Plan) -> None:
     for c in plan.objective.criteria:
         share = clamped_share(c.operator, fields["num_generations"])
         if share > 0:
-            console.print(
-                f"clamped    {c.name}: {share:.2%} of the draws of {c.operator.name} count as the group's size"
+            what = (
+                "are extrapolated"
+                if extrapolates(c.operator, plan.objective.estimator)
+                else "count as the group's size"
             )
+            console.print(f"clamped    {c.name}: {share:.2%} of the draws of {c.operator.name} {what}")
     dropped = f" ({plan.num_dropped} dropped as too long)" if plan.num_dropped else ""
     console.print(
         f"roll-outs  {len(plan.prompts)} prompts{dropped}, groups of {fields['num_generations']}, "

@@ -12,16 +12,21 @@ from inference.evaluation.measurements import Evaluation
 from inference.evaluation.rows.kl import kl_of
 from inference.evaluation.stopping import written_stops
 from inference.evaluation.tables import Tables
+from inference.samplers.serve import lacks_threshold
 from inference.statistics.bootstrap import Estimate, interval_row, mean_interval
 from inference.statistics.savings import SAMPLES
-from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow
+from inference.statistics.summary_rows import Costs, CurveExtras, CurveRow, StopSettingRow
 
 _STOP = Method(STOP, "curve", Call(STOP, STOP))
 
 
-def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
-    """Mean proxy, gold, cost and KL: a row a (policy, criterion, method, budget), or one for a method of one point."""
+def curve_rows(evaluation: Evaluation, tables: Tables, stop_settings: Sequence[StopSettingRow] = ()) -> list[CurveRow]:
+    """Mean proxy, gold, cost and KL: a row a (policy, criterion, method, budget), or one for a method of one point.
+
+    Points of the curve that stops say by `stop_settings` what would serve them.
+    """
     rows: list[CurveRow] = []
+    settings = {(row["policy"], row["criterion"], row["samples"]): row["method"] for row in stop_settings}
     for policy, criterion in evaluation.served:
         has_stop = (policy, criterion.name, STOP, "proxy") in tables.values
         for method in [*evaluation.plan.methods, *([_STOP] if has_stop else [])]:
@@ -49,9 +54,11 @@ def curve_rows(evaluation: Evaluation, tables: Tables) -> list[CurveRow]:
                     **_extras(evaluation, tables, key, column),
                     "num_prompts": len(evaluation.plan.rows),
                 }
-                if method.is_stopped:
+                if method is _STOP and n is not None:
+                    row["written"] = settings[policy, criterion.name, n]
+                if lacks_threshold(method):
                     written = [stop.text for stop, _ in written_stops(evaluation, policy, criterion, method)]
-                    row["written"] = " and ".join(dict.fromkeys(written))
+                    row["written"] = " or ".join(dict.fromkeys(written))
                 if method.is_tuned:
                     row["written"] = evaluation.plan.written(policy, criterion.name, method).text
                 rows.append(row)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from iama.arrays import Floats
 from iama.config.files import EvaluationConfig, EvaluationCriterion, WinRateBaseline
-from iama.config.methods import CURVES
+from iama.config.methods import CURVES, STOP, find_tunable
 from inference.engine.policy import resolve_paths
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.tables import Tables
@@ -19,7 +19,7 @@ from inference.statistics.break_even import break_even
 from inference.statistics.controls import controls, is_constant
 from inference.statistics.costs import lengths
 from inference.statistics.hacking import hacking
-from inference.statistics.recommend import key_of, recommend
+from inference.statistics.recommend import Key, key_of, recommend
 from inference.statistics.summary_rows import (
     BreakEvenRow,
     ConstantRow,
@@ -29,6 +29,7 @@ from inference.statistics.summary_rows import (
     QualityRow,
     RecommendationRow,
     SavingsRow,
+    StopSettingRow,
     Unit,
     WinRateRow,
 )
@@ -203,15 +204,28 @@ def baseline_of(config: EvaluationConfig) -> WinRateBaseline:
 
 
 def recommendation_rows(
-    config: EvaluationConfig, tables: Tables, curves: Sequence[CurveRow]
+    config: EvaluationConfig, tables: Tables, curves: Sequence[CurveRow], stops: Sequence[StopSettingRow] = ()
 ) -> list[RecommendationRow]:
-    """The best gold that each budget buys."""
-    rows = [row for row in curves if row["gold"] is not None]
+    """The best gold that each budget buys; `stops` are the settings that serve the curve which stops early."""
+    served: dict[Key, str] = {(row["policy"], row["criterion"], STOP, row["samples"]): row["method"] for row in stops}
+    rows = [_as_written(row, served) for row in curves if row["gold"] is not None]
     gold = {
         key_of(row): tables.values[row["policy"], row["criterion"], row["method"], "gold"][:, (row["samples"] or 1) - 1]
         for row in rows
     }
     return recommend(rows, gold, RECOMMENDED_UNITS, num_bootstrap=config.num_bootstrap, seed=config.seed)
+
+
+def _as_written(row: CurveRow, stops: Mapping[Key, str]) -> CurveRow:
+    """A row with what a user writes for it, where that is neither its method nor that at its number of samples."""
+    written = stops.get(key_of(row))
+    if written is None and find_tunable(row["method"]) is not None:
+        written = row.get("written")
+    copied = row.copy()
+    copied.pop("written", None)
+    if written is not None:
+        copied["written"] = written
+    return copied
 
 
 def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[SavingsRow]) -> list[BreakEvenRow]:

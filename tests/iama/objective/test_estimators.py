@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from iama.errors import ConfigError, IamaWarning
-from iama.objective import estimators, rank_estimators
+from iama.objective import estimators, rank_estimators, rank_tables
 from iama.objective.estimators import advantages, check_group_size, group_value
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import RankOperator, bon, bop, bop_zt, identity, series, soft_bon
@@ -113,7 +113,7 @@ def test_a_group_without_spread_gives_zeros(reward, operator):
 def test_groups_without_ties_take_a_shorter_way_to_the_same_bits(seed, size, operator):
     scores = np.sort(np.random.default_rng(seed).normal(size=(3, size)), axis=1)
     below = np.tile(np.arange(size), (3, 1))
-    tables, _, _ = rank_estimators._advantage_tables(operator, size, "auto")
+    tables, _, _ = rank_tables.advantage_tables(operator, size, "auto")
     expected = rank_estimators._tied(scores, below, below + 1, tables)
     np.testing.assert_array_equal(rank_estimators._untied(scores, tables), expected)
 
@@ -163,13 +163,12 @@ def test_no_unbiased_estimator_is_exactly_centred_where_the_group_is_no_larger_t
 TAIL = [(bon(6), 4), (bon(8), 2), (bop(3.0), 4), (series(0.5, 0.0, 0.0, 0.0, 0.5), 3)]
 
 
-@pytest.mark.filterwarnings("ignore:estimator 'tail' reads the tail:iama.errors.IamaWarning")
 @pytest.mark.parametrize(("operator", "size"), TAIL, ids=lambda case: getattr(case, "name", case))
 def test_the_extrapolation_is_unbiased_for_what_it_says(operator, size):
     """`V_N = V_G + (H_N - H_G) G (V_G - V_{G-1})` for every N above G; the exact values below."""
     p, selector, score = space(np.random.default_rng(size))
     groups = np.array(list(itertools.product(range(3), repeat=size)))
-    estimate = advantages(operator, selector[groups], score[groups], "tail")
+    estimate = rank_estimators.table_advantages(operator, selector[groups], score[groups], "tail")
     gradient = np.einsum("b,bg,bgy->y", p[groups].prod(axis=1), estimate, np.eye(3)[groups] - p) / size
 
     def slope(n):
@@ -184,13 +183,28 @@ def test_the_extrapolation_is_unbiased_for_what_it_says(operator, size):
 
 
 def test_the_extrapolation_is_exact_for_an_exponential_tail():
-    law = rank_estimators.tail_law(bon(32), 8)
+    law = rank_tables.tail_law(bon(32), 8)
     values = np.cumsum(1 / np.arange(1, 9))  # Best-of-n of exponential rewards
     assert law @ values == pytest.approx(np.sum(1 / np.arange(1, 33)))
     assert law.sum() == pytest.approx(1.0)
-    np.testing.assert_array_equal(rank_estimators.tail_law(bon(8), 8), rank_estimators.clamped_law(bon(8), 8))
+    np.testing.assert_array_equal(rank_tables.tail_law(bon(8), 8), rank_tables.clamped_law(bon(8), 8))
     rewards = np.random.default_rng(0).normal(size=(3, 8))
     np.testing.assert_array_equal(advantages(bon(6), rewards, estimator="tail"), advantages(bon(6), rewards))
+
+
+@pytest.mark.filterwarnings("ignore:estimator 'tail' reads the tail:iama.errors.IamaWarning")
+def test_groups_with_several_best_completions_are_not_extrapolated_from():
+    rewards = np.array([[0.0, 0.3, 1.0, 0.2], [0.0, 1.0, 1.0, 0.2], [0.0, 0.0, 1.0, 0.0]])
+    scores = np.random.default_rng(0).normal(size=(3, 4))
+    for score in (rewards, scores):
+        found, clamped = (advantages(bon(16), rewards, score, name) for name in ("tail", "auto"))
+        np.testing.assert_array_equal(found[1], clamped[1])
+        assert (found[[0, 2]] != clamped[[0, 2]]).any(axis=1).all()
+    right = (np.random.default_rng(0).random((400, 8)) < 0.5).astype(
+        float
+    )  # where half is right, right ones still gain
+    assert (advantages(bon(64), right, estimator="tail") * (right - right.mean())).mean() > 0
+    assert (rank_estimators.table_advantages(bon(64), right, right, "tail") * (right - right.mean())).mean() < 0
 
 
 def test_the_extrapolation_says_where_it_fails():

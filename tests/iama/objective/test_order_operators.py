@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from iama.errors import ConfigError, IamaWarning
 from iama.objective.estimators import advantages, check_group_size, group_value
 from iama.objective.operators import LStatistic, bon, identity, lstat, parse_operator, series
-from iama.objective.rank_estimators import clamped_statistic
+from iama.objective.rank_tables import clamped_statistic
 
 BEST_TWO, MEDIAN, CVAR, SPREAD = lstat(0, 0, 0.5, 0.5), lstat(0, 1, 0), lstat(0.5, 0.5, 0), lstat(-0.5, 0, 1.5)
 STATISTICS = [BEST_TWO, MEDIAN, CVAR, SPREAD, lstat(1, 0), lstat(1)]

@@ -127,6 +127,8 @@ def test_a_missing_or_damaged_summary_is_one_line(tmp_path):
         (("examples", 0, "candidates"), "x"),
         (("num_prompts",), 10.5),
         (("dropped_prompts",), {}),
+        (("headroom",), {"policy": "base"}),
+        (("headroom",), []),
         (("manifest",), -1),
         (("manifest", "criteria", 0), None),
         (("manifest", "criteria", 0, "operator"), []),
@@ -408,6 +410,49 @@ def test_no_width_cuts_a_number_of_any_table(tmp_path, width):
     assert "\N{HORIZONTAL ELLIPSIS}" not in narrow
     assert set(NUMBER.findall(narrow)) == set(NUMBER.findall(wide))
     assert "FLOPs" in narrow
+
+
+def with_dial() -> dict:
+    """With a dial of CARDS of two points, by itself and by Best-of-N; the seconds of a row are twice its tokens."""
+    summary = make_summary()
+    points = {f"cards(quantile={value})": value for value in ("0.5", "0.9")}
+    for row in [r for r in summary["curves"] if r["method"] == CARDS]:
+        summary["curves"].remove(row)
+        summary["curves"] += [row | {"method": m, "dial": "cards", "value": v} for m, v in points.items()]
+    rows = []
+    for row in [r for r in summary["savings"] if r["method"] == "bon"]:
+        for method, other in ((m, o) for m in points for o in ("cards", "bon")):
+            units = {"policy_tokens": {"ratio": 3.0, "ci95": [2.0, 4.0]}, "seconds": {"ratio": 6.0, "ci95": [5.0, 7.0]}}
+            point = row | {"method": method, "samples": None, "units": units, "ratio": 3.0, "ci95": [2.0, 4.0]}
+            point |= {"reference_method": other, "unit": "policy_tokens", "censored": False, "floor": other == "cards"}
+            rows.append(point | {"counts": True, "ci_floor": 0.0, "ci_censored": 0.0, "hacked": False})
+    summary["savings"] += rows
+    summary["averages"] += average_rows(rows)
+    return summary
+
+
+def test_methods_of_one_setting_have_their_savings_by_dial_and_by_best_of_n(tmp_path):
+    """On the terminal against the first reference, in the report against all; no ratio in samples is made up."""
+    summary = with_dial()
+    console = Console(width=200, file=io.StringIO(), record=True)
+    print_tables(summary, console)
+    text = console.export_text()
+    assert re.search(r"helpful +cards at 0.5 +base by cards +- +< 3.00x \[2.00, 4.00\] +< 6.00x \[5.00, 7.00\]", text)
+    assert re.search(r"helpful +cards at 0.9 +base by Best-of-N +- +3.00x \[2.00, 4.00\] +6.00x", text)
+    assert "grpo by cards" not in text
+    assert "12 more rows, against other references, stand in the report." in text
+    assert "the cheapest point of its dial is enough" in text
+    plain = make_summary()
+    assert headline(summary) == headline(plain)  # it is told by a method with numbers of samples
+    rows = rows_of(render_html(summary), "savings")
+    assert ["helpful", "cards(quantile=0.5)", "grpo by cards", "-", "&lt; 3.00x [2.00, 4.00]"] in [
+        row[:5] for row in rows
+    ]
+    folders = [save(tmp_path / name, summary | {"name": name}) for name in ("one", "two")]
+    print_comparison(*folders, console)
+    compared = console.export_text()
+    assert "Savings in seconds" in compared
+    assert {key[3] for key in (row["key"] for row in savings_pairs((summary, summary))["samples"])} == {"base", "grpo"}
 
 
 def without_gold() -> dict:

@@ -57,6 +57,7 @@ result.figures = seen("#curves figure").map((e) => e.dataset.chart);
 """
 SWITCHES = """
 await drawn();
+document.querySelector("#savings details").open = true;
 result.units = texts("#savings tbody .group");
 pick("#savings", "unit", "flops");
 await drawn();

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
-
 import numpy as np
 import pytest
+import torch
 
 from iama.config.specs import Sampling
 from iama.cost import Cost
-from iama.errors import ConfigError
+from iama.errors import ConfigError, IamaWarning
 from iama.objective.operators import parse_operator
+from iama.prompts.conversations import render_prompts
 from iama.rewards.function import reward_from_function
 from iama.rewards.load import load_reward
+from inference.engine.decode import HeldPrompts, decode
+from inference.engine.random_streams import prompt_keys
+from inference.engine.responses import pool_of
+from inference.engine.rows import Rows
 from inference.samplers.best_of import draw, score
 from inference.samplers.serve import check_served, needs_target, read_method, serve, stopped_of, with_target
 from inference.selection.stopping import upper_reward
@@ -72,19 +75,50 @@ def test_repeated_prompts_keep_draws_of_their_own(policy64, reward):
 
 
 def test_the_ledger_adds_up_over_rounds(policy64, reward):
-    """Each round is a draw of its own: all its tokens, kept or not, and its steps after those of the rounds before."""
+    """All tokens, kept or not; the policy reads the prompt once, and steps follow those of the rounds before."""
     (completion,) = serve(policy64, reward, "bon(5, stop=pandora(1e-9), width=2)", SAMPLING).sample(PROMPTS[:1], seed=1)
-    assert len(completion.candidates) == 5
-    rounds = [
-        score(draw(policy64, PROMPTS[:1], number, SAMPLING, seed=1, batch_size=8, first=first), reward).costs[0]
-        for first, number in ((0, 2), (2, 2), (4, 1))
-    ]
-    total = reduce(add, rounds, Cost())
-    assert [getattr(completion.cost, unit) for unit in COUNTED] == [getattr(total, unit) for unit in COUNTED]
-    assert completion.cost.flops == pytest.approx(total.flops)
-    assert completion.cost.reward_calls == 5
-    lengths = [len(c.token_ids) for c in completion.candidates]
-    assert completion.cost.policy_decode_tokens == sum(lengths) - 5
+    plain = draw(policy64, PROMPTS[:1], 5, SAMPLING, seed=1, batch_size=8)
+    rounds = [plain.samples[0][:2], plain.samples[0][2:4], plain.samples[0][4:]]
+    assert [c.token_ids for c in completion.candidates] == [c.token_ids for c in plain.samples[0]]
+    read = [score(pool_of(PROMPTS[:1], [drawn], [Cost()]), reward).costs[0] for drawn in rounds]
+    cost, (once,) = completion.cost, plain.costs
+    assert cost.policy_prefill_tokens == once.policy_prefill_tokens > 0
+    assert cost.policy_decode_tokens == once.policy_decode_tokens
+    assert cost.flops == pytest.approx(once.flops + sum(c.flops for c in read))
+    assert (cost.reward_calls, cost.reward_tokens) == (5, sum(c.reward_tokens for c in read))
+    longest = [max(len(c.token_ids) for c in drawn) for drawn in rounds]
+    assert cost.sequential_steps == 1 + sum(length - 1 for length in longest) + sum(c.sequential_steps for c in read)
+
+
+def test_rounds_hold_their_prompts_whatever_the_batch_and_the_memory(policy64, monkeypatch):
+    """Draws of `iter_decode`, with fewer rows than samples, and where memory runs out in the second round."""
+    ids = render_prompts(policy64.tokenizer, PROMPTS, policy64.eos_token_ids, "policy")
+    expected, _ = decode(policy64, ids, 6, SAMPLING, seed=3, batch_size=64)
+    how = {"seed": 3, "batch_size": 3, "keys": prompt_keys(ids)}
+
+    def tokens(held: HeldPrompts) -> list[list]:
+        rounds = [held.draw(range(len(ids)), first, 3) for first in (0, 3)]
+        return [[r.token_ids for drawn in rounds for r in drawn[i][0]] for i in range(len(ids))]
+
+    wanted = [[r.token_ids for r in row] for row in expected]
+    assert tokens(HeldPrompts(policy64, ids, SAMPLING, **how)) == wanted
+    held = HeldPrompts(policy64, ids, SAMPLING, **how)
+    first = held.draw(range(len(ids)), 0, 3)
+    held.let_go([1])
+    real, calls = Rows.extend, []
+
+    def short(self, slots, ids):
+        calls.append(len(slots))
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, slots, ids)
+
+    monkeypatch.setattr(Rows, "extend", short)
+    with pytest.warns(IamaWarning, match="out of memory with 3 rows"):
+        second = held.draw([0, 2, 3, 4], 3, 3)
+    for i in second:
+        assert [r.token_ids for r in (*first[i][0], *second[i][0])] == wanted[i]
+        assert second[i][1].policy_prefill_tokens == 0
 
 
 def test_columns_go_with_the_prompts_that_still_go_on(policy64):

@@ -14,9 +14,10 @@ from inference.statistics.bootstrap import (
     resample,
 )
 from inference.statistics.controls import controls
+from inference.statistics.equal_cost import difference_at_equal_cost
 from inference.statistics.hacking import hacking
 from inference.statistics.recommend import key_of, recommend
-from inference.statistics.savings import Comparison, difference_at_equal_cost, estimate_savings, paired_difference
+from inference.statistics.savings import Comparison, estimate_savings, paired_difference
 from inference.statistics.win_rates import Side, win_rate
 
 

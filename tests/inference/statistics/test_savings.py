@@ -8,16 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.evaluation.tables import Tables
+from inference.statistics.equal_cost import _between, difference_at_equal_cost, grows
 from inference.statistics.savings import (
     FALL_TOLERANCE,
     Comparison,
-    _between,
     at_budget,
-    difference_at_equal_cost,
     estimate_savings,
     falls,
     geometric_mean,
-    grows,
     paired_difference,
     samples_needed,
 )
@@ -208,6 +206,9 @@ def test_between_is_numpys_interpolation_row_by_row():
     wanted = [np.interp(x, xs, ys) for x, xs, ys in zip(x_B, x_BN, y_BN, strict=True)]
     np.testing.assert_allclose(_between(x_B, x_BN, y_BN), wanted, rtol=1e-14, atol=1e-14)
     np.testing.assert_array_equal(_between(x_B, x_BN[:, :1], y_BN[:, :1]), y_BN[:, 0])
+    level = np.tile([2.0, 2.0, 3.0], (3, 1))
+    found = _between(np.array([1.0, 2.0, 4.0]), level, np.tile([5.0, 6.0, 7.0], (3, 1)))
+    np.testing.assert_array_equal(found, [np.interp(x, level[0], [5.0, 6.0, 7.0]) for x in (1, 2, 4)])
 
 
 def test_only_what_every_sample_adds_to_grows():

@@ -336,6 +336,16 @@ def test_a_card_is_yaml_whatever_the_base_is_called(name):
         assert header["tags"] == ["iama", "lora", "inference-time-alignment"]
         assert header.get("library_name") == (None if merged else "peft")
         assert "| a\\|b | `bon(2)` |" in card
+        assert "no sampler" not in card
+        assert "Dirichlet" not in card
+
+
+def test_a_card_says_what_its_table_cannot():
+    criterion = ManifestCriterion(name="a", operator="entropic(2)", weight=1.0, reward=RewardSpec(function="m:f"))
+    told = Manifest(base_model="b", criteria=[criterion], estimator="auto", sampling=Sampling(), seed=0, versions={})
+    card = model_card(told.model_copy(update={"weights": "simplex"}), merged=True)
+    assert "\n\n`entropic(2)` is what training assumed, and no sampler: `iama generate` says" in card
+    assert "\n\nWeights were drawn for each group" in card
 
 
 def test_a_base_that_was_changed_after_training_is_not_merged(run, tiny, tmp_path):

@@ -13,9 +13,10 @@ from trl import GRPOConfig
 
 from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.schema import load_config
+from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelError, RewardError, RunError
 from trainers.run.build import build_trainer
-from trainers.run.plan import make_plan, sampling_fields, trainer_fields
+from trainers.run.plan import _warn, make_plan, sampling_fields, trainer_fields
 from trainers.run.train import _say_plan, manifest, run_is_finished
 
 
@@ -247,7 +248,7 @@ def test_plain_sampling_is_trls_own_but_for_the_length(make_config):
     assert ours == {key: defaults[key] for key in ours} | {"max_completion_length": 128}
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-grpo", "experiments/sums"])
+@pytest.mark.parametrize("name", ["demo", "demo-grpo", "experiments/sums", "experiments/simplex"])
 def test_recipes_sample_as_their_evaluation_does(name):
     root = Path(__file__).parents[3] / "configs"
     recipe = load_config(root / f"{name}.yaml", TrainingConfig)
@@ -471,3 +472,14 @@ def test_an_output_folder_with_other_files_is_left_alone(make_config):
     (Path(config.output_dir) / "thesis.tex").write_text("precious")
     with pytest.raises(RunError, match="holds other files"):
         run_is_finished(config)
+
+
+def test_an_extrapolation_of_right_and_wrong_is_warned_of(make_config):
+    config = make_config(objective__estimator="tail", trainer__num_generations=2, trainer__use_cpu=True)
+    criterion = config.objective.criteria[0]
+    verified = criterion.model_copy(update={"proxy": RewardSpec(verifier="math")})
+    objective = config.objective.model_copy(update={"criteria": [verified, *config.objective.criteria[1:]]})
+    with pytest.warns(
+        IamaWarning, match=f"'tail' reads the tail from rewards, and '{criterion.name}' is right or wrong"
+    ):
+        _warn(config.model_copy(update={"objective": objective}), {"beta": 0.1}, "test.yaml")

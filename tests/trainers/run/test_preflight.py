@@ -273,6 +273,8 @@ def test_a_group_smaller_than_the_budget(make_config):
         check = checks_of(make_config(objective__criteria=[{**criteria[0], "operator": "bon(8)"}]))["groups"]
     assert check.status == "warn"
     assert check.remedy == "raise trainer.num_generations to 8"
+    changed = make_config(objective__criteria=[{**criteria[0], "operator": "bon(8)"}], objective__estimator="tail")
+    assert checks_of(changed)["groups"].status == "pass"  # extrapolated, as was asked for
 
 
 @pytest.mark.parametrize(

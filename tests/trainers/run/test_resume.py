@@ -85,7 +85,7 @@ REUSED = {
 }
 CASES = {
     "inside an epoch": ({**STEERED, "trainer__beta": 1.0}, 5, 4, 3),
-    "at the end of an epoch": ({}, 5, 5, 4),
+    "at the end of an epoch": ({"objective__weights": "simplex"}, 5, 5, 4),
     "roll-outs that serve four steps": ({**REUSED}, 10, 6, 4),
     "an epoch a checkpoint": ({"trainer__save_strategy": "epoch"}, 5, 5, 4),
 }
@@ -96,6 +96,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     make_config, tmp_path, options, max_steps, killed_at, checkpoint
 ):
     options = {**SAVING, "trainer__max_steps": max_steps, **options}  # four prompts, two a batch: two batches an epoch
+    if "objective__weights" in options:  # one operator for all
+        criteria = [{**c.model_dump(), "operator": "bon(2)"} for c in make_config().objective.criteria]
+        options["objective__criteria"] = criteria
     whole, killed = (make_config(**options, output_dir=str(tmp_path / name)) for name in ("whole", "killed"))
     run(make_plan(whole, "test.yaml"))
     start_and_kill(killed, killed_at)

@@ -1,0 +1,198 @@
+"""Stopping in an evaluation of pool files: methods as they are listed, the tuned curve, its savings and its words."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from iama.config.files import EvaluationConfig
+from iama.errors import ConfigError
+from inference.evaluation.combine import combine_evaluations
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.plan import make_plan
+from inference.evaluation.stopping_halves import halves
+from inference.evaluation.summary import load_summary
+from inference.evaluation.tables import load_tables
+from inference.report import print_tables, write_report
+from inference.report.stopping import stopping_sentences
+from inference.samplers.serve import read_method, stopped_of
+from inference.selection.stopping import upper_reward
+from inference.selection.stopping_pools import stopped_chances, stopped_scores
+
+S = 32
+TARGET, PANDORA = "bon(8, stop=target(0.8), width=3)", "bon(8, stop=pandora(0.2))"
+METHODS = ["bon", TARGET, PANDORA]
+
+
+@cache
+def rewards(policy: str, num_prompts: int) -> np.ndarray:
+    """Proxy and gold `[2, P, S]`: the trained policy's are higher and wider."""
+    rng = np.random.default_rng(1)
+    level_P1, noise_PS = rng.normal(0, 0.3, (num_prompts, 1)), rng.normal(size=(2, num_prompts, S))
+    proxy_PS = level_P1 + (1.3 * noise_PS[0] + 0.4 if policy == "iama" else noise_PS[0])
+    return np.stack([proxy_PS, proxy_PS + 0.3 * noise_PS[1]])
+
+
+def config_of(folder, num_prompts=12, methods=METHODS, change=None, **settings) -> EvaluationConfig:
+    """Pools of two policies with tokens, and their evaluation; `change` alters the base's proxy `[P, S]`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for policy in ("base", "iama"):
+        proxy_PS, gold_PS = rewards(policy, num_prompts)
+        if change is not None and policy == "base":
+            proxy_PS = change(proxy_PS)
+        lines = [json.dumps({"iama_pool": 1, "policy": {"name": policy}})]
+        for p in range(num_prompts):
+            for s in range(S):
+                scores = {"good": proxy_PS[p, s], "good/gold": gold_PS[p, s]}
+                text = {"prompt": f"prompt {p:02d}", "text": f"answer {s}", "num_tokens": 3 + (s * 7 + p) % 11}
+                lines.append(json.dumps({**text, "scores": scores}))
+        (folder / f"{policy}.jsonl").write_text("\n".join(lines) + "\n")
+    return EvaluationConfig.model_validate(
+        {
+            "name": "stopping",
+            "output_dir": str(folder / "out"),
+            "policies": {name: {"pool": str(folder / f"{name}.jsonl")} for name in ("base", "iama")},
+            "criteria": [{"name": "good", "proxy": {"column": "good"}, "gold": {"column": "good/gold"}}],
+            "methods": methods,
+            "budgets": [1, 2, 4, 8],
+            "trained_budget": 2,
+            "num_samples": S,
+            "num_bootstrap": 100,
+        }
+        | settings
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    config = config_of(tmp_path_factory.mktemp("stopping"))
+    plan = make_plan(config)
+    summary = evaluate(plan)
+    return config, plan, summary, load_tables(Path(config.output_dir))
+
+
+def in_order(plan) -> list[int]:
+    """Numbers of the prompts in the order of the evaluation."""
+    return [int(row["prompt"][-2:]) for row in plan.rows]
+
+
+def test_listed_methods_come_from_the_pool(evaluated):
+    _, plan, summary, tables = evaluated
+    order = in_order(plan)
+    proxy_PS, gold_PS = rewards("base", 12)[:, order]
+    stopped = stopped_of(read_method(PANDORA))
+    _, drawn_PR = stopped_chances(stopped, proxy_PS)
+    key = ("base", "good", PANDORA)
+    np.testing.assert_allclose(tables.values[*key, "gold"][:, 0], stopped_scores(stopped, proxy_PS, gold_PS))
+    np.testing.assert_allclose(tables.costs[*key, "samples"][:, 0], drawn_PR.sum(axis=1))
+    np.testing.assert_allclose(tables.costs[*key, "reward_calls"][:, 0], drawn_PR.sum(axis=1))
+    lengths_PS = np.asarray([[3 + (s * 7 + p) % 11 for s in range(S)] for p in order])
+    steps = lengths_PS.mean(axis=1) * drawn_PR.sum(axis=1) + 1
+    np.testing.assert_allclose(tables.costs[*key, "sequential_steps"][:, 0], steps)
+    (row,) = [r for r in summary["curves"] if (r["policy"], r["method"]) == ("base", PANDORA)]
+    assert row["draws"] == pytest.approx(drawn_PR.sum(axis=1).mean())
+    assert row["samples"] is None
+    assert "written" not in row
+
+
+def test_a_missing_threshold_is_that_of_the_other_half(evaluated):
+    config, plan, _, tables = evaluated
+    proxy_PS, gold_PS = rewards("base", 12)
+    parts, order = halves(plan.rows, config.seed), in_order(plan)
+    for part, other in (parts, parts[::-1]):
+        threshold = upper_reward(proxy_PS[[order[i] for i in other]], 0.8)
+        stopped = stopped_of(read_method(f"bon(8, stop=target(0.8, threshold={threshold - 1e-4:.9g}), width=3)"))
+        mine = [order[i] for i in part]
+        expected = stopped_scores(stopped, proxy_PS[mine], gold_PS[mine])
+        np.testing.assert_allclose(tables.values["base", "good", TARGET, "gold"][part, 0], expected)
+        _, drawn_PR = stopped_chances(stopped, proxy_PS[mine])
+        np.testing.assert_allclose(tables.costs["base", "good", TARGET, "samples"][part, 0], drawn_PR @ [3, 3, 2])
+
+
+def test_the_curve_stands_beside_bon_and_saves(evaluated):
+    _, _, summary, tables = evaluated
+    for policy in ("base", "iama"):
+        draws_PN = tables.costs[policy, "good", "stop", "samples"]
+        assert draws_PN.shape == tables.values[policy, "good", "stop", "gold"].shape == (12, 8)
+        np.testing.assert_allclose(draws_PN.mean(axis=0), np.arange(1, 9), rtol=0.25)
+        np.testing.assert_allclose(tables.costs[policy, "good", "stop", "reward_calls"], draws_PN)
+        plain, early = (tables.values[policy, "good", method, "proxy"].mean(axis=0) for method in ("bon", "stop"))
+        assert (early[2:6] > plain[2:6]).all()
+    assert {row["method"] for row in summary["savings"] if row["samples"]} == {"bon", "stop"}
+    points = [row for row in summary["curves"] if (row["policy"], row["method"]) == ("iama", "stop")]
+    assert [row["samples"] for row in points] == [1, 2, 4, 8]
+    for row in points:
+        read_method(row["written"])
+    assert [row["samples"] for row in summary["stop_settings"]] == [1, 2, 4, 8] * 2
+
+
+def test_what_is_compared(evaluated):
+    summary = evaluated[2]
+    rows = {row["compared"]: row for row in summary["stopping"] if row["metric"] == "gold"}
+    sides = {name: (r["policy"], r["method"], r["reference"], r["reference_method"]) for name, r in rows.items()}
+    assert sides == {
+        "stopping": ("base", "stop", "base", "bon"),
+        "training": ("iama", "bon", "base", "stop"),
+        "both": ("iama", "stop", "base", "bon"),
+        "compounding": ("iama", "stop", "iama", "bon"),
+    }
+    assert rows["both"]["ratio"] > rows["stopping"]["ratio"]
+    (sentence,) = stopping_sentences(summary)
+    assert sentence.startswith("Stopping on good: alone it saves the untrained base ")
+    assert "against that base with stopping" in sentence
+    assert "compound" in sentence
+
+
+def test_the_report_the_terminal_and_seeds_together(evaluated, tmp_path):
+    config, _, summary, _ = evaluated
+    out = Path(config.output_dir)
+    page = write_report(out).read_text()
+    assert "What would serve" in page
+    assert "Stopping on good" in page
+    console = Console(record=True, width=200)
+    print_tables(summary, console)
+    assert "makes" in console.export_text()
+    second = config_of(tmp_path, seed=1)
+    evaluate(make_plan(second))
+    both = combine_evaluations([out, Path(second.output_dir)])
+    assert {row["num_seeds"] for row in both["stopping"]} == {2}
+    assert stopping_sentences(both)
+    raw = json.loads((out / "summary.json").read_text())
+    del raw["stopping"], raw["stop_settings"]
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / "summary.json").write_text(json.dumps(raw))
+    assert stopping_sentences(load_summary(older)) == []
+    write_report(older)
+
+
+def test_too_few_prompts_are_said(tmp_path):
+    summary = evaluate(make_plan(config_of(tmp_path, num_prompts=6, methods=["bon"])))
+    assert (summary["stopping"], summary["stop_settings"]) == ([], [])
+    assert stopping_sentences(summary) == ["Stopping was not tuned: 6 prompts are too few, at least 8 are needed."]
+    assert {row["method"] for row in summary["curves"]} == {"bon"}
+
+
+@pytest.mark.parametrize(
+    ("methods", "num_prompts", "words"),
+    [
+        (["bon(12, stop=pandora(0.1))"], 12, "keeps one of 12 samples, more than a quarter"),
+        (["bon(8, stop=target(0.8))"], 1, "takes its threshold from other prompts, and there is one prompt only"),
+        (["bon(8, stop=pandora(-1))"], 12, "greater than 0"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_first(tmp_path, methods, num_prompts, words):
+    with pytest.raises(ConfigError, match=words):
+        make_plan(config_of(tmp_path, num_prompts=num_prompts, methods=methods))
+
+
+def test_a_prompt_that_is_asked_twice_is_in_one_half():
+    rows = [{"prompt": f"p{i % 5}"} for i in range(10)]
+    first, second = halves(rows, 0)
+    assert not {i % 5 for i in first} & {i % 5 for i in second}
+    assert sorted([*first, *second]) == list(range(10))
