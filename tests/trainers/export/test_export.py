@@ -254,7 +254,7 @@ def test_a_base_with_code_of_its_own_is_merged(tiny, tmp_path):
     folder = tmp_path / "run" / "adapter"
     get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear")).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny.policy).save_pretrained(folder)
-    criterion = ManifestCriterion(name="a", operator="mean", weight=1.0, reward=RewardSpec(function="m:f"))
+    criterion = ManifestCriterion(name="a", operator="identity", weight=1.0, reward=RewardSpec(function="m:f"))
     told = Manifest(
         base_model=str(base), criteria=[criterion], estimator="auto", sampling=Sampling(), seed=0, versions={}
     )
