@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
+from iama.config.specs import Sampling
 from iama.errors import ConfigError
+from inference.evaluation.answers import with_pool_target
 from inference.evaluation.dials import read_dials, with_dials
-from inference.samplers.serve import read_method, settings_of
+from inference.samplers.serve import needs_target, quantile_of, read_method, settings_of
 
 TOY = """
 from typing import ClassVar
@@ -120,3 +123,13 @@ def test_what_is_written_down_reads_the_same(budgets):
     again = EvaluationConfig.model_validate(config.model_dump(mode="json", exclude_unset=True))
     assert (again, again.model_dump()) == (config, config.model_dump())
     assert "dials" not in config.model_dump()
+
+
+def test_a_target_is_taken_at_the_quantile_that_the_method_says():
+    sampling = Sampling()
+    written = {"cards": 0.9, "cards(quantile=null)": 0.9, "cards(quantile=0.3)": 0.3, "rejection(quantile=0.5)": 0.5}
+    for text, quantile in written.items():
+        method = read_method(text)
+        assert needs_target(method, sampling)
+        assert quantile_of(method, sampling) == quantile
+        assert "quantile" not in with_pool_target(method, quantile, np.arange(8.0)[None, :]).text
