@@ -64,10 +64,10 @@ class Plan:
 def make_plan(config: EvaluationConfig) -> Plan:
     """Check prompts, methods, output folder, rewards and models; raises `IamaError`s, before anything expensive."""
     written = tuple(read_method(text) for text in config.methods)
-    for method in written:
-        _check_method(config, method)
     dials = read_dials(config, written)
     methods = with_dials(written, dials)
+    for method in methods:
+        _check_method(config, method)
     check_results(config)
     rewards = reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}

@@ -98,7 +98,11 @@ def _git(*arguments: str) -> str | None:
         return None
     try:
         done = subprocess.run(  # noqa: S603
-            [program, *arguments], capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT_S
+            [program, "--no-optional-locks", *arguments],  # a run that is killed leaves no lock behind
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=GIT_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         return None

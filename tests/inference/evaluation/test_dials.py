@@ -16,7 +16,7 @@ from iama.config.schema import Strict
 
 class Settings(Strict):
     dial: ClassVar[tuple[str, ...]] = ("strength",)
-    strength: int = 1
+    strength: int
 
 class Toy:
     Settings = Settings

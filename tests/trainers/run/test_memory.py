@@ -152,6 +152,7 @@ def test_checkpoints_are_counted(make_config, fields, number):
     assert memory.num_checkpoints(plan) == number
 
 
+@pytest.mark.filterwarnings("ignore:.*groups of an older policy:iama.errors.IamaWarning")
 def test_steps_are_those_that_trl_takes(make_config):
     from rich.console import Console
 
