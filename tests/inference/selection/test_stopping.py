@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import brentq
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from inference.selection.stopping import (
@@ -160,3 +161,44 @@ def test_a_higher_cost_stops_no_later():
     assert (draws[0] >= draws[1]).all()
     assert (draws[1] >= draws[2]).all()
     assert draws[0].mean() > draws[2].mean() >= 3
+
+
+def normal_fit(rewards_RM: np.ndarray) -> np.ndarray:
+    """`E(v - best)+` under a normal law of the draws' own mean and standard deviation."""
+    index = np.full(rewards_RM.shape, np.inf)
+    for m in range(3, rewards_RM.shape[1] + 1):
+        drawn = rewards_RM[:, :m]
+        s = drawn.std(axis=1, ddof=1)
+        z = (drawn.max(axis=1) - drawn.mean(axis=1)) / s
+        index[:, m - 1] = s * (norm.pdf(z) - z * norm.sf(z))
+    return index
+
+
+def tail_fit(rewards_RM: np.ndarray) -> np.ndarray:
+    """The same under an exponential law of the upper half, above the highest of the lower half."""
+    index = np.full(rewards_RM.shape, np.inf)
+    for m in range(3, rewards_RM.shape[1] + 1):
+        drawn, upper = np.sort(rewards_RM[:, :m], axis=1), (m + 1) // 2
+        start = drawn[:, m - upper - 1]
+        mean = (drawn[:, m - upper :] - start[:, None]).mean(axis=1)
+        index[:, m - 1] = upper / m * mean * np.exp(-(drawn[:, -1] - start) / mean)
+    return index
+
+
+@pytest.mark.parametrize("law", ["normal", "exponential", "standard_t", "lognormal"])
+def test_the_predictive_law_keeps_no_less_than_other_fits(law):
+    """At equal mean draws, over prompts that differ in level and spread (docs/decoding.md, "Stopping")."""
+    rng = np.random.default_rng(5)
+    drawn_RN = {"standard_t": lambda size: rng.standard_t(3, size)}.get(law, lambda size: getattr(rng, law)(size=size))
+    rewards_RN = rng.normal(size=(2500, 1)) + np.exp(rng.normal(0, 0.5, (2500, 1))) * drawn_RN((2500, 32))
+    best_RN = np.maximum.accumulate(rewards_RN, axis=1)
+    for n in (4, 8):
+        kept = []
+        for index in (improvement_index, normal_fit, tail_fit):
+            floor_RM = np.minimum.accumulate(index(rewards_RN), axis=1)[:, :-1]
+            level = np.sort(floor_RM.ravel())[::-1][(n - 1) * len(rewards_RN)]
+            last_R = (floor_RM > level).sum(axis=1)
+            assert last_R.mean() + 1 == pytest.approx(n, abs=0.01)
+            kept.append(best_RN[np.arange(len(last_R)), last_R].mean())
+        assert kept[0] > kept[2]
+        assert kept[0] > 0.98 * kept[1], "log-normal rewards are the worst case"
