@@ -9,14 +9,18 @@ command goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 import yaml
 
+from iama.arrays import Floats
 from iama.files import write_atomically
+from iama.objective.operators import bon
 from inference.evaluation.combine import combine_evaluations
 from inference.evaluation.summary import Summary
 from inference.report.stopping import compared_text, stopping_sentences
@@ -24,21 +28,27 @@ from inference.report.words import interval_text, point_names, ratio_text, told_
 from inference.statistics.summary_rows import SavingsRow, StoppingRow, Unit
 from scripts import launch
 from scripts.experiments import frame
-from scripts.experiments.frame import CRITERIA, SEEDS, Claim, table
+from scripts.experiments.frame import CRITERIA, SEEDS, Claim, Means, table
+from scripts.experiments.pools import pools
 from scripts.experiments.rivals import LANES, Setting
 
 SETTINGS = {"grpo": Setting(2e-3, 0.2), "iama": Setting(4e-3, 0.1)}
 """What the search chose (docs/results/search.md)."""
-BUDGET, NUM_SAMPLES = 4, 256
+RIVAL = "vpo"
+"""The criteria's weights are drawn from a simplex for each group. It takes IAMA's setting: none was searched for it."""
+BUDGET, NUM_SAMPLES, NUM_PROMPTS = 4, 256, 32
 METHODS = ["bon", "bop", "cards", "rejection", "args", "ggro", "sea"]
 DIALS: dict[str, list[float | str]] = {
     "cards": [0.5, 0.8, 0.95],
     "rejection": [0.5, 0.8, 0.95],
     "args": [0.25, 1.0],
     "ggro": [2, 4, 8],
-    "sea": ["5x1", "10x2", "20x2"],
+    "sea": ["5x1", "10x2"],
 }
 """Values of each guided method's dial, set before any test prompt was answered."""
+NUM_RIVAL = 64
+"""Samples a prompt beside the rival."""
+TITLES = {"base": "the untrained base", "grpo": "linear GRPO", RIVAL: "weights from a simplex (VPO)"}
 MANY = 2.0
 """How many times the draws the claims ask for."""
 
@@ -48,11 +58,11 @@ def main() -> None:
 
     Example: python -m scripts.experiments.savings
     """
-    write(frame.PAGES, combine_evaluations([evaluate(seed) for seed in SEEDS]))
+    write(frame.PAGES, combine_evaluations([evaluate(seed) for seed in SEEDS]), [gold(seed) for seed in SEEDS])
 
 
 def evaluate(
-    seed: int, steps: int = frame.STEPS, num_samples: int = NUM_SAMPLES, max_prompts: int | None = None
+    seed: int, steps: int = frame.STEPS, num_samples: int = NUM_SAMPLES, max_prompts: int = NUM_PROMPTS
 ) -> Path:
     """The folder of a seed's evaluation, made unless it is there."""
     jobs = [LANES[name].job(seed, setting, steps=steps) for name, setting in SETTINGS.items()]
@@ -64,9 +74,7 @@ def evaluate(
     return folder
 
 
-def configuration(
-    seed: int, runs: dict[str, Path], folder: Path, num_samples: int, max_prompts: int | None
-) -> dict[str, Any]:
+def configuration(seed: int, runs: dict[str, Path], folder: Path, num_samples: int, max_prompts: int) -> dict[str, Any]:
     """What `iama evaluate` is given."""
     policy = str(frame.world(seed) / "policy")
     adapters = {name: {"path": policy, "adapter": str(run / "adapter")} for name, run in runs.items()}
@@ -88,11 +96,21 @@ def configuration(
     }
 
 
+def gold(seed: int, steps: int = frame.STEPS, max_prompts: int | None = None) -> dict[str, Floats]:
+    """Gold by prompt `[P]` of every policy and the rival, each criterion served by its own Best-of-4."""
+    jobs = {name: LANES[name].job(seed, setting, steps=steps) for name, setting in SETTINGS.items()}
+    jobs[RIVAL] = LANES[RIVAL].job(seed, SETTINGS["iama"], steps=steps)
+    runs = dict(zip(jobs, frame.train_many(list(jobs.values())), strict=True))
+    policies = {"base": None} | {name: run / "adapter" for name, run in runs.items()}
+    scores = pools(seed, policies, num_samples=NUM_RIVAL, max_prompts=max_prompts)
+    return {f"{policy} {criterion}": s.value(bon(BUDGET)) for (policy, criterion), s in scores.items()}
+
+
 # The page. ----------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, summary: Summary) -> None:
-    """The page of the combined evaluation."""
+def write(folder: Path, summary: Summary, golds: Sequence[Mapping[str, Floats]]) -> None:
+    """The page of the combined evaluation, and of each seed's gold beside the rival."""
     values = {
         "seeds": SEEDS,
         "steps": frame.STEPS,
@@ -105,8 +123,26 @@ def write(folder: Path, summary: Summary) -> None:
         "stopping": stopping_table(by_gold_stopping(summary)),
         "curves": savings_table(summary, is_point=False),
         "points": savings_table(summary, is_point=True),
+        "rival": rival_table(golds),
+        "num_rival": NUM_RIVAL,
     }
     frame.write_page(folder / "savings.md", "savings", values)
+
+
+def rival_table(golds: Sequence[Mapping[str, Floats]]) -> str:
+    """IAMA's gold minus that of each other policy, by criterion and summed."""
+    parts = {name: (name,) for name in CRITERIA} | {"summed": CRITERIA}
+    rows = [
+        [f"IAMA minus {title}", *(frame.bootstrap(golds, partial(_gap, other, names)) for names in parts.values())]
+        for other, title in TITLES.items()
+    ]
+    return table(["", *parts], rows)
+
+
+def _gap(other: str, criteria: Sequence[str], means: Means) -> Floats:
+    """IAMA minus another policy, summed over criteria, `[B]`."""
+    gaps: Floats = np.sum([means[f"iama {name}"] - means[f"{other} {name}"] for name in criteria], axis=0)
+    return gaps
 
 
 def by_gold_stopping(summary: Summary) -> list[StoppingRow]:
