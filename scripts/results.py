@@ -26,7 +26,8 @@ import yaml
 from rich.console import Console
 
 from iama.files import write_atomically
-from inference.evaluation.compare import Question, combine_runs
+from inference.evaluation.compare import combine_runs
+from inference.evaluation.question import Question
 from inference.evaluation.summary import load_summary
 from scripts import launch
 from scripts.build_demo_models import Parameters, stamp_of

@@ -10,7 +10,8 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import RunError
-from inference.evaluation.compare import Question, combine_runs
+from inference.evaluation.compare import combine_runs
+from inference.evaluation.question import Question
 from inference.evaluation.summary import FILE_NAME, Summary, load_summary, save_summary
 from inference.evaluation.tables import FILE_NAME as TABLES_NAME
 from inference.evaluation.tables import Tables, load_tables

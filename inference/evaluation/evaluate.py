@@ -13,11 +13,12 @@ from rich.console import Console
 
 from iama.files import check_rewritable, locked, write_atomically
 from iama.progress import add_bar, progress_bars
-from inference.evaluation.compare import Question, compare_policies
+from inference.evaluation.compare import compare_policies
 from inference.evaluation.measure import measure, measure_pools
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.plan import Plan, check_results
 from inference.evaluation.provenance import manifest_of, versions
+from inference.evaluation.question import Question
 from inference.evaluation.rows import risks
 from inference.evaluation.rows.curves import curve_rows
 from inference.evaluation.rows.examples import example_rows

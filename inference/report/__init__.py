@@ -6,8 +6,8 @@ wrong with a policy, `terminal` prints the tables, `compare` sets two evaluation
 
 from inference.report.compare import print_comparison, write_comparison
 from inference.report.html import FILE_NAME, render_html, write_report
+from inference.report.sentences import headline
 from inference.report.terminal import print_differences, print_tables
-from inference.report.words import headline
 
 __all__ = [
     "FILE_NAME",

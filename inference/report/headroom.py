@@ -6,7 +6,8 @@ from rich.console import Console
 
 from iama.tables import print_line, print_table
 from inference.evaluation.summary import Summary
-from inference.report.words import SPACE, gain_sentences, interval, label, number, signed, title
+from inference.report.sentences import gain_sentences
+from inference.report.words import SPACE, interval, label, number, signed, title
 from inference.statistics.summary_rows import HeadroomFigures, HeadroomRow, IntervalRow
 
 RELATIONS = {"conflict": "exclude", "agree": "go together", "not told": "not told"}

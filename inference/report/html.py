@@ -17,7 +17,7 @@ from iama.config.specs import SOURCES
 from iama.errors import IamaError
 from iama.files import write_atomically
 from inference.evaluation.summary import Summary, load_summary
-from inference.report import words
+from inference.report import sentences, words
 from inference.report.headroom import RELATIONS, saving_at_all, saving_at_half
 from inference.report.risks import find_risks
 from inference.report.stopping import compared_text, stopping_sentences
@@ -67,7 +67,7 @@ CONTROLS = {
 GLOBALS = {
     "controls": CONTROLS,
     "no_gold": words.NO_GOLD,
-    "gain_sentences": words.gain_sentences,
+    "gain_sentences": sentences.gain_sentences,
     "saving_at_all": saving_at_all,
     "saving_at_half": saving_at_half,
     "relations": RELATIONS,
@@ -99,7 +99,7 @@ def render_html(summary: Summary) -> str:
         },
         summary=summary,
         curves=curves,
-        headline=words.saving_sentences(summary),
+        headline=sentences.saving_sentences(summary),
         stopping_sentences=stopping_sentences(summary),
         risks=find_risks(summary),
         facts=facts(summary),

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inference.evaluation.summary import Summary
+from inference.report.sentences import alone_words, paired_quality
 from inference.report.words import (
-    alone_words,
     first_method,
     label,
     method_title,
     num_seeds,
     number,
-    paired_quality,
     percent,
     title,
     too_few_prompts,

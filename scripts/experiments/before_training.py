@@ -20,7 +20,8 @@ from iama.arrays import Floats
 from iama.config.specs import PolicySpec
 from inference.evaluation.rows.headroom import Pooled, figures_of
 from inference.report.headroom import saving_at_all, saving_at_half
-from inference.report.words import gain_sentences, signed
+from inference.report.sentences import gain_sentences
+from inference.report.words import signed
 from inference.selection.curves import curves, operator_at
 from inference.statistics.headroom import CHEAP, FAR
 from inference.statistics.savings import Comparison, Savings, estimate_savings

@@ -12,7 +12,8 @@ import pytest
 
 from iama.errors import RunError
 from inference.evaluation.combine import combine_evaluations
-from inference.evaluation.compare import Question, combine_runs
+from inference.evaluation.compare import combine_runs
+from inference.evaluation.question import Question
 from inference.evaluation.tables import load_tables
 from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed

@@ -9,8 +9,9 @@ import pytest
 from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
 from iama.errors import ConfigError, DataError, IamaError, ModelError, RewardError, RunError
-from inference.evaluation.compare import Question, combine_runs
+from inference.evaluation.compare import combine_runs
 from inference.evaluation.plan import make_plan
+from inference.evaluation.question import Question
 from inference.evaluation.summary import load_summary
 from inference.evaluation.tables import load_tables
 from inference.pools import engines
@@ -27,7 +28,7 @@ def pool_of(config: EvaluationConfig, name: str) -> Path:
 def without_clock(value):
     """A summary without what a stopwatch or the operating system measured."""
     if isinstance(value, dict):
-        return {k: without_clock(v) for k, v in value.items() if k not in ("seconds", "peak_memory")}
+        return {k: without_clock(v) for k, v in value.items() if k not in ("seconds", "seconds_ratio", "peak_memory")}
     if isinstance(value, list):
         return [without_clock(item) for item in value if not (isinstance(item, dict) and item.get("unit") == "seconds")]
     return value

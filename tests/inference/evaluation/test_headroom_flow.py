@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from iama.cli.app import app
 from inference.evaluation.summary import load_summary
-from inference.report.words import gain_sentences
+from inference.report.sentences import gain_sentences
 from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed
 

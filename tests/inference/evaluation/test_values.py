@@ -17,10 +17,11 @@ from iama.cost import Cost
 from iama.errors import RewardError
 from iama.models.flops import ModelSize
 from inference.engine.responses import Pool, PooledPrompt, Response
-from inference.evaluation.compare import Question, compare_policies
+from inference.evaluation.compare import compare_policies
 from inference.evaluation.from_pools import config_from_pools
 from inference.evaluation.measurements import Evaluation, GuidedAnswers, Measured
 from inference.evaluation.plan import make_plan
+from inference.evaluation.question import Question
 from inference.evaluation.rows.risks import break_even_rows
 from inference.evaluation.rows.sampling import missing_rows, sampling_rows
 from inference.evaluation.rows.values import fill_tables

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.evaluation.compare import Question, average_rows, compare_policies
+from inference.evaluation.compare import compare_policies
+from inference.evaluation.question import Question
+from inference.evaluation.savings_rows import average_rows
 from inference.evaluation.tables import Tables
 from inference.statistics.savings import Comparison, estimate_savings
 

@@ -1,0 +1,50 @@
+"""What an evaluation compares, and how its tables are asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from iama.config.methods import AT_EVERY_BUDGET
+from inference.evaluation.tables import Tables
+from inference.statistics.savings import Comparison
+
+TRAINED = "iama"
+REFERENCES = ("base", "grpo")
+METRICS = ("gold", "proxy")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared: the trained policy at `budget` samples with each reference, and how sure that is.
+
+    `dials`: the points of each method with a dial, which are methods of their own.
+    """
+
+    budget: int
+    trained: str = TRAINED
+    references: Sequence[str] = REFERENCES
+    num_bootstrap: int = 1000
+    seed: int = 0
+    dials: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def bootstrap(self) -> dict[str, int]:
+        """Keyword arguments of the estimates."""
+        return {"num_bootstrap": self.num_bootstrap, "seed": self.seed}
+
+
+def axis(tables: Tables, position: int) -> list[str]:
+    """Distinct names along one axis of the keys (policy, criterion, method, metric), in their order."""
+    return list(dict.fromkeys(key[position] for key in tables.values))
+
+
+def curve_methods_of(tables: Tables) -> list[str]:
+    """Methods that are measured at every budget."""
+    return [method for method in axis(tables, 2) if method in AT_EVERY_BUDGET]
+
+
+def of_all(results: Sequence[Comparison | None]) -> list[Comparison]:
+    """The comparisons of all seeds; none where a seed lacks its own."""
+    comparisons = [comparison for comparison in results if comparison is not None]
+    return comparisons if len(comparisons) == len(results) else []
