@@ -39,8 +39,8 @@ RIVAL = "vpo"
 BUDGET, NUM_SAMPLES, NUM_PROMPTS = 4, 256, 32
 METHODS = ["bon", "bop", "cards", "rejection", "args", "ggro", "sea"]
 DIALS: dict[str, list[float | str]] = {
-    "cards": [0.5, 0.8, 0.95],
-    "rejection": [0.5, 0.8, 0.95],
+    "cards": [0.5, 0.9],
+    "rejection": [0.5, 0.9],
     "args": [0.25, 1.0],
     "ggro": [2, 4, 8],
     "sea": ["5x1", "10x2"],
