@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Collection, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a mistake in the input is one line on stderr and exit code 2."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = partial(_show_warning, set())
     with told_in_one_line():
         check_arguments(sys.argv[1:])
         for argument in sys.argv[1:]:
@@ -93,10 +94,12 @@ def main() -> None:
         app()
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Our own warnings as one line; those of libraries do not concern the user of a command."""
-    if issubclass(category, IamaWarning):
-        sys.stderr.write(f"warning: {in_flags(str(message), _FLAGS.get())}\n")
+def _show_warning(said: set[str], message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Our own warnings as one line, each once; those of libraries do not concern the user of a command."""
+    line = f"warning: {in_flags(str(message), _FLAGS.get())}\n"
+    if issubclass(category, IamaWarning) and line not in said:
+        said.add(line)
+        sys.stderr.write(line)
 
 
 def prepare(model_paths: list[str | None]) -> None:

@@ -113,6 +113,11 @@ def _settings(
             raise ConfigError(f"--pool {text!r}: write NAME=FILE, each name once, e.g. --pool base=base.jsonl")
         files[name] = Path(path)
     raw = config_from_pools(files, criteria, trained, "runs/evaluation" if out is None else out)
+    if not any(override.startswith("trained_budget=") for override in overrides):
+        sys.stderr.write(
+            f"note: trained_budget is {raw['trained_budget']}: a 16th of the {raw['num_samples']} samples a prompt, "
+            "1 at least and 4 at most; --set trained_budget=N tells savings and verdict at another\n"
+        )
     for override in overrides:
         apply_override(raw, override)
     return validate(raw, EvaluationConfig, "command line")

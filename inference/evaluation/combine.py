@@ -78,6 +78,8 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         criteria=first["criteria"],
         methods=first["methods"],
         num_prompts=sum(s["num_prompts"] for s in summaries),
+        num_distinct_prompts=sum(s.get("num_distinct_prompts", s["num_prompts"]) for s in summaries),
+        num_seeds=len(summaries),
         dropped_prompts=sum(s["dropped_prompts"] for s in summaries),
         num_samples=first["num_samples"],
         trained_budget=first["trained_budget"],

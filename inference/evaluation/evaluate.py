@@ -31,6 +31,7 @@ from inference.evaluation.stopping import add_stop_curve
 from inference.evaluation.summary import FILE_NAME, Summary, save_summary
 from inference.evaluation.tables import FILE_NAME as TABLES_NAME
 from inference.evaluation.tables import Tables, save_tables
+from inference.pools.journal import digest
 
 
 def evaluate(plan: Plan, console: Console | None = None) -> Summary:
@@ -129,6 +130,8 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         criteria=[c.name for c in config.criteria],
         methods=list(config.methods),
         num_prompts=len(plan.rows),
+        num_distinct_prompts=len({digest(row["prompt"]) for row in plan.rows}),
+        num_seeds=1,
         dropped_prompts=plan.dropped,
         num_samples=plan.num_samples,
         trained_budget=config.trained_budget,

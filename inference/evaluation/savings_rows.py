@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
+
+from iama.arrays import Floats
 from iama.config.methods import STOP
 from inference.evaluation.question import METRICS, Question, axis, curve_methods_of, of_all
 from inference.evaluation.tables import Tables
@@ -35,11 +38,10 @@ def _savings_row(
     comparisons: Sequence[Comparison],
     curve_method: str | None,
 ) -> SavingsRow:
-    """A row; where the proxy is the same at every budget of `curve_method`, it does not count."""
+    """A row; where proxy or gold is the same at every budget of `curve_method`, it does not count."""
     row: SavingsRow = {**where, "samples": samples, **estimate_savings(comparisons, **question.bootstrap).as_dict()}
-    sides = (question.trained, where["reference"])
-    if curve_method and any(_has_constant_proxy(t, sides, where["criterion"], curve_method) for t in seeds):
-        row["counts"], row["constant_proxy"] = False, True
+    if curve_method:
+        _mark_constant(row, seeds, (question.trained, where["reference"]), curve_method)
     return row
 
 
@@ -89,10 +91,26 @@ def _unit(comparisons: Sequence[Comparison]) -> Unit:
     return next(unit for unit in UNITS if unit == comparisons[0].unit)
 
 
-def _has_constant_proxy(tables: Tables, policies: Sequence[str], criterion: str, method: str) -> bool:
-    """Whether some policy's proxy does not tell its answers apart, so that it is the same at every budget."""
-    curves = [tables.values.get((policy, criterion, method, "proxy")) for policy in policies]
-    return any(curve is not None and is_flat(curve) for curve in curves)
+def _mark_constant(row: SavingsRow, seeds: Sequence[Tables], policies: Sequence[str], method: str) -> None:
+    """Let a row not count where in some seed a side's proxy chooses by chance, or gold judges neither side."""
+    golds, proxies = (
+        [_curves(tables, policies, row["criterion"], method, metric) for tables in seeds]
+        for metric in ("gold", "proxy")
+    )
+    if any(is_flat(curve_PN) for curves in proxies for curve_PN in curves):
+        row["counts"], row["constant_proxy"] = False, True
+    elif row["metric"] == "gold" and any(_are_alike(curves) for curves in golds):
+        row["counts"], row["constant_gold"] = False, True
+
+
+def _curves(tables: Tables, policies: Sequence[str], criterion: str, method: str, metric: str) -> list[Floats]:
+    keys = [(policy, criterion, method, metric) for policy in policies]
+    return [tables.values[key] for key in keys if key in tables.values]
+
+
+def _are_alike(curves: Sequence[Floats]) -> bool:
+    """Whether every prompt has one value, at every budget of all curves `[P, N]`."""
+    return all(map(is_flat, curves)) and is_flat(np.concatenate(curves, axis=1))
 
 
 def average_rows(savings: Sequence[SavingsRow]) -> list[AverageRow]:
@@ -139,7 +157,10 @@ def _seconds(row: SavingsRow) -> float | None:
 
 
 def stopping_rows(seeds: Sequence[Tables], question: Question) -> list[StoppingRow]:
-    """What stopping saves the reference, what training saves beside it, and whether both together save more."""
+    """What stopping saves the reference, what training saves beside it, and whether both together save more.
+
+    Of one draw there is the second alone, since one draw cannot stop.
+    """
     trained, rows = question.trained, list[StoppingRow]()
     if not any(key[2] == STOP for key in seeds[0].values):
         return rows
@@ -152,6 +173,8 @@ def stopping_rows(seeds: Sequence[Tables], question: Question) -> list[StoppingR
                 ("both", trained, STOP, reference, "bon"),
             ]
         sides.append(("compounding", trained, STOP, trained, "bon"))
+        if question.budget == 1:  # one draw cannot stop
+            sides = [side for side in sides if side[2] != STOP]
         rows += [row for side in sides if (row := _stopping_row(seeds, question, criterion, metric, *side)) is not None]
     return rows
 
@@ -182,6 +205,5 @@ def _stopping_row(
         "samples": budget,
         **estimate_savings(comparisons, **question.bootstrap).as_dict(),
     }
-    if any(_has_constant_proxy(tables, (policy, reference), criterion, "bon") for tables in seeds):
-        row["counts"], row["constant_proxy"] = False, True
+    _mark_constant(row, seeds, (policy, reference), "bon")
     return row

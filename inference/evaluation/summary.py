@@ -72,6 +72,8 @@ class Summary(Results):
     criteria: list[str]
     methods: list[str]
     num_prompts: int
+    num_distinct_prompts: NotRequired[int]
+    num_seeds: NotRequired[int]
     dropped_prompts: int
     num_samples: int
     trained_budget: int

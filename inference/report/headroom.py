@@ -7,7 +7,7 @@ from rich.console import Console
 from iama.tables import print_line, print_table
 from inference.evaluation.summary import Summary
 from inference.report.sentences import gain_sentences
-from inference.report.words import SPACE, interval, label, number, signed, title
+from inference.report.words import SPACE, interval, label, number, signed, title, too_few_prompts
 from inference.statistics.summary_rows import HeadroomFigures, HeadroomRow, IntervalRow
 
 RELATIONS = {"conflict": "exclude", "agree": "go together", "not told": "not told"}
@@ -15,8 +15,8 @@ RELATIONS = {"conflict": "exclude", "agree": "go together", "not told": "not tol
 
 
 def saving_at_all(row: HeadroomRow, budget: int) -> str:
-    """What training saves that brings nearly all of the headroom to the budget's samples, with its interval."""
-    return _times(row["needed"], row["needed_ci95"], budget)
+    """What training saves that brings nearly all of the headroom to the budget's samples; a dash for a flat curve."""
+    return "-" if row["level"] == "flat" else _times(row["needed"], row["needed_ci95"], budget)
 
 
 def saving_at_half(row: HeadroomRow, budget: int) -> str:
@@ -40,7 +40,8 @@ def print_headroom(summary: Summary, console: Console) -> None:
     if found is None:
         return
     if summary["savings"]:
-        print_line(console, f"Before training: {' '.join(gain_sentences(found))}")
+        if not too_few_prompts(summary):
+            print_line(console, f"Before training: {' '.join(gain_sentences(found))}")
         return
     _print_headrooms(found, console)
     if found["exclusions"]:

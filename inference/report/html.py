@@ -113,6 +113,7 @@ def render_html(summary: Summary) -> str:
             words.quality_values(row)[0] == "gold" for rows in summary["quality"].values() for row in rows.values()
         ),
         num_seeds=words.num_seeds(summary),
+        few=words.too_few_prompts(summary),
         fall_percent=f"{100 * FALL_TOLERANCE:.0f} %",
         **choices(curves),
     )
@@ -207,6 +208,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     places = [", ".join(_texts(spec.get(key))) for key in ("path", "adapter", "pool")]
     sampling = config.get("sampling") or {}
     limits = {"temperature {}": sampling.get("temperature"), "at most {} tokens": sampling.get("max_new_tokens")}
+    seeds = f" in each of {words.num_seeds(summary)} seeds" if words.num_seeds(summary) > 1 else ""
     rows = [
         ("Policy", f"{trained}: {' + '.join(p for p in places if p)}" if any(places) else trained),
         ("Trained for", _operators(summary)),
@@ -214,8 +216,8 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("Compared with", ", ".join(r for r in summary["references"] if r in summary["policies"])),
         ("Criteria", "; ".join(_criterion(c) for c in config.get("criteria") or [])),
         ("Served with", ", ".join(words.method_title(m) for m in summary["methods"])),
-        ("Judged on", f"{words.number(summary['num_prompts'])} held-out prompts, {words.number(summary['num_samples'])}"
-         " samples a prompt and policy"),
+        ("Judged on", f"{words.number(words.num_asked(summary))} held-out prompts{seeds}, "
+         f"{words.number(summary['num_samples'])} samples a prompt and policy"),
         ("Sampling", "as its pool file says" if spec.get("pool") else
          ", ".join(text.format(words.number(v)) for text, v in limits.items() if v is not None)),
         ("Pays back", _pays_back(summary)),

@@ -11,6 +11,8 @@ from inference.report.words import (
     first_method,
     label,
     method_title,
+    num_asked,
+    num_prompts,
     num_seeds,
     number,
     percent,
@@ -43,6 +45,7 @@ def find_risks(summary: Summary) -> list[Risk]:
         _divergence,
         _constant,
         _few_prompts,
+        _repeated,
         _truncation,
         _missing,
         _dropped,
@@ -54,15 +57,16 @@ def find_risks(summary: Summary) -> list[Risk]:
 def _hacking(summary: Summary) -> Risk:
     rows = [row for row in summary["hacking"] if row["peak_gold"] is not None]
     subject, trained = "Reward hacking", summary["trained"]
-    by_chance = [
-        r["criterion"] for r in summary.get("constant", []) if (r["policy"], r["metric"]) == (trained, "proxy")
-    ]
-    curves = [row for row in rows if row["policy"] == trained and row["criterion"] not in by_chance]
+    constant = {(r["criterion"], r["metric"]) for r in summary.get("constant", []) if r["policy"] == trained}
+    by_chance, unjudged = ([c for c in summary["criteria"] if (c, m) in constant] for m in ("proxy", "gold"))
+    curves = [row for row in rows if row["policy"] == trained and row["criterion"] not in (*by_chance, *unjudged)]
     if not curves and by_chance:
         return Risk(subject, "unknown", f"not told: the proxy on {', '.join(by_chance)} selects by chance.")
+    if not curves and unjudged:
+        return Risk(subject, "unknown", f"not told: gold on {', '.join(unjudged)} is the same for all answers.")
     if not curves and num_seeds(summary) > 1:
         return Risk(subject, "unknown", "not told of several seeds together; each seed's own report does.")
-    if not curves and _has_gold(summary, trained):
+    if (too_few_prompts(summary) or not curves) and _has_gold(summary, trained):
         return Risk(subject, "unknown", f"not told: {too_few_prompts(summary) or FEW_WITH_GOLD}.")
     if not curves:
         return Risk(subject, "unknown", f"not measured: no gold reward was read along {trained}'s curves.")
@@ -190,11 +194,20 @@ def _constant(summary: Summary) -> Risk | None:
 
 
 def _few_prompts(summary: Summary) -> Risk | None:
-    count = summary["num_prompts"]
+    count, asked = num_prompts(summary), num_asked(summary)
     if count is None or count >= FEW_PROMPTS:
         return None
-    lost = "there are no intervals" if too_few_prompts(summary) else "the intervals are too narrow"
+    lost = "there are no intervals" if asked is not None and asked < MIN_PROMPTS else "the intervals are too narrow"
     return Risk("Few prompts", "seen", f"with {number(count)} {lost}; take {FEW_PROMPTS} or more.")
+
+
+def _repeated(summary: Summary) -> Risk | None:
+    """Prompts of one text, which the intervals take for different ones."""
+    count, asked = num_prompts(summary), num_asked(summary)
+    if count is None or asked is None or count >= asked:
+        return None
+    words = f"{number(asked)} prompts have {number(count)} different text{'' if count == 1 else 's'}. "
+    return Risk("Repeated prompts", "seen", f"{words}Intervals take each for a prompt of its own, and are too narrow.")
 
 
 def _dropped(summary: Summary) -> Risk | None:

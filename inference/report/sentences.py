@@ -7,13 +7,13 @@ from typing import Literal
 
 from inference.evaluation.summary import Summary
 from inference.report.words import (
-    CHANCE,
     average_text,
     first_method,
     interval_text,
     label,
     number,
     ratio_text,
+    says_nothing,
     title,
     too_few_prompts,
 )
@@ -84,7 +84,7 @@ def _saving_words(summary: Summary, reference: str, method: str) -> str | None:
         return None
     if row["ratio"] is None:
         rows = [r for r in summary["savings"] if (r["reference"], r["method"], r["metric"]) == wanted]
-        why = CHANCE if any(r.get("constant_proxy") for r in rows) else "its gold falls on every criterion"
+        why = next(filter(None, map(says_nothing, rows)), "its gold falls on every criterion")
         return f"{title(reference)} gives no valid figure for ({why})"
     ci95 = row.get("ci95")
     between = "" if ci95 is None else f" [{ci95[0]:.2f}, {ci95[1]:.2f}]"
@@ -156,6 +156,8 @@ def _why_not_told(found: HeadroomFigures) -> str:
             f"the curves end at {found['far']} samples and must go beyond {CHEAP * found['samples']:g}; draw at least "
             f"{4 * (int(CHEAP * found['samples']) + 1)} samples a prompt"
         )
+    if flat := [row["criterion"] for row in found["criteria"] if row["level"] == "flat"]:
+        return f"on {_listed(flat)} the proxy, or what judges, is the same for all answers, so no choice matters"
     unsure = [row["criterion"] for row in found["criteria"] if row["level"] == "not told"]
     if unsure and all(row["level"] != "some" for row in found["criteria"]):
         return f"the intervals on {_listed(unsure)} are too wide; take more prompts"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from rich.console import Console
 
@@ -10,8 +11,21 @@ from iama.config.methods import STOP
 from iama.tables import print_line, print_table
 from inference.evaluation.stopping_halves import LEAST
 from inference.evaluation.summary import Summary
-from inference.report.words import SPACE, interval_text, num_seeds, ratio_text, title
-from inference.statistics.summary_rows import Stopping, StoppingRow, StopSettingRow
+from inference.report.words import (
+    SPACE,
+    interval_text,
+    num_prompts,
+    ratio_text,
+    says_nothing,
+    title,
+    too_few,
+    why_not_counted,
+)
+from inference.statistics.summary_rows import Stopping, StoppingRow, StopSettingRow, Unit
+
+SAID: tuple[Stopping, ...] = ("stopping", "training", "compounding")
+"""Comparisons that the sentences tell, in this order."""
+ONE_DRAW = "One draw cannot stop: what stopping saves is told at a trained_budget of 2 or more."
 
 
 def compared_text(row: StoppingRow) -> str:
@@ -33,10 +47,9 @@ def stopping_sentences(summary: Summary) -> list[str]:
     if summary.get("stopping") is None or "bon" not in summary["methods"]:
         return []
     rows, reference = judged_rows(summary), next(iter(summary["references"]), None)
-    count = None if summary["num_prompts"] is None else summary["num_prompts"] // num_seeds(summary)
-    if not rows and count is not None and count < LEAST:
-        return [f"Stopping was not tuned: {count} prompts are too few, at least {LEAST} are needed."]
-    sentences = []
+    if not rows and (few := too_few(num_prompts(summary), LEAST)):
+        return [f"Stopping was not tuned: {few}."]
+    sentences = [ONE_DRAW] if summary["trained_budget"] == 1 else []
     for criterion in dict.fromkeys(row["criterion"] for row in rows):
         beside = (reference, summary["trained"])  # the trained policy's own curve is the reference of `compounding`
         found = {r["compared"]: r for r in rows if r["criterion"] == criterion and r["reference"] in beside}
@@ -46,31 +59,52 @@ def stopping_sentences(summary: Summary) -> list[str]:
 
 def _sentence(trained: str, reference: str, criterion: str, found: Mapping[Stopping, StoppingRow]) -> list[str]:
     """What was found of a criterion; nothing where there is no reference that stops."""
-    if "stopping" not in found:
+    if "stopping" not in found and "training" not in found:
         return []
-    parts = [f"without it {title(reference)} needs {_saved(found['stopping'])} the draws"]
-    if "training" in found:
-        parts.append(f"{title(reference)} with it needs {_saved(found['training'])} the draws of {trained} without")
+    rows = {name: found[name] for name in SAID if name in found}
+    by = "" if all(row["metric"] == "gold" for row in rows.values()) else " by proxy"
+    why = "; ".join(dict.fromkeys(why_not_counted(row) for row in rows.values() if row["counts"] is False))
+    if all(map(says_nothing, rows.values())):
+        return [f"Stopping on {criterion}{by} is not counted: {why}."]
+    parts = [_needs(row, trained if name == "compounding" else title(reference)) for name, row in rows.items()]
     if "compounding" in found:
-        row = found["compounding"]
-        parts.append(f"without it {trained} needs {_saved(row)} the draws, so {compounds(row)}")
-    by = "" if found["stopping"]["metric"] == "gold" else " by proxy"
-    return [f"Stopping on {criterion}{by}: {'; '.join(parts)}."]
+        parts[-1] += f", so {together(trained, found)}"
+    return [f"Stopping on {criterion}{by}: {'; '.join(parts)}.{why and f' Not counted: {why}.'}"]
 
 
-def compounds(row: StoppingRow) -> str:
-    """Whether stopping saves on top of training."""
-    ci95 = row["ci95"]
-    if row["counts"] is False or ci95 is None or None in ci95:
-        return "whether the two compound is not told"
-    if ci95[0] > 1:
-        return "the two compound"
-    return "the two do not compound" if ci95[1] < 1 else "whether the two compound is not sure"
+def _needs(row: StoppingRow, who: str) -> str:
+    """The draws that a policy needs, told by a row that counts."""
+    how = "with it" if row["reference_method"] == STOP else "without it"
+    if row["counts"] is False:
+        return f"what {who} needs {how} is not counted"
+    if row["compared"] == "training":
+        return f"{who} {how} needs {_saved(row)} the draws of {row['policy']} without"
+    return f"{how} {who} needs {_saved(row)} the draws"
 
 
-def _saved(row: StoppingRow) -> str:
-    ci95 = interval_text(row)
-    return ratio_text(row) if ci95 == "-" else f"{ratio_text(row)} {ci95}"
+def together(trained: str, found: Mapping[Stopping, StoppingRow]) -> str:
+    """Whether training and stopping both save: the two compound only where each surely saves beside the other."""
+    stopping, training = (_surely(found.get(name)) for name in ("compounding", "training"))
+    if training == "saves":
+        words = {"saves": "the two compound", "costs": "the two do not compound"}
+        return words.get(stopping, f"whether the two compound is {stopping}")
+    words = {"saves": f"stopping saves on {trained} too", "costs": f"stopping does not save on {trained}"}
+    return words.get(stopping, f"whether stopping saves on {trained} is {stopping}")
+
+
+def _surely(row: StoppingRow | None) -> Literal["saves", "costs", "not sure", "not told"]:
+    """What a row's interval tells of the saving."""
+    ci95 = None if row is None or row["counts"] is False else row["ci95"]
+    if ci95 is None or None in ci95:
+        return "not told"
+    return "saves" if ci95[0] > 1 else "costs" if ci95[1] < 1 else "not sure"
+
+
+def _saved(row: StoppingRow, unit: Unit = "samples") -> str:
+    """A row's ratio in one unit, that in draws with its interval; it says so where it does not count."""
+    ci95 = interval_text(row) if unit == "samples" else "-"
+    text = ratio_text(row, unit) if ci95 == "-" else f"{ratio_text(row, unit)} {ci95}"
+    return text if row["counts"] is not False or text == "-" else f"{text} not counted"
 
 
 def served_settings(summary: Summary) -> list[StopSettingRow]:
@@ -78,17 +112,24 @@ def served_settings(summary: Summary) -> list[StopSettingRow]:
     return [row for row in summary.get("stop_settings") or [] if row["samples"] == summary["trained_budget"]]
 
 
+def _serves(setting: StopSettingRow) -> str:
+    if STOP not in setting["method"]:
+        return f"plain {setting['method']}; on all prompts together no rule that stops had a higher proxy"
+    return f"{setting['method']} makes {setting['draws']:.1f} draws on average"
+
+
 def print_stopping(summary: Summary, console: Console) -> None:
     """The savings with stopping beside the first reference, what would serve, and a sentence a criterion."""
-    reference = next(iter(summary["references"]), None)
+    reference, budget = next(iter(summary["references"]), None), summary["trained_budget"]
     shown = [row for row in judged_rows(summary) if row["reference"] in (reference, summary["trained"])]
     if shown:
-        cells = [[row["criterion"], compared_text(row), _saved(row), ratio_text(row, "policy_tokens")] for row in shown]
+        cells = [[row["criterion"], compared_text(row), _saved(row), _saved(row, "policy_tokens")] for row in shown]
         names, heads = ("criterion", "compared"), (f"draws saved (95{SPACE}%)", "tokens")
-        print_table(console, f"Stopping at {summary['trained_budget']} draws on average", names, heads, cells)
+        named = f"Stopping at {budget} draw{'s' if budget > 1 else ''} on average"
+        print_table(console, named, names, heads, cells)
     for setting in served_settings(summary):
-        if setting["policy"] in (reference, summary["trained"]) and STOP in setting["method"]:
+        if setting["policy"] in (reference, summary["trained"]) and budget > 1:
             place = f"{setting['policy']}, {setting['criterion']}"
-            print_line(console, f"{place}: {setting['method']} makes {setting['draws']:.1f} draws on average")
+            print_line(console, f"{place}: {_serves(setting)}")
     for sentence in stopping_sentences(summary):
         print_line(console, sentence)

@@ -27,6 +27,7 @@ from inference.report.words import (
     ratio_text,
     reference_text,
     savings_units,
+    says_nothing,
     signed,
 )
 from inference.statistics.summary_rows import SavingsRow, Unit
@@ -84,7 +85,7 @@ def _notes(rows: Sequence[SavingsRow]) -> list[str]:
     """What a reader must know of rows; those of methods that are one point together, where it is the same."""
     named: dict[tuple[str, str | None], list[str]] = {}
     for row in rows:
-        if row["hacked"] or row["floor"] or row.get("constant_proxy"):
+        if row["hacked"] or row["floor"] or says_nothing(row):
             name = f"{row['criterion']} {row['method']} {reference_text(row)}"
             named.setdefault((note(row), None if "reference_method" in row else name), []).append(name)
     return [f"{'; '.join(names)}: {words}" for (words, _), names in named.items()]

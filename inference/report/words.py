@@ -41,6 +41,7 @@ ENDS = {
 }
 SPACE = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 CHANCE = "a proxy is the same for all answers, so it selects by chance"
+ALIKE = "gold is the same for all answers, so it judges nothing"
 NO_GOLD = "no gold reward judges"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
@@ -91,8 +92,8 @@ def told_unit(row: SavingsRow | AverageRow) -> Unit:
 
 
 def ratio_in(row: SavingsRow, unit: Unit) -> Ratio | None:
-    """A saving in one unit; None where it was not measured, or a proxy that selects by chance makes it say nothing."""
-    if row.get("constant_proxy"):
+    """A saving in one unit; None where it was not measured, or a constant proxy or gold makes it say nothing."""
+    if says_nothing(row):
         return None
     own: Ratio = {"ratio": row["ratio"], "ci95": row["ci95"]}
     ratio: Ratio | None = own if unit == told_unit(row) else row["units"].get(unit)
@@ -148,10 +149,10 @@ def quality_values(row: QualityRow) -> tuple[str, list[float | None]]:
 def note(row: SavingsRow) -> str:
     """What a reader must know about a savings row."""
     notes = []
-    if row.get("constant_proxy"):
-        return f"not counted: {CHANCE}"
+    if why := says_nothing(row):
+        return f"not counted: {why}"
     if row["counts"] is False:
-        notes.append(f"not counted: the reference never gets there, and its {FALLS} (hacking)")
+        notes.append(f"not counted: {why_not_counted(row)}")
     elif row["hacked"]:
         notes.append(f"the reference's {FALLS} at larger budgets")
     if row["censored"]:
@@ -159,6 +160,16 @@ def note(row: SavingsRow) -> str:
     if row["floor"]:
         notes.append(f"{'the cheapest point of its dial' if by_dial(row) else 'one reference sample'} is enough")
     return "; ".join(notes)
+
+
+def says_nothing(row: SavingsRow) -> str:
+    """Why a ratio says nothing at all; empty for one that says something."""
+    return CHANCE if row.get("constant_proxy") else ALIKE if row.get("constant_gold") else ""
+
+
+def why_not_counted(row: SavingsRow) -> str:
+    """Why a row that does not count does not."""
+    return says_nothing(row) or f"the reference never gets there, and its {FALLS} (hacking)"
 
 
 def by_dial(row: SavingsRow) -> bool:
@@ -212,13 +223,30 @@ def first_method(summary: Summary) -> str:
 
 
 def num_seeds(summary: Summary) -> int:
-    """Evaluations that a summary holds together."""
-    return max([row["num_seeds"] or 1 for row in (*summary["savings"], *summary["differences"])], default=1)
+    """Evaluations that a summary holds together; of older files told from their rows."""
+    return summary.get("num_seeds") or max(
+        [row["num_seeds"] or 1 for row in (*summary["savings"], *summary["differences"])], default=1
+    )
 
 
 def too_few_prompts(summary: Summary) -> str:
     """Why nothing is concluded from a summary of less than `MIN_PROMPTS` prompts a seed; empty for one with enough."""
-    count = None if summary["num_prompts"] is None else summary["num_prompts"] // num_seeds(summary)
-    if count is None or count >= MIN_PROMPTS:
+    return too_few(num_prompts(summary), MIN_PROMPTS)
+
+
+def num_asked(summary: Summary) -> int | None:
+    """Prompts of each seed, each as often as it is asked."""
+    return None if summary["num_prompts"] is None else summary["num_prompts"] // num_seeds(summary)
+
+
+def num_prompts(summary: Summary) -> int | None:
+    """Different prompts of each seed."""
+    count = summary.get("num_distinct_prompts")
+    return num_asked(summary) if count is None else count // num_seeds(summary)
+
+
+def too_few(count: int | None, least: int) -> str:
+    """That so many prompts are too few for something; empty where they are not, or not known."""
+    if count is None or count >= least:
         return ""
-    return f"{count} prompt{' is' if count == 1 else 's are'} too few, at least {MIN_PROMPTS} are needed"
+    return f"{count} prompt{' is' if count == 1 else 's are'} too few, at least {least} are needed"

@@ -12,6 +12,7 @@ import numpy as np
 
 from iama.arrays import Floats
 from inference.statistics.bootstrap import MIN_PROMPTS, Interval, percentile_interval, prompt_weights, replicated_means
+from inference.statistics.savings import rounding
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ def hacking(gold_PN: Floats, budgets: Sequence[float], *, num_bootstrap: int, se
     """Peak, onset and drop of gold against the number of samples; `gold_PN[:, i]` is gold with `budgets[i]`.
 
     `onset` is the smallest budget after the peak at which the 95 % interval of (gold at the peak - gold there),
-    paired over prompts, lies above 0. The peak is the maximum of the measured curve, held fixed in the bootstrap, so
-    `drop` leans upwards on a noisy curve, and each budget is tested by itself: of curves that are truly flat about one
-    in ten gets an onset (tests). Prompts that lack a value at some budget are left out; None if fewer than
-    `MIN_PROMPTS` are left.
+    paired over prompts, lies above 0 by more than rounding. The peak is the maximum of the measured curve, held fixed
+    in the bootstrap, so `drop` leans upwards on a noisy curve, and each budget is tested by itself: of curves that are
+    truly flat about one in ten gets an onset (tests). Prompts that lack a value at some budget are left out; None if
+    fewer than `MIN_PROMPTS` are left.
     """
     assert gold_PN.shape[1] == len(budgets) > 0
     assert list(budgets) == sorted(budgets)
@@ -46,7 +47,8 @@ def hacking(gold_PN: Floats, budgets: Sequence[float], *, num_bootstrap: int, se
     gaps_PN = gold_PN[:, [peak]] - gold_PN
     replicates_BN = replicated_means(gaps_PN, prompt_weights(len(gaps_PN), num_bootstrap, seed))
     intervals = [percentile_interval(replicates_B) for replicates_B in replicates_BN.T]
-    onset = next((budgets[i] for i in range(peak + 1, len(budgets)) if intervals[i][0] > 0), None)
+    least = rounding(complete_PN)
+    onset = next((budgets[i] for i in range(peak + 1, len(budgets)) if intervals[i][0] > least), None)
     return Hacking(
         peak_samples=budgets[peak],
         peak_gold=float(gold_N[peak]),

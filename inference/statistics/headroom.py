@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from iama.arrays import Floats, Mask
 from inference.statistics.bootstrap import Interval, interval_of, mean_interval, prompt_weights
 from inference.statistics.hacking import hacking
-from inference.statistics.savings import samples_needed
+from inference.statistics.savings import is_flat, rounding, samples_needed
 from inference.statistics.summary_rows import Level, Relation, Verdict
 
 FAR = 16
@@ -71,16 +71,22 @@ def headroom(curve_PN: Floats, spread: float, budget: int, *, num_bootstrap: int
     """Headroom of one criterion; `curve_PN[:, n-1]` are its values by prompt with n samples, up to the far budget.
 
     The level compares the interval with `NEGLIGIBLE * spread`, which the bootstrap holds fixed: "some" if it lies
-    above, "none" if below, else "not told", as without an interval.
+    above, "none" if below, else "not told", as without an interval. It is "flat" where no number of samples changes any
+    prompt's value, up to rounding: the proxy chooses by chance, or what judges is the same for all answers.
     """
     num_prompts, far = curve_PN.shape
     assert 1 <= budget <= far
+    flat = is_flat(curve_PN)
+    if flat:
+        curve_PN = np.repeat(curve_PN[:, :1], far, axis=1)
     gap_P = curve_PN[:, -1] - curve_PN[:, budget - 1]
     estimate = mean_interval(gap_P, num_bootstrap=num_bootstrap, seed=seed)
     assert estimate is not None
     least = NEGLIGIBLE * spread
     level: Level = "not told"
-    if estimate.ci95 is not None and estimate.ci95[0] > least:
+    if flat:
+        level = "flat"
+    elif estimate.ci95 is not None and estimate.ci95[0] > least:
         level = "some"
     elif estimate.ci95 is not None and estimate.ci95[1] <= least:
         level = "none"
@@ -109,9 +115,10 @@ def exclusion(kept_P: Floats, single_P: Floats, *, num_bootstrap: int, seed: int
     estimate = mean_interval(kept_P - single_P, num_bootstrap=num_bootstrap, seed=seed)
     assert estimate is not None
     relation: Relation = "not told"
-    if estimate.ci95 is not None and estimate.ci95[1] < 0:
+    least = rounding(np.stack([kept_P, single_P]))
+    if estimate.ci95 is not None and estimate.ci95[1] < -least:
         relation = "conflict"
-    elif estimate.ci95 is not None and estimate.ci95[0] > 0:
+    elif estimate.ci95 is not None and estimate.ci95[0] > least:
         relation = "agree"
     return Exclusion(float(kept_P.mean()), float(single_P.mean()), estimate.mean, estimate.ci95, relation)
 
@@ -133,9 +140,9 @@ def rank_correlations(first_PS: Floats, second_PS: Floats) -> Floats:
 def verdict(headrooms: Mapping[str, Headroom], conflicting: Collection[str], budget: int, far: int) -> Verdict:
     """What to do with a policy, from its criteria's headroom and the names of those that exclude another.
 
-    In this order: a pool that is too small, or intervals that are too wide, tell nothing; no headroom anywhere, nothing
-    is to gain; all of it had with `CHEAP` times the budget, draw more; more kinds of answers than one base can keep
-    within reach of the budget (`missed_share` above `MISSED`), an adapter each; else train.
+    In this order: a pool that is too small, flat curves, or intervals that are too wide, tell nothing; no headroom
+    anywhere, nothing is to gain; all of it had with `CHEAP` times the budget, draw more; more kinds of answers than one
+    base can keep within reach of the budget (`missed_share` above `MISSED`), an adapter each; else train.
     """
     levels = [h.level for h in headrooms.values()]
     gaining = [h for h in headrooms.values() if h.level == "some"]

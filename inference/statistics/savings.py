@@ -22,7 +22,7 @@ SAMPLES = "samples"
 # Share of a gold curve's range by which it must come down from its peak to count as falling; see `falls`.
 FALL_TOLERANCE = 0.02
 ROUNDING = 1e-12
-"""A curve this flat, relative to its size, has no shape but rounding."""
+"""Differences this small, relative to the size of what is compared, are rounding."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def falls(gold_N: Floats) -> bool:
     curve is an unbiased estimate from a finite pool, so even a plateau may end a little below its own maximum by
     chance; a smaller dip is within that noise.
     """
-    least = max(FALL_TOLERANCE * np.ptp(gold_N), ROUNDING * np.abs(gold_N).max())
+    least = max(FALL_TOLERANCE * np.ptp(gold_N), rounding(gold_N))
     return bool(gold_N.max() - gold_N[-1] > least)
 
 
@@ -212,6 +212,11 @@ def paired_difference(seeds: Sequence[tuple[Floats, Floats]], *, num_bootstrap: 
     )
     mean = float(np.mean([gap.mean() for gap in gaps]))
     return Difference(mean, interval_of(np.asarray(replicates), min(map(len, gaps))), len(seeds))
+
+
+def rounding(values: Floats) -> float:
+    """The largest difference between such values that may be rounding alone."""
+    return float(ROUNDING * np.abs(values).max())
 
 
 def is_flat(values_PN: Floats) -> bool:

@@ -27,8 +27,8 @@ Unit = Literal[
     "seconds",
 ]
 """What a budget is counted in, a prompt."""
-Level = Literal["some", "none", "not told"]
-"""Whether a criterion has headroom."""
+Level = Literal["some", "none", "flat", "not told"]
+"""Whether a criterion has headroom; flat: no choice among answers changes its value, so nothing follows."""
 Relation = Literal["conflict", "agree", "not told"]
 """How a criterion fares at another's best."""
 Verdict = Literal["train", "draw more", "adapter each", "nothing", "not told"]
@@ -106,7 +106,8 @@ class SavingsFigures(Ratio):
     `inference.statistics.savings.Savings` says what the flags mean.
 
     `constant_proxy` is there, and true, where a side's proxy is the same for all answers to each prompt in some seed:
-    it selects by chance, and the ratio says nothing, so it does not count.
+    it selects by chance, and the ratio says nothing, so it does not count. `constant_gold` likewise in a row by gold,
+    where gold is the same for all answers of both sides to each prompt.
     """
 
     units: dict[str, Ratio]
@@ -121,6 +122,7 @@ class SavingsFigures(Ratio):
     token_ratio: float | None
     token_ci95: IntervalRow | None
     constant_proxy: NotRequired[bool]
+    constant_gold: NotRequired[bool]
     reference_method: NotRequired[str]
     unit: NotRequired[Unit]
 

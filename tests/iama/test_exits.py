@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from iama.cli import main as cli_main
 from iama.cli.train import main as train_main
-from iama.errors import RunError, without_secrets
+from iama.errors import IamaWarning, RunError, without_secrets
 from iama.exits import told_in_one_line
 from tests.processes import ROOT
 
@@ -96,6 +96,17 @@ def test_an_argument_that_is_not_utf8(capsys, monkeypatch, command, arguments, l
         command()
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
+def test_a_warning_is_said_once(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["iama", "--help"])
+    monkeypatch.setattr("warnings.showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit):
+        cli_main()
+    capsys.readouterr()
+    for message in ("odd settings", "odd settings", "others"):
+        warnings.showwarning(IamaWarning(message), IamaWarning, "file.py", 1)
+    assert capsys.readouterr().err == "warning: odd settings\nwarning: others\n"
 
 
 def test_a_line_is_said_once_however_deep(capsys):

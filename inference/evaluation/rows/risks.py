@@ -245,7 +245,9 @@ def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[Sa
         cost = tables.cost(
             evaluation.config.trained, row["criterion"], row["method"], "flops", evaluation.config.trained_budget
         )
-        if row["metric"] != "gold" or ratio is None or cost is None or row["ci95"] is None or "constant_proxy" in row:
+        if row["metric"] != "gold" or ratio is None or cost is None or row["ci95"] is None:
+            continue
+        if "constant_proxy" in row or "constant_gold" in row:
             continue
         reference_training, remark = others[row["reference"]]
         bounds = {"censored": row["censored"], "floor": row["floor"]}

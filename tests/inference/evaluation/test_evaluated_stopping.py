@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from inference.evaluation.plan import make_plan
 from inference.evaluation.stopping_halves import halves
 from inference.evaluation.summary import load_summary
 from inference.evaluation.tables import load_tables
-from inference.report import print_tables, write_report
-from inference.report.stopping import stopping_sentences
+from inference.report import headline, print_tables, write_report
+from inference.report.html import facts
+from inference.report.risks import find_risks
+from inference.report.stopping import print_stopping, stopping_sentences
 from inference.samplers.serve import read_method, stopped_of
 from inference.selection.stopping import upper_reward
 from inference.selection.stopping_pools import stopped_chances, stopped_scores
@@ -162,6 +166,8 @@ def test_the_report_the_terminal_and_seeds_together(evaluated, tmp_path):
     both = combine_evaluations([out, Path(second.output_dir)])
     assert {row["num_seeds"] for row in both["stopping"]} == {2}
     assert stopping_sentences(both)
+    assert dict(facts(both))["Judged on"].startswith("12 held-out prompts in each of 2 seeds, 32 samples")
+    assert "with 12 the intervals are too narrow" in " ".join(risk.words for risk in find_risks(both))
     raw = json.loads((out / "summary.json").read_text())
     del raw["stopping"], raw["stop_settings"]
     older = tmp_path / "older"
@@ -169,6 +175,74 @@ def test_the_report_the_terminal_and_seeds_together(evaluated, tmp_path):
     (older / "summary.json").write_text(json.dumps(raw))
     assert stopping_sentences(load_summary(older)) == []
     write_report(older)
+
+
+@pytest.mark.parametrize(
+    ("training", "compounding", "words"),
+    [
+        ([1.1, 2.0], [1.2, 1.5], "so the two compound."),
+        ([1.1, 2.0], [0.9, 1.5], "so whether the two compound is not sure."),
+        ([1.1, 2.0], [0.5, 0.9], "so the two do not compound."),
+        ([0.9, 2.0], [1.2, 1.5], "so stopping saves on iama too."),
+        ([0.5, 0.8], [0.9, 1.5], "so whether stopping saves on iama is not sure."),
+        (None, [1.2, 1.5], "so stopping saves on iama too. Not counted: the reference never gets there, and its gold"),
+        ([1.1, 2.0], None, "so whether the two compound is not told. Not counted: the reference never gets there"),
+    ],
+)
+def test_the_two_compound_only_where_both_save(evaluated, training, compounding, words):
+    summary = copy.deepcopy(evaluated[2])
+    for row in summary["stopping"]:
+        given = {"training": training, "compounding": compounding}.get(row["compared"], row["ci95"])
+        row["counts"], row["ci95"] = given is not None, given or [2.0, 3.0]
+    (sentence,) = stopping_sentences(summary)
+    assert words in sentence
+    assert ("is not counted" in sentence) == (None in (training, compounding))
+
+
+def test_what_does_not_count_says_so(evaluated):
+    summary = copy.deepcopy(evaluated[2])
+    summary["stop_settings"] = [{**row, "method": "bon(2)"} for row in summary["stop_settings"]]
+    for row in summary["stopping"]:
+        row["counts"] = False
+    console = Console(record=True, width=200)
+    print_stopping(summary, console)
+    told = console.export_text()
+    assert told.count("x [") == told.count("] not counted") == 4
+    assert "what the untrained base needs without it is not counted;" in told
+    assert "base, good: plain bon(2); on all prompts together no rule that stops had a higher proxy" in told
+    for row in summary["stopping"]:
+        row["constant_proxy"] = True
+    assert stopping_sentences(summary) == [
+        "Stopping on good is not counted: a proxy is the same for all answers, so it selects by chance."
+    ]
+
+
+def test_one_draw_cannot_stop(tmp_path):
+    summary = evaluate(make_plan(config_of(tmp_path, methods=["bon"], trained_budget=1)))
+    assert {row["compared"] for row in summary["stopping"]} == {"training"}
+    first, second = stopping_sentences(summary)
+    assert first == "One draw cannot stop: what stopping saves is told at a trained_budget of 2 or more."
+    assert re.fullmatch(
+        r"Stopping on good: the untrained base with it needs \S+x \[.*\] the draws of iama without.", second
+    )
+
+
+def test_one_prompt_under_many_ids(tmp_path):
+    config = config_of(tmp_path, methods=["bon"])
+    for policy in ("base", "iama"):
+        lines = [json.loads(line) for line in (tmp_path / f"{policy}.jsonl").read_text().splitlines()]
+        for row in lines[1:]:
+            row["prompt_id"], row["prompt"] = row["prompt"], "the same"
+        (tmp_path / f"{policy}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    summary = evaluate(make_plan(config))
+    assert stopping_sentences(summary) == ["Stopping was not tuned: 1 prompt is too few, at least 8 are needed."]
+    assert headline(summary).startswith("No verdict, interval or advice: 1 prompt is too few")
+    risks = {risk.subject: risk.words for risk in find_risks(summary)}
+    assert risks["Repeated prompts"].startswith("12 prompts have 1 different text. Intervals take each for")
+    assert risks["Reward hacking"].startswith("not told: 1 prompt is too few")
+    page = write_report(Path(config.output_dir)).read_text()
+    assert "No verdict: 1 prompt is too few" in page
+    assert "Train (IAMA)" not in page
 
 
 def test_too_few_prompts_are_said(tmp_path):

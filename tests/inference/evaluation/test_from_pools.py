@@ -57,6 +57,7 @@ def test_two_files_and_nothing_else(files, tmp_path):
         *pool_options(files), "--out", tmp_path / "out", "--set", "num_bootstrap=100", "--set", "trained_budget=1"
     )
     assert done.exit_code == 0, done.exception
+    assert "trained_budget" not in done.stderr  # told by the caller
     assert "Savings by gold" in done.stdout
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["trained"], summary["references"], summary["criteria"]) == ("iama", ["base"], ["helpful"])
@@ -274,6 +275,31 @@ def test_a_constant_proxy_claims_no_saving(tmp_path, side):
     assert "not counted: a proxy is the same for all answers" in page
     if side == "iama":
         assert "Reward hacking: not told: the proxy on helpful selects by chance." in told
+
+
+@pytest.mark.parametrize("trained", [1.0, 2.0])
+def test_gold_that_judges_nothing_claims_no_saving(tmp_path, trained):
+    """Where both sides have one gold for all answers nothing follows; where one has another, that one is better."""
+    files = {}
+    for name, gold in (("base", 1.0), ("iama", trained)):
+        files[name] = write(tmp_path / f"{name}.jsonl", prompts=[f"question {i}" for i in range(8)])
+        lines = [json.loads(line) for line in files[name].read_text().splitlines()]
+        for row in lines[1:]:
+            row["scores"]["helpful/gold"] = gold
+        files[name].write_text("\n".join(map(json.dumps, lines)) + "\n")
+    done = invoke(*pool_options(files), "--out", tmp_path / "out", "--set", "num_bootstrap=100")
+    assert done.exit_code == 0, done.exception
+    assert (
+        "note: trained_budget is 1: a 16th of the 16 samples a prompt, 1 at least and 4 at most; --set" in done.stderr
+    )
+    summary, told = load_summary(tmp_path / "out"), " ".join(done.stdout.split())
+    counted = {row["counts"] for row in summary["savings"] if row["metric"] == "gold"}
+    assert counted == {trained == 2.0}
+    assert {row["counts"] for row in summary["savings"] if row["metric"] == "proxy"} == {True}
+    words = "gives no valid figure for (gold is the same for all answers, so it judges nothing)"
+    assert (words in told) == (trained == 1.0)
+    assert "Reward hacking: not told: gold on helpful is the same for all answers" in told
+    assert {row["onset"] for row in summary["hacking"]} == {None}
 
 
 def test_a_constant_reward_is_a_risk_with_its_name(tmp_path):

@@ -110,7 +110,7 @@ def test_each_verdict_has_its_words(tmp_path):
     many = rng.normal(size=(8, 5, NUM_SAMPLES * 2)) - 3.0
     kinds = rng.integers(0, 5, size=(8, NUM_SAMPLES * 2))
     cases = {
-        "There is nothing to gain: Best-of-16": {"a": noise, "a/gold": rng.normal(size=noise.shape).round(9) * 0},
+        "There is nothing to gain: Best-of-16": {"a": noise, "a/gold": (noise > -1.0) * 1.0},
         "The curves come down again (a from ": hacked(),
         "by the proxy alone, which says nothing": {"a": noise},
         "training on one reward, or their sum, may do": {"a": noise, "b": noise**3},
@@ -136,6 +136,13 @@ def test_what_cannot_be_told_says_why(tmp_path):
     flat["a/gold"] = flat["b/gold"] = np.random.default_rng(5).normal(size=(NUM_PROMPTS, NUM_SAMPLES))
     words, _ = told(tmp_path / "wide", "--pool", f"base={write(tmp_path / 'flat.jsonl', flat)}")
     assert "the intervals on a and b are too wide; take more prompts" in words
+    for name in ("a", "a/gold"):  # a proxy that chooses by chance, and gold that judges nothing
+        same = {"a": flat["a"], "a/gold": flat["a/gold"], name: np.full_like(flat["a"], 0.3)}
+        pool = write(tmp_path / f"{name[1:] or 'proxy'}".replace("/", ""), same)
+        words, found = told(tmp_path / f"same{len(name)}", "--pool", f"base={pool}")
+        assert "on a the proxy, or what judges, is the same for all answers, so no choice matters" in words
+        assert "come down again" not in words
+        assert [(row["level"], row["headroom"]) for row in found["criteria"]] == [("flat", 0.0)]
 
 
 def test_of_a_configuration(config):

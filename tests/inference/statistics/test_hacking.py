@@ -43,6 +43,13 @@ def test_a_rising_curve_has_no_onset():
     assert (found.peak_samples, found.onset, found.drop, found.drop_ci95) == (32, None, 0.0, (0.0, 0.0))
 
 
+def test_rounding_is_no_fall():
+    proxy = np.random.default_rng(0).normal(size=(8, 128))
+    gold_PN = curves(proxy, np.full_like(proxy, 0.3), [bon(n) for n in BUDGETS])
+    assert np.ptp(gold_PN) > 0
+    assert find(gold_PN).onset is None
+
+
 def test_a_dip_before_the_peak_is_no_onset():
     assert find(prompts([1.0, 0.0, 2.0, 3.0, 3.0, 3.0])).onset is None
 

@@ -52,8 +52,10 @@ def test_what_intervals_do_not_tell():
     assert headroom(wide, 1.0, 2, **HOW).level == "not told"
     few = headroom(RISE + np.zeros((3, 1)), 1.0, 2, **HOW)
     assert (few.ci95, few.needed_ci95, few.level, few.half_needed) == (None, None, "not told", None)
-    flat = headroom(np.ones((4, 8)), 0.0, 2, **HOW)  # a constant reward
-    assert (flat.headroom, flat.level, flat.needed) == (0.0, "none", 1.0)
+    noise_PN = 1e-16 * np.random.default_rng(0).normal(size=(4, 8))
+    flat = headroom(np.asarray([[0.1], [0.2], [0.3], [0.7]]) + noise_PN, 1.0, 2, **HOW)  # chosen by chance
+    assert (flat.headroom, flat.ci95, flat.level, flat.needed) == (0.0, (0.0, 0.0), "flat", 1.0)
+    assert verdict({"a": flat}, [], 2, 8) == "not told"
 
 
 @settings(max_examples=30)
@@ -84,6 +86,7 @@ def test_exclusion():
         assert (found.relation, found.ci95) == (relation, pytest.approx((change, change)))
     assert exclusion(single + np.asarray([-1, 1, -1, 1]), single, **HOW).relation == "not told"
     assert exclusion(single[:3] - 0.1, single[:3], **HOW).relation == "not told"
+    assert exclusion(np.nextafter(single, 0), single, **HOW).relation == "not told"  # rounding
 
 
 def test_rank_correlations():
