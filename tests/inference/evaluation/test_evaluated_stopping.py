@@ -20,6 +20,7 @@ from inference.evaluation.summary import load_summary
 from inference.evaluation.tables import load_tables
 from inference.report import print_tables, write_report
 from inference.report.stopping import stopping_sentences
+from inference.report.words import ratio_text
 from inference.samplers.serve import read_method, stopped_of
 from inference.selection.stopping import upper_reward
 from inference.selection.stopping_pools import stopped_chances, stopped_scores
@@ -98,6 +99,13 @@ def test_listed_methods_come_from_the_pool(evaluated):
     assert row["draws"] == pytest.approx(drawn_PR.sum(axis=1).mean())
     assert row["samples"] is None
     assert "written" not in row
+    rows = [
+        r for r in summary["savings"] if (r["method"], r["metric"], r.get("unit")) == (PANDORA, "gold", "reward_calls")
+    ]
+    assert rows
+    for saving in rows:  # every draw is scored once
+        assert saving["units"]["samples"] == saving["units"]["reward_calls"]
+        assert ratio_text(saving) != "-"
 
 
 def test_a_missing_threshold_is_that_of_the_other_half(evaluated):
