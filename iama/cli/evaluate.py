@@ -115,7 +115,7 @@ def _settings(
     raw = config_from_pools(files, criteria, trained, "runs/evaluation" if out is None else out)
     for override in overrides:
         apply_override(raw, override)
-    return validate(raw, EvaluationConfig, "command line")
+    return validate(raw, EvaluationConfig, "command line", overrides)
 
 
 def settings_from_file(config: Path, overrides: list[str]) -> EvaluationConfig:

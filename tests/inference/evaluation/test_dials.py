@@ -86,6 +86,8 @@ def test_a_sampler_of_ones_own_names_its_dial(tmp_path):
         (["cards"], {"card": [0.5, 0.9]}, "did you mean 'cards'"),
         (["bon"], {"bon": [1, 2]}, "numbers under budgets.samples"),
         (["soft_bon(4, 0.5)"], {"soft_bon(4, 0.5)": [1, 2]}, "has no dial"),
+        (["soft_bon(4, 0.5)"], {"soft_bon": [1, 2]}, "'soft_bon' has no dial"),
+        (["cards"], {"sample": [1, 2], "cards": [0.5, 0.9]}, "did you mean 'samples'"),
         (["cards"], {"cards": [0.5]}, "fewer than two values"),
         (["cards"], {"cards": []}, "fewer than two values"),
         (["cards"], {"cards": [0.5, 1.5]}, r"budgets.cards: method 'cards\(quantile=1.5\)': quantile"),
@@ -109,6 +111,25 @@ def test_what_is_no_dial_is_refused(methods, budgets, told):
 def test_budgets_are_lists(budgets):
     with pytest.raises(ConfigError, match=r"budgets"):
         config_of(["cards"], budgets)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "told"),
+    [
+        ({"samples": ["2x1", 4]}, r"file: budgets\.samples: write a list of whole numbers, .* \(got \['2x1', 4\]\)"),
+        ({"samples": 4}, r"budgets\.samples: write a list of whole numbers, e\.g\. \[1, 2, 4\] \(got 4\)"),
+    ],
+)
+def test_samples_are_whole_numbers(budgets, told):
+    with pytest.raises(ConfigError, match=told):
+        config_of(["cards"], budgets)
+
+
+def test_budgets_that_are_left_out_fit_the_pool():
+    raw = config_of(["cards"], {"cards": [0.5, 0.9]}).model_dump(exclude_unset=True)
+    for size, budgets in ((8, [1, 2]), (64, [1, 2, 4, 8, 16]), (256, [1, 2, 4, 8, 16, 32, 64])):
+        read = validate(raw | {"num_samples": size, "trained_budget": 1}, EvaluationConfig, "test")
+        assert read.budgets == budgets
 
 
 def test_dials_have_one_place():
