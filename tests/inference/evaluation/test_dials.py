@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
 from iama.config.specs import Sampling
-from iama.errors import ConfigError
+from iama.errors import ConfigError, RunError
 from inference.evaluation.answers import with_pool_target
 from inference.evaluation.dials import read_dials, with_dials
+from inference.evaluation.plan import check_results
 from inference.samplers.serve import needs_target, quantile_of, read_method, settings_of
 
 TOY = """
@@ -130,6 +133,14 @@ def test_budgets_that_are_left_out_fit_the_pool():
     for size, budgets in ((8, [1, 2]), (64, [1, 2, 4, 8, 16]), (256, [1, 2, 4, 8, 16, 32, 64])):
         read = validate(raw | {"num_samples": size, "trained_budget": 1}, EvaluationConfig, "test")
         assert read.budgets == budgets
+
+
+def test_values_in_another_order_are_the_same_evaluation(tmp_path):
+    first = config_of(["cards"], {"samples": [1, 2], "cards": [0.5, 0.9]}, output_dir=str(tmp_path))
+    (tmp_path / "summary.json").write_text(json.dumps({"config": first.model_dump(mode="json")}))
+    check_results(config_of(["cards"], {"samples": [2, 1], "cards": [0.9, 0.5]}, output_dir=str(tmp_path)))
+    with pytest.raises(RunError, match=r"budgets\.cards was \[0\.5, 0\.9\], is \[0\.5, 0\.8\]"):
+        check_results(config_of(["cards"], {"samples": [1, 2], "cards": [0.5, 0.8]}, output_dir=str(tmp_path)))
 
 
 def test_dials_have_one_place():
