@@ -120,7 +120,7 @@ def _settings(
         )
     for override in overrides:
         apply_override(raw, override)
-    return validate(raw, EvaluationConfig, "command line")
+    return validate(raw, EvaluationConfig, "command line", overrides)
 
 
 def settings_from_file(config: Path, overrides: list[str]) -> EvaluationConfig:

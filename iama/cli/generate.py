@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +23,7 @@ from iama.cli.options import (
     TopP,
     TrustRemoteCode,
 )
-from iama.errors import ConfigError
+from iama.errors import ConfigError, IamaWarning
 from iama.tables import print_table, wide_console
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ def generate(
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
     sampling = sampling_of(given, manifest)
     prepare([policy, adapter, *(part.model for part in (spec.parts if spec else ()))])
+    _warn_of_rules(stop or [], n)
     served = _method(method, n, manifest, criterion, adapter or policy)
     _check_needs(served, tuning, spec)
     note_differences(manifest, sampling)
@@ -105,6 +108,22 @@ def generate(
         served = _tuned(served, tuning, base, spec, sampling, criterion)
     completion, served, calibration, spread = _answer(base, spec, served, sampling, prompt, plain, seed)
     _show(completion, served, calibration, spread)
+
+
+def _warn_of_rules(stops: Sequence[str], n: int | None) -> None:
+    """An `IamaWarning` for a stop string that is written like a stopping rule."""
+    from iama.calls import read_call
+    from inference.selection.stopping import STOPS
+
+    for text in stops:
+        call = read_call(text)
+        if call.name in STOPS and call.arguments:
+            warnings.warn(
+                f"--stop {text!r} is a text that ends an answer; for the stopping rule write "
+                f"--method 'bon({n or 64}, stop={text})'",
+                IamaWarning,
+                stacklevel=2,
+            )
 
 
 def _answer(

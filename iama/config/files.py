@@ -287,9 +287,36 @@ def _check_named(config: EvaluationConfig) -> None:
         raise ValueError(f"methods names {twice[0]!r} twice; write it once")
 
 
+def _check_budgets(config: EvaluationConfig) -> None:
+    """Refuse numbers of samples that the pools are too small for, or that stand twice."""
+    largest, told = config.num_samples // 4, ""
+    if too_big := [n for n in config.budgets if not 1 <= n <= largest]:
+        told = f"budgets {too_big} lie outside"
+    elif config.trained_budget > largest:
+        default = "" if "trained_budget" in config.model_fields_set else " (the default)"
+        told = f"trained_budget = {config.trained_budget}{default} lies outside"
+    if told:
+        raise ValueError(
+            f"{told} 1..{largest}: an unbiased curve is reliable only up to a quarter of num_samples = "
+            f"{config.num_samples}; raise num_samples, or write less"
+        )
+    twice = [n for i, n in enumerate(config.budgets) if n in config.budgets[:i]]
+    if twice:
+        raise ValueError(f"budgets names {twice[0]} samples twice; write it once")
+
+
 SAMPLES = "samples"
 """What the numbers of samples are called where `budgets` names the values of dials, too."""
+BUDGETS = (1, 2, 4, 8, 16, 32, 64)
+"""Numbers of samples where none are written."""
 DialValue = int | float | str
+
+
+def _check_samples(values: Any) -> None:
+    """Refuse `budgets.samples` that are no whole numbers."""
+    whole = isinstance(values, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in values)
+    if values is not None and not whole:
+        raise ValueError(f"budgets.{SAMPLES}: write a list of whole numbers, e.g. [1, 2, 4] (got {values!r})")
 
 
 def _without_dials(raw: Any) -> Any:
@@ -303,6 +330,7 @@ def _without_dials(raw: Any) -> Any:
     given = {str(key): value for key, value in raw["budgets"].items()}
     if not given:
         raise ValueError("budgets is empty; write numbers of samples, e.g. [1, 2, 4], or leave it out")
+    _check_samples(given.get(SAMPLES))
     for key, values in given.items():
         known = isinstance(values, list) and all(isinstance(v, DialValue) and not isinstance(v, bool) for v in values)
         if not known:
@@ -329,13 +357,15 @@ class EvaluationConfig(Strict):
     """bon and bop are measured at every budget from one pool; others, e.g. `cards(target=1.5)`, as they are written."""
     tuning: str | None = None
     """The `tuning.json` of `iama tune`, from which methods such as `bon(tuned)` take their numbers."""
-    budgets: list[int] = Field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64], min_length=1)
-    """Numbers of samples; or, by key, these as `samples` and the values of guided methods' dials:
-    `{samples: [1, 2, 4], cards: [0.5, 0.9], sea: [10x1, 20x2]}`."""
-    dials: dict[str, list[DialValue]] = Field(default_factory=dict)
-    """By method, as `budgets` names them, where they are written."""
     num_samples: int = Field(256, ge=4)
     """Pool size a prompt; curves reach a quarter of it."""
+    budgets: list[int] = Field(
+        default_factory=lambda given: [n for n in BUDGETS if n <= given.get("num_samples", 256) // 4], min_length=1
+    )
+    """Numbers of samples, else those of 1, 2, 4, ..., 64 that fit; or, by key, these as `samples` and the values of
+    guided methods' dials: `{samples: [1, 2, 4], cards: [0.5, 0.9], sea: [10x1, 20x2]}`."""
+    dials: dict[str, list[DialValue]] = Field(default_factory=dict)
+    """By method, as `budgets` names them, where they are written."""
     num_answers: int = Field(1, ge=1)
     """Answers of each guided method to every prompt, by seeds of their own; values and costs are means over them."""
     trained_budget: int = Field(4, ge=1)
@@ -370,12 +400,7 @@ class EvaluationConfig(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _distinct_names(self.criteria)
-        too_big = [n for n in [*self.budgets, self.trained_budget] if not 1 <= n <= self.num_samples // 4]
-        if too_big:
-            raise ValueError(
-                f"budgets {too_big} lie outside 1..{self.num_samples // 4}: an unbiased curve is reliable only up to "
-                f"a quarter of num_samples = {self.num_samples}; raise num_samples or drop them"
-            )
+        _check_budgets(self)
         names = [c.name for c in self.criteria]
         for name, policy in self.policies.items():
             unknown = [criterion for criterion in policy.by_criterion if criterion not in names]

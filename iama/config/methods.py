@@ -126,9 +126,23 @@ def parse_method(text: str, forms: Mapping[str, Form]) -> Method:
     kind = "operator" if form is None else form.kind
     if tunable is not None:
         return Method(text, kind, call, tunable=tunable, cap=_cap(call))
+    _check_stopping(call)
     if call.name == "bon" and STOPPING & {key for key, _ in call.arguments}:
         return Method(text, "stopped", call, read_settings(call, STOPPED, f"method {text!r}"))
     return Method(text, kind, call, {} if form is None else read_settings(call, form, f"method {text!r}"))
+
+
+def _check_stopping(call: Call) -> None:
+    """Raise `ConfigError` for a stopping rule of another method than Best-of-N, or one without its key."""
+    given = [f"{key}={value}" for key, value in call.arguments if key in STOPPING]
+    if call.name == "bon":
+        rules = [value for key, value in call.arguments if key is None and "(" in value]
+        if rules:
+            raise ConfigError(f"method {call.text!r}: a stopping rule has its key; write stop={rules[0]}")
+    elif call.name in OPERATORS and given:
+        number = next((value for _, value in call.arguments[:1] if _is_whole(value)), "64")
+        written = ", ".join([number, *given])
+        raise ConfigError(f"method {call.text!r}: stop and width belong to Best-of-N; write bon({written})")
 
 
 def _form(call: Call, forms: Mapping[str, Form]) -> Form | None:
@@ -138,11 +152,27 @@ def _form(call: Call, forms: Mapping[str, Form]) -> Form | None:
     if ":" in call.name:
         return Form("guided")
     if call.name not in forms:
+        _check_brackets(call.text)
         guided = [f"{name}({form.example})" for name, form in forms.items() if form.kind == "guided"]
         rules = [f"{name}({form.example})" for name, form in forms.items() if form.kind == "rule"]
+        rules.append(f"bon({STOPPED.example})")
         known = ", ".join([OPERATOR_EXAMPLES, *guided, *rules])
         raise ConfigError(f"method {call.text!r} is not known; write one of {known}, or path/to/file.py:ClassName")
     return forms[call.name]
+
+
+def _check_brackets(text: str) -> None:
+    """Raise `ConfigError` for a text whose brackets do not close, which may be half of a method."""
+    opened, closed = text.count("("), text.count(")")
+    if opened == closed:
+        return
+    found = f"{opened} opening and {closed} closing brackets"
+    lacking = ")" * (opened - closed)
+    remedy = f"write {text + lacking!r}" if lacking else "drop what closes too much"
+    raise ConfigError(
+        f"method {text!r} has {found}; {remedy}, or put the whole method into quotes where it stands in a list, since "
+        f'a comma ends an item there, e.g. methods: [bon, "bon({STOPPED.example})"]'
+    )
 
 
 def read_settings(call: Call, form: Form, source: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,11 +45,14 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(raw).__name__}")
     for override in overrides or []:
         apply_override(raw, override)
-    return validate(raw, cls, str(path))
+    return validate(raw, cls, str(path), overrides or [])
 
 
-def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
-    """Validate a mapping; `ConfigError` names the keys, values and nearest known keys."""
+def validate(raw: dict[str, Any], cls: type[C], source: str, overrides: Sequence[str] = ()) -> C:
+    """Validate a mapping; `ConfigError` names the keys, values and nearest known keys.
+
+    Where one of the `overrides` (`a.b=c`) has set a key, it is named in the place of the source.
+    """
     for key, path in _unexpanded(raw):
         raise ConfigError(
             f"{source}: {key}: ~ is not expanded here (got {path!r}); write {str(Path(path).expanduser())!r}"
@@ -57,10 +60,20 @@ def validate(raw: dict[str, Any], cls: type[C], source: str) -> C:
     try:
         block = cls.model_validate(raw)
     except ValidationError as error:
-        told = "; ".join(_message(item, cls, source) for item in error.errors())
+        told = "; ".join(_message(item, cls, _source_of(item, source, overrides)) for item in error.errors())
         raise ConfigError(" ".join(told.splitlines())) from error
     _check_numbers(raw, block, source, "")
     return block
+
+
+def _source_of(item: Any, source: str, overrides: Sequence[str]) -> str:
+    """Where a mistake was written: the last override of its key, else the source."""
+    key = ".".join(map(str, item["loc"])) or item["msg"].removeprefix("Value error, ").partition(" ")[0].rstrip(":")
+    for override in reversed(overrides):
+        path = override.partition("=")[0]
+        if f"{key}.".startswith(f"{path}."):
+            return "--set"  # without the override itself, which may hold a secret
+    return source
 
 
 def _check_numbers(written: Any, read: Any, source: str, key: str) -> None:
@@ -138,7 +151,7 @@ def nearest(key: str, known: list[str]) -> str:
 
 def _message(item: Any, cls: type[Strict], source: str) -> str:
     location = [part for part in item["loc"] if part != "function-after"]
-    key = ".".join(map(str, location)) or "(top level)"
+    key = ".".join(map(str, location))
     if item["type"] == "extra_forbidden":
         known = _known_keys(cls, location[:-1])
         return f"{source}: unknown key {key!r}; {key_hint(str(location[-1]), known)}"
@@ -147,7 +160,7 @@ def _message(item: Any, cls: type[Strict], source: str) -> str:
     value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
     is_list = item["type"] in ("list_type", "tuple_type") and isinstance(item["input"], (str, int, float))
     remedy = f"; write [{item['input']}]" if is_list else ""
-    return f"{source}: {key}: {item['msg'].removeprefix('Value error, ')}{value}{remedy}"
+    return f"{source}: {key and f'{key}: '}{item['msg'].removeprefix('Value error, ')}{value}{remedy}"
 
 
 def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:

@@ -83,6 +83,13 @@ def operator_of(call: Call) -> Operator:
         raise ConfigError(f"operator {shown!r}: {error}; write it like {EXAMPLES}") from error
 
 
+def written_arguments(call: Call) -> dict[str, object]:
+    """The arguments of an operator's call by name, defaults included: what tells whether two calls are the same."""
+    bound = _arguments(OPERATORS[call.name], call)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
 def _arguments(build: Callable[..., Operator], call: Call) -> inspect.BoundArguments:
     """The arguments as numbers, bound to the operator's signature, whose annotations say which are whole."""
     positional = [value for key, value in call.arguments if key is None]

@@ -52,8 +52,9 @@ def with_dials(methods: Sequence[Method], dials: Mapping[str, Dial]) -> tuple[Me
 
 
 def _named(key: str, methods: Sequence[Method]) -> Method:
-    """The method of a key, by its text or else by its name."""
+    """The method of a key, by its text or else by its name; a guided one before others of its name."""
     found = [m for m in methods if m.text == key] or [m for m in methods if m.is_guided and m.name == key]
+    found = found or [m for m in methods if m.name == key][:1]
     if len(found) > 1:
         raise ConfigError(
             f"budgets.{key} may stand for {' or '.join(repr(m.text) for m in found)}; write the method as it stands"

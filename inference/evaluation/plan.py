@@ -26,7 +26,7 @@ from inference.evaluation.summary import FILE_NAME
 from inference.evaluation.training_cost import Training, training_runs
 from inference.evaluation.tuned import tuned_methods
 from inference.pools.file import read_pool
-from inference.samplers.serve import check_served, most_draws, needs_gradient, read_method, served_of
+from inference.samplers.serve import check_served, meaning_of, most_draws, needs_gradient, read_method, served_of
 
 ABSENT = "(not set)"
 
@@ -68,6 +68,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
     methods = with_dials(written, dials)
     for method in methods:
         _check_method(config, method)
+    _check_distinct(config, methods)
     check_results(config)
     rewards = reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
@@ -106,6 +107,15 @@ def _check_method(config: EvaluationConfig, method: Method) -> None:
             "is a pool file; drop the method, or give the policy's path"
         )
     _check_draws(method, config.num_samples, f"num_samples = {config.num_samples}")
+
+
+def _check_distinct(config: EvaluationConfig, methods: Sequence[Method]) -> None:
+    """Raise `ConfigError` for two methods that are the same, written alike or not."""
+    meanings = [meaning_of(method, config.sampling) for method in methods]
+    for i, meaning in enumerate(meanings):
+        if meaning in meanings[:i]:
+            first = methods[meanings.index(meaning)].text
+            raise ConfigError(f"methods: {methods[i].text!r} is the same as {first!r}; write it once")
 
 
 def _check_draws(method: Method, num_samples: int, limit: str) -> None:
@@ -207,7 +217,7 @@ def check_results(config: EvaluationConfig) -> None:
     changes = [
         f"{key} was {stored.get(key, ABSENT)!r}, is {present.get(key, ABSENT)!r}"
         for key in {**present, **stored}
-        if stored.get(key, ABSENT) != present.get(key, ABSENT)
+        if _in_any_order(key, stored.get(key, ABSENT)) != _in_any_order(key, present.get(key, ABSENT))
     ]
     if changes:
         listed = "; ".join([*changes[:3], *["..."] * bool(changes[3:])])
@@ -215,6 +225,11 @@ def check_results(config: EvaluationConfig) -> None:
             f"output_dir {config.output_dir!r} holds another evaluation ({listed}); "
             f"delete its {FILE_NAME} to replace it, or choose another output_dir"
         )
+
+
+def _in_any_order(key: str, value: Any) -> Any:
+    """A setting as it is compared: numbers of samples and the values of a dial mean the same in any order."""
+    return sorted(value, key=str) if key.partition(".")[0] == "budgets" and isinstance(value, list) else value
 
 
 def _given(config: Any) -> dict[str, Any]:

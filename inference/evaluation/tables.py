@@ -30,7 +30,7 @@ class Tables:
     """By (policy, criterion, method, metric) values, and by (policy, criterion, method, unit) costs.
 
     `[P, N]` for n = 1..N samples; a method that is one point has N = 1. A unit that is not known is absent. The unit
-    `samples` stands only where a method draws another number than its n: it has the draws that were really made.
+    `samples` stands where a method selects from draws whose number is not its n, and has the draws that were made.
     """
 
     values: dict[Key, Floats] = field(default_factory=dict)

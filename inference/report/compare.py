@@ -190,7 +190,7 @@ def savings_pairs(pair: Pair) -> dict[Unit, list[SavingsPair]]:
         unit: [
             _savings_pair(key, [side.get(key) for side in sides], unit)
             for key in keys
-            if unit != "samples" or any(words.told_unit(side[key]) == unit for side in sides if key in side)
+            if unit != "samples" or any(words.tells(side[key], unit) for side in sides if key in side)
         ]
         for unit in _savings_units(pair)
     }

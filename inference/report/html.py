@@ -48,7 +48,7 @@ FILTERS = {
     "note": words.note,
     "compared": compared_text,
     "reference": words.reference_text,
-    "told_in": words.told_unit,
+    "tells": words.tells,
     "equal_budget_note": words.equal_budget_note,
     "title": words.title,
     "method": words.method_title,

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from iama.config.methods import CURVES
 from inference.evaluation.summary import Summary
 from inference.report.words import (
+    UNITS,
     average_text,
     first_method,
     interval_text,
     label,
+    num_seeds,
     number,
+    point_names,
     ratio_text,
+    reference_text,
     says_nothing,
     title,
+    told_unit,
     too_few_prompts,
 )
 from inference.statistics.bootstrap import MIN_PROMPTS
@@ -41,11 +47,34 @@ def saving_sentences(summary: Summary) -> list[str]:
     if not savings and (found := summary.get("headroom")) is not None:
         return gain_sentences(found)
     if not savings:
-        names = " or ".join(references) or "(none)"
-        return [f"No savings were measured: they need a policy named {trained} and one named {names}."]
+        return [_point_words(summary) or _why_no_savings(summary)]
     sampler = label(method, summary["trained_budget"])
     saving = f"With {sampler}, {trained} reaches a mean gold reward that {' and '.join(savings)}."
     return [saving, *_intervals(summary, method)]
+
+
+def _point_words(summary: Summary) -> str:
+    """What references need for the gold of methods that are one setting, each against the dial or else the curve."""
+    short, told = point_names(summary), dict[tuple[str, str], str]()
+    for row in summary["averages"]:
+        key, unit = (row["method"], row["reference"]), told_unit(row)
+        if row["metric"] == "gold" and "reference_method" in row and row["ratio"] is not None and key not in told:
+            needs = f"{reference_text(row)} needs {average_text(row, unit)} the {UNITS[unit]}"
+            told[key] = f"by {short.get(row['method'], row['method'])}, {needs}"
+    return f"For {summary['trained']}'s mean gold reward {'; '.join(told.values())}." if told else ""
+
+
+def _why_no_savings(summary: Summary) -> str:
+    """What savings lack."""
+    trained, references = summary["trained"], summary["references"]
+    if not references and num_seeds(summary) > 1:
+        return "Whether there is anything to gain is not told of several seeds together; each seed's own report does."
+    if trained not in summary["policies"] or not set(references) & set(summary["policies"]):
+        names = " or ".join(references) or "as references say"
+        return f"No savings were measured: they need a policy named {trained} and one named {names}."
+    if not set(CURVES) & set(summary["methods"]):
+        return f"No savings were measured: they need {' or '.join(CURVES)} among the methods."
+    return f"No savings were measured: no prompt has values of {trained} and of a reference."
 
 
 def alone_words(summary: Summary) -> list[str]:

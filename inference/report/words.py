@@ -91,6 +91,11 @@ def told_unit(row: SavingsRow | AverageRow) -> Unit:
     return row.get("unit", "samples")
 
 
+def tells(row: SavingsRow, unit: Unit) -> bool:
+    """Whether a row is told in a unit, though its ratio there may be none."""
+    return unit == told_unit(row) or unit in row["units"]
+
+
 def ratio_in(row: SavingsRow, unit: Unit) -> Ratio | None:
     """A saving in one unit; None where it was not measured, or a constant proxy or gold makes it say nothing."""
     if says_nothing(row):

@@ -16,7 +16,7 @@ the draws of Best-of-N early: `bon(64, stop=pandora(0.05), width=4)`; it stands 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -28,7 +28,7 @@ from iama.config.schema import Strict, validate
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
-from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, operator_of
+from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, operator_of, written_arguments
 from iama.prompts.render import Prompt
 from iama.rewards.function import load_function
 from iama.rewards.reward import Reward
@@ -62,6 +62,7 @@ from inference.selection.stopping import (
 )
 
 CALIBRATION_BATCH = 256
+S = TypeVar("S", bound=Strict)
 
 
 class MakeSampler(Protocol):
@@ -199,7 +200,7 @@ def served_of(method: Method) -> Served:
     """
     if method.kind == "rule":
         entry, source = RULES[method.name], f"method {method.text!r}"
-        settings = validate(dict(method.settings), entry.settings, source)
+        settings = _rule_settings(method)
         try:
             return entry.rule(settings)
         except RewardError as error:
@@ -212,6 +213,36 @@ def served_of(method: Method) -> Served:
             f"operator {method.text!r} is what training assumes, not a way to sample; {_instead(operator)}"
         )
     return operator
+
+
+def _rule_settings(method: Method) -> Strict:
+    entry, source = RULES[method.name], f"method {method.text!r}"
+    return _with_all(dict(method.settings), entry.settings, source, f"{method.name}({entry.example})")
+
+
+def _with_all(given: dict[str, Any], settings: type[S], source: str, example: str) -> S:
+    """The settings; `ConfigError` with an example where one is missing."""
+    lacking = [name for name in _required(settings) if name not in given]
+    if lacking:
+        raise ConfigError(f"{source}: {lacking[0]!r} is missing; write e.g. {example}")
+    return validate(given, settings, source)
+
+
+def meaning_of(method: Method, sampling: Sampling) -> tuple[object, ...]:
+    """What a method does, however it is written: two are the same if their meanings are equal.
+
+    Raises `ConfigError` as `check_served` does.
+    """
+    if method.is_curve or method.is_tuned:
+        return method.kind, method.name, method.tunable, method.cap
+    if method.is_stopped:
+        settings, name, rule = stop_settings(method)
+        return method.kind, settings.n, settings.width, name, rule
+    if method.is_guided:
+        return method.kind, method.name, settings_of(method, sampling)
+    if method.kind == "rule":
+        return method.kind, method.name, _rule_settings(method)
+    return method.kind, method.name, written_arguments(method.call)
 
 
 def _instead(operator: Operator) -> str:
@@ -318,14 +349,16 @@ def stop_settings(method: Method) -> tuple[StoppedSettings, str, StopSettings]:
     call = read_call(str(method.settings["stop"]))
     if call.name not in STOPS:
         raise ConfigError(f"{source}: stop = {call.text!r} is no stopping rule; write one of {', '.join(examples)}")
-    settings = validate({**method.settings, "stop": call.text}, StoppedSettings, source)
+    example = f"bon(64, stop={call.text})"
+    settings = _with_all({**method.settings, "stop": call.text}, StoppedSettings, source, example)
     if settings.width > settings.n:
         raise ConfigError(
             f"{source}: a round of width = {settings.width} exceeds n = {settings.n}; write at most width={settings.n}"
         )
     entry, told = STOPS[call.name], f"{source}, stop={call.text}"
     form = Form("rule", entry.example, _required(entry.settings))
-    return settings, call.name, validate(read_settings(call, form, told), entry.settings, told)
+    rule = _with_all(read_settings(call, form, told), entry.settings, told, f"stop={call.name}({entry.example})")
+    return settings, call.name, rule
 
 
 def stopped_of(method: Method) -> Stopped:

@@ -85,10 +85,11 @@ def _policy_costs(pool: Pool, lengths_PS: Floats | None, size: ModelSize | None)
         for name in ("policy_prefill_tokens", "policy_decode_tokens", "seconds")
     )
     zero_P = np.zeros(len(prefill_P))
-    costs = {}
-    if (prefill_P > 0).all():  # a pool from elsewhere may not tell
-        costs["policy_prefill_tokens"] = (prefill_P, zero_P)
+    costs, has_prompts = {}, bool((prefill_P > 0).all())  # a pool from elsewhere may not tell
+    if has_prompts or (lengths_PS is not None and decode_P.any()):
         costs["policy_decode_tokens"] = (zero_P, decode_P / num_samples)
+    if has_prompts:
+        costs["policy_prefill_tokens"] = (prefill_P, zero_P)
         costs["policy_tokens"] = (prefill_P, decode_P / num_samples)
         if lengths_PS is not None and size is not None:
             rate_P = row_flops(size, prefill_P[:, None], lengths_PS - 1).mean(axis=1)

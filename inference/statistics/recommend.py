@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from iama.arrays import Floats
+from iama.calls import read_call
+from iama.config.methods import CURVES
 from inference.selection.curves import written_at
-from inference.statistics.bootstrap import Estimate, interval_row, mean_interval
+from inference.statistics.bootstrap import interval_row, mean_interval
+from inference.statistics.savings import ROUNDING
 from inference.statistics.summary_rows import Choice, CurveRow, RecommendationRow, Unit
 
 Key = tuple[str, str, str, int | None]
 NUM_BUDGETS = 12
 """Most budgets that a (criterion, unit) is given a recommendation for."""
+APART = 0.05
+"""Share of a budget within which another cost is no budget of its own; the budget pays for it."""
 
 
 def key_of(row: CurveRow) -> Key:
@@ -36,32 +41,58 @@ def recommend(
     their gold by prompt, `[P]`, the same prompts for all rows of a criterion; rows without gold are left out. Budgets
     are costs that occur, at most `num_budgets` of them, evenly among their ranks, the cheapest and dearest included.
 
-    Samples are counted as they are drawn, where that is told (`draws`). Named is what is best on all prompts. Its
-    `gold` is not read off there, where the best of many noisy means is overstated: it is what is best on one half of
-    the prompts, judged on the other half, both ways round, which may be another row than the one named. `ci95` is over
-    prompts, the choices held fixed. `runner_up`: the same among other policies and methods (a dial is one method,
-    whatever its value), None without one. Of less than `MIN_PROMPTS` prompts with gold nothing is recommended.
+    Samples are counted as they are drawn, where that is told (`draws`). Budgets are first what the curves of a fixed
+    number of samples cost, then other costs, thinned evenly by rank. A cost that is near a budget (`APART`) is none of
+    its own: draws on average scatter about a number, and the budget pays for what costs that little more.
+
+    Named is what is best on all prompts, the cheapest of equals; `gold` and `ci95` are its own. As the best of many
+    noisy means that gold leans upwards. `halves_gold` does not: it is what is best on one half of the prompts, judged
+    on the other half, both ways round, which may be another row than the one named. Its `halves_ci95` is over prompts,
+    the choices held fixed. `runner_up`: the best that is another policy or method (a dial is one method, whatever its
+    value, and what is written `bon(4)` is Best-of-N, whatever chose the number), None without one. Of less than
+    `MIN_PROMPTS` prompts with gold nothing is recommended.
     """
     out = []
     for criterion in dict.fromkeys(row["criterion"] for row in rows):
         candidates = [row for row in rows if row["criterion"] == criterion and key_of(row) in gold]
         for unit in units:
             costs = [(row, cost) for row in candidates if (cost := _cost(row, unit)) is not None]
-            for budget in _budgets([cost for _, cost in costs], num_budgets):
-                affordable = [row for row, cost in costs if cost <= budget]
+            for budget in _budgets(costs, num_budgets):
+                affordable = [row for row, cost in costs if _is_paid(row, cost, budget)]
                 row = _recommendation(affordable, gold, budget, unit, num_bootstrap, seed)
                 if row is not None:
                     out.append(row)
     return out
 
 
-def _budgets(costs: Sequence[float], num_budgets: int) -> list[float]:
-    """Costs that occur, thinned evenly by rank."""
-    distinct = sorted(set(costs))
-    if len(distinct) <= num_budgets:
-        return distinct
-    places = np.linspace(0, len(distinct) - 1, num_budgets).round().astype(int)
-    return [distinct[i] for i in places]
+def _budgets(costs: Sequence[tuple[CurveRow, float]], num_budgets: int) -> list[float]:
+    """Costs that occur: of curves of a fixed number of samples, the ends, and others where there is room."""
+    every = sorted({cost for _, cost in costs})
+    curves = sorted({cost for row, cost in costs if row["method"] in CURVES})
+    ends = [cost for cost in every[:1] + every[-1:] if _is_apart(cost, curves)]
+    budgets = _thinned(sorted({*curves, *ends}), num_budgets)
+    others: list[float] = []
+    for cost in every:
+        if _is_apart(cost, [*curves, *ends, *others]):
+            others.append(cost)
+    return sorted([*budgets, *_thinned(others, num_budgets - len(budgets))])
+
+
+def _is_apart(cost: float, budgets: Sequence[float]) -> bool:
+    return all(abs(cost - budget) > APART * budget for budget in budgets)
+
+
+def _is_paid(row: CurveRow, cost: float, budget: float) -> bool:
+    """Whether a budget pays for a row: of a fixed number of samples exactly, else nearly."""
+    return cost <= (1 if row["method"] in CURVES else 1 + APART) * budget
+
+
+def _thinned(costs: Sequence[float], number: int) -> list[float]:
+    """At most so many of the costs, evenly by rank."""
+    if len(costs) <= number:
+        return list(costs)
+    places = np.linspace(0, len(costs) - 1, number).round().astype(int)
+    return [costs[i] for i in places]
 
 
 def _cost(row: CurveRow, unit: Unit) -> float | None:
@@ -70,53 +101,66 @@ def _cost(row: CurveRow, unit: Unit) -> float | None:
 
 
 def _way(row: CurveRow) -> tuple[str, str]:
-    return row["policy"], row.get("dial", row["method"])
+    """Policy and method; what is written as a curve at a number of samples is that curve."""
+    call = read_call(_written(row))
+    is_curve = call.name in CURVES and len(call.arguments) == 1
+    return row["policy"], call.name if is_curve else row.get("dial", row["method"])
+
+
+def _differs(row: CurveRow, other: CurveRow) -> bool:
+    """Whether another policy or method is written."""
+    return _way(row) != _way(other) and (row["policy"], _written(row)) != (other["policy"], _written(other))
 
 
 def _recommendation(
     rows: Sequence[CurveRow], gold: Mapping[Key, Floats], budget: float, unit: Unit, num_bootstrap: int, seed: int
 ) -> RecommendationRow | None:
     """The best of the rows that the budget pays for, and the best of another policy or method."""
-    best = _best_row(rows, gold, num_bootstrap, seed)
+    rows = sorted(rows, key=lambda row: _cost(row, unit) or 0.0)  # so that the first of equals is the cheapest
+    best = _best_row(rows, gold)
     if best is None:
         return None
     row, value = best
-    interval = interval_row(value.ci95)
+    own, halves = (
+        mean_interval(values_P, num_bootstrap=num_bootstrap, seed=seed)
+        for values_P in (gold[key_of(row)], _cross_fitted(np.stack([gold[key_of(r)] for r in rows]), seed))
+    )
+    interval = None if own is None else interval_row(own.ci95)
     if interval is None:
         return None
-    others = [other for other in rows if _way(other) != _way(row)]
-    second = _best_row(others, gold, num_bootstrap, seed)
+    second = _best_row([other for other in rows if _differs(other, row)], gold)
     return {
         "criterion": row["criterion"],
         "unit": unit,
         "budget": budget,
-        **_choice(row, value.mean),
+        **_choice(row, value),
         "ci95": interval,
-        "runner_up": None if second is None else _choice(second[0], second[1].mean),
+        "halves_gold": None if halves is None else halves.mean,
+        "halves_ci95": None if halves is None else interval_row(halves.ci95),
+        "runner_up": None if second is None else _choice(*second),
     }
 
 
+def _written(row: CurveRow) -> str:
+    """What a user writes for a row."""
+    return row.get("written", row["method"] if row["samples"] is None else written_at(row["method"], row["samples"]))
+
+
 def _choice(row: CurveRow, gold: float) -> Choice:
-    written = row["method"] if row["samples"] is None else written_at(row["method"], row["samples"])
     return {
         "policy": row["policy"],
         "method": row["method"],
         "samples": row["samples"],
         "gold": gold,
-        "written": row.get("written", written),
+        "written": _written(row),
     }
 
 
-def _best_row(
-    rows: Sequence[CurveRow], gold: Mapping[Key, Floats], num_bootstrap: int, seed: int
-) -> tuple[CurveRow, Estimate] | None:
-    """The row that is best on all prompts, and the gold of what is chosen on halves."""
-    if not rows:
-        return None
-    gold_RP = np.stack([gold[key_of(row)] for row in rows])
-    value = mean_interval(_cross_fitted(gold_RP, seed), num_bootstrap=num_bootstrap, seed=seed)
-    best = _best(gold_RP)
-    return None if value is None or best is None else (rows[best], value)
+def _best_row(rows: Sequence[CurveRow], gold: Mapping[Key, Floats]) -> tuple[CurveRow, float] | None:
+    """The row that is best on all prompts, and its gold."""
+    values = [gold[key_of(row)] for row in rows]
+    best = _best(np.stack(values)) if values else None
+    return None if best is None else (rows[best], float(np.nanmean(values[best])))
 
 
 def _cross_fitted(gold_RP: Floats, seed: int) -> Floats:
@@ -133,10 +177,11 @@ def _cross_fitted(gold_RP: Floats, seed: int) -> Floats:
 
 
 def _best(gold_RP: Floats) -> int | None:
-    """The row with the highest mean; the first of equals. Missing values are left out; None if all are missing."""
+    """The first row of the highest mean, but for rounding; missing values are left out. None if all are missing."""
     known_RP = ~np.isnan(gold_RP)
     counts_R = known_RP.sum(axis=1)
     if not counts_R.any():
         return None
     means_R = np.where(known_RP, gold_RP, 0.0).sum(axis=1) / np.maximum(counts_R, 1)
-    return int(np.where(counts_R > 0, means_R, -np.inf).argmax())
+    means_R = np.where(counts_R > 0, means_R, -np.inf)
+    return int(np.argmax(means_R >= means_R.max() - ROUNDING * abs(means_R.max())))

@@ -259,7 +259,8 @@ def _ratios(c: Comparison, weights_BP: Floats) -> _Ratios:
     if c.unit == SAMPLES and SAMPLES not in units:
         units[SAMPLES] = np.log(needed_B / c.budget)
     log_ratio_B = units[c.unit]
-    units.pop(SAMPLES, None)
+    if c.unit == SAMPLES:
+        del units[SAMPLES]
     return _Ratios(log_ratio_B, units, censored_B, floor_B)
 
 

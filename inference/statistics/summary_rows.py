@@ -291,12 +291,14 @@ class Choice(TypedDict):
 
 
 class RecommendationRow(Choice):
-    """What to use for a budget, and the next best."""
+    """What to use for a budget, and the next best; `halves_gold` is of what one half of the prompts would choose."""
 
     criterion: str
     unit: str
     budget: float
     ci95: IntervalRow
+    halves_gold: float | None
+    halves_ci95: IntervalRow | None
     runner_up: Choice | None
 
 

@@ -167,6 +167,8 @@ BLOCK = (
         (BLOCK, ["trainer.beta=.inf"], "--set 'trainer.beta=.inf': cannot set 'beta' (.inf is no finite number"),
         (BLOCK, ["trainer={a: 1, a: 2}"], "cannot set 'trainer' (the key 'a' is written twice, in line 1"),
         (BLOCK, ["seed=true"], "seed: true would be read as 1"),
+        (BLOCK, ["world_size=1", "seed=-1"], "--set: seed: Input should be greater than or equal to 0"),
+        (BLOCK + "seed: -1\n", ["world_size=1"], "f.yaml: seed: Input should be"),
     ],
 )
 def test_configurations(tmp_path, text, overrides, told):

@@ -206,9 +206,13 @@ def baseline_of(config: EvaluationConfig) -> WinRateBaseline:
 def recommendation_rows(
     config: EvaluationConfig, tables: Tables, curves: Sequence[CurveRow], stops: Sequence[StopSettingRow] = ()
 ) -> list[RecommendationRow]:
-    """The best gold that each budget buys; `stops` are the settings that serve the curve which stops early."""
+    """The best gold that each budget buys; `stops` are the settings that serve the curve which stops early.
+
+    Where its setting is plain Best-of-N, that curve names nothing which `bon` has not, with its own gold.
+    """
     served: dict[Key, str] = {(row["policy"], row["criterion"], STOP, row["samples"]): row["method"] for row in stops}
-    rows = [_as_written(row, served) for row in curves if row["gold"] is not None]
+    plain = {key for key, written in served.items() if STOP not in written}
+    rows = [_as_written(row, served) for row in curves if row["gold"] is not None and key_of(row) not in plain]
     gold = {
         key_of(row): tables.values[row["policy"], row["criterion"], row["method"], "gold"][:, (row["samples"] or 1) - 1]
         for row in rows

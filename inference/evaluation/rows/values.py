@@ -22,7 +22,7 @@ from inference.selection.curves import curves
 from inference.selection.kept import kept_scores
 from inference.selection.rules import Rule, Served
 from inference.statistics.costs import UNITS, lengths, num_steps, pool_costs
-from inference.statistics.savings import at_budget
+from inference.statistics.savings import SAMPLES, at_budget
 
 
 def fill_tables(evaluation: Evaluation) -> Tables:
@@ -65,6 +65,8 @@ def _add_pool(
     for unit, costs_PN in costs.items():
         if is_known(unit, criterion):
             tables.costs[*key, unit] = costs_PN if method.is_curve else _at_draws(costs_PN, operators[0])
+    if not method.is_curve:
+        tables.costs[*key, SAMPLES] = np.full((len(proxy_PS), 1), operators[0].budget, dtype=np.float64)
     lengths_PS = lengths(pool)
     if lengths_PS is not None and isinstance(operators[0], RankOperator):
         # The longest of a random number of answers is not linear in its mean.

@@ -179,9 +179,11 @@ function advise() {
   if (!section) return;
   const row = fillBudgets(section);
   const second = row && row.runner_up;
+  const known = row && row.halves_gold !== null && row.halves_gold !== undefined;
+  const halves = known ? `; ${format(row.halves_gold)} if chosen on one half of the prompts and judged on the other` : "";
   const next = second ? `\nRunner-up: ${second.policy}, ${setting(second)}, gold ${format(second.gold)}.` : "";
   section.querySelector(".advice").textContent = row && row.policy
-    ? `Use ${row.policy} with ${setting(row)}${row.written ? `, written ${row.written}` : ""}: gold ${format(row.gold)}${interval(row.ci95)}.${next}`
+    ? `Use ${row.policy} with ${setting(row)}${row.written ? `, written ${row.written}` : ""}: gold ${format(row.gold)}${interval(row.ci95)}${halves}.${next}`
     : "Nothing measured fits this budget.";
 }
 

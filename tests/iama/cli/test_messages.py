@@ -122,6 +122,15 @@ def test_a_path_that_the_shell_left_is_refused(run):
         validate({"path": "~/m"}, PolicySpec, "a.yaml")
 
 
+def test_a_stop_string_that_is_written_like_a_stopping_rule(run, tiny):
+    command = ("generate", "--policy", tiny.policy, "--prompt", "hello", "--method", "bon", "--n", 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", IamaWarning)
+        told = [" ".join(run(*command, "--stop", text)[2].split()) for text in ("pandora(0.05)", "target")]
+    assert "rule write --method 'bon(8, stop=pandora(0.05))'" in told[0]
+    assert "stopping rule" not in told[1]
+
+
 def test_a_backslash_and_an_n_are_no_end_of_a_line(run, tiny, tmp_path):
     asked = ("generate", "--policy", tiny.policy, "--prompt", "bake bread", "--method", "single", "--max-new-tokens", 2)
     with warnings.catch_warnings():

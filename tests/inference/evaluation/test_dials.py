@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
 from iama.config.specs import Sampling
-from iama.errors import ConfigError
+from iama.errors import ConfigError, RunError
 from inference.evaluation.answers import with_pool_target
 from inference.evaluation.dials import read_dials, with_dials
+from inference.evaluation.plan import check_results
 from inference.samplers.serve import needs_target, quantile_of, read_method, settings_of
 
 TOY = """
@@ -86,6 +89,8 @@ def test_a_sampler_of_ones_own_names_its_dial(tmp_path):
         (["cards"], {"card": [0.5, 0.9]}, "did you mean 'cards'"),
         (["bon"], {"bon": [1, 2]}, "numbers under budgets.samples"),
         (["soft_bon(4, 0.5)"], {"soft_bon(4, 0.5)": [1, 2]}, "has no dial"),
+        (["soft_bon(4, 0.5)"], {"soft_bon": [1, 2]}, "'soft_bon' has no dial"),
+        (["cards"], {"sample": [1, 2], "cards": [0.5, 0.9]}, "did you mean 'samples'"),
         (["cards"], {"cards": [0.5]}, "fewer than two values"),
         (["cards"], {"cards": []}, "fewer than two values"),
         (["cards"], {"cards": [0.5, 1.5]}, r"budgets.cards: method 'cards\(quantile=1.5\)': quantile"),
@@ -109,6 +114,33 @@ def test_what_is_no_dial_is_refused(methods, budgets, told):
 def test_budgets_are_lists(budgets):
     with pytest.raises(ConfigError, match=r"budgets"):
         config_of(["cards"], budgets)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "told"),
+    [
+        ({"samples": ["2x1", 4]}, r"file: budgets\.samples: write a list of whole numbers, .* \(got \['2x1', 4\]\)"),
+        ({"samples": 4}, r"budgets\.samples: write a list of whole numbers, e\.g\. \[1, 2, 4\] \(got 4\)"),
+    ],
+)
+def test_samples_are_whole_numbers(budgets, told):
+    with pytest.raises(ConfigError, match=told):
+        config_of(["cards"], budgets)
+
+
+def test_budgets_that_are_left_out_fit_the_pool():
+    raw = config_of(["cards"], {"cards": [0.5, 0.9]}).model_dump(exclude_unset=True)
+    for size, budgets in ((8, [1, 2]), (64, [1, 2, 4, 8, 16]), (256, [1, 2, 4, 8, 16, 32, 64])):
+        read = validate(raw | {"num_samples": size, "trained_budget": 1}, EvaluationConfig, "test")
+        assert read.budgets == budgets
+
+
+def test_values_in_another_order_are_the_same_evaluation(tmp_path):
+    first = config_of(["cards"], {"samples": [1, 2], "cards": [0.5, 0.9]}, output_dir=str(tmp_path))
+    (tmp_path / "summary.json").write_text(json.dumps({"config": first.model_dump(mode="json")}))
+    check_results(config_of(["cards"], {"samples": [2, 1], "cards": [0.9, 0.5]}, output_dir=str(tmp_path)))
+    with pytest.raises(RunError, match=r"budgets\.cards was \[0\.5, 0\.9\], is \[0\.5, 0\.8\]"):
+        check_results(config_of(["cards"], {"samples": [1, 2], "cards": [0.5, 0.8]}, output_dir=str(tmp_path)))
 
 
 def test_dials_have_one_place():

@@ -53,6 +53,7 @@ def test_values_come_from_the_pool(filled):
     proxy_PS = measured.scores["iama", spec].values_PS
     for method in METHODS:
         assert tables.values["iama", "c", method, "gold"].shape == (5, 1)
+        assert (tables.costs["iama", "c", method, "samples"] == read_served(method).budget).all()
     for method in ("itp(1, 0.1)", "mbr(4, 0.5)"):
         found = kept_scores(read_served(method), proxy_PS, proxy_PS, measured.pools["iama"].texts)
         np.testing.assert_array_equal(tables.values["iama", "c", method, "proxy"][:, 0], found)

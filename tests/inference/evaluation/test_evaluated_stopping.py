@@ -24,6 +24,7 @@ from inference.report import headline, print_tables, write_report
 from inference.report.html import facts
 from inference.report.risks import find_risks
 from inference.report.stopping import print_stopping, stopping_sentences
+from inference.report.words import ratio_text
 from inference.samplers.serve import read_method, stopped_of
 from inference.selection.stopping import upper_reward
 from inference.selection.stopping_pools import stopped_chances, stopped_scores
@@ -102,6 +103,15 @@ def test_listed_methods_come_from_the_pool(evaluated):
     assert row["draws"] == pytest.approx(drawn_PR.sum(axis=1).mean())
     assert row["samples"] is None
     assert "written" not in row
+    rows = [r for r in summary["savings"] if (r["method"], r["metric"]) == (PANDORA, "gold")]
+    assert [(r["reference_method"], r["unit"]) for r in rows] == [
+        ("bon", "policy_decode_tokens")
+    ]  # no pool has prompts'
+    assert rows[0]["units"]["samples"] == rows[0]["units"]["reward_calls"]  # every draw is scored once
+    assert ratio_text(rows[0]) != "-"
+    tokens = [r["policy_decode_tokens"] for r in summary["curves"] if (r["policy"], r["method"]) == ("base", "bon")]
+    np.testing.assert_allclose(tokens, (lengths_PS - 1).mean() * np.array([1, 2, 4, 8]))
+    assert all(r["policy_tokens"] is None for r in summary["curves"])
 
 
 def test_a_missing_threshold_is_that_of_the_other_half(evaluated):

@@ -378,6 +378,24 @@ def test_headline_states_both_savings_and_what_the_base_is_worth_alone():
     assert "ours reaches a mean gold reward that sft needs 2.00x" in headline(renamed)
 
 
+def test_the_headline_says_why_there_are_no_savings_or_tells_those_of_settings():
+    summary = complete(make_summary()) | {"averages": [], "savings": [], "differences": [], "headroom": None}
+    assert "no prompt has values of iama and of a reference" in headline(summary)
+    assert "they need bon or bop among the methods" in headline(summary | {"methods": ["bon(8, stop=target(0.9))"]})
+    assert "a policy named ours and one named base" in headline(summary | {"trained": "ours", "references": ["base"]})
+    seeds = summary | {"references": [], "differences": [{"num_seeds": 2}]}
+    assert "each seed's own report does" in headline(seeds)
+    point = average("base", 1.25) | {
+        "method": "cards(quantile=0.5)",
+        "reference_method": "cards",
+        "unit": "policy_tokens",
+    }
+    by_curve = point | {"reference_method": "bon", "ratio": 9.0}
+    curve = summary["curves"][0] | {"method": "cards(quantile=0.5)", "samples": None, "dial": "cards", "value": "0.5"}
+    words = headline(summary | {"averages": [point, by_curve], "methods": ["cards"], "curves": [curve]})
+    assert "For iama's mean gold reward by cards at 0.5, base by cards needs 1.25x the policy tokens." in words
+
+
 def test_terminal_tables():
     console = Console(record=True, width=200, file=io.StringIO())
     changed = make_summary()

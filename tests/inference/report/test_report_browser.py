@@ -200,7 +200,15 @@ def advised():
     """A summary with one recommendation that no other equals, and the script that asks for it."""
     summary = make_summary()
     row = next(r for r in summary["recommendations"] if (r["criterion"], r["unit"]) == ("brief", "flops"))
-    row |= {"policy": "soup", "method": "bon", "samples": 16, "gold": 0.123, "ci95": [0.1, 0.2]}
+    row |= {
+        "policy": "soup",
+        "method": "bon",
+        "samples": 16,
+        "gold": 0.123,
+        "ci95": [0.1, 0.2],
+        "halves_gold": 0.117,
+        "written": "bon(16)",
+    }
     row["runner_up"] = {"policy": "grpo", "method": "cards(target=1.5)", "samples": None, "gold": 0.111}
     script = """
     pick("#recommendations", "criterion", "brief");
@@ -346,7 +354,10 @@ def test_an_address_sets_the_view(visited):
 
 def test_the_recommendation_follows_criterion_unit_and_budget(visited):
     result = visited[0]["advice"]
-    told = "Use soup with Best-of-16: gold 0.123 [0.1, 0.2].\nRunner-up: grpo, cards(target=1.5), gold 0.111."
+    halves = "0.117 if chosen on one half of the prompts and judged on the other"
+    told = (
+        f"Use soup with Best-of-16: gold 0.123 [0.1, 0.2]; {halves}.\nRunner-up: grpo, cards(target=1.5), gold 0.111."
+    )
     assert result["advice"] == told
     assert set(result["rows"]) == {"brief"}
 

@@ -10,7 +10,7 @@ from iama.errors import ConfigError, RewardError
 from iama.rewards.load import load_reward
 from inference import Args, Cards, calibrate_target, serve
 from inference.samplers.best_of import draw, score
-from inference.samplers.serve import check_served, read_method, with_target
+from inference.samplers.serve import check_served, meaning_of, read_method, with_target
 from tests.inference.methods import read_served
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike")]
@@ -97,11 +97,23 @@ BAD = [
     ("cards(taget=1)", "unknown key 'taget'; did you mean 'target'?"),
     ("cards(target=1, min_segment=9, max_segment=3)", "min_segment = 9 exceeds max_segment = 3"),
     ("args(top_k=0)", "top_k"),
-    *((text, "is not known; write one of identity, bon(4)") for text in ("best", "cardsharp", "cards(", "cards x=1")),
-    ("cards(target=1", "soft_bon(4, temperature=0.1), cards(target=1.5, entropy_threshold=2), rejection(target=1.5)"),
+    *((text, "is not known; write one of identity, bon(4)") for text in ("best", "cardsharp", "cards x=1")),
+    ("cards[1]", "soft_bon(4, temperature=0.1), cards(target=1.5, entropy_threshold=2), rejection(target=1.5)"),
+    ("cards[1]", "mbr(8, 0.5), bon(64, stop=pandora(0.05), width=4), or path"),
+    (
+        "cards(target=1",
+        "has 1 opening and 0 closing brackets; write 'cards(target=1)', or put the whole method into quotes",
+    ),
+    ("bon(8, stop=pandora(0.05), width=4", "write 'bon(8, stop=pandora(0.05), width=4)'"),
+    ("stop=pandora(0.05))", "1 opening and 2 closing brackets; drop what closes too much"),
+    ("bop(4,stop=pandora(0.05))", "stop and width belong to Best-of-N; write bon(4, stop=pandora(0.05))"),
+    ("bon(4,pandora(0.05))", "a stopping rule has its key; write stop=pandora(0.05)"),
+    ("bon(4, stop=pandora())", "'cost' is missing; write e.g. stop=pandora(0.05)"),
+    ("bon(stop=pandora(0.1))", "'n' is missing; write e.g. bon(64, stop=pandora(0.1))"),
+    ("bon(4, stop=beacon(0.05, mean=1))", "stop=beacon(0.05, mean=1): mean, sd and weight"),
     ("bon(4, 5, 6)", "operator 'bon(4, 5, 6)'"),
     ("tilt(0.5)", "not a way to sample"),
-    ("itp(8)", "'beta' is missing"),
+    ("itp(8)", "'beta' is missing; write e.g. itp(8, 0.1)"),
     ("itp(8, 0)", "beta: Input should be greater than 0"),
     ("itp(8, 0.1, 2)", "'2' is no setting; write at most 2 by place, then key=value, e.g. itp(8, beta=0.1)"),
     ("itp(8, 0.1, n=3)", "sets 'n' twice"),
@@ -118,6 +130,26 @@ def test_what_cannot_be_served_is_named_before_anything_is_loaded(method, messag
         check_served(read_method(method), SAMPLING)
     assert method in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("bon(2, stop=target(0.9))", "bon(n=2,stop=target(0.90), width=1)", True),
+        ("bon(2, stop=target(0.9))", "bon(2, stop=target(0.8))", False),
+        ("bop(3)", "bop(mu=3.0)", True),
+        ("bop(3)", "bop(3, cap=8)", False),
+        ("soft_bon(4, 0.05)", "soft_bon(4, temperature=0.050)", True),
+        ("soft_bon(4, 0.05)", "soft_bon(4, 0.05, ranks=1)", False),
+        ("itp(8, 0.1)", "itp(n=8, beta=0.10)", True),
+        ("cards(target=1)", "cards( target = 1.0 )", True),
+        ("cards(target=1)", "rejection(target=1)", False),
+        ("bon(tuned)", "bon(n=tuned)", True),
+        ("bon", "bop", False),
+    ],
+)
+def test_methods_that_read_alike_are_one(one, other, same):
+    assert (meaning_of(read_method(one), SAMPLING) == meaning_of(read_method(other), SAMPLING)) is same
 
 
 def test_settings_of_a_selection_may_be_written_by_place():

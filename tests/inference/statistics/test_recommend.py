@@ -69,18 +69,18 @@ def test_budgets_are_thinned_and_keep_their_ends():
     assert all(r["samples"] == r["budget"] for r in found)
 
 
-def test_reported_gold_is_free_of_the_winners_curse():
-    """Thirty equal rows: the best mean on the same prompts is above the truth, the reported one is not."""
+def test_gold_of_the_choice_on_halves_is_free_of_the_winners_curse():
+    """Thirty equal rows: the best mean on the same prompts is above the truth, that of the halves is not."""
     rng = np.random.default_rng(0)
     rows = [row(f"policy {i}", 1, 1.0) for i in range(30)]
     reported, naive, covered = [], [], []
     for seed in range(150):
         gold = {key_of(r): rng.normal(size=20) for r in rows}
         (found,) = recommend(rows, gold, ["flops"], num_bootstrap=200, seed=seed)
-        reported.append(found["gold"])
-        naive.append(max(values.mean() for values in gold.values()))
-        covered.append(found["ci95"][0] <= 0 <= found["ci95"][1])
-        assert gold[found["policy"], "helpful", "bon", 1].mean() == naive[-1]
+        reported.append(found["halves_gold"])
+        naive.append(found["gold"])
+        covered.append(found["halves_ci95"][0] <= 0 <= found["halves_ci95"][1])
+        assert gold[found["policy"], "helpful", "bon", 1].mean() == max(map(np.mean, gold.values())) == naive[-1]
     assert np.mean(naive) > 0.4
     assert abs(np.mean(reported)) < 0.06
     assert np.mean(covered) > 0.85
@@ -91,8 +91,7 @@ def test_each_prompt_is_judged_by_what_the_other_half_chose():
     rows = [row(name, 1, 1.0) for name in "abcd"]
     gold = {key_of(r): values for r, values in zip(rows, np.eye(4), strict=True)}
     (found,) = find(rows, gold)
-    assert found["gold"] == 0.0
-    assert found["policy"] == "a"
+    assert (found["gold"], found["halves_gold"], found["policy"]) == (0.25, 0.0, "a")
 
 
 def test_missing_values():
@@ -100,3 +99,44 @@ def test_missing_values():
     gold = {key_of(rows[0]): np.full(6, np.nan), key_of(rows[1]): np.array([1.0, np.nan, 1, 1, 1, 1])}
     (found,) = find(rows, gold)
     assert (found["policy"], found["gold"], found["runner_up"]) == ("b", 1.0, None)
+
+
+def test_gold_is_that_of_what_is_named_and_never_falls_with_the_budget():
+    rng = np.random.default_rng(3)
+    rows = [row(policy, n, float(n)) for policy in ("base", "iama") for n in (1, 2, 4, 8)]
+    gold = {key_of(r): rng.normal(size=8) for r in rows}
+    found = find(rows, gold)
+    for r in found:
+        assert r["gold"] == gold[r["policy"], "helpful", r["method"], r["samples"]].mean()
+        assert r["runner_up"] is None or r["runner_up"]["gold"] <= r["gold"]
+    golds = [r["gold"] for r in found]
+    assert golds == sorted(golds)
+    assert any(r["halves_gold"] < r["gold"] for r in found)
+
+
+def test_the_runner_up_is_written_otherwise():
+    rows = [row("a", 8, 8.0), row("a", 8, 8.0, method="stop"), row("a", None, 8.0, method="bon(tuned)")]
+    rows += [row("a", None, 8.0, method=text) for text in ("itp(16, tuned)", "itp(16, 0.1)")] + [row("a", 4, 4.0)]
+    for r, text in zip(rows[1:4], ("bon(8)", "bon(7)", "itp(16, 0.1)"), strict=True):
+        r["written"] = text
+    found = find(rows, constant(rows, [3.0, 3.0, 2.9, 2.0, 2.0, 1.0]))[-1]
+    assert (found["written"], found["runner_up"]["written"]) == ("bon(8)", "itp(16, 0.1)")
+    found = find(rows[3:], constant(rows[3:], [2.0, 2.0, 1.0]))[-1]
+    assert (found["written"], found["runner_up"]["written"]) == ("itp(16, 0.1)", "bon(4)")
+
+
+def test_the_cheapest_of_equals_is_named():
+    rows = [row("a", n, float(n)) for n in (4, 2, 1)]
+    assert {r["samples"] for r in find(rows, constant(rows, [0.1, 0.1 + 1e-17, 0.3 - 0.2]))} == {1}
+
+
+def test_budgets_are_what_curves_cost_and_others_only_where_they_are_apart():
+    costs = {"bon": [1.0, 2, 4, 8], "stop": [1.0, 1.96, 2.08, 3.94, 4.14, 5, 5.2, 7.8]}
+    rows = [row("a", i, cost, method=m) for m, values in costs.items() for i, cost in enumerate(values, 1)]
+    gold = constant(rows, np.arange(12.0))
+    assert [r["budget"] for r in find(rows, gold)] == [1, 2, 4, 5, 8]
+    assert [r["budget"] for r in find(rows, gold, num_budgets=4)] == [1, 2, 4, 8]
+    for dearest, budgets in ((8.2, [1, 2, 4, 5, 8]), (9.0, [1, 2, 4, 5, 8, 9])):
+        more = [*rows, last := row("a", 9, dearest, method="stop")]
+        found = find(more, gold | {key_of(last): np.full(8, 12.0)})
+        assert ([r["budget"] for r in found], found[-1]["gold"]) == (budgets, 12.0)
