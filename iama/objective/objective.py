@@ -9,10 +9,12 @@ deviation: it would erase the non-linear scale (with binary rewards, Best-of-N t
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import Any, get_args
 
 import numpy as np
 
@@ -30,11 +32,26 @@ STD_FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class Criterion:
-    """What one use of the model wants: a reward (by `name`), the operator that will serve it, and a weight."""
+    """What one use of the model wants: a reward (by `name`), the operator that will serve it, and a weight.
+
+    Raises `ConfigError` for an operator that is none, or a weight that is not finite and above 0.
+    """
 
     name: str
     operator: Operator
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = f"objective criterion {self.name!r}"
+        if not isinstance(self.operator, Operator):
+            raise ConfigError(
+                f"{where}: operator {self.operator!r} is none; write e.g. bon(4), or parse_operator(text)"
+            )
+        if not isinstance(self.weight, Real) or not 0 < self.weight < math.inf:
+            raise ConfigError(
+                f"{where}: weight {self.weight!r} must be a finite number above 0, e.g. 1; to minimise a reward, "
+                "give its negative as the reward"
+            )
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,8 @@ class Objective:
     """Criteria, each valued after its own inference-time operator, and how they are aggregated.
 
     Any number of criteria. `group_normalisation` divides by a group's standard deviation: the paper's own recipe,
-    for `estimator="plugin"` only. Raises `ConfigError` with another estimator.
+    for `estimator="plugin"` only. Raises `ConfigError` with another estimator, for an estimator or weights that are
+    not known, and without a criterion.
 
     >>> from iama.objective.operators import bon
     >>> objective = Objective([Criterion("helpful", bon(4)), Criterion("harmless", bon(4))])
@@ -59,6 +77,11 @@ class Objective:
     """simplex: a group's weights are drawn from a Dirichlet law whose concentrations are the criteria's weights."""
 
     def __post_init__(self) -> None:
+        if not self.criteria:
+            raise ConfigError("objective: there is no criterion; give one or more, e.g. [Criterion('helpful', bon(4))]")
+        for key, value, known in (("estimator", self.estimator, Estimator), ("weights", self.weights, Weights)):
+            if value not in get_args(known):
+                raise ConfigError(f"objective {key} {value!r} is not known; write one of {', '.join(get_args(known))}")
         if self.weights == "simplex":
             simplex.check_simplex([c.operator.name for c in self.criteria], self.aggregate.name, self.skip_criterion)
         if self.group_normalisation and self.estimator != "plugin":
@@ -98,7 +121,8 @@ class Objective:
 
         `running_values_K` are the values at which an aggregate other than the sum takes its slopes (default: this
         batch's own). A completion with a NaN under any criterion leaves its group: its advantage is zero, and the
-        estimators see the group's real size. Raises `RewardError` on an infinite reward.
+        estimators see the group's real size. Raises `RewardError` on an infinite reward, or one so large that an
+        advantage leaves float64.
 
         With weights from a simplex `weights_PK` are those of `draw_weights`.
 
@@ -110,7 +134,8 @@ class Objective:
         that have it, so that its term is averaged over these alone: it counts P / P_k times at each.
         """
         if self.weights == "simplex":
-            assert weights_PK is not None, "weights: simplex needs the weights of each group"
+            if weights_PK is None:
+                raise ConfigError("weights: simplex needs the weights of each group; give weights_PK=draw_weights(...)")
             return self._drawn_advantages(rewards_PGK, weights_PK, ratios_PG)
         values_K = running_values_K
         if values_K is None:
@@ -179,21 +204,33 @@ class Objective:
         total = np.zeros(rewards_PGK.shape[:2])
         for k, c in enumerate(self.criteria):
             if slopes_K[k] != 0.0:
-                total += slopes_K[k] * estimators.advantages(
-                    c.operator, rewards_PGK[:, :, k], estimator=self.estimator, ratios_PG=ratios_PG
-                )
+                total += self._finite_advantages(c, float(slopes_K[k]), rewards_PGK[:, :, k], ratios_PG)
         return self._normalised(total)
+
+    def _finite_advantages(
+        self, criterion: Criterion, slope: float, rewards_PG: Floats, ratios_PG: Floats | None
+    ) -> Floats:
+        """One criterion's advantages `[P, G]` times its slope; raises `RewardError` where they leave float64."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            advantages_PG: Floats = slope * estimators.advantages(
+                criterion.operator, rewards_PG, estimator=self.estimator, ratios_PG=ratios_PG
+            )
+        if not np.isfinite(advantages_PG).all():
+            raise RewardError(
+                f"criterion {criterion.name!r}, {criterion.operator.name}: an advantage is not finite, with rewards "
+                f"from {rewards_PG.min():.4g} to {rewards_PG.max():.4g}; scale the reward down"
+            )
+        return advantages_PG
 
     def _drawn_advantages(self, rewards_PGK: Floats, weights_PK: Floats, ratios_PG: Floats | None) -> Floats:
         """Advantages `[P, G]` of the sum of the criteria with each group's own weights."""
-        advantages_PG, operator = np.zeros(rewards_PGK.shape[:2]), self.criteria[0].operator
+        advantages_PG = np.zeros(rewards_PGK.shape[:2])
+        drawn_sum = replace(self.criteria[0], name=" + ".join(c.name for c in self.criteria))
         for place, _, block_PGK in self._complete_groups(rewards_PGK):
             rows = place[0] if isinstance(place[0], slice) else place[0].ravel()
             scalar_PG = simplex.scalarise(block_PGK, weights_PK[rows])
             ratios = None if ratios_PG is None else ratios_PG[place]
-            advantages_PG[place] = self._normalised(
-                estimators.advantages(operator, scalar_PG, estimator=self.estimator, ratios_PG=ratios)
-            )
+            advantages_PG[place] = self._normalised(self._finite_advantages(drawn_sum, 1.0, scalar_PG, ratios))
         return advantages_PG
 
     def _normalised(self, total: Floats) -> Floats:

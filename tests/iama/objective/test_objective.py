@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective.aggregates import minimum, parse_aggregate, smooth_min, weighted_sum
 from iama.objective.objective import Criterion, Objective
-from iama.objective.operators import bon, bop, identity, soft_bon, tilt
+from iama.objective.operators import bon, bop, entropic, identity, lstat, soft_bon, tilt
 
 CRITERIA = [Criterion("helpful", bon(2), 0.7), Criterion("harmless", bop(1.0), 0.3), Criterion("short", tilt(0.5), 0.5)]
 
@@ -205,3 +205,36 @@ def test_the_gradient_under_an_aggregate_is_exact_over_all_groups(counts):
         advantages = objective.advantages(rewards, values(theta))
         gradient += p[groups].prod() * np.einsum("pg,pgy->y", advantages, np.eye(3)[groups] - p) / groups.size
     np.testing.assert_allclose(gradient, exact, atol=1e-6)
+
+
+def one(operator=None, **changes):
+    return Objective([Criterion("a", operator or bon(2))], **changes)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: one(estimator="tale"), "objective estimator 'tale' is not known; write one of auto, loo, loo1, "),
+        (lambda: one(estimator="loo_1"), "objective estimator 'loo_1' is not known"),
+        (lambda: one(weights="simples"), "objective weights 'simples' is not known; write one of fixed, simplex"),
+        (lambda: Objective([]), "there is no criterion"),
+        (lambda: Criterion("a", bon(2), -1.0), "criterion 'a': weight -1.0 must be a finite number above 0"),
+        (lambda: Criterion("a", bon(2), 0.0), "criterion 'a': weight 0.0 must be"),
+        (lambda: Criterion("a", bon(4), float("nan")), "criterion 'a': weight nan must be"),
+        (lambda: Criterion("a", bon(4), "2"), "criterion 'a': weight '2' must be"),
+        (lambda: Criterion("a", "bon(4)"), r"criterion 'a': operator 'bon\(4\)' is none; write e.g. bon\(4\)"),
+    ],
+)
+def test_an_objective_in_python_is_checked_as_one_in_yaml(build, told):
+    with pytest.raises(ConfigError, match=told):
+        build()
+
+
+@pytest.mark.parametrize("operator", [bon(2), lstat(-1e5, 1e5 + 1), entropic(1e10)])
+@pytest.mark.parametrize("weights", ["fixed", "simplex"])
+def test_advantages_that_leave_float64_name_criterion_and_operator(operator, weights):
+    criteria = [Criterion("a", operator), Criterion("b", operator)][: 1 if weights == "fixed" else 2]
+    rewards = np.full((1, 4, len(criteria)), 1e308) * np.array([1.0, -1.0, 1.0, -1.0])[:, None]
+    weights_PK = np.full((1, 2), 0.5) if weights == "simplex" else None
+    with pytest.raises(RewardError, match=r"criterion 'a.*', (bon|lstat|entropic)\(.*: an advantage is not finite"):
+        Objective(criteria, weights=weights).advantages(rewards, weights_PK=weights_PK)
