@@ -27,7 +27,7 @@ from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RollOuts, RunControl, RunningMean, check_kl
-from trainers.options import check_options
+from trainers.options import check_engine, check_options
 from trainers.run.watch import covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 from trainers.run.watchdog import Watchdog
 
@@ -80,12 +80,10 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         if on_nan not in get_args(OnNan):
             raise ConfigError(f"on_nan {on_nan!r} is not known; write one of {', '.join(get_args(OnNan))}")
         super().__init__(*args, **kwargs)
-        self.objective = replace(objective, skip_criterion=on_nan == "skip_criterion")
-        if self.mask_truncated_completions and objective.estimator == "auto":
-            # Exactly centred wherever a group is large enough: any other baseline would push completions to their end
-            self.objective = replace(self.objective, estimator="loo")
+        skips, masks = on_nan == "skip_criterion", bool(self.mask_truncated_completions)
+        self.objective = replace(objective, skip_criterion=skips, centred=masks)
         self._columns = _match_columns(objective, self.reward_func_names)
-        objective.check(self.num_generations)
+        self.objective.check(self.num_generations)
         self._check_options()
         weights = torch.zeros(len(self.reward_func_names))
         weights[self._columns] = torch.tensor([c.weight for c in objective.criteria])
@@ -103,7 +101,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
 
     def _check_options(self) -> None:
         """Refuse or warn of what bends the objective."""
-        for message in check_options(self.args):
+        for message in [*check_options(self.args), *check_engine(self.args, self.objective)]:
             warnings.warn(message, IamaWarning, stacklevel=3)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:

@@ -23,7 +23,7 @@ from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective import estimators, simplex
 from iama.objective.aggregates import Aggregate, weighted_sum
 from iama.objective.estimators import Estimator
-from iama.objective.operators import Operator
+from iama.objective.operators import Entropic, Operator, Tilt
 from iama.objective.simplex import Weights
 
 STD_FLOOR = 1e-4
@@ -75,6 +75,10 @@ class Objective:
     """A criterion without any score for a prompt leaves that prompt's objective, instead of every completion."""
     weights: Weights = "fixed"
     """simplex: a group's weights are drawn from a Dirichlet law whose concentrations are the criteria's weights."""
+
+    centred: bool = False
+    """`auto` takes the estimator that sums to zero over a group, where there is one: for groups that lose completions
+    which TRL masks (`mask_truncated_completions`), since any other pushes completions towards their end or from it."""
 
     def __post_init__(self) -> None:
         if not self.criteria:
@@ -176,10 +180,30 @@ class Objective:
         for c in self.criteria:
             source = f"objective criterion {c.name!r}"
             estimators.check_group_size(c.operator, num_generations, self.estimator, source)
+            if self.centred and (message := self._uncentred(c.operator, num_generations)):
+                warnings.warn(f"{source}: {message}", IamaWarning, stacklevel=2)
         shares = [estimators.clamped_share(c.operator, num_generations) for c in self.criteria]
         if self.estimator == "tail" and max(shares) == 0.0:
             message = f"estimator 'tail' is not used: no operator draws more than {num_generations} samples"
             warnings.warn(f"objective: {message}; write estimator: auto", IamaWarning, stacklevel=2)
+
+    def estimator_of(self, operator: Operator) -> Estimator:
+        """The estimator in force for one operator."""
+        return estimators.centred_estimator(operator, self.estimator) if self.centred else self.estimator
+
+    def _uncentred(self, operator: Operator, num_generations: int) -> str:
+        """What is said where the advantages of a group that loses completions do not sum to zero; else empty."""
+        estimator = self.estimator_of(operator)
+        if estimators.is_centred(operator, estimator, num_generations):
+            return ""
+        remedy = "write mask_truncated_completions: false"
+        if not isinstance(operator, (Entropic, Tilt)):
+            more = f"raise trainer.num_generations above {num_generations}"
+            remedy = f"{more if estimator == 'loo' else 'write estimator: auto'}, or {remedy}"
+        return (
+            f"advantages of {operator.name} under estimator {estimator!r} do not sum to zero over a group, which loses "
+            f"its cut completions, so that completions are pushed towards their end or from it; {remedy}"
+        )
 
     def describe(self) -> str:
         """The objective in force, as the maths reads."""
@@ -193,7 +217,9 @@ class Objective:
         else:
             reads = f"{self.aggregate.name} of  {', '.join(values)}"
         normalised = ", divided by each group's standard deviation" if self.group_normalisation else ""
-        return f"maximise  {reads}   (estimator: {self.estimator}{normalised})"
+        used = list(dict.fromkeys(self.estimator_of(c.operator) for c in self.criteria))
+        here = f", here {' and '.join(used)}" if used != [self.estimator] else ""
+        return f"maximise  {reads}   (estimator: {self.estimator}{here}{normalised})"
 
     @property
     def _weights_K(self) -> Floats:
@@ -213,7 +239,7 @@ class Objective:
         """One criterion's advantages `[P, G]` times its slope; raises `RewardError` where they leave float64."""
         with np.errstate(over="ignore", invalid="ignore"):
             advantages_PG: Floats = slope * estimators.advantages(
-                criterion.operator, rewards_PG, estimator=self.estimator, ratios_PG=ratios_PG
+                criterion.operator, rewards_PG, estimator=self.estimator_of(criterion.operator), ratios_PG=ratios_PG
             )
         if not np.isfinite(advantages_PG).all():
             raise RewardError(

@@ -238,3 +238,39 @@ def test_advantages_that_leave_float64_name_criterion_and_operator(operator, wei
     weights_PK = np.full((1, 2), 0.5) if weights == "simplex" else None
     with pytest.raises(RewardError, match=r"criterion 'a.*', (bon|lstat|entropic)\(.*: an advantage is not finite"):
         Objective(criteria, weights=weights).advantages(rewards, weights_PK=weights_PK)
+
+
+def test_where_groups_lose_completions_auto_is_centred_where_an_estimator_is(rewards):
+    criteria = [Criterion("a", bon(2)), Criterion("b", entropic(2.0)), Criterion("c", lstat(0, 1, 0))]
+    objective = Objective(criteria, centred=True)
+    assert objective.describe().endswith("(estimator: auto, here loo and loo1)")
+    for k, (criterion, name) in enumerate(zip(criteria, ("loo", "loo1", "loo"), strict=True)):
+        alone = Objective([criterion], centred=True)
+        expected = Objective([criterion], estimator=name).advantages(rewards[:, :, [k]])
+        np.testing.assert_array_equal(alone.advantages(rewards[:, :, [k]]), expected)
+        assert np.allclose(expected.sum(axis=1), 0.0) == (name == "loo")
+
+
+@pytest.mark.parametrize(
+    ("operator", "estimator", "told"),
+    [
+        (entropic(2.0), "auto", r"entropic\(2\) under estimator 'loo1' do not sum to zero .*; write mask_trunc"),
+        (entropic(2.0), "loo", r"under estimator 'loo' do not sum to zero .*; write mask_trunc"),
+        (tilt(0.1), "auto", r"tilt\(0.1\) .*; write mask_truncated_completions: false"),
+        (bon(4), "loo1", r"under estimator 'loo1' .*; write estimator: auto, or write mask_trunc"),
+        (soft_bon(8, 0.1), "auto", "under estimator 'loo' .*; raise trainer.num_generations above 8, or"),
+        (bon(2), "auto", None),
+        (bon(4), "plugin", None),
+        (identity(), "loo1", None),
+        (lstat(0, 0, 0.5, 0.5), "auto", None),
+    ],
+)
+def test_what_is_not_centred_is_told_and_is_not(operator, estimator, told, rewards):
+    objective = Objective([Criterion("a", operator)], estimator=estimator, centred=True)
+    sums = objective.advantages(rewards[:, :, [0]]).sum(axis=1)
+    assert np.allclose(sums, 0.0, atol=1e-9) == (told is None)
+    if told is None:
+        objective.check(8)
+    else:
+        with pytest.warns(IamaWarning, match=told):
+            objective.check(8)
