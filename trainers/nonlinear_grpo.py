@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
-from iama.arrays import Floats
+from iama.arrays import Floats, Integers
 from iama.config.files import KLConfig, OnNan
 from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
@@ -27,7 +27,7 @@ from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RollOuts, RunControl, RunningMean, check_kl
-from trainers.options import check_options
+from trainers.options import check_engine, check_options
 from trainers.run.watch import covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 from trainers.run.watchdog import Watchdog
 
@@ -80,12 +80,10 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         if on_nan not in get_args(OnNan):
             raise ConfigError(f"on_nan {on_nan!r} is not known; write one of {', '.join(get_args(OnNan))}")
         super().__init__(*args, **kwargs)
-        self.objective = replace(objective, skip_criterion=on_nan == "skip_criterion")
-        if self.mask_truncated_completions and objective.estimator == "auto":
-            # Exactly centred wherever a group is large enough: any other baseline would push completions to their end
-            self.objective = replace(self.objective, estimator="loo")
+        skips, masks = on_nan == "skip_criterion", bool(self.mask_truncated_completions)
+        self.objective = replace(objective, skip_criterion=skips, centred=masks)
         self._columns = _match_columns(objective, self.reward_func_names)
-        objective.check(self.num_generations)
+        self.objective.check(self.num_generations)
         self._check_options()
         weights = torch.zeros(len(self.reward_func_names))
         weights[self._columns] = torch.tensor([c.weight for c in objective.criteria])
@@ -93,6 +91,8 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         self._kl, self._on_nan, self._has_dropped = kl or KLConfig(), on_nan, False
         check_kl(self._kl, self.beta)
         self._absent_K: torch.Tensor | None = None
+        self._is_told_of_cuts = False
+        self.drawn_weights_PK: Floats | None = None
         self.watchdog = Watchdog(None)  # whoever runs the trainer may put a live one here
         self._roll_outs = RollOuts()
         self._running: RunningMean | None = None
@@ -103,7 +103,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
 
     def _check_options(self) -> None:
         """Refuse or warn of what bends the objective."""
-        for message in check_options(self.args):
+        for message in [*check_options(self.args), *check_engine(self.args, self.objective)]:
             warnings.warn(message, IamaWarning, stacklevel=3)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
@@ -124,7 +124,8 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         if self._on_nan == "skip_criterion":
             self._log_skipped(rewards_PGK, mode)
         advantages_PG = self._advantages(rewards_PGK, mode, self._ratios(output, size))
-        self._log_signal(advantages_PG, rewards_PGK, mode)
+        if self._has_advantages(size, mode):
+            self._log_signal(advantages_PG, rewards_PGK, mode)
         if self._kl.chi2 > 0 and mode == "train":
             advantages_PG = advantages_PG + self._chi_squared_advantages(output, rewards_PGK)
         advantages = torch.from_numpy(advantages_PG.reshape(-1)).float()
@@ -140,7 +141,24 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         """The rewards, NaN for completions that TRL masks whole: they leave their group, and hold no rank in it."""
         is_masked = self.accelerator.gather(output["completion_mask"].sum(dim=1) == 0).cpu().numpy()
         without: Floats = np.where(is_masked.reshape(rewards_PGK.shape[:2])[:, :, None], np.nan, rewards_PGK)
+        if self.model.training and not self._is_told_of_cuts:
+            self._tell_of_cuts(np.isfinite(without).any(axis=2).sum(axis=1))
         return without
+
+    def _tell_of_cuts(self, sizes_P: Integers) -> None:
+        """Warn, once, where most groups hold too few completions that end for an operator's draws."""
+        for c in self.objective.criteria:
+            short = int((sizes_P < c.operator.smallest_group).sum())
+            if 2 * short > len(sizes_P):
+                self._is_told_of_cuts = True
+                if self.accelerator.is_main_process:
+                    message = (
+                        f"criterion {c.name!r}: {short} of {len(sizes_P)} groups hold fewer than "
+                        f"{c.operator.smallest_group} completions that end, which {c.operator.name} needs: fewer draws "
+                        "are counted there; raise sampling.max_new_tokens, or trainer.num_generations"
+                    )
+                    warnings.warn(message, IamaWarning, stacklevel=2)
+                return
 
     def _ratios(self, output: dict[str, Any], size: int) -> Floats | None:
         """`policy / sampler` of whole completions `[P, G]`, as TRL caps it; None where TRL has none.
@@ -164,7 +182,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
 
     def _advantages(self, rewards_PGK: Floats, mode: str, ratios_PG: Floats | None) -> Floats:
         """Advantages `[P, G]`; logs each criterion's value under its own operator."""
-        if mode == "eval" and rewards_PGK.shape[1] < self.num_generations:
+        if not self._has_advantages(rewards_PGK.shape[1], mode):
             return np.zeros(rewards_PGK.shape[:2])  # evaluation reads rewards; its loss has no meaning here
         values_K = self.objective.values_K(rewards_PGK)
         for criterion, value in zip(self.objective.criteria, values_K.tolist(), strict=True):
@@ -172,6 +190,8 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         if self.objective.weights == "simplex":
             key = [self.args.seed, *self._roll_outs.next(self.state.global_step, mode)]
             weights_PK = self.objective.draw_weights(len(rewards_PGK), key)
+            if mode == "train":
+                self.drawn_weights_PK = weights_PK
             return self.objective.advantages(rewards_PGK, weights_PK=weights_PK, ratios_PG=ratios_PG)
         if self._running is None:
             return self.objective.advantages(rewards_PGK, ratios_PG=ratios_PG)
@@ -182,6 +202,10 @@ class NonlinearGRPOTrainer(GRPOTrainer):
             return np.zeros(rewards_PGK.shape[:2])
         self._log_aggregate(running_values_K, mode)
         return self.objective.advantages(rewards_PGK, running_values_K, ratios_PG=ratios_PG)
+
+    def _has_advantages(self, size: int, mode: str) -> bool:
+        """Whether advantages are measured: smaller groups of an evaluation have other values, so that none are."""
+        return mode == "train" or size >= self.num_generations
 
     def _log_skipped(self, rewards_PGK: Floats, mode: str) -> None:
         """Log how many prompts of the batch each criterion was left out of."""

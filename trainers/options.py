@@ -8,11 +8,14 @@ an option, or a value of one, that is not named here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from iama.errors import ConfigError
+from iama.objective.estimators import takes_ratios
+from iama.objective.objective import Objective
 
 Setting = Literal["same", "later", "sampler"]
 """Where an option matters: the groups are the trained policy's own; an earlier policy drew them, since several updates
@@ -21,6 +24,8 @@ Verdict = Literal["keeps", "unused", "warned", "refused"]
 PAGE = "docs/results/direction.md"
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
+REFUSED_LOSSES = ("grpo", "sapo")
+"""Known, and never accepted: no message offers them."""
 LEVELS = ("token", "sequence")
 AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 VLLM_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
@@ -123,7 +128,7 @@ OPTIONS = (
         "same",
         "warned",
         lambda args: args.entropy_coef != 0 or bool(args.use_adaptive_entropy),
-        "adds the tokens' entropy to what is maximised; leave it out, and regularise with beta",
+        "adds the tokens' entropy, times the coefficient, to what is maximised; leave it out, and regularise with beta",
         named=("entropy_coef", "use_adaptive_entropy"),
     ),
     Option(
@@ -154,7 +159,7 @@ OPTIONS = (
         lambda args: _uses_again(args),
         "lets later updates see groups of an older policy, and clips its ratios; write num_iterations: 1, and leave "
         "steps_per_generation and generation_batch_size out",
-        named=("num_iterations", "steps_per_generation"),
+        named=("num_iterations", "steps_per_generation", "generation_batch_size"),
     ),
     Option({"num_iterations": 2, "importance_sampling_level": "sequence"}, "later", "warned"),
     Option({"num_iterations": 2, "epsilon": 0.1}, "later", "warned"),
@@ -183,7 +188,11 @@ OPTIONS = (
         {"vllm_importance_sampling_clip_max": 1.1},
         "sampler",
         "warned",
-        lambda args: _corrects(args) and (args.vllm_importance_sampling_clip_max or 2.0) < 2,
+        lambda args: (
+            _corrects(args)
+            and args.vllm_importance_sampling_clip_max is not None
+            and args.vllm_importance_sampling_clip_max < 2
+        ),
         "lies below 2, where it cuts weights of completions that the policy likes better than the sampler did; "
         "leave it out",
     ),
@@ -214,6 +223,34 @@ OPTIONS = (
     Option({"off_policy_mask_threshold": 0.01}, "sampler", "refused"),
 )
 """All that were measured. Those without a rule of their own fall under that of another."""
+
+REVERSING: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "epsilon",
+        lambda args: not args.epsilon > 0,
+        "is not above 0, so that what improves is clipped, or every weight is 0; write e.g. epsilon: 0.2",
+    ),
+    (
+        "epsilon_high",
+        lambda args: args.epsilon_high is not None and not args.epsilon_high > 0,
+        "is not above 0, so that what improves is clipped, or descends; leave it out, or write e.g. 0.28",
+    ),
+    (
+        "delta",
+        lambda args: args.delta is not None and math.isnan(args.delta),
+        "is no number; leave it out",
+    ),
+    (
+        "vllm_importance_sampling_clip_max",
+        lambda args: (
+            _corrects(args)
+            and args.vllm_importance_sampling_clip_max is not None
+            and not args.vllm_importance_sampling_clip_max > 0
+        ),
+        "is not above 0, so that every weight is 0 or below; leave it out",
+    ),
+)
+"""Values of fields that reverse or end the gradient: refused, without a row of the page. Field, when, what it does."""
 
 TOUCHING = frozenset(
     {
@@ -265,17 +302,32 @@ def check_options(args: Any, where: str = "") -> list[str]:
     Raises `ConfigError` for an option under which plainly another objective would be trained.
     """
     if args.loss_type not in LOSS_TYPES:
-        known = ", ".join(LOSS_TYPES)
+        known = ", ".join(name for name in LOSS_TYPES if name not in REFUSED_LOSSES)
         raise ConfigError(f"{where}loss_type {args.loss_type!r} is not known; write one of {known}, best dapo")
+    for key, reverses, says in REVERSING:
+        if reverses(args):
+            raise ConfigError(f"{where}{key} = {getattr(args, key)!r} {says}")
     messages = []
     for option in OPTIONS:
         if not option.holds(args):
             continue
         keys = option.named or (next(iter(option.example)),)
         block = where.rpartition(" ")[2]
-        named = " with ".join(f"{block}{key} = {getattr(args, key)!r}" for key in keys)
+        named, *others = (f"{block}{key} = {getattr(args, key)!r}" for key in keys)
+        named += f" with {', '.join(others)}" if others else ""
         message = f"{where.removesuffix(block)}{named} {option.says}"
         if option.verdict == "refused":
             raise ConfigError(f"{message} (see {PAGE})")
         messages.append(message if option.verdict == "unused" else f"{message} (see {PAGE})")
     return messages
+
+
+def check_engine(args: Any, objective: Objective) -> list[str]:
+    """Warnings about criteria whose operator cannot correct for groups that vLLM drew, one line each."""
+    return [
+        f"criterion {c.name!r}: {c.operator.name} under estimator {objective.estimator_of(c.operator)!r} has no place "
+        "for the ratios of the trained policy to vLLM's, so that their difference biases its gradient; "
+        f"{'write estimator: auto' if takes_ratios(c.operator, 'auto') else 'write bon(n), or use_vllm: false'}"
+        for c in objective.criteria
+        if args.use_vllm and not takes_ratios(c.operator, objective.estimator)
+    ]

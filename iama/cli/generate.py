@@ -96,6 +96,8 @@ def generate(
     base = validate({**named, **placement}, PolicySpec, "command line")
     from_file = None if spec_file is None else _spec_of(spec_file, reward, head)
     spec = from_file or reward_spec(reward, head, placement, manifest, criterion)
+    if method is None and criterion is None and reward is not None and manifest is not None:
+        criterion = _criterion_of(manifest, reward)
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
     sampling = sampling_of(given, manifest)
@@ -162,11 +164,47 @@ def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
     return manifest.criteria[0 if name is None else names.index(name)]
 
 
+def _criterion_of(manifest: Manifest, reward: str) -> str:
+    """The criterion that a reward is recorded for; else the first, with a note where their operators differ."""
+    names = [c.name for c in manifest.criteria if reward in (c.reward.model, c.reward.function)]
+    names = names or [c.name for c in manifest.criteria if _is_folder(c.reward.model, reward)]
+    first = manifest.criteria[0]
+    if not names and len({c.operator for c in manifest.criteria}) > 1:
+        typer.echo(
+            f"note: --reward {reward} is no criterion's in iama.json; it is served with {first.operator}, as "
+            f"{first.name!r} is; --criterion chooses",
+            err=True,
+        )
+    return names[0] if names else first.name
+
+
+def _is_folder(recorded: str | None, given: str) -> bool:
+    """Whether both name one folder."""
+    return recorded is not None and Path(recorded).is_dir() and Path(recorded).resolve() == Path(given).resolve()
+
+
+def _check_trained_operator(method: Method, criterion: str, where: str) -> None:
+    """Raise `ConfigError` where no sampler serves what a criterion was trained for; names both and the folder."""
+    from iama.objective.operators import operator_of, served_instead
+    from inference.samplers.serve import served_of
+
+    try:
+        served_of(method)
+    except ConfigError as error:
+        instead = served_instead(operator_of(method.call))
+        raise ConfigError(
+            f"iama.json of {where!r}: {criterion!r} was trained for {method.text!r}, which is not a way to sample; "
+            f"give --method {shlex.quote(instead)} ({error})"
+        ) from error
+
+
 def _method(method: str | None, n: int | None, manifest: Manifest | None, criterion: str | None, where: str) -> Method:
     """The method to serve: from the flags, else from iama.json; raises `ConfigError`."""
     from inference.samplers.serve import read_method
 
     read = read_method(_written(method, n, manifest, criterion, where))
+    if method is None and manifest is not None:
+        _check_trained_operator(read, _criterion(manifest, criterion).name, where)
     if n is not None and method not in SHORT:
         raise ConfigError(f"--n {n} belongs to --method bon or bop; write the number into {method!r}")
     return read

@@ -25,9 +25,11 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import ConfigError, RewardError
+from iama.objective.arguments import check_numbers
 from iama.objective.rank_operators import RankOperator, identity
 
 _LARGEST = 600.0  # e^600 and its square root of sums are far from the end of float64
+_SMALLEST_BETA, _LARGEST_BETA = 1e-100, 1e100  # beyond, beta times a reward or its reciprocal leaves float64
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,19 @@ class Entropic:
 def entropic(beta: float) -> Entropic | RankOperator:
     """The entropic value with risk preference `beta`, in units of one over the reward's; at 0 the identity.
 
-    Raises `ConfigError` for a beta that is not finite.
+    Raises `ConfigError` for a beta that is no finite number, beyond 1e100, or not 0 and nearer to it than 1e-100.
     """
-    if not math.isfinite(beta):
-        raise ConfigError(f"operator entropic({beta}): beta must be finite, e.g. entropic(2); the best is bon(n)")
+    check_numbers("entropic", beta, example="entropic(2)")
+    if not math.isfinite(beta) or abs(beta) > _LARGEST_BETA:
+        raise ConfigError(
+            f"operator entropic({beta}): beta must be finite, and at most {_LARGEST_BETA:g}, e.g. entropic(2); the "
+            "best is bon(n)"
+        )
+    if 0 < abs(beta) < _SMALLEST_BETA:
+        raise ConfigError(
+            f"operator entropic({beta}): beta is nearer to 0 than {_SMALLEST_BETA:g}; write entropic(0), which is "
+            "identity, or e.g. entropic(2)"
+        )
     return Entropic(float(beta)) if beta else identity()
 
 
@@ -93,9 +104,10 @@ def entropic_advantages(reward_PG: Floats, beta: float, estimator: str) -> Float
         logs = np.where(log_ratio < 1.0, np.log1p(np.expm1(small) / size), np.logaddexp(log_ratio, math.log(size - 1)))
         advantage: Floats = (size / beta) * np.where(log_ratio < 1.0, logs, logs - math.log(size))
         return advantage
-    if log_ratio.max() > _LARGEST:
+    if (largest := log_ratio.max()) > _LARGEST:
+        power = f"{largest:.0f}" if largest < 1e6 else f"{largest:.2g}"
         raise RewardError(
-            f"operator entropic({beta:g}): a completion weighs e^{log_ratio.max():.0f} times the others of its group; "
+            f"operator entropic({beta:g}): a completion weighs e^{power} times the others of its group; "
             "write estimator: loo1, whose advantages stay within G times the range, or a beta nearer to 0"
         )
     too_long: Floats = np.expm1(log_ratio) / beta

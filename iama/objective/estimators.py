@@ -19,7 +19,7 @@ from iama.arrays import Floats
 from iama.errors import ConfigError, IamaWarning
 from iama.objective.entropic import entropic_advantages, entropic_value
 from iama.objective.off_policy import off_policy_advantages
-from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, SoftBestOfN, Tilt
+from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, SoftBestOfN, Tilt, bon
 from iama.objective.rank_estimators import best_is_tied, rank_advantages, rank_value
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.objective.soft_estimators import soft_bon_advantages, soft_bon_value, tilt_advantages, tilt_value
@@ -43,9 +43,9 @@ def advantages(
     `ratios_PG` are `policy / sampler` of whole completions where another policy drew the groups. Only unbiased
     estimators of rank operators whose reward also selects take them (`takes_ratios`); others leave them out.
     """
-    if ratios_PG is not None and score_PG is None and takes_ratios(operator, estimator):
-        assert isinstance(operator, RankOperator)
-        return off_policy_advantages(operator, np.asarray(selector_PG, dtype=np.float64), ratios_PG, estimator)
+    best_of = None if ratios_PG is None or score_PG is not None or estimator == "plugin" else _best_of(operator)
+    if ratios_PG is not None and best_of is not None:
+        return off_policy_advantages(best_of, np.asarray(selector_PG, dtype=np.float64), ratios_PG, estimator)
     selector_PG = np.ascontiguousarray(selector_PG, dtype=np.float64)  # sorted several times as fast as a slice
     score_PG = selector_PG if score_PG is None else np.ascontiguousarray(score_PG, dtype=np.float64)
     if estimator == "plugin":
@@ -63,7 +63,33 @@ def advantages(
 
 def takes_ratios(operator: Operator, estimator: Estimator) -> bool:
     """Whether groups that another policy drew can be corrected for: see `off_policy`."""
-    return isinstance(operator, RankOperator) and estimator != "plugin"
+    return _best_of(operator) is not None and estimator != "plugin"
+
+
+def _best_of(operator: Operator) -> RankOperator | None:
+    """The operator where it keeps the best of some draws, as the L-statistic with all weight on the best does too."""
+    if isinstance(operator, LStatistic) and operator.weights[-1] == 1.0 and not any(operator.weights[:-1]):
+        return bon(operator.num_draws)
+    return operator if isinstance(operator, RankOperator) else None
+
+
+def centred_estimator(operator: Operator, estimator: Estimator) -> Estimator:
+    """What stands for `auto` where advantages should sum to zero over a group: `loo`, but not for an entropic value.
+
+    No estimator of that is centred; its `loo1` is nearer to it than its `loo`, and bounded.
+    """
+    if estimator != "auto":
+        return estimator
+    return "loo1" if isinstance(operator, Entropic) else "loo"
+
+
+def is_centred(operator: Operator, estimator: Estimator, num_generations: int) -> bool:
+    """Whether the advantages of groups of that size sum to zero (but for 5 % of the draws at most)."""
+    if estimator == "plugin" or (isinstance(operator, RankOperator) and clamped_share(operator, 1) == 0.0):
+        return True  # the identity has one baseline
+    if isinstance(operator, (Entropic, Tilt)) or estimator != "loo":
+        return False
+    return clamped_share(operator, num_generations - 1) <= CLAMPED_SHARE
 
 
 def group_value(operator: Operator, selector_PG: Floats, score_PG: Floats | None = None) -> Floats:

@@ -9,10 +9,12 @@ deviation: it would erase the non-linear scale (with binary rewards, Best-of-N t
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import Any, get_args
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective import estimators, simplex
 from iama.objective.aggregates import Aggregate, weighted_sum
 from iama.objective.estimators import Estimator
-from iama.objective.operators import Operator
+from iama.objective.operators import Entropic, Operator, Tilt
 from iama.objective.simplex import Weights
 
 STD_FLOOR = 1e-4
@@ -30,11 +32,26 @@ STD_FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class Criterion:
-    """What one use of the model wants: a reward (by `name`), the operator that will serve it, and a weight."""
+    """What one use of the model wants: a reward (by `name`), the operator that will serve it, and a weight.
+
+    Raises `ConfigError` for an operator that is none, or a weight that is not finite and above 0.
+    """
 
     name: str
     operator: Operator
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = f"objective criterion {self.name!r}"
+        if not isinstance(self.operator, Operator):
+            raise ConfigError(
+                f"{where}: operator {self.operator!r} is none; write e.g. bon(4), or parse_operator(text)"
+            )
+        if not isinstance(self.weight, Real) or not 0 < self.weight < math.inf:
+            raise ConfigError(
+                f"{where}: weight {self.weight!r} must be a finite number above 0, e.g. 1; to minimise a reward, "
+                "give its negative as the reward"
+            )
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,8 @@ class Objective:
     """Criteria, each valued after its own inference-time operator, and how they are aggregated.
 
     Any number of criteria. `group_normalisation` divides by a group's standard deviation: the paper's own recipe,
-    for `estimator="plugin"` only. Raises `ConfigError` with another estimator.
+    for `estimator="plugin"` only. Raises `ConfigError` with another estimator, for an estimator or weights that are
+    not known, and without a criterion.
 
     >>> from iama.objective.operators import bon
     >>> objective = Objective([Criterion("helpful", bon(4)), Criterion("harmless", bon(4))])
@@ -58,7 +76,16 @@ class Objective:
     weights: Weights = "fixed"
     """simplex: a group's weights are drawn from a Dirichlet law whose concentrations are the criteria's weights."""
 
+    centred: bool = False
+    """`auto` takes the estimator that sums to zero over a group, where there is one: for groups that lose completions
+    which TRL masks (`mask_truncated_completions`), since any other pushes completions towards their end or from it."""
+
     def __post_init__(self) -> None:
+        if not self.criteria:
+            raise ConfigError("objective: there is no criterion; give one or more, e.g. [Criterion('helpful', bon(4))]")
+        for key, value, known in (("estimator", self.estimator, Estimator), ("weights", self.weights, Weights)):
+            if value not in get_args(known):
+                raise ConfigError(f"objective {key} {value!r} is not known; write one of {', '.join(get_args(known))}")
         if self.weights == "simplex":
             simplex.check_simplex([c.operator.name for c in self.criteria], self.aggregate.name, self.skip_criterion)
         if self.group_normalisation and self.estimator != "plugin":
@@ -98,7 +125,8 @@ class Objective:
 
         `running_values_K` are the values at which an aggregate other than the sum takes its slopes (default: this
         batch's own). A completion with a NaN under any criterion leaves its group: its advantage is zero, and the
-        estimators see the group's real size. Raises `RewardError` on an infinite reward.
+        estimators see the group's real size. Raises `RewardError` on an infinite reward, or one so large that an
+        advantage leaves float64.
 
         With weights from a simplex `weights_PK` are those of `draw_weights`.
 
@@ -110,7 +138,8 @@ class Objective:
         that have it, so that its term is averaged over these alone: it counts P / P_k times at each.
         """
         if self.weights == "simplex":
-            assert weights_PK is not None, "weights: simplex needs the weights of each group"
+            if weights_PK is None:
+                raise ConfigError("weights: simplex needs the weights of each group; give weights_PK=draw_weights(...)")
             return self._drawn_advantages(rewards_PGK, weights_PK, ratios_PG)
         values_K = running_values_K
         if values_K is None:
@@ -151,10 +180,30 @@ class Objective:
         for c in self.criteria:
             source = f"objective criterion {c.name!r}"
             estimators.check_group_size(c.operator, num_generations, self.estimator, source)
+            if self.centred and (message := self._uncentred(c.operator, num_generations)):
+                warnings.warn(f"{source}: {message}", IamaWarning, stacklevel=2)
         shares = [estimators.clamped_share(c.operator, num_generations) for c in self.criteria]
         if self.estimator == "tail" and max(shares) == 0.0:
             message = f"estimator 'tail' is not used: no operator draws more than {num_generations} samples"
             warnings.warn(f"objective: {message}; write estimator: auto", IamaWarning, stacklevel=2)
+
+    def estimator_of(self, operator: Operator) -> Estimator:
+        """The estimator in force for one operator."""
+        return estimators.centred_estimator(operator, self.estimator) if self.centred else self.estimator
+
+    def _uncentred(self, operator: Operator, num_generations: int) -> str:
+        """What is said where the advantages of a group that loses completions do not sum to zero; else empty."""
+        estimator = self.estimator_of(operator)
+        if estimators.is_centred(operator, estimator, num_generations):
+            return ""
+        remedy = "write mask_truncated_completions: false"
+        if not isinstance(operator, (Entropic, Tilt)):
+            more = f"raise trainer.num_generations above {num_generations}"
+            remedy = f"{more if estimator == 'loo' else 'write estimator: auto'}, or {remedy}"
+        return (
+            f"advantages of {operator.name} under estimator {estimator!r} do not sum to zero over a group, which loses "
+            f"its cut completions, so that completions are pushed towards their end or from it; {remedy}"
+        )
 
     def describe(self) -> str:
         """The objective in force, as the maths reads."""
@@ -168,7 +217,9 @@ class Objective:
         else:
             reads = f"{self.aggregate.name} of  {', '.join(values)}"
         normalised = ", divided by each group's standard deviation" if self.group_normalisation else ""
-        return f"maximise  {reads}   (estimator: {self.estimator}{normalised})"
+        used = list(dict.fromkeys(self.estimator_of(c.operator) for c in self.criteria))
+        here = f", here {' and '.join(used)}" if used != [self.estimator] else ""
+        return f"maximise  {reads}   (estimator: {self.estimator}{here}{normalised})"
 
     @property
     def _weights_K(self) -> Floats:
@@ -179,21 +230,33 @@ class Objective:
         total = np.zeros(rewards_PGK.shape[:2])
         for k, c in enumerate(self.criteria):
             if slopes_K[k] != 0.0:
-                total += slopes_K[k] * estimators.advantages(
-                    c.operator, rewards_PGK[:, :, k], estimator=self.estimator, ratios_PG=ratios_PG
-                )
+                total += self._finite_advantages(c, float(slopes_K[k]), rewards_PGK[:, :, k], ratios_PG)
         return self._normalised(total)
+
+    def _finite_advantages(
+        self, criterion: Criterion, slope: float, rewards_PG: Floats, ratios_PG: Floats | None
+    ) -> Floats:
+        """One criterion's advantages `[P, G]` times its slope; raises `RewardError` where they leave float64."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            advantages_PG: Floats = slope * estimators.advantages(
+                criterion.operator, rewards_PG, estimator=self.estimator_of(criterion.operator), ratios_PG=ratios_PG
+            )
+        if not np.isfinite(advantages_PG).all():
+            raise RewardError(
+                f"criterion {criterion.name!r}, {criterion.operator.name}: an advantage is not finite, with rewards "
+                f"from {rewards_PG.min():.4g} to {rewards_PG.max():.4g}; scale the reward down"
+            )
+        return advantages_PG
 
     def _drawn_advantages(self, rewards_PGK: Floats, weights_PK: Floats, ratios_PG: Floats | None) -> Floats:
         """Advantages `[P, G]` of the sum of the criteria with each group's own weights."""
-        advantages_PG, operator = np.zeros(rewards_PGK.shape[:2]), self.criteria[0].operator
+        advantages_PG = np.zeros(rewards_PGK.shape[:2])
+        drawn_sum = replace(self.criteria[0], name=" + ".join(c.name for c in self.criteria))
         for place, _, block_PGK in self._complete_groups(rewards_PGK):
             rows = place[0] if isinstance(place[0], slice) else place[0].ravel()
             scalar_PG = simplex.scalarise(block_PGK, weights_PK[rows])
             ratios = None if ratios_PG is None else ratios_PG[place]
-            advantages_PG[place] = self._normalised(
-                estimators.advantages(operator, scalar_PG, estimator=self.estimator, ratios_PG=ratios)
-            )
+            advantages_PG[place] = self._normalised(self._finite_advantages(drawn_sum, 1.0, scalar_PG, ratios))
         return advantages_PG
 
     def _normalised(self, total: Floats) -> Floats:

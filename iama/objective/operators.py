@@ -27,6 +27,7 @@ __all__ = [
     "lstat",
     "parse_operator",
     "series",
+    "served_instead",
     "soft_bon",
     "tilt",
 ]
@@ -46,6 +47,7 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
 EXAMPLES = (
     "identity, bon(4), bop(3), bop_zt(4), soft_bon(4, 0.1), tilt(0.1, cap=1), series(0, 1), lstat(0, 1, 0), entropic(2)"
 )
+_FLAT = 1e-6  # an entropic value below is the mean to rounding
 SERVED_ONLY = {
     "itp": "bon(k) with k near 3 / sqrt(2 beta) - 1, which keeps the same mean quantile (for beta < 1/2)",
     "mbr": "bon(n), the same choice without the texts",
@@ -59,6 +61,17 @@ def parse_operator(text: str) -> Operator:
     Raises `ConfigError` naming the text and what can be written.
     """
     return operator_of(read_call(text))
+
+
+def served_instead(operator: Operator) -> str:
+    """The method, as `iama generate --method` takes it, that stands nearest to an operator which no sampler serves."""
+    if isinstance(operator, Tilt):
+        return soft_bon(16, operator.temperature).name
+    if isinstance(operator, Entropic) and operator.beta > _FLAT:
+        return soft_bon(16, 1 / operator.beta).name
+    if isinstance(operator, RankOperator):
+        return bon(operator.smallest_group).name
+    return "single"  # it weighs the worst, which no choice among draws does
 
 
 def operator_of(call: Call) -> Operator:

@@ -19,7 +19,9 @@ from scipy.stats import binom
 from iama.arrays import Floats
 from iama.errors import ConfigError
 from iama.objective import levels
+from iama.objective.arguments import check_numbers, check_weights, shown_list
 
+_BEST_TWO = "lstat(0, 0, 0.5, 0.5)"
 _ROUNDED = 1e-3
 """How far from one the weights may sum, as decimals such as 0.333 do; they are divided by their sum."""
 
@@ -97,14 +99,20 @@ def lstat(*weights: float) -> LStatistic:
 
     `lstat(0, 0, 0.5, 0.5)` is the mean of the best two of four, `lstat(0.5, 0.5, 0, 0)` that of the worst two,
     `lstat(0, 1, 0)` the median of three. Negative weights are penalties (`lstat(-0.5, 0, 1.5)`); such a statistic
-    trains, and no sampler serves it. Raises `ConfigError` for weights that are not finite or do not sum to one.
+    trains, and no sampler serves it. Raises `ConfigError` for weights that are no numbers, not finite, beyond 1e6,
+    or do not sum to one.
     """
-    shown = f"operator lstat({', '.join(f'{w:g}' for w in weights)})"
+    check_numbers("lstat", *weights, example=_BEST_TWO)
+    name = f"lstat({shown_list(weights)})"
+    shown = f"operator {name}"
     if not weights or not all(map(math.isfinite, weights)):
         raise ConfigError(f"{shown}: weights must be finite numbers, e.g. lstat(0, 0, 0.5, 0.5), the best two of four")
+    check_weights(name, weights, _BEST_TWO)
     total = math.fsum(weights)
     if abs(total - 1) > _ROUNDED:
-        divided = ", ".join(f"{w / total:.4g}" for w in weights) if total > 0 else "0, 0, 0.5, 0.5"
+        divided = "0, 0, 0.5, 0.5"
+        if total > 0 and len(weights) <= 12:
+            divided = ", ".join(f"{w / total:.4g}" for w in weights)
         raise ConfigError(
             f"{shown}: weights sum to {total:g}, not to 1; write e.g. lstat({divided}), and a scale as the criterion's "
             "weight"

@@ -21,6 +21,7 @@ from scipy.stats import binom, poisson
 from iama.arrays import Floats
 from iama.errors import ConfigError
 from iama.objective import levels
+from iama.objective.arguments import check_numbers, check_weights, shown_list
 
 CLAMPED_SHARE = 0.05
 """Share of an operator's draws that a group may be too small for before it is worth a warning."""
@@ -77,6 +78,7 @@ class RankOperator:
 @lru_cache(maxsize=256)  # one operator, so that what is derived from it is derived once
 def bon(n: int) -> RankOperator:
     """Best-of-N: `n` draws, the best by reward. pass@k and max@k are `bon(k)`; `bon(1)` is the identity."""
+    check_numbers("bon", n, example="bon(4)", whole=True)
     if n < 1:
         raise ConfigError(f"operator bon({n}): n must be at least 1, e.g. bon(4)")
 
@@ -105,6 +107,7 @@ def bop(mu: float, cap: int | None = None) -> RankOperator:
 
     `cap` bounds latency: at most so many draws; what the law has above is moved to `cap`.
     """
+    check_numbers("bop", mu, example="bop(3)")
     if not 0 <= mu < math.inf:
         raise ConfigError(f"operator bop({mu:g}): mu must not be negative nor infinite, e.g. bop(3)")
 
@@ -154,6 +157,7 @@ def bop_zt(lam: float, cap: int | None = None) -> RankOperator:
 
     The law of the kept quantile is `lam e^{lam u} / (e^lam - 1)`. With `cap` at most so many are drawn, as in `bop`.
     """
+    check_numbers("bop_zt", lam, example="bop_zt(4)")
     if not 0 < lam < math.inf:
         raise ConfigError(f"operator bop_zt({lam:g}): lam must be above 0 and finite, e.g. bop_zt(4)")
     positive = -math.expm1(-lam)  # P(n >= 1)
@@ -176,6 +180,7 @@ def bop_zt(lam: float, cap: int | None = None) -> RankOperator:
 
 def _capped(operator: RankOperator, cap: int) -> RankOperator:
     """At most `cap` draws: the law's tail is moved to `cap`, so that no closed form of the KL is left."""
+    check_numbers(operator.name, cap, example="cap=16", whole=True)
     name = f"{operator.name.removesuffix(')')}, cap={cap})"
     if cap < 1:
         raise ConfigError(f"operator {name}: cap must be at least 1, e.g. cap=16")
@@ -229,9 +234,11 @@ def series(*weights: float) -> RankOperator:
     The weights need not sum to one: `series(1, 1/2, 1/3, ...)` is MaxRL, the truncated series of
     `log P(success)`; only those that do can be served.
     """
+    check_numbers("series", *weights, example="series(0.5, 0.5)")
+    name = f"series({shown_list(weights)})"
     if not weights or not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
-        shown = ", ".join(f"{w:g}" for w in weights)
-        raise ConfigError(f"operator series({shown}): weights must not be negative nor all zero, e.g. series(0.5, 0.5)")
+        raise ConfigError(f"operator {name}: weights must not be negative nor all zero, e.g. series(0.5, 0.5)")
+    check_weights(name, weights, "series(0.5, 0.5)")
     law = np.asarray(weights, dtype=np.float64)
     budget = float(np.arange(1, law.size + 1) @ law) if abs(law.sum() - 1.0) < 1e-9 else None
     return _finite(f"series({', '.join(f'{w:g}' for w in weights)})", "series", law, budget)

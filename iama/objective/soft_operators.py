@@ -28,6 +28,7 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import ConfigError
+from iama.objective.arguments import check_numbers
 from iama.objective.rank_operators import RankOperator, soft_ranks
 
 STEP = 0.25
@@ -137,6 +138,8 @@ def soft_bon(n: int, temperature: float, ranks: bool = False) -> SoftBestOfN | R
     With `ranks`, `r` is a draw's rank among the `n`, rescaled to [0, 1]: see `rank_operators.soft_ranks`. Raises
     `ConfigError` for `n < 1` or a temperature that is not positive and finite (units of the reward; of ranks).
     """
+    check_numbers("soft_bon", n, example="soft_bon(4, 0.1)", whole=True)
+    check_numbers("soft_bon", temperature, example="soft_bon(4, 0.1)")
     if ranks:
         return soft_ranks(n, temperature)
     written = f"operator soft_bon({n}, {temperature})"
@@ -152,6 +155,7 @@ def tilt(temperature: float, cap: float | None = None) -> Tilt:
     Raises `ConfigError` for a temperature that is not positive and finite, or a cap that is not finite (both
     in units of the reward).
     """
+    check_numbers("tilt", temperature, *(() if cap is None else (cap,)), example="tilt(0.1)")
     written = f"operator tilt({temperature}{'' if cap is None else f', cap={cap}'})"
     _check_temperature(written, temperature, "tilt(0.1)")
     if cap is not None and not math.isfinite(cap):

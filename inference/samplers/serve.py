@@ -28,7 +28,15 @@ from iama.config.schema import Strict, validate
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
-from iama.objective.operators import Entropic, LStatistic, Operator, RankOperator, operator_of, written_arguments
+from iama.objective.operators import (
+    Entropic,
+    LStatistic,
+    Operator,
+    RankOperator,
+    operator_of,
+    served_instead,
+    written_arguments,
+)
 from iama.prompts.render import Prompt
 from iama.rewards.function import load_function
 from iama.rewards.reward import Reward
@@ -247,19 +255,20 @@ def meaning_of(method: Method, sampling: Sampling) -> tuple[object, ...]:
 
 def _instead(operator: Operator) -> str:
     """What to write for an operator that no sampler serves."""
+    method = served_instead(operator)
     if isinstance(operator, Entropic):
         if operator.beta < 0:
-            return "it weighs the worst answers, which no choice among draws does; serve a single sample, identity"
-        return (
-            f"its value is what the tilt at temperature 1/beta earns, less its KL; serve soft_bon(16, "
-            f"{1 / operator.beta:g}) or cards"
-        )
+            return f"it weighs the worst answers, which no choice among draws does; serve a single sample, {method}"
+        if method == "single":
+            return f"its beta is so small that it is the mean; serve a single sample, {method}"
+        return f"its value is what the tilt at temperature 1/beta earns, less its KL; serve {method} or cards"
     if isinstance(operator, LStatistic):
-        return "negative weights are no probabilities; serve a single sample, identity, or bon(k)"
+        best = f", or bon({operator.num_draws})"
+        return f"negative weights are no probabilities; serve a single sample, {method}{best}"
     if isinstance(operator, RankOperator):
         total = float(operator.pgf(np.ones(1))[0])
-        return f"its weights sum to {total:g}, not to 1; divide them by that, or serve bon(n)"
-    return f"serve it with the sampler that it stands for, e.g. soft_bon(16, {operator.temperature:g}) or cards"
+        return f"its weights sum to {total:g}, not to 1; divide them by that, or serve {method}"
+    return f"serve it with the sampler that it stands for, e.g. {method} or cards"
 
 
 def needs_gradient(method: Method, sampling: Sampling) -> bool:

@@ -115,6 +115,7 @@ def test_weights_from_a_simplex_are_those_of_the_seed_and_the_step(tiny, tmp_pat
         trainer.state.global_step = step
         output = roll_out(trainer, tiny)
         weights_PK = objective.draw_weights(2, [trainer.args.seed, step, number, 0])
+        np.testing.assert_array_equal(trainer.drawn_weights_PK, weights_PK)  # which `samples/` shows
         expected = objective.advantages(gathered(trainer), weights_PK=weights_PK)
         np.testing.assert_allclose(output["advantages"], expected.reshape(-1), atol=1e-5)
 
@@ -258,7 +259,8 @@ def test_completions_that_trl_masks_are_not_penalised_and_leave_their_group(tiny
         trainer = trainer_of(
             tiny, tmp_path, grpo_args(tmp_path, mask_truncated_completions=True), kl=KLConfig(chi2=0.3)
         )
-    output = roll_out(trainer, tiny)
+    with pytest.warns(IamaWarning, match=r"of 2 groups hold fewer than 2 completions that end, which bon\(2\) needs"):
+        output = roll_out(trainer, tiny)
     masked = output["completion_mask"].sum(dim=1) == 0
     assert masked.any()
     assert trainer._log_ratios(output).isnan().equal(masked)

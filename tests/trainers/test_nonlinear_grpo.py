@@ -109,6 +109,16 @@ def test_identity_equals_trl_without_scaling_up_to_the_leave_one_out_factor(tiny
     torch.testing.assert_close(advantages[1], advantages[0] * 4 / 3)
 
 
+def test_an_evaluation_in_smaller_groups_logs_no_signal_that_it_did_not_measure(tiny, tmp_path):
+    args = grpo_args(tmp_path, num_generations_eval=2, per_device_eval_batch_size=2)
+    trainer = script(NonlinearGRPOTrainer, tiny, tmp_path, args, objective=objective())
+    trainer.model.eval()
+    row = load_prompts(tiny.prompts)[0]
+    output = trainer._generate_and_score_completions([row, row])
+    assert not output["advantages"].any()
+    assert not {"silent_groups", "covariance/length"} & set(trainer._metrics["eval"])
+
+
 def test_one_renderer(tiny, tmp_path):
     trainer = script(NonlinearGRPOTrainer, tiny, tmp_path, objective=objective())
     for path in (tiny.prompts, tiny.text_prompts):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import textwrap
 
 import pytest
 from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from iama.errors import ConfigError
+from iama.errors import ConfigError, IamaWarning
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon, entropic, lstat, soft_bon, tilt
 from trainers import options
-from trainers.options import OPTIONS, TOUCHING, check_options
+from trainers.options import OPTIONS, TOUCHING, check_engine, check_options
 from trainers.run.plan import make_plan
 from trainers.run.preflight import preflight
 
@@ -85,11 +88,45 @@ def test_each_option_meets_its_verdict(option):
 
 def test_messages_name_field_value_and_remedy():
     (message,) = check_options(args(steps_per_generation=2), "run.yaml: trainer.")
-    assert message.startswith("run.yaml: trainer.num_iterations = 1 with trainer.steps_per_generation = 2 lets")
+    named = "trainer.num_iterations = 1 with trainer.steps_per_generation = 2, trainer.generation_batch_size = 16 lets"
+    assert message.startswith(f"run.yaml: {named}")
     with pytest.raises(ConfigError, match=r"^loss_type = 'sapo' divides .*write loss_type: dapo or dr_grpo"):
         check_options(args(loss_type="sapo"))
-    with pytest.raises(ConfigError, match="'new' is not known; write one of grpo, "):
+    with pytest.raises(
+        ConfigError, match="'new' is not known; write one of bnpo, dr_grpo, dapo, luspo, cispo, vespo, best dapo"
+    ):
         check_options(args(loss_type="new"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"loss_type": "cispo", "epsilon_high": -0.2},
+            "epsilon_high = -0.2 is not above 0, .* or descends; leave it out",
+        ),
+        ({"epsilon_high": -0.5}, "epsilon_high = -0.5 is not above 0"),
+        ({"epsilon": -1.0}, "epsilon = -1.0 is not above 0, .*; write e.g. epsilon: 0.2"),
+        ({"loss_type": "cispo", "epsilon": 0.0}, "epsilon = 0.0 is not above 0"),
+        ({"epsilon": math.nan}, "epsilon = nan is not above 0"),
+        ({"delta": math.nan}, "delta = nan is no number; leave it out"),
+        ({"use_vllm": True, "vllm_importance_sampling_clip_max": 0.0}, "clip_max = 0.0 is not above 0"),
+    ],
+)
+def test_values_that_reverse_or_end_the_gradient_are_refused(changes, told):
+    with pytest.raises(ConfigError, match=f"^t: trainer.*{told}"):
+        check_options(args(**changes), "t: trainer.")
+
+
+@pytest.mark.parametrize("operator", [lstat(0, 1, 0), entropic(-2), tilt(0.1), soft_bon(2, 0.1)])
+def test_operators_without_a_place_for_another_engines_ratios_are_told(operator):
+    objective = Objective([Criterion("a", bon(2)), Criterion("b", operator)])
+    (message,) = check_engine(args(use_vllm=True), objective)
+    assert message.startswith(f"criterion 'b': {operator.name} under estimator 'auto' has no place for the ratios")
+    assert not check_engine(args(), objective)
+    assert not check_engine(args(use_vllm=True), Objective([Criterion("a", lstat(0, 0, 1))]))  # it is bon(3)
+    plugin = check_engine(args(use_vllm=True), Objective([Criterion("a", bon(2))], estimator="plugin"))
+    assert plugin[0].endswith("; write estimator: auto")
 
 
 def test_a_bent_objective_is_refused_before_models_are_loaded(make_config):
@@ -99,7 +136,11 @@ def test_a_bent_objective_is_refused_before_models_are_loaded(make_config):
 
 
 def test_the_checklist_warns(make_config):
-    plan = make_plan(make_config(trainer__mask_truncated_completions=True), "test.yaml")
+    with pytest.warns(
+        IamaWarning, match=r"'harmless': advantages of bop\(1\) under estimator 'loo' do not sum to zero"
+    ):
+        plan = make_plan(make_config(trainer__mask_truncated_completions=True), "test.yaml")
+    assert "here loo" in plan.objective.describe()
     (check,) = [check for check in preflight(plan) if check.what == "options"]
     assert (check.status, check.remedy.startswith("leave it out, or let num_generations")) == ("warn", True)
     assert check.detail.startswith("trainer.mask_truncated_completions = True trains the value of the completions")

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from iama.config.manifest import FILE_NAME, Manifest, load_manifest
+from iama.config.manifest import FILE_NAME, Manifest, ManifestCriterion, load_manifest
 from iama.errors import RunError
-from iama.objective.operators import parse_operator
+from iama.objective.operators import parse_operator, served_instead
 from iama.reading import read_object
 
 SUMMARY = "summary.json"
@@ -44,6 +44,7 @@ def read_plain_quality(evaluation: Path, run: Path, manifest: Manifest) -> Plain
     if not path.is_file():
         raise RunError(f"--evaluation {str(evaluation)!r} holds no {SUMMARY} of `iama evaluate`")
     summary = read_object(path, RunError, "run `iama evaluate` again")
+    _check_trained(summary, evaluation)
     try:
         rows = [row for row in summary["curves"] if row["method"] == "bon" and row["samples"] == 1]
         policies = [summary["trained"], *summary["references"]]
@@ -71,6 +72,18 @@ def read_plain_quality(evaluation: Path, run: Path, manifest: Manifest) -> Plain
     return PlainQuality(policies[0], values, metric, num_prompts)
 
 
+def _check_trained(summary: Mapping[str, Any], evaluation: Path) -> None:
+    """Raise `RunError` where an evaluation's trained policy is not among those that it evaluated."""
+    trained, config = summary.get("trained"), summary.get("config")
+    policies = config.get("policies") if isinstance(config, Mapping) else None
+    if "trained" in summary and isinstance(policies, Mapping) and trained not in policies:
+        raise RunError(
+            f"--evaluation {str(evaluation)!r} evaluated no policy {trained!r}, which its configuration calls "
+            f"the trained one, but {', '.join(map(repr, policies))}; set `trained:` there to the policy with the run's "
+            "adapter, and run `iama evaluate` again"
+        )
+
+
 def _is_trained_by(run: Path, manifest: Manifest, policy: Mapping[str, Any]) -> bool:
     """Whether an evaluated policy is what a run trained, for every criterion that it was trained for.
 
@@ -95,7 +108,7 @@ def _is_same_adapter(folder: Path, other: Path) -> bool:
 def model_card(manifest: Manifest, merged: bool, quality: PlainQuality | None = None) -> str:
     """The text of README.md; its first line says what a criterion is worth without its sampler."""
     rows = "\n".join(
-        f"| {_cell(c.name)} | `{c.operator}` | {'-' if c.budget is None else f'{c.budget:g}'} | {c.weight:g} "
+        f"| {_cell(c.name)} | {_served(c)} | {'-' if c.budget is None else f'{c.budget:g}'} | {c.weight:g} "
         f"| `{_cell(c.reward.model or c.reward.function or c.reward.kind or c.reward.source)}` |"
         for c in manifest.criteria
     )
@@ -125,12 +138,28 @@ Sampled in training with {sampling}; seed {manifest.seed}.
 def _notes(manifest: Manifest) -> str:
     """What the table cannot say: operators that are no samplers, weights that were drawn; a blank line without any."""
     notes = []
-    if unserved := [c.operator for c in manifest.criteria if parse_operator(c.operator).budget is None]:
-        what = "is what training assumed, and no sampler"
-        notes.append(f"`{unserved[0]}` {what}: `iama generate` says what to write for it.")
+    unserved = [f"{_cell(c.name)} was trained for `{c.operator}`" for c in manifest.criteria if _instead(c) is not None]
+    if unserved:
+        what = "what training assumed, and no sampler; the table names what stands nearest"
+        notes.append(f"{', '.join(unserved)}: {what}. `iama generate` needs it as `--method`.")
     if manifest.weights == "simplex":
-        notes.append("Weights were drawn for each group; those above are concentrations of the Dirichlet law.")
+        names = ", ".join(_cell(c.name) for c in manifest.criteria)
+        notes.append(
+            "Weights were drawn for each group; those above are concentrations of the Dirichlet law. Training ranked a "
+            f"group by the weighted sum of {names}, not by one of them."
+        )
     return "".join(f"\n{note}\n" for note in notes)
+
+
+def _instead(criterion: ManifestCriterion) -> str | None:
+    """What to serve in the place of an operator that is no sampler; None where it is one."""
+    operator = parse_operator(criterion.operator)
+    return served_instead(operator) if operator.budget is None else None
+
+
+def _served(criterion: ManifestCriterion) -> str:
+    """A cell of the table: the method that serves the criterion."""
+    return f"`{_instead(criterion) or criterion.operator}`"
 
 
 def _cell(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from typing import Any, get_type_hints
 
@@ -84,6 +85,8 @@ def _check_is_written(value: Any, read: Any, default: Any, where: str) -> None:
     """Refuse a value that is a number or a truth value only once it is read as one: libraries take it as it stands."""
     if value is None and isinstance(default, int | float):
         raise ConfigError(f"{where}: null is no value; write one, or leave it out for {default!r}")
+    if isinstance(read, float) and not math.isfinite(read):
+        raise ConfigError(f"{where}: {value!r} is no finite number; write one, or leave it out")
     is_other = isinstance(value, bool) != isinstance(read, bool) or (isinstance(read, int) and isinstance(value, float))
     if isinstance(read, int | float) and (is_other or not isinstance(value, int | float)):
         kind = "true or false" if isinstance(read, bool) else "a number"
@@ -134,7 +137,8 @@ def _check_trainer(trainer: dict[str, Any], source: str) -> None:
     _check_numbers(trainer, source)
     for key, known in CHOICES.items():
         if trainer.get(key, known[0]) not in known:
-            raise ConfigError(f"{source}: trainer.{key} {trainer[key]!r} is not known; write one of {', '.join(known)}")
+            offered = ", ".join(word for word in known if word not in options.REFUSED_LOSSES)
+            raise ConfigError(f"{source}: trainer.{key} {trainer[key]!r} is not known; write one of {offered}")
 
 
 def _check_numbers(trainer: dict[str, Any], source: str) -> None:

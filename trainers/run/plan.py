@@ -123,6 +123,7 @@ def build_objective(config: TrainingConfig) -> Objective:
         parse_aggregate(config.objective.aggregate),
         config.objective.group_normalisation,
         weights=config.objective.weights,
+        centred=bool(config.trainer.get("mask_truncated_completions")),
     )
 
 

@@ -26,7 +26,7 @@ from iama.objective.estimators import clamped_share, extrapolates
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.prompts.render import render_prompt
 from iama.rewards.classifier import ClassifierFiles, render_rewarded
-from trainers.options import check_options
+from trainers.options import check_engine, check_options
 from trainers.run import memory, tokens
 from trainers.run.arguments import check_deepspeed, check_optimizer, check_trackers, one_line
 from trainers.run.checkpoints import checkpoints_in
@@ -198,19 +198,20 @@ def _groups(plan: Plan) -> Check:
         c.name: 0.0 if extrapolates(c.operator, estimator) else clamped_share(c.operator, size)
         for c in plan.objective.criteria
     }
-    name = max(shares, key=lambda key: shares[key])
+    short = {name: share for name, share in shares.items() if share > CLAMPED_SHARE}
     operators = ", ".join(f"{c.name} {c.operator.name}" for c in plan.objective.criteria)
-    if shares[name] <= CLAMPED_SHARE:
+    if not short:
         return Check("pass", "groups", f"{size} completions each, for {operators}")
     need = max(c.operator.smallest_group for c in plan.objective.criteria)
-    detail = f"{shares[name]:.1%} of the draws of {name!r} are of more than the {size} completions of a group"
+    told = " and ".join(f"{share:.1%} of the draws of {name!r}" for name, share in short.items())
+    detail = f"{told} are of more than the {size} completions of a group"
     return Check("warn", "groups", detail, f"raise trainer.num_generations to {need}")
 
 
 def _options(plan: Plan) -> Iterator[Check]:
     """TRL's options that bend the objective; the plan has refused those that make another one of it."""
     arguments = plan.trial_arguments
-    messages = check_options(arguments, "trainer.")
+    messages = [*check_options(arguments, "trainer."), *check_engine(arguments, plan.objective)]
     for message in messages:
         detail, _, remedy = message.partition("; ")
         yield Check("warn", "options", detail, remedy)

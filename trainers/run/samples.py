@@ -25,9 +25,10 @@ MAX_CHARACTERS = 4000
 class SampleFiles(TrainerCallback):
     """Writes completions of the last roll-outs at logged steps, main process only.
 
-    A line is a completion of one group (`prompt`, `completion`, `rewards` by reward function, `advantage`, and `cut`
-    where a text was shortened): those with the highest and the lowest advantages of the group, `num_samples` in all.
-    The group is another one at every step. `trainer` has TRL's own log of the last roll-outs of all processes.
+    A line is a completion of one group (`prompt`, `completion`, `rewards` by reward function, `advantage`, `cut` where
+    a text was shortened, and `weights` where the group drew its own): those with the highest and the lowest advantages
+    of the group, `num_samples` in all. The group is another one at every step. `trainer` has TRL's own log of the last
+    roll-outs of all processes.
     """
 
     def __init__(self, folder: Path, num_samples: int, first_step: int) -> None:
@@ -51,10 +52,17 @@ class SampleFiles(TrainerCallback):
             self.trainer.num_generations,
             state.global_step,
             self._num_samples,
+            self._drawn_weights(),
         )
         self._folder.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(self._folder / f"step-{state.global_step}.jsonl", "".join(lines))
+
+    def _drawn_weights(self) -> list[dict[str, float]] | None:
+        """Each group's weights by criterion, where they were drawn (`objective.weights: simplex`)."""
+        weights_PK = self.trainer.drawn_weights_PK
+        names = [criterion.name for criterion in self.trainer.objective.criteria]
+        return None if weights_PK is None else [dict(zip(names, row, strict=True)) for row in weights_PK.tolist()]
 
 
 def sample_rows(
@@ -63,18 +71,22 @@ def sample_rows(
     group_size: int,
     step: int,
     num_samples: int,
+    weights: Sequence[Mapping[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
     """Lines of one group: the highest and lowest advantages, best first.
 
-    `columns` are prompts, completions and advantages of whole groups, one after the other.
+    `columns` are prompts, completions and advantages of whole groups, one after the other; `weights` those that each
+    group drew for the criteria.
     """
     prompts, completions, advantages = columns
-    first = (step % max(1, len(prompts) // group_size)) * group_size
+    group = step % max(1, len(prompts) // group_size)
+    drawn = {} if weights is None else {"weights": dict(weights[group])}
+    first = group * group_size
     order = first + np.argsort(-np.asarray(advantages[first : first + group_size]), kind="stable")
     num_best = (num_samples + 1) // 2
     chosen = order if len(order) <= num_samples else [*order[:num_best], *order[len(order) - num_samples // 2 :]]
     return [
-        _row(prompts[i], completions[i], {name: values[i] for name, values in rewards.items()}, advantages[i])
+        _row(prompts[i], completions[i], {name: values[i] for name, values in rewards.items()}, advantages[i]) | drawn
         for i in map(int, chosen)
     ]
 

@@ -50,6 +50,8 @@ MAX_TOLD = 5
 """Differences that an error names."""
 console = Console(quiet=not is_main_process(), highlight=False, markup=False, soft_wrap=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_SAID: set[str] = set()
+"""What this process was told, without remedies: the trainer repeats warnings of the plan and the checklist."""
 
 
 @app.command()
@@ -81,7 +83,9 @@ def train(
     plan = make_plan(training, str(config))
     _say_plan(plan)
     listing = wide_console()
-    say_and_refuse(preflight(plan), lambda line: print_line(listing, line) if is_main_process() else None)
+    checks = preflight(plan)
+    _SAID.update(_told(check.detail) for check in checks if check.status == "warn")
+    say_and_refuse(checks, lambda line: print_line(listing, line) if is_main_process() else None)
     if dry_run:
         _refuse_other_inputs(plan, last_checkpoint(Path(training.output_dir)), accept_changes=accept_changes)
         console.print("dry run: all checks passed, nothing was written")
@@ -317,8 +321,14 @@ def _pretend_world_size(config: TrainingConfig) -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    if issubclass(category, IamaWarning):
+    if issubclass(category, IamaWarning) and (told := _told(str(message))) not in _SAID:
+        _SAID.add(told)
         console.print(f"warning: {message}", style="yellow")
+
+
+def _told(message: str) -> str:
+    """A warning without its remedy, and without the block that a field stands in."""
+    return message.partition("; ")[0].replace("trainer.", "")
 
 
 def main() -> None:

@@ -117,6 +117,31 @@ def test_generate_takes_method_reward_and_sampling_from_the_manifest(run, export
     assert "bop(1)" in out
 
 
+def test_a_criterion_s_reward_brings_its_operator(run, exported, tiny):
+    command = ("generate", "--policy", exported, "--prompt", "fix a bike", "--reward")
+    code, out, err = run(*command, tiny.other_reward)
+    assert code == 0, err
+    assert "bop(2)" in out
+    code, out, err = run(*command, f"{exported / 'length.py'}:length")
+    assert "is no criterion's in iama.json; it is served with bon(3), as 'first' is; --criterion chooses" in err
+
+
+@pytest.mark.parametrize(
+    ("operator", "instead"),
+    [("entropic(2)", "'soft_bon(16, 0.5)'"), ("entropic(-1)", "single"), ("lstat(-0.5, 1.5)", "single")],
+)
+def test_an_operator_that_nothing_serves_names_criterion_export_and_method(run, exported, operator, instead):
+    raw = json.loads((exported / "iama.json").read_text())
+    raw["criteria"][0]["operator"] = operator
+    (exported / "iama.json").write_text(json.dumps(raw))
+    error = one_line_error(run("generate", "--policy", exported, "--prompt", "fix a bike"))
+    assert f"iama.json of '{exported}': 'first' was trained for '{operator}', which is not a way to sample" in error
+    assert f"; give --method {instead} (" in error
+    method = instead.strip("'")
+    code, _, err = run("generate", "--policy", exported, "--prompt", "fix a bike", "--method", method)
+    assert code == 0, err
+
+
 def test_generate_says_where_it_samples_otherwise_than_training(run, exported, tiny):
     command = ("generate", "--policy", exported, "--prompt", "fix a bike")
     code, _, err = run(*command)

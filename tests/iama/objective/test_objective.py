@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.objective.aggregates import minimum, parse_aggregate, smooth_min, weighted_sum
 from iama.objective.objective import Criterion, Objective
-from iama.objective.operators import bon, bop, identity, soft_bon, tilt
+from iama.objective.operators import bon, bop, entropic, identity, lstat, soft_bon, tilt
 
 CRITERIA = [Criterion("helpful", bon(2), 0.7), Criterion("harmless", bop(1.0), 0.3), Criterion("short", tilt(0.5), 0.5)]
 
@@ -205,3 +205,72 @@ def test_the_gradient_under_an_aggregate_is_exact_over_all_groups(counts):
         advantages = objective.advantages(rewards, values(theta))
         gradient += p[groups].prod() * np.einsum("pg,pgy->y", advantages, np.eye(3)[groups] - p) / groups.size
     np.testing.assert_allclose(gradient, exact, atol=1e-6)
+
+
+def one(operator=None, **changes):
+    return Objective([Criterion("a", operator or bon(2))], **changes)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: one(estimator="tale"), "objective estimator 'tale' is not known; write one of auto, loo, loo1, "),
+        (lambda: one(estimator="loo_1"), "objective estimator 'loo_1' is not known"),
+        (lambda: one(weights="simples"), "objective weights 'simples' is not known; write one of fixed, simplex"),
+        (lambda: Objective([]), "there is no criterion"),
+        (lambda: Criterion("a", bon(2), -1.0), "criterion 'a': weight -1.0 must be a finite number above 0"),
+        (lambda: Criterion("a", bon(2), 0.0), "criterion 'a': weight 0.0 must be"),
+        (lambda: Criterion("a", bon(4), float("nan")), "criterion 'a': weight nan must be"),
+        (lambda: Criterion("a", bon(4), "2"), "criterion 'a': weight '2' must be"),
+        (lambda: Criterion("a", "bon(4)"), r"criterion 'a': operator 'bon\(4\)' is none; write e.g. bon\(4\)"),
+    ],
+)
+def test_an_objective_in_python_is_checked_as_one_in_yaml(build, told):
+    with pytest.raises(ConfigError, match=told):
+        build()
+
+
+@pytest.mark.parametrize("operator", [bon(2), lstat(-1e5, 1e5 + 1), entropic(1e10)])
+@pytest.mark.parametrize("weights", ["fixed", "simplex"])
+def test_advantages_that_leave_float64_name_criterion_and_operator(operator, weights):
+    criteria = [Criterion("a", operator), Criterion("b", operator)][: 1 if weights == "fixed" else 2]
+    rewards = np.full((1, 4, len(criteria)), 1e308) * np.array([1.0, -1.0, 1.0, -1.0])[:, None]
+    weights_PK = np.full((1, 2), 0.5) if weights == "simplex" else None
+    with pytest.raises(RewardError, match=r"criterion 'a.*', (bon|lstat|entropic)\(.*: an advantage is not finite"):
+        Objective(criteria, weights=weights).advantages(rewards, weights_PK=weights_PK)
+
+
+def test_where_groups_lose_completions_auto_is_centred_where_an_estimator_is(rewards):
+    criteria = [Criterion("a", bon(2)), Criterion("b", entropic(2.0)), Criterion("c", lstat(0, 1, 0))]
+    objective = Objective(criteria, centred=True)
+    assert objective.describe().endswith("(estimator: auto, here loo and loo1)")
+    for k, (criterion, name) in enumerate(zip(criteria, ("loo", "loo1", "loo"), strict=True)):
+        alone = Objective([criterion], centred=True)
+        expected = Objective([criterion], estimator=name).advantages(rewards[:, :, [k]])
+        np.testing.assert_array_equal(alone.advantages(rewards[:, :, [k]]), expected)
+        assert np.allclose(expected.sum(axis=1), 0.0) == (name == "loo")
+
+
+@pytest.mark.parametrize(
+    ("operator", "estimator", "told"),
+    [
+        (entropic(2.0), "auto", r"entropic\(2\) under estimator 'loo1' do not sum to zero .*; write mask_trunc"),
+        (entropic(2.0), "loo", r"under estimator 'loo' do not sum to zero .*; write mask_trunc"),
+        (tilt(0.1), "auto", r"tilt\(0.1\) .*; write mask_truncated_completions: false"),
+        (bon(4), "loo1", r"under estimator 'loo1' .*; write estimator: auto, or write mask_trunc"),
+        (soft_bon(8, 0.1), "auto", "under estimator 'loo' .*; raise trainer.num_generations above 8, or"),
+        (bon(2), "auto", None),
+        (bon(4), "plugin", None),
+        (identity(), "loo1", None),
+        (lstat(0, 0, 0.5, 0.5), "auto", None),
+    ],
+)
+def test_what_is_not_centred_is_told_and_is_not(operator, estimator, told, rewards):
+    objective = Objective([Criterion("a", operator)], estimator=estimator, centred=True)
+    sums = objective.advantages(rewards[:, :, [0]]).sum(axis=1)
+    assert np.allclose(sums, 0.0, atol=1e-9) == (told is None)
+    if told is None:
+        objective.check(8)
+    else:
+        with pytest.warns(IamaWarning, match=told):
+            objective.check(8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iama.errors import ConfigError
-from iama.objective.operators import bon, bop, bop_zt, identity, parse_operator, series, soft_bon
+from iama.objective.operators import bon, bop, bop_zt, entropic, identity, lstat, parse_operator, series, soft_bon, tilt
 
 OPERATORS = [identity(), bon(2), bon(5), bop(0.0), bop(0.5), bop(3.0), bop_zt(0.2), bop_zt(4.0), series(0.2, 0.5, 0.3)]
 OPERATORS += [bop(3.0, cap=4), bop_zt(4.0, cap=3), soft_bon(5, 0.2, ranks=True), soft_bon(3, 2.0, ranks=True)]
@@ -145,3 +145,31 @@ def test_soft_best_of_n_on_ranks_lies_between_a_single_sample_and_the_best():
     np.testing.assert_allclose(many.pgf_derivative(u), bop_zt(4.0).pgf_derivative(u), rtol=2e-3)
     assert many.kl == pytest.approx(bop_zt(4.0).kl, rel=2e-3)
     assert many.budget == pytest.approx(bop_zt(4.0).budget, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: bon("4"), "operator bon: '4' is no whole number; write numbers, e.g. bon(4)"),
+        (lambda: bon(2.5), "operator bon: 2.5 is no whole number"),
+        (lambda: bop(None), "operator bop: None is no number"),
+        (lambda: bop_zt("2"), "operator bop_zt: '2' is no number"),
+        (lambda: soft_bon(4, "hot"), "operator soft_bon: 'hot' is no number"),
+        (lambda: tilt([0.1]), "operator tilt: [0.1] is no number"),
+        (lambda: series([0, 1]), "operator series: [0, 1] is no number"),
+        (lambda: series(1e308, 1e308), "operator series(1e+308, 1e+308): the weight 1e+308 is beyond 1e+06"),
+        (lambda: lstat([0, 1]), "operator lstat: [0, 1] is no number; write numbers, e.g. lstat(0, 0, 0.5, 0.5)"),
+        (lambda: lstat("0", "1"), "operator lstat: '0' is no number"),
+        (lambda: lstat(1e308, -1e308, 1), "operator lstat(1e+308, -1e+308, 1): the weight 1e+308 is beyond 1e+06"),
+        (lambda: lstat(*[1.0] * 50), "1, 1, ... 50 in all): weights sum to 50, not to 1"),
+        (lambda: entropic("2"), "operator entropic: '2' is no number"),
+        (lambda: entropic(1e-320), "nearer to 0 than 1e-100; write entropic(0), which is identity"),
+        (lambda: entropic(-1e300), "beta must be finite, and at most 1e+100"),
+    ],
+)
+def test_arguments_that_no_operator_takes_are_refused_in_python_too(build, told):
+    with pytest.raises(ConfigError) as raised:
+        build()
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 250

@@ -99,5 +99,5 @@ def test_a_config_without_it_is_written_as_before():
     raw = [{"name": name, "proxy": {"model": "rm"}} for name in "ab"]
     assert "weights" not in ObjectiveConfig.model_validate({"criteria": raw}).model_dump()
     assert both(identity()).weights == "simplex"
-    with pytest.raises(AssertionError, match="needs the weights of each group"):
+    with pytest.raises(ConfigError, match="needs the weights of each group"):
         both().advantages(np.zeros((1, 4, 2)))

@@ -231,8 +231,9 @@ def test_selection_needs_a_reward(policy):
         ("tilt(0.1)", r"soft_bon\(16, 0.1\) or cards"),
         ("series(1, 0.5)", "weights sum to 1.5, not to 1; divide"),
         ("entropic(4)", r"the tilt at temperature 1/beta .* soft_bon\(16, 0.25\)"),
-        ("entropic(-1)", "a single sample, identity"),
-        ("lstat(-0.5, 1.5)", "negative weights are no probabilities"),
+        ("entropic(-1)", "a single sample, single"),
+        ("entropic(1e-90)", "it is the mean; serve a single sample, single"),
+        ("lstat(-0.5, 1.5)", r"negative weights are no probabilities; serve a single sample, single, or bon\(2\)"),
     ],
 )
 def test_an_operator_that_nothing_serves_is_refused(policy, reward, operator, told):

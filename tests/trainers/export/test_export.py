@@ -153,6 +153,15 @@ def test_without_an_evaluation_the_card_says_that_nothing_was_measured(run, tmp_
     assert any("--evaluation" in note for note in notes)
 
 
+def test_an_evaluation_without_the_trained_policy_says_so(run, tmp_path):
+    evaluation = write_summary(tmp_path / "evaluation", run)
+    path = evaluation / "summary.json"
+    path.write_text(path.read_text().replace('"policies": {"iama"', '"policies": {"mine"'))
+    told = r"evaluated no policy 'iama', which .* but 'mine', 'base'; set `trained:` there to"
+    with pytest.raises(RunError, match=told):
+        export_run(run, tmp_path / "out", merge=False, evaluation=evaluation)
+
+
 def test_an_evaluation_of_other_criteria_is_refused_before_anything_is_written(run, tmp_path):
     evaluation = write_summary(tmp_path / "evaluation", run)
     path = evaluation / "summary.json"
@@ -344,7 +353,9 @@ def test_a_card_says_what_its_table_cannot():
     criterion = ManifestCriterion(name="a", operator="entropic(2)", weight=1.0, reward=RewardSpec(function="m:f"))
     told = Manifest(base_model="b", criteria=[criterion], estimator="auto", sampling=Sampling(), seed=0, versions={})
     card = model_card(told.model_copy(update={"weights": "simplex"}), merged=True)
-    assert "\n\n`entropic(2)` is what training assumed, and no sampler: `iama generate` says" in card
+    assert "| a | `soft_bon(16, 0.5)` |" in card
+    assert "\n\na was trained for `entropic(2)`: what training assumed, and no sampler; the table" in card
+    assert "Training ranked a group by the weighted sum of a" in card
     assert "\n\nWeights were drawn for each group" in card
 
 

@@ -116,6 +116,13 @@ def test_samples_are_the_best_and_the_worst_of_a_group(number):
         assert all(row["rewards"] == {"r": row["advantage"]} for row in rows)
 
 
+def test_samples_have_the_weights_that_their_group_drew():
+    weights = [{"a": share, "b": 1 - share} for share in (0.1, 0.2, 0.3)]
+    for step in range(5):
+        rows = sample_rows(columns(), {"r": columns()[2]}, 4, step, 2, weights)
+        assert [row["weights"] for row in rows] == [weights[step % 3]] * 2
+
+
 def test_a_long_text_is_cut_and_says_so():
     prompts, completions, advantages = columns(1, 2)
     completions[0] = "x" * (MAX_CHARACTERS + 1)
