@@ -273,6 +273,10 @@ def test_a_group_smaller_than_the_budget(make_config):
         check = checks_of(make_config(objective__criteria=[{**criteria[0], "operator": "bon(8)"}]))["groups"]
     assert check.status == "warn"
     assert check.remedy == "raise trainer.num_generations to 8"
+    both = [{**c, "operator": "bon(8)"} for c in criteria]
+    with pytest.warns(IamaWarning, match="draws more than"):
+        check = checks_of(make_config(objective__criteria=both))["groups"]
+    assert check.detail.startswith("100.0% of the draws of 'helpful' and 100.0% of the draws of 'harmless' are of more")
     changed = make_config(objective__criteria=[{**criteria[0], "operator": "bon(8)"}], objective__estimator="tail")
     assert checks_of(changed)["groups"].status == "pass"  # extrapolated, as was asked for
 

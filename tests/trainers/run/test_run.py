@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from iama.errors import ConfigError, IamaWarning, RunError
 from iama.models.fingerprint import fingerprint
+from trainers.run import train
 from trainers.run.build import build_trainer, save_final
 from trainers.run.plan import make_plan
 from trainers.run.train import manifest, run, run_is_finished
@@ -21,6 +22,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:
 
 def rows(folder):
     return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_warning_that_was_said_with_its_block_is_not_repeated_without_it(capsys, monkeypatch):
+    monkeypatch.setattr(train, "_SAID", set())
+    for message in ("trainer.a = 1 does; leave it out", "a = 1 does; leave it out (see b)", "a = 2 does; leave it out"):
+        train._show_warning(IamaWarning(message), IamaWarning)
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: trainer.a = 1 does; leave it out",
+        "warning: a = 2 does; leave it out",
+    ]
 
 
 @pytest.mark.slow
