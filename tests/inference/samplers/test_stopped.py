@@ -174,7 +174,7 @@ def test_a_missing_threshold_is_measured_on_the_prompts(policy, reward, given, s
         ("bon(4, stop=target(0.9), width=5)", "a round of width = 5 exceeds n = 4; write at most width=4"),
         ("bon(4, width=2)", "width belongs to a stopping rule"),
         ("bon(4, stop=beacon(0.1, mean=1))", "mean, sd and weight (at least 2) go together"),
-        ("bop(4, stop=target(0.9))", "write bop(4)"),
+        ("bop(4, stop=target(0.9))", "write bon(4, stop=target(0.9))"),
         ("bon(4, stop=pandora(0.1, 2))", "'2' is no setting"),
     ],
 )
