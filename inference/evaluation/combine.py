@@ -52,7 +52,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         first["references"],
         config["num_bootstrap"],
         config["seed"],
-        _dials(first["curves"]),
+        dials_of(first["curves"]),
     )
     seeds = [load_tables(folder) for folder in folders]
     return Summary(
@@ -189,7 +189,7 @@ def _costs(rows: Sequence[CurveRow]) -> Costs:
     }
 
 
-def _dials(rows: Sequence[CurveRow]) -> dict[str, list[str]]:
+def dials_of(rows: Sequence[CurveRow]) -> dict[str, list[str]]:
     """The points of each method with a dial, in their order."""
     dials: dict[str, dict[str, None]] = {}
     for row in rows:

@@ -21,8 +21,10 @@ import yaml
 from iama.arrays import Floats
 from iama.files import write_atomically
 from iama.objective.operators import bon
-from inference.evaluation.combine import combine_evaluations
-from inference.evaluation.summary import Summary
+from inference.evaluation.combine import dials_of
+from inference.evaluation.compare import combine_runs
+from inference.evaluation.question import Question
+from inference.evaluation.summary import Summary, load_summary
 from inference.report.stopping import compared_text, stopping_sentences
 from inference.report.words import interval_text, point_names, ratio_text, told_unit
 from inference.statistics.summary_rows import SavingsRow, StoppingRow, Unit
@@ -58,7 +60,7 @@ def main() -> None:
 
     Example: python -m scripts.experiments.savings
     """
-    write(frame.PAGES, combine_evaluations([evaluate(seed) for seed in SEEDS]), [gold(seed) for seed in SEEDS])
+    write(frame.PAGES, together([evaluate(seed) for seed in SEEDS]), [gold(seed) for seed in SEEDS])
 
 
 def evaluate(
@@ -94,6 +96,15 @@ def configuration(seed: int, runs: dict[str, Path], folder: Path, num_samples: i
         "log_probabilities": False,
         "seed": seed,
     }
+
+
+def together(folders: Sequence[Path]) -> Summary:
+    """The first world's summary with the savings of all; worlds differ in their prompts and rewards."""
+    summaries = [load_summary(folder) for folder in folders]
+    first = summaries[0]
+    combined = Summary(**{**first, **combine_runs(folders, Question(BUDGET, dials=dials_of(first["curves"])))})
+    combined["num_prompts"], combined["num_seeds"] = sum(s["num_prompts"] for s in summaries), len(folders)
+    return combined
 
 
 def gold(seed: int, steps: int = frame.STEPS, max_prompts: int | None = None) -> dict[str, Floats]:
