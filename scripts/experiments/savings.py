@@ -47,7 +47,7 @@ DIALS: dict[str, list[float | str]] = {
     "ggro": [2, 4, 8],
     "sea": ["5x1", "10x2"],
 }
-"""Values of each guided method's dial, set before any test prompt was answered."""
+"""Values of each guided method's dial, set before any figure of these worlds was seen; seed 0 had been looked at."""
 NUM_RIVAL = 64
 """Samples a prompt beside the rival."""
 TITLES = {"base": "the untrained base", "grpo": "linear GRPO", RIVAL: "weights from a simplex (VPO)"}
