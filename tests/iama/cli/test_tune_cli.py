@@ -415,11 +415,8 @@ class TestEvaluatedFromPools:
         raw = json.loads(tuning.read_text())
         cases = [
             (tmp_path / "gone.json", None, "gone.json' does not exist; `iama tune --out FOLDER` writes tuning.json"),
-            (
-                tmp_path / "torn.json",
-                tuning.read_text()[:-40],
-                "(Expecting value); it is damaged; run `iama tune` again",
-            ),
+            # What the parser expected depends on where the cut falls, and so on the length of the paths in the file.
+            (tmp_path / "torn.json", tuning.read_text()[:-40], "); it is damaged; run `iama tune` again"),
             (tmp_path / "other.json", '{"format": 1}', "other.json is no tuning file; give the tuning.json"),
             (tmp_path / "old.json", json.dumps(raw | {"format": 2}), "has format 2, and 1 is known here"),
             (tmp_path / "more.json", json.dumps(raw | {"more": 1}), "unknown key 'more'"),
