@@ -18,6 +18,7 @@ from iama.config.manifest import Manifest, ManifestCriterion, load_manifest
 from iama.config.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RunError
 from iama.models.fingerprint import weights_revision
+from tests.finished_runs import finished_run
 from trainers.export.export import Names, export_run
 from trainers.export.model_card import model_card
 from trainers.export.publish import push, vllm_objections
@@ -26,28 +27,7 @@ from trainers.export.publish import push, vllm_objections
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory) -> Path:
     """A finished run's folder with an adapter that changes the logits."""
-    folder = tmp_path_factory.mktemp("export") / "run"
-    torch.manual_seed(1)
-    config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny.policy), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder / "adapter")
-    AutoTokenizer.from_pretrained(tiny.policy).save_pretrained(folder / "adapter")
-    criterion = ManifestCriterion(
-        name="helpful", operator="bon(4)", weight=1.0, reward=RewardSpec(model=str(tiny.reward))
-    )
-    manifest = Manifest(
-        base_model=str(tiny.policy),
-        criteria=[criterion],
-        estimator="auto",
-        sampling=Sampling(max_new_tokens=8),
-        seed=0,
-        versions={},
-    )
-    (folder / "adapter" / "iama.json").write_text(manifest.model_dump_json())
-    return folder
+    return finished_run(tmp_path_factory.mktemp("export") / "run", tiny)
 
 
 def logits(model) -> torch.Tensor:
