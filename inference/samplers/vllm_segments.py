@@ -33,8 +33,8 @@ from inference.samplers.segments import Proposal, SegmentRequest, SegmentRule
 
 NUM_TOP = 64
 """Likeliest tokens whose probabilities bound an entropy."""
-REQUEST_COST = 1.0
-"""Of one more request, in drawn tokens: others wait for it, and it reads the rest of a block again."""
+OVERRUN = 0.2
+"""Tokens that may be lost for each that is needed: longer pieces take fewer requests."""
 USUAL_LENGTH = 8
 """Tokens of a segment, while nothing is known of a prompt's segments."""
 
@@ -64,15 +64,13 @@ def entropy_bounds(log_probs_TK: Floats, vocabulary_size: int) -> tuple[Floats, 
 def piece_length(lengths: Sequence[int], num_drawn: int, most: int, waste: float) -> int:
     """How many tokens to draw next for a segment of which `num_drawn` are drawn, by the lengths of earlier ones.
 
-    It takes one token more than its length to see a segment's end. A request costs as much as drawing REQUEST_COST
-    tokens; a token beyond the end is lost with probability `waste`. The fewest of those that cost least, from 1 to
-    `most`.
+    It takes one token more than its length to see a segment's end, and a token beyond it is lost with probability
+    `waste`. The longest piece, from 1 to `most`, that loses at most a share OVERRUN of what is needed, on average.
     """
     missing = np.asarray([length + 1 - num_drawn for length in lengths if length >= num_drawn] or [1])
     pieces_C1 = np.arange(1, most + 1)[:, None]
-    num_requests = -(-missing // pieces_C1)
-    costs_C = (REQUEST_COST * num_requests + waste * (pieces_C1 * num_requests - missing)).mean(axis=1)
-    return 1 + int(costs_C.argmin())
+    lost_C = waste * (-(-missing // pieces_C1) * pieces_C1 - missing).mean(axis=1)
+    return 1 + int(np.flatnonzero(lost_C <= OVERRUN * missing.mean())[-1])
 
 
 @dataclass
@@ -105,14 +103,7 @@ class VllmProposer(Generic[R]):
     `ends` are not asked.
     """
 
-    def __init__(
-        self,
-        policy: VllmPolicy,
-        sampling: Sampling,
-        rule: SegmentRule[R],
-        threshold: float | None,
-        num_top: int = NUM_TOP,
-    ) -> None:
+    def __init__(self, policy: VllmPolicy, sampling: Sampling, rule: SegmentRule[R], threshold: float | None) -> None:
         """`threshold`: the entropy, in nats, of a law that is uncertain (None: no law is)."""
         check_sampling(sampling)
         self._policy, self._sampling, self._rule = policy, sampling, rule
@@ -121,7 +112,7 @@ class VllmProposer(Generic[R]):
         self._ends, self._end_ids = Ends(policy, sampling), sorted(end_tokens(policy, sampling))
         config = policy.llm.llm_engine.vllm_config.model_config
         self._vocabulary_size = int(config.get_vocab_size())
-        self._num_top = min(num_top, self._vocabulary_size)
+        self._num_top = min(NUM_TOP, self._vocabulary_size)
         self._ahead: dict[Proposal, deque[_Drawn]] = {}  # what is drawn and not yet taken
         self._histories: dict[SegmentRequest, _History] = {}
 
