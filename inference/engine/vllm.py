@@ -14,8 +14,9 @@ from typing import Any
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
-from iama.errors import ConfigError
+from iama.errors import ConfigError, ModelError
 from iama.models.generation import check_generation_config
+from iama.models.loading import LIBRARY_ERRORS
 from iama.models.vllm import close_llm, import_vllm, llm_settings, open_llm
 from inference.engine.policy import AnyPolicy, VllmPolicy, load_policy, read_policy_files, resolve_paths
 from inference.engine.random_streams import stream_keys
@@ -37,13 +38,13 @@ def load_vllm_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPol
     check_sampling(sampling)
     base, adapter = resolve_paths(name, spec)
     settings = llm_settings(spec, adapter) | {"trust_remote_code": spec.trust_remote_code}
+    settings["max_logprobs"] = -1  # whole laws may be asked for (`inference.samplers.vllm_segments`)
     vllm = import_vllm(source)
     check_generation_config(base, source, sampling)
     tokenizer, context_length, ends = read_policy_files(name, spec)
-    limits = [limit for limit in (context_length, spec.vllm.max_model_len) if limit is not None]
     llm = open_llm(base, source, settings)
     lora = vllm.lora.request.LoRARequest(name, 1, adapter) if adapter else None
-    return VllmPolicy(name, llm, tokenizer, ends, min(limits, default=None), lora)
+    return VllmPolicy(name, llm, tokenizer, ends, context_length, lora)
 
 
 @contextmanager
@@ -99,6 +100,21 @@ def vllm_arguments(sampling: Sampling, ends: Sequence[int], num_samples: int, se
     }
 
 
+def outputs_of(policy: VllmPolicy, rows_ids: Sequence[Sequence[int]], arguments: Sequence[dict[str, Any]]) -> list[Any]:
+    """vLLM's outputs for requests that go on from token ids, each with its arguments of `SamplingParams`.
+
+    Raises `ModelError` with vLLM's reason.
+    """
+    source = f"policy {policy.name!r}"
+    params = import_vllm(source).SamplingParams
+    requests, settings = [{"prompt_token_ids": list(ids)} for ids in rows_ids], [params(**given) for given in arguments]
+    try:
+        return list(policy.llm.generate(requests, settings, use_tqdm=False, lora_request=policy.lora))
+    except LIBRARY_ERRORS as error:
+        reason = " ".join(str(error).split())[:240]
+        raise ModelError(f"{source}: LLM.generate failed ({reason}); write engine: transformers") from error
+
+
 @dataclass
 class _Row:
     """A sample that is being written, and how many of its tokens are known to end nothing.
@@ -134,7 +150,8 @@ def iter_vllm(
         chunk.append(index)
         if sum(counts[i] for i in chunk) >= ROWS_AT_ONCE or index == len(counts) - 1:
             start = time.perf_counter()
-            written = writer.write(*([values[i] for i in chunk] for values in (prompts_ids, counts, seeds)))
+            asked = [(prompts_ids[i], counts[i], seeds[i]) for i in chunk]
+            written = writer.write(asked)
             seconds = (time.perf_counter() - start) / max(1, sum(map(len, written)))
             for i, rows in zip(chunk, written, strict=True):
                 yield i, [writer.response(row) for row in rows], _cost(len(prompts_ids[i]), rows, seconds)
@@ -156,20 +173,18 @@ class _Writer:
 
     def __init__(self, policy: VllmPolicy, sampling: Sampling) -> None:
         self._policy, self._sampling = policy, sampling
-        self._params = import_vllm(f"policy {policy.name!r}").SamplingParams
         self._ends, self._end_ids = Ends(policy, sampling), sorted(end_tokens(policy, sampling))
 
-    def write(
-        self, prompts_ids: Sequence[Sequence[int]], counts: Sequence[int], seeds: Sequence[int]
-    ) -> list[list[_Row]]:
-        """The samples of each prompt, all together."""
-        rows = [[_Row(seed + i) for i in range(count)] for count, seed in zip(counts, seeds, strict=True)]
-        groups = [(ids, group) for ids, group in zip(prompts_ids, rows, strict=True) if group]
+    def write(self, asked: Sequence[tuple[Sequence[int], int, int]]) -> list[list[_Row]]:
+        """The samples of each prompt, all together; asked are its ids, how many samples, and their first seed."""
+        rows = [[_Row(seed + i) for i in range(count)] for _, count, seed in asked]
+        groups = [(ids, group) for (ids, _, _), group in zip(asked, rows, strict=True) if group]
         while groups:
-            requests = [{"prompt_token_ids": [*ids, *group[0].ids]} for ids, group in groups]
-            params = [self._params(**self._arguments(group)) for _, group in groups]
-            lora = self._policy.lora
-            outputs = self._policy.llm.generate(requests, params, use_tqdm=False, lora_request=lora)
+            outputs = outputs_of(
+                self._policy,
+                [[*ids, *group[0].ids] for ids, group in groups],
+                [self._arguments(group) for _, group in groups],
+            )
             for (_, group), output in zip(groups, outputs, strict=True):
                 for row, drawn in zip(group, sorted(output.outputs, key=lambda o: int(o.index)), strict=True):
                     self._append(row, list(map(int, drawn.token_ids)))

@@ -22,12 +22,11 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.config.specs import Sampling
-from iama.models.vllm import import_vllm
 from inference.engine.batches import charge
 from inference.engine.policy import VllmPolicy
 from inference.engine.random_streams import uniforms
 from inference.engine.responses import Ends
-from inference.engine.vllm import check_sampling, vllm_arguments
+from inference.engine.vllm import check_sampling, outputs_of, vllm_arguments
 from inference.engine.vocabulary import end_tokens
 from inference.samplers.segments import Proposal, SegmentRequest, SegmentRule
 
@@ -108,7 +107,6 @@ class VllmProposer(Generic[R]):
         check_sampling(sampling)
         self._policy, self._sampling, self._rule = policy, sampling, rule
         self._threshold = threshold
-        self._params = import_vllm(f"policy {policy.name!r}").SamplingParams
         self._ends, self._end_ids = Ends(policy, sampling), sorted(end_tokens(policy, sampling))
         config = policy.llm.llm_engine.vllm_config.model_config
         self._vocabulary_size = int(config.get_vocab_size())
@@ -186,12 +184,7 @@ class VllmProposer(Generic[R]):
         """One call for all: pieces to draw, and single tokens whose whole law is read."""
         ids = [[*p.request.prompt_ids, *p.response] for p in proposals]
         params = [self._open_law() if self._ahead[p] else self._piece(p) for p in proposals]
-        outputs = self._policy.llm.generate(
-            [{"prompt_token_ids": row} for row in ids],
-            [self._params(**arguments) for arguments in params],
-            use_tqdm=False,
-            lora_request=self._policy.lora,
-        )
+        outputs = outputs_of(self._policy, ids, params)
         num_steps: dict[SegmentRequest, int] = {}
         for proposal, row, output in zip(proposals, ids, outputs, strict=True):
             drawn = output.outputs[0]

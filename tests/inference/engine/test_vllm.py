@@ -54,14 +54,16 @@ def test_sampling_that_vllm_would_change_is_refused(sampling, told):
 
 def test_vllm_is_told_the_rank_of_an_adapter(tmp_path):
     spec = PolicySpec(path="base", dtype="bfloat16", engine="vllm", vllm={"max_model_len": 64})
-    told = {"dtype": "bfloat16", "generation_config": "vllm", "disable_log_stats": True, "max_model_len": 64}
+    told = {"dtype": "bfloat16", "generation_config": "vllm", "use_tqdm_on_load": False, "max_model_len": 64}
     assert llm_settings(spec) == told
     for rank, largest in ((4, 8), (64, 64), (65, 128)):
         (tmp_path / "adapter_config.json").write_text(f'{{"r": {rank}}}')
         settings = llm_settings(spec, str(tmp_path))
         assert (settings["enable_lora"], settings["max_lora_rank"]) == (True, largest)
     (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
-    with pytest.raises(ConfigError, match="rank 1024 is more than vLLM's 512; merge the adapter"):
+    with pytest.raises(
+        ConfigError, match=r"not take the adapter .* \(rank 1024 is above 512\); merge it with iama export"
+    ):
         llm_settings(spec, str(tmp_path))
 
 

@@ -40,9 +40,9 @@ def config(wide, folder, **changes):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_an_evaluation_on_vllm_keeps_its_engine_apart(run, wide, tmp_path):
+def test_an_evaluation_on_vllm_keeps_its_engine_apart(run_with_files, wide, tmp_path):
     file = config(wide, tmp_path)
-    code, _, err = run("evaluate", "--config", file)
+    code, _, err = run_with_files("evaluate", "--config", file)
     assert code == 0, err
     (path,) = (tmp_path / "out" / "pools").iterdir()
     header = read_pool(path).header
@@ -51,7 +51,7 @@ def test_an_evaluation_on_vllm_keeps_its_engine_apart(run, wide, tmp_path):
     assert summary["config"]["policies"]["base"]["engine"] == "vllm"
     before = path.read_bytes()
     (tmp_path / "out" / "summary.json").unlink()
-    code, _, err = run("evaluate", "--config", file)  # all is there
+    code, _, err = run_with_files("evaluate", "--config", file)  # all is there
     assert (code, path.read_bytes() == before) == (0, True), err
     (tmp_path / "out" / "summary.json").unlink()
     ours = {"engine": "transformers", "vllm": {}}
@@ -59,29 +59,31 @@ def test_an_evaluation_on_vllm_keeps_its_engine_apart(run, wide, tmp_path):
     raw["policies"]["base"] |= ours
     raw["criteria"][0]["proxy"] |= ours
     file.write_text(yaml.safe_dump(raw))
-    code, _, err = run("evaluate", "--config", file)
+    code, _, err = run_with_files("evaluate", "--config", file)
     assert code == 0, err
     assert sorted(read_pool(p).header["engine"] for p in path.parent.iterdir()) == ["transformers", "vllm"]
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_pools_tuning_and_answers_come_from_vllm(run, wide, tmp_path):
+def test_pools_tuning_and_answers_come_from_vllm(run_with_files, wide, tmp_path):
     pool = ("pool", tmp_path / "pool.jsonl", "--prompts", wide.prompts, "--policy", wide.policy, "--n", 4)
-    code, _, err = run(*pool, "--max-new-tokens", 8, *FLAGS)
+    code, _, err = run_with_files(*pool, "--max-new-tokens", 8, *FLAGS)
     assert code == 0, err
     assert read_pool(tmp_path / "pool.jsonl").header["engine"] == "vllm"
-    code, _, err = run(*pool, "--max-new-tokens", 8)
+    code, _, err = run_with_files(*pool, "--max-new-tokens", 8)
     assert code == 2
     assert "holds other samples (engine was 'vllm', is 'transformers')" in err
-    code, out, err = run("tune", "--config", config(wide, tmp_path), "--set", "num_samples=32", "--out", tmp_path / "t")
+    code, out, err = run_with_files(
+        "tune", "--config", config(wide, tmp_path), "--set", "num_samples=32", "--out", tmp_path / "t"
+    )
     assert code == 0, err
     assert "best by gold" in out
     asked = ("generate", "--policy", wide.policy, "--reward", wide.reward, "--prompt", "how to bake bread")
     for method in ("bon", "bop"):
-        code, out, err = run(*asked, "--method", method, "--n", 4, "--max-new-tokens", 6, *FLAGS)
+        code, out, err = run_with_files(*asked, "--method", method, "--n", 4, "--max-new-tokens", 6, *FLAGS)
         assert (code, "candidates" in out) == (0, True), err
-    code, out, err = run(*asked, "--method", "soft_bon(4, 0.5)", "--max-new-tokens", 6, *FLAGS)
+    code, out, err = run_with_files(*asked, "--method", "soft_bon(4, 0.5)", "--max-new-tokens", 6, *FLAGS)
     assert (code, "4 candidates" in out) == (0, True), err
 
 

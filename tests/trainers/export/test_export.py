@@ -18,10 +18,11 @@ from iama.config.manifest import Manifest, ManifestCriterion, load_manifest
 from iama.config.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RunError
 from iama.models.fingerprint import weights_revision
+from iama.models.vllm import lora_objections
 from tests.finished_runs import finished_run
 from trainers.export.export import Names, export_run
 from trainers.export.model_card import model_card
-from trainers.export.publish import push, vllm_objections
+from trainers.export.publish import push
 
 
 @pytest.fixture(scope="module")
@@ -287,12 +288,12 @@ def test_a_reference_adapter_is_left_behind(run, tmp_path):
 
 def test_the_adapter_keeps_vllms_contract_of_files(run, tmp_path):
     export_run(run, tmp_path / "out", merge=False)
-    assert vllm_objections(tmp_path / "out") == []
+    assert lora_objections(tmp_path / "out") == []
     path = tmp_path / "out" / "adapter_config.json"
     spoiled = {"r": 1024, "bias": "all", "use_dora": True, "modules_to_save": ["lm_head"]}
     spoiled |= {"lora_bias": True, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"k_proj": 2}}
     path.write_text(json.dumps(json.loads(path.read_text()) | spoiled))
-    told = "; ".join(vllm_objections(tmp_path / "out"))
+    told = "; ".join(lora_objections(tmp_path / "out"))
     for word in ("rank 1024", "bias is 'all'", "DoRA", "lm_head", "lora_bias", "rank_pattern", "alpha_pattern"):
         assert word in told
 
