@@ -158,6 +158,35 @@ def iter_vllm(
             chunk = []
 
 
+class VllmPrompts:
+    """Sampling in rounds, as `inference.engine.decode.HeldPrompts` does it; nothing has to be let go.
+
+    Sample `i` of a prompt has the seed that it has where all are drawn at once. Each round counts its prompts, whole,
+    though vLLM may find most of them in its prefix cache.
+    """
+
+    def __init__(
+        self,
+        policy: VllmPolicy,
+        prompts_ids: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        keys: Sequence[int],
+    ) -> None:
+        self._policy, self._prompts_ids, self._sampling = policy, prompts_ids, sampling
+        self._seeds = vllm_seeds(seed, keys)
+
+    def draw(self, indices: Sequence[int], first: int, number: int) -> dict[int, tuple[list[Response], Cost]]:
+        """Samples `first` to `first + number - 1` of some prompts, by index, and what they cost."""
+        ids, seeds = [self._prompts_ids[i] for i in indices], [self._seeds[i] + first for i in indices]
+        drawn = iter_vllm(self._policy, ids, number, self._sampling, seeds)
+        return {indices[place]: (responses, cost) for place, responses, cost in drawn}
+
+    def let_go(self, indices: Sequence[int]) -> None:
+        """Some prompts are done with."""
+
+
 def _cost(num_prompt_tokens: int, rows: Sequence[_Row], seconds: float) -> Cost:
     """Of a prompt's samples, decoded side by side in `seconds` each."""
     return Cost(

@@ -153,7 +153,7 @@ def serve(
     read = read_method(method) if isinstance(method, str) else method
     if isinstance(policy, VllmPolicy):
         check_vllm_serves(read, f"policy {policy.name!r}")
-    elif read.is_stopped:
+    if read.is_stopped:
         return StoppedSampler(policy, reward, stopped_of(read), sampling, batch_size)
     if not read.is_guided:
         return SelectionSampler(policy, reward, served_of(read), sampling, batch_size)
@@ -179,11 +179,11 @@ def check_served(method: Method, sampling: Sampling) -> None:
 
 
 def check_vllm_serves(method: Method, source: str) -> None:
-    """Raise `ConfigError` for a method that steers the policy token by token, or draws in rounds."""
-    if method.is_stopped or (method.is_guided and method.name not in ON_VLLM):
+    """Raise `ConfigError` for a method that steers the policy token by token."""
+    if method.is_guided and method.name not in ON_VLLM:
         raise ConfigError(
-            f"{source}: method {method.text!r} needs this package's own engine; write engine: transformers, or a "
-            f"method that selects among whole samples, e.g. bon(8), or {' or '.join(ON_VLLM)}"
+            f"{source}: method {method.text!r} needs this package's own engine; write engine: transformers, or "
+            f"{', '.join(ON_VLLM)} or a method that selects among whole samples, e.g. bon(8)"
         )
 
 

@@ -87,7 +87,7 @@ def test_pools_tuning_and_answers_come_from_vllm(run_with_files, wide, tmp_path)
     assert (code, "4 candidates" in out) == (0, True), err
 
 
-@pytest.mark.parametrize("method", ["cards(target=1)", "ggro()", "args()"])
+@pytest.mark.parametrize("method", ["sea()", "ggro()", "args()"])
 def test_methods_that_steer_the_policy_are_refused_in_the_plan(run, wide, tmp_path, method):
     code, _, err = run("evaluate", "--config", config(wide, tmp_path, methods=[method]), "--dry-run")
     assert (code, err.count("\n")) == (2, 1)
@@ -102,7 +102,7 @@ def test_methods_that_steer_the_policy_are_refused_in_the_plan(run, wide, tmp_pa
         (("--engine", "vllm", "--vllm", "seed=3"), "unknown key 'vllm.seed'"),
         (("--engine", "vllm", "--vllm", "enforce_eager"), "--vllm 'enforce_eager': write KEY=VALUE, e.g. gpu_memory"),
         (("--engine", "vllm", "--device", "cpu"), "device 'cpu' has no use with engine: vllm"),
-        (("--engine", "vllm", "--method", "cards(target=1)"), "method 'cards(target=1)' needs this package's own"),
+        (("--engine", "vllm", "--method", "ggro()"), "method 'ggro()' needs this package's own"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(run, tiny, flags, told):

@@ -188,15 +188,30 @@ def test_stop_strings_targets_and_what_is_served(ours, theirs, reward):
         assert completion.reward == pytest.approx(reward.score([prompt], [completion.text], {})[0][0], abs=1e-5)
     (whole,) = serve(theirs, reward, f"rejection(target={target})", sampling).sample(PROMPTS[:1], seed=2)
     assert len(whole.trace) == 1
-    with pytest.raises(ConfigError, match=r"'ggro\(.*' needs this package's own engine.* or cards or rejection"):
+    with pytest.raises(ConfigError, match=r"'ggro\(.*' needs this package's own engine.*cards, rejection or"):
         serve(theirs, reward, "ggro(num_candidates=2)", sampling)
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_iama_generate_serves_cards_on_vllm(run, wide):
+def test_best_of_n_that_stops_draws_what_best_of_n_draws(theirs, reward):
+    plain = serve(theirs, reward, "bon(8)", SAMPLING).sample(PROMPTS, seed=1)
+    early = serve(theirs, reward, "bon(8, stop=target(0.8, threshold=0.3), width=2)", SAMPLING).sample(PROMPTS, seed=1)
+    for one, other in zip(early, plain, strict=True):
+        number = len(one.candidates)
+        assert [c.token_ids for c in one.candidates] == [c.token_ids for c in other.candidates[:number]]
+        rewards = [c.reward for c in other.candidates]
+        assert number == next((end for end in (2, 4, 6) if max(rewards[:end]) >= 0.3), 8)
+        assert one.cost.policy_decode_tokens == sum(len(c.token_ids) - 1 for c in one.candidates)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_iama_generate_serves_cards_on_vllm(run_with_files, wide):
     asked = ("generate", "--policy", wide.policy, "--reward", wide.reward, "--prompt", "how to bake bread")
     asked += ("--engine", "vllm", "--vllm", "enforce_eager=true", "--vllm", "kv_cache_memory_bytes=268435456")
-    code, out, err = run(*asked, "--max-new-tokens", 12, "--method", "cards(entropy_threshold=3, max_segment=6)")
+    code, out, err = run_with_files(
+        *asked, "--max-new-tokens", 12, "--method", "cards(entropy_threshold=3, max_segment=6)"
+    )
     assert code == 0, err
     assert "segment" in out
