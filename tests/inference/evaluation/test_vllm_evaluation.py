@@ -87,6 +87,23 @@ def test_pools_tuning_and_answers_come_from_vllm(run_with_files, wide, tmp_path)
     assert (code, "4 candidates" in out) == (0, True), err
 
 
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_cards_is_evaluated_on_vllm(run_with_files, wide, tmp_path):
+    method = "cards(quantile=0.5, max_segment=4)"
+    file = config(wide, tmp_path, methods=["bon", method])
+    raw = yaml.safe_load(file.read_text())
+    raw["criteria"][0]["proxy"] = {"model": str(wide.reward)}
+    file.write_text(yaml.safe_dump(raw))
+    code, _, err = run_with_files("evaluate", "--config", file)
+    assert code == 0, err
+    (path,) = (tmp_path / "out" / "answers").glob("*.jsonl")
+    answers = read_pool(path)
+    assert answers.header["engine"] == "vllm"
+    assert answers.header["method"].startswith("cards(")
+    assert all(prompt.samples[0].segments and prompt.cost.policy_decode_tokens for prompt in answers.prompts)
+
+
 @pytest.mark.parametrize("method", ["sea()", "ggro()", "args()"])
 def test_methods_that_steer_the_policy_are_refused_in_the_plan(run, wide, tmp_path, method):
     code, _, err = run("evaluate", "--config", config(wide, tmp_path, methods=[method]), "--dry-run")

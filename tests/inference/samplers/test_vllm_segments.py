@@ -86,7 +86,7 @@ def ours(wide):
 
 @pytest.fixture(scope="module")
 def theirs(wide, ours):
-    settings = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28, "max_num_seqs": 256}
+    settings = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28, "max_num_seqs": 256, "block_size": 32}
     spec = PolicySpec(path=str(wide.policy), engine="vllm", vllm=settings)
     policy = load_vllm_policy("base", spec, SAMPLING)
     yield replace(policy, eos_token_ids=ours.eos_token_ids)
