@@ -32,10 +32,8 @@ from inference.samplers.segments import Proposal, SegmentRequest, SegmentRule
 
 NUM_TOP = 64
 """Likeliest tokens whose probabilities bound an entropy."""
-OVERRUN = 0.2
-"""Tokens that may be lost for each that is needed: longer pieces take fewer requests."""
-USUAL_LENGTH = 8
-"""Tokens of a segment, while nothing is known of a prompt's segments."""
+OVERRUN = 0.15
+"""Tokens that may be fed back beyond segments' ends, for each within them: longer pieces take fewer requests."""
 
 R = TypeVar("R", bound=SegmentRequest)
 
@@ -63,13 +61,16 @@ def entropy_bounds(log_probs_TK: Floats, vocabulary_size: int) -> tuple[Floats, 
 def piece_length(lengths: Sequence[int], num_drawn: int, most: int, waste: float) -> int:
     """How many tokens to draw next for a segment of which `num_drawn` are drawn, by the lengths of earlier ones.
 
-    It takes one token more than its length to see a segment's end, and a token beyond it is lost with probability
-    `waste`. The longest piece, from 1 to `most`, that loses at most a share OVERRUN of what is needed, on average.
+    It takes one token more than its length to see a segment's end. A token beyond that is lost with probability
+    `waste`, and the last one of a request is not fed back. The longest piece, from 1 to `most`, with which at most
+    1 + OVERRUN times the segment's tokens are fed back on average. A segment longer than all before is expected to have
+    as much again.
     """
-    missing = np.asarray([length + 1 - num_drawn for length in lengths if length >= num_drawn] or [1])
+    missing = np.asarray([length + 1 - num_drawn for length in lengths if length >= num_drawn] or [num_drawn + 1])
     pieces_C1 = np.arange(1, most + 1)[:, None]
-    lost_C = waste * (-(-missing // pieces_C1) * pieces_C1 - missing).mean(axis=1)
-    return 1 + int(np.flatnonzero(lost_C <= OVERRUN * missing.mean())[-1])
+    num_requests = -(-missing // pieces_C1)
+    fed_C = (missing - num_requests + waste * (pieces_C1 * num_requests - missing)).mean(axis=1)
+    return 1 + int(np.flatnonzero(fed_C <= (1 + OVERRUN) * (missing - 1).mean())[-1])
 
 
 @dataclass
@@ -216,8 +217,7 @@ class VllmProposer(Generic[R]):
         size, history = len(proposal.tokens), self._histories[proposal.request]
         length = most = min(self._rule.max_tokens - size, self._sampling.max_new_tokens - len(proposal.response))
         if self._threshold is not None:
-            lengths = [min(max(USUAL_LENGTH, self._rule.min_tokens), self._rule.max_tokens), *history.lengths]
-            length = piece_length(lengths, size, most, history.waste)
+            length = piece_length(history.lengths or [self._rule.min_tokens], size, most, history.waste)
         seed = int(uniforms(np.asarray([proposal.stream]), size)[0] * 2**31)
         return self._arguments(length, self._num_top, seed)
 
