@@ -40,7 +40,7 @@ from iama.objective.operators import (
 from iama.prompts.render import Prompt
 from iama.rewards.function import load_function
 from iama.rewards.reward import Reward
-from inference.engine.policy import AnyPolicy, Policy, VllmPolicy
+from inference.engine.policy import AnyPolicy, VllmPolicy
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.base import Sampler
 from inference.samplers.best_of import SelectionSampler
@@ -76,10 +76,11 @@ S = TypeVar("S", bound=Strict)
 class MakeSampler(Protocol):
     """A sampler's class, or a function in its place."""
 
-    def __call__(
-        self, policy: Policy, reward: Reward, settings: Any, sampling: Sampling, batch_size: int, /
-    ) -> Sampler:
-        """The sampler; raises `ConfigError` for a reward or settings that it cannot use."""
+    def __call__(self, policy: Any, reward: Reward, settings: Any, sampling: Sampling, batch_size: int, /) -> Sampler:
+        """The sampler of a `Policy` (of those in `ON_VLLM` of a `VllmPolicy`, too).
+
+        Raises `ConfigError` for a reward or settings that it cannot use.
+        """
         ...
 
 
