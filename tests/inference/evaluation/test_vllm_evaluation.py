@@ -40,9 +40,9 @@ def config(wide, folder, **changes):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_an_evaluation_on_vllm_keeps_its_engine_apart(run, wide, tmp_path):
+def test_an_evaluation_on_vllm_keeps_its_engine_apart(run_with_files, wide, tmp_path):
     file = config(wide, tmp_path)
-    code, _, err = run("evaluate", "--config", file)
+    code, _, err = run_with_files("evaluate", "--config", file)
     assert code == 0, err
     (path,) = (tmp_path / "out" / "pools").iterdir()
     header = read_pool(path).header
@@ -51,7 +51,7 @@ def test_an_evaluation_on_vllm_keeps_its_engine_apart(run, wide, tmp_path):
     assert summary["config"]["policies"]["base"]["engine"] == "vllm"
     before = path.read_bytes()
     (tmp_path / "out" / "summary.json").unlink()
-    code, _, err = run("evaluate", "--config", file)  # all is there
+    code, _, err = run_with_files("evaluate", "--config", file)  # all is there
     assert (code, path.read_bytes() == before) == (0, True), err
     (tmp_path / "out" / "summary.json").unlink()
     ours = {"engine": "transformers", "vllm": {}}
@@ -59,33 +59,52 @@ def test_an_evaluation_on_vllm_keeps_its_engine_apart(run, wide, tmp_path):
     raw["policies"]["base"] |= ours
     raw["criteria"][0]["proxy"] |= ours
     file.write_text(yaml.safe_dump(raw))
-    code, _, err = run("evaluate", "--config", file)
+    code, _, err = run_with_files("evaluate", "--config", file)
     assert code == 0, err
     assert sorted(read_pool(p).header["engine"] for p in path.parent.iterdir()) == ["transformers", "vllm"]
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_pools_tuning_and_answers_come_from_vllm(run, wide, tmp_path):
+def test_pools_tuning_and_answers_come_from_vllm(run_with_files, wide, tmp_path):
     pool = ("pool", tmp_path / "pool.jsonl", "--prompts", wide.prompts, "--policy", wide.policy, "--n", 4)
-    code, _, err = run(*pool, "--max-new-tokens", 8, *FLAGS)
+    code, _, err = run_with_files(*pool, "--max-new-tokens", 8, *FLAGS)
     assert code == 0, err
     assert read_pool(tmp_path / "pool.jsonl").header["engine"] == "vllm"
-    code, _, err = run(*pool, "--max-new-tokens", 8)
+    code, _, err = run_with_files(*pool, "--max-new-tokens", 8)
     assert code == 2
     assert "holds other samples (engine was 'vllm', is 'transformers')" in err
-    code, out, err = run("tune", "--config", config(wide, tmp_path), "--set", "num_samples=32", "--out", tmp_path / "t")
+    code, out, err = run_with_files(
+        "tune", "--config", config(wide, tmp_path), "--set", "num_samples=32", "--out", tmp_path / "t"
+    )
     assert code == 0, err
     assert "best by gold" in out
     asked = ("generate", "--policy", wide.policy, "--reward", wide.reward, "--prompt", "how to bake bread")
     for method in ("bon", "bop"):
-        code, out, err = run(*asked, "--method", method, "--n", 4, "--max-new-tokens", 6, *FLAGS)
+        code, out, err = run_with_files(*asked, "--method", method, "--n", 4, "--max-new-tokens", 6, *FLAGS)
         assert (code, "candidates" in out) == (0, True), err
-    code, out, err = run(*asked, "--method", "soft_bon(4, 0.5)", "--max-new-tokens", 6, *FLAGS)
+    code, out, err = run_with_files(*asked, "--method", "soft_bon(4, 0.5)", "--max-new-tokens", 6, *FLAGS)
     assert (code, "4 candidates" in out) == (0, True), err
 
 
-@pytest.mark.parametrize("method", ["cards(target=1)", "ggro()", "args()"])
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_cards_is_evaluated_on_vllm(run_with_files, wide, tmp_path):
+    method = "cards(quantile=0.5, max_segment=4)"
+    file = config(wide, tmp_path, methods=["bon", method])
+    raw = yaml.safe_load(file.read_text())
+    raw["criteria"][0]["proxy"] = {"model": str(wide.reward)}
+    file.write_text(yaml.safe_dump(raw))
+    code, _, err = run_with_files("evaluate", "--config", file)
+    assert code == 0, err
+    (path,) = (tmp_path / "out" / "answers").glob("*.jsonl")
+    answers = read_pool(path)
+    assert answers.header["engine"] == "vllm"
+    assert answers.header["method"].startswith("cards(")
+    assert all(prompt.samples[0].segments and prompt.cost.policy_decode_tokens for prompt in answers.prompts)
+
+
+@pytest.mark.parametrize("method", ["sea()", "ggro()", "args()"])
 def test_methods_that_steer_the_policy_are_refused_in_the_plan(run, wide, tmp_path, method):
     code, _, err = run("evaluate", "--config", config(wide, tmp_path, methods=[method]), "--dry-run")
     assert (code, err.count("\n")) == (2, 1)
@@ -100,7 +119,7 @@ def test_methods_that_steer_the_policy_are_refused_in_the_plan(run, wide, tmp_pa
         (("--engine", "vllm", "--vllm", "seed=3"), "unknown key 'vllm.seed'"),
         (("--engine", "vllm", "--vllm", "enforce_eager"), "--vllm 'enforce_eager': write KEY=VALUE, e.g. gpu_memory"),
         (("--engine", "vllm", "--device", "cpu"), "device 'cpu' has no use with engine: vllm"),
-        (("--engine", "vllm", "--method", "cards(target=1)"), "method 'cards(target=1)' needs this package's own"),
+        (("--engine", "vllm", "--method", "ggro()"), "method 'ggro()' needs this package's own"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(run, tiny, flags, told):
