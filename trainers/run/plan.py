@@ -41,6 +41,14 @@ NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
 NOT_IN_GRADIENT = ("top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling settings that TRL's log-probabilities leave out; they know the temperature alone."""
 
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
+"""Of vLLM, which raises lower ones and refuses higher ones."""
+CPU_FAILURES = {
+    "colocate": "model.load_weights fails, since its linear layers keep packed weights alone",
+    "server": "VLLMClient.init_communicator raises NotImplementedError, since it needs NCCL",
+}
+"""Calls that fail without a GPU, by `vllm_mode` (TRL 1.16, vLLM 0.31)."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -81,7 +89,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_quantization(config, source)
     rows = read_prompts(config.prompts)
     _check_deepspeed(fields, source)
-    _check_vllm(fields, source)
+    _check_vllm(config, fields, source)
     trial = trial_arguments(fields, config.trainer, config.world_size, source)
     _check_liger(fields, source)
     check_options(trial, f"{source}: trainer.")
@@ -273,10 +281,38 @@ def _check_quantization(config: TrainingConfig, source: str) -> None:
         )
 
 
-def _check_vllm(fields: dict[str, Any], source: str) -> None:
-    """TRL asks for vLLM only once the models are loaded."""
-    if fields.get("use_vllm") and importlib.util.find_spec("vllm") is None:
+def _check_vllm(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
+    """TRL asks for vLLM only once the models are loaded; and it draws from the law of `sampling`, or is refused."""
+    if not fields.get("use_vllm"):
+        return
+    if importlib.util.find_spec("vllm") is None:
         raise ConfigError(f"{source}: trainer.use_vllm is set, but vLLM is not installed: pip install 'trl[vllm]'")
+    mode, sampling = fields.get("vllm_mode", "colocate"), config.sampling
+    if not can_sync_weights():
+        raise ConfigError(
+            f"{source}: trainer.use_vllm needs a GPU: on a CPU TRL cannot give vLLM the trained weights "
+            f"({CPU_FAILURES.get(mode, mode)}); leave it out"
+        )
+    if not LOWEST_TEMPERATURE <= sampling.temperature <= HIGHEST_TEMPERATURE:
+        raise ConfigError(
+            f"{source}: sampling.temperature {sampling.temperature:g} lies outside {LOWEST_TEMPERATURE:g} to "
+            f"{HIGHEST_TEMPERATURE:g}, which is all that vLLM takes; change it, or leave trainer.use_vllm out"
+        )
+    if sampling.min_p > 0 and sampling.top_p < 1:
+        raise ConfigError(
+            f"{source}: sampling.min_p {sampling.min_p:g} with sampling.top_p {sampling.top_p:g}: vLLM applies min_p "
+            "before top_p, and everything else here after it, which is another law; leave one out, or use_vllm"
+        )
+    if "seed" in (fields.get("generation_kwargs") or {}):
+        raise ConfigError(
+            f"{source}: trainer.generation_kwargs.seed = {fields['generation_kwargs']['seed']!r}: vLLM would draw "
+            "every completion of a group with the same random numbers; leave it out"
+        )
+
+
+def can_sync_weights() -> bool:
+    """Whether TRL can give vLLM the trained weights on this machine."""
+    return torch.accelerator.is_available()
 
 
 def _check_liger(fields: dict[str, Any], source: str) -> None:
@@ -362,6 +398,8 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
             for c in config.objective.criteria
             if c.proxy.verifier is not None
         ]
+    if config.watch.vllm_tolerance is not None and not fields.get("use_vllm"):
+        messages.append("watch.vllm_tolerance is not used: trainer.use_vllm is not set")
     if "gain" in config.kl.model_fields_set and config.kl.target is None:
         messages.append("kl.gain is not used: without kl.target beta is fixed")
     for message in messages:
