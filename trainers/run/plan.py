@@ -22,6 +22,7 @@ from iama.installation import find_deepspeed, find_file
 from iama.models.checkpoint import Outline, check_token_ids, read_outline
 from iama.models.generation import check_generation_config, end_token_ids
 from iama.models.loading import LIBRARY_ERRORS, loading
+from iama.models.vllm import check_sampling
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
 from iama.prompts.conversations import render_prompts
@@ -40,9 +41,6 @@ NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
 """GRPOConfig fields that shape roll-outs and that this project's samplers do not know."""
 NOT_IN_GRADIENT = ("top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling settings that TRL's log-probabilities leave out; they know the temperature alone."""
-
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
-"""Of vLLM, which raises lower ones and refuses higher ones."""
 CPU_FAILURES = {
     "colocate": "model.load_weights fails, since its linear layers keep packed weights alone",
     "server": "VLLMClient.init_communicator raises NotImplementedError, since it needs NCCL",
@@ -282,31 +280,23 @@ def _check_quantization(config: TrainingConfig, source: str) -> None:
 
 
 def _check_vllm(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
-    """TRL asks for vLLM only once the models are loaded; and it draws from the law of `sampling`, or is refused."""
+    """vLLM must draw from the law of `sampling`; and TRL asks for it only once the models are loaded."""
     if not fields.get("use_vllm"):
         return
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(f"{source}: trainer.use_vllm is set, but vLLM is not installed: pip install 'trl[vllm]'")
-    mode, sampling = fields.get("vllm_mode", "colocate"), config.sampling
-    if not can_sync_weights():
-        raise ConfigError(
-            f"{source}: trainer.use_vllm needs a GPU: on a CPU TRL cannot give vLLM the trained weights "
-            f"({CPU_FAILURES.get(mode, mode)}); leave it out"
-        )
-    if not LOWEST_TEMPERATURE <= sampling.temperature <= HIGHEST_TEMPERATURE:
-        raise ConfigError(
-            f"{source}: sampling.temperature {sampling.temperature:g} lies outside {LOWEST_TEMPERATURE:g} to "
-            f"{HIGHEST_TEMPERATURE:g}, which is all that vLLM takes; change it, or leave trainer.use_vllm out"
-        )
-    if sampling.min_p > 0 and sampling.top_p < 1:
-        raise ConfigError(
-            f"{source}: sampling.min_p {sampling.min_p:g} with sampling.top_p {sampling.top_p:g}: vLLM applies min_p "
-            "before top_p, and everything else here after it, which is another law; leave one out, or use_vllm"
-        )
+    where = f"{source}: trainer.use_vllm"
+    check_sampling(config.sampling, where, "leave use_vllm out")
     if "seed" in (fields.get("generation_kwargs") or {}):
         raise ConfigError(
             f"{source}: trainer.generation_kwargs.seed = {fields['generation_kwargs']['seed']!r}: vLLM would draw "
             "every completion of a group with the same random numbers; leave it out"
+        )
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f"{where} is set, but vLLM is not installed: pip install 'iama[vllm]'")
+    if not can_sync_weights():
+        mode = fields.get("vllm_mode", "colocate")
+        raise ConfigError(
+            f"{where} needs a GPU: on a CPU TRL cannot give vLLM the trained weights ({CPU_FAILURES.get(mode, mode)}); "
+            "leave it out"
         )
 
 

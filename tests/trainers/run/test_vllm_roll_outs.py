@@ -1,81 +1,89 @@
-"""TRL's roll-outs by a real vLLM, colocated, on a CPU: their law, and the probe that stops a wrong weight sync.
+"""TRL's roll-outs by a real vLLM on a CPU: their law, and the probe that stops a wrong weight sync.
 
-On a CPU vLLM packs the weights of linear layers and drops what `load_weights` would fill, so that TRL's weight sync
-fails; `unpacked` leaves them as they are, which a GPU does by itself. One engine serves all tests of this file: every
-trainer begins by giving it all weights.
+Colocated, one engine serves all tests of this file: every trainer begins by giving it all weights. A server on a CPU
+takes no weights, which is what the probe must find.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from scipy import stats
-from transformers import LlamaForCausalLM, TrainerCallback
+from transformers import GenerationConfig
+from trl.generation import vllm_client, vllm_generation
 
 from iama.errors import RunError
-from tests.conftest import make_tokenizer, tiny_config
+from tests.processes import run_python
+from tests.trainers import vllm_script
+from tests.trainers.vllm_script import later, on_a_cpu, stale
 from trainers.probe import METRIC
-from trainers.run import plan as plan_module
 from trainers.run.build import build_trainer
+from trainers.run.engine import leave_process_group
 from trainers.run.plan import make_plan
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 FP32 = 0.0125
 """The tolerance in force: both programs compute in float32."""
+OTHER_END = 20
+"""A token that ends an answer besides the tokenizer's own."""
+NEVER = 1e-4
+"""A p-value below which two samples are not of one law."""
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy with heads of 32, the smallest that vLLM takes on a CPU."""
-    folder, tokenizer = tmp_path_factory.mktemp("policy"), make_tokenizer()
-    torch.manual_seed(0)
-    config = tiny_config(tokenizer, hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def policy(wide: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy whose answers end at either of two tokens."""
+    folder = tmp_path_factory.mktemp("ends") / "policy"
+    shutil.copytree(wide.policy, folder)
+    ends = GenerationConfig.from_pretrained(folder)
+    ends.eos_token_id = [ends.eos_token_id, OTHER_END]
+    ends.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Callable[..., Any]]:
-    """`vllm.LLM` in float32 with weights that can be replaced; opened once for a folder."""
-    from vllm import LLM, _custom_ops
-    from vllm.model_executor.layers import utils
-
+def cpu() -> Iterator[pytest.MonkeyPatch]:
+    """vLLM on a CPU (`on_a_cpu`), opened once for a folder."""
     before, opened = dict(os.environ), {}
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    with on_a_cpu() as patch:
+        open_llm = vllm_generation.LLM
 
-    def open_once(model: str, **settings: Any) -> Any:
-        if model not in opened:
-            opened[model] = LLM(model=model, **{**settings, "dtype": "float32", "enforce_eager": True})
-        return opened[model]
+        def open_once(model: str, **settings: Any) -> Any:
+            if model not in opened:
+                opened[model] = open_llm(model=model, **settings)
+            return opened[model]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_custom_ops, "_supports_onednn", False)
-        patch.setattr(utils, "check_cpu_sgl_kernel", lambda *_: False)
-        yield open_once
+        patch.setattr(vllm_generation, "LLM", open_once)
+        yield patch
     for llm in opened.values():
         llm.llm_engine.engine_core.shutdown()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_process_group()
     os.environ.clear()
     os.environ.update(before)
 
 
 @pytest.fixture
-def build(make_config: Any, policy: Path, engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+def build(make_config: Any, policy: Path, cpu: pytest.MonkeyPatch) -> Any:
     """A function from changes of the configuration to a trainer that draws with vLLM."""
-    from trl.generation import vllm_generation
-
-    monkeypatch.setattr(plan_module, "can_sync_weights", lambda: True)
-    monkeypatch.setattr(vllm_generation, "LLM", engine)
 
     def make(**changes: Any) -> Any:
         settings = {"trainer__use_vllm": True, "watch__clipped": 1.0, "trainer__learning_rate": 0.02}
@@ -121,17 +129,6 @@ class Skipped:
         return self.load([(name, weight) for name, weight in weights if self.part not in name])
 
 
-def later(first: Callable[[], None], rest: Callable[[], None]) -> Callable[[], None]:
-    """The first call is `first`, all others are `rest`."""
-    calls = iter([first])
-    return lambda: next(calls, rest)()
-
-
-def stale(trainer: Any, patch: pytest.MonkeyPatch) -> None:
-    """No sync but the first: the second batch of roll-outs is of weights one step old."""
-    patch.setattr(trainer.vllm_generation, "sync_weights", later(trainer.vllm_generation.sync_weights, lambda: None))
-
-
 def one_layer_missing(trainer: Any, patch: pytest.MonkeyPatch, part: str = "layers.1.self_attn.v_proj") -> None:
     sync, model = trainer.vllm_generation.sync_weights, vllm_model(trainer)
 
@@ -148,7 +145,7 @@ def merged_twice(trainer: Any, patch: pytest.MonkeyPatch) -> None:
     sync = trainer.vllm_generation.sync_weights
 
     def doubled() -> None:
-        layers = [m for m in trainer.model.modules() if "default" in getattr(m, "scaling", {})]
+        layers = [m for m in trainer.model.modules() if isinstance(getattr(m, "scaling", None), dict)]
         assert layers
         for layer in layers:
             layer.scaling["default"] *= 2
@@ -204,3 +201,155 @@ def test_what_is_wrong_stops_the_run_within_a_step(build, monkeypatch, spoil, st
     assert "watch.vllm_tolerance is 0.0125" in str(caught.value)
     folder = Path(trainer.args.output_dir)
     assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{i}" for i in range(1, step)]
+
+
+@dataclass
+class Drawn:
+    """What a run drew and learned: rewards `[samples, criteria]`, token ids, and the loss of each step."""
+
+    rewards: torch.Tensor
+    ids: list[list[int]]
+    losses: list[float]
+
+
+def trained(trainer: Any) -> Drawn:
+    """Train, and keep every roll-out."""
+    rewards, ids, calculate = [], [], trainer._calculate_rewards
+
+    def kept(inputs: Any, prompts: Any, completions: Any, completion_ids: list[list[int]]) -> torch.Tensor:
+        rewards.append(calculate(inputs, prompts, completions, completion_ids))
+        ids.extend(completion_ids)
+        return rewards[-1]
+
+    trainer._calculate_rewards = kept
+    trainer.train()
+    return Drawn(torch.cat(rewards), ids, [row["loss"] for row in trainer.state.log_history if "loss" in row])
+
+
+@pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
+def test_at_fixed_weights_the_roll_outs_have_the_law_of_generate(build, tmp_path):
+    """With an adapter that is not zero, and a learning rate that nearly is."""
+    both = []
+    for name in ("vllm", "transformers"):
+        trainer = build(
+            output_dir=str(tmp_path / name),
+            trainer__use_vllm=name == "vllm",
+            trainer__learning_rate=1e-12,
+            trainer__max_steps=40,
+            trainer__per_device_train_batch_size=32,
+            trainer__num_generations=8,
+            sampling__max_new_tokens=12,
+            sampling__temperature=0.9,
+        )
+        torch.manual_seed(1)
+        for parameter in [p for key, p in trainer.model.named_parameters() if "lora_B" in key]:
+            parameter.data.normal_(std=0.2)
+        both.append(trained(trainer))
+        if name == "vllm":
+            largest = [
+                row["sampling/sampling_logp_difference/max"] for row in trainer.state.log_history if "loss" in row
+            ]
+            assert max(largest) < 1e-3
+    by_vllm, by_generate = both
+    assert len(by_vllm.ids) == 40 * 32
+    values = [stats.ttest_ind(by_vllm.losses, by_generate.losses).pvalue]
+    values += [stats.ks_2samp(*pair).pvalue for pair in zip(by_vllm.rewards.T, by_generate.rewards.T, strict=True)]
+    for of in (len, lambda ids: ids[0], lambda ids: ids[-1]):
+        counts = [Counter(map(of, drawn.ids)) for drawn in both]
+        table = [[count[key] for key in counts[0] | counts[1]] for count in counts]
+        values.append(stats.chi2_contingency(table).pvalue)
+    print(values, [sum(d.losses) / 40 for d in both], [d.rewards.mean(0) for d in both])
+    assert min(values) > NEVER
+    ends = set(trainer.eos_token_ids)
+    assert ends == {3, OTHER_END}
+    for drawn in both:
+        assert not any(ends & set(ids[:-1]) for ids in drawn.ids)
+        assert {ids[-1] for ids in drawn.ids if len(ids) < 12} == ends
+
+
+@pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
+def test_the_reward_rises_as_with_generate(build, tmp_path):
+    rises = []
+    (tmp_path / "rewards.py").write_text(
+        "def vowels(prompts, completions, **_):\n    return [sum(map(c.count, 'aeiou')) / 10 for c in completions]\n"
+    )
+    for name in ("vllm", "transformers"):
+        criterion = {"name": "vowels", "proxy": {"function": f"{tmp_path}/rewards.py:vowels"}, "operator": "bon(2)"}
+        trainer = build(
+            output_dir=str(tmp_path / name),
+            objective__criteria=[criterion],
+            trainer__use_vllm=name == "vllm",
+            trainer__max_steps=15,
+            trainer__per_device_train_batch_size=32,
+            trainer__num_generations=8,
+            trainer__lr_scheduler_type="constant",
+        )
+        rewards = trained(trainer).rewards.reshape(15, 32)
+        print(name, rewards.mean(1), [row.get(METRIC) for row in lines(trainer)])
+        first, last = rewards[:4].flatten(), rewards[-4:].flatten()
+        assert stats.ttest_ind(last, first, alternative="greater").pvalue < NEVER
+        rises.append((last.mean() - first.mean()).item())
+    print(rises)
+    assert rises[0] == pytest.approx(rises[1], rel=0.5)
+
+
+@pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
+def test_all_processes_stop_together_where_one_is_wrong(raw_config, policy, tmp_path):
+    changes = {"policy": {"path": str(policy)}, "world_size": 2, "output_dir": str(tmp_path / "run")}
+    raw_config["trainer"] |= {"use_vllm": True, "learning_rate": 0.02, "max_steps": 4, "per_device_train_batch_size": 4}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**raw_config, **changes}))
+    (tmp_path / "run").mkdir()
+    done = run_python([vllm_script.__file__, file, "1"], num_ranks=2)
+    told = [line for line in done.stdout.splitlines() if " stopped: " in line]
+    print(done.stdout[-3000:], done.stderr[-6000:])
+    assert sorted(line[:10] for line in told) == ["process 0 ", "process 1 "]
+    assert all("step 2: vLLM's log-probabilities of the roll-outs of process 1 differ" in line for line in told)
+    assert told[0][10:] == told[1][10:]
+
+
+@pytest.fixture(scope="module")
+def server(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of a vLLM server of the policy, with TRL's settings."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    told = ["--dtype", "float32", "--enforce-eager", "--logprobs-mode", "processed_logprobs", "--port", str(port)]
+    told += ["--weight-transfer-config", '{"backend": "nccl"}', "--max-model-len", "128", "--max-num-seqs", "64"]
+    own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), *told],
+            env={**os.environ, **own},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        for _ in range(1200):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.1)
+        yield port
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+@pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
+def test_a_server_that_gets_no_weights_is_found(build, server, monkeypatch, tmp_path):
+    settings = {"trainer__vllm_mode": "server", "trainer__vllm_server_base_url": f"http://127.0.0.1:{server}"}
+    with pytest.raises(NotImplementedError, match="needs a CUDA device"):  # what `CPU_FAILURES` names
+        build(**settings, output_dir=str(tmp_path / "refused"))
+    monkeypatch.setattr(vllm_client.VLLMClient, "init_communicator", lambda *_, **__: None)
+    monkeypatch.setattr(vllm_generation.VLLMGeneration, "sync_weights", lambda _: None)
+    trainer = build(**settings, trainer__max_steps=4, sampling__temperature=0.8)
+    assert trainer.vllm_tolerance == FP32
+    with pytest.raises(RunError, match=r"^step 2: vLLM's log-probabilities of the roll-outs differ"):
+        trainer.train()
+    (found,) = [row[METRIC] for row in lines(trainer)]
+    print(found)
+    assert found < 1e-4
