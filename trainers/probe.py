@@ -102,7 +102,7 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 def _trained_dtype(trainer: Any) -> torch.dtype:
     """The coarsest format that takes part in the trainer's forward pass."""
-    formats = [p.dtype for p in trainer.model.parameters()]
+    formats: list[torch.dtype] = [p.dtype for p in trainer.model.parameters()]
     formats += [torch.bfloat16] if trainer.args.bf16 else []
     return max(formats, key=_tolerance)
 

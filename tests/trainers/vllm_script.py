@@ -41,7 +41,7 @@ def on_a_cpu() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(utils, "check_cpu_sgl_kernel", lambda *_: False)
         patch.setattr(plan_module, "can_sync_weights", lambda: True)
         options = {"dtype": "float32", "enforce_eager": True}
-        patch.setattr(vllm_generation, "LLM", lambda **settings: LLM(**{**settings, **options}))
+        patch.setattr(vllm_generation, "LLM", lambda **settings: LLM(**{**options, **settings}))
         yield patch
 
 
