@@ -337,7 +337,7 @@ def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
         return criterion.reward
     remedy, what, done = "give the reward with --spec FILE", repr(part.function or part.kind), "its code is not run"
     if part.judge is not None:
-        what = f"{part.judge.model!r} at {part.judge.url!r}"
+        what = f"{part.judge.model!r} at {', '.join(map(repr, part.judge.urls))}"
         done = f"prompts and the key in {part.judge.api_key_env} are not sent there"
     if criterion.reward.function is not None:
         remedy = f"repeat it with --reward {shlex.quote(criterion.reward.function)}"

@@ -59,7 +59,10 @@ def pool(
     name: Annotated[str | None, typer.Option(help="The policy's name in the file; else its folder's.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or openai (any compatible server).")] = ENGINES[0],
     vllm: VllmOptions = None,
-    url: Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")] = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the server, e.g. http://localhost:8000/v1. Repeat it for several of one model."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The server's name for the model.")] = None,
     api_key_env: Annotated[str, typer.Option(help="Variable with the server's key.")] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
@@ -95,7 +98,7 @@ def pool(
     Example: iama pool big.jsonl --prompts test.jsonl --n 64 --engine openai --url http://localhost:8000/v1 --model big
     """
     local = {"--policy": policy, "--adapter": adapter, "--chat-template": chat_template}
-    _check_engine(engine, local, {"--url": url, "--model": model})
+    _check_engine(engine, local, {"--url": ", ".join(url or []) or None, "--model": model})
     if not 0 < timeout_s < math.inf:
         raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")
     manifest = None if policy is None else manifest_of(policy, adapter)
@@ -116,7 +119,7 @@ def pool(
     order = Order(name, rows, system_prompt, sampling, n, seed)
     if engine == "openai":
         asked = {"timeout_s": timeout_s, "num_retries": num_retries, "concurrency": concurrency}
-        header, draw = _remote(order, url or "", model or "", api_key_env, asked, tuple(leave_out or ()))
+        header, draw = _remote(order, tuple(url or ()), model or "", api_key_env, asked, tuple(leave_out or ()))
     else:
         spec: dict[str, Any] = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
         spec |= {"engine": engine, "vllm": vllm_options(vllm)}
@@ -181,17 +184,17 @@ def _local(order: Order, raw: dict[str, Any], batch_size: int) -> tuple[dict[str
 
 
 def _remote(
-    order: Order, url: str, model: str, api_key_env: str, asked: dict[str, Any], leave_out: tuple[str, ...]
+    order: Order, urls: tuple[str, ...], model: str, api_key_env: str, asked: dict[str, Any], leave_out: tuple[str, ...]
 ) -> tuple[dict[str, Any], Draw]:
-    """Header and draw of a server's model, which is known by its name and address only."""
+    """Header and draw of a model on servers, which is known by its name and their addresses only."""
     from iama.config.specs import LAW
     from iama.rewards.remote import Endpoint
     from inference.pools.engines import openai_draw
     from inference.pools.fill import engine_header
 
     source = "--engine openai"
-    endpoint = Endpoint(url, model, api_key_env, **asked, source=source, leave_out=leave_out, setting=_flag)
-    policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {url}"}
+    endpoint = Endpoint(urls, model, api_key_env, **asked, source=source, leave_out=leave_out, setting=_flag)
+    policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {', '.join(sorted(urls))}"}
     settings = (order.system_prompt, "openai", order.sampling, order.num_samples, order.seed)
     draw = openai_draw(endpoint, order.sampling, order.num_samples, order.seed, order.system_prompt)
     return engine_header(policy, *settings, left_out=[name for name in leave_out if name in LAW]), draw

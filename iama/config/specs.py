@@ -109,8 +109,8 @@ _KEY_LIKE = re.compile(r"(?=.*[0-9])(?=.*[a-z]).{20}")  # as no variable is name
 class JudgeSpec(Strict):
     """A language model that judges, behind an OpenAI-compatible endpoint."""
 
-    url: str
-    """Address of the endpoint, e.g. http://localhost:8000/v1."""
+    url: str | tuple[str, ...]
+    """Address of the endpoint, e.g. http://localhost:8000/v1; a list: of several servers of the same model."""
     model: str
     prompt_file: str
     """Text with {prompt} and {completion}; pairwise with {prompt}, {first} and {second}."""
@@ -157,9 +157,17 @@ class JudgeSpec(Strict):
                 )
         return self
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Addresses of the servers."""
+        return (self.url,) if isinstance(self.url, str) else self.url
+
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
-        check_no_secret(self.url, self.api_key_env)
+        if not self.urls:
+            raise ValueError("url lists no server; write one like http://localhost:8000/v1")
+        for url in self.urls:
+            check_no_secret(url, self.api_key_env)
         return self
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -39,7 +38,7 @@ from inference.evaluation.sources import Source
 from inference.pools.engines import local_draw
 from inference.pools.fill import fill_pool
 from inference.pools.journal import digest
-from inference.pools.score import PoolScores, alone_at, reward_key, score_pool
+from inference.pools.score import KnownScores, PoolScores, alone_at, reward_key, score_pool
 from inference.samplers.serve import needs_target, quantile_of
 
 
@@ -171,7 +170,7 @@ def _scores(work: _Work, measured: Measured) -> None:
     for spec, name in work.plan.rewards.items():
         judged = [s for s in work.plan.sources if set(s.criteria) & set(_criteria_of(work.config, spec))]
         advance = add_bar(work.progress, f"scoring {name}", "prompts", len(work.indices) * len(judged))
-        known: dict[tuple[str, str], Any] = {}
+        known = KnownScores() if len(judged) > 1 else None
         for source in judged:
             pool = measured.pools[source.name]
             if source.stored is not None:
@@ -188,7 +187,12 @@ def _beginning(pool: Pool, num_samples: int) -> Pool:
 
 
 def _score(
-    work: _Work, pool: Pool, source: Source, spec: RewardSpec, known: dict[Any, Any], advance: Callable[[int], None]
+    work: _Work,
+    pool: Pool,
+    source: Source,
+    spec: RewardSpec,
+    known: KnownScores | None,
+    advance: Callable[[int], None],
 ) -> PoolScores:
     reward = None if spec.column is not None else work.reward(spec)
     journal = work.folder / "scores" / f"{source.file_name}.{reward_key(spec)[:12]}.jsonl"
@@ -231,5 +235,5 @@ def _answer_round(
         return pool, None
     journal = work.folder / "scores" / f"{stem}.{reward_key(criterion.gold)[:12]}.jsonl"
     with alone_at(journal, criterion.gold):
-        scores = score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, {}, lambda _: None)
+        scores = score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, None, lambda _: None)
     return pool, scores.values_PS

@@ -231,6 +231,28 @@ def test_a_server_fills_a_pool(run, tiny, tmp_path, openai_server):
     assert "holds other samples (num_samples was 3, is 4)" in err
 
 
+@pytest.mark.filterwarnings("default::iama.errors.IamaWarning")
+def test_several_servers_fill_one_pool(run, tmp_path, openai_server):
+    """One dies in the middle; the pool is the one that a single server fills, in whatever order it names them."""
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{i}?"}) + "\n" for i in range(12)))
+    openai_server.answer = lambda body: [f"{body['prompt']} {body['seed']} {i}" for i in range(body["n"])]
+    asked = ("--prompts", tmp_path / "prompts.jsonl", "--n", 3, "--engine", "openai", "--model", "m")
+    assert run("pool", tmp_path / "one.jsonl", *asked, "--url", openai_server.url)[0] == 0
+    with OpenAIServer(openai_server.answer) as other:
+        other.dies_at = 3
+        urls = ["--url", openai_server.url, "--url", other.url]
+        code, _, err = run("pool", tmp_path / "two.jsonl", *asked, *urls)
+        assert (code, err.count(f"warning: --engine openai: the model 'm' at '{other.url}' gave no answer")) == (0, 1)
+        one, two = (read_pool(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
+        assert {p.prompt_id: p.samples for p in two.prompts} == {p.prompt_id: p.samples for p in one.prompts}
+        assert len(two.prompts) == 12
+        addresses = ", ".join(sorted([openai_server.url, other.url]))
+        assert two.header["policy"]["fingerprint"] == f"m at {addresses}"
+        assert run("pool", tmp_path / "two.jsonl", *asked, *urls[2:], *urls[:2])[0] == 0
+    code, _, err = run("pool", tmp_path / "x.jsonl", *asked, *urls[:2], *urls[:2])
+    assert (code, "is given twice" in err) == (2, True)
+
+
 def test_what_is_left_to_the_server_stands_in_the_header(run, tmp_path, openai_server):
     """A pool of another law is another pool: it is neither drawn unasked nor continued under the old header."""
     openai_server.mood = MOODS["no temperature"]
