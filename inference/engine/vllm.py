@@ -14,17 +14,15 @@ from typing import Any
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
-from iama.errors import ConfigError, ModelError
+from iama.errors import ModelError
 from iama.models.generation import check_generation_config
 from iama.models.loading import LIBRARY_ERRORS
-from iama.models.vllm import close_llm, import_vllm, llm_settings, open_llm
+from iama.models.vllm import check_sampling, close_llm, import_vllm, llm_settings, open_llm
 from inference.engine.policy import AnyPolicy, VllmPolicy, load_policy, read_policy_files, resolve_paths
 from inference.engine.random_streams import stream_keys
 from inference.engine.responses import Ends, Response, check_fit, response_text
 from inference.engine.vocabulary import end_tokens
 
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
-"""vLLM raises lower ones to the former, and takes none above the latter."""
 ROWS_AT_ONCE = 2048
 """Samples that vLLM is given together, so many as a kill can cost."""
 
@@ -58,20 +56,6 @@ def open_policy(name: str, spec: PolicySpec, sampling: Sampling) -> Iterator[Any
         yield policy
     finally:
         close_llm(policy.llm)
-
-
-def check_sampling(sampling: Sampling, source: str = "engine: vllm") -> None:
-    """Raise `ConfigError` for sampling that vLLM would change."""
-    if not LOWEST_TEMPERATURE <= sampling.temperature <= HIGHEST_TEMPERATURE:
-        raise ConfigError(
-            f"{source}: sampling.temperature {sampling.temperature:g} is outside {LOWEST_TEMPERATURE:g} to "
-            f"{HIGHEST_TEMPERATURE:g}, and vLLM would raise or refuse it; use the transformers engine"
-        )
-    if sampling.min_p > 0 and sampling.top_p < 1:
-        raise ConfigError(
-            f"{source}: sampling.min_p {sampling.min_p:g} beside sampling.top_p {sampling.top_p:g}: vLLM applies min_p "
-            "first, which is another law; drop one of them, or use the transformers engine"
-        )
 
 
 def vllm_seeds(seed: int, keys: Sequence[int]) -> list[int]:

@@ -15,11 +15,10 @@ from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, RunError
 from iama.files import check_folder
-from iama.models.vllm import check_vllm
+from iama.models.vllm import check_sampling, check_vllm
 from iama.prompts.data import PromptRows, read_prompts
 from iama.reading import read_object
 from inference.engine.responses import check_fit
-from inference.engine.vllm import check_sampling
 from inference.evaluation.dials import Dial, read_dials, with_dials
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.sources import Reading, Source, Variant, prompts_by_id, read_variants, sources_of, stored_rows

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
-from iama.models.vllm import check_vllm, close_llm
+from iama.models.vllm import check_sampling, check_vllm, close_llm
 from iama.prompts.conversations import render_prompts
 from iama.prompts.data import PromptRows, with_system_prompt
 from iama.prompts.render import Prompt
@@ -18,7 +18,7 @@ from inference.engine.decode import iter_decode
 from inference.engine.policy import load_policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response
-from inference.engine.vllm import check_sampling, iter_vllm, load_vllm_policy
+from inference.engine.vllm import iter_vllm, load_vllm_policy
 from inference.pools.file import prompt_ids
 from inference.pools.journal import digest
 

@@ -22,11 +22,12 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.config.specs import Sampling
+from iama.models.vllm import check_sampling
 from inference.engine.batches import charge
 from inference.engine.policy import VllmPolicy
 from inference.engine.random_streams import uniforms
 from inference.engine.responses import Ends
-from inference.engine.vllm import check_sampling, outputs_of, vllm_arguments
+from inference.engine.vllm import outputs_of, vllm_arguments
 from inference.engine.vocabulary import end_tokens
 from inference.samplers.segments import Proposal, SegmentRequest, SegmentRule
 
