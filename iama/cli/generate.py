@@ -167,19 +167,22 @@ def _answer(
 def _answer_by_vllm(
     base: PolicySpec, spec: RewardSpec | None, method: Method, sampling: Sampling, prompt: str, plain: bool, seed: int
 ) -> tuple[Completion, Method, Cost | None, float | None]:
-    """The same with the policy in vLLM, which serves what needs no target to be measured."""
+    """The same with the policy in vLLM."""
     from iama.models.vllm import close_llm
     from iama.rewards.load import load_reward
     from inference.engine.vllm import load_vllm_policy
-    from inference.samplers.serve import check_vllm_serves, serve
+    from inference.samplers.serve import check_vllm_serves, serve, with_target
 
     check_vllm_serves(method, "--engine vllm")
     loaded = load_vllm_policy("--policy", base, sampling)
     try:
         scorer = None if spec is None else load_reward("--reward", spec)
         asked = _asked(loaded, prompt, plain)
+        calibration = None
+        if scorer is not None:
+            method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
         completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
-        return completion, method, None, _spread(scorer, asked, completion)
+        return completion, method, calibration, _spread(scorer, asked, completion)
     finally:
         close_llm(loaded.llm)
 

@@ -128,6 +128,27 @@ def iter_vllm(
             chunk = []
 
 
+class VllmPrompts:
+    """Sampling in rounds by vLLM: sample `i` of a prompt is asked for with one seed, whatever the rounds."""
+
+    def __init__(
+        self, policy: VllmPolicy, prompts_ids: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]
+    ) -> None:
+        self._policy, self._prompts_ids, self._sampling, self._seeds = policy, prompts_ids, sampling, seeds
+
+    def draw(self, indices: Sequence[int], first: int, number: int) -> dict[int, tuple[list[Response], Cost]]:
+        """Samples `first` to `first + number - 1` of some prompts, by index, and what they cost.
+
+        A prompt counts in every round, since vLLM may read it anew.
+        """
+        ids, seeds = [self._prompts_ids[i] for i in indices], [self._seeds[i] + first for i in indices]
+        drawn = iter_vllm(self._policy, ids, number, self._sampling, seeds)
+        return {indices[place]: (responses, cost) for place, responses, cost in drawn}
+
+    def let_go(self, indices: Sequence[int]) -> None:
+        """Nothing is held."""
+
+
 def _cost(num_prompt_tokens: int, rows: Sequence[_Row], seconds: float) -> Cost:
     """Of a prompt's samples, decoded side by side in `seconds` each."""
     return Cost(

@@ -27,7 +27,7 @@ from iama.errors import ConfigError, DataError, IamaWarning
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.next_token import entropy
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, Policy
 from inference.engine.random_streams import Keys, stream_keys, uniforms
 from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import draw, score
@@ -129,7 +129,7 @@ def rejection_settings(
 
 
 def calibrate_target(
-    policy: Policy,
+    policy: AnyPolicy,
     reward: Reward,
     prompts: Sequence[Prompt],
     sampling: Sampling,
@@ -153,7 +153,7 @@ def calibrate_target(
 
 
 def calibration_rewards(
-    policy: Policy,
+    policy: AnyPolicy,
     reward: Reward,
     prompts: Sequence[Prompt],
     sampling: Sampling,

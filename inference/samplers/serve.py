@@ -151,11 +151,11 @@ def serve(
     read = read_method(method) if isinstance(method, str) else method
     if isinstance(policy, VllmPolicy):
         check_vllm_serves(read, f"policy {policy.name!r}")
-        return SelectionSampler(policy, reward, served_of(read), sampling, batch_size)
     if read.is_stopped:
         return StoppedSampler(policy, reward, stopped_of(read), sampling, batch_size)
     if not read.is_guided:
         return SelectionSampler(policy, reward, served_of(read), sampling, batch_size)
+    assert not isinstance(policy, VllmPolicy), "check_vllm_serves refuses guided methods"
     entry = _entry(read)
     settings = _validated(read, entry, sampling)
     if reward is None:
@@ -178,8 +178,8 @@ def check_served(method: Method, sampling: Sampling) -> None:
 
 
 def check_vllm_serves(method: Method, source: str) -> None:
-    """Raise `ConfigError` for a method that reads or steers the policy token by token, or draws in rounds."""
-    if method.is_guided or method.is_stopped:
+    """Raise `ConfigError` for a method that reads or steers the policy token by token."""
+    if method.is_guided:
         raise ConfigError(
             f"{source}: method {method.text!r} needs this package's own engine; write engine: transformers, or a "
             "method that selects among whole samples, e.g. bon(8)"
@@ -329,7 +329,7 @@ def at_dial(method: Method, value: float | str) -> Method:
 
 
 def with_target(
-    policy: Policy, reward: Reward, method: Method, prompts: Sequence[Prompt], sampling: Sampling, seed: int
+    policy: AnyPolicy, reward: Reward, method: Method, prompts: Sequence[Prompt], sampling: Sampling, seed: int
 ) -> tuple[Method, Cost]:
     """A method with a target or threshold, and what it cost to measure a missing one on these prompts.
 
