@@ -34,11 +34,12 @@ VLLM_TORCH := $(shell grep '^torch==' constraints-vllm.txt)
 
 install-vllm: $(VLLM_STAMP) ## make .venv-vllm: vLLM for CPU hosts with the versions that it wants
 
-# torch's CPU build first, from where pip is configured to look or else from PyTorch's own index; PyPI has the CUDA one.
+# torch's CPU build comes first. PyPI has the CUDA one alone: where pip does not look further, PIP_EXTRA_INDEX_URL names
+# PyTorch's own index of CPU builds.
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps '$(VLLM_TORCH)' || $(VLLM_VENV)/bin/python -m pip install \
-	  --quiet --no-deps --index-url https://download.pytorch.org/whl/cpu '$(VLLM_TORCH)'
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps '$(VLLM_TORCH)' || \
+	  { echo "pip finds no $(VLLM_TORCH): set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds" >&2; exit 1; }
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -r constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
