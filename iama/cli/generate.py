@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from iama.config.methods import Method
     from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import AnyPolicy
     from inference.samplers.base import Completion
 
 
@@ -146,59 +143,24 @@ def _answer(
 
     with Console(stderr=True).status("loading and sampling"):
         from iama.rewards.load import load_reward
-        from inference.samplers.serve import check_served, serve
+        from inference.engine.vllm import opened_policy
+        from inference.samplers.serve import check_served, check_vllm_serves, serve, with_target
 
         check_served(method, sampling)  # before anything is loaded
         if base.engine == "vllm":
-            return _answer_by_vllm(base, spec, method, sampling, prompt, plain, seed)
-        from inference.engine.policy import load_policy
-        from inference.samplers.serve import with_target
-
-        loaded = load_policy("--policy", base, sampling)
-        scorer = None if spec is None else load_reward("--reward", spec)
-        asked = _asked(loaded, prompt, plain)
-        calibration = None
-        if scorer is not None:
-            method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
-        completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
-        return completion, method, calibration, _spread(scorer, asked, completion)
-
-
-def _answer_by_vllm(
-    base: PolicySpec, spec: RewardSpec | None, method: Method, sampling: Sampling, prompt: str, plain: bool, seed: int
-) -> tuple[Completion, Method, Cost | None, float | None]:
-    """The same with the policy in vLLM."""
-    from iama.models.vllm import close_llm
-    from iama.rewards.load import load_reward
-    from inference.engine.vllm import load_vllm_policy
-    from inference.samplers.serve import check_vllm_serves, serve, with_target
-
-    check_vllm_serves(method, "--engine vllm")
-    loaded = load_vllm_policy("--policy", base, sampling)
-    try:
-        scorer = None if spec is None else load_reward("--reward", spec)
-        asked = _asked(loaded, prompt, plain)
-        calibration = None
-        if scorer is not None:
-            method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
-        completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
-        return completion, method, calibration, _spread(scorer, asked, completion)
-    finally:
-        close_llm(loaded.llm)
-
-
-def _asked(policy: AnyPolicy, prompt: str, plain: bool) -> Prompt:
-    """The prompt as a message, where the policy's template reads messages."""
-    chat = policy.tokenizer.chat_template is not None and not plain
-    return [{"role": "user", "content": prompt}] if chat else prompt
-
-
-def _spread(scorer: Reward | None, asked: Prompt, completion: Completion) -> float | None:
-    """How far an ensemble's members disagree on the completion; None for any other reward."""
-    if scorer is None or not scorer.members:
-        return None
-    (spread,) = scorer.disagreement([asked], [completion.text], {})
-    return spread
+            check_vllm_serves(method, "--engine vllm")
+        with opened_policy("--policy", base, sampling) as loaded:
+            scorer = None if spec is None else load_reward("--reward", spec)
+            chat = loaded.tokenizer.chat_template is not None and not plain
+            asked = [{"role": "user", "content": prompt}] if chat else prompt
+            calibration = None
+            if scorer is not None:
+                method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
+            completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
+        spread = None
+        if scorer is not None and scorer.members:
+            (spread,) = scorer.disagreement([asked], [completion.text], {})
+        return completion, method, calibration, spread
 
 
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,8 @@ from iama.cost import Cost
 from iama.errors import ConfigError, ModelError
 from iama.models.generation import check_generation_config
 from iama.models.loading import LIBRARY_ERRORS
-from iama.models.vllm import import_vllm, llm_settings, open_llm
-from inference.engine.policy import VllmPolicy, read_policy_files, resolve_paths
+from iama.models.vllm import close_llm, import_vllm, llm_settings, open_llm
+from inference.engine.policy import AnyPolicy, VllmPolicy, load_policy, read_policy_files, resolve_paths
 from inference.engine.random_streams import stream_keys
 from inference.engine.responses import Ends, Response, check_fit, response_text
 from inference.engine.vocabulary import end_tokens
@@ -31,7 +32,7 @@ ROWS_AT_ONCE = 2048
 def load_vllm_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPolicy:
     """Open a policy in vLLM, with its adapter beside the base; raises as `load_policy` and `check_sampling` do.
 
-    Whoever opens it closes it (`iama.models.vllm.close_llm`).
+    Whoever opens it closes it (`iama.models.vllm.close_llm`); `opened_policy` does both.
     """
     source = f"policy {name!r}"
     check_sampling(sampling)
@@ -43,6 +44,19 @@ def load_vllm_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPol
     llm = open_llm(base, source, settings)
     lora = vllm.lora.request.LoRARequest(name, 1, adapter) if adapter else None
     return VllmPolicy(name, llm, tokenizer, ends, context_length, lora)
+
+
+@contextmanager
+def opened_policy(name: str, spec: PolicySpec, sampling: Sampling) -> Iterator[AnyPolicy]:
+    """A policy on the engine that its specification names; vLLM is closed behind it."""
+    if spec.engine == "transformers":
+        yield load_policy(name, spec, sampling)
+        return
+    policy = load_vllm_policy(name, spec, sampling)
+    try:
+        yield policy
+    finally:
+        close_llm(policy.llm)
 
 
 def check_sampling(sampling: Sampling, source: str = "engine: vllm") -> None:
