@@ -32,8 +32,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.specs import PromptsSpec, Sampling
     from inference.pools.engines import Draw
 
-LOCAL_ENGINES = ("transformers", "vllm")
-ENGINES = (*LOCAL_ENGINES, "openai")
+ENGINES = ("transformers", "vllm", "openai")
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ def pool(
     Example: iama pool big.jsonl --prompts test.jsonl --n 64 --engine openai --url http://localhost:8000/v1 --model big
     """
     local = {"--policy": policy, "--adapter": adapter, "--chat-template": chat_template}
+    local |= {"--vllm": " ".join(vllm or []) or None}
     _check_engine(engine, local, {"--url": ", ".join(url or []) or None, "--model": model})
     if not 0 < timeout_s < math.inf:
         raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")

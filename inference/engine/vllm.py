@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 2048
 def load_vllm_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPolicy:
     """Open a policy in vLLM, with its adapter beside the base; raises as `load_policy` and `check_sampling` do.
 
-    Whoever opens it closes it (`iama.models.vllm.close_llm`).
+    Whoever opens it closes it (`iama.models.vllm.close_llm`); `opened_policy` does both.
     """
     source = f"policy {name!r}"
     check_sampling(sampling)

@@ -15,7 +15,7 @@ from iama.prompts.render import Prompt
 from iama.rewards.judge import num_tokens
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint
 from inference.engine.decode import iter_decode
-from inference.engine.policy import load_policy
+from inference.engine.policy import VllmPolicy, load_policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response
 from inference.engine.vllm import iter_vllm, load_vllm_policy
@@ -159,8 +159,8 @@ def vllm_draw(
     check_sampling(sampling)
 
     def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
-        policy = load_vllm_policy(policy_name, spec, sampling)
-        try:
+        with opened_policy(policy_name, spec, sampling) as policy:
+            assert isinstance(policy, VllmPolicy)
             ids = prompts_ids or render_prompts(
                 policy.tokenizer,
                 [with_system_prompt(row["prompt"], system_prompt) for row in rows],
@@ -172,8 +172,6 @@ def vllm_draw(
             wanted = [ids[i] for i in indices]
             for place, responses, cost in iter_vllm(policy, wanted, num_samples, sampling, seeds):
                 yield indices[place], responses, cost, False
-        finally:
-            close_llm(policy.llm)
 
     return draw
 

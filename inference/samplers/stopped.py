@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 from iama.config.specs import Sampling
 from iama.cost import Cost
@@ -21,6 +21,9 @@ from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import score
 from inference.selection.rules import select
 from inference.selection.stopping import Stopped
+
+Held: TypeAlias = HeldPrompts | VllmPrompts
+"""Prompts that are drawn from in rounds."""
 
 
 @dataclass
