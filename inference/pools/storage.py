@@ -11,10 +11,11 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 
 from iama.errors import DataError
 from iama.files import absent
@@ -78,7 +79,7 @@ def parsed_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[str, dict
             yield f"{path}:{number}", read_line(line, path, number)
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: BufferedReader) -> str:
     return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 

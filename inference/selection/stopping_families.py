@@ -193,8 +193,8 @@ class ByDraws:
         counts = np.bincount(cells, minlength=num_sequences * (num_levels + 1)).reshape(num_sequences, num_levels + 1)
         going_on = counts[:, :0:-1].cumsum(axis=1)[:, ::-1]
         last_PRL = going_on.reshape(num_prompts, num_orders, num_levels)
-        kept_KPRL = np.stack([np.take_along_axis(best_PRN, last_PRL, axis=2) for best_PRN in self._orders.best_KPRN])
-        return 1.0 + last_PRL.mean(axis=1)[:, place], kept_KPRL.mean(axis=2)[:, :, place]
+        kept_KPL = [np.take_along_axis(best_PRN, last_PRL, axis=2).mean(axis=1) for best_PRN in self._orders.best_KPRN]
+        return 1.0 + last_PRL.mean(axis=1)[:, place], np.stack(kept_KPL)[:, :, place]
 
     def text(self, level: float) -> str | None:
         """As `Family` says."""
