@@ -40,18 +40,16 @@ def small(num_samples=3):
     return Pool({**HEADER, "num_samples": num_samples}, prompts)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(pools())
 def test_every_form_holds_the_same_pool(tmp_path_factory, pool):
     folder = tmp_path_factory.mktemp("pool")
-    write_pool(folder / "first.jsonl", pool)
     before = pool
     for number, ending in enumerate((*ENDINGS[1:], ".jsonl")):  # each from what the one before it holds
         path = folder / f"{number}{ending}"
         write_pool(path, before)
         before = read_pool(path)
         assert before == pool
-    assert path.read_bytes() == (folder / "first.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -61,6 +59,9 @@ def test_a_form_is_written_alike_every_time_and_keeps_odd_characters(tmp_path, e
         write_pool(tmp_path / f"{name}{ending}", pool)
     assert (tmp_path / f"a{ending}").read_bytes() == (tmp_path / f"b{ending}").read_bytes()
     assert read_pool(tmp_path / f"a{ending}") == pool
+    write_pool(tmp_path / "first.jsonl", pool)
+    write_pool(tmp_path / "last.jsonl", read_pool(tmp_path / f"a{ending}"))
+    assert (tmp_path / "last.jsonl").read_bytes() == (tmp_path / "first.jsonl").read_bytes()
     assert merge_pools([tmp_path / f"a{ending}"]).prompts == pool.prompts
 
 
@@ -95,12 +96,17 @@ def test_a_changed_byte_is_noticed_where_there_are_checksums(tmp_path, ending):
     path, pool = tmp_path / f"pool{ending}", small()
     write_pool(path, pool)
     data = bytearray(path.read_bytes())
-    for place in range(20, 400 if ending == ".parquet" else len(data) - 8, 11):
+    places = range(20, min(len(data), 800) - 8, 11)
+    num_told = 0
+    for place in places:
         data[place] ^= 0x55
         path.write_bytes(data)
-        with pytest.raises(DataError):
-            read_pool(path)
+        try:
+            assert read_pool(path) == pool  # the byte decides nothing, such as one of the statistics beside a column
+        except DataError:
+            num_told += 1
         data[place] ^= 0x55
+    assert num_told > len(places) / 2
 
 
 @pytest.mark.parametrize(
