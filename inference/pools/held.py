@@ -16,12 +16,14 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iama.arrays import Floats, Indices
+from iama.files import writing
 from inference.engine.responses import KeptSamples, Pool, PooledPrompt, Response
 
 IN_MEMORY = 32 << 20
@@ -37,7 +39,7 @@ Counts: TypeAlias = NDArray[np.signedinteger[Any]]
 class Spool:
     """Records in a temporary file without a name, which this process alone reads and which goes with it.
 
-    The records are this process's own, so `marshal` may read them.
+    The records are this process's own, so `marshal` may read them. Raises `RunError` where the folder is full.
     """
 
     def __init__(self) -> None:
@@ -49,8 +51,9 @@ class Spool:
     def put(self, value: Any) -> tuple[int, int]:
         """Keep a value of plain Python types; returns where it lies."""
         data = zlib.compress(marshal.dumps(value), 1)
-        self._file.seek(self._end)
-        self._file.write(data)
+        with writing(Path(tempfile.gettempdir())):
+            self._file.seek(self._end)
+            self._file.write(data)
         place = self._end, len(data)
         self._end += len(data)
         return place

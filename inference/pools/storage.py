@@ -40,6 +40,11 @@ def is_plain(path: Path) -> bool:
     return path.suffix not in ENDINGS
 
 
+def unfinished(path: Path) -> Path:
+    """The plain file that samples are appended to, until a file that can only be written whole has all of them."""
+    return path.with_name(f"{path.name}.unfinished.jsonl")
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a pool file, with every field of `Header`."""
     with opened(path, digested=False) as contents:
@@ -55,6 +60,11 @@ def file_digest(path: Path) -> str:
 @contextmanager
 def opened(path: Path, *, digested: bool = True) -> Iterator[Contents]:
     """Read a pool file; raises `DataError` for a damaged one, also while its rows are read."""
+    if not path.is_file() and unfinished(path).is_file():
+        raise DataError(
+            f"pool file {str(path)!r} is not finished, what there is of it lies in {unfinished(path)}; run again what "
+            "writes it"
+        )
     if not path.is_file():
         raise DataError(f"pool file {str(path)!r} {absent(path)}; `iama pool` makes one")
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 from dataclasses import replace
@@ -17,11 +18,14 @@ from iama.cost import Cost
 from iama.errors import DataError, IamaWarning, RunError
 from iama.rewards.load import load_reward
 from inference.engine.responses import Pool, PooledPrompt, Response
+from inference.pools import file as pools_file
+from inference.pools import held as pools_held
 from inference.pools.file import merge_pools, read_pool, write_pool
-from inference.pools.fill import fill_pool, unfinished
+from inference.pools.fill import fill_pool
 from inference.pools.format import full_header
 from inference.pools.held import Holder, Spool, held, table_of
 from inference.pools.score import add_column
+from inference.pools.storage import unfinished
 from tests.inference.pools.test_pool_file import HEADER, pools
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -201,6 +205,10 @@ def test_a_file_that_is_written_whole_goes_on_where_it_was(tmp_path, ending):
     with pytest.raises(KilledError):
         fill_pool(path, header, rows, draw_until(1), lambda _: None)
     assert not path.exists()
+    with pytest.raises(
+        DataError, match=r"is not finished, what there is of it lies in .*\.unfinished\.jsonl; run again"
+    ):
+        read_pool(path)
     with unfinished(path).open("a", encoding="utf-8") as file:
         file.write('{"prompt_id": "torn", "pro')
     pool = fill_pool(path, header, rows, draw_until(None), lambda _: None)
@@ -243,6 +251,23 @@ def test_held_samples_are_read_like_a_tuple(tmp_path):
     assert kept == samples
     kept[0].scores["mine"] = 1.0  # of a copy
     assert kept == samples
+
+
+def test_many_texts_go_into_a_file_that_is_closed_with_its_pool(tmp_path, monkeypatch):
+    monkeypatch.setattr(pools_held, "IN_MEMORY", 100)
+    monkeypatch.setattr(pools_file, "_TOGETHER", 3000)  # bytes that wait: chunks of a few samples
+    write_pool(tmp_path / "pool.jsonl", small(40))
+    pool = read_pool(tmp_path / "pool.jsonl")
+    assert pool == small(40)
+    first, *others = pool.prompts
+    spool = first.samples._spool
+    assert spool._file._rolled
+    del pool, first, others
+    assert not spool._file.closed
+    file = spool._file
+    del spool
+    gc.collect()
+    assert file.closed
 
 
 def test_tables_say_what_the_samples_do():
