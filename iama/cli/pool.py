@@ -49,7 +49,12 @@ class Order:
 
 @app.command(short_help="Sample many completions of every prompt into a file.")
 def pool(
-    out: Annotated[Path, typer.Argument(help="Pool file to write; one that a kill left unfinished is completed.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="Pool file to write (.jsonl, .jsonl.gz, .jsonl.zst, .parquet). What a kill left is completed."
+        ),
+    ],
     prompts: Annotated[str, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a dataset (org/name).")],
     n: Annotated[int, typer.Option(help="Samples a prompt.", min=1)],
     policy: Annotated[str | None, typer.Option(help="Model directory, or an exported adapter.")] = None,
