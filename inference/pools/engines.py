@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, ModelError
+from iama.machines import Spread, Work
 from iama.prompts.conversations import render_prompts
 from iama.prompts.data import PromptRows, with_system_prompt
 from iama.prompts.render import Prompt
@@ -39,6 +41,27 @@ ROWS_AT_ONCE = 2048
 """Samples that vLLM is given together, so many as a kill can cost."""
 
 
+def spread_draw(spread: Spread, begin: Callable[[], Draw]) -> Draw:
+    """Draw with an engine that `begin` makes, wherever `spread` does it."""
+
+    def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
+        for _, drawn in spread(partial(_drawing, begin, rows), indices):
+            yield drawn
+
+    return draw
+
+
+def _drawing(begin: Callable[[], Draw], rows: PromptRows) -> Work[int, tuple[int, list[Response], Cost, bool]]:
+    draw = begin()
+
+    def work(indices: Sequence[int]) -> Iterator[tuple[int, tuple[int, list[Response], Cost, bool]]]:
+        places = {index: place for place, index in enumerate(indices)}
+        for drawn in draw(rows, indices):
+            yield places[drawn[0]], drawn
+
+    return work
+
+
 def request_seed(seed: int, prompt_id: str) -> int:
     """A prompt's seed: 31 bits, so that repeated prompts and other seeds get other samples."""
     return int(digest([seed, prompt_id])[:8], 16) >> 1
@@ -57,13 +80,14 @@ def transformers_draw(
     batch_size: int,
     prompts_ids: Sequence[Sequence[int]] | None = None,
 ) -> Draw:
-    """Draw with the engine of `inference.engine.decode`; the policy is loaded when something is drawn.
+    """Draw with the engine of `inference.engine.decode`; the policy is loaded at the first draw.
 
     `prompts_ids` are the token ids of all rows' prompts, where they are known already.
     """
+    loaded = cache(partial(load_policy, policy_name, spec, sampling))
 
     def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
-        policy = load_policy(policy_name, spec, sampling)
+        policy = loaded()
         ids = prompts_ids or render_prompts(
             policy.tokenizer,
             [with_system_prompt(row["prompt"], system_prompt) for row in rows],

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,8 +20,10 @@ from iama.arrays import Floats, Integers
 from iama.config.specs import MAX_SCORE, RewardSpec
 from iama.errors import RewardError, RunError
 from iama.files import check_rewritable, locked
+from iama.machines import Work
 from iama.models.fingerprint import fingerprint
 from iama.reading import read_text
+from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
 from inference.engine.responses import Pool, PooledPrompt
 from inference.engine.reward_rows import num_common, reads_in_pieces
@@ -66,12 +68,11 @@ def score_pool(
     and of ensembles of these alone, are kept in `journal`, one line a prompt, which nobody else may be writing. A
     prompt that lacks a score is not kept, so that it can be asked for again. A function's are computed afresh, since
     no hash could tell whether the code that it calls has changed. A `column` is read from the samples and needs no
-    reward. Raises `RewardError`.
+    reward, nor does a journal that holds all scores (`score_elsewhere`). Raises `RewardError`.
     """
     if spec.column is not None:
         advance(len(pool.prompts))
         return _stored_scores(pool, spec)
-    assert reward is not None
     is_kept = _is_kept(spec)
     key_of_reward, lines = reward_key(spec), read_lines(journal) if is_kept else {}
     scored: list[list[TextScore]] = []
@@ -95,10 +96,59 @@ def score_pool(
         prompt_tokens_P=np.asarray([min(s.num_shared for s in row) for row in scored], dtype=np.int64),
         seconds_P=np.asarray([_seconds(p, row) for p, row in zip(pool.prompts, scored, strict=True)]),
         num_calls=num_calls,
-        calls_per_text=reward.num_calls,
+        calls_per_text=len(spec.parts) if reward is None else reward.num_calls,
         flops_PS=_of_ensemble(scored, "flops"),
         disagreement_PS=_of_ensemble(scored, "disagreement"),
     )
+
+
+Unscored: TypeAlias = tuple[PooledPrompt, list[str]]
+"""A prompt, without its samples, and texts of it."""
+
+
+def score_elsewhere(
+    pool: Pool,
+    spec: RewardSpec,
+    journal: Path,
+    known: Mapping[tuple[str, str], TextScore],
+    score: Work[Unscored, list[TextScore]],
+    advance: Callable[[int], None],
+) -> None:
+    """Bring the journal of a reward that is a model up to the pool; `score_pool` then reads all scores from it.
+
+    `score` gives the scores of texts of many prompts. Lines are those that `score_pool` would have written.
+    """
+    key_of_reward, lines = reward_key(spec), read_lines(journal)
+    todo: list[tuple[str, PooledPrompt, list[str], list[str]]] = []
+    for prompt in pool.prompts:
+        distinct = list(dict.fromkeys(sample.text for sample in prompt.samples))
+        key = digest([key_of_reward, prompt.prompt, prompt.columns, distinct])
+        if key not in lines:
+            fresh = [text for text in distinct if (prompt.prompt_id, text) not in known]
+            todo.append((key, prompt, distinct, fresh))
+    advance(len(pool.prompts) - len(todo))
+    for place, scores in score([(replace(prompt, samples=()), fresh) for _, prompt, _, fresh in todo]):
+        key, prompt, distinct, fresh = todo[place]
+        new = dict(zip(fresh, scores, strict=True))
+        merged = [new[text] if text in new else known[prompt.prompt_id, text] for text in distinct]
+        append_line(journal, as_line(key, prompt.prompt_id, merged, len(fresh)))
+        advance(1)
+
+
+def scoring(name: str, spec: RewardSpec, key: str) -> Work[Unscored, list[TextScore]]:
+    """Scores by a reward that is a model, which is loaded here; raises `RewardError` where its key is not `key`."""
+    if reward_key(spec) != key:
+        raise RewardError(
+            f"reward {name!r}: {spec.model!r} holds other files here than where the run was started; copy them to "
+            "every node, or share the file system"
+        )
+    reward = load_reward(name, spec)
+
+    def work(items: Sequence[Unscored]) -> Iterator[tuple[int, list[TextScore]]]:
+        for place, (prompt, texts) in enumerate(items):
+            yield place, score_texts(reward, prompt, texts)
+
+    return work
 
 
 def alone_at(journal: Path, spec: RewardSpec) -> AbstractContextManager[object]:
@@ -111,9 +161,10 @@ def _is_kept(spec: RewardSpec) -> bool:
 
 
 def _scores(
-    reward: Reward, prompt: PooledPrompt, distinct: Sequence[str], known: Mapping[tuple[str, str], TextScore]
+    reward: Reward | None, prompt: PooledPrompt, distinct: Sequence[str], known: Mapping[tuple[str, str], TextScore]
 ) -> tuple[list[TextScore], int]:
     """Scores of a prompt's distinct texts, and how many of these were not known."""
+    assert reward is not None
     fresh = [text for text in distinct if (prompt.prompt_id, text) not in known]
     new = dict(zip(fresh, score_texts(reward, prompt, fresh), strict=True))
     return [new[text] if text in new else known[prompt.prompt_id, text] for text in distinct], len(fresh)
