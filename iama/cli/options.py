@@ -29,4 +29,8 @@ RayWorkers = Annotated[
     int | None, typer.Option(help="With --ray: else one for each GPU, or without GPUs one for each node.")
 ]
 RayGpusPerWorker = Annotated[float | None, typer.Option(help="With --ray: else 1, or 0 where there are none.")]
+VllmOptions = Annotated[
+    list[str] | None,
+    typer.Option("--vllm", help="With --engine vllm, what vLLM is told: gpu_memory_utilization=0.5. Repeatable."),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")]

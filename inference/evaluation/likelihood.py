@@ -43,6 +43,8 @@ def last_loaded() -> Callable[[Source], Policy]:
     return load
 
 
+AT_ONCE = 4096
+"""Prompts whose responses are held to be judged."""
 Judged: TypeAlias = tuple[list[int], list[list[int]]]
 """Token ids of a prompt and of its responses."""
 
@@ -88,12 +90,14 @@ def pool_log_probabilities(
     if missing:
         if not _same_vocabulary(read_policy_files(judge.name, judge.spec), source, pool):
             return None
-        items = [(list(prompts_ids[i]), [list(s.token_ids) for s in pool.prompts[i].samples]) for i in missing]
-        for place, known in judged(items):
-            key = keys[missing[place]]
-            lines[key] = {"key": key, "log_probabilities": known}
-            append_line(path, lines[key])
-            advance(1)
+        for start in range(0, len(missing), AT_ONCE):
+            chunk = missing[start : start + AT_ONCE]
+            items = [(list(prompts_ids[i]), [list(s.token_ids) for s in pool.prompts[i].samples]) for i in chunk]
+            for place, known in judged(items):
+                key = keys[chunk[place]]
+                lines[key] = {"key": key, "log_probabilities": known}
+                append_line(path, lines[key])
+                advance(1)
     return np.asarray([lines[key]["log_probabilities"] for key in keys], dtype=np.float64)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,7 +20,7 @@ from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.files import locked
 from iama.machines import Spread, Work, locally
-from iama.models.flops import ModelSize, size_of
+from iama.models.flops import ModelSize
 from iama.progress import add_bar, progress_bars
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
@@ -39,10 +38,10 @@ from inference.evaluation.likelihood import last_loaded, likelihoods, pool_log_p
 from inference.evaluation.measurements import Evaluation, GuidedAnswers, Measured, answers_name
 from inference.evaluation.plan import Plan
 from inference.evaluation.sources import Source
-from inference.pools.engines import spread_draw, transformers_draw
+from inference.pools.engines import local_draw, spread_draw
 from inference.pools.fill import draw_alike, fill_pool
 from inference.pools.journal import digest
-from inference.pools.score import PoolScores, alone_at, reward_key, score_elsewhere, score_pool, scoring
+from inference.pools.score import KnownScores, PoolScores, alone_at, reward_key, score_elsewhere, score_pool, scoring
 from inference.samplers.serve import needs_target, quantile_of
 
 
@@ -143,8 +142,8 @@ def _sizes(spec: RewardSpec, reward: Reward | None) -> list[tuple[RewardSpec, Mo
     if reward is not None and reward.members:
         pairs = zip(spec.parts, reward.members, strict=True)
         return [size for part, member in pairs for size in _sizes(part, member)]
-    classifier = None if reward is None else reward.classifier
-    return [(spec, None if classifier is None else size_of(classifier.model))]
+    reader = None if reward is None else reward.reader
+    return [(spec, None if reader is None else reader.size)]
 
 
 def _fill(work: _Work, source: Source) -> Pool:
@@ -154,7 +153,7 @@ def _fill(work: _Work, source: Source) -> Pool:
     config = work.config
     advance = add_bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
     begin = partial(
-        transformers_draw,
+        local_draw,
         source.name,
         source.spec,
         source.system_prompt,
@@ -201,7 +200,7 @@ def _scores(work: _Work, measured: Measured) -> None:
     for spec, name in work.plan.rewards.items():
         judged = [s for s in work.plan.sources if set(s.criteria) & set(_criteria_of(work.config, spec))]
         advance = add_bar(work.progress, f"scoring {name}", "prompts", len(work.indices) * len(judged))
-        known: dict[tuple[str, str], Any] = {}
+        known = KnownScores() if len(judged) > 1 else None
         for source in judged:
             pool = measured.pools[source.name]
             if source.stored is not None:
@@ -218,13 +217,18 @@ def _beginning(pool: Pool, num_samples: int) -> Pool:
 
 
 def _score(
-    work: _Work, pool: Pool, source: Source, spec: RewardSpec, known: dict[Any, Any], advance: Callable[[int], None]
+    work: _Work,
+    pool: Pool,
+    source: Source,
+    spec: RewardSpec,
+    known: KnownScores | None,
+    advance: Callable[[int], None],
 ) -> PoolScores:
     return _scored(work, pool, spec, source.file_name, known, advance)
 
 
 def _scored(
-    work: _Work, pool: Pool, spec: RewardSpec, stem: str, known: dict[Any, Any], advance: Callable[[int], None]
+    work: _Work, pool: Pool, spec: RewardSpec, stem: str, known: KnownScores | None, advance: Callable[[int], None]
 ) -> PoolScores:
     """Scores of a pool, kept in a journal that begins with `stem`."""
     key = reward_key(spec)
@@ -276,4 +280,4 @@ def _answer_round(
     pool = fill_pool(path, header, work.plan.rows, draw, advance, indices=work.indices)
     if criterion.gold is None:
         return pool, None
-    return pool, _scored(work, pool, criterion.gold, stem, {}, lambda _: None).values_PS
+    return pool, _scored(work, pool, criterion.gold, stem, None, lambda _: None).values_PS
