@@ -149,14 +149,14 @@ def _answer(
         check_served(method, sampling)  # before anything is loaded
         if base.engine == "vllm":
             check_vllm_serves(method, "--engine vllm")
-        with open_policy("--policy", base, sampling) as loaded:
-            scorer = None if spec is None else load_reward("--reward", spec)
-            asked = _asked(loaded, prompt, plain)
-            calibration = None
-            if scorer is not None:
-                method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
-            completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
-            return completion, method, calibration, _spread(scorer, asked, completion)
+        loaded = open_policy("--policy", base, sampling)
+        scorer = None if spec is None else load_reward("--reward", spec)
+        asked = _asked(loaded, prompt, plain)
+        calibration = None
+        if scorer is not None:
+            method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
+        completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
+        return completion, method, calibration, _spread(scorer, asked, completion)
 
 
 def _asked(policy: AnyPolicy, prompt: str, plain: bool) -> Prompt:

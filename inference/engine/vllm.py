@@ -7,8 +7,8 @@ text after its prompt, so that a stop string may show there and not in the respo
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 2048
 def load_vllm_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPolicy:
     """Open a policy in vLLM, with its adapter beside the base; raises as `load_policy` and `check_sampling` do.
 
-    Whoever opens it closes it (`iama.models.vllm.close_llm`); `opened_policy` does both.
+    vLLM's process ends when nobody holds the policy any more.
     """
     source = f"policy {name!r}"
     check_sampling(sampling)
@@ -42,20 +42,14 @@ def load_vllm_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPol
     tokenizer, context_length, ends = read_policy_files(name, spec)
     llm = open_llm(base, source, settings)
     lora = vllm.lora.request.LoRARequest(name, 1, adapter) if adapter else None
-    return VllmPolicy(name, llm, tokenizer, ends, context_length, lora)
+    policy = VllmPolicy(name, llm, tokenizer, ends, context_length, lora)
+    weakref.finalize(policy, close_llm, llm)
+    return policy
 
 
-@contextmanager
-def open_policy(name: str, spec: PolicySpec, sampling: Sampling) -> Iterator[AnyPolicy]:
-    """A policy on the engine that its specification names; vLLM's process ends with the block."""
-    if spec.engine != "vllm":
-        yield load_policy(name, spec, sampling)
-        return
-    policy = load_vllm_policy(name, spec, sampling)
-    try:
-        yield policy
-    finally:
-        close_llm(policy.llm)
+def open_policy(name: str, spec: PolicySpec, sampling: Sampling) -> AnyPolicy:
+    """A policy on the engine that its specification names."""
+    return (load_vllm_policy if spec.engine == "vllm" else load_policy)(name, spec, sampling)
 
 
 def vllm_seeds(seed: int, keys: Sequence[int]) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.config.methods import Method
-from iama.config.specs import Sampling
+from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.installation import find_file
 from iama.prompts.data import PromptRows, with_system_prompt
 from iama.reading import read_text
+from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
 from inference.engine.policy import AnyPolicy
 from inference.engine.responses import Pool, Response, SegmentRow, response_text
@@ -93,14 +95,14 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
     Repeated prompts get random numbers of their own, whichever of them are answered together.
     """
 
-    def run(rows: PromptRows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
+    @cache
+    def loaded() -> tuple[AnyPolicy, Sampler]:
         assert source.spec is not None
-        with open_policy(source.name, source.spec, sampling) as policy:
-            yield from answer(serve(policy, reward, method, sampling, batch_size), policy, rows, wanted)
+        policy = open_policy(source.name, source.spec, sampling)
+        return policy, serve(policy, reward, method, sampling, batch_size)
 
-    def answer(
-        sampler: Sampler, policy: AnyPolicy, rows: PromptRows, wanted: Sequence[int]
-    ) -> Iterator[tuple[int, list[Response], Cost, bool]]:
+    def run(rows: PromptRows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
+        policy, sampler = loaded()
         for repeat, everything in enumerate(_rounds(rows)):
             indices = [i for i in everything if i in set(wanted)]
             for start in range(0, len(indices), CHUNK):
@@ -112,6 +114,13 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
                     yield i, [_stored(policy, completion, sampling)], completion.cost, False
 
     return run
+
+
+def guided_draw_elsewhere(
+    source: Source, proxy: tuple[str, RewardSpec], method: Method, sampling: Sampling, seed: int, batch_size: int
+) -> Draw:
+    """The same where the reward, given by name and specification, is loaded too."""
+    return guided_draw(source, load_reward(*proxy), method, sampling, seed, batch_size)
 
 
 def _rounds(rows: PromptRows) -> list[list[int]]:

@@ -74,13 +74,13 @@ class StoppedSampler:
             completions += self._answer(prompts[chunk], held, of_these)
         return completions
 
-    def _held(self, ids: Sequence[Sequence[int]], seed: int, keys: Sequence[int]) -> HeldPrompts | VllmPrompts:
+    def _held(self, ids: Sequence[Sequence[int]], seed: int, keys: Sequence[int]) -> Held:
         if isinstance(self.policy, VllmPolicy):
             return VllmPrompts(self.policy, ids, self.sampling, seed=seed, keys=keys)
         return HeldPrompts(self.policy, ids, self.sampling, seed=seed, batch_size=self.batch_size, keys=keys)
 
     def _answer(
-        self, prompts: Sequence[Prompt], held: HeldPrompts | VllmPrompts, columns: Mapping[str, Sequence[Any]]
+        self, prompts: Sequence[Prompt], held: Held, columns: Mapping[str, Sequence[Any]]
     ) -> list[Completion]:
         """Of prompts that are under way together."""
         all_going = [_Going() for _ in prompts]
@@ -103,7 +103,7 @@ class StoppedSampler:
     def _round(
         self,
         prompts: Sequence[Prompt],
-        held: HeldPrompts | VllmPrompts,
+        held: Held,
         columns: Mapping[str, Sequence[Any]],
         all_going: Sequence[_Going],
         still: Sequence[int],
