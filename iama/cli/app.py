@@ -140,6 +140,19 @@ def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     return validate(settings, Sampling, "command line")
 
 
+def vllm_options(texts: list[str] | None) -> dict[str, Any]:
+    """What `--vllm KEY=VALUE` says; raises `ConfigError` for what has another form. Keys are checked later."""
+    from iama.reading import parse_yaml
+
+    given = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"--vllm {text!r}: write KEY=VALUE, e.g. gpu_memory_utilization=0.5")
+        given[key] = parse_yaml(value, f"--vllm {text!r}")
+    return given
+
+
 def warn_of_backslashes(stops: Sequence[str], named: str, remedy: str) -> None:
     """An `IamaWarning` for what was meant as a line's end or a tab; both texts have a place for the stop string."""
     for text in stops:
@@ -182,8 +195,11 @@ def scoring_spec(reward: str | None, head: str | None, spec: Path | None, placem
 
 def describe_pool(pool: Pool) -> str:
     """A pool in one line: its size, lengths as far as they are known, and what was cut."""
-    samples = [sample for prompt in pool.prompts for sample in prompt.samples]
-    known = [sample.num_tokens for sample in samples if sample.num_tokens is not None]
-    cut = sum(sample.finish_reason == "length" for sample in samples)
-    length = f", {sum(known) / len(known):.1f} tokens a sample" if known else ""
+    from inference.pools.held import tables
+
+    found = list(tables(pool))
+    num_known = sum(int((table.num_tokens_S >= 0).sum()) for table in found)
+    num_tokens = sum(int(table.num_tokens_S.clip(0).sum()) for table in found)
+    cut = sum(table.num_cut for table in found)
+    length = f", {num_tokens / num_known:.1f} tokens a sample" if num_known else ""
     return f"{len(pool.prompts)} prompts x {pool.header['num_samples']} samples{length}, {cut} cut at max_new_tokens"

@@ -21,4 +21,8 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that the model's folder brings; else it is refused.")
 ]
+VllmOptions = Annotated[
+    list[str] | None,
+    typer.Option("--vllm", help="With --engine vllm, what vLLM is told: gpu_memory_utilization=0.5. Repeatable."),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")]

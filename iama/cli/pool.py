@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iama.cli.app import app, describe_pool, manifest_of, note_differences, prepare, sampling_of
+from iama.cli.app import app, describe_pool, manifest_of, note_differences, prepare, sampling_of, vllm_options
 from iama.cli.options import (
     ChatTemplate,
     Device,
@@ -23,6 +23,7 @@ from iama.cli.options import (
     TopK,
     TopP,
     TrustRemoteCode,
+    VllmOptions,
 )
 from iama.errors import ConfigError
 from iama.progress import progress_bar
@@ -31,7 +32,8 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.specs import PromptsSpec, Sampling
     from inference.pools.engines import Draw
 
-ENGINES = ("transformers", "vllm", "openai")
+LOCAL_ENGINES = ("transformers", "vllm")
+ENGINES = (*LOCAL_ENGINES, "openai")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ def pool(
     chat_template: ChatTemplate = None,
     name: Annotated[str | None, typer.Option(help="The policy's name in the file; else its folder's.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or openai (any compatible server).")] = ENGINES[0],
-    url: Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")] = None,
+    vllm: VllmOptions = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the server, e.g. http://localhost:8000/v1. Repeat it for several of one model."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The server's name for the model.")] = None,
     api_key_env: Annotated[str, typer.Option(help="Variable with the server's key.")] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
@@ -92,7 +98,7 @@ def pool(
     Example: iama pool big.jsonl --prompts test.jsonl --n 64 --engine openai --url http://localhost:8000/v1 --model big
     """
     local = {"--policy": policy, "--adapter": adapter, "--chat-template": chat_template}
-    _check_engine(engine, local, {"--url": url, "--model": model})
+    _check_engine(engine, local, {"--url": ", ".join(url or []) or None, "--model": model})
     if not 0 < timeout_s < math.inf:
         raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")
     manifest = None if policy is None else manifest_of(policy, adapter)
@@ -113,11 +119,12 @@ def pool(
     order = Order(name, rows, system_prompt, sampling, n, seed)
     if engine == "openai":
         asked = {"timeout_s": timeout_s, "num_retries": num_retries, "concurrency": concurrency}
-        header, draw = _remote(order, url or "", model or "", api_key_env, asked, tuple(leave_out or ()))
+        header, draw = _remote(order, tuple(url or ()), model or "", api_key_env, asked, tuple(leave_out or ()))
     else:
         spec: dict[str, Any] = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        spec |= {"engine": engine, "vllm": vllm_options(vllm)}
         spec |= {"chat_template": chat_template, "trust_remote_code": trust_remote_code}
-        header, draw = _local(order, engine, spec, batch_size)
+        header, draw = _local(order, spec, batch_size)
     if part is not None:
         header["part"] = {"index": part.index, "count": part.count, "num_prompts": len(rows)}
     indices = list(range(len(rows))) if part is None else part.indices(len(rows))
@@ -154,7 +161,7 @@ def _prompts_spec(
     return validate(raw, PromptsSpec, "command line")
 
 
-def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], Draw]:
+def _local(order: Order, raw: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], Draw]:
     """Header and draw of a policy that runs in this process; prompts that do not fit are refused here."""
     from iama.config.schema import validate
     from iama.config.specs import PolicySpec
@@ -162,32 +169,32 @@ def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> t
     from iama.prompts.data import with_system_prompt
     from inference.engine.policy import read_policy_files
     from inference.engine.responses import check_fit
-    from inference.pools.engines import transformers_draw, vllm_draw
+    from inference.pools.engines import local_draw
     from inference.pools.fill import pool_header
 
     spec = validate(raw, PolicySpec, "command line")
     given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)
-    draw = vllm_draw(*given) if engine == "vllm" else transformers_draw(*given, batch_size)
+    draw = local_draw(*given, batch_size)
     tokenizer, context_length, ends = read_policy_files(order.name, spec)
     prompts = [with_system_prompt(row["prompt"], order.system_prompt) for row in order.rows]
     ids = render_prompts(tokenizer, prompts, ends, f"policy {order.name!r}")
     check_fit(order.name, tokenizer, context_length, ids, order.sampling)
-    settings = (order.system_prompt, engine, order.sampling, order.num_samples, order.seed)
+    settings = (order.system_prompt, spec.engine, order.sampling, order.num_samples, order.seed)
     return pool_header(order.name, spec, *settings), draw
 
 
 def _remote(
-    order: Order, url: str, model: str, api_key_env: str, asked: dict[str, Any], leave_out: tuple[str, ...]
+    order: Order, urls: tuple[str, ...], model: str, api_key_env: str, asked: dict[str, Any], leave_out: tuple[str, ...]
 ) -> tuple[dict[str, Any], Draw]:
-    """Header and draw of a server's model, which is known by its name and address only."""
+    """Header and draw of a model on servers, which is known by its name and their addresses only."""
     from iama.config.specs import LAW
     from iama.rewards.remote import Endpoint
     from inference.pools.engines import openai_draw
     from inference.pools.fill import engine_header
 
     source = "--engine openai"
-    endpoint = Endpoint(url, model, api_key_env, **asked, source=source, leave_out=leave_out, setting=_flag)
-    policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {url}"}
+    endpoint = Endpoint(urls, model, api_key_env, **asked, source=source, leave_out=leave_out, setting=_flag)
+    policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {', '.join(sorted(urls))}"}
     settings = (order.system_prompt, "openai", order.sampling, order.num_samples, order.seed)
     draw = openai_draw(endpoint, order.sampling, order.num_samples, order.seed, order.system_prompt)
     return engine_header(policy, *settings, left_out=[name for name in leave_out if name in LAW]), draw

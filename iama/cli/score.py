@@ -44,11 +44,11 @@ def score(
     wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
     prepare([part.model for part in wanted.parts])
     from inference.pools.file import read_pool
-    from inference.pools.score import DISAGREEMENT, add_column
+    from inference.pools.score import DISAGREEMENT, add_column, has_column
 
     read = read_pool(file)
     for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):
-        if not replace and any(name in sample.scores for prompt in read.prompts for sample in prompt.samples):
+        if not replace and has_column(read, name):
             raise ConfigError(f"{file} has a column {name!r} already; give --replace, or another --column")
     from iama.rewards.load import check_columns, check_reward, load_reward
 
@@ -56,7 +56,8 @@ def score(
     is_model = any(part.model is not None for part in wanted.parts)  # of any other kind, loading is the check
     files = check_reward(column, wanted, [p.prompt for p in read.prompts]) if is_model else {}
     loaded = load_reward(column, wanted, missing_ok=True, files=files)
-    for member in loaded.members or [loaded]:
+    is_asked = any(part.judge is not None for part in wanted.parts)  # of others, who charge for it
+    for member in (loaded.members or [loaded]) if is_asked else []:
         announcement = member.announcement(*_to_score(read))
         if announcement is not None:
             typer.echo(f"{member.name}: {announcement}", err=True)

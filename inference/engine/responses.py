@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import TypedDict
@@ -14,7 +15,7 @@ from iama.cost import Cost
 from iama.errors import DataError
 from iama.prompts.render import Prompt
 from inference.engine.next_token import cut_at_stop
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy
 from inference.engine.vocabulary import end_tokens, special_tokens
 
 TAIL = 8  # tokens that a tail's first characters may depend on, while the others are those of the whole text
@@ -61,6 +62,15 @@ class Response:
         return self.is_empty or bool(self.token_ids)
 
 
+class KeptSamples(Sequence[Response]):
+    """Samples that are not in memory, but made anew whenever somebody asks (`inference.pools.held`)."""
+
+    @property
+    @abstractmethod
+    def texts(self) -> list[str]:
+        """Their texts, without the rest."""
+
+
 @dataclass(frozen=True)
 class PooledPrompt:
     """A prompt (as rewards see it) with its further columns, its samples, and what they cost.
@@ -71,9 +81,44 @@ class PooledPrompt:
     prompt_id: str
     prompt: Prompt
     columns: dict[str, Any]
-    samples: tuple[Response, ...]
+    samples: Sequence[Response]
     cost: Cost
     estimated: bool
+
+    @property
+    def texts(self) -> list[str]:
+        """Texts, `[S]`."""
+        return self.samples.texts if isinstance(self.samples, KeptSamples) else [s.text for s in self.samples]
+
+
+class PoolTexts(Sequence[list[str]]):
+    """Texts `[P][S]`; a prompt's are made when they are asked for, since those of all may be more than memory holds."""
+
+    def __init__(self, prompts: Sequence[PooledPrompt]) -> None:
+        self._prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @overload
+    def __getitem__(self, which: int) -> list[str]: ...
+    @overload
+    def __getitem__(self, which: slice) -> PoolTexts: ...
+    def __getitem__(self, which: int | slice) -> list[str] | PoolTexts:
+        return self._prompts[which].texts if isinstance(which, int) else PoolTexts(self._prompts[which])
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return (prompt.texts for prompt in self._prompts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (list, PoolTexts)):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 @dataclass(frozen=True)
@@ -85,16 +130,18 @@ class Pool:
 
     header: dict[str, Any]
     prompts: list[PooledPrompt]
+    digest: str | None = field(default=None, compare=False, repr=False)
+    """Of the bytes of the file that it was read from."""
 
     @property
-    def samples(self) -> list[tuple[Response, ...]]:
+    def samples(self) -> list[Sequence[Response]]:
         """Samples `[P][S]`."""
         return [prompt.samples for prompt in self.prompts]
 
     @property
-    def texts(self) -> list[list[str]]:
-        """Texts `[P][S]`."""
-        return [[sample.text for sample in samples] for samples in self.samples]
+    def texts(self) -> PoolTexts:
+        """Texts `[P][S]`, made when they are asked for."""
+        return PoolTexts(self.prompts)
 
     @property
     def costs(self) -> list[Cost]:
@@ -114,7 +161,7 @@ def pool_of(prompts: Sequence[Prompt], samples: Sequence[Sequence[Response]], co
     )
 
 
-def response_text(policy: Policy, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+def response_text(policy: AnyPolicy, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
     """The text of a response: without end token and other special tokens, and up to a stop string."""
     ended = bool(token_ids) and token_ids[-1] in policy.eos_token_ids
     text = policy.tokenizer.decode(token_ids[:-1] if ended else token_ids, skip_special_tokens=True)
@@ -128,7 +175,7 @@ class Ends:
     A stop string that is one of the tokenizer's special tokens, which no text holds, is a further end token.
     """
 
-    def __init__(self, policy: Policy, sampling: Sampling) -> None:
+    def __init__(self, policy: AnyPolicy, sampling: Sampling) -> None:
         self._policy, self._sampling = policy, sampling
         self._special_ids = frozenset(special_tokens(policy.tokenizer).values())
         self._end_ids = end_tokens(policy, sampling)

@@ -127,7 +127,7 @@ def _of_columns(path: Path, pool: Pool, name: str, columns: ColumnNames, ids: li
     if len(set(used)) < len(used):
         raise ConfigError(f"{path}: criterion {name!r} uses a column twice ({', '.join(used)}); give each its own")
     specs = [RewardSpec(column=column) for column in used]
-    values = [score_pool(pool, None, spec, path, {}, lambda _: None).values_PS for spec in specs]
+    values = [score_pool(pool, None, spec, path, None, lambda _: None).values_PS for spec in specs]
     return Scored(
         header=pool.header,
         criterion=_criterion(name, *specs),

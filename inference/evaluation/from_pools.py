@@ -9,6 +9,7 @@ from typing import Any
 from iama.errors import ConfigError
 from inference.engine.responses import Pool
 from inference.pools.file import read_pool
+from inference.pools.held import tables
 from inference.pools.score import DISAGREEMENT
 
 GOLD = "/gold"
@@ -58,8 +59,8 @@ def config_from_pools(
 
 def _common_columns(pools: Mapping[str, Pool]) -> list[str]:
     """Score columns that every sample of every pool has."""
-    samples = [sample for pool in pools.values() for prompt in pool.prompts for sample in prompt.samples]
-    return [name for name in samples[0].scores if all(name in sample.scores for sample in samples)]
+    found = [table for pool in pools.values() for table in tables(pool)]
+    return [name for name in found[0].scores if all(name in table.columns for table in found)]
 
 
 def _conventional(columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -19,7 +18,7 @@ from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.files import locked
-from iama.models.flops import ModelSize, size_of
+from iama.models.flops import ModelSize
 from iama.progress import add_bar, progress_bars
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
@@ -36,10 +35,10 @@ from inference.evaluation.likelihood import last_loaded, pool_log_probabilities,
 from inference.evaluation.measurements import Evaluation, GuidedAnswers, Measured, answers_name
 from inference.evaluation.plan import Plan
 from inference.evaluation.sources import Source
-from inference.pools.engines import transformers_draw
+from inference.pools.engines import local_draw
 from inference.pools.fill import fill_pool
 from inference.pools.journal import digest
-from inference.pools.score import PoolScores, alone_at, reward_key, score_pool
+from inference.pools.score import KnownScores, PoolScores, alone_at, reward_key, score_pool
 from inference.samplers.serve import needs_target, quantile_of
 
 
@@ -116,8 +115,8 @@ def _sizes(spec: RewardSpec, reward: Reward | None) -> list[tuple[RewardSpec, Mo
     if reward is not None and reward.members:
         pairs = zip(spec.parts, reward.members, strict=True)
         return [size for part, member in pairs for size in _sizes(part, member)]
-    classifier = None if reward is None else reward.classifier
-    return [(spec, None if classifier is None else size_of(classifier.model))]
+    reader = None if reward is None else reward.reader
+    return [(spec, None if reader is None else reader.size)]
 
 
 def _fill(work: _Work, source: Source) -> Pool:
@@ -126,7 +125,7 @@ def _fill(work: _Work, source: Source) -> Pool:
     assert source.spec is not None
     config = work.config
     advance = add_bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
-    draw = transformers_draw(
+    draw = local_draw(
         source.name,
         source.spec,
         source.system_prompt,
@@ -171,7 +170,7 @@ def _scores(work: _Work, measured: Measured) -> None:
     for spec, name in work.plan.rewards.items():
         judged = [s for s in work.plan.sources if set(s.criteria) & set(_criteria_of(work.config, spec))]
         advance = add_bar(work.progress, f"scoring {name}", "prompts", len(work.indices) * len(judged))
-        known: dict[tuple[str, str], Any] = {}
+        known = KnownScores() if len(judged) > 1 else None
         for source in judged:
             pool = measured.pools[source.name]
             if source.stored is not None:
@@ -188,7 +187,12 @@ def _beginning(pool: Pool, num_samples: int) -> Pool:
 
 
 def _score(
-    work: _Work, pool: Pool, source: Source, spec: RewardSpec, known: dict[Any, Any], advance: Callable[[int], None]
+    work: _Work,
+    pool: Pool,
+    source: Source,
+    spec: RewardSpec,
+    known: KnownScores | None,
+    advance: Callable[[int], None],
 ) -> PoolScores:
     reward = None if spec.column is not None else work.reward(spec)
     journal = work.folder / "scores" / f"{source.file_name}.{reward_key(spec)[:12]}.jsonl"
@@ -231,5 +235,5 @@ def _answer_round(
         return pool, None
     journal = work.folder / "scores" / f"{stem}.{reward_key(criterion.gold)[:12]}.jsonl"
     with alone_at(journal, criterion.gold):
-        scores = score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, {}, lambda _: None)
+        scores = score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, None, lambda _: None)
     return pool, scores.values_PS

@@ -15,9 +15,11 @@ from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, RunError
 from iama.files import check_folder
+from iama.models.vllm import check_vllm
 from iama.prompts.data import PromptRows, read_prompts
 from iama.reading import read_object
 from inference.engine.responses import check_fit
+from inference.engine.vllm import check_sampling
 from inference.evaluation.dials import Dial, read_dials, with_dials
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.sources import Reading, Source, Variant, prompts_by_id, read_variants, sources_of, stored_rows
@@ -26,7 +28,15 @@ from inference.evaluation.summary import FILE_NAME
 from inference.evaluation.training_cost import Training, training_runs
 from inference.evaluation.tuned import tuned_methods
 from inference.pools.file import read_pool
-from inference.samplers.serve import check_served, meaning_of, most_draws, needs_gradient, read_method, served_of
+from inference.samplers.serve import (
+    check_served,
+    check_vllm_serves,
+    meaning_of,
+    most_draws,
+    needs_gradient,
+    read_method,
+    served_of,
+)
 
 ABSENT = "(not set)"
 
@@ -70,6 +80,7 @@ def make_plan(config: EvaluationConfig) -> Plan:
         _check_method(config, method)
     _check_distinct(config, methods)
     check_results(config)
+    _check_engines(config)
     rewards = reward_names(config)
     stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
     if config.prompts is None:  # lest resamples depend on the order of a file's lines
@@ -100,6 +111,9 @@ def _check_method(config: EvaluationConfig, method: Method) -> None:
             )
         return
     check_served(method, config.sampling)
+    on_vllm = next((name for name, policy in config.policies.items() if policy.engine == "vllm"), None)
+    if method.is_guided and on_vllm is not None:
+        check_vllm_serves(method, f"methods, policies.{on_vllm}")
     pooled = [name for name, policy in config.policies.items() if policy.pool is not None]
     if method.is_guided and pooled:
         raise ConfigError(
@@ -107,6 +121,14 @@ def _check_method(config: EvaluationConfig, method: Method) -> None:
             "is a pool file; drop the method, or give the policy's path"
         )
     _check_draws(method, config.num_samples, f"num_samples = {config.num_samples}")
+
+
+def _check_engines(config: EvaluationConfig) -> None:
+    """Raise `ConfigError` where vLLM is asked for and is not installed, or would change the sampling."""
+    for name, policy in config.policies.items():
+        if policy.engine == "vllm":
+            check_vllm(f"policies.{name}")
+            check_sampling(config.sampling, f"policies.{name}, engine: vllm")
 
 
 def _check_distinct(config: EvaluationConfig, methods: Sequence[Method]) -> None:

@@ -11,12 +11,13 @@ from iama.objective.operators import bon
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.stopping_halves import LEAST, halves
 from inference.evaluation.tables import Tables
+from inference.pools.held import lengths
 from inference.samplers.serve import lacks_threshold, stopped_of, with_threshold
 from inference.selection.stopping import Stopped, stopped_text
 from inference.selection.stopping_families import Samples
 from inference.selection.stopping_pools import stopped_chances, stopped_scores
 from inference.selection.stopping_tuned import Tuner
-from inference.statistics.costs import Affine, affine_costs, lengths, num_steps
+from inference.statistics.costs import Affine, affine_costs, num_steps
 from inference.statistics.savings import SAMPLES
 from inference.statistics.summary_rows import StopSettingRow
 

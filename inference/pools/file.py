@@ -6,21 +6,31 @@ file from elsewhere may stand in any order, and the prompt may be on the sample 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from iama.cost import Cost
 from iama.errors import DataError, RunError
-from iama.files import append, locked, write_atomically, writing
+from iama.files import append, encoded, locked, replacing, writing
 from iama.prompts.render import Prompt
 from inference.engine.responses import Pool, PooledPrompt, Response
-from inference.pools.format import HeaderPart, header_difference, parsed, read_header, read_line
+from inference.pools.format import HeaderPart, header_difference, parse_header, parsed
+from inference.pools.held import Holder, SampleTable, Spool, table_of
 from inference.pools.journal import digest
+from inference.pools.storage import file_digest, is_plain, opened, parsed_lines, read_header, write_lines
+
+_TOGETHER = 64 << 20
+"""About the bytes of samples that wait in memory for being put away together."""
+_PER_SAMPLE, _PER_TOKEN = 800, 36
+_TAIL = 1 << 16
 
 
 def prompt_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -38,26 +48,47 @@ def prompt_ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def read_pool(path: Path) -> Pool:
-    """Read a pool file; raises `DataError` that names the line and what to write instead."""
-    pool = _read(path)
+    """Read a pool file; raises `DataError` that names the line and what to write instead.
+
+    Its samples are held (`inference.pools.held`): numbers in memory, texts in a temporary file.
+    """
+    with opened(path) as contents:
+        pool = _read(contents.header, contents.rows)
+        digest = contents.digest
     if not pool.prompts:
         raise DataError(f'{path}: no completions; add lines such as {{"prompt": ..., "text": ...}}')
     check_even(pool.prompts, str(path))
     stated, actual = pool.header["num_samples"], len(pool.prompts[0].samples)
     if stated not in (None, actual):
         raise DataError(f"{path}:1: num_samples is {stated}, but every prompt has {actual}; write {actual}")
-    return Pool({**pool.header, "num_samples": actual}, pool.prompts)
+    return Pool({**pool.header, "num_samples": actual}, pool.prompts, digest)
+
+
+def read_again(path: Path, pool: Pool) -> Pool:
+    """What a file holds now; the pool that was read from it before, where no byte of it has changed."""
+    return pool if path.is_file() and pool.digest == file_digest(path) else read_pool(path)
 
 
 def read_unfinished(path: Path) -> Pool:
     """Read a file that blocks are appended to, once a last block that a kill tore is cut off it."""
     _cut_torn_block(path)
-    return _read(path)
+    with opened(path, digested=False) as contents:
+        return _read(contents.header, contents.rows)
 
 
 def read_so_far(path: Path) -> Pool:
     """Read the whole blocks of a file that another process may be writing; the file stays as it is."""
-    return _read(path, _whole_lines(path.read_bytes()))
+    size = _whole_size(path)
+    with path.open("rb") as file:
+        lines = _up_to(file, size)
+        header = parse_header(next(lines, b""), path)
+        return _read(header, parsed_lines(lines, path))
+
+
+def _up_to(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The lines within the first bytes of a file."""
+    while (left := size - file.tell()) > 0:
+        yield file.readline(left)
 
 
 def check_even(prompts: Sequence[PooledPrompt], where: str) -> None:
@@ -71,7 +102,7 @@ def check_even(prompts: Sequence[PooledPrompt], where: str) -> None:
             )
 
 
-@dataclass
+@dataclass(slots=True)
 class _Block:
     """What the lines of a prompt have said so far; `where` is the first of them.
 
@@ -79,36 +110,47 @@ class _Block:
     """
 
     where: str
+    samples: Holder
     is_repeated: bool = False
     prompt: Prompt | None = None
     columns: dict[str, Any] | None = None
     num_samples: int | None = None
     cost: Cost | None = None
     estimated: bool = True
-    samples: dict[int, Response] = field(default_factory=dict)
 
 
-def _read(path: Path, lines: Sequence[bytes] | None = None) -> Pool:
-    """Every prompt in order of appearance; `lines` are the file's, else it is read."""
-    header = read_header(path)
+def _read(header: dict[str, Any], rows: Iterable[tuple[str, dict[str, Any]]]) -> Pool:
+    """Every prompt in order of appearance."""
+    spool = Spool()
     blocks: dict[str, _Block] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file if lines is None else lines, start=1):
-            if number > 1 and line.strip():
-                where = f"{path}:{number}"
-                _take(read_line(line, path, number), where, blocks)
-    return Pool(header, [_finished(name, block) for name, block in blocks.items()])
+    waiting: dict[str, _Block] = {}  # blocks with texts in memory
+    size = 0
+    for where, row in rows:
+        name, block = _take(row, where, blocks, spool)
+        waiting[name] = block
+        size += len(row.get("text", "")) + _PER_SAMPLE + _PER_TOKEN * len(row.get("token_ids") or ())
+        if size > _TOGETHER:
+            for block in waiting.values():
+                block.samples.flush()
+            waiting.clear()
+            size = 0
+    return Pool(header, [_finished(name, blocks.pop(name)) for name in list(blocks)])
 
 
-def _take(row: dict[str, Any], where: str, blocks: dict[str, _Block]) -> None:
-    """Note what a line says."""
+def _take(row: dict[str, Any], where: str, blocks: dict[str, _Block], spool: Spool) -> tuple[str, _Block]:
+    """Note what a line says, with the block that it belongs to."""
     name = row["prompt_id"] if "prompt_id" in row else prompt_ids([row])[0]
-    block = blocks.setdefault(name, _Block(where))
+    block = blocks.get(name)
+    if block is None:
+        block = blocks[name] = _Block(where, Holder(spool))
     for key in ("prompt", "columns"):
-        if getattr(block, key) is None:
-            setattr(block, key, row.get(key))
-        elif key in row and row[key] != getattr(block, key):
-            raise DataError(f"{where}: prompt {name!r} has another {key} here than before; give one id to each prompt")
+        if key in row:
+            if getattr(block, key) is None:
+                setattr(block, key, row[key])
+            elif row[key] != getattr(block, key):
+                raise DataError(
+                    f"{where}: prompt {name!r} has another {key} here than before; give one id to each prompt"
+                )
     if "text" in row:
         _take_sample(row, name, where, block)
     elif block.num_samples is not None and row.get("num_samples") == block.num_samples:
@@ -117,10 +159,11 @@ def _take(row: dict[str, Any], where: str, blocks: dict[str, _Block]) -> None:
         block.num_samples = row.get("num_samples")
         block.cost = Cost(**row["cost"]) if "cost" in row else None
         block.estimated = row.get("estimated", block.cost is None)
+    return name, block
 
 
 def _take_sample(row: dict[str, Any], name: str, where: str, block: _Block) -> None:
-    number = row.get("sample", len(block.samples))
+    number = row.get("sample", block.samples.size)
     ids, count = row.get("token_ids"), row.get("num_tokens")
     if ids is not None:
         if count not in (None, len(ids)):
@@ -135,13 +178,14 @@ def _take_sample(row: dict[str, Any], name: str, where: str, block: _Block) -> N
         segments=tuple(row.get("segments", ())),
         is_empty=ids is not None and not ids,
     )
-    if number in block.samples and not (block.is_repeated and sample == block.samples[number]):
+    if number not in block.samples:
+        block.samples.add(number, sample)
+    elif not (block.is_repeated and sample == block.samples.get(number)):
         raise DataError(f"{where}: prompt {name!r} has a sample {number} already; number its samples from 0 on")
-    block.samples[number] = sample
 
 
 def _finished(name: str, block: _Block) -> PooledPrompt:
-    count = len(block.samples)
+    count = block.samples.size
     if block.prompt is None:
         raise DataError(f"{block.where}: prompt_id {name!r} is never given its prompt; add 'prompt' to the line")
     if block.num_samples not in (None, count) or not count:
@@ -149,33 +193,42 @@ def _finished(name: str, block: _Block) -> PooledPrompt:
             f"{block.where}: prompt {name!r} has {count} of {block.num_samples or 'its'} samples, so the file is "
             "unfinished; run again what writes it, or delete that prompt's lines"
         )
-    if max(block.samples) != count - 1:
+    if block.samples.largest != count - 1:
         raise DataError(
-            f"{block.where}: the {count} samples of prompt {name!r} are numbered up to {max(block.samples)}; number "
+            f"{block.where}: the {count} samples of prompt {name!r} are numbered up to {block.samples.largest}; number "
             "them from 0 on, or leave 'sample' out"
         )
-    samples = tuple(block.samples[number] for number in range(count))
-    cost = _cost_of_lengths(samples) if block.cost is None else block.cost
+    samples = block.samples.held()
+    cost = _cost_of_lengths(samples.table) if block.cost is None else block.cost
     return PooledPrompt(name, block.prompt, block.columns or {}, samples, cost, block.estimated)
 
 
-def _cost_of_lengths(samples: Sequence[Response]) -> Cost:
+def _cost_of_lengths(table: SampleTable) -> Cost:
     """What is known of a cost that is not given: tokens fed back, one less than each sample has."""
-    return Cost(policy_decode_tokens=sum(max((sample.num_tokens or 0) - 1, 0) for sample in samples))
+    return Cost(policy_decode_tokens=int(np.maximum(table.num_tokens_S - 1, 0).sum()))
 
 
 # Writing. -----------------------------------------------------------------------------------------------
 
 
 def write_pool(path: Path, pool: Pool) -> None:
-    """Write a whole file, which is never seen half-written."""
+    """Write a whole file, which is never seen half-written; compressed or as Parquet, as the end of its name says."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(pool.header, ensure_ascii=False) + "\n" + "".join(map(_block, pool.prompts)))
+    with replacing(path) as file:
+        if path.suffix == ".parquet":
+            from inference.pools.parquet import write_parquet
+
+            write_parquet(file, pool.header, pool.prompts)
+        else:
+            header = json.dumps(pool.header, ensure_ascii=False) + "\n"
+            blocks = itertools.chain([header], map(_block, pool.prompts))
+            write_lines(path, file, (encoded(path, block) for block in blocks))
 
 
 def append_block(path: Path, prompt: PooledPrompt) -> None:
-    """Append a prompt's lines, whole or not at all; by the only one who writes the file."""
+    """Append a prompt's lines to a plain file, whole or not at all; by the only one who writes the file."""
+    assert is_plain(path), path
     append(path, _block(prompt))
 
 
@@ -188,12 +241,22 @@ def open_unfinished(path: Path, header: dict[str, Any]) -> Pool:
     if not path.is_file() or not path.stat().st_size:
         write_pool(path, Pool(header, []))
     stored = read_header(path)
-    difference = header_difference(stored, header) or _part_difference(stored, header)
-    if difference is not None and not read_so_far(path).prompts:
+    if _difference(stored, header) is not None and not read_so_far(path).prompts:
         write_pool(path, Pool(header, []))
-    elif difference is not None:
-        raise RunError(f"{path} holds other samples ({difference}); choose another file, or delete it to sample afresh")
+    else:
+        check_header(path, stored, header)
     return read_unfinished(path)
+
+
+def check_header(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `RunError` where a file holds samples of another policy, sampling, seed or part."""
+    difference = _difference(stored, wanted)
+    if difference is not None:
+        raise RunError(f"{path} holds other samples ({difference}); choose another file, or delete it to sample afresh")
+
+
+def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    return header_difference(stored, wanted) or _part_difference(stored, wanted)
 
 
 def _part_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
@@ -232,12 +295,12 @@ def merge_pools(paths: Sequence[Path]) -> Pool:
             if prompt.prompt_id in homes:
                 raise DataError(f"{where} is in {homes[prompt.prompt_id]} as well; leave one of the files out")
             homes[prompt.prompt_id] = path
-            there = set.intersection(*(set(sample.scores) for sample in prompt.samples))
-            if lacking := sorted(columns - there):
+            table = table_of(prompt.samples)
+            if lacking := sorted(columns - set(table.columns)):
                 raise DataError(
                     f"{where} lacks the scores {', '.join(lacking)}, which {first} has; score it alike first"
                 )
-            if more := sorted({name for sample in prompt.samples for name in sample.scores} - columns):
+            if more := sorted(set(table.scores) - columns):
                 raise DataError(f"{first} lacks the scores {', '.join(more)}, which {where} has; score it alike first")
     _check_parts(paths, pools)
     return Pool(
@@ -294,29 +357,46 @@ def _rows(prompt: PooledPrompt) -> Iterator[dict[str, Any]]:
 
 def _cut_torn_block(path: Path) -> None:
     """Cut off what a kill left of a block, and give a last line its end."""
-    data = path.read_bytes()
-    lines = _whole_lines(data)
-    length = sum(map(len, lines))
-    if length < len(data):
+    size = _whole_size(path)
+    if size < path.stat().st_size:
         with writing(path):
-            os.truncate(path, length)
-    if not lines[-1].endswith(b"\n"):
+            os.truncate(path, size)
+    with path.open("rb") as file:
+        file.seek(max(size - 1, 0))
+        is_ended = file.read(1) == b"\n"
+    if not is_ended:
         append(path, "\n")
 
 
-def _whole_lines(data: bytes) -> list[bytes]:
-    """The lines of a file without those of a torn block.
+def _whole_size(path: Path) -> int:
+    """Bytes of a file without those of a torn block, which is looked for from its end on.
 
     Blocks are appended whole, so only the last one can be torn: its lines are fewer than its first one says.
     """
-    lines = data.splitlines(keepends=True)
+    size = path.stat().st_size
+    length = _TAIL
+    with path.open("rb") as file:
+        while True:
+            start = max(size - length, 0)
+            file.seek(start)
+            lines = file.read().splitlines(keepends=True)
+            torn = _torn_lines(lines[1:] if start else lines, is_all=not start)
+            if torn is not None:
+                return size - sum(map(len, torn))
+            length *= 2
+
+
+def _torn_lines(lines: list[bytes], *, is_all: bool) -> list[bytes] | None:
+    """The lines of a torn block at the end of a file; None where its beginning may lie before the lines given."""
     kept = len(lines)
-    if not lines[-1].endswith(b"\n") and parsed(lines[-1]) is None:
+    if kept and not lines[-1].endswith(b"\n") and parsed(lines[-1]) is None:
         kept -= 1
     last = next((i for i in reversed(range(kept)) if _is_prompt_line(parsed(lines[i]))), None)
+    if last is None and not is_all:
+        return None
     if last is not None and kept - last - 1 < (parsed(lines[last]) or {}).get("num_samples", 0):
         kept = last
-    return lines[:kept]
+    return lines[kept:]
 
 
 def _is_prompt_line(row: dict[str, Any] | None) -> bool:

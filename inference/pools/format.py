@@ -14,7 +14,6 @@ from iama.config.schema import Strict, nearest, validate
 from iama.config.specs import MAX_SCORE, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError
-from iama.files import absent
 from iama.reading import decode, parse_json
 
 EXAMPLE = '{"iama_pool": 1, "policy": {"name": "my-model"}}'
@@ -78,14 +77,11 @@ def full_header(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise DataError(str(error)) from error
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def parse_header(line: bytes, path: Path) -> dict[str, Any]:
     """The first line of a pool file, with every field of `Header`."""
-    if not path.is_file():
-        raise DataError(f"pool file {str(path)!r} {absent(path)}; `iama pool` makes one")
-    with path.open("rb") as file:
-        line = decode(file.readline(), str(path))
+    text = decode(line, str(path))
     remedy = f"a pool file's first line is one such as {EXAMPLE}"
-    raw = parse_json(line, str(path), DataError, remedy) if line.lstrip().startswith("{") else {}
+    raw = parse_json(text, str(path), DataError, remedy) if text.lstrip().startswith("{") else {}
     if "iama_pool" not in raw:
         raise DataError(f"{path}:1: no header; {remedy}")
     if type(raw["iama_pool"]) is not int or raw["iama_pool"] != 1:
@@ -139,6 +135,11 @@ def read_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     row = parse_json(text, str(path), DataError, "write one JSON object a line", number)
     if not isinstance(row, dict):
         raise DataError(f'{where}: {str(row)[:40]!r} is no JSON object; write {{"prompt": ..., "text": ...}}')
+    return check_row(row, where)
+
+
+def check_row(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """What a line or a row of Parquet says, checked key by key; raises `DataError`."""
     known = _SAMPLE_KEYS if "text" in row else _PROMPT_KEYS
     for key, value in row.items():
         if key not in known and key in _SAMPLE_KEYS:
@@ -161,6 +162,8 @@ def read_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
 def _check_sizes(scores: dict[str, Any], where: str) -> None:
     """Raise `DataError` for a score that is a number, but too large to count with."""
     for name, score in scores.items():
+        if score != score:
+            raise DataError(f"{where}: the score {name!r} is NaN; write null for a missing one")
         if _is_number(score) and abs(score) > MAX_SCORE:
             shown = str(score) if len(str(score)) <= 30 else f"{str(score)[:10]}... of {len(str(score))} digits"
             raise DataError(
@@ -174,7 +177,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**53
 
 
 def _is_number(value: Any) -> bool:

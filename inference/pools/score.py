@@ -6,11 +6,12 @@ what one process would.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from iama.reading import read_text
 from iama.rewards.reward import Reward
 from inference.engine.responses import Pool, PooledPrompt
 from inference.engine.reward_rows import num_common, reads_in_pieces
-from inference.pools.file import read_pool, write_pool
+from inference.pools.file import read_again, write_pool
+from inference.pools.held import HeldSamples, table_of, tables
 from inference.pools.journal import append_line, digest, read_lines
 
 DISAGREEMENT = "/disagreement"
@@ -57,12 +59,12 @@ def score_pool(
     reward: Reward | None,
     spec: RewardSpec,
     journal: Path,
-    known: dict[tuple[str, str], TextScore],
+    known: KnownScores | None,
     advance: Callable[[int], None],
 ) -> PoolScores:
     """Score each distinct text of a prompt once; `advance` is called with numbers of finished prompts.
 
-    `known` has scores by (prompt id, text) from other pools, and gains those of this one. Scores of models and judges,
+    `known` has scores by prompt and text from other pools, and gains those of this one. Scores of models and judges,
     and of ensembles of these alone, are kept in `journal`, one line a prompt, which nobody else may be writing. A
     prompt that lacks a score is not kept, so that it can be asked for again. A function's are computed afresh, since
     no hash could tell whether the code that it calls has changed. A `column` is read from the samples and needs no
@@ -74,31 +76,101 @@ def score_pool(
     assert reward is not None
     is_kept = _is_kept(spec)
     key_of_reward, lines = reward_key(spec), read_lines(journal) if is_kept else {}
-    scored: list[list[TextScore]] = []
     num_calls = 0
+    table = _Table()
     for prompt in pool.prompts:
-        distinct = list(dict.fromkeys(sample.text for sample in prompt.samples))
-        key = digest([key_of_reward, prompt.prompt, prompt.columns, distinct])
+        texts = prompt.texts
+        distinct = list(dict.fromkeys(texts))
+        key = digest([key_of_reward, prompt.prompt, prompt.columns, distinct]) if is_kept else ""
+        before = {} if known is None else known.of(prompt.prompt_id, distinct)
         if key in lines and None not in lines[key]["values"]:
             scores, num_fresh = from_line(lines[key]), lines[key]["num_calls"]
         else:
-            scores, num_fresh = _scores(reward, prompt, distinct, known)
+            scores, num_fresh = _scores(reward, prompt, distinct, before)
             if is_kept and not any(math.isnan(score.value) for score in scores):
                 append_line(journal, as_line(key, prompt.prompt_id, scores, num_fresh))
         num_calls += num_fresh
-        known.update(zip(((prompt.prompt_id, text) for text in distinct), scores, strict=True))
-        scored.append([known[prompt.prompt_id, sample.text] for sample in prompt.samples])
+        now = dict(zip(distinct, scores, strict=True))
+        if known is not None:
+            known.add(prompt.prompt_id, now)
+        table.add(texts, now)
         advance(1)
-    return PoolScores(
-        values_PS=np.asarray([[s.value for s in row] for row in scored], dtype=np.float64),
-        tokens_PS=np.asarray([[s.num_tokens for s in row] for row in scored], dtype=np.int64),
-        prompt_tokens_P=np.asarray([min(s.num_shared for s in row) for row in scored], dtype=np.int64),
-        seconds_P=np.asarray([_seconds(p, row) for p, row in zip(pool.prompts, scored, strict=True)]),
-        num_calls=num_calls,
-        calls_per_text=reward.num_calls,
-        flops_PS=_of_ensemble(scored, "flops"),
-        disagreement_PS=_of_ensemble(scored, "disagreement"),
-    )
+    return table.scores(num_calls, reward.num_calls)
+
+
+class _Table:
+    """A pool's scores, a prompt at a time."""
+
+    def __init__(self) -> None:
+        self._values: list[Floats] = []
+        self._num_tokens: list[Integers] = []
+        self._num_shared: list[int] = []
+        self._seconds: list[float] = []
+        self._of_ensemble: list[Floats] = []  # operations and disagreement, [2, S]
+
+    def add(self, texts: Sequence[str], scores: Mapping[str, TextScore]) -> None:
+        """A prompt's texts with the scores of the distinct ones."""
+        place = {text: i for i, text in enumerate(scores)}
+        index_S = [place[text] for text in texts]
+        distinct = list(scores.values())
+        self._values.append(np.asarray([score.value for score in distinct], dtype=np.float64)[index_S])
+        self._num_tokens.append(np.asarray([score.num_tokens for score in distinct], dtype=np.int64)[index_S])
+        self._num_shared.append(min(score.num_shared for score in distinct))
+        self._seconds.append(sum(score.seconds for score in distinct))
+        if distinct[0].flops is not None:
+            more = [[score.flops for score in distinct], [score.disagreement for score in distinct]]
+            self._of_ensemble.append(np.asarray(more, dtype=np.float64)[:, index_S])
+
+    def scores(self, num_calls: int, calls_per_text: int) -> PoolScores:
+        """All together."""
+        flops_PS, disagreement_PS = np.stack(self._of_ensemble, axis=1) if self._of_ensemble else (None, None)
+        return PoolScores(
+            values_PS=np.stack(self._values),
+            tokens_PS=np.stack(self._num_tokens),
+            prompt_tokens_P=np.asarray(self._num_shared, dtype=np.int64),
+            seconds_P=np.asarray(self._seconds),
+            num_calls=num_calls,
+            calls_per_text=calls_per_text,
+            flops_PS=flops_PS,
+            disagreement_PS=disagreement_PS,
+        )
+
+
+class KnownScores:
+    """Scores of texts under one reward, by prompt; a text is held as its digest, a score as its numbers."""
+
+    def __init__(self) -> None:
+        self._of_prompts: dict[str, list[tuple[bytes, Floats]]] = {}
+
+    def of(self, prompt_id: str, texts: Sequence[str]) -> dict[str, TextScore]:
+        """Those of the texts that are known."""
+        rows = {
+            digests[i * _DIGEST : (i + 1) * _DIGEST]: row
+            for digests, scores in self._of_prompts.get(prompt_id, ())
+            for i, row in enumerate(scores)
+        }
+        found = ((text, rows.get(_text_digest(text))) for text in texts) if rows else ()
+        return {text: _from_numbers(row) for text, row in found if row is not None}
+
+    def add(self, prompt_id: str, scores: Mapping[str, TextScore]) -> None:
+        """More of a prompt's texts; of one that is known already the new score counts."""
+        digests = b"".join(map(_text_digest, scores))
+        rows = np.asarray([astuple(score) for score in scores.values()], dtype=np.float64)
+        self._of_prompts.setdefault(prompt_id, []).append((digests, rows))
+
+
+_DIGEST = 16
+
+
+def _text_digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_DIGEST).digest()
+
+
+def _from_numbers(row: Floats) -> TextScore:
+    """A score of its numbers; only an ensemble has operations."""
+    value, num_tokens, num_shared, seconds, flops, disagreement = row.tolist()
+    of_ensemble = () if math.isnan(flops) else (flops, disagreement)
+    return TextScore(value, int(num_tokens), int(num_shared), seconds, *of_ensemble)
 
 
 def alone_at(journal: Path, spec: RewardSpec) -> AbstractContextManager[object]:
@@ -111,18 +183,12 @@ def _is_kept(spec: RewardSpec) -> bool:
 
 
 def _scores(
-    reward: Reward, prompt: PooledPrompt, distinct: Sequence[str], known: Mapping[tuple[str, str], TextScore]
+    reward: Reward, prompt: PooledPrompt, distinct: Sequence[str], known: Mapping[str, TextScore]
 ) -> tuple[list[TextScore], int]:
     """Scores of a prompt's distinct texts, and how many of these were not known."""
-    fresh = [text for text in distinct if (prompt.prompt_id, text) not in known]
+    fresh = [text for text in distinct if text not in known]
     new = dict(zip(fresh, score_texts(reward, prompt, fresh), strict=True))
-    return [new[text] if text in new else known[prompt.prompt_id, text] for text in distinct], len(fresh)
-
-
-def _of_ensemble(scored: Sequence[Sequence[TextScore]], name: str) -> Floats | None:
-    """A field of every text's score, `[P, S]`; None where the reward is no ensemble."""
-    values = [[getattr(score, name) for score in row] for row in scored]
-    return None if not values or values[0][0] is None else np.asarray(values, dtype=np.float64)
+    return [new[text] if text in new else known[text] for text in distinct], len(fresh)
 
 
 def reward_key(spec: RewardSpec) -> str:
@@ -130,6 +196,7 @@ def reward_key(spec: RewardSpec) -> str:
     source = getattr(spec, spec.source)
     if spec.model is not None:
         source = [fingerprint(Path(spec.model)), spec.head, spec.dtype, *(["pair"] if spec.pair else [])]
+        source += ["vllm"] if spec.engine == "vllm" else []  # whose rounding is another
     elif spec.judge is not None:
         asked = spec.judge.model_dump(include={"model", "mode", "baseline_column", "temperature", "draw", "max_tokens"})
         asked |= spec.judge.model_dump(include={"lowest", "highest", "leave_out"})
@@ -143,25 +210,22 @@ def reward_key(spec: RewardSpec) -> str:
     return digest([spec.source, source, spec.sign, scale])
 
 
-def _seconds(prompt: PooledPrompt, row: Sequence[TextScore]) -> float:
-    """What the distinct texts of a prompt took."""
-    return sum({sample.text: score.seconds for sample, score in zip(prompt.samples, row, strict=True)}.values())
-
-
 def _stored_scores(pool: Pool, spec: RewardSpec) -> PoolScores:
     """Scores that the samples hold, with sign and scale."""
     name = spec.column
     assert name is not None
+    columns = []
     for prompt in pool.prompts:
-        for number, sample in enumerate(prompt.samples):
-            if name not in sample.scores:
-                there = ", ".join(sorted(sample.scores)) or "none"
-                raise RewardError(
-                    f"the pool of {pool.header['policy']['name']!r}: sample {number} of prompt {prompt.prompt_id!r} "
-                    f"has no score {name!r} (there: {there}); add the column with `iama score`"
-                )
-    values_PS = np.asarray([[s.scores[name] for s in prompt.samples] for prompt in pool.prompts], dtype=np.float64)
-    values_PS = values_PS * spec.sign
+        table = table_of(prompt.samples)
+        if name not in table.columns:
+            number = table.lacking.get(name, 0)
+            there = ", ".join(sorted(prompt.samples[number].scores)) or "none"
+            raise RewardError(
+                f"the pool of {pool.header['policy']['name']!r}: sample {number} of prompt {prompt.prompt_id!r} "
+                f"has no score {name!r} (there: {there}); add the column with `iama score`"
+            )
+        columns.append(table.scores[name])
+    values_PS = np.stack(columns) * spec.sign
     if spec.scale is not None:
         with np.errstate(over="ignore"):
             values_PS = (values_PS - spec.scale.mean) / spec.scale.std
@@ -174,8 +238,10 @@ def _stored_scores(pool: Pool, spec: RewardSpec) -> PoolScores:
 
 def _stored_disagreement(pool: Pool, name: str, values_PS: Floats) -> Floats | None:
     """What an ensemble's column has beside it, as it is (on the members' scale); None where scores are without one."""
-    beside = [[sample.scores.get(name + DISAGREEMENT) for sample in prompt.samples] for prompt in pool.prompts]
-    spread_PS = np.asarray(beside, dtype=np.float64)
+    found = list(tables(pool))
+    if not any(name + DISAGREEMENT in table.scores for table in found) and not np.isnan(values_PS).all():
+        return None
+    spread_PS = np.stack([table.scores.get(name + DISAGREEMENT, np.full(table.size, np.nan)) for table in found])
     return None if np.isnan(spread_PS[~np.isnan(values_PS)]).any() else spread_PS
 
 
@@ -192,13 +258,13 @@ def add_column(
     target = check_rewritable(path)
     journal = target.with_name(f"{target.name}.{digest(name)[:8]}.scoring")
     with locked(journal):
-        _check_unchanged(path, pool, read_pool(path), name)
-        scores = score_pool(pool, reward, spec, journal, {}, advance)
+        _check_unchanged(path, pool, read_again(path, pool), name)
+        scores = score_pool(pool, reward, spec, journal, None, advance)
         values_PS = scores.values_PS
         if np.isnan(values_PS).all():
             raise RewardError(f"reward {reward.name!r} gave none of the {values_PS.size} texts of {path} a score")
         with locked(path):
-            present = read_pool(path)
+            present = read_again(path, pool)
             _check_unchanged(path, pool, present, name)
             prompts = _with_scores(present.prompts, name, values_PS)
             prompts = _with_scores(prompts, name + DISAGREEMENT, scores.disagreement_PS)
@@ -209,31 +275,28 @@ def add_column(
 
 def _check_unchanged(path: Path, before: Pool, present: Pool, name: str) -> None:
     """Raise `RunError` for other samples than before, or a column of this name that was not there."""
+    if present is before:
+        return
     if present.texts != before.texts:
         raise RunError(f"{path} has been changed while it was scored; score it again")
-    if _has_column(present, name) and not _has_column(before, name):
+    if has_column(present, name) and not has_column(before, name):
         raise RunError(
             f"another process has given {path} a column {name!r}; give --replace to overwrite it, or another --column"
         )
 
 
-def _has_column(pool: Pool, name: str) -> bool:
-    return any(name in sample.scores for prompt in pool.prompts for sample in prompt.samples)
+def has_column(pool: Pool, name: str) -> bool:
+    """Whether some sample has a score of this name, or has it missing."""
+    return any(name in table.scores for table in tables(pool))
 
 
 def _with_scores(prompts: Sequence[PooledPrompt], name: str, values_PS: Floats | None) -> list[PooledPrompt]:
     """Prompts whose samples have these scores as the column `name`; None takes the column away."""
     changed = []
     for p, prompt in enumerate(prompts):
-        samples = []
-        for s, sample in enumerate(prompt.samples):
-            scores = dict(sample.scores)
-            if values_PS is None:
-                scores.pop(name, None)
-            else:
-                scores[name] = None if math.isnan(values_PS[p, s]) else float(values_PS[p, s])
-            samples.append(replace(sample, scores=scores))
-        changed.append(replace(prompt, samples=tuple(samples)))
+        assert isinstance(prompt.samples, HeldSamples), "a pool that was read from its file"
+        samples = prompt.samples.with_scores(name, None if values_PS is None else values_PS[p])
+        changed.append(replace(prompt, samples=samples))
     return changed
 
 
@@ -267,7 +330,8 @@ def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[
     start = time.perf_counter()
     prompts = [prompt.prompt] * len(texts)
     more: list[tuple[float, ...]] = [()] * len(texts)
-    if reward.classifier is None:
+    reader = reward.reader
+    if reader is None:
         columns = {name: [value] * len(texts) for name, value in prompt.columns.items()}
         values, cost = reward.score(prompts, texts, columns)
         each, rest = divmod(cost.reward_tokens, len(texts))
@@ -275,7 +339,7 @@ def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[
         if reward.members:
             more = [(cost.flops / len(texts), spread) for spread in reward.disagreement(prompts, texts, columns)]
     else:
-        scores, ids = reward.classifier.score_texts(prompts, texts)
+        scores, ids = reader.score_texts(prompts, texts)
         values = reward.finish(prompts, texts, scores)
         counts, shared = [len(row) for row in ids], _num_shared(reward, prompt, ids)
     seconds = (time.perf_counter() - start) / len(texts)
@@ -288,8 +352,7 @@ def _num_shared(reward: Reward, prompt: PooledPrompt, ids: Sequence[Sequence[int
 
     As `inference.engine.reward_rows.RewardRows` counts, the last token is always read, since it is where the score is.
     """
-    assert reward.classifier is not None
-    if not reads_in_pieces(reward.classifier):
+    if reward.classifier is None or not reads_in_pieces(reward.classifier):
         return [0] * len(ids)
     (empty,) = reward.classifier.render([prompt.prompt], [""])
     return [min(num_common(empty, row), len(row) - 1) for row in ids]

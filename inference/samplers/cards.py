@@ -36,6 +36,7 @@ from inference.samplers.segments import (
     FirstTokens,
     Kept,
     Proposal,
+    RowProposer,
     SegmentLoop,
     SegmentRequest,
     TextScores,
@@ -210,7 +211,8 @@ class Cards:
                 self.policy, self.reward, self.sampling, reads_empty=self.settings.start_weight < 1
             )
             rule = _Rule(self, seed, batch_size)
-            return SegmentLoop(self.policy, self.sampling, rule, scores, batch_size).run(requests)
+            proposer = RowProposer(self.policy, self.sampling, rule)
+            return SegmentLoop(proposer, rule, scores, batch_size).run(requests)
 
         completions = answer_all(self, SegmentRequest, run, prompts, columns)
         self._warn_of_forced(completions)

@@ -40,7 +40,7 @@ from iama.objective.operators import (
 from iama.prompts.render import Prompt
 from iama.rewards.function import load_function
 from iama.rewards.reward import Reward
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, Policy, VllmPolicy
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.base import Sampler
 from inference.samplers.best_of import SelectionSampler
@@ -140,7 +140,7 @@ def _required(settings: type[Strict]) -> tuple[str, ...]:
 
 
 def serve(
-    policy: Policy, reward: Reward | None, method: str | Method, sampling: Sampling, batch_size: int = 256
+    policy: AnyPolicy, reward: Reward | None, method: str | Method, sampling: Sampling, batch_size: int = 256
 ) -> Sampler:
     """The sampler of a method: an operator as the configuration and `iama.json` write it (`bon(4)`), one that stops
     early, a rule of `RULES`, a sampler of `SAMPLERS` with its settings, or `path/to/file.py:Class(...)`.
@@ -149,6 +149,9 @@ def serve(
     a threshold, and for a reward whose gradient a method cannot use.
     """
     read = read_method(method) if isinstance(method, str) else method
+    if isinstance(policy, VllmPolicy):
+        check_vllm_serves(read, f"policy {policy.name!r}")
+        return SelectionSampler(policy, reward, served_of(read), sampling, batch_size)
     if read.is_stopped:
         return StoppedSampler(policy, reward, stopped_of(read), sampling, batch_size)
     if not read.is_guided:
@@ -172,6 +175,15 @@ def check_served(method: Method, sampling: Sampling) -> None:
         stop_settings(method)
     else:
         served_of(method)
+
+
+def check_vllm_serves(method: Method, source: str) -> None:
+    """Raise `ConfigError` for a method that reads or steers the policy token by token, or draws in rounds."""
+    if method.is_guided or method.is_stopped:
+        raise ConfigError(
+            f"{source}: method {method.text!r} needs this package's own engine; write engine: transformers, or a "
+            "method that selects among whole samples, e.g. bon(8)"
+        )
 
 
 def settings_of(method: Method, sampling: Sampling) -> Any:

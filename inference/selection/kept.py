@@ -65,7 +65,10 @@ def draw_kept(served: Served, proxy_PS: Floats, texts_PS: Texts | None) -> tuple
 
 def _of(texts_PS: Texts | None, p: int, samples: Indices) -> list[str]:
     """Texts of some samples of a prompt; none where a rule that needs none is given none."""
-    return [] if texts_PS is None else [texts_PS[p][i] for i in samples.tolist()]
+    if texts_PS is None:
+        return []
+    texts_S = texts_PS[p]
+    return [texts_S[i] for i in samples.tolist()]
 
 
 def _chances(rule: Rule, rewards: Floats, texts: Sequence[str], rng: np.random.Generator) -> tuple[Floats, float]:

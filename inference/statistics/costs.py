@@ -15,6 +15,7 @@ from iama.arrays import Floats
 from iama.models.flops import ModelSize, row_flops
 from iama.objective.operators import RankOperator
 from inference.engine.responses import Pool
+from inference.pools.held import lengths
 from inference.pools.score import PoolScores
 from inference.selection.curves import curves, operator_at
 from inference.statistics.summary_rows import Costs, Unit
@@ -24,14 +25,6 @@ UNITS: tuple[Unit, ...] = tuple(unit for unit in get_args(Unit) if unit in Costs
 
 Affine = Mapping[str, tuple[Floats, Floats]]
 """By unit what a prompt costs once, and what each sample adds; `[P]` each."""
-
-
-def lengths(pool: Pool) -> Floats | None:
-    """Tokens of every response, `[P, S]`; None where the pool does not say."""
-    rows = [[sample.num_tokens for sample in prompt.samples] for prompt in pool.prompts]
-    if any(number is None for row in rows for number in row):
-        return None
-    return np.asarray(rows, dtype=np.float64)
 
 
 def pool_costs(

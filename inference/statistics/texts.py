@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from iama.arrays import Floats
 
 
-def distinct_n(texts_PS: Sequence[Sequence[str]], n: int) -> float | None:
-    """Distinct `n`-grams of whitespace words over all of them, in a prompt's samples together; mean over prompts.
+def variety(texts_PS: Iterable[Sequence[str]], sizes: Sequence[int]) -> tuple[float | None, list[float | None]]:
+    """Share of different texts among a prompt's samples; and for each `n` of `sizes` that of different `n`-grams.
 
-    It falls with the number of samples and with their length, so compare pools of one size only. Prompts without an
-    `n`-gram are left out; None if none has one. Li et al. 2016.
+    `n`-grams are of whitespace words, over all of a prompt's samples together; all figures are means over prompts.
+    They fall with the number of samples and the `n`-grams' with their length, so compare pools of one size only.
+    Prompts without a text or an `n`-gram are left out; None if none has one. Each prompt is looked at once. Li et al.
+    2016.
     """
-    assert n > 0
-    ratios = [
-        _distinct_share(tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1))
-        for texts in texts_PS
-    ]
-    return _mean(ratios)
-
-
-def distinct_texts(texts_PS: Sequence[Sequence[str]]) -> float | None:
-    """Share of different texts among a prompt's samples, mean over prompts; None without samples."""
-    return _mean([_distinct_share(texts) for texts in texts_PS])
+    assert min(sizes) > 0
+    of_texts: list[float | None] = []
+    of_sizes: list[list[float | None]] = [[] for _ in sizes]
+    for texts in texts_PS:
+        of_texts.append(len(set(texts)) / len(texts) if texts else None)
+        words_S = [text.split() for text in texts]
+        for shares, n in zip(of_sizes, sizes, strict=True):
+            number = sum(max(len(words) - n + 1, 0) for words in words_S)
+            different = set[object]()
+            for words in words_S:
+                different.update(words if n == 1 else zip(*(words[i:] for i in range(n)), strict=False))
+            shares.append(len(different) / number if number else None)
+    return _mean(of_texts), [_mean(shares) for shares in of_sizes]
 
 
 def lower_tail(values_PS: Floats, weights_PS: Floats | None = None, *, share: float = 0.05) -> float | None:
@@ -48,11 +52,6 @@ def lower_tail(values_PS: Floats, weights_PS: Floats | None = None, *, share: fl
     before = np.concatenate([[0.0], np.cumsum(law)[:-1]])
     taken = np.clip(share - before, 0.0, law)
     return float(taken @ values / taken.sum())
-
-
-def _distinct_share(items: Iterable[Hashable]) -> float | None:
-    listed = list(items)
-    return len(set(listed)) / len(listed) if listed else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -32,6 +32,7 @@ from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import Policy, load_policy
 from inference.engine.responses import Pool
 from inference.engine.reward_rows import num_common, reads_in_pieces
+from inference.pools.held import lengths
 from inference.pools.journal import append_line, digest, read_lines
 from inference.pools.score import PoolScores
 from inference.samplers.args import Args, ArgsSettings
@@ -40,7 +41,7 @@ from inference.samplers.cards import Cards, CardsSettings, acceptance_summary
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
 from inference.selection.curves import curves, rank_weights
-from inference.statistics.costs import lengths, pool_costs
+from inference.statistics.costs import pool_costs
 from inference.statistics.equal_cost import EqualCost, difference_at_equal_cost
 from inference.statistics.savings import Comparison, paired_difference
 from scripts.experiments.frame import Estimate, Row

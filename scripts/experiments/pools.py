@@ -201,7 +201,7 @@ def make(wanted: tuple[Task, Sequence[EvaluationCriterion]]) -> None:
             if spec is not None:
                 journal = path.with_name(f"{path.stem}.{role}.jsonl")
                 reward = load_reward(criterion.name, spec)
-                arrays[role] = score_pool(pool, reward, spec, journal, {}, silent).values_PS
+                arrays[role] = score_pool(pool, reward, spec, journal, None, silent).values_PS
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -13,11 +13,11 @@ from inference.engine.policy import resolve_paths
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.tables import Tables
 from inference.evaluation.training_cost import run_flops
+from inference.pools.held import lengths, num_characters
 from inference.selection.curves import operator_at
 from inference.statistics.bootstrap import interval_row
 from inference.statistics.break_even import break_even
 from inference.statistics.controls import controls, is_constant
-from inference.statistics.costs import lengths
 from inference.statistics.hacking import hacking
 from inference.statistics.recommend import Key, key_of, recommend
 from inference.statistics.summary_rows import (
@@ -137,7 +137,7 @@ def _lengths(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion
     pool = evaluation.pool(policy, criterion)
     lengths_PS = lengths(pool)
     if lengths_PS is None:
-        lengths_PS = np.asarray([[len(text) for text in row] for row in pool.texts], dtype=np.float64)
+        lengths_PS = num_characters(pool)
     return lengths_PS[:, : evaluation.plan.num_samples]
 
 

@@ -12,9 +12,9 @@ from inference.engine.responses import Pool
 from inference.evaluation.likelihood import is_plain
 from inference.evaluation.measurements import Evaluation, answers_name
 from inference.evaluation.sources import Source
+from inference.pools.held import lengths, tables
 from inference.selection.kept import kept_chances
 from inference.selection.rules import rule_of
-from inference.statistics.costs import lengths
 from inference.statistics.summary_rows import (
     LikelihoodFigures,
     MissingRow,
@@ -22,7 +22,7 @@ from inference.statistics.summary_rows import (
     SamplingRow,
     TextFigures,
 )
-from inference.statistics.texts import distinct_n, distinct_texts
+from inference.statistics.texts import variety
 
 NO_TEXTS: TextFigures = {
     "num_samples": None,
@@ -123,17 +123,17 @@ def _forced_share(pool: Pool) -> float | None:
 
 def _texts(pool: Pool, num_compared: int) -> TextFigures:
     """Variety falls with the number of samples, so as many of every pool are looked at."""
-    texts = [row[:num_compared] for row in pool.texts]
-    lengths_PS = lengths(pool)
-    reasons = [sample.finish_reason for prompt in pool.prompts for sample in prompt.samples]
+    lengths_PS, known = lengths(pool), list(tables(pool))
+    is_known = not any(table.num_unknown for table in known)
+    distinct, of_words = variety((row[:num_compared] for row in pool.texts), (1, 2, 3))
     return {
         "num_samples": len(pool.prompts[0].samples),
         "mean_tokens": None if lengths_PS is None else float(lengths_PS.mean()),
-        "truncated": None if "unknown" in reasons else reasons.count("length") / len(reasons),
-        "distinct": distinct_texts(texts),
-        "distinct_1": distinct_n(texts, 1),
-        "distinct_2": distinct_n(texts, 2),
-        "distinct_3": distinct_n(texts, 3),
+        "truncated": sum(t.num_cut for t in known) / sum(t.size for t in known) if is_known else None,
+        "distinct": distinct,
+        "distinct_1": of_words[0],
+        "distinct_2": of_words[1],
+        "distinct_3": of_words[2],
     }
 
 

@@ -10,21 +10,24 @@ def reward_cost_rows(evaluation: Evaluation) -> list[RewardCostRow]:
     """What scoring the pools took, by reward: each distinct text of a prompt once, whichever policies gave it."""
     rows: list[RewardCostRow] = []
     for spec, name in evaluation.plan.rewards.items():
-        seen: set[tuple[str, str]] = set()
-        tokens, seconds = 0, 0.0
-        for (source, reward), scores in evaluation.measured.scores.items():
-            if reward != spec:
-                continue
-            new = distinct = 0
-            for prompt, tokens_S in zip(evaluation.measured.pools[source].prompts, scores.tokens_PS, strict=True):
-                scored = prompt.samples[: len(tokens_S)]  # a stored pool may have more
-                fresh = {s.text: int(t) for s, t in zip(scored, tokens_S, strict=True)}
-                distinct += len(fresh)
-                fresh = {text: t for text, t in fresh.items() if (prompt.prompt_id, text) not in seen}
-                seen.update((prompt.prompt_id, text) for text in fresh)
+        scored = [(source, s) for (source, reward), s in evaluation.measured.scores.items() if reward == spec]
+        pools = [evaluation.measured.pools[source] for source, _ in scored]
+        tokens, new, distinct = 0, [0] * len(scored), [0] * len(scored)
+        for p in range(len(evaluation.plan.rows)):
+            seen: dict[str, set[str]] = {}
+            for i, (pool, (_, scores)) in enumerate(zip(pools, scored, strict=True)):
+                tokens_S = scores.tokens_PS[p].tolist()
+                texts = pool.prompts[p].texts[: len(tokens_S)]  # a stored pool may have more
+                texts_seen = seen.setdefault(pool.prompts[p].prompt_id, set())
+                of_texts = dict(zip(texts, tokens_S, strict=True))
+                fresh = {text: number for text, number in of_texts.items() if text not in texts_seen}
+                texts_seen.update(fresh)
+                distinct[i] += len(of_texts)
                 tokens += sum(fresh.values())
-                new += len(fresh)
-            seconds += float(scores.seconds_P.sum()) * new / distinct
-        calls = len(seen) * len(spec.parts)
+                new[i] += len(fresh)
+        seconds = 0.0
+        for (_, scores), num_new, num_distinct in zip(scored, new, distinct, strict=True):
+            seconds += float(scores.seconds_P.sum()) * num_new / num_distinct
+        calls = sum(new) * len(spec.parts)
         rows.append({"reward": name, "reward_calls": calls, "reward_tokens": tokens, "seconds": seconds})
     return rows

@@ -17,11 +17,12 @@ from iama.prompts.render import prompt_name
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.stopping import add_stopped, is_known
 from inference.evaluation.tables import Tables
+from inference.pools.held import lengths
 from inference.samplers.serve import most_draws
 from inference.selection.curves import curves
 from inference.selection.kept import kept_scores
 from inference.selection.rules import Rule, Served
-from inference.statistics.costs import UNITS, lengths, num_steps, pool_costs
+from inference.statistics.costs import UNITS, num_steps, pool_costs
 from inference.statistics.savings import SAMPLES, at_budget
 
 

@@ -370,8 +370,8 @@ def test_score_writes_the_disagreement_beside_the_column(run, raw, tmp_path, poo
 def test_scores_of_a_pool_carry_operations_and_disagreement_through_the_journal(raw, tmp_path, pool):
     spec = RewardSpec(**raw)
     reward, read = load_reward("helpful", spec), read_pool(pool)
-    first = score_pool(read, reward, spec, tmp_path / "journal.jsonl", {}, lambda _: None)
-    again = score_pool(read, reward, spec, tmp_path / "journal.jsonl", {}, lambda _: None)
+    first = score_pool(read, reward, spec, tmp_path / "journal.jsonl", None, lambda _: None)
+    again = score_pool(read, reward, spec, tmp_path / "journal.jsonl", None, lambda _: None)
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 3
     for name in ("values_PS", "tokens_PS", "flops_PS", "disagreement_PS"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))

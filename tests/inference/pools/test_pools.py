@@ -24,7 +24,7 @@ from inference.pools import fill as pools
 from inference.pools.engines import transformers_draw
 from inference.pools.file import merge_pools, read_pool, write_pool
 from inference.pools.fill import fill_pool, pool_header
-from inference.pools.score import add_column, reward_key, score_pool
+from inference.pools.score import KnownScores, add_column, reward_key, score_pool
 
 SAMPLING = Sampling(max_new_tokens=8)
 NUM_SAMPLES = 3
@@ -173,7 +173,7 @@ def same(one, two):
 
 def test_scores_are_the_rewards_and_tokens_are_those_of_reading_in_pieces(pool, reward_spec, tmp_path):
     reward = load_reward("r", reward_spec)
-    scores = score_pool(pool, reward, reward_spec, tmp_path / "j", {}, ignore)
+    scores = score_pool(pool, reward, reward_spec, tmp_path / "j", None, ignore)
     for p, (prompt, texts) in enumerate(zip(pool.prompts, pool.texts, strict=True)):
         values, cost = reward.score([prompt.prompt] * NUM_SAMPLES, texts, {})
         assert scores.values_PS[p] == pytest.approx(values, abs=1e-5)
@@ -199,28 +199,28 @@ def test_scoring_goes_on_where_it_was_killed(pool, reward_spec, tmp_path, monkey
         "score_ids",
         lambda self, ids, *types: scored.append(len(ids)) or real(self, ids, *types),
     )
-    first = score_pool(pool, reward, reward_spec, journal, {}, ignore)
+    first = score_pool(pool, reward, reward_spec, journal, None, ignore)
     scored.clear()
-    same(score_pool(pool, reward, reward_spec, journal, {}, ignore), first)
+    same(score_pool(pool, reward, reward_spec, journal, None, ignore), first)
     assert scored == []
     journal.write_bytes(journal.read_bytes()[:-20])
-    again = score_pool(pool, reward, reward_spec, journal, {}, ignore)
+    again = score_pool(pool, reward, reward_spec, journal, None, ignore)
     assert scored == [len(set(pool.texts[-1]))]
     np.testing.assert_array_equal(again.values_PS, first.values_PS)
     assert again.num_calls == first.num_calls
     other = reward_spec.model_copy(update={"sign": -1})
-    score_pool(pool, reward, other, journal, {}, ignore)  # by its specification another reward: nothing of it is there
+    score_pool(pool, reward, other, journal, None, ignore)  # by its specification another reward: nothing of it is there
     assert len(scored) == 1 + len(pool.prompts)
 
 
 def test_what_is_known_of_other_pools_is_not_scored_again(pool, reward_spec, tmp_path):
-    reward, known = load_reward("r", reward_spec), {}
+    reward, known = load_reward("r", reward_spec), KnownScores()
     first = score_pool(pool, reward, reward_spec, tmp_path / "one", known, ignore)
     second = score_pool(pool, reward, reward_spec, tmp_path / "two", known, ignore)
     assert second.num_calls == 0
     same(dataclasses.replace(second, num_calls=first.num_calls), first)
     # The second's journal is whole in itself.
-    same(score_pool(pool, reward, reward_spec, tmp_path / "two", {}, ignore), second)
+    same(score_pool(pool, reward, reward_spec, tmp_path / "two", None, ignore), second)
 
 
 def test_a_function_gets_columns_and_may_miss_scores(pool, tmp_path):
@@ -232,7 +232,7 @@ def test_a_function_gets_columns_and_may_miss_scores(pool, tmp_path):
 
     spec = RewardSpec(function="mine.py:by_topic")
     reward = reward_from_function(by_topic, "mine", missing_ok=True)
-    scores = score_pool(pool, reward, spec, tmp_path / "journal", {}, ignore)
+    scores = score_pool(pool, reward, spec, tmp_path / "journal", None, ignore)
     missing_P = np.asarray([p.columns["topic"] == "bike" for p in pool.prompts])
     assert missing_P.any()
     assert np.isnan(scores.values_PS).tolist() == [[bool(m)] * NUM_SAMPLES for m in missing_P]
@@ -242,7 +242,7 @@ def test_a_function_gets_columns_and_may_miss_scores(pool, tmp_path):
     assert not (tmp_path / "journal").exists()  # whether its code has changed is not known
     assert len(seen) == scores.num_calls
     with pytest.raises(RewardError, match="'mine' returned nan"):
-        score_pool(pool, reward_from_function(by_topic, "mine"), spec, tmp_path / "journal", {}, ignore)
+        score_pool(pool, reward_from_function(by_topic, "mine"), spec, tmp_path / "journal", None, ignore)
 
 
 def test_columns_are_read_from_the_samples(pool, tmp_path):
@@ -255,12 +255,12 @@ def test_columns_are_read_from_the_samples(pool, tmp_path):
     ]
     scored = Pool(pool.header, prompts)
     spec = RewardSpec(column="h", sign=-1, scale=RewardScale(mean=1, std=2))
-    found = score_pool(scored, None, spec, tmp_path / "journal", {}, ignore)
+    found = score_pool(scored, None, spec, tmp_path / "journal", None, ignore)
     np.testing.assert_array_equal(found.values_PS, np.asarray([[-1, np.nan, -2]] * len(prompts)))
     assert found.num_calls == 0
     missing = RewardSpec(column="helpful")
     with pytest.raises(RewardError, match=r"sample 0 of prompt '\w+' has no score 'helpful' \(there: h\)"):
-        score_pool(scored, None, missing, tmp_path / "journal", {}, ignore)
+        score_pool(scored, None, missing, tmp_path / "journal", None, ignore)
 
 
 def test_an_ensemble_s_column_has_its_disagreement_beside_it(pool, tmp_path):
@@ -275,7 +275,7 @@ def test_an_ensemble_s_column_has_its_disagreement_beside_it(pool, tmp_path):
             )
             for p in pool.prompts
         ]
-        found = score_pool(Pool(pool.header, prompts), None, spec, tmp_path / "j", {}, ignore)
+        found = score_pool(Pool(pool.header, prompts), None, spec, tmp_path / "j", None, ignore)
         if expected is None:
             assert found.disagreement_PS is None
         else:
@@ -445,9 +445,9 @@ def test_missing_scores_of_a_reward_that_can_be_asked_again_are_not_kept(pool, t
     with pytest.raises(RewardError, match="'judge' gave none of the 12 texts"):
         add_column(path, pool, "n", judge(lambda _: None), spec, ignore)
     journal = tmp_path / "journal"
-    half = score_pool(pool, judge(lambda topic: None if topic == "bike" else 1.0), spec, journal, {}, ignore)
+    half = score_pool(pool, judge(lambda topic: None if topic == "bike" else 1.0), spec, journal, None, ignore)
     asked_for.clear()
-    whole = score_pool(pool, judge(lambda _: 2.0), spec, journal, {}, ignore)
+    whole = score_pool(pool, judge(lambda _: 2.0), spec, journal, None, ignore)
     assert set(asked_for) == {"bike"}
     assert whole.num_calls == half.num_calls  # each text once, whichever run has asked
     assert np.unique(whole.values_PS[np.isnan(half.values_PS)]).tolist() == [2.0]
@@ -456,7 +456,7 @@ def test_missing_scores_of_a_reward_that_can_be_asked_again_are_not_kept(pool, t
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
     rows[0]["values"][0] = None
     journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    again = score_pool(pool, judge(lambda _: 3.0), spec, journal, {}, ignore)
+    again = score_pool(pool, judge(lambda _: 3.0), spec, journal, None, ignore)
     assert not np.isnan(again.values_PS).any()
     assert add_column(path, pool, "n", judge(lambda _: 1.0), spec, ignore).tolist() == [[1.0] * NUM_SAMPLES] * 4
 
@@ -476,11 +476,11 @@ def test_scores_that_are_too_large_are_told_as_such(pool, tmp_path):
         )
         scaled = Reward("r", reward.scorer, spec.scale, missing_ok=True)
         with pytest.raises(RewardError, match=told):
-            score_pool(pool, scaled, spec, tmp_path / "journal", {}, ignore)
+            score_pool(pool, scaled, spec, tmp_path / "journal", None, ignore)
     stored = [dataclasses.replace(s, scores={"h": 1e40}) for s in pool.prompts[0].samples]
     column = RewardSpec(column="h", scale=RewardScale(mean=-1e40, std=1e-19))
     with pytest.raises(RewardError, match=r"column 'h'.* too large"):
         score_pool(
             Pool(pool.header, [dataclasses.replace(pool.prompts[0], samples=tuple(stored))]),
-            None, column, tmp_path / "journal", {}, ignore,
+            None, column, tmp_path / "journal", None, ignore,
         )  # fmt: skip

@@ -20,10 +20,11 @@ from inference.evaluation.measurements import Evaluation, Measured
 from inference.evaluation.plan import make_plan
 from inference.evaluation.rows.values import fill_tables
 from inference.pools.file import prompt_ids
+from inference.pools.held import lengths
 from inference.pools.score import PoolScores, score_pool
 from inference.samplers.best_of import SelectionSampler
 from inference.selection.rules import num_draws
-from inference.statistics.costs import UNITS, completion_costs, lengths, num_steps, pool_costs
+from inference.statistics.costs import UNITS, completion_costs, num_steps, pool_costs
 from tests.inference.methods import read_served
 
 TEXTS = ("how to bake bread", "fix a bike", "mix water then flour")  # of `prompts_ids`
@@ -50,7 +51,7 @@ def pool(policy_with_ends, prompts_ids) -> Pool:
 
 @pytest.fixture(scope="module")
 def scores(pool, reward, reward_spec, tmp_path_factory) -> PoolScores:
-    return score_pool(pool, reward, reward_spec, tmp_path_factory.mktemp("scores") / "s.jsonl", {}, lambda _: None)
+    return score_pool(pool, reward, reward_spec, tmp_path_factory.mktemp("scores") / "s.jsonl", None, lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,7 @@ def test_units_that_a_pool_does_not_tell_are_absent(pool, scores, sizes):
 
 def test_a_function_costs_calls_and_nothing_else(pool, gold_file, sizes, tmp_path):
     spec = RewardSpec(function=f"{gold_file}:brief")
-    scores = score_pool(pool, load_reward("brief", spec), spec, tmp_path / "s.jsonl", {}, lambda _: None)
+    scores = score_pool(pool, load_reward("brief", spec), spec, tmp_path / "s.jsonl", None, lambda _: None)
     found = pool_costs(pool, scores, sizes[0], None, "bon", 3)
     np.testing.assert_array_equal(found["reward_calls"], [[1, 2, 3]] * 3)
     assert not found["reward_tokens"].any()

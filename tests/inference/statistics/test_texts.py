@@ -6,7 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from inference.statistics.texts import distinct_n, distinct_texts, lower_tail
+from inference.statistics.texts import lower_tail, variety
+
+
+def distinct_n(texts, n):
+    return variety(texts, [n])[1][0]
 
 
 def test_distinct_n_by_hand():
@@ -32,8 +36,8 @@ def test_no_n_gram_reaches_over_two_samples():
 
 def test_distinct_texts():
     texts = [["x", "x", "y z", "y z"], ["p q r"]]
-    assert distinct_texts(texts) == pytest.approx((2 / 4 + 1) / 2)
-    assert distinct_texts([[]]) is None
+    assert variety(texts, [1])[0] == pytest.approx((2 / 4 + 1) / 2)
+    assert variety([[]], [1])[0] is None
 
 
 VALUES = arrays(np.float64, (3, 4), elements=st.integers(-3, 3))
