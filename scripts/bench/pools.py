@@ -9,19 +9,10 @@ FOLDER; `page` writes them into docs/performance.md.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from iama.files import write_atomically
 
 NUM_SAMPLES = 512
 NUM_WORDS = 2000
