@@ -46,8 +46,8 @@ MAX_OUTSIDE = 0.1
 the trainer rules a token out. Weights that are no numbers leave all without one (ms-swift#9787); TRL passes over it."""
 REMEDY = (
     "so they are not of the weights that are trained, and no step was taken with them; checkpoints stay as they are. "
-    "Look at the versions of vLLM, TRL and DeepSpeed, at vllm_enable_sleep_mode (trl#5312), at a server's model, --dtype "
-    "and --logprobs-mode processed_logprobs"
+    "Look at the versions of vLLM, TRL and DeepSpeed, at vllm_enable_sleep_mode (trl#5312), at a server's model, "
+    "--dtype and --logprobs-mode processed_logprobs"
 )
 
 
