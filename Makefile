@@ -14,7 +14,7 @@ install: $(STAMP) ## make .venv with the tested versions
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,remote,math,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,ray,remote,math,dev]'
 	touch $@
 
 demo: $(STAMP) ## build the demo world, train, export, evaluate, write the report
@@ -46,7 +46,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 
 VLLM_PYTEST := OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest
 VLLM_TESTS := $(shell grep -rlE 'mark\.vllm' tests --include='test_*.py')
-ALSO_THERE := tests/iama/models tests/iama/rewards tests/inference/engine tests/inference/samplers tests/inference/pools
+ALSO_THERE := $(addprefix tests/,iama/models iama/rewards/test_rewards.py iama/rewards/test_pairs.py inference/engine inference/samplers)
 
 test-vllm: $(VLLM_STAMP) ## run the tests that need vLLM, then quick ones of models and rewards on its transformers
 	$(VLLM_PYTEST) -m vllm $(VLLM_TESTS)

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iama.cli.app import app, manifest_of, note_differences, prepare, warn_of_backslashes
+from iama.cli.app import (
+    app,
+    cluster_of,
+    manifest_of,
+    note_differences,
+    prepare,
+    spread_over,
+    warn_of_backslashes,
+)
+from iama.cli.options import Ray, RayGpusPerWorker, RayWorkers
 from iama.errors import ConfigError
 from iama.tables import print_line, wide_console
 
 if TYPE_CHECKING:
     from iama.config.files import EvaluationConfig
+    from inference.engine.responses import Pool
 
 
 @app.command()
@@ -34,6 +44,9 @@ def evaluate(
         str | None, typer.Option(help="i/n: sample and score that part only; then run without it, in the same folder.")
     ] = None,
     devices: Annotated[str | None, typer.Option(help="auto (every GPU) or a number of processes.")] = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    ray_gpus_per_worker: RayGpusPerWorker = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")] = False,
 ) -> None:
     """Measure policies on held-out prompts: curves, savings, report. A killed evaluation, run again, resumes.
@@ -41,10 +54,15 @@ def evaluate(
     Example: iama evaluate --config configs/demo-evaluate.yaml --set seed=1 --set output_dir=runs/demo/evaluation-1
 
     Example: iama evaluate --pool base=base.jsonl --pool iama=iama.jsonl --criterion helpful=rm,judge
+
+    Example: iama evaluate --config configs/demo-evaluate.yaml --ray 10.0.0.1:6379 --ray-gpus-per-worker 1
     """
+    if ray is not None and (shard is not None or devices is not None):
+        other = f"--shard {shard}" if shard is not None else f"--devices {devices}"
+        raise ConfigError(f"--ray {ray} shares the work out over a cluster, {other} by hand; give one of the two")
     if shard is not None and devices is not None:
         raise ConfigError(f"--shard {shard} is one part, --devices {devices} runs all of them; give one of the two")
-    settings = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
+    settings, read = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
     models = [(name, policy) for name, policy in settings.policies.items() if policy.path is not None]
     for name, policy in models:
         assert policy.path is not None
@@ -56,7 +74,8 @@ def evaluate(
     from inference.evaluation.shards import parse_shard
     from inference.report import headline, print_tables, write_report
 
-    plan = make_plan(settings)
+    cluster = cluster_of(ray, ray_workers, ray_gpus_per_worker)
+    plan = make_plan(settings, read)
     if dry_run:
         typer.echo(describe(plan))
         return
@@ -67,7 +86,8 @@ def evaluate(
         typer.echo(line, err=True)
     if devices is not None:
         evaluation.evaluate_on_devices(plan, devices)
-    summary = evaluation.evaluate(plan)
+    with spread_over(cluster) as spread:
+        summary = evaluation.evaluate(plan, spread=spread)
     console = wide_console()
     print_tables(summary, console)
     for row in summary["curves"]:
@@ -93,8 +113,8 @@ def _settings(
     criteria: list[str],
     trained: str | None,
     out: str | None,
-) -> EvaluationConfig:
-    """From the file, or from pool files."""
+) -> tuple[EvaluationConfig, dict[str, Pool]]:
+    """From the file, or from pool files, which are given by their paths."""
     from iama.config.files import EvaluationConfig
     from iama.config.schema import apply_override, validate
 
@@ -103,8 +123,9 @@ def _settings(
     if config is not None:
         if criteria or trained is not None or out is not None:
             raise ConfigError("--criterion, --trained and --out belong to --pool; write them into the file")
-        return settings_from_file(config, overrides)
+        return settings_from_file(config, overrides), {}
     from inference.evaluation.from_pools import config_from_pools
+    from inference.pools.file import read_pool
 
     files = {}
     for text in pools:
@@ -112,7 +133,8 @@ def _settings(
         if not (name and equals and path) or name in files:
             raise ConfigError(f"--pool {text!r}: write NAME=FILE, each name once, e.g. --pool base=base.jsonl")
         files[name] = Path(path)
-    raw = config_from_pools(files, criteria, trained, "runs/evaluation" if out is None else out)
+    read = {str(path): read_pool(path) for path in files.values()}
+    raw = config_from_pools(files, criteria, trained, "runs/evaluation" if out is None else out, read)
     if not any(override.startswith("trained_budget=") for override in overrides):
         sys.stderr.write(
             f"note: trained_budget is {raw['trained_budget']}: a 16th of the {raw['num_samples']} samples a prompt, "
@@ -120,7 +142,7 @@ def _settings(
         )
     for override in overrides:
         apply_override(raw, override)
-    return validate(raw, EvaluationConfig, "command line", overrides)
+    return validate(raw, EvaluationConfig, "command line", overrides), read
 
 
 def settings_from_file(config: Path, overrides: list[str]) -> EvaluationConfig:

@@ -118,5 +118,8 @@ def open_llm(path: str, source: str, settings: dict[str, Any]) -> Any:
 
 
 def close_llm(llm: Any) -> None:
-    """End vLLM's process, and give its memory back."""
+    """End vLLM's process, and give its memory back.
+
+    With VLLM_ENABLE_V1_MULTIPROCESSING=0 it has none of its own, and others that are open there are lost.
+    """
     llm.llm_engine.engine_core.shutdown()

@@ -15,7 +15,7 @@ from iama.cost import Cost
 from iama.errors import DataError
 from iama.prompts.render import Prompt
 from inference.engine.next_token import cut_at_stop
-from inference.engine.policy import AnyPolicy
+from inference.engine.policy import AnyPolicy, PolicyFiles
 from inference.engine.vocabulary import end_tokens, special_tokens
 
 TAIL = 8  # tokens that a tail's first characters may depend on, while the others are those of the whole text
@@ -105,7 +105,7 @@ class PoolTexts(Sequence[list[str]]):
     @overload
     def __getitem__(self, which: slice) -> PoolTexts: ...
     def __getitem__(self, which: int | slice) -> list[str] | PoolTexts:
-        return self._prompts[which].texts if isinstance(which, int) else PoolTexts(self._prompts[which])
+        return PoolTexts(self._prompts[which]) if isinstance(which, slice) else self._prompts[which].texts
 
     def __iter__(self) -> Iterator[list[str]]:
         return (prompt.texts for prompt in self._prompts)
@@ -161,7 +161,7 @@ def pool_of(prompts: Sequence[Prompt], samples: Sequence[Sequence[Response]], co
     )
 
 
-def response_text(policy: AnyPolicy, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+def response_text(policy: AnyPolicy | PolicyFiles, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
     """The text of a response: without end token and other special tokens, and up to a stop string."""
     ended = bool(token_ids) and token_ids[-1] in policy.eos_token_ids
     text = policy.tokenizer.decode(token_ids[:-1] if ended else token_ids, skip_special_tokens=True)

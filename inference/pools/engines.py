@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
-from iama.models.vllm import check_sampling, check_vllm, close_llm
+from iama.machines import Spread, Work
+from iama.models.vllm import check_sampling, check_vllm
 from iama.prompts.conversations import render_prompts
 from iama.prompts.data import PromptRows, with_system_prompt
 from iama.prompts.render import Prompt
@@ -26,6 +28,27 @@ Drawn: TypeAlias = Iterator[tuple[int, list[Response], Cost, bool]]
 """Prompts as they are done: (index, samples, cost, whether the cost is estimated)."""
 Draw: TypeAlias = Callable[[PromptRows, Sequence[int]], Drawn]
 """An engine with its settings: from all rows and the indices of those to draw."""
+
+
+def spread_draw(spread: Spread, begin: Callable[[], Draw]) -> Draw:
+    """Draw with an engine that `begin` makes, wherever `spread` does it."""
+
+    def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
+        for _, drawn in spread(partial(_drawing, begin, rows), indices):
+            yield drawn
+
+    return draw
+
+
+def _drawing(begin: Callable[[], Draw], rows: PromptRows) -> Work[int, tuple[int, list[Response], Cost, bool]]:
+    draw = begin()
+
+    def work(indices: Sequence[int]) -> Iterator[tuple[int, tuple[int, list[Response], Cost, bool]]]:
+        places = {index: place for place, index in enumerate(indices)}
+        for drawn in draw(rows, indices):
+            yield places[drawn[0]], drawn
+
+    return work
 
 
 def request_seed(seed: int, prompt_id: str) -> int:
@@ -46,13 +69,14 @@ def transformers_draw(
     batch_size: int,
     prompts_ids: Sequence[Sequence[int]] | None = None,
 ) -> Draw:
-    """Draw with the engine of `inference.engine.decode`; the policy is loaded when something is drawn.
+    """Draw with the engine of `inference.engine.decode`; the policy is loaded at the first draw.
 
     `prompts_ids` are the token ids of all rows' prompts, where they are known already.
     """
+    loaded = cache(partial(load_policy, policy_name, spec, sampling))
 
     def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
-        policy = load_policy(policy_name, spec, sampling)
+        policy = loaded()
         ids = prompts_ids or render_prompts(
             policy.tokenizer,
             [with_system_prompt(row["prompt"], system_prompt) for row in rows],
@@ -153,27 +177,26 @@ def vllm_draw(
 ) -> Draw:
     """Draw with vLLM in this process, from the same token ids as `transformers_draw`, but with its random numbers.
 
-    Raises `ConfigError` at once if vLLM is not installed or would change the sampling. It is closed when all is drawn.
+    Raises `ConfigError` at once if vLLM is not installed or would change the sampling. vLLM stays open for further
+    draws, until nobody holds what is given here.
     """
     check_vllm(f"policy {policy_name!r}")
     check_sampling(sampling)
+    loaded = cache(partial(load_vllm_policy, policy_name, spec, sampling))
 
     def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
-        policy = load_vllm_policy(policy_name, spec, sampling)
-        try:
-            ids = prompts_ids or render_prompts(
-                policy.tokenizer,
-                [with_system_prompt(row["prompt"], system_prompt) for row in rows],
-                policy.eos_token_ids,
-                f"policy {policy_name!r}",
-            )
-            names = prompt_ids(rows)
-            seeds = [request_seed(seed, names[i]) for i in indices]
-            wanted = [ids[i] for i in indices]
-            for place, responses, cost in iter_vllm(policy, wanted, num_samples, sampling, seeds):
-                yield indices[place], responses, cost, False
-        finally:
-            close_llm(policy.llm)
+        policy = loaded()
+        ids = prompts_ids or render_prompts(
+            policy.tokenizer,
+            [with_system_prompt(row["prompt"], system_prompt) for row in rows],
+            policy.eos_token_ids,
+            f"policy {policy_name!r}",
+        )
+        names = prompt_ids(rows)
+        seeds = [request_seed(seed, names[i]) for i in indices]
+        wanted = [ids[i] for i in indices]
+        for place, responses, cost in iter_vllm(policy, wanted, num_samples, sampling, seeds):
+            yield indices[place], responses, cost, False
 
     return draw
 

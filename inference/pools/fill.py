@@ -29,7 +29,7 @@ from inference.pools.file import append_block, check_header, open_unfinished, pr
 from inference.pools.format import full_header
 from inference.pools.held import Spool, held
 from inference.pools.journal import digest
-from inference.pools.storage import is_plain
+from inference.pools.storage import is_plain, unfinished
 
 PACKAGES = {
     "transformers": ("torch", "transformers", "peft"),
@@ -48,16 +48,29 @@ def pool_header(
     seed: int,
 ) -> dict[str, Any]:
     """The header of a local policy's pool, with a fingerprint of all in its folders that decides the samples."""
+    policy = {"name": name, "path": spec.path, "adapter": spec.adapter, "fingerprint": _fingerprint(name, spec)}
+    return engine_header(policy, system_prompt, engine, sampling, num_samples, seed)
+
+
+def _fingerprint(name: str, spec: PolicySpec) -> str:
     base, adapter = resolve_paths(name, spec)
     template = read_text(find_file(spec.chat_template), ModelError) if spec.chat_template else None
     folders = [fingerprint(Path(base)), fingerprint(Path(adapter)) if adapter else None]
-    policy = {
-        "name": name,
-        "path": spec.path,
-        "adapter": spec.adapter,
-        "fingerprint": digest([*folders, template, spec.dtype]),
-    }
-    return engine_header(policy, system_prompt, engine, sampling, num_samples, seed)
+    return digest([*folders, template, spec.dtype])
+
+
+def draw_alike(header: dict[str, Any], spec: PolicySpec, begin: Callable[[], Draw]) -> Draw:
+    """What `begin` gives, once the policy's files are seen to be here what they were where the header was made.
+
+    Raises `ModelError` where they are not.
+    """
+    name = header["policy"]["name"]
+    if _fingerprint(name, spec) != header["policy"]["fingerprint"]:
+        raise ModelError(
+            f"policy {name!r}: {spec.path!r} holds other files here than where the run was started; copy them to every "
+            "node, or share the file system"
+        )
+    return begin()
 
 
 def engine_header(
@@ -107,11 +120,6 @@ def fill_pool(
         stored = _filled_whole(path, header, rows, draw, advance, wanted)
     names, prompts = prompt_ids(rows), {prompt.prompt_id: prompt for prompt in stored.prompts}
     return Pool(stored.header, [replace(prompts[names[i]], columns=_columns(rows[i])) for i in wanted])
-
-
-def unfinished(path: Path) -> Path:
-    """The plain file that samples are appended to, until a file that can only be written whole has all of them."""
-    return path.with_name(f"{path.name}.unfinished.jsonl")
 
 
 def _filled_whole(
