@@ -201,7 +201,11 @@ class HeldSamples(KeptSamples):
     def with_scores(self, name: str, values_S: Floats | None) -> HeldSamples:
         """The same samples with these scores as a column, NaN where one is missing; None takes the column away."""
         return HeldSamples(
-            self._spool, self._chunks, self._order, self.table.with_scores(name, values_S), (*self._changed, (name, values_S))
+            self._spool,
+            self._chunks,
+            self._order,
+            self.table.with_scores(name, values_S),
+            (*self._changed, (name, values_S)),
         )
 
     def __len__(self) -> int:

@@ -209,7 +209,9 @@ def test_scoring_goes_on_where_it_was_killed(pool, reward_spec, tmp_path, monkey
     np.testing.assert_array_equal(again.values_PS, first.values_PS)
     assert again.num_calls == first.num_calls
     other = reward_spec.model_copy(update={"sign": -1})
-    score_pool(pool, reward, other, journal, None, ignore)  # by its specification another reward: nothing of it is there
+    score_pool(
+        pool, reward, other, journal, None, ignore
+    )  # by its specification another reward: nothing of it is there
     assert len(scored) == 1 + len(pool.prompts)
 
 
