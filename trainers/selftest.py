@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from iama.config.files import TrainingConfig
 from iama.config.schema import validate
@@ -211,6 +212,7 @@ def check_saved(trained: Trained) -> str:
     with torch.no_grad():
         live = engine(input_ids=probe.to(trained.trainer.accelerator.device)).logits.float().cpu()
     save_final(trained.trainer, adapter, manifest(trained.plan) if trained.is_main else None)
+    unset_hf_deepspeed_config()  # under ZeRO-3 it would shard every model that is loaded from here on
     if not trained.is_main:
         return ""
     base = AutoModelForCausalLM.from_pretrained(trained.policy)

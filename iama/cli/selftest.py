@@ -115,7 +115,7 @@ def _run(checks: Iterator[tuple[str, Callable[[], str]]]) -> bool:
         try:
             said = check()
         except Exception as error:  # whatever is wrong with this machine, by whichever library's exception
-            failed, said = True, " ".join(f"{error}".split())[:500] or type(error).__name__
+            failed, said = True, " ".join(f"{error}".split())[:200] or type(error).__name__
             if not is_main_process():
                 sys.stderr.write(f"process {os.environ.get('RANK')}: {name}: {said}\n")
         rows.append((name, "FAIL" if failed else "ok", said, f"{time.perf_counter() - start:.1f}"))
