@@ -34,18 +34,19 @@ VLLM_TORCH := $(shell grep '^torch==' constraints-vllm.txt)
 
 install-vllm: $(VLLM_STAMP) ## make .venv-vllm: vLLM for CPU hosts with the versions that it wants
 
-# torch's CPU build first, from where pip is configured to look or else from PyTorch's own index; PyPI has the CUDA one.
+# torch's CPU build comes first. PyPI has the CUDA one alone: where pip does not look further, PIP_EXTRA_INDEX_URL names
+# PyTorch's own index of CPU builds.
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps '$(VLLM_TORCH)' || $(VLLM_VENV)/bin/python -m pip install \
-	  --quiet --no-deps --index-url https://download.pytorch.org/whl/cpu '$(VLLM_TORCH)'
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps '$(VLLM_TORCH)' || \
+	  { echo "pip finds no $(VLLM_TORCH): set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds" >&2; exit 1; }
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -r constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
 
 VLLM_PYTEST := OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest
 VLLM_TESTS := $(shell grep -rlE 'mark\.vllm' tests --include='test_*.py')
-ALSO_THERE := tests/iama/models tests/iama/rewards tests/inference/engine tests/inference/samplers tests/inference/pools
+ALSO_THERE := $(addprefix tests/,iama/models iama/rewards/test_rewards.py iama/rewards/test_pairs.py inference/engine inference/samplers)
 
 test-vllm: $(VLLM_STAMP) ## run the tests that need vLLM, then quick ones of models and rewards on its transformers
 	$(VLLM_PYTEST) -m vllm $(VLLM_TESTS)

@@ -137,18 +137,31 @@ def make_tiny(root: Path, **changes: int) -> Tiny:
     )
 
 
+Run = Callable[..., tuple[int, str, str]]
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command line `iama` in this process: exit code, stdout, stderr."""
+    return _runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def run_with_files(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The same with outputs that are files, as vLLM wants them."""
+    return _runner(monkeypatch, capfd)
+
+
+def _runner(monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> Run:
     from iama.cli import main
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["iama", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "160")
-        capsys.readouterr()
+        capture.readouterr()
         with pytest.raises(SystemExit) as exit_:
             main()
-        captured = capsys.readouterr()
+        captured = capture.readouterr()
         return int(exit_.value.code or 0), captured.out, captured.err
 
     return call

@@ -23,6 +23,7 @@ from iama.tables import print_line, wide_console
 
 if TYPE_CHECKING:
     from iama.config.files import EvaluationConfig
+    from inference.engine.responses import Pool
 
 
 @app.command()
@@ -61,7 +62,7 @@ def evaluate(
         raise ConfigError(f"--ray {ray} shares the work out over a cluster, {other} by hand; give one of the two")
     if shard is not None and devices is not None:
         raise ConfigError(f"--shard {shard} is one part, --devices {devices} runs all of them; give one of the two")
-    settings = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
+    settings, read = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
     models = [(name, policy) for name, policy in settings.policies.items() if policy.path is not None]
     for name, policy in models:
         assert policy.path is not None
@@ -74,7 +75,7 @@ def evaluate(
     from inference.report import headline, print_tables, write_report
 
     cluster = cluster_of(ray, ray_workers, ray_gpus_per_worker)
-    plan = make_plan(settings)
+    plan = make_plan(settings, read)
     if dry_run:
         typer.echo(describe(plan))
         return
@@ -112,8 +113,8 @@ def _settings(
     criteria: list[str],
     trained: str | None,
     out: str | None,
-) -> EvaluationConfig:
-    """From the file, or from pool files."""
+) -> tuple[EvaluationConfig, dict[str, Pool]]:
+    """From the file, or from pool files, which are given by their paths."""
     from iama.config.files import EvaluationConfig
     from iama.config.schema import apply_override, validate
 
@@ -122,8 +123,9 @@ def _settings(
     if config is not None:
         if criteria or trained is not None or out is not None:
             raise ConfigError("--criterion, --trained and --out belong to --pool; write them into the file")
-        return settings_from_file(config, overrides)
+        return settings_from_file(config, overrides), {}
     from inference.evaluation.from_pools import config_from_pools
+    from inference.pools.file import read_pool
 
     files = {}
     for text in pools:
@@ -131,7 +133,8 @@ def _settings(
         if not (name and equals and path) or name in files:
             raise ConfigError(f"--pool {text!r}: write NAME=FILE, each name once, e.g. --pool base=base.jsonl")
         files[name] = Path(path)
-    raw = config_from_pools(files, criteria, trained, "runs/evaluation" if out is None else out)
+    read = {str(path): read_pool(path) for path in files.values()}
+    raw = config_from_pools(files, criteria, trained, "runs/evaluation" if out is None else out, read)
     if not any(override.startswith("trained_budget=") for override in overrides):
         sys.stderr.write(
             f"note: trained_budget is {raw['trained_budget']}: a 16th of the {raw['num_samples']} samples a prompt, "
@@ -139,7 +142,7 @@ def _settings(
         )
     for override in overrides:
         apply_override(raw, override)
-    return validate(raw, EvaluationConfig, "command line", overrides)
+    return validate(raw, EvaluationConfig, "command line", overrides), read
 
 
 def settings_from_file(config: Path, overrides: list[str]) -> EvaluationConfig:

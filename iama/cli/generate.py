@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from iama.config.methods import Method
     from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import AnyPolicy
     from inference.samplers.base import Completion
 
 
@@ -146,15 +143,13 @@ def _answer(
 
     with Console(stderr=True).status("loading and sampling"):
         from iama.rewards.load import load_reward
-        from inference.samplers.serve import check_served, serve
+        from inference.engine.vllm import open_policy
+        from inference.samplers.serve import check_served, check_vllm_serves, serve, with_target
 
         check_served(method, sampling)  # before anything is loaded
         if base.engine == "vllm":
-            return _answer_by_vllm(base, spec, method, sampling, prompt, plain, seed)
-        from inference.engine.policy import load_policy
-        from inference.samplers.serve import with_target
-
-        loaded = load_policy("--policy", base, sampling)
+            check_vllm_serves(method, "--engine vllm")
+        loaded = open_policy("--policy", base, sampling)
         scorer = None if spec is None else load_reward("--reward", spec)
         asked = _asked(loaded, prompt, plain)
         calibration = None
@@ -162,26 +157,6 @@ def _answer(
             method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
         completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
         return completion, method, calibration, _spread(scorer, asked, completion)
-
-
-def _answer_by_vllm(
-    base: PolicySpec, spec: RewardSpec | None, method: Method, sampling: Sampling, prompt: str, plain: bool, seed: int
-) -> tuple[Completion, Method, Cost | None, float | None]:
-    """The same with the policy in vLLM, which serves what needs no target to be measured."""
-    from iama.models.vllm import close_llm
-    from iama.rewards.load import load_reward
-    from inference.engine.vllm import load_vllm_policy
-    from inference.samplers.serve import check_vllm_serves, serve
-
-    check_vllm_serves(method, "--engine vllm")
-    loaded = load_vllm_policy("--policy", base, sampling)
-    try:
-        scorer = None if spec is None else load_reward("--reward", spec)
-        asked = _asked(loaded, prompt, plain)
-        completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
-        return completion, method, None, _spread(scorer, asked, completion)
-    finally:
-        close_llm(loaded.llm)
 
 
 def _asked(policy: AnyPolicy, prompt: str, plain: bool) -> Prompt:

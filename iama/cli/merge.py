@@ -19,7 +19,11 @@ def merge(
 ) -> None:
     """Put pool files with parts of the prompts together, such as those of iama pool --shard.
 
+    Of one file, a copy in another form: .jsonl, .jsonl.gz, .jsonl.zst or .parquet.
+
     Example: iama merge base.jsonl base-1.jsonl base-2.jsonl
+
+    Example: iama merge base.parquet base.jsonl
     """
     from inference.pools.file import merge_pools, write_pool
 

@@ -46,8 +46,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.specs import PromptsSpec, Sampling
     from inference.pools.engines import Draw
 
-LOCAL_ENGINES = ("transformers", "vllm")
-ENGINES = (*LOCAL_ENGINES, "openai")
+ENGINES = ("transformers", "vllm", "openai")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,12 @@ class Order:
 
 @app.command(short_help="Sample many completions of every prompt into a file.")
 def pool(
-    out: Annotated[Path, typer.Argument(help="Pool file to write; one that a kill left unfinished is completed.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="Pool file to write (.jsonl, .jsonl.gz, .jsonl.zst, .parquet). What a kill left is completed."
+        ),
+    ],
     prompts: Annotated[str, typer.Option(help="A .jsonl, .json, .csv or .parquet file, or a dataset (org/name).")],
     n: Annotated[int, typer.Option(help="Samples a prompt.", min=1)],
     policy: Annotated[str | None, typer.Option(help="Model directory, or an exported adapter.")] = None,
@@ -118,6 +122,7 @@ def pool(
     """
     _check_ray(ray, engine, shard)
     local = {"--policy": policy, "--adapter": adapter, "--chat-template": chat_template}
+    local |= {"--vllm": " ".join(vllm or []) or None}
     _check_engine(engine, local, {"--url": ", ".join(url or []) or None, "--model": model})
     if not 0 < timeout_s < math.inf:
         raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")

@@ -144,6 +144,9 @@ class WatchConfig(Strict):
     """A phase (start, roll-out, reward, step, save) that takes longer ends the run with an error; null: never."""
     samples: int = Field(4, ge=0)
     """Completions kept in samples/ at a logged step."""
+    vllm_tolerance: float | None = Field(None, gt=0, allow_inf_nan=False, exclude_if=lambda value: value is None)
+    """With use_vllm: stop where vLLM's log-probabilities of the roll-outs are further from the trainer's, in nats a
+    token; null: what fits the number formats in use, 0.0125 in float32 and float16, 0.1 in bfloat16."""
 
 
 SAMPLING_NAMES = {

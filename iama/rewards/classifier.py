@@ -253,7 +253,7 @@ def filling(model: Any, ids: Sequence[Sequence[int]], pad_id: int) -> Iterator[i
     if pad_id != NO_PADDING:
         yield pad_id
         return
-    config = pooling_config(model)
+    config = pooling_config(model.config)
     taken = {*(row[-1] for row in ids if row), config.eos_token_id}
     config.pad_token_id = next(i for i in itertools.count() if i not in taken)
     try:
@@ -262,16 +262,16 @@ def filling(model: Any, ids: Sequence[Sequence[int]], pad_id: int) -> Iterator[i
         config.pad_token_id = NO_PADDING
 
 
-def pooling_config(model: Any) -> Any:
-    """Where transformers looks for the padding token when it picks the token that speaks for a row."""
-    return model.config if model.config.is_encoder_decoder else model.config.get_text_config()
+def pooling_config(config: Any) -> Any:
+    """The part of a model's configuration that names the padding token, which tells what speaks for a row."""
+    return config if config.is_encoder_decoder else config.get_text_config()
 
 
 def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Classifier:
     """The model whose files were read before."""
     model = load_reward_model(files, source, getattr(torch, spec.dtype))
     model.to(pick_device(spec.device, source)).eval()
-    config = pooling_config(model)
+    config = pooling_config(model.config)
     if config.pad_token_id is None or config.pad_token_id < 0:
         config.pad_token_id = NO_PADDING  # with None transformers reads no two rows together
     return Classifier(

@@ -105,7 +105,7 @@ class PoolTexts(Sequence[list[str]]):
     @overload
     def __getitem__(self, which: slice) -> PoolTexts: ...
     def __getitem__(self, which: int | slice) -> list[str] | PoolTexts:
-        return self._prompts[which].texts if isinstance(which, int) else PoolTexts(self._prompts[which])
+        return PoolTexts(self._prompts[which]) if isinstance(which, slice) else self._prompts[which].texts
 
     def __iter__(self) -> Iterator[list[str]]:
         return (prompt.texts for prompt in self._prompts)

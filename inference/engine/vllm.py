@@ -7,23 +7,22 @@ text after its prompt, so that a stop string may show there and not in the respo
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
-from iama.errors import ConfigError, ModelError
+from iama.errors import ModelError
 from iama.models.generation import check_generation_config
 from iama.models.loading import LIBRARY_ERRORS
-from iama.models.vllm import import_vllm, llm_settings, open_llm
-from inference.engine.policy import VllmPolicy, read_policy_files, resolve_paths
+from iama.models.vllm import check_sampling, close_llm, import_vllm, llm_settings, open_llm
+from inference.engine.policy import AnyPolicy, VllmPolicy, load_policy, read_policy_files, resolve_paths
 from inference.engine.random_streams import stream_keys
 from inference.engine.responses import Ends, Response, check_fit, response_text
 from inference.engine.vocabulary import end_tokens
 
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
-"""vLLM raises lower ones to the former, and takes none above the latter."""
 ROWS_AT_ONCE = 2048
 """Samples that vLLM is given together, so many as a kill can cost."""
 
@@ -31,32 +30,26 @@ ROWS_AT_ONCE = 2048
 def load_vllm_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPolicy:
     """Open a policy in vLLM, with its adapter beside the base; raises as `load_policy` and `check_sampling` do.
 
-    Whoever opens it closes it (`iama.models.vllm.close_llm`).
+    vLLM's process ends when nobody holds the policy any more.
     """
     source = f"policy {name!r}"
     check_sampling(sampling)
     base, adapter = resolve_paths(name, spec)
     settings = llm_settings(spec, adapter) | {"trust_remote_code": spec.trust_remote_code}
+    settings["max_logprobs"] = -1  # whole laws may be asked for (`inference.samplers.vllm_segments`)
     vllm = import_vllm(source)
     check_generation_config(base, source, sampling)
     tokenizer, context_length, ends = read_policy_files(name, spec)
     llm = open_llm(base, source, settings)
     lora = vllm.lora.request.LoRARequest(name, 1, adapter) if adapter else None
-    return VllmPolicy(name, llm, tokenizer, ends, context_length, lora)
+    policy = VllmPolicy(name, llm, tokenizer, ends, context_length, lora)
+    weakref.finalize(policy, close_llm, llm)
+    return policy
 
 
-def check_sampling(sampling: Sampling, source: str = "engine: vllm") -> None:
-    """Raise `ConfigError` for sampling that vLLM would change."""
-    if not LOWEST_TEMPERATURE <= sampling.temperature <= HIGHEST_TEMPERATURE:
-        raise ConfigError(
-            f"{source}: sampling.temperature {sampling.temperature:g} is outside {LOWEST_TEMPERATURE:g} to "
-            f"{HIGHEST_TEMPERATURE:g}, and vLLM would raise or refuse it; use the transformers engine"
-        )
-    if sampling.min_p > 0 and sampling.top_p < 1:
-        raise ConfigError(
-            f"{source}: sampling.min_p {sampling.min_p:g} beside sampling.top_p {sampling.top_p:g}: vLLM applies min_p "
-            "first, which is another law; drop one of them, or use the transformers engine"
-        )
+def open_policy(name: str, spec: PolicySpec, sampling: Sampling) -> AnyPolicy:
+    """A policy on the engine that its specification names."""
+    return (load_vllm_policy if spec.engine == "vllm" else load_policy)(name, spec, sampling)
 
 
 def vllm_seeds(seed: int, keys: Sequence[int]) -> list[int]:
@@ -83,6 +76,21 @@ def vllm_arguments(sampling: Sampling, ends: Sequence[int], num_samples: int, se
         "detokenize": bool(sampling.stop),
         "seed": seed,
     }
+
+
+def outputs_of(policy: VllmPolicy, rows_ids: Sequence[Sequence[int]], arguments: Sequence[dict[str, Any]]) -> list[Any]:
+    """vLLM's outputs for requests that go on from token ids, each with its arguments of `SamplingParams`.
+
+    Raises `ModelError` with vLLM's reason.
+    """
+    source = f"policy {policy.name!r}"
+    params = import_vllm(source).SamplingParams
+    requests, settings = [{"prompt_token_ids": list(ids)} for ids in rows_ids], [params(**given) for given in arguments]
+    try:
+        return list(policy.llm.generate(requests, settings, use_tqdm=False, lora_request=policy.lora))
+    except LIBRARY_ERRORS as error:
+        reason = " ".join(str(error).split())[:240]
+        raise ModelError(f"{source}: LLM.generate failed ({reason}); write engine: transformers") from error
 
 
 @dataclass
@@ -128,6 +136,35 @@ def iter_vllm(
             chunk = []
 
 
+class VllmPrompts:
+    """Sampling in rounds, as `inference.engine.decode.HeldPrompts` does it; nothing has to be let go.
+
+    Sample `i` of a prompt has the seed that it has where all are drawn at once. Each round counts its prompts, whole,
+    though vLLM may find most of them in its prefix cache.
+    """
+
+    def __init__(
+        self,
+        policy: VllmPolicy,
+        prompts_ids: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        keys: Sequence[int],
+    ) -> None:
+        self._policy, self._prompts_ids, self._sampling = policy, prompts_ids, sampling
+        self._seeds = vllm_seeds(seed, keys)
+
+    def draw(self, indices: Sequence[int], first: int, number: int) -> dict[int, tuple[list[Response], Cost]]:
+        """Samples `first` to `first + number - 1` of some prompts, by index, and what they cost."""
+        ids, seeds = [self._prompts_ids[i] for i in indices], [self._seeds[i] + first for i in indices]
+        drawn = iter_vllm(self._policy, ids, number, self._sampling, seeds)
+        return {indices[place]: (responses, cost) for place, responses, cost in drawn}
+
+    def let_go(self, indices: Sequence[int]) -> None:
+        """Some prompts are done with."""
+
+
 def _cost(num_prompt_tokens: int, rows: Sequence[_Row], seconds: float) -> Cost:
     """Of a prompt's samples, decoded side by side in `seconds` each."""
     return Cost(
@@ -143,7 +180,6 @@ class _Writer:
 
     def __init__(self, policy: VllmPolicy, sampling: Sampling) -> None:
         self._policy, self._sampling = policy, sampling
-        self._params = import_vllm(f"policy {policy.name!r}").SamplingParams
         self._ends, self._end_ids = Ends(policy, sampling), sorted(end_tokens(policy, sampling))
 
     def write(self, asked: Sequence[tuple[Sequence[int], int, int]]) -> list[list[_Row]]:
@@ -151,16 +187,11 @@ class _Writer:
         rows = [[_Row(seed + i) for i in range(count)] for _, count, seed in asked]
         groups = [(ids, group) for (ids, _, _), group in zip(asked, rows, strict=True) if group]
         while groups:
-            requests = [{"prompt_token_ids": [*ids, *group[0].ids]} for ids, group in groups]
-            params = [self._params(**self._arguments(group)) for _, group in groups]
-            lora = self._policy.lora
-            try:
-                outputs = self._policy.llm.generate(requests, params, use_tqdm=False, lora_request=lora)
-            except LIBRARY_ERRORS as error:
-                reason = " ".join(str(error).split())[:240]
-                raise ModelError(
-                    f"policy {self._policy.name!r}: LLM.generate failed ({reason}); write engine: transformers"
-                ) from error
+            outputs = outputs_of(
+                self._policy,
+                [[*ids, *group[0].ids] for ids, group in groups],
+                [self._arguments(group) for _, group in groups],
+            )
             for (_, group), output in zip(groups, outputs, strict=True):
                 for row, drawn in zip(group, sorted(output.outputs, key=lambda o: int(o.index)), strict=True):
                     self._append(row, list(map(int, drawn.token_ids)))

@@ -22,8 +22,9 @@ from iama.prompts.data import PromptRows, with_system_prompt
 from iama.reading import read_text
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
-from inference.engine.policy import Policy, load_policy
+from inference.engine.policy import AnyPolicy
 from inference.engine.responses import Pool, Response, SegmentRow, response_text
+from inference.engine.vllm import open_policy
 from inference.evaluation.sources import Source
 from inference.pools.engines import Draw
 from inference.pools.journal import digest
@@ -95,9 +96,9 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
     """
 
     @cache
-    def loaded() -> tuple[Policy, Sampler]:
+    def loaded() -> tuple[AnyPolicy, Sampler]:
         assert source.spec is not None
-        policy = load_policy(source.name, source.spec, sampling)
+        policy = open_policy(source.name, source.spec, sampling)
         return policy, serve(policy, reward, method, sampling, batch_size)
 
     def run(rows: PromptRows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
@@ -136,7 +137,7 @@ def _rounds(rows: PromptRows) -> list[list[int]]:
     return rounds
 
 
-def _stored(policy: Policy, completion: Completion, sampling: Sampling) -> Response:
+def _stored(policy: AnyPolicy, completion: Completion, sampling: Sampling) -> Response:
     """The answer as a pool file keeps it: with its score, and its segments with their texts."""
     segments: list[SegmentRow] = []
     texts = _segment_texts(policy, completion, sampling)
@@ -160,7 +161,7 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _segment_texts(policy: Policy, completion: Completion, sampling: Sampling) -> list[str]:
+def _segment_texts(policy: AnyPolicy, completion: Completion, sampling: Sampling) -> list[str]:
     """The answer's text cut into its segments', which joined give it.
 
     By what each beginning of the answer reads as, since tokens out of their place may lack a space or half a character.

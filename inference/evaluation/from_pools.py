@@ -18,15 +18,19 @@ BUDGET = 4
 
 
 def config_from_pools(
-    files: Mapping[str, Path], criteria: Sequence[str], trained: str | None, output_dir: str
+    files: Mapping[str, Path],
+    criteria: Sequence[str],
+    trained: str | None,
+    output_dir: str,
+    read: Mapping[str, Pool] | None = None,
 ) -> dict[str, Any]:
     """An `EvaluationConfig` as it would stand in YAML, from pool files by policy name.
 
     `criteria` are `NAME=PROXY_COLUMN` or `NAME=PROXY_COLUMN,GOLD_COLUMN`; without any, every score column is a
     criterion, judged by the column `NAME/gold` where there is one, but for `NAME/disagreement` beside a column `NAME`.
-    Raises `ConfigError`, and what `read_pool` raises.
+    `read` are pools by file that were read already. Raises `ConfigError`, and what `read_pool` raises.
     """
-    pools = {name: read_pool(path) for name, path in files.items()}
+    pools = {name: (read or {}).get(str(path)) or read_pool(path) for name, path in files.items()}
     columns = _common_columns(pools)
     chosen = [_criterion(text, columns) for text in criteria] or _conventional(columns)
     if not chosen:

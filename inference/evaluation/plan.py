@@ -15,11 +15,10 @@ from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, RunError
 from iama.files import check_folder
-from iama.models.vllm import check_vllm
+from iama.models.vllm import check_sampling, check_vllm
 from iama.prompts.data import PromptRows, read_prompts
 from iama.reading import read_object
-from inference.engine.responses import check_fit
-from inference.engine.vllm import check_sampling
+from inference.engine.responses import Pool, check_fit
 from inference.evaluation.dials import Dial, read_dials, with_dials
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.sources import Reading, Source, Variant, prompts_by_id, read_variants, sources_of, stored_rows
@@ -71,8 +70,11 @@ class Plan:
         return next(s for s in self.sources if s.policy == policy and criterion in s.criteria)
 
 
-def make_plan(config: EvaluationConfig) -> Plan:
-    """Check prompts, methods, output folder, rewards and models; raises `IamaError`s, before anything expensive."""
+def make_plan(config: EvaluationConfig, read: Mapping[str, Pool] | None = None) -> Plan:
+    """Check prompts, methods, output folder, rewards and models; raises `IamaError`s, before anything expensive.
+
+    `read` are pools by file that were read already.
+    """
     written = tuple(read_method(text) for text in config.methods)
     dials = read_dials(config, written)
     methods = with_dials(written, dials)
@@ -82,7 +84,8 @@ def make_plan(config: EvaluationConfig) -> Plan:
     check_results(config)
     _check_engines(config)
     rewards = reward_names(config)
-    stored = {name: read_pool(Path(p.pool)) for name, p in config.policies.items() if p.pool is not None}
+    files = {name: policy.pool for name, policy in config.policies.items() if policy.pool is not None}
+    stored = {name: (read or {}).get(file) or read_pool(Path(file)) for name, file in files.items()}
     if config.prompts is None:  # lest resamples depend on the order of a file's lines
         stored = {name: prompts_by_id(pool) for name, pool in stored.items()}
     rows = read_prompts(config.prompts) if config.prompts is not None else stored_rows(stored)

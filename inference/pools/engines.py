@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
@@ -11,17 +10,17 @@ from typing import Any, TypeAlias
 from iama.config.specs import PolicySpec, Sampling
 from iama.cost import Cost
 from iama.machines import Spread, Work
-from iama.models.vllm import check_vllm, close_llm
+from iama.models.vllm import check_sampling, check_vllm
 from iama.prompts.conversations import render_prompts
 from iama.prompts.data import PromptRows, with_system_prompt
 from iama.prompts.render import Prompt
 from iama.rewards.judge import num_tokens
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint
 from inference.engine.decode import iter_decode
-from inference.engine.policy import VllmPolicy, load_policy
+from inference.engine.policy import load_policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response
-from inference.engine.vllm import check_sampling, iter_vllm, load_vllm_policy
+from inference.engine.vllm import iter_vllm, load_vllm_policy
 from inference.pools.file import prompt_ids
 from inference.pools.journal import digest
 
@@ -179,11 +178,11 @@ def vllm_draw(
     """Draw with vLLM in this process, from the same token ids as `transformers_draw`, but with its random numbers.
 
     Raises `ConfigError` at once if vLLM is not installed or would change the sampling. vLLM stays open for further
-    draws, and is closed with what is given here.
+    draws, until nobody holds what is given here.
     """
     check_vllm(f"policy {policy_name!r}")
     check_sampling(sampling)
-    loaded = cache(partial(_open_policy, policy_name, spec, sampling))
+    loaded = cache(partial(load_vllm_policy, policy_name, spec, sampling))
 
     def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
         policy = loaded()
@@ -200,13 +199,6 @@ def vllm_draw(
             yield indices[place], responses, cost, False
 
     return draw
-
-
-def _open_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPolicy:
-    """A policy in vLLM, which is closed when nobody holds it any more."""
-    policy = load_vllm_policy(name, spec, sampling)
-    weakref.finalize(policy, close_llm, policy.llm)
-    return policy
 
 
 def local_draw(

@@ -27,7 +27,7 @@ from inference.pools.held import Holder, SampleTable, Spool, table_of
 from inference.pools.journal import digest
 from inference.pools.storage import file_digest, is_plain, opened, parsed_lines, read_header, write_lines
 
-_TOGETHER = 64 << 20
+_TOGETHER = 16 << 20
 """About the bytes of samples that wait in memory for being put away together."""
 _PER_SAMPLE, _PER_TOKEN = 800, 36
 _TAIL = 1 << 16

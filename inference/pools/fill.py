@@ -29,7 +29,7 @@ from inference.pools.file import append_block, check_header, open_unfinished, pr
 from inference.pools.format import full_header
 from inference.pools.held import Spool, held
 from inference.pools.journal import digest
-from inference.pools.storage import is_plain
+from inference.pools.storage import is_plain, unfinished
 
 PACKAGES = {
     "transformers": ("torch", "transformers", "peft"),
@@ -120,11 +120,6 @@ def fill_pool(
         stored = _filled_whole(path, header, rows, draw, advance, wanted)
     names, prompts = prompt_ids(rows), {prompt.prompt_id: prompt for prompt in stored.prompts}
     return Pool(stored.header, [replace(prompts[names[i]], columns=_columns(rows[i])) for i in wanted])
-
-
-def unfinished(path: Path) -> Path:
-    """The plain file that samples are appended to, until a file that can only be written whole has all of them."""
-    return path.with_name(f"{path.name}.unfinished.jsonl")
 
 
 def _filled_whole(

@@ -16,16 +16,21 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, overload
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
-from iama.arrays import Floats, Integers
+from iama.arrays import Floats, Indices
+from iama.files import writing
 from inference.engine.responses import KeptSamples, Pool, PooledPrompt, Response
 
 IN_MEMORY = 32 << 20
 """Bytes of texts that are held in memory; more go into a file of the system's folder for such (TMPDIR)."""
 _UNKNOWN, _CUT, _OTHER = 0, 1, 2
+Counts: TypeAlias = NDArray[np.signedinteger[Any]]
+"""Of as few bytes as hold them."""
 
 
 # Where texts are held. ----------------------------------------------------------------------------------
@@ -34,7 +39,7 @@ _UNKNOWN, _CUT, _OTHER = 0, 1, 2
 class Spool:
     """Records in a temporary file without a name, which this process alone reads and which goes with it.
 
-    The records are this process's own, so `marshal` may read them.
+    The records are this process's own, so `marshal` may read them. Raises `RunError` where the folder is full.
     """
 
     def __init__(self) -> None:
@@ -46,8 +51,9 @@ class Spool:
     def put(self, value: Any) -> tuple[int, int]:
         """Keep a value of plain Python types; returns where it lies."""
         data = zlib.compress(marshal.dumps(value), 1)
-        self._file.seek(self._end)
-        self._file.write(data)
+        with writing(Path(tempfile.gettempdir())):
+            self._file.seek(self._end)
+            self._file.write(data)
         place = self._end, len(data)
         self._end += len(data)
         return place
@@ -83,9 +89,9 @@ class SampleTable:
     column that is not on every sample, the first that it is not on.
     """
 
-    num_tokens_S: Integers
-    num_characters_S: Integers
-    reasons_S: Integers
+    num_tokens_S: Counts
+    num_characters_S: Counts
+    reasons_S: Counts
     scores: Mapping[str, Floats]
     lacking: Mapping[str, int]
 
@@ -162,7 +168,7 @@ class _TableBuilder:
                     column.append(np.nan)
                     self._lacking.setdefault(name, array("q")).append(present)
 
-    def table(self, order: Integers | None) -> SampleTable:
+    def table(self, order: Indices | None) -> SampleTable:
         """All rows, in the order given (of arrival where there is none)."""
         places = np.arange(len(self._reasons)) if order is None else order
         return SampleTable(
@@ -174,7 +180,7 @@ class _TableBuilder:
         )
 
 
-def _narrow(counts: array[int]) -> Integers:
+def _narrow(counts: array[int]) -> Counts:
     """Counts in four bytes each, where they fit."""
     wide = np.asarray(counts, dtype=np.int64)
     return wide if len(wide) and wide.max() > np.iinfo(np.int32).max else wide.astype(np.int32)
@@ -190,7 +196,7 @@ class HeldSamples(KeptSamples):
         self,
         spool: Spool,
         chunks: Sequence[_Chunk],
-        order: Integers | None,
+        order: Indices | None,
         table: SampleTable,
         changed: Sequence[tuple[str, Floats | None]] = (),
     ) -> None:
@@ -221,14 +227,15 @@ class HeldSamples(KeptSamples):
     @overload
     def __getitem__(self, which: slice) -> Sequence[Response]: ...
     def __getitem__(self, which: int | slice) -> Response | Sequence[Response]:
-        if isinstance(which, int):
-            number = range(len(self))[which]
-            place = number if self._order is None else int(self._order[number])
-            return self._as_changed(number, _at(self._spool, self._chunks, place))
-        start, stop, step = which.indices(len(self))
-        if (start, step) == (0, 1):  # the first ones stay where they are
+        if isinstance(which, slice):
+            start, stop, step = which.indices(len(self))
+            if (start, step) != (0, 1):
+                return tuple(self)[which]
+            # The first ones stay where they are.
             return HeldSamples(self._spool, self._chunks, self._order, self.table.first(stop), self._changed)
-        return tuple(self)[which]
+        number = range(len(self))[which]
+        place = number if self._order is None else int(self._order[number])
+        return self._as_changed(number, _at(self._spool, self._chunks, place))
 
     def __iter__(self) -> Iterator[Response]:
         rows = self._in_order([row for chunk in self._chunks for row in self._spool.get(chunk.rest)])
@@ -309,7 +316,7 @@ class Holder:
         self.flush()
         order = None
         if self._numbers is not None:
-            order = np.asarray([self._numbers[number] for number in range(self.size)], dtype=np.int32)
+            order = np.asarray([self._numbers[number] for number in range(self.size)], dtype=np.intp)
         return HeldSamples(self._spool, self._chunks, order, self._table.table(order))
 
 
@@ -364,5 +371,5 @@ def tables(pool: Pool) -> Iterator[SampleTable]:
     return (table_of(prompt.samples) for prompt in pool.prompts)
 
 
-def _stacked(columns: Iterable[Integers]) -> Floats:
+def _stacked(columns: Iterable[Counts]) -> Floats:
     return np.stack([column.astype(np.float64) for column in columns])

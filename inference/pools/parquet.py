@@ -9,8 +9,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from iama.cost import Cost
 from iama.errors import DataError, IamaWarning
@@ -33,7 +33,7 @@ _COST = pa.struct([(f.name, pa.int64() if type(f.default) is int else pa.float64
 def read_parquet(path: Path, file: BinaryIO) -> tuple[dict[str, Any], Iterator[tuple[str, dict[str, Any]]]]:
     """The header and the rows, each as the lines would be; raises `DataError`."""
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: torn or damaged Parquet ({reason(error)}); fetch or write it again") from error
     names = parquet.schema_arrow.names
@@ -102,7 +102,7 @@ def _lines_of(raw: dict[str, Any], where: str, seen: set[str]) -> Iterator[tuple
 def write_parquet(file: BinaryIO, header: dict[str, Any], prompts: Sequence[PooledPrompt]) -> None:
     """Write a whole pool, a group of rows for some prompts at a time."""
     schema = _schema(header, prompts)
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
         for rows in _groups(prompts, schema):
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 

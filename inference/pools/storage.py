@@ -11,10 +11,11 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 
 from iama.errors import DataError
 from iama.files import absent
@@ -39,6 +40,11 @@ def is_plain(path: Path) -> bool:
     return path.suffix not in ENDINGS
 
 
+def unfinished(path: Path) -> Path:
+    """The plain file that samples are appended to, until a file that can only be written whole has all of them."""
+    return path.with_name(f"{path.name}.unfinished.jsonl")
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a pool file, with every field of `Header`."""
     with opened(path, digested=False) as contents:
@@ -54,6 +60,11 @@ def file_digest(path: Path) -> str:
 @contextmanager
 def opened(path: Path, *, digested: bool = True) -> Iterator[Contents]:
     """Read a pool file; raises `DataError` for a damaged one, also while its rows are read."""
+    if not path.is_file() and unfinished(path).is_file():
+        raise DataError(
+            f"pool file {str(path)!r} is not finished, what there is of it lies in {unfinished(path)}; run again what "
+            "writes it"
+        )
     if not path.is_file():
         raise DataError(f"pool file {str(path)!r} {absent(path)}; `iama pool` makes one")
     with path.open("rb") as file:
@@ -78,7 +89,7 @@ def parsed_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[str, dict
             yield f"{path}:{number}", read_line(line, path, number)
 
 
-def _digest(file: BinaryIO) -> str:
+def _digest(file: BufferedReader) -> str:
     return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 

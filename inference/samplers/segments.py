@@ -22,7 +22,7 @@ from iama.config.specs import Sampling
 from iama.rewards.reward import Reward
 from inference.engine.batches import charge
 from inference.engine.next_token import draw_tokens, probabilities
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, Policy
 from inference.engine.random_streams import Keys, uniforms
 from inference.engine.responses import Ends, response_text
 from inference.engine.reward_rows import RewardRows
@@ -366,7 +366,7 @@ def draw_next(
 class TextScores(Generic[R]):
     """Rewards of the responses' texts, by any reward."""
 
-    def __init__(self, policy: Policy, reward: Reward, sampling: Sampling, *, reads_empty: bool = False) -> None:
+    def __init__(self, policy: AnyPolicy, reward: Reward, sampling: Sampling, *, reads_empty: bool = False) -> None:
         """With `reads_empty` the empty response of each prompt is scored too; it is anyhow where that saves reading."""
         self._policy, self._reward, self._sampling = policy, reward, sampling
         self._rewards = RewardRows(reward)

@@ -110,13 +110,32 @@ class Target:
     def levels(self, prompts: Indices) -> Levels:
         """As `Family` says."""
         candidates = np.append(np.unique(np.concatenate([self._sorted[p] for p in prompts])), np.inf)
-        draws_T = np.mean([self._draws[p][np.searchsorted(self._sorted[p], candidates)] for p in prompts], axis=0)
-        n_N = np.minimum(np.arange(1.0, self._max_draws + 1), draws_T[-1])
-        low = np.clip(np.searchsorted(draws_T, n_N + 1e-9, side="right") - 1, 0, candidates.size - 1)
-        high = np.minimum(low + 1, candidates.size - 1)
-        gap_N = draws_T[high] - draws_T[low]
-        share_N = np.clip((n_N - draws_T[low]) / np.where(gap_N > 0, gap_N, 1.0), 0.0, 1.0)
+        last = candidates.size - 1
+        n_N = np.minimum(np.arange(1.0, self._max_draws + 1), self._mean_draws(candidates[[0, last]], prompts)[1])
+        low = np.clip(np.searchsorted(self._rough_draws(candidates, prompts), n_N + 1e-9, side="right") - 1, 0, last)
+        while True:  # sums in another order are a guess, which may be beside the place by a candidate or two
+            high = np.minimum(low + 1, last)
+            few_N, many_N = np.split(self._mean_draws(candidates[np.append(low, high)], prompts), 2)
+            step = ((many_N <= n_N + 1e-9) & (high > low)).astype(int) - ((few_N > n_N + 1e-9) & (low > 0))
+            if not step.any():
+                break
+            low = low + step
+        gap_N = many_N - few_N
+        share_N = np.clip((n_N - few_N) / np.where(gap_N > 0, gap_N, 1.0), 0.0, 1.0)
         return Levels(candidates[np.stack([low, high], axis=1)], share_N)
+
+    def _mean_draws(self, thresholds_T: Floats, prompts: Indices) -> Floats:
+        """Mean draws of some prompts at each threshold, of which there are at least two."""
+        draws = [self._draws[p][np.searchsorted(self._sorted[p], thresholds_T)] for p in prompts]
+        return np.asarray(np.mean(draws, axis=0))
+
+    def _rough_draws(self, thresholds_T: Floats, prompts: Indices) -> Floats:
+        """The same but for rounding, in one walk over all samples: each adds its part once it lies below."""
+        values = np.concatenate([self._sorted[p] for p in prompts])
+        parts = np.concatenate([np.diff(self._draws[p]) for p in prompts])
+        order = values.argsort()
+        added = np.concatenate([[0.0], parts[order].cumsum()])
+        return 1.0 + added[np.searchsorted(values[order], thresholds_T)] / len(prompts)
 
     def at(self, levels_L: Floats) -> tuple[Floats, Floats]:
         """As `Family` says."""
@@ -174,8 +193,8 @@ class ByDraws:
         counts = np.bincount(cells, minlength=num_sequences * (num_levels + 1)).reshape(num_sequences, num_levels + 1)
         going_on = counts[:, :0:-1].cumsum(axis=1)[:, ::-1]
         last_PRL = going_on.reshape(num_prompts, num_orders, num_levels)
-        kept_KPRL = np.stack([np.take_along_axis(best_PRN, last_PRL, axis=2) for best_PRN in self._orders.best_KPRN])
-        return 1.0 + last_PRL.mean(axis=1)[:, place], kept_KPRL.mean(axis=2)[:, :, place]
+        kept_KPL = [np.take_along_axis(best_PRN, last_PRL, axis=2).mean(axis=1) for best_PRN in self._orders.best_KPRN]
+        return 1.0 + last_PRL.mean(axis=1)[:, place], np.stack(kept_KPL)[:, :, place]
 
     def text(self, level: float) -> str | None:
         """As `Family` says."""

@@ -109,7 +109,7 @@ class Task:
         make((self, [criterion]))
         with np.load(self.cache(criterion), allow_pickle=False) as arrays:
             gold_PS = arrays["gold"] if criterion.gold is not None else None
-            return Scores(arrays["proxy"], gold_PS, self.sampled().texts)
+            return Scores(arrays["proxy"], gold_PS, list(self.sampled().texts))
 
 
 def pools(

@@ -70,6 +70,7 @@ def build_trainer(
         kl=plan.config.kl,
         on_nan=plan.config.objective.on_nan,
         running_mean_decay=plan.config.objective.running_mean_decay,
+        vllm_tolerance=plan.config.watch.vllm_tolerance,
         model=_load_model(plan),
         reward_funcs=[by_row(reward) for reward in rewards],
         args=args,

@@ -23,6 +23,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from iama.environment import threads_per_process, world_size
 from iama.errors import RunError
+from trainers.probe import format_name, sampler_dtype
 
 SEEN_WITHIN_S = 10
 
@@ -132,6 +133,14 @@ def describe_engine(trainer: Any) -> str:
     return (
         f"{engine}, {size} process{'es' if size > 1 else ''} ({backend}), "
         f"{torch.get_num_threads()} thread(s) each, on {trainer.accelerator.device}"
+    )
+
+
+def describe_sampler(trainer: Any) -> str:
+    """Where vLLM draws, in which number format, and how far it may be from the trainer."""
+    return (
+        f"drawn by vLLM ({trainer.vllm_mode}, {format_name(sampler_dtype(trainer))}), at most "
+        f"{trainer.vllm_tolerance:g} nats a token from the trainer"
     )
 
 

@@ -12,13 +12,13 @@ from scipy.stats import chi2_contingency, chisquare
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import ConfigError
-from iama.models.vllm import close_llm, llm_settings
+from iama.models.vllm import check_sampling, close_llm, llm_settings
 from iama.prompts.conversations import render_prompts
 from inference.engine.decode import decode
 from inference.engine.next_token import probabilities
 from inference.engine.policy import load_policy
 from inference.engine.responses import Ends
-from inference.engine.vllm import check_sampling, iter_vllm, load_vllm_policy, vllm_arguments
+from inference.engine.vllm import iter_vllm, load_vllm_policy, vllm_arguments
 from tests.finished_runs import finished_run
 from trainers.export.export import export_run
 

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
+from iama.config.specs import RewardSpec
+from iama.rewards.load import load_reward
 from inference.pools.file import read_pool
+from inference.pools.score import reward_key
 
 QUICK = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28}
 FLAGS = ("--engine", "vllm", "--vllm", "enforce_eager=true", "--vllm", f"kv_cache_memory_bytes={2**28}")
+ON_VLLM = {"engine": "vllm", "vllm": QUICK}
 
 
-def config(wide, folder, **changes):
-    """A file of an evaluation whose policy and proxy run on vLLM."""
-    on_vllm = {"engine": "vllm", "vllm": QUICK}
+def config(wide, folder, proxy=None, **changes):
+    """A file of an evaluation whose policy runs on vLLM."""
     raw = {
         "name": "tiny",
         "output_dir": str(folder / "out"),
-        "policies": {"base": {"path": str(wide.policy), **on_vllm}},
+        "policies": {"base": {"path": str(wide.policy), **ON_VLLM}},
         "prompts": str(wide.prompts),
         "criteria": [
             {
                 "name": "good",
-                "proxy": {"model": str(wide.reward), **on_vllm},
+                "proxy": {"model": str(wide.reward), **(proxy or {})},
                 "gold": {"model": str(wide.two_headed_reward), "head": "good"},
             }
         ],
-        "num_samples": 16,
+        "num_samples": 32,
         "trained_budget": 2,
         "num_bootstrap": 100,
         "sampling": {"max_new_tokens": 8},
@@ -40,52 +44,80 @@ def config(wide, folder, **changes):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_an_evaluation_on_vllm_keeps_its_engine_apart(run, wide, tmp_path):
-    file = config(wide, tmp_path)
-    code, _, err = run("evaluate", "--config", file)
+def test_an_evaluation_opens_policy_and_reward_side_by_side(run_with_files, wide, tmp_path, monkeypatch):
+    """Each in a process of its own, as a user has it; scores are those of transformers."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    code, _, err = run_with_files("evaluate", "--config", config(wide, tmp_path, ON_VLLM))
     assert code == 0, err
     (path,) = (tmp_path / "out" / "pools").iterdir()
-    header = read_pool(path).header
-    assert (header["engine"], "vllm" in str(header["versions"])) == ("vllm", True)
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["config"]["policies"]["base"]["engine"] == "vllm"
-    before = path.read_bytes()
-    (tmp_path / "out" / "summary.json").unlink()
-    code, _, err = run("evaluate", "--config", file)  # all is there
-    assert (code, path.read_bytes() == before) == (0, True), err
-    (tmp_path / "out" / "summary.json").unlink()
-    ours = {"engine": "transformers", "vllm": {}}
-    raw = yaml.safe_load(file.read_text())
-    raw["policies"]["base"] |= ours
-    raw["criteria"][0]["proxy"] |= ours
-    file.write_text(yaml.safe_dump(raw))
-    code, _, err = run("evaluate", "--config", file)
-    assert code == 0, err
-    assert sorted(read_pool(p).header["engine"] for p in path.parent.iterdir()) == ["transformers", "vllm"]
+    pool = read_pool(path)
+    assert (pool.header["engine"], "vllm" in str(pool.header["versions"])) == ("vllm", True)
+    key = reward_key(RewardSpec(model=str(wide.reward), **ON_VLLM))[:12]
+    (journal,) = (tmp_path / "out" / "scores").glob(f"*.{key}.jsonl")
+    told = map(json.loads, journal.read_text().splitlines())
+    reward = load_reward("good", RewardSpec(model=str(wide.reward)))
+    for line, prompt in zip(told, pool.prompts, strict=True):
+        texts = list(dict.fromkeys(sample.text for sample in prompt.samples))
+        expected, _ = reward.score([prompt.prompt] * len(texts), texts, {})
+        np.testing.assert_allclose(line["values"], expected, atol=1e-3)
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_pools_tuning_and_answers_come_from_vllm(run, wide, tmp_path):
+def test_pools_of_two_engines_are_kept_apart(run_with_files, wide, tmp_path):
+    code, _, err = run_with_files("evaluate", "--config", config(wide, tmp_path))
+    assert code == 0, err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["config"]["policies"]["base"]["engine"] == "vllm"
+    assert all(np.isfinite(row["proxy"]) for row in summary["curves"])
+    ours = config(wide, tmp_path, policies={"base": {"path": str(wide.policy)}})
+    code, _, err = run_with_files("evaluate", "--config", ours)
+    assert code == 2
+    assert "policies.base.engine was 'vllm', is '(not set)'" in err
+    (tmp_path / "out" / "summary.json").unlink()
+    code, _, err = run_with_files("evaluate", "--config", ours)
+    assert code == 0, err
+    engines = sorted(read_pool(path).header["engine"] for path in (tmp_path / "out" / "pools").iterdir())
+    assert engines == ["transformers", "vllm"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_pools_tuning_and_answers_come_from_vllm(run_with_files, wide, tmp_path):
     pool = ("pool", tmp_path / "pool.jsonl", "--prompts", wide.prompts, "--policy", wide.policy, "--n", 4)
-    code, _, err = run(*pool, "--max-new-tokens", 8, *FLAGS)
+    code, _, err = run_with_files(*pool, "--max-new-tokens", 8, *FLAGS)
     assert code == 0, err
     assert read_pool(tmp_path / "pool.jsonl").header["engine"] == "vllm"
-    code, _, err = run(*pool, "--max-new-tokens", 8)
+    code, _, err = run_with_files(*pool, "--max-new-tokens", 8)
     assert code == 2
     assert "holds other samples (engine was 'vllm', is 'transformers')" in err
-    code, out, err = run("tune", "--config", config(wide, tmp_path), "--set", "num_samples=32", "--out", tmp_path / "t")
+    code, out, err = run_with_files("tune", "--config", config(wide, tmp_path), "--out", tmp_path / "t")
     assert code == 0, err
     assert "best by gold" in out
     asked = ("generate", "--policy", wide.policy, "--reward", wide.reward, "--prompt", "how to bake bread")
-    for method in ("bon", "bop"):
-        code, out, err = run(*asked, "--method", method, "--n", 4, "--max-new-tokens", 6, *FLAGS)
-        assert (code, "candidates" in out) == (0, True), err
-    code, out, err = run(*asked, "--method", "soft_bon(4, 0.5)", "--max-new-tokens", 6, *FLAGS)
-    assert (code, "4 candidates" in out) == (0, True), err
+    for method, told in (("soft_bon(3, 0.5)", "3 candidates"), ("bon(4, stop=pandora(0.1), width=2)", "of at most 4")):
+        code, out, err = run_with_files(*asked, "--method", method, "--max-new-tokens", 6, *FLAGS)
+        assert (code, told in out) == (0, True), err
 
 
-@pytest.mark.parametrize("method", ["cards(target=1)", "ggro()", "args()"])
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_cards_is_evaluated_on_vllm(run_with_files, wide, tmp_path):
+    method = "cards(quantile=0.5, max_segment=4)"
+    file = config(wide, tmp_path, methods=["bon", method])
+    raw = yaml.safe_load(file.read_text())
+    raw["criteria"][0]["proxy"] = {"model": str(wide.reward)}
+    file.write_text(yaml.safe_dump(raw))
+    code, _, err = run_with_files("evaluate", "--config", file)
+    assert code == 0, err
+    (path,) = (tmp_path / "out" / "answers").glob("*.jsonl")
+    answers = read_pool(path)
+    assert answers.header["engine"] == "vllm"
+    assert answers.header["method"].startswith("cards(")
+    assert all(prompt.samples[0].segments and prompt.cost.policy_decode_tokens for prompt in answers.prompts)
+
+
+@pytest.mark.parametrize("method", ["sea()", "ggro()", "args()"])
 def test_methods_that_steer_the_policy_are_refused_in_the_plan(run, wide, tmp_path, method):
     code, _, err = run("evaluate", "--config", config(wide, tmp_path, methods=[method]), "--dry-run")
     assert (code, err.count("\n")) == (2, 1)
@@ -100,7 +132,7 @@ def test_methods_that_steer_the_policy_are_refused_in_the_plan(run, wide, tmp_pa
         (("--engine", "vllm", "--vllm", "seed=3"), "unknown key 'vllm.seed'"),
         (("--engine", "vllm", "--vllm", "enforce_eager"), "--vllm 'enforce_eager': write KEY=VALUE, e.g. gpu_memory"),
         (("--engine", "vllm", "--device", "cpu"), "device 'cpu' has no use with engine: vllm"),
-        (("--engine", "vllm", "--method", "cards(target=1)"), "method 'cards(target=1)' needs this package's own"),
+        (("--engine", "vllm", "--method", "ggro()"), "method 'ggro()' needs this package's own"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(run, tiny, flags, told):

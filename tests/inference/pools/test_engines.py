@@ -279,6 +279,7 @@ def test_what_is_left_to_the_server_stands_in_the_header(run, tmp_path, openai_s
         (["--engine", "vlm"], "--engine 'vlm' is not known; write transformers, vllm, openai"),
         ([], "--engine transformers needs --policy"),
         (["--engine", "openai", "--model", "m"], "--engine openai needs --url"),
+        ([*SERVER, "--vllm", "max_model_len=9"], "--vllm 'max_model_len=9' has no use with --engine openai"),
         (["--policy", "p", "--url", "u"], "--url 'u' has no use with --engine transformers"),
         (["--policy", "p", "--column", "question"], "--column 'question': write ours=theirs"),
         (

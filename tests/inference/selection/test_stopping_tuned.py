@@ -95,3 +95,24 @@ def test_pools_of_several_sizes_and_equal_rewards():
     assert constant.plain_PN.all()
     one = Tuner(Samples(list(PROXY_PS), list(PROXY_PS[:, None]), 1)).cross_fitted(HALVES)
     np.testing.assert_allclose(one.draws_PN, 1.0)
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 12])
+def test_levels_of_a_target_are_those_of_the_whole_table(decimals):
+    """To the last bit, though the table of every prompt's draws at every threshold is never made."""
+    rng = np.random.default_rng(decimals)
+    for _ in range(40):
+        max_draws, num_prompts = int(rng.integers(2, 12)), int(rng.integers(2, 30))
+        proxies = [rng.normal(size=rng.integers(max_draws, 40)).round(decimals) for _ in range(num_prompts)]
+        family = Target(Samples(proxies, [proxy[None] for proxy in proxies], max_draws))
+        prompts = np.arange(0, num_prompts, 1 + num_prompts % 2)
+        candidates = np.append(np.unique(np.concatenate([proxies[p] for p in prompts])), np.inf)
+        draws_T = family._mean_draws(candidates, prompts)
+        n_N = np.minimum(np.arange(1.0, max_draws + 1), draws_T[-1])
+        low = np.clip(np.searchsorted(draws_T, n_N + 1e-9, side="right") - 1, 0, candidates.size - 1)
+        high = np.minimum(low + 1, candidates.size - 1)
+        gap_N = draws_T[high] - draws_T[low]
+        share_N = np.clip((n_N - draws_T[low]) / np.where(gap_N > 0, gap_N, 1.0), 0.0, 1.0)
+        levels = family.levels(prompts)
+        assert (levels.levels_N2 == candidates[np.stack([low, high], axis=1)]).all()
+        assert (levels.share_N == share_N).all()
