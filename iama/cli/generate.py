@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from iama.config.methods import Method
     from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
+    from iama.prompts.render import Prompt
+    from iama.rewards.reward import Reward
+    from inference.engine.policy import AnyPolicy
     from inference.samplers.base import Completion
 
 
