@@ -118,7 +118,7 @@ def test_checkpoints_on_disks_that_are_not_shared_are_refused_before_training(wr
         folder.mkdir()
     for code, err in on_folders_of_their_own(write("apart", output_dir="run"), folders):
         assert code == 2
-        assert err.count("\n") == 1, err
+        assert "Traceback" not in err
         assert "error: output_dir 'run' is not shared: what the first process writes there, those on " in err
     assert not list(tmp_path.rglob("metrics.jsonl"))
     done = on_folders_of_their_own(write("apart", output_dir="run", save_strategy="no"), folders)
