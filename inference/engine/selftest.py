@@ -62,15 +62,16 @@ def check_vllm_law(path: Path, adapter: Path) -> str:
 
     Raises `RunError`, and `ConfigError` where vLLM is missing.
     """
-    settings = {"enforce_eager": True, "max_model_len": 128, "max_num_seqs": 64}
-    spec = {"path": str(path), "adapter": str(adapter)}
+    settings: dict[str, Any] = {"enforce_eager": True, "max_model_len": 128, "max_num_seqs": 64}
+    spec = PolicySpec(path=str(path), adapter=str(adapter))
     vllm = import_vllm("--engine vllm")
     if vllm.platforms.current_platform.is_cpu():
         settings["kv_cache_memory_bytes"] = 2**28
     else:
         settings["gpu_memory_utilization"] = 0.1
-    policy = load_policy("selftest", PolicySpec(**spec))
-    opened = load_vllm_policy("selftest", PolicySpec(**spec, engine="vllm", vllm=VllmSettings(**settings)), SAMPLING)
+    policy = load_policy("selftest", spec)
+    served = spec.model_copy(update={"engine": "vllm", "vllm": VllmSettings.model_validate(settings)})
+    opened = load_vllm_policy("selftest", served, SAMPLING)
     try:
         prompts = [list(policy.tokenizer(text)["input_ids"]) for text in PROMPTS]
         rows = [
