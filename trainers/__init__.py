@@ -1,8 +1,8 @@
 """Training: non-linear GRPO on TRL, PEFT and DeepSpeed.
 
 Read `nonlinear_grpo` first: TRL's trainer with the objective's advantages. `control` steers the KL to the base,
-`options` knows which of TRL's own options bend the objective, `distill` trains reward models, `run` is everything
-around a run, and `export` makes a model of a finished one.
+`options` knows which of TRL's own options bend the objective, `probe` compares vLLM's roll-outs with the trained
+weights, `distill` trains reward models, `run` is everything around a run, and `export` makes a model of a finished one.
 """
 
 from __future__ import annotations

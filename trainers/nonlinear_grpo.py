@@ -28,6 +28,7 @@ from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RollOuts, RunControl, RunningMean, check_kl
 from trainers.options import check_engine, check_options
+from trainers.probe import METRIC, can_probe, check_roll_outs, tolerance_of
 from trainers.run.watch import covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 from trainers.run.watchdog import Watchdog
 
@@ -56,11 +57,13 @@ class NonlinearGRPOTrainer(GRPOTrainer):
     `multi_objective_aggregation`) are warned of. What TRL logs of the weighted sum of the rewards is logged under names
     that say so (`LINEAR`). Source: Takakura et al. 2026, Algorithm 2.
 
-    Three further arguments may be left out: `kl` (a target KL for an adaptive beta, a chi-squared penalty; by
+    Four further arguments may be left out: `kl` (a target KL for an adaptive beta, a chi-squared penalty; by
     default TRL's fixed beta alone), `on_nan` ("drop" lets a completion without a score leave its group, and
     "skip_criterion" first lets a criterion that scores none of a prompt's completions leave that prompt's objective;
-    by default a missing score is an error) and `running_mean_decay` (of the criteria's values, from which an aggregate
-    other than the weighted sum takes its weights).
+    by default a missing score is an error), `running_mean_decay` (of the criteria's values, from which an aggregate
+    other than the weighted sum takes its weights) and `vllm_tolerance` (how far vLLM's log-probabilities of the
+    roll-outs may be from the trainer's, in nats a token, see `trainers/probe.py`; by default what fits the number
+    formats).
     """
 
     _tag_names = ["trl", "nonlinear-grpo", "iama"]  # noqa: RUF012 - TRL's own declaration
@@ -73,6 +76,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         kl: KLConfig | None = None,
         on_nan: OnNan = "error",
         running_mean_decay: float = 0.9,
+        vllm_tolerance: float | None = None,
         **kwargs: Any,
     ) -> None:
         if not 0 <= running_mean_decay < 1:
@@ -93,6 +97,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         self._absent_K: torch.Tensor | None = None
         self._is_told_of_cuts = False
         self.drawn_weights_PK: Floats | None = None
+        self.vllm_tolerance = self._tolerance(vllm_tolerance) if self.use_vllm else None
         self.watchdog = Watchdog(None)  # whoever runs the trainer may put a live one here
         self._roll_outs = RollOuts()
         self._running: RunningMean | None = None
@@ -106,6 +111,18 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         for message in [*check_options(self.args), *check_engine(self.args, self.objective)]:
             warnings.warn(message, IamaWarning, stacklevel=3)
 
+    def _tolerance(self, given: float | None) -> float | None:
+        """How far vLLM may be from the trainer, in nats a token; None, with a warning, where they are not compared."""
+        if can_probe(self.args):
+            return given or tolerance_of(self)
+        warnings.warn(
+            "with generation_kwargs or vllm_structured_outputs_regex vLLM draws from a law that the trainer does not "
+            "know: its roll-outs are not compared with the trained weights",
+            IamaWarning,
+            stacklevel=3,
+        )
+        return None
+
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         with self.watchdog.phase("reward"):
             rewards: torch.Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -116,6 +133,9 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         with self.watchdog.phase("roll-out"):
             output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode, size = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
+        if self.vllm_tolerance is not None:
+            difference = check_roll_outs(self, output, self.vllm_tolerance)
+            self._metrics[mode][METRIC] += [] if difference is None else [difference]
         self._rename_linear(mode)
         columns = self._gathered_rewards[:, self._columns].double().cpu().numpy()
         rewards_PGK = columns.reshape(-1, size, len(self._columns))

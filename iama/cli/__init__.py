@@ -1,11 +1,24 @@
 """Command line: `iama generate | pool | score | merge | tune | evaluate | report | export | standardise | distill |
-train | recipes`.
+train | selftest | recipes`.
 
 One file a command. Read `app` first: the command line itself, and what its commands share. Shared flags are in
 `options`. Every command imports what it needs when it runs, so that `iama --help` is instant.
 """
 
-from iama.cli import distill, evaluate, export, generate, merge, pool, recipes, score, standardise, train, tune
+from iama.cli import (
+    distill,
+    evaluate,
+    export,
+    generate,
+    merge,
+    pool,
+    recipes,
+    score,
+    selftest,
+    standardise,
+    train,
+    tune,
+)
 from iama.cli.app import app, main
 
 __all__ = [
@@ -19,6 +32,7 @@ __all__ = [
     "pool",
     "recipes",
     "score",
+    "selftest",
     "standardise",
     "train",
     "tune",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from iama.installation import check_packages
 if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.manifest import Manifest
     from iama.config.specs import RewardSpec, Sampling
+    from iama.machines import RayCluster, Spread
     from inference.engine.responses import Pool
 
 _KEYS = re.compile(
@@ -91,7 +93,16 @@ def main() -> None:
                 home = Path(found[2]).expanduser()
                 raise ConfigError(f"{argument}: the shell leaves ~ as it is behind =; write {found[1]} {home}")
         check_packages("inference", "trainers")
-        app()
+        app(_as_meant(sys.argv[1:]))
+
+
+def _as_meant(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with `auto` behind a `--ray` without an address, and without what DeepSpeed's launcher adds."""
+    written: list[str] = []
+    arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        written += [argument, "auto"] if argument == "--ray" and following.startswith("-") else [argument]
+    return written
 
 
 def _show_warning(said: set[str], message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -100,6 +111,34 @@ def _show_warning(said: set[str], message: Warning | str, category: type[Warning
     if issubclass(category, IamaWarning) and line not in said:
         said.add(line)
         sys.stderr.write(line)
+
+
+def cluster_of(address: str | None, num_workers: int | None, gpus_per_worker: float | None) -> RayCluster | None:
+    """The cluster of `--ray`, looked at before anything is loaded; None where all is done in this process."""
+    from iama.machines import RayCluster, check_cluster
+
+    if address is None:
+        for flag, value in (("--ray-workers", num_workers), ("--ray-gpus-per-worker", gpus_per_worker)):
+            if value is not None:
+                raise ConfigError(f"{flag} {value:g} has no use without --ray; add --ray, or drop it")
+        return None
+    cluster = RayCluster(address, num_workers, gpus_per_worker)
+    check_cluster(cluster)
+    return cluster
+
+
+@contextmanager
+def spread_over(cluster: RayCluster | None) -> Iterator[Spread]:
+    """Where models work: in this process, or on the cluster, about which some lines go to stderr."""
+    from iama.machines import locally, ray_workers
+
+    if cluster is None:
+        yield locally
+        return
+    with ray_workers(cluster) as workers:
+        sys.stderr.write(f"{workers.describe()}\n")
+        yield workers
+        sys.stderr.write("".join(f"{line}\n" for line in workers.report()))
 
 
 def prepare(model_paths: list[str | None]) -> None:
@@ -138,6 +177,19 @@ def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     settings |= {key: value for key, value in given.items() if value is not None}
     warn_of_backslashes(given.get("stop") or (), "--stop {!r}", "in a shell write --stop $'{}'")
     return validate(settings, Sampling, "command line")
+
+
+def vllm_options(texts: list[str] | None) -> dict[str, Any]:
+    """What `--vllm KEY=VALUE` says; raises `ConfigError` for what has another form. Keys are checked later."""
+    from iama.reading import parse_yaml
+
+    given = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"--vllm {text!r}: write KEY=VALUE, e.g. gpu_memory_utilization=0.5")
+        given[key] = parse_yaml(value, f"--vllm {text!r}")
+    return given
 
 
 def warn_of_backslashes(stops: Sequence[str], named: str, remedy: str) -> None:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iama.cli.app import app, manifest_of, note_differences, prepare, warn_of_backslashes
+from iama.cli.app import (
+    app,
+    cluster_of,
+    manifest_of,
+    note_differences,
+    prepare,
+    spread_over,
+    warn_of_backslashes,
+)
+from iama.cli.options import Ray, RayGpusPerWorker, RayWorkers
 from iama.errors import ConfigError
 from iama.tables import print_line, wide_console
 
@@ -35,6 +44,9 @@ def evaluate(
         str | None, typer.Option(help="i/n: sample and score that part only; then run without it, in the same folder.")
     ] = None,
     devices: Annotated[str | None, typer.Option(help="auto (every GPU) or a number of processes.")] = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    ray_gpus_per_worker: RayGpusPerWorker = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")] = False,
 ) -> None:
     """Measure policies on held-out prompts: curves, savings, report. A killed evaluation, run again, resumes.
@@ -42,7 +54,12 @@ def evaluate(
     Example: iama evaluate --config configs/demo-evaluate.yaml --set seed=1 --set output_dir=runs/demo/evaluation-1
 
     Example: iama evaluate --pool base=base.jsonl --pool iama=iama.jsonl --criterion helpful=rm,judge
+
+    Example: iama evaluate --config configs/demo-evaluate.yaml --ray 10.0.0.1:6379 --ray-gpus-per-worker 1
     """
+    if ray is not None and (shard is not None or devices is not None):
+        other = f"--shard {shard}" if shard is not None else f"--devices {devices}"
+        raise ConfigError(f"--ray {ray} shares the work out over a cluster, {other} by hand; give one of the two")
     if shard is not None and devices is not None:
         raise ConfigError(f"--shard {shard} is one part, --devices {devices} runs all of them; give one of the two")
     settings, read = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
@@ -57,6 +74,7 @@ def evaluate(
     from inference.evaluation.shards import parse_shard
     from inference.report import headline, print_tables, write_report
 
+    cluster = cluster_of(ray, ray_workers, ray_gpus_per_worker)
     plan = make_plan(settings, read)
     if dry_run:
         typer.echo(describe(plan))
@@ -68,7 +86,8 @@ def evaluate(
         typer.echo(line, err=True)
     if devices is not None:
         evaluation.evaluate_on_devices(plan, devices)
-    summary = evaluation.evaluate(plan)
+    with spread_over(cluster) as spread:
+        summary = evaluation.evaluate(plan, spread=spread)
     console = wide_console()
     print_tables(summary, console)
     for row in summary["curves"]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of
+from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of, vllm_options
 from iama.cli.options import (
     ChatTemplate,
     MaxNewTokens,
@@ -22,6 +22,7 @@ from iama.cli.options import (
     TopK,
     TopP,
     TrustRemoteCode,
+    VllmOptions,
 )
 from iama.errors import ConfigError, IamaWarning
 from iama.tables import print_table, wide_console
@@ -76,6 +77,8 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same candidates.")] = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the text; do not use the chat template.")] = False,
     trust_remote_code: TrustRemoteCode = False,
+    engine: Annotated[str, typer.Option(help="transformers or vllm: what samples the policy.")] = "transformers",
+    vllm: VllmOptions = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[
         str | None,
@@ -93,7 +96,8 @@ def generate(
     manifest = manifest_of(policy, adapter)
     placement = {"device": device} | ({} if dtype is None else {"dtype": dtype})
     named = {"path": policy, "adapter": adapter, "chat_template": chat_template, "trust_remote_code": trust_remote_code}
-    base = validate({**named, **placement}, PolicySpec, "command line")
+    run_by = {"engine": engine, "vllm": vllm_options(vllm)}
+    base = validate({**named, **placement, **run_by}, PolicySpec, "command line")
     from_file = None if spec_file is None else _spec_of(spec_file, reward, head)
     spec = from_file or reward_spec(reward, head, placement, manifest, criterion)
     if method is None and criterion is None and reward is not None and manifest is not None:
@@ -139,22 +143,34 @@ def _answer(
 
     with Console(stderr=True).status("loading and sampling"):
         from iama.rewards.load import load_reward
-        from inference.engine.policy import load_policy
-        from inference.samplers.serve import check_served, serve, with_target
+        from inference.engine.vllm import open_policy
+        from inference.samplers.serve import check_served, check_vllm_serves, serve, with_target
 
         check_served(method, sampling)  # before anything is loaded
-        loaded = load_policy("--policy", base, sampling)
+        if base.engine == "vllm":
+            check_vllm_serves(method, "--engine vllm")
+        loaded = open_policy("--policy", base, sampling)
         scorer = None if spec is None else load_reward("--reward", spec)
-        chat = loaded.tokenizer.chat_template is not None and not plain
-        asked = [{"role": "user", "content": prompt}] if chat else prompt
+        asked = _asked(loaded, prompt, plain)
         calibration = None
         if scorer is not None:
             method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
         completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
-        spread = None
-        if scorer is not None and scorer.members:
-            (spread,) = scorer.disagreement([asked], [completion.text], {})
-        return completion, method, calibration, spread
+        return completion, method, calibration, _spread(scorer, asked, completion)
+
+
+def _asked(policy: AnyPolicy, prompt: str, plain: bool) -> Prompt:
+    """The prompt as a message, where the policy's template reads messages."""
+    chat = policy.tokenizer.chat_template is not None and not plain
+    return [{"role": "user", "content": prompt}] if chat else prompt
+
+
+def _spread(scorer: Reward | None, asked: Prompt, completion: Completion) -> float | None:
+    """How far an ensemble's members disagree on the completion; None for any other reward."""
+    if scorer is None or not scorer.members:
+        return None
+    (spread,) = scorer.disagreement([asked], [completion.text], {})
+    return spread
 
 
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
@@ -296,7 +312,7 @@ def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
         return criterion.reward
     remedy, what, done = "give the reward with --spec FILE", repr(part.function or part.kind), "its code is not run"
     if part.judge is not None:
-        what = f"{part.judge.model!r} at {part.judge.url!r}"
+        what = f"{part.judge.model!r} at {', '.join(map(repr, part.judge.urls))}"
         done = f"prompts and the key in {part.judge.api_key_env} are not sent there"
     if criterion.reward.function is not None:
         remedy = f"repeat it with --reward {shlex.quote(criterion.reward.function)}"

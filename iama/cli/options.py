@@ -21,4 +21,16 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that the model's folder brings; else it is refused.")
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="[ADDRESS]", help="Work on a Ray cluster: HOST:PORT of its head, else one that Ray finds."),
+]
+RayWorkers = Annotated[
+    int | None, typer.Option(help="With --ray: else one for each GPU, or without GPUs one for each node.")
+]
+RayGpusPerWorker = Annotated[float | None, typer.Option(help="With --ray: else 1, or 0 where there are none.")]
+VllmOptions = Annotated[
+    list[str] | None,
+    typer.Option("--vllm", help="With --engine vllm, what vLLM is told: gpu_memory_utilization=0.5. Repeatable."),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")]

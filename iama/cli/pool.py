@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iama.cli.app import app, describe_pool, manifest_of, note_differences, prepare, sampling_of
+from iama.cli.app import (
+    app,
+    cluster_of,
+    describe_pool,
+    manifest_of,
+    note_differences,
+    prepare,
+    sampling_of,
+    spread_over,
+    vllm_options,
+)
 from iama.cli.options import (
     ChatTemplate,
     Device,
     Dtype,
     MaxNewTokens,
     MinP,
+    Ray,
+    RayGpusPerWorker,
+    RayWorkers,
     RepetitionPenalty,
     Stop,
     Temperature,
     TopK,
     TopP,
     TrustRemoteCode,
+    VllmOptions,
 )
 from iama.errors import ConfigError
 from iama.progress import progress_bar
@@ -61,7 +76,11 @@ def pool(
     chat_template: ChatTemplate = None,
     name: Annotated[str | None, typer.Option(help="The policy's name in the file; else its folder's.")] = None,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or openai (any compatible server).")] = ENGINES[0],
-    url: Annotated[str | None, typer.Option(help="Of the server, e.g. http://localhost:8000/v1.")] = None,
+    vllm: VllmOptions = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the server, e.g. http://localhost:8000/v1. Repeat it for several of one model."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The server's name for the model.")] = None,
     api_key_env: Annotated[str, typer.Option(help="Variable with the server's key.")] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(help="Requests at a time.", min=1)] = 8,
@@ -89,15 +108,22 @@ def pool(
     dtype: Dtype = "float32",
     trust_remote_code: TrustRemoteCode = False,
     shard: Annotated[str | None, typer.Option(help="i/n: that part of the prompts only; see iama merge.")] = None,
+    ray: Ray = None,
+    ray_workers: RayWorkers = None,
+    ray_gpus_per_worker: RayGpusPerWorker = None,
 ) -> None:
     """Sample many completions of every prompt into a file, for iama score and iama evaluate.
 
     Example: iama pool base.jsonl --prompts runs/demo/world/prompts-test.jsonl --policy runs/demo/world/policy --n 64
 
     Example: iama pool big.jsonl --prompts test.jsonl --n 64 --engine openai --url http://localhost:8000/v1 --model big
+
+    Example: iama pool big.jsonl --prompts test.jsonl --policy models/big --n 64 --ray 10.0.0.1:6379 --ray-workers 8
     """
+    _check_ray(ray, engine, shard)
     local = {"--policy": policy, "--adapter": adapter, "--chat-template": chat_template}
-    _check_engine(engine, local, {"--url": url, "--model": model})
+    local |= {"--vllm": " ".join(vllm or []) or None}
+    _check_engine(engine, local, {"--url": ", ".join(url or []) or None, "--model": model})
     if not 0 < timeout_s < math.inf:
         raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")
     manifest = None if policy is None else manifest_of(policy, adapter)
@@ -109,8 +135,10 @@ def pool(
     source = _prompts_spec(prompts, subset, split, column or [], max_prompts)
     name = name or Path(adapter or policy or model or "").name
     prepare([policy, adapter, prompts])
+    cluster = cluster_of(ray, ray_workers, ray_gpus_per_worker)
     from iama.prompts.data import read_prompts
     from inference.evaluation.shards import parse_shard
+    from inference.pools.engines import spread_draw
     from inference.pools.fill import fill_pool
 
     part = None if shard is None else parse_shard(shard)
@@ -118,17 +146,29 @@ def pool(
     order = Order(name, rows, system_prompt, sampling, n, seed)
     if engine == "openai":
         asked = {"timeout_s": timeout_s, "num_retries": num_retries, "concurrency": concurrency}
-        header, draw = _remote(order, url or "", model or "", api_key_env, asked, tuple(leave_out or ()))
+        header, begin = _remote(order, tuple(url or ()), model or "", api_key_env, asked, tuple(leave_out or ()))
     else:
         spec: dict[str, Any] = {"path": policy, "adapter": adapter, "device": device, "dtype": dtype}
+        spec |= {"engine": engine, "vllm": vllm_options(vllm)}
         spec |= {"chat_template": chat_template, "trust_remote_code": trust_remote_code}
-        header, draw = _local(order, engine, spec, batch_size)
+        header, begin = _local(order, spec, batch_size)
     if part is not None:
         header["part"] = {"index": part.index, "count": part.count, "num_prompts": len(rows)}
     indices = list(range(len(rows))) if part is None else part.indices(len(rows))
-    with progress_bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as advance:
-        filled = fill_pool(out, header, rows, draw, advance, indices)
+    with spread_over(cluster) as spread, progress_bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as bar:
+        filled = fill_pool(out, header, rows, spread_draw(spread, begin), bar, indices)
     typer.echo(f"pool: {out}: {describe_pool(filled)}")
+
+
+def _check_ray(address: str | None, engine: str, shard: str | None) -> None:
+    if address is None:
+        return
+    if engine == "openai":
+        raise ConfigError(
+            f"--ray {address} has no use with --engine openai: the server does the work; drop one of them"
+        )
+    if shard is not None:
+        raise ConfigError(f"--ray {address} shares the work out over a cluster, --shard {shard} by hand; give one")
 
 
 def _check_engine(engine: str, local: dict[str, str | None], remote: dict[str, str | None]) -> None:
@@ -159,43 +199,44 @@ def _prompts_spec(
     return validate(raw, PromptsSpec, "command line")
 
 
-def _local(order: Order, engine: str, raw: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], Draw]:
-    """Header and draw of a policy that runs in this process; prompts that do not fit are refused here."""
+def _local(order: Order, raw: dict[str, Any], batch_size: int) -> tuple[dict[str, Any], Callable[[], Draw]]:
+    """Header of a policy that is loaded, and what loads and draws; prompts that do not fit are refused here."""
     from iama.config.schema import validate
     from iama.config.specs import PolicySpec
     from iama.prompts.conversations import render_prompts
     from iama.prompts.data import with_system_prompt
     from inference.engine.policy import read_policy_files
     from inference.engine.responses import check_fit
-    from inference.pools.engines import transformers_draw, vllm_draw
-    from inference.pools.fill import pool_header
+    from inference.pools.engines import local_draw
+    from inference.pools.fill import draw_alike, pool_header
 
     spec = validate(raw, PolicySpec, "command line")
-    given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed)
-    draw = vllm_draw(*given) if engine == "vllm" else transformers_draw(*given, batch_size)
+    given = (order.name, spec, order.system_prompt, order.num_samples, order.sampling, order.seed, batch_size)
+    local_draw(*given)  # whatever it refuses
     tokenizer, context_length, ends = read_policy_files(order.name, spec)
     prompts = [with_system_prompt(row["prompt"], order.system_prompt) for row in order.rows]
     ids = render_prompts(tokenizer, prompts, ends, f"policy {order.name!r}")
     check_fit(order.name, tokenizer, context_length, ids, order.sampling)
-    settings = (order.system_prompt, engine, order.sampling, order.num_samples, order.seed)
-    return pool_header(order.name, spec, *settings), draw
+    settings = (order.system_prompt, spec.engine, order.sampling, order.num_samples, order.seed)
+    header = pool_header(order.name, spec, *settings)
+    return header, partial(draw_alike, header, spec, partial(local_draw, *given, ids))
 
 
 def _remote(
-    order: Order, url: str, model: str, api_key_env: str, asked: dict[str, Any], leave_out: tuple[str, ...]
-) -> tuple[dict[str, Any], Draw]:
-    """Header and draw of a server's model, which is known by its name and address only."""
+    order: Order, urls: tuple[str, ...], model: str, api_key_env: str, asked: dict[str, Any], leave_out: tuple[str, ...]
+) -> tuple[dict[str, Any], Callable[[], Draw]]:
+    """Header and draw of a model on servers, which is known by its name and their addresses only."""
     from iama.config.specs import LAW
     from iama.rewards.remote import Endpoint
     from inference.pools.engines import openai_draw
     from inference.pools.fill import engine_header
 
     source = "--engine openai"
-    endpoint = Endpoint(url, model, api_key_env, **asked, source=source, leave_out=leave_out, setting=_flag)
-    policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {url}"}
+    endpoint = Endpoint(urls, model, api_key_env, **asked, source=source, leave_out=leave_out, setting=_flag)
+    policy = {"name": order.name, "path": model, "fingerprint": f"{model} at {', '.join(sorted(urls))}"}
     settings = (order.system_prompt, "openai", order.sampling, order.num_samples, order.seed)
     draw = openai_draw(endpoint, order.sampling, order.num_samples, order.seed, order.system_prompt)
-    return engine_header(policy, *settings, left_out=[name for name in leave_out if name in LAW]), draw
+    return engine_header(policy, *settings, left_out=[name for name in leave_out if name in LAW]), lambda: draw
 
 
 def _check_left_out(names: Sequence[str], engine: str, given: dict[str, Any]) -> None:

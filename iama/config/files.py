@@ -9,7 +9,17 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from iama.config.methods import find_tunable
 from iama.config.schema import Strict, nearest
-from iama.config.specs import Dtype, PolicySpec, PromptsSpec, RewardSpec, Sampling
+from iama.config.specs import (
+    NO_SETTINGS,
+    Dtype,
+    Engine,
+    PolicySpec,
+    PromptsSpec,
+    RewardSpec,
+    Sampling,
+    VllmSettings,
+    check_vllm_settings,
+)
 from iama.errors import without_secrets
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.estimators import Estimator
@@ -34,6 +44,13 @@ class TrainingCriterion(EvaluationCriterion):
     """What will serve it: identity, bon(N), bop(MU), bop_zt(LAM), soft_bon(N, TEMPERATURE), tilt(TEMPERATURE),
     series(...), lstat(...), entropic(BETA)"""
     weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _is_scored_here(self) -> Self:
+        for role, spec in (("proxy", self.proxy), ("gold", self.gold)):
+            if spec is not None and any(part.engine != "transformers" for part in spec.parts):
+                raise ValueError(f"{role}: engine: vllm is for evaluations; training scores with transformers; drop it")
+        return self
 
     @model_validator(mode="after")
     def _operator_parses(self) -> Self:
@@ -127,6 +144,9 @@ class WatchConfig(Strict):
     """A phase (start, roll-out, reward, step, save) that takes longer ends the run with an error; null: never."""
     samples: int = Field(4, ge=0)
     """Completions kept in samples/ at a logged step."""
+    vllm_tolerance: float | None = Field(None, gt=0, allow_inf_nan=False, exclude_if=lambda value: value is None)
+    """With use_vllm: stop where vLLM's log-probabilities of the roll-outs are further from the trainer's, in nats a
+    token; null: what fits the number formats in use, 0.0125 in float32 and float16, 0.1 in bfloat16."""
 
 
 SAMPLING_NAMES = {
@@ -172,6 +192,15 @@ class TrainingConfig(Strict):
     """Any field of PEFT's LoraConfig, unchanged."""
     quantization: Literal["4bit"] | None = None
     """4bit: train on a base in NF4 (QLoRA); needs a GPU and iama[quantization]."""
+
+    @field_validator("policy")
+    @classmethod
+    def _rolls_out_by_trl(cls, policy: PolicySpec) -> PolicySpec:
+        if policy.engine != "transformers":
+            raise ValueError(
+                f"engine: {policy.engine} is what samples for an evaluation; for roll-outs write trainer.use_vllm: true"
+            )
+        return policy
 
     @field_validator("sampling")
     @classmethod
@@ -231,6 +260,10 @@ class EvaluatedPolicy(Strict):
     device: str = "auto"
     chat_template: str | None = None
     trust_remote_code: bool = False
+    engine: Engine = Field("transformers", exclude_if=lambda engine: engine == "transformers")
+    """What samples it: transformers (this package's engine), or vllm."""
+    vllm: VllmSettings = Field(NO_SETTINGS, exclude_if=lambda settings: settings == NO_SETTINGS)
+    """With engine: vllm, what vLLM is told."""
     pool: str | None = None
     """A pool file with its completions, in the place of a model."""
     system_prompt: str | None = None
@@ -251,6 +284,9 @@ class EvaluatedPolicy(Strict):
             raise ValueError("give exactly one of `path` (a model) and `pool` (a file of completions)")
         if self.pool is not None and (self.adapter or self.system_prompt or self.by_criterion):
             raise ValueError("a `pool` is sampled already; adapter, system_prompt and by_criterion belong to a model")
+        if self.pool is not None and self.engine != "transformers":
+            raise ValueError(f"a `pool` is sampled already; engine: {self.engine} belongs to a model")
+        check_vllm_settings(self.engine, self.vllm, self.device)
         return self
 
     def variant(self, criterion: str) -> tuple[PolicySpec, str | None]:
@@ -264,6 +300,8 @@ class EvaluatedPolicy(Strict):
             device=self.device,
             chat_template=self.chat_template,
             trust_remote_code=self.trust_remote_code,
+            engine=self.engine,
+            vllm=self.vllm,
         )
         return spec, change.system_prompt or self.system_prompt
 

@@ -17,6 +17,44 @@ LEAVABLE = (*LAW, "seed", "n")
 """Parameters of a request that can be left to the server; those of `LAW` decide which answers are likely."""
 
 
+class VllmSettings(Strict):
+    """Arguments of vLLM's `LLM`, by its names: those that decide speed and memory, none that decides the law."""
+
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """Share of a GPU's memory that vLLM takes, else 0.92: lower it where a reward lives there, too."""
+    kv_cache_memory_bytes: int | None = Field(None, ge=1)
+    """Memory of keys and values, in the place of that share; on a CPU else VLLM_CPU_KVCACHE_SPACE, or 2 GiB."""
+    max_model_len: int | None = Field(None, ge=1)
+    """Tokens of a prompt with its answer, else as many as the model reads."""
+    max_num_seqs: int | None = Field(None, ge=1)
+    """Rows that are decoded together."""
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    """Tokens that are read in one step."""
+    tensor_parallel_size: int | None = Field(None, ge=1)
+    """GPUs that share a model."""
+    enforce_eager: bool | None = None
+    """Compile nothing: a quicker start, slower steps."""
+    enable_prefix_caching: bool | None = None
+    block_size: int | None = Field(None, ge=1)
+    """Tokens of a block of keys and values, of which the prefix cache keeps whole ones: else 16, on a CPU 128."""
+
+
+NO_SETTINGS = VllmSettings()
+Engine = Literal["transformers", "vllm"]
+"""What runs a model: this package's engine on transformers, or vLLM."""
+
+
+def check_vllm_settings(engine: Engine, settings: VllmSettings, device: str) -> None:
+    """Refuse settings of an engine that is not used, and a device, which vLLM does not take."""
+    if engine == "transformers" and settings != NO_SETTINGS:
+        raise ValueError("`vllm` has no use with engine: transformers; write engine: vllm, or drop it")
+    if engine == "vllm" and device != "auto":
+        raise ValueError(
+            f"device {device!r} has no use with engine: vllm, which takes the devices that it finds; drop it, and set "
+            "e.g. CUDA_VISIBLE_DEVICES"
+        )
+
+
 class PolicySpec(Strict):
     """A policy: a Hugging Face model directory or hub name (org/name), with or without an adapter."""
 
@@ -30,6 +68,15 @@ class PolicySpec(Strict):
     chat_template: str | None = None
     """A .jinja file, for a model whose tokenizer has no chat template of its own."""
     trust_remote_code: bool = False
+    engine: Engine = Field("transformers", exclude_if=lambda engine: engine == "transformers")
+    """What samples it."""
+    vllm: VllmSettings = Field(NO_SETTINGS, exclude_if=lambda settings: settings == NO_SETTINGS)
+    """With engine: vllm, what vLLM is told."""
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        check_vllm_settings(self.engine, self.vllm, self.device)
+        return self
 
 
 MAX_SCORE = 1e50
@@ -64,8 +111,8 @@ _KEY_LIKE = re.compile(r"(?=.*[0-9])(?=.*[a-z]).{20}")  # as no variable is name
 class JudgeSpec(Strict):
     """A language model that judges, behind an OpenAI-compatible endpoint."""
 
-    url: str
-    """Address of the endpoint, e.g. http://localhost:8000/v1."""
+    url: str | tuple[str, ...]
+    """Address of the endpoint, e.g. http://localhost:8000/v1; a list: of several servers of the same model."""
     model: str
     prompt_file: str
     """Text with {prompt} and {completion}; pairwise with {prompt}, {first} and {second}."""
@@ -112,9 +159,17 @@ class JudgeSpec(Strict):
                 )
         return self
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Addresses of the servers."""
+        return (self.url,) if isinstance(self.url, str) else self.url
+
     @model_validator(mode="after")
     def _no_secrets(self) -> Self:
-        check_no_secret(self.url, self.api_key_env)
+        if not self.urls:
+            raise ValueError("url lists no server; write one like http://localhost:8000/v1")
+        for url in self.urls:
+            check_no_secret(url, self.api_key_env)
         return self
 
 
@@ -174,6 +229,10 @@ class RewardSpec(Strict):
     batch_size: int = Field(64, ge=1)
     dtype: Dtype = "float32"
     device: str = "auto"
+    engine: Engine = Field("transformers", exclude_if=lambda engine: engine == "transformers")
+    """What runs a `model`; vllm: its pooling runner."""
+    vllm: VllmSettings = Field(NO_SETTINGS, exclude_if=lambda settings: settings == NO_SETTINGS)
+    """With engine: vllm, what vLLM is told."""
 
     @property
     def source(self) -> str:
@@ -228,6 +287,13 @@ class RewardSpec(Strict):
             raise ValueError(f"`sign` belongs to a `model` or a `column`; let the {given[0]} return what is wanted")
         if self.verifier is None and self.answer_column != "answer":
             raise ValueError("`answer_column` belongs to a `verifier`")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_runs_a_model(self) -> Self:
+        if self.model is None and self.engine != "transformers":
+            raise ValueError(f"engine: {self.engine} belongs to a `model`, not to a {self.source}")
+        check_vllm_settings(self.engine, self.vllm, self.device)
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,29 +46,33 @@ NO_PADDING = -1
 """`pad_id` where no token counts as padding, so that a row's last token speaks whatever it is."""
 
 
-@dataclass(frozen=True, eq=False)
-class Classifier:
-    """A sequence classifier whose output `head`, times `sign`, is a reward: a `Scorer`.
+class TextClassifier(ABC):
+    """What a sequence classifier does whatever runs it: texts to token ids, and what reading them costs.
 
-    `pad_id` fills short rows, and transformers takes a row's last token that is another as the one that speaks for
-    it; of a model whose configuration names none it is `NO_PADDING` (see `filling`). `context_length` is the most
-    tokens that a prompt with its answer may have (None: the model names no limit), `source` names the reward in
-    errors, and `path` is where the model came from. A model of a `pair` reads prompt and answer as its tokenizer's
-    pair of texts, with the tokens' types where it `has_types`; any other reads one text.
+    The output `head`, times `sign`, is the reward; `source` names it in errors, and `path` is where the model came
+    from. A prompt with its answer may have `context_length` tokens (None: the model names no limit). A model of a
+    `pair` reads prompt and answer as its tokenizer's pair of texts, with the tokens' types where it `has_types`; any
+    other reads one text.
     """
 
-    model: Any
     tokenizer: Any
     head: int
     sign: int
-    pad_id: int
     context_length: int | None
-    batch_size: int
     path: str
     source: str
-    pair: bool = False
-    has_types: bool = False
-    _checked: set[Any] = field(default_factory=set, repr=False)
+    pair: bool
+    has_types: bool
+    _checked: set[Any]
+
+    dtype: Any
+    """What the model computes in."""
+    size: Any
+    """The model's `ModelSize`, as operations are counted from it."""
+
+    @abstractmethod
+    def score_texts(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[float], list[list[int]]]:
+        """Scores of whole texts, and their token ids as `render` gives them."""
 
     def score(
         self,
@@ -82,9 +87,9 @@ class Classifier:
     # What else `Scorer` asks for. It names this class, so this class cannot derive from it.
 
     @property
-    def classifier(self) -> Classifier:
-        """Itself: the reward is one model."""
-        return self
+    def classifier(self) -> Classifier | None:
+        """The model in this process, where it is one."""
+        return None
 
     @property
     def members(self) -> tuple[()]:
@@ -93,14 +98,11 @@ class Classifier:
 
     def disagreement(self, *_: Any) -> None:
         """None: it has no members."""
+        return
 
     def announcement(self, *_: Any) -> None:
         """None: it asks nobody."""
-
-    @cached_property
-    def size(self) -> ModelSize:
-        """The model's size, as operations are counted from it."""
-        return size_of(self.model)
+        return
 
     def costs(self, ids: Sequence[Sequence[int]]) -> list[Cost]:
         """Of reading rendered texts from their beginning, in one step: tokens and operations of each."""
@@ -133,6 +135,53 @@ class Classifier:
                 )
         return rows
 
+    def scores(self, logits_RH: torch.Tensor) -> list[float]:
+        """The output that is the reward, of each row's logits; raises `RewardError` for NaN, which is no score."""
+        scores: list[float] = (logits_RH[:, self.head] * self.sign).tolist()
+        if any(map(math.isnan, scores)):
+            raise RewardError(
+                f"{self.source}: the model {self.path!r} gives NaN; its weights are damaged, or numbers overflow in "
+                f"{self.dtype} (then write another `dtype`, float32 is the widest)"
+            )
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier(TextClassifier):
+    """A sequence classifier of transformers, in this process: a `Scorer`.
+
+    `pad_id` fills short rows, and transformers takes a row's last token that is another as the one that speaks for
+    it; of a model whose configuration names none it is `NO_PADDING` (see `filling`).
+    """
+
+    model: Any
+    tokenizer: Any
+    head: int
+    sign: int
+    pad_id: int
+    context_length: int | None
+    batch_size: int
+    path: str
+    source: str
+    pair: bool = False
+    has_types: bool = False
+    _checked: set[Any] = field(default_factory=set, repr=False)
+
+    @property
+    def classifier(self) -> Classifier:
+        """Itself: the reward is one model."""
+        return self
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """The model's size, as operations are counted from it."""
+        return size_of(self.model)
+
+    @property
+    def dtype(self) -> str:
+        """What the model computes in."""
+        return str(self.model.dtype).removeprefix("torch.")
+
     def score_texts(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[float], list[list[int]]]:
         """Scores of whole texts, and their token ids as `render` gives them."""
         rows = self._render(prompts, texts)
@@ -159,16 +208,6 @@ class Classifier:
                 ) from error
             except RuntimeError as error:
                 batch_size = halved(batch_size, self.source, error)
-
-    def scores(self, logits_RH: torch.Tensor) -> list[float]:
-        """The output that is the reward, of each row's logits; raises `RewardError` for NaN, which is no score."""
-        scores: list[float] = (logits_RH[:, self.head] * self.sign).tolist()
-        if any(map(math.isnan, scores)):
-            raise RewardError(
-                f"{self.source}: the model {self.path!r} gives NaN; its weights are damaged, or numbers overflow in "
-                f"{str(self.model.dtype).removeprefix('torch.')} (then write another `dtype`, float32 is the widest)"
-            )
-        return scores
 
 
 @torch.inference_mode()
@@ -214,7 +253,7 @@ def filling(model: Any, ids: Sequence[Sequence[int]], pad_id: int) -> Iterator[i
     if pad_id != NO_PADDING:
         yield pad_id
         return
-    config = _pooling_config(model)
+    config = pooling_config(model.config)
     taken = {*(row[-1] for row in ids if row), config.eos_token_id}
     config.pad_token_id = next(i for i in itertools.count() if i not in taken)
     try:
@@ -223,21 +262,16 @@ def filling(model: Any, ids: Sequence[Sequence[int]], pad_id: int) -> Iterator[i
         config.pad_token_id = NO_PADDING
 
 
-def _pooling_config(model: Any) -> Any:
-    """Where transformers looks for the padding token when it picks the token that speaks for a row."""
-    return model.config if model.config.is_encoder_decoder else model.config.get_text_config()
-
-
-def load_classifier(spec: RewardSpec, source: str) -> Classifier:
-    """The model of a reward with its weights; raises `RewardError` or `ModelError` with what to mend."""
-    return load_weights(read_files(spec, source), spec, source)
+def pooling_config(config: Any) -> Any:
+    """The part of a model's configuration that names the padding token, which tells what speaks for a row."""
+    return config if config.is_encoder_decoder else config.get_text_config()
 
 
 def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Classifier:
     """The model whose files were read before."""
     model = load_reward_model(files, source, getattr(torch, spec.dtype))
     model.to(pick_device(spec.device, source)).eval()
-    config = _pooling_config(model)
+    config = pooling_config(model.config)
     if config.pad_token_id is None or config.pad_token_id < 0:
         config.pad_token_id = NO_PADDING  # with None transformers reads no two rows together
     return Classifier(

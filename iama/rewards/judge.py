@@ -21,7 +21,7 @@ from iama.errors import IamaWarning, RewardError
 from iama.files import whole_lines
 from iama.prompts.render import Prompt, completion_text, prompt_name, prompt_text
 from iama.reading import decode, reason
-from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_address
+from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, check_addresses
 from iama.rewards.reward import Columns, Scorer, TrlCompletion
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -358,7 +358,7 @@ def check_judge(spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> No
     """Check the prompt file, the url, the key and the cache's place; asks nothing."""
     assert spec.judge is not None
     read_template(spec.judge, source)
-    check_address(spec.judge.url, source, spec.judge.api_key_env)
+    check_addresses(spec.judge.urls, source, spec.judge.api_key_env)
     AnswerCache(cache_path(spec.judge), bool).check_place()
 
 
@@ -376,8 +376,8 @@ def judge_plan(spec: JudgeSpec, num_texts: int, mean_chars: float, num_cached: i
     price = (prompt_tokens * spec.input_price + answer_tokens * spec.output_price) / 1e6
     priced = f", at a price of about {price:.2f}" if price else ""
     return (
-        f"judge {spec.model} at {spec.url}: {num_requests:,} requests ({num_cached:,} more are answered already), "
-        f"about {prompt_tokens:,} prompt tokens and at most {answer_tokens:,} answer tokens{priced}"
+        f"judge {spec.model} at {', '.join(spec.urls)}: {num_requests:,} requests ({num_cached:,} more are answered "
+        f"already), about {prompt_tokens:,} prompt tokens and at most {answer_tokens:,} answer tokens{priced}"
     )
 
 

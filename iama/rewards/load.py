@@ -15,13 +15,14 @@ from iama.config.specs import RewardSpec
 from iama.errors import IamaWarning, RewardError
 from iama.prompts.data import PromptRows
 from iama.prompts.render import Prompt, prompt_name
-from iama.rewards.classifier import ClassifierFiles, check_classifier, load_classifier, load_weights
+from iama.rewards.classifier import ClassifierFiles, check_classifier, load_weights, read_files
 from iama.rewards.ensemble import Ensemble, check_scales, member_name
 from iama.rewards.function import check_function, load_function, load_function_scorer
 from iama.rewards.judge import check_judge, load_judge
 from iama.rewards.reward import Reward, Scorer
 from iama.rewards.users_code import IN_TRAINING, LOGGERS, users_code
 from iama.rewards.verifier import MathVerifier, check_verifier, load_verifier, unreadable
+from iama.rewards.vllm_classifier import check_vllm_classifier, load_vllm_classifier
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,27 @@ Files: TypeAlias = Mapping[RewardSpec, ClassifierFiles]
 """What was read of the reward models, an ensemble's members by themselves."""
 
 
+def _load_model(spec: RewardSpec, source: str) -> Scorer:
+    return _model_of(read_files(spec, source), spec, source)
+
+
+def _model_of(files: ClassifierFiles, spec: RewardSpec, source: str) -> Scorer:
+    """The model whose files were read, on its engine."""
+    if spec.engine == "vllm":
+        check_vllm_classifier(spec, files, source)
+        return load_vllm_classifier(files, spec, source)
+    return load_weights(files, spec, source)
+
+
+def _check_model(spec: RewardSpec, source: str, prompts: Sequence[Prompt]) -> ClassifierFiles:
+    files = check_classifier(spec, source, prompts)
+    if spec.engine == "vllm":
+        check_vllm_classifier(spec, files, source)
+    return files
+
+
 KINDS = {
-    "model": Kind(load_classifier, check_classifier),
+    "model": Kind(_load_model, _check_model),
     "function": Kind(load_function_scorer),
     "judge": Kind(load_judge, check_judge, may_be_missing=True),
     "verifier": Kind(load_verifier, check_verifier),
@@ -156,7 +176,7 @@ def _check_answers(column: str, source: str, rows: PromptRows, missing_ok: bool)
 
 def _scorer(spec: RewardSpec, source: str, files: Files) -> Scorer:
     kind = _kind(spec, source)
-    return load_weights(files[spec], spec, source) if spec in files else kind.load(spec, source)
+    return _model_of(files[spec], spec, source) if spec in files else kind.load(spec, source)
 
 
 def _kind(spec: RewardSpec, source: str) -> Kind:

@@ -53,6 +53,7 @@ _NO_TLS = "if the server speaks no TLS, begin the url with http://"
 LONGEST_PAUSE_S = 120.0
 """A server that asks for a longer one is not waited for."""
 _MAX_CAUSE = 300
+_LONGEST_REST_S = 30.0  # of a server among several that fails again and again
 # Which refusals of max_tokens are of its name, and which of its value.
 _OTHER_NAME = re.compile(
     r"(?i)max_completion_tokens|unsupported|extra|unknown|unrecogni[sz]ed|unexpected|deprecated"
@@ -109,10 +110,41 @@ _Result: TypeAlias = tuple[int, ChatAnswer] | BaseException
 
 
 @dataclass(eq=False)
-class Endpoint:
-    """An OpenAI-compatible server and one model on it; `source` names in errors what asked for it.
+class _Server:
+    """One of an endpoint's servers, and how it fares."""
 
-    Overloaded or unreachable servers are asked again `num_retries` times, with growing pauses or those that the server
+    url: str
+    client: Any
+    num_in_flight: int = 0
+    last_asked: int = 0  # the number of its last attempt among all
+    num_failures: int = 0  # in a row
+    rests_until: float = 0.0  # by the loop's clock; until then others are asked first
+    is_told: bool = False  # its failure, to the user
+
+    def key(self, now: float) -> tuple[bool, int, int]:
+        """The least is asked next: the idlest, in turn. After its rest a server that failed is tried by one request."""
+        is_out = now < self.rests_until or (self.num_failures > 0 and self.num_in_flight > 0)
+        return is_out, self.num_in_flight, self.last_asked
+
+    def note(self, reply: Reply | Refusal, now: float) -> None:
+        """Let it rest after a failure; requests that fail together are one."""
+        if isinstance(reply, Reply) or not reply.may_pass:
+            self.num_failures, self.rests_until = 0, 0.0
+        elif now >= self.rests_until:
+            self.num_failures += 1
+            rest_s = min(2.0 ** min(self.num_failures - 1, 9), _LONGEST_REST_S)
+            self.rests_until = now + (rest_s if reply.after_s is None else reply.after_s)
+
+
+@dataclass(eq=False)
+class Endpoint:
+    """One model on an OpenAI-compatible server, or on several; `source` names in errors what asked for it.
+
+    Of several servers (`url` lists them) the idlest is asked, in turn. What one does not answer, since it is
+    overloaded, unreachable or broken, goes to the next at once, with a warning; the one that failed rests, and is tried
+    again later. A request's seed is the same wherever it goes.
+
+    Where no server answers, all are asked again `num_retries` times, with growing pauses or those that the server
     asks for; `timeout_s` bounds each attempt, from the request to the last byte. Parameters in `leave_out` are never
     sent. Of those that the server refuses, the ones in `droppable` are left out from then on, with a warning, and
     `max_tokens` becomes `max_completion_tokens`, unless its value is refused; any other is an error. `setting` gives
@@ -120,7 +152,7 @@ class Endpoint:
     sent.
     """
 
-    url: str
+    url: str | tuple[str, ...]
     model: str
     api_key_env: str
     timeout_s: float
@@ -134,9 +166,15 @@ class Endpoint:
     _dropped: set[str] = field(default_factory=set, init=False)  # what the server has refused
     _notes: list[str] = field(default_factory=list, init=False)  # to be told by the thread that asked
     _has_warned: bool = field(default=False, init=False)
+    _num_attempts: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        check_address(self.url, self.source, self.api_key_env, self.setting)
+        check_addresses(self.urls, self.source, self.api_key_env, self.setting)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Addresses of the servers."""
+        return (self.url,) if isinstance(self.url, str) else self.url
 
     def ask_all(self, requests: Sequence[ChatRequest]) -> Iterator[tuple[int, ChatAnswer]]:
         """Each request's index and answer as they arrive, `concurrency` requests at a time.
@@ -147,9 +185,9 @@ class Endpoint:
         """
         if not requests:
             return
-        client = self._client
+        servers = self._servers
         done: queue.SimpleQueue[_Result] = queue.SimpleQueue()
-        asking = asyncio.run_coroutine_threadsafe(self._ask_each(client, requests, done.put), _loop())
+        asking = asyncio.run_coroutine_threadsafe(self._ask_each(servers, requests, done.put), _loop())
         answers = []
         try:
             for _ in requests:
@@ -165,14 +203,17 @@ class Endpoint:
         self._warn_of_empty(answers, requests[0].max_tokens)
 
     @cached_property
-    def _client(self) -> Any:
+    def _servers(self) -> list[_Server]:
+        return [_Server(url, self._client(url)) for url in self.urls]
+
+    def _client(self, url: str) -> Any:
         try:
             import openai
         except ImportError as error:
             raise ConfigError(f"{self.source}: needs the openai package; pip install 'iama[remote]'") from error
         try:
             client = openai.AsyncOpenAI(
-                base_url=self.url,
+                base_url=url,
                 api_key=read_key(self.api_key_env, self.source),
                 organization=read_header("OPENAI_ORG_ID", self.source),
                 project=read_header("OPENAI_PROJECT_ID", self.source),
@@ -183,19 +224,21 @@ class Endpoint:
             )
         except (OSError, ValueError, ImportError) as error:  # of certificates and proxies, which variables name
             raise ConfigError(
-                f"{self.source}: cannot get ready to ask {self.url!r} ({one_line(str(error))}); check SSL_CERT_FILE "
+                f"{self.source}: cannot get ready to ask {url!r} ({one_line(str(error))}); check SSL_CERT_FILE "
                 "and the variables that name proxies"
             ) from error
         loop = _loop()
         weakref.finalize(self, lambda: asyncio.run_coroutine_threadsafe(client.close(), loop)).atexit = False
         return client
 
-    async def _ask_each(self, client: Any, requests: Sequence[ChatRequest], put: Callable[[_Result], None]) -> None:
+    async def _ask_each(
+        self, servers: Sequence[_Server], requests: Sequence[ChatRequest], put: Callable[[_Result], None]
+    ) -> None:
         waiting = iter(enumerate(requests))
 
         async def work() -> None:
             for index, request in waiting:
-                put((index, await self._ask(client, request)))
+                put((index, await self._ask(servers, request)))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -204,12 +247,12 @@ class Endpoint:
         except BaseExceptionGroup as errors:
             put(errors.exceptions[0])
 
-    async def _ask(self, client: Any, request: ChatRequest) -> ChatAnswer:
+    async def _ask(self, servers: Sequence[_Server], request: ChatRequest) -> ChatAnswer:
         """All `n` choices of a request, asked for again while the server has given fewer."""
         choices: list[Choice] = []
         replies: list[Reply] = []
         while len(choices) < request.n:
-            reply = await self._reply(client, request, len(choices))
+            reply = await self._reply(servers, request, len(choices))
             choices += reply.choices[: request.n - len(choices)]
             replies.append(reply)
         return ChatAnswer(
@@ -220,7 +263,7 @@ class Endpoint:
             num_thoughts=sum(choice.is_thought for choice in choices),
         )
 
-    async def _reply(self, client: Any, request: ChatRequest, num_done: int) -> Reply:
+    async def _reply(self, servers: Sequence[_Server], request: ChatRequest, num_done: int) -> Reply:
         """The reply to what is missing of a request, without parameters that the server refuses.
 
         Half as many choices are asked for while it refuses that many.
@@ -231,20 +274,20 @@ class Endpoint:
         num_asked = num_missing
         while True:
             body = self._body(request, num_asked, num_done)
-            reply = await self._try(client, request.path, body)
+            asked, reply = await self._try(servers, request.path, body)
             if isinstance(reply, Reply):
                 if num_asked < num_missing:
                     self._most = min(self._most, num_asked)
                 return reply
             refused = reply.status in (400, 422)
             name = first_named(reply, body.keys() - {"model", "messages", "prompt"}) if refused else None
-            if name is not None and self._drops(name, body[name], reply):
+            if name is not None and self._drops(name, body[name], reply, asked):
                 continue
             if not refused or num_asked == 1:
-                raise await self._refused(client, request, reply, name)
+                raise await self._refused(asked, request, reply, name)
             num_asked //= 2
 
-    def _drops(self, name: str, value: Any, refused: Refusal) -> bool:
+    def _drops(self, name: str, value: Any, refused: Refusal, asked: Sequence[_Server]) -> bool:
         """Whether to ask again without a parameter that the server refuses, or under its other name."""
         if name in self._dropped:  # another request has found out in the meantime
             return True
@@ -259,7 +302,7 @@ class Endpoint:
             return False
         self._dropped.add(name)
         words = self._scrubbed(refused.words)[:_MAX_CAUSE]
-        self._notes.append(f"{self._who} refuses {name} {value} ({words}); from now on {done}")
+        self._notes.append(f"{self._who(asked)} refuses {name} {value} ({words}); from now on {done}")
         return True
 
     def _body(self, request: ChatRequest, num_choices: int, num_done: int) -> dict[str, Any]:
@@ -283,23 +326,71 @@ class Endpoint:
 
     # One reply, in several attempts. --------------------------------------------------------------------
 
-    async def _try(self, client: Any, path: str, body: dict[str, Any]) -> Reply | Refusal:
-        """What the server replies in the end."""
+    async def _try(
+        self, servers: Sequence[_Server], path: str, body: dict[str, Any]
+    ) -> tuple[Sequence[_Server], Reply | Refusal]:
+        """What the servers reply in the end, and which of them: one, or all where none has an answer."""
         for attempt in range(self.num_retries + 1):
-            reply = await self._attempt(client, path, body)
-            if isinstance(reply, Reply) or not reply.may_pass or attempt == self.num_retries:
+            failed: dict[_Server, Refusal] = {}
+            while len(failed) < len(servers):
+                server, reply = await self._ask_next([s for s in servers if s not in failed], path, body)
+                if isinstance(reply, Reply) or not reply.may_pass:
+                    self._tell(failed)
+                    return [server], reply
+                failed[server] = reply
+            reply = self._together(failed)
+            if attempt == self.num_retries:
                 break
             pause_s = min(0.5 * 2**attempt, 8.0) * _jitter.uniform(0.75, 1.0)
             if reply.after_s is not None:
                 pause_s = reply.after_s
             if pause_s > LONGEST_PAUSE_S:
-                return replace(reply, words=f"{reply.words}; it asks for a pause of {pause_s:.0f} s")
+                return servers, replace(reply, words=f"{reply.words}; it asks for a pause of {pause_s:.0f} s")
             await asyncio.sleep(pause_s)
-        return reply
+        return servers, reply
 
-    async def _attempt(self, client: Any, path: str, body: dict[str, Any]) -> Reply | Refusal:
+    async def _ask_next(
+        self, servers: Sequence[_Server], path: str, body: dict[str, Any]
+    ) -> tuple[_Server, Reply | Refusal]:
+        """One attempt, at the server whose turn it is."""
+        clock = asyncio.get_running_loop().time
+        server = min(servers, key=lambda server: server.key(clock()))
+        self._num_attempts += 1
+        server.last_asked = self._num_attempts
+        server.num_in_flight += 1
+        try:
+            reply = await self._attempt(server, path, body)
+        finally:
+            server.num_in_flight -= 1
+        server.note(reply, clock())
+        return server, reply
+
+    def _together(self, failed: Mapping[_Server, Refusal]) -> Refusal:
+        """The refusal of the last server, in the words of all."""
+        last = list(failed.values())[-1]
+        if len(failed) == 1:
+            return last
+        room = _MAX_CAUSE // len(failed)
+        words = "; ".join(
+            f"{server.url!r}: {self._scrubbed(refused.words)[:room]}" for server, refused in failed.items()
+        )
+        pauses = [refused.after_s for refused in failed.values() if refused.after_s is not None]
+        return replace(last, words=words, after_s=min(pauses) if len(pauses) == len(failed) else None)
+
+    def _tell(self, failed: Mapping[_Server, Refusal]) -> None:
+        """Note, once each, the servers in whose place another has answered; an overloaded one is no news."""
+        for server, refused in failed.items():
+            if refused.status != 429 and not server.is_told:
+                server.is_told = True
+                self._notes.append(
+                    f"{self._who([server])} gave no answer ({self._scrubbed(refused.words)[:_MAX_CAUSE]}); what it is "
+                    "asked goes to the other servers, and it is tried again later"
+                )
+
+    async def _attempt(self, server: _Server, path: str, body: dict[str, Any]) -> Reply | Refusal:
         import openai
 
+        client = server.client
         create = client.completions if path == "/completions" else client.chat.completions
         first = {key: body[key] for key in ("model", "messages", "prompt") if key in body}
         rest = {key: value for key, value in body.items() if key not in first}
@@ -313,7 +404,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             status, headers, content = error.status_code, error.response.headers, error.response.content
         except openai.APIConnectionError as error:
-            return _unreached(error, self.url)
+            return _unreached(error, server.url)
         except (openai.OpenAIError, ValueError) as error:
             return refusal(NO_COMPLETION, f"the reply cannot be read: {error}")
         reply = read_reply(status, content)
@@ -328,12 +419,18 @@ class Endpoint:
 
     # Errors and warnings. -------------------------------------------------------------------------------
 
-    async def _refused(self, client: Any, request: ChatRequest, refused: Refusal, name: str | None) -> ModelError:
-        """One line with url, model, cause, and what to do about it."""
-        there = await self._models(client) if refused.status == 404 else []
-        remedy = self._remedy(request, refused, name, there)
-        cause = self._scrubbed(refused.words)[:_MAX_CAUSE]
-        return ModelError(f"{self._who} gave no answer ({cause}); {self._scrubbed(remedy)}")
+    async def _refused(
+        self, asked: Sequence[_Server], request: ChatRequest, refused: Refusal, name: str | None
+    ) -> ModelError:
+        """One line with url, model, cause, and what to do about it; of several servers each with its cause."""
+        there = await self._models(asked[0].client) if refused.status == 404 else []
+        remedy = self._scrubbed(self._remedy(request, refused, name, there))
+        if len(asked) > 1:
+            return ModelError(
+                f"{self.source}: none of {len(asked)} servers gave an answer of the model {self.model!r} "
+                f"({refused.words}); {remedy}"
+            )
+        return ModelError(f"{self._who(asked)} gave no answer ({self._scrubbed(refused.words)[:_MAX_CAUSE]}); {remedy}")
 
     def _remedy(self, request: ChatRequest, refused: Refusal, name: str | None, there: Sequence[str]) -> str:
         if refused.remedy is not None:
@@ -392,15 +489,14 @@ class Endpoint:
             remedy = f"raise {self.setting('max_tokens')} ({max_tokens}) or turn the model's reasoning off"
         told = ", ".join(f"{reason} {number}" for reason, number in reasons.items())
         warnings.warn(
-            f"{self._who} gave {sum(reasons.values())} empty answers of {len(pairs)} (finish reasons: {told}"
-            f"{f'; {num_thoughts} with reasoning alone' if num_thoughts else ''}); {remedy}",
+            f"{self._who(self._servers)} gave {sum(reasons.values())} empty answers of {len(pairs)} (finish reasons: "
+            f"{told}{f'; {num_thoughts} with reasoning alone' if num_thoughts else ''}); {remedy}",
             IamaWarning,
             stacklevel=3,
         )
 
-    @property
-    def _who(self) -> str:
-        return f"{self.source}: the model {self.model!r} at {self.url!r}"
+    def _who(self, servers: Sequence[_Server]) -> str:
+        return f"{self.source}: the model {self.model!r} at {', '.join(repr(server.url) for server in servers)}"
 
     def _scrubbed(self, text: str) -> str:
         """The text without the key, which some servers repeat."""
@@ -501,6 +597,14 @@ def read_header(name: str, source: str, what: str = "name") -> str | None:
             f"within the {what}; put the {what} alone into it"
         )
     return text
+
+
+def check_addresses(urls: Sequence[str], source: str, api_key_env: str, setting: Callable[[str], str] = str) -> None:
+    """Raise `ConfigError` as `check_address` does, and for an address that is given twice."""
+    for number, url in enumerate(urls):
+        check_address(url, source, api_key_env, setting)
+        if url.rstrip("/") in [other.rstrip("/") for other in urls[:number]]:
+            raise ConfigError(f"{source}: the url {url!r} is given twice; write each server once")
 
 
 def check_address(url: str, source: str, api_key_env: str, setting: Callable[[str], str] = str) -> None:

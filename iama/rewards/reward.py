@@ -17,7 +17,7 @@ from iama.config.specs import MAX_SCORE, RewardScale
 from iama.cost import Cost, peak_memory, start_peak
 from iama.errors import RewardError
 from iama.prompts.render import Message, Prompt, as_completion, completion_text, prompt_name
-from iama.rewards.classifier import Classifier
+from iama.rewards.classifier import Classifier, TextClassifier
 from iama.rewards.users_code import as_scores, kind_of, owned, users_code
 
 TrlCompletion: TypeAlias = str | list[Message]
@@ -99,6 +99,11 @@ class Reward:
     def classifier(self) -> Classifier | None:
         """The model that scores, where the reward is a single one."""
         return self.scorer.classifier
+
+    @property
+    def reader(self) -> TextClassifier | None:
+        """The model that scores, whatever runs it, where the reward is a single one: it knows each text's tokens."""
+        return self.scorer if isinstance(self.scorer, TextClassifier) else self.classifier
 
     @property
     def classifiers(self) -> list[Classifier]:

@@ -17,6 +17,7 @@ class Request:
     index: int
     prompt_ids: Sequence[int]
     num_fed_back: int = field(default=0, kw_only=True)
+    num_read_again: int = field(default=0, kw_only=True)  # of prompt and response, by an engine that has not kept them
     num_steps: int = field(default=0, kw_only=True)  # passes of the policy
     flops: float = field(default=0.0, kw_only=True)  # of the policy
     seconds: float = field(default=0.0, kw_only=True)
@@ -25,7 +26,7 @@ class Request:
     def cost(self) -> Cost:
         """What was forwarded and scored for it."""
         return self.reward_cost + Cost(
-            policy_prefill_tokens=len(self.prompt_ids),
+            policy_prefill_tokens=len(self.prompt_ids) + self.num_read_again,
             policy_decode_tokens=self.num_fed_back,
             sequential_steps=self.num_steps,
             flops=self.flops,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,6 +45,24 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: frozenset[int]
     context_length: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class VllmPolicy:
+    """A causal language model that vLLM runs: `llm` with the LoRA request `lora`, the rest as in `Policy`.
+
+    Its logits are out of reach: whatever reads or steers them token by token needs a `Policy`.
+    """
+
+    name: str
+    llm: Any
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: frozenset[int]
+    context_length: int | None
+    lora: Any = None
+
+
+AnyPolicy: TypeAlias = Policy | VllmPolicy
 
 
 class PolicyFiles(NamedTuple):
@@ -97,7 +115,8 @@ def read_policy_files(name: str, spec: PolicySpec) -> PolicyFiles:
     if adapter is not None:
         _warn_of_other_base(base, adapter, source)
     _set_chat_template(tokenizer, spec.chat_template, source)
-    return PolicyFiles(tokenizer, outline.context_length, end_ids)
+    limits = [limit for limit in (outline.context_length, spec.vllm.max_model_len) if limit is not None]
+    return PolicyFiles(tokenizer, min(limits, default=None), end_ids)
 
 
 def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:

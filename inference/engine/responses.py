@@ -15,7 +15,7 @@ from iama.cost import Cost
 from iama.errors import DataError
 from iama.prompts.render import Prompt
 from inference.engine.next_token import cut_at_stop
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, PolicyFiles
 from inference.engine.vocabulary import end_tokens, special_tokens
 
 TAIL = 8  # tokens that a tail's first characters may depend on, while the others are those of the whole text
@@ -161,7 +161,7 @@ def pool_of(prompts: Sequence[Prompt], samples: Sequence[Sequence[Response]], co
     )
 
 
-def response_text(policy: Policy, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+def response_text(policy: AnyPolicy | PolicyFiles, token_ids: Sequence[int], stop: Sequence[str] = ()) -> str:
     """The text of a response: without end token and other special tokens, and up to a stop string."""
     ended = bool(token_ids) and token_ids[-1] in policy.eos_token_ids
     text = policy.tokenizer.decode(token_ids[:-1] if ended else token_ids, skip_special_tokens=True)
@@ -175,7 +175,7 @@ class Ends:
     A stop string that is one of the tokenizer's special tokens, which no text holds, is a further end token.
     """
 
-    def __init__(self, policy: Policy, sampling: Sampling) -> None:
+    def __init__(self, policy: AnyPolicy, sampling: Sampling) -> None:
         self._policy, self._sampling = policy, sampling
         self._special_ids = frozenset(special_tokens(policy.tokenizer).values())
         self._end_ids = end_tokens(policy, sampling)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from iama.config.specs import Sampling
 from iama.errors import ConfigError
 from iama.rewards.reward import Reward
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, Policy
 
 INSTEAD = "use method cards or bon instead"
 NUM_SHOWN = 3
@@ -22,7 +22,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
-def end_tokens(policy: Policy, sampling: Sampling) -> frozenset[int]:
+def end_tokens(policy: AnyPolicy, sampling: Sampling) -> frozenset[int]:
     """Token ids that end a response: the policy's, and stop strings that are special tokens."""
     special = special_tokens(policy.tokenizer)
     return policy.eos_token_ids | {special[stop] for stop in sampling.stop if stop in special}

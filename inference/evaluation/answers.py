@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,21 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.config.methods import Method
-from iama.config.specs import Sampling
+from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.installation import find_file
 from iama.prompts.data import PromptRows, with_system_prompt
 from iama.reading import read_text
+from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
-from inference.engine.policy import Policy, load_policy
+from inference.engine.policy import AnyPolicy
 from inference.engine.responses import Pool, Response, SegmentRow, response_text
+from inference.engine.vllm import open_policy
 from inference.evaluation.sources import Source
 from inference.pools.engines import Draw
 from inference.pools.journal import digest
-from inference.samplers.base import Completion
+from inference.samplers.base import Completion, Sampler
 from inference.samplers.serve import serve
 
 CHUNK = 16
@@ -92,10 +95,14 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
     Repeated prompts get random numbers of their own, whichever of them are answered together.
     """
 
-    def run(rows: PromptRows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
+    @cache
+    def loaded() -> tuple[AnyPolicy, Sampler]:
         assert source.spec is not None
-        policy = load_policy(source.name, source.spec, sampling)
-        sampler = serve(policy, reward, method, sampling, batch_size)
+        policy = open_policy(source.name, source.spec, sampling)
+        return policy, serve(policy, reward, method, sampling, batch_size)
+
+    def run(rows: PromptRows, wanted: Sequence[int]) -> Iterator[tuple[int, list[Response], Cost, bool]]:
+        policy, sampler = loaded()
         for repeat, everything in enumerate(_rounds(rows)):
             indices = [i for i in everything if i in set(wanted)]
             for start in range(0, len(indices), CHUNK):
@@ -107,6 +114,13 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
                     yield i, [_stored(policy, completion, sampling)], completion.cost, False
 
     return run
+
+
+def guided_draw_elsewhere(
+    source: Source, proxy: tuple[str, RewardSpec], method: Method, sampling: Sampling, seed: int, batch_size: int
+) -> Draw:
+    """The same where the reward, given by name and specification, is loaded too."""
+    return guided_draw(source, load_reward(*proxy), method, sampling, seed, batch_size)
 
 
 def _rounds(rows: PromptRows) -> list[list[int]]:
@@ -123,7 +137,7 @@ def _rounds(rows: PromptRows) -> list[list[int]]:
     return rounds
 
 
-def _stored(policy: Policy, completion: Completion, sampling: Sampling) -> Response:
+def _stored(policy: AnyPolicy, completion: Completion, sampling: Sampling) -> Response:
     """The answer as a pool file keeps it: with its score, and its segments with their texts."""
     segments: list[SegmentRow] = []
     texts = _segment_texts(policy, completion, sampling)
@@ -147,7 +161,7 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _segment_texts(policy: Policy, completion: Completion, sampling: Sampling) -> list[str]:
+def _segment_texts(policy: AnyPolicy, completion: Completion, sampling: Sampling) -> list[str]:
     """The answer's text cut into its segments', which joined give it.
 
     By what each beginning of the answer reads as, since tokens out of their place may lack a space or half a character.

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from iama.files import check_rewritable, locked, write_atomically
+from iama.machines import Spread, locally
 from iama.progress import add_bar, progress_bars
 from inference.evaluation.compare import compare_policies
 from inference.evaluation.measure import measure, measure_pools
@@ -34,10 +35,11 @@ from inference.evaluation.tables import Tables, save_tables
 from inference.pools.journal import digest
 
 
-def evaluate(plan: Plan, console: Console | None = None) -> Summary:
+def evaluate(plan: Plan, console: Console | None = None, spread: Spread = locally) -> Summary:
     """Run an evaluation and write `summary.json` and `prompt_values.npz` into its folder.
 
-    Samples and scores are kept prompt by prompt, so a killed evaluation resumes; what shards have done is taken over.
+    Models work where `spread` says, on a Ray cluster for instance (`iama.machines`); this process writes. Samples and
+    scores are kept prompt by prompt, so a killed evaluation resumes; what shards have done is taken over.
     Raises `ModelError`, `RewardError` and `RunError`; what can be refused beforehand `make_plan` has refused.
     """
     folder = Path(plan.config.output_dir)
@@ -45,7 +47,7 @@ def evaluate(plan: Plan, console: Console | None = None) -> Summary:
         check_results(plan.config)  # of another configuration, it may just have been written
         _check_rewritable(folder)
         take_over(folder)
-        tables, summary = summarise(measure(plan, folder, range(len(plan.rows)), console))
+        tables, summary = summarise(measure(plan, folder, range(len(plan.rows)), console, spread))
         folder.mkdir(parents=True, exist_ok=True)
         save_tables(folder, tables)
         save_summary(folder, summary)

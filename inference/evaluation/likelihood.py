@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from iama.arrays import Floats
 from iama.config.files import EvaluationConfig
 from iama.config.specs import Sampling
+from iama.machines import Work
 from inference.engine.likelihood import sequence_log_probabilities
-from inference.engine.policy import Policy, load_policy, read_policy_files
+from inference.engine.policy import Policy, PolicyFiles, load_policy, read_policy_files
 from inference.engine.responses import Pool, response_text
 from inference.evaluation.sources import Source
 from inference.pools.journal import append_line, digest, read_lines
@@ -42,6 +43,24 @@ def last_loaded() -> Callable[[Source], Policy]:
     return load
 
 
+AT_ONCE = 4096
+"""Prompts whose responses are held to be judged."""
+Judged: TypeAlias = tuple[list[int], list[list[int]]]
+"""Token ids of a prompt and of its responses."""
+
+
+def likelihoods(load: Callable[[Source], Policy], judge: Source, batch_size: int) -> Work[Judged, list[float | None]]:
+    """Log-probabilities (nats) of responses under the policy of `judge`; None for one that is not finite."""
+    policy = load(judge)
+
+    def work(items: Sequence[Judged]) -> Iterator[tuple[int, list[float | None]]]:
+        for place, (prompt, responses) in enumerate(items):
+            sums = sequence_log_probabilities(policy, [prompt] * len(responses), responses, batch_size)
+            yield place, [total if math.isfinite(total) else None for total, _ in sums]
+
+    return work
+
+
 def is_plain(sampling: Sampling) -> bool:
     """Whether responses are drawn from the whole law at temperature 1, whose log-probabilities these are."""
     plain = type(sampling)(max_new_tokens=sampling.max_new_tokens, stop=sampling.stop)
@@ -54,14 +73,13 @@ def pool_log_probabilities(
     judge: Source,
     prompts_ids: Sequence[Sequence[int]],
     path: Path,
-    batch_size: int,
-    load: Callable[[Source], Policy],
+    judged: Work[Judged, list[float | None]],
     advance: Callable[[int], None],
 ) -> Floats | None:
     """Log-probability (nats) of every whole response under the policy of `judge`, `[P, S]`.
 
-    `prompts_ids` are the pool's prompts as that policy reads them. None where the pool holds no token ids, or the two
-    policies have other vocabularies.
+    `prompts_ids` are the pool's prompts as that policy reads them, `judged` what measures (`likelihoods`). None where
+    the pool holds no token ids, or the two policies have other vocabularies.
     """
     if judge.spec is None or not all(s.has_ids for p in pool.prompts for s in p.samples):
         return None
@@ -70,22 +88,20 @@ def pool_log_probabilities(
     missing = [i for i, key in enumerate(keys) if key not in lines]
     advance(len(pool.prompts) - len(missing))
     if missing:
-        policy = load(judge)
-        if not _same_vocabulary(policy, source, pool):
+        if not _same_vocabulary(read_policy_files(judge.name, judge.spec), source, pool):
             return None
-        for i in missing:
-            prompt = pool.prompts[i]
-            responses = [list(s.token_ids) for s in prompt.samples]
-            prompts = [list(prompts_ids[i])] * len(responses)
-            sums = [total for total, _ in sequence_log_probabilities(policy, prompts, responses, batch_size)]
-            known = [total if math.isfinite(total) else None for total in sums]
-            lines[keys[i]] = {"key": keys[i], "log_probabilities": known}
-            append_line(path, lines[keys[i]])
-            advance(1)
+        for start in range(0, len(missing), AT_ONCE):
+            chunk = missing[start : start + AT_ONCE]
+            items = [(list(prompts_ids[i]), [list(s.token_ids) for s in pool.prompts[i].samples]) for i in chunk]
+            for place, known in judged(items):
+                key = keys[chunk[place]]
+                lines[key] = {"key": key, "log_probabilities": known}
+                append_line(path, lines[key])
+                advance(1)
     return np.asarray([lines[key]["log_probabilities"] for key in keys], dtype=np.float64)
 
 
-def _same_vocabulary(policy: Policy, source: Source, pool: Pool) -> bool:
+def _same_vocabulary(policy: PolicyFiles, source: Source, pool: Pool) -> bool:
     """Whether a policy reads token ids as they were meant; of a stored pool its texts tell."""
     if source.spec is None:
         firsts = [prompt.samples[0] for prompt in pool.prompts]

@@ -5,8 +5,9 @@ Samples and scores are kept prompt by prompt, so that what was killed goes on wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.files import locked
-from iama.models.flops import ModelSize, size_of
+from iama.machines import Spread, Work, locally
+from iama.models.flops import ModelSize
 from iama.progress import add_bar, progress_bars
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
@@ -27,18 +29,19 @@ from inference.evaluation.answers import (
     answer_file,
     answer_seed,
     guided_draw,
+    guided_draw_elsewhere,
     guided_header,
     together,
     with_pool_target,
 )
-from inference.evaluation.likelihood import last_loaded, pool_log_probabilities, reference_source
+from inference.evaluation.likelihood import last_loaded, likelihoods, pool_log_probabilities, reference_source
 from inference.evaluation.measurements import Evaluation, GuidedAnswers, Measured, answers_name
 from inference.evaluation.plan import Plan
 from inference.evaluation.sources import Source
-from inference.pools.engines import transformers_draw
-from inference.pools.fill import fill_pool
+from inference.pools.engines import local_draw, spread_draw
+from inference.pools.fill import draw_alike, fill_pool
 from inference.pools.journal import digest
-from inference.pools.score import KnownScores, PoolScores, alone_at, reward_key, score_pool
+from inference.pools.score import KnownScores, PoolScores, alone_at, reward_key, score_elsewhere, score_pool, scoring
 from inference.samplers.serve import needs_target, quantile_of
 
 
@@ -52,14 +55,17 @@ def measure_pools(plan: Plan, console: Console | None = None) -> Evaluation:
         return Evaluation(plan, _pools(_Work(plan, folder, list(range(len(plan.rows))), progress)))
 
 
-def measure(plan: Plan, folder: Path, indices: Sequence[int], console: Console | None = None) -> Evaluation:
+def measure(
+    plan: Plan, folder: Path, indices: Sequence[int], console: Console | None = None, spread: Spread = locally
+) -> Evaluation:
     """Everything that needs a model, of the prompts at `indices`: pools, scores, guided answers, log-probabilities.
 
-    Of a part of the prompts no guided answers are given whose target is the whole pool's quantile. Raises what
+    Models work where `spread` says; functions, judges and what combines them with models stay in this process. Of a
+    part of the prompts no guided answers are given whose target is the whole pool's quantile. Raises what
     `measure_pools` raises.
     """
     with progress_bars(console) as progress:
-        work = _Work(plan, folder, list(indices), progress)
+        work = _Work(plan, folder, list(indices), progress, spread)
         measured = _pools(work)
         part = len(indices) < len(plan.rows)
         for method in (m for m in plan.methods if m.is_guided):
@@ -81,7 +87,12 @@ class _Work:
     folder: Path
     indices: list[int]
     progress: Progress
+    spread: Spread = locally
     rewards: dict[RewardSpec, Reward] = field(default_factory=dict)
+
+    def is_elsewhere(self, spec: RewardSpec) -> bool:
+        """Whether a reward is loaded where `spread` works: one that is models alone, if that is not here."""
+        return self.spread is not locally and all(part.source == "model" for part in spec.parts)
 
     def reward(self, spec: RewardSpec) -> Reward:
         """A reward, loaded once."""
@@ -99,15 +110,31 @@ class _Work:
 
 def _pools(work: _Work) -> Measured:
     """Pools and their scores."""
-    for spec in work.plan.rewards:  # before sampling, lest a reward that cannot be loaded be found out late
-        if spec.column is None:
-            work.reward(spec)
-    sizes = {part: size for spec in work.plan.rewards for part, size in _sizes(spec, work.rewards.get(spec))}
-    measured = Measured(reward_sizes=sizes)
+    # Before sampling, lest a reward that cannot be loaded be found out late.
+    here = [spec for spec in work.plan.rewards if spec.column is None and not work.is_elsewhere(spec)]
+    for spec in here:
+        work.reward(spec)
+    there = [(spec, name) for spec, name in work.plan.rewards.items() if work.is_elsewhere(spec)]
+    sizes = [size for _, found in work.spread(_sizing, there) for size in found]
+    for spec in (spec for spec in work.plan.rewards if not work.is_elsewhere(spec)):
+        sizes += _sizes(spec, work.rewards.get(spec))
+    measured = Measured(reward_sizes=dict(sizes))
     for source in work.plan.sources:
         measured.pools[source.name] = _fill(work, source)
     _scores(work, measured)
     return measured
+
+
+def _sizing() -> Work[tuple[RewardSpec, str], list[tuple[RewardSpec, ModelSize | None]]]:
+    """Sizes of rewards that are models, each loaded for that and let go."""
+
+    def work(
+        items: Sequence[tuple[RewardSpec, str]],
+    ) -> Iterator[tuple[int, list[tuple[RewardSpec, ModelSize | None]]]]:
+        for place, (spec, name) in enumerate(items):
+            yield place, _sizes(spec, load_reward(name, spec))
+
+    return work
 
 
 def _sizes(spec: RewardSpec, reward: Reward | None) -> list[tuple[RewardSpec, ModelSize | None]]:
@@ -115,8 +142,8 @@ def _sizes(spec: RewardSpec, reward: Reward | None) -> list[tuple[RewardSpec, Mo
     if reward is not None and reward.members:
         pairs = zip(spec.parts, reward.members, strict=True)
         return [size for part, member in pairs for size in _sizes(part, member)]
-    classifier = None if reward is None else reward.classifier
-    return [(spec, None if classifier is None else size_of(classifier.model))]
+    reader = None if reward is None else reward.reader
+    return [(spec, None if reader is None else reader.size)]
 
 
 def _fill(work: _Work, source: Source) -> Pool:
@@ -125,7 +152,8 @@ def _fill(work: _Work, source: Source) -> Pool:
     assert source.spec is not None
     config = work.config
     advance = add_bar(work.progress, f"sampling {source.name}", "prompts", len(work.indices))
-    draw = transformers_draw(
+    begin = partial(
+        local_draw,
         source.name,
         source.spec,
         source.system_prompt,
@@ -136,6 +164,7 @@ def _fill(work: _Work, source: Source) -> Pool:
         source.prompts_ids,
     )
     path = work.folder / "pools" / f"{source.file_name}.jsonl"
+    draw = spread_draw(work.spread, partial(draw_alike, source.header, source.spec, begin))
     return fill_pool(path, source.header, work.plan.rows, draw, advance, indices=work.indices)
 
 
@@ -157,9 +186,10 @@ def _log_probabilities(work: _Work, measured: Measured) -> None:
         key = digest([source.file_name, judge.file_name, pool.header["method"], pool.header["guided_by"]])[:12]
         path = work.folder / "log_probabilities" / f"{source.file_name}-{key}.jsonl"
         prompts_ids = [] if judge.spec is None else [judge.prompts_ids[i] for i in work.indices]
+        measuring = partial(likelihoods, load, replace(judge, prompts_ids=()), work.config.batch_size)
         with locked(path):
             values_PS = pool_log_probabilities(
-                pool, source, judge, prompts_ids, path, work.config.batch_size, load, advance
+                pool, source, judge, prompts_ids, path, partial(work.spread, measuring), advance
             )
         if values_PS is not None:
             measured.log_probabilities[name, judge.name] = values_PS
@@ -194,10 +224,22 @@ def _score(
     known: KnownScores | None,
     advance: Callable[[int], None],
 ) -> PoolScores:
-    reward = None if spec.column is not None else work.reward(spec)
-    journal = work.folder / "scores" / f"{source.file_name}.{reward_key(spec)[:12]}.jsonl"
+    return _scored(work, pool, spec, source.file_name, known, advance)
+
+
+def _scored(
+    work: _Work, pool: Pool, spec: RewardSpec, stem: str, known: KnownScores | None, advance: Callable[[int], None]
+) -> PoolScores:
+    """Scores of a pool, kept in a journal that begins with `stem`."""
+    key = reward_key(spec)
+    journal = work.folder / "scores" / f"{stem}.{key[:12]}.jsonl"
     with alone_at(journal, spec):
-        return score_pool(pool, reward, spec, journal, known, advance)
+        if not work.is_elsewhere(spec):
+            reward = None if spec.column is not None else work.reward(spec)
+            return score_pool(pool, reward, spec, journal, known, advance)
+        load = partial(scoring, work.plan.rewards[spec], spec, key)
+        score_elsewhere(pool, spec, journal, known, partial(work.spread, load), advance)
+        return score_pool(pool, None, spec, journal, known, lambda _: None)
 
 
 def _criteria_of(config: EvaluationConfig, spec: RewardSpec) -> list[str]:
@@ -228,12 +270,14 @@ def _answer_round(
     name = answers_name(source.policy, criterion.name, method.text)
     advance = add_bar(work.progress, f"answers of {name}", "prompts", len(work.indices))
     seed = answer_seed(config.seed, number)
-    draw = guided_draw(source, work.reward(criterion.proxy), method, config.sampling, seed, config.batch_size)
+    rest = (method, config.sampling, seed, config.batch_size)
+    if work.is_elsewhere(criterion.proxy):
+        proxy = work.plan.rewards[criterion.proxy], criterion.proxy
+        draw = spread_draw(work.spread, partial(guided_draw_elsewhere, source, proxy, *rest))
+    else:
+        draw = guided_draw(source, work.reward(criterion.proxy), *rest)
     path = work.folder / "answers" / f"{stem}.jsonl"
     pool = fill_pool(path, header, work.plan.rows, draw, advance, indices=work.indices)
     if criterion.gold is None:
         return pool, None
-    journal = work.folder / "scores" / f"{stem}.{reward_key(criterion.gold)[:12]}.jsonl"
-    with alone_at(journal, criterion.gold):
-        scores = score_pool(pool, work.reward(criterion.gold), criterion.gold, journal, None, lambda _: None)
-    return pool, scores.values_PS
+    return pool, _scored(work, pool, criterion.gold, stem, None, lambda _: None).values_PS

@@ -15,6 +15,7 @@ from iama.config.methods import Method
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, RunError
 from iama.files import check_folder
+from iama.models.vllm import check_sampling, check_vllm
 from iama.prompts.data import PromptRows, read_prompts
 from iama.reading import read_object
 from inference.engine.responses import Pool, check_fit
@@ -26,7 +27,15 @@ from inference.evaluation.summary import FILE_NAME
 from inference.evaluation.training_cost import Training, training_runs
 from inference.evaluation.tuned import tuned_methods
 from inference.pools.file import read_pool
-from inference.samplers.serve import check_served, meaning_of, most_draws, needs_gradient, read_method, served_of
+from inference.samplers.serve import (
+    check_served,
+    check_vllm_serves,
+    meaning_of,
+    most_draws,
+    needs_gradient,
+    read_method,
+    served_of,
+)
 
 ABSENT = "(not set)"
 
@@ -73,6 +82,7 @@ def make_plan(config: EvaluationConfig, read: Mapping[str, Pool] | None = None) 
         _check_method(config, method)
     _check_distinct(config, methods)
     check_results(config)
+    _check_engines(config)
     rewards = reward_names(config)
     files = {name: policy.pool for name, policy in config.policies.items() if policy.pool is not None}
     stored = {name: (read or {}).get(file) or read_pool(Path(file)) for name, file in files.items()}
@@ -104,6 +114,9 @@ def _check_method(config: EvaluationConfig, method: Method) -> None:
             )
         return
     check_served(method, config.sampling)
+    on_vllm = next((name for name, policy in config.policies.items() if policy.engine == "vllm"), None)
+    if method.is_guided and on_vllm is not None:
+        check_vllm_serves(method, f"methods, policies.{on_vllm}")
     pooled = [name for name, policy in config.policies.items() if policy.pool is not None]
     if method.is_guided and pooled:
         raise ConfigError(
@@ -111,6 +124,14 @@ def _check_method(config: EvaluationConfig, method: Method) -> None:
             "is a pool file; drop the method, or give the policy's path"
         )
     _check_draws(method, config.num_samples, f"num_samples = {config.num_samples}")
+
+
+def _check_engines(config: EvaluationConfig) -> None:
+    """Raise `ConfigError` where vLLM is asked for and is not installed, or would change the sampling."""
+    for name, policy in config.policies.items():
+        if policy.engine == "vllm":
+            check_vllm(f"policies.{name}")
+            check_sampling(config.sampling, f"policies.{name}, engine: vllm")
 
 
 def _check_distinct(config: EvaluationConfig, methods: Sequence[Method]) -> None:

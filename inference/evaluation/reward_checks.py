@@ -81,6 +81,11 @@ def check_gradients(
                     f"methods: {method.text!r} needs the gradient of a reward, and {source} is no classifier; "
                     f"{instead_of(method.name)}, or evaluate that criterion by itself"
                 )
+            if criterion.proxy.engine != "transformers":
+                raise ConfigError(
+                    f"methods: {method.text!r} needs the gradient of a reward, and {source} is run by "
+                    f"{criterion.proxy.engine}; write engine: transformers there"
+                )
             if criterion.proxy.pair:
                 raise ConfigError(
                     f"methods: {method.text!r} needs the gradient of a reward, and {source} reads pairs of texts; "

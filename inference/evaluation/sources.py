@@ -109,7 +109,7 @@ def _sampled(config: EvaluationConfig, name: str, readings: Mapping[Variant, Rea
             name if len(groups) == 1 else f"{name}@{'+'.join(criteria)}",
             name,
             tuple(criteria),
-            pool_header(name, spec, system, "transformers", config.sampling, config.num_samples, config.seed),
+            pool_header(name, spec, system, spec.engine, config.sampling, config.num_samples, config.seed),
             spec,
             system,
             size=_size(name, spec),

@@ -104,11 +104,11 @@ class Tuning(Strict):
 
 
 def order_key(spec: RewardSpec) -> str:
-    """`reward_key` without the scale, which does not change which of two texts is better.
+    """`reward_key` without scale and engine, which do not change which of two texts is better.
 
     A function is known by its name, a column too, and a model on the hub; their contents are not.
     """
-    return reward_key(spec.model_copy(update={"scale": None}))
+    return reward_key(spec.placed(engine="transformers").model_copy(update={"scale": None}))
 
 
 def gold_key(spec: RewardSpec) -> str:

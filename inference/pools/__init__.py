@@ -6,7 +6,7 @@ file. `fill` draws what a file lacks, with one of the `engines`; `score` scores 
 `journal`, line by line. `standardise` measures the scale of a reward.
 """
 
-from inference.pools.engines import openai_draw, transformers_draw, vllm_draw
+from inference.pools.engines import local_draw, openai_draw, transformers_draw, vllm_draw
 from inference.pools.file import merge_pools, prompt_ids, read_pool, write_pool
 from inference.pools.fill import engine_header, fill_pool, pool_header
 from inference.pools.score import PoolScores, add_column, reward_key, score_pool
@@ -17,6 +17,7 @@ __all__ = [
     "add_column",
     "engine_header",
     "fill_pool",
+    "local_draw",
     "measure_on_pool",
     "measure_scales",
     "merge_pools",

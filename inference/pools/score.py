@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,8 +21,10 @@ from iama.arrays import Floats, Integers
 from iama.config.specs import MAX_SCORE, RewardSpec
 from iama.errors import RewardError, RunError
 from iama.files import check_rewritable, locked
+from iama.machines import Work
 from iama.models.fingerprint import fingerprint
 from iama.reading import read_text
+from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
 from inference.engine.responses import Pool, PooledPrompt
 from inference.engine.reward_rows import num_common, reads_in_pieces
@@ -68,12 +70,11 @@ def score_pool(
     and of ensembles of these alone, are kept in `journal`, one line a prompt, which nobody else may be writing. A
     prompt that lacks a score is not kept, so that it can be asked for again. A function's are computed afresh, since
     no hash could tell whether the code that it calls has changed. A `column` is read from the samples and needs no
-    reward. Raises `RewardError`.
+    reward, nor does a journal that holds all scores (`score_elsewhere`). Raises `RewardError`.
     """
     if spec.column is not None:
         advance(len(pool.prompts))
         return _stored_scores(pool, spec)
-    assert reward is not None
     is_kept = _is_kept(spec)
     key_of_reward, lines = reward_key(spec), read_lines(journal) if is_kept else {}
     num_calls = 0
@@ -95,7 +96,7 @@ def score_pool(
             known.add(prompt.prompt_id, now)
         table.add(texts, now)
         advance(1)
-    return table.scores(num_calls, reward.num_calls)
+    return table.scores(num_calls, len(spec.parts) if reward is None else reward.num_calls)
 
 
 class _Table:
@@ -173,6 +174,60 @@ def _from_numbers(row: Floats) -> TextScore:
     return TextScore(value, int(num_tokens), int(num_shared), seconds, *of_ensemble)
 
 
+AT_ONCE = 4096
+"""Prompts whose texts are held to be scored elsewhere."""
+Unscored: TypeAlias = tuple[PooledPrompt, list[str]]
+"""A prompt, without its samples, and texts of it."""
+
+
+def score_elsewhere(
+    pool: Pool,
+    spec: RewardSpec,
+    journal: Path,
+    known: KnownScores | None,
+    score: Work[Unscored, list[TextScore]],
+    advance: Callable[[int], None],
+) -> None:
+    """Bring the journal of a reward that is a model up to the pool; `score_pool` then reads all scores from it.
+
+    `score` gives the scores of texts of many prompts. Lines are those that `score_pool` would have written.
+    """
+    key_of_reward, lines = reward_key(spec), read_lines(journal)
+    for start in range(0, len(pool.prompts), AT_ONCE):
+        items: list[Unscored] = []
+        rows: list[tuple[str, list[str], dict[str, TextScore]]] = []
+        for prompt in pool.prompts[start : start + AT_ONCE]:
+            distinct = list(dict.fromkeys(prompt.texts))
+            key = digest([key_of_reward, prompt.prompt, prompt.columns, distinct])
+            if key in lines:
+                advance(1)
+                continue
+            before = {} if known is None else known.of(prompt.prompt_id, distinct)
+            rows.append((key, distinct, before))
+            items.append((replace(prompt, samples=()), [text for text in distinct if text not in before]))
+        for place, scores in score(items):
+            (key, distinct, before), (prompt, fresh) = rows[place], items[place]
+            merged = before | dict(zip(fresh, scores, strict=True))
+            append_line(journal, as_line(key, prompt.prompt_id, [merged[text] for text in distinct], len(fresh)))
+            advance(1)
+
+
+def scoring(name: str, spec: RewardSpec, key: str) -> Work[Unscored, list[TextScore]]:
+    """Scores by a reward that is a model, which is loaded here; raises `RewardError` where its key is not `key`."""
+    if reward_key(spec) != key:
+        raise RewardError(
+            f"reward {name!r}: {spec.model!r} holds other files here than where the run was started; copy them to "
+            "every node, or share the file system"
+        )
+    reward = load_reward(name, spec)
+
+    def work(items: Sequence[Unscored]) -> Iterator[tuple[int, list[TextScore]]]:
+        for place, (prompt, texts) in enumerate(items):
+            yield place, score_texts(reward, prompt, texts)
+
+    return work
+
+
 def alone_at(journal: Path, spec: RewardSpec) -> AbstractContextManager[object]:
     """Be the only one who writes a journal of scores, where the reward's are kept."""
     return locked(journal) if _is_kept(spec) else nullcontext()
@@ -183,9 +238,10 @@ def _is_kept(spec: RewardSpec) -> bool:
 
 
 def _scores(
-    reward: Reward, prompt: PooledPrompt, distinct: Sequence[str], known: Mapping[str, TextScore]
+    reward: Reward | None, prompt: PooledPrompt, distinct: Sequence[str], known: Mapping[str, TextScore]
 ) -> tuple[list[TextScore], int]:
     """Scores of a prompt's distinct texts, and how many of these were not known."""
+    assert reward is not None
     fresh = [text for text in distinct if text not in known]
     new = dict(zip(fresh, score_texts(reward, prompt, fresh), strict=True))
     return [new[text] if text in new else known[text] for text in distinct], len(fresh)
@@ -196,6 +252,7 @@ def reward_key(spec: RewardSpec) -> str:
     source = getattr(spec, spec.source)
     if spec.model is not None:
         source = [fingerprint(Path(spec.model)), spec.head, spec.dtype, *(["pair"] if spec.pair else [])]
+        source += ["vllm"] if spec.engine == "vllm" else []  # whose rounding is another
     elif spec.judge is not None:
         asked = spec.judge.model_dump(include={"model", "mode", "baseline_column", "temperature", "draw", "max_tokens"})
         asked |= spec.judge.model_dump(include={"lowest", "highest", "leave_out"})
@@ -329,7 +386,8 @@ def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[
     start = time.perf_counter()
     prompts = [prompt.prompt] * len(texts)
     more: list[tuple[float, ...]] = [()] * len(texts)
-    if reward.classifier is None:
+    reader = reward.reader
+    if reader is None:
         columns = {name: [value] * len(texts) for name, value in prompt.columns.items()}
         values, cost = reward.score(prompts, texts, columns)
         each, rest = divmod(cost.reward_tokens, len(texts))
@@ -337,7 +395,7 @@ def score_texts(reward: Reward, prompt: PooledPrompt, texts: list[str]) -> list[
         if reward.members:
             more = [(cost.flops / len(texts), spread) for spread in reward.disagreement(prompts, texts, columns)]
     else:
-        scores, ids = reward.classifier.score_texts(prompts, texts)
+        scores, ids = reader.score_texts(prompts, texts)
         values = reward.finish(prompts, texts, scores)
         counts, shared = [len(row) for row in ids], _num_shared(reward, prompt, ids)
     seconds = (time.perf_counter() - start) / len(texts)
@@ -350,8 +408,7 @@ def _num_shared(reward: Reward, prompt: PooledPrompt, ids: Sequence[Sequence[int
 
     As `inference.engine.reward_rows.RewardRows` counts, the last token is always read, since it is where the score is.
     """
-    assert reward.classifier is not None
-    if not reads_in_pieces(reward.classifier):
+    if reward.classifier is None or not reads_in_pieces(reward.classifier):
         return [0] * len(ids)
     (empty,) = reward.classifier.render([prompt.prompt], [""])
     return [min(num_common(empty, row), len(row) - 1) for row in ids]

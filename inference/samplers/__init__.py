@@ -2,7 +2,8 @@
 
 Read `serve.py` first: it leads from a method's text to its sampler, holds what there is by name (`SAMPLERS`, `RULES`),
 and says what a sampler of one's own must have. `base.py` has what all share, `best_of.py` what draws and keeps one,
-`segments.py` the loop of samplers that grow a response by segments. The other files are one guided sampler each.
+`segments.py` the loop of samplers that grow a response by segments, `vllm_segments.py` the proposals that vLLM draws
+for it. The other files are one guided sampler each.
 """
 
 from inference.samplers.base import Completion, Sampler

@@ -12,7 +12,7 @@ from iama.errors import DataError
 from iama.prompts.conversations import render_prompts
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy
 from inference.engine.responses import Response, check_fit
 
 
@@ -91,7 +91,7 @@ class Segment:
 
 
 def render_checked(
-    policy: Policy,
+    policy: AnyPolicy,
     reward: Reward | None,
     prompts: Sequence[Prompt],
     columns: Mapping[str, Sequence[Any]] | None,

@@ -22,16 +22,17 @@ from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.batches import until_all
 from inference.engine.decode import iter_decode
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, VllmPolicy
 from inference.engine.random_streams import PROMPT_STREAM, prompt_keys, stream_keys, uniforms
 from inference.engine.responses import Pool, PooledPrompt, Response, pool_of
 from inference.engine.reward_rows import RewardRows
+from inference.engine.vllm import iter_vllm, vllm_seeds
 from inference.samplers.base import Completion, check_columns, render_checked
 from inference.selection.rules import Rule, Served, rule_of
 
 
 def draw(
-    policy: Policy,
+    policy: AnyPolicy,
     prompts: Sequence[Prompt],
     num_samples: int | Sequence[int],
     sampling: Sampling,
@@ -39,10 +40,18 @@ def draw(
     seed: int,
     batch_size: int,
 ) -> Pool:
-    """Draw unscored samples; `num_samples` is one number for all prompts, or one a prompt."""
+    """Draw unscored samples; `num_samples` is one number for all prompts, or one a prompt.
+
+    vLLM finds its batches itself.
+    """
     prompts_ids = render_prompts(policy.tokenizer, prompts, policy.eos_token_ids, f"policy {policy.name!r}")
     samples: list[list[Response]] = [[] for _ in prompts]
     costs = [Cost()] * len(prompts)
+    if isinstance(policy, VllmPolicy):
+        seeds = vllm_seeds(seed, prompt_keys(prompts_ids))
+        for index, responses, cost in iter_vllm(policy, prompts_ids, num_samples, sampling, seeds):
+            samples[index], costs[index] = responses, cost
+        return pool_of(prompts, samples, costs)
     for index, responses, cost in iter_decode(
         policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size
     ):
@@ -134,7 +143,7 @@ class SelectionSampler:
     Each completion carries its own exact cost. `reward` may be None for the identity (a single sample).
     """
 
-    policy: Policy
+    policy: AnyPolicy
     reward: Reward | None
     operator: Served
     sampling: Sampling

@@ -27,7 +27,7 @@ from iama.errors import ConfigError, DataError, IamaWarning
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.next_token import entropy
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, VllmPolicy
 from inference.engine.random_streams import Keys, stream_keys, uniforms
 from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import draw, score
@@ -36,12 +36,15 @@ from inference.samplers.segments import (
     FirstTokens,
     Kept,
     Proposal,
+    Proposer,
+    RowProposer,
     SegmentLoop,
     SegmentRequest,
     TextScores,
     draw_next,
     stacked_logits,
 )
+from inference.samplers.vllm_segments import VllmProposer
 
 ACCEPTANCE_STEP = 2**31  # of a proposal's random stream; its tokens use the steps below
 MANY_FORCED = 0.2
@@ -128,7 +131,7 @@ def rejection_settings(
 
 
 def calibrate_target(
-    policy: Policy,
+    policy: AnyPolicy,
     reward: Reward,
     prompts: Sequence[Prompt],
     sampling: Sampling,
@@ -152,7 +155,7 @@ def calibrate_target(
 
 
 def calibration_rewards(
-    policy: Policy,
+    policy: AnyPolicy,
     reward: Reward,
     prompts: Sequence[Prompt],
     sampling: Sampling,
@@ -184,7 +187,7 @@ class Cards:
     reads the prompt once.
     """
 
-    policy: Policy
+    policy: AnyPolicy
     reward: Reward
     settings: CardsSettings
     sampling: Sampling
@@ -210,11 +213,16 @@ class Cards:
                 self.policy, self.reward, self.sampling, reads_empty=self.settings.start_weight < 1
             )
             rule = _Rule(self, seed, batch_size)
-            return SegmentLoop(self.policy, self.sampling, rule, scores, batch_size).run(requests)
+            return SegmentLoop(self._proposer(rule), rule, scores, batch_size).run(requests)
 
         completions = answer_all(self, SegmentRequest, run, prompts, columns)
         self._warn_of_forced(completions)
         return completions
+
+    def _proposer(self, rule: _Rule) -> Proposer[SegmentRequest]:
+        if isinstance(self.policy, VllmPolicy):
+            return VllmProposer(self.policy, self.sampling, rule, self.settings.entropy_threshold)
+        return RowProposer(self.policy, self.sampling, rule)
 
     def _warn_of_forced(self, completions: Sequence[Completion]) -> None:
         segments = [segment for completion in completions for segment in completion.trace]

@@ -36,6 +36,7 @@ from inference.samplers.segments import (
     FirstTokens,
     Kept,
     Proposal,
+    RowProposer,
     Scores,
     SegmentLoop,
     SegmentRequest,
@@ -125,8 +126,9 @@ class Ggro:
         def run(requests: list[GgroRequest], batch_size: int) -> Iterator[GgroRequest]:
             for request in requests:
                 request.template = templates[request.index]
-            loop = SegmentLoop(self.policy, self.sampling, _Rule(self, seed), self.scores(), batch_size)
-            return loop.run(requests)
+            rule = _Rule(self, seed)
+            proposer = RowProposer(self.policy, self.sampling, rule)
+            return SegmentLoop(proposer, rule, self.scores(), batch_size).run(requests)
 
         return answer_all(self, GgroRequest, run, prompts, columns)
 

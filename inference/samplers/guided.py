@@ -16,7 +16,7 @@ from iama.errors import RewardError
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.batches import Request, shortest_first, until_all
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, Policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response, response_text
 from inference.engine.reward_rows import RewardRows
@@ -27,7 +27,7 @@ class GuidedSampler(Sampler, Protocol):
     """A sampler whose reward has a say while a response is written; `batch_size` is the most rows side by side."""
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> AnyPolicy:
         """What proposes."""
         ...
 
@@ -78,7 +78,9 @@ def answer_all(
     policy, sampling = sampler.policy, sampler.sampling
     ids = render_checked(policy, sampler.reward, prompts, columns, sampling)
     keys = prompt_keys(ids)
-    start_peak(policy.model.device)
+    device = policy.model.device if isinstance(policy, Policy) else None  # vLLM's memory is its own process's
+    if device is not None:
+        start_peak(device)
 
     def begin(indices: list[int], batch_size: int) -> Iterator[G]:
         values = {i: {name: column[i] for name, column in (columns or {}).items()} for i in indices}
@@ -89,7 +91,7 @@ def answer_all(
         text = response_text(policy, request.tokens, sampling.stop)
         response = Response(text, tuple(request.tokens), request.finish_reason, request.reward)
         completions[request.index] = Completion([response], 0, request.cost(), tuple(request.trace))
-    peak = peak_memory(policy.model.device)
+    peak = 0 if device is None else peak_memory(device)
     return [
         replace(completion, cost=replace(completion.cost, peak_memory=peak))
         for completion in (completions[i] for i in range(len(prompts)))

@@ -1,9 +1,9 @@
 """Responses that grow by segments: proposals for the next one are decoded and scored, and one of them is kept.
 
 A sampler is a `SegmentRule` (how many proposals, where a segment ends, what token comes next, which proposal is kept)
-on `SegmentLoop`, which does the rest for many prompts together. Each token is forwarded once: a prompt's proposals
-share what is kept of its response, each in another slot. A rejected proposal is rolled back, and all slots go on from
-the kept one.
+on `SegmentLoop`, which does the rest for many prompts together. A `Proposer` is the policy's side of the loop.
+`RowProposer` is this package's engine, which forwards each token once: a prompt's proposals share what is kept of its
+response, each in another slot. A rejected proposal is rolled back, and all slots go on from the kept one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from iama.config.specs import Sampling
 from iama.rewards.reward import Reward
 from inference.engine.batches import charge
 from inference.engine.next_token import draw_tokens, probabilities
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, Policy
 from inference.engine.random_streams import Keys, uniforms
 from inference.engine.responses import Ends, response_text
 from inference.engine.reward_rows import RewardRows
@@ -38,7 +38,8 @@ class Proposal:
     """Proposal `number` for a request's current segment; `first` is its first token where that was chosen for it.
 
     `stream` addresses its random numbers. `logits_V` follow its last token; a response that ends with it has its
-    `finish_reason`, and no logits.
+    `finish_reason`, and no logits. An engine may have drawn `num_overrun` tokens beyond its end, with which the next
+    segment's first proposal begins if this one is kept.
     """
 
     request: SegmentRequest
@@ -50,6 +51,7 @@ class Proposal:
     tokens: list[int] = field(default_factory=list)
     is_complete: bool = False
     finish_reason: str = ""
+    num_overrun: int = 0
     reward: float = math.nan  # of the response up to its end
 
     @property
@@ -131,6 +133,30 @@ class SegmentRule(Protocol[R_contra]):
         ...
 
 
+class Proposer(Protocol[R_contra]):
+    """The policy's side of the loop: it lets proposals grow until their segments end."""
+
+    def enter(self, requests: Sequence[R_contra], num_slots: int) -> None:
+        """Read prompts, and give each so many slots."""
+        ...
+
+    def begin(self, proposals: Sequence[Proposal]) -> None:
+        """Let proposals of one request begin where its current segment starts."""
+        ...
+
+    def grow(self, proposals: Sequence[Proposal]) -> None:
+        """Let each proposal grow, complete those whose segments end, and charge the requests."""
+        ...
+
+    def share(self, request: R_contra, proposal: Proposal) -> None:
+        """Let all slots of a prompt go on from a proposal, which is kept: the request has its tokens."""
+        ...
+
+    def leave(self, request: R_contra) -> None:
+        """Give a finished prompt's slots up."""
+        ...
+
+
 class Scores(Protocol[R_contra]):
     """The reward's side of the loop: it reads what each slot holds."""
 
@@ -154,12 +180,8 @@ class Scores(Protocol[R_contra]):
 class SegmentLoop(Generic[R]):
     """Prompts in flight: proposals that are complete wait, until enough of them can be scored together."""
 
-    def __init__(
-        self, policy: Policy, sampling: Sampling, rule: SegmentRule[R], scores: Scores[R], batch_size: int
-    ) -> None:
-        self._rule, self._scores = rule, scores
-        self._ends = Ends(policy, sampling)
-        self._rows = Rows(policy.model, f"policy {policy.name!r}")
+    def __init__(self, proposer: Proposer[R], rule: SegmentRule[R], scores: Scores[R], batch_size: int) -> None:
+        self._proposer, self._rule, self._scores = proposer, rule, scores
         self._num_slots = min(rule.num_parallel + 1, rule.max_proposals)  # one holds the best of earlier rounds
         self._num_prompts = max(1, batch_size // rule.num_parallel)
         self._live: list[R] = []
@@ -173,23 +195,94 @@ class SegmentLoop(Generic[R]):
                 self._enter([waiting.popleft() for _ in range(room)])
             growing = [p for request in self._live for p in request.round if not p.is_complete]
             if growing and not self._enough_wait():
-                self._step(growing)
+                self._proposer.grow(growing)
             else:
                 yield from self._decide()
 
     def _enter(self, requests: list[R]) -> None:
         """Read prompts, and begin their first segments."""
-        self._prefill(requests)
+        self._proposer.enter(requests, self._num_slots)
         self._scores.enter(requests)
         for request in requests:
             self._open_round(request, self._rule.open(request))
         self._live += requests
 
-    def _prefill(self, requests: Sequence[R]) -> None:
+    def _open_round(self, request: R, firsts: FirstTokens) -> None:
+        """Begin proposals where the current segment starts."""
+        held = request.best.slot if request.best else None
+        slots = [slot for slot in request.slots if slot != held][: len(firsts)]
+        numbers = range(request.num_proposals, request.num_proposals + len(firsts))
+        streams = self._rule.streams(request, numbers)
+        request.num_proposals += len(firsts)
+        request.round = [
+            Proposal(request, number, slot, stream, request.logits_V, first)
+            for number, slot, stream, first in zip(numbers, slots, streams, firsts, strict=True)
+        ]
+        self._proposer.begin(request.round)
+
+    def _enough_wait(self) -> bool:
+        """Whether the prompts that can be judged hold their share of the rows."""
+        num_rows = sum(len(request.round) for request in self._live)
+        return sum(len(request.round) for request in self._live if request.is_complete) >= DECIDE_AT * num_rows
+
+    def _decide(self) -> Iterator[R]:
+        """Score what waits, and let each prompt propose again or go on; finished prompts leave."""
+        ready = [request for request in self._live if request.is_complete]
+        self._scores.score(ready)
+        begin = time.perf_counter()
+        for request in ready:
+            for proposal in request.round:
+                if request.best is None or proposal.reward > request.best.reward:
+                    request.best = proposal
+            decision = self._rule.judge(request)
+            if isinstance(decision, Kept):
+                self._keep(request, decision)
+            else:
+                self._open_round(request, decision)
+        charge(ready, time.perf_counter() - begin)
+        self._live = [request for request in self._live if not request.finish_reason]
+        for request in (request for request in ready if request.finish_reason):
+            self._proposer.leave(request)
+            self._scores.leave(request)
+            yield request
+
+    def _keep(self, request: R, kept: Kept) -> None:
+        """Let a prompt go on from a proposal, in all its slots, and begin its next segment unless it is finished."""
+        proposal = kept.proposal
+        request.trace.append(
+            Segment(
+                num_tokens=len(proposal.tokens),
+                reward=proposal.reward,
+                threshold=kept.threshold,
+                num_proposals=kept.num_proposals,
+                forced=kept.forced,
+                wasted_tokens=request.num_drawn - len(proposal.tokens) - proposal.num_overrun,
+                nudge=proposal.first is not None,
+            )
+        )
+        request.tokens += proposal.tokens
+        request.finish_reason, request.reward = proposal.finish_reason, proposal.reward
+        request.logits_V = proposal.logits_V
+        request.round, request.best, request.num_proposals, request.num_drawn = [], None, 0, proposal.num_overrun
+        if not request.finish_reason:
+            self._proposer.share(request, proposal)
+            self._scores.share(request, proposal.slot)
+            self._open_round(request, self._rule.open(request))
+
+
+class RowProposer(Generic[R]):
+    """Proposals as rows of this package's engine, decoded together token by token."""
+
+    def __init__(self, policy: Policy, sampling: Sampling, rule: SegmentRule[R]) -> None:
+        self._rule = rule
+        self._ends = Ends(policy, sampling)
+        self._rows = Rows(policy.model, f"policy {policy.name!r}")
+
+    def enter(self, requests: Sequence[R], num_slots: int) -> None:
         """Forward prompts, once each, and give them slots that have read them."""
         begin = time.perf_counter()
         number = len(requests)
-        slots = self._rows.allocate(number * self._num_slots)  # all at once, so that memory grows once
+        slots = self._rows.allocate(number * num_slots)  # all at once, so that memory grows once
         logits_PV = self._rows.extend(slots[:number], [request.prompt_ids for request in requests])
         last_flops = self._rows.last_flops.tolist()
         for i, (request, logits_V, flops) in enumerate(zip(requests, logits_PV, last_flops, strict=True)):
@@ -200,22 +293,12 @@ class SegmentLoop(Generic[R]):
             self._rows.copy(request.slots[0], request.slots[1:])
         charge(requests, time.perf_counter() - begin)
 
-    def _open_round(self, request: R, firsts: FirstTokens) -> None:
-        """Begin proposals where the current segment starts."""
-        start = len(request.prompt_ids) + len(request.tokens)
-        held = request.best.slot if request.best else None
-        slots = [slot for slot in request.slots if slot != held][: len(firsts)]
-        for slot in slots:
-            self._rows.roll_back(slot, start)
-        numbers = range(request.num_proposals, request.num_proposals + len(firsts))
-        streams = self._rule.streams(request, numbers)
-        request.num_proposals += len(firsts)
-        request.round = [
-            Proposal(request, number, slot, stream, request.logits_V, first)
-            for number, slot, stream, first in zip(numbers, slots, streams, firsts, strict=True)
-        ]
+    def begin(self, proposals: Sequence[Proposal]) -> None:
+        """Roll their slots back."""
+        for proposal in proposals:
+            self._rows.roll_back(proposal.slot, len(proposal.request.prompt_ids) + len(proposal.request.tokens))
 
-    def _step(self, proposals: Sequence[Proposal]) -> None:
+    def grow(self, proposals: Sequence[Proposal]) -> None:
         """Let each proposal grow by a token."""
         begin = time.perf_counter()
         tokens = self._rule.choose(proposals, stacked_logits(proposals))
@@ -251,55 +334,14 @@ class SegmentLoop(Generic[R]):
             if ends:
                 proposal.complete()
 
-    def _enough_wait(self) -> bool:
-        """Whether the prompts that can be judged hold their share of the rows."""
-        num_rows = sum(len(request.round) for request in self._live)
-        return sum(len(request.round) for request in self._live if request.is_complete) >= DECIDE_AT * num_rows
+    def share(self, request: R, proposal: Proposal) -> None:
+        """Copy what a slot has read of a kept proposal to the others."""
+        start = len(request.prompt_ids) + len(request.tokens) - len(proposal.tokens)
+        self._rows.copy(proposal.slot, [slot for slot in request.slots if slot != proposal.slot], start)
 
-    def _decide(self) -> Iterator[R]:
-        """Score what waits, and let each prompt propose again or go on; finished prompts leave."""
-        ready = [request for request in self._live if request.is_complete]
-        self._scores.score(ready)
-        begin = time.perf_counter()
-        for request in ready:
-            for proposal in request.round:
-                if request.best is None or proposal.reward > request.best.reward:
-                    request.best = proposal
-            decision = self._rule.judge(request)
-            if isinstance(decision, Kept):
-                self._keep(request, decision)
-            else:
-                self._open_round(request, decision)
-        charge(ready, time.perf_counter() - begin)
-        self._live = [request for request in self._live if not request.finish_reason]
-        for request in (request for request in ready if request.finish_reason):
-            self._rows.free(request.slots)
-            self._scores.leave(request)
-            yield request
-
-    def _keep(self, request: R, kept: Kept) -> None:
-        """Let a prompt go on from a proposal, in all its slots, and begin its next segment unless it is finished."""
-        proposal = kept.proposal
-        start = len(request.prompt_ids) + len(request.tokens)
-        request.trace.append(
-            Segment(
-                num_tokens=len(proposal.tokens),
-                reward=proposal.reward,
-                threshold=kept.threshold,
-                num_proposals=kept.num_proposals,
-                forced=kept.forced,
-                wasted_tokens=request.num_drawn - len(proposal.tokens),
-                nudge=proposal.first is not None,
-            )
-        )
-        request.tokens += proposal.tokens
-        request.finish_reason, request.reward = proposal.finish_reason, proposal.reward
-        request.logits_V = proposal.logits_V
-        request.round, request.best, request.num_proposals, request.num_drawn = [], None, 0, 0
-        if not request.finish_reason:
-            self._rows.copy(proposal.slot, [slot for slot in request.slots if slot != proposal.slot], start)
-            self._scores.share(request, proposal.slot)
-            self._open_round(request, self._rule.open(request))
+    def leave(self, request: R) -> None:
+        """Free a prompt's rows."""
+        self._rows.free(request.slots)
 
 
 def stacked_logits(proposals: Sequence[Proposal]) -> torch.Tensor:
@@ -324,7 +366,7 @@ def draw_next(
 class TextScores(Generic[R]):
     """Rewards of the responses' texts, by any reward."""
 
-    def __init__(self, policy: Policy, reward: Reward, sampling: Sampling, *, reads_empty: bool = False) -> None:
+    def __init__(self, policy: AnyPolicy, reward: Reward, sampling: Sampling, *, reads_empty: bool = False) -> None:
         """With `reads_empty` the empty response of each prompt is scored too; it is anyhow where that saves reading."""
         self._policy, self._reward, self._sampling = policy, reward, sampling
         self._rewards = RewardRows(reward)

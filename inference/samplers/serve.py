@@ -40,7 +40,7 @@ from iama.objective.operators import (
 from iama.prompts.render import Prompt
 from iama.rewards.function import load_function
 from iama.rewards.reward import Reward
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, VllmPolicy
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.base import Sampler
 from inference.samplers.best_of import SelectionSampler
@@ -76,10 +76,11 @@ S = TypeVar("S", bound=Strict)
 class MakeSampler(Protocol):
     """A sampler's class, or a function in its place."""
 
-    def __call__(
-        self, policy: Policy, reward: Reward, settings: Any, sampling: Sampling, batch_size: int, /
-    ) -> Sampler:
-        """The sampler; raises `ConfigError` for a reward or settings that it cannot use."""
+    def __call__(self, policy: Any, reward: Reward, settings: Any, sampling: Sampling, batch_size: int, /) -> Sampler:
+        """The sampler of a `Policy` (of those in `ON_VLLM` of a `VllmPolicy`, too).
+
+        Raises `ConfigError` for a reward or settings that it cannot use.
+        """
         ...
 
 
@@ -121,6 +122,8 @@ SAMPLERS: dict[str, GuidedEntry] = {
     "sea": GuidedEntry(SeaSettings, Sea, "num_steps=50"),
 }
 """Guided samplers by the name of their method."""
+ON_VLLM = ("cards", "rejection")
+"""Those that run on vLLM, too."""
 RULES: dict[str, RuleEntry] = {
     "itp": RuleEntry(ItpSettings, itp_rule, "8, 0.1"),
     "mbr": RuleEntry(MbrSettings, _mbr, "8, 0.5"),
@@ -140,7 +143,7 @@ def _required(settings: type[Strict]) -> tuple[str, ...]:
 
 
 def serve(
-    policy: Policy, reward: Reward | None, method: str | Method, sampling: Sampling, batch_size: int = 256
+    policy: AnyPolicy, reward: Reward | None, method: str | Method, sampling: Sampling, batch_size: int = 256
 ) -> Sampler:
     """The sampler of a method: an operator as the configuration and `iama.json` write it (`bon(4)`), one that stops
     early, a rule of `RULES`, a sampler of `SAMPLERS` with its settings, or `path/to/file.py:Class(...)`.
@@ -149,10 +152,13 @@ def serve(
     a threshold, and for a reward whose gradient a method cannot use.
     """
     read = read_method(method) if isinstance(method, str) else method
+    if isinstance(policy, VllmPolicy):
+        check_vllm_serves(read, f"policy {policy.name!r}")
     if read.is_stopped:
         return StoppedSampler(policy, reward, stopped_of(read), sampling, batch_size)
     if not read.is_guided:
         return SelectionSampler(policy, reward, served_of(read), sampling, batch_size)
+    assert not isinstance(policy, VllmPolicy), "check_vllm_serves refuses guided methods"
     entry = _entry(read)
     settings = _validated(read, entry, sampling)
     if reward is None:
@@ -172,6 +178,15 @@ def check_served(method: Method, sampling: Sampling) -> None:
         stop_settings(method)
     else:
         served_of(method)
+
+
+def check_vllm_serves(method: Method, source: str) -> None:
+    """Raise `ConfigError` for a method that steers the policy token by token."""
+    if method.is_guided and method.name not in ON_VLLM:
+        raise ConfigError(
+            f"{source}: method {method.text!r} needs this package's own engine; write engine: transformers, or "
+            f"{', '.join(ON_VLLM)} or a method that selects among whole samples, e.g. bon(8)"
+        )
 
 
 def settings_of(method: Method, sampling: Sampling) -> Any:
@@ -317,7 +332,7 @@ def at_dial(method: Method, value: float | str) -> Method:
 
 
 def with_target(
-    policy: Policy, reward: Reward, method: Method, prompts: Sequence[Prompt], sampling: Sampling, seed: int
+    policy: AnyPolicy, reward: Reward, method: Method, prompts: Sequence[Prompt], sampling: Sampling, seed: int
 ) -> tuple[Method, Cost]:
     """A method with a target or threshold, and what it cost to measure a missing one on these prompts.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 from iama.config.specs import Sampling
 from iama.cost import Cost
@@ -13,13 +13,17 @@ from iama.errors import ConfigError
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.decode import HeldPrompts
-from inference.engine.policy import Policy
+from inference.engine.policy import AnyPolicy, VllmPolicy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response, pool_of
+from inference.engine.vllm import VllmPrompts
 from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import score
 from inference.selection.rules import select
 from inference.selection.stopping import Stopped
+
+Held: TypeAlias = HeldPrompts | VllmPrompts
+"""Prompts that are drawn from in rounds."""
 
 
 @dataclass
@@ -42,11 +46,12 @@ class StoppedSampler:
 
     The draws of a prompt are the first ones of plain `bon(n)` with the same seed, so that an answer depends on the
     prompt and the seed alone. Every draw is in the cost, and the steps of rounds add up. The policy reads a prompt
-    once, the reward in each round. At most `batch_size` prompts are under way together, each of which holds a row
-    beside those that are decoded. A completion is `capped` where the rule had not stopped after n draws.
+    once (on vLLM in each round, as far as its prefix cache lacks it), the reward in each round. At most `batch_size`
+    prompts are under way together, each of which holds a row beside those that are decoded. A completion is `capped`
+    where the rule had not stopped after n draws.
     """
 
-    policy: Policy
+    policy: AnyPolicy
     reward: Reward | None
     stopped: Stopped
     sampling: Sampling
@@ -65,13 +70,17 @@ class StoppedSampler:
         for start in range(0, len(prompts), self.batch_size):
             chunk = slice(start, start + self.batch_size)
             of_these = {name: values[chunk] for name, values in (columns or {}).items()}
-            how: Any = {"seed": seed, "batch_size": self.batch_size, "keys": keys[chunk]}
-            held = HeldPrompts(self.policy, ids[chunk], self.sampling, **how)
+            held = self._held(ids[chunk], seed, keys[chunk])
             completions += self._answer(prompts[chunk], held, of_these)
         return completions
 
+    def _held(self, ids: Sequence[Sequence[int]], seed: int, keys: Sequence[int]) -> Held:
+        if isinstance(self.policy, VllmPolicy):
+            return VllmPrompts(self.policy, ids, self.sampling, seed=seed, keys=keys)
+        return HeldPrompts(self.policy, ids, self.sampling, seed=seed, batch_size=self.batch_size, keys=keys)
+
     def _answer(
-        self, prompts: Sequence[Prompt], held: HeldPrompts, columns: Mapping[str, Sequence[Any]]
+        self, prompts: Sequence[Prompt], held: Held, columns: Mapping[str, Sequence[Any]]
     ) -> list[Completion]:
         """Of prompts that are under way together."""
         all_going = [_Going() for _ in prompts]
@@ -94,7 +103,7 @@ class StoppedSampler:
     def _round(
         self,
         prompts: Sequence[Prompt],
-        held: HeldPrompts,
+        held: Held,
         columns: Mapping[str, Sequence[Any]],
         all_going: Sequence[_Going],
         still: Sequence[int],

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["people", "own", "gradient", "training"]
+Kind = Literal["people", "own", "gradient", "training", "cluster"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ BARS = {
     "advantages_overhead": Bar(
         "the objective's advantages, rewards [64, 1024, 4]: share of a demo training step", 0.01, True, "training"
     ),
+    "cluster_overhead": Bar(
+        "Ray: seconds of 16 workers' blocks of a quarter of a second over those alone", 1.1, True, "cluster"
+    ),
+    "cluster_speed_up": Bar("Ray: seconds of one worker's sampling over those of two", 1.6, False, "cluster"),
 }
 
 

@@ -17,6 +17,7 @@ from iama.files import write_atomically
 from inference.samplers.cards import CardsSettings
 from inference.samplers.ggro import GgroSettings
 from scripts.bench.cards import CardsFigures
+from scripts.bench.cluster import BLOCK_S, BLOCKS_EACH, NUM_SAMPLES, ClusterFigures
 from scripts.bench.entries import BARS, Entry, Kind
 from scripts.bench.gradient import GradientFigures
 from scripts.bench.plain_sampling import PlainFigures, ratios
@@ -37,13 +38,14 @@ class Report:
     cards: CardsFigures
     gradient: GradientFigures
     training: TrainingFigures
+    cluster: ClusterFigures
     quick: bool
 
     @property
     def entries(self) -> dict[str, Entry]:
         """By name, in the order of the bars."""
         entries = [*self.plain.entries(self.bench), *self.cards.entries(), *self.gradient.entries()]
-        entries += self.training.entries()
+        entries += [*self.training.entries(), *self.cluster.entries()]
         by_name = {entry.name: entry for entry in entries}
         return {name: by_name[name] for name in BARS}
 
@@ -69,10 +71,11 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
         "latency": report.latencies,
         "gradient": asdict(report.gradient),
         "training": asdict(report.training),
+        "cluster": asdict(report.cluster),
         "seconds": {"sampling": asdict(report.plain), "cards": report.cards.ours, "references": report.cards.theirs},
     }
     write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
-    parts = [part(report) for part in (setting, people, references, gradient, training, latency)]
+    parts = [part(report) for part in (setting, people, references, gradient, training, cluster, latency)]
     head = ["# Speed", f"Written by `{command}`; edit the script, not this page.", *([QUICK_NOTE] * report.quick)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "\n\n".join([*head, *(filled(part).strip("\n") for part in parts)]) + "\n")
@@ -254,6 +257,28 @@ peak memory of fresh processes, {len(report.training.memory)} pairs.
 
 The advantages of 64 prompts, groups of 1024 and four criteria, a thousand times the roll-outs of the demo, as a share
 of one step of `configs/demo.yaml` (one process). Those of the demo's own rewards take {demo.spread} of the step.
+"""
+
+
+def cluster(report: Report) -> str:
+    """What Ray adds, and what workers win."""
+    figures = report.cluster
+    slept = [[name, f"{milliseconds:.1f}"] for name, milliseconds in figures.milliseconds.items()]
+    sampled = [[name, median(seconds)] for name, seconds in figures.sampling.items()]
+    return f"""
+## Workers on a Ray cluster
+
+{claims(report, "cluster")}
+
+By simulation, since there are two cores: workers sleep for {BLOCK_S:g} seconds a block, {BLOCKS_EACH} blocks each, and
+what the wall clock has beyond that is the scheduler's, shown here for a block.
+
+{table(["workers that sleep", "milliseconds a block"], slept)}
+
+And for real, {NUM_SAMPLES} samples a prompt of the demo's policy, each worker with one thread. In one process without
+Ray they take {median(figures.alone)} seconds.
+
+{table(["workers that sample", "seconds"], sampled)}
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from iama.files import write_atomically
 from inference.samplers.cards import CardsSettings
-from scripts.bench import cards, gradient, plain_sampling, training
+from scripts.bench import cards, cluster, gradient, plain_sampling, training
 from scripts.bench.entries import Entry
 from scripts.bench.page import Report, machine
 from scripts.bench.setting import Bench, calibrate
@@ -24,6 +24,7 @@ class Part(StrEnum):
     CARDS = "cards"
     GRADIENT = "gradient"
     TRAINING = "training"
+    CLUSTER = "cluster"
 
 
 TITLES = {
@@ -31,6 +32,7 @@ TITLES = {
     Part.CARDS: "CARDS: its settings, then ours and two references",
     Part.GRADIENT: "GGRO: ours and a reference; SEA: chains together and alone, steps and bare passes",
     Part.TRAINING: "training: ours beside TRL's own, and the advantages alone",
+    Part.CLUSTER: "Ray: blocks that sleep, and sampling by one, two and four workers",
 }
 
 
@@ -56,6 +58,7 @@ class Parts:
             cards.CardsFigures(**figures["cards"]["figures"]),
             gradient.GradientFigures(**figures["gradient"]),
             training.TrainingFigures(**figures["training"]),
+            cluster.ClusterFigures(**figures["cluster"]),
             quick,
         )
 
@@ -68,6 +71,8 @@ class Parts:
             return cards.CardsFigures(**figures["figures"]).entries()
         if part == Part.GRADIENT:
             return gradient.GradientFigures(**figures).entries()
+        if part == Part.CLUSTER:
+            return cluster.ClusterFigures(**figures).entries()
         return training.TrainingFigures(**figures).entries()
 
 
@@ -80,6 +85,8 @@ def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -
         return {"settings": settings.model_dump(), "figures": asdict(cards.measure(bench, settings, say))}
     if part == Part.GRADIENT:
         return asdict(gradient.measure(bench, say))
+    if part == Part.CLUSTER:
+        return asdict(cluster.measure(world, bench.setting))
     return asdict(training.measure(world, bench.setting.num_steps, bench.setting.num_trainings))
 
 

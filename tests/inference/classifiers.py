@@ -87,22 +87,23 @@ def save(folder, model, tokenizer):
     tokenizer.save_pretrained(folder)
 
 
-def save_classifiers(root):
+def save_classifiers(root, width=32, heads=4):
     """Classifiers on disk: Llama with grouped queries and two outputs, GPT-2 without a padding token, BERT."""
     torch.manual_seed(0)
+    sizes = {**LLAMA, "hidden_size": width, "num_attention_heads": heads}
     tokenizer = llama_tokenizer()
     config = LlamaConfig(
-        **LLAMA, num_key_value_heads=2, vocab_size=300, max_position_embeddings=CONTEXT, initializer_range=0.2,
+        **sizes, num_key_value_heads=heads // 2, vocab_size=300, max_position_embeddings=CONTEXT, initializer_range=0.2,
         bos_token_id=0, eos_token_id=1, pad_token_id=2, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},
     )  # fmt: skip
     save(root / "llama", LlamaForSequenceClassification(config), tokenizer)
     config = GPT2Config(
-        vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, initializer_range=0.2,
+        vocab_size=300, n_embd=width, n_layer=2, n_head=heads, n_positions=CONTEXT, initializer_range=0.2,
         bos_token_id=0, eos_token_id=0, num_labels=1,
     )  # fmt: skip
     save(root / "gpt2", GPT2ForSequenceClassification(config), gpt2_tokenizer())
     config = BertConfig(
-        **LLAMA, vocab_size=300, max_position_embeddings=CONTEXT, initializer_range=0.2, pad_token_id=2, num_labels=1
+        **sizes, vocab_size=300, max_position_embeddings=CONTEXT, initializer_range=0.2, pad_token_id=2, num_labels=1
     )
     save(root / "bert", AutoModelForSequenceClassification.from_config(config), bert_tokenizer())
 

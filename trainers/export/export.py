@@ -18,9 +18,10 @@ from iama.files import building
 from iama.models.checkpoint import read_outline
 from iama.models.fingerprint import is_other_revision
 from iama.models.loading import load_adapter, load_model, loading
+from iama.models.vllm import lora_objections
 from iama.reading import read_object
 from trainers.export.model_card import model_card, read_plain_quality
-from trainers.export.publish import published, vllm_objections
+from trainers.export.publish import published
 
 MERGE_TOLERANCE = 1e-3
 """Largest difference of fp32 logits between base + adapter and the merged model."""
@@ -83,7 +84,7 @@ def _notes(base_model: str, names: Names, evaluation: Path | None, *, merged: bo
         notes.append(f"its base is recorded as {base_model!r}; give --base-model ORG/NAME before you share it")
     if evaluation is None:
         notes.append("the card does not say what it is worth without a sampler; give --evaluation DIR")
-    if not merged and (objections := vllm_objections(out)):
+    if not merged and (objections := lora_objections(out)):
         notes.append(f"vLLM does not serve this adapter ({'; '.join(objections)}); export with --merge for it")
     return notes
 

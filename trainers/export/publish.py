@@ -1,4 +1,4 @@
-"""What an export may say to strangers: no local path, what vLLM takes, and the push to the hub."""
+"""What an export may say to strangers: no local path, and the push to the hub."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from typing import Any
 from iama.calls import read_call
 from iama.config.manifest import Manifest, ManifestCriterion
 from iama.config.schema import nearest, validate
-from iama.errors import ConfigError, ModelError, RunError
-from iama.reading import read_object
+from iama.errors import ConfigError, RunError
 
-VLLM_MAX_RANK = 512
-"""Of vLLM's max_lora_rank."""
-PATTERNS = ("rank_pattern", "alpha_pattern")
 HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
 """The revision of a model of the hub; that of a local folder has 32 digits (`iama.models.fingerprint`)."""
 JUDGE_URL = "http://JUDGE-HOST/v1"
@@ -95,27 +91,6 @@ def _value_without_places(value: str) -> str:
 def _last_part(path: str) -> str:
     """Behind the last slash, of either kind."""
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
-
-
-def vllm_objections(adapter: Path) -> list[str]:
-    """Why vLLM would not take an adapter folder as a LoRA request; empty if it would.
-
-    Its contract is of files: one rank, within its limit, and one scale, no bias, no DoRA, no fully trained modules.
-    """
-    config = read_object(adapter / "adapter_config.json", ModelError, "train again")
-    objections = []
-    if config["r"] > VLLM_MAX_RANK:
-        objections.append(f"rank {config['r']} is above {VLLM_MAX_RANK}")
-    if config.get("bias", "none") != "none":
-        objections.append(f"bias is {config['bias']!r}, not 'none'")
-    if config.get("use_dora"):
-        objections.append("it uses DoRA")
-    if config.get("lora_bias"):
-        objections.append("it trains LoRA biases (lora_bias)")
-    objections += [f"{key} gives modules ranks or scales of their own" for key in PATTERNS if config.get(key)]
-    if config.get("modules_to_save"):
-        objections.append(f"modules_to_save {config['modules_to_save']} were trained fully")
-    return objections
 
 
 def push(folder: Path, repository: str, *, private: bool) -> str:

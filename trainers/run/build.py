@@ -34,7 +34,7 @@ from trainers.run.adapter import check_adapter, expected_shapes
 from trainers.run.arguments import one_line, refused_as
 from trainers.run.callbacks import Checkpoints, EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
 from trainers.run.checkpoints import inputs_of, sharding_of
-from trainers.run.engine import prepare_process_group, refuse_disagreement, whole_models
+from trainers.run.engine import prepare_process_group, refuse_disagreement, refuse_unshared, whole_models
 from trainers.run.fields import save_limit
 from trainers.run.plan import Plan
 from trainers.run.samples import SampleFiles
@@ -53,6 +53,8 @@ def build_trainer(
     transformers_logging.disable_progress_bar()
     args = _grpo_config(plan)  # first: it also gives this process its device
     refuse_disagreement(first_step)
+    if args.save_strategy != "no":
+        refuse_unshared(Path(plan.config.output_dir))
     criteria = plan.config.objective.criteria
     report = EngineReport(plan.uses_deepspeed, console.print)
     folder, watchdog = Path(plan.config.output_dir), watchdog or Watchdog(None)
@@ -68,6 +70,7 @@ def build_trainer(
         kl=plan.config.kl,
         on_nan=plan.config.objective.on_nan,
         running_mean_decay=plan.config.objective.running_mean_decay,
+        vllm_tolerance=plan.config.watch.vllm_tolerance,
         model=_load_model(plan),
         reward_funcs=[by_row(reward) for reward in rewards],
         args=args,

@@ -22,9 +22,10 @@ from iama.environment import is_main_process
 from iama.errors import IamaWarning, RunError
 from iama.files import append, whole_lines, write_atomically
 from iama.progress import add_bar, progress_bars
+from trainers.probe import METRIC
 from trainers.run.adapter import check_adapter, expected_shapes, is_trained
 from trainers.run.checkpoints import Sharding, keep_newest, write_marker
-from trainers.run.engine import check_engine, describe_engine
+from trainers.run.engine import check_engine, describe_engine, describe_sampler
 from trainers.run.watch import Watch
 
 SPARE_BYTES = 64 * 2**20
@@ -51,6 +52,7 @@ class MetricsFile(TrainerCallback):
     mean of `value`) and `weight` (dg/dR_k there); with kl.chi2, `chi2` (of the policy to the reference, on whole
     completions); with on_nan: drop or skip_criterion, `dropped` (completions that left their group, a roll-out batch),
     and with the latter `criteria[name].skipped` (prompts that the criterion was left out of, a roll-out batch).
+    With use_vllm, `vllm_difference` (`trainers/probe.py`).
     `criteria[name].lift` and `silent_groups` are what `trainers/run/watch.py` reads, and `alarms` names its causes; it
     warns of each once. `criteria[name].covariance` is that of the reward with the advantages, and `effective_prompts`
     the share of the prompts that make the step: see `covariance_with_advantages_K` and `effective_prompts` there.
@@ -108,7 +110,7 @@ class MetricsFile(TrainerCallback):
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": logs.get("learning_rate"),
-            **{key: logs[key] for key in ("chi2", "dropped") if key in logs},
+            **{key: logs[key] for key in ("chi2", "dropped", METRIC) if key in logs},
         }
 
 
@@ -148,6 +150,8 @@ class EngineReport(TrainerCallback):
         """The first moment at which the wrapped model exists."""
         check_engine(self.trainer, self._uses_deepspeed)
         self._say(f"engine     {describe_engine(self.trainer)}")
+        if self.trainer.vllm_tolerance is not None:
+            self._say(f"roll-outs  {describe_sampler(self.trainer)}")
 
 
 class SavedAdapterCheck(TrainerCallback):

@@ -7,10 +7,13 @@ parallelism or to one lone rank. Here the process group is built first, with glo
 from __future__ import annotations
 
 import os
+import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,9 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from iama.environment import threads_per_process, world_size
 from iama.errors import RunError
+from trainers.probe import format_name, sampler_dtype
+
+SEEN_WITHIN_S = 10
 
 
 def prepare_process_group(uses_deepspeed: bool, timeout_s: int) -> dict[str, Any]:
@@ -58,6 +64,42 @@ def refuse_disagreement(first_step: int) -> None:
         )
 
 
+def refuse_unshared(folder: Path) -> None:
+    """`RunError` unless all processes see what the main process writes into `folder`; all of them call it.
+
+    Each writes its share of a checkpoint, which can be put together on a shared file system only.
+    """
+    if world_size() == 1:
+        return
+    is_main = PartialState().is_main_process
+    name = f".{secrets.token_hex(8)}.tmp" if is_main else None
+    (name,) = (found for found in gather_object([name]) if found is not None)
+    if is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    try:
+        PartialState().wait_for_everyone()
+        blind = sorted(set(gather_object([] if _sees(folder / name) else [socket.gethostname()])))
+    finally:
+        if is_main:
+            (folder / name).unlink(missing_ok=True)
+    if blind:
+        raise RunError(
+            f"output_dir {str(folder)!r} is not shared: what the first process writes there, those on "
+            f"{', '.join(blind)} do not see; put it on a file system that all machines share, or train without "
+            "checkpoints (trainer.save_strategy: no), when only the first machine writes"
+        )
+
+
+def _sees(file: Path) -> bool:
+    """Whether a file is there, or comes within the time for which a network's file system may remember otherwise."""
+    for _ in range(SEEN_WITHIN_S * 5):
+        if file.exists():
+            return True
+        time.sleep(0.2)
+    return False
+
+
 @contextmanager
 def whole_models(args: Any) -> Iterator[None]:
     """Load models whole, whatever the ZeRO stage of these GRPOConfig arguments.
@@ -91,6 +133,14 @@ def describe_engine(trainer: Any) -> str:
     return (
         f"{engine}, {size} process{'es' if size > 1 else ''} ({backend}), "
         f"{torch.get_num_threads()} thread(s) each, on {trainer.accelerator.device}"
+    )
+
+
+def describe_sampler(trainer: Any) -> str:
+    """Where vLLM draws, in which number format, and how far it may be from the trainer."""
+    return (
+        f"drawn by vLLM ({trainer.vllm_mode}, {format_name(sampler_dtype(trainer))}), at most "
+        f"{trainer.vllm_tolerance:g} nats a token from the trainer"
     )
 
 

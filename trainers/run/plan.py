@@ -22,6 +22,7 @@ from iama.installation import find_deepspeed, find_file
 from iama.models.checkpoint import Outline, check_token_ids, read_outline
 from iama.models.generation import check_generation_config, end_token_ids
 from iama.models.loading import LIBRARY_ERRORS, loading
+from iama.models.vllm import check_sampling
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.objective import Criterion, Objective
 from iama.prompts.conversations import render_prompts
@@ -40,6 +41,11 @@ NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
 """GRPOConfig fields that shape roll-outs and that this project's samplers do not know."""
 NOT_IN_GRADIENT = ("top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling settings that TRL's log-probabilities leave out; they know the temperature alone."""
+CPU_FAILURES = {
+    "colocate": "model.load_weights fails, since its linear layers keep packed weights alone",
+    "server": "VLLMClient.init_communicator raises NotImplementedError, since it needs NCCL",
+}
+"""Calls that fail without a GPU, by `vllm_mode` (TRL 1.16, vLLM 0.31)."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     _check_quantization(config, source)
     rows = read_prompts(config.prompts)
     _check_deepspeed(fields, source)
-    _check_vllm(fields, source)
+    _check_vllm(config, fields, source)
     trial = trial_arguments(fields, config.trainer, config.world_size, source)
     _check_liger(fields, source)
     check_options(trial, f"{source}: trainer.")
@@ -273,10 +279,30 @@ def _check_quantization(config: TrainingConfig, source: str) -> None:
         )
 
 
-def _check_vllm(fields: dict[str, Any], source: str) -> None:
-    """TRL asks for vLLM only once the models are loaded."""
-    if fields.get("use_vllm") and importlib.util.find_spec("vllm") is None:
-        raise ConfigError(f"{source}: trainer.use_vllm is set, but vLLM is not installed: pip install 'trl[vllm]'")
+def _check_vllm(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
+    """vLLM must draw from the law of `sampling`; and TRL asks for it only once the models are loaded."""
+    if not fields.get("use_vllm"):
+        return
+    where = f"{source}: trainer.use_vllm"
+    check_sampling(config.sampling, where, "leave use_vllm out")
+    if "seed" in (fields.get("generation_kwargs") or {}):
+        raise ConfigError(
+            f"{source}: trainer.generation_kwargs.seed = {fields['generation_kwargs']['seed']!r}: vLLM would draw "
+            "every completion of a group with the same random numbers; leave it out"
+        )
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(f"{where} is set, but vLLM is not installed: pip install 'iama[vllm]'")
+    if not can_sync_weights():
+        mode = fields.get("vllm_mode", "colocate")
+        raise ConfigError(
+            f"{where} needs a GPU: on a CPU TRL cannot give vLLM the trained weights ({CPU_FAILURES.get(mode, mode)}); "
+            "leave it out"
+        )
+
+
+def can_sync_weights() -> bool:
+    """Whether TRL can give vLLM the trained weights on this machine."""
+    return torch.accelerator.is_available()
 
 
 def _check_liger(fields: dict[str, Any], source: str) -> None:
@@ -362,6 +388,8 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
             for c in config.objective.criteria
             if c.proxy.verifier is not None
         ]
+    if config.watch.vllm_tolerance is not None and not fields.get("use_vllm"):
+        messages.append("watch.vllm_tolerance is not used: trainer.use_vllm is not set")
     if "gain" in config.kl.model_fields_set and config.kl.target is None:
         messages.append("kl.gain is not used: without kl.target beta is fixed")
     for message in messages:

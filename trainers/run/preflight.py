@@ -122,7 +122,7 @@ def _rewards(plan: Plan, criterion: TrainingCriterion) -> Iterator[Check]:
 def _reward(plan: Plan, what: str, spec: RewardSpec) -> Iterator[Check]:
     """A reward that the plan has accepted: its kind, and for a model its head, tokenizer, template and context."""
     if spec.model is None:
-        shown = spec.judge.url if spec.judge is not None else getattr(spec, spec.source)
+        shown = ", ".join(spec.judge.urls) if spec.judge is not None else getattr(spec, spec.source)
         yield Check("pass", what, f"{spec.source} {shown}")
         return
     files = plan.reward_files[spec]

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,7 +21,7 @@ import pytest
 from iama.errors import ConfigError, IamaWarning, ModelError
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint, _unreached, check_url
 from iama.rewards.replies import well_formed
-from tests.openai_server import CERTIFICATE, MOODS, OpenAIServer, always, refusing
+from tests.openai_server import CERTIFICATE, MOODS, OpenAIServer, always, first, refusing
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def server() -> Iterator[OpenAIServer]:
         yield server
 
 
-def endpoint(url: str, **changes: Any) -> Endpoint:
+def endpoint(url: str | tuple[str, ...], **changes: Any) -> Endpoint:
     fields: dict[str, Any] = {"model": "m", "api_key_env": "IAMA_TEST_KEY", "timeout_s": 10}
     fields |= {"num_retries": 2, "concurrency": 4, "source": "here"}
     return Endpoint(url, **{**fields, **changes})
@@ -206,11 +206,8 @@ def test_statuses_say_what_to_do(server: OpenAIServer, status: int, remedy: str)
 def test_wrong_path_dead_server_and_timeout(server: OpenAIServer) -> None:
     with pytest.raises(ModelError, match="url ends where"):
         list(endpoint(server.url.removesuffix("/v1")).ask_all([chat("x")]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(ModelError, match="is the server running"):
-        list(endpoint(url, num_retries=0).ask_all([chat("x")]))
+        list(endpoint(free_url(), num_retries=0).ask_all([chat("x")]))
     server.delay_s = 1
     with pytest.raises(ModelError, match=r"timed out.*timeout_s \(0.1\)"):
         list(endpoint(server.url, num_retries=0, timeout_s=0.1).ask_all([chat("x")]))
@@ -236,6 +233,115 @@ def test_a_server_that_is_something_else(page: bytes, kind: str) -> None:
         with pytest.raises(ModelError, match="the reply"):
             list(endpoint(f"http://127.0.0.1:{http.server_address[1]}/v1").ask_all([chat("x")]))
         http.shutdown()
+
+
+# Several servers of one model. ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[OpenAIServer, OpenAIServer]]:
+    """Two servers of one model: what they answer follows from what they are asked."""
+
+    def answer(body: dict[str, Any]) -> list[str]:
+        return [f"{body['messages'][0]['content']}/{body['seed']}/{i}" for i in range(body.get("n", 1))]
+
+    with OpenAIServer(answer) as first, OpenAIServer(answer) as second:
+        yield first, second
+
+
+def ask_pair(urls: tuple[str, ...], number: int = 24, **changes: Any) -> dict[int, list[str]]:
+    """Texts by request; each request is answered once."""
+    arrived = list(endpoint(urls, **changes).ask_all([chat(str(i), n=2, seed=100 + i) for i in range(number)]))
+    assert sorted(index for index, _ in arrived) == list(range(number))
+    return {index: answer.texts for index, answer in arrived}
+
+
+WHOLE = {i: [f"{i}/{100 + i}/{j}" for j in range(2)] for i in range(24)}
+
+
+def test_several_servers_share_the_requests(pair: tuple[OpenAIServer, OpenAIServer]) -> None:
+    for server in pair:
+        server.delay_s = 0.01
+    assert ask_pair(tuple(server.url for server in pair)) == WHOLE
+    assert [server.num_requests for server in pair] == pytest.approx([12, 12], abs=3)
+    assert max(server.most_in_flight for server in pair) <= 3  # four together, the idlest first
+
+
+def _dies(server: OpenAIServer) -> str:
+    server.dies_at = 5
+    return server.url
+
+
+def _fails(server: OpenAIServer) -> str:
+    server.mood = always(500, {"error": {"message": "out of memory"}}, {})
+    return server.url
+
+
+def _refuses(server: OpenAIServer) -> str:
+    return free_url()
+
+
+@pytest.mark.parametrize("harm", [_dies, _fails, _refuses])
+def test_what_one_server_does_not_answer_another_does(
+    pair: tuple[OpenAIServer, OpenAIServer], harm: Callable[[OpenAIServer], str]
+) -> None:
+    """No answer is lost, none comes twice, and none depends on who gave it; the failure is told, once."""
+    bad, good = pair
+    url = harm(bad)
+    with pytest.warns(
+        IamaWarning, match=rf"here: the model 'm' at '{url}' gave no answer \(.*goes to the other"
+    ) as told:
+        assert ask_pair((url, good.url), num_retries=0) == WHOLE
+    assert len(told) == 1
+    assert bad.num_requests <= 8  # after its first failures it is left alone for a second
+    num_answered = 4 if harm is _dies else 0
+    assert len(good.requests) == 24 - num_answered
+
+
+def test_a_server_that_comes_back_is_asked_again(pair: tuple[OpenAIServer, OpenAIServer]) -> None:
+    bad, good = pair
+    bad.mood = first(always(503, {"error": {"message": "loading"}}, {"Retry-After-Ms": "20"}))
+    for server in pair:
+        server.delay_s = 0.01
+    with pytest.warns(IamaWarning, match="loading"):
+        assert ask_pair((bad.url, good.url), concurrency=2) == WHOLE
+    assert len(bad.requests) > 4
+
+
+def test_an_overloaded_server_is_relieved_without_a_word(pair: tuple[OpenAIServer, OpenAIServer]) -> None:
+    pair[0].num_failures = 1
+    assert ask_pair(tuple(server.url for server in pair), num_retries=0) == WHOLE
+
+
+def test_where_no_server_answers_one_line_names_each(pair: tuple[OpenAIServer, OpenAIServer]) -> None:
+    bad, refusing_url = _fails(pair[0]), free_url()
+    with pytest.raises(ModelError) as caught:
+        ask_pair((bad, refusing_url), num_retries=1, concurrency=1)
+    message = str(caught.value)
+    assert message.startswith("here: none of 2 servers gave an answer of the model 'm' (")
+    assert f"'{bad}': HTTP 500: out of memory" in message
+    assert f"'{refusing_url}': Connection error" in message
+    assert "\n" not in message
+    assert pair[0].num_requests == 2  # one attempt and a further one
+
+
+def test_what_a_server_refuses_for_good_is_no_failure_of_the_server(pair: tuple[OpenAIServer, OpenAIServer]) -> None:
+    pair[0].mood = pair[1].mood = always(401, {"error": {"message": "who are you"}})
+    with pytest.raises(ModelError, match=rf"here: the model 'm' at '({pair[0].url}|{pair[1].url})' gave no answer"):
+        ask_pair(tuple(server.url for server in pair), concurrency=1)
+    assert sum(server.num_requests for server in pair) == 1
+
+
+def test_an_address_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="here: the url 'http://a/v1/' is given twice; write each server once"):
+        endpoint(("http://a/v1", "http://b/v1", "http://a/v1/"))
+
+
+def free_url() -> str:
+    """Of a port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}/v1"
 
 
 def test_no_requests_ask_nothing(server: OpenAIServer) -> None:

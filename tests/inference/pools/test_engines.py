@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,13 +16,10 @@ from iama.rewards.load import load_reward
 from iama.rewards.remote import ChatAnswer, Endpoint
 from inference.pools.engines import (
     _usage,
-    _vllm_samples,
     openai_draw,
     request_seed,
     transformers_draw,
     vllm_draw,
-    vllm_model_settings,
-    vllm_settings,
 )
 from inference.pools.file import prompt_ids, read_pool
 from inference.pools.fill import engine_header, fill_pool, pool_header
@@ -157,52 +153,12 @@ def test_remote_pools_resume_and_hold_what_the_local_engine_drew(openai_server, 
     assert len(openai_server.requests) == 1
 
 
-# vLLM: only the translation of settings, since it is not installed where tests run. ----------------------
-
-
-def test_settings_mean_the_same_to_vllm():
-    assert vllm_settings(Sampling(max_new_tokens=7), 4, 5) == {
-        "n": 4,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": -1,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "max_tokens": 7,
-        "stop": [],
-        "seed": 5,
-    }
-    used = vllm_settings(Sampling(top_k=3, stop=["a", "b"], temperature=0.5), 1, 0)
-    assert (used["top_k"], used["stop"], used["temperature"]) == (3, ["a", "b"], 0.5)
-    with pytest.raises(ConfigError, match=r"sampling.temperature 0.001 is below 0.01, to which vLLM would raise it"):
-        vllm_settings(Sampling(temperature=0.001), 1, 0)
-
-
-def test_vllm_is_told_the_rank_of_an_adapter(tmp_path):
-    spec = PolicySpec(path="base", dtype="bfloat16")
-    assert vllm_model_settings(spec, None) == {"dtype": "bfloat16", "trust_remote_code": False}
-    for rank, told in ((4, 8), (64, 64), (65, 128)):
-        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
-        settings = vllm_model_settings(spec, str(tmp_path))
-        assert (settings["enable_lora"], settings["max_lora_rank"]) == (True, told)
-    (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
-    with pytest.raises(ConfigError, match="rank 1024 is more than vLLM's 512; merge the adapter"):
-        vllm_model_settings(spec, str(tmp_path))
-
-
-def test_an_answer_of_no_tokens_by_vllm_has_its_ids():
-    outputs = [
-        SimpleNamespace(text="a", token_ids=[3, 4], finish_reason="stop", index=1),
-        SimpleNamespace(text="", token_ids=[], finish_reason="stop", index=0),
-    ]
-    samples, cost = _vllm_samples(SimpleNamespace(outputs=outputs), 5, 1.0)
-    assert [(sample.num_tokens, sample.has_ids) for sample in samples] == [(0, True), (2, True)]
-    assert cost.policy_decode_tokens == 1
+# vLLM: its laws are in tests/inference/engine/test_vllm.py. -----------------------------------------------
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 def test_a_missing_vllm_is_told_at_once():
-    with pytest.raises(ConfigError, match=r"--engine vllm: vLLM cannot be imported .*; pip install vllm"):
+    with pytest.raises(ConfigError, match=r"policy 'base': engine vllm, but vLLM is not installed; pip install"):
         vllm_draw("base", PolicySpec(path="nowhere"), None, 2, Sampling(), 0)
 
 
@@ -275,6 +231,28 @@ def test_a_server_fills_a_pool(run, tiny, tmp_path, openai_server):
     assert "holds other samples (num_samples was 3, is 4)" in err
 
 
+@pytest.mark.filterwarnings("default::iama.errors.IamaWarning")
+def test_several_servers_fill_one_pool(run, tmp_path, openai_server):
+    """One dies in the middle; the pool is the one that a single server fills, in whatever order it names them."""
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{i}?"}) + "\n" for i in range(12)))
+    openai_server.answer = lambda body: [f"{body['prompt']} {body['seed']} {i}" for i in range(body["n"])]
+    asked = ("--prompts", tmp_path / "prompts.jsonl", "--n", 3, "--engine", "openai", "--model", "m")
+    assert run("pool", tmp_path / "one.jsonl", *asked, "--url", openai_server.url)[0] == 0
+    with OpenAIServer(openai_server.answer) as other:
+        other.dies_at = 3
+        urls = ["--url", openai_server.url, "--url", other.url]
+        code, _, err = run("pool", tmp_path / "two.jsonl", *asked, *urls)
+        assert (code, err.count(f"warning: --engine openai: the model 'm' at '{other.url}' gave no answer")) == (0, 1)
+        one, two = (read_pool(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
+        assert {p.prompt_id: p.samples for p in two.prompts} == {p.prompt_id: p.samples for p in one.prompts}
+        assert len(two.prompts) == 12
+        addresses = ", ".join(sorted([openai_server.url, other.url]))
+        assert two.header["policy"]["fingerprint"] == f"m at {addresses}"
+        assert run("pool", tmp_path / "two.jsonl", *asked, *urls[2:], *urls[:2])[0] == 0
+    code, _, err = run("pool", tmp_path / "x.jsonl", *asked, *urls[:2], *urls[:2])
+    assert (code, "is given twice" in err) == (2, True)
+
+
 def test_what_is_left_to_the_server_stands_in_the_header(run, tmp_path, openai_server):
     """A pool of another law is another pool: it is neither drawn unasked nor continued under the old header."""
     openai_server.mood = MOODS["no temperature"]
@@ -301,6 +279,7 @@ def test_what_is_left_to_the_server_stands_in_the_header(run, tmp_path, openai_s
         (["--engine", "vlm"], "--engine 'vlm' is not known; write transformers, vllm, openai"),
         ([], "--engine transformers needs --policy"),
         (["--engine", "openai", "--model", "m"], "--engine openai needs --url"),
+        ([*SERVER, "--vllm", "max_model_len=9"], "--vllm 'max_model_len=9' has no use with --engine openai"),
         (["--policy", "p", "--url", "u"], "--url 'u' has no use with --engine transformers"),
         (["--policy", "p", "--column", "question"], "--column 'question': write ours=theirs"),
         (

@@ -18,36 +18,17 @@ from iama.config.manifest import Manifest, ManifestCriterion, load_manifest
 from iama.config.specs import EnsembleSpec, JudgeSpec, RewardSpec, Sampling
 from iama.errors import ConfigError, ModelError, RunError
 from iama.models.fingerprint import weights_revision
+from iama.models.vllm import lora_objections
+from tests.finished_runs import finished_run
 from trainers.export.export import Names, export_run
 from trainers.export.model_card import model_card
-from trainers.export.publish import push, vllm_objections
+from trainers.export.publish import push
 
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory) -> Path:
     """A finished run's folder with an adapter that changes the logits."""
-    folder = tmp_path_factory.mktemp("export") / "run"
-    torch.manual_seed(1)
-    config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules="all-linear")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny.policy), config)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(folder / "adapter")
-    AutoTokenizer.from_pretrained(tiny.policy).save_pretrained(folder / "adapter")
-    criterion = ManifestCriterion(
-        name="helpful", operator="bon(4)", weight=1.0, reward=RewardSpec(model=str(tiny.reward))
-    )
-    manifest = Manifest(
-        base_model=str(tiny.policy),
-        criteria=[criterion],
-        estimator="auto",
-        sampling=Sampling(max_new_tokens=8),
-        seed=0,
-        versions={},
-    )
-    (folder / "adapter" / "iama.json").write_text(manifest.model_dump_json())
-    return folder
+    return finished_run(tmp_path_factory.mktemp("export") / "run", tiny)
 
 
 def logits(model) -> torch.Tensor:
@@ -307,12 +288,12 @@ def test_a_reference_adapter_is_left_behind(run, tmp_path):
 
 def test_the_adapter_keeps_vllms_contract_of_files(run, tmp_path):
     export_run(run, tmp_path / "out", merge=False)
-    assert vllm_objections(tmp_path / "out") == []
+    assert lora_objections(tmp_path / "out") == []
     path = tmp_path / "out" / "adapter_config.json"
     spoiled = {"r": 1024, "bias": "all", "use_dora": True, "modules_to_save": ["lm_head"]}
     spoiled |= {"lora_bias": True, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"k_proj": 2}}
     path.write_text(json.dumps(json.loads(path.read_text()) | spoiled))
-    told = "; ".join(vllm_objections(tmp_path / "out"))
+    told = "; ".join(lora_objections(tmp_path / "out"))
     for word in ("rank 1024", "bias is 'all'", "DoRA", "lm_head", "lora_bias", "rank_pattern", "alpha_pattern"):
         assert word in told
 

@@ -1,0 +1,62 @@
+"""What `iama selftest` asks of an engine: that it samples the law that transformers' own forward pass gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from iama.config.specs import PolicySpec, Sampling
+from iama.errors import RunError
+from inference.engine.decode import decode
+from inference.engine.likelihood import sequence_log_probabilities
+from inference.engine.next_token import draw_tokens, probabilities
+from inference.engine.policy import Policy, load_policy
+from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
+
+PROMPTS = ("Name a colour.", "What is a boat?", "Hm")
+NUM_SAMPLES, LENGTH, SEED = 4, 24, 7
+LARGEST_GAP = 1e-4
+"""Between log-probabilities of a whole response, nats."""
+
+
+def check_law(path: Path, adapter: Path | None) -> str:
+    """Samples are those that the logits of whole forward passes give with the same random numbers.
+
+    Raises `RunError`; returns a line that says how far log-probabilities are apart.
+    """
+    spec = PolicySpec(path=str(path), adapter=None if adapter is None else str(adapter))
+    policy = load_policy("selftest", spec)
+    sampling = Sampling(max_new_tokens=LENGTH, temperature=0.9, top_p=0.95)
+    prompts = [list(policy.tokenizer(text)["input_ids"]) for text in PROMPTS]
+    drawn, _ = decode(policy, prompts, NUM_SAMPLES, sampling, seed=SEED, batch_size=NUM_SAMPLES)
+    keys, num, gap = prompt_keys(prompts), 0, 0.0
+    for prompt, key, responses in zip(prompts, keys, drawn, strict=True):
+        streams = stream_keys(SEED, [key] * NUM_SAMPLES, np.arange(NUM_SAMPLES))
+        answers = [list(response.token_ids) for response in responses]
+        sums = sequence_log_probabilities(policy, [prompt] * NUM_SAMPLES, answers, NUM_SAMPLES)
+        for sample, (answer, (total, _)) in enumerate(zip(answers, sums, strict=True)):
+            logits_TV = whole_logits(policy, prompt, answer)
+            law_TV = probabilities(logits_TV, sampling, source="the tiny policy")
+            numbers_T = uniforms(streams[[sample] * len(answer)], np.arange(len(answer)))
+            expected = draw_tokens(law_TV, numbers_T).tolist()
+            if expected != answer:
+                step = next(i for i, (a, b) in enumerate(zip(expected, answer, strict=True)) if a != b)
+                raise RunError(f"sample {sample}: token {step} is {answer[step]}, and {expected[step]} is right")
+            log_TV = torch.log_softmax(logits_TV.double(), dim=-1)
+            gap = max(gap, abs(total - sum(log_TV[t, token].item() for t, token in enumerate(answer))))
+            num += len(answer)
+    if not gap <= LARGEST_GAP:
+        raise RunError(f"log-probabilities of responses are apart by {gap:.2g} nats, more than {LARGEST_GAP:g}")
+    return f"{num} tokens as drawn from whole forward passes; log-probabilities within {gap:.1e} nats"
+
+
+def whole_logits(policy: Policy, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """Logits `[T, V]` of an answer's tokens by one pass of transformers over all of it, without a cache."""
+    model: Any = policy.model
+    with torch.inference_mode():
+        ids = torch.tensor([[*prompt, *answer]], device=model.device)
+        logits_TV: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits_TV

@@ -1,0 +1,106 @@
+"""A Ray cluster on this machine: what the scheduler takes of a block, and the speed-up where there are cores for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from iama.config.specs import PolicySpec, Sampling
+from iama.machines import RayCluster, Spread, Workers, check_cluster, locally, ray_workers
+from iama.prompts.data import Row, load_prompts
+from inference.pools.engines import spread_draw, transformers_draw
+from scripts.bench.entries import Entry
+from scripts.bench.setting import Setting
+from scripts.bench.sleeping import sleeper
+
+SLEEPERS = (1, 4, 16)
+SAMPLERS = (1, 2, 4)
+BLOCK_S, BLOCKS_EACH = 0.25, 8
+NUM_SAMPLES, BATCH_SIZE = 16, 256
+
+
+@dataclass(frozen=True)
+class ClusterFigures:
+    """Seconds by number of workers: of blocks that sleep over those slept, and of the same samples."""
+
+    sleeping: dict[str, list[float]]
+    sampling: dict[str, list[float]]
+    alone: list[float]
+    """Seconds of the samples in one process without Ray."""
+
+    def entries(self) -> list[Entry]:
+        """The ratios with bars."""
+        one, two = (self.sampling[str(number)] for number in (1, 2))
+        return [
+            Entry("cluster_overhead", self.sleeping[str(SLEEPERS[-1])]),
+            Entry("cluster_speed_up", [a / b for a, b in zip(one, two, strict=True)]),
+        ]
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """What a block takes beyond its sleep, by number of workers; the median."""
+        return {name: 1000 * BLOCK_S * (sorted(ratios)[len(ratios) // 2] - 1) for name, ratios in self.sleeping.items()}
+
+
+def measure(world: Path, setting: Setting) -> ClusterFigures:
+    """Rounds of each; workers are started and loaded before the clock starts."""
+    num_rounds = setting.num_guided_rounds
+    rows: list[Row] = load_prompts(world / "prompts-test.jsonl")[: 2 * setting.num_prompts]
+    sleeping = {str(number): _sleeping(number, num_rounds) for number in SLEEPERS}
+    draw = partial(
+        transformers_draw,
+        "policy",
+        PolicySpec(path=str((world / "policy").resolve()), device="cpu"),
+        None,
+        NUM_SAMPLES,
+        Sampling(max_new_tokens=setting.new_tokens),
+        0,
+        BATCH_SIZE,
+    )
+    sampling = {}
+    for number in SAMPLERS:
+        with _workers(number) as workers:
+            _sample(workers, draw, rows)
+            sampling[str(number)] = [_sample(workers, draw, rows) for _ in range(num_rounds)]
+    _sample(locally, draw, rows)
+    return ClusterFigures(sleeping, sampling, [_sample(locally, draw, rows) for _ in range(num_rounds)])
+
+
+@contextmanager
+def _workers(number: int) -> Iterator[Workers]:
+    """So many workers with a core each, however many there are."""
+    cluster = RayCluster(num_workers=number, gpus_per_worker=0)
+    ray = check_cluster(cluster)
+    ray.init(
+        num_cpus=number, address="local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
+    )
+    try:
+        with ray_workers(cluster) as workers:
+            yield workers
+    finally:
+        ray.shutdown()
+
+
+def _sleeping(number: int, num_rounds: int) -> list[float]:
+    """Wall time over the time slept; each block is one item."""
+    with _workers(number) as workers:
+        list(workers(sleeper, [0.0] * (8 * number)))
+        ratios = []
+        for _ in range(num_rounds):
+            start = time.perf_counter()
+            list(workers(sleeper, [BLOCK_S] * (BLOCKS_EACH * number)))
+            ratios.append((time.perf_counter() - start) / (BLOCK_S * BLOCKS_EACH))
+    return ratios
+
+
+def _sample(spread: Spread, draw: Any, rows: list[Row]) -> float:
+    start = time.perf_counter()
+    for _ in spread_draw(spread, draw)(rows, range(len(rows))):
+        pass
+    return time.perf_counter() - start
