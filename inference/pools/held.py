@@ -373,5 +373,5 @@ def tables(pool: Pool) -> Iterator[SampleTable]:
 
 def stacked(columns: Iterable[Floats | Counts]) -> Floats:
     """A row a prompt as `[P, S]`; `[0, 0]` where a part has no prompts."""
-    rows = [column.astype(np.float64) for column in columns]
+    rows = [column.astype(np.float64, copy=False) for column in columns]
     return np.stack(rows) if rows else np.empty((0, 0))
