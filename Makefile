@@ -60,6 +60,7 @@ check: $(STAMP) ## ruff, ruff format, mypy --strict, import-linter
 
 bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench
+	$(RUN) -m scripts.bench.engines
 
 EXPERIMENTS := toy estimator_study direction search front segment_samplers reasoning savings before_training maxrl
 

@@ -127,6 +127,7 @@ def check_cluster(cluster: RayCluster) -> Any:
     # Before the import: Ray reports home unless told not to, and warns of what we do not do.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray = importlib.import_module("ray")
     except ImportError as error:
@@ -185,16 +186,27 @@ def _connect(ray: Any, address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
     given = {} if address == "auto" else {"address": address}
     try:
-        try:
+        with _silent_stderr():  # on which Ray's core says which level of logs it was told
             ray.init(**given, **quiet)
-        except ValueError:  # of a cluster that runs, nothing may be said about its dashboard
-            ray.init(**given, **{key: value for key, value in quiet.items() if key != "include_dashboard"})
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         said = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"--ray {address!r}: Ray cannot connect ({said}); the head must run there with this version of Ray "
             f"({ray.__version__}) and of Python"
         ) from error
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Let nothing through to the terminal, from whatever language."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 # Ray: the workers. --------------------------------------------------------------------------------------

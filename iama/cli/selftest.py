@@ -46,6 +46,10 @@ def selftest(
     """
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine!r} is not known; write {' or '.join(ENGINES)}")
+    if engine == "vllm":
+        from iama.models.vllm import check_vllm
+
+        check_vllm("--engine vllm")
     if out is None and world_size() > local_world_size():
         raise ConfigError("processes on several machines meet in a folder; give --out, where runs will be written")
     prepare([str(deepspeed_config)] if deepspeed_config is not None else [])
@@ -54,7 +58,7 @@ def selftest(
     if out is not None:
         check_folder(out, "--out")
     with _folders(out) as (policy, folder):
-        failed = _run(_checks(policy, folder, deepspeed_config))
+        failed = _run(_checks(policy, folder, deepspeed_config, engine))
     if failed:
         raise typer.Exit(1)
 
@@ -76,7 +80,9 @@ def _folders(out: Path | None) -> Iterator[tuple[Path, Path]]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _checks(policy: Path, folder: Path, deepspeed_config: Path | None) -> Iterator[tuple[str, Callable[[], str]]]:
+def _checks(
+    policy: Path, folder: Path, deepspeed_config: Path | None, engine: str
+) -> Iterator[tuple[str, Callable[[], str]]]:
     """Checks by name, in order; one that fails ends them, as the others need it."""
     from iama.models.tiny import save_tiny_policy
     from trainers import selftest as training
@@ -92,9 +98,12 @@ def _checks(policy: Path, folder: Path, deepspeed_config: Path | None) -> Iterat
     for name, check in training.CHECKS.items():
         yield name, lambda check=check: check(trained[0])  # type: ignore[misc]
     if is_main_process():
-        from inference.engine.selftest import check_law
+        from inference.engine.selftest import check_law, check_vllm_law
 
-        yield "engine law", lambda: check_law(policy, folder / "run" / "adapter")
+        adapter = folder / "run" / "adapter"
+        yield "engine law", lambda: check_law(policy, adapter)
+        if engine == "vllm":
+            yield "law of vLLM", lambda: check_vllm_law(policy, adapter)
 
 
 def _run(checks: Iterator[tuple[str, Callable[[], str]]]) -> bool:
@@ -106,7 +115,7 @@ def _run(checks: Iterator[tuple[str, Callable[[], str]]]) -> bool:
         try:
             said = check()
         except Exception as error:  # whatever is wrong with this machine, by whichever library's exception
-            failed, said = True, " ".join(f"{error}".split())[:500] or type(error).__name__
+            failed, said = True, " ".join(f"{error}".split())[:200] or type(error).__name__
             if not is_main_process():
                 sys.stderr.write(f"process {os.environ.get('RANK')}: {name}: {said}\n")
         rows.append((name, "FAIL" if failed else "ok", said, f"{time.perf_counter() - start:.1f}"))

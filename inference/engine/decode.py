@@ -21,7 +21,7 @@ from iama.arrays import Integers, Mask
 from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory, start_peak
 from inference.engine.batches import Request, charge, shortest_first, until_all
-from inference.engine.next_token import draw_tokens, probabilities
+from inference.engine.next_token import sample_tokens
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 from inference.engine.responses import Ends, Response, check_fit, response_text
@@ -297,8 +297,8 @@ class _Decoder:
         if self._sampling.repetition_penalty != 1:
             seen = [[*row.request.prompt_ids, *row.tokens] for row in self._live]
         assert self._logits_RV is not None
-        law_RV = probabilities(self._logits_RV, self._sampling, seen, source=self._source)
-        tokens = draw_tokens(law_RV, uniforms(streams, steps))
+        u_R = uniforms(streams, steps)
+        tokens = sample_tokens(self._logits_RV, self._sampling, u_R, seen, source=self._source)
         for row, token in zip(self._live, tokens.tolist(), strict=True):
             row.tokens.append(token)
         return tokens

@@ -16,6 +16,9 @@ from iama.arrays import Floats, Integers
 from iama.config.specs import Sampling
 from iama.errors import ModelError
 
+IN_CACHE = 2**17
+"""Probabilities that a core works on at once: a megabyte, which its cache holds from step to step of the law."""
+
 
 def probabilities(
     logits_RV: torch.Tensor,
@@ -33,7 +36,8 @@ def probabilities(
     if sampling.repetition_penalty != 1:
         assert seen is not None
         scores_RV = _penalise(scores_RV, seen, sampling.repetition_penalty)
-    scores_RV = scores_RV / sampling.temperature
+    if sampling.temperature != 1:
+        scores_RV = scores_RV / sampling.temperature
     if sampling.top_k > 0:
         scores_RV = _keep_top_k(scores_RV, sampling.top_k)
     if sampling.top_p < 1:
@@ -53,6 +57,27 @@ def draw_tokens(probabilities_RV: torch.Tensor, u_R: Floats) -> Integers:
     target_R1 = torch.from_numpy(u_R).to(cdf_RV.device).unsqueeze(1) * cdf_RV[:, -1:]
     tokens_R: Integers = torch.searchsorted(cdf_RV, target_R1, right=True).squeeze(1).cpu().numpy()
     return tokens_R
+
+
+def sample_tokens(
+    logits_RV: torch.Tensor,
+    sampling: Sampling,
+    u_R: Floats,
+    seen: Sequence[Sequence[int]] | None = None,
+    *,
+    source: str,
+) -> Integers:
+    """`draw_tokens` from `probabilities`: `[R]`. On a CPU a few rows at a time, so that no law leaves the cache.
+
+    The tokens are the same: rows do not depend on each other. Arguments and errors are those of the two.
+    """
+    num_rows, size = logits_RV.shape
+    num = torch.get_num_threads() * max(1, IN_CACHE // size)
+    if num_rows <= num or logits_RV.device.type != "cpu":
+        return draw_tokens(probabilities(logits_RV, sampling, seen, source=source), u_R)
+    blocks = [slice(start, start + num) for start in range(0, num_rows, num)]
+    laws = (probabilities(logits_RV[rows], sampling, seen and seen[rows], source=source) for rows in blocks)
+    return np.concatenate([draw_tokens(law_RV, u_R[rows]) for law_RV, rows in zip(laws, blocks, strict=True)])
 
 
 def log_probabilities(logits_RV: torch.Tensor, tokens_R: Integers) -> torch.Tensor:

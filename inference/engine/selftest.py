@@ -8,18 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from iama.config.specs import PolicySpec, Sampling
+from iama.config.specs import PolicySpec, Sampling, VllmSettings
 from iama.errors import RunError
+from iama.models.vllm import close_llm, import_vllm
 from inference.engine.decode import decode
 from inference.engine.likelihood import sequence_log_probabilities
 from inference.engine.next_token import draw_tokens, probabilities
-from inference.engine.policy import Policy, load_policy
+from inference.engine.policy import Policy, VllmPolicy, load_policy
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
+from inference.engine.vllm import iter_vllm, load_vllm_policy
 
 PROMPTS = ("Name a colour.", "What is a boat?", "Hm")
 NUM_SAMPLES, LENGTH, SEED = 4, 24, 7
+SAMPLING = Sampling(max_new_tokens=LENGTH, temperature=0.9, top_p=0.95)
 LARGEST_GAP = 1e-4
 """Between log-probabilities of a whole response, nats."""
+LARGEST_VLLM_GAP = 1e-3
+"""Between those of vLLM and of transformers, nats a token."""
 
 
 def check_law(path: Path, adapter: Path | None) -> str:
@@ -29,9 +34,8 @@ def check_law(path: Path, adapter: Path | None) -> str:
     """
     spec = PolicySpec(path=str(path), adapter=None if adapter is None else str(adapter))
     policy = load_policy("selftest", spec)
-    sampling = Sampling(max_new_tokens=LENGTH, temperature=0.9, top_p=0.95)
     prompts = [list(policy.tokenizer(text)["input_ids"]) for text in PROMPTS]
-    drawn, _ = decode(policy, prompts, NUM_SAMPLES, sampling, seed=SEED, batch_size=NUM_SAMPLES)
+    drawn, _ = decode(policy, prompts, NUM_SAMPLES, SAMPLING, seed=SEED, batch_size=NUM_SAMPLES)
     keys, num, gap = prompt_keys(prompts), 0, 0.0
     for prompt, key, responses in zip(prompts, keys, drawn, strict=True):
         streams = stream_keys(SEED, [key] * NUM_SAMPLES, np.arange(NUM_SAMPLES))
@@ -39,7 +43,7 @@ def check_law(path: Path, adapter: Path | None) -> str:
         sums = sequence_log_probabilities(policy, [prompt] * NUM_SAMPLES, answers, NUM_SAMPLES)
         for sample, (answer, (total, _)) in enumerate(zip(answers, sums, strict=True)):
             logits_TV = whole_logits(policy, prompt, answer)
-            law_TV = probabilities(logits_TV, sampling, source="the tiny policy")
+            law_TV = probabilities(logits_TV, SAMPLING, source="the tiny policy")
             numbers_T = uniforms(streams[[sample] * len(answer)], np.arange(len(answer)))
             expected = draw_tokens(law_TV, numbers_T).tolist()
             if expected != answer:
@@ -51,6 +55,51 @@ def check_law(path: Path, adapter: Path | None) -> str:
     if not gap <= LARGEST_GAP:
         raise RunError(f"log-probabilities of responses are apart by {gap:.2g} nats, more than {LARGEST_GAP:g}")
     return f"{num} tokens as drawn from whole forward passes; log-probabilities within {gap:.1e} nats"
+
+
+def check_vllm_law(path: Path, adapter: Path) -> str:
+    """Samples of vLLM, the adapter beside the base, have the log-probabilities that transformers gives them.
+
+    Raises `RunError`, and `ConfigError` where vLLM is missing.
+    """
+    settings: dict[str, Any] = {"enforce_eager": True, "max_model_len": 128, "max_num_seqs": 64}
+    spec = PolicySpec(path=str(path), adapter=str(adapter))
+    vllm = import_vllm("--engine vllm")
+    if vllm.platforms.current_platform.is_cpu():
+        settings["kv_cache_memory_bytes"] = 2**28
+    else:
+        settings["gpu_memory_utilization"] = 0.1
+    policy = load_policy("selftest", spec)
+    served = spec.model_copy(update={"engine": "vllm", "vllm": VllmSettings.model_validate(settings)})
+    opened = load_vllm_policy("selftest", served, SAMPLING)
+    try:
+        prompts = [list(policy.tokenizer(text)["input_ids"]) for text in PROMPTS]
+        rows = [
+            (prompts[place], list(response.token_ids))
+            for place, responses, _ in iter_vllm(opened, prompts, NUM_SAMPLES, SAMPLING, [SEED] * len(prompts))
+            for response in responses
+        ]
+        theirs = _vllm_log_probabilities(vllm, opened, rows)
+    finally:
+        close_llm(opened.llm)
+    ours = sequence_log_probabilities(policy, [row[0] for row in rows], [row[1] for row in rows], len(rows))
+    pairs = zip(ours, theirs, strict=True)
+    gap = max(abs(total - other) / max(number, 1) for (total, number), other in pairs)
+    if not gap <= LARGEST_VLLM_GAP:
+        raise RunError(f"log-probabilities of vLLM are off by {gap:.2g} nats a token, more than {LARGEST_VLLM_GAP:g}")
+    return f"log-probabilities of {len(rows)} samples within {gap:.1e} nats a token"
+
+
+def _vllm_log_probabilities(vllm: Any, policy: VllmPolicy, rows: list[tuple[list[int], list[int]]]) -> list[float]:
+    """Of responses under vLLM, as it reads them behind their prompts."""
+    settings = vllm.SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0)
+    requests = [{"prompt_token_ids": [*prompt, *answer]} for prompt, answer in rows]
+    outputs = policy.llm.generate(requests, settings, use_tqdm=False, lora_request=policy.lora)
+    sums = []
+    for (prompt, answer), output in zip(rows, outputs, strict=True):
+        behind = output.prompt_logprobs[len(prompt) :]
+        sums.append(sum(law[token].logprob for law, token in zip(behind, answer, strict=True)))
+    return sums
 
 
 def whole_logits(policy: Policy, prompt: list[int], answer: list[int]) -> torch.Tensor:

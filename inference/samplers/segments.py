@@ -21,7 +21,7 @@ import torch
 from iama.config.specs import Sampling
 from iama.rewards.reward import Reward
 from inference.engine.batches import charge
-from inference.engine.next_token import draw_tokens, probabilities
+from inference.engine.next_token import sample_tokens
 from inference.engine.policy import AnyPolicy, Policy
 from inference.engine.random_streams import Keys, uniforms
 from inference.engine.responses import Ends, response_text
@@ -356,10 +356,8 @@ def draw_next(
     seen = None
     if sampling.repetition_penalty != 1:
         seen = [[*p.request.prompt_ids, *p.response] for p in proposals]
-    law_RV = probabilities(logits_RV, sampling, seen, source=source)
-    tokens: list[int] = draw_tokens(
-        law_RV, uniforms(np.asarray([p.stream for p in proposals]), np.asarray(steps))
-    ).tolist()
+    u_R = uniforms(np.asarray([p.stream for p in proposals]), np.asarray(steps))
+    tokens: list[int] = sample_tokens(logits_RV, sampling, u_R, seen, source=source).tolist()
     return tokens
 
 

@@ -79,9 +79,7 @@ class StoppedSampler:
             return VllmPrompts(self.policy, ids, self.sampling, seed=seed, keys=keys)
         return HeldPrompts(self.policy, ids, self.sampling, seed=seed, batch_size=self.batch_size, keys=keys)
 
-    def _answer(
-        self, prompts: Sequence[Prompt], held: Held, columns: Mapping[str, Sequence[Any]]
-    ) -> list[Completion]:
+    def _answer(self, prompts: Sequence[Prompt], held: Held, columns: Mapping[str, Sequence[Any]]) -> list[Completion]:
         """Of prompts that are under way together."""
         all_going = [_Going() for _ in prompts]
         for first, end in pairwise([0, *self.stopped.ends.tolist()]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +79,14 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
     parts = [part(report) for part in (setting, people, references, gradient, training, cluster, latency)]
     head = ["# Speed", f"Written by `{command}`; edit the script, not this page.", *([QUICK_NOTE] * report.quick)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "\n\n".join([*head, *(filled(part).strip("\n") for part in parts)]) + "\n")
+    filled_parts = [filled(part).strip("\n") for part in parts]
+    write_atomically(path, "\n\n".join([*head, *filled_parts, *sections_of_others(path)]) + "\n")
+
+
+def sections_of_others(path: Path) -> list[str]:
+    """Sections of the page that other scripts have written, between their marks."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return re.findall(r"<!-- written by python -m .*?<!-- end[^>]*-->", text, re.DOTALL)
 
 
 def filled(part: str) -> str:

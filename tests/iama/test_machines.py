@@ -93,7 +93,8 @@ def cluster() -> Iterator[Any]:
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(3):
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1, wait=False)
+    cluster.wait_for_nodes()
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -163,8 +164,9 @@ def test_a_node_that_dies_at_any_time_loses_nothing(cluster, at):
             assert sorted(workers(partial(work.squares, 0.02, size), items)) == square_of(items, size)
             killer.join()
             num_killed += victim not in cluster.list_all_nodes()
-            cluster.add_node(num_cpus=1)
+            cluster.add_node(num_cpus=1, wait=False)
     assert num_killed == 20
+    cluster.wait_for_nodes()
 
 
 def four_workers(at: RayCluster) -> None:

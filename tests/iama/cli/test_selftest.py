@@ -60,6 +60,14 @@ def test_processes_on_several_machines_need_a_folder(run, monkeypatch):
     assert "give --out" in err
 
 
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_has_the_law_of_transformers(run):
+    code, out, err = run("selftest", "--engine", "vllm")
+    assert code == 0, out + err
+    assert results(out) == [(name, "ok") for name in [*CHECKS, "law of vLLM"]]
+
+
 def test_an_unknown_engine(run):
     assert run("selftest", "--engine", "sglang")[0] == 2
 

@@ -18,7 +18,15 @@ from transformers import (
 
 from iama.config.specs import Sampling, sampling_differences
 from iama.errors import ModelError
-from inference.engine.next_token import cut_at_stop, draw_tokens, entropy, log_probabilities, probabilities
+from inference.engine import next_token
+from inference.engine.next_token import (
+    cut_at_stop,
+    draw_tokens,
+    entropy,
+    log_probabilities,
+    probabilities,
+    sample_tokens,
+)
 
 V = 12
 # Few distinct values, so that there are ties, and -inf, which masks a token; each row keeps a finite logit.
@@ -92,6 +100,21 @@ def test_plain_sampling_is_one_softmax_to_the_bit(dtype, temperature):
     tokens_R = draw_tokens(law_RV, u_R)
     assert tokens_R.dtype == np.int64
     np.testing.assert_array_equal(tokens_R, sample(logits_RV, u_R, temperature))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}, {"repetition_penalty": 1.5}], ids=str
+)
+@pytest.mark.parametrize("in_cache", [1, 3 * 977, 2**20])
+def test_blocks_of_rows_give_the_tokens_of_all_at_once(monkeypatch, settings, in_cache):
+    monkeypatch.setattr(next_token, "IN_CACHE", in_cache)
+    logits_RV = 5 * torch.randn(50, 977, generator=torch.Generator().manual_seed(0))
+    u_R, sampling = np.random.default_rng(0).random(50), Sampling(**settings)
+    seen = [[i] for i in range(50)]
+    found_R = sample_tokens(logits_RV, sampling, u_R, seen, source="p")
+    np.testing.assert_array_equal(found_R, draw_tokens(probabilities(logits_RV, sampling, seen, source="p"), u_R))
+    with pytest.raises(ModelError, match="p gives logits that are not finite"):
+        sample_tokens(logits_RV.index_fill(0, torch.tensor([47]), torch.nan), sampling, u_R, seen, source="p")
 
 
 @given(LOGITS, SAMPLINGS, st.floats(0, 1, exclude_max=True) | st.sampled_from([0.0, 1 - 2.0**-53]))
