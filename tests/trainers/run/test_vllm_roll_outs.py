@@ -324,7 +324,8 @@ def server(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[i
         while True:
             with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
                 break
-            assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < end, log.read_text()[-3000:]
             time.sleep(0.2)
         yield port
     finally:
