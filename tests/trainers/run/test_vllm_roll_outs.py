@@ -288,33 +288,6 @@ def test_at_fixed_weights_the_roll_outs_have_the_law_of_generate(build, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
-def test_the_reward_rises_as_with_generate(build, tmp_path):
-    rises = []
-    (tmp_path / "rewards.py").write_text(
-        "def vowels(prompts, completions, **_):\n"
-        "    return [sum(map(c[0]['content'].count, 'aeiou')) / 10 for c in completions]\n"
-    )
-    for name in ("vllm", "transformers"):
-        criterion = {"name": "vowels", "proxy": {"function": f"{tmp_path}/rewards.py:vowels"}, "operator": "bon(2)"}
-        trainer = build(
-            output_dir=str(tmp_path / name),
-            objective__criteria=[criterion],
-            trainer__use_vllm=name == "vllm",
-            trainer__max_steps=15,
-            trainer__per_device_train_batch_size=32,
-            trainer__num_generations=8,
-            trainer__lr_scheduler_type="constant",
-        )
-        rewards = trained(trainer).rewards.reshape(15, 32)
-        print(name, rewards.mean(1), [row.get(METRIC) for row in lines(trainer)])
-        first, last = rewards[:4].flatten(), rewards[-4:].flatten()
-        assert stats.ttest_ind(last, first, alternative="greater").pvalue < NEVER
-        rises.append((last.mean() - first.mean()).item())
-    print(rises)
-    assert rises[0] == pytest.approx(rises[1], rel=0.5)
-
-
-@pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
 def test_all_processes_stop_together_where_one_is_wrong(raw_config, policy, tmp_path):
     changes = {"policy": {"path": str(policy)}, "world_size": 2, "output_dir": str(tmp_path / "run")}
     raw_config["trainer"] |= {"use_vllm": True, "learning_rate": 0.02, "max_steps": 4, "per_device_train_batch_size": 4}
@@ -347,11 +320,13 @@ def server(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[i
             start_new_session=True,
         )
     try:
-        for _ in range(1200):
+        end = time.monotonic() + 400  # half a minute on two idle cores
+        while True:
             with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
                 break
             assert process.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.1)
+            assert time.monotonic() < end, log.read_text()[-3000:]
+            time.sleep(0.2)
         yield port
     finally:
         with suppress(ProcessLookupError):
@@ -371,5 +346,4 @@ def test_a_server_that_gets_no_weights_is_found(build, server, monkeypatch, tmp_
     with pytest.raises(RunError, match=r"^step 2: vLLM's log-probabilities of the roll-outs differ"):
         trainer.train()
     (found,) = [row[METRIC] for row in lines(trainer)]
-    print(found)
     assert found < 1e-4
