@@ -62,8 +62,8 @@ def test_processes_on_several_machines_need_a_folder(run, monkeypatch):
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_vllm_has_the_law_of_transformers(run):
-    code, out, err = run("selftest", "--engine", "vllm")
+def test_vllm_has_the_law_of_transformers(run_with_files):
+    code, out, err = run_with_files("selftest", "--engine", "vllm")
     assert code == 0, out + err
     assert results(out) == [(name, "ok") for name in [*CHECKS, "law of vLLM"]]
 
