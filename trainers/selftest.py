@@ -30,8 +30,8 @@ from iama.installation import find_deepspeed
 from iama.reading import read_object
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.run.build import build_trainer, save_final
-from trainers.run.checkpoints import zero_stage
 from trainers.run.engine import describe_engine, refuse_unshared
+from trainers.run.fields import zero_stage
 from trainers.run.plan import Plan, make_plan
 from trainers.run.train import manifest
 

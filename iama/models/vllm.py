@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,10 @@ def lora_objections(adapter: Path) -> list[str]:
 
 
 def open_llm(path: str, source: str, settings: dict[str, Any]) -> Any:
-    """vLLM's `LLM` of a model folder; raises `ModelError` with vLLM's reason for what it does not open."""
+    """vLLM's `LLM` of a model folder, whose process ends when nobody holds it any more.
+
+    Raises `ModelError` with vLLM's reason for what it does not open.
+    """
     vllm = import_vllm(source)
     if vllm.platforms.current_platform.is_cpu():
         if "kv_cache_memory_bytes" not in settings:
@@ -111,10 +115,12 @@ def open_llm(path: str, source: str, settings: dict[str, Any]) -> Any:
         # vLLM winds a request's generator back where its prompt is read in pieces, which a CPU's generator cannot.
         settings = {"enable_chunked_prefill": False, **settings}
     try:
-        return vllm.LLM(model=path, **settings)
+        llm = vllm.LLM(model=path, **settings)
     except LIBRARY_ERRORS as error:
         reason = " ".join(str(error).split())[:240]
         raise ModelError(f"{source}: vllm.LLM does not open {path!r} ({reason}); write engine: transformers") from error
+    weakref.finalize(llm, llm.llm_engine.engine_core.shutdown)
+    return llm
 
 
 def close_llm(llm: Any) -> None:

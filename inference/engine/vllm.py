@@ -7,7 +7,6 @@ text after its prompt, so that a stop string may show there and not in the respo
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from iama.cost import Cost
 from iama.errors import ModelError
 from iama.models.generation import check_generation_config
 from iama.models.loading import LIBRARY_ERRORS
-from iama.models.vllm import check_sampling, close_llm, import_vllm, llm_settings, open_llm
+from iama.models.vllm import check_sampling, import_vllm, llm_settings, open_llm
 from inference.engine.policy import AnyPolicy, VllmPolicy, load_policy, read_policy_files, resolve_paths
 from inference.engine.random_streams import stream_keys
 from inference.engine.responses import Ends, Response, check_fit, response_text
@@ -30,7 +29,7 @@ ROWS_AT_ONCE = 2048
 def load_vllm_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPolicy:
     """Open a policy in vLLM, with its adapter beside the base; raises as `load_policy` and `check_sampling` do.
 
-    vLLM's process ends when nobody holds the policy any more.
+    vLLM's process ends when nobody holds the policy any more (`open_llm`).
     """
     source = f"policy {name!r}"
     check_sampling(sampling)
@@ -42,9 +41,7 @@ def load_vllm_policy(name: str, spec: PolicySpec, sampling: Sampling) -> VllmPol
     tokenizer, context_length, ends = read_policy_files(name, spec)
     llm = open_llm(base, source, settings)
     lora = vllm.lora.request.LoRARequest(name, 1, adapter) if adapter else None
-    policy = VllmPolicy(name, llm, tokenizer, ends, context_length, lora)
-    weakref.finalize(policy, close_llm, llm)
-    return policy
+    return VllmPolicy(name, llm, tokenizer, ends, context_length, lora)
 
 
 def open_policy(name: str, spec: PolicySpec, sampling: Sampling) -> AnyPolicy:

@@ -63,7 +63,7 @@ def transformers_sides(job: Job) -> dict[str, Side]:
     from inference.engine.decode import decode
     from inference.engine.policy import load_policy
 
-    policy = load_policy("base", PolicySpec(path=job.path, dtype=job.dtype, device="cpu"))
+    policy = load_policy("base", PolicySpec.model_validate({"path": job.path, "dtype": job.dtype, "device": "cpu"}))
     policy = dataclasses.replace(policy, eos_token_ids=frozenset())  # nothing ends early, whoever samples
     model: Any = policy.model
     model.generation_config.eos_token_id = None
@@ -103,7 +103,7 @@ def vllm_sides(job: Job) -> dict[str, Side]:
 
     most = len(job.prompts_ids[0]) + job.new_tokens
     settings = VllmSettings(enforce_eager=True, max_model_len=most, max_num_seqs=len(job.prompts_ids) * job.num_samples)
-    spec = PolicySpec(path=job.path, dtype=job.dtype, engine="vllm", vllm=settings)
+    spec = PolicySpec.model_validate({"path": job.path, "dtype": job.dtype, "engine": "vllm", "vllm": settings})
     policy = load_vllm_policy("base", spec, Sampling(max_new_tokens=job.new_tokens))
     policy = dataclasses.replace(policy, eos_token_ids=frozenset())
     params = import_vllm("the bench").SamplingParams

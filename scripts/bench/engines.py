@@ -217,7 +217,7 @@ def answered(process: subprocess.Popen[str]) -> Any:
     for line in process.stdout:
         if line.startswith(MARK):
             return json.loads(line.removeprefix(MARK))
-    sys.exit(f"a process of {process.args} has ended; see above")
+    sys.exit(f"a process of {process.args!r} has ended; see above")
 
 
 def machine() -> str:

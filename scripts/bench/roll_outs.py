@@ -59,19 +59,19 @@ class RollOutFigures:
     def share(self, name: str, side: str) -> float:
         """The share of a step that drawing takes."""
         pairs = zip(self.drawing[name][side], self.steps[name][side], strict=True)
-        return statistics.median(drawing / step for drawing, step in pairs)
+        return float(statistics.median(drawing / step for drawing, step in pairs))
 
     def drawing_ratio(self, name: str) -> float:
         """Median seconds of drawing, TRL's over ours."""
         pairs = zip(*(self.drawing[name][side] for side in SIDES), strict=True)
-        return statistics.median(trl / ours for trl, ours in pairs)
+        return float(statistics.median(trl / ours for trl, ours in pairs))
 
 
 def measure(world: Path, setting: Setting, say: Callable[[str], None]) -> RollOutFigures:
     """Trainings of a few steps, ours and TRL's in turn; the first step of each is left out."""
     with tempfile.TemporaryDirectory() as folder:
         large = large_world(Path(folder), setting)
-        configs = {
+        configs: dict[str, Callable[[Path], TrainingConfig]] = {
             "demo": lambda out: demo_config(world, out, setting.num_drawn_steps + 1),
             "135M": lambda out: large_config(large, out, setting),
         }
