@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +41,10 @@ def read_text(path: Path, kind: Kind = DataError) -> str:
 
 def decode(data: bytes, where: str, kind: Kind = DataError, first_line: int = 1) -> str:
     """UTF-8, with or without its mark; raises `kind` for anything else, with `where` and the line number."""
+    with suppress(UnicodeDecodeError):  # as all but a few are; the marks below are no UTF-8, or leave one in the text
+        text = data.decode()
+        if "\0" not in text and not text.startswith("\ufeff"):
+            return text
     marks = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
     for name, beginnings in marks.items():
         if data.startswith(beginnings):

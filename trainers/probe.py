@@ -42,12 +42,12 @@ NUM_ROWS = 2
 are not those of the law that vLLM drew from."""
 NUM_TOKENS = 64
 MAX_OUTSIDE = 0.1
-"""Largest share of tokens that vLLM drew although the trainer's law rules them out (top_p, top_k, min_p): rounding
-moves the edge of a nucleus."""
+"""Largest share of drawn tokens without a log-probability in either program: rounding moves the edge of a nucleus, and
+the trainer rules a token out. Weights that are no numbers leave all without one (ms-swift#9787); TRL passes over it."""
 REMEDY = (
     "so they are not of the weights that are trained, and no step was taken with them; checkpoints stay as they are. "
-    "Look at the versions of vLLM and TRL, at vllm_enable_sleep_mode (trl#5312), at a server's model, --dtype and "
-    "--logprobs-mode processed_logprobs"
+    "Look at the versions of vLLM, TRL and DeepSpeed, at vllm_enable_sleep_mode (trl#5312), at a server's model, "
+    "--dtype and --logprobs-mode processed_logprobs"
 )
 
 
@@ -66,11 +66,13 @@ def check_roll_outs(trainer: Any, output: dict[str, Any], tolerance: float) -> f
         return None
     worst = max(range(len(figures)), key=lambda i: -1.0 if math.isnan(figures[i]) else figures[i])
     if figures[worst] > tolerance:
-        process = f" of process {worst}" if len(figures) > 1 else ""
+        _, num_finite, num_drawn = map(int, gathered[worst])
+        apart = f"differ from the trainer's by {figures[worst]:.3g} nats a token over {num_drawn} tokens"
+        none = f"are missing, or the trainer rules the token out, for {num_drawn - num_finite} of {num_drawn} tokens"
         raise RunError(
-            f"step {trainer.state.global_step + 1}: vLLM's log-probabilities of the roll-outs{process} differ from the "
-            f"trainer's by {figures[worst]:.3g} nats a token (over {gathered[worst][2]:.0f} tokens, and "
-            f"watch.vllm_tolerance is {tolerance:.3g}), {REMEDY}"
+            f"step {trainer.state.global_step + 1}: vLLM's log-probabilities of the roll-outs"
+            f"{f' of process {worst}' if len(figures) > 1 else ''} {none if math.isinf(figures[worst]) else apart} "
+            f"(watch.vllm_tolerance is {tolerance:.3g}), {REMEDY}"
         )
     return figures[worst]
 

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from iama.config.methods import Method
     from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
-    from iama.prompts.render import Prompt
-    from iama.rewards.reward import Reward
-    from inference.engine.policy import AnyPolicy
     from inference.samplers.base import Completion
 
 
@@ -154,26 +151,16 @@ def _answer(
             check_vllm_serves(method, "--engine vllm")
         loaded = open_policy("--policy", base, sampling)
         scorer = None if spec is None else load_reward("--reward", spec)
-        asked = _asked(loaded, prompt, plain)
+        chat = loaded.tokenizer.chat_template is not None and not plain
+        asked = [{"role": "user", "content": prompt}] if chat else prompt
         calibration = None
         if scorer is not None:
             method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
         completion = serve(loaded, scorer, method, sampling).sample([asked], seed=seed)[0]
-        return completion, method, calibration, _spread(scorer, asked, completion)
-
-
-def _asked(policy: AnyPolicy, prompt: str, plain: bool) -> Prompt:
-    """The prompt as a message, where the policy's template reads messages."""
-    chat = policy.tokenizer.chat_template is not None and not plain
-    return [{"role": "user", "content": prompt}] if chat else prompt
-
-
-def _spread(scorer: Reward | None, asked: Prompt, completion: Completion) -> float | None:
-    """How far an ensemble's members disagree on the completion; None for any other reward."""
-    if scorer is None or not scorer.members:
-        return None
-    (spread,) = scorer.disagreement([asked], [completion.text], {})
-    return spread
+        spread = None
+        if scorer is not None and scorer.members:
+            (spread,) = scorer.disagreement([asked], [completion.text], {})
+        return completion, method, calibration, spread
 
 
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:

@@ -20,8 +20,9 @@ MIN_BLOCKS = 4
 def head_in_blocks(model: Any) -> Iterator[None]:
     """Let the head's product be made in blocks while this lasts, where that is quicker: float32 on a CPU.
 
-    MKL takes nearly twice as long for 49,152 columns at once as for the same in blocks. Each logit is the same dot
-    product, to the bit where it was tried (tests/inference/engine/test_head.py). Weights are read at each call, not copied.
+    MKL takes 1.1 to 2 times as long for 49,152 columns at once as for the same in blocks. Each logit is the same dot
+    product, to the bit where it was tried (tests/inference/engine/test_head.py). The weights are read at each call, not
+    copied.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if type(head) is not torch.nn.Linear or "forward" in vars(head) or not _gains(head.weight):

@@ -219,7 +219,11 @@ def write_pool(path: Path, pool: Pool) -> None:
         if path.suffix == ".parquet":
             from inference.pools.parquet import write_parquet
 
-            write_parquet(file, pool.header, pool.prompts)
+            try:
+                write_parquet(file, pool.header, pool.prompts)
+            except UnicodeEncodeError as error:
+                encoded(path, error.object)  # which says what is wrong
+                raise
         else:
             header = json.dumps(pool.header, ensure_ascii=False) + "\n"
             blocks = itertools.chain([header], map(_block, pool.prompts))

@@ -358,12 +358,12 @@ def _response(text: str, row: tuple[Any, ...]) -> Response:
 def lengths(pool: Pool) -> Floats | None:
     """Tokens of every response, `[P, S]`; None where the pool does not say."""
     columns = [table.num_tokens_S for table in tables(pool)]
-    return None if any((column < 0).any() for column in columns) else _stacked(columns)
+    return None if any((column < 0).any() for column in columns) else stacked(columns)
 
 
 def num_characters(pool: Pool) -> Floats:
     """Characters of every response, `[P, S]`."""
-    return _stacked(table.num_characters_S for table in tables(pool))
+    return stacked(table.num_characters_S for table in tables(pool))
 
 
 def tables(pool: Pool) -> Iterator[SampleTable]:
@@ -371,5 +371,7 @@ def tables(pool: Pool) -> Iterator[SampleTable]:
     return (table_of(prompt.samples) for prompt in pool.prompts)
 
 
-def _stacked(columns: Iterable[Counts]) -> Floats:
-    return np.stack([column.astype(np.float64) for column in columns])
+def stacked(columns: Iterable[Floats | Counts]) -> Floats:
+    """A row a prompt as `[P, S]`; `[0, 0]` where a part has no prompts."""
+    rows = [column.astype(np.float64, copy=False) for column in columns]
+    return np.stack(rows) if rows else np.empty((0, 0))

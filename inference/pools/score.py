@@ -29,7 +29,7 @@ from iama.rewards.reward import Reward
 from inference.engine.responses import Pool, PooledPrompt
 from inference.engine.reward_rows import num_common, reads_in_pieces
 from inference.pools.file import read_again, write_pool
-from inference.pools.held import HeldSamples, table_of, tables
+from inference.pools.held import HeldSamples, stacked, table_of, tables
 from inference.pools.journal import append_line, digest, read_lines
 
 DISAGREEMENT = "/disagreement"
@@ -126,8 +126,8 @@ class _Table:
         """All together."""
         flops_PS, disagreement_PS = np.stack(self._of_ensemble, axis=1) if self._of_ensemble else (None, None)
         return PoolScores(
-            values_PS=np.stack(self._values),
-            tokens_PS=np.stack(self._num_tokens),
+            values_PS=stacked(self._values),
+            tokens_PS=stacked(self._num_tokens).astype(np.int64),
             prompt_tokens_P=np.asarray(self._num_shared, dtype=np.int64),
             seconds_P=np.asarray(self._seconds),
             num_calls=num_calls,
@@ -281,7 +281,7 @@ def _stored_scores(pool: Pool, spec: RewardSpec) -> PoolScores:
                 f"has no score {name!r} (there: {there}); add the column with `iama score`"
             )
         columns.append(table.scores[name])
-    values_PS = np.stack(columns) * spec.sign
+    values_PS = stacked(columns) * spec.sign
     if spec.scale is not None:
         with np.errstate(over="ignore"):
             values_PS = (values_PS - spec.scale.mean) / spec.scale.std
@@ -297,7 +297,7 @@ def _stored_disagreement(pool: Pool, name: str, values_PS: Floats) -> Floats | N
     found = list(tables(pool))
     if not any(name + DISAGREEMENT in table.scores for table in found) and not np.isnan(values_PS).all():
         return None
-    spread_PS = np.stack([table.scores.get(name + DISAGREEMENT, np.full(table.size, np.nan)) for table in found])
+    spread_PS = stacked([table.scores.get(name + DISAGREEMENT, np.full(table.size, np.nan)) for table in found])
     return None if np.isnan(spread_PS[~np.isnan(values_PS)]).any() else spread_PS
 
 

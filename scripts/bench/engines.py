@@ -75,7 +75,7 @@ class Shape:
     new_tokens: int
 
 
-SHAPES = {Model.DEMO: Shape(16, 48), Model.LLAMA: Shape(2, 16)}
+SHAPES = {Model.DEMO: Shape(16, 48), Model.LLAMA: Shape(2, 8)}
 
 
 @dataclass
@@ -116,9 +116,9 @@ def main(
         shape = SHAPES[name]
         shape = Shape(shape.num_prompts, new_tokens or shape.new_tokens)
         for precision in dtype or list(Dtype):
-            found = replace(measure(path, precision, shape, rounds, threads, console), busy=busy)
-            store(out / "engines.json", f"{name} {precision}", found)
-    write_section(page, stored(out / "engines.json"))
+            for found in measure(path, precision, shape, rounds, threads, console):
+                store(out / "engines.json", f"{name} {precision}", replace(found, busy=busy))
+                write_section(page, stored(out / "engines.json"))
     console.print(f"wrote {out / 'engines.json'} and {page}", soft_wrap=True)
 
 
@@ -158,8 +158,8 @@ def make_llama(path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
 
 
-def measure(path: Path, dtype: str, shape: Shape, rounds: int, threads: int, console: Console) -> Figures:
-    """Rounds of all sides, in turn; who goes first alternates."""
+def measure(path: Path, dtype: str, shape: Shape, rounds: int, threads: int, console: Console) -> Iterator[Figures]:
+    """Rounds of all sides, in turn; who goes first alternates. The figures are told after each round."""
     size = json.loads((path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     generator = torch.Generator().manual_seed(1)
     prompts_ids = torch.randint(5, size, (shape.num_prompts, PROMPT_TOKENS), generator=generator).tolist()
@@ -180,7 +180,7 @@ def measure(path: Path, dtype: str, shape: Shape, rounds: int, threads: int, con
                 seconds[side].append(answered(sides[side]))
             shown = ", ".join(f"{NAMES[side]} {values[-1]:.2f} s" for side, values in seconds.items())
             console.print(f"{path.name} {dtype}, round {seed} of {rounds}: {shown}", soft_wrap=True)
-    return Figures(shape, machine(), threads, seconds)
+            yield Figures(shape, machine(), threads, seconds)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from iama.files import write_atomically
 from inference.samplers.cards import CardsSettings
-from scripts.bench import cards, cluster, gradient, plain_sampling, training
+from scripts.bench import cards, cluster, gradient, plain_sampling, roll_outs, training
 from scripts.bench.entries import Entry
 from scripts.bench.page import Report, machine
 from scripts.bench.setting import Bench, calibrate
@@ -24,6 +24,7 @@ class Part(StrEnum):
     CARDS = "cards"
     GRADIENT = "gradient"
     TRAINING = "training"
+    ROLLOUTS = "rollouts"
     CLUSTER = "cluster"
 
 
@@ -32,6 +33,7 @@ TITLES = {
     Part.CARDS: "CARDS: its settings, then ours and two references",
     Part.GRADIENT: "GGRO: ours and a reference; SEA: chains together and alone, steps and bare passes",
     Part.TRAINING: "training: ours beside TRL's own, and the advantages alone",
+    Part.ROLLOUTS: "roll-outs: whole training steps, ours beside TRL's own",
     Part.CLUSTER: "Ray: blocks that sleep, and sampling by one, two and four workers",
 }
 
@@ -58,6 +60,7 @@ class Parts:
             cards.CardsFigures(**figures["cards"]["figures"]),
             gradient.GradientFigures(**figures["gradient"]),
             training.TrainingFigures(**figures["training"]),
+            roll_outs.RollOutFigures(**figures["rollouts"]),
             cluster.ClusterFigures(**figures["cluster"]),
             quick,
         )
@@ -71,9 +74,11 @@ class Parts:
             return cards.CardsFigures(**figures["figures"]).entries()
         if part == Part.GRADIENT:
             return gradient.GradientFigures(**figures).entries()
-        if part == Part.CLUSTER:
-            return cluster.ClusterFigures(**figures).entries()
-        return training.TrainingFigures(**figures).entries()
+        if part == Part.TRAINING:
+            return training.TrainingFigures(**figures).entries()
+        if part == Part.ROLLOUTS:
+            return roll_outs.RollOutFigures(**figures).entries()
+        return cluster.ClusterFigures(**figures).entries()
 
 
 def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -> Any:
@@ -85,9 +90,11 @@ def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -
         return {"settings": settings.model_dump(), "figures": asdict(cards.measure(bench, settings, say))}
     if part == Part.GRADIENT:
         return asdict(gradient.measure(bench, say))
-    if part == Part.CLUSTER:
-        return asdict(cluster.measure(world, bench.setting))
-    return asdict(training.measure(world, bench.setting.num_steps, bench.setting.num_trainings))
+    if part == Part.TRAINING:
+        return asdict(training.measure(world, bench.setting.num_steps, bench.setting.num_trainings))
+    if part == Part.ROLLOUTS:
+        return asdict(roll_outs.measure(world, bench.setting, say))
+    return asdict(cluster.measure(world, bench.setting))
 
 
 def stored(path: Path, bench: Bench, but: Collection[Part]) -> Parts:

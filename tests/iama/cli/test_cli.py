@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoTokenizer
 
 import iama.rewards.load
-import inference.engine.policy
+import inference.engine.vllm
 from iama.cli import app
 from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.manifest import load_manifest
@@ -236,7 +236,7 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
     asked = ["generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--reward", tiny.reward]
     asked += ["--method", "bon", "--n", 2, "--max-new-tokens", 6]
     loaded = []
-    for module, name in ((inference.engine.policy, "load_policy"), (iama.rewards.load, "load_reward")):
+    for module, name in ((inference.engine.vllm, "load_policy"), (iama.rewards.load, "load_reward")):
         load = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, load=load: loaded.append(load(*args)) or loaded[-1])
     code, _, err = run(*asked, "--dtype", "bfloat16")

@@ -65,6 +65,27 @@ def length(body: dict[str, Any]) -> str:
     return f" {len(found[1])}\n"
 
 
+def test_a_judge_on_several_servers(server: OpenAIServer, tmp_path: Path) -> None:
+    """One of them is dead; the addresses decide no answer, and stand in the plan. One address is dumped as before."""
+    server.answer = length
+    urls = ["http://127.0.0.1:1/v1", server.url]
+    spec = validate(judge_spec(server, tmp_path).model_dump() | {"url": urls}, JudgeSpec, "here")
+    assert judge_plan(spec, 1, 8.0).startswith(f"judge org/judge at {urls[0]}, {urls[1]}: 1 requests")
+    with pytest.warns(IamaWarning, match=r"at 'http://127.0.0.1:1/v1' gave no answer"):
+        scores, _ = load_reward("r", RewardSpec(judge=spec)).score(["a"] * 3, ["one", "three", "eleven"], {})
+    assert scores == [3.0, 5.0, 6.0]
+    assert question_key(spec, "x") == question_key(judge_spec(server, tmp_path), "x")
+    assert judge_spec(server, tmp_path).model_dump()["url"] == server.url
+    for wrong, told in (
+        ([], "url lists no server"),
+        (["http://a/v1", "http://me:key@b/v1"], "holds a user or a query"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            validate(spec.model_dump() | {"url": wrong}, JudgeSpec, "here")
+    with pytest.raises(ConfigError, match="is given twice"):
+        check_reward("r", RewardSpec(judge=spec.model_copy(update={"url": (server.url, server.url)})))
+
+
 def test_scores_through_the_reward_interface(server: OpenAIServer, tmp_path: Path) -> None:
     server.answer = length
     reward = load_reward("r", RewardSpec(judge=judge_spec(server, tmp_path)))

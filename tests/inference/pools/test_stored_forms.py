@@ -70,6 +70,22 @@ def test_a_form_is_written_alike_every_time_and_keeps_odd_characters(tmp_path, e
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+def test_half_a_character_is_refused_and_the_old_file_stays(tmp_path, ending):
+    path, pool = tmp_path / f"pool{ending}", small()
+    write_pool(path, pool)
+    before = path.read_bytes()
+    for prompt in (
+        replace(pool.prompts[0], prompt="\ud83d"),
+        replace(pool.prompts[0], columns={"a": "\ud83d"}),
+        replace(pool.prompts[0], samples=(Response("\ud83d"),) * 3),
+    ):
+        with pytest.raises(RunError, match=r"cannot be written: '\\ud83d' is half a character"):
+            write_pool(path, Pool(pool.header, [prompt]))
+        assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_a_column_is_added_to_every_form(tmp_path, gold_file, ending):
     path = tmp_path / f"pool{ending}"
     write_pool(path, small())

@@ -66,22 +66,24 @@ def answers(url: str) -> bool:
 
 def test_its_adapter_and_its_base_are_ours(url, run, wide, adapter, tmp_path):
     """The likeliest tokens of each are our engine's, to the letter; its samples are counted, differ and are many."""
-    asked = ("--prompts", wide.prompts, "--max-new-tokens", 10)
-    local = {"base": ("--policy", wide.policy), "helpful": ("--policy", adapter)}
+
+    def pool(name, *source):
+        path = tmp_path / f"{name}.jsonl"
+        code, _, err = run("pool", path, "--prompts", wide.prompts, "--max-new-tokens", 10, *source)
+        assert code == 0, err
+        return sorted(read_pool(path).prompts, key=lambda prompt: prompt.prompt_id)  # they stand as they arrived
+
+    def texts(prompts):
+        # The server reads a text after its prompt, so that a first word keeps its blank.
+        return [[(sample.text.lstrip(), sample.num_tokens) for sample in prompt.samples] for prompt in prompts]
+
     likeliest = {}
-    for model, policy in local.items():
+    for model, policy in {"base": wide.policy, "helpful": adapter}.items():
         server = ("--engine", "openai", "--url", url, "--model", model)
-        for name, source in (("theirs", server), ("ours", policy)):
-            path = tmp_path / f"{model}-{name}.jsonl"
-            code, _, err = run("pool", path, *asked, "--n", 1, "--top-k", 1, *source)
-            assert code == 0, err
-            likeliest[model, name] = read_pool(path)
-        assert likeliest[model, "theirs"].texts == likeliest[model, "ours"].texts
-        lengths = [[sample.num_tokens for sample in prompt.samples] for prompt in likeliest[model, "theirs"].prompts]
-        assert lengths == [[s.num_tokens for s in prompt.samples] for prompt in likeliest[model, "ours"].prompts]
-    assert likeliest["base", "theirs"].texts != likeliest["helpful", "theirs"].texts
-    code, _, err = run("pool", tmp_path / "many.jsonl", *asked, "--n", 8, *server)
-    assert code == 0, err
-    many = read_pool(tmp_path / "many.jsonl")
-    assert all(len(set(texts)) > 1 for texts in many.texts)
-    assert not any(prompt.estimated for prompt in many.prompts)
+        theirs = pool(f"{model}-theirs", "--n", 1, "--top-k", 1, *server)
+        assert texts(theirs) == texts(pool(f"{model}-ours", "--n", 1, "--top-k", 1, "--policy", policy))
+        likeliest[model] = texts(theirs)
+    assert likeliest["base"] != likeliest["helpful"]
+    many = pool("many", "--n", 8, *server)
+    assert all(len({sample.text for sample in prompt.samples}) > 1 for prompt in many)
+    assert not any(prompt.estimated for prompt in many)
