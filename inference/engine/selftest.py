@@ -14,9 +14,10 @@ from iama.models.vllm import close_llm, import_vllm
 from inference.engine.decode import decode
 from inference.engine.likelihood import sequence_log_probabilities
 from inference.engine.next_token import draw_tokens, probabilities
-from inference.engine.policy import Policy, VllmPolicy, load_policy
+from inference.engine.policy import Policy, load_policy
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
-from inference.engine.vllm import iter_vllm, load_vllm_policy
+from inference.engine.vllm import load_vllm_policy, vllm_arguments
+from inference.engine.vocabulary import end_tokens
 
 PROMPTS = ("Name a colour.", "What is a boat?", "Hm")
 NUM_SAMPLES, LENGTH, SEED = 4, 24, 7
@@ -74,32 +75,25 @@ def check_vllm_law(path: Path, adapter: Path) -> str:
     opened = load_vllm_policy("selftest", served, SAMPLING)
     try:
         prompts = [list(policy.tokenizer(text)["input_ids"]) for text in PROMPTS]
-        rows = [
-            (prompts[place], list(response.token_ids))
-            for place, responses, _ in iter_vllm(opened, prompts, NUM_SAMPLES, SAMPLING, [SEED] * len(prompts))
-            for response in responses
+        ends = sorted(end_tokens(opened, SAMPLING))
+        asked = vllm.SamplingParams(**vllm_arguments(SAMPLING, ends, NUM_SAMPLES, SEED) | {"logprobs": 0})
+        requests = [{"prompt_token_ids": ids} for ids in prompts]
+        outputs = opened.llm.generate(requests, asked, use_tqdm=False, lora_request=opened.lora)
+        drawn = [
+            (ids, list(sample.token_ids), sample.logprobs)
+            for ids, output in zip(prompts, outputs, strict=True)
+            for sample in output.outputs
         ]
-        theirs = _vllm_log_probabilities(vllm, opened, rows)
     finally:
         close_llm(opened.llm)
-    ours = sequence_log_probabilities(policy, [row[0] for row in rows], [row[1] for row in rows], len(rows))
-    pairs = zip(ours, theirs, strict=True)
-    gap = max(abs(total - other) / max(number, 1) for (total, number), other in pairs)
+    ours = sequence_log_probabilities(policy, [row[0] for row in drawn], [row[1] for row in drawn], len(drawn))
+    gap = 0.0
+    for (total, number), (_, answer, laws) in zip(ours, drawn, strict=True):
+        theirs = sum(law[token].logprob for law, token in zip(laws, answer, strict=True))
+        gap = max(gap, abs(total - theirs) / max(number, 1))
     if not gap <= LARGEST_VLLM_GAP:
         raise RunError(f"log-probabilities of vLLM are off by {gap:.2g} nats a token, more than {LARGEST_VLLM_GAP:g}")
-    return f"log-probabilities of {len(rows)} samples within {gap:.1e} nats a token"
-
-
-def _vllm_log_probabilities(vllm: Any, policy: VllmPolicy, rows: list[tuple[list[int], list[int]]]) -> list[float]:
-    """Of responses under vLLM, as it reads them behind their prompts."""
-    settings = vllm.SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0)
-    requests = [{"prompt_token_ids": [*prompt, *answer]} for prompt, answer in rows]
-    outputs = policy.llm.generate(requests, settings, use_tqdm=False, lora_request=policy.lora)
-    sums = []
-    for (prompt, answer), output in zip(rows, outputs, strict=True):
-        behind = output.prompt_logprobs[len(prompt) :]
-        sums.append(sum(law[token].logprob for law, token in zip(behind, answer, strict=True)))
-    return sums
+    return f"log-probabilities of {len(drawn)} samples within {gap:.1e} nats a token"
 
 
 def whole_logits(policy: Policy, prompt: list[int], answer: list[int]) -> torch.Tensor:
