@@ -158,7 +158,6 @@ def serve(
         return StoppedSampler(policy, reward, stopped_of(read), sampling, batch_size)
     if not read.is_guided:
         return SelectionSampler(policy, reward, served_of(read), sampling, batch_size)
-    assert not isinstance(policy, VllmPolicy), "check_vllm_serves refuses guided methods"
     entry = _entry(read)
     settings = _validated(read, entry, sampling)
     if reward is None:
