@@ -127,6 +127,7 @@ def train(config: TrainingConfig, side: str) -> Times:
     """Train with ours, or with TRL's trainer."""
     times = Times()
     if side == "ours":
+        config = config.model_copy(update={"rollouts": "engine"})
         trainer: Any = build_trainer(make_plan(config, CONFIG), Console(quiet=True))
     else:
         trainer = build(config.model_copy(update={"trainer": {**config.trainer, "use_cpu": True}}))

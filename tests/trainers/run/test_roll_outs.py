@@ -44,6 +44,7 @@ PROMPTS = [[2, 4, 20, 30, 5], [2, 4, 21, 5]]
 
 def make_trainer(config):
     """A trainer whose adapter is not zero."""
+    config = config.model_copy(update={"rollouts": "engine"})
     trainer = build_trainer(make_plan(config, "test.yaml"), Console(quiet=True))
     torch.manual_seed(1)
     for name, parameter in trainer.model.named_parameters():
@@ -252,10 +253,7 @@ def one_warning(match):
 SETTINGS = {
     "generation_kwargs": ({"trainer__generation_kwargs": {"typical_p": 0.9}}, "trainer.generation_kwargs is"),
     "continuous": ({"trainer__use_transformers_continuous_batching": True}, "use_transformers_continuous_batching is"),
-    "sharded": (
-        {"trainer__deepspeed": "configs/deepspeed/zero3.json", "trainer__ds3_gather_for_generation": False},
-        "ds3_gather_for_generation: false",
-    ),
+    "sharded": ({"trainer__deepspeed": "configs/deepspeed/zero3.json"}, "that ZeRO-3 shards"),
 }
 
 
@@ -263,13 +261,13 @@ SETTINGS = {
 def test_a_setting_of_generate_is_told_in_the_plan(make_config, case):
     changes, match = SETTINGS[case]
     with one_warning(match):
-        plan = make_plan(make_config(**changes), "test.yaml")
+        plan = make_plan(make_config(**changes, rollouts="engine"), "test.yaml")
     assert plan.rollouts == "generate"
 
 
 def test_the_configuration_chooses(make_config):
-    assert make_plan(make_config(), "test.yaml").rollouts == "engine"
-    plan = make_plan(make_config(rollouts="generate"), "test.yaml")
+    assert make_plan(make_config(rollouts="engine"), "test.yaml").rollouts == "engine"
+    plan = make_plan(make_config(), "test.yaml")
     assert plan.rollouts == "generate"
     trainer = build_trainer(plan, Console(quiet=True))
     torch.manual_seed(5)
@@ -278,7 +276,7 @@ def test_the_configuration_chooses(make_config):
     assert ours == by_generate(trainer, PROMPTS * 4)
     dumped = make_config().model_dump()
     assert "rollouts" not in dumped
-    assert make_config(rollouts="generate").model_dump()["rollouts"] == "generate"
+    assert make_config(rollouts="engine").model_dump()["rollouts"] == "engine"
 
 
 @pytest.mark.slow
@@ -289,7 +287,11 @@ def test_a_model_that_the_engine_cannot_read_is_drawn_from_by_generate(make_conf
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=16, state_size=4, num_hidden_layers=1, **ids)
     MambaForCausalLM(config).save_pretrained(tmp_path / "policy")
     tokenizer.save_pretrained(tmp_path / "policy")
-    changes = {"policy": {"path": str(tmp_path / "policy")}, "lora": {"r": 2, "target_modules": ["x_proj"]}}
+    changes = {
+        "rollouts": "engine",
+        "policy": {"path": str(tmp_path / "policy")},
+        "lora": {"r": 2, "target_modules": ["x_proj"]},
+    }
     trainer = build_trainer(make_plan(make_config(**changes), "test.yaml"), Console(quiet=True))
     with one_warning("a mamba model keeps recurrent state"):
         trainer.train()
