@@ -1,8 +1,10 @@
 """Non-linear GRPO on TRL's GRPOTrainer.
 
 TRL computes advantages inside `_generate_and_score_completions`, from rewards that `_calculate_rewards` has
-gathered over all processes. Those two methods are overridden and no more: the first hands over the rewards of
+gathered over all processes. Those two methods are overridden: the first hands over the rewards of
 whole groups (a group may straddle processes), the second puts the objective's advantages in the place of TRL's.
+Where something else than `generate` draws (`_generate_single_turn`), TRL's log-probabilities are taken in a few passes
+(`_get_per_token_logps_and_entropies`, see `trainers/passes.py`). No more is overridden.
 What changes from step to step besides the weights lives in `trainers/control.py`. A contract test pins what is
 relied on.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -28,6 +31,7 @@ from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RollOuts, RunControl, RunningMean, check_kl
 from trainers.options import check_engine, check_options
+from trainers.passes import Logps, by_length
 from trainers.run.watch import covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 from trainers.run.watchdog import Watchdog
 
@@ -38,6 +42,12 @@ SKIP = (
     "those that it does not score"
 )
 """What to do about rewards that are each for one task."""
+Draw = Callable[["NonlinearGRPOTrainer", Sequence[Sequence[int]], Sequence[str]], list[list[int]] | None]
+"""From the trainer, prompts' token ids and names of what they come with besides to completions, end token included.
+
+None leaves a batch to `generate`, on all processes alike."""
+IMAGES = ("pixel_values", "token_type_ids", "mm_token_type_ids")
+"""What TRL reads beside token ids, row by row."""
 LINEAR = {
     "reward": "linear_sum/mean",
     "reward_std": "linear_sum/std",
@@ -56,11 +66,12 @@ class NonlinearGRPOTrainer(GRPOTrainer):
     `multi_objective_aggregation`) are warned of. What TRL logs of the weighted sum of the rewards is logged under names
     that say so (`LINEAR`). Source: Takakura et al. 2026, Algorithm 2.
 
-    Three further arguments may be left out: `kl` (a target KL for an adaptive beta, a chi-squared penalty; by
+    Four further arguments may be left out: `kl` (a target KL for an adaptive beta, a chi-squared penalty; by
     default TRL's fixed beta alone), `on_nan` ("drop" lets a completion without a score leave its group, and
     "skip_criterion" first lets a criterion that scores none of a prompt's completions leave that prompt's objective;
-    by default a missing score is an error) and `running_mean_decay` (of the criteria's values, from which an aggregate
-    other than the weighted sum takes its weights).
+    by default a missing score is an error), `running_mean_decay` (of the criteria's values, from which an aggregate
+    other than the weighted sum takes its weights) and `roll_outs` (what draws completions in the place of `generate`,
+    of the same law: `trainers/run/roll_outs.py`).
     """
 
     _tag_names = ["trl", "nonlinear-grpo", "iama"]  # noqa: RUF012 - TRL's own declaration
@@ -73,6 +84,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         kl: KLConfig | None = None,
         on_nan: OnNan = "error",
         running_mean_decay: float = 0.9,
+        roll_outs: Draw | None = None,
         **kwargs: Any,
     ) -> None:
         if not 0 <= running_mean_decay < 1:
@@ -88,6 +100,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         weights = torch.zeros(len(self.reward_func_names))
         weights[self._columns] = torch.tensor([c.weight for c in objective.criteria])
         self.reward_weights = weights
+        self._draw = roll_outs
         self._kl, self._on_nan, self._has_dropped = kl or KLConfig(), on_nan, False
         check_kl(self._kl, self.beta)
         self._absent_K: torch.Tensor | None = None
@@ -105,6 +118,33 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         """Refuse or warn of what bends the objective."""
         for message in [*check_options(self.args), *check_engine(self.args, self.objective)]:
             warnings.warn(message, IamaWarning, stacklevel=3)
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], Any]:
+        if self._draw is not None and not self.use_vllm:
+            beside = [*multimodal_fields, *(["images"] if images is not None else [])]
+            completion_ids = self._draw(self, prompt_ids, beside)
+            if completion_ids is not None:
+                return completion_ids, None  # TRL asks for log-probabilities of other engines only
+        generated: tuple[list[list[int]], Any] = super()._generate_single_turn(
+            prompt_ids, images, multimodal_fields, *args, **kwargs
+        )
+        return generated
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        read = super()._get_per_token_logps_and_entropies
+        if self._draw is None or kwargs.get("compute_aux_loss") or any(kwargs.get(key) is not None for key in IMAGES):
+            whole: tuple[Any, Any, Any] = read(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+            return whole
+
+        def part(ids: torch.Tensor, mask: torch.Tensor, width: int) -> Logps:
+            logps, entropies, _ = read(model, ids, mask, width, *args, **kwargs)
+            return logps, entropies
+
+        return (*by_length(part, input_ids, attention_mask, logits_to_keep), None)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         with self.watchdog.phase("reward"):

@@ -166,6 +166,9 @@ class TrainingConfig(Strict):
     watch: WatchConfig = WatchConfig()
     sampling: Sampling = Sampling()
     """Of the roll-outs; `iama.json` carries it to whatever serves the model."""
+    rollouts: Literal["engine", "generate"] = Field("generate", exclude_if=lambda rollouts: rollouts == "generate")
+    """What draws them: generate of transformers, or the engine that serves, of the same law; vLLM where
+    `trainer.use_vllm` is set."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Any field of TRL's GRPOConfig, unchanged, except those that `sampling` fills."""
     lora: dict[str, Any] = Field(default_factory=dict)

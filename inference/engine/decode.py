@@ -40,12 +40,13 @@ def decode(
     seed: int,
     batch_size: int,
     keys: Sequence[int] | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> tuple[list[list[Response]], Cost]:
     """All that `iter_decode` yields: responses in the prompts' order, and their total cost."""
     responses: list[list[Response]] = [[] for _ in prompts_ids]
     costs = []
     for index, samples, cost in iter_decode(
-        policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size, keys=keys
+        policy, prompts_ids, num_samples, sampling, seed=seed, batch_size=batch_size, keys=keys, firsts=firsts
     ):
         responses[index] = samples
         costs.append(cost)
@@ -61,6 +62,7 @@ def iter_decode(
     seed: int,
     batch_size: int,
     keys: Sequence[int] | None = None,
+    firsts: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, list[Response], Cost]]:
     """Sample responses for every prompt; yields (prompt index, its responses, its cost) as prompts are done.
 
@@ -70,7 +72,7 @@ def iter_decode(
     samples side by side: the prefill and T - 1 more, T being the longest response. `batch_size` is the
     number of rows decoded together; where memory runs out it is halved, with a warning and the same responses (the
     cost of what was lost is not counted). `keys` replaces the prompts' `prompt_keys`, for a list that is part of a
-    longer one.
+    longer one; `firsts` are the indices of the prompts' first samples (0), for samples that are part of more.
 
     Raises `DataError` naming the prompt, before anything is decoded, if one is empty or does not fit.
     """
@@ -82,7 +84,8 @@ def iter_decode(
         yield index, [], Cost()
 
     def run(indices: list[int], batch_size: int) -> Iterator[_Samples]:
-        streams = {i: stream_keys(seed, [keys[i]] * counts[i], np.arange(counts[i])) for i in indices}
+        places = {i: np.arange(counts[i]) + (firsts[i] if firsts else 0) for i in indices}
+        streams = {i: stream_keys(seed, [keys[i]] * counts[i], places[i]) for i in indices}
         samples = [_Samples(i, prompts_ids[i], streams[i]) for i in indices]
         return _Decoder(policy, sampling, batch_size).run(samples)
 

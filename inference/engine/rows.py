@@ -6,9 +6,9 @@ Exact: the logits of a row are those of a clean forward over its ids, whatever w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,25 @@ from iama.models.flops import RECURRENT, ModelSize, row_flops, size_of
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import inner_model, is_out_of_memory
 from inference.engine.kv_cache import SlotCache, Step
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _without_gradients(
+    method: Callable[Concatenate[Rows, Arguments], Result],
+) -> Callable[Concatenate[Rows, Arguments], Result]:
+    """Run a method in torch's inference mode; for a model in training without gradients only, which is a little slower.
+
+    A tensor that such a model keeps from a pass in inference mode could take no part in its next training step.
+    """
+
+    @wraps(method)
+    def run(self: Rows, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with torch.no_grad() if self._is_trained else torch.inference_mode():
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class Rows:
@@ -35,6 +54,7 @@ class Rows:
         self.num_forwarded = 0
         self.num_passes = 0
         self._model = model
+        self._is_trained = any(parameter.requires_grad for parameter in model.parameters())
         self._last_fed = np.zeros((2, 0), dtype=np.int64)  # of each row of the last pass: tokens before, tokens fed
         self._device = model.device
         self._cache = SlotCache(model.device)
@@ -85,7 +105,7 @@ class Rows:
         """Floating-point operations of the last pass, of each row that `extend` was given, `[R]`; none for padding."""
         return row_flops(self.size, *self._last_fed)
 
-    @torch.inference_mode()
+    @_without_gradients
     def extend(self, slots: Sequence[int], tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Append at least one token to each row; returns the logits after the last, `[R, V]` (or `[R, labels]`)."""
         assert len(slots) == len(tokens) > 0
@@ -110,14 +130,14 @@ class Rows:
         self.num_forwarded += int(counts.sum())
         self.num_passes += 1
 
-    @torch.inference_mode()
+    @_without_gradients
     def fork(self, slot: int, num_rows: int) -> list[int]:
         """Further rows with the same ids; nothing is forwarded."""
         slots = self.allocate(num_rows)
         self.copy(slot, slots)
         return slots
 
-    @torch.inference_mode()
+    @_without_gradients
     def copy(self, source: int, targets: Sequence[int], start: int = 0) -> None:
         """Make rows equal to another; up to token `start` they must be so already."""
         ids = self._ids[source]
@@ -161,12 +181,12 @@ def refuse_recurrent(model: Any, source: str) -> None:
         )
 
 
-def refuse_inexact(model: PreTrainedModel, source: str) -> None:
+def refuse_inexact(model: PreTrainedModel, source: str, dtype: torch.dtype | None = None) -> None:
     """Raise `ModelError` for a language model that the engine cannot decode exactly.
 
     Every architecture that was tried can be; this tries the one at hand: two short rows, read side by side in two
     passes, and the end of one read again alone, must give the logits of a clean forward. In half precision only gross
-    differences are seen.
+    differences are seen. `dtype` is what the model computes in where that is not its weights' type.
     """
     rows = Rows(model, source)
     size = model.config.get_text_config(decoder=True).vocab_size
@@ -177,7 +197,7 @@ def refuse_inexact(model: PreTrainedModel, source: str) -> None:
         pieces = rows.extend(slots, [row[5:] for row in ids])
         rows.roll_back(slots[0], len(ids[0]) - 1)
         pieces = torch.cat([pieces, rows.extend(slots[:1], [ids[0][-1:]])])
-        with torch.inference_mode():
+        with torch.no_grad():
             clean = torch.cat([model(input_ids=torch.tensor([row], device=model.device)).logits[:, -1] for row in ids])
         clean = clean[[0, 1, 0]]
     except (RuntimeError, IndexError, TypeError, AttributeError) as error:
@@ -187,7 +207,7 @@ def refuse_inexact(model: PreTrainedModel, source: str) -> None:
             ) from error
         reason = " ".join(str(error).split())[:120]
         raise ModelError(f"{source}: {_cannot(model)} ({type(error).__name__}: {reason})") from error
-    if differs(pieces, clean, model.dtype):
+    if differs(pieces, clean, dtype or model.dtype):
         worst = float((pieces - clean).abs().max())
         raise ModelError(f"{source}: {_cannot(model)} (logits differ by {worst:.3g} from a clean forward)")
 

@@ -4,11 +4,12 @@
 
 Measures sampling against `generate` of transformers and a bare loop, CARDS against a slow reference and against what
 must be forwarded, GGRO against a slow reference, SEA against one chain at a time and against bare passes, the objective
-against a training step. Writes runs/bench/summary.json (`{name: {ratio, min, max, target, holds}}`; for which side of
-its target a ratio holds, see `scripts.bench.entries.BARS`), runs/bench/details.json and docs/performance.md.
+against a training step, training steps against TRL's. Writes runs/bench/summary.json (`{name: {ratio, min, max, target,
+holds}}`; for which side of its target a ratio holds, see `scripts.bench.entries.BARS`), runs/bench/details.json and
+docs/performance.md.
 
 Each part can be measured alone (`--part gradient`). Figures are kept in runs/bench/parts.json, and the page is written
-when there are some of every part, of the same machine and setting.
+when there are some of every part, of the same machine and setting; roll-outs alone renew their own section of it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ prepare_environment()
 from transformers.utils import logging as transformers_logging  # noqa: E402 - after the environment is set
 
 from scripts import launch  # noqa: E402
-from scripts.bench.page import write  # noqa: E402
+from scripts.bench.page import renew, rollouts, write  # noqa: E402
 from scripts.bench.parts import TITLES, Part, measure, store, stored  # noqa: E402
+from scripts.bench.roll_outs import RollOutFigures  # noqa: E402
 from scripts.bench.setting import QUICK, Setting, prepare  # noqa: E402
 
 if TYPE_CHECKING:
@@ -68,11 +70,14 @@ def main(
         console.print(f"{number}/{len(asked)}  {TITLES[name]}")
         parts.figures[name] = measure(name, bench, world, _sayer(console, begin))
         store(out / "parts.json", parts)
+    path = page or (out / "performance.md" if quick else PAGE)
     _show([entry for name in asked for entry in parts.entries(name)])
     if parts.missing:
         console.print(f"no page: {', '.join(parts.missing)} not measured; see {out / 'parts.json'}", soft_wrap=True)
+        if Part.ROLLOUTS in asked and path.is_file():  # a section that stands alone
+            renew(path, rollouts(RollOutFigures(**parts.figures[Part.ROLLOUTS]), bench.setting))
+            console.print(f"renewed    its section in {path}, whose other sections stay", soft_wrap=True)
         return
-    path = page or (out / "performance.md" if quick else PAGE)
     write(parts.report(quick=quick), out, path, "make bench")
     console.print(f"wrote {out / 'summary.json'}, {out / 'details.json'} and {path}", soft_wrap=True)
 

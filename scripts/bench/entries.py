@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["people", "own", "gradient", "training"]
+Kind = Literal["people", "own", "gradient", "training", "rollouts"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ BARS = {
     "advantages_overhead": Bar(
         "the objective's advantages, rewards [64, 1024, 4]: share of a demo training step", 0.01, True, "training"
     ),
+    "rollouts_demo": Bar("demo: seconds of a training step of TRL's GRPOTrainer over ours", 1.4, False, "rollouts"),
+    "rollouts_135m": Bar("135 M: seconds of a training step of TRL's GRPOTrainer over ours", 1.15, False, "rollouts"),
 }
 
 

@@ -20,7 +20,8 @@ from scripts.bench.cards import CardsFigures
 from scripts.bench.entries import BARS, Entry, Kind
 from scripts.bench.gradient import GradientFigures
 from scripts.bench.plain_sampling import PlainFigures, ratios
-from scripts.bench.setting import Bench
+from scripts.bench.roll_outs import RollOutFigures
+from scripts.bench.setting import Bench, Setting
 from scripts.bench.training import TrainingFigures
 from scripts.experiments.frame import Claim, claims_table, table
 
@@ -37,13 +38,14 @@ class Report:
     cards: CardsFigures
     gradient: GradientFigures
     training: TrainingFigures
+    rollouts: RollOutFigures
     quick: bool
 
     @property
     def entries(self) -> dict[str, Entry]:
         """By name, in the order of the bars."""
         entries = [*self.plain.entries(self.bench), *self.cards.entries(), *self.gradient.entries()]
-        entries += self.training.entries()
+        entries += [*self.training.entries(), *self.rollouts.entries()]
         by_name = {entry.name: entry for entry in entries}
         return {name: by_name[name] for name in BARS}
 
@@ -69,13 +71,25 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
         "latency": report.latencies,
         "gradient": asdict(report.gradient),
         "training": asdict(report.training),
+        "rollouts": asdict(report.rollouts),
         "seconds": {"sampling": asdict(report.plain), "cards": report.cards.ours, "references": report.cards.theirs},
     }
     write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
-    parts = [part(report) for part in (setting, people, references, gradient, training, latency)]
+    parts = [part(report) for part in (setting, people, references, gradient, training)]
+    parts += [rollouts(report.rollouts, report.bench.setting), latency(report)]
     head = ["# Speed", f"Written by `{command}`; edit the script, not this page.", *([QUICK_NOTE] * report.quick)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "\n\n".join([*head, *(filled(part).strip("\n") for part in parts)]) + "\n")
+
+
+def renew(path: Path, part: str) -> None:
+    """Put a section in the place of the page's own of that heading, or before the last; the others stay as they are."""
+    text = filled(part)
+    head, *sections = path.read_text(encoding="utf-8").rstrip("\n").split("\n\n## ")
+    title, others = text.partition("\n")[0].removeprefix("## "), [old.partition("\n")[0] for old in sections]
+    place = others.index(title) if title in others else len(sections) - 1
+    sections[place : place + (title in others)] = [text.removeprefix("## ")]
+    write_atomically(path, "\n\n## ".join([head, *sections]) + "\n")
 
 
 def filled(part: str) -> str:
@@ -257,6 +271,38 @@ of one step of `configs/demo.yaml` (one process). Those of the demo's own reward
 """
 
 
+def rollouts(figures: RollOutFigures, fixed: Setting) -> str:
+    """Whole training steps, beside TRL's."""
+    rows = [
+        [
+            name,
+            *(f"{median(figures.steps[name][side])} ({figures.share(name, side):.0%})" for side in ("trl", "ours")),
+            entry.spread,
+            f"{figures.drawing_ratio(name):.3g}",
+        ]
+        for name, entry in zip(figures.steps, figures.entries(), strict=True)
+    ]
+    header = ["policy", "TRL: seconds a step (drawing)", "ours", "ratio", "ratio of drawing alone"]
+    return f"""
+## Training steps
+
+{claims_of(figures.entries())}
+
+Roll-outs on our engine in a whole optimiser step, beside TRL's `GRPOTrainer` as it stands, which draws by `generate`
+(`scripts/experiments/stock_grpo.py`): the same model, LoRA, rewards, batch and one process. Trainings of a few steps
+alternate, {fixed.num_drawn_trainings} pairs; the median step of one over that of the other, first steps left out.
+
+{table(header, rows)}
+
+**demo**: `configs/demo.yaml` without gold rewards, 4 prompts, groups of 16, at most 48 new tokens. **135M**: random
+weights in the shape of SmolLM2-135M, a vocabulary of 49,152, {fixed.drawn_prompts} prompts of
+{fixed.drawn_prompt_tokens} tokens, groups of 8, at most {fixed.drawn_tokens} new tokens, beta 0.2, a reward that costs
+nothing. Random weights hardly ever draw a given end token, so that every 48th token ends a response. The loss, with
+its reference, its forward and its backward pass, is TRL's on both sides; what drawing takes of a step bounds what an
+engine can win.
+"""
+
+
 def latency(report: Report) -> str:
     """Seconds a request."""
     rows = [
@@ -274,7 +320,11 @@ Seconds until a request is answered. Requests that are made together are answere
 
 def claims(report: Report, kind: Kind) -> str:
     """The table of one section's entries."""
-    entries = [entry for entry in report.entries.values() if entry.bar.kind == kind]
+    return claims_of([entry for entry in report.entries.values() if entry.bar.kind == kind])
+
+
+def claims_of(entries: list[Entry]) -> str:
+    """The table of some entries."""
     return claims_table(
         Claim(f"{e.bar.text} (`{e.name}`)", e.bar.shown, e.spread, e.bar.holds(e.ratio)) for e in entries
     )

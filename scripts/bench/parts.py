@@ -11,7 +11,7 @@ from typing import Any
 
 from iama.files import write_atomically
 from inference.samplers.cards import CardsSettings
-from scripts.bench import cards, gradient, plain_sampling, training
+from scripts.bench import cards, gradient, plain_sampling, roll_outs, training
 from scripts.bench.entries import Entry
 from scripts.bench.page import Report, machine
 from scripts.bench.setting import Bench, calibrate
@@ -24,6 +24,7 @@ class Part(StrEnum):
     CARDS = "cards"
     GRADIENT = "gradient"
     TRAINING = "training"
+    ROLLOUTS = "rollouts"
 
 
 TITLES = {
@@ -31,6 +32,7 @@ TITLES = {
     Part.CARDS: "CARDS: its settings, then ours and two references",
     Part.GRADIENT: "GGRO: ours and a reference; SEA: chains together and alone, steps and bare passes",
     Part.TRAINING: "training: ours beside TRL's own, and the advantages alone",
+    Part.ROLLOUTS: "roll-outs: whole training steps, ours beside TRL's own",
 }
 
 
@@ -56,6 +58,7 @@ class Parts:
             cards.CardsFigures(**figures["cards"]["figures"]),
             gradient.GradientFigures(**figures["gradient"]),
             training.TrainingFigures(**figures["training"]),
+            roll_outs.RollOutFigures(**figures["rollouts"]),
             quick,
         )
 
@@ -68,7 +71,9 @@ class Parts:
             return cards.CardsFigures(**figures["figures"]).entries()
         if part == Part.GRADIENT:
             return gradient.GradientFigures(**figures).entries()
-        return training.TrainingFigures(**figures).entries()
+        if part == Part.TRAINING:
+            return training.TrainingFigures(**figures).entries()
+        return roll_outs.RollOutFigures(**figures).entries()
 
 
 def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -> Any:
@@ -80,7 +85,9 @@ def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -
         return {"settings": settings.model_dump(), "figures": asdict(cards.measure(bench, settings, say))}
     if part == Part.GRADIENT:
         return asdict(gradient.measure(bench, say))
-    return asdict(training.measure(world, bench.setting.num_steps, bench.setting.num_trainings))
+    if part == Part.TRAINING:
+        return asdict(training.measure(world, bench.setting.num_steps, bench.setting.num_trainings))
+    return asdict(roll_outs.measure(world, bench.setting, say))
 
 
 def stored(path: Path, bench: Bench, but: Collection[Part]) -> Parts:

@@ -56,6 +56,13 @@ class Setting:
     num_step_rounds: int = 5  # of SEA's steps
     num_steps: int = 7  # of training
     num_trainings: int = 3  # pairs of runs whose memory is compared
+    num_drawn_trainings: int = 4  # pairs of trainings whose steps are compared
+    num_drawn_steps: int = 4  # of the demo, in each
+    num_drawn_large_steps: int = 2  # of the 135 M policy
+    drawn_is_large: bool = True
+    drawn_prompts: int = 2  # a step of the 135 M policy
+    drawn_prompt_tokens: int = 32
+    drawn_tokens: int = 32
 
     @property
     def sampling(self) -> Sampling:
@@ -82,6 +89,13 @@ QUICK = Setting(
     num_step_rounds=2,
     num_steps=1,
     num_trainings=1,
+    num_drawn_trainings=1,
+    num_drawn_steps=1,
+    num_drawn_large_steps=1,
+    drawn_is_large=False,
+    drawn_prompts=1,
+    drawn_prompt_tokens=8,
+    drawn_tokens=8,
 )
 
 

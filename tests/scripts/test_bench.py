@@ -18,6 +18,7 @@ from scripts import launch
 from scripts.bench import cards, entries, plain_sampling, setting
 from scripts.bench.__main__ import app
 from scripts.bench.counting import num_suffix, policy_necessary, reward_necessary, watched
+from scripts.bench.page import renew
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*none of which was accepted"),
@@ -178,6 +179,15 @@ def test_sides_and_quantiles():
     assert not at_least.as_dict()["holds"]
     latency = entries.Latency("CARDS", 1, [float(i) for i in range(20, 0, -1)])
     assert (latency.quantile(0.5), latency.quantile(0.95)) == (10.0, 19.0)
+
+
+def test_a_section_is_renewed_and_the_others_stay(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("# Speed\n\nhead\n\n## One\n\n1\n\n## Latency\n\nlast\n")
+    renew(path, "## Two\n\n2")
+    assert path.read_text() == "# Speed\n\nhead\n\n## One\n\n1\n\n## Two\n\n2\n\n## Latency\n\nlast\n"
+    renew(path, "\n## One\n\nnew\n\n| a |\n")
+    assert path.read_text() == "# Speed\n\nhead\n\n## One\n\nnew\n\n| a |\n\n## Two\n\n2\n\n## Latency\n\nlast\n"
 
 
 def test_help_has_an_example():

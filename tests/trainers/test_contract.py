@@ -10,17 +10,20 @@ from trl import GRPOTrainer
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 
 
-def test_the_two_overridden_methods_keep_their_signatures():
+def test_the_overridden_methods_keep_their_signatures():
     rewards = inspect.signature(GRPOTrainer._calculate_rewards)
     assert list(rewards.parameters) == ["self", "inputs", "prompts", "completions", "completion_ids_list"]
     score = inspect.signature(GRPOTrainer._generate_and_score_completions)
     assert list(score.parameters) == ["self", "inputs"]
+    draw = inspect.signature(GRPOTrainer._generate_single_turn)
+    assert list(draw.parameters)[:4] == ["self", "prompt_ids", "images", "multimodal_fields"]
 
 
-def test_only_those_two_methods_are_overridden():
+def test_no_other_method_is_overridden():
     own = {name for name, value in vars(NonlinearGRPOTrainer).items() if inspect.isfunction(value)}
     overridden = {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"}
-    assert overridden == {"_calculate_rewards", "_generate_and_score_completions"}
+    rewards = {"_calculate_rewards", "_generate_and_score_completions"}
+    assert overridden == rewards | {"_generate_single_turn", "_get_per_token_logps_and_entropies"}
 
 
 def test_trl_slices_gathered_advantages_by_process_in_group_order():

@@ -137,6 +137,14 @@ def test_groups_that_straddle_processes_get_the_advantages_of_one(alone, sharded
     assert np.ptp(alone[2][0]["advantages"]) > 0.1
 
 
+def test_the_engine_draws_what_it_draws_in_one_process(alone, sharded):
+    (whole,) = (rank["drawn"] for rank in alone[2])
+    assert len(whole) == 12
+    assert len({tuple(completion) for completion in whole}) > 6
+    for rank in sharded[3]:  # weights that differ by rounding may turn a token
+        assert sum(one == two for one, two in zip(rank["drawn"], whole, strict=True)) >= 10
+
+
 def test_the_saved_adapter_is_the_live_model(sharded, tiny):
     _, folder, _, ranks = sharded
     base = AutoModelForCausalLM.from_pretrained(tiny.policy)
@@ -172,6 +180,12 @@ def test_processes_that_finish_at_different_lengths_do_not_hang(sharded):
     for rank in sharded[3]:
         for one, two in rank["lengths"]:  # whole weights while generating, then sharded ones
             assert one > two == 1
+
+
+def test_plain_data_parallelism_trains_as_one_process_does(alone, write):
+    sharded = replayed(write("parallel", 2))
+    assert all("DistributedDataParallel, 2 processes (gloo)" in rank["engine"] for rank in sharded[2])
+    same_training(alone, sharded)
 
 
 def test_cpu_offload_trains_as_one_process_does(alone, write):

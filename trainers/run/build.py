@@ -37,6 +37,7 @@ from trainers.run.checkpoints import inputs_of, sharding_of
 from trainers.run.engine import prepare_process_group, refuse_disagreement, whole_models
 from trainers.run.fields import save_limit
 from trainers.run.plan import Plan
+from trainers.run.roll_outs import EngineRollOuts
 from trainers.run.samples import SampleFiles
 from trainers.run.watch import Watch
 from trainers.run.watchdog import PhaseMarks, Watchdog
@@ -60,7 +61,7 @@ def build_trainer(
     metrics = MetricsFile(folder / "metrics.jsonl", criteria, first_step, watch)
     samples = SampleFiles(folder / "samples", plan.config.watch.samples, first_step)
     inputs = inputs_of(plan) if is_main_process() else {}  # the main process alone writes the marker
-    checkpoints = Checkpoints(sharding_of(plan.config), save_limit(plan.trainer_fields), inputs)
+    checkpoints = Checkpoints(sharding_of(plan.config), save_limit(plan.trainer_fields), inputs, plan.rollouts)
     with whole_models(args):
         rewards = load_rewards(plan)
     trainer = NonlinearGRPOTrainer(
@@ -68,6 +69,7 @@ def build_trainer(
         kl=plan.config.kl,
         on_nan=plan.config.objective.on_nan,
         running_mean_decay=plan.config.objective.running_mean_decay,
+        roll_outs=EngineRollOuts(plan.config.sampling, plan.config.seed) if plan.rollouts == "engine" else None,
         model=_load_model(plan),
         reward_funcs=[by_row(reward) for reward in rewards],
         args=args,

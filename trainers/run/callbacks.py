@@ -171,10 +171,11 @@ class Checkpoints(TrainerCallback):
     so that no line averages over steps of which a continued run knows only some. Frozen weights stay out of it.
     """
 
-    def __init__(self, sharding: Sharding, limit: int | None, inputs: dict[str, str]) -> None:
+    def __init__(self, sharding: Sharding, limit: int | None, inputs: dict[str, str], rollouts: str) -> None:
         self._sharding = sharding
         self._limit = limit
         self._inputs = inputs
+        self._rollouts = rollouts
 
     def on_train_begin(
         self,
@@ -207,7 +208,7 @@ class Checkpoints(TrainerCallback):
             folder = Path(args.output_dir)
             checkpoint = folder / f"checkpoint-{state.global_step}"
             warn_of_size(checkpoint, model, self._sharding.world_size)
-            write_marker(checkpoint, self._sharding, self._inputs)
+            write_marker(checkpoint, self._sharding, self._inputs, self._rollouts)
             keep_newest(folder, self._limit)
 
 

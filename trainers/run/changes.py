@@ -28,7 +28,9 @@ MAY_CHANGE = (
     "save_strategy",
     "save_total_limit",
 )
-"""Fields of `trainer` with which a run may go on otherwise than it began; so may `name` and the block `watch`."""
+"""Fields of `trainer` with which a run may go on otherwise than it began; so may `name` and the block `watch`.
+
+Of `rollouts` checkpoints tell (`refuse_other_rollouts`): a run may have begun before there was a choice."""
 MAX_STEPS = "trainer.max_steps"
 ON_NAN = "objective.on_nan"
 _NOTHING = object()
@@ -39,7 +41,7 @@ def differences(stored: TrainingConfig, config: TrainingConfig) -> dict[str, str
 
     Paths to one place, defaults that are written out and other spellings of one operator are no difference.
     """
-    before, now = (c.model_dump(mode="json", exclude={"watch", "name"}) for c in (stored, config))
+    before, now = (c.model_dump(mode="json", exclude={"watch", "name", "rollouts"}) for c in (stored, config))
     found = dict(_different(before, now, ""))
     for block in ("trainer", "lora"):
         for key in [key for key in found if key.startswith(f"{block}.")]:

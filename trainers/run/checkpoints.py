@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
@@ -25,7 +25,7 @@ from iama.errors import IamaWarning, RunError
 from iama.files import is_temporary, write_atomically
 from iama.installation import find_file
 from iama.models.fingerprint import fingerprint, weights_revision
-from trainers.run.fields import deepspeed_options
+from trainers.run.fields import zero_stage
 
 if TYPE_CHECKING:  # not at start-up
     from trainers.run.plan import Plan
@@ -61,19 +61,14 @@ class Marker(Strict):
     """Size in bytes by path within the checkpoint."""
     inputs: dict[str, str] = Field(default_factory=dict)
     """Hash by name of what the run was trained on: prompts and rewards (`inputs_of`)."""
+    rollouts: str = "generate"
+    """What drew its roll-outs (`Plan.rollouts`); an older marker, from before there was a choice, does not say."""
 
 
 def sharding_of(config: TrainingConfig) -> Sharding:
     """The sharding that a configuration asks for."""
     stage = zero_stage(config.trainer.get("deepspeed"))
     return Sharding(zero_stage=stage, world_size=config.world_size, precision=_precision(config))
-
-
-def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
-    """ZeRO stage of the field `trainer.deepspeed`, a file or its content; None without DeepSpeed."""
-    if deepspeed is None:
-        return None
-    return int(deepspeed_options(deepspeed).get("zero_optimization", {}).get("stage", 0))
 
 
 def inputs_of(plan: Plan) -> dict[str, str]:
@@ -153,7 +148,7 @@ def read_marker(checkpoint: Path) -> Marker | None:
         return None
 
 
-def write_marker(checkpoint: Path, sharding: Sharding, inputs: dict[str, str]) -> None:
+def write_marker(checkpoint: Path, sharding: Sharding, inputs: dict[str, str], rollouts: str = "generate") -> None:
     """Let a checkpoint count. All its processes must have written their files: `RunError` if one's are not there."""
     for pattern in _needed(sharding):
         if not any(checkpoint.glob(pattern)):
@@ -162,7 +157,7 @@ def write_marker(checkpoint: Path, sharding: Sharding, inputs: dict[str, str]) -
                 f"{sharding.world_size} process(es) share"
             )
     files = {name: size for name, size in _sizes(checkpoint).items() if name != NOTES}
-    marker = Marker(step=step_of(checkpoint), sharding=sharding, files=files, inputs=inputs)
+    marker = Marker(step=step_of(checkpoint), sharding=sharding, files=files, inputs=inputs, rollouts=rollouts)
     write_atomically(checkpoint / MARKER, marker.model_dump_json(indent=2))
 
 
@@ -199,6 +194,21 @@ def refuse_other_inputs(checkpoint: Path, inputs: dict[str, str], *, accept_chan
             "--accept-changes goes on with what is there now"
         )
     warnings.warn(f"{message}; the steps from here on use what is there now", IamaWarning, stacklevel=2)
+
+
+def refuse_other_rollouts(checkpoint: Path, rollouts: str, *, accept_changes: bool = False) -> None:
+    """`RunError` if something else draws than did before a checkpoint: engine or generate; accepted, a warning."""
+    marker = read_marker(checkpoint)
+    choice = {"engine", "generate"}  # whether vLLM draws, the configuration's `trainer.use_vllm` tells
+    if marker is None or marker.rollouts == rollouts or not {marker.rollouts, rollouts} <= choice:
+        return
+    message = f"{checkpoint} was trained on roll-outs drawn by {marker.rollouts}, and {rollouts} would draw the others"
+    if not accept_changes:
+        raise RunError(
+            f"{message}; write rollouts: {marker.rollouts} to go on as it began, or go on with --accept-changes (the "
+            "law is the same, the draws are not)"
+        )
+    warnings.warn(f"{message}, of the same law", IamaWarning, stacklevel=2)
 
 
 def _kind(name: str) -> str:

@@ -36,6 +36,13 @@ def deepspeed_options(deepspeed: str | dict[str, Any] | None) -> dict[str, Any]:
     return read_object(file, ConfigError, "it is `trainer.deepspeed`; see configs/deepspeed/")
 
 
+def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
+    """ZeRO stage of the field `trainer.deepspeed`, a file or its content; None without DeepSpeed."""
+    if deepspeed is None:
+        return None
+    return int(deepspeed_options(deepspeed).get("zero_optimization", {}).get("stage", 0))
+
+
 def group_timeout_s(max_phase_s: float | None) -> int:
     """Seconds after which a process group gives up waiting: later than the watchdog; a day without a limit."""
     return DAY_S if max_phase_s is None else math.ceil(max_phase_s) + TIMEOUT_MARGIN_S

@@ -129,7 +129,10 @@ def estimate(plan: Plan, sizes: Sizes) -> Estimate:
     }
     num_tokens = longest_prompt(plan) + config.sampling.max_new_tokens
     rows = int(fields["per_device_train_batch_size"])
-    rollout = {} if fields.get("use_vllm") else _rollout_bytes(text, rows * generations(plan), num_tokens, width)
+    rollout = {}
+    if not fields.get("use_vllm"):
+        copies = width + (24 if plan.rollouts == "engine" else 12)  # three in float64, or three in float32
+        rollout = _rollout_bytes(text, rows * generations(plan), num_tokens, width, copies)
     if kept_share < 1 and fields.get("ds3_gather_for_generation", True):
         rollout["policy, gathered"] = weights * (1 - kept_share)
     full, checkpointed = 34 * width / 2, 2 * width / 2
@@ -214,12 +217,12 @@ def generations(plan: Plan) -> int:
     return trainer_fields.steps_per_generation(plan.trainer_fields, plan.config.world_size)
 
 
-def _rollout_bytes(text: Any, rows: int, num_tokens: int, width: int) -> dict[str, float]:
-    """Keys and values of every token, and the logits of one with the copies that sampling makes in fp32."""
+def _rollout_bytes(text: Any, rows: int, num_tokens: int, width: int, logit: int) -> dict[str, float]:
+    """Keys and values of every token, and the logits of one (each of `logit` bytes with copies that sampling makes)."""
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     cache = 2 * rows * num_tokens * text.num_hidden_layers * heads * head_dim * width
-    return {"KV cache": float(cache), "logits": float(rows * text.vocab_size * (width + 12))}
+    return {"KV cache": float(cache), "logits": float(rows * text.vocab_size * logit)}
 
 
 def available_memory() -> tuple[float, str]:

@@ -7,7 +7,7 @@ import dataclasses
 import importlib.util
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig
@@ -32,7 +32,8 @@ from trainers.control import check_kl
 from trainers.options import check_options
 from trainers.run.arguments import refused_as, trial_arguments
 from trainers.run.blocks import check_blocks
-from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation
+from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation, zero_stage
+from trainers.run.roll_outs import needs_generate, told
 
 PARSERS = ("response_template", "response_schema")
 """Of tokenizers: by these TRL takes an answer apart, and leaves its reasoning out of what rewards read."""
@@ -66,6 +67,15 @@ class Plan:
     def uses_deepspeed(self) -> bool:
         """Whether DeepSpeed shards the run."""
         return self.trainer_fields.get("deepspeed") is not None
+
+    @property
+    def rollouts(self) -> Literal["engine", "generate", "vllm"]:
+        """What draws roll-outs, if the engine can read the policy; else `generate` does."""
+        if self.trainer_fields.get("use_vllm"):
+            return "vllm"
+        if needs_generate(self.trainer_fields, zero_stage(self.trainer_fields.get("deepspeed"))) is not None:
+            return "generate"
+        return self.config.rollouts
 
 
 def make_plan(config: TrainingConfig, source: str) -> Plan:
@@ -351,6 +361,11 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
         messages.append(
             f"policy.device = {config.policy.device!r} is not used in training: the launcher places processes"
         )
+    if fields.get("use_vllm") and "rollouts" in config.model_fields_set:
+        messages.append(f"rollouts: {config.rollouts} is not used: trainer.use_vllm lets vLLM draw")
+    elif config.rollouts == "engine" and not fields.get("use_vllm"):
+        reason = needs_generate(fields, zero_stage(fields.get("deepspeed")))
+        messages += [] if reason is None else [told(reason)]
     if fields["beta"] == 0.0:
         messages.append("trainer.beta is 0: TRL computes no reference, so the KL is not measured and is logged as null")
     if "running_mean_decay" in config.objective.model_fields_set and config.objective.aggregate == "sum":

@@ -35,6 +35,7 @@ from trainers.run.checkpoints import (
     last_checkpoint,
     refuse_damaged,
     refuse_other_inputs,
+    refuse_other_rollouts,
     refuse_other_sharding,
     sharding_of,
     step_of,
@@ -60,7 +61,7 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. --set trainer.max_steps=50")] = None,
     dry_run: Annotated[bool, typer.Option(help="Make every check, print the plan, and stop.")] = False,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although prompts, rewards or on_nan changed.")
+        bool, typer.Option("--accept-changes", help="Go on although prompts, rewards, on_nan or rollouts changed.")
     ] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # noqa: ARG001 - DeepSpeed passes it
 ) -> None:
@@ -115,6 +116,7 @@ def run(plan: Plan, *, accept_changes: bool = False) -> None:
 def _refuse_other_inputs(plan: Plan, checkpoint: Path | None, *, accept_changes: bool) -> None:
     if checkpoint is not None and is_main_process():  # the others need not read every reward model for this
         refuse_other_inputs(checkpoint, inputs_of(plan), accept_changes=accept_changes)
+        refuse_other_rollouts(checkpoint, plan.rollouts, accept_changes=accept_changes)
 
 
 def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
