@@ -2,8 +2,8 @@
 
 Read `decode` first: it samples responses (`responses`) to many prompts, with random numbers by address
 (`random_streams`) from the law of the next token (`next_token`). It stands on `rows` (token rows that grow, fork and
-are cut back) and these on `kv_cache` and `head`. Rewards are read by `reward_rows` and differentiated by
-`reward_gradient`; `likelihood` scores given responses.
+are cut back) and these on `kv_cache`. Rewards are read by `reward_rows` and differentiated by `reward_gradient`;
+`likelihood` scores given responses. `vllm` samples elsewhere, of the same law.
 """
 
 from inference.engine.decode import iter_decode

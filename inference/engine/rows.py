@@ -19,7 +19,6 @@ from iama.errors import ModelError
 from iama.models.flops import RECURRENT, ModelSize, row_flops, size_of
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import inner_model, is_out_of_memory
-from inference.engine.head import head_in_blocks
 from inference.engine.kv_cache import SlotCache, Step
 
 Arguments = ParamSpec("Arguments")
@@ -166,8 +165,7 @@ class Rows:
         if (step.lengths < step.width).any():
             mask = np.arange(step.width)[None, :] >= (step.width - step.lengths)[:, None]
             inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self._device)
-        with head_in_blocks(self._model):
-            return self._model(**inputs, past_key_values=self._cache, use_cache=True, **self._last_only)
+        return self._model(**inputs, past_key_values=self._cache, use_cache=True, **self._last_only)
 
 
 def refuse_recurrent(model: Any, source: str) -> None:
