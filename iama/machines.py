@@ -188,7 +188,7 @@ def _connect(ray: Any, address: str) -> None:
     try:
         with _silent_stderr():  # on which Ray's core says which level of logs it was told
             ray.init(**given, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"--ray {address!r}: Ray cannot connect ({said}); the head must run there with this version of Ray "
