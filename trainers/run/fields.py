@@ -40,7 +40,10 @@ def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
     """ZeRO stage of the field `trainer.deepspeed`, a file or its content; None without DeepSpeed."""
     if deepspeed is None:
         return None
-    return int(deepspeed_options(deepspeed).get("zero_optimization", {}).get("stage", 0))
+    block = deepspeed_options(deepspeed).get("zero_optimization")
+    return (
+        int(block.get("stage", 0)) if isinstance(block, dict) else 0
+    )  # what is no block DeepSpeed's own check refuses
 
 
 def group_timeout_s(max_phase_s: float | None) -> int:

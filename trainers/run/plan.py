@@ -79,9 +79,8 @@ class Plan:
         """What draws roll-outs, if the engine can read the policy; else `generate` does."""
         if self.trainer_fields.get("use_vllm"):
             return "vllm"
-        if needs_generate(self.trainer_fields, zero_stage(self.trainer_fields.get("deepspeed"))) is not None:
-            return "generate"
-        return self.config.rollouts
+        stage = zero_stage(self.trainer_fields.get("deepspeed"))
+        return "generate" if needs_generate(self.trainer_fields, stage) is not None else self.config.rollouts
 
 
 def make_plan(config: TrainingConfig, source: str) -> Plan:

@@ -30,8 +30,8 @@ criteria: [{name: c, proxy: {model: org/name}}]
 ROOT = Path(__file__).parents[3]
 COMMANDS = typer.main.get_command(app).commands
 FLAG = re.compile(r"(?<![\\w-])--[a-z][a-z-]*[a-z]")
-OTHERS = {"--num", "--module", "--config", "--dry-run"}
-"""Of training, which other programs start, too."""
+OTHERS = {"--num", "--module", "--config", "--dry-run", "--local", "--nproc", "--head", "--port"}
+"""Of training, which other programs start, too, and of the launchers and Ray themselves (up to an underscore)."""
 
 
 def flags_of(*names: str) -> set[str]:
