@@ -61,8 +61,8 @@ class Marker(Strict):
     """Size in bytes by path within the checkpoint."""
     inputs: dict[str, str] = Field(default_factory=dict)
     """Hash by name of what the run was trained on: prompts and rewards (`inputs_of`)."""
-    rollouts: str = "generate"
-    """What drew its roll-outs (`Plan.rollouts`); an older marker, from before there was a choice, does not say."""
+    rollouts: str = Field("generate", exclude_if=lambda rollouts: rollouts == "generate")
+    """What drew its roll-outs (`Plan.rollouts`); a marker that does not say is of `generate`."""
 
 
 def sharding_of(config: TrainingConfig) -> Sharding:

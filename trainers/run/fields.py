@@ -41,9 +41,7 @@ def zero_stage(deepspeed: str | dict[str, Any] | None) -> int | None:
     if deepspeed is None:
         return None
     block = deepspeed_options(deepspeed).get("zero_optimization")
-    return (
-        int(block.get("stage", 0)) if isinstance(block, dict) else 0
-    )  # what is no block DeepSpeed's own check refuses
+    return int(block.get("stage", 0)) if isinstance(block, dict) else 0  # DeepSpeed's own check refuses what is none
 
 
 def group_timeout_s(max_phase_s: float | None) -> int:
