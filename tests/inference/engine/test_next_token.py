@@ -59,7 +59,10 @@ def transformers_law(logits_RV: torch.Tensor, sampling: Sampling, seen_RT: torch
         processors.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p > 0:
         processors.append(MinPLogitsWarper(sampling.min_p))
-    return torch.softmax(processors(seen_RT, logits_RV.clone()), dim=-1)
+    # Older versions of its repetition penalty need a column for every token that has been seen.
+    unknown_R2 = torch.full((len(logits_RV), 2), -torch.inf, dtype=logits_RV.dtype)
+    laws = torch.softmax(processors(seen_RT, torch.cat([logits_RV, unknown_R2], dim=1)), dim=-1)
+    return laws[:, : logits_RV.shape[1]]
 
 
 @given(LOGITS, SAMPLINGS, st.data())
