@@ -118,7 +118,7 @@ for name in [None, *names]:
 print(*sorted(names))
 """
     output = passed([distribution.python, "-c", code], tmp_path)
-    commands = "distill evaluate export generate merge pool recipes report score standardise train tune"
+    commands = "distill evaluate export generate merge pool recipes report score selftest standardise train tune"
     assert output.splitlines()[-1] == commands
     assert "--dry-run" in output
     assert passed([distribution.python.parent / "iama", "recipes"], tmp_path).count(" x ") == len(RECIPES)

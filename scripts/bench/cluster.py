@@ -19,8 +19,6 @@ from scripts.bench.entries import Entry
 from scripts.bench.setting import Setting
 from scripts.bench.sleeping import sleeper
 
-SLEEPERS = (1, 4, 16)
-SAMPLERS = (1, 2, 4)
 BLOCK_S, BLOCKS_EACH = 0.25, 8
 NUM_SAMPLES, BATCH_SIZE = 16, 256
 
@@ -38,7 +36,7 @@ class ClusterFigures:
         """The ratios with bars."""
         one, two = (self.sampling[str(number)] for number in (1, 2))
         return [
-            Entry("cluster_overhead", self.sleeping[str(SLEEPERS[-1])]),
+            Entry("cluster_overhead", list(self.sleeping.values())[-1]),
             Entry("cluster_speed_up", [a / b for a, b in zip(one, two, strict=True)]),
         ]
 
@@ -52,7 +50,7 @@ def measure(world: Path, setting: Setting) -> ClusterFigures:
     """Rounds of each; workers are started and loaded before the clock starts."""
     num_rounds = setting.num_guided_rounds
     rows: list[Row] = load_prompts(world / "prompts-test.jsonl")[: 2 * setting.num_prompts]
-    sleeping = {str(number): _sleeping(number, num_rounds) for number in SLEEPERS}
+    sleeping = {str(number): _sleeping(number, num_rounds) for number in setting.sleepers}
     draw = partial(
         transformers_draw,
         "policy",
@@ -64,7 +62,7 @@ def measure(world: Path, setting: Setting) -> ClusterFigures:
         BATCH_SIZE,
     )
     sampling = {}
-    for number in SAMPLERS:
+    for number in setting.samplers:
         with _workers(number) as workers:
             _sample(workers, draw, rows)
             sampling[str(number)] = [_sample(workers, draw, rows) for _ in range(num_rounds)]

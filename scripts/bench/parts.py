@@ -112,4 +112,5 @@ def store(path: Path, parts: Parts) -> None:
 
 
 def _of(bench: Bench) -> dict[str, Any]:
-    return {"setting": asdict(bench.setting), "machine": machine(bench)}
+    of: dict[str, Any] = json.loads(json.dumps({"setting": asdict(bench.setting), "machine": machine(bench)}))
+    return of  # as it comes back from a file

@@ -16,10 +16,10 @@ from rich.console import Console
 from iama.config.files import TrainingConfig
 from iama.config.schema import load_config
 from iama.prompts.render import render_prompt
-from trainers import passes
 from trainers.run.build import build_trainer, save_final
 from trainers.run.engine import describe_engine, leave_process_group
 from trainers.run.plan import make_plan
+from trainers.run.roll_outs import EngineRollOuts
 from trainers.run.train import manifest
 
 PROBE = torch.arange(5, 21).reshape(2, 8)
@@ -52,9 +52,9 @@ def partitions(trainer):
 
 def uneven_lengths(trainer):
     """Lengths when every answer of process 1 ends after its first token, sharded generation last."""
+    trainer.rollout_func = None
     if trainer.accelerator.process_index == 1:
-        trainer.eos_token_ids = list(range(len(trainer.processing_class)))
-        trainer.generation_config.eos_token_id = trainer.eos_token_ids
+        trainer.generation_config.eos_token_id = list(range(len(trainer.processing_class)))
     lengths = []
     for gather in (True, False):
         trainer.args.ds3_gather_for_generation = gather
@@ -64,20 +64,21 @@ def uneven_lengths(trainer):
     return lengths
 
 
-def drawn(trainer):
-    """Completions of the last batch's prompts, drawn by the engine with the trained weights."""
-    trainer.rollout_func = None
+def drawn(trainer, config):
+    """Completions of some prompts by the engine with the trained weights."""
+    trainer.rollout_func, trainer._draw = None, EngineRollOuts(config.sampling, config.seed)
     trainer.model.train()
     place, number = trainer.accelerator.process_index, trainer.accelerator.num_processes
     rows = [trainer.train_dataset[i // 4]["prompt"] for i in range(12)]  # groups of four, the second one on both
     mine = rows[12 // number * place : 12 // number * (place + 1)]
     ids = [render_prompt(trainer.processing_class, prompt) for prompt in mine]
-    return gather_object(trainer._generate_single_turn(ids, None, {}, 4)[0])
+    completions = gather_object(trainer._generate_single_turn(ids, None, {}, 4)[0])
+    trainer._draw = None
+    return completions
 
 
 def run(path):
-    """Train on replayed roll-outs, whose log-probabilities take several passes, and report."""
-    passes.ROWS = 2
+    """Train on replayed roll-outs and report."""
     config = load_config(path, TrainingConfig, [])
     plan = make_plan(config, str(path))
     trainer = build_trainer(plan, Console(quiet=True))
@@ -86,7 +87,9 @@ def run(path):
     save_final(trainer, Path(config.output_dir) / "adapter", manifest(plan))
     trainable = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
     result = {"engine": describe_engine(trainer), "logits": logits(trainer), "partitions": partitions(trainer)}
-    result |= {"advantages": list(trainer._logs["advantages"]), "trainable": trainable, "drawn": drawn(trainer)}
+    result |= {"advantages": list(trainer._logs["advantages"]), "trainable": trainable}
+    if "ZeRO-3" not in result["engine"]:
+        result["drawn"] = drawn(trainer, config)
     if trainer.accelerator.num_processes == 2:
         result["lengths"] = uneven_lengths(trainer)
     name = f"rank-{trainer.accelerator.process_index}.json"

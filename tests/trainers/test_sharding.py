@@ -141,6 +141,9 @@ def test_the_engine_draws_what_it_draws_in_one_process(alone, sharded):
     (whole,) = (rank["drawn"] for rank in alone[2])
     assert len(whole) == 12
     assert len({tuple(completion) for completion in whole}) > 6
+    if sharded[0] == "zero3":
+        assert not any("drawn" in rank for rank in sharded[3])  # there `generate` draws
+        return
     for rank in sharded[3]:  # weights that differ by rounding may turn a token
         assert sum(one == two for one, two in zip(rank["drawn"], whole, strict=True)) >= 10
 
