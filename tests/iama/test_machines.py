@@ -175,7 +175,8 @@ def four_workers(at: RayCluster) -> None:
 
 @pytest.mark.slow
 def test_a_worker_without_work_is_told(cluster, at):
-    wanted = r"1 of 4 workers did no work \(1 waited for 1 CPUs and 0 GPUs\); nothing is missing"
+    # One has no room. Another may start when all is done, on a machine that is busy.
+    wanted = r"[123] of 4 workers did no work \([123] waited for 1 CPUs and 0 GPUs\); nothing is missing"
     with pytest.warns(IamaWarning, match=wanted):
         four_workers(at)
     with ray_workers(RayCluster(at.address, num_workers=3)) as workers:  # too little for all of them
