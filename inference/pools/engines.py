@@ -17,7 +17,7 @@ from iama.prompts.render import Prompt
 from iama.rewards.judge import num_tokens
 from iama.rewards.remote import ChatAnswer, ChatRequest, Endpoint
 from inference.engine.decode import iter_decode
-from inference.engine.policy import load_policy
+from inference.engine.policy import AnyPolicy, load_policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response
 from inference.engine.vllm import iter_vllm, load_vllm_policy
@@ -77,12 +77,7 @@ def transformers_draw(
 
     def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
         policy = loaded()
-        ids = prompts_ids or render_prompts(
-            policy.tokenizer,
-            [with_system_prompt(row["prompt"], system_prompt) for row in rows],
-            policy.eos_token_ids,
-            f"policy {policy_name!r}",
-        )
+        ids = prompts_ids or _rendered(policy, rows, system_prompt)
         keys = prompt_keys(ids)  # of all rows, so that repeated prompts differ whichever are drawn here
         for place, responses, cost in iter_decode(
             policy,
@@ -96,6 +91,12 @@ def transformers_draw(
             yield indices[place], responses, cost, False
 
     return draw
+
+
+def _rendered(policy: AnyPolicy, rows: PromptRows, system_prompt: str | None) -> Sequence[Sequence[int]]:
+    """Token ids of all rows' prompts."""
+    prompts = [with_system_prompt(row["prompt"], system_prompt) for row in rows]
+    return render_prompts(policy.tokenizer, prompts, policy.eos_token_ids, f"policy {policy.name!r}")
 
 
 # OpenAI-compatible servers. -----------------------------------------------------------------------------
@@ -186,12 +187,7 @@ def vllm_draw(
 
     def draw(rows: PromptRows, indices: Sequence[int]) -> Drawn:
         policy = loaded()
-        ids = prompts_ids or render_prompts(
-            policy.tokenizer,
-            [with_system_prompt(row["prompt"], system_prompt) for row in rows],
-            policy.eos_token_ids,
-            f"policy {policy_name!r}",
-        )
+        ids = prompts_ids or _rendered(policy, rows, system_prompt)
         names = prompt_ids(rows)
         seeds = [request_seed(seed, names[i]) for i in indices]
         wanted = [ids[i] for i in indices]
