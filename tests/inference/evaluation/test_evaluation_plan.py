@@ -36,7 +36,7 @@ def planned(monkeypatch) -> list[EvaluationConfig]:
     """The configurations that were planned."""
     configs = []
     real = plan.make_plan
-    monkeypatch.setattr(plan, "make_plan", lambda config: configs.append(config) or real(config))
+    monkeypatch.setattr(plan, "make_plan", lambda config, *read: configs.append(config) or real(config, *read))
     return configs
 
 
