@@ -1,0 +1,114 @@
+"""What a server's engine is asked, what it tells while it works, what it answers, and how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from iama.config.methods import Method
+from iama.config.specs import Sampling
+from iama.prompts.render import Prompt
+from inference.samplers.base import Completion, Segment
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One answer that is asked for.
+
+    `criterion` names the reward, and is None for a single sample that no reward looks at. `method` is complete: it has
+    its number, target or threshold. The answer is a function of this alone: the one that `iama generate` gives.
+    """
+
+    policy: str
+    criterion: str | None
+    method: Method
+    prompt: Prompt
+    sampling: Sampling
+    seed: int
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the answer that will not be taken back; all pieces together are the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate of a method that selects: drawn (`reward` None), then told once more with its reward."""
+
+    index: int
+    text: str
+    num_tokens: int
+    reward: float | None = None
+
+
+@dataclass(frozen=True)
+class SegmentKept:
+    """A segment of a guided answer; its text comes as a `Text` right after it."""
+
+    segment: Segment
+    text: str
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Tokens that were sampled so far, rejected ones included; told a few times a second."""
+
+    num_sampled: int
+
+
+Event: TypeAlias = Text | Candidate | SegmentKept | Spent
+Tell: TypeAlias = Callable[[Event], None]
+"""Called from the event loop of the one who asks, in the order in which things happen."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion, and the tokens that were sampled for it: those of all candidates, or of all proposals."""
+
+    completion: Completion
+    num_sampled: int
+
+    @property
+    def num_rejected(self) -> int:
+        """Sampled tokens that are not in the answer."""
+        return self.num_sampled - len(self.completion.token_ids)
+
+
+class AnswerError(Exception):
+    """An ask that failed; others go on. `status` is HTTP's, `code` a word for programs; `str` is a sentence."""
+
+    status = 500
+    code = "engine_error"
+
+
+class RewardFailedError(AnswerError):
+    """The reward raised, or had no score."""
+
+    status = 502
+    code = "reward_failed"
+
+
+class RewardTooSlowError(AnswerError):
+    """The reward did not answer in time."""
+
+    status = 504
+    code = "reward_too_slow"
+
+
+class TooLargeError(AnswerError):
+    """Memory does not suffice for this ask alone."""
+
+    status = 503
+    code = "out_of_memory"
+
+
+class ClosingError(AnswerError):
+    """The server is shutting down."""
+
+    status = 503
+    code = "shutting_down"
