@@ -250,7 +250,7 @@ class Decoder:
 
     @property
     def fed(self) -> tuple[int, int]:
-        """Tokens that the policy has read, but those of held prompts that another decoder had read; none by a reward."""
+        """Tokens that the policy has read, but for held prompts that another decoder had read; none by a reward."""
         return self._rows.num_forwarded - self._num_read_again, 0
 
     def run(self, requests: Sequence[Samples]) -> Iterator[Samples]:

@@ -204,7 +204,7 @@ class Answering:
         except IamaError as error:
             LOGGER.info("criterion %r cannot read a prompt", ask.criterion, exc_info=error)
             raise BadAskError(
-                f"the reward of criterion {ask.criterion!r} cannot read this prompt; shorten it, or use another template"
+                f"the reward of criterion {ask.criterion!r} cannot read this prompt; shorten it, or change its roles"
             ) from error
         return _Asked(ask, tell, policy, reward, sampler, ids, _kind(sampler))
 
@@ -288,6 +288,7 @@ class Answering:
         make: Callable[[], Lane[Samples]] = partial(Lane, source, partial(Decoder, policy, is_fair=True), size)
         request = await self._loop.work(_policy_lane(asked), make, ticket)
         asked.spent += request.cost()
+        watch.num_before += sum(map(len, request.tokens))
         return request.responses(policy), request.cost()
 
     async def _score(
@@ -426,12 +427,12 @@ class _Watch:
     def __init__(self, asked: _Asked, pieces: TextPieces | None) -> None:
         self.pieces = pieces
         self._asked = asked
-        self._num_before = 0  # sampled in earlier rounds
+        self.num_before = 0  # tokens sampled in earlier rounds
 
     def news_of_round(self, first: int) -> Callable[[Samples], list[Any]]:
         """What is new, for the loop's thread; samples of the round have the indices from `first` on."""
         asked, policy, is_single = self._asked, self._asked.policy, self.pieces is not None
-        num_told, told, told_at = 0, set[int](), 0.0
+        num_told, told, told_at, num_before = 0, set[int](), 0.0, self.num_before
 
         def news(request: Samples) -> list[Any]:
             nonlocal num_told, told_at
@@ -451,7 +452,7 @@ class _Watch:
                         ended.append((first + i, request.response(policy, i)))
             now, num_sampled = time.monotonic(), None
             if now - told_at >= TELL_EVERY_S:
-                told_at, num_sampled = now, sum(map(len, request.tokens))
+                told_at, num_sampled = now, num_before + sum(map(len, request.tokens))
             return [_News(tokens, ended, num_sampled)] if tokens or ended or num_sampled else []
 
         return news

@@ -268,9 +268,7 @@ class Lane(Generic[R]):
         if isinstance(error, AnswerError):
             return error
         if is_out_of_memory(error) or (isinstance(error, ModelError) and error.__cause__ and _ran_out(error)):
-            return TooLargeError(
-                "the server's memory does not suffice for this request; ask for fewer or shorter answers"
-            )
+            return TooLargeError("memory does not suffice for this request; ask for fewer or shorter answers")
         return ticket.fail(error)
 
     def _discard(self) -> None:
