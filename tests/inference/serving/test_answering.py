@@ -14,6 +14,7 @@ import torch
 
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import IamaWarning
+from iama.prompts.render import render_prompt
 from iama.rewards.function import reward_from_function
 from iama.rewards.load import load_reward
 from inference.engine.decode import Decoder
@@ -37,18 +38,20 @@ from inference.serving.asks import (
 
 TEXTS = ("how to bake bread", "how to grow tomatoes", "fix a bike", "mix water then flour please", "no thanks")
 METHODS = (
-    *(
-        "identity",
-        "bon(4)",
-        "bop(3)",
-        "soft_bon(4, temperature=0.1)",
-        "itp(4, 0.1)",
-        "mbr(4, 0.5)",
-        "lstat(0, 0.5, 0.5)",
-    ),
-    *("bon(6, stop=pandora(0.05), width=2)", "bon(5, stop=target(0.9, threshold=0.5))"),
-    *("cards(target=0.5, max_proposals=4)", "rejection(target=0.5, max_proposals=4, parallel_proposals=2)"),
-    *("ggro(num_candidates=3)", "ggro(num_candidates=3, score=exact, random_cuts=0.3, greedy=false)", "args(top_k=3)"),
+    "identity",
+    "bon(4)",
+    "bop(3)",
+    "soft_bon(4, temperature=0.1)",
+    "itp(4, 0.1)",
+    "mbr(4, 0.5)",
+    "lstat(0, 0.5, 0.5)",
+    "bon(6, stop=pandora(0.05), width=2)",
+    "bon(5, stop=target(0.9, threshold=0.5))",
+    "cards(target=0.5, max_proposals=4)",
+    "rejection(target=0.5, max_proposals=4, parallel_proposals=2)",
+    "ggro(num_candidates=3)",
+    "ggro(num_candidates=3, score=exact, random_cuts=0.3, greedy=false)",
+    "args(top_k=3)",
 )
 WITH_GRADIENT = "ggro(num_candidates=3)"
 
@@ -123,7 +126,7 @@ def mixture(number: int, seed: int) -> list[Ask]:
             ("helpful", "harmless") if method == WITH_GRADIENT else ("helpful", "harmless", "vowels")
         )
         sampling = {
-            "max_new_tokens": rng.randint(3, 20),
+            "max_new_tokens": rng.randint(3, 14),
             "temperature": rng.choice([1.0, 1.2]),
             "stop": rng.choice([(), ("the",), ("e b",)]),
             "repetition_penalty": rng.choice([1.0, 1.0, 1.3]),
@@ -353,6 +356,11 @@ def test_nothing_is_left_of_300_asks_of_which_many_are_cancelled(policy, rewards
             assert_same(answer.completion, alone(policy, rewards, asked))
 
 
+def num_tokens(policy, asked: Ask) -> int:
+    """Of the prompt."""
+    return len(render_prompt(policy.tokenizer, asked.prompt))
+
+
 class Failing:
     """Lets passes of `Rows` fail where a predicate says so."""
 
@@ -394,7 +402,7 @@ def test_where_memory_runs_out_the_batch_is_halved_and_answers_stay(policy, rewa
 def test_an_ask_that_memory_does_not_suffice_for_fails_alone(policy, rewards, answering, monkeypatch):
     large, small = ask(text=TEXTS[3] * 2), [ask(seed=seed) for seed in range(4)]
     wanted = [alone(policy, rewards, asked) for asked in small]
-    least = len(policy.tokenizer.apply_chat_template(large.prompt, add_generation_prompt=True)["input_ids"])
+    least = num_tokens(policy, large)
     error = torch.OutOfMemoryError("too much")
     Failing(monkeypatch, policy.model, error, lambda rows, slots, tokens: max(map(len, tokens)) >= least)
 
@@ -409,7 +417,7 @@ def test_an_ask_that_memory_does_not_suffice_for_fails_alone(policy, rewards, an
 
 def test_an_ask_that_breaks_a_lane_fails_alone(policy, rewards, answering, monkeypatch, caplog):
     poison, others = ask(text=TEXTS[3] * 2), [ask(seed=seed) for seed in range(4)]
-    least = len(policy.tokenizer.apply_chat_template(poison.prompt, add_generation_prompt=True)["input_ids"])
+    least = num_tokens(policy, poison)
     Failing(
         monkeypatch,
         policy.model,
@@ -446,7 +454,7 @@ def test_an_ask_that_breaks_a_lane_fails_alone(policy, rewards, answering, monke
     ],
 )
 def test_what_cannot_be_answered_is_refused_before_any_pass(answering, changes, told):
-    with pytest.raises(BadAskError, match="^[^\n]*$") as caught:
+    with pytest.raises(BadAskError, match=r"^[^\n]*$") as caught:
         asyncio.run(answering.answer(replace(ask(), **changes)))
     assert told in str(caught.value)
     assert answering.state().fed == (0, 0)
@@ -463,8 +471,7 @@ def test_closing_fails_what_is_under_way(policy, rewards, moody):
             await asyncio.sleep(0.001)
         threading.Timer(0.3, moody.go_on.set).start()
         await asyncio.to_thread(made.close)
-        answers = await asyncio.gather(*tasks, made.answer(ask()), return_exceptions=True)
-        return answers
+        return await asyncio.gather(*tasks, made.answer(ask()), return_exceptions=True)
 
     assert [type(error) for error in asyncio.run(go())] == [ClosingError] * 3
     assert not made.state().is_alive
