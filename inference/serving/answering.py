@@ -57,6 +57,10 @@ from inference.serving.private import Job, Threads, twin_policy, twin_reward
 LOGGER = logging.getLogger("iama.serving")
 TELL_EVERY_S = 0.2
 """How often it is told what was spent."""
+PATIENCE = 4
+"""Turns that texts wait for more to be scored with them, while samples are drawn."""
+MAX_KINDS = 1000
+"""Kinds of conversations that are known to be written rightly, before all are forgotten."""
 MAX_SAMPLERS = 256
 """Samplers that are kept, each for a policy, criterion, method and sampling."""
 PATH = re.compile(r"(?<![\w:/])(?:/[\w.+-]+){2,}")
@@ -131,6 +135,7 @@ class Answering:
         }
         self._twins: dict[str, tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
+        self._kinds: dict[str, set[Any]] = {name: set() for name in policies}  # of prompts that templates write rightly
         self._under_way: set[_Asked] = set()
         self._private: set[SegmentLoop[Any]] = set()
         self._answered = Cost()
@@ -194,8 +199,10 @@ class Answering:
         reward = None if ask.criterion is None else self._rewards[ask.criterion]
         sampler = self._sampler(ask, policy, reward)
         columns = {name: [value] for name, value in ask.columns.items()}
+        if len(self._kinds[ask.policy]) >= MAX_KINDS:
+            self._kinds[ask.policy].clear()
         try:
-            (ids,) = render_checked(policy, None, [ask.prompt], columns, ask.sampling)
+            (ids,) = render_checked(policy, None, [ask.prompt], columns, ask.sampling, self._kinds[ask.policy])
         except IamaError as error:
             raise _bad(error) from error
         try:
@@ -304,9 +311,10 @@ class Answering:
                 begin=lambda: ScoredTexts(0, asked.ask.prompt, texts),
                 spent=lambda request: request.cost,
                 fail=partial(_reward_failed, criterion),
+                size=len(texts),
             )
             source, size = f"reward {criterion!r}", reward.classifier.batch_size
-            make: Callable[[], Lane[ScoredTexts]] = partial(Lane, source, partial(TextScorer, reward), size)
+            make: Callable[[], Lane[ScoredTexts]] = partial(Lane, source, partial(TextScorer, reward), size, PATIENCE)
             scored = await self._loop.work(("reward", criterion), make, ticket)
             rewards, cost = scored.rewards, scored.cost
         else:

@@ -75,6 +75,7 @@ class Ticket(Generic[R]):
     fail: Callable[[Exception], AnswerError]
     news: Callable[[R], list[Any]] | None = None
     hear: Callable[[Any], None] | None = None
+    size: int = 1  # in rows, about
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     future: asyncio.Future[R] = field(init=False)
     is_over: bool = False  # finished, failed or dropped, as the lane sees it
@@ -123,10 +124,12 @@ class Lane(Generic[R]):
     answers are the same.
     """
 
-    def __init__(self, name: str, make: Callable[[int], Worker[R]], batch_size: int) -> None:
+    def __init__(self, name: str, make: Callable[[int], Worker[R]], batch_size: int, patience: int = 0) -> None:
+        """While there is less than half a batch, so many turns are let pass if other lanes have work."""
         self.name = name
         self.worker: Worker[R] | None = None
         self._make = make
+        self._patience, self._num_waited = patience, 0
         self._full_size = self._batch_size = batch_size
         self._of: dict[R, Ticket[R]] = {}  # in the worker
         self._queue: deque[Ticket[R]] = deque()
@@ -177,8 +180,14 @@ class Lane(Generic[R]):
     def _lose(self, ticket: Ticket[R], request: R) -> None:
         self._past += LaneState(lost=tokens_of(ticket.spent(request)))
 
-    def step(self) -> list[tuple[Ticket[R], R | AnswerError | None]]:
-        """One step; tickets with their finished requests, their errors, or None where they have begun to go on."""
+    def waits(self) -> bool:
+        """Whether it lets this turn pass, so that more is done together in the next."""
+        self._num_waited += 1
+        return self._num_waited <= self._patience and 2 * sum(t.size for t in self.tickets) < self._batch_size
+
+    def step(self) -> list[tuple[Ticket[R], R | AnswerError]]:
+        """One step; tickets that are over, with their finished requests or their errors."""
+        self._num_waited = 0
         over = self._let_in()
         if self.worker is None:
             return over
@@ -203,9 +212,9 @@ class Lane(Generic[R]):
             self._discard()
             self._batch_size = self._full_size
 
-    def _let_in(self) -> list[tuple[Ticket[R], R | AnswerError | None]]:
+    def _let_in(self) -> list[tuple[Ticket[R], R | AnswerError]]:
         """Let tickets into the worker: all that wait, or one alone while there are suspects."""
-        failed: list[tuple[Ticket[R], R | AnswerError | None]] = []
+        failed: list[tuple[Ticket[R], R | AnswerError]] = []
         if self._alone not in self._of.values():
             self._alone = None
         while self._alone is None and (line := self._suspects or self._queue):
@@ -235,7 +244,7 @@ class Lane(Generic[R]):
             if self.worker is not None:
                 self.worker.batch_size = self._batch_size
 
-    def _mend(self, error: Exception) -> list[tuple[Ticket[R], R | AnswerError | None]]:
+    def _mend(self, error: Exception) -> list[tuple[Ticket[R], R | AnswerError]]:
         """Begin all anew after an error: with half the batch size, or one by one; or fail the one that is alone."""
         tickets = list(self._of.values())
         for request, ticket in self._of.items():
@@ -355,6 +364,8 @@ class Loop:
             at_work = [(key, lane) for key, lane in self.lanes.items() if lane.has_work]
             for key, lane in at_work:
                 self._drain()
+                if len(at_work) > 1 and lane.waits():
+                    continue
                 try:
                     self._turn(lane)
                 except Exception:
