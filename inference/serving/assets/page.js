@@ -6,6 +6,8 @@ const METHODS = {
   lstat: "L-statistic", itp: "InferenceTimePessimism", mbr: "MBR-BoN", cards: "CARDS", rejection: "rejection", args: "ARGS", ggro: "GGRO", sea: "SEA",
 };
 const REFERENCES = { base: "the untrained base", grpo: "linear GRPO" };
+const CURVE = /^(bon|bop)\([\d. ]+\)$/; // methods whose every budget is measured at once
+const FALL_TOLERANCE = 0.02; // share of a curve's range, as in the evaluation
 const TICK = 200; // milliseconds between two showings of the time that an answer takes
 
 const at = (id) => document.getElementById(id);
@@ -28,7 +30,8 @@ function draw(tag, attributes = {}, ...children) {
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const words = (value, digits = 3) => (isNumber(value) ? value.toLocaleString("en", { maximumSignificantDigits: digits }) : "–");
 const whole = (value) => (isNumber(value) ? Math.round(value).toLocaleString("en") : "–");
-const seconds = (value) => (isNumber(value) ? `${value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 })} s` : "–");
+const score = (value) => (isNumber(value) ? value.toLocaleString("en", Math.abs(value) < 100 ? { minimumFractionDigits: 2, maximumFractionDigits: 2 } : { maximumFractionDigits: 0 }).replace("-", "−") : "–");
+const seconds = (value) => (isNumber(value) ? `${value.toLocaleString("en", value < 10 ? { minimumFractionDigits: 1, maximumFractionDigits: 1 } : { maximumFractionDigits: 0 })} s` : "–");
 const counted = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
 const listed = (items) => (items.length < 2 ? items.join("") : `${items.slice(0, -1).join(", ")} and ${items.at(-1)}`);
 const nameOf = (method) => method.split("(")[0].trim();
@@ -46,15 +49,16 @@ let info = null;
 let cards = [];
 let steps = [1];
 
-const chosen = () => ({ policy: at("policy").value, method: at("method").value, budget: hasBudget() ? steps[at("budget").valueAsNumber] : null });
+const chosen = () => ({ policies: [at("policy").value, at("beside").value].filter((name, i) => name && (!i || name !== at("policy").value)), method: at("method").value, budget: hasBudget() ? steps[at("budget").valueAsNumber] : null });
 
-function modelsOf({ policy, method }) {
-  return info.models.filter((model) => model.policy === policy && model.method === method);
-}
+const modelsOf = (policy, method) => info.models.filter((model) => model.policy === policy && model.method === method);
 
-function hasBudget() {
-  return info.models.some((model) => model.method === at("method").value && isNumber(model.budget) && model.criterion !== null);
-}
+const policyOf = (name) => info.policies.find((policy) => policy.name === name);
+const isPlain = (model) => model.criterion === null && nameOf(model.method) === "single";
+
+// Whether a request may set the number of samples.
+const isSettable = (model) => model.takes_budget && model.criterion !== null;
+const hasBudget = () => info.models.some((model) => model.method === at("method").value && isSettable(model));
 
 // Every budget to 16, then eight to a doubling: a slider has room for these alone.
 function budgetSteps(most) {
@@ -65,12 +69,14 @@ function budgetSteps(most) {
 
 // The criteria that the chosen sampler serves and that are ticked, or the answer that no criterion looks at.
 function columns() {
-  const { policy, method } = chosen();
+  const { policies, method } = chosen();
   const ticked = new Set([...document.querySelectorAll("#criteria input:checked")].map((box) => box.value));
-  const found = modelsOf({ policy, method }).filter((model) => model.criterion === null || ticked.has(`c ${model.criterion}`));
-  const plain = info.models.find((model) => model.policy === policy && model.criterion === null && nameOf(model.method) === "single");
-  if (ticked.has("plain") && plain && !found.includes(plain)) found.push(plain);
-  return found;
+  return policies.flatMap((policy) => {
+    const found = modelsOf(policy, method).filter((model) => model.criterion === null || ticked.has(`c ${model.criterion}`));
+    const plain = info.models.find((model) => model.policy === policy && isPlain(model));
+    if (ticked.has("plain") && plain && !found.includes(plain)) found.push(plain);
+    return found;
+  });
 }
 
 function fillSelect(select, values, label) {
@@ -78,49 +84,45 @@ function fillSelect(select, values, label) {
 }
 
 function setUp() {
-  const policies = [...new Set(info.models.map((model) => model.policy))];
+  const policies = info.policies.map((policy) => policy.name);
   const methods = [...new Set(info.models.map((model) => model.method))];
-  const criteria = [...new Set(info.models.map((model) => model.criterion))].filter((name) => name !== null);
+  const criteria = info.criteria.map((criterion) => criterion.name);
   fillSelect(at("policy"), policies, (name) => name);
   fillSelect(at("method"), methods, (method) => (METHODS[nameOf(method)] ? `${METHODS[nameOf(method)]}: ${method}` : method));
-  at("policy-label").hidden = policies.length < 2;
+  fillSelect(at("beside"), ["", ...policies], (name) => name || "no other");
+  at("policy-label").hidden = at("beside-label").hidden = policies.length < 2;
+  // Of several policies the one that is no reference is what this page is about.
+  at("policy").value = policies.find((name) => !isReference(name)) ?? policies[0];
   const first = methods.find((method) => nameOf(method) === "bon") || methods.find((method) => nameOf(method) !== "single");
   if (first) at("method").value = first;
   const boxes = criteria.map((name) => [`c ${name}`, name, true]);
-  const hasPlain = info.models.some((model) => model.criterion === null && nameOf(model.method) === "single");
-  if (hasPlain && criteria.length) boxes.push(["plain", "one sample, no criterion", false]);
+  if (info.models.some(isPlain) && criteria.length) boxes.push(["plain", "one sample, no criterion", false]);
   for (const [value, label, ticked] of boxes) {
     const box = make("input", { type: "checkbox", value });
     box.checked = ticked;
     at("criteria").append(make("label", {}, box, label));
   }
   at("criteria").hidden = boxes.length === 0;
-  const sampling = info.sampling || {};
-  at("temperature").placeholder = words(sampling.temperature);
-  at("max-tokens").placeholder = whole(sampling.max_new_tokens ?? sampling.max_tokens);
-  const limits = info.limits || {};
-  if (isNumber(limits.max_tokens)) at("max-tokens").max = limits.max_tokens;
-  steps = budgetSteps(isNumber(limits.max_budget) ? limits.max_budget : 64);
+  at("max-tokens").max = info.limits.max_tokens;
+  at("prompt").maxLength = info.limits.prompt_characters;
+  steps = budgetSteps(info.limits.max_budget);
   at("budget").max = steps.length - 1;
-  for (const prompt of (info.examples || []).slice(0, 6)) {
-    const button = make("button", { type: "button", dir: "auto" }, prompt);
-    button.addEventListener("click", () => {
-      at("prompt").value = prompt;
-      at("form").requestSubmit();
-    });
-    at("examples").append(button);
-  }
-  at("examples").hidden = at("examples").childElementCount === 0;
-  const many = criteria.length ? `; criteria: ${listed(criteria)}` : "";
-  at("served").textContent = `Served here: ${listed(policies)}${many}. The same prompt is answered once for each criterion: the sampler draws, the criterion’s reward chooses.`;
+  const many = criteria.length
+    ? ` for ${listed(criteria)}. The same prompt is answered once for each criterion: the sampler draws, the criterion’s reward chooses.`
+    : " without a criterion.";
+  at("served").textContent = `Served here: ${listed(policies)}${many}`;
   chooseMethod();
 }
 
 // The budget that a method's models are named for is where its slider begins.
 function chooseMethod() {
-  const model = modelsOf(chosen()).find((one) => isNumber(one.budget));
+  const { policies, method } = chosen();
+  const model = modelsOf(policies[0], method).find(isSettable);
   const limits = steps.at(-1);
   const wanted = Math.min(model ? model.budget : 1, limits);
+  const { sampling } = policyOf(policies[0]);
+  at("temperature").placeholder = words(sampling.temperature);
+  at("max-tokens").placeholder = whole(sampling.max_new_tokens);
   at("budget").value = steps.findIndex((step) => step >= wanted);
   renew();
 }
@@ -137,12 +139,11 @@ function renew() {
 function describe() {
   const { method, budget } = chosen();
   const off = !hasBudget();
-  at("budget").disabled = off;
-  at("budget-label").classList.toggle("off", off);
-  const text = off ? "–" : counted(budget, "sample");
+  at("budget-label").hidden = off;
+  const text = off ? "" : counted(budget, "sample");
   at("budget-value").textContent = text;
   at("budget").setAttribute("aria-valuetext", text);
-  at("budget-note").textContent = off && nameOf(method) !== "single" ? "This sampler draws until its reward accepts: it has no number of samples." : "";
+  at("budget-note").textContent = off && nameOf(method) !== "single" ? "This sampler has no number of samples." : "";
   at("budget-note").hidden = at("budget-note").textContent === "";
   for (const card of cards) card.describe();
   tellHeadline();
@@ -150,19 +151,25 @@ function describe() {
 
 // What the evaluation measured. ---------------------------------------------------------------------------------------
 
-const points = (rows) => (rows || []).map(([budget, value, tokens, time]) => ({ budget, value, tokens, seconds: time })).filter((p) => isNumber(p.value));
+// Gold, which judges; without it the proxy, which selects.
+function metricOf(criterion) {
+  return info.evaluation.curves.some((row) => row.criterion === criterion && isNumber(row.gold)) ? "gold" : "proxy";
+}
+
+function measured(criterion, policy, isWanted) {
+  const rows = info.evaluation.curves.filter((row) => row.criterion === criterion && row.policy === policy && isWanted(row));
+  const metric = metricOf(criterion);
+  return rows
+    .map((row) => ({ budget: row.samples, value: row[metric], tokens: row.policy_tokens, seconds: row.seconds }))
+    .filter((point) => isNumber(point.value));
+}
 
 // A curve's points in the order of their budgets.
 function curve(criterion, policy, method) {
-  const rows = info.quality?.[criterion]?.[policy]?.[method];
-  return points(rows).filter((p) => isNumber(p.budget)).sort((a, b) => a.budget - b.budget);
+  return measured(criterion, policy, (row) => row.method === method && isNumber(row.samples)).sort((a, b) => a.budget - b.budget);
 }
 
-// The policies that the chosen one is compared with: the untrained base first.
-function references(criterion, policy) {
-  const names = Object.keys(info.quality?.[criterion] || {}).filter((name) => name !== policy && curve(criterion, name, "bon").length);
-  return names.sort((a, b) => (b === "base") - (a === "base"));
-}
+const isReference = (policy) => Boolean(info.evaluation?.references.includes(policy));
 
 // Between two measured budgets a curve is a line over the logarithm of the budget.
 function between(low, high, share) {
@@ -183,51 +190,91 @@ function atBudget(line, budget) {
 }
 
 // The smallest budget at which a curve reaches a value; `beyond` says that it never does, and then its end is given.
+// A curve that falls says nothing of larger budgets: that is hacking, and no saving.
 function needed(line, value) {
   const found = line.findIndex((p) => p.value >= value);
-  if (found === -1) return { ...line.at(-1), beyond: true };
+  if (found === -1) return { ...line.at(-1), beyond: true, falls: doesFall(line) };
   if (found === 0) return { ...line[0], beyond: false };
   const [low, high] = [line[found - 1], line[found]];
   const point = between(low, high, (value - low.value) / (high.value - low.value));
   return { ...point, budget: Math.ceil(point.budget - 1e-9), beyond: false };
 }
 
-// What the chosen sampler is worth on a criterion, and what a reference needs for the same; null where not measured.
-function compare(model, budget) {
-  if (model.criterion === null) return null;
-  const own = info.quality?.[model.criterion]?.[model.policy] || {};
-  const line = isNumber(budget) ? curve(model.criterion, model.policy, nameOf(model.method)) : [];
-  const here = isNumber(budget) && line.length ? atBudget(line, budget) : points(own[model.method])[0];
-  const [reference] = references(model.criterion, model.policy);
-  if (!here || !reference) return null;
-  const base = curve(model.criterion, reference, "bon");
-  return { here, line, reference, base, need: needed(base, here.value), budget };
+function doesFall(line) {
+  const values = line.map((p) => p.value);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  return high - values.at(-1) > FALL_TOLERANCE * (high - low);
 }
 
+// What the chosen sampler is worth on a criterion, and what a reference needs for the same; null where not measured.
+function compare(model, budget) {
+  if (model.criterion === null || !info.evaluation || isReference(model.policy)) return null;
+  const line = CURVE.test(model.method) ? curve(model.criterion, model.policy, nameOf(model.method)) : [];
+  const isItself = !isNumber(budget) || budget === model.budget; // else it is another setting than the one that was measured
+  const here = line.length ? atBudget(line, budget) : isItself && measured(model.criterion, model.policy, (row) => [row.method, row.written].includes(model.method))[0];
+  if (!here) return null;
+  const [first, ...others] = info.evaluation.references
+    .map((reference) => ({ reference, base: curve(model.criterion, reference, "bon") }))
+    .filter(({ base }) => base.length)
+    .map((one) => ({ ...one, need: needed(one.base, here.value) }));
+  return first ? { ...first, others, here, line, budget, model } : null;
+}
+
+const numberNeeded = (need) => (need.falls ? "never, its own falls" : `${need.beyond ? "more than " : ""}${whole(need.budget)}`);
+
 function needWords({ need, reference }) {
-  return need.beyond
-    ? `${referenceName(reference)} does not reach this quality with ${counted(need.budget, "sample")}`
-    : `${referenceName(reference)} needs ${whole(need.budget)} for this quality`;
+  const who = referenceName(reference);
+  if (need.falls) return `${who} never reaches this quality: its own falls before ${counted(need.budget, "sample")}`;
+  return need.beyond ? `${who} does not reach this quality with ${whole(need.budget)}` : `${who} needs ${whole(need.budget)} for this quality`;
+}
+
+function claimWords(found) {
+  const { budget, model, others } = found;
+  const spent = isNumber(budget) ? `${counted(budget, "sample")} here` : `One answer by ${samplerName(model.method)} here`;
+  const more = [...measuredSaving(found), ...others.map(({ reference, need }) => `${referenceName(reference)}: ${numberNeeded(need)}`)];
+  return [`${spent}; ${needWords(found)}.`, ...(more.length ? [make("small", {}, `${more.join("; ")}.`)] : [])];
+}
+
+// At the budget that the evaluation told savings for, its own figure and interval.
+function measuredSaving({ model, budget, reference }) {
+  if (model.policy !== info.evaluation.trained || !CURVE.test(model.method)) return [];
+  const wanted = { criterion: model.criterion, method: nameOf(model.method), metric: metricOf(model.criterion), reference, samples: budget };
+  const row = info.evaluation.savings.find((one) => Object.entries(wanted).every(([key, value]) => one[key] === value));
+  if (!row || !row.counts || !isNumber(row.ratio)) return [];
+  const interval = row.ci95 ? ` (95 %: ${words(row.ci95[0])} to ${words(row.ci95[1])})` : "";
+  return [`${row.censored ? "more than " : ""}${words(row.ratio)} times the samples${interval}`];
 }
 
 function tellHeadline() {
-  const told = cards.map((card) => [card.model, compare(card.model, card.budget())]).filter(([, found]) => found);
+  const told = cards.map((card) => [card.model, compare(card.model, card.budget())]).filter(([, found]) => found && !found.need.falls);
   at("headline").hidden = told.length === 0;
   if (!told.length) return;
   const [[model, { reference, budget }]] = told;
-  const needs = told.map(([one, { need }]) => `${need.beyond ? "more than " : ""}${whole(need.budget)} on ${one.criterion}`);
+  const groups = new Map(); // what is needed, and for which criteria
+  for (const [one, { need }] of told) {
+    const needs = numberNeeded(need);
+    groups.set(needs, [...(groups.get(needs) || []), one.criterion]);
+  }
+  const needs = [...groups].map(([number, criteria]) => `${number} on ${listed(criteria)}`);
   const spent = isNumber(budget) ? `With ${counted(budget, "sample")} for each criterion` : `By ${samplerName(model.method)}`;
   at("headline").replaceChildren(
     `${spent}, ${model.policy} is as good as ${referenceName(reference)} with ${listed(needs)}.`,
-    make("small", {}, "By mean quality on the prompts of the evaluation."),
+    make("small", {}, judgedWords(told.map(([one]) => one.criterion))),
   );
+}
+
+function judgedWords(criteria) {
+  const prompts = `${counted(info.evaluation.num_prompts, "prompt")} of the evaluation`;
+  return criteria.some((criterion) => metricOf(criterion) === "proxy")
+    ? `By the mean of the reward that selects, on ${prompts}: no gold reward was measured, so this says little of quality.`
+    : `Quality is the mean gold reward, which judges and never selects, on ${prompts}.`;
 }
 
 // A criterion's card. -------------------------------------------------------------------------------------------------
 
 function makeCard(model, number) {
   const title = model.criterion === null ? "no criterion" : model.criterion;
-  const heading = make("h2", { id: `card-${number}`, dir: "auto" }, title);
+  const heading = make("h2", { id: `card-${number}`, dir: "auto" }, chosen().policies.length > 1 ? `${title} · ${model.policy}` : title);
   const sampler = make("span", { class: "sampler" });
   const state = make("span", { class: "state" });
   const claim = make("p", { class: "claim" });
@@ -236,28 +283,32 @@ function makeCard(model, number) {
   const trouble = make("div", { class: "trouble", role: "alert" });
   const spent = makeSpent();
   const chart = make("figure", { class: "chart" });
-  const drawn = make("section", {}, make("h3", {}, "Candidates"));
+  const counts = make("h3");
+  const drawn = make("section", {}, counts);
   const list = make("ol", { class: "candidates" });
   const segments = makeSegments();
   drawn.append(list);
   for (const part of [trouble, drawn, claim, chart]) part.hidden = true;
   const element = make(
     "article", { class: "card", "aria-labelledby": heading.id },
-    make("header", {}, heading, sampler, state), claim, chart, answer, segments.element, about, trouble, spent.element, drawn,
+    make("header", {}, heading, sampler, state), claim, make("div", { class: "measured" }, chart, spent.element), answer, segments.element, about,
+    trouble, drawn,
   );
   let run = null; // what the last question led to
   let controller = null;
   let bars = 0;
 
-  const budget = () => (isNumber(model.budget) && model.criterion !== null ? chosen().budget : null);
+  const budget = () => (isSettable(model) ? chosen().budget : null);
 
   function describeCard() {
     const found = compare(model, budget());
     sampler.textContent = samplerName(model.method, budget()) + (model.method.includes("=") ? ` · ${model.method}` : "");
     claim.hidden = !found;
-    if (found) claim.textContent = `${isNumber(found.budget) ? `${counted(found.budget, "sample")} here` : samplerName(model.method)}; ${needWords(found)}.`;
+    if (found) claim.replaceChildren(...claimWords(found));
     drawChart(chart, found);
-    if (run === null) spent.show(found ? { samples: found.budget, tokens: found.here.tokens, seconds: found.here.seconds } : null, found, "average");
+    const isStale = run?.end && run.budget !== budget();
+    if (isStale || element.dataset.state === "stale") setState(isStale ? "stale" : "done", isStale ? `answered with ${counted(run.budget, "sample")}` : "done");
+    if (run === null) spent.show(found && { ...found.here, samples: found.budget }, found, "average");
   }
 
   function setState(name, text) {
@@ -276,12 +327,18 @@ function makeCard(model, number) {
     trouble.replaceChildren();
     trouble.hidden = drawn.hidden = true;
     run = {
-      budget: budget(), found: compare(model, budget()), candidates: new Map(), sampled: 0, began: performance.now(), target: null, end: null, usage: null,
+      budget: budget(), found: compare(model, budget()), candidates: new Map(), tokens: 0, began: performance.now(), target: null, end: null, usage: null,
     };
   }
 
   const elapsed = () => (performance.now() - run.began) / 1000;
-  const showSpent = () => spent.show({ samples: run.candidates.size || (run.target ? 1 : 0), tokens: run.sampled, seconds: elapsed() }, run.found, "now");
+  // A sampler without a number of samples has none to tell.
+  const numSamples = (end) => (isNumber(run.budget) ? (end?.num_candidates ?? run.candidates.size) : null);
+  function showSpent() {
+    const own = { samples: numSamples(), tokens: run.tokens, seconds: elapsed() };
+    spent.show(own, run.found, "now");
+    about.textContent = run.found ? "" : spentWords(own);
+  }
 
   // Text goes to the segment that was told last, and without segments to the answer.
   function addText(text) {
@@ -304,6 +361,7 @@ function makeCard(model, number) {
       drawn.hidden = false;
     }
     row.set(text, reward);
+    counts.textContent = `${counted(run.candidates.size, "candidate")}, scored by the reward for ${title}`;
     if (!bars) bars = requestAnimationFrame(drawBars);
     const scored = [...run.candidates.values()].filter((one) => isNumber(one.reward())).length;
     if (!run.end) setState("busy", scored ? `${scored} of ${run.candidates.size} scored` : `${run.candidates.size} drawn`);
@@ -322,27 +380,28 @@ function makeCard(model, number) {
     const event = chunk.iama;
     if (event?.event === "candidate") addCandidate(event);
     if (event?.event === "segment") addSegment(event);
-    if (event?.event === "spent") run.sampled = event.num_sampled;
+    if (event?.event === "spent") run.tokens = event.num_sampled;
     for (const choice of chunk.choices || []) {
-      if (choice.delta?.content) addText(choice.delta.content);
+      const text = choice.delta?.content || choice.text;
+      if (text) addText(text);
       if (choice.finish_reason) run.end = { reason: choice.finish_reason, ...(choice.iama || {}) };
     }
   }
 
-  async function ask(question) {
+  async function ask(asked) {
     stop();
     clear();
     const own = (controller = new AbortController());
     setState("busy", "waiting");
     const ticking = setInterval(showSpent, TICK);
     try {
-      await stream({ ...question, model: model.id, iama: { ...question.iama, ...(isNumber(run.budget) ? { budget: run.budget } : {}) } }, own.signal, read);
+      await stream(...requestOf(asked, model, run.budget), own.signal, read);
       if (!run.end) throw new Failure(BROKEN);
       finish();
     } catch (error) {
       if (own !== controller) return; // a newer question has taken the card over
       if (own.signal.aborted) setState("stopped", "stopped");
-      else fail(error, question);
+      else fail(error, asked);
       showSpent();
     } finally {
       clearInterval(ticking);
@@ -353,22 +412,26 @@ function makeCard(model, number) {
 
   function finish() {
     const { end } = run;
-    for (const [place, one] of (end.candidates || []).entries()) addCandidate({ index: one.index ?? place, text: one.text, reward: one.reward });
-    const kept = keptIndex(end, run.candidates, answer.textContent);
-    for (const [index, row] of run.candidates) row.keep(index === kept);
+    const candidates = (end.candidates || []).map((one, place) => ({ ...one, index: one.index ?? place }));
+    if (run.candidates.size || candidates.length > 1) candidates.forEach(addCandidate);
+    const kept = candidates.find((one) => one.kept)?.index;
+    for (const [index, row] of run.candidates) row.settle(index === kept);
+    const keptRow = run.candidates.get(kept);
+    if (keptRow) list.scrollTop = keptRow.element.offsetTop - list.clientHeight / 2;
     for (const part of [answer, list]) if (part.scrollHeight > part.clientHeight) part.tabIndex = 0;
     if (answer.textContent === "") {
       answer.textContent = "The answer is empty.";
       answer.classList.add("empty");
     }
     const cost = end.ledger || {};
-    run.sampled = run.usage?.completion_tokens ?? run.sampled;
+    run.tokens = run.usage?.completion_tokens ?? run.tokens;
     run.seconds = isNumber(cost.seconds) ? cost.seconds : elapsed();
-    run.samples = end.num_candidates ?? (run.candidates.size || 1);
-    spent.show({ samples: run.samples, tokens: run.sampled, seconds: run.seconds }, run.found, "done");
+    run.samples = numSamples(end);
+    spent.show(run, run.found, "done");
     const told = [samplerName(model.method, run.budget)];
-    if (isNumber(end.reward)) told.push(`reward ${words(end.reward)}`);
+    if (isNumber(end.reward)) told.push(`reward ${score(end.reward)}`);
     if (isNumber(end.rank) && run.samples > 1) told.push(`rank ${end.rank} of ${run.samples}`);
+    if (!run.found) told.push(spentWords(run));
     if (isNumber(end.seed)) told.push(`seed ${end.seed}`);
     if (end.reason === "length") told.push("cut at the limit of tokens");
     if (end.capped) told.push("fewer draws than asked: a cap");
@@ -378,10 +441,10 @@ function makeCard(model, number) {
     say(`${title}: ${told.join(", ")}`);
   }
 
-  function fail(error, question) {
+  function fail(error, asked) {
     setState("failed", "failed");
     const again = make("button", { type: "button" }, "Try again");
-    again.addEventListener("click", () => ask(question));
+    again.addEventListener("click", () => ask(asked));
     trouble.replaceChildren(error instanceof Failure ? error.message : BROKEN, again);
     trouble.hidden = false;
     if (answer.textContent === "") {
@@ -400,15 +463,6 @@ function makeCard(model, number) {
   };
 }
 
-// The server names the kept candidate, or else it is the one with the answer's text and reward.
-function keptIndex(end, candidates, text) {
-  const named = [end.kept, end.chosen].find(isNumber) ?? (end.candidates || []).findIndex((one) => one.kept || one.chosen);
-  if (named >= 0) return named;
-  const same = [...candidates].filter(([, row]) => row.text() === text);
-  const best = same.find(([, row]) => row.reward() === end.reward) || same[0];
-  return best ? best[0] : -1;
-}
-
 function makeCandidate(index) {
   const text = make("span", { class: "text", dir: "auto" });
   const value = make("span");
@@ -416,29 +470,28 @@ function makeCandidate(index) {
   const fill = make("i");
   const summary = make("summary", {}, make("span", { class: "number" }, `${index + 1}`), text, reward, make("span", { class: "bar" }, fill));
   const element = make("li", { class: "fresh" }, make("details", {}, summary));
-  let score = null;
+  let worth = null;
   return {
     element,
     text: () => text.textContent,
-    reward: () => score,
-    set(words_, given) {
-      if (isString(words_)) text.textContent = words_;
-      score = isNumber(given) ? given : score;
-      value.textContent = isNumber(score) ? words(score) : "…";
+    reward: () => worth,
+    set(given, scored) {
+      if (typeof given === "string") text.textContent = given;
+      if (isNumber(scored)) worth = scored;
+      value.textContent = isNumber(worth) ? score(worth) : "…";
     },
     draw(low, high) {
-      const share = !isNumber(score) ? 0 : high > low ? (score - low) / (high - low) : 1;
-      fill.style.width = `${isNumber(score) ? 4 + 96 * share : 0}%`;
+      const share = high > low ? (worth - low) / (high - low) : 1;
+      fill.style.width = `${isNumber(worth) ? 4 + 96 * share : 0}%`;
     },
-    keep(is) {
-      element.classList.toggle("kept", is);
-      if (is) reward.append(make("span", { class: "badge" }, "kept"));
-      if (!isNumber(score)) value.textContent = "–";
+    // Of an answer that is there: this one was kept or not, and no reward will come any more.
+    settle(isKept) {
+      element.classList.toggle("kept", isKept);
+      if (isKept) reward.append(make("span", { class: "badge" }, "kept"));
+      value.textContent = score(worth);
     },
   };
 }
-
-const isString = (value) => typeof value === "string";
 
 // Segments: marks in the answer, what the marks mean, and a table of all numbers.
 function makeSegments() {
@@ -461,13 +514,13 @@ function makeSegments() {
     element.hidden = false;
     for (const [name, item] of items) item.hidden = name !== "" && !told.some((one) => one[name]);
     const kinds = ["forced", "nudge"].filter((name) => event[name]);
-    const cells = [`${told.length}${kinds.length ? ` ${kinds.join(", ")}` : ""}`, words(event.reward), words(event.threshold)];
+    const cells = [`${told.length}${kinds.length ? ` ${kinds.join(", ")}` : ""}`, score(event.reward), score(event.threshold)];
     cells.push(whole(event.num_proposals), whole(event.num_tokens), whole(event.wasted_tokens));
     body.append(make("tr", {}, ...cells.map((cell) => make("td", {}, cell)), make("td", { dir: "auto" }, event.text || "")));
     const total = (key) => told.reduce((sum, one) => sum + (one[key] || 0), 0);
     summary.textContent = `${counted(told.length, "segment")}, ${counted(total("num_proposals"), "proposal")}, ${counted(total("wasted_tokens"), "token")} wasted`;
-    const threshold = isNumber(event.threshold) ? ` (threshold ${words(event.threshold)})` : "";
-    const title = `reward ${words(event.reward)}${threshold}, ${counted(event.num_proposals, "proposal")}${kinds.map((kind) => `, ${kind}`).join("")}`;
+    const threshold = isNumber(event.threshold) ? ` (threshold ${score(event.threshold)})` : "";
+    const title = `reward ${score(event.reward)}${threshold}, ${counted(event.num_proposals, "proposal")}${kinds.map((kind) => `, ${kind}`).join("")}`;
     return make("span", { class: ["segment", ...kinds].join(" "), title });
   }
   clear();
@@ -487,18 +540,17 @@ function makeSpent() {
   });
   const head = make("thead", {}, make("tr", {}, make("td"), make("th", { scope: "col" }, "here"), other));
   const element = make("table", { class: "spent" }, caption, head, make("tbody", {}, ...rows.map((row) => row.element)));
-  const titles = { average: "Spent on average, in the evaluation", now: "Being spent", done: "Spent" };
   const format = { samples: whole, tokens: whole, seconds };
 
   function show(own, found, when) {
-    element.hidden = own === null;
-    if (own === null) return;
-    caption.textContent = titles[when];
-    other.textContent = found ? `${referenceName(found.reference)}, same quality` : "";
+    element.hidden = !found;
+    if (!found) return;
+    caption.textContent = `Spent${when === "average" ? " on average" : ""} for the same quality`;
+    other.textContent = referenceName(found.reference).replace(/^the /, "");
     for (const { unit, here, base } of rows) {
-      const needs = found ? estimate(own[unit], found, unit, when) : null;
+      const needs = estimate(own[unit], found, unit, when);
       const most = Math.max(own[unit] || 0, needs || 0);
-      const sign = found && found.need.beyond ? "> " : when === "average" || unit === "samples" ? "" : "about ";
+      const sign = found.need.beyond ? "> " : when === "average" || unit === "samples" ? "" : "about ";
       here.number.textContent = format[unit](own[unit]);
       base.number.textContent = isNumber(needs) ? `${sign}${format[unit](needs)}` : "";
       here.fill.style.width = `${most ? (100 * (own[unit] || 0)) / most : 0}%`;
@@ -509,8 +561,14 @@ function makeSpent() {
   return { element, show };
 }
 
+function spentWords(own) {
+  const samples = isNumber(own.samples) ? `${counted(own.samples, "sample")}, ` : "";
+  return `${samples}${counted(own.tokens, "token")}, ${seconds(own.seconds)}`;
+}
+
 // Of an answer that is done, what a reference would spend: in the proportion that the evaluation measured.
 function estimate(own, { need, here }, unit, when) {
+  if (need.falls) return null;
   if (unit === "samples") return need.budget;
   if (when !== "done" || !(here[unit] > 0) || !isNumber(need[unit])) return need[unit];
   return (own * need[unit]) / here[unit];
@@ -520,8 +578,8 @@ function estimate(own, { need, here }, unit, when) {
 function drawChart(figure, found) {
   figure.hidden = !found;
   if (!found) return;
-  const { here, line, reference, base, need, budget } = found;
-  const [width, height, left, right, top, bottom] = [figure.clientWidth || 320, 116, 4, 4, 10, 20];
+  const { here, line, reference, base, need, budget, model } = found;
+  const [width, height, left, right, top, bottom] = [figure.clientWidth || 320, 150, 6, 6, 10, 20];
   const all = [...line, ...base];
   const last = Math.max(2, ...all.map((p) => p.budget));
   const values = [...all.map((p) => p.value), here.value];
@@ -542,13 +600,19 @@ function drawChart(figure, found) {
   svg.append(draw("line", { class: "gap", x1: x(from), x2: x(Math.max(need.budget, 1)), y1: y(here.value), y2: y(here.value) }));
   if (!need.beyond) svg.append(draw("g", { class: "base" }, dot(need.budget, here.value)));
   if (isNumber(budget)) svg.append(dot(budget, here.value));
-  const name = base.at(-1);
-  svg.append(draw("text", { x: width - right, y: Math.min(height - bottom - 6, y(name.value) + 17), "text-anchor": "end" }, referenceName(reference)));
-  if (isNumber(budget) && (need.beyond || need.budget !== budget)) {
-    const times = need.budget / budget;
-    const middle = Math.sqrt(budget * need.budget);
-    const label = `${need.beyond ? "> " : ""}${words(times, 2)} times the samples`;
-    svg.append(draw("text", { class: "saved", x: Math.min(Math.max(x(middle), 70), width - 70), y: y(here.value) + (y(here.value) > 30 ? -7 : 17), "text-anchor": "middle" }, label));
+  if (isNumber(budget) && need.budget !== budget && !need.falls) {
+    // Below the dotted line, at its left end, where the reference's line is farthest away.
+    const start = x(Math.min(budget, need.budget)) + 8;
+    const place = start > width - 160 ? { x: width - right, "text-anchor": "end" } : { x: start };
+    const label = `${need.beyond ? "> " : ""}${words(need.budget / budget, 2)} times the samples`;
+    svg.append(draw("text", { class: "saved", y: y(here.value) + 16, ...place }, label));
+  }
+  // Lines rise, so the corner below them is free for their names.
+  const names = [[referenceName(reference), "base"], ...(line.length ? [[model.policy, "own"]] : [])];
+  for (const [i, [name, kind]] of names.entries()) {
+    const from = height - bottom - 8 - 16 * i;
+    const key = draw("path", { d: `M${width - right - 24} ${from - 4}H${width - right}` });
+    svg.append(draw("g", { class: kind }, key, draw("text", { x: width - right - 30, y: from, "text-anchor": "end" }, name)));
   }
   figure.replaceChildren(svg);
 }
@@ -581,9 +645,9 @@ async function* lines(body) {
 }
 
 // Ask for an answer and give every chunk to `read`; comments keep the connection alive and say nothing.
-async function stream(question, signal, read) {
+async function stream(place, question, signal, read) {
   const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
-  const response = await reach("v1/chat/completions", { method: "POST", headers, body: JSON.stringify(question), signal });
+  const response = await reach(place, { method: "POST", headers, body: JSON.stringify(question), signal });
   if (!response.ok) throw new Failure(await troubleWords(response));
   let data = "";
   for await (const line of lines(response.body)) {
@@ -606,14 +670,21 @@ async function troubleWords(response) {
 
 // Asking. -------------------------------------------------------------------------------------------------------------
 
+// What a person asks, whichever model answers.
 function question() {
-  const asked = {
-    messages: [{ role: "user", content: at("prompt").value }], stream: true, stream_options: { include_usage: true },
-    iama: { events: true, return_candidates: true },
-  };
+  const settings = {};
   for (const [id, key] of [["temperature", "temperature"], ["max-tokens", "max_tokens"], ["seed", "seed"]])
-    if (isNumber(at(id).valueAsNumber)) asked[key] = at(id).valueAsNumber;
-  return asked;
+    if (isNumber(at(id).valueAsNumber)) settings[key] = at(id).valueAsNumber;
+  return { prompt: at("prompt").value, settings };
+}
+
+// Where and how it is asked of a model: a policy without a chat template goes on from the prompt.
+function requestOf({ prompt, settings }, model, budget) {
+  const { chat } = policyOf(model.policy);
+  const asked = chat ? { messages: [{ role: "user", content: prompt }] } : { prompt };
+  const extras = { events: true, return_candidates: true, ...(isNumber(budget) ? { budget } : {}) };
+  const body = { model: model.id, ...asked, ...settings, stream: true, stream_options: { include_usage: true }, iama: extras };
+  return [`v1/${chat ? "chat/" : ""}completions`, body];
 }
 
 function askAll() {
@@ -638,12 +709,13 @@ function tellTotals() {
   const runs = cards.map((card) => card.run()).filter((run) => run?.end);
   if (cards.some((card) => card.isBusy()) || runs.length < 2) return;
   const sum = (value) => runs.reduce((total, run) => total + value(run), 0);
-  const here = `${counted(runs.length, "answer")}: ${counted(sum((run) => run.samples), "sample")}, ${counted(sum((run) => run.sampled), "token")}.`;
-  const all = runs.every((run) => run.found);
+  const samples = runs.every((run) => isNumber(run.samples)) ? `${counted(sum((run) => run.samples), "sample")}, ` : "";
+  const here = `${counted(runs.length, "answer")}: ${samples}${counted(sum((run) => run.tokens), "token")}.`;
+  const all = runs.every((run) => run.found && !run.found.need.falls);
   const more = runs.some((run) => run.found?.need.beyond) ? "more than" : "about";
   const needs = all ? sum((run) => run.found.need.budget) : 0;
-  const tokens = all ? sum((run) => estimate(run.sampled, run.found, "tokens", "done")) : NaN;
-  const alsoTokens = isNumber(tokens) ? `, ${counted(tokens, "token")}` : "";
+  const tokens = all ? sum((run) => estimate(run.tokens, run.found, "tokens", "done")) : NaN;
+  const alsoTokens = isNumber(tokens) ? ` and ${counted(tokens, "token")}` : "";
   const who = all ? referenceName(runs[0].found.reference) : "";
   at("totals").textContent = all ? `${here} For this quality ${who} needs ${more} ${counted(needs, "sample")}${alsoTokens}.` : here;
   at("totals").hidden = false;
@@ -685,7 +757,7 @@ at("again").addEventListener("click", () => {
 at("stop").addEventListener("click", stopAll);
 addEventListener("keydown", (event) => event.key === "Escape" && stopAll());
 at("budget").addEventListener("input", describe);
-at("policy").addEventListener("change", renew);
+for (const id of ["policy", "beside"]) at(id).addEventListener("change", renew);
 at("method").addEventListener("change", chooseMethod);
 at("criteria").addEventListener("change", renew);
 addEventListener("resize", () => cards.forEach((card) => card.redraw()));

@@ -34,13 +34,15 @@ SHIFT = 8
 
 
 class Page:
-    """One tab. `errors` are the lines of the console, exceptions and failed loads that nobody expected."""
+    """One tab. `errors` are the lines of the console, exceptions and failed loads; `sent` are bodies that were answered
+    by the test and not by a server."""
 
     def __init__(self, browser: _Pipe, session: str) -> None:
         self._browser, self._session = browser, session
         self._answers: list[tuple[str, int, dict[str, str], bytes]] = []
         self.credentials: tuple[str, str] | None = None
         self.errors: list[str] = []
+        self.sent: list[Any] = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -50,6 +52,7 @@ class Page:
 
     def open(self, address: str) -> None:
         """Go to an address, and wait until it has loaded."""
+        self.errors.clear()
         self.call("Page.navigate", url=address)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
@@ -101,6 +104,7 @@ class Page:
 
     def resize(self, width: int, height: int = 900) -> None:
         """The window's size, in pixels."""
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def prefer(self, **media: str) -> None:
@@ -117,6 +121,7 @@ class Page:
     def answer_no_more(self) -> None:
         """The server answers everything again."""
         self._answers.clear()
+        self.sent.clear()
         self.call("Fetch.disable")
 
     def log_in(self, name: str, password: str) -> None:
@@ -146,11 +151,13 @@ class Page:
             given = {"response": "ProvideCredentials", "username": name, "password": password}
             self._tell("Fetch.continueWithAuth", told, authChallengeResponse=given)
         elif method == "Fetch.requestPaused":
-            found = next((a for a in self._answers if told["request"]["url"].endswith(a[0])), None)
+            found = next((a for a in reversed(self._answers) if told["request"]["url"].endswith(a[0])), None)
             if found is None:
                 self._tell("Fetch.continueRequest", told)
                 return
             _, status, headers, body = found
+            if told["request"].get("postData"):
+                self.sent.append(json.loads(told["request"]["postData"]))
             given = [{"name": name, "value": value} for name, value in headers.items()]
             coded = base64.b64encode(body).decode()
             self._tell("Fetch.fulfillRequest", told, responseCode=status, responseHeaders=given, body=coded)
@@ -179,7 +186,7 @@ class _Pipe:
             if message.get("id") == number:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
-            if "method" in message and message.get("sessionId") == session is not None:
+            if "method" in message and take is not None and message.get("sessionId") == session:
                 take(message)
         raise AssertionError(f"the browser ended during {method}")
 
