@@ -197,7 +197,7 @@ function needed(line, value) {
   if (found === 0) return { ...line[0], beyond: false };
   const [low, high] = [line[found - 1], line[found]];
   const point = between(low, high, (value - low.value) / (high.value - low.value));
-  return { ...point, budget: Math.ceil(point.budget - 1e-9), beyond: false };
+  return { ...point, budget: Math.ceil(point.budget - 1e-9), exact: point.budget, beyond: false };
 }
 
 function doesFall(line) {
@@ -231,18 +231,24 @@ function needWords({ need, reference }) {
 function claimWords(found) {
   const { budget, model, others } = found;
   const spent = isNumber(budget) ? `${counted(budget, "sample")} here` : `One answer by ${samplerName(model.method)} here`;
-  const more = [...measuredSaving(found), ...others.map(({ reference, need }) => `${referenceName(reference)}: ${numberNeeded(need)}`)];
+  const more = [...measuredWords(found), ...others.map(({ reference, need }) => `${referenceName(reference)}: ${numberNeeded(need)}`)];
   return [`${spent}; ${needWords(found)}.`, ...(more.length ? [make("small", {}, `${more.join("; ")}.`)] : [])];
 }
 
-// At the budget that the evaluation told savings for, its own figure and interval.
-function measuredSaving({ model, budget, reference }) {
-  if (model.policy !== info.evaluation.trained || !CURVE.test(model.method)) return [];
+// At the budget that the evaluation told savings for, its own figure; it counts, or it is null.
+function savingOf({ model, budget, reference }) {
+  if (model.policy !== info.evaluation.trained || !CURVE.test(model.method)) return null;
   const wanted = { criterion: model.criterion, method: nameOf(model.method), metric: metricOf(model.criterion), reference, samples: budget };
   const row = info.evaluation.savings.find((one) => Object.entries(wanted).every(([key, value]) => one[key] === value));
-  if (!row || !row.counts || !isNumber(row.ratio)) return [];
-  const interval = row.ci95 ? ` (95 %: ${words(row.ci95[0])} to ${words(row.ci95[1])})` : "";
-  return [`${row.censored ? "more than " : ""}${words(row.ratio)} times the samples${interval}`];
+  return row?.counts && isNumber(row.ratio) ? row : null;
+}
+
+const timesWords = (ratio, isBound) => `${isBound ? "> " : ""}${words(ratio, ratio < 10 ? 2 : 3)} times the samples`;
+
+function measuredWords(found) {
+  const row = savingOf(found);
+  if (!row) return [];
+  return [timesWords(row.ratio, row.censored) + (row.ci95 ? ` (95 %: ${words(row.ci95[0])} to ${words(row.ci95[1])})` : "")];
 }
 
 function tellHeadline() {
@@ -604,7 +610,8 @@ function drawChart(figure, found) {
     // Below the dotted line, at its left end, where the reference's line is farthest away.
     const start = x(Math.min(budget, need.budget)) + 8;
     const place = start > width - 160 ? { x: width - right, "text-anchor": "end" } : { x: start };
-    const label = `${need.beyond ? "> " : ""}${words(need.budget / budget, 2)} times the samples`;
+    const row = savingOf(found);
+    const label = row ? timesWords(row.ratio, row.censored) : timesWords((need.exact ?? need.budget) / budget, need.beyond);
     svg.append(draw("text", { class: "saved", y: y(here.value) + 16, ...place }, label));
   }
   // Lines rise, so the corner below them is free for their names.

@@ -29,7 +29,14 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 TIMEOUT_S = 120
-KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowLeft": (37, ""), "ArrowRight": (39, ""), " ": (32, " ")}
+KEYS = {
+    "Enter": (13, "\r"),
+    "Escape": (27, ""),
+    "Tab": (9, ""),
+    "ArrowLeft": (37, ""),
+    "ArrowRight": (39, ""),
+    " ": (32, " "),
+}
 SHIFT = 8
 
 
@@ -77,7 +84,7 @@ class Page:
     def texts(self, selector: str) -> list[str]:
         """The same of every element that can be seen."""
         seen = f"[...document.querySelectorAll({json.dumps(selector)})].filter((e) => e.checkVisibility())"
-        return self.run(f"{seen}.map((e) => e.innerText.trim())")
+        return self.run(f"{seen}.map((e) => (e.innerText ?? e.textContent).trim())")
 
     def focus(self, selector: str) -> None:
         """Put the keyboard's focus there."""
@@ -98,7 +105,9 @@ class Page:
         """The left mouse button in the middle of an element."""
         box = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{box}.scrollIntoView({{ block: 'center', behavior: 'instant' }})")
-        x, y = self.run(f"(({{ x, y, width, height }}) => [x + width / 2, y + height / 2])({box}.getBoundingClientRect())")
+        x, y = self.run(
+            f"(({{ x, y, width, height }}) => [x + width / 2, y + height / 2])({box}.getBoundingClientRect())"
+        )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

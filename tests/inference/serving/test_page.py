@@ -75,7 +75,9 @@ def test_nothing_in_it_would_be_refused_by_its_own_policy():
 
 def test_what_models_write_never_becomes_markup():
     script = (ASSETS / "page.js").read_text(encoding="utf-8")
-    assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|DOMParser", script)
+    assert not re.findall(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|DOMParser", script
+    )
 
 
 def test_every_control_has_a_name():
@@ -84,7 +86,11 @@ def test_every_control_has_a_name():
     for tag, attributes in parse().elements:
         if tag in {"input", "select", "textarea"}:
             name = attributes["id"]
-            assert f'<label class="sr" for="{name}">' in text or re.search(rf"<label[^>]*>[^<]+<{tag} id=\"{name}\"", text) or re.search(rf"<label[^>]*>[^<]+\n<{tag} id=\"{name}\"", text)
+            assert (
+                f'<label class="sr" for="{name}">' in text
+                or re.search(rf"<label[^>]*>[^<]+<{tag} id=\"{name}\"", text)
+                or re.search(rf"<label[^>]*>[^<]+\n<{tag} id=\"{name}\"", text)
+            )
 
 
 def test_its_headers():
