@@ -49,7 +49,10 @@ let info = null;
 let cards = [];
 let steps = [1];
 
-const chosen = () => ({ policies: [at("policy").value, at("beside").value].filter((name, i) => name && (!i || name !== at("policy").value)), method: at("method").value, budget: hasBudget() ? steps[at("budget").valueAsNumber] : null });
+function chosen() {
+  const policies = [...new Set([at("policy").value, at("beside").value])].filter((name) => name !== "");
+  return { policies, method: at("method").value, budget: hasBudget() ? steps[at("budget").valueAsNumber] : null };
+}
 
 const modelsOf = (policy, method) => info.models.filter((model) => model.policy === policy && model.method === method);
 
@@ -71,12 +74,15 @@ function budgetSteps(most) {
 function columns() {
   const { policies, method } = chosen();
   const ticked = new Set([...document.querySelectorAll("#criteria input:checked")].map((box) => box.value));
-  return policies.flatMap((policy) => {
-    const found = modelsOf(policy, method).filter((model) => model.criterion === null || ticked.has(`c ${model.criterion}`));
-    const plain = info.models.find((model) => model.policy === policy && isPlain(model));
-    if (ticked.has("plain") && plain && !found.includes(plain)) found.push(plain);
-    return found;
+  const found = info.models.filter((model) => {
+    const isTicked = ticked.has(isPlain(model) ? "plain" : `c ${model.criterion}`);
+    const isShown = isPlain(model) ? isTicked || model.method === method : isTicked && model.method === method;
+    return isShown && policies.includes(model.policy);
   });
+  // One policy beside the other, a criterion a row; the plain sample comes last.
+  const names = [...info.criteria.map((criterion) => criterion.name), null];
+  const place = (model) => names.indexOf(model.criterion) * policies.length + policies.indexOf(model.policy);
+  return found.sort((a, b) => place(a) - place(b));
 }
 
 function fillSelect(select, values, label) {
@@ -132,6 +138,7 @@ function renew() {
   stopAll();
   at("totals").hidden = true;
   cards = columns().map(makeCard);
+  at("cards").classList.toggle("paired", chosen().policies.length > 1);
   at("cards").replaceChildren(...cards.map((card) => card.element));
   describe();
 }
@@ -408,7 +415,8 @@ function makeCard(model, number) {
       if (own !== controller) return; // a newer question has taken the card over
       if (own.signal.aborted) setState("stopped", "stopped");
       else fail(error, asked);
-      showSpent();
+      if (run) showSpent();
+      else describeCard();
     } finally {
       clearInterval(ticking);
       if (own === controller) controller = null;
@@ -457,6 +465,7 @@ function makeCard(model, number) {
       answer.textContent = "No answer.";
       answer.classList.add("empty");
     }
+    if (run.tokens === 0 && run.candidates.size === 0) run = null; // nothing to tell of it
   }
 
   function stop() {

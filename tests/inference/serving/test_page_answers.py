@@ -22,7 +22,9 @@ ATTACK = "</script><img src=x onerror=\"document.title='hacked'\"><!--<script>'\
 PROMPT = "how do i climb a roof today?"
 JSON = {"Content-Type": "application/json"}
 EVENTS = {"Content-Type": "text/event-stream"}
-SETTLED = "document.querySelector('.card') && [...document.querySelectorAll('.card')].every((c) => c.dataset.state && c.dataset.state !== 'busy')"
+SETTLED = "(() => { const all = [...document.querySelectorAll('.card')]; return all.length && all.every(ENDED); })()"
+SETTLED = SETTLED.replace("ENDED", "(card) => card.dataset.state && card.dataset.state !== 'busy'")
+MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def model(policy: str, criterion: str | None, method: str, budget: float | None = None) -> dict[str, Any]:
@@ -175,14 +177,14 @@ def test_candidates_unfold_and_the_kept_one_is_marked(page):
     assert page.texts(".candidates .text") == ["one", "two", "three", "four"] * 2
     assert page.texts(".candidates .kept .text") == ["three"] * 2
     assert page.texts(".badge") == ["kept"] * 2
-    assert page.texts(".reward > span:first-child")[:4] == ["0.10", "−1.00", "2.50", "0.30"]
+    assert page.texts(".reward > span:first-child")[:4] == ["0.10", f"{MINUS}1.00", "2.50", "0.30"]
     widths = page.run("[...document.querySelectorAll('.candidates .bar i')].map((e) => e.style.width)")
     assert (widths[1], widths[2]) == ("4%", "100%")
     assert page.texts(".about")[0] == "Best-of-4 · reward 2.50 · rank 1 of 4 · seed 0"
     assert page.texts(".spent tbody td")[:4] == ["4", "32", "120", "about 895"]
-    assert page.text("#totals") == (
-        "2 answers: 8 samples, 240 tokens. For this quality the untrained base needs more than 64 samples and 1,791 tokens."
-    )
+    here, needed = page.text("#totals").split(". ")
+    assert here == "2 answers: 8 samples, 240 tokens"
+    assert needed == "For this quality the untrained base needs more than 64 samples and 1,791 tokens."
     assert page.text("#said") in {
         f"{name}: Best-of-4, reward 2.50, rank 1 of 4, seed 0" for name in ("helpful", "harmless")
     }
@@ -240,7 +242,7 @@ def test_segments_and_nudges_are_told_apart(page):
     assert titles == [
         "reward 0.50 (threshold 1.00), 2 proposals",
         "reward 0.50 (threshold 1.00), 2 proposals, forced",
-        "reward –, 2 proposals, nudge",
+        f"reward {NONE}, 2 proposals, nudge",
     ]
     colours = page.run(
         "[...document.querySelector('.answer').children].map((e) => getComputedStyle(e).backgroundColor)"
@@ -273,29 +275,34 @@ def test_a_script_that_got_in_would_not_run(page):
     page.run(
         "document.body.append(Object.assign(document.createElement('script'), { textContent: 'document.title = 1' }))"
     )
-    page.run(
-        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.title = 2\"><b style=\"color: red\">')"
-    )
+    image, bold = "<img src=x onerror='document.title = 2'>", "<b style='color: red'>"
+    page.run(f"document.body.insertAdjacentHTML('beforeend', {image + bold!r})")
     page.run("fetch('https://elsewhere.test/').catch(() => 0)")
     assert page.run("document.title") == "iama"
     page.wait("true")
     assert len([line for line in page.errors if "Content Security Policy" in line]) >= 3
 
 
+def refusal(words: str) -> str:
+    return json.dumps({"error": {"message": words}})
+
+
+WAIT = {**JSON, "Retry-After": "7"}
+LATE = "The answer took longer than the server allows. A smaller budget or fewer tokens may do. (gave up)"
 TROUBLES = {
-    "busy": (429, {**JSON, "Retry-After": "7"}, {"error": {"message": "no"}}, "The server is busy: its queue is full. Try again in 7 seconds."),
-    "late": (504, JSON, {"error": {"message": "gave up"}}, "The answer took longer than the server allows. A smaller budget or fewer tokens may do. (gave up)"),
-    "reward": (502, JSON, {"error": {"message": "The reward failed."}}, "The reward failed."),
-    "key": (401, JSON, {"error": {"message": "no"}}, "The server wants a key. Reload the page and give it as the password."),
+    "busy": (429, WAIT, refusal("no"), "The server is busy: its queue is full. Try again in 7 seconds."),
+    "late": (504, JSON, refusal("gave up"), LATE),
+    "reward": (502, JSON, refusal("The reward failed."), "The reward failed."),
+    "key": (401, JSON, refusal("no"), "The server wants a key. Reload the page and give it as the password."),
     "wordless": (500, {"Content-Type": "text/html"}, "<h1>oh</h1>", "The server answered 500 and said no more."),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TROUBLES)
 def test_refusals_are_told_in_words_and_can_be_tried_again(page, name):
     status, headers, body, words = TROUBLES[name]
     opened(page, information(("helpful",)))
-    answered(page, body if isinstance(body, str) else json.dumps(body), status, headers)
+    answered(page, body, status, headers)
     assert page.texts(".card .trouble")[0].split("\n")[0] == words
     assert page.texts(".state") == ["failed"]
     assert page.run("document.querySelector('.card .trouble').getAttribute('role')") == "alert"
@@ -311,16 +318,17 @@ def test_refusals_are_told_in_words_and_can_be_tried_again(page, name):
 BROKEN = "The answer broke off before its end: the connection was closed."
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
-    [
-        (sent(piece("a beginning"), is_done=False), BROKEN),
-        (sent(piece("a beginning")), BROKEN),
-        (sent(piece("a beginning"), is_done=False) + "data: {not json}\n\n", BROKEN),
-        (sent(piece("a beginning"), {"error": {"message": "The reward failed on this request."}}), "The reward failed on this request."),
-        (sent(piece("a beginning"), {"error": {}}), "The answer failed."),
-    ],
-)  # fmt: skip
+BEGINNING = sent(piece("a beginning"), is_done=False)
+BREAKS = [
+    (BEGINNING, BROKEN),
+    (BEGINNING + "data: [DONE]\n\n", BROKEN),
+    (BEGINNING + "data: {not json}\n\n", BROKEN),
+    (BEGINNING + f"data: {refusal('The reward failed.')}\n\n", "The reward failed."),
+    (BEGINNING + 'data: {"error": {}}\n\n', "The answer failed."),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), BREAKS)
 def test_what_came_before_a_break_stays(page, body, words):
     answered(opened(page, information(("helpful",))), body)
     assert page.texts(".answer") == ["a beginning"]
@@ -370,7 +378,7 @@ def test_two_policies_side_by_side(page):
     assert page.run("document.getElementById('policy').value") == "iama"
     page.run("document.querySelector('.more').open = true")
     choose(page, "beside", "base")
-    assert page.texts("h2") == ["helpful · iama", "harmless · iama", "helpful · base", "harmless · base"]
+    assert page.texts("h2") == ["helpful · iama", "helpful · base", "harmless · iama", "harmless · base"]
     assert len(page.texts(".claim")) == 2
     assert page.errors == []
 
@@ -386,7 +394,7 @@ def test_a_policy_without_a_chat_template_goes_on_from_the_prompt(page):
 
 def test_rewards_that_are_not_there(page):
     answered(opened(page, information(("helpful",))), best_of(["a", "b"], [None, None], 0))
-    assert page.texts(".reward") == ["–\nkept", "–"]
+    assert page.texts(".reward") == [f"{NONE}\nkept", NONE]
     assert "reward" not in page.texts(".about")[0]
     answered(page, sent(*last()))
     assert page.texts(".answer") == ["The answer is empty."]
@@ -490,5 +498,7 @@ def test_words_stand_out_from_their_ground(page, scheme):
 def test_who_wants_less_motion_gets_none(page):
     page.prefer(reduced_motion="reduce")
     answered(opened(page, information()), FOUR)
-    moving = "[...document.querySelectorAll('*')].filter((e) => getComputedStyle(e).animationName !== 'none' || parseFloat(getComputedStyle(e).transitionDuration) > 0).length"
-    assert page.run(moving) == 0
+    moves = (
+        "(({ animationName, transitionDuration }) => animationName !== 'none' || parseFloat(transitionDuration) > 0)"
+    )
+    assert page.run(f"[...document.querySelectorAll('*')].filter((e) => {moves}(getComputedStyle(e))).length") == 0
