@@ -30,8 +30,9 @@ function draw(tag, attributes = {}, ...children) {
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const words = (value, digits = 3) => (isNumber(value) ? value.toLocaleString("en", { maximumSignificantDigits: digits }) : "–");
 const whole = (value) => (isNumber(value) ? Math.round(value).toLocaleString("en") : "–");
-const score = (value) => (isNumber(value) ? value.toLocaleString("en", Math.abs(value) < 100 ? { minimumFractionDigits: 2, maximumFractionDigits: 2 } : { maximumFractionDigits: 0 }).replace("-", "−") : "–");
-const seconds = (value) => (isNumber(value) ? `${value.toLocaleString("en", value < 10 ? { minimumFractionDigits: 1, maximumFractionDigits: 1 } : { maximumFractionDigits: 0 })} s` : "–");
+const fixed = (value, digits) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const score = (value) => (isNumber(value) ? fixed(value, Math.abs(value) < 100 ? 2 : 0).replace("-", "−") : "–");
+const seconds = (value) => (isNumber(value) ? `${fixed(value, value < 10 ? 1 : 0)} s` : "–");
 const counted = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
 const listed = (items) => (items.length < 2 ? items.join("") : `${items.slice(0, -1).join(", ")} and ${items.at(-1)}`);
 const nameOf = (method) => method.split("(")[0].trim();

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 TIMEOUT_S = 120
+GRACE_S = 10
 KEYS = {
     "Enter": (13, "\r"),
     "Escape": (27, ""),
@@ -232,7 +233,12 @@ def browsing(folder: Path) -> Iterator[Page]:
         given = {"targetId": target, "flatten": True}
         yield Page(pipe, pipe.call("Target.attachToTarget", None, None, given)["sessionId"])
     finally:
-        process.terminate()
-        process.wait(TIMEOUT_S)
+        with suppress(AssertionError, OSError):
+            pipe.call("Browser.close", None, None, {})
+        try:
+            process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         os.close(answers[0])
         os.close(commands[1])
