@@ -185,7 +185,7 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
 
 def _count(service: Service, ready: Ready, started: float, first_s: float | None = None) -> None:
     method = service.metrics.way_of(ready.asked.model)[2]
-    service.metrics.tokens.add(ready.num_prompt_tokens, "prompt")
+    service.metrics.tokens.add(ready.num_prompt_tokens, ready.asked.model.policy, "prompt")
     service.metrics.whole.observe(time.monotonic() - started, method)
     if first_s is not None:
         service.metrics.first.observe(first_s, method)
