@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 import warnings
 from dataclasses import replace
 
@@ -17,7 +16,8 @@ from iama.errors import IamaWarning
 from iama.prompts.render import render_prompt
 from iama.rewards.function import reward_from_function
 from iama.rewards.load import load_reward
-from inference.engine.decode import Decoder
+from inference.engine.decode import Decoder, Samples
+from inference.engine.random_streams import stream_keys
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
 from inference.samplers.serve import read_method, serve
@@ -477,18 +477,34 @@ def test_closing_fails_what_is_under_way(policy, rewards, moody):
     assert not made.state().is_alive
 
 
-def test_rows_that_become_free_go_to_the_asks_that_have_fewest(policy, answering):
-    """An ask for one sample comes after one for 60, and is answered before it."""
+def test_rows_that_become_free_go_to_the_asks_that_have_fewest(answering):
+    """An ask for one sample comes after one for 100, and is answered long before it."""
+    drawn: list[Candidate] = []
 
     async def go():
-        begin = time.perf_counter()
-        many = asyncio.ensure_future(answering.answer(ask("bon(60)", max_new_tokens=12)))
-        await asyncio.sleep(0.02)
+        many = asyncio.ensure_future(answering.answer(ask("bon(100)", max_new_tokens=12), drawn.append))
+        while not answering.state().live:
+            await asyncio.sleep(0)
         await answering.answer(ask("identity", max_new_tokens=12))
-        one_took = time.perf_counter() - begin
+        num_drawn = sum(isinstance(event, Candidate) for event in drawn)
         await many
-        return one_took, time.perf_counter() - begin
+        return num_drawn
 
-    one, many = asyncio.run(go())
-    assert one < many / 2
-    assert Decoder(policy, 8, is_fair=True).num_rows == 0
+    assert asyncio.run(go()) < 50
+
+
+def test_a_row_more_goes_to_the_request_that_has_fewest(policy, prompts_ids):
+    decoder = Decoder(policy, 8, is_fair=True)
+    streams = stream_keys(0, [1] * 9, range(9))
+    requests = [Samples(0, prompts_ids[0], streams[:n], Sampling(max_new_tokens=30)) for n in (9, 1, 9, 2)]
+    decoder.add(requests[0])
+    decoder.step()
+    assert requests[0].num_live == 8
+    for request in requests[1:]:
+        decoder.add(request)
+    decoder.drop(requests[0])
+    decoder.step()
+    assert [request.num_live for request in requests[1:]] == [1, 5, 2]
+    for request in requests[1:]:
+        decoder.drop(request)
+    assert decoder.num_rows == 0
