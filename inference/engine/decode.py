@@ -30,6 +30,8 @@ from inference.engine.rows import Rows
 
 # Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.
 REFILL_AT = 0.25
+AT_ONCE = 4
+"""Rows that a request gets together where they are shared fairly: a prompt is forked once for them."""
 MAX_KNOWN = 1000
 """Samplings whose ends a decoder keeps at hand."""
 
@@ -328,16 +330,17 @@ class Decoder:
         return entering
 
     def _fair_shares(self, room: int) -> list[tuple[Samples, int]]:
-        """The same, with each further row for the request that has fewest."""
+        """The same, with the next few rows always for the request that has fewest."""
         shares = [0] * len(self._waiting)
         queue = [(request.num_live, place) for place, request in enumerate(self._waiting)]
         heapify(queue)
         while room and queue:
             number, place = heappop(queue)
-            shares[place] += 1
-            room -= 1
+            share = min(room, AT_ONCE, self._waiting[place].num_waiting - shares[place])
+            shares[place] += share
+            room -= share
             if shares[place] < self._waiting[place].num_waiting:
-                heappush(queue, (number + 1, place))
+                heappush(queue, (number + share, place))
         return [(request, share) for request, share in zip(self._waiting, shares, strict=True) if share]
 
     def _prefill(self, entering: Sequence[Samples]) -> None:

@@ -57,7 +57,7 @@ from inference.serving.private import Job, Threads, twin_policy, twin_reward
 LOGGER = logging.getLogger("iama.serving")
 TELL_EVERY_S = 0.2
 """How often it is told what was spent."""
-PATIENCE = 4
+PATIENCE = 8
 """Turns that texts wait for more to be scored with them, while samples are drawn."""
 MAX_KINDS = 1000
 """Kinds of conversations that are known to be written rightly, before all are forgotten."""

@@ -383,6 +383,7 @@ class Loop:
                 self._tidy(key)
                 self._flush()
             if not at_work:
+                self._flush()
                 self._wake.wait(1.0)
         self._end()
 
@@ -408,18 +409,27 @@ class Loop:
 
     def _turn(self, lane: Lane[Any]) -> None:
         for ticket, result in lane.step():
-            if not isinstance(result, AnswerError):
-                self._news(ticket, result)
-            self._tell(ticket.loop, partial(_settle, ticket, result))
+            error = result if isinstance(result, AnswerError) else self._news(ticket, result)
+            self._tell(ticket.loop, partial(_settle, ticket, error or result))
         for ticket, request in lane.going():
-            self._news(ticket, request)
+            error = self._news(ticket, request)
+            if error is not None:
+                lane.drop(ticket)
+                self._tell(ticket.loop, partial(_settle, ticket, error))
         self.last_step = time.time()
 
-    def _news(self, ticket: Ticket[Any], request: Any) -> None:
+    def _news(self, ticket: Ticket[Any], request: Any) -> AnswerError | None:
+        """Tell what is new; the ticket's error where that cannot be made out."""
         if ticket.news is None or ticket.hear is None:
-            return
-        for item in ticket.news(request):
+            return None
+        try:
+            items = ticket.news(request)
+        except Exception as error:
+            LOGGER.exception("what is new of an answer could not be made out")
+            return ticket.fail(error)
+        for item in items:
             self._tell(ticket.loop, partial(_hear, ticket, item))
+        return None
 
     def _enter(self, key: Hashable, make: Callable[[], Lane[Any]], ticket: Ticket[Any]) -> None:
         if key not in self.lanes:
