@@ -27,7 +27,7 @@ from iama.rewards.reward import Reward
 from inference.engine.decode import Decoder, HeldPrompt, Samples
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys
-from inference.engine.responses import Response, pool_of
+from inference.engine.responses import Response, pool_of, response_text
 from inference.samplers.base import Completion, Sampler, render_checked
 from inference.samplers.best_of import ScoredTexts, SelectionSampler, TextScorer, keep, number_and_choice
 from inference.samplers.cards import Cards
@@ -230,12 +230,13 @@ class Answering:
 
     async def _answer(self, asked: _Asked) -> Completion:
         sampler = asked.sampler
-        if isinstance(sampler, SelectionSampler):
-            return await self._select(asked, sampler)
-        if isinstance(sampler, StoppedSampler):
-            return await self._stop(asked, sampler)
-        if isinstance(sampler, Cards | Ggro):
-            return await self._guide(asked, sampler)
+        if asked.kind != "whole":
+            if isinstance(sampler, SelectionSampler):
+                return await self._select(asked, sampler)
+            if isinstance(sampler, StoppedSampler):
+                return await self._stop(asked, sampler)
+            if isinstance(sampler, Cards | Ggro):
+                return await self._guide(asked, sampler)
         with _failing(partial(_guide_failed, asked.ask.policy, str(asked.ask.criterion))):
             completion = await self._whole.run(partial(self._sample_whole, asked), partial(_begin, asked))
         self._note_private(tokens_of(completion.cost), tokens_of(completion.cost))
@@ -424,7 +425,7 @@ class _News(NamedTuple):
     """What a lane tells of samples: the first one's new tokens, samples that have ended, tokens sampled so far."""
 
     tokens: list[int]
-    ended: list[tuple[int, Response]]
+    ended: list[tuple[int, list[int]]]
     num_sampled: int | None
 
 
@@ -438,7 +439,7 @@ class _Watch:
 
     def news_of_round(self, first: int) -> Callable[[Samples], list[Any]]:
         """What is new, for the loop's thread; samples of the round have the indices from `first` on."""
-        asked, policy, is_single = self._asked, self._asked.policy, self.pieces is not None
+        asked, is_single = self._asked, self.pieces is not None
         num_told, told, told_at, num_before, spent = 0, set[int](), 0.0, self.num_before, 0
 
         def news(request: Samples) -> list[Any]:
@@ -448,7 +449,7 @@ class _Watch:
             if asked.tell is None:
                 return []
             tokens: list[int] = []
-            ended: list[tuple[int, Response]] = []
+            ended: list[tuple[int, list[int]]] = []
             if is_single:
                 tokens = request.tokens[0][num_told:] if request.tokens else []
                 num_told += len(tokens)
@@ -456,7 +457,7 @@ class _Watch:
                 for i in range(len(request.tokens)):
                     if i not in told and request.reasons[i]:
                         told.add(i)
-                        ended.append((first + i, request.response(policy, i)))
+                        ended.append((first + i, request.tokens[i]))
             now, num_sampled = time.monotonic(), None
             if now - told_at >= TELL_EVERY_S:
                 told_at, before = now, spent
@@ -470,8 +471,9 @@ class _Watch:
         """Tell it, in the asker's loop."""
         if item.tokens and self.pieces is not None:
             _tell(self._asked, Text(self.pieces.more(item.tokens)))
-        for index, response in item.ended:
-            _tell(self._asked, Candidate(index, response.text, len(response.token_ids)))
+        for index, tokens in item.ended:
+            text = response_text(self._asked.policy, tokens, self._asked.ask.sampling.stop)
+            _tell(self._asked, Candidate(index, text, len(tokens)))
         if item.num_sampled:
             _tell(self._asked, Spent(item.num_sampled))
 
@@ -557,11 +559,12 @@ def num_sampled(completion: Completion) -> int:
 
 
 def _kind(sampler: Sampler) -> str:
-    if isinstance(sampler, SelectionSampler):
+    """How it is answered; a class of somebody's own, which may derive from ours, as a whole."""
+    if type(sampler) is SelectionSampler:
         return "single" if rule_of(sampler.operator).name == "identity" else "selection"
-    if isinstance(sampler, StoppedSampler):
+    if type(sampler) is StoppedSampler:
         return "stopped"
-    return "guided" if isinstance(sampler, Cards | Ggro) else "whole"
+    return "guided" if type(sampler) in (Cards, Ggro) else "whole"
 
 
 def _policy_lane(asked: _Asked) -> tuple[str, str]:
