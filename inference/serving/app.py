@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -24,6 +20,7 @@ from inference.serving.fields import Route
 from inference.serving.guard import Edge, KeyGuard, Keyring, Receive, Send
 from inference.serving.information import information, listed_models
 from inference.serving.metrics import CONTENT_TYPE
+from inference.serving.page import load_page
 from inference.serving.plan import ServePlan
 from inference.serving.refusals import RefusedError, error_body
 from inference.serving.replies import DONE, PING, Reply, as_json, sse
@@ -64,7 +61,8 @@ class _Routes:
 
     def __init__(self, config: ServeConfig, plan: ServePlan, service: Service) -> None:
         self._config, self._plan, self._service = config, plan, service
-        self._page = _page()
+        page = load_page()
+        self._page = Response(page.body, headers=dict(page.headers))
 
     async def page(self) -> Response:
         """GET /"""
@@ -123,35 +121,6 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 def _refusal(error: RefusedError) -> Response:
     return _json(error_body(error.status, str(error), error.param, error.code), error.status, error.headers)
-
-
-# The page. ------------------------------------------------------------------------------------------------------------
-
-
-def _page() -> Response:
-    """The page: one file, whose own scripts and styles are all that a browser may run and show of it."""
-    html = (files("inference.serving") / "assets" / "page.html").read_bytes()
-    sources = {
-        kind: " ".join(_hash(text) for text in re.findall(rb"<%s[^>]*>(.*?)</%s>" % (tag, tag), html, re.DOTALL))
-        for kind, tag in (("script-src", b"script"), ("style-src", b"style"))
-    }
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            *(f"{kind} {hashes or chr(39) + 'none' + chr(39)}" for kind, hashes in sources.items()),
-            "connect-src 'self'",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        ]
-    )
-    headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", **NO_STORE}
-    return Response(html, media_type="text/html; charset=utf-8", headers=headers)
-
-
-def _hash(text: bytes) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'"
 
 
 # Completions. ---------------------------------------------------------------------------------------------------------
