@@ -19,7 +19,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
 
-logger = logging.getLogger("iama.serve")
+logger = logging.getLogger("iama.serving")
 OPEN = "/health"
 """The one route that needs no key."""
 LOCAL_NAMES = ("localhost",)
@@ -83,7 +83,7 @@ class Edge:
         except Exception:
             logger.exception("a request failed")
             if not status:
-                await send_refusal(counted, RefusedError(500, "The server failed on this request; its log says how."))
+                await send_refusal(counted, RefusedError(500, "the server failed on this request; its log says how"))
         finally:
             route = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.requests.add(1, route, str(status[0] if status else 499))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from inference.serving.answering import State
 from inference.serving.asks import Answer
 from inference.serving.catalogue import Catalogue, Model
 
@@ -96,7 +97,7 @@ class Window:
 class Metrics:
     """All that is counted; `state` gives the engine's numbers when they are asked for."""
 
-    def __init__(self, catalogue: Catalogue, state: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, catalogue: Catalogue, state: Callable[[], State]) -> None:
         self._catalogue, self._state = catalogue, state
         way = ("policy", "criterion", "method")
         self.requests = Counter("iama_requests_total", "Requests by route and status.", ("route", "status"))
@@ -106,7 +107,7 @@ class Metrics:
             "Tokens: prompt (each prompt once), sampled, kept and rejected ones of these, reward (read by rewards).",
             ("kind",),
         )
-        self.fed = Counter("iama_policy_fed_tokens_total", "Tokens that policies were fed.", ("kind",))
+        self.ledger = Counter("iama_ledger_tokens_total", "Tokens that policies were fed, by ledgers.", ("kind",))
         self.reward_calls = Counter("iama_reward_calls_total", "Texts scored.", ("criterion",))
         self.failures = Counter("iama_failures_total", "Answers that failed.", ("criterion", "code"))
         self.first = Histogram(
@@ -128,8 +129,8 @@ class Metrics:
         counts = {"sampled": answer.num_sampled, "kept": kept, "rejected": answer.num_rejected}
         for kind, number in (counts | {"reward": cost.reward_tokens}).items():
             self.tokens.add(number, kind)
-        self.fed.add(cost.policy_prefill_tokens, "prefill")
-        self.fed.add(cost.policy_decode_tokens, "decode")
+        self.ledger.add(cost.policy_prefill_tokens, "prefill")
+        self.ledger.add(cost.policy_decode_tokens, "decode")
         if model.criterion is not None:
             self.reward_calls.add(cost.reward_calls, model.criterion)
         window = self._windows.setdefault(labels, Window())
@@ -143,18 +144,30 @@ class Metrics:
     def text(self, gauges: Mapping[str, tuple[str, float]]) -> str:
         """Everything, with the `gauges` of whoever takes requests: by name, their help and value."""
         lines: list[str] = []
-        for part in (self.requests, self.answers, self.tokens, self.fed, self.reward_calls, self.failures):
+        for part in (self.requests, self.answers, self.tokens, self.ledger, self.reward_calls, self.failures):
             lines += part.lines()
         lines += [*self.first.lines(), *self.whole.lines()]
         for name, (told, value) in gauges.items():
             lines += _lines(name, told, "gauge", (), [((), value)])
-        lines += _lines("iama_engine", "What the engine holds now.", "gauge", ("what",), self._engine())
+        lines += self._engine()
         for name, told, samples in self._monitors():
             lines += _lines(name, told, "gauge", ("policy", "criterion", "method"), samples)
         return "\n".join(lines) + "\n"
 
-    def _engine(self) -> Samples:
-        return [((name,), float(value)) for name, value in self._state().items() if isinstance(value, (int, float))]
+    def _engine(self) -> Iterable[str]:
+        """What the engine holds now, and what it has fed, that of answers which failed or were given up included."""
+        state = self._state()
+        yield from _lines("iama_rows", "Rows of keys and values in use.", "gauge", (), [((), state.num_rows)])
+        for name, told, counts in (
+            ("iama_answers_running", "Answers that are worked on.", state.live),
+            ("iama_answers_waiting", "Answers that wait for rows.", state.waiting),
+        ):
+            yield from _lines(name, told, "gauge", ("kind",), [((kind,), count) for kind, count in counts.items()])
+        fed = [(("policy",), float(state.fed[0])), (("reward",), float(state.fed[1]))]
+        lost = [(("policy",), float(state.lost[0])), (("reward",), float(state.lost[1]))]
+        yield from _lines("iama_fed_tokens_total", "Tokens that models were fed.", "counter", ("model",), fed)
+        told = "Tokens of these that are in no ledger: of answers that failed or were given up."
+        yield from _lines("iama_lost_tokens_total", told, "counter", ("model",), lost)
 
     def _monitors(self) -> Iterable[tuple[str, str, list[tuple[Labels, float]]]]:
         """Of the last answers; a share that moves while nothing was changed is drift."""

@@ -28,7 +28,8 @@ STEP_S = 0.02
 def bind(config: ServeConfig) -> socket.socket:
     """The socket, taken before anything is loaded; raises `ConfigError` where it cannot be had."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol is named since asyncio sends small pieces at once on sockets that are surely TCP alone.
+    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((config.host, config.port))

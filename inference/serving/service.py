@@ -6,47 +6,31 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from iama.config.serving import Limits
-from iama.errors import IamaError, without_secrets
+from iama.errors import IamaError
 from iama.prompts.conversations import render_prompts
 from iama.prompts.render import Prompt
-from inference.engine.policy import AnyPolicy
-from inference.serving.asks import Answer, AnswerError, Ask, Event, Tell
+from inference.engine.policy import Policy
+from inference.serving.answering import Answering
+from inference.serving.asks import Answer, AnswerError, Ask, Event
 from inference.serving.catalogue import Catalogue
 from inference.serving.fields import Asked, Route, read_body
 from inference.serving.gate import Gate
 from inference.serving.metrics import Metrics
 from inference.serving.refusals import RefusedError
 
-logger = logging.getLogger("iama.serve")
+logger = logging.getLogger("iama.serving")
 TellOf: TypeAlias = Callable[[int, Event], None]
 """Called with the number of the choice."""
 DoneOf: TypeAlias = Callable[[int, Answer], None]
 """Called with the number of the choice, once it is answered."""
+MAX_KINDS = 1000
+"""Kinds of conversations that are known to be written rightly, before all are forgotten."""
 LONG_PROMPT = 20_000
 """Characters whose tokens are counted beside the event loop, which others wait for."""
-SENTENCES = {
-    "reward_failed": "The reward failed on this request, and only on it; the server's log says how.",
-    "reward_too_slow": "The reward took longer than it is given; try again later.",
-    "out_of_memory": "Memory does not suffice for this request alone; ask for fewer or shorter answers.",
-    "shutting_down": "The server is shutting down; ask another one, or try again.",
-}
-"""What clients are told of an `AnswerError`, by its code: its own words may name what is of no concern to them."""
-BROKEN = "The server failed on this request; its log says how."
-
-
-class Engine(Protocol):
-    """What turns asks into answers: `inference.serving.answering.Answering`."""
-
-    async def answer(self, ask: Ask, tell: Tell) -> Answer:
-        """Answer; raises `AnswerError`. A caller that is cancelled leaves nothing behind."""
-        ...
-
-    def state(self) -> Mapping[str, Any]:
-        """Numbers of what is held, and whether its thread is `alive`."""
-        ...
+BROKEN = "the server failed on this request; its log says how"
 
 
 class Ready(NamedTuple):
@@ -59,16 +43,17 @@ class Ready(NamedTuple):
 class Service:
     """Answers requests; everything here runs on one event loop."""
 
-    def __init__(self, catalogue: Catalogue, policies: Mapping[str, AnyPolicy], engine: Engine, limits: Limits) -> None:
+    def __init__(self, catalogue: Catalogue, policies: Mapping[str, Policy], engine: Answering, limits: Limits) -> None:
         self.catalogue, self.limits = catalogue, limits
         self.gate = Gate(limits.max_running, limits.max_waiting)
         self.metrics = Metrics(catalogue, engine.state)
         self._policies, self._engine = policies, engine
+        self._kinds: dict[str, set[Any]] = {name: set() for name in policies}
 
     @property
     def is_alive(self) -> bool:
         """Whether the engine's thread is."""
-        return bool(self._engine.state().get("alive", True))
+        return self._engine.state().is_alive
 
     def metrics_text(self) -> str:
         """For Prometheus."""
@@ -106,9 +91,12 @@ class Service:
 
     def _length(self, name: str, prompt: Prompt) -> int:
         policy = self._policies[name]
+        if len(self._kinds[name]) > MAX_KINDS:
+            self._kinds[name] = set()
         param = "prompt" if isinstance(prompt, str) else "messages"
         try:
-            (ids,) = render_prompts(policy.tokenizer, [prompt], policy.eos_token_ids, f"policy {name!r}")
+            kinds = self._kinds[name]
+            (ids,) = render_prompts(policy.tokenizer, [prompt], policy.eos_token_ids, f"policy {name!r}", kinds)
         except IamaError as error:
             logger.info("a prompt was refused: %s", error)
             raise RefusedError(400, _unreadable(name, policy, prompt), param, "invalid_prompt") from error
@@ -150,25 +138,15 @@ class Service:
         try:
             answer = await self._engine.answer(ask, lambda event: tell(index, event))
         except AnswerError as error:
-            logger.warning("%s failed (%s): %s", model.id, error.code, without_secrets(str(error)))
             self.metrics.failures.add(1, model.criterion or "", error.code)
-            raise RefusedError(error.status, SENTENCES.get(error.code, BROKEN), None, error.code) from error
-        except IamaError as error:
-            logger.warning("%s was refused: %s", model.id, error)
-            self.metrics.failures.add(1, model.criterion or "", "refused")
-            raise RefusedError(
-                400,
-                f"{model.id} cannot answer this prompt: policy or reward does not read it; change it, or the model",
-                "messages" if asked.route == "chat" else "prompt",
-                "invalid_prompt",
-            ) from error
+            raise RefusedError(error.status, str(error), None, error.code) from error
         self.metrics.note(model, answer)
         if done is not None:
             done(index, answer)
         return answer
 
 
-def _unreadable(name: str, policy: AnyPolicy, prompt: Prompt) -> str:
+def _unreadable(name: str, policy: Policy, prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return f"prompt: {name!r} cannot go on from it, since it ends with what ends an answer; leave that out"
     if policy.tokenizer.chat_template is None:

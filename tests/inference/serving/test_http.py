@@ -49,7 +49,7 @@ def served(raw_serving, slow):
         "criteria": [*raw_serving["criteria"], {"name": "slow", "proxy": raw_serving["criteria"][1]["proxy"]}],
         "ping_s": 0.1,
     }
-    raw["limits"] = raw_serving["limits"] | {"deadline_s": 5, "max_running": 8, "max_waiting": 2}
+    raw["limits"] = raw_serving["limits"] | {"deadline_s": 5, "max_running": 3, "max_waiting": 2}
     with server(raw, rewards={"slow": slow.reward}) as running:
         yield running
 
@@ -168,7 +168,7 @@ def test_models_are_listed_and_unknown_ones_are_not_found(served):
     assert names[:3] == ["base:single", "base/good:bon(4)", "base/good:soft_bon(4, 0.5)"]
     with pytest.raises(openai.NotFoundError, match="did you mean 'base/good:bon"):
         client.chat.completions.create(model="bass/good:bon(4)", messages=HELLO)
-    with pytest.raises(openai.BadRequestError, match="tools .* is not supported"):
+    with pytest.raises(openai.BadRequestError, match=r"tools .* is not supported"):
         client.chat.completions.create(model="base", messages=HELLO, tools=[{"type": "function"}])
 
 
@@ -178,7 +178,7 @@ def test_models_are_listed_and_unknown_ones_are_not_found(served):
         (b"{", "application/json", 400, "not JSON"),
         (b"[1]", "application/json", 400, "must be a JSON object"),
         (b'{"model": "\\ud800"}', "application/json", 400, "half a character"),
-        (b'{"a": ' * 3000 + b"1" + b"}" * 3000, "application/json", 400, "nested too deep"),
+        (b'{"a": ' * 1500 + b"1" + b"}" * 1500, "application/json", 400, "nested too deep"),
         (b'{"n": NaN}', "application/json", 400, "NaN"),
         (b"\xff\xfe", "application/json", 400, "not UTF-8"),
         (b"{}", "text/plain", 415, "Content-Type: application/json"),
@@ -199,14 +199,37 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from(
-    ["model", "messages", "prompt", "n", "temperature", "top_p", "top_k", "min_p", "max_tokens", "stop", "seed", "stream", "stream_options", "logprobs", "iama", "tools", "user", "response_format", "repetition_penalty", "max_completion_tokens"]
+    [
+        "model",
+        "messages",
+        "prompt",
+        "n",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "max_tokens",
+        "stop",
+        "seed",
+        "stream",
+        "stream_options",
+        "logprobs",
+        "iama",
+        "tools",
+        "user",
+        "response_format",
+        "repetition_penalty",
+        "max_completion_tokens",
+    ]
 )
 MALFORMED = st.one_of(
     st.binary(max_size=40),
     JSON.filter(lambda value: not isinstance(value, dict)).map(lambda value: json.dumps(value).encode()),
     st.dictionaries(NAMES | st.text(max_size=6), JSON, max_size=5).map(lambda body: json.dumps(body).encode()),
-    st.tuples(NAMES, JSON).map(lambda pair: json.dumps({"model": "base:single", "messages": HELLO, "x": 0} | dict([pair])).encode()),
-)  # fmt: skip
+    st.tuples(NAMES, JSON).map(
+        lambda pair: json.dumps({"model": "base", "messages": HELLO, "x": 0} | dict([pair])).encode()
+    ),
+)
 
 
 def test_500_malformed_bodies_are_refused_with_a_sentence(served):
@@ -293,12 +316,12 @@ def test_too_many_requests_are_refused_and_clients_that_leave_make_room(served, 
     """A slow stream is kept alive by pings; what waits for its turn is bounded; who hangs up frees the place."""
     slow.go.clear()
     body = {"model": "base/slow:bon(4)", "messages": HELLO, "stream": True}
-    streams = []
+    streams, lines = [], []
     try:
-        for _ in range(8):
+        for _ in range(3):
             streams.append(served.http.stream("POST", "/v1/chat/completions", json=body))
-            lines = streams[-1].__enter__().iter_lines()
-            assert any(line == ": ping" for line in lines)
+            lines.append(streams[-1].__enter__().iter_lines())  # one that is dropped hangs up
+            assert any(line == ": ping" for line in lines[-1])
         waiting = [threading.Thread(target=leave_soon, args=(served.url, body | {"stream": False})) for _ in range(2)]
         for thread in waiting:
             thread.start()
@@ -323,25 +346,23 @@ def test_too_many_requests_are_refused_and_clients_that_leave_make_room(served, 
 
 def leave_soon(url, body):
     with suppress(httpx2.TimeoutException):
-        httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=0.6)
+        httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=1)
+
+
+def metrics_of(served) -> dict[str, float]:
+    pairs = [line.rpartition(" ") for line in served.http.get("/metrics").text.splitlines() if line[0] != "#"]
+    return {name: float(value) for name, _, value in pairs}
 
 
 def test_metrics_add_up(served):
-    client = served.http
-    text = client.get("/metrics").text
-    values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
-    before = values['iama_tokens_total{kind="sampled"}']
+    served.openai.chat.completions.create(model="base/good:bon(3)", messages=HELLO)
+    before = metrics_of(served)['iama_tokens_total{kind="sampled"}']
     usage = served.openai.chat.completions.create(model="base/good:bon(4)", messages=HELLO, n=2).usage
-    after = {
-        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
-        for line in client.get("/metrics").text.splitlines()
-        if line[0] != "#"
-    }
+    after = metrics_of(served)
     assert after['iama_tokens_total{kind="sampled"}'] == before + usage.completion_tokens
     kinds = {kind: after[f'iama_tokens_total{{kind="{kind}"}}'] for kind in ("sampled", "kept", "rejected")}
     assert kinds["sampled"] == kinds["kept"] + kinds["rejected"]
-    assert (
-        after['iama_request_seconds_bucket{method="bon(4)",le="+Inf"}']
-        == after['iama_request_seconds_count{method="bon(4)"}']
-    )
-    assert 'method="bon(...)"' in text, "numbers that clients write make no labels"
+    count = after['iama_request_seconds_count{method="bon(4)"}']
+    assert after['iama_request_seconds_bucket{method="bon(4)",le="+Inf"}'] == count
+    assert any('method="bon(...)"' in name for name in after), "numbers that clients write make no labels"
+    assert not any("bon(3)" in name for name in after)
