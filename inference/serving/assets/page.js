@@ -343,7 +343,8 @@ function makeCard(model, number) {
     trouble.replaceChildren();
     trouble.hidden = drawn.hidden = true;
     run = {
-      budget: budget(), found: compare(model, budget()), candidates: new Map(), tokens: 0, began: performance.now(), target: null, end: null, usage: null,
+      budget: budget(), found: compare(model, budget()), began: performance.now(), candidates: new Map(), tokens: 0, inCandidates: 0, target: null,
+      end: null, usage: null,
     };
   }
 
@@ -368,11 +369,13 @@ function makeCard(model, number) {
     answer.append(mark);
   }
 
-  function addCandidate({ index, text, reward }) {
+  function addCandidate({ index, text, reward, num_tokens: tokens }) {
     let row = run.candidates.get(index);
     if (!row) {
       row = makeCandidate(index);
       run.candidates.set(index, row);
+      run.inCandidates += tokens || 0;
+      run.tokens = Math.max(run.tokens, run.inCandidates);
       // Short ones are done first: each takes its place.
       const later = [...run.candidates.keys()].filter((other) => other > index);
       list.insertBefore(row.element, later.length ? run.candidates.get(Math.min(...later)).element : null);
@@ -399,7 +402,7 @@ function makeCard(model, number) {
     const event = chunk.iama;
     if (event?.event === "candidate") addCandidate(event);
     if (event?.event === "segment") addSegment(event);
-    if (event?.event === "spent") run.tokens = event.num_sampled;
+    if (event?.event === "spent") run.tokens = Math.max(run.tokens, event.num_sampled);
     for (const choice of chunk.choices || []) {
       const text = choice.delta?.content || choice.text;
       if (text) addText(text);
