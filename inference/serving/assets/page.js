@@ -32,7 +32,7 @@ const words = (value, digits = 3) => (isNumber(value) ? value.toLocaleString("en
 const whole = (value) => (isNumber(value) ? Math.round(value).toLocaleString("en") : "–");
 const fixed = (value, digits) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const score = (value) => (isNumber(value) ? fixed(value, Math.abs(value) < 100 ? 2 : 0).replace("-", "−") : "–");
-const seconds = (value) => (isNumber(value) ? `${fixed(value, value < 10 ? 1 : 0)} s` : "–");
+const seconds = (value) => (isNumber(value) ? `${fixed(value, value < 1 ? 2 : value < 10 ? 1 : 0)} s` : "–");
 const counted = (number, noun) => `${whole(number)} ${noun}${number === 1 ? "" : "s"}`;
 const listed = (items) => (items.length < 2 ? items.join("") : `${items.slice(0, -1).join(", ")} and ${items.at(-1)}`);
 const nameOf = (method) => method.split("(")[0].trim();
@@ -40,7 +40,8 @@ const referenceName = (policy) => REFERENCES[policy] || policy;
 
 function samplerName(method, budget) {
   const name = nameOf(method);
-  if (name === "bon" && isNumber(budget)) return budget === 1 ? "one sample" : `Best-of-${whole(budget)}`;
+  const stops = method.includes("stop=") ? " with stopping" : "";
+  if (name === "bon" && isNumber(budget)) return budget === 1 ? "one sample" : `Best-of-${whole(budget)}${stops}`;
   return METHODS[name] || method;
 }
 
@@ -115,7 +116,7 @@ function setUp() {
   steps = budgetSteps(info.limits.max_budget);
   at("budget").max = steps.length - 1;
   const many = criteria.length
-    ? ` for ${listed(criteria)}. The same prompt is answered once for each criterion: the sampler draws, the criterion’s reward chooses.`
+    ? ` for ${listed(criteria)}. From the same draws, each criterion’s reward chooses its own answer.`
     : " without a criterion.";
   at("served").textContent = `Served here: ${listed(policies)}${many}`;
   chooseMethod();
@@ -288,6 +289,7 @@ function judgedWords(criteria) {
 
 function makeCard(model, number) {
   const title = model.criterion === null ? "no criterion" : model.criterion;
+  const criterion = info.criteria.find((one) => one.name === model.criterion);
   const heading = make("h2", { id: `card-${number}`, dir: "auto" }, chosen().policies.length > 1 ? `${title} · ${model.policy}` : title);
   const sampler = make("span", { class: "sampler" });
   const state = make("span", { class: "state" });
@@ -341,7 +343,8 @@ function makeCard(model, number) {
     trouble.replaceChildren();
     trouble.hidden = drawn.hidden = true;
     run = {
-      budget: budget(), found: compare(model, budget()), candidates: new Map(), tokens: 0, began: performance.now(), target: null, end: null, usage: null,
+      budget: budget(), found: compare(model, budget()), began: performance.now(), candidates: new Map(), tokens: 0, inCandidates: 0, target: null,
+      end: null, usage: null,
     };
   }
 
@@ -366,12 +369,16 @@ function makeCard(model, number) {
     answer.append(mark);
   }
 
-  function addCandidate({ index, text, reward }) {
+  function addCandidate({ index, text, reward, num_tokens: tokens }) {
     let row = run.candidates.get(index);
     if (!row) {
       row = makeCandidate(index);
       run.candidates.set(index, row);
-      list.append(row.element);
+      run.inCandidates += tokens || 0;
+      run.tokens = Math.max(run.tokens, run.inCandidates);
+      // Short ones are done first: each takes its place.
+      const later = [...run.candidates.keys()].filter((other) => other > index);
+      list.insertBefore(row.element, later.length ? run.candidates.get(Math.min(...later)).element : null);
       drawn.hidden = false;
     }
     row.set(text, reward);
@@ -383,7 +390,8 @@ function makeCard(model, number) {
 
   function drawBars() {
     bars = 0;
-    const rewards = [...run.candidates.values()].map((row) => row.reward()).filter(isNumber);
+    const usual = criterion?.range[model.policy] || [];
+    const rewards = [...usual, ...[...run.candidates.values()].map((row) => row.reward())].filter(isNumber);
     const [low, high] = [Math.min(...rewards), Math.max(...rewards)];
     for (const row of run.candidates.values()) row.draw(low, high);
   }
@@ -394,7 +402,7 @@ function makeCard(model, number) {
     const event = chunk.iama;
     if (event?.event === "candidate") addCandidate(event);
     if (event?.event === "segment") addSegment(event);
-    if (event?.event === "spent") run.tokens = event.num_sampled;
+    if (event?.event === "spent") run.tokens = Math.max(run.tokens, event.num_sampled);
     for (const choice of chunk.choices || []) {
       const text = choice.delta?.content || choice.text;
       if (text) addText(text);
@@ -450,6 +458,8 @@ function makeCard(model, number) {
     if (isNumber(end.seed)) told.push(`seed ${end.seed}`);
     if (end.reason === "length") told.push("cut at the limit of tokens");
     if (end.capped) told.push("fewer draws than asked: a cap");
+    const bound = criterion?.bounds[model.policy];
+    if (bound && info.hacking === "cap" && run.budget > bound.most) told.push(`capped at ${bound.most}: ${bound.reasons.join("; ")}`);
     if (end.fallback) told.push("none was accepted: a plain sample");
     about.textContent = told.join(" · ");
     setState("done", "done");

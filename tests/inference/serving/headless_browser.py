@@ -28,7 +28,7 @@ FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
 )
-TIMEOUT_S = 120
+TIMEOUT_S = 60
 GRACE_S = 10
 KEYS = {
     "Enter": (13, "\r"),

@@ -353,7 +353,7 @@ def test_a_server_without_criteria(page):
     assert page.texts("h2") == ["no criterion"]
     answered(page, sent(piece("plain "), piece("words"), *last()))
     assert page.texts(".answer") == ["plain words"]
-    assert page.texts(".about") == ["one sample · 120 tokens, 0.3 s · seed 0"]
+    assert page.texts(".about") == ["one sample · 120 tokens, 0.25 s · seed 0"]
     assert page.sent[-1]["model"] == "iama:single"
     assert "budget" not in page.sent[-1]["iama"]
     assert page.errors == []
