@@ -63,7 +63,8 @@ MAX_KINDS = 1000
 """Kinds of conversations that are known to be written rightly, before all are forgotten."""
 MAX_SAMPLERS = 256
 """Samplers that are kept, each for a policy, criterion, method and sampling."""
-PATH = re.compile(r"(?<![\w:/])(?:/[\w.+-]+){2,}")
+PATH = re.compile(r"(?<![\w:/.])[\w.+-]*(?:/[\w.+-]+){2,}")
+"""What may be a path of the server's, which nobody else has to know."""
 CLOSE_WAIT_S = 5.0
 """How long threads of other people's code are waited for."""
 
@@ -133,7 +134,7 @@ class Answering:
             for name, reward in self._rewards.items()
             if reward.classifier is None
         }
-        self._twins: dict[str, tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
+        self._twins: dict[tuple[str, str | None], tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
         self._kinds: dict[str, set[Any]] = {name: set() for name in policies}  # of prompts that templates write rightly
         self._under_way: set[_Asked] = set()
@@ -149,10 +150,10 @@ class Answering:
         Raises an `AnswerError`. Cancelling frees the ask's rows before the next step; args, sea and samplers of
         somebody's own are not ended midway.
         """
-        asked = self._asked(ask, tell)
-        self._under_way.add(asked)
-        completion = None
+        asked = completion = None
         try:
+            asked = self._asked(ask, tell)
+            self._under_way.add(asked)
             completion = await self._answer(asked)
             self._answered += completion.cost
             return Answer(completion, num_sampled(completion))
@@ -162,9 +163,10 @@ class Answering:
             LOGGER.exception("an ask failed")
             raise AnswerError("the server failed on this request") from error
         finally:
-            if completion is None:
-                self._lost = both(self._lost, tokens_of(asked.spent))
-            self._under_way.discard(asked)
+            if asked is not None:
+                self._under_way.discard(asked)
+                if completion is None:
+                    self._lost = both(self._lost, tokens_of(asked.spent))
 
     def state(self) -> State:
         """As it is now; of the lanes, after their last steps."""
@@ -408,7 +410,7 @@ class Answering:
     def _sample_whole(self, asked: _Asked, _: Job) -> Completion:
         """What no loop can be shared for."""
         ask = asked.ask
-        name = f"{ask.policy}/{ask.criterion}"
+        name = ask.policy, ask.criterion
         assert asked.reward is not None
         if name not in self._twins:
             self._twins[name] = twin_policy(asked.policy), twin_reward(asked.reward)

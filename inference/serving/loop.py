@@ -379,7 +379,7 @@ class Loop:
                     self._turn(lane)
                 except Exception:
                     LOGGER.exception("%s: the loop failed on it", lane.name)
-                    self._fail_all(lane, AnswerError("the server failed on this request"))
+                    self._fail_all(lane, AnswerError, "the server failed on this request")
                 self._tidy(key)
                 self._flush()
             if not at_work:
@@ -390,14 +390,14 @@ class Loop:
     def _end(self) -> None:
         self._drain()
         for key, lane in [*self.lanes.items()]:
-            self._fail_all(lane, ClosingError("the server is shutting down"))
+            self._fail_all(lane, ClosingError, "the server is shutting down")
             self._tidy(key)
         self._flush()
 
-    def _fail_all(self, lane: Lane[Any], error: AnswerError) -> None:
+    def _fail_all(self, lane: Lane[Any], kind: type[AnswerError], message: str) -> None:
         for ticket in lane.tickets:
             lane.drop(ticket)
-            self._tell(ticket.loop, partial(_settle, ticket, error))
+            self._tell(ticket.loop, partial(_settle, ticket, kind(message)))
 
     def _drain(self) -> None:
         while self._inbox:
