@@ -236,32 +236,43 @@ async def _stream(request: Request, ready: Ready, service: Service, config: Serv
     told = _Told()
     work = asyncio.ensure_future(service.answer(ready.asked, told.put, told.put))
     work.add_done_callback(lambda _: told.put(0, None))
-    gone = asyncio.ensure_future(_gone(request.receive))
-    first = asyncio.ensure_future(told.queue.get())
+    first, gone = asyncio.ensure_future(told.comes()), asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait({first, gone}, timeout=config.ping_s, return_when=asyncio.FIRST_COMPLETED)
         if gone.done():
-            await _end(work, first)
+            await _end(work)
             return Response(status_code=CLOSED_REQUEST)
         if work.done():
             work.result()  # what has failed is told with its status
     except BaseException:
-        await _end(work, first)
+        await _end(work)
         raise
     finally:
-        await _end(gone)
-    return EventStream(_pieces(ready, service, config.ping_s, started, work, first, told), work, first)
+        await _end(first, gone)
+    return EventStream(_pieces(ready, service, config.ping_s, started, work, told), work)
 
 
 class _Told:
     """What happens to the choices of a request, in its order; None at the end."""
 
     def __init__(self) -> None:
-        self.queue: asyncio.Queue[tuple[int, Event | Answer | None]] = asyncio.Queue()
+        self._items: list[tuple[int, Event | Answer | None]] = []
+        self._is_there = asyncio.Event()
 
     def put(self, index: int, what: Event | Answer | None) -> None:
         """Something happened to a choice."""
-        self.queue.put_nowait((index, what))
+        self._items.append((index, what))
+        self._is_there.set()
+
+    async def comes(self) -> None:
+        """Until there is something to take."""
+        await self._is_there.wait()
+
+    def take(self) -> list[tuple[int, Event | Answer | None]]:
+        """All that is there."""
+        items, self._items = self._items, []
+        self._is_there.clear()
+        return items
 
 
 async def _pieces(
@@ -270,24 +281,24 @@ async def _pieces(
     ping_s: float,
     started: float,
     work: asyncio.Future[list[Answer]],
-    first: asyncio.Future[tuple[int, Event | Answer | None]],
     told: _Told,
 ) -> AsyncGenerator[bytes, None]:
     """The chunks of a stream, with a ping wherever nothing is said for long."""
-    reply, following = Reply(ready.asked, ready.num_prompt_tokens), first
+    reply = Reply(ready.asked, ready.num_prompt_tokens)
     try:
         yield reply.opening() or PING
         while True:
-            await asyncio.wait({following}, timeout=ping_s)
-            if not following.done():
+            try:
+                async with asyncio.timeout(ping_s):
+                    await told.comes()
+            except TimeoutError:
                 yield PING
                 continue
-            index, what = following.result()
-            if what is None:
-                break
-            following = asyncio.ensure_future(told.queue.get())
-            if piece := reply.piece(index, what, time.monotonic() - started):
+            items, seconds = told.take(), time.monotonic() - started
+            if piece := b"".join(reply.piece(index, what, seconds) for index, what in items if what is not None):
                 yield piece
+            if items[-1][1] is None:
+                break
         answers = work.result()
         if ready.asked.include_usage:
             yield reply.usage(answers)
@@ -299,4 +310,4 @@ async def _pieces(
         logger.exception("a stream failed")
         yield sse(error_body(500, BROKEN))
     finally:
-        await _end(work, following)
+        await _end(work)

@@ -81,7 +81,7 @@ def waiting(raw_serving):
     """A server whose only reward waits, with that reward."""
     reward = Waiting()
     raw = raw_serving | {"criteria": raw_serving["criteria"][1:], "calibration": None, "ping_s": 0.05, "drain_s": 5}
-    raw["limits"] = raw_serving["limits"] | {"deadline_s": 1.0}
+    raw["limits"] = raw_serving["limits"] | {"deadline_s": 0.6}
     with server(raw, rewards={"vowels": reward.reward}) as running:
         yield running, reward
         reward.go.set()

@@ -232,6 +232,7 @@ MALFORMED = st.one_of(
 )
 
 
+@pytest.mark.slow
 def test_500_malformed_bodies_are_refused_with_a_sentence(served):
     client = served.http
 
