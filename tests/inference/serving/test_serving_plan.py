@@ -9,6 +9,7 @@ import pytest
 from iama.config.schema import validate
 from iama.config.serving import ServeConfig
 from iama.errors import ConfigError, IamaWarning
+from inference.hedging.tuning_file import load_tuning
 from inference.serving.catalogue import Catalogue
 from inference.serving.information import information
 from inference.serving.plan import make_plan
@@ -71,3 +72,33 @@ def test_the_page_is_told_of_curves_savings_and_bounds_and_of_no_path(tiny, eval
     assert evaluation not in text
     assert plan.describe().endswith("6 models")
     assert "methods single, bon(4)" in plan.describe()
+
+
+def test_a_tuned_method_is_served_with_the_number_of_its_file(run, tiny, gold_file, tmp_path):
+    """Which is refused where it was tuned for something else."""
+    proxy = {"model": str(tiny.reward)}
+    config = {
+        "name": "tiny",
+        "output_dir": str(tmp_path / "evaluation"),
+        "policies": {"base": {"path": str(tiny.policy)}},
+        "trained": "base",
+        "prompts": str(tiny.prompts),
+        "criteria": [{"name": "helpful", "proxy": proxy, "gold": {"function": f"{gold_file}:vowels"}}],
+        "methods": ["bon(tuned)"],
+        "tuning": str(tmp_path / "tune" / "tuning.json"),
+        "num_samples": 16,
+        "trained_budget": 2,
+        "sampling": {"max_new_tokens": 8},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    code, _, err = run("tune", "--config", tmp_path / "config.yaml", "--out", tmp_path / "tune")
+    assert code == 0, err
+    (calibration,) = load_tuning(tmp_path / "tune" / "tuning.json").calibrations
+    raw = {"policies": config["policies"], "sampling": config["sampling"], "methods": ["bon(tuned)"]}
+    raw["criteria"] = [{"name": "helpful", "proxy": proxy, "tuning": config["tuning"]}]
+    plan = make_plan(validate(raw, ServeConfig, "serve.yaml"), "serve.yaml")
+    assert plan.models[1].id == "base/helpful:bon(tuned)"
+    assert plan.models[1].method.text == calibration.methods["bon(tuned)"].result.written
+    other = validate(raw | {"sampling": {"max_new_tokens": 9}}, ServeConfig, "serve.yaml")
+    with pytest.raises(ConfigError, match="tuned with max_new_tokens 8, but it is 9"):
+        make_plan(other, "serve.yaml")
