@@ -90,12 +90,13 @@ def check_server(folder: Path, lines: list[str], asking: str) -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     start, *others = lines
-    log = folder / "served"
+    log = folder / "served.err"
+    log.touch()
     command = ["-m", "iama.cli", *shlex.split(start)[1:], "--port", port]
-    process = begin_python(command, folder=folder, streams=log)
+    process = begin_python(command, folder=folder, streams=folder / "served")
     try:
-        while "serving policies base, iama" not in Path(f"{log}.err").read_text():
-            assert process.is_alive(), Path(f"{log}.err").read_text()
+        while "serving policies base, iama" not in log.read_text():
+            assert process.is_alive(), log.read_text()
             time.sleep(0.1)
         for line in others:
             run([*shlex.split(line.replace("8000", port)), "--fail-with-body"], folder)
