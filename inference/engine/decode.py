@@ -26,6 +26,7 @@ from inference.engine.next_token import sample_tokens
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 from inference.engine.responses import Ends, Response, check_fit, response_text
+from inference.engine.reward_rows import micro_batches
 from inference.engine.rows import Rows
 
 # Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.
@@ -230,8 +231,9 @@ class _Row:
 class Decoder:
     """Rows in flight, of requests that may differ in all: finished ones leave and waiting ones enter at any step.
 
-    `is_fair`: rows that become free go to the requests that have fewest, the oldest first. Else one request after the
-    other is begun, so that fewer prompts hold a row beside their samples. After an error nothing is left of it.
+    `is_fair`: rows that become free go to the requests that have fewest, the oldest first, and prompts are forwarded
+    with others of about their length. Else one request after the other is begun, so that fewer prompts hold a row
+    beside their samples, and they should come by length. After an error nothing is left of it.
     """
 
     def __init__(self, policy: Policy, batch_size: int, *, is_fair: bool = False) -> None:
@@ -349,9 +351,15 @@ class Decoder:
             held = request.held
             if held is not None and held.mark is self._mark:
                 request.prefill = held.prefill
-        requests = [request for request in entering if request.prefill is None]
-        if not requests:
-            return
+        unread = {i: request for i, request in enumerate(entering) if request.prefill is None}
+        lengths = {i: len(request.prompt_ids) for i, request in unread.items()}
+        batches = micro_batches(lengths, self.batch_size) if self._is_fair else [list(unread)]
+        for batch in batches:
+            if batch:
+                self._read([unread[i] for i in batch])
+
+    def _read(self, requests: Sequence[Samples]) -> None:
+        """Forward prompts in one pass."""
         slots = self._rows.allocate(len(requests))
         logits_PV = self._rows.extend(slots, [request.prompt_ids for request in requests])
         flops = self._rows.last_flops.tolist()

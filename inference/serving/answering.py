@@ -363,9 +363,8 @@ class Answering:
                 begin, _spent, partial(_guide_failed, ask.policy, criterion), watch.news, watch.hear
             )
             name = f"{ask.method.text} of policy {ask.policy!r} by {criterion!r}"
-            make: Callable[[], Lane[Any]] = partial(Lane, name, sampler.loop, self._batch_size)
             key = ("guided", ask.policy, criterion, ask.method.text, ask.sampling)
-            request = await self._loop.work(key, make, ticket)
+            request = await self._loop.work(key, lambda: Lane[Any](name, sampler.loop, self._batch_size), ticket)
         else:
             work = partial(self._guide_alone, sampler, begin, watch, asyncio.get_running_loop())
             with _failing(partial(_guide_failed, ask.policy, criterion)):
@@ -383,10 +382,10 @@ class Answering:
         watch: _GuidedWatch,
         asker: asyncio.AbstractEventLoop,
         job: Job,
-    ) -> SegmentRequest | None:
-        """A guided answer by a loop of its own, in a thread of its own."""
+    ) -> SegmentRequest:
+        """A guided answer by a loop of its own, in a thread of its own; unfinished where nobody wants it any more."""
         loop: SegmentLoop[Any] = sampler.loop(self._batch_size)
-        request = begin()
+        request: SegmentRequest = begin()
         loop.add(request)
         self._private.add(loop)
         try:
@@ -396,7 +395,7 @@ class Answering:
                 for item in watch.news(request):
                     asker.call_soon_threadsafe(partial(_hear_alone, watch, job, item))
             loop.drop(request)
-            return None
+            return request
         finally:
             self._private.discard(loop)
             self._note_private(loop.fed, (0, 0))

@@ -17,6 +17,7 @@ from inference.engine.kv_cache import _Buffer
 from inference.engine.next_token import probabilities
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 from inference.engine.responses import Ends, response_text
+from inference.engine.rows import Rows
 from tests.inference.bytewise import byte_fallback, byte_level
 
 SAMPLING = Sampling(max_new_tokens=24)
@@ -303,6 +304,23 @@ def test_damaged_weights_are_named(policy, prompts_ids):
     broken.model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(ModelError, match="policy 'base' gives logits that are not finite"):
         decode(broken, prompts_ids, 1, SAMPLING, seed=0, batch_size=8)
+
+
+def test_prompts_of_unlike_lengths_are_not_padded_to_the_longest(policy64, prompts_ids, monkeypatch):
+    widths = []
+    original = Rows.extend
+
+    def extend(self, slots, tokens):
+        widths.append([len(row) for row in tokens])
+        return original(self, slots, tokens)
+
+    monkeypatch.setattr(Rows, "extend", extend)
+    decoder = engine.Decoder(policy64, 8, is_fair=True)
+    for i, ids in enumerate([prompts_ids[0] * 8, *prompts_ids, prompts_ids[1] * 8]):
+        decoder.add(engine.Samples(i, ids, stream_keys(i, [i], [0]), SAMPLING))
+    decoder.step()
+    prompts = [row for row in widths if row != [1] * len(row)]
+    assert [len(row) for row in prompts] == [3, 2]
 
 
 def test_requests_of_all_kinds_enter_and_leave_at_any_step(policy64, prompts_ids):
