@@ -198,6 +198,14 @@ def test_the_slider_sets_the_budget_and_what_is_claimed(page):
         page.press("ArrowRight")
     assert page.text("#budget-value") == "8 samples"
     assert page.run("document.getElementById('budget').getAttribute('aria-valuetext')") == "8 samples"
+    for _ in range(30):
+        page.press("ArrowRight")
+    assert page.text("#budget-value") == "64 samples"
+    assert page.texts(".claim") == ["The evaluation measured 1 to 32 samples."] * 2
+    assert page.texts(".chart") == []
+    for _ in range(24):
+        page.press("ArrowLeft")
+    assert page.text("#budget-value") == "8 samples"
     assert page.texts(".claim")[0].startswith("8 samples here; the untrained base does not reach this quality with 32.")
     answered(page, FOUR)
     asked = page.sent[-1]
