@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException  # FastAPI's own is a kind of it
+from starlette.requests import ClientDisconnect
 
 from iama.config.serving import ServeConfig
 from iama.errors import DataError, IamaError
@@ -30,6 +31,8 @@ ROUTES = (
     "/", "/health", "/ready", "/metrics", "/v1/models", "/v1/iama", "/v1/completions", "/v1/chat/completions",
 )  # fmt: skip
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+BODY_S = 30.0
+"""A body that takes longer to come is refused."""
 CLOSED_REQUEST = 499
 """The client has gone; nobody reads this status but /metrics."""
 
@@ -160,10 +163,17 @@ async def _body(request: Request, most: int) -> Any:
     if length.isdecimal() and (len(length) > 18 or int(length) > most):
         raise too_long
     data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > most:
-            raise too_long
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for piece in request.stream():
+                data += piece
+                if len(data) > most:
+                    raise too_long
+    except TimeoutError:
+        said = f"The body did not come within {BODY_S:g} s; send it at once"
+        raise RefusedError(408, said, None, "body_too_slow", {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise RefusedError(CLOSED_REQUEST, "The client has gone") from None
     try:
         return parse_json(decode(bytes(data), "body"), "body", DataError, "send one JSON object")
     except IamaError as error:
@@ -185,7 +195,7 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
 
 def _count(service: Service, ready: Ready, started: float, first_s: float | None = None) -> None:
     method = service.metrics.way_of(ready.asked.model)[2]
-    service.metrics.tokens.add(ready.num_prompt_tokens, "prompt")
+    service.metrics.tokens.add(ready.num_prompt_tokens, ready.asked.model.policy, "prompt")
     service.metrics.whole.observe(time.monotonic() - started, method)
     if first_s is not None:
         service.metrics.first.observe(first_s, method)

@@ -269,6 +269,8 @@ def with_budget(method: Method, number: int) -> Method | None:
     if place is None:
         raise ConfigError(f"method {method.text!r} names no {name}; write it first")
     pairs[place] = (pairs[place][0], value)
+    # A round is no wider than all draws.
+    pairs = [(key, value if key == "width" and _size(word) > number else word) for key, word in pairs]
     written = ", ".join(word if key is None else f"{key}={word}" for key, word in pairs)
     return read_method(f"{method.name}({written})")
 

@@ -173,9 +173,19 @@ class Lane(Generic[R]):
             self._lose(ticket, request)
             try:
                 self.worker.drop(request)
-            except Exception as error:
-                self._mend(error)
+            except Exception:
+                LOGGER.exception("%s: a request could not be given up; the others are begun anew", self.name)
+                self._queue.extendleft(reversed(self._all_out()))
         self.rest()
+
+    def _all_out(self) -> list[Ticket[R]]:
+        """Give the worker up; the tickets that it had."""
+        for request, ticket in self._of.items():
+            self._lose(ticket, request)
+        tickets = list(self._of.values())
+        self._of, self._alone = {}, None
+        self._discard()
+        return tickets
 
     def _lose(self, ticket: Ticket[R], request: R) -> None:
         self._past += LaneState(lost=tokens_of(ticket.spent(request)))
@@ -246,14 +256,12 @@ class Lane(Generic[R]):
 
     def _mend(self, error: Exception) -> list[tuple[Ticket[R], R | AnswerError]]:
         """Begin all anew after an error: with half the batch size, or one by one; or fail the one that is alone."""
-        tickets = list(self._of.values())
-        for request, ticket in self._of.items():
-            self._lose(ticket, request)
-        self._of, self._alone = {}, None
-        self._discard()
+        tickets = self._all_out()
         self._num_calm = 0
-        if is_out_of_memory(error) and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if is_out_of_memory(error):
+            error.__traceback__ = None  # which holds what the step held
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         if is_out_of_memory(error) and self._batch_size > 1:
             LOGGER.warning(
                 "%s: out of memory with %d rows; going on with %d", self.name, self._batch_size, self._batch_size // 2
@@ -276,9 +284,7 @@ class Lane(Generic[R]):
         LOGGER.warning("%s: a request failed", self.name, exc_info=error)
         if isinstance(error, AnswerError):
             return error
-        if is_out_of_memory(error) or (isinstance(error, ModelError) and error.__cause__ and _ran_out(error)):
-            return TooLargeError("memory does not suffice for this request; ask for fewer or shorter answers")
-        return ticket.fail(error)
+        return too_large(error) or ticket.fail(error)
 
     def _discard(self) -> None:
         if self.worker is not None:
@@ -286,9 +292,12 @@ class Lane(Generic[R]):
             self.worker = None
 
 
-def _ran_out(error: Exception) -> bool:
-    """Whether an error of ours came from a lack of memory."""
-    return isinstance(error.__cause__, Exception) and is_out_of_memory(error.__cause__)
+def too_large(error: Exception) -> TooLargeError | None:
+    """What is told where an error, or the one that it came from, is a lack of memory; None for any other."""
+    first = error.__cause__ if isinstance(error, ModelError) and isinstance(error.__cause__, Exception) else error
+    if not is_out_of_memory(first):
+        return None
+    return TooLargeError("memory does not suffice for this request; ask for fewer or shorter answers")
 
 
 class Loop:
@@ -370,24 +379,25 @@ class Loop:
                     self._turn(lane)
                 except Exception:
                     LOGGER.exception("%s: the loop failed on it", lane.name)
-                    self._fail_all(lane, AnswerError("the server failed on this request"))
+                    self._fail_all(lane, AnswerError, "the server failed on this request")
                 self._tidy(key)
                 self._flush()
             if not at_work:
+                self._flush()
                 self._wake.wait(1.0)
         self._end()
 
     def _end(self) -> None:
         self._drain()
         for key, lane in [*self.lanes.items()]:
-            self._fail_all(lane, ClosingError("the server is shutting down"))
+            self._fail_all(lane, ClosingError, "the server is shutting down")
             self._tidy(key)
         self._flush()
 
-    def _fail_all(self, lane: Lane[Any], error: AnswerError) -> None:
+    def _fail_all(self, lane: Lane[Any], kind: type[AnswerError], message: str) -> None:
         for ticket in lane.tickets:
             lane.drop(ticket)
-            self._tell(ticket.loop, partial(_settle, ticket, error))
+            self._tell(ticket.loop, partial(_settle, ticket, kind(message)))
 
     def _drain(self) -> None:
         while self._inbox:
@@ -399,22 +409,35 @@ class Loop:
 
     def _turn(self, lane: Lane[Any]) -> None:
         for ticket, result in lane.step():
-            if not isinstance(result, AnswerError):
-                self._news(ticket, result)
-            self._tell(ticket.loop, partial(_settle, ticket, result))
+            error = result if isinstance(result, AnswerError) else self._news(ticket, result)
+            self._tell(ticket.loop, partial(_settle, ticket, error or result))
         for ticket, request in lane.going():
-            self._news(ticket, request)
+            error = self._news(ticket, request)
+            if error is not None:
+                lane.drop(ticket)
+                self._tell(ticket.loop, partial(_settle, ticket, error))
         self.last_step = time.time()
 
-    def _news(self, ticket: Ticket[Any], request: Any) -> None:
+    def _news(self, ticket: Ticket[Any], request: Any) -> AnswerError | None:
+        """Tell what is new; the ticket's error where that cannot be made out."""
         if ticket.news is None or ticket.hear is None:
-            return
-        for item in ticket.news(request):
+            return None
+        try:
+            items = ticket.news(request)
+        except Exception as error:
+            LOGGER.exception("what is new of an answer could not be made out")
+            return ticket.fail(error)
+        for item in items:
             self._tell(ticket.loop, partial(_hear, ticket, item))
+        return None
 
     def _enter(self, key: Hashable, make: Callable[[], Lane[Any]], ticket: Ticket[Any]) -> None:
         if key not in self.lanes:
-            self.lanes[key] = make()
+            try:
+                self.lanes[key] = make()
+            except Exception as error:
+                self._tell(ticket.loop, partial(_settle, ticket, ticket.fail(error)))
+                raise
         self.lanes[key].add(ticket)
 
     def _leave(self, key: Hashable, ticket: Ticket[Any]) -> None:

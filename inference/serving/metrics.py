@@ -105,9 +105,10 @@ class Metrics:
         self.tokens = Counter(
             "iama_tokens_total",
             "Tokens: prompt (each prompt once), sampled, kept and rejected ones of these, reward (read by rewards).",
-            ("kind",),
+            ("policy", "kind"),
         )
-        self.ledger = Counter("iama_ledger_tokens_total", "Tokens that policies were fed, by ledgers.", ("kind",))
+        told = "Tokens that policies were fed, by ledgers."
+        self.ledger = Counter("iama_ledger_tokens_total", told, ("policy", "kind"))
         self.reward_calls = Counter("iama_reward_calls_total", "Texts scored.", ("criterion",))
         self.failures = Counter("iama_failures_total", "Answers that failed.", ("criterion", "code"))
         self.first = Histogram(
@@ -128,9 +129,9 @@ class Metrics:
         kept = len(completion.token_ids)
         counts = {"sampled": answer.num_sampled, "kept": kept, "rejected": answer.num_rejected}
         for kind, number in (counts | {"reward": cost.reward_tokens}).items():
-            self.tokens.add(number, kind)
-        self.ledger.add(cost.policy_prefill_tokens, "prefill")
-        self.ledger.add(cost.policy_decode_tokens, "decode")
+            self.tokens.add(number, model.policy, kind)
+        self.ledger.add(cost.policy_prefill_tokens, model.policy, "prefill")
+        self.ledger.add(cost.policy_decode_tokens, model.policy, "decode")
         if model.criterion is not None:
             self.reward_calls.add(cost.reward_calls, model.criterion)
         window = self._windows.setdefault(labels, Window())

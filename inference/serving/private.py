@@ -35,6 +35,7 @@ class Job:
     work: Callable[[Job], Any]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    begun: Callable[[], None]
     is_wanted: bool = True
     has_slot: bool = False
     step_began: float = 0.0  # 0 before it runs
@@ -64,16 +65,12 @@ class Threads:
         if self._is_closing:
             raise ClosingError("the server is shutting down")
         loop = asyncio.get_running_loop()
-        job = Job(work, loop, loop.create_future())
-        has_begun = False
+        job = Job(work, loop, loop.create_future(), begun)
         with self._lock:
             self._waiting.append(job)
         self._start()
         try:
             while True:
-                if not has_begun and job.step_began:
-                    has_begun = True
-                    begun()
                 await asyncio.wait([job.future], timeout=LOOK_EVERY_S)
                 if job.future.done():
                     return cast(T, job.future.result())
@@ -115,6 +112,8 @@ class Threads:
         result, error = None, None
         try:
             if job.go_on():
+                with suppress(RuntimeError):
+                    job.loop.call_soon_threadsafe(job.begun)
                 result = job.work(job)
         except Exception as raised:
             error = raised

@@ -118,7 +118,7 @@ async def serve(
             await _drain(service, config.drain_s)
     finally:
         server.should_exit = True
-        engine.close()
+        await asyncio.to_thread(engine.close)  # those who asked are told meanwhile
         await serving
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -194,34 +195,41 @@ def process(tmp_path, port, *arguments):
         started.join()
 
 
-def said(path: Path) -> str:
-    return path.read_text()
+SLOW = """
+import time
+
+def slow(prompts, completions, **columns):
+    time.sleep(1.5)
+    return [1.0] * len(prompts)
+"""
+
+
+def is_ready(url: str) -> bool:
+    answer = httpx2.get(f"{url}/ready", headers={"Authorization": f"Bearer {KEY}"})
+    assert answer.status_code in (200, 503)
+    return answer.status_code == 200
 
 
 @pytest.mark.slow
 def test_signals_end_a_server_as_they_should(serving_file, tmp_path):
     """SIGTERM lets what runs end and refuses the rest, SIGKILL hurts no later start, Ctrl-C is one line."""
-    port = free_port()
-    arguments = ("--config", serving_file, "--set", "keys.variable=IAMA_KEYS", "--set", "limits.max_running=1")
+    port, code = free_port(), tmp_path / "slow.py"
+    code.write_text(SLOW)
+    changes = ("keys.variable=IAMA_KEYS", f"criteria.0.proxy={{function: '{code}:slow'}}", "methods=[bon(2)]")
+    arguments = ("--config", serving_file, *(part for change in changes for part in ("--set", change)))
     with process(tmp_path, port, *arguments) as (server, url, err):
-        assert (
-            f"serving policy base; criterion good; methods single, bon(4), cards(target=1.5): 3 models, at {url}"
-            in (said(err))
-        )
+        expected = f"serving policy base; criterion good; methods single, bon(2): 2 models, at {url} from this machine"
+        assert expected in err.read_text()
         assert httpx2.get(f"{url}/v1/models").status_code == 401
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
-        stream = client.chat.completions.create(
-            model="base", messages=HELLO, stream=True, seed=1, max_tokens=110, extra_body={"repetition_penalty": 3}
-        )
-        first = next(iter(stream))
-        assert first.choices
-        os.kill(server.pid, signal.SIGTERM)
-        while True:  # until the signal has come
-            refused = httpx2.get(f"{url}/ready", headers={"Authorization": f"Bearer {KEY}"})
-            if refused.status_code == 503:
-                break
-        assert refused.json()["error"]["code"] == "shutting_down"
-        assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(client.chat.completions.create, model="base/good", messages=HELLO)
+            while "iama_requests_running 1" not in client.get("../metrics", cast_to=str):
+                assert not running.done()
+            os.kill(server.pid, signal.SIGTERM)
+            while is_ready(url):
+                assert not running.done()
+            assert running.result().choices[0].finish_reason in ("stop", "length")
         server.join(30)
         assert server.exitcode == 0
     with process(tmp_path, port, *arguments) as (server, url, _):
@@ -231,4 +239,4 @@ def test_signals_end_a_server_as_they_should(serving_file, tmp_path):
         os.kill(server.pid, signal.SIGINT)
         server.join(30)
         assert server.exitcode == 130
-        assert said(err).splitlines()[-1] == "interrupted"
+        assert err.read_text().splitlines()[-1] == "interrupted"

@@ -303,3 +303,42 @@ def test_damaged_weights_are_named(policy, prompts_ids):
     broken.model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(ModelError, match="policy 'base' gives logits that are not finite"):
         decode(broken, prompts_ids, 1, SAMPLING, seed=0, batch_size=8)
+
+
+def test_requests_of_all_kinds_enter_and_leave_at_any_step(policy64, prompts_ids):
+    """Decoded side by side, some given up midway, each has what it has alone, and no row is left."""
+    rng = np.random.default_rng(0)
+    samplings = [
+        Sampling(max_new_tokens=12),
+        Sampling(max_new_tokens=5, temperature=1.3),
+        Sampling(max_new_tokens=20, stop=("e",)),
+        Sampling(max_new_tokens=9, repetition_penalty=1.4, top_k=20),
+    ]
+    decoder = engine.Decoder(policy64, 6, is_fair=True)
+    asked = []
+    for i in range(14):
+        ids, sampling, number = prompts_ids[i % 3], samplings[i % 4], 1 + i % 5
+        streams = stream_keys(i, prompt_keys([ids]) * number, range(number))
+        asked.append((engine.Samples(i, ids, streams, sampling), number))
+    waiting, going, dropped, finished = list(asked), [], [], []
+    while waiting or going:
+        if waiting and rng.random() < 0.5:
+            going.append(waiting.pop(0)[0])
+            decoder.add(going[-1])
+        if going and rng.random() < 0.08:
+            dropped.append(going.pop(int(rng.integers(len(going)))))
+            decoder.drop(dropped[-1])
+        done = decoder.step()
+        finished += done
+        going = [request for request in going if request not in done]
+    assert len(finished) + len(dropped) == 14
+    assert len(finished) > 7
+    assert len(dropped) > 1
+    assert decoder.num_rows == 0
+    for request, number in asked:
+        if request in finished:
+            how = {"seed": request.index, "batch_size": 64}
+            ((wanted,), cost) = decode(policy64, [request.prompt_ids], number, request.sampling, **how)
+            assert request.responses(policy64) == wanted
+            none = {"seconds": 0.0, "peak_memory": 0}
+            assert dataclasses.replace(request.cost(), **none) == dataclasses.replace(cost, **none)

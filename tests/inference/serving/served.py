@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2
@@ -15,6 +15,7 @@ import openai
 
 from iama.config.schema import validate
 from iama.config.serving import ServeConfig
+from inference.engine.policy import Policy
 from inference.serving.opening import Opened, open_plan
 from inference.serving.plan import ServePlan, make_plan
 from inference.serving.run import address, bind, serve
@@ -72,12 +73,18 @@ def opened_plan(raw: Mapping[str, Any]) -> tuple[ServePlan, Opened]:
     return plan, open_plan(plan, no_bar)
 
 
+def in_float64(policy: Policy) -> Policy:
+    """The policy where a batch and a single row round to the same tokens."""
+    return replace(policy, model=policy.model.double())
+
+
 @contextmanager
 def server(
     raw: Mapping[str, Any], rewards: Mapping[str, Any] | None = None, key: str | None = None
 ) -> Iterator[Server]:
     """The server of a configuration, on a free port; `rewards` stand in for those that it names."""
     plan, opened = opened_plan({"port": 0, **raw})
+    opened.policies.update({name: in_float64(policy) for name, policy in opened.policies.items()})
     opened.rewards.update(rewards or {})
     taken = bind(plan.config)
     running = Server(address(taken), plan, opened, key)

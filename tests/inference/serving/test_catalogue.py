@@ -126,3 +126,5 @@ def test_budgets_are_counted_in_samples(text, budget):
     method = read_method(text)
     assert budget_of(method) == budget
     assert with_budget(read_method("bon(n=4)"), 5).text == "bon(n=5)"
+    narrow = with_budget(read_method("bon(16, stop=beacon(0.05), width=4)"), 2)
+    assert narrow.text == "bon(2, stop=beacon(0.05), width=2)"

@@ -356,11 +356,13 @@ def metrics_of(served) -> dict[str, float]:
 
 def test_metrics_add_up(served):
     served.openai.chat.completions.create(model="base/good:bon(3)", messages=HELLO)
-    before = metrics_of(served)['iama_tokens_total{kind="sampled"}']
+    before = metrics_of(served)['iama_tokens_total{policy="base",kind="sampled"}']
     usage = served.openai.chat.completions.create(model="base/good:bon(4)", messages=HELLO, n=2).usage
     after = metrics_of(served)
-    assert after['iama_tokens_total{kind="sampled"}'] == before + usage.completion_tokens
-    kinds = {kind: after[f'iama_tokens_total{{kind="{kind}"}}'] for kind in ("sampled", "kept", "rejected")}
+    assert after['iama_tokens_total{policy="base",kind="sampled"}'] == before + usage.completion_tokens
+    kinds = {
+        kind: after[f'iama_tokens_total{{policy="base",kind="{kind}"}}'] for kind in ("sampled", "kept", "rejected")
+    }
     assert kinds["sampled"] == kinds["kept"] + kinds["rejected"]
     count = after['iama_request_seconds_count{method="bon(4)"}']
     assert after['iama_request_seconds_bucket{method="bon(4)",le="+Inf"}'] == count
