@@ -466,7 +466,7 @@ function makeCard(model, number) {
     if (end.reason === "length") told.push("cut at the limit of tokens");
     if (end.capped) told.push("fewer draws than asked: a cap");
     const bound = criterion?.bounds[model.policy];
-    if (bound && info.hacking === "cap" && run.budget > bound.most) told.push(`capped at ${bound.most}: ${bound.reasons.join("; ")}`);
+    if (bound && info.hacking === "cap" && CURVE.test(model.method) && run.budget > bound.most) told.push(`capped at ${bound.most}: ${bound.reasons.join("; ")}`);
     if (end.fallback) told.push("none was accepted: a plain sample");
     about.textContent = told.join(" · ");
     setState("done", "done");
