@@ -244,6 +244,12 @@ function claimWords(found) {
   return [`${spent}; ${needWords(found)}.`, ...(more.length ? [make("small", {}, `${more.join("; ")}.`)] : [])];
 }
 
+// Of a number of samples that lies beyond the evaluation's.
+function unmeasuredWords(model) {
+  const line = info.evaluation && !isReference(model.policy) && CURVE.test(model.method) ? curve(model.criterion, model.policy, nameOf(model.method)) : [];
+  return line.length ? [make("small", {}, `The evaluation measured ${whole(line[0].budget)} to ${counted(line.at(-1).budget, "sample")}.`)] : [];
+}
+
 // At the budget that the evaluation told savings for, its own figure; it counts, or it is null.
 function savingOf({ model, budget, reference }) {
   if (model.policy !== info.evaluation.trained || !CURVE.test(model.method)) return null;
@@ -319,8 +325,9 @@ function makeCard(model, number) {
   function describeCard() {
     const found = compare(model, budget());
     sampler.textContent = samplerName(model.method, budget()) + (model.method.includes("=") ? ` · ${model.method}` : "");
-    claim.hidden = !found;
-    if (found) claim.replaceChildren(...claimWords(found));
+    const told = found ? claimWords(found) : unmeasuredWords(model);
+    claim.replaceChildren(...told);
+    claim.hidden = told.length === 0;
     drawChart(chart, found);
     const isStale = run?.end && run.budget !== budget();
     if (isStale || element.dataset.state === "stale") setState(isStale ? "stale" : "done", isStale ? `answered with ${counted(run.budget, "sample")}` : "done");
@@ -459,7 +466,7 @@ function makeCard(model, number) {
     if (end.reason === "length") told.push("cut at the limit of tokens");
     if (end.capped) told.push("fewer draws than asked: a cap");
     const bound = criterion?.bounds[model.policy];
-    if (bound && info.hacking === "cap" && run.budget > bound.most) told.push(`capped at ${bound.most}: ${bound.reasons.join("; ")}`);
+    if (bound && info.hacking === "cap" && CURVE.test(model.method) && run.budget > bound.most) told.push(`capped at ${bound.most}: ${bound.reasons.join("; ")}`);
     if (end.fallback) told.push("none was accepted: a plain sample");
     about.textContent = told.join(" · ");
     setState("done", "done");
@@ -778,6 +785,7 @@ at("prompt").addEventListener("keydown", (event) => {
   at("form").requestSubmit();
 });
 at("again").addEventListener("click", () => {
+  if (!at("form").reportValidity()) return;
   at("seed").value = (at("seed").valueAsNumber || 0) + 1;
   at("form").requestSubmit();
 });

@@ -198,6 +198,14 @@ def test_the_slider_sets_the_budget_and_what_is_claimed(page):
         page.press("ArrowRight")
     assert page.text("#budget-value") == "8 samples"
     assert page.run("document.getElementById('budget').getAttribute('aria-valuetext')") == "8 samples"
+    for _ in range(30):
+        page.press("ArrowRight")
+    assert page.text("#budget-value") == "64 samples"
+    assert page.texts(".claim") == ["The evaluation measured 1 to 32 samples."] * 2
+    assert page.texts(".chart") == []
+    for _ in range(24):
+        page.press("ArrowLeft")
+    assert page.text("#budget-value") == "8 samples"
     assert page.texts(".claim")[0].startswith("8 samples here; the untrained base does not reach this quality with 32.")
     answered(page, FOUR)
     asked = page.sent[-1]
@@ -207,6 +215,24 @@ def test_the_slider_sets_the_budget_and_what_is_claimed(page):
     page.focus("#budget")
     page.press("ArrowLeft")
     assert page.texts(".state") == ["answered with 8 samples"] * 2
+
+
+def test_an_answer_that_was_capped_says_why(page):
+    told = information(("helpful",), hacking="cap")
+    told["criteria"][0]["bounds"] = {"iama": {"most": 2, "reasons": ["gold falls from 4 samples on"]}}
+    told["criteria"][0]["range"] = {"iama": [-6.0, 4.0]}
+    answered(opened(page, told), best_of(["a", "b"], [-1.0, 1.5], 1))
+    assert "capped at 2: gold falls from 4 samples on" in page.texts(".about")[0]
+    widths = page.run("[...document.querySelectorAll('.candidates .bar i')].map((e) => e.style.width)")
+    assert widths == ["52%", "76%"]  # within the range of usual rewards
+
+
+def test_candidates_stand_in_their_order_whenever_they_are_done(page):
+    drawn = [candidate(i, f"text {i}", None) for i in (2, 0, 3, 1)]
+    told = [{"text": f"text {i}", "reward": float(i), "num_tokens": 3, "kept": i == 3} for i in range(4)]
+    opened(page, information(("helpful",)))
+    answered(page, sent(*drawn, piece("text 3"), *last(num_candidates=4, candidates=told)))
+    assert page.texts(".candidates .text") == [f"text {i}" for i in range(4)]
 
 
 def test_a_curve_that_falls_claims_no_saving(page):
