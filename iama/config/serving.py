@@ -128,6 +128,13 @@ class ServeConfig(Strict):
     seed: int = Field(0, ge=0, lt=2**32)
     """Of the calibration; requests bring their own."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_key_itself(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and isinstance(raw.get("keys"), (str, list, tuple)):
+            raise ValueError("keys: write where they stand, {file: PATH} or {variable: NAME}, and not a key itself")
+        return raw
+
     @field_validator("policies")
     @classmethod
     def _are_ours(cls, policies: dict[str, PolicySpec]) -> dict[str, PolicySpec]:

@@ -54,7 +54,7 @@ def make_app(config: ServeConfig, plan: ServePlan, service: Service) -> Any:
             layered,
             allow_origins=config.cors,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # clients send headers of their own
         )
     return Edge(layered, metrics=service.metrics, routes=ROUTES, hosts=config.hosts, loopback=config.is_loopback)
 

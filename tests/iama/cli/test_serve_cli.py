@@ -88,6 +88,7 @@ def test_a_stranger_s_rewards_run_no_code_unasked(run, exported):  # noqa: F811
         ("limit.n=3", "unknown key 'limit'; did you mean 'limits'?"),
         ("host=0.0.0.0", "host '0.0.0.0' lets others ask, and there are no keys"),
         ("host=example.org", "host 'example.org' lets others ask"),
+        ("keys=a-secret-that-nobody-sees", "keys: write where they stand"),
         ("keys={}", "give exactly one of `file` and `variable`"),
         ("keys={variable: IAMA_NO_SUCH}", "keys.variable IAMA_NO_SUCH holds no key"),
         ("keys={variable: IAMA_SHORT}", "key 1 of 1 must be at least 16 letters"),
@@ -116,7 +117,9 @@ def test_a_stranger_s_rewards_run_no_code_unasked(run, exported):  # noqa: F811
 def test_mistakes_are_told_in_a_line_before_weights_are_read(run, serving_file, monkeypatch, change, said):
     monkeypatch.setattr("inference.engine.policy.load_model", None)
     monkeypatch.setenv("IAMA_SHORT", "short")
-    assert said in one_line_error(run("serve", "--config", serving_file, "--set", change))
+    line = one_line_error(run("serve", "--config", serving_file, "--set", change))
+    assert said in line
+    assert "a-secret" not in line
 
 
 def test_what_guides_by_a_gradient_needs_a_classifier(run, serving_file, tmp_path):
