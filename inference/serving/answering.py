@@ -59,6 +59,8 @@ TELL_EVERY_S = 0.2
 """How often it is told what was spent."""
 PATIENCE = 8
 """Turns that texts wait for more to be scored with them, while samples are drawn."""
+LONG_PROMPT = 20_000
+"""Characters whose tokens are read beside the event loop, which others wait for."""
 MAX_KINDS = 1000
 """Kinds of conversations that are known to be written rightly, before all are forgotten."""
 MAX_SAMPLERS = 256
@@ -152,7 +154,8 @@ class Answering:
         """
         asked = completion = None
         try:
-            asked = self._asked(ask, tell)
+            is_long = len(str(ask.prompt)) > LONG_PROMPT
+            asked = await asyncio.to_thread(self._asked, ask, tell) if is_long else self._asked(ask, tell)
             self._under_way.add(asked)
             completion = await self._answer(asked)
             self._answered += completion.cost

@@ -117,12 +117,12 @@ def ask(method="bon(4)", criterion="helpful", text=TEXTS[0], seed=0, columns=Non
     )
 
 
-def mixture(number: int, seed: int) -> list[Ask]:
-    """Asks of all methods, criteria, lengths, stop strings, temperatures and seeds."""
+def mixture(number: int, seed: int, methods=METHODS) -> list[Ask]:
+    """Asks of these methods, and all criteria, lengths, stop strings, temperatures and seeds."""
     rng = random.Random(seed)
     asks = []
     for i in range(number):
-        method = METHODS[i % len(METHODS)]
+        method = methods[i % len(methods)]
         criterion = rng.choice(
             ("helpful", "harmless") if method in WITH_GRADIENT else ("helpful", "harmless", "vowels")
         )
@@ -355,7 +355,8 @@ def test_nothing_is_left_of_300_asks_of_which_many_are_cancelled(policy, rewards
 
     monkeypatch.setattr(Rows, "__init__", noted)
     rng = random.Random(3)
-    asks = mixture(300, seed=2)
+    asks = mixture(290, seed=2, methods=METHODS[:-2]) + mixture(10, seed=3, methods=METHODS[-2:])
+    rng.shuffle(asks)
 
     async def one(asked):
         task = asyncio.ensure_future(answering.answer(asked, (lambda _: None) if rng.random() < 0.5 else None))
@@ -507,19 +508,18 @@ def test_closing_fails_what_is_under_way(policy, rewards, moody):
 
 
 def test_rows_that_become_free_go_to_the_asks_that_have_fewest(answering):
-    """An ask for one sample comes after one for 100, and is answered long before it."""
-    drawn: list[Candidate] = []
+    """An ask for one sample comes after one for 200, and is answered before it."""
 
     async def go():
-        many = asyncio.ensure_future(answering.answer(ask("bon(100)", max_new_tokens=12), drawn.append))
+        many = asyncio.ensure_future(answering.answer(ask("bon(200)", max_new_tokens=12)))
         while not answering.state().live:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
         await answering.answer(ask("identity", max_new_tokens=12))
-        num_drawn = sum(isinstance(event, Candidate) for event in drawn)
-        await many
-        return num_drawn
+        is_first = not many.done()
+        many.cancel()
+        return is_first
 
-    assert asyncio.run(go()) < 50
+    assert asyncio.run(go())
 
 
 def test_a_row_more_goes_to_the_request_that_has_fewest(policy, prompts_ids):
