@@ -178,7 +178,7 @@ function curve(criterion, policy, method) {
   return measured(criterion, policy, (row) => row.method === method && isNumber(row.samples)).sort((a, b) => a.budget - b.budget);
 }
 
-const isReference = (policy) => Boolean(info.evaluation?.references.includes(policy));
+const isReference = (policy) => policy in REFERENCES || Boolean(info.evaluation?.references.includes(policy));
 
 // Between two measured budgets a curve is a line over the logarithm of the budget.
 function between(low, high, share) {
@@ -267,19 +267,23 @@ function measuredWords(found) {
 }
 
 function tellHeadline() {
-  const told = cards.map((card) => [card.model, compare(card.model, card.budget())]).filter(([, found]) => found && !found.need.falls);
+  const [policy] = chosen().policies;
+  const told = cards
+    .filter((card) => card.model.policy === policy)
+    .map((card) => [card.model, compare(card.model, card.budget())])
+    .filter(([, found]) => found && !found.need.falls);
   at("headline").hidden = told.length === 0;
   if (!told.length) return;
-  const [[model, { reference, budget }]] = told;
+  const [[{ method }, { reference, budget }]] = told;
   const groups = new Map(); // what is needed, and for which criteria
   for (const [one, { need }] of told) {
     const needs = numberNeeded(need);
     groups.set(needs, [...(groups.get(needs) || []), one.criterion]);
   }
   const needs = [...groups].map(([number, criteria]) => `${number} on ${listed(criteria)}`);
-  const spent = isNumber(budget) ? `With ${counted(budget, "sample")} for each criterion` : `By ${samplerName(model.method)}`;
+  const spent = isNumber(budget) ? `With ${counted(budget, "sample")} for each criterion` : `By ${samplerName(method)}`;
   at("headline").replaceChildren(
-    `${spent}, ${model.policy} is as good as ${referenceName(reference)} with ${listed(needs)}.`,
+    `${spent}, ${policy} is as good as ${referenceName(reference)} with ${listed(needs)}.`,
     make("small", {}, judgedWords(told.map(([one]) => one.criterion))),
   );
 }
@@ -397,7 +401,8 @@ function makeCard(model, number) {
 
   function drawBars() {
     bars = 0;
-    const usual = criterion?.range[model.policy] || [];
+    if (!run) return;
+    const usual = Object.values(criterion?.range || {}).flat(); // of all policies, so that bars beside each other compare
     const rewards = [...usual, ...[...run.candidates.values()].map((row) => row.reward())].filter(isNumber);
     const [low, high] = [Math.min(...rewards), Math.max(...rewards)];
     for (const row of run.candidates.values()) row.draw(low, high);
@@ -424,7 +429,7 @@ function makeCard(model, number) {
     setState("busy", "waiting");
     const ticking = setInterval(showSpent, TICK);
     try {
-      await stream(...requestOf(asked, model, run.budget), own.signal, read);
+      await stream(...requestOf(asked, model, run.budget), own.signal, (chunk) => own.signal.aborted || read(chunk));
       if (!run.end) throw new Failure(BROKEN);
       finish();
     } catch (error) {
