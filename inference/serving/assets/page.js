@@ -260,10 +260,12 @@ function savingOf({ model, budget, reference }) {
 
 const timesWords = (ratio, isBound) => `${isBound ? "> " : ""}${words(ratio, ratio < 10 ? 2 : 3)} times the samples`;
 
+// With its interval, or not at all; a bound's interval has a lower end alone.
 function measuredWords(found) {
   const row = savingOf(found);
-  if (!row) return [];
-  return [timesWords(row.ratio, row.censored) + (row.ci95 ? ` (95 %: ${words(row.ci95[0])} to ${words(row.ci95[1])})` : "")];
+  const [low, high] = row?.ci95 || [];
+  if (!isNumber(low) || (row.censored && low >= row.ratio)) return [];
+  return [`${timesWords(row.ratio, row.censored)} (95 %: ${row.censored ? `from ${words(low)}` : `${words(low)} to ${words(high)}`})`];
 }
 
 function tellHeadline() {

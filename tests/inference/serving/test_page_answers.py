@@ -250,6 +250,9 @@ def test_the_evaluations_own_figure_stands_beside_the_claim(page):
     row |= {"ci95": [6.12, 9.5], "censored": False, "hacked": False, "counts": True}
     opened(page, information(("helpful",), evaluation=RISING | {"savings": [row]}))
     assert "7.9 times the samples (95 %: 6.12 to 9.5)" in page.text(".claim")
+    bound = row | {"ratio": 8.0, "ci95": [6.12, 8.0], "censored": True}
+    opened(page, information(("helpful",), evaluation=RISING | {"savings": [bound]}))
+    assert "> 8 times the samples (95 %: from 6.12)" in page.text(".claim")
     opened(page, information(("helpful",), evaluation=RISING | {"savings": [row | {"counts": False}]}))
     assert "95 %" not in page.text(".claim")
 
