@@ -178,7 +178,7 @@ function curve(criterion, policy, method) {
   return measured(criterion, policy, (row) => row.method === method && isNumber(row.samples)).sort((a, b) => a.budget - b.budget);
 }
 
-const isReference = (policy) => Boolean(info.evaluation?.references.includes(policy));
+const isReference = (policy) => policy in REFERENCES || Boolean(info.evaluation?.references.includes(policy));
 
 // Between two measured budgets a curve is a line over the logarithm of the budget.
 function between(low, high, share) {
@@ -397,7 +397,8 @@ function makeCard(model, number) {
 
   function drawBars() {
     bars = 0;
-    const usual = criterion?.range[model.policy] || [];
+    if (!run) return;
+    const usual = Object.values(criterion?.range || {}).flat(); // of all policies, so that bars beside each other compare
     const rewards = [...usual, ...[...run.candidates.values()].map((row) => row.reward())].filter(isNumber);
     const [low, high] = [Math.min(...rewards), Math.max(...rewards)];
     for (const row of run.candidates.values()) row.draw(low, high);
@@ -424,7 +425,7 @@ function makeCard(model, number) {
     setState("busy", "waiting");
     const ticking = setInterval(showSpent, TICK);
     try {
-      await stream(...requestOf(asked, model, run.budget), own.signal, read);
+      await stream(...requestOf(asked, model, run.budget), own.signal, (chunk) => own.signal.aborted || read(chunk));
       if (!run.end) throw new Failure(BROKEN);
       finish();
     } catch (error) {
