@@ -18,7 +18,7 @@ from iama.files import write_atomically
 from inference.samplers.cards import CardsSettings
 from inference.samplers.ggro import GgroSettings
 from scripts.bench.cards import CardsFigures
-from scripts.bench.cluster import BLOCK_S, BLOCKS_EACH, NUM_SAMPLES, ClusterFigures
+from scripts.bench.cluster import BATCH_SIZE, BLOCK_S, BLOCKS_EACH, NUM_SAMPLES, ClusterFigures
 from scripts.bench.entries import BARS, Entry, Kind
 from scripts.bench.gradient import GradientFigures
 from scripts.bench.plain_sampling import PlainFigures, ratios
@@ -296,8 +296,9 @@ what the wall clock has beyond that is the scheduler's, shown here for a block.
 
 {table(["workers that sleep", "milliseconds a block"], slept)}
 
-And for real, {NUM_SAMPLES} samples a prompt of the demo's policy, each worker with one thread. In one process without
-Ray they take {median(figures.alone)} seconds.
+And for real, {NUM_SAMPLES} samples for each of {figures.num_prompts} prompts by the demo's policy, each worker with one
+thread. Blocks of up to two workers fill batches of {BATCH_SIZE} rows; those of four, which share two cores, do not. In
+one process without Ray they take {median(figures.alone)} seconds.
 
 {table(["workers that sample", "seconds"], sampled)}
 """
