@@ -63,6 +63,7 @@ class Setting:
     drawn_prompts: int = 2  # a step of the 135 M policy
     drawn_prompt_tokens: int = 32
     drawn_tokens: int = 32
+    num_cluster_rounds: int = 3
     sleepers: tuple[int, ...] = (1, 4, 16)  # workers on a Ray cluster that sleep
     samplers: tuple[int, ...] = (1, 2, 4)  # and that sample
 
@@ -98,6 +99,7 @@ QUICK = Setting(
     drawn_prompts=1,
     drawn_prompt_tokens=8,
     drawn_tokens=8,
+    num_cluster_rounds=1,
     sleepers=(1, 2),
     samplers=(1, 2),
 )
