@@ -14,7 +14,7 @@ install: $(STAMP) ## make .venv with the tested versions
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,ray,remote,math,serve,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,ray,remote,math,serve,real,dev]'
 	touch $@
 
 demo: $(STAMP) ## build the demo world, train, export, evaluate, write the report
