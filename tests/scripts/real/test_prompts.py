@@ -10,10 +10,28 @@ from iama.prompts.data import load_prompts
 from scripts.real.prompts import NUM_FORMS, splits, topics, write
 from scripts.real.topics import FORMS, TOPICS
 
-COMMON = frozenset(
-    "a an and about at by do does for from had have how i if in is it me most my of on or our some that the their to us "
-    "was what which who whose why with you your".split()
-)
+COMMON = {
+    "a",
+    "an",
+    "and",
+    "about",
+    "at",
+    "by",
+    "for",
+    "from",
+    "had",
+    "have",
+    "i",
+    "in",
+    "is",
+    "it",
+    "me",
+    "my",
+    "of",
+    "on",
+    "or",
+    "our",
+}
 
 
 def words(text: str) -> frozenset[str]:
