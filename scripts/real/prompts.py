@@ -3,7 +3,7 @@
     python -m scripts.real.prompts runs/real/prompts
 
 Each topic is asked in three forms in the training split, in two of the next two and once in the test split, so that
-test prompts are as different from each other as their topics. The order is drawn: any first part is a mixture of all kinds.
+test prompts are as different from each other as their topics. The order is drawn: any first part is a mixture.
 """
 
 from __future__ import annotations
