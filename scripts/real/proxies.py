@@ -33,6 +33,7 @@ from inference.engine.responses import Pool
 from inference.pools.engines import transformers_draw
 from inference.pools.fill import fill_pool, pool_header
 from scripts import launch
+from scripts.experiments.pools import quieten
 from scripts.real import gold, model, prompts
 from trainers.distill import Distilled, DistillSettings, distill
 
@@ -85,6 +86,7 @@ def fit(criterion: str) -> Path:
     out = path_of(criterion)
     if out.is_dir():
         return out
+    quieten()
     pool = base_samples(home()["train"])
     judge = getattr(gold, criterion)
     scores_PS = np.asarray([judge(texts) for texts in pool.texts])

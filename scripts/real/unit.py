@@ -29,6 +29,7 @@ from inference.pools.fill import fill_pool, pool_header
 from inference.pools.score import score_pool
 from scripts import launch
 from scripts.experiments import frame
+from scripts.experiments.pools import quieten
 from scripts.real import gold, model, proxies
 
 RESULTS = {"full": Path("docs/results/real")}
@@ -119,6 +120,7 @@ def run(unit: Unit) -> Path:
     """Do what the unit lacks, and write its file."""
     if unit.is_done():
         return unit.path
+    quieten()
     files = proxies.home()
     for criterion in set(unit.criteria).intersection(proxies.LEARNED):
         proxies.fit(criterion)

@@ -24,7 +24,7 @@ def smol() -> Any:
     """A tokenizer with SmolLM2's special tokens: the first of each turn is BOS, the last EOS and padding."""
     pieces = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     pieces += ["system", "user", "assistant", "You", "are", "helpful", "bake", "bread", "word"]
-    core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<|endoftext|>"))  # noqa: S106
+    core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<|endoftext|>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
