@@ -18,6 +18,9 @@ from iama.models.loading import halved, is_out_of_memory
 from inference.engine.next_token import log_probabilities
 from inference.engine.policy import Policy
 
+MOST_LOGITS = 2**26
+"""Logits of a batch at most, 256 MB in float32: 256 rows of 100 tokens have 20 times as many at 50,000 words."""
+
 
 def sequence_log_probabilities(
     policy: Policy,
@@ -40,17 +43,25 @@ def sequence_log_probabilities(
         key=lambda i: -len(prompts_ids[i]) - len(responses_ids[i]),
     )
     while waiting:
-        batch = waiting[:batch_size]
+        batch = waiting[: min(batch_size, _num_rows(policy, prompts_ids, responses_ids, waiting[0]))]
         try:
             sums = _forward(policy, [prompts_ids[i] for i in batch], [responses_ids[i] for i in batch])
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            batch_size = halved(batch_size, f"policy {policy.name!r}", error)
+            batch_size = halved(len(batch), f"policy {policy.name!r}", error)
             continue
         results |= {i: (value, len(responses_ids[i])) for i, value in zip(batch, sums, strict=True)}
-        waiting = waiting[batch_size:]
+        waiting = waiting[len(batch) :]
     return [results[i] for i in range(len(responses_ids))]
+
+
+def _num_rows(
+    policy: Policy, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[int]], longest: int
+) -> int:
+    """Rows no longer than the longest whose logits a batch may hold; at least 1."""
+    num_tokens = len(prompts_ids[longest]) + len(responses_ids[longest])
+    return max(1, MOST_LOGITS // (num_tokens * int(policy.model.config.get_text_config(decoder=True).vocab_size)))
 
 
 def response_ids(policy: Policy, text: str, finish_reason: str) -> list[int]:
