@@ -25,7 +25,7 @@ from scripts.experiments.figures import BLUE, GREY, ORANGE, figure, label
 from scripts.experiments.frame import Claim, table
 from scripts.real import proxies
 from scripts.real.gold import LONG, PAIRS, SHORT
-from scripts.real.unit import BUDGET, NUM_JUDGED, Unit, read
+from scripts.real.unit import BUDGET, NUM_JUDGED, SAME_PROXY, Unit, read
 
 BAR, LOWEST = 4.0, 2.0
 """Samples that IAMA is to save on both criteria of two pairs, and what the interval's lower end must exceed."""
@@ -142,8 +142,13 @@ def saved(trained: Sequence[Measured], references: Sequence[Measured], criterion
 
 def refuse_mixed(first: Measured, second: Measured) -> None:
     """End where two units were made from other models, prompts or proxies: they cannot be compared."""
-    for key in ("weights_sha256", "prompts", "proxies"):
-        if first.record[key] != second.record[key]:
+    theirs = [
+        [score for name in sorted(m.record["proxies"]) for score in m.record["proxies"][name]] for m in (first, second)
+    ]
+    same = {key: first.record[key] == second.record[key] for key in ("weights_sha256", "prompts")}
+    same["proxies"] = np.shape(theirs[0]) == np.shape(theirs[1]) and np.allclose(*theirs, rtol=0, atol=SAME_PROXY)
+    for key, is_same in same.items():
+        if not is_same:
             raise SystemExit(
                 f"error: {first.unit.path} and {second.unit.path} differ in {key!r}, so they cannot be compared; "
                 "delete those of one machine and run the study again"

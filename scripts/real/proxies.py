@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,14 @@ PROBES = (
 """Texts whose scores tell whether two machines fitted the same reward."""
 
 
+def ready() -> None:
+    """Every core for this process, and no bars or warnings of the libraries."""
+    import torch
+
+    quieten()
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def home() -> dict[str, Path]:
     """The policy's folder and the prompts, made unless they are there; returns the prompts' files by split."""
     model.build(POLICY, "wheel")
@@ -86,7 +95,7 @@ def fit(criterion: str) -> Path:
     out = path_of(criterion)
     if out.is_dir():
         return out
-    quieten()
+    ready()
     pool = base_samples(home()["train"])
     judge = getattr(gold, criterion)
     scores_PS = np.asarray([judge(texts) for texts in pool.texts])
@@ -137,11 +146,11 @@ def describe(criterion: str) -> str:
 
 
 def probe(criterion: str) -> list[float]:
-    """Scores of the probes, to one decimal: what a unit notes, so that units of two fits are not mixed."""
+    """Scores of the probes: what a unit notes, so that units of two fits are not mixed."""
     reward = load_reward(criterion, RewardSpec(model=str(path_of(criterion))))
     question = [{"role": "user", "content": "How is bread made?"}]
     scores, _ = reward.score([question] * len(PROBES), list(PROBES), {})
-    return [round(score, 1) for score in scores]
+    return [round(score, 3) for score in scores]
 
 
 def _distill(
@@ -193,6 +202,7 @@ def fit_pairs(criterion: str, file: Path, max_words: int = 150) -> Path:
     out = path_of(criterion)
     if out.is_dir():
         return out
+    ready()
     home()
     rows = read_pairs(file)
     short = [row for row in rows if _num_words(row) <= max_words]

@@ -29,9 +29,10 @@ from inference.pools.fill import fill_pool, pool_header
 from inference.pools.score import score_pool
 from scripts import launch
 from scripts.experiments import frame
-from scripts.experiments.pools import quieten
 from scripts.real import gold, model, proxies
 
+SAME_PROXY = 0.05
+"""By how much the scores of one text may differ by two fits of one proxy, on two machines."""
 RESULTS = {"full": Path("docs/results/real")}
 """Where files go: those of the full scale are published and committed, others are not."""
 CONFIG = "configs/real.yaml"
@@ -120,14 +121,13 @@ def run(unit: Unit) -> Path:
     """Do what the unit lacks, and write its file."""
     if unit.is_done():
         return unit.path
-    quieten()
+    proxies.ready()
     files = proxies.home()
     for criterion in set(unit.criteria).intersection(proxies.LEARNED):
         proxies.fit(criterion)
     start = time.monotonic()
     training = _train(unit) if unit.is_trained else None
     trained_s = time.monotonic() - start
-    _use_all_cores()
     measured = measure(unit, files[unit.split])
     record = {
         "version": VERSION,
@@ -293,12 +293,6 @@ def _answers(pool: Pool, proxy_PS: Floats) -> list[str]:
         prompt.samples[int(np.argmax(proxy_S[:BUDGET]))].text
         for prompt, proxy_S in zip(shown, proxy_PS[:NUM_SHOWN], strict=True)
     ]
-
-
-def _use_all_cores() -> None:
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 # Files. -------------------------------------------------------------------------------------------------
