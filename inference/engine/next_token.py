@@ -103,10 +103,10 @@ def _blocks(logits_RV: torch.Tensor) -> list[slice]:
 def entropy(logits_RV: torch.Tensor) -> torch.Tensor:
     """Entropy of softmax(logits) over the whole vocabulary, at temperature 1: `[R]`, float64, nats.
 
-    Logits that `probabilities` refuses give NaN.
+    Logits that `probabilities` refuses give NaN. On a CPU a few rows are read at a time, as by `sample_tokens`.
     """
-    entropy_R: torch.Tensor = torch.special.entr(torch.softmax(logits_RV.double(), dim=-1)).sum(dim=-1)
-    return entropy_R
+    laws = (torch.softmax(logits_RV[rows].double(), dim=-1) for rows in _blocks(logits_RV))
+    return torch.cat([torch.special.entr(law_RV).sum(dim=-1) for law_RV in laws])
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
