@@ -20,7 +20,7 @@ from inference.evaluation.combine import combine_evaluations
 from inference.evaluation.plan import make_plan
 from inference.evaluation.tables import load_tables
 from inference.pools import engines
-from inference.pools.file import read_pool
+from inference.pools.file import prompt_ids, read_pool
 from inference.report import render_html, write_report
 from inference.samplers.serve import needs_target, read_method, serve
 from inference.statistics.costs import UNITS
@@ -335,16 +335,16 @@ def test_a_sampler_s_file_is_read_where_it_is_found(config, tmp_path, monkeypatc
 def test_a_threshold_that_is_a_quantile_is_that_of_each_policys_pool(config, generated):
     asked = "cards(entropy_threshold=quantile(0.8), target=0.1, min_segment=2, max_proposals=3)"
     config = changed(config, methods=["bon", asked])
-    folder = Path(evaluate(config).plan.config.output_dir)
+    evaluate(config)
+    folder = Path(config.output_dir)
     written = {}
-    for source in make_plan(config).sources:
+    plan = make_plan(config)
+    for source in plan.sources:
         policy = load_policy(source.policy, source.spec)
         pool = read_pool(folder / "pools" / f"{source.file_name}.jsonl")
-        rows = [
-            (ids, list(sample.token_ids))
-            for ids, p in zip(source.prompts_ids, pool.prompts, strict=True)
-            for sample in p.samples[:4]
-        ]
+        samples = {prompt.prompt_id: prompt.samples[:4] for prompt in pool.prompts}
+        asked_ids = zip(source.prompts_ids, prompt_ids(plan.rows), strict=True)
+        rows = [(ids, list(sample.token_ids)) for ids, name in asked_ids for sample in samples[name]]
         found = token_entropies(policy, [ids for ids, _ in rows], [row for _, row in rows], 8)
         written[source.policy] = float(f"{np.quantile(np.concatenate(found), 0.8):.6g}")
     headers = [read_pool(path).header for path in (folder / "answers").glob("*.jsonl")]
