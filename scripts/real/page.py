@@ -24,7 +24,8 @@ from scripts.experiments import frame
 from scripts.experiments.figures import BLUE, GREY, ORANGE, figure, label
 from scripts.experiments.frame import Claim, table
 from scripts.real import proxies
-from scripts.real.gold import LONG, PAIRS, SHORT
+from scripts.real.gold import LONG, SHORT
+from scripts.real.proxies import criteria_of
 from scripts.real.unit import BUDGET, NUM_JUDGED, SAME_PROXY, Unit, read
 
 BAR, LOWEST = 4.0, 2.0
@@ -112,7 +113,7 @@ class Study:
     @property
     def pairs(self) -> list[str]:
         """Pairs with any unit."""
-        return [pair for pair in PAIRS if any(m.unit.pair == pair for m in self.done)]
+        return list(dict.fromkeys(m.unit.pair for m in self.done))
 
     def policies(self, pair: str) -> list[str]:
         """Policies of a pair that are there, in the order of the units."""
@@ -163,6 +164,8 @@ def write(units: Sequence[Unit]) -> Path:
     study = Study(units)
     is_published = units[0].scale.name == "full"
     out = frame.PAGES / "real.md" if is_published else proxies.FOLDER / "report.md"
+    if units[0].pair == proxies.DATA:  # people's words are not ours to publish
+        out = proxies.FOLDER / "report-data.md"
     out.parent.mkdir(parents=True, exist_ok=True)
     has_figure = lengths_figure(study, out.with_suffix(".svg"))
     values = {
@@ -193,6 +196,7 @@ PAIR_TITLES = {
     "length": f"Two lengths: {SHORT} words and {LONG}",
     "audience": "Two audiences: a child and an expert",
     "tone": "Two tones: encouraging and critical",
+    proxies.DATA: "What people preferred",
 }
 
 
@@ -215,7 +219,7 @@ def claims(study: Study) -> list[Claim]:
         iama, base = study.all(pair, "iama"), study.all(pair, "base")
         if not iama or not base:
             continue
-        found = {criterion: saved(iama, base, criterion) for criterion in PAIRS[pair]}
+        found = {criterion: saved(iama, base, criterion) for criterion in criteria_of(pair)}
         holds = all(s.counts and s.ratio >= BAR and s.ci95 is not None and s.ci95[0] > LOWEST for s in found.values())
         met.append(holds)
         told.append(f"{pair}: " + ", ".join(f"{criterion} {frame.saved(s)}" for criterion, s in found.items()))
@@ -228,7 +232,7 @@ def savings_table(study: Study, pair: str) -> str:
     """Savings of IAMA by criterion and rival, in every unit; empty where IAMA is not there yet."""
     rows = []
     iama = study.all(pair, "iama")
-    for criterion in PAIRS[pair] if iama else ():
+    for criterion in criteria_of(pair) if iama else ():
         for policy, references in rivals(study, pair, criterion).items():
             found = saved(iama, references, criterion)
             units = [_ratio(found, unit) for unit in UNITS]
@@ -251,7 +255,7 @@ def values_table(study: Study, pair: str) -> str:
     rows = []
     for policy in study.policies(pair):
         units = study.all(pair, policy)
-        for criterion in PAIRS[pair]:
+        for criterion in criteria_of(pair):
             curve_N = np.mean([unit.curve(criterion).mean(axis=0) for unit in units], axis=0)
             cells = [f"{curve_N[n - 1]:.3f}" if n <= len(curve_N) else "" for n in budgets]
             rows.append([title(policy), criterion, *cells])
@@ -263,7 +267,7 @@ def quality_table(study: Study, pair: str) -> str:
     rows = []
     for policy in study.policies(pair):
         units = study.all(pair, policy)
-        for criterion in PAIRS[pair]:
+        for criterion in criteria_of(pair):
             kept = {
                 name: float(np.mean([unit.kept(criterion, name).mean() for unit in units]))
                 for name in ("words", "fluency", "repetition", "degenerate", "cut")
@@ -292,7 +296,7 @@ def hacking_table(study: Study, pair: str) -> str:
     """Where the base's gold turns down as its proxy is pushed, and what HedgeTune chose on other prompts."""
     rows = []
     base, other = study.one(pair, "base"), study.one(pair, "base", "calibration")
-    for criterion in PAIRS[pair] if base is not None else ():
+    for criterion in criteria_of(pair) if base is not None else ():
         assert base is not None
         curve_PN = base.curve(criterion)
         found = hacking(curve_PN, base.budgets, num_bootstrap=NUM_BOOTSTRAP, seed=0)
@@ -354,9 +358,11 @@ def answers(study: Study) -> str:
         if not shown:
             continue
         parts += ["", f"## {PAIR_TITLES[pair]}"]
-        for number, prompt in enumerate(shown[0].record["prompts"][: len(shown[0].record["answers"][PAIRS[pair][0]])]):
+        for number, prompt in enumerate(
+            shown[0].record["prompts"][: len(shown[0].record["answers"][criteria_of(pair)[0]])]
+        ):
             parts += ["", f"### {prompt}", ""]
-            for criterion in PAIRS[pair]:
+            for criterion in criteria_of(pair):
                 for unit in shown:
                     text = " ".join(unit.record["answers"][criterion][number].split())
                     parts.append(f"- **{criterion}, {TITLES[unit.unit.policy]}:** {escaped(text)}")

@@ -6,8 +6,8 @@ For each criterion that no proxy knows exactly, samples of the base on training 
 and `trainers.distill` fits a classifier to the margins. A few hundred comparisons leave errors that a policy can find,
 as with real reward models. They read the policy's own tokens, so that the gradients of GGRO and SEA reach them.
 
-`--pairs FILE` fits one to preferences of your own instead (`harmless` to those of HH-RLHF): lines of JSON with `chosen`
-and `rejected`, both whole dialogues as in Anthropic/hh-rlhf, compressed or not.
+People's preferences come in as files (`prepare_data`, `--data NAME=FILE` of the study): lines of JSON with `chosen` and
+`rejected`, both whole dialogues as in Anthropic/hh-rlhf, compressed or not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import typer
 
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import DataError, IamaError
-from iama.files import building
+from iama.files import building, write_atomically
 from iama.progress import progress_bar
 from iama.prompts.data import load_prompts
 from iama.rewards.load import load_reward
@@ -49,6 +49,8 @@ NUM_STEPS, PAIRS_A_STEP, LEARNING_RATE = 60, 8, 5e-5
 NOISE = 0.7
 """Standard deviation of the noise on a gold score, in those of a prompt's samples: one comparison in four is wrong."""
 SEED = 0
+MOST_WORDS, FEWEST_PAIRS = 150, 40
+"""Of a dialogue, question and both answers together, and of what a reward is fitted to."""
 PROBES = (
     "Bread is good to eat. We make it with flour and water. Then we bake it, and it smells nice.",
     "Fermentation is an anaerobic process in which yeast converts sugars into ethanol; gluten retains the gas.",
@@ -175,19 +177,73 @@ def _distill(
 
 # Preferences of a user's own. ---------------------------------------------------------------------------
 
+DATA = "data"
+"""The pair of criteria that people's preferences tell, one or two."""
+
+
+def criteria_of(pair: str) -> tuple[str, ...]:
+    """Names of a pair's criteria; of `DATA` those that `prepare_data` has noted."""
+    if pair != DATA:
+        return gold.PAIRS[pair]
+    note = FOLDER / DATA / "criteria.json"
+    return tuple(json.loads(note.read_text(encoding="utf-8"))) if note.is_file() else ()
+
+
+def is_learned(criterion: str) -> bool:
+    """Whether what selects is a reward model."""
+    return not hasattr(gold, criterion) or criterion in LEARNED
+
+
+def gold_of(criterion: str) -> RewardSpec:
+    """What judges: a function, or for preferences a model of the same kind that learned from other pairs."""
+    if hasattr(gold, criterion):
+        return RewardSpec(function=f"scripts/real/gold.py:{criterion}")
+    return RewardSpec(model=str(path_of(f"{criterion}-gold")))
+
+
+def prepare_data(files: dict[str, Path]) -> None:
+    """Proxies, golds and prompts of preferences, made unless they are there.
+
+    Two fifths of a file's pairs make the proxy, two fifths the gold, and the prompts of the rest are asked. Raises
+    `DataError` for a file that holds something else, or too little.
+    """
+    ready()
+    home()
+    asked: list[dict[str, Any]] = []
+    for criterion, file in files.items():
+        rows = [row for row in read_pairs(file) if _num_words(row) <= MOST_WORDS]
+        np.random.default_rng(SEED).shuffle(rows)  # type: ignore[arg-type]
+        end = 2 * len(rows) // 5
+        if end < FEWEST_PAIRS:
+            raise DataError(f"{file}: {len(rows)} pairs of at most {MOST_WORDS} words are too few; give more")
+        for name, part in ((criterion, rows[:end]), (f"{criterion}-gold", rows[end : 2 * end])):
+            fit_pairs(name, part)
+        asked += [{"prompt": row["prompt"]} for row in rows[2 * end :]]
+    num_test = len(asked) // 4
+    for split, some in (("test", asked[:num_test]), ("train", asked[num_test:])):
+        path = data_prompts()[split]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in some))
+    write_atomically(FOLDER / DATA / "criteria.json", json.dumps(list(files)))
+
+
+def data_prompts() -> dict[str, Path]:
+    """Files of the prompts that `prepare_data` writes."""
+    return {split: FOLDER / DATA / f"{split}.jsonl" for split in ("train", "test")}
+
 
 def read_pairs(file: Path) -> list[dict[str, Any]]:
     """Rows with `prompt`, `chosen` and `rejected` as messages; raises `DataError` with the line that is no such row."""
     preference = runpy.run_path(str(launch.ROOT / "configs/recipes/hh_prompts.py"))["preference"]
     if not file.is_file():
-        raise DataError(f"--pairs {file}: no such file; it has a line of JSON a pair, with `chosen` and `rejected`")
+        raise DataError(f"--data {file}: no such file; it has a line of JSON a pair, with `chosen` and `rejected`")
     rows = []
     with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 row = json.loads(line)
                 found = preference({name: row[name] for name in ("chosen", "rejected")})
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
                     f"{file}, line {number}: no JSON object with `chosen` and `rejected`: {error}"
                 ) from error
@@ -197,18 +253,13 @@ def read_pairs(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def fit_pairs(criterion: str, file: Path, max_words: int = 150) -> Path:
-    """A proxy of preferences, fitted unless it is there; dialogues of more than `max_words` words are left out."""
-    out = path_of(criterion)
-    if out.is_dir():
-        return out
-    ready()
-    home()
-    rows = read_pairs(file)
-    short = [row for row in rows if _num_words(row) <= max_words]
-    texts = [[row["chosen"][0]["content"], row["rejected"][0]["content"]] for row in short]
-    found = _distill(criterion, [row["prompt"] for row in short], texts, [[1.0, 0.0]] * len(short), out)
-    print(f"{out}: {len(short)} of {len(rows)} pairs; orders {found.agreement:.0%} of those held out as people did")
+def fit_pairs(name: str, rows: Sequence[dict[str, Any]]) -> Path:
+    """A reward of preferences, fitted unless it is there."""
+    out = path_of(name)
+    if not out.is_dir():
+        texts = [[row["chosen"][0]["content"], row["rejected"][0]["content"]] for row in rows]
+        found = _distill(name, [row["prompt"] for row in rows], texts, [[1.0, 0.0]] * len(rows), out)
+        print(f"{out}: {len(rows)} pairs; orders {found.agreement:.0%} of those held out as people did")
     return out
 
 
@@ -216,21 +267,15 @@ def _num_words(row: dict[str, Any]) -> int:
     return sum(len(turn["content"].split()) for part in row.values() for turn in part)
 
 
-def main(
-    criteria: Annotated[list[str], typer.Argument(help=f"Of {', '.join(LEARNED)}; with --pairs any one name.")],
-    pairs: Annotated[Path | None, typer.Option(help="Preferences to fit to.")] = None,
-) -> None:
+def main(criteria: Annotated[list[str], typer.Argument(help=f"Of {', '.join(LEARNED)}.")]) -> None:
     """Fit proxies, unless they are there.
 
-    Example: python -m scripts.real.proxies harmless --pairs hh_harmless_pairs.jsonl.gz
+    Example: python -m scripts.real.proxies child expert
     """
     try:
-        if pairs is not None:
-            fit_pairs(criteria[0], pairs)
-            return
         for criterion in criteria:
             if criterion not in LEARNED:
-                sys.exit(f"error: {criterion!r} has no learned proxy; write {', '.join(LEARNED)}, or give --pairs FILE")
+                sys.exit(f"error: {criterion!r} has no learned proxy; write {', '.join(LEARNED)}")
             fit(criterion)
     except IamaError as error:
         sys.exit(f"error: {error}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,12 +85,13 @@ class Unit:
     @property
     def path(self) -> Path:
         """Of its numbers."""
-        return RESULTS.get(self.scale.name, proxies.FOLDER / "units") / f"{self.name}.json"
+        own = proxies.FOLDER / "units"
+        return (own if self.pair == proxies.DATA else RESULTS.get(self.scale.name, own)) / f"{self.name}.json"
 
     @property
-    def criteria(self) -> tuple[str, str]:
-        """Both of the pair."""
-        return gold.PAIRS[self.pair]
+    def criteria(self) -> tuple[str, ...]:
+        """Those of the pair."""
+        return proxies.criteria_of(self.pair)
 
     @property
     def is_trained(self) -> bool:
@@ -122,7 +123,7 @@ def run(unit: Unit) -> Path:
     if unit.is_done():
         return unit.path
     proxies.ready()
-    files = proxies.home()
+    files = proxies.home() if unit.pair != proxies.DATA else proxies.data_prompts()
     for criterion in set(unit.criteria).intersection(proxies.LEARNED):
         proxies.fit(criterion)
     start = time.monotonic()
@@ -134,7 +135,7 @@ def run(unit: Unit) -> Path:
         "unit": {"pair": unit.pair, "policy": unit.policy, "seed": unit.seed, "split": unit.split},
         "scale": asdict(unit.scale),
         "weights_sha256": model.build(proxies.POLICY)["weights_sha256"],
-        "proxies": {c: proxies.probe(c) for c in unit.criteria if c in proxies.LEARNED},
+        "proxies": {c: proxies.probe(c) for c in unit.criteria if proxies.is_learned(c)},
         "training": training and training | {"seconds": round(trained_s)},
         **measured,
     }
@@ -153,7 +154,7 @@ def overrides(unit: Unit) -> list[str]:
         {
             "name": name,
             "proxy": proxy_of(name).model_dump(mode="json", exclude_unset=True),
-            "gold": {"function": f"scripts/real/gold.py:{name}"},
+            "gold": proxies.gold_of(name).model_dump(mode="json", exclude_unset=True),
             "operator": f"bon({BUDGET})" if unit.policy == "iama" else "identity",
             "weight": 0.5 if only is None else 1.0,
         }
@@ -165,13 +166,14 @@ def overrides(unit: Unit) -> list[str]:
         f"output_dir={unit.run}",
         f"seed={unit.seed}",
         f"objective.criteria={json.dumps(criteria)}",
+        *([f"prompts={proxies.data_prompts()['train']}"] if unit.pair == proxies.DATA else []),
         f"trainer.max_steps={unit.scale.steps}",
     ]
 
 
 def proxy_of(criterion: str) -> RewardSpec:
     """What selects."""
-    if criterion in proxies.LEARNED:
+    if proxies.is_learned(criterion):
         return RewardSpec(model=str(proxies.path_of(criterion)))
     return RewardSpec(function=f"scripts/real/gold.py:{criterion}")
 
@@ -200,8 +202,11 @@ def measure(unit: Unit, file: Path) -> dict[str, Any]:
     adapter = str(unit.run / "adapter") if unit.is_trained else None
     pool = _pool(unit, rows, adapter)
     start = time.monotonic()
-    scores = {name: _scores(unit, pool, name) for name in unit.criteria}
-    scores |= {f"{name}/gold": _judged(pool, getattr(gold, name)) for name in unit.criteria if name in proxies.LEARNED}
+    scores = {}
+    for name in unit.criteria:
+        scores[name] = _scores(unit, pool, name, proxy_of(name))
+        if proxies.is_learned(name):
+            scores[f"{name}/gold"] = _scores(unit, pool, f"{name}/gold", proxies.gold_of(name))
     scored_s = time.monotonic() - start
     fluency, ratio = _likelihoods(unit, pool, adapter)
     responses = [prompt.samples for prompt in pool.prompts]
@@ -239,18 +244,13 @@ def _pool(unit: Unit, rows: list[dict[str, Any]], adapter: str | None) -> Pool:
         return fill_pool(file, header, rows, draw, advance)
 
 
-def _scores(unit: Unit, pool: Pool, criterion: str) -> Floats:
-    """Scores of what selects, `[P, S]`."""
-    spec = proxy_of(criterion)
+def _scores(unit: Unit, pool: Pool, column: str, spec: RewardSpec) -> Floats:
+    """Scores of what selects or judges, `[P, S]`."""
     spec = spec.model_copy(update={"dtype": "bfloat16"}) if spec.model is not None else spec
-    journal = proxies.FOLDER / "scores" / f"{unit.name}-{criterion}.jsonl"
+    journal = proxies.FOLDER / "scores" / f"{unit.name}-{column.replace('/', '-')}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
-    with progress_bar(f"{unit.name}: {criterion}", "prompts", len(pool.prompts)) as advance:
-        return score_pool(pool, load_reward(criterion, spec), spec, journal, None, advance).values_PS
-
-
-def _judged(pool: Pool, judge: Callable[[Sequence[str]], list[float]]) -> Floats:
-    return np.asarray([judge(texts) for texts in pool.texts])
+    with progress_bar(f"{unit.name}: {column}", "prompts", len(pool.prompts)) as advance:
+        return score_pool(pool, load_reward(column, spec), spec, journal, None, advance).values_PS
 
 
 def _likelihoods(unit: Unit, pool: Pool, adapter: str | None) -> tuple[Floats, Floats]:
