@@ -44,6 +44,8 @@ class RewardRows:
         self.in_pieces = classifier is not None and reads_in_pieces(classifier)
         self._rows = Rows(classifier.model, classifier.source) if classifier is not None and self.in_pieces else None
         self._names = itertools.count()
+        self.num_fed = 0
+        """Tokens that the reward has read."""
 
     def allocate(self, num_rows: int) -> list[int]:
         """Empty rows, named by integers."""
@@ -88,6 +90,7 @@ class RewardRows:
             return [], []
         begin = time.perf_counter()
         scores, read = self._scored(rows, prompts, texts, columns or {})
+        self.num_fed += sum(cost.reward_tokens for cost in read)
         seconds = (time.perf_counter() - begin) / len(rows)
         return scores, [replace(cost, reward_calls=self._reward.num_calls, seconds=seconds) for cost in read]
 

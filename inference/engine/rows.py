@@ -87,6 +87,11 @@ class Rows:
         self._free.extend(slots)
 
     @property
+    def num_used(self) -> int:
+        """Rows that are not free."""
+        return len(self._ids) - len(self._free)
+
+    @property
     def cache_shape(self) -> tuple[int, int]:
         """Rows and tokens a row that memory is held for."""
         return self._cache.shape

@@ -63,7 +63,7 @@ class Args:
         self,
         prompts: Sequence[Prompt],
         *,
-        seed: int,  # noqa: ARG002 - of the interface
+        seed: int,
         columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
@@ -71,7 +71,7 @@ class Args:
         def run(searches: list[_Search], batch_size: int) -> Iterator[_Search]:
             return _Run(self, batch_size).run(searches)
 
-        return answer_all(self, _Search, run, prompts, columns)
+        return answer_all(self, _Search, run, prompts, seed, columns)
 
 
 @dataclass(eq=False)

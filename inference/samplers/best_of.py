@@ -6,6 +6,7 @@ a pure rule chooses by scores and texts.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -74,7 +75,7 @@ def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | Non
     """
     check_columns(columns, len(pool.prompts))
     drawn = [i for i, prompt in enumerate(pool.prompts) if prompt.samples]
-    scored: Iterator[_Scored]
+    scored: Iterator[ScoredTexts]
     if reward.classifier is None:
         scored = (_score_by_function(pool.prompts[i], reward, columns or {}, i) for i in drawn)
     else:
@@ -92,48 +93,103 @@ def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | Non
     return Pool(pool.header, [replace(prompt, samples=row, cost=cost) for prompt, row, cost in prompts])
 
 
-@dataclass
-class _Scored:
-    """Rewards of a prompt's samples, and their cost."""
+@dataclass(eq=False)
+class ScoredTexts:
+    """A prompt's texts, their rewards as they come, and what these cost."""
 
     index: int
+    prompt: Prompt
+    texts: Sequence[str]
     rewards: list[float] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all are scored."""
+        return len(self.rewards) == len(self.texts)
 
-def _score_by_function(asked: PooledPrompt, reward: Reward, columns: Mapping[str, Sequence[Any]], i: int) -> _Scored:
-    number = len(asked.samples)
-    repeated = {name: [values[i]] * number for name, values in columns.items()}
-    return _Scored(i, *reward.score([asked.prompt] * number, [sample.text for sample in asked.samples], repeated))
+
+def _score_by_function(
+    asked: PooledPrompt, reward: Reward, columns: Mapping[str, Sequence[Any]], i: int
+) -> ScoredTexts:
+    texts = asked.texts
+    repeated = {name: [values[i]] * len(texts) for name, values in columns.items()}
+    return ScoredTexts(i, asked.prompt, texts, *reward.score([asked.prompt] * len(texts), texts, repeated))
 
 
-def _score_by_classifier(pool: Pool, reward: Reward, indices: list[int], batch_size: int) -> Iterator[_Scored]:
-    """Score at most `batch_size` samples together; a prompt's first one is read whole, the others go on from it."""
-    rewards = RewardRows(reward)
-    scored = {i: _Scored(i) for i in indices}
-    first_rows: dict[int, int] = {}
+def _score_by_classifier(pool: Pool, reward: Reward, indices: list[int], batch_size: int) -> Iterator[ScoredTexts]:
+    scorer = TextScorer(reward, batch_size)
+    for i in indices:
+        scorer.add(ScoredTexts(i, pool.prompts[i].prompt, pool.prompts[i].texts))
+    while scorer.num_waiting:
+        yield from scorer.step()
 
-    def read(which: Sequence[tuple[int, int]], rows: Sequence[int]) -> None:
-        texts = [pool.prompts[i].samples[j].text for i, j in which]
-        values, costs = rewards.score(rows, [pool.prompts[i].prompt for i, _ in which], texts)
-        for (i, _), value, cost in zip(which, values, costs, strict=True):
-            scored[i].rewards.append(value)
-            scored[i].cost = scored[i].cost.beside(cost)
 
-    every = [(i, j) for i in indices for j in range(len(pool.prompts[i].samples))]
-    for start in range(0, len(every), batch_size):
-        batch = every[start : start + batch_size]
-        firsts, others = [(i, j) for i, j in batch if j == 0], [(i, j) for i, j in batch if j > 0]
-        first_rows |= zip((i for i, _ in firsts), rewards.allocate(len(firsts)), strict=True)
-        read(firsts, [first_rows[i] for i, _ in firsts])
-        rows = rewards.allocate(len(others))
-        for i, group in groupby(zip(others, rows, strict=True), key=lambda pair: pair[0][0]):
-            rewards.copy(first_rows[i], [row for _, row in group])
-        read(others, rows)
-        rewards.free(rows)
-        for i in [i for i, j in batch if j == len(pool.prompts[i].samples) - 1]:
-            rewards.free([first_rows.pop(i)])
-            yield scored[i]
+class TextScorer:
+    """Scores of many prompts' texts by one classifier, at most `batch_size` texts at a time.
+
+    A prompt's first text is read whole, the others go on from it. Prompts enter and leave at any step; after an error
+    nothing is left.
+    """
+
+    def __init__(self, reward: Reward, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._rewards = RewardRows(reward)
+        self._waiting: deque[tuple[ScoredTexts, str]] = deque()
+        self._first_rows: dict[ScoredTexts, int] = {}
+
+    @property
+    def fed(self) -> tuple[int, int]:
+        """Tokens that the policy, none, and the reward have read."""
+        return 0, self._rewards.num_fed
+
+    @property
+    def num_waiting(self) -> int:
+        """Texts that are not scored yet."""
+        return len(self._waiting)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use between steps."""
+        return len(self._first_rows)
+
+    def add(self, asked: ScoredTexts) -> None:
+        """Let a prompt's texts, at least one, wait."""
+        self._waiting.extend((asked, text) for text in asked.texts)
+
+    def drop(self, asked: ScoredTexts) -> None:
+        """Give up a prompt whose texts are not all scored."""
+        self._waiting = deque((other, text) for other, text in self._waiting if other is not asked)
+        if asked in self._first_rows:
+            self._rewards.free([self._first_rows.pop(asked)])
+
+    def step(self) -> list[ScoredTexts]:
+        """Score the next texts; prompts all of whose texts are scored."""
+        batch = [self._waiting.popleft() for _ in range(min(self.batch_size, len(self._waiting)))]
+        firsts = [pair for i, pair in enumerate(batch) if pair[0] not in self._first_rows and _is_first(batch, i)]
+        others = [pair for i, pair in enumerate(batch) if pair[0] in self._first_rows or not _is_first(batch, i)]
+        self._first_rows |= zip((asked for asked, _ in firsts), self._rewards.allocate(len(firsts)), strict=True)
+        self._read(firsts, [self._first_rows[asked] for asked, _ in firsts])
+        rows = self._rewards.allocate(len(others))
+        for asked, group in groupby(zip(others, rows, strict=True), key=lambda pair: pair[0][0]):
+            self._rewards.copy(self._first_rows[asked], [row for _, row in group])
+        self._read(others, rows)
+        self._rewards.free(rows)
+        finished = [asked for asked in dict.fromkeys(asked for asked, _ in batch) if asked.is_complete]
+        for asked in finished:
+            self._rewards.free([self._first_rows.pop(asked)])
+        return finished
+
+    def _read(self, which: Sequence[tuple[ScoredTexts, str]], rows: Sequence[int]) -> None:
+        values, costs = self._rewards.score(rows, [asked.prompt for asked, _ in which], [text for _, text in which])
+        for (asked, _), value, cost in zip(which, values, costs, strict=True):
+            asked.rewards.append(value)
+            asked.cost = asked.cost.beside(cost)
+
+
+def _is_first(batch: Sequence[tuple[ScoredTexts, str]], i: int) -> bool:
+    """Whether a text is the first of its prompt's in a batch, where they stand side by side."""
+    return i == 0 or batch[i][0] is not batch[i - 1][0]
 
 
 @dataclass(frozen=True)
@@ -159,24 +215,26 @@ class SelectionSampler:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
         ids = render_checked(self.policy, self.reward, prompts, columns, self.sampling)
         rule = rule_of(self.operator)
-        number, choice = self._uniforms(ids, seed)
+        number, choice = number_and_choice(ids, seed)
         counts = [rule.num_draws(u) for u in number]
         pool = draw(self.policy, prompts, counts, self.sampling, seed=seed, batch_size=self.batch_size)
         if self.reward is not None:
             pool = score(pool, self.reward, columns)
         capped = [rule.is_capped(u) for u in number]
         rows = zip(pool.prompts, capped, choice, strict=True)
-        return [_keep(rule, *row) for row in rows]
-
-    @staticmethod
-    def _uniforms(prompts_ids: Sequence[Sequence[int]], seed: int) -> list[list[float]]:
-        """From each prompt's own stream: what decides the number of candidates, and the choice among them."""
-        keys = prompt_keys(prompts_ids)
-        streams = stream_keys(seed, keys, [PROMPT_STREAM] * len(keys))
-        return [uniforms(streams, step).tolist() for step in (0, 1)]
+        return [keep(rule, *row) for row in rows]
 
 
-def _keep(rule: Rule, drawn: PooledPrompt, capped: bool, u: float) -> Completion:
+def number_and_choice(prompts_ids: Sequence[Sequence[int]], seed: int) -> tuple[list[float], list[float]]:
+    """Uniforms from each prompt's own stream: of the number of its candidates, and of the choice among them."""
+    keys = prompt_keys(prompts_ids)
+    streams = stream_keys(seed, keys, [PROMPT_STREAM] * len(keys))
+    number, choice = (uniforms(streams, step).tolist() for step in (0, 1))
+    return number, choice
+
+
+def keep(rule: Rule, drawn: PooledPrompt, capped: bool, u: float) -> Completion:
+    """What a rule keeps of a prompt's samples, by their rewards and a uniform `u`; the first, where none is scored."""
     candidates = drawn.samples
     rewards = [candidate.reward for candidate in candidates if candidate.reward is not None]
     chosen = rule.keep(rewards, [candidate.text for candidate in candidates], u) if rewards else 0

@@ -212,15 +212,23 @@ class Cards:
         """
 
         def run(requests: list[SegmentRequest], batch_size: int) -> Iterator[SegmentRequest]:
-            scores: TextScores[SegmentRequest] = TextScores(
-                self.policy, self.reward, self.sampling, reads_empty=self.settings.start_weight < 1
-            )
-            rule = _Rule(self, seed, batch_size)
-            return SegmentLoop(self._proposer(rule), rule, scores, batch_size).run(requests)
+            return self.loop(batch_size).run(requests)
 
-        completions = answer_all(self, SegmentRequest, run, prompts, columns)
+        completions = answer_all(self, self.request, run, prompts, seed, columns)
         self._warn_of_forced(completions)
         return completions
+
+    def request(self, index: int, prompt_ids: Sequence[int], prompt: Prompt, *rest: Any) -> SegmentRequest:
+        """A prompt for `loop`; `rest` are its columns, key and seed."""
+        return SegmentRequest(index, prompt_ids, prompt, *rest)
+
+    def loop(self, batch_size: int) -> SegmentLoop[SegmentRequest]:
+        """What answers requests, as many side by side as this number of rows lets propose."""
+        scores: TextScores[SegmentRequest] = TextScores(
+            self.policy, self.reward, self.sampling, reads_empty=self.settings.start_weight < 1
+        )
+        rule = _Rule(self, batch_size)
+        return SegmentLoop(self._proposer(rule), rule, scores, batch_size)
 
     def _proposer(self, rule: _Rule) -> Proposer[SegmentRequest]:
         if isinstance(self.policy, VllmPolicy):
@@ -269,9 +277,9 @@ def acceptance_summary(completions: Sequence[Completion]) -> dict[str, float]:
 class _Rule:
     """CARDS' part in the loop: segments that end before an uncertain token, kept by rejection sampling."""
 
-    def __init__(self, sampler: Cards, seed: int, batch_size: int) -> None:
+    def __init__(self, sampler: Cards, batch_size: int) -> None:
         settings = sampler.settings
-        self._settings, self._sampling, self._seed = settings, sampler.sampling, seed
+        self._settings, self._sampling = settings, sampler.sampling
         self.nats = measured_nats(settings.entropy_threshold, "CARDS")
         self._source = f"policy {sampler.policy.name!r}"
         self.max_proposals = settings.max_proposals
@@ -285,7 +293,7 @@ class _Rule:
     def streams(self, request: SegmentRequest, numbers: Sequence[int]) -> Keys:
         """A separate stream for each proposal of a prompt."""
         samples = [len(request.trace) * self.max_proposals + number for number in numbers]
-        return stream_keys(self._seed, [request.key] * len(samples), samples)
+        return stream_keys(request.seed, [request.key] * len(samples), samples)
 
     def choose(self, proposals: Sequence[Proposal], logits_RV: torch.Tensor) -> list[int]:
         """Tokens drawn as in plain decoding."""

@@ -124,16 +124,27 @@ class Ggro:
         self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
     ) -> list[Completion]:
         """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
-        templates = [self._template(prompt) for prompt in prompts]
+        for prompt in prompts:
+            self._template(prompt)  # before anything is forwarded
 
         def run(requests: list[GgroRequest], batch_size: int) -> Iterator[GgroRequest]:
-            for request in requests:
-                request.template = templates[request.index]
-            rule = _Rule(self, seed)
-            proposer = RowProposer(self.policy, self.sampling, rule)
-            return SegmentLoop(proposer, rule, self.scores(), batch_size).run(requests)
+            return self.loop(batch_size).run(requests)
 
-        return answer_all(self, GgroRequest, run, prompts, columns)
+        return answer_all(self, self.request, run, prompts, seed, columns)
+
+    def request(self, index: int, prompt_ids: Sequence[int], prompt: Prompt, *rest: Any) -> GgroRequest:
+        """A prompt for `loop`; `rest` are its columns, key and seed.
+
+        Raises `RewardError` where the reward cannot read the longest answer to it.
+        """
+        request = GgroRequest(index, prompt_ids, prompt, *rest)
+        request.template = self._template(prompt)
+        return request
+
+    def loop(self, batch_size: int) -> SegmentLoop[GgroRequest]:
+        """What answers requests, as many side by side as this number of rows lets propose."""
+        rule = _Rule(self)
+        return SegmentLoop(RowProposer(self.policy, self.sampling, rule), rule, self.scores(), batch_size)
 
     def scores(self) -> Scores[GgroRequest]:
         """The reward's side of the loop: rewards of proposals, and gains of the tokens that may nudge."""
@@ -168,9 +179,9 @@ class _Rule:
     numbers that belong to their places in the response. So a first token that was tried needs no second proposal.
     """
 
-    def __init__(self, sampler: Ggro, seed: int) -> None:
+    def __init__(self, sampler: Ggro) -> None:
         settings, policy = sampler.settings, sampler.policy
-        self._settings, self._sampling, self._seed = settings, sampler.sampling, seed
+        self._settings, self._sampling = settings, sampler.sampling
         self._source = f"policy {policy.name!r}"
         self._ends = Ends(policy, sampler.sampling)
         self._without_text = set(special_tokens(policy.tokenizer).values()) - policy.eos_token_ids
@@ -191,7 +202,7 @@ class _Rule:
 
     def streams(self, request: GgroRequest, numbers: Sequence[int]) -> Keys:
         """All proposals have the stream of plain decoding."""
-        return stream_keys(self._seed, [request.key] * len(numbers), [0] * len(numbers))
+        return stream_keys(request.seed, [request.key] * len(numbers), [0] * len(numbers))
 
     def choose(self, proposals: Sequence[Proposal], logits_RV: torch.Tensor) -> list[int]:
         """The likeliest tokens, or tokens drawn as in plain decoding of the whole response."""
@@ -254,7 +265,7 @@ class _Rule:
     def _random_nudges(self, request: GgroRequest, number: int) -> FirstTokens:
         """So many of the options that were not tried, each as likely as any other."""
         left = [token for token in request.options if token not in request.tried]
-        stream = stream_keys(self._seed, [request.key], [1 + len(request.trace)])
+        stream = stream_keys(request.seed, [request.key], [1 + len(request.trace)])
         nudges: FirstTokens = []
         while left and len(nudges) < number:
             (u,) = uniforms(stream, request.num_proposals + len(nudges))
@@ -268,7 +279,7 @@ class _Rule:
         settings = self._settings
         if settings.random_cuts is not None:
             places = [len(request.tokens) + number for request, number in zip(requests, num_tokens, strict=True)]
-            streams = stream_keys(self._seed, [request.key for request in requests], [CUT_STREAM] * len(requests))
+            streams = np.concatenate([stream_keys(request.seed, [request.key], CUT_STREAM) for request in requests])
             cuts: list[bool] = (uniforms(streams, np.asarray(places)) < settings.random_cuts).tolist()
             return cuts
         nats = measured_nats(settings.entropy_threshold, "GGRO")

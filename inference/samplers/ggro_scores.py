@@ -56,9 +56,9 @@ class OptionScores(TextScores[GgroRequest]):
         for request in requests:
             request.option_rows = self._rewards.allocate(self._num_options)
 
-    def leave(self, request: GgroRequest) -> None:
+    def drop(self, request: GgroRequest) -> None:
         """Give a prompt's rows up."""
-        super().leave(request)
+        super().drop(request)
         self._rewards.free(request.option_rows)
 
     def score(self, requests: Sequence[GgroRequest]) -> None:
@@ -101,6 +101,8 @@ class GradientScores:
         if reads_in_pieces(self._classifier):
             self._rows = GradientRows(self._classifier.model, self._classifier.source)
         self._unread = set(special_tokens(policy.tokenizer).values())
+        self.num_fed = 0
+        """Tokens that the reward has read."""
 
     def enter(self, requests: Sequence[GgroRequest]) -> None:
         """Give prompts rows, and read what stands before their responses, once for all their rows."""
@@ -117,6 +119,7 @@ class GradientScores:
             begin = time.perf_counter()
             with memory_of(self._classifier.source):
                 self._rows.extend(batch, [owners[row].template[0] for row in batch])
+            self.num_fed += sum(counts[row] for row in batch)
             seconds = (time.perf_counter() - begin) / len(batch)
             for row, flops in zip(batch, self._rows.last_flops.tolist(), strict=True):
                 owners[row].reward_cost += Cost(
@@ -127,8 +130,7 @@ class GradientScores:
 
     def leave(self, request: GgroRequest) -> None:
         """Give a prompt's rows up; its reward becomes that of its text, where the ids are not how the text is read."""
-        if self._rows is not None:
-            self._rows.free(list(request.reward_rows.values()))
+        self.drop(request)
         text = response_text(self._policy, request.tokens, self._sampling.stop)
         rendered = self._classifier.render([request.prompt], [text])[0]
         ids = self._ids(request, request.tokens)
@@ -136,6 +138,12 @@ class GradientScores:
             columns = {name: [value] for name, value in request.columns.items()}
             (request.reward,), cost = self._reward.score([request.prompt], [text], columns)
             request.reward_cost += cost
+            self.num_fed += cost.reward_tokens
+
+    def drop(self, request: GgroRequest) -> None:
+        """Give a prompt's rows up."""
+        if self._rows is not None:
+            self._rows.free(list(request.reward_rows.values()))
 
     def share(self, request: GgroRequest, slot: int) -> None:
         """Let all rows of a prompt go on from one slot's."""
@@ -188,6 +196,7 @@ class GradientScores:
             begin = time.perf_counter()
             rows = [readings[i] for i in batch]
             logits, gradients_RD = self._forward(rows)
+            self.num_fed += sum(counts[i] for i in batch)
             prompts = [row.request.prompt for row in rows]
             texts = [response_text(self._policy, row.proposal.response, self._sampling.stop) for row in rows]
             scores = self._reward.finish(prompts, texts, self._classifier.scores(logits.float().cpu()))

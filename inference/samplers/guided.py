@@ -49,11 +49,15 @@ class GuidedSampler(Sampler, Protocol):
 
 @dataclass(eq=False)
 class GuidedRequest(Request):
-    """A prompt and its response so far. `logits_V` follow its last token, and are dropped where it ends."""
+    """A prompt and its response so far. `logits_V` follow its last token, and are dropped where it ends.
+
+    `key` and `seed` address its random numbers.
+    """
 
     prompt: Prompt
-    columns: dict[str, Any]
+    columns: Mapping[str, Any]
     key: int
+    seed: int
     tokens: list[int] = field(default_factory=list)
     finish_reason: str = ""
     reward: float = math.nan  # of the response so far
@@ -69,6 +73,7 @@ def answer_all(
     kind: Callable[..., G],
     run: Callable[[list[G], int], Iterator[G]],
     prompts: Sequence[Prompt],
+    seed: int,
     columns: Mapping[str, Sequence[Any]] | None,
 ) -> list[Completion]:
     """One completion a prompt, in their order; `run(requests, batch_size)` brings requests of a kind to their ends.
@@ -84,18 +89,23 @@ def answer_all(
 
     def begin(indices: list[int], batch_size: int) -> Iterator[G]:
         values = {i: {name: column[i] for name, column in (columns or {}).items()} for i in indices}
-        return run([kind(i, ids[i], prompts[i], values[i], keys[i]) for i in indices], batch_size)
+        return run([kind(i, ids[i], prompts[i], values[i], keys[i], seed) for i in indices], batch_size)
 
     completions = {}
     for request in until_all(begin, shortest_first(ids), sampler.batch_size, f"policy {policy.name!r}"):
-        text = response_text(policy, request.tokens, sampling.stop)
-        response = Response(text, tuple(request.tokens), request.finish_reason, request.reward)
-        completions[request.index] = Completion([response], 0, request.cost(), tuple(request.trace))
+        completions[request.index] = completion_of(policy, sampling, request)
     peak = 0 if device is None else peak_memory(device)
     return [
         replace(completion, cost=replace(completion.cost, peak_memory=peak))
         for completion in (completions[i] for i in range(len(prompts)))
     ]
+
+
+def completion_of(policy: AnyPolicy, sampling: Sampling, request: GuidedRequest) -> Completion:
+    """What a finished request answers."""
+    text = response_text(policy, request.tokens, sampling.stop)
+    response = Response(text, tuple(request.tokens), request.finish_reason, request.reward)
+    return Completion([response], 0, request.cost(), tuple(request.trace))
 
 
 def score_rows(

@@ -136,6 +136,11 @@ class SegmentRule(Protocol[R_contra]):
 class Proposer(Protocol[R_contra]):
     """The policy's side of the loop: it lets proposals grow until their segments end."""
 
+    @property
+    def num_fed(self) -> int:
+        """Tokens that the policy has read."""
+        ...
+
     def enter(self, requests: Sequence[R_contra], num_slots: int) -> None:
         """Read prompts, and give each so many slots."""
         ...
@@ -160,6 +165,11 @@ class Proposer(Protocol[R_contra]):
 class Scores(Protocol[R_contra]):
     """The reward's side of the loop: it reads what each slot holds."""
 
+    @property
+    def num_fed(self) -> int:
+        """Tokens that the reward has read."""
+        ...
+
     def enter(self, requests: Sequence[R_contra]) -> None:
         """Give prompts rows, and read what stands before their responses."""
         ...
@@ -173,31 +183,67 @@ class Scores(Protocol[R_contra]):
         ...
 
     def leave(self, request: R_contra) -> None:
-        """Give a finished prompt's rows up."""
+        """Give a finished prompt's rows up, and settle its reward."""
+        ...
+
+    def drop(self, request: R_contra) -> None:
+        """Give a prompt's rows up, whatever it is at."""
         ...
 
 
 class SegmentLoop(Generic[R]):
-    """Prompts in flight: proposals that are complete wait, until enough of them can be scored together."""
+    """Prompts in flight: proposals that are complete wait, until enough of them can be scored together.
+
+    Prompts enter and leave at any step; they share the rule, and may differ in seed. After an error nothing is left.
+    """
 
     def __init__(self, proposer: Proposer[R], rule: SegmentRule[R], scores: Scores[R], batch_size: int) -> None:
         self._proposer, self._rule, self._scores = proposer, rule, scores
         self._num_slots = min(rule.num_parallel + 1, rule.max_proposals)  # one holds the best of earlier rounds
-        self._num_prompts = max(1, batch_size // rule.num_parallel)
+        self.batch_size = batch_size
+        self._waiting: deque[R] = deque()
         self._live: list[R] = []
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the policy in use, and as many of the reward."""
+        return sum(len(request.slots) + len(request.reward_rows) for request in self._live)
+
+    @property
+    def fed(self) -> tuple[int, int]:
+        """Tokens that policy and reward have read."""
+        return self._proposer.num_fed, self._scores.num_fed
 
     def run(self, requests: Sequence[R]) -> Iterator[R]:
         """Answer all; each is yielded when it is finished."""
-        waiting = deque(requests)
-        while waiting or self._live:
-            room = min(self._num_prompts - len(self._live), len(waiting))
-            if room:
-                self._enter([waiting.popleft() for _ in range(room)])
-            growing = [p for request in self._live for p in request.round if not p.is_complete]
-            if growing and not self._enough_wait():
-                self._proposer.grow(growing)
-            else:
-                yield from self._decide()
+        self._waiting.extend(requests)
+        while self._waiting or self._live:
+            yield from self.step()
+
+    def add(self, request: R) -> None:
+        """Let a prompt wait for rows."""
+        self._waiting.append(request)
+
+    def drop(self, request: R) -> None:
+        """Give up a prompt that is not finished, and its rows."""
+        if request in self._live:
+            self._live.remove(request)
+            self._proposer.leave(request)
+            self._scores.drop(request)
+        elif request in self._waiting:
+            self._waiting.remove(request)
+
+    def step(self) -> list[R]:
+        """Let prompts enter if there is room, and let proposals grow or be scored; prompts that are finished."""
+        num_prompts = max(1, self.batch_size // self._rule.num_parallel)
+        room = min(num_prompts - len(self._live), len(self._waiting))
+        if room > 0:
+            self._enter([self._waiting.popleft() for _ in range(room)])
+        growing = [p for request in self._live for p in request.round if not p.is_complete]
+        if growing and not self._enough_wait():
+            self._proposer.grow(growing)
+            return []
+        return self._decide() if self._live else []
 
     def _enter(self, requests: list[R]) -> None:
         """Read prompts, and begin their first segments."""
@@ -225,7 +271,7 @@ class SegmentLoop(Generic[R]):
         num_rows = sum(len(request.round) for request in self._live)
         return sum(len(request.round) for request in self._live if request.is_complete) >= DECIDE_AT * num_rows
 
-    def _decide(self) -> Iterator[R]:
+    def _decide(self) -> list[R]:
         """Score what waits, and let each prompt propose again or go on; finished prompts leave."""
         ready = [request for request in self._live if request.is_complete]
         self._scores.score(ready)
@@ -241,10 +287,11 @@ class SegmentLoop(Generic[R]):
                 self._open_round(request, decision)
         charge(ready, time.perf_counter() - begin)
         self._live = [request for request in self._live if not request.finish_reason]
-        for request in (request for request in ready if request.finish_reason):
+        finished = [request for request in ready if request.finish_reason]
+        for request in finished:
             self._proposer.leave(request)
             self._scores.leave(request)
-            yield request
+        return finished
 
     def _keep(self, request: R, kept: Kept) -> None:
         """Let a prompt go on from a proposal, in all its slots, and begin its next segment unless it is finished."""
@@ -277,6 +324,11 @@ class RowProposer(Generic[R]):
         self._rule = rule
         self._ends = Ends(policy, sampling)
         self._rows = Rows(policy.model, f"policy {policy.name!r}")
+
+    @property
+    def num_fed(self) -> int:
+        """Tokens that the policy has read."""
+        return self._rows.num_forwarded
 
     def enter(self, requests: Sequence[R], num_slots: int) -> None:
         """Forward prompts, once each, and give them slots that have read them."""
@@ -370,6 +422,11 @@ class TextScores(Generic[R]):
         self._rewards = RewardRows(reward)
         self._reads_empty = reads_empty or self._rewards.in_pieces
 
+    @property
+    def num_fed(self) -> int:
+        """Tokens that the reward has read."""
+        return self._rewards.num_fed
+
     def enter(self, requests: Sequence[R]) -> None:
         """Give prompts rows; a reward that reads texts in pieces reads each prompt, once for all its rows."""
         rows = self._rewards.allocate(sum(len(request.slots) for request in requests))
@@ -395,6 +452,10 @@ class TextScores(Generic[R]):
         self._rewards.copy(row, [other for other in request.reward_rows.values() if other != row])
 
     def leave(self, request: R) -> None:
+        """Give a prompt's rows up; its reward is that of what is kept."""
+        self.drop(request)
+
+    def drop(self, request: R) -> None:
         """Give a prompt's rows up."""
         self._rewards.free(list(request.reward_rows.values()))
 

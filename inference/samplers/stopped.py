@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from iama.rewards.reward import Reward
 from inference.engine.decode import HeldPrompts
 from inference.engine.policy import AnyPolicy, VllmPolicy
 from inference.engine.random_streams import prompt_keys
-from inference.engine.responses import Response, pool_of
+from inference.engine.responses import PooledPrompt, Response, pool_of
 from inference.engine.vllm import VllmPrompts
 from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import score
@@ -27,7 +27,7 @@ Held: TypeAlias = HeldPrompts | VllmPrompts
 
 
 @dataclass
-class _Going:
+class Going:
     """A prompt's draws so far, what they cost, and whether the rule has stopped it."""
 
     candidates: list[Response] = field(default_factory=list)
@@ -38,6 +38,26 @@ class _Going:
     def rewards(self) -> list[float]:
         """Rewards of the draws so far."""
         return [candidate.reward for candidate in self.candidates if candidate.reward is not None]
+
+    def add(self, scored: PooledPrompt, stopped: Stopped) -> None:
+        """Note a round's draws with their rewards, and ask the rule."""
+        self.candidates += scored.samples
+        self.cost += scored.cost
+        self.stopped = stopped.stops(self.rewards)
+
+    def completion(self, peak_memory: int) -> Completion:
+        """The best of the draws."""
+        return Completion(
+            tuple(self.candidates),
+            select(self.rewards, len(self.candidates)),
+            replace(self.cost, peak_memory=peak_memory),
+            capped=not self.stopped,
+        )
+
+
+def rounds(stopped: Stopped) -> Iterator[tuple[int, int]]:
+    """The first draw of each round, and how many there are in it."""
+    return ((first, end - first) for first, end in pairwise([0, *stopped.ends.tolist()]))
 
 
 @dataclass(frozen=True)
@@ -81,29 +101,21 @@ class StoppedSampler:
 
     def _answer(self, prompts: Sequence[Prompt], held: Held, columns: Mapping[str, Sequence[Any]]) -> list[Completion]:
         """Of prompts that are under way together."""
-        all_going = [_Going() for _ in prompts]
-        for first, end in pairwise([0, *self.stopped.ends.tolist()]):
+        all_going = [Going() for _ in prompts]
+        for first, number in rounds(self.stopped):
             still = [i for i, going in enumerate(all_going) if not going.stopped]
             if still:
-                self._round(prompts, held, columns, all_going, still, first, end - first)
+                self._round(prompts, held, columns, all_going, still, first, number)
                 held.let_go([i for i in still if all_going[i].stopped])
         peak = max(going.cost.peak_memory for going in all_going)
-        return [
-            Completion(
-                tuple(going.candidates),
-                select(going.rewards, len(going.candidates)),
-                replace(going.cost, peak_memory=peak),
-                capped=not going.stopped,
-            )
-            for going in all_going
-        ]
+        return [going.completion(peak) for going in all_going]
 
     def _round(
         self,
         prompts: Sequence[Prompt],
         held: Held,
         columns: Mapping[str, Sequence[Any]],
-        all_going: Sequence[_Going],
+        all_going: Sequence[Going],
         still: Sequence[int],
         first: int,
         number: int,
@@ -114,7 +126,4 @@ class StoppedSampler:
         pool = pool_of([prompts[i] for i in still], [drawn[i][0] for i in still], [drawn[i][1] for i in still])
         scored = score(pool, self.reward, {name: [values[i] for i in still] for name, values in columns.items()})
         for i, prompt in zip(still, scored.prompts, strict=True):
-            going = all_going[i]
-            going.candidates += prompt.samples
-            going.cost += prompt.cost
-            going.stopped = self.stopped.stops(going.rewards)
+            all_going[i].add(prompt, self.stopped)

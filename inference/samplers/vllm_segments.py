@@ -115,6 +115,8 @@ class VllmProposer(Generic[R]):
         self._num_top = min(NUM_TOP, self._vocabulary_size)
         self._ahead: dict[Proposal, deque[_Drawn]] = {}  # what is drawn and not yet taken
         self._histories: dict[SegmentRequest, _History] = {}
+        self.num_fed = 0
+        """Tokens that vLLM has read, without those that its prefix cache had."""
 
     def enter(self, requests: Sequence[R], num_slots: int) -> None:
         """Name slots; vLLM reads a prompt with its first proposals."""
@@ -194,6 +196,7 @@ class VllmProposer(Generic[R]):
             if request.num_steps or request in num_steps:  # the first request of all reads the prompt
                 request.num_read_again += len(row) - int(output.num_cached_tokens or 0)
             request.num_fed_back += number - 1
+            self.num_fed += len(row) - int(output.num_cached_tokens or 0) + number - 1
             num_steps[request] = max(num_steps.get(request, 0), number)
             self._note(proposal, drawn)
         for request, number in num_steps.items():

@@ -86,6 +86,13 @@ class AnswerError(Exception):
     code = "engine_error"
 
 
+class BadAskError(AnswerError):
+    """What is asked cannot be answered: a name that is not served, a prompt that does not fit, a method's settings."""
+
+    status = 400
+    code = "invalid_request"
+
+
 class RewardFailedError(AnswerError):
     """The reward raised, or had no score."""
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from iama.config.specs import Sampling
@@ -18,6 +17,7 @@ from inference.engine.kv_cache import _Buffer
 from inference.engine.next_token import probabilities
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 from inference.engine.responses import Ends, response_text
+from tests.inference.bytewise import byte_fallback, byte_level
 
 SAMPLING = Sampling(max_new_tokens=24)
 
@@ -190,29 +190,6 @@ def test_a_stop_string_that_is_a_special_token_is_an_end_token(policy, prompts_i
         else:
             assert after == before
     assert cut > 5
-
-
-def byte_level():
-    """Characters made of several tokens, and tokens of several characters."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, special_tokens=["<end>", "<mark>"])
-    tokenizer.train_from_iterator(["one two three öä 学 ab##ab\n\n"] * 4, trainer)
-    return tokenizer
-
-
-def byte_fallback():
-    """A run of bytes has a text only as a whole."""
-    pieces = ["<unk>", "<end>", "<mark>", "\u2581", "a", "b", "#", "\u2581ab", "ab", "##"]
-    pieces += [f"<0x{byte:02X}>" for byte in (0x0A, 0xC3, 0xB6, 0xE5, 0xAD, 0xA6)]
-    vocabulary = [(piece, -1.0) for piece in pieces]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
-    metaspace = decoders.Metaspace(prepend_scheme="always")
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), metaspace, decoders.Fuse()])
-    tokenizer.add_special_tokens(["<end>", "<mark>"])
-    return tokenizer
 
 
 @pytest.mark.parametrize("make", [byte_level, byte_fallback])
