@@ -26,7 +26,7 @@ from scripts.experiments.frame import Claim, table
 from scripts.real import proxies
 from scripts.real.gold import LONG, SHORT
 from scripts.real.proxies import criteria_of
-from scripts.real.unit import BUDGET, NUM_JUDGED, SAME_PROXY, Unit, read
+from scripts.real.unit import BUDGET, METHODS, NUM_JUDGED, SAME_PROXY, Unit, read
 
 BAR, LOWEST = 4.0, 2.0
 """Samples that IAMA is to save on both criteria of two pairs, and what the interval's lower end must exceed."""
@@ -99,7 +99,8 @@ class Study:
 
     def __init__(self, units: Sequence[Unit]) -> None:
         self.units = units
-        self.done = [Measured(unit) for unit in units if unit.is_done()]
+        self.done = [Measured(unit) for unit in units if unit.is_done() and unit.policy != METHODS]
+        self.methods = {unit.pair: read(unit) for unit in units if unit.is_done() and unit.policy == METHODS}
         self.missing = [unit for unit in units if not unit.is_done()]
 
     def all(self, pair: str, policy: str, split: str = "test") -> list[Measured]:
@@ -179,6 +180,7 @@ def write(units: Sequence[Unit]) -> Path:
         "by_budget": values_table,
         "quality": quality_table,
         "hacked": hacking_table,
+        "by_method": methods_table,
         "lengths": lengths_table,
         "settings": settings_table,
         "names": [unit.name for unit in study.missing],
@@ -310,6 +312,21 @@ def hacking_table(study: Study, pair: str) -> str:
         if rows
         else ""
     )
+
+
+def methods_table(study: Study, pair: str) -> str:
+    """Gold and cost of every method; empty where its unit is not there yet."""
+    record = study.methods.get(pair)
+    if record is None:
+        return ""
+    rows = []
+    for row in record["rows"]:
+        name = row["method"] if row["samples"] is None else f"{row['method']}, n = {row['samples']}"
+        low, high = row["gold_ci95"] or (np.nan, np.nan)
+        gold = f"{row['gold']:.3f} ({low:.3f} to {high:.3f})"
+        costs = [f"{row[unit]:.0f}" for unit in ("policy_tokens", "reward_tokens", "sequential_steps")]
+        rows.append([row["criterion"], title(row["policy"]), f"`{name}`", gold, *costs, f"{row['seconds']:.1f}"])
+    return table("criterion | policy | method | gold | policy tokens | reward tokens | steps | seconds", rows)
 
 
 def settings_table(study: Study) -> str:

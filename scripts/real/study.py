@@ -23,14 +23,15 @@ from rich.console import Console
 from iama.errors import IamaError
 from scripts.real import gold, page, proxies
 from scripts.real.gold import PAIRS
-from scripts.real.unit import SCALES, Scale, Unit, run
+from scripts.real.unit import METHODS, SCALES, Scale, Unit, run
 
 SEEDS = {"tiny": (0,), "small": (0,), "full": (0, 1)}
 """Of training. Specialists and untrained policies have the first alone."""
 STEP_S, TOKENS_A_S, SCORED_A_S, MODEL_S, PROXY_S = 45.0, 700.0, 12.0, 30.0, 240.0
 """On two idle cores: seconds a training step, tokens drawn and texts scored a second, seconds to start and to fit a
 proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
-MEAN_TOKENS = 80
+MEAN_TOKENS, METHODS_S = 80, 2400.0
+"""Tokens of a sample, and a guess at the seconds of a unit of methods, which nobody has measured."""
 
 
 def units(scale: Scale) -> list[Unit]:
@@ -43,6 +44,7 @@ def units(scale: Scale) -> list[Unit]:
         found += [Unit(pair, policy, first, scale) for policy in ("iama", "grpo")]
         found += [Unit(pair, f"told-{name}", first, scale) for name in PAIRS[pair]]
     if not small:
+        found += [Unit(pair, METHODS, first, scale) for pair in PAIRS if pair != "length"]
         found += [Unit(pair, "base", first, scale, "calibration") for pair in PAIRS if pair != "length"]
         found += [Unit(pair, policy, seed, scale) for seed in more for pair in PAIRS for policy in ("iama", "grpo")]
         found += [Unit(pair, f"only-{name}", first, scale) for pair in PAIRS for name in PAIRS[pair]]
@@ -56,6 +58,8 @@ def data_units(scale: Scale) -> list[Unit]:
 
 def estimate(unit: Unit) -> float:
     """Seconds that a unit takes on two idle cores, with what it needs and is not there yet left out."""
+    if unit.policy == METHODS:
+        return METHODS_S
     samples = unit.scale.prompts * unit.num_samples
     learned = sum(map(proxies.is_learned, unit.criteria)) * (2 if unit.pair == proxies.DATA else 1)
     train = unit.scale.steps * STEP_S if unit.is_trained else 0.0

@@ -41,6 +41,8 @@ NUM_JUDGED = 16
 """Samples a prompt whose log-probabilities are taken."""
 NUM_SHOWN = 10
 """Prompts whose answers are kept as texts."""
+METHODS = "methods"
+"""In a policy's place: the base and IAMA under every method that serves (`scripts.real.methods`)."""
 VERSION = 1
 """Of the files; units of another version are made again."""
 
@@ -66,6 +68,8 @@ SCALES = {
 @dataclass(frozen=True)
 class Unit:
     """A policy: `base`, `told-CRITERION`, `grpo`, `iama` or `only-CRITERION`; of a pair, with a seed of training.
+
+    Or `METHODS` in its place.
 
     The base is also drawn from on the calibration split, where HedgeTune chooses.
     """
@@ -129,7 +133,12 @@ def run(unit: Unit) -> Path:
     start = time.monotonic()
     training = _train(unit) if unit.is_trained else None
     trained_s = time.monotonic() - start
-    measured = measure(unit, files[unit.split])
+    if unit.policy == METHODS:
+        from scripts.real import methods
+
+        measured = methods.measure(unit, files[unit.split])
+    else:
+        measured = measure(unit, files[unit.split])
     record = {
         "version": VERSION,
         "unit": {"pair": unit.pair, "policy": unit.policy, "seed": unit.seed, "split": unit.split},

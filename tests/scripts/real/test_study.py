@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iama.config.files import TrainingConfig
-from iama.config.schema import load_config
+from iama.config.files import EvaluationConfig, TrainingConfig
+from iama.config.schema import load_config, validate
 from iama.config.specs import Sampling
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.plan import make_plan
 from scripts.experiments import frame
-from scripts.real import gold, model, page, proxies, study, unit
+from scripts.real import gold, methods, model, page, proxies, study, unit
 from scripts.real.unit import SCALES, Unit
 
 TINY = SCALES["tiny"]
@@ -94,6 +96,23 @@ def test_from_units_to_the_page(home: Path) -> None:
     iama.path.write_text(iama.path.read_text().replace("of the tiny model", "of another"))
     with pytest.raises(SystemExit, match="differ in 'weights_sha256'"):
         page.write([units[0], iama])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*none of which was accepted", "ignore:.*")
+def test_every_method_is_evaluated_and_told(home: Path, tiny: Any) -> None:
+    one = Unit("audience", "methods", 0, TINY)
+    raw = methods.configuration(one, tiny.prompts, home / "evaluation")
+    config = validate(raw, EvaluationConfig, "methods")
+    evaluate(make_plan(config))
+    found = methods.record_of(home / "evaluation")
+    told = {row["method"] for row in found["rows"]}
+    assert told == {"bon", "bop", *(method for method in methods.METHODS.values() if "(" in method)}
+    assert {row["criterion"] for row in found["rows"]} == {"child", "expert"}
+    one.path.parent.mkdir(parents=True, exist_ok=True)
+    one.path.write_text(unit.dumped({"version": unit.VERSION, "training": None, **found}))
+    text = page.write([Unit("audience", "base", 0, TINY), one]).read_text()
+    assert "1 of 2 units are there" in text
 
 
 def _imitate_training(source: Unit, target: Unit) -> None:
