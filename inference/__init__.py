@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from inference.samplers.ggro import Ggro, GgroSettings
     from inference.samplers.sea import Sea, SeaSettings
     from inference.samplers.serve import serve
+    from inference.samplers.uncertainty import calibrate_entropy
 
 __all__ = [
     "Args",
@@ -40,6 +41,7 @@ __all__ = [
     "Segment",
     "SelectionSampler",
     "acceptance_summary",
+    "calibrate_entropy",
     "calibrate_target",
     "evaluate",
     "load_policy",
@@ -60,6 +62,7 @@ __getattr__ = lazy_names(
         "samplers.base": ["Completion", "Sampler", "Segment"],
         "samplers.best_of": ["SelectionSampler"],
         "samplers.cards": ["Cards", "CardsSettings", "acceptance_summary", "calibrate_target"],
+        "samplers.uncertainty": ["calibrate_entropy"],
         "samplers.ggro": ["Ggro", "GgroSettings"],
         "samplers.sea": ["Sea", "SeaSettings"],
         "samplers.serve": ["serve"],

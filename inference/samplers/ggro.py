@@ -44,6 +44,7 @@ from inference.samplers.segments import (
     draw_next,
     stacked_logits,
 )
+from inference.samplers.uncertainty import EntropyThreshold, measured_nats
 
 CUT_STREAM = 2**61
 """Sample index of a prompt's stream of cuts. Sample 0 is plain decoding, 1 + s the nudges of segment s."""
@@ -56,8 +57,9 @@ class GgroSettings(Strict):
 
     num_candidates: int = Field(8, ge=1)
     """Most candidates for a segment, the first being the policy's continuation without a nudge; 1: plain decoding."""
-    entropy_threshold: float | None = Field(1.5, ge=0)
-    """A segment ends before a token whose distribution has at least this entropy, in nats; null: never."""
+    entropy_threshold: EntropyThreshold = 1.5
+    """A segment ends before a token whose distribution has at least this entropy, in nats; null: never; quantile(0.9):
+    as many nats as one in ten of the policy's own tokens reach (`calibrate_entropy` measures them)."""
     min_segment: int = Field(4, ge=2)
     """The first token of a segment, from 1, that it may end before: it keeps one token less, or ends the response."""
     max_segment: int = Field(64, ge=1)
@@ -112,6 +114,7 @@ class Ggro:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
+        measured_nats(self.settings.entropy_threshold, "GGRO")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size = {self.batch_size} decodes nothing; use 1 or more")
         if self.settings.needs_gradient:
@@ -279,7 +282,8 @@ class _Rule:
             streams = np.concatenate([stream_keys(request.seed, [request.key], CUT_STREAM) for request in requests])
             cuts: list[bool] = (uniforms(streams, np.asarray(places)) < settings.random_cuts).tolist()
             return cuts
-        if settings.entropy_threshold is None:
+        nats = measured_nats(settings.entropy_threshold, "GGRO")
+        if nats is None:
             return [False] * len(requests)
-        uncertain: list[bool] = (entropy(logits_RV) >= settings.entropy_threshold).tolist()
+        uncertain: list[bool] = (entropy(logits_RV) >= nats).tolist()
         return uncertain

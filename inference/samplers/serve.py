@@ -55,6 +55,7 @@ from inference.samplers.cards import (
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
 from inference.samplers.stopped import StoppedSampler
+from inference.samplers.uncertainty import KEY, EntropyQuantile, calibrate_entropy, with_nats
 from inference.selection.itp import ItpSettings, itp_rule
 from inference.selection.lstat import lstat_rule
 from inference.selection.mbr import MbrSettings, mbr_rule
@@ -186,6 +187,11 @@ def check_vllm_serves(method: Method, source: str) -> None:
             f"{source}: method {method.text!r} needs this package's own engine; write engine: transformers, or "
             f"{', '.join(ON_VLLM)} or a method that selects among whole samples, e.g. bon(8)"
         )
+    threshold = method.settings.get(KEY)
+    if method.is_guided and isinstance(threshold, str):
+        raise ConfigError(
+            f"{source}: method {method.text!r}: vLLM tells no entropies of which {threshold} could be taken; write nats"
+        )
 
 
 def settings_of(method: Method, sampling: Sampling) -> Any:
@@ -303,6 +309,12 @@ def quantile_of(method: Method, sampling: Sampling) -> float:
     return QUANTILE if quantile is None else float(quantile)
 
 
+def entropy_share_of(method: Method, sampling: Sampling) -> float | None:
+    """The quantile of the policy's own entropies that a guided method's threshold is; None where it has its nats."""
+    threshold = getattr(settings_of(method, sampling), KEY, None) if method.is_guided else None
+    return threshold.share if isinstance(threshold, EntropyQuantile) else None
+
+
 def dial_of(method: Method) -> tuple[str, ...]:
     """The settings that a guided method's dial sets, in the order that a value names them; none without a dial.
 
@@ -335,19 +347,25 @@ def with_target(
 ) -> tuple[Method, Cost]:
     """A method with a target or threshold, and what it cost to measure a missing one on these prompts.
 
-    Measured is what `calibrate_target` does; of a stopping rule, what it makes of the same samples. It is in no
-    completion's cost. A method that lacks none is given back as it is.
+    Measured is what `calibrate_target` does; of a stopping rule, what it makes of the same samples; of an entropy that
+    is a quantile, what `calibrate_entropy` does. It is in no completion's cost. A method that lacks none is given back
+    as it is.
     """
-    if not needs_target(method, sampling):
-        return method, Cost()
     # Another seed than the responses', since proposals begin with the same random numbers.
     how: Any = {"seed": seed + 1, "batch_size": CALIBRATION_BATCH}
+    spent = Cost()
+    share = entropy_share_of(method, sampling)
+    if share is not None:
+        nats, spent = calibrate_entropy(policy, prompts, sampling, quantile=share, **how)
+        method = with_nats(method, nats)
+    if not needs_target(method, sampling):
+        return method, spent
     if method.is_stopped:
         rewards, cost = calibration_rewards(policy, reward, prompts, sampling, **how)
-        return with_threshold(method, np.asarray(rewards)), cost
+        return with_threshold(method, np.asarray(rewards)), spent + cost
     quantile = quantile_of(method, sampling)
     target, cost = calibrate_target(policy, reward, prompts, sampling, quantile=quantile, **how)
-    return method.with_target(target), cost
+    return method.with_target(target), spent + cost
 
 
 # Stopping. -------------------------------------------------------------------------------------------------------
