@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -41,8 +41,15 @@ def make_app(config: ServeConfig, plan: ServePlan, service: Service) -> Any:
     """The application, as uvicorn runs it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     routes = _Routes(config, plan, service)
-    gets = (routes.page, routes.health, routes.ready, routes.metrics, routes.models, routes.information)
-    posts = (routes.completions, routes.chat)
+    gets: tuple[Callable[..., Any], ...] = (
+        routes.page,
+        routes.health,
+        routes.ready,
+        routes.metrics,
+        routes.models,
+        routes.information,
+    )
+    posts: tuple[Callable[..., Any], ...] = (routes.completions, routes.chat)
     for path, route in zip(ROUTES, (*gets, *posts), strict=True):
         app.add_api_route(path, route, methods=["GET" if route in gets else "POST"], response_model=None)
     app.add_exception_handler(RefusedError, _refused)

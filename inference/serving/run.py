@@ -113,8 +113,9 @@ async def serve(
         while not server.started and not serving.done():
             await asyncio.sleep(STEP_S)
         _tell(config, plan, taken)
-        await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.result():
+        either: set[asyncio.Future[Any]] = {serving, ended}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done() and not ended.result():
             await _drain(service, config.drain_s)
     finally:
         server.should_exit = True

@@ -267,19 +267,23 @@ function measuredWords(found) {
 }
 
 function tellHeadline() {
-  const told = cards.map((card) => [card.model, compare(card.model, card.budget())]).filter(([, found]) => found && !found.need.falls);
+  const [policy] = chosen().policies;
+  const told = cards
+    .filter((card) => card.model.policy === policy)
+    .map((card) => [card.model, compare(card.model, card.budget())])
+    .filter(([, found]) => found && !found.need.falls);
   at("headline").hidden = told.length === 0;
   if (!told.length) return;
-  const [[model, { reference, budget }]] = told;
+  const [[{ method }, { reference, budget }]] = told;
   const groups = new Map(); // what is needed, and for which criteria
   for (const [one, { need }] of told) {
     const needs = numberNeeded(need);
     groups.set(needs, [...(groups.get(needs) || []), one.criterion]);
   }
   const needs = [...groups].map(([number, criteria]) => `${number} on ${listed(criteria)}`);
-  const spent = isNumber(budget) ? `With ${counted(budget, "sample")} for each criterion` : `By ${samplerName(model.method)}`;
+  const spent = isNumber(budget) ? `With ${counted(budget, "sample")} for each criterion` : `By ${samplerName(method)}`;
   at("headline").replaceChildren(
-    `${spent}, ${model.policy} is as good as ${referenceName(reference)} with ${listed(needs)}.`,
+    `${spent}, ${policy} is as good as ${referenceName(reference)} with ${listed(needs)}.`,
     make("small", {}, judgedWords(told.map(([one]) => one.criterion))),
   );
 }

@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -167,6 +168,31 @@ def test_a_port_in_use_is_told_before_weights_are_read(run, serving_file, monkey
     assert f"cannot listen on host '127.0.0.1', port {port} (Address already in use)" in line
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_it_with_a_line(run, serving_file):
+    port, codes = free_port(), []
+
+    def interrupt() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with suppress(httpx2.TransportError):
+                codes.append(httpx2.get(f"http://127.0.0.1:{port}/health").status_code)
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    code, _, err = run("serve", "--config", serving_file, "--port", port)
+    thread.join()
+    assert (code, codes) == (130, [200])
+    last, end = err.splitlines()[-2:]
+    assert last.startswith(
+        "serving policy base; criterion good; methods single, bon(4), cards(target=1.5): 3 models, at"
+    )
+    assert end == "interrupted"
+
+
 # Processes. -----------------------------------------------------------------------------------------------------------
 
 
@@ -215,11 +241,14 @@ def is_ready(url: str) -> bool:
 
 @pytest.mark.slow
 def test_signals_end_a_server_as_they_should(serving_file, tmp_path):
-    """SIGTERM lets what runs end and refuses the rest, SIGKILL hurts no later start, Ctrl-C is one line."""
+    """SIGTERM lets what runs end and refuses the rest; SIGKILL hurts no later start."""
     port, code = free_port(), tmp_path / "slow.py"
     code.write_text(SLOW)
     changes = ("keys.variable=IAMA_KEYS", f"criteria.0.proxy={{function: '{code}:slow'}}", "methods=[bon(2)]")
     arguments = ("--config", serving_file, *(part for change in changes for part in ("--set", change)))
+    with process(tmp_path, port, *arguments) as (server, url, _):
+        os.kill(server.pid, signal.SIGKILL)
+        server.join(30)
     with process(tmp_path, port, *arguments) as (server, url, err):
         expected = f"serving policy base; criterion good; methods single, bon(2): 2 models, at {url} from this machine"
         assert expected in err.read_text()
@@ -235,11 +264,3 @@ def test_signals_end_a_server_as_they_should(serving_file, tmp_path):
             assert running.result().choices[0].finish_reason in ("stop", "length")
         server.join(30)
         assert server.exitcode == 0
-    with process(tmp_path, port, *arguments) as (server, url, _):
-        os.kill(server.pid, signal.SIGKILL)
-        server.join(30)
-    with process(tmp_path, port, *arguments) as (server, url, err):
-        os.kill(server.pid, signal.SIGINT)
-        server.join(30)
-        assert server.exitcode == 130
-        assert err.read_text().splitlines()[-1] == "interrupted"
