@@ -117,6 +117,23 @@ def test_cards_is_evaluated_on_vllm(run_with_files, wide, tmp_path):
     assert all(prompt.samples[0].segments and prompt.cost.policy_decode_tokens for prompt in answers.prompts)
 
 
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_on_a_ray_worker_draws_the_same_samples(run_with_files, wide, tmp_path):
+    ray = pytest.importorskip("ray")
+    asked = ("--prompts", wide.prompts, "--policy", wide.policy, "--n", 3, "--max-new-tokens", 6, *FLAGS)
+    drawn = []
+    for name, where in (("alone", ()), ("ray", ("--ray", "local"))):
+        code, _, err = run_with_files("pool", tmp_path / name, *asked, "--name", "base", *where)
+        assert code == 0, err
+        assert ("ray: worker at" in err) == bool(where)
+        drawn.append(
+            {prompt.prompt_id: [s.token_ids for s in prompt.samples] for prompt in read_pool(tmp_path / name).prompts}
+        )
+    assert drawn[0] == drawn[1]
+    assert not ray.is_initialized()
+
+
 @pytest.mark.parametrize("other", ["vllm", "transformers"])
 def test_policies_on_two_engines_are_noted(run, wide, tmp_path, monkeypatch, other):
     monkeypatch.setattr("iama.models.vllm.find_spec", lambda _: True)  # nothing is sampled
