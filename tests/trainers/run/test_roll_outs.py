@@ -28,6 +28,7 @@ from trl import GRPOTrainer
 
 from iama.config.specs import Sampling
 from iama.errors import IamaWarning, RunError
+from trainers.run import lean_adapters as lean_adapters_module
 from trainers.run.build import build_trainer
 from trainers.run.checkpoints import MARKER, last_checkpoint, read_marker, refuse_other_rollouts
 from trainers.run.lean_adapters import lean_adapters
@@ -220,7 +221,9 @@ def test_the_model_is_read_as_it_serves_and_left_as_it_was(make_config, changes)
     assert trainer.accelerator.unwrap_model(trainer.model_wrapped).is_gradient_checkpointing
 
 
-def test_lean_adapters_compute_what_pefts_do(make_config):
+@pytest.mark.parametrize("most", [0, lean_adapters_module.MERGED_BYTES], ids=["beside", "merged"])
+def test_lean_adapters_compute_what_pefts_do(make_config, monkeypatch, most):
+    monkeypatch.setattr(lean_adapters_module, "MERGED_BYTES", most)
     trainer = make_trainer(make_config(lora={"r": 4, "lora_dropout": 0.5, "target_modules": "all-linear"}))
     model, ids = trainer.model.eval(), torch.arange(5, 21).reshape(2, 8)
     with torch.no_grad():
