@@ -330,9 +330,9 @@ alternate, {fixed.num_drawn_trainings} pairs; the median step of one over that o
 **demo**: `configs/demo.yaml` without gold rewards, 4 prompts, groups of 16, at most 48 new tokens. **135M**: random
 weights in the shape of SmolLM2-135M, a vocabulary of 49,152, {fixed.drawn_prompts} prompts of
 {fixed.drawn_prompt_tokens} tokens, groups of 8, at most {fixed.drawn_tokens} new tokens, beta 0.2, a reward that costs
-nothing. Random weights hardly ever draw a given end token, so that every 48th token ends a response. The loss, with
-its reference, its forward and its backward pass, is TRL's on both sides; what drawing takes of a step bounds what an
-engine can win.
+nothing. Random weights hardly ever draw a given end token, so that every 48th token ends a response. The loss is TRL's
+on both sides. With the engine a prompt is read once for its group while completions are drawn, and once more for the
+log-probabilities of the reference and of the policy; TRL reads it anew for every completion.
 """
 
 

@@ -56,8 +56,8 @@ class Setting:
     num_step_rounds: int = 5  # of SEA's steps
     num_steps: int = 7  # of training
     num_trainings: int = 3  # pairs of runs whose memory is compared
-    num_drawn_trainings: int = 4  # pairs of trainings whose steps are compared
-    num_drawn_steps: int = 4  # of the demo, in each
+    num_drawn_trainings: int = 3  # pairs of trainings whose steps are compared
+    num_drawn_steps: int = 8  # of the demo, in each
     num_drawn_large_steps: int = 2  # of the 135 M policy
     drawn_is_large: bool = True
     drawn_prompts: int = 2  # a step of the 135 M policy
