@@ -29,7 +29,7 @@ from inference.engine.random_streams import prompt_keys
 from inference.engine.reward_gradient import GradientRows
 from inference.samplers.best_of import draw
 from inference.samplers.ggro import Ggro
-from inference.samplers.ggro_scores import GradientScores
+from inference.samplers.gains import GradientScores
 from inference.samplers.serve import serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
@@ -293,7 +293,7 @@ def test_a_reward_that_is_read_whole(policy_with_ends, reward, monkeypatch):
     """The answers are the same, and the ledger tells that every candidate is read and differentiated whole."""
     prompts = EVERY[1:]
     quick = answer(policy_with_ends, reward, prompts)
-    monkeypatch.setattr("inference.samplers.ggro_scores.reads_in_pieces", lambda _: False)
+    monkeypatch.setattr("inference.samplers.gains.reads_in_pieces", lambda _: False)
     whole = check(policy_with_ends, reward, SETTINGS, SAMPLING, prompts)
     assert [c.token_ids for c in whole] == [c.token_ids for c in quick]
     for prompt, completion in zip(prompts, whole, strict=True):
