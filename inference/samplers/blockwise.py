@@ -44,7 +44,7 @@ from inference.samplers.segments import (
 
 FIRST_STREAM = 2**61
 """Sample index of the stream that the first segment's first tokens are drawn with. Sample 0 is plain decoding."""
-SENTENCE_END = re.compile(r"""(?:[.!?…。！？]["'”’»)\]*_]*\s*|\n\s*)$""")
+SENTENCE_END = re.compile("(?:[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019\u00bb)\\]*_]*\\s*|\n\\s*)$")
 
 
 class BlockwiseSettings(Strict):

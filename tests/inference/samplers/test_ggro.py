@@ -28,8 +28,8 @@ from inference.engine.policy import load_policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.reward_gradient import GradientRows
 from inference.samplers.best_of import draw
-from inference.samplers.ggro import Ggro
 from inference.samplers.gains import GradientScores
+from inference.samplers.ggro import Ggro
 from inference.samplers.serve import serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
