@@ -57,7 +57,8 @@ class SeaSettings(Strict):
     num_chains: int = Field(4, ge=1)
     """Responses that are moved, each from another sample; the best of them is the answer."""
     num_steps: int = Field(50, ge=0)
-    """Steps of the optimiser; with 0 the best sample is the answer."""
+    """Steps of the optimiser; with 0 the best sample is the answer. Each costs a chain four passes over its text, two
+    forward and two backward: 50 steps of four chains cost what Best-of-n costs with several hundred samples."""
     alpha: float = Field(20.0, ge=0)
     """Weight of the reward beside the log-probability (nats of the whole text for a unit of reward); 0: a control."""
     learning_rate: float = Field(0.1, gt=0)
@@ -132,9 +133,9 @@ class Sea:
 
     The answer depends on the prompt's tokens and the seed alone, up to rounding. A chain holds an fp32 number a
     position and token of the vocabulary four times (state, two of Adam, gradient), and up to three times more while the
-    policy is read, besides what the models hold for their gradients. The policy reads a prompt once for a chain, the
-    reward whole rows at every step, unless it reads in pieces. The reward must be a classifier with the policy's token ids. Stop strings cut
-    samples and answers; on the way only those that are special tokens end a text.
+    policy is read, besides what the models hold for their gradients. Policy and reward read a prompt once for a chain
+    (a reward that cannot go on from a cache reads whole rows at every step). The reward must be a classifier with the
+    policy's token ids. Stop strings cut samples and answers; on the way only those that are special tokens end a text.
     """
 
     policy: Policy

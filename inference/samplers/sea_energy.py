@@ -216,9 +216,8 @@ class Energy:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rewards of the texts within the reward's template, and their gradients in the inputs, 0 after the text."""
         texts = [tokens[:number].tolist() for tokens, number in zip(self.split(tokens_N.cpu()), num_text, strict=True)]
-        rewards_R, gradients = (
-            self._read_rest(texts, with_gradient) if self._rows else self._whole(texts, with_gradient)
-        )
+        read = self._whole if self._rows is None else self._read_rest
+        rewards_R, gradients = read(texts, with_gradient)
         values_R = rewards_R.to(self.device, self.dtype)
         if not bool(values_R.isfinite().all()):
             raise RewardError(f"{self._sources[1]}: the score of a text {NOT_FINITE}")
