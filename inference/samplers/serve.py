@@ -54,6 +54,7 @@ from inference.samplers.cards import (
     rejection_settings,
 )
 from inference.samplers.ggro import Ggro, GgroSettings
+from inference.samplers.redraw import Redraw, RedrawSettings
 from inference.samplers.sea import Sea, SeaSettings
 from inference.samplers.stopped import StoppedSampler
 from inference.selection.itp import ItpSettings, itp_rule
@@ -125,6 +126,7 @@ SAMPLERS: dict[str, GuidedEntry] = {
     "args": GuidedEntry(ArgsSettings, Args, "top_k=10"),
     "ggro": GuidedEntry(GgroSettings, Ggro, "num_candidates=8"),
     "blockwise": GuidedEntry(BlockwiseSettings, Blockwise, "4, first=distinct", places=("m",)),
+    "redraw": GuidedEntry(RedrawSettings, Redraw, "4, 8, 2", places=("n0", "rounds", "width")),
     "sea": GuidedEntry(SeaSettings, Sea, "num_steps=50"),
 }
 """Guided samplers by the name of their method."""
