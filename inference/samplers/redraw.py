@@ -60,7 +60,7 @@ class Draft(Proposal):
 
 @dataclass(frozen=True)
 class Redraw:
-    """The sampler; `batch_size` is the number of rows decoded together (a prompt takes `n0` or `width`, if that is more).
+    """The sampler; `batch_size` is the number of rows decoded together (a prompt takes `n0`, or `width` if it is more).
 
     The answer depends on the prompt's tokens and the seed alone; its first samples are those of Best-of-n. Its trace is
     one segment, the whole answer, whose proposals are all that was drawn.

@@ -76,7 +76,6 @@ class Slow:
         best, reason, value = [], "", -np.inf
         for i in range(settings.n0):
             tokens, why = self.continued([], i)
-            self.num_fed -= 0
             if self.score(tokens) > value:
                 best, reason, value = tokens, why, self.score(tokens)
         for number in range(settings.rounds):
