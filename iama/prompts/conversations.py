@@ -62,15 +62,21 @@ def check_exchanges(
 
 
 def render_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], ends: Collection[int], source: str
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    ends: Collection[int],
+    source: str,
+    checked: set[Any] | None = None,
 ) -> list[list[int]]:
     """Token ids of the prompts that a policy continues, `ends` being the tokens that end its responses.
+
+    Kinds in `checked` are not tried again, and new ones are put there; it is for prompts that come one by one.
 
     Raises `ModelError` for the first prompt that the template refuses, loses a message of or does not end where an
     answer begins, and for one that ends with an end token. Warns where a finished answer does not begin as it was asked
     for.
     """
-    for number, prompt, messages in _first_of_kinds(prompts, set()):
+    for number, prompt, messages in _first_of_kinds(prompts, set() if checked is None else checked):
         where = f"{source}: {_named(number, prompt)}"
         need_template(tokenizer, where, POLICY_TEMPLATE)
         _check_generation_prompt(tokenizer, messages, where)

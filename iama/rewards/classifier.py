@@ -42,6 +42,8 @@ from iama.reading import read_object
 
 HEADS = ("score", "classifier", "classification_head")
 """Names of a sequence classifier's last layer, which an adapter saves beside its matrices."""
+MAX_CHECKED = 100_000
+"""Prompts that are known to be read rightly, before all are forgotten: a server meets new ones for ever."""
 NO_PADDING = -1
 """`pad_id` where no token counts as padding, so that a row's last token speaks whatever it is."""
 
@@ -120,6 +122,8 @@ class TextClassifier(ABC):
             pairs = [render_pair(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
             rows = [(ids, types if self.has_types else None) for ids, types in pairs]
         else:
+            if len(self._checked) >= MAX_CHECKED:
+                self._checked.clear()
             check_exchanges(self.tokenizer, prompts, self.source, self._checked)
             try:
                 exchanges = [render_exchange(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]

@@ -26,10 +26,13 @@ from inference.engine.next_token import sample_tokens
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 from inference.engine.responses import Ends, Response, check_fit, response_text
+from inference.engine.reward_rows import micro_batches
 from inference.engine.rows import Rows
 
 # Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.
 REFILL_AT = 0.25
+AT_ONCE = 4
+"""Rows that a request gets together where they are shared fairly: a prompt is forked once for them."""
 MAX_KNOWN = 1000
 """Samplings whose ends a decoder keeps at hand."""
 
@@ -155,11 +158,11 @@ class HeldPrompts:
 class HeldPrompt:
     """A prompt whose own row stays as it is between rounds of samples.
 
-    `decoder` has the row, in `prefill` with the logits that follow it; another decoder reads the prompt anew.
-    `is_read`: samples were drawn from it before, so that what reading it takes is counted.
+    The row is in `prefill`, with the logits that follow it, of the decoder that has this `mark`; any other reads the
+    prompt anew. `is_read`: samples were drawn from it before, so that what reading it takes is counted.
     """
 
-    decoder: Decoder | None = None
+    mark: object = None
     prefill: tuple[int, torch.Tensor] | None = None
     is_read: bool = False
 
@@ -228,8 +231,9 @@ class _Row:
 class Decoder:
     """Rows in flight, of requests that may differ in all: finished ones leave and waiting ones enter at any step.
 
-    `is_fair`: rows that become free go to the requests that have fewest, the oldest first. Else one request after the
-    other is begun, so that fewer prompts hold a row beside their samples. After an error nothing is left of it.
+    `is_fair`: rows that become free go to the requests that have fewest, the oldest first, and prompts are forwarded
+    with others of about their length. Else one request after the other is begun, so that fewer prompts hold a row
+    beside their samples, and they should come by length. After an error nothing is left of it.
     """
 
     def __init__(self, policy: Policy, batch_size: int, *, is_fair: bool = False) -> None:
@@ -238,6 +242,7 @@ class Decoder:
         self._source = f"policy {policy.name!r}"
         self._rows = Rows(policy.model, self._source)
         self._num_read_again = 0
+        self._mark = object()  # and not itself, lest those who hold a row hold the memory of a decoder that is gone
         self._known: dict[Sampling, tuple[Sampling, Ends]] = {}
         self._waiting: list[Samples] = []
         self._live: list[_Row] = []
@@ -250,7 +255,7 @@ class Decoder:
 
     @property
     def fed(self) -> tuple[int, int]:
-        """Tokens that the policy has read, but those of held prompts that another decoder had read; none by a reward."""
+        """Tokens that the policy has read, but for held prompts that another decoder had read; none by a reward."""
         return self._rows.num_forwarded - self._num_read_again, 0
 
     def run(self, requests: Sequence[Samples]) -> Iterator[Samples]:
@@ -294,7 +299,7 @@ class Decoder:
 
     def let_go(self, held: HeldPrompt) -> None:
         """Give up the row of a prompt that was held, if it has one here."""
-        if held.decoder is self and held.prefill is not None:
+        if held.mark is self._mark and held.prefill is not None:
             self._rows.free([held.prefill[0]])
             held.prefill = None
 
@@ -327,27 +332,34 @@ class Decoder:
         return entering
 
     def _fair_shares(self, room: int) -> list[tuple[Samples, int]]:
-        """The same, with each further row for the request that has fewest."""
+        """The same, with the next few rows always for the request that has fewest."""
         shares = [0] * len(self._waiting)
         queue = [(request.num_live, place) for place, request in enumerate(self._waiting)]
         heapify(queue)
         while room and queue:
             number, place = heappop(queue)
-            shares[place] += 1
-            room -= 1
+            share = min(room, AT_ONCE, self._waiting[place].num_waiting - shares[place])
+            shares[place] += share
+            room -= share
             if shares[place] < self._waiting[place].num_waiting:
-                heappush(queue, (number + 1, place))
+                heappush(queue, (number + share, place))
         return [(request, share) for request, share in zip(self._waiting, shares, strict=True) if share]
 
     def _prefill(self, entering: Sequence[Samples]) -> None:
         """Forward the prompts that are not held here."""
         for request in entering:
             held = request.held
-            if held is not None and held.decoder is self:
+            if held is not None and held.mark is self._mark:
                 request.prefill = held.prefill
-        requests = [request for request in entering if request.prefill is None]
-        if not requests:
-            return
+        unread = {i: request for i, request in enumerate(entering) if request.prefill is None}
+        lengths = {i: len(request.prompt_ids) for i, request in unread.items()}
+        batches = micro_batches(lengths, self.batch_size) if self._is_fair else [list(unread)]
+        for batch in batches:
+            if batch:
+                self._read([unread[i] for i in batch])
+
+    def _read(self, requests: Sequence[Samples]) -> None:
+        """Forward prompts in one pass."""
         slots = self._rows.allocate(len(requests))
         logits_PV = self._rows.extend(slots, [request.prompt_ids for request in requests])
         flops = self._rows.last_flops.tolist()
@@ -358,7 +370,7 @@ class Decoder:
             else:
                 request.flops += spent
             if request.held is not None:
-                request.held.decoder, request.held.prefill = self, (slot, logits_V.clone())
+                request.held.mark, request.held.prefill = self._mark, (slot, logits_V.clone())
 
     def _fork(self, request: Samples, number: int) -> torch.Tensor:
         """Start a request's next samples from its prompt, and give their logits `[number, V]`.

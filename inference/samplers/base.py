@@ -96,14 +96,17 @@ def render_checked(
     prompts: Sequence[Prompt],
     columns: Mapping[str, Sequence[Any]] | None,
     sampling: Sampling,
+    checked: set[Any] | None = None,
 ) -> list[list[int]]:
     """Token ids of the prompts as the policy reads them, after every check that needs no forward pass.
+
+    `checked` holds kinds of prompts that were tried before, as `render_prompts` says.
 
     Raises `DataError` for a column that does not fit the prompts and for a prompt that is empty or too long, and
     what the reward raises for a prompt that it cannot read even with an empty answer.
     """
     check_columns(columns, len(prompts))
-    ids = render_prompts(policy.tokenizer, prompts, policy.eos_token_ids, f"policy {policy.name!r}")
+    ids = render_prompts(policy.tokenizer, prompts, policy.eos_token_ids, f"policy {policy.name!r}", checked)
     check_fit(policy.name, policy.tokenizer, policy.context_length, ids, sampling)
     for classifier in [] if reward is None else reward.classifiers:
         classifier.render(prompts, [""] * len(prompts))

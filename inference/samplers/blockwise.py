@@ -92,18 +92,21 @@ class BlockwiseRequest(OptionRequest):
     """A prompt with its continuations.
 
     `stream` addresses the random numbers of a segment's first one: those of the one that was kept go on, so that none
-    is used twice. `law_O` is the policy's probability of each option.
+    is used twice. `law_O` is the policy's probability of each option, and `firsts` are the first tokens of those that
+    are still to be decoded.
     """
 
     stream: np.uint64 = field(default_factory=lambda: np.uint64(0))
     law_O: Floats = field(default_factory=lambda: np.empty(0))
+    firsts: FirstTokens = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Blockwise:
-    """The sampler; `batch_size` is the number of rows decoded together (a prompt has m, or m - 1 with a gradient).
+    """The sampler; `batch_size` is the number of rows decoded together.
 
-    The answer depends on the prompt's tokens and the seed alone. Rewards in the trace are those that guided: with a
+    A prompt has m of them, or m - 1 with a gradient, but no more than there are: then further ones come after them. The
+    answer depends on the prompt's tokens and the seed alone. Rewards in the trace are those that guided: with a
     gradient, those of the policy's token ids. A completion's `reward` is always that of its text.
     """
 
@@ -143,7 +146,7 @@ class Blockwise:
 
     def loop(self, batch_size: int) -> SegmentLoop[BlockwiseRequest]:
         """What answers requests, as many side by side as this number of rows lets propose."""
-        rule = _Rule(self)
+        rule = _Rule(self, batch_size)
         return SegmentLoop(RowProposer(self.policy, self.sampling, rule), rule, self.scores(), batch_size)
 
     def scores(self) -> Scores[BlockwiseRequest]:
@@ -162,7 +165,7 @@ class Blockwise:
 class _Rule:
     """The method's part in the loop: m continuations, all at once, or the first one alone where it tilts the others."""
 
-    def __init__(self, sampler: Blockwise) -> None:
+    def __init__(self, sampler: Blockwise, batch_size: int) -> None:
         settings, policy = sampler.settings, sampler.policy
         self._settings, self._sampling = settings, sampler.sampling
         self._source = f"policy {policy.name!r}"
@@ -170,7 +173,7 @@ class _Rule:
         self._sentences = SentenceEnds(policy.tokenizer)
         self._tilts = settings.needs_gradient
         self.max_proposals = settings.m
-        self.num_parallel = settings.m - 1 if self._tilts else settings.m
+        self.num_parallel = min(settings.m - self._tilts, batch_size)
         self.min_tokens, self.max_tokens = settings.min_segment, settings.max_segment
 
     def open(self, request: BlockwiseRequest) -> FirstTokens:
@@ -178,13 +181,15 @@ class _Rule:
         settings = self._settings
         number = settings.m - 1
         if number == 0 or settings.first == "policy":
-            return [None] * settings.m
+            request.firsts = [None] * settings.m
+            return self._next(request)
         options, law_O = self._options(request)
         if self._tilts:
             request.options, request.law_O = options.tolist(), law_O
             request.wants_gains = len(options) > 0
             return [None]
-        return [None, *self._others(request, options, law_O)]
+        request.firsts = [None, *self._others(request, options, law_O)]
+        return self._next(request)
 
     def streams(self, request: BlockwiseRequest, numbers: Sequence[int]) -> Keys:
         """Of the first continuation the one that goes on; of each other one of its own."""
@@ -208,13 +213,20 @@ class _Rule:
 
     def judge(self, request: BlockwiseRequest) -> Kept | FirstTokens:
         """Begin the others, once the first one's gradient is known, or keep the best."""
-        if request.num_proposals < self.max_proposals:
+        if self._tilts and request.num_proposals == 1:
             request.wants_gains = False
             options = np.asarray(request.options, dtype=np.int64)
-            return self._others(request, options, request.law_O * self._tilts_of(request))
+            request.firsts = self._others(request, options, request.law_O * self._tilts_of(request))
+        if request.firsts:
+            return self._next(request)
         assert request.best is not None
         request.stream = request.best.stream
         return Kept(request.best, request.num_proposals)
+
+    def _next(self, request: BlockwiseRequest) -> FirstTokens:
+        """As many of those to be decoded as there are rows for."""
+        firsts, request.firsts = request.firsts[: self.num_parallel], request.firsts[self.num_parallel :]
+        return firsts
 
     def _options(self, request: BlockwiseRequest) -> tuple[Integers, Floats]:
         """Tokens that may begin the other continuations, and the policy's law of them: not that which begins the first

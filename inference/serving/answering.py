@@ -27,7 +27,7 @@ from iama.rewards.reward import Reward
 from inference.engine.decode import Decoder, HeldPrompt, Samples
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys
-from inference.engine.responses import Response, pool_of
+from inference.engine.responses import Response, pool_of, response_text
 from inference.samplers.base import Completion, Sampler, render_checked
 from inference.samplers.best_of import ScoredTexts, SelectionSampler, TextScorer, keep, number_and_choice
 from inference.samplers.blockwise import Blockwise
@@ -51,16 +51,23 @@ from inference.serving.asks import (
     Tell,
     Text,
 )
-from inference.serving.loop import Lane, Loop, Ticket, both, tokens_of
+from inference.serving.loop import Lane, Loop, Ticket, both, tokens_of, too_large
 from inference.serving.pieces import TextPieces
 from inference.serving.private import Job, Threads, twin_policy, twin_reward
 
 LOGGER = logging.getLogger("iama.serving")
 TELL_EVERY_S = 0.2
 """How often it is told what was spent."""
+PATIENCE = 8
+"""Turns that texts wait for more to be scored with them, while samples are drawn."""
+LONG_PROMPT = 20_000
+"""Characters whose tokens are read beside the event loop, which others wait for."""
+MAX_KINDS = 1000
+"""Kinds of conversations that are known to be written rightly, before all are forgotten."""
 MAX_SAMPLERS = 256
 """Samplers that are kept, each for a policy, criterion, method and sampling."""
-PATH = re.compile(r"(?<![\w:/])(?:/[\w.+-]+){2,}")
+PATH = re.compile(r"(?<![\w:/.])[\w.+-]*(?:/[\w.+-]+){2,}")
+"""What may be a path of the server's, which nobody else has to know."""
 CLOSE_WAIT_S = 5.0
 """How long threads of other people's code are waited for."""
 
@@ -130,8 +137,9 @@ class Answering:
             for name, reward in self._rewards.items()
             if reward.classifier is None
         }
-        self._twins: dict[str, tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
+        self._twins: dict[tuple[str, str | None], tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
+        self._kinds: dict[str, set[Any]] = {name: set() for name in policies}  # of prompts that templates write rightly
         self._under_way: set[_Asked] = set()
         self._private: set[SegmentLoop[Any]] = set()
         self._answered = Cost()
@@ -145,10 +153,11 @@ class Answering:
         Raises an `AnswerError`. Cancelling frees the ask's rows before the next step; args, sea and samplers of
         somebody's own are not ended midway.
         """
-        asked = self._asked(ask, tell)
-        self._under_way.add(asked)
-        completion = None
+        asked = completion = None
         try:
+            is_long = len(str(ask.prompt)) > LONG_PROMPT
+            asked = await asyncio.to_thread(self._asked, ask, tell) if is_long else self._asked(ask, tell)
+            self._under_way.add(asked)
             completion = await self._answer(asked)
             self._answered += completion.cost
             return Answer(completion, num_sampled(completion))
@@ -158,15 +167,17 @@ class Answering:
             LOGGER.exception("an ask failed")
             raise AnswerError("the server failed on this request") from error
         finally:
-            if completion is None:
-                self._lost = both(self._lost, tokens_of(asked.spent))
-            self._under_way.discard(asked)
+            if asked is not None:
+                self._under_way.discard(asked)
+                if completion is None:
+                    self._lost = both(self._lost, tokens_of(asked.spent))
 
     def state(self) -> State:
         """As it is now; of the lanes, after their last steps."""
         lanes = self._loop.state
-        live = Counter(asked.kind for asked in self._under_way if asked.has_begun)
-        waiting = Counter(asked.kind for asked in self._under_way if not asked.has_begun)
+        under_way = tuple(self._under_way)
+        live = Counter(asked.kind for asked in under_way if asked.has_begun)
+        waiting = Counter(asked.kind for asked in under_way if not asked.has_begun)
         private = [(loop.num_rows, loop.fed) for loop in tuple(self._private)]
         return State(
             num_rows=lanes.num_rows + sum(rows for rows, _ in private),
@@ -195,8 +206,10 @@ class Answering:
         reward = None if ask.criterion is None else self._rewards[ask.criterion]
         sampler = self._sampler(ask, policy, reward)
         columns = {name: [value] for name, value in ask.columns.items()}
+        if len(self._kinds[ask.policy]) >= MAX_KINDS:
+            self._kinds[ask.policy].clear()
         try:
-            (ids,) = render_checked(policy, None, [ask.prompt], columns, ask.sampling)
+            (ids,) = render_checked(policy, None, [ask.prompt], columns, ask.sampling, self._kinds[ask.policy])
         except IamaError as error:
             raise _bad(error) from error
         try:
@@ -205,7 +218,7 @@ class Answering:
         except IamaError as error:
             LOGGER.info("criterion %r cannot read a prompt", ask.criterion, exc_info=error)
             raise BadAskError(
-                f"the reward of criterion {ask.criterion!r} cannot read this prompt; shorten it, or use another template"
+                f"the reward of criterion {ask.criterion!r} cannot read this prompt; shorten it, or change its roles"
             ) from error
         return _Asked(ask, tell, policy, reward, sampler, ids, _kind(sampler))
 
@@ -223,13 +236,15 @@ class Answering:
 
     async def _answer(self, asked: _Asked) -> Completion:
         sampler = asked.sampler
-        if isinstance(sampler, SelectionSampler):
-            return await self._select(asked, sampler)
-        if isinstance(sampler, StoppedSampler):
-            return await self._stop(asked, sampler)
-        if isinstance(sampler, Blockwise | Cards | Ggro):
-            return await self._guide(asked, sampler)
-        completion = await self._whole.run(partial(self._sample_whole, asked), partial(_begin, asked))
+        if asked.kind != "whole":
+            if isinstance(sampler, SelectionSampler):
+                return await self._select(asked, sampler)
+            if isinstance(sampler, StoppedSampler):
+                return await self._stop(asked, sampler)
+            if isinstance(sampler, Blockwise | Cards | Ggro):
+                return await self._guide(asked, sampler)
+        with _failing(partial(_guide_failed, asked.ask.policy, str(asked.ask.criterion))):
+            completion = await self._whole.run(partial(self._sample_whole, asked), partial(_begin, asked))
         self._note_private(tokens_of(completion.cost), tokens_of(completion.cost))
         asked.spent += completion.cost
         _tell(asked, Text(completion.text))
@@ -289,6 +304,7 @@ class Answering:
         make: Callable[[], Lane[Samples]] = partial(Lane, source, partial(Decoder, policy, is_fair=True), size)
         request = await self._loop.work(_policy_lane(asked), make, ticket)
         asked.spent += request.cost()
+        watch.num_before += sum(map(len, request.tokens))
         return request.responses(policy), request.cost()
 
     async def _score(
@@ -304,14 +320,15 @@ class Answering:
                 begin=lambda: ScoredTexts(0, asked.ask.prompt, texts),
                 spent=lambda request: request.cost,
                 fail=partial(_reward_failed, criterion),
+                size=len(texts),
             )
             source, size = f"reward {criterion!r}", reward.classifier.batch_size
-            make: Callable[[], Lane[ScoredTexts]] = partial(Lane, source, partial(TextScorer, reward), size)
+            make: Callable[[], Lane[ScoredTexts]] = partial(Lane, source, partial(TextScorer, reward), size, PATIENCE)
             scored = await self._loop.work(("reward", criterion), make, ticket)
             rewards, cost = scored.rewards, scored.cost
         else:
             columns = {name: [value] * len(texts) for name, value in asked.ask.columns.items()}
-            with _failing(criterion):
+            with _failing(partial(_reward_failed, criterion)):
                 rewards, cost = await self._threads[criterion].run(
                     lambda _: reward.score([asked.ask.prompt] * len(texts), texts, columns)
                 )
@@ -350,12 +367,11 @@ class Answering:
                 begin, _spent, partial(_guide_failed, ask.policy, criterion), watch.news, watch.hear
             )
             name = f"{ask.method.text} of policy {ask.policy!r} by {criterion!r}"
-            make: Callable[[], Lane[Any]] = partial(Lane, name, sampler.loop, self._batch_size)
             key = ("guided", ask.policy, criterion, ask.method.text, ask.sampling)
-            request = await self._loop.work(key, make, ticket)
+            request = await self._loop.work(key, lambda: Lane[Any](name, sampler.loop, self._batch_size), ticket)
         else:
             work = partial(self._guide_alone, sampler, begin, watch, asyncio.get_running_loop())
-            with _failing(criterion):
+            with _failing(partial(_guide_failed, ask.policy, criterion)):
                 request = await self._threads[criterion].run(work, partial(_begin, asked))
             self._note_private((0, 0), tokens_of(request.cost()))
         asked.spent += request.cost()
@@ -370,10 +386,10 @@ class Answering:
         watch: _GuidedWatch,
         asker: asyncio.AbstractEventLoop,
         job: Job,
-    ) -> SegmentRequest | None:
-        """A guided answer by a loop of its own, in a thread of its own."""
+    ) -> SegmentRequest:
+        """A guided answer by a loop of its own, in a thread of its own; unfinished where nobody wants it any more."""
         loop: SegmentLoop[Any] = sampler.loop(self._batch_size)
-        request = begin()
+        request: SegmentRequest = begin()
         loop.add(request)
         self._private.add(loop)
         try:
@@ -382,7 +398,8 @@ class Answering:
                     return request
                 for item in watch.news(request):
                     asker.call_soon_threadsafe(partial(_hear_alone, watch, job, item))
-            return None
+            loop.drop(request)
+            return request
         finally:
             self._private.discard(loop)
             self._note_private(loop.fed, (0, 0))
@@ -396,17 +413,13 @@ class Answering:
     def _sample_whole(self, asked: _Asked, _: Job) -> Completion:
         """What no loop can be shared for."""
         ask = asked.ask
-        name = f"{ask.policy}/{ask.criterion}"
+        name = ask.policy, ask.criterion
         assert asked.reward is not None
         if name not in self._twins:
             self._twins[name] = twin_policy(asked.policy), twin_reward(asked.reward)
         sampler = serve(*self._twins[name], ask.method, ask.sampling)
         columns = {key: [value] for key, value in ask.columns.items()}
-        try:
-            (completion,) = sampler.sample([ask.prompt], seed=ask.seed, columns=columns)
-        except Exception as error:
-            LOGGER.warning("%s failed on a request", ask.method.text, exc_info=error)
-            raise _guide_failed(ask.policy, str(ask.criterion), error) from error
+        (completion,) = sampler.sample([ask.prompt], seed=ask.seed, columns=columns)
         return completion
 
 
@@ -417,7 +430,7 @@ class _News(NamedTuple):
     """What a lane tells of samples: the first one's new tokens, samples that have ended, tokens sampled so far."""
 
     tokens: list[int]
-    ended: list[tuple[int, Response]]
+    ended: list[tuple[int, list[int]]]
     num_sampled: int | None
 
 
@@ -427,21 +440,21 @@ class _Watch:
     def __init__(self, asked: _Asked, pieces: TextPieces | None) -> None:
         self.pieces = pieces
         self._asked = asked
-        self._num_before = 0  # sampled in earlier rounds
+        self.num_before = 0  # tokens sampled in earlier rounds
 
     def news_of_round(self, first: int) -> Callable[[Samples], list[Any]]:
         """What is new, for the loop's thread; samples of the round have the indices from `first` on."""
-        asked, policy, is_single = self._asked, self._asked.policy, self.pieces is not None
-        num_told, told, told_at = 0, set[int](), 0.0
+        asked, is_single = self._asked, self.pieces is not None
+        num_told, told, told_at, num_before, spent = 0, set[int](), 0.0, self.num_before, 0
 
         def news(request: Samples) -> list[Any]:
-            nonlocal num_told, told_at
+            nonlocal num_told, told_at, spent
             if not asked.has_begun and request.seconds > 0:
                 asked.has_begun = True
             if asked.tell is None:
                 return []
             tokens: list[int] = []
-            ended: list[tuple[int, Response]] = []
+            ended: list[tuple[int, list[int]]] = []
             if is_single:
                 tokens = request.tokens[0][num_told:] if request.tokens else []
                 num_told += len(tokens)
@@ -449,10 +462,12 @@ class _Watch:
                 for i in range(len(request.tokens)):
                     if i not in told and request.reasons[i]:
                         told.add(i)
-                        ended.append((first + i, request.response(policy, i)))
+                        ended.append((first + i, request.tokens[i]))
             now, num_sampled = time.monotonic(), None
             if now - told_at >= TELL_EVERY_S:
-                told_at, num_sampled = now, sum(map(len, request.tokens))
+                told_at, before = now, spent
+                spent = max(spent, num_before + sum(map(len, request.tokens)))
+                num_sampled = spent if spent > before else None
             return [_News(tokens, ended, num_sampled)] if tokens or ended or num_sampled else []
 
         return news
@@ -461,8 +476,9 @@ class _Watch:
         """Tell it, in the asker's loop."""
         if item.tokens and self.pieces is not None:
             _tell(self._asked, Text(self.pieces.more(item.tokens)))
-        for index, response in item.ended:
-            _tell(self._asked, Candidate(index, response.text, len(response.token_ids)))
+        for index, tokens in item.ended:
+            text = response_text(self._asked.policy, tokens, self._asked.ask.sampling.stop)
+            _tell(self._asked, Candidate(index, text, len(tokens)))
         if item.num_sampled:
             _tell(self._asked, Spent(item.num_sampled))
 
@@ -474,7 +490,7 @@ class _GuidedWatch:
         self._asked = asked
         self._pieces = TextPieces(asked.policy, asked.ask.sampling)
         self._num_told = 0  # segments; of the loop's thread
-        self._told_at = 0.0
+        self._told_at, self._spent = 0.0, 0
         self._last: Any = None  # the last segment, whose text is known when all is
 
     def news(self, request: SegmentRequest) -> list[Any]:
@@ -492,7 +508,9 @@ class _GuidedWatch:
         if time.monotonic() - self._told_at >= TELL_EVERY_S:
             self._told_at = time.monotonic()
             spent = sum(segment.num_tokens + segment.wasted_tokens for segment in request.trace) + request.num_drawn
-            items.append(Spent(spent))
+            if spent > self._spent:  # it may be begun anew
+                self._spent = spent
+                items.append(Spent(spent))
         return items
 
     def hear(self, item: Any) -> None:
@@ -546,11 +564,12 @@ def num_sampled(completion: Completion) -> int:
 
 
 def _kind(sampler: Sampler) -> str:
-    if isinstance(sampler, SelectionSampler):
+    """How it is answered; a class of somebody's own, which may derive from ours, as a whole."""
+    if type(sampler) is SelectionSampler:
         return "single" if rule_of(sampler.operator).name == "identity" else "selection"
-    if isinstance(sampler, StoppedSampler):
+    if type(sampler) is StoppedSampler:
         return "stopped"
-    return "guided" if isinstance(sampler, Blockwise | Cards | Ggro) else "whole"
+    return "guided" if type(sampler) in (Blockwise, Cards, Ggro) else "whole"
 
 
 def _policy_lane(asked: _Asked) -> tuple[str, str]:
@@ -592,12 +611,12 @@ def _guide_failed(policy: str, criterion: str, error: Exception) -> AnswerError:
 
 
 @contextmanager
-def _failing(criterion: str) -> Iterator[None]:
-    """Whatever a reward's thread raises, as an error of the ask."""
+def _failing(fail: Callable[[Exception], AnswerError]) -> Iterator[None]:
+    """Whatever a thread of other people's code raises, as an error of the ask."""
     try:
         yield
     except (AnswerError, asyncio.CancelledError):
         raise
     except Exception as error:
-        LOGGER.warning("reward %r failed on a request", criterion, exc_info=error)
-        raise _reward_failed(criterion, error) from error
+        LOGGER.warning("a request failed", exc_info=error)
+        raise too_large(error) or fail(error) from error

@@ -75,6 +75,7 @@ class Ticket(Generic[R]):
     fail: Callable[[Exception], AnswerError]
     news: Callable[[R], list[Any]] | None = None
     hear: Callable[[Any], None] | None = None
+    size: int = 1  # in rows, about
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     future: asyncio.Future[R] = field(init=False)
     is_over: bool = False  # finished, failed or dropped, as the lane sees it
@@ -123,10 +124,12 @@ class Lane(Generic[R]):
     answers are the same.
     """
 
-    def __init__(self, name: str, make: Callable[[int], Worker[R]], batch_size: int) -> None:
+    def __init__(self, name: str, make: Callable[[int], Worker[R]], batch_size: int, patience: int = 0) -> None:
+        """While there is less than a batch, so many turns are let pass if other lanes have work."""
         self.name = name
         self.worker: Worker[R] | None = None
         self._make = make
+        self._patience, self._num_waited = patience, 0
         self._full_size = self._batch_size = batch_size
         self._of: dict[R, Ticket[R]] = {}  # in the worker
         self._queue: deque[Ticket[R]] = deque()
@@ -170,15 +173,31 @@ class Lane(Generic[R]):
             self._lose(ticket, request)
             try:
                 self.worker.drop(request)
-            except Exception as error:
-                self._mend(error)
+            except Exception:
+                LOGGER.exception("%s: a request could not be given up; the others are begun anew", self.name)
+                self._queue.extendleft(reversed(self._all_out()))
         self.rest()
+
+    def _all_out(self) -> list[Ticket[R]]:
+        """Give the worker up; the tickets that it had."""
+        for request, ticket in self._of.items():
+            self._lose(ticket, request)
+        tickets = list(self._of.values())
+        self._of, self._alone = {}, None
+        self._discard()
+        return tickets
 
     def _lose(self, ticket: Ticket[R], request: R) -> None:
         self._past += LaneState(lost=tokens_of(ticket.spent(request)))
 
-    def step(self) -> list[tuple[Ticket[R], R | AnswerError | None]]:
-        """One step; tickets with their finished requests, their errors, or None where they have begun to go on."""
+    def waits(self) -> bool:
+        """Whether it lets this turn pass, so that more is done together in the next."""
+        self._num_waited += 1
+        return self._num_waited <= self._patience and sum(ticket.size for ticket in self.tickets) < self._batch_size
+
+    def step(self) -> list[tuple[Ticket[R], R | AnswerError]]:
+        """One step; tickets that are over, with their finished requests or their errors."""
+        self._num_waited = 0
         over = self._let_in()
         if self.worker is None:
             return over
@@ -203,9 +222,9 @@ class Lane(Generic[R]):
             self._discard()
             self._batch_size = self._full_size
 
-    def _let_in(self) -> list[tuple[Ticket[R], R | AnswerError | None]]:
+    def _let_in(self) -> list[tuple[Ticket[R], R | AnswerError]]:
         """Let tickets into the worker: all that wait, or one alone while there are suspects."""
-        failed: list[tuple[Ticket[R], R | AnswerError | None]] = []
+        failed: list[tuple[Ticket[R], R | AnswerError]] = []
         if self._alone not in self._of.values():
             self._alone = None
         while self._alone is None and (line := self._suspects or self._queue):
@@ -235,16 +254,14 @@ class Lane(Generic[R]):
             if self.worker is not None:
                 self.worker.batch_size = self._batch_size
 
-    def _mend(self, error: Exception) -> list[tuple[Ticket[R], R | AnswerError | None]]:
+    def _mend(self, error: Exception) -> list[tuple[Ticket[R], R | AnswerError]]:
         """Begin all anew after an error: with half the batch size, or one by one; or fail the one that is alone."""
-        tickets = list(self._of.values())
-        for request, ticket in self._of.items():
-            self._lose(ticket, request)
-        self._of, self._alone = {}, None
-        self._discard()
+        tickets = self._all_out()
         self._num_calm = 0
-        if is_out_of_memory(error) and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if is_out_of_memory(error):
+            error.__traceback__ = None  # which holds what the step held
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         if is_out_of_memory(error) and self._batch_size > 1:
             LOGGER.warning(
                 "%s: out of memory with %d rows; going on with %d", self.name, self._batch_size, self._batch_size // 2
@@ -267,11 +284,7 @@ class Lane(Generic[R]):
         LOGGER.warning("%s: a request failed", self.name, exc_info=error)
         if isinstance(error, AnswerError):
             return error
-        if is_out_of_memory(error) or (isinstance(error, ModelError) and error.__cause__ and _ran_out(error)):
-            return TooLargeError(
-                "the server's memory does not suffice for this request; ask for fewer or shorter answers"
-            )
-        return ticket.fail(error)
+        return too_large(error) or ticket.fail(error)
 
     def _discard(self) -> None:
         if self.worker is not None:
@@ -279,9 +292,12 @@ class Lane(Generic[R]):
             self.worker = None
 
 
-def _ran_out(error: Exception) -> bool:
-    """Whether an error of ours came from a lack of memory."""
-    return isinstance(error.__cause__, Exception) and is_out_of_memory(error.__cause__)
+def too_large(error: Exception) -> TooLargeError | None:
+    """What is told where an error, or the one that it came from, is a lack of memory; None for any other."""
+    first = error.__cause__ if isinstance(error, ModelError) and isinstance(error.__cause__, Exception) else error
+    if not is_out_of_memory(first):
+        return None
+    return TooLargeError("memory does not suffice for this request; ask for fewer or shorter answers")
 
 
 class Loop:
@@ -357,28 +373,31 @@ class Loop:
             at_work = [(key, lane) for key, lane in self.lanes.items() if lane.has_work]
             for key, lane in at_work:
                 self._drain()
+                if len(at_work) > 1 and lane.waits():
+                    continue
                 try:
                     self._turn(lane)
                 except Exception:
                     LOGGER.exception("%s: the loop failed on it", lane.name)
-                    self._fail_all(lane, AnswerError("the server failed on this request"))
+                    self._fail_all(lane, AnswerError, "the server failed on this request")
                 self._tidy(key)
                 self._flush()
             if not at_work:
+                self._flush()
                 self._wake.wait(1.0)
         self._end()
 
     def _end(self) -> None:
         self._drain()
         for key, lane in [*self.lanes.items()]:
-            self._fail_all(lane, ClosingError("the server is shutting down"))
+            self._fail_all(lane, ClosingError, "the server is shutting down")
             self._tidy(key)
         self._flush()
 
-    def _fail_all(self, lane: Lane[Any], error: AnswerError) -> None:
+    def _fail_all(self, lane: Lane[Any], kind: type[AnswerError], message: str) -> None:
         for ticket in lane.tickets:
             lane.drop(ticket)
-            self._tell(ticket.loop, partial(_settle, ticket, error))
+            self._tell(ticket.loop, partial(_settle, ticket, kind(message)))
 
     def _drain(self) -> None:
         while self._inbox:
@@ -390,22 +409,35 @@ class Loop:
 
     def _turn(self, lane: Lane[Any]) -> None:
         for ticket, result in lane.step():
-            if not isinstance(result, AnswerError):
-                self._news(ticket, result)
-            self._tell(ticket.loop, partial(_settle, ticket, result))
+            error = result if isinstance(result, AnswerError) else self._news(ticket, result)
+            self._tell(ticket.loop, partial(_settle, ticket, error or result))
         for ticket, request in lane.going():
-            self._news(ticket, request)
+            error = self._news(ticket, request)
+            if error is not None:
+                lane.drop(ticket)
+                self._tell(ticket.loop, partial(_settle, ticket, error))
         self.last_step = time.time()
 
-    def _news(self, ticket: Ticket[Any], request: Any) -> None:
+    def _news(self, ticket: Ticket[Any], request: Any) -> AnswerError | None:
+        """Tell what is new; the ticket's error where that cannot be made out."""
         if ticket.news is None or ticket.hear is None:
-            return
-        for item in ticket.news(request):
+            return None
+        try:
+            items = ticket.news(request)
+        except Exception as error:
+            LOGGER.exception("what is new of an answer could not be made out")
+            return ticket.fail(error)
+        for item in items:
             self._tell(ticket.loop, partial(_hear, ticket, item))
+        return None
 
     def _enter(self, key: Hashable, make: Callable[[], Lane[Any]], ticket: Ticket[Any]) -> None:
         if key not in self.lanes:
-            self.lanes[key] = make()
+            try:
+                self.lanes[key] = make()
+            except Exception as error:
+                self._tell(ticket.loop, partial(_settle, ticket, ticket.fail(error)))
+                raise
         self.lanes[key].add(ticket)
 
     def _leave(self, key: Hashable, ticket: Ticket[Any]) -> None:

@@ -35,6 +35,7 @@ class Job:
     work: Callable[[Job], Any]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    begun: Callable[[], None]
     is_wanted: bool = True
     has_slot: bool = False
     step_began: float = 0.0  # 0 before it runs
@@ -64,21 +65,15 @@ class Threads:
         if self._is_closing:
             raise ClosingError("the server is shutting down")
         loop = asyncio.get_running_loop()
-        job = Job(work, loop, loop.create_future())
-        has_begun = False
+        job = Job(work, loop, loop.create_future(), begun)
         with self._lock:
             self._waiting.append(job)
         self._start()
         try:
             while True:
-                if not has_begun and job.step_began:
-                    has_begun = True
-                    begun()
                 await asyncio.wait([job.future], timeout=LOOK_EVERY_S)
                 if job.future.done():
                     return cast(T, job.future.result())
-                if self._is_closing:
-                    raise ClosingError("the server is shutting down")
                 self._leave_behind()
                 if job.step_began and not job.has_slot and not job.future.done():
                     raise RewardTooSlowError(f"the reward took longer than {self._timeout_s:g} seconds")
@@ -92,6 +87,7 @@ class Threads:
             threads = [*self._running.values()]
             for job in [*self._running, *self._waiting]:
                 job.is_wanted = False
+                self._settle(job, None, ClosingError("the server is shutting down"))
         end = time.monotonic() + wait_s
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
@@ -105,7 +101,7 @@ class Threads:
                     continue
                 if len(self._running) >= self._number + MOST_LEFT_BEHIND:
                     error = RewardTooSlowError("earlier calls of the reward have not come back; try again later")
-                    job.loop.call_soon_threadsafe(_settle, job.future, None, error)
+                    self._settle(job, None, error)
                     continue
                 job.has_slot = True
                 thread = threading.Thread(target=self._run, args=(job,), name=self._name, daemon=True)
@@ -116,6 +112,8 @@ class Threads:
         result, error = None, None
         try:
             if job.go_on():
+                with suppress(RuntimeError):
+                    job.loop.call_soon_threadsafe(job.begun)
                 result = job.work(job)
         except Exception as raised:
             error = raised
@@ -123,9 +121,12 @@ class Threads:
             error = AnswerError("the sampler ended its thread")
         with self._lock:
             del self._running[job]
+        self._settle(job, result, error)
+        self._start()
+
+    def _settle(self, job: Job, result: Any, error: Exception | None) -> None:
         with suppress(RuntimeError):  # the one who asked is gone, and his loop is closed
             job.loop.call_soon_threadsafe(_settle, job.future, result, error)
-        self._start()
 
     def _leave_behind(self) -> None:
         """Let others take the places of jobs that are too slow."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import itertools
 import re
@@ -25,9 +24,7 @@ from inference.samplers import blockwise
 from inference.samplers.best_of import draw
 from inference.samplers.blockwise import Blockwise, BlockwiseSettings, SentenceEnds, tilts
 from inference.samplers.ggro import GgroSettings
-from inference.samplers.serve import read_method, serve
-from inference.serving.answering import Answering
-from inference.serving.asks import Ask, SegmentKept, Text
+from inference.samplers.serve import serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
 EVERY = [*PROMPTS[:2], "mix water"]
@@ -143,11 +140,18 @@ def test_one_continuation_is_plain_sampling(policy_with_ends, reward, first):
 def test_the_batch_changes_nothing(policy_with_ends, reward, vowels_end, first):
     settings, prompts = having(first=first), [*PROMPTS, "mix water"]
     together = answer(policy_with_ends, reward, prompts, settings, batch_size=16)
-    alone = [answer(policy_with_ends, reward, [prompt], settings, batch_size=1)[0] for prompt in prompts]
-    for one, other in zip(together, alone, strict=True):
-        assert one.token_ids == other.token_ids
-        counted = [dataclasses.replace(c.cost, seconds=0, peak_memory=0) for c in (one, other)]
-        assert counted[0] == counted[1]
+    for batch_size in (3, 1):
+        alone = [answer(policy_with_ends, reward, [p], settings, batch_size=batch_size)[0] for p in prompts]
+        for one, other in zip(together, alone, strict=True):
+            assert one.token_ids == other.token_ids
+            assert one.trace == tuple(
+                dataclasses.replace(mine, reward=theirs.reward)
+                for mine, theirs in zip(other.trace, one.trace, strict=True)
+            )
+            # A single row takes one continuation after the other.
+            measured = {"seconds": 0, "peak_memory": 0} | ({"sequential_steps": 0} if batch_size == 1 else {})
+            counted = [dataclasses.replace(c.cost, **measured) for c in (one, other)]
+            assert counted[0] == counted[1]
 
 
 def test_the_ledger_is_what_was_forwarded_and_differentiated(policy_with_ends, reward, vowels_end, monkeypatch):
@@ -217,27 +221,3 @@ def test_ends_of_sentences():
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     ends = SentenceEnds(tokenizer)
     assert {text: ends[i] for i, text in enumerate(TEXTS)} == TEXTS
-
-
-@pytest.mark.parametrize("first", ["distinct", "tilted"])
-def test_a_server_answers_the_same_side_by_side(policy_with_ends, reward, vowels_end, first):
-    method = read_method(f"blockwise(3, first={first}, min_segment=2, max_segment=5)")
-    told: dict[int, list[object]] = {0: [], 1: []}
-
-    async def ask() -> list:
-        answering = Answering({"p": policy_with_ends}, {"c": reward}, batch_size=8)
-        try:
-            asks = [Ask("p", "c", method, prompt, SAMPLING, seed) for seed, prompt in enumerate(PROMPTS[:2])]
-            return await asyncio.gather(*(answering.answer(one, told[i].append) for i, one in enumerate(asks)))
-        finally:
-            answering.close()
-
-    for seed, answered in enumerate(asyncio.run(ask())):
-        (expected,) = serve(policy_with_ends, reward, method, SAMPLING).sample(PROMPTS[seed : seed + 1], seed=seed)
-        assert answered.completion.token_ids == expected.token_ids
-        costs = [dataclasses.replace(c.cost, seconds=0, peak_memory=0) for c in (answered.completion, expected)]
-        assert costs[0] == costs[1]
-        assert "".join(event.text for event in told[seed] if isinstance(event, Text)) == expected.text
-        kept = [event.segment.num_tokens for event in told[seed] if isinstance(event, SegmentKept)]
-        assert kept == [segment.num_tokens for segment in expected.trace]
-        assert answered.num_sampled == sum(s.num_tokens + s.wasted_tokens for s in expected.trace)
