@@ -67,8 +67,8 @@ class GgroSettings(Strict):
     """A nudge is one of so many likeliest tokens (but no special token that does not end the response); below 1: of
     this share of the vocabulary."""
     nudge_min_p: float = Field(0.0, ge=0, le=1)
-    """A nudge is at least so likely as this share of the likeliest token; 0: as published. A small vocabulary wants
-    0.1 or so, where many of the top_k are tokens that nobody would write."""
+    """A nudge is at least so likely as this share of the likeliest token; 0: as published. It matters in a small
+    vocabulary, where many of the top_k are tokens that nobody would write."""
     score: Literal["gradient", "taylor", "exact"] = "gradient"
     """What a token v promises in the first place of a candidate: gradient, g . E_v, with 0 for the token that stands
     there (as published); taylor, g . (E_v - E_current); exact, the reward of the text with v there, less that of the
