@@ -9,7 +9,8 @@ holds}}`; for which side of its target a ratio holds, see `scripts.bench.entries
 docs/performance.md.
 
 Each part can be measured alone (`--part gradient`). Figures are kept in runs/bench/parts.json, and the page is written
-when there are some of every part, of the same machine and setting; roll-outs or Ray alone renew their own section.
+when there are some of every part, of the same machine and setting; roll-outs, Ray or the server alone renew their own
+section.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from transformers.utils import logging as transformers_logging  # noqa: E402 - a
 
 from scripts import launch  # noqa: E402
 from scripts.bench.cluster import ClusterFigures  # noqa: E402
-from scripts.bench.page import cluster, renew, rollouts, write  # noqa: E402
+from scripts.bench.page import cluster, renew, rollouts, serving, write  # noqa: E402
 from scripts.bench.parts import TITLES, Part, Parts, measure, store, stored  # noqa: E402
 from scripts.bench.roll_outs import RollOutFigures  # noqa: E402
+from scripts.bench.serving import ServingFigures  # noqa: E402
 from scripts.bench.setting import QUICK, Setting, prepare  # noqa: E402
 
 if TYPE_CHECKING:
@@ -89,6 +91,8 @@ def _sections_alone(asked: list[Part], parts: Parts, setting: Setting) -> Iterat
         yield rollouts(RollOutFigures(**parts.figures[Part.ROLLOUTS]), setting)
     if Part.CLUSTER in asked:
         yield cluster(ClusterFigures(**parts.figures[Part.CLUSTER]))
+    if Part.SERVE in asked:
+        yield serving(ServingFigures(**parts.figures[Part.SERVE]), setting)
 
 
 def _show(entries: list[Entry]) -> None:

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["people", "own", "gradient", "training", "rollouts", "cluster"]
+Kind = Literal["people", "own", "gradient", "training", "rollouts", "cluster", "serving"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,12 @@ BARS = {
         "Ray: seconds of 16 workers' blocks of a quarter of a second over those alone", 1.1, True, "cluster"
     ),
     "cluster_speed_up": Bar("Ray: seconds of one worker's sampling over those of two", 1.6, False, "cluster"),
+    "serve_single_alone": Bar("single samples: requests a second of 32 clients over one's", 4.0, False, "serving"),
+    "serve_bon4_alone": Bar("Best-of-4: requests a second of 32 clients over one's", 4.0, False, "serving"),
+    "serve_single_offline": Bar("single samples: seconds offline over the server's", 0.8, False, "serving"),
+    "serve_bon4_offline": Bar("Best-of-4: seconds offline over the server's", 0.8, False, "serving"),
+    "serve_single_overhead": Bar("single samples: seconds of the server over its engine's", 1.1, True, "serving"),
+    "serve_bon4_overhead": Bar("Best-of-4: seconds of the server over its engine's", 1.1, True, "serving"),
 }
 
 

@@ -23,6 +23,7 @@ from scripts.bench.entries import BARS, Entry, Kind
 from scripts.bench.gradient import GradientFigures
 from scripts.bench.plain_sampling import PlainFigures, ratios
 from scripts.bench.roll_outs import RollOutFigures
+from scripts.bench.serving import NUM_CLIENTS, ROWS, ServingFigures
 from scripts.bench.setting import Bench, Setting
 from scripts.bench.training import TrainingFigures
 from scripts.experiments.frame import Claim, claims_table, table
@@ -42,6 +43,7 @@ class Report:
     training: TrainingFigures
     rollouts: RollOutFigures
     cluster: ClusterFigures
+    serving: ServingFigures
     quick: bool
 
     @property
@@ -49,6 +51,7 @@ class Report:
         """By name, in the order of the bars."""
         entries = [*self.plain.entries(self.bench), *self.cards.entries(), *self.gradient.entries()]
         entries += [*self.training.entries(), *self.rollouts.entries(), *self.cluster.entries()]
+        entries += self.serving.entries()
         by_name = {entry.name: entry for entry in entries}
         return {name: by_name[name] for name in BARS}
 
@@ -76,11 +79,13 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
         "training": asdict(report.training),
         "rollouts": asdict(report.rollouts),
         "cluster": asdict(report.cluster),
+        "serving": asdict(report.serving),
         "seconds": {"sampling": asdict(report.plain), "cards": report.cards.ours, "references": report.cards.theirs},
     }
     write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
     parts = [part(report) for part in (setting, people, references, gradient, training)]
-    parts += [rollouts(report.rollouts, report.bench.setting), cluster(report.cluster), latency(report)]
+    parts += [rollouts(report.rollouts, report.bench.setting), cluster(report.cluster)]
+    parts += [serving(report.serving, report.bench.setting), latency(report)]
     head = ["# Speed", f"Written by `{command}`; edit the script, not this page.", *([QUICK_NOTE] * report.quick)]
     path.parent.mkdir(parents=True, exist_ok=True)
     filled_parts = [filled(part).strip("\n") for part in parts]
@@ -301,6 +306,38 @@ thread. Blocks of up to two workers fill batches of {BATCH_SIZE} rows; those of 
 one process without Ray they take {median(figures.alone)} seconds.
 
 {table(["workers that sample", "seconds"], sampled)}
+"""
+
+
+def serving(figures: ServingFigures, fixed: Setting) -> str:
+    """The server under load."""
+    rates = [
+        [method, clients, median(figures.rate(method, clients)), f"{figures.token_rate(method, clients):.0f}"]
+        for method, by_clients in figures.served.items()
+        for clients in by_clients
+    ]
+    latencies = [
+        [method, clients, *(f"{one.quantile(share):.3g}" for one in pair for share in (0.5, 0.95))]
+        for (method, clients, *_), pair in zip(
+            rates, zip(figures.latencies(0), figures.latencies(1), strict=True), strict=True
+        )
+    ]
+    rows = [[*rate, *latency[2:]] for rate, latency in zip(rates, latencies, strict=True)]
+    header = ["method", "clients", "requests a second", "tokens a second", "first text, median", "95 %"]
+    header += ["whole, median", "95 %"]
+    return f"""
+## The server
+
+{claims_of(figures.entries())}
+
+`iama serve` on the demo's policy and its reward for helpfulness, a process of its own; {fixed.num_served} streamed
+requests in a round ({fixed.num_served_alone} by one client), at most {fixed.served_tokens} new tokens each,
+{fixed.num_served_rounds} rounds. Every client asks again as soon as it is answered. Clients share the machine with the
+server. The engine is the server's own, asked without HTTP by {NUM_CLIENTS[-1]} at a time; offline is `inference.serve`,
+given all requests at once, with as many rows ({ROWS}). Tokens are all that were sampled, rejected ones too; a method
+that selects sends its first text when it has chosen. Seconds:
+
+{table(header, rows)}
 """
 
 

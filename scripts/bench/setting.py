@@ -66,6 +66,10 @@ class Setting:
     num_cluster_rounds: int = 3
     sleepers: tuple[int, ...] = (1, 4, 16)  # workers on a Ray cluster that sleep
     samplers: tuple[int, ...] = (1, 2, 4)  # and that sample
+    num_served_rounds: int = 3
+    num_served: int = 128  # requests to a server in a round
+    num_served_alone: int = 16  # and one at a time
+    served_tokens: int = 64  # at most; the policy ends its answers itself, at many lengths
 
     @property
     def sampling(self) -> Sampling:
@@ -102,6 +106,10 @@ QUICK = Setting(
     num_cluster_rounds=1,
     sleepers=(1, 2),
     samplers=(1, 2),
+    num_served_rounds=1,
+    num_served=4,
+    num_served_alone=2,
+    served_tokens=8,
 )
 
 
