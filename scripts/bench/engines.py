@@ -75,7 +75,7 @@ class Shape:
     new_tokens: int
 
 
-SHAPES = {Model.DEMO: Shape(16, 48), Model.LLAMA: Shape(2, 8)}
+SHAPES = {Model.DEMO: Shape(16, 48), Model.LLAMA: Shape(4, 64)}
 
 
 @dataclass
