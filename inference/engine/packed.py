@@ -55,7 +55,9 @@ def pack(model: Any) -> None:
 
 def _can_be_packed(module: nn.Linear) -> bool:
     weight = module.weight
-    if weight.device.type != "cpu" or weight.requires_grad or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.requires_grad or weight.is_inference():  # the last has no version
+        return False
+    if not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -76,7 +78,8 @@ class _Product:
 
     def outputs(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What each part gives for `[..., in]`: `[..., out]`."""
-        state = [(tensor.data_ptr(), tensor._version) for part in self._parts for tensor in part.parameters()]
+        tensors = [tensor for part in self._parts for tensor in (part.weight, part.bias) if tensor is not None]
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if state != self._state:
             self._pack()
             self._state = state
@@ -101,7 +104,8 @@ class _Packed(nn.Linear):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """As `nn.Linear` does it."""
-        if torch.is_grad_enabled() or inputs.dtype != self.weight.dtype or not inputs.numel():
+        is_packed = inputs.device.type == "cpu" and inputs.dtype == self.weight.dtype and inputs.numel() > 0
+        if torch.is_grad_enabled() or not is_packed:
             return linear(inputs, self.weight, self.bias)
         # What the first part computes waits at the inputs for its neighbours, each of which takes its own once.
         owner, waiting = getattr(inputs, "_products", (None, {}))
