@@ -57,7 +57,7 @@ def _can_be_packed(module: nn.Linear) -> bool:
     weight = module.weight
     if weight.device.type != "cpu" or weight.requires_grad or weight.is_inference():  # the last has no version
         return False
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -71,7 +71,8 @@ class _Product:
         self._parts = [weakref.proxy(part) for part in parts]  # lest a circle keep a model that nobody holds
         self._sizes = [part.out_features for part in parts]
         self._state: list[tuple[int, int]] = []
-        self._weight, self._bias = torch.empty(0), None
+        self._weight = torch.empty(0)
+        self._bias: torch.Tensor | None = None
         for place, part in enumerate(parts):
             part.__class__ = _Packed
             part.product, part.place = self, place
@@ -132,7 +133,8 @@ def packed_sdpa(
     """
     if attention_mask is None and query.shape[2] == 1 and query.shape[1] != key.shape[1]:
         attention_mask = torch.ones((1, 1, 1, key.shape[2]), dtype=torch.bool, device=key.device)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)[0]
+    return output, None
 
 
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)
