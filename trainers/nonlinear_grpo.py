@@ -136,11 +136,12 @@ class NonlinearGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
+        self._reads_in_passes = False
         if self._draw is not None and not self.use_vllm:
             beside = [*multimodal_fields, *(["images"] if images is not None else [])]
             completion_ids = self._draw(self, prompt_ids, beside)
-            self._reads_in_passes = completion_ids is not None
             if completion_ids is not None:
+                self._reads_in_passes = True
                 return completion_ids, None  # TRL asks for log-probabilities of other engines only
         generated: tuple[list[list[int]], Any] = super()._generate_single_turn(
             prompt_ids, images, multimodal_fields, *args, **kwargs

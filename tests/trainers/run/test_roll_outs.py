@@ -278,7 +278,10 @@ def one_warning(match):
 SETTINGS = {
     "generation_kwargs": ({"trainer__generation_kwargs": {"typical_p": 0.9}}, "trainer.generation_kwargs is"),
     "continuous": ({"trainer__use_transformers_continuous_batching": True}, "use_transformers_continuous_batching is"),
-    "sharded": ({"trainer__deepspeed": "configs/deepspeed/zero3.json"}, "that ZeRO-3 shards"),
+    "sharded": (
+        {"trainer__deepspeed": "configs/deepspeed/zero3.json", "trainer__ds3_gather_for_generation": False},
+        "does not draw from sharded weights",
+    ),
 }
 
 
