@@ -31,7 +31,7 @@ from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RollOuts, RunControl, RunningMean, check_kl
 from trainers.options import check_engine, check_options
-from trainers.passes import Logps, can_share, in_passes
+from trainers.passes import Logps, can_share, in_passes, without_needless_checkpointing
 from trainers.probe import METRIC, can_probe, check_roll_outs, tolerance_of
 from trainers.run.watch import covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 from trainers.run.watchdog import Watchdog
@@ -136,11 +136,12 @@ class NonlinearGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
+        self._reads_in_passes = False
         if self._draw is not None and not self.use_vllm:
             beside = [*multimodal_fields, *(["images"] if images is not None else [])]
             completion_ids = self._draw(self, prompt_ids, beside)
-            self._reads_in_passes = completion_ids is not None
             if completion_ids is not None:
+                self._reads_in_passes = True
                 return completion_ids, None  # TRL asks for log-probabilities of other engines only
         generated: tuple[list[list[int]], Any] = super()._generate_single_turn(
             prompt_ids, images, multimodal_fields, *args, **kwargs
@@ -168,9 +169,10 @@ class NonlinearGRPOTrainer(GRPOTrainer):
             logps, entropies, _ = trls(model, ids, mask, width, None, *args, **kwargs)
             return logps, entropies
 
-        shares, size = can_share(self.model), batch_size or len(input_ids)
+        size = batch_size or len(input_ids)
         batches = zip(input_ids.split(size), attention_mask.split(size), strict=True)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), without_needless_checkpointing(self.model):
+            shares = can_share(self.model)
             found = [in_passes(read, model, ids, mask, logits_to_keep, shares=shares) for ids, mask in batches]
         entropies = [entropies for _, entropies in found if entropies is not None]
         return torch.cat([logps for logps, _ in found]), torch.cat(entropies) if entropies else None, None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,6 +59,20 @@ def can_share(model: Any) -> bool:
     has_dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in modules)
     shares = [value for key, value in model.config.to_dict().items() if "drop" in key]  # of attention, a mere number
     return not is_checkpointing and not has_dropout and not any(shares)
+
+
+@contextmanager
+def without_needless_checkpointing(model: Any) -> Iterator[None]:
+    """Where no gradient is taken, layers are not checkpointed, so that `can_share` may hold."""
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    needless = [] if torch.is_grad_enabled() else layers
+    for layer in needless:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in needless:
+            layer.gradient_checkpointing = True
 
 
 class _Prompts:

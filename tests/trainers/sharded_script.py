@@ -55,14 +55,17 @@ def partitions(trainer):
     return [[p.ds_numel, p.ds_tensor.numel(), p.numel()] for p in parameters]
 
 
-def uneven_lengths(trainer):
-    """Lengths when every answer of process 1 ends after its first token, sharded generation last."""
-    trainer.rollout_func = trainer._draw = None
+def uneven_lengths(trainer, config):
+    """Lengths when every answer of process 1 ends after its first token, drawn by the engine and by `generate`.
+
+    `generate` draws from whole weights, and from sharded ones last.
+    """
+    trainer.rollout_func = None
     if trainer.accelerator.process_index == 1:
-        trainer.generation_config.eos_token_id = list(range(len(trainer.processing_class)))
+        trainer.eos_token_ids = trainer.generation_config.eos_token_id = list(range(len(trainer.processing_class)))
     lengths = []
-    for gather in (True, False):
-        trainer.args.ds3_gather_for_generation = gather
+    for draw, gather in ((EngineRollOuts(config.sampling, config.seed), True), (None, True), (None, False)):
+        trainer._draw, trainer.args.ds3_gather_for_generation = draw, gather
         trainer.model.train()
         output = trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
         lengths.append(gather_object([output["completion_mask"].sum(dim=1).max().item()]))
@@ -94,10 +97,9 @@ def run(path):
     trainable = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
     result = {"engine": describe_engine(trainer), "logits": logits(trainer), "partitions": partitions(trainer)}
     result |= {"advantages": list(trainer._logs["advantages"]), "trainable": trainable}
-    if "ZeRO-3" not in result["engine"]:
-        result["drawn"] = drawn(trainer, config)
+    result["drawn"] = drawn(trainer, config)
     if trainer.accelerator.num_processes == 2:
-        result["lengths"] = uneven_lengths(trainer)
+        result["lengths"] = uneven_lengths(trainer, config)
     name = f"rank-{trainer.accelerator.process_index}.json"
     (Path(config.output_dir) / name).write_text(json.dumps(result))
 

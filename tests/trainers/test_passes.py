@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.inference.families import CONFIGS, VOCABULARY, make_model
-from trainers.passes import PASSES, ROWS, can_share, in_passes
+from trainers.passes import PASSES, ROWS, can_share, in_passes, without_needless_checkpointing
 
 WIDTH, PROMPT = 6, 5
 
@@ -136,6 +136,11 @@ def test_what_is_not_the_same_for_a_group_is_not_shared():
     model.gradient_checkpointing_enable()
     assert can_share(model.eval())
     assert not can_share(model.train())
+    with without_needless_checkpointing(model):
+        assert not can_share(model)
+    with torch.no_grad(), without_needless_checkpointing(model):
+        assert can_share(model)
+    assert not can_share(model)
     model.gradient_checkpointing_disable()
     assert can_share(model)
     model.config.attention_dropout = 0.1
