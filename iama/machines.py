@@ -356,7 +356,7 @@ class Workers:
         self._past: list[_Hand] = []
         self._num_offered = 0
         self._last_seen = time.monotonic()
-        self.num_replaced = 0
+        self.num_replaced = self.num_died = 0
         for _ in range(share.num_workers):
             self._begin()
 
@@ -421,11 +421,12 @@ class Workers:
         return f"ray: {share.num_workers} workers{waiting} with {each} each, {self.num_nodes} nodes"
 
     def report(self) -> list[str]:
-        """What every worker did, one line each."""
-        return [
+        """What every worker did, one line each, and how many died."""
+        lines = [
             f"ray: worker at {hand.place or 'no node'}: {hand.num_blocks} blocks, {hand.seconds:.1f} s"
             for hand in [*self._past, *self._hands, *self._starting.values()]
         ]
+        return lines + ([f"ray: workers that died and were replaced: {self.num_died}"] if self.num_died else [])
 
     def warn_of_idle(self) -> None:
         """An `IamaWarning` for workers that did no work although there was enough for all of them."""
@@ -464,6 +465,7 @@ class Workers:
                     f"--ray: a worker cannot start ({said[0]}); install the same packages on every node"
                 ) from None
             self.num_replaced += 1
+            self.num_died += 1
             self._begin()
             return
         self._hands.append(hand)
@@ -479,6 +481,7 @@ class Workers:
             raise
         except self._ray.exceptions.RayError as error:
             block.deaths += 1
+            self.num_died += 1
             self._replace(hand)
             if block.deaths >= MAX_DEATHS:
                 said = " ".join(str(error).split())[:300]

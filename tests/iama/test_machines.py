@@ -184,6 +184,7 @@ def test_what_kills_its_worker_is_done_again_and_then_given_up(at, tmp_path):
     with ray_workers(at) as workers:
         assert sorted(workers(partial(work.deadly_once, str(tmp_path)), items)) == [(i, i) for i in items]
         assert workers.num_replaced == 1
+        assert workers.report()[-1] == "ray: workers that died and were replaced: 1"
         with pytest.raises(RunError, match=r"4 workers died over the same 1 items, the last at .*memory"):
             list(workers(partial(work.each, work.deadly), items))
         assert sorted(workers(work.squares, items)) == square_of(items)
