@@ -250,8 +250,8 @@ def run_each(passes: list[Passes], number: int) -> None:
 class Passes:
     """Bare passes of policy and reward over rows of one shape: what steps read and differentiate, nothing else.
 
-    As in `inference.samplers.sea_energy` the policy reads from the prompt's last token on; what is before it is
-    constant.
+    As in `inference.samplers.sea_energy` the policy reads from the prompt's last token on, and the reward from the
+    answer's first; what is before them is constant.
     """
 
     def __init__(self, bench: Bench, starts: list[Start]) -> None:
@@ -260,11 +260,17 @@ class Passes:
         device = self._policy.device
         prompts_RP = torch.tensor([start.prompt_ids for start in starts], device=device)
         answers_RT = torch.tensor([start.token_ids for start in starts], device=device)
-        rows_RT = torch.tensor([[*start.before, *start.token_ids, *start.after] for start in starts], device=device)
+        ahead_RP = torch.tensor([start.before[: start.num_ahead] for start in starts], device=device)
+        rows_RT = torch.tensor(
+            [[*start.before[start.num_ahead :], *start.token_ids, *start.after] for start in starts], device=device
+        )
         with torch.no_grad():
             cache = DynamicCache()
             self._policy(input_ids=prompts_RP[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
             self._held = [(layer.keys, layer.values) for layer in cache.layers]
+            cache = DynamicCache()
+            self._reward(input_ids=ahead_RP, past_key_values=cache, use_cache=True)
+            self._held_by_reward = [(layer.keys, layer.values) for layer in cache.layers]
             read_RT = torch.cat([prompts_RP[:, -1:], answers_RT[:, :-1]], dim=1)
             self._inputs_RTD = self._policy.get_input_embeddings()(read_RT).detach()
             self._rows_RTD = self._reward.get_input_embeddings()(rows_RT).detach()
@@ -279,14 +285,21 @@ class Passes:
                 logits_RTV = self.policy(inputs_RTD)
                 if i < number:
                     torch.autograd.grad(logits_RTV, inputs_RTD, self._pull_RTV)
-                rewards_R = self._reward(inputs_embeds=rows_RTD, use_cache=False).logits[:, 0]
+                cache = _begun(self._held_by_reward)
+                rewards_R = self._reward(inputs_embeds=rows_RTD, past_key_values=cache, use_cache=True).logits[:, 0]
                 if i < number:
                     torch.autograd.grad(rewards_R.sum(), rows_RTD)
 
     def policy(self, inputs_RTD: torch.Tensor) -> torch.Tensor:
         """Logits `[R, T, V]` of embeddings that follow the prompts."""
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self._held):
-            cache.update(keys, values, layer)
+        cache = _begun(self._held)
         logits_RTV: torch.Tensor = self._policy(inputs_embeds=inputs_RTD, past_key_values=cache, use_cache=True).logits
         return logits_RTV
+
+
+def _begun(held: list[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
+    """A cache with the keys and values of what was read beforehand."""
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(held):
+        cache.update(keys, values, layer)
+    return cache

@@ -18,7 +18,7 @@ from iama.files import write_atomically
 from inference.samplers.cards import CardsSettings
 from inference.samplers.ggro import GgroSettings
 from scripts.bench.cards import CardsFigures
-from scripts.bench.cluster import BLOCK_S, BLOCKS_EACH, NUM_SAMPLES, ClusterFigures
+from scripts.bench.cluster import BATCH_SIZE, BLOCK_S, BLOCKS_EACH, NUM_SAMPLES, ClusterFigures
 from scripts.bench.entries import BARS, Entry, Kind
 from scripts.bench.gradient import GradientFigures
 from scripts.bench.plain_sampling import PlainFigures, ratios
@@ -80,7 +80,7 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
     }
     write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
     parts = [part(report) for part in (setting, people, references, gradient, training)]
-    parts += [rollouts(report.rollouts, report.bench.setting), cluster(report), latency(report)]
+    parts += [rollouts(report.rollouts, report.bench.setting), cluster(report.cluster), latency(report)]
     head = ["# Speed", f"Written by `{command}`; edit the script, not this page.", *([QUICK_NOTE] * report.quick)]
     path.parent.mkdir(parents=True, exist_ok=True)
     filled_parts = [filled(part).strip("\n") for part in parts]
@@ -282,23 +282,23 @@ of one step of `configs/demo.yaml` (one process). Those of the demo's own reward
 """
 
 
-def cluster(report: Report) -> str:
+def cluster(figures: ClusterFigures) -> str:
     """What Ray adds, and what workers win."""
-    figures = report.cluster
     slept = [[name, f"{milliseconds:.1f}"] for name, milliseconds in figures.milliseconds.items()]
     sampled = [[name, median(seconds)] for name, seconds in figures.sampling.items()]
     return f"""
 ## Workers on a Ray cluster
 
-{claims(report, "cluster")}
+{claims_of(figures.entries())}
 
 By simulation, since there are two cores: workers sleep for {BLOCK_S:g} seconds a block, {BLOCKS_EACH} blocks each, and
 what the wall clock has beyond that is the scheduler's, shown here for a block.
 
 {table(["workers that sleep", "milliseconds a block"], slept)}
 
-And for real, {NUM_SAMPLES} samples a prompt of the demo's policy, each worker with one thread. In one process without
-Ray they take {median(figures.alone)} seconds.
+And for real, {NUM_SAMPLES} samples for each of {figures.num_prompts} prompts by the demo's policy, each worker with one
+thread. Blocks of up to two workers fill batches of {BATCH_SIZE} rows; those of four, which share two cores, do not. In
+one process without Ray they take {median(figures.alone)} seconds.
 
 {table(["workers that sample", "seconds"], sampled)}
 """
@@ -330,9 +330,9 @@ alternate, {fixed.num_drawn_trainings} pairs; the median step of one over that o
 **demo**: `configs/demo.yaml` without gold rewards, 4 prompts, groups of 16, at most 48 new tokens. **135M**: random
 weights in the shape of SmolLM2-135M, a vocabulary of 49,152, {fixed.drawn_prompts} prompts of
 {fixed.drawn_prompt_tokens} tokens, groups of 8, at most {fixed.drawn_tokens} new tokens, beta 0.2, a reward that costs
-nothing. Random weights hardly ever draw a given end token, so that every 48th token ends a response. The loss, with
-its reference, its forward and its backward pass, is TRL's on both sides; what drawing takes of a step bounds what an
-engine can win.
+nothing. Random weights hardly ever draw a given end token, so that every 48th token ends a response. The loss is TRL's
+on both sides. With the engine a prompt is read once for its group while completions are drawn, and once more for the
+log-probabilities of the reference and of the policy; TRL reads it anew for every completion.
 """
 
 

@@ -56,13 +56,14 @@ class Setting:
     num_step_rounds: int = 5  # of SEA's steps
     num_steps: int = 7  # of training
     num_trainings: int = 3  # pairs of runs whose memory is compared
-    num_drawn_trainings: int = 4  # pairs of trainings whose steps are compared
-    num_drawn_steps: int = 4  # of the demo, in each
+    num_drawn_trainings: int = 3  # pairs of trainings whose steps are compared
+    num_drawn_steps: int = 8  # of the demo, in each
     num_drawn_large_steps: int = 2  # of the 135 M policy
     drawn_is_large: bool = True
     drawn_prompts: int = 2  # a step of the 135 M policy
     drawn_prompt_tokens: int = 32
     drawn_tokens: int = 32
+    num_cluster_rounds: int = 3
     sleepers: tuple[int, ...] = (1, 4, 16)  # workers on a Ray cluster that sleep
     samplers: tuple[int, ...] = (1, 2, 4)  # and that sample
 
@@ -98,6 +99,7 @@ QUICK = Setting(
     drawn_prompts=1,
     drawn_prompt_tokens=8,
     drawn_tokens=8,
+    num_cluster_rounds=1,
     sleepers=(1, 2),
     samplers=(1, 2),
 )

@@ -25,17 +25,22 @@ from trainers.run.train import manifest
 PROBE = torch.arange(5, 21).reshape(2, 8)
 
 
-def replay(prompts, trainer):
-    """Roll-outs that depend on the step and on the place in the global batch alone; their lengths differ."""
-    first = trainer.accelerator.process_index * len(prompts)
+def replay(trainer, prompts_ids, _beside=None):
+    """Completions that depend on the step and on the place in the global batch alone; their lengths differ."""
+    first = trainer.accelerator.process_index * len(prompts_ids)
     tokenizer, completions = trainer.processing_class, []
-    for place in range(first, first + len(prompts)):
+    for place in range(first, first + len(prompts_ids)):
         generator = torch.Generator().manual_seed(1000 * trainer.state.global_step + place)
         length = 1 + (5 * place) % 7
         ids = torch.randint(7, len(tokenizer), (length,), generator=generator).tolist()
         completions.append([*ids, tokenizer.eos_token_id])
-    ids = [render_prompt(tokenizer, prompt) for prompt in prompts]
-    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+    return completions
+
+
+def replay_for_trl(prompts, trainer):
+    """The same, as TRL asks for it."""
+    ids = [render_prompt(trainer.processing_class, prompt) for prompt in prompts]
+    return {"prompt_ids": ids, "completion_ids": replay(trainer, ids), "logprobs": None}
 
 
 def logits(trainer):
@@ -52,7 +57,7 @@ def partitions(trainer):
 
 def uneven_lengths(trainer):
     """Lengths when every answer of process 1 ends after its first token, sharded generation last."""
-    trainer.rollout_func = None
+    trainer.rollout_func = trainer._draw = None
     if trainer.accelerator.process_index == 1:
         trainer.generation_config.eos_token_id = list(range(len(trainer.processing_class)))
     lengths = []
@@ -72,9 +77,7 @@ def drawn(trainer, config):
     rows = [trainer.train_dataset[i // 4]["prompt"] for i in range(12)]  # groups of four, the second one on both
     mine = rows[12 // number * place : 12 // number * (place + 1)]
     ids = [render_prompt(trainer.processing_class, prompt) for prompt in mine]
-    completions = gather_object(trainer._generate_single_turn(ids, None, {}, 4)[0])
-    trainer._draw = None
-    return completions
+    return gather_object(trainer._generate_single_turn(ids, None, {}, 4)[0])
 
 
 def run(path):
@@ -82,7 +85,10 @@ def run(path):
     config = load_config(path, TrainingConfig, [])
     plan = make_plan(config, str(path))
     trainer = build_trainer(plan, Console(quiet=True))
-    trainer.rollout_func = replay
+    if plan.rollouts == "engine":
+        trainer._draw = replay
+    else:
+        trainer.rollout_func = replay_for_trl
     trainer.train()
     save_final(trainer, Path(config.output_dir) / "adapter", manifest(plan))
     trainable = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)

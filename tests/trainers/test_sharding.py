@@ -35,7 +35,7 @@ NO_COMPILER = {"CXX": "/bin/false", "CC": "/bin/false"}
 def write(tiny, tmp_path_factory):
     """A function that writes a run of three steps on twelve roll-outs, in groups of four."""
 
-    def write(name, world_size, deepspeed=None, **changes):
+    def write(name, world_size, deepspeed=None, rollouts="generate", **changes):
         folder = tmp_path_factory.mktemp(name)
         trainer = {
             "max_steps": 3,
@@ -63,6 +63,7 @@ def write(tiny, tmp_path_factory):
             "policy": {"path": str(tiny.policy)},
             "prompts": str(tiny.prompts),
             "objective": {"criteria": criteria},
+            "rollouts": rollouts,
             "sampling": {"max_new_tokens": 8},
             "trainer": trainer,
             "lora": {"r": 4, "target_modules": "all-linear"},
@@ -88,8 +89,12 @@ def alone(write):
 
 @pytest.fixture(scope="module", params=["zero1", "zero2", "zero3"])
 def sharded(request, write):
-    """Two processes under one of the ZeRO stages: name, folder, metrics, and what each process saw."""
-    return request.param, *replayed(write(request.param, 2, request.param))
+    """Two processes under one of the ZeRO stages: name, folder, metrics, and what each process saw.
+
+    Under ZeRO-2 prompts are read once, as with roll-outs on the engine.
+    """
+    rollouts = "engine" if request.param == "zero2" else "generate"
+    return request.param, *replayed(write(request.param, 2, request.param, rollouts))
 
 
 def replayed(config):
@@ -186,7 +191,7 @@ def test_processes_that_finish_at_different_lengths_do_not_hang(sharded):
 
 
 def test_plain_data_parallelism_trains_as_one_process_does(alone, write):
-    sharded = replayed(write("parallel", 2))
+    sharded = replayed(write("parallel", 2, rollouts="engine"))  # prompts are read once
     assert all("DistributedDataParallel, 2 processes (gloo)" in rank["engine"] for rank in sharded[2])
     same_training(alone, sharded)
 

@@ -28,6 +28,7 @@ from trl import GRPOTrainer
 
 from iama.config.specs import Sampling
 from iama.errors import IamaWarning, RunError
+from trainers.run import lean_adapters as lean_adapters_module
 from trainers.run.build import build_trainer
 from trainers.run.checkpoints import MARKER, last_checkpoint, read_marker, refuse_other_rollouts
 from trainers.run.lean_adapters import lean_adapters
@@ -220,7 +221,31 @@ def test_the_model_is_read_as_it_serves_and_left_as_it_was(make_config, changes)
     assert trainer.accelerator.unwrap_model(trainer.model_wrapped).is_gradient_checkpointing
 
 
-def test_lean_adapters_compute_what_pefts_do(make_config):
+@pytest.fixture
+def nan_in_fresh_memory():
+    """What is read before it is written is NaN, in place of what lay there, which is most often harmless."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nan_in_fresh_memory")
+@pytest.mark.parametrize("rollouts", ["engine", "generate"])
+def test_no_step_reads_memory_that_nobody_wrote(make_config, rollouts):
+    """Prompts of different lengths are padded on the left, and their first rows attend to nothing."""
+    trainer = build_trainer(make_plan(make_config(rollouts=rollouts), "test.yaml"), Console(quiet=True))
+    trainer.train()
+    steps = [row for row in trainer.state.log_history if "grad_norm" in row]
+    assert len(steps) == 2
+    assert all(np.isfinite([row[key] for key in ("loss", "grad_norm", "kl", "entropy")]).all() for row in steps)
+
+
+@pytest.mark.parametrize("most", [0, lean_adapters_module.MERGED_BYTES], ids=["beside", "merged"])
+def test_lean_adapters_compute_what_pefts_do(make_config, monkeypatch, most):
+    monkeypatch.setattr(lean_adapters_module, "MERGED_BYTES", most)
     trainer = make_trainer(make_config(lora={"r": 4, "lora_dropout": 0.5, "target_modules": "all-linear"}))
     model, ids = trainer.model.eval(), torch.arange(5, 21).reshape(2, 8)
     with torch.no_grad():
