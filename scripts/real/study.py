@@ -27,7 +27,7 @@ from scripts.real.unit import METHODS, SCALES, Scale, Unit, run
 
 SEEDS = {"tiny": (0,), "small": (0,), "full": (0, 1)}
 """Of training. Specialists and untrained policies have the first alone."""
-STEP_S, TOKENS_A_S, SCORED_A_S, MODEL_S, PROXY_S = 45.0, 700.0, 12.0, 30.0, 240.0
+STEP_S, TOKENS_A_S, SCORED_A_S, MODEL_S, PROXY_S = 55.0, 700.0, 12.0, 30.0, 240.0
 """On two idle cores: seconds a training step, tokens drawn and texts scored a second, seconds to start and to fit a
 proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
 MEAN_TOKENS, METHODS_S = 80, 2400.0
