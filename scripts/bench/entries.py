@@ -40,6 +40,13 @@ BARS = {
     "ggro_wall": Bar("GGRO: seconds of the reference over ours", 4.0, False, "gradient"),
     "sea_batched": Bar("SEA: seconds of one chain at a time over all together", 5.0, False, "gradient"),
     "sea_step": Bar("SEA: seconds of steps over those of the passes that they must have", 1.3, True, "gradient"),
+    "blockwise_overhead": Bar(
+        "blockwise: seconds a sampled token over those of Best-of-n, scoring included", 1.25, True, "gradient"
+    ),
+    "tilted_overhead": Bar("blockwise, first tokens tilted: the same", 1.25, True, "gradient"),
+    "backward_overhead": Bar(
+        "a gradient through a suffix: seconds over those of bare passes of the suffix", 1.2, True, "gradient"
+    ),
     "bon16_sequential": Bar("Best-of-16's sampling: seconds of one sample at a time over ours", 4.0, False, "own"),
     "engine_overhead": Bar("sampling: our seconds over those of a bare batched loop", 1.3, True, "own"),
     "nonlinear_step": Bar(

@@ -32,7 +32,7 @@ class Part(StrEnum):
 TITLES = {
     Part.SAMPLING: "sampling: ours, generate of transformers, bare loops, one sample at a time",
     Part.CARDS: "CARDS: its settings, then ours and two references",
-    Part.GRADIENT: "GGRO: ours and a reference; SEA: chains together and alone, steps and bare passes",
+    Part.GRADIENT: "GGRO, SEA and blockwise beside references and bare passes",
     Part.TRAINING: "training: ours beside TRL's own, and the advantages alone",
     Part.ROLLOUTS: "roll-outs: whole training steps, ours beside TRL's own",
     Part.CLUSTER: "Ray: blocks that sleep, and sampling by one, two and four workers",
