@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := $(BIN)/python
 
-.PHONY: help install demo test quick check bench results clean install-vllm test-vllm
+.PHONY: help install demo test quick check bench results real clean install-vllm test-vllm
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -14,7 +14,7 @@ install: $(STAMP) ## make .venv with the tested versions
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,ray,remote,math,serve,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,ray,remote,math,serve,real,dev]'
 	touch $@
 
 demo: $(STAMP) ## build the demo world, train, export, evaluate, write the report
@@ -67,6 +67,11 @@ EXPERIMENTS := toy estimator_study direction search front segment_samplers reaso
 results: $(STAMP) ## regenerate docs/results.md and the pages of scripts/experiments (hours on two cores; resumable)
 	$(RUN) -m scripts.results
 	set -e; for name in $(EXPERIMENTS); do $(RUN) -m scripts.experiments.$$name; done
+
+SCALE ?= small
+
+real: $(STAMP) ## what IAMA saves on SmolLM2-135M-Instruct (45 minutes on two idle cores; SCALE=full: hours; resumable)
+	$(RUN) -m scripts.real.study --scale $(SCALE)
 
 clean: ## remove runs, caches and .venv
 	rm -rf runs $(VENV) $(VLLM_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

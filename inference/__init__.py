@@ -19,20 +19,27 @@ if TYPE_CHECKING:
     from inference.samplers.args import Args, ArgsSettings
     from inference.samplers.base import Completion, Sampler, Segment
     from inference.samplers.best_of import SelectionSampler
+    from inference.samplers.blockwise import Blockwise, BlockwiseSettings
     from inference.samplers.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
     from inference.samplers.ggro import Ggro, GgroSettings
+    from inference.samplers.redraw import Redraw, RedrawSettings
     from inference.samplers.sea import Sea, SeaSettings
     from inference.samplers.serve import serve
+    from inference.samplers.uncertainty import calibrate_entropy
 
 __all__ = [
     "Args",
     "ArgsSettings",
+    "Blockwise",
+    "BlockwiseSettings",
     "Cards",
     "CardsSettings",
     "Completion",
     "Ggro",
     "GgroSettings",
     "Policy",
+    "Redraw",
+    "RedrawSettings",
     "Response",
     "Sampler",
     "Sea",
@@ -40,6 +47,7 @@ __all__ = [
     "Segment",
     "SelectionSampler",
     "acceptance_summary",
+    "calibrate_entropy",
     "calibrate_target",
     "evaluate",
     "load_policy",
@@ -59,8 +67,11 @@ __getattr__ = lazy_names(
         "samplers.args": ["Args", "ArgsSettings"],
         "samplers.base": ["Completion", "Sampler", "Segment"],
         "samplers.best_of": ["SelectionSampler"],
+        "samplers.blockwise": ["Blockwise", "BlockwiseSettings"],
         "samplers.cards": ["Cards", "CardsSettings", "acceptance_summary", "calibrate_target"],
+        "samplers.uncertainty": ["calibrate_entropy"],
         "samplers.ggro": ["Ggro", "GgroSettings"],
+        "samplers.redraw": ["Redraw", "RedrawSettings"],
         "samplers.sea": ["Sea", "SeaSettings"],
         "samplers.serve": ["serve"],
     },

@@ -59,8 +59,9 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or itp, mbr, cards, rejection, args, ggro, sea, "
-            "with settings: 'cards(target=1.5)'; or 'bon(16, stop=pandora(0.1), width=4)'; else iama.json's."
+            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or itp, mbr, cards, rejection, args, ggro, "
+            "blockwise, redraw, sea, with settings: 'cards(target=1.5)'; or 'bon(16, stop=pandora(0.1), width=4)'; "
+            "else iama.json's."
         ),
     ] = None,
     tuning: Annotated[
@@ -112,8 +113,8 @@ def generate(
     note_differences(manifest, sampling)
     if tuning is not None and spec is not None:
         served = _tuned(served, tuning, base, spec, sampling, criterion)
-    completion, served, calibration, spread = _answer(base, spec, served, sampling, prompt, plain, seed)
-    _show(completion, served, calibration, spread)
+    completion, written, calibration, spread = _answer(base, spec, served, sampling, prompt, plain, seed)
+    _show(completion, written, calibration, spread, _measured(served, written))
 
 
 def _warn_of_rules(stops: Sequence[str], n: int | None) -> None:
@@ -323,15 +324,25 @@ def _spec_of(file: Path, reward: str | None, head: str | None) -> RewardSpec:
     return load_config(file, RewardSpec)
 
 
-def _show(completion: Completion, method: Method, calibration: Cost | None, spread: float | None) -> None:
-    """What the response was chosen among, or the segments it was made of; the costs; the response."""
+def _measured(asked: Method, served: Method) -> str:
+    """What of a method was measured, in words."""
+    changed = [key for key, value in served.settings.items() if asked.settings.get(key) != value]
+    names = {"target": "the target", "entropy_threshold": "the entropy threshold"}
+    return " and ".join(names[key] for key in names if key in changed) or "the target"
+
+
+def _show(
+    completion: Completion, method: Method, calibration: Cost | None, spread: float | None, measured: str
+) -> None:
+    """What the response was chosen among, or the segments it was made of; the costs, of what was `measured` too; the
+    response."""
     console, operator = wide_console(), method.text
     if completion.trace:
         _print_segments(console, completion, operator)
     else:
         console.print(_candidates(completion, operator))
-    if calibration is not None and calibration.reward_calls:
-        typer.echo(f"cost of measuring the target: {_spent(calibration)}")
+    if calibration is not None and calibration.policy_tokens:
+        typer.echo(f"cost of measuring {measured}: {_spent(calibration)}")
     typer.echo(f"cost: {_spent(completion.cost)}")
     if method.is_stopped:
         told = "; the rule had not stopped by then" if completion.capped else ""

@@ -5,8 +5,8 @@ They are those of softmax(logits): temperature 1, whole vocabulary, whatever the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 from iama.arrays import Floats
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import halved, is_out_of_memory
-from inference.engine.next_token import log_probabilities
+from inference.engine.next_token import entropy, log_probabilities
 from inference.engine.policy import Policy
+
+T = TypeVar("T")
+MOST_LOGITS = 2**26
+"""Logits of a batch at most, 256 MB in float32: 256 rows of 100 tokens have 20 times as many at 50,000 words."""
 
 
 def sequence_log_probabilities(
@@ -31,26 +35,57 @@ def sequence_log_probabilities(
     `response_ids` makes them from text. An empty response gives (0, 0). Where memory runs out the batch is halved,
     with a warning. A token beyond what the head can give has log-probability -inf.
     """
+    sums = _each(policy, prompts_ids, responses_ids, batch_size, _sum)
+    return [(sums.get(i, 0.0), len(response)) for i, response in enumerate(responses_ids)]
+
+
+def token_entropies(
+    policy: Policy,
+    prompts_ids: Sequence[Sequence[int]],
+    responses_ids: Sequence[Sequence[int]],
+    batch_size: int,
+) -> list[list[float]]:
+    """Entropy (nats) of the law that each token of each response was drawn from, at temperature 1: `[R][T]`."""
+    found = _each(policy, prompts_ids, responses_ids, batch_size, lambda logits_TV, _: entropy(logits_TV).tolist())
+    return [found.get(i, []) for i in range(len(responses_ids))]
+
+
+def _each(
+    policy: Policy,
+    prompts_ids: Sequence[Sequence[int]],
+    responses_ids: Sequence[Sequence[int]],
+    batch_size: int,
+    read: Callable[[torch.Tensor, Sequence[int]], T],
+) -> dict[int, T]:
+    """What `read` makes of the logits `[T, V]` and the tokens of each response that has any, by its place."""
     assert len(prompts_ids) == len(responses_ids)
     assert all(prompts_ids), "a prompt without tokens"
-    results: dict[int, tuple[float, int]] = {i: (0.0, 0) for i, ids in enumerate(responses_ids) if not ids}
+    results: dict[int, T] = {}
     # Neighbours are of a length, so that little is padding; the longest first, so that memory runs out at once.
     waiting = sorted(
-        (i for i in range(len(responses_ids)) if i not in results),
+        (i for i, ids in enumerate(responses_ids) if ids),
         key=lambda i: -len(prompts_ids[i]) - len(responses_ids[i]),
     )
     while waiting:
-        batch = waiting[:batch_size]
+        batch = waiting[: min(batch_size, _num_rows(policy, prompts_ids, responses_ids, waiting[0]))]
         try:
-            sums = _forward(policy, [prompts_ids[i] for i in batch], [responses_ids[i] for i in batch])
+            values = _forward(policy, [prompts_ids[i] for i in batch], [responses_ids[i] for i in batch], read)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            batch_size = halved(batch_size, f"policy {policy.name!r}", error)
+            batch_size = halved(len(batch), f"policy {policy.name!r}", error)
             continue
-        results |= {i: (value, len(responses_ids[i])) for i, value in zip(batch, sums, strict=True)}
-        waiting = waiting[batch_size:]
-    return [results[i] for i in range(len(responses_ids))]
+        results |= dict(zip(batch, values, strict=True))
+        waiting = waiting[len(batch) :]
+    return results
+
+
+def _num_rows(
+    policy: Policy, prompts_ids: Sequence[Sequence[int]], responses_ids: Sequence[Sequence[int]], longest: int
+) -> int:
+    """Rows no longer than the longest whose logits a batch may hold; at least 1."""
+    num_tokens = len(prompts_ids[longest]) + len(responses_ids[longest])
+    return max(1, MOST_LOGITS // (num_tokens * int(policy.model.config.get_text_config(decoder=True).vocab_size)))
 
 
 def response_ids(policy: Policy, text: str, finish_reason: str) -> list[int]:
@@ -101,8 +136,13 @@ def _row_means(values_PS: Floats) -> Floats:
 
 
 @torch.inference_mode()
-def _forward(policy: Policy, prompts_ids: list[Sequence[int]], responses_ids: list[Sequence[int]]) -> list[float]:
-    """Summed log-probabilities of a batch: one forward pass over prompts and responses, padded on the right."""
+def _forward(
+    policy: Policy,
+    prompts_ids: list[Sequence[int]],
+    responses_ids: list[Sequence[int]],
+    read: Callable[[torch.Tensor, Sequence[int]], T],
+) -> list[T]:
+    """What `read` makes of a batch: one forward pass over prompts and responses, padded on the right."""
     rows = [[*prompt, *response] for prompt, response in zip(prompts_ids, responses_ids, strict=True)]
     width = max(map(len, rows))
     device = policy.model.device
@@ -119,7 +159,7 @@ def _forward(policy: Policy, prompts_ids: list[Sequence[int]], responses_ids: li
         logits_BTV = model(**inputs, use_cache=False).logits[:, first:]
     starts = [len(prompt) - 1 - first for prompt in prompts_ids]
     return [
-        _sum(logits_TV[start : start + len(response)], response)
+        read(logits_TV[start : start + len(response)], response)
         for logits_TV, start, response in zip(logits_BTV, starts, responses_ids, strict=True)
     ]
 

@@ -59,6 +59,18 @@ def draw_tokens(probabilities_RV: torch.Tensor, u_R: Floats) -> Integers:
     return tokens_R
 
 
+def draw_distinct(weights_O: Floats, u_O: Floats, number: int) -> list[int]:
+    """Places of up to `number` options, drawn one after the other in proportion to their weights, none twice.
+
+    By Gumbel top-k (Kool et al. 2019), with a number in [0, 1) for each. An option of weight 0 is never drawn.
+    """
+    with np.errstate(divide="ignore"):
+        keys_O = np.log(weights_O) - np.log(-np.log(u_O + 2.0**-53))
+    order = np.argsort(-keys_O, kind="stable")[:number]
+    places: list[int] = order[weights_O[order] > 0].tolist()
+    return places
+
+
 def sample_tokens(
     logits_RV: torch.Tensor,
     sampling: Sampling,
@@ -71,11 +83,9 @@ def sample_tokens(
 
     The tokens are the same: rows do not depend on each other. Arguments and errors are those of the two.
     """
-    num_rows, size = logits_RV.shape
-    num = torch.get_num_threads() * max(1, IN_CACHE // size)
-    if num_rows <= num or logits_RV.device.type != "cpu":
+    blocks = _blocks(logits_RV)
+    if len(blocks) == 1:
         return draw_tokens(probabilities(logits_RV, sampling, seen, source=source), u_R)
-    blocks = [slice(start, start + num) for start in range(0, num_rows, num)]
     laws = (probabilities(logits_RV[rows], sampling, seen and seen[rows], source=source) for rows in blocks)
     return np.concatenate([draw_tokens(law_RV, u_R[rows]) for law_RV, rows in zip(laws, blocks, strict=True)])
 
@@ -84,19 +94,31 @@ def log_probabilities(logits_RV: torch.Tensor, tokens_R: Integers) -> torch.Tens
     """Log-probability of each row's token under softmax(logits): `[R]`, float64, nats.
 
     It is that of the whole vocabulary at temperature 1, whatever the token was drawn from. Logits that `probabilities`
-    refuses give NaN.
+    refuses give NaN. On a CPU a few rows are read at a time, as by `sample_tokens`.
     """
     tokens_R1 = torch.from_numpy(tokens_R).to(logits_RV.device).unsqueeze(1)
-    return torch.log_softmax(logits_RV.double(), dim=-1).gather(1, tokens_R1).squeeze(1)
+    parts = [
+        torch.log_softmax(logits_RV[rows].double(), dim=-1).gather(1, tokens_R1[rows]) for rows in _blocks(logits_RV)
+    ]
+    return torch.cat(parts).squeeze(1)
+
+
+def _blocks(logits_RV: torch.Tensor) -> list[slice]:
+    """Rows that are read together: on a CPU as many as its cache holds, elsewhere all."""
+    num_rows, size = logits_RV.shape
+    num = torch.get_num_threads() * max(1, IN_CACHE // size)
+    if num_rows <= num or logits_RV.device.type != "cpu":
+        return [slice(None)]
+    return [slice(start, start + num) for start in range(0, num_rows, num)]
 
 
 def entropy(logits_RV: torch.Tensor) -> torch.Tensor:
     """Entropy of softmax(logits) over the whole vocabulary, at temperature 1: `[R]`, float64, nats.
 
-    Logits that `probabilities` refuses give NaN.
+    Logits that `probabilities` refuses give NaN. On a CPU a few rows are read at a time, as by `sample_tokens`.
     """
-    entropy_R: torch.Tensor = torch.special.entr(torch.softmax(logits_RV.double(), dim=-1)).sum(dim=-1)
-    return entropy_R
+    laws = (torch.softmax(logits_RV[rows].double(), dim=-1) for rows in _blocks(logits_RV))
+    return torch.cat([torch.special.entr(law_RV).sum(dim=-1) for law_RV in laws])
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:

@@ -69,7 +69,7 @@ def evaluate_pools(plan: Plan, console: Console | None = None) -> Evaluation:
 def evaluate_shard(plan: Plan, shard: Shard, console: Console | None = None) -> Path:
     """Sample and score a shard's prompts only, into its own folder, which `evaluate` takes over later.
 
-    Guided methods whose target is the whole pool's quantile are left to `evaluate`.
+    Guided methods whose target or threshold is the whole pool's quantile are left to `evaluate`.
     """
     folder = shard.folder(Path(plan.config.output_dir))
     measure(plan, folder, shard.indices(len(plan.rows)), console)

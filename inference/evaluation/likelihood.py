@@ -13,7 +13,7 @@ from iama.arrays import Floats
 from iama.config.files import EvaluationConfig
 from iama.config.specs import Sampling
 from iama.machines import Work
-from inference.engine.likelihood import sequence_log_probabilities
+from inference.engine.likelihood import sequence_log_probabilities, token_entropies
 from inference.engine.policy import Policy, PolicyFiles, load_policy, read_policy_files
 from inference.engine.responses import Pool, response_text
 from inference.evaluation.sources import Source
@@ -59,6 +59,42 @@ def likelihoods(load: Callable[[Source], Policy], judge: Source, batch_size: int
             yield place, [total if math.isfinite(total) else None for total, _ in sums]
 
     return work
+
+
+ENTROPY_SAMPLES = 4
+"""Samples of each prompt whose entropies are taken for a threshold that is a quantile."""
+
+
+def entropies(load: Callable[[Source], Policy], source: Source, batch_size: int) -> Work[Judged, list[list[float]]]:
+    """Entropies (nats) of the law of every token of responses, under the policy that drew them."""
+    policy = load(source)
+
+    def work(items: Sequence[Judged]) -> Iterator[tuple[int, list[list[float]]]]:
+        for place, (prompt, responses) in enumerate(items):
+            yield place, token_entropies(policy, [prompt] * len(responses), responses, batch_size)
+
+    return work
+
+
+def pool_entropies(
+    pool: Pool,
+    prompts_ids: Sequence[Sequence[int]],
+    path: Path,
+    judged: Work[Judged, list[list[float]]],
+    advance: Callable[[int], None],
+) -> list[list[float]]:
+    """Entropies of the tokens of each prompt's first `ENTROPY_SAMPLES` samples, a list a sample; kept by prompt."""
+    lines = read_lines(path)
+    responses = [[list(sample.token_ids) for sample in prompt.samples[:ENTROPY_SAMPLES]] for prompt in pool.prompts]
+    keys = [digest([prompt.prompt_id, rows]) for prompt, rows in zip(pool.prompts, responses, strict=True)]
+    missing = [i for i, key in enumerate(keys) if key not in lines]
+    advance(len(keys) - len(missing))
+    for place, found in judged([(list(prompts_ids[i]), responses[i]) for i in missing]) if missing else ():
+        key = keys[missing[place]]
+        lines[key] = {"key": key, "entropies": found}
+        append_line(path, lines[key])
+        advance(1)
+    return [row for key in keys for row in lines[key]["entropies"]]
 
 
 def is_plain(sampling: Sampling) -> bool:

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from iama.arrays import Floats
 from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
-from iama.config.specs import RewardSpec
+from iama.config.specs import RewardSpec, Sampling
 from iama.files import locked
 from iama.machines import Spread, Work, locally
 from iama.models.flops import ModelSize
@@ -34,7 +34,14 @@ from inference.evaluation.answers import (
     together,
     with_pool_target,
 )
-from inference.evaluation.likelihood import last_loaded, likelihoods, pool_log_probabilities, reference_source
+from inference.evaluation.likelihood import (
+    entropies,
+    last_loaded,
+    likelihoods,
+    pool_entropies,
+    pool_log_probabilities,
+    reference_source,
+)
 from inference.evaluation.measurements import Evaluation, GuidedAnswers, Measured, answers_name
 from inference.evaluation.plan import Plan
 from inference.evaluation.sources import Source
@@ -42,7 +49,8 @@ from inference.pools.engines import local_draw, spread_draw
 from inference.pools.fill import draw_alike, fill_pool
 from inference.pools.journal import digest
 from inference.pools.score import KnownScores, PoolScores, alone_at, reward_key, score_elsewhere, score_pool, scoring
-from inference.samplers.serve import needs_target, quantile_of
+from inference.samplers.serve import entropy_share_of, needs_target, quantile_of
+from inference.samplers.uncertainty import quantile_of_entropies, with_nats
 
 
 def measure_pools(plan: Plan, console: Console | None = None) -> Evaluation:
@@ -61,7 +69,7 @@ def measure(
     """Everything that needs a model, of the prompts at `indices`: pools, scores, guided answers, log-probabilities.
 
     Models work where `spread` says; functions, judges and what combines them with models stay in this process. Of a
-    part of the prompts no guided answers are given whose target is the whole pool's quantile. Raises what
+    part of the prompts no guided answers are given whose target or threshold is the whole pool's quantile. Raises what
     `measure_pools` raises.
     """
     with progress_bars(console) as progress:
@@ -69,7 +77,7 @@ def measure(
         measured = _pools(work)
         part = len(indices) < len(plan.rows)
         for method in (m for m in plan.methods if m.is_guided):
-            if part and needs_target(method, plan.config.sampling):
+            if part and _needs_pool(method, plan.config.sampling):
                 continue
             for source in plan.sources:
                 for criterion in (c for c in plan.config.criteria if c.name in source.criteria):
@@ -77,6 +85,11 @@ def measure(
                     measured.answers[key] = _answers(work, measured, source, criterion, method)
         _log_probabilities(work, measured)
     return Evaluation(plan, measured)
+
+
+def _needs_pool(method: Method, sampling: Sampling) -> bool:
+    """Whether the whole pool decides something of a guided method."""
+    return needs_target(method, sampling) or entropy_share_of(method, sampling) is not None
 
 
 @dataclass
@@ -250,6 +263,9 @@ def _answers(
     work: _Work, measured: Measured, source: Source, criterion: EvaluationCriterion, method: Method
 ) -> GuidedAnswers:
     """Answers of a guided method, each round by a seed of its own, and their gold."""
+    share = entropy_share_of(method, work.config.sampling)
+    if share is not None:
+        method = with_nats(method, quantile_of_entropies(_entropies(work, measured, source), share))
     if needs_target(method, work.config.sampling):
         quantile = quantile_of(method, work.config.sampling)
         method = with_pool_target(method, quantile, measured.scores[source.name, criterion.proxy].values_PS)
@@ -258,6 +274,17 @@ def _answers(
     return GuidedAnswers(
         method, together([pool for pool, _ in rounds]), np.concatenate(golds, axis=1) if golds else None
     )
+
+
+def _entropies(work: _Work, measured: Measured, source: Source) -> list[list[float]]:
+    """Of the tokens of a policy's own samples."""
+    pool = measured.pools[source.name]
+    advance = add_bar(work.progress, f"entropies of {source.policy}", "prompts", len(pool.prompts))
+    path = work.folder / "entropies" / f"{source.file_name}.jsonl"
+    prompts_ids = [source.prompts_ids[i] for i in work.indices]
+    measuring = partial(entropies, last_loaded(), replace(source, prompts_ids=()), work.config.batch_size)
+    with locked(path):
+        return pool_entropies(pool, prompts_ids, path, partial(work.spread, measuring), advance)
 
 
 def _answer_round(

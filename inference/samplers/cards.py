@@ -44,6 +44,7 @@ from inference.samplers.segments import (
     draw_next,
     stacked_logits,
 )
+from inference.samplers.uncertainty import EntropyThreshold, measured_nats
 from inference.samplers.vllm_segments import VllmProposer
 
 ACCEPTANCE_STEP = 2**31  # of a proposal's random stream; its tokens use the steps below
@@ -61,8 +62,9 @@ class CardsSettings(Strict):
     """Reward that a finished response should have, in units of the reward (`calibrate_target` measures one)."""
     quantile: float | None = Field(None, gt=0, lt=1)
     """Where no target is given: the quantile of the policy's own rewards that is measured for it; null: 0.9."""
-    entropy_threshold: float | None = Field(3.0, ge=0)
-    """A segment ends before a token whose distribution has at least this entropy, in nats; null: never."""
+    entropy_threshold: EntropyThreshold = 3.0
+    """A segment ends before a token whose distribution has at least this entropy, in nats; null: never; quantile(0.9):
+    as many nats as one in ten of the policy's own tokens reach (`calibrate_entropy` measures them)."""
     min_segment: int = Field(4, ge=1)
     """Fewest tokens of a segment, unless the response ends with it."""
     max_segment: int = Field(64, ge=1)
@@ -70,6 +72,9 @@ class CardsSettings(Strict):
     start_weight: float = Field(0.5, ge=0, le=1)
     """Weight of the target in the threshold at the start (the paper's alpha); the empty response's reward has the
     rest."""
+    finish: Literal["length", "target"] = "length"
+    """What a finished response is compared with. length: the threshold of its length, as any segment is; target: the
+    target itself, however short it is (as published)."""
     acceptance: Literal["soft", "hard"] = "soft"
     """soft: below the threshold too, with a probability that falls with the distance; hard: at or above it only."""
     acceptance_temperature: float = Field(0.7, gt=0)
@@ -196,6 +201,7 @@ class Cards:
     def __post_init__(self) -> None:
         if self.settings.target is None:
             raise ConfigError("CARDS has no target reward; set `target`, or take what calibrate_target measures")
+        measured_nats(self.settings.entropy_threshold, "CARDS")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size = {self.batch_size} decodes nothing; use 1 or more")
 
@@ -229,7 +235,7 @@ class Cards:
 
     def _proposer(self, rule: _Rule) -> Proposer[SegmentRequest]:
         if isinstance(self.policy, VllmPolicy):
-            return VllmProposer(self.policy, self.sampling, rule, self.settings.entropy_threshold)
+            return VllmProposer(self.policy, self.sampling, rule, rule.nats)
         return RowProposer(self.policy, self.sampling, rule)
 
     def _warn_of_forced(self, completions: Sequence[Completion]) -> None:
@@ -277,6 +283,7 @@ class _Rule:
     def __init__(self, sampler: Cards, batch_size: int) -> None:
         settings = sampler.settings
         self._settings, self._sampling = settings, sampler.sampling
+        self.nats = measured_nats(settings.entropy_threshold, "CARDS")
         self._source = f"policy {sampler.policy.name!r}"
         self.max_proposals = settings.max_proposals
         self.num_parallel = min(settings.parallel_proposals, batch_size)
@@ -297,9 +304,9 @@ class _Rule:
 
     def ends(self, proposals: Sequence[Proposal]) -> list[bool]:
         """Whether the next token is uncertain."""
-        if self._settings.entropy_threshold is None:
+        if self.nats is None:
             return [False] * len(proposals)
-        is_uncertain: list[bool] = (entropy(stacked_logits(proposals)) >= self._settings.entropy_threshold).tolist()
+        is_uncertain: list[bool] = (entropy(stacked_logits(proposals)) >= self.nats).tolist()
         return is_uncertain
 
     def judge(self, request: SegmentRequest) -> Kept | FirstTokens:
@@ -319,5 +326,8 @@ class _Rule:
 
     def _threshold(self, proposal: Proposal) -> float:
         """Reward that the response should have with a proposal."""
+        if proposal.finish_reason and self._settings.finish == "target":
+            assert self._settings.target is not None
+            return self._settings.target
         start_reward = proposal.request.start_reward
         return self._settings.threshold(start_reward, len(proposal.response), self._sampling.max_new_tokens)

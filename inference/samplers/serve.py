@@ -44,6 +44,7 @@ from inference.engine.policy import AnyPolicy, VllmPolicy
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.base import Sampler
 from inference.samplers.best_of import SelectionSampler
+from inference.samplers.blockwise import Blockwise, BlockwiseSettings
 from inference.samplers.cards import (
     QUANTILE,
     Cards,
@@ -53,8 +54,10 @@ from inference.samplers.cards import (
     rejection_settings,
 )
 from inference.samplers.ggro import Ggro, GgroSettings
+from inference.samplers.redraw import Redraw, RedrawSettings
 from inference.samplers.sea import Sea, SeaSettings
 from inference.samplers.stopped import StoppedSampler
+from inference.samplers.uncertainty import KEY, EntropyQuantile, calibrate_entropy, with_nats
 from inference.selection.itp import ItpSettings, itp_rule
 from inference.selection.lstat import lstat_rule
 from inference.selection.mbr import MbrSettings, mbr_rule
@@ -85,12 +88,16 @@ class MakeSampler(Protocol):
 
 
 class GuidedEntry(NamedTuple):
-    """A guided sampler: its settings, its class, an example of settings, and defaults that depend on the sampling."""
+    """A guided sampler: its settings, its class, an example of settings, and defaults that depend on the sampling.
+
+    `places` are settings that may be written by their place.
+    """
 
     settings: type[Strict]
     sampler: MakeSampler
     example: str = ""
     defaults: Callable[[Sampling], dict[str, Any]] | None = None
+    places: tuple[str, ...] = ()
 
 
 class RuleEntry(NamedTuple):
@@ -119,6 +126,8 @@ SAMPLERS: dict[str, GuidedEntry] = {
     "rejection": GuidedEntry(CardsSettings, Cards, "target=1.5", _whole_responses),
     "args": GuidedEntry(ArgsSettings, Args, "top_k=10"),
     "ggro": GuidedEntry(GgroSettings, Ggro, "num_candidates=8"),
+    "blockwise": GuidedEntry(BlockwiseSettings, Blockwise, "4, first=distinct", places=("m",)),
+    "redraw": GuidedEntry(RedrawSettings, Redraw, "4, 8, 2", places=("n0", "rounds", "width")),
     "sea": GuidedEntry(SeaSettings, Sea, "num_steps=50"),
 }
 """Guided samplers by the name of their method."""
@@ -133,7 +142,7 @@ RULES: dict[str, RuleEntry] = {
 
 def read_method(text: str) -> Method:
     """Read a method as people write it; raises `ConfigError` as `parse_method` does. Its settings are not checked."""
-    forms = {name: Form("guided", entry.example) for name, entry in SAMPLERS.items()}
+    forms = {name: Form("guided", entry.example, entry.places) for name, entry in SAMPLERS.items()}
     forms |= {name: Form("rule", entry.example, _required(entry.settings)) for name, entry in RULES.items()}
     return parse_method(text, forms)
 
@@ -185,6 +194,11 @@ def check_vllm_serves(method: Method, source: str) -> None:
         raise ConfigError(
             f"{source}: method {method.text!r} needs this package's own engine; write engine: transformers, or "
             f"{', '.join(ON_VLLM)} or a method that selects among whole samples, e.g. bon(8)"
+        )
+    threshold = method.settings.get(KEY)
+    if method.is_guided and isinstance(threshold, str):
+        raise ConfigError(
+            f"{source}: method {method.text!r}: vLLM tells no entropies of which {threshold} could be taken; write nats"
         )
 
 
@@ -303,6 +317,12 @@ def quantile_of(method: Method, sampling: Sampling) -> float:
     return QUANTILE if quantile is None else float(quantile)
 
 
+def entropy_share_of(method: Method, sampling: Sampling) -> float | None:
+    """The quantile of the policy's own entropies that a guided method's threshold is; None where it has its nats."""
+    threshold = getattr(settings_of(method, sampling), KEY, None) if method.is_guided else None
+    return threshold.share if isinstance(threshold, EntropyQuantile) else None
+
+
 def dial_of(method: Method) -> tuple[str, ...]:
     """The settings that a guided method's dial sets, in the order that a value names them; none without a dial.
 
@@ -335,19 +355,25 @@ def with_target(
 ) -> tuple[Method, Cost]:
     """A method with a target or threshold, and what it cost to measure a missing one on these prompts.
 
-    Measured is what `calibrate_target` does; of a stopping rule, what it makes of the same samples. It is in no
-    completion's cost. A method that lacks none is given back as it is.
+    Measured is what `calibrate_target` does; of a stopping rule, what it makes of the same samples; of an entropy that
+    is a quantile, what `calibrate_entropy` does. It is in no completion's cost. A method that lacks none is given back
+    as it is.
     """
-    if not needs_target(method, sampling):
-        return method, Cost()
     # Another seed than the responses', since proposals begin with the same random numbers.
     how: Any = {"seed": seed + 1, "batch_size": CALIBRATION_BATCH}
+    spent = Cost()
+    share = entropy_share_of(method, sampling)
+    if share is not None:
+        nats, spent = calibrate_entropy(policy, prompts, sampling, quantile=share, **how)
+        method = with_nats(method, nats)
+    if not needs_target(method, sampling):
+        return method, spent
     if method.is_stopped:
         rewards, cost = calibration_rewards(policy, reward, prompts, sampling, **how)
-        return with_threshold(method, np.asarray(rewards)), cost
+        return with_threshold(method, np.asarray(rewards)), spent + cost
     quantile = quantile_of(method, sampling)
     target, cost = calibrate_target(policy, reward, prompts, sampling, quantile=quantile, **how)
-    return method.with_target(target), cost
+    return method.with_target(target), spent + cost
 
 
 # Stopping. -------------------------------------------------------------------------------------------------------

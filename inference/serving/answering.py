@@ -30,6 +30,7 @@ from inference.engine.random_streams import prompt_keys, stream_keys
 from inference.engine.responses import Response, pool_of, response_text
 from inference.samplers.base import Completion, Sampler, render_checked
 from inference.samplers.best_of import ScoredTexts, SelectionSampler, TextScorer, keep, number_and_choice
+from inference.samplers.blockwise import Blockwise
 from inference.samplers.cards import Cards
 from inference.samplers.ggro import Ggro
 from inference.samplers.guided import completion_of
@@ -240,7 +241,7 @@ class Answering:
                 return await self._select(asked, sampler)
             if isinstance(sampler, StoppedSampler):
                 return await self._stop(asked, sampler)
-            if isinstance(sampler, Cards | Ggro):
+            if isinstance(sampler, Blockwise | Cards | Ggro):
                 return await self._guide(asked, sampler)
         with _failing(partial(_guide_failed, asked.ask.policy, str(asked.ask.criterion))):
             completion = await self._whole.run(partial(self._sample_whole, asked), partial(_begin, asked))
@@ -257,16 +258,20 @@ class Answering:
         is_single = asked.kind == "single"
         watch = _Watch(asked, TextPieces(asked.policy, asked.ask.sampling) if is_single else None)
         samples, cost = await self._draw(asked, watch, 0, rule.num_draws(number))
-        (drawn,) = pool_of([asked.ask.prompt], [samples], [cost]).prompts
+        if watch.pieces is not None:
+            _tell(asked, Text(watch.pieces.rest(samples[0].text)))
         if asked.reward is not None:
-            samples, cost = await self._score(asked, samples, 0, must_rank=not is_single)
-            (drawn,) = pool_of([asked.ask.prompt], [samples], [drawn.cost + cost]).prompts
+            samples, scoring = await self._score(asked, samples, 0, must_rank=not is_single)
+            cost += scoring
+        (drawn,) = pool_of([asked.ask.prompt], [samples], [cost]).prompts
         choose = partial(keep, rule, drawn, rule.is_capped(number), choice)
         if rule.utility is None:
             completion = choose()
         else:  # which compares all texts, and may be somebody's own
-            completion = await self._choosing.run(lambda _: choose())
-        _tell(asked, Text(watch.pieces.rest(completion.text) if watch.pieces else completion.text))
+            with _failing(lambda _: AnswerError(f"{asked.ask.method.name} could not compare the candidates")):
+                completion = await self._choosing.run(lambda _: choose())
+        if watch.pieces is None:
+            _tell(asked, Text(completion.text))
         return completion
 
     async def _stop(self, asked: _Asked, sampler: StoppedSampler) -> Completion:
@@ -343,7 +348,7 @@ class Answering:
 
     # Guided. -----------------------------------------------------------------------------------------------------
 
-    async def _guide(self, asked: _Asked, sampler: Cards | Ggro) -> Completion:
+    async def _guide(self, asked: _Asked, sampler: Blockwise | Cards | Ggro) -> Completion:
         ask, reward, criterion = asked.ask, asked.reward, asked.ask.criterion
         assert reward is not None
         assert criterion is not None
@@ -380,7 +385,7 @@ class Answering:
 
     def _guide_alone(
         self,
-        sampler: Cards | Ggro,
+        sampler: Blockwise | Cards | Ggro,
         begin: Callable[[], Any],
         watch: _GuidedWatch,
         asker: asyncio.AbstractEventLoop,
@@ -568,7 +573,7 @@ def _kind(sampler: Sampler) -> str:
         return "single" if rule_of(sampler.operator).name == "identity" else "selection"
     if type(sampler) is StoppedSampler:
         return "stopped"
-    return "guided" if type(sampler) in (Cards, Ggro) else "whole"
+    return "guided" if type(sampler) in (Blockwise, Cards, Ggro) else "whole"
 
 
 def _policy_lane(asked: _Asked) -> tuple[str, str]:

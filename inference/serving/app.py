@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -53,8 +54,7 @@ def make_app(config: ServeConfig, plan: ServePlan, service: Service) -> Any:
     for path, route in zip(ROUTES, (*gets, *posts), strict=True):
         app.add_api_route(path, route, methods=["GET" if route in gets else "POST"], response_model=None)
     app.add_exception_handler(RefusedError, _refused)
-    for status in (404, 405):
-        app.add_exception_handler(status, _no_route)
+    app.add_exception_handler(HTTPException, _no_route)
     layered: Any = KeyGuard(app, keyring=Keyring(plan.keys))
     if config.cors:
         layered = CORSMiddleware(
@@ -118,11 +118,11 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses."""
     assert isinstance(error, HTTPException)
-    is_there = error.status_code == 405
-    told = f"{request.method} is no way to ask this route" if is_there else "There is no such route here"
-    refusal = RefusedError(error.status_code, f"{told}; the routes are {', '.join(ROUTES)}", None, "not_found")
-    return _refusal(refusal)
+    told = {404: "There is no such route here", 405: f"{request.method} is no way to ask this route"}
+    said = told.get(error.status_code, f"The request is refused ({HTTPStatus(error.status_code).phrase})")
+    return _refusal(RefusedError(error.status_code, f"{said}; the routes are {', '.join(ROUTES)}", None, "not_found"))
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class ClusterFigures:
     sampling: dict[str, list[float]]
     alone: list[float]
     """Seconds of the samples in one process without Ray."""
+    num_prompts: int
 
     def entries(self) -> list[Entry]:
         """The ratios with bars."""
@@ -48,8 +50,10 @@ class ClusterFigures:
 
 def measure(world: Path, setting: Setting) -> ClusterFigures:
     """Rounds of each; workers are started and loaded before the clock starts."""
-    num_rounds = setting.num_guided_rounds
-    rows: list[Row] = load_prompts(world / "prompts-test.jsonl")[: 2 * setting.num_prompts]
+    warnings.filterwarnings("ignore", message=".*only the end tokens are used")  # their length is set here
+    num_rounds = setting.num_cluster_rounds
+    # So many that the blocks of two workers fill a batch, as those of one do: else the batches would be compared.
+    rows: list[Row] = load_prompts(world / "prompts-train.jsonl")[: 8 * setting.num_prompts]
     sleeping = {str(number): _sleeping(number, num_rounds) for number in setting.sleepers}
     draw = partial(
         transformers_draw,
@@ -67,7 +71,7 @@ def measure(world: Path, setting: Setting) -> ClusterFigures:
             _sample(workers, draw, rows)
             sampling[str(number)] = [_sample(workers, draw, rows) for _ in range(num_rounds)]
     _sample(locally, draw, rows)
-    return ClusterFigures(sleeping, sampling, [_sample(locally, draw, rows) for _ in range(num_rounds)])
+    return ClusterFigures(sleeping, sampling, [_sample(locally, draw, rows) for _ in range(num_rounds)], len(rows))
 
 
 @contextmanager

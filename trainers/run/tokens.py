@@ -43,13 +43,15 @@ def round_trip(tokenizer: Any, prompt: Prompt) -> Finding | None:
 
 
 def begin(tokenizer: Any, prompt: Prompt, ids: Sequence[int]) -> Finding | None:
-    """Exactly one BOS, if the tokenizer has one and uses it, and if it does not open each turn."""
+    """Exactly one BOS, if the tokenizer has one and uses it; where it opens each turn, never two together."""
     bos = tokenizer.bos_token_id
-    if bos is None or bos == tokenizer.eos_token_id or _opens_turns(tokenizer, prompt):
+    if bos is None or bos == tokenizer.eos_token_id:
         return None
     remedy = "mend its chat_template.jinja, or the tokenizer's add_bos_token"
     if list(ids[:2]) == [bos, bos]:
         return Finding(True, f"a prompt begins with {tokenizer.bos_token!r} twice", remedy)
+    if _opens_turns(tokenizer, prompt):
+        return None
     if bos in ids[1:]:
         return Finding(False, f"{tokenizer.bos_token!r} also stands inside a prompt", remedy)
     if ids[:1] != [bos] and bos in tokenizer("a")["input_ids"][:1]:

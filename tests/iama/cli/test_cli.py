@@ -203,6 +203,10 @@ def test_generate_shows_the_segments_of_cards(run, tiny):
     assert " 16 reward calls" in spent[0]
     code, out, err = run(*asked, "--method", "cards(target=-9)", "--max-new-tokens", 12)
     assert "measuring" not in out
+    code, out, err = run(
+        *asked, "--method", "cards(target=-9, entropy_threshold=quantile(0.5))", "--max-new-tokens", 12
+    )
+    assert "cost of measuring the entropy threshold: " in out
 
 
 @pytest.mark.parametrize(

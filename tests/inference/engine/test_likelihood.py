@@ -8,6 +8,7 @@ import torch
 
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning
+from inference.engine import likelihood
 from inference.engine.decode import decode
 from inference.engine.likelihood import fluency, fluency_z, response_ids, sequence_log_probabilities
 from inference.engine.next_token import log_probabilities
@@ -115,6 +116,21 @@ def test_halves_its_batch_where_memory_runs_out(policy64, exchanges):
     with pytest.warns(IamaWarning, match="out of memory with 4 rows"):
         found = sequence_log_probabilities(small, *exchanges, 4)
     np.testing.assert_allclose(found, sequence_log_probabilities(policy64, *exchanges, 8), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [0.5, 1, 3])
+def test_a_large_vocabulary_makes_small_batches_of_the_same_values(policy64, exchanges, monkeypatch, rows):
+    expected = sequence_log_probabilities(policy64, *exchanges, 64)
+    longest = max(len(prompt) + len(response) for prompt, response in zip(*exchanges, strict=True))
+    vocabulary = policy64.model.config.vocab_size
+    monkeypatch.setattr(likelihood, "MOST_LOGITS", int(rows * longest * vocabulary))
+    seen = []
+    forward = likelihood._forward
+    monkeypatch.setattr(likelihood, "_forward", lambda policy, *rest: seen.append(rest[0]) or forward(policy, *rest))
+    found = sequence_log_probabilities(policy64, *exchanges, 64)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert len(seen[0]) == max(1, int(rows))  # the longest; shorter ones may be more
+    assert sum(map(len, seen)) == sum(1 for response in exchanges[1] if response)
 
 
 def test_ids_from_text(policy64, prompts_ids):

@@ -158,6 +158,14 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary(logits_RV, data):
     np.testing.assert_allclose(np.exp(found_R.numpy()), expected_R, rtol=1e-12)
 
 
+def test_log_probabilities_are_the_same_whatever_is_read_together(monkeypatch):
+    logits_RV = torch.randn(50, 40)
+    tokens_R = np.arange(50) % 40
+    whole = log_probabilities(logits_RV, tokens_R)
+    monkeypatch.setattr(next_token, "IN_CACHE", 3 * 40)
+    assert torch.equal(log_probabilities(logits_RV, tokens_R), whole)
+
+
 def test_log_probabilities_keep_their_digits_and_show_damage():
     """What is too small for a float32, or for its probability to be told from 0, has its logarithm."""
     logits_RV = torch.tensor([[800.0, 0.0], [0.5, 0.25], [0.0, torch.inf], [torch.nan, 0.0]], dtype=torch.bfloat16)

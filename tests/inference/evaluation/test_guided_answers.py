@@ -12,6 +12,7 @@ from iama.config.files import EvaluationConfig
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import RunError
 from iama.rewards.load import load_reward
+from inference.engine.likelihood import token_entropies
 from inference.engine.policy import load_policy
 from inference.evaluation import answers as guided_draw
 from inference.evaluation.answers import with_pool_target
@@ -19,7 +20,7 @@ from inference.evaluation.combine import combine_evaluations
 from inference.evaluation.plan import make_plan
 from inference.evaluation.tables import load_tables
 from inference.pools import engines
-from inference.pools.file import read_pool
+from inference.pools.file import prompt_ids, read_pool
 from inference.report import render_html, write_report
 from inference.samplers.serve import needs_target, read_method, serve
 from inference.statistics.costs import UNITS
@@ -329,3 +330,28 @@ def test_a_sampler_s_file_is_read_where_it_is_found(config, tmp_path, monkeypatc
             for path in ("configs/samplers/mine.py", file)
         ]
     assert headers[0] == headers[1] != headers[2] == headers[3]
+
+
+def test_a_threshold_that_is_a_quantile_is_that_of_each_policys_pool(config, generated):
+    asked = "cards(entropy_threshold=quantile(0.8), target=0.1, min_segment=2, max_proposals=3)"
+    config = changed(config, methods=["bon", asked])
+    evaluate(config)
+    folder = Path(config.output_dir)
+    written = {}
+    plan = make_plan(config)
+    for source in plan.sources:
+        policy = load_policy(source.policy, source.spec)
+        pool = read_pool(folder / "pools" / f"{source.file_name}.jsonl")
+        samples = {prompt.prompt_id: prompt.samples[:4] for prompt in pool.prompts}
+        asked_ids = zip(source.prompts_ids, prompt_ids(plan.rows), strict=True)
+        rows = [(ids, list(sample.token_ids)) for ids, name in asked_ids for sample in samples[name]]
+        found = token_entropies(policy, [ids for ids, _ in rows], [row for _, row in rows], 8)
+        written[source.policy] = float(f"{np.quantile(np.concatenate(found), 0.8):.6g}")
+    headers = [read_pool(path).header for path in (folder / "answers").glob("*.jsonl")]
+    served = {header["policy"]["name"]: read_method(header["method"]).settings for header in headers}
+    assert {name: settings["entropy_threshold"] for name, settings in served.items()} == pytest.approx(
+        written, rel=1e-5
+    )
+    generated.clear()
+    evaluate(config)  # nothing is drawn again
+    assert not generated

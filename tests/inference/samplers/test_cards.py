@@ -73,6 +73,7 @@ def same(completion, answer):
 CASES = {
     "soft": (SETTINGS, SAMPLING),
     "hard": (having(acceptance="hard"), SAMPLING),
+    "finish": (having(finish="target"), SAMPLING),
     "parallel": (having(parallel_proposals=3), SAMPLING),
     "parallel hard": (having(parallel_proposals=3, acceptance="hard"), SAMPLING),
     "all at once": (having(parallel_proposals=7, acceptance="hard", target=2.0), SAMPLING),

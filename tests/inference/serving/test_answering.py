@@ -51,10 +51,17 @@ METHODS = (
     "rejection(target=0.5, max_proposals=4, parallel_proposals=2)",
     "ggro(num_candidates=3)",
     "ggro(num_candidates=3, score=exact, random_cuts=0.3, greedy=false)",
+    "blockwise(2, boundary=length, max_segment=4)",
+    "blockwise(3, first=tilted, boundary=entropy, min_segment=2)",
+    "redraw(2, 2)",
     "args(top_k=3)",
     "sea(num_steps=2, num_chains=2)",
 )
-WITH_GRADIENT = ("ggro(num_candidates=3)", "sea(num_steps=2, num_chains=2)")
+WITH_GRADIENT = (
+    "ggro(num_candidates=3)",
+    "blockwise(3, first=tilted, boundary=entropy, min_segment=2)",
+    "sea(num_steps=2, num_chains=2)",
+)
 
 
 def letters(completion) -> str:
@@ -247,7 +254,7 @@ def test_pieces_that_are_told_are_the_text(answering, method):
         assert "".join(event.text for event in events if isinstance(event, Text)) == completion.text
         assert all(event.text for event in events if isinstance(event, Text))
         kept = [event.segment for event in events if isinstance(event, SegmentKept)]
-        assert tuple(kept) == completion.trace
+        assert tuple(kept) == (() if method.startswith("redraw") else completion.trace)
         spent = [event.num_sampled for event in events if isinstance(event, Spent)]
         assert spent == sorted(spent)
         assert all(number <= answer.num_sampled for number in spent)
@@ -279,6 +286,20 @@ def test_what_a_reward_does_wrong_fails_that_ask_alone(policy, rewards, answerin
         assert "secret" not in str(got[mood])
         assert "another" not in str(got[mood])
     assert_nothing_is_left(state)
+
+
+def test_a_utility_that_fails_fails_that_ask_alone(answering, tmp_path):
+    file = tmp_path / "utility.py"
+    file.write_text("def broken(texts, others):\n    raise TypeError('/secret/path')\n")
+
+    async def go():
+        asks = [ask(f"mbr(4, 0.5, utility={file}:broken)"), ask("mbr(4, 0.5)")]
+        return await asyncio.gather(*map(answering.answer, asks), return_exceptions=True)
+
+    failed, well = asyncio.run(go())
+    assert type(failed) is AnswerError
+    assert str(failed) == "mbr could not compare the candidates"
+    assert well.completion.text
 
 
 def test_a_missing_score_is_no_failure_where_nothing_is_ranked(answering):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 import time
@@ -10,7 +11,10 @@ import httpx2
 import pytest
 
 from iama.rewards.function import reward_from_function
-from tests.inference.serving.served import error_of, events, server
+from inference.serving.answering import Answering
+from inference.serving.app import make_app
+from inference.serving.service import Service
+from tests.inference.serving.served import error_of, events, opened_plan, server
 
 HELLO = [{"role": "user", "content": "how to bake bread"}]
 KEYS = ("first-key-of-many-letters", "second-key-of-many-letters")
@@ -139,3 +143,19 @@ def test_rows_of_clients_that_hang_up_are_freed(raw_serving):
                 time.sleep(0.02)
         assert 'status="499"' in text
         assert served.http.post("/v1/chat/completions", json=long | {"n": 1}).status_code == 200
+
+
+def test_health_tells_of_an_engine_that_has_stopped(raw_serving):
+    plan, opened = opened_plan(raw_serving | {"methods": ["bon(2)"], "calibration": None})
+    engine = Answering(opened.policies, opened.rewards)
+    service = Service(opened.catalogue, opened.policies, engine, plan.config.limits)
+    app = make_app(plan.config, plan, service)
+
+    async def ask(path: str) -> int:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return (await client.get(path)).status_code
+
+    assert [asyncio.run(ask(path)) for path in ("/health", "/ready")] == [200, 200]
+    engine.close()
+    assert [asyncio.run(ask(path)) for path in ("/health", "/ready")] == [503, 503]

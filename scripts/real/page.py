@@ -1,0 +1,406 @@
+"""The page of the study, written from the units that are there: docs/results/real.md, its figure and its answers.
+
+python -m scripts.real.page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from iama.arrays import Floats
+from iama.files import write_atomically
+from iama.objective.estimators import group_value
+from iama.objective.operators import bon
+from inference.hedging.tune import tune
+from inference.selection.curves import curves
+from inference.statistics.hacking import hacking
+from inference.statistics.savings import Comparison, Savings, estimate_savings
+from scripts.experiments import frame
+from scripts.experiments.figures import BLUE, GREY, ORANGE, figure, label
+from scripts.experiments.frame import Claim, table
+from scripts.real import proxies
+from scripts.real.gold import LONG, SHORT
+from scripts.real.proxies import criteria_of
+from scripts.real.unit import BUDGET, METHODS, NUM_JUDGED, SAME_PROXY, Unit, read
+
+BAR, LOWEST = 4.0, 2.0
+"""Samples that IAMA is to save on both criteria of two pairs, and what the interval's lower end must exceed."""
+TITLES = {"base": "untrained base", "grpo": "linear GRPO", "iama": "IAMA", "told": "base, told", "only": "specialist"}
+UNITS = ("tokens", "flops", "seconds")
+NUM_BOOTSTRAP = 1000
+
+
+class Measured:
+    """What a unit's file says, as arrays by prompt and sample."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+        self.record = read(unit)
+
+    def proxy(self, criterion: str) -> Floats:
+        """Scores of what selects, `[P, S]`."""
+        return np.asarray(self.record["scores"][criterion], dtype=np.float64)
+
+    def gold(self, criterion: str) -> Floats:
+        """Scores of what judges, `[P, S]`; of the lengths both are one."""
+        scores = self.record["scores"]
+        return np.asarray(scores.get(f"{criterion}/gold", scores[criterion]), dtype=np.float64)
+
+    def array(self, name: str) -> Floats:
+        """Another figure, `[P, S]`."""
+        return np.asarray(self.record[name], dtype=np.float64)
+
+    @cached_property
+    def num_samples(self) -> int:
+        """Samples a prompt."""
+        return len(self.record["tokens"][0])
+
+    @cached_property
+    def budgets(self) -> list[int]:
+        """Numbers of samples of a curve: to a quarter of the pool."""
+        return list(range(1, max(BUDGET, self.num_samples // 4) + 1))
+
+    def curve(self, criterion: str, by: str = "gold") -> Floats:
+        """Value of Best-of-n, `[P, N]`."""
+        score_PS = self.gold(criterion) if by == "gold" else self.proxy(criterion)
+        return curves(self.proxy(criterion), score_PS, [bon(n) for n in self.budgets])
+
+    def kept(self, criterion: str, name: str, budget: int = BUDGET) -> Floats:
+        """Mean of another figure over what Best-of-n keeps of the samples that have it, `[P]`."""
+        values_PS = self.array(name)
+        return group_value(bon(budget), self.proxy(criterion)[:, : values_PS.shape[1]], values_PS)
+
+    def costs(self, budgets: Sequence[int]) -> dict[str, Floats]:
+        """What Best-of-n spends on each prompt, `[P, N]`, the prompt read once.
+
+        Seconds are those of drawing in large batches, shared out over the samples; a proxy's reading is in none.
+        """
+        n_1N = np.asarray(budgets, dtype=np.float64)[None]
+        once_P1 = np.asarray(self.record["prefill_tokens"], dtype=np.float64)[:, None]
+        each_P1 = self.array("tokens").mean(axis=1)[:, None]
+        whole_P1, prefill_P1 = (
+            np.asarray(self.record[k], dtype=np.float64)[:, None] for k in ("flops", "prefill_flops")
+        )
+        seconds_P1 = np.asarray(self.record["seconds"]["draw"], dtype=np.float64)[:, None]
+        return {
+            "tokens": once_P1 + n_1N * each_P1,
+            "flops": prefill_P1 + n_1N * (whole_P1 - prefill_P1) / self.num_samples,
+            "seconds": n_1N * np.full_like(seconds_P1, seconds_P1.mean()) / self.num_samples,
+        }
+
+
+class Study:
+    """The units that are there, by pair, policy and split."""
+
+    def __init__(self, units: Sequence[Unit]) -> None:
+        self.units = units
+        self.done = [Measured(unit) for unit in units if unit.is_done() and unit.policy != METHODS]
+        self.methods = {unit.pair: read(unit) for unit in units if unit.is_done() and unit.policy == METHODS}
+        self.missing = [unit for unit in units if not unit.is_done()]
+
+    def all(self, pair: str, policy: str, split: str = "test") -> list[Measured]:
+        """A policy's units, a seed each."""
+        return [m for m in self.done if (m.unit.pair, m.unit.policy, m.unit.split) == (pair, policy, split)]
+
+    def one(self, pair: str, policy: str, split: str = "test") -> Measured | None:
+        """The first seed's, if it is there."""
+        return next(iter(self.all(pair, policy, split)), None)
+
+    @property
+    def pairs(self) -> list[str]:
+        """Pairs with any unit."""
+        return list(dict.fromkeys(m.unit.pair for m in self.done))
+
+    def policies(self, pair: str) -> list[str]:
+        """Policies of a pair that are there, in the order of the units."""
+        return list(dict.fromkeys(m.unit.policy for m in self.done if m.unit.pair == pair and m.unit.split == "test"))
+
+
+def saved(trained: Sequence[Measured], references: Sequence[Measured], criterion: str, by: str = "gold") -> Savings:
+    """What references need for what trained policies reach with `BUDGET` samples; a seed each, or one for all."""
+    comparisons = []
+    for number, one in enumerate(trained):
+        other = references[min(number, len(references) - 1)]
+        refuse_mixed(one, other)
+        own = {unit: cost[:, 0] for unit, cost in one.costs([BUDGET]).items()}
+        theirs = other.costs(other.budgets)
+        value_PS = one.gold(criterion) if by == "gold" else one.proxy(criterion)
+        comparisons.append(
+            Comparison(
+                reference_PN=other.curve(criterion, by),
+                gold_PN=other.curve(criterion),
+                trained_P=group_value(bon(BUDGET), one.proxy(criterion), value_PS),
+                budget=BUDGET,
+                costs={unit: (theirs[unit], own[unit]) for unit in UNITS},
+            )
+        )
+    return estimate_savings(comparisons, num_bootstrap=NUM_BOOTSTRAP, seed=0)
+
+
+def refuse_mixed(first: Measured, second: Measured) -> None:
+    """End where two units were made from other models, prompts or proxies: they cannot be compared."""
+    theirs = [
+        [score for name in sorted(m.record["proxies"]) for score in m.record["proxies"][name]] for m in (first, second)
+    ]
+    same = {key: first.record[key] == second.record[key] for key in ("weights_sha256", "prompts")}
+    same["proxies"] = np.shape(theirs[0]) == np.shape(theirs[1]) and np.allclose(*theirs, rtol=0, atol=SAME_PROXY)
+    for key, is_same in same.items():
+        if not is_same:
+            raise SystemExit(
+                f"error: {first.unit.path} and {second.unit.path} differ in {key!r}, so they cannot be compared; "
+                "delete those of one machine and run the study again"
+            )
+
+
+# The page. ----------------------------------------------------------------------------------------------
+
+
+def write(units: Sequence[Unit]) -> Path:
+    """Write page, figure and answers; returns the page's path."""
+    study = Study(units)
+    is_published = units[0].scale.name == "full"
+    out = frame.PAGES / "real.md" if is_published else proxies.FOLDER / "report.md"
+    if units[0].pair == proxies.DATA:  # people's words are not ours to publish
+        out = proxies.FOLDER / "report-data.md"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    has_figure = lengths_figure(study, out.with_suffix(".svg"))
+    values = {
+        "scale": units[0].scale,
+        "study": study,
+        "claims": frame.claims_table(claims(study)),
+        "has_figure": has_figure,
+        "figure": out.with_suffix(".svg").name,
+        "answers": f"{out.stem}-answers.md",
+        "savings": savings_table,
+        "by_budget": values_table,
+        "quality": quality_table,
+        "hacked": hacking_table,
+        "by_method": methods_table,
+        "lengths": lengths_table,
+        "settings": settings_table,
+        "names": [unit.name for unit in study.missing],
+        "titles": PAIR_TITLES,
+        "targets": (SHORT, LONG),
+        "judged": NUM_JUDGED,
+        "budget": BUDGET,
+    }
+    write_atomically(out, frame.render("real/page", values))
+    write_atomically(out.with_name(f"{out.stem}-answers.md"), answers(study))
+    return out
+
+
+PAIR_TITLES = {
+    "length": f"Two lengths: {SHORT} words and {LONG}",
+    "audience": "Two audiences: a child and an expert",
+    "tone": "Two tones: encouraging and critical",
+    proxies.DATA: "What people preferred",
+}
+
+
+def title(policy: str) -> str:
+    """A policy in words."""
+    kind, _, criterion = policy.partition("-")
+    return f"{TITLES[kind]} ({criterion})" if criterion else TITLES[kind]
+
+
+def rivals(study: Study, pair: str, criterion: str) -> dict[str, list[Measured]]:
+    """What IAMA is compared with on a criterion, where it is there."""
+    found = {policy: study.all(pair, policy) for policy in ("base", "grpo", f"told-{criterion}")}
+    return {policy: measured for policy, measured in found.items() if measured}
+
+
+def claims(study: Study) -> list[Claim]:
+    """The bar that issue and study set themselves: two pairs whose criteria both save that much."""
+    met, told = [], []
+    for pair in study.pairs:
+        iama, base = study.all(pair, "iama"), study.all(pair, "base")
+        if not iama or not base:
+            continue
+        found = {criterion: saved(iama, base, criterion) for criterion in criteria_of(pair)}
+        holds = all(s.counts and s.ratio >= BAR and s.ci95 is not None and s.ci95[0] > LOWEST for s in found.values())
+        met.append(holds)
+        told.append(f"{pair}: " + ", ".join(f"{criterion} {frame.saved(s)}" for criterion, s in found.items()))
+    text = f"IAMA with {BUDGET} samples saves the base {BAR:g} times the samples on both criteria of two pairs, by gold"
+    bar = f"at least {BAR:g}, lower bound above {LOWEST:g}"
+    return [Claim(text, bar, "; ".join(told) or "nothing measured yet", sum(met) >= 2)]
+
+
+def savings_table(study: Study, pair: str) -> str:
+    """Savings of IAMA by criterion and rival, in every unit; empty where IAMA is not there yet."""
+    rows = []
+    iama = study.all(pair, "iama")
+    for criterion in criteria_of(pair) if iama else ():
+        for policy, references in rivals(study, pair, criterion).items():
+            found = saved(iama, references, criterion)
+            units = [_ratio(found, unit) for unit in UNITS]
+            note = "" if found.counts else "does not count: its gold falls"
+            rows.append([criterion, title(policy), frame.saved(found), *units, note])
+    return table("criterion | against | samples | tokens | FLOPs | seconds of drawing | ", rows) if rows else ""
+
+
+def _ratio(found: Savings, unit: str) -> str:
+    value = found.units.get(unit)
+    if value is None:
+        return "-"
+    interval = "" if value.ci95 is None else " ({:.2f} to {:.2f})".format(*value.ci95)
+    return f"{'> ' if found.censored else ''}{value.ratio:.2f}{interval}"
+
+
+def values_table(study: Study, pair: str) -> str:
+    """Gold by policy, criterion and number of samples, mean over seeds and prompts."""
+    budgets = [1, 2, 4, 8, 16, 32]
+    rows = []
+    for policy in study.policies(pair):
+        units = study.all(pair, policy)
+        for criterion in criteria_of(pair):
+            curve_N = np.mean([unit.curve(criterion).mean(axis=0) for unit in units], axis=0)
+            cells = [f"{curve_N[n - 1]:.3f}" if n <= len(curve_N) else "" for n in budgets]
+            rows.append([title(policy), criterion, *cells])
+    return table(["policy", "criterion", *(f"n = {n}" for n in budgets)], rows)
+
+
+def quality_table(study: Study, pair: str) -> str:
+    """What stands beside gold: of the answers that Best-of-4 keeps."""
+    rows = []
+    for policy in study.policies(pair):
+        units = study.all(pair, policy)
+        for criterion in criteria_of(pair):
+            kept = {
+                name: float(np.mean([unit.kept(criterion, name).mean() for unit in units]))
+                for name in ("words", "fluency", "repetition", "degenerate", "cut")
+            }
+            ratio = float(np.mean([unit.array("log_ratio").mean() for unit in units]))
+            cells = [f"{kept['words']:.0f}", f"{kept['fluency']:.2f}", f"{kept['repetition']:.3f}"]
+            cells += [f"{kept['degenerate']:.1%}", f"{kept['cut']:.0%}", f"{ratio:.1f}"]
+            rows.append([title(policy), criterion, *cells])
+    header = "policy | criterion | words | log-probability a token | repeated triples | degenerate | cut | KL, nats"
+    return table(header, rows)
+
+
+def lengths_table(study: Study) -> str:
+    """Quantiles of the lengths of single samples."""
+    rows = []
+    for policy in study.policies("length"):
+        words = np.concatenate([unit.array("words").ravel() for unit in study.all("length", policy)])
+        near = [np.mean(np.abs(words - target) <= 5) for target in (SHORT, LONG)]
+        quantiles = [f"{q:.0f}" for q in np.quantile(words, [0.05, 0.25, 0.5, 0.75, 0.95])]
+        rows.append([title(policy), *quantiles, *(f"{share:.0%}" for share in near)])
+    header = f"policy | 5 % | 25 % | median | 75 % | 95 % | within 5 words of {SHORT} | of {LONG}"
+    return table(header, rows)
+
+
+def hacking_table(study: Study, pair: str) -> str:
+    """Where the base's gold turns down as its proxy is pushed, and what HedgeTune chose on other prompts."""
+    rows = []
+    base, other = study.one(pair, "base"), study.one(pair, "base", "calibration")
+    for criterion in criteria_of(pair) if base is not None else ():
+        assert base is not None
+        curve_PN = base.curve(criterion)
+        found = hacking(curve_PN, base.budgets, num_bootstrap=NUM_BOOTSTRAP, seed=0)
+        if found is None or f"{criterion}/gold" not in base.record["scores"]:
+            continue
+        chosen = "" if other is None else tune(other.proxy(criterion), other.gold(criterion), "bon").written
+        onset = "none" if found.onset is None else f"{found.onset:g}"
+        rows.append([criterion, f"{found.peak_samples:g}", onset, f"{found.drop:.3f}", chosen])
+    return (
+        table("criterion | gold is highest at n | falls from n | drop at the end | HedgeTune chooses", rows)
+        if rows
+        else ""
+    )
+
+
+def methods_table(study: Study, pair: str) -> str:
+    """Gold and cost of every method; empty where its unit is not there yet."""
+    record = study.methods.get(pair)
+    if record is None:
+        return ""
+    rows = []
+    for row in record["rows"]:
+        name = row["method"] if row["samples"] is None else f"{row['method']}, n = {row['samples']}"
+        low, high = row["gold_ci95"] or (np.nan, np.nan)
+        gold = f"{row['gold']:.3f} ({low:.3f} to {high:.3f})"
+        costs = [f"{row[unit]:.0f}" for unit in ("policy_tokens", "reward_tokens", "sequential_steps")]
+        rows.append([row["criterion"], title(row["policy"]), f"`{name}`", gold, *costs, f"{row['seconds']:.1f}"])
+    return table("criterion | policy | method | gold | policy tokens | reward tokens | steps | seconds", rows)
+
+
+def settings_table(study: Study) -> str:
+    """Every training: steps, seconds, KL as the run logged it at its end."""
+    rows = []
+    for measured in study.done:
+        training = measured.record["training"]
+        if training:
+            alarms = ", ".join(training["alarms"]) or "none"
+            cells = [measured.unit.scale.steps, training["seconds"], f"{training['kl_per_token']:.3f}", alarms]
+            rows.append([measured.unit.name, *cells])
+    return table("unit | steps | seconds | KL, nats a token | alarms", rows) if rows else ""
+
+
+def lengths_figure(study: Study, path: Path) -> bool:
+    """Histograms of the lengths of single samples; False where there is nothing to show."""
+    shown = {"base": GREY, "grpo": ORANGE, "iama": BLUE}
+    found = {policy: study.all("length", policy) for policy in shown}
+    if not found["base"]:
+        return False
+    with figure(path, columns=3, size=(2.8, 2.4)) as axes:
+        for axis, (policy, units) in zip(axes, found.items(), strict=True):
+            words = np.concatenate([unit.array("words").ravel() for unit in units]) if units else np.zeros(0)
+            axis.hist(
+                words,
+                bins=np.arange(0, 92, 4),
+                weights=np.full(len(words), 1 / max(1, len(words))),
+                color=shown[policy],
+            )
+            for target in (SHORT, LONG):
+                axis.axvline(target, color="black", linewidth=0.8, linestyle=":")
+            label(axis, TITLES[policy], "words", "share of samples", legend=False)
+    return True
+
+
+def answers(study: Study) -> str:
+    """The first ten test prompts with what Best-of-4 keeps, unedited."""
+    parts = [
+        "# Ten prompts, unedited",
+        "",
+        "Written by `python -m scripts.real.page`. The first ten of the test split; of",
+    ]
+    parts[-1] += f" each policy's first {BUDGET} samples that which the criterion's proxy likes best."
+    for pair in study.pairs:
+        shown = [unit for policy in ("base", "grpo", "iama") if (unit := study.one(pair, policy)) is not None]
+        if not shown:
+            continue
+        parts += ["", f"## {PAIR_TITLES[pair]}"]
+        for number, prompt in enumerate(
+            shown[0].record["prompts"][: len(shown[0].record["answers"][criteria_of(pair)[0]])]
+        ):
+            parts += ["", f"### {prompt}", ""]
+            for criterion in criteria_of(pair):
+                for unit in shown:
+                    text = " ".join(unit.record["answers"][criterion][number].split())
+                    parts.append(f"- **{criterion}, {TITLES[unit.unit.policy]}:** {escaped(text)}")
+    return "\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """A model's words as Markdown shows them."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text)
+
+
+def main() -> None:
+    """Write docs/results/real.md from the units of the full scale that are there.
+
+    Example: python -m scripts.real.page
+    """
+    from scripts.real.study import units
+    from scripts.real.unit import SCALES
+
+    print(f"wrote {write(units(SCALES['full']))}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

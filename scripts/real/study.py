@@ -1,0 +1,148 @@
+"""The study: which units there are, how long they take, and running those that lack.
+
+    make real                   # small: the length pair on few prompts, within 45 minutes on two idle cores
+    make real SCALE=full        # what docs/results/real.md publishes: hours; resumable
+    python -m scripts.real.study --scale full --list
+    python -m scripts.real.study --scale full --only full-length-iama-0
+    python -m scripts.real.study --data harmless=hh_harmless_pairs.jsonl.gz
+
+Each unit that is done is kept, so a killed study goes on where it was. The page is written anew after each.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from iama.errors import IamaError
+from scripts.real import gold, page, proxies
+from scripts.real.gold import PAIRS
+from scripts.real.unit import METHODS, SCALES, Scale, Unit, run
+
+SEEDS = {"tiny": (0,), "small": (0,), "full": (0, 1)}
+"""Of training. Specialists and untrained policies have the first alone."""
+STEP_S, TOKENS_A_S, SCORED_A_S, MODEL_S, PROXY_S = 55.0, 700.0, 12.0, 30.0, 240.0
+"""On two idle cores: seconds a training step, tokens drawn and texts scored a second, seconds to start and to fit a
+proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
+MEAN_TOKENS, METHODS_S = 80, 2400.0
+"""Tokens of a sample, and a guess at the seconds of a unit of methods, which nobody has measured."""
+
+
+def units(scale: Scale) -> list[Unit]:
+    """All units of a scale, in the order in which they are worth most."""
+    small = scale.name != "full"
+    first, *more = SEEDS[scale.name]
+    found = []
+    for pair in ("length",) if small else PAIRS:
+        found += [Unit(pair, "base", first, scale)]
+        found += [Unit(pair, policy, first, scale) for policy in ("iama", "grpo")]
+        found += [Unit(pair, f"told-{name}", first, scale) for name in PAIRS[pair]]
+    if not small:
+        found += [Unit(pair, METHODS, first, scale) for pair in PAIRS if pair != "length"]
+        found += [Unit(pair, "base", first, scale, "calibration") for pair in PAIRS if pair != "length"]
+        found += [Unit(pair, policy, seed, scale) for seed in more for pair in PAIRS for policy in ("iama", "grpo")]
+        found += [Unit(pair, f"only-{name}", first, scale) for pair in PAIRS for name in PAIRS[pair]]
+    return found
+
+
+def data_units(scale: Scale) -> list[Unit]:
+    """Units of the criteria that people's preferences tell; with a single one, IAMA is trained for it alone."""
+    return [Unit(proxies.DATA, policy, SEEDS[scale.name][0], scale) for policy in ("base", "iama", "grpo")]
+
+
+def estimate(unit: Unit) -> float:
+    """Seconds that a unit takes on two idle cores, with what it needs and is not there yet left out."""
+    if unit.policy == METHODS:
+        return METHODS_S
+    samples = unit.scale.prompts * unit.num_samples
+    learned = sum(map(proxies.is_learned, unit.criteria)) * (2 if unit.pair == proxies.DATA else 1)
+    train = unit.scale.steps * STEP_S if unit.is_trained else 0.0
+    return MODEL_S + train + samples * MEAN_TOKENS / TOKENS_A_S + learned * samples / SCORED_A_S
+
+
+def preparation(waiting: Sequence[Unit]) -> float:
+    """Seconds of fitting the proxies that the units need and that are not there."""
+    needed = {c for unit in waiting for c in unit.criteria if proxies.is_learned(c)}
+    return PROXY_S * sum(not proxies.path_of(c).is_dir() for c in needed)
+
+
+def main(
+    scale: Annotated[str, typer.Option(help=f"{', '.join(SCALES)}.")] = "small",
+    only: Annotated[list[str] | None, typer.Option(help="The name of a unit to run. Repeatable.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Begin no unit that would not end within this time.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE: preferences as of HH-RLHF, studied in the place of the rest.")
+    ] = None,
+    list_units: Annotated[
+        bool, typer.Option("--list", help="Say what is done and what lacks, and run nothing.")
+    ] = False,
+) -> None:
+    """Run the units that lack, and write the page.
+
+    Example: make real
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    if scale not in SCALES:
+        sys.exit(f"error: --scale {scale!r}: write {', '.join(SCALES)}")
+    files = _files(data or [])
+    every = data_units(SCALES[scale]) if files else units(SCALES[scale])
+    names = {unit.name: unit for unit in every}
+    for name in only or []:
+        if name not in names:
+            sys.exit(f"error: --only {name!r} is no unit of --scale {scale}; --list shows them")
+    chosen = [names[name] for name in only] if only else every
+    waiting = [unit for unit in chosen if not unit.is_done()]
+    if list_units:
+        for unit in chosen:
+            console.print(f"{'done' if unit.is_done() else f'{estimate(unit) / 60:4.0f} min':8}  {unit.name}")
+    total = sum(map(estimate, waiting)) + preparation(waiting)
+    console.print(f"{len(chosen) - len(waiting)} of {len(chosen)} units are done; the others take about", end=" ")
+    console.print(f"{total / 60:.0f} minutes on two idle cores")
+    if list_units:
+        return
+    try:
+        _work(console, waiting, every, files, minutes)
+    except IamaError as error:
+        sys.exit(f"error: {error}")
+    console.print(f"wrote {page.write(every)}")
+
+
+def _work(
+    console: Console, waiting: Sequence[Unit], every: Sequence[Unit], files: dict[str, Path], minutes: float | None
+) -> None:
+    """Run units one after the other, the page after each; those that would not end within `minutes` are left."""
+    start = time.monotonic()
+    if files:
+        proxies.prepare_data(files)
+    for number, unit in enumerate(waiting, start=1):
+        spent = time.monotonic() - start
+        if minutes is not None and spent + estimate(unit) + preparation([unit]) > 60 * minutes:
+            console.print(f"{unit.name} would not end within --minutes {minutes:g}; left for another time")
+            continue
+        left = sum(map(estimate, waiting[number - 1 :])) + preparation(waiting[number - 1 :])
+        console.rule(f"{number}/{len(waiting)}  {unit.name}  about {left / 60:.0f} minutes left")
+        run(unit)
+        page.write(every)
+
+
+def _files(data: Sequence[str]) -> dict[str, Path]:
+    """Files of preferences by the names of their criteria; at most two, with names that no other criterion has."""
+    files = dict(text.partition("=")[::2] for text in data)
+    for name, file in files.items():
+        if not (name.isidentifier() and file) or hasattr(gold, name):
+            sys.exit(f"error: --data {name}={file}: write NAME=FILE with a new name, e.g. harmless=pairs.jsonl.gz")
+    if len(files) > 2 or len(files) < len(data):
+        sys.exit(f"error: --data {' '.join(data)}: give one file, or two with names of their own")
+    if len(files) == 1:
+        print(f"only {next(iter(files))} is told; with preferences for a second criterion the two could be in conflict")
+    return {name: Path(file) for name, file in files.items()}
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,125 @@
+"""The real-model study on a tiny model: units are written, read again, compared, and told on the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from iama.config.files import EvaluationConfig, TrainingConfig
+from iama.config.schema import load_config, validate
+from iama.config.specs import Sampling
+from inference.evaluation.evaluate import evaluate
+from inference.evaluation.plan import make_plan
+from scripts.experiments import frame
+from scripts.real import gold, methods, model, page, proxies, study, unit
+from scripts.real.unit import SCALES, Unit
+
+TINY = SCALES["tiny"]
+
+
+@pytest.fixture
+def home(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The study in a folder of its own, with a tiny policy and rewards where the real ones lie."""
+    monkeypatch.setattr(proxies, "FOLDER", tmp_path)
+    monkeypatch.setattr(proxies, "POLICY", tiny.policy)
+    monkeypatch.setattr(proxies, "home", lambda: dict.fromkeys(("train", "test", "calibration"), tiny.prompts))
+    monkeypatch.setattr(proxies, "path_of", lambda name: tiny.reward)
+    monkeypatch.setattr(proxies, "NUM_STEPS", 2)
+    monkeypatch.setattr(model, "build", lambda *_: {"weights_sha256": "of the tiny model"})
+    monkeypatch.setattr(unit, "RESULTS", {})
+    monkeypatch.setattr(proxies, "SAMPLING", Sampling(max_new_tokens=24))
+    monkeypatch.setattr(frame, "PAGES", tmp_path)
+    return tmp_path
+
+
+def test_the_units_have_names_of_their_own_and_the_small_scale_ends_in_time() -> None:
+    for name, scale in SCALES.items():
+        units = study.units(scale)
+        assert len({one.path for one in units}) == len(units)
+        assert all(study.estimate(one) <= 45 * 60 for one in units), name
+    assert sum(map(study.estimate, study.units(SCALES["small"]))) < 45 * 60
+    policies = {one.policy for one in study.units(SCALES["full"])}
+    assert {"base", "told-child", "grpo", "iama", "only-critical"} <= policies
+
+
+@pytest.mark.parametrize("policy", ["iama", "grpo", "only-child"])
+def test_every_training_is_the_same_but_for_its_objective(policy: str) -> None:
+    one = Unit("audience", policy, 1, SCALES["full"])
+    config = load_config("configs/real.yaml", TrainingConfig, unit.overrides(one))
+    plain = load_config("configs/real.yaml", TrainingConfig, [])
+    assert (config.kl, config.sampling, config.lora) == (plain.kl, plain.sampling, plain.lora)
+    assert config.trainer == plain.trainer
+    criteria = config.objective.criteria
+    assert [c.name for c in criteria] == (["child"] if policy == "only-child" else ["child", "expert"])
+    assert {str(c.operator) for c in criteria} == {"bon(4)" if policy == "iama" else "identity"}
+    assert sum(c.weight for c in criteria) == 1
+    assert plain.sampling == proxies.SAMPLING
+
+
+def test_the_units_of_the_configuration_are_those_of_the_study() -> None:
+    config = load_config("configs/real.yaml", TrainingConfig, [])
+    assert [c.name for c in config.objective.criteria] == list(gold.PAIRS["length"])
+
+
+@pytest.mark.slow
+def test_from_units_to_the_page(home: Path) -> None:
+    units = [Unit("length", "base", 0, TINY), Unit("length", "told-short", 0, TINY), Unit("audience", "base", 0, TINY)]
+    for one in units:
+        unit.run(one)
+    length, told, audience = (unit.read(one) for one in units)
+    assert np.shape(length["words"]) == np.shape(length["scores"]["short"]) == (4, TINY.base_samples)
+    assert np.shape(length["fluency"]) == (4, unit.NUM_JUDGED)
+    assert np.all(np.asarray(length["log_ratio"]) == 0)
+    assert np.any(np.asarray(told["log_ratio"]) != 0)
+    assert set(audience["scores"]) == {"child", "child/gold", "expert", "expert/gold"}
+    assert audience["words"] == length["words"]  # one pool for all pairs
+    assert all(one.is_done() and one.path.stat().st_size < 100_000 for one in units)
+    before = units[0].path.stat().st_mtime_ns
+    unit.run(units[0])  # not made twice
+    assert units[0].path.stat().st_mtime_ns == before
+
+    iama = Unit("length", "iama", 0, TINY)
+    _imitate_training(units[0], iama)
+    path = page.write([*units, iama, Unit("length", "grpo", 0, TINY)])
+    text = path.read_text()
+    assert "4 of 5 units are there. These are not: tiny-length-grpo-0" in text
+    assert "| short | untrained base |" in text
+    assert "**not met**" in text
+    assert "Pushing the learned proxies" in text
+    assert path.with_suffix(".svg").is_file()
+    assert "### how to bake bread" in path.with_name("report-answers.md").read_text()
+
+    iama.path.write_text(iama.path.read_text().replace("of the tiny model", "of another"))
+    with pytest.raises(SystemExit, match="differ in 'weights_sha256'"):
+        page.write([units[0], iama])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*none of which was accepted", "ignore:.*")
+def test_every_method_is_evaluated_and_told(home: Path, tiny: Any) -> None:
+    one = Unit("audience", "methods", 0, TINY)
+    raw = methods.configuration(one, tiny.prompts, home / "evaluation")
+    config = validate(raw, EvaluationConfig, "methods")
+    evaluate(make_plan(config))
+    found = methods.record_of(home / "evaluation")
+    told = {row["method"] for row in found["rows"]}
+    assert told == {"bon", "bop", *(method for method in methods.METHODS.values() if "(" in method)}
+    assert {row["criterion"] for row in found["rows"]} == {"child", "expert"}
+    one.path.parent.mkdir(parents=True, exist_ok=True)
+    one.path.write_text(unit.dumped({"version": unit.VERSION, "training": None, **found}))
+    text = page.write([Unit("audience", "base", 0, TINY), one]).read_text()
+    assert "1 of 2 units are there" in text
+
+
+def _imitate_training(source: Unit, target: Unit) -> None:
+    """A file of a trained unit, with the base's own samples: nothing is saved."""
+    record = unit.read(source)
+    record["unit"] |= {"policy": target.policy}
+    steps = {"value_by_step": {}, "kl_by_step": [], "alarms": []}
+    record["training"] = {"kl_per_token": 0.1, "beta": 0.02, "seconds": 9, **steps}
+    target.path.write_text(unit.dumped(record))
+    assert json.loads(target.path.read_text()) == record
