@@ -542,7 +542,7 @@ function makeSegments() {
   const meanings = { "": "a segment", forced: "none was accepted, the best is kept", nudge: "begun with a token that the reward proposed" };
   const items = Object.entries(meanings).map(([name, meaning]) => [name, make("li", {}, make("span", { class: `segment ${name}` }, "abc"), ` ${meaning}`)]);
   const element = make("div", { class: "segments" }, make("ul", { class: "key" }, ...items.map(([, item]) => item)));
-  element.append(make("details", {}, summary, make("div", { class: "wide" }, table)));
+  element.append(make("details", {}, summary, make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Segments" }, table)));
   let told = [];
   function clear() {
     told = [];
