@@ -296,7 +296,7 @@ of one step of `configs/demo.yaml` (one process). Those of the demo's own reward
 def cluster(figures: ClusterFigures) -> str:
     """What Ray adds, and what workers win."""
     slept = [[name, f"{milliseconds:.1f}"] for name, milliseconds in figures.milliseconds.items()]
-    sampled = [[name, median(seconds)] for name, seconds in figures.sampling.items()]
+    sampled = [[name, median(figures.sampling[name]), median(figures.bare[name])] for name in figures.sampling]
     return f"""
 ## Workers on a Ray cluster
 
@@ -307,11 +307,11 @@ what the wall clock has beyond that is the scheduler's, shown here for a block.
 
 {table(["workers that sleep", "milliseconds a block"], slept)}
 
-And for real, {NUM_SAMPLES} samples for each of {figures.num_prompts} prompts by the demo's policy, each worker with one
-thread. Blocks of up to two workers fill batches of {BATCH_SIZE} rows; those of four, which share two cores, do not. In
-one process without Ray they take {median(figures.alone)} seconds.
+And for real, {NUM_SAMPLES} samples for each of {figures.num_prompts} prompts by the demo's policy, in batches of at
+most {BATCH_SIZE} rows, each worker with one thread. Beside them are as many processes without Ray, each with its share
+of the prompts: they show what two cores allow.
 
-{table(["workers that sample", "seconds"], sampled)}
+{table(["workers, or processes", "seconds with Ray", "without"], sampled)}
 """
 
 

@@ -192,19 +192,19 @@ def test_what_kills_its_worker_is_done_again_and_then_given_up(at, tmp_path):
 
 @pytest.mark.slow
 def test_a_node_that_dies_at_any_time_loses_nothing(cluster, at):
-    """Twenty times; results are large enough to lie on the node that made them until they are fetched."""
-    rng, items, size = random.Random(5), list(range(24)), 200_000
+    """At moments spread over a round; results are large enough to lie on their node until they are fetched."""
+    rng, items, size, num_rounds = random.Random(5), list(range(24)), 200_000, 8
     num_killed = 0
     with ray_workers(at) as workers:
-        for _ in range(20):
+        for moment in range(num_rounds):
             victim = rng.choice([node for node in cluster.list_all_nodes() if node is not cluster.head_node])
-            killer = threading.Timer(rng.uniform(0.0, 0.4), cluster.remove_node, [victim, False])
+            killer = threading.Timer(0.4 * moment / num_rounds, cluster.remove_node, [victim, False])
             killer.start()
             assert sorted(workers(partial(work.squares, 0.02, size), items)) == square_of(items, size)
             killer.join()
             num_killed += victim not in cluster.list_all_nodes()
             cluster.add_node(num_cpus=1, wait=False)
-    assert num_killed == 20
+    assert num_killed == num_rounds
     cluster.wait_for_nodes()
 
 
