@@ -23,13 +23,13 @@ from rich.console import Console
 from iama.errors import IamaError
 from scripts.real import gold, page, proxies
 from scripts.real.gold import PAIRS
-from scripts.real.unit import METHODS, SCALES, Scale, Unit, run
+from scripts.real.unit import METHODS, NUM_JUDGED, SCALES, Scale, Unit, run
 
 SEEDS = {"tiny": (0,), "small": (0,), "full": (0, 1)}
 """Of training. Specialists and untrained policies have the first alone."""
-STEP_S, TOKENS_A_S, SCORED_A_S, MODEL_S, PROXY_S = 55.0, 700.0, 12.0, 30.0, 240.0
-"""On two idle cores: seconds a training step, tokens drawn and texts scored a second, seconds to start and to fit a
-proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
+STEP_S, TOKENS_A_S, SCORED_A_S, JUDGED_A_S, MODEL_S, PROXY_S = 55.0, 700.0, 12.0, 4.0, 30.0, 240.0
+"""On two idle cores: seconds a training step, tokens drawn, texts scored and texts judged by the base a second, seconds
+to start and to fit a proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
 MEAN_TOKENS, METHODS_S = 80, 2400.0
 """Tokens of a sample, and a guess at the seconds of a unit of methods, which nobody has measured."""
 
@@ -63,7 +63,8 @@ def estimate(unit: Unit) -> float:
     samples = unit.scale.prompts * unit.num_samples
     learned = sum(map(proxies.is_learned, unit.criteria)) * (2 if unit.pair == proxies.DATA else 1)
     train = unit.scale.steps * STEP_S if unit.is_trained else 0.0
-    return MODEL_S + train + samples * MEAN_TOKENS / TOKENS_A_S + learned * samples / SCORED_A_S
+    judged = (1 if unit.policy == "base" else 2) * unit.scale.prompts * NUM_JUDGED / JUDGED_A_S
+    return MODEL_S + train + judged + samples * MEAN_TOKENS / TOKENS_A_S + learned * samples / SCORED_A_S
 
 
 def preparation(waiting: Sequence[Unit]) -> float:

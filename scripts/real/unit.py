@@ -37,7 +37,7 @@ RESULTS = {"full": Path("docs/results/real")}
 """Where files go: those of the full scale are published and committed, others are not."""
 CONFIG = "configs/real.yaml"
 BUDGET = 4
-NUM_JUDGED = 16
+NUM_JUDGED = 8
 """Samples a prompt whose log-probabilities are taken."""
 NUM_SHOWN = 10
 """Prompts whose answers are kept as texts."""
@@ -61,7 +61,7 @@ class Scale:
 SCALES = {
     "tiny": Scale("tiny", 2, 4, 8, 16),
     "small": Scale("small", 12, 16, 32, 64),
-    "full": Scale("full", 32, 48, 64, 128),
+    "full": Scale("full", 32, 40, 64, 128),
 }
 
 
