@@ -26,7 +26,7 @@ from scripts.experiments.frame import Claim, table
 from scripts.real import proxies
 from scripts.real.gold import LONG, SHORT
 from scripts.real.proxies import criteria_of
-from scripts.real.unit import BUDGET, METHODS, NUM_JUDGED, SAME_PROXY, Unit, read
+from scripts.real.unit import BUDGET, METHODS, NUM_JUDGED, SAME_PROXY, SCALES, Unit, all_units, read
 
 BAR, LOWEST = 4.0, 2.0
 """Samples that IAMA is to save on both criteria of two pairs, and what the interval's lower end must exceed."""
@@ -396,10 +396,7 @@ def main() -> None:
 
     Example: python -m scripts.real.page
     """
-    from scripts.real.study import units
-    from scripts.real.unit import SCALES
-
-    print(f"wrote {write(units(SCALES['full']))}")
+    print(f"wrote {write(all_units(SCALES['full']))}")
 
 
 if __name__ == "__main__":

@@ -21,39 +21,14 @@ import typer
 from rich.console import Console
 
 from iama.errors import IamaError
-from scripts.real import gold, page, proxies
-from scripts.real.gold import PAIRS
-from scripts.real.unit import METHODS, SCALES, Scale, Unit, run
+from scripts.real import gold, methods, page, proxies
+from scripts.real.unit import METHODS, NUM_JUDGED, SCALES, Unit, all_units, data_units, run
 
-SEEDS = {"tiny": (0,), "small": (0,), "full": (0, 1)}
-"""Of training. Specialists and untrained policies have the first alone."""
-STEP_S, TOKENS_A_S, SCORED_A_S, MODEL_S, PROXY_S = 55.0, 700.0, 12.0, 30.0, 240.0
-"""On two idle cores: seconds a training step, tokens drawn and texts scored a second, seconds to start and to fit a
-proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
+STEP_S, TOKENS_A_S, SCORED_A_S, JUDGED_A_S, MODEL_S, PROXY_S = 55.0, 700.0, 12.0, 4.0, 30.0, 240.0
+"""On two idle cores: seconds a training step, tokens drawn, texts scored and texts judged by the base a second, seconds
+to start and to fit a proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
 MEAN_TOKENS, METHODS_S = 80, 2400.0
 """Tokens of a sample, and a guess at the seconds of a unit of methods, which nobody has measured."""
-
-
-def units(scale: Scale) -> list[Unit]:
-    """All units of a scale, in the order in which they are worth most."""
-    small = scale.name != "full"
-    first, *more = SEEDS[scale.name]
-    found = []
-    for pair in ("length",) if small else PAIRS:
-        found += [Unit(pair, "base", first, scale)]
-        found += [Unit(pair, policy, first, scale) for policy in ("iama", "grpo")]
-        found += [Unit(pair, f"told-{name}", first, scale) for name in PAIRS[pair]]
-    if not small:
-        found += [Unit(pair, METHODS, first, scale) for pair in PAIRS if pair != "length"]
-        found += [Unit(pair, "base", first, scale, "calibration") for pair in PAIRS if pair != "length"]
-        found += [Unit(pair, policy, seed, scale) for seed in more for pair in PAIRS for policy in ("iama", "grpo")]
-        found += [Unit(pair, f"only-{name}", first, scale) for pair in PAIRS for name in PAIRS[pair]]
-    return found
-
-
-def data_units(scale: Scale) -> list[Unit]:
-    """Units of the criteria that people's preferences tell; with a single one, IAMA is trained for it alone."""
-    return [Unit(proxies.DATA, policy, SEEDS[scale.name][0], scale) for policy in ("base", "iama", "grpo")]
 
 
 def estimate(unit: Unit) -> float:
@@ -63,7 +38,8 @@ def estimate(unit: Unit) -> float:
     samples = unit.scale.prompts * unit.num_samples
     learned = sum(map(proxies.is_learned, unit.criteria)) * (2 if unit.pair == proxies.DATA else 1)
     train = unit.scale.steps * STEP_S if unit.is_trained else 0.0
-    return MODEL_S + train + samples * MEAN_TOKENS / TOKENS_A_S + learned * samples / SCORED_A_S
+    judged = (1 if unit.policy == "base" else 2) * unit.scale.prompts * NUM_JUDGED / JUDGED_A_S
+    return MODEL_S + train + judged + samples * MEAN_TOKENS / TOKENS_A_S + learned * samples / SCORED_A_S
 
 
 def preparation(waiting: Sequence[Unit]) -> float:
@@ -91,7 +67,7 @@ def main(
     if scale not in SCALES:
         sys.exit(f"error: --scale {scale!r}: write {', '.join(SCALES)}")
     files = _files(data or [])
-    every = data_units(SCALES[scale]) if files else units(SCALES[scale])
+    every = data_units(SCALES[scale]) if files else all_units(SCALES[scale])
     names = {unit.name: unit for unit in every}
     for name in only or []:
         if name not in names:
@@ -127,7 +103,7 @@ def _work(
             continue
         left = sum(map(estimate, waiting[number - 1 :])) + preparation(waiting[number - 1 :])
         console.rule(f"{number}/{len(waiting)}  {unit.name}  about {left / 60:.0f} minutes left")
-        run(unit)
+        run(unit, methods.measure if unit.policy == METHODS else None)
         page.write(every)
 
 

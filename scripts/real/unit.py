@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ RESULTS = {"full": Path("docs/results/real")}
 """Where files go: those of the full scale are published and committed, others are not."""
 CONFIG = "configs/real.yaml"
 BUDGET = 4
-NUM_JUDGED = 16
+NUM_JUDGED = 8
 """Samples a prompt whose log-probabilities are taken."""
 NUM_SHOWN = 10
 """Prompts whose answers are kept as texts."""
@@ -61,7 +61,7 @@ class Scale:
 SCALES = {
     "tiny": Scale("tiny", 2, 4, 8, 16),
     "small": Scale("small", 12, 16, 32, 64),
-    "full": Scale("full", 32, 48, 64, 128),
+    "full": Scale("full", 32, 40, 64, 128),
 }
 
 
@@ -122,8 +122,36 @@ class Unit:
         return self.path.is_file() and json.loads(self.path.read_text(encoding="utf-8"))["version"] == VERSION
 
 
-def run(unit: Unit) -> Path:
-    """Do what the unit lacks, and write its file."""
+SEEDS = {"tiny": (0,), "small": (0,), "full": (0, 1)}
+"""Of training. Specialists and untrained policies have the first alone."""
+
+
+def all_units(scale: Scale) -> list[Unit]:
+    """All units of a scale, in the order in which they are worth most."""
+    small = scale.name != "full"
+    first, *more = SEEDS[scale.name]
+    found = []
+    for pair in ("length",) if small else gold.PAIRS:
+        found += [Unit(pair, "base", first, scale)]
+        found += [Unit(pair, policy, first, scale) for policy in ("iama", "grpo")]
+        found += [Unit(pair, f"told-{name}", first, scale) for name in gold.PAIRS[pair]]
+    if not small:
+        found += [Unit(pair, METHODS, first, scale) for pair in gold.PAIRS if pair != "length"]
+        found += [Unit(pair, "base", first, scale, "calibration") for pair in gold.PAIRS if pair != "length"]
+        found += [
+            Unit(pair, policy, seed, scale) for seed in more for pair in gold.PAIRS for policy in ("iama", "grpo")
+        ]
+        found += [Unit(pair, f"only-{name}", first, scale) for pair in gold.PAIRS for name in gold.PAIRS[pair]]
+    return found
+
+
+def data_units(scale: Scale) -> list[Unit]:
+    """Units of the criteria that people's preferences tell; with a single one, IAMA is trained for it alone."""
+    return [Unit(proxies.DATA, policy, SEEDS[scale.name][0], scale) for policy in ("base", "iama", "grpo")]
+
+
+def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None) -> Path:
+    """Do what the unit lacks, and write its file; `how` measures it, by default `measure`."""
     if unit.is_done():
         return unit.path
     proxies.ready()
@@ -133,12 +161,7 @@ def run(unit: Unit) -> Path:
     start = time.monotonic()
     training = _train(unit) if unit.is_trained else None
     trained_s = time.monotonic() - start
-    if unit.policy == METHODS:
-        from scripts.real import methods
-
-        measured = methods.measure(unit, files[unit.split])
-    else:
-        measured = measure(unit, files[unit.split])
+    measured = (how or measure)(unit, files[unit.split])
     record = {
         "version": VERSION,
         "unit": {"pair": unit.pair, "policy": unit.policy, "seed": unit.seed, "split": unit.split},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from iama.errors import DataError
-from scripts.real import proxies, study
+from scripts.real import proxies, study, unit
 from scripts.real.unit import SCALES, Unit, overrides
 
 
@@ -70,7 +70,7 @@ def test_a_proxy_a_gold_and_prompts_come_of_different_pairs(
     assert {path.name for path in tmp_path.glob("rm-*")} == {"rm-harmless", "rm-harmless-gold"}
     asked = {split: path.read_text().splitlines() for split, path in proxies.data_prompts().items()}
     assert [len(asked[split]) for split in ("train", "test")] == [18, 6]
-    (base, iama, _) = study.data_units(SCALES["full"])
+    (base, iama, _) = unit.data_units(SCALES["full"])
     assert base == Unit("data", "base", 0, SCALES["full"])
     assert base.path.parent == tmp_path / "units"
     assert any("rm-harmless-gold" in part for part in overrides(iama))
