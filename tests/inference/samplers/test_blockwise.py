@@ -194,7 +194,8 @@ def test_any_reward_but_for_a_gradient(policy_with_ends, vowels_end):
     for first in ("policy", "distinct"):
         for completion in answer(policy_with_ends, length, EVERY[2:], having(first=first)):
             assert completion.reward == len(completion.text)
-    with pytest.raises(ConfigError, match="blockwise needs the gradient of a reward, and 'length' is no classifier"):
+    told = r"blockwise needs the gradient of a reward, and 'length' is no classifier; use blockwise\(first=distinct"
+    with pytest.raises(ConfigError, match=told):
         answer(policy_with_ends, length, EVERY[2:], having(first="tilted"))
 
 
