@@ -42,6 +42,8 @@ from inference.samplers.segments import (
     stacked_logits,
 )
 
+DECIDE_AT = 0.8
+"""Share of the rows that wait for their score before any is scored: all m of a prompt begin together, and end so."""
 FIRST_STREAM = 2**61
 """Sample index of the stream that the first segment's first tokens are drawn with. Sample 0 is plain decoding."""
 SENTENCE_END = re.compile("(?:[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019\u00bb)\\]*_]*\\s*|\n\\s*)$")
@@ -147,7 +149,8 @@ class Blockwise:
     def loop(self, batch_size: int) -> SegmentLoop[BlockwiseRequest]:
         """What answers requests, as many side by side as this number of rows lets propose."""
         rule = _Rule(self, batch_size)
-        return SegmentLoop(RowProposer(self.policy, self.sampling, rule), rule, self.scores(), batch_size)
+        proposer = RowProposer(self.policy, self.sampling, rule)
+        return SegmentLoop(proposer, rule, self.scores(), batch_size, DECIDE_AT)
 
     def scores(self) -> Scores[BlockwiseRequest]:
         """The reward's side of the loop."""
