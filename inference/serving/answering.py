@@ -258,16 +258,20 @@ class Answering:
         is_single = asked.kind == "single"
         watch = _Watch(asked, TextPieces(asked.policy, asked.ask.sampling) if is_single else None)
         samples, cost = await self._draw(asked, watch, 0, rule.num_draws(number))
-        (drawn,) = pool_of([asked.ask.prompt], [samples], [cost]).prompts
+        if watch.pieces is not None:
+            _tell(asked, Text(watch.pieces.rest(samples[0].text)))
         if asked.reward is not None:
-            samples, cost = await self._score(asked, samples, 0, must_rank=not is_single)
-            (drawn,) = pool_of([asked.ask.prompt], [samples], [drawn.cost + cost]).prompts
+            samples, scoring = await self._score(asked, samples, 0, must_rank=not is_single)
+            cost += scoring
+        (drawn,) = pool_of([asked.ask.prompt], [samples], [cost]).prompts
         choose = partial(keep, rule, drawn, rule.is_capped(number), choice)
         if rule.utility is None:
             completion = choose()
         else:  # which compares all texts, and may be somebody's own
-            completion = await self._choosing.run(lambda _: choose())
-        _tell(asked, Text(watch.pieces.rest(completion.text) if watch.pieces else completion.text))
+            with _failing(lambda _: AnswerError(f"{asked.ask.method.name} could not compare the candidates")):
+                completion = await self._choosing.run(lambda _: choose())
+        if watch.pieces is None:
+            _tell(asked, Text(completion.text))
         return completion
 
     async def _stop(self, asked: _Asked, sampler: StoppedSampler) -> Completion:

@@ -329,13 +329,14 @@ def test_requests_of_all_kinds_enter_and_leave_at_any_step(policy64, prompts_ids
     samplings = [
         Sampling(max_new_tokens=12),
         Sampling(max_new_tokens=5, temperature=1.3),
+        Sampling(max_new_tokens=11, temperature=0.7),
         Sampling(max_new_tokens=20, stop=("e",)),
         Sampling(max_new_tokens=9, repetition_penalty=1.4, top_k=20),
     ]
     decoder = engine.Decoder(policy64, 6, is_fair=True)
     asked = []
     for i in range(14):
-        ids, sampling, number = prompts_ids[i % 3], samplings[i % 4], 1 + i % 5
+        ids, sampling, number = prompts_ids[i % 3], samplings[i % 5], 1 + i % 4
         streams = stream_keys(i, prompt_keys([ids]) * number, range(number))
         asked.append((engine.Samples(i, ids, streams, sampling), number))
     waiting, going, dropped, finished = list(asked), [], [], []

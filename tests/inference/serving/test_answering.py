@@ -288,6 +288,20 @@ def test_what_a_reward_does_wrong_fails_that_ask_alone(policy, rewards, answerin
     assert_nothing_is_left(state)
 
 
+def test_a_utility_that_fails_fails_that_ask_alone(answering, tmp_path):
+    file = tmp_path / "utility.py"
+    file.write_text("def broken(texts, others):\n    raise TypeError('/secret/path')\n")
+
+    async def go():
+        asks = [ask(f"mbr(4, 0.5, utility={file}:broken)"), ask("mbr(4, 0.5)")]
+        return await asyncio.gather(*map(answering.answer, asks), return_exceptions=True)
+
+    failed, well = asyncio.run(go())
+    assert type(failed) is AnswerError
+    assert str(failed) == "mbr could not compare the candidates"
+    assert well.completion.text
+
+
 def test_a_missing_score_is_no_failure_where_nothing_is_ranked(answering):
     answer = asyncio.run(answering.answer(ask("identity", "moody", columns={"mood": "silent"})))
     assert answer.completion.reward != answer.completion.reward
