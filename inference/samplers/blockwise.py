@@ -64,7 +64,7 @@ class BlockwiseSettings(Strict):
     other tokens, drawn from the policy without replacement; tilted: the same in proportion to pi(v) e^(gain / tau),
     a gain being what the reward's gradient promises of v in the place of the first one's token. tilted needs a
     classifier with the policy's token ids; the others take any reward."""
-    tau: float = Field(0.5, gt=0)
+    tau: float = Field(0.25, gt=0)
     """Of tilted: the gain that makes a token e times as likely, in standard deviations of the gains under the policy
     at this place; so it does not depend on the reward's scale."""
     min_p: float = Field(0.05, ge=0, le=1)
