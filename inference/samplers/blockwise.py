@@ -67,9 +67,10 @@ class BlockwiseSettings(Strict):
     tau: float = Field(0.25, gt=0)
     """Of tilted: the gain that makes a token e times as likely, in standard deviations of the gains under the policy
     at this place; so it does not depend on the reward's scale."""
-    min_p: float = Field(0.05, ge=0, le=1)
-    """Of distinct and tilted: first tokens are at least so likely as this share of the likeliest. Where there are too
-    few of them, further continuations begin as the policy draws."""
+    min_p: float = Field(0.1, ge=0, le=1)
+    """Of distinct and tilted: first tokens are at least so likely as this share of the likeliest, lest they are such as
+    nobody would write; a large vocabulary may want less. Where there are too few of them, further continuations begin
+    as the policy draws."""
     entropy_threshold: float = Field(1.5, ge=0)
     """Of boundary: entropy, in nats."""
     min_segment: int = Field(4, ge=1)
