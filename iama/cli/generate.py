@@ -60,8 +60,8 @@ def generate(
         str | None,
         typer.Option(
             help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or itp, mbr, cards, rejection, args, ggro, "
-            "blockwise, redraw, sea, with settings: 'cards(target=1.5)'; or 'bon(16, stop=pandora(0.1), width=4)'; else "
-            "iama.json's."
+            "blockwise, redraw, sea, with settings: 'cards(target=1.5)'; or 'bon(16, stop=pandora(0.1), width=4)'; "
+            "else iama.json's."
         ),
     ] = None,
     tuning: Annotated[
