@@ -95,12 +95,12 @@ class BlockwiseRequest(OptionRequest):
     """A prompt with its continuations.
 
     `stream` addresses the random numbers of a segment's first one: those of the one that was kept go on, so that none
-    is used twice. `law_O` is the policy's probability of each option, and `firsts` are the first tokens of those that
+    is used twice. `log_law_O` is the policy's log-probability of each option, and `firsts` are the first tokens of those that
     are still to be decoded.
     """
 
     stream: np.uint64 = field(default_factory=lambda: np.uint64(0))
-    law_O: Floats = field(default_factory=lambda: np.empty(0))
+    log_law_O: Floats = field(default_factory=lambda: np.empty(0))
     firsts: FirstTokens = field(default_factory=list)
 
 
@@ -187,12 +187,12 @@ class _Rule:
         if number == 0 or settings.first == "policy":
             request.firsts = [None] * settings.m
             return self._next(request)
-        options, law_O = self._options(request)
+        options, log_law_O = self._options(request)
         if self._tilts:
-            request.options, request.law_O = options.tolist(), law_O
+            request.options, request.log_law_O = options.tolist(), log_law_O
             request.wants_gains = len(options) > 0
             return [None]
-        request.firsts = [None, *self._others(request, options, law_O)]
+        request.firsts = [None, *self._others(request, options, log_law_O)]
         return self._next(request)
 
     def streams(self, request: BlockwiseRequest, numbers: Sequence[int]) -> Keys:
@@ -220,7 +220,7 @@ class _Rule:
         if self._tilts and request.num_proposals == 1:
             request.wants_gains = False
             options = np.asarray(request.options, dtype=np.int64)
-            request.firsts = self._others(request, options, request.law_O * self._tilts_of(request))
+            request.firsts = self._others(request, options, request.log_law_O + self._tilts_of(request))
         if request.firsts:
             return self._next(request)
         assert request.best is not None
@@ -233,7 +233,7 @@ class _Rule:
         return firsts
 
     def _options(self, request: BlockwiseRequest) -> tuple[Integers, Floats]:
-        """Tokens that may begin the other continuations, and the policy's law of them: not that which begins the first
+        """Tokens that may begin the other continuations, and their log-probabilities: not that which begins the first
         one."""
         seen = [[*request.prompt_ids, *request.tokens]] if self._sampling.repetition_penalty != 1 else None
         law_1V = probabilities(request.logits_V[None], self._sampling, seen, source=self._source)
@@ -243,39 +243,39 @@ class _Rule:
         is_option_V = (law_V > 0) & (law_V >= self._settings.min_p * law_V.max())
         is_option_V[current] = False
         options = np.flatnonzero(is_option_V)
-        return options, law_V[options]
+        return options, np.log(law_V[options])
 
-    def _others(self, request: BlockwiseRequest, options: Integers, weights_O: Floats) -> FirstTokens:
+    def _others(self, request: BlockwiseRequest, options: Integers, log_weights_O: Floats) -> FirstTokens:
         """First tokens of the other continuations, drawn without replacement; None where the options do not suffice."""
         number = self._settings.m - 1
         stream = stream_keys(request.seed, [request.key], FIRST_STREAM + len(request.trace))
-        places = draw_distinct(weights_O, uniforms(stream, options), number)
+        places = draw_distinct(log_weights_O, uniforms(stream, options), number)
         firsts = options[places].tolist()
         return [*firsts, *[None] * (number - len(firsts))]
 
     def _tilts_of(self, request: BlockwiseRequest) -> Floats:
-        """By what factor each option becomes likelier; tokens without a text, which the reward does not read, promise
+        """What is added to each option's log-probability; tokens without a text, which the reward does not read, promise
         nothing."""
         gains_O = np.asarray(request.gains)
         if not len(gains_O):  # the reward reads nothing in that place
-            return np.ones(len(request.options))
+            return np.zeros(len(request.options))
         gains_O[[token in self._silent for token in request.options]] = 0.0
-        return tilts(gains_O, request.law_O, self._settings.tau)
+        return tilts(gains_O, np.exp(request.log_law_O), self._settings.tau)
 
 
 def tilts(gains_O: Floats, law_O: Floats, tau: float) -> Floats:
-    """Factors `e^(gain / (tau * spread))`, `[O]`, at most 1; `spread` is the gains' standard deviation under a law.
+    """`gain / (tau * spread)`, `[O]`, less the greatest of them; `spread` is the gains' standard deviation under a law.
 
-    They are 1 where all gains are equal, and 0 for a gain of -inf.
+    They are 0 where all gains are equal, and -inf for a gain of -inf unless all are.
     """
     known_O = np.isfinite(gains_O)
     if not known_O.any():
-        return np.ones(len(gains_O))
+        return np.zeros(len(gains_O))
     gains, law = gains_O[known_O], law_O[known_O] / law_O[known_O].sum()
     spread = float(np.sqrt(law @ (gains - law @ gains) ** 2))
-    factors_O = np.zeros(len(gains_O))
-    factors_O[known_O] = 1.0 if spread == 0 else np.exp((gains - gains.max()) / (tau * spread))
-    return factors_O
+    tilts_O = np.full(len(gains_O), -np.inf)
+    tilts_O[known_O] = 0.0 if spread == 0 else (gains - gains.max()) / (tau * spread)
+    return tilts_O
 
 
 class SentenceEnds(dict[int, bool]):
