@@ -95,8 +95,8 @@ class BlockwiseRequest(OptionRequest):
     """A prompt with its continuations.
 
     `stream` addresses the random numbers of a segment's first one: those of the one that was kept go on, so that none
-    is used twice. `log_law_O` is the policy's log-probability of each option, and `firsts` are the first tokens of those that
-    are still to be decoded.
+    is used twice. `log_law_O` is the policy's log-probability of each option, and `firsts` are the first tokens of those
+    that are still to be decoded.
     """
 
     stream: np.uint64 = field(default_factory=lambda: np.uint64(0))
@@ -254,8 +254,8 @@ class _Rule:
         return [*firsts, *[None] * (number - len(firsts))]
 
     def _tilts_of(self, request: BlockwiseRequest) -> Floats:
-        """What is added to each option's log-probability; tokens without a text, which the reward does not read, promise
-        nothing."""
+        """What is added to each option's log-probability; a token without a text, which the reward does not read,
+        promises nothing."""
         gains_O = np.asarray(request.gains)
         if not len(gains_O):  # the reward reads nothing in that place
             return np.zeros(len(request.options))
