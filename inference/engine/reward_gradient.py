@@ -217,7 +217,7 @@ class GradientRows(Rows):
         (gradient_ND,) = torch.autograd.grad(logits[:, head].sum(), leaves)
         self._note_fed(slots, tokens, counts, step)
         back = np.argsort(step.order)
-        parts = gradient_ND.split([len(places[i]) for i in order])
+        parts = torch.split(gradient_ND, [len(places[i]) for i in order])
         return logits.detach()[torch.from_numpy(back).to(logits.device)], [parts[line] for line in back]
 
 

@@ -42,6 +42,8 @@ from inference.samplers.segments import (
     stacked_logits,
 )
 
+DECIDE_AT = 0.8
+"""Share of the rows that wait for their score before any is scored: all m of a prompt begin together, and end so."""
 FIRST_STREAM = 2**61
 """Sample index of the stream that the first segment's first tokens are drawn with. Sample 0 is plain decoding."""
 SENTENCE_END = re.compile("(?:[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019\u00bb)\\]*_]*\\s*|\n\\s*)$")
@@ -62,12 +64,13 @@ class BlockwiseSettings(Strict):
     other tokens, drawn from the policy without replacement; tilted: the same in proportion to pi(v) e^(gain / tau),
     a gain being what the reward's gradient promises of v in the place of the first one's token. tilted needs a
     classifier with the policy's token ids; the others take any reward."""
-    tau: float = Field(0.5, gt=0)
+    tau: float = Field(0.25, gt=0)
     """Of tilted: the gain that makes a token e times as likely, in standard deviations of the gains under the policy
     at this place; so it does not depend on the reward's scale."""
-    min_p: float = Field(0.05, ge=0, le=1)
-    """Of distinct and tilted: first tokens are at least so likely as this share of the likeliest. Where there are too
-    few of them, further continuations begin as the policy draws."""
+    min_p: float = Field(0.1, ge=0, le=1)
+    """Of distinct and tilted: first tokens are at least so likely as this share of the likeliest, lest they are such as
+    nobody would write; a large vocabulary may want less. Where there are too few of them, further continuations begin
+    as the policy draws."""
     entropy_threshold: float = Field(1.5, ge=0)
     """Of boundary: entropy, in nats."""
     min_segment: int = Field(4, ge=1)
@@ -92,12 +95,12 @@ class BlockwiseRequest(OptionRequest):
     """A prompt with its continuations.
 
     `stream` addresses the random numbers of a segment's first one: those of the one that was kept go on, so that none
-    is used twice. `law_O` is the policy's probability of each option, and `firsts` are the first tokens of those that
-    are still to be decoded.
+    is used twice. `log_law_O` is the policy's log-probability of each option, and `firsts` are the first tokens of those
+    that are still to be decoded.
     """
 
     stream: np.uint64 = field(default_factory=lambda: np.uint64(0))
-    law_O: Floats = field(default_factory=lambda: np.empty(0))
+    log_law_O: Floats = field(default_factory=lambda: np.empty(0))
     firsts: FirstTokens = field(default_factory=list)
 
 
@@ -147,7 +150,8 @@ class Blockwise:
     def loop(self, batch_size: int) -> SegmentLoop[BlockwiseRequest]:
         """What answers requests, as many side by side as this number of rows lets propose."""
         rule = _Rule(self, batch_size)
-        return SegmentLoop(RowProposer(self.policy, self.sampling, rule), rule, self.scores(), batch_size)
+        proposer = RowProposer(self.policy, self.sampling, rule)
+        return SegmentLoop(proposer, rule, self.scores(), batch_size, DECIDE_AT)
 
     def scores(self) -> Scores[BlockwiseRequest]:
         """The reward's side of the loop."""
@@ -183,12 +187,12 @@ class _Rule:
         if number == 0 or settings.first == "policy":
             request.firsts = [None] * settings.m
             return self._next(request)
-        options, law_O = self._options(request)
+        options, log_law_O = self._options(request)
         if self._tilts:
-            request.options, request.law_O = options.tolist(), law_O
+            request.options, request.log_law_O = options.tolist(), log_law_O
             request.wants_gains = len(options) > 0
             return [None]
-        request.firsts = [None, *self._others(request, options, law_O)]
+        request.firsts = [None, *self._others(request, options, log_law_O)]
         return self._next(request)
 
     def streams(self, request: BlockwiseRequest, numbers: Sequence[int]) -> Keys:
@@ -216,7 +220,7 @@ class _Rule:
         if self._tilts and request.num_proposals == 1:
             request.wants_gains = False
             options = np.asarray(request.options, dtype=np.int64)
-            request.firsts = self._others(request, options, request.law_O * self._tilts_of(request))
+            request.firsts = self._others(request, options, request.log_law_O + self._tilts_of(request))
         if request.firsts:
             return self._next(request)
         assert request.best is not None
@@ -229,7 +233,7 @@ class _Rule:
         return firsts
 
     def _options(self, request: BlockwiseRequest) -> tuple[Integers, Floats]:
-        """Tokens that may begin the other continuations, and the policy's law of them: not that which begins the first
+        """Tokens that may begin the other continuations, and their log-probabilities: not that which begins the first
         one."""
         seen = [[*request.prompt_ids, *request.tokens]] if self._sampling.repetition_penalty != 1 else None
         law_1V = probabilities(request.logits_V[None], self._sampling, seen, source=self._source)
@@ -239,39 +243,39 @@ class _Rule:
         is_option_V = (law_V > 0) & (law_V >= self._settings.min_p * law_V.max())
         is_option_V[current] = False
         options = np.flatnonzero(is_option_V)
-        return options, law_V[options]
+        return options, np.log(law_V[options])
 
-    def _others(self, request: BlockwiseRequest, options: Integers, weights_O: Floats) -> FirstTokens:
+    def _others(self, request: BlockwiseRequest, options: Integers, log_weights_O: Floats) -> FirstTokens:
         """First tokens of the other continuations, drawn without replacement; None where the options do not suffice."""
         number = self._settings.m - 1
         stream = stream_keys(request.seed, [request.key], FIRST_STREAM + len(request.trace))
-        places = draw_distinct(weights_O, uniforms(stream, options), number)
+        places = draw_distinct(log_weights_O, uniforms(stream, options), number)
         firsts = options[places].tolist()
         return [*firsts, *[None] * (number - len(firsts))]
 
     def _tilts_of(self, request: BlockwiseRequest) -> Floats:
-        """By what factor each option becomes likelier; tokens without a text, which the reward does not read, promise
-        nothing."""
+        """What is added to each option's log-probability; a token without a text, which the reward does not read,
+        promises nothing."""
         gains_O = np.asarray(request.gains)
         if not len(gains_O):  # the reward reads nothing in that place
-            return np.ones(len(request.options))
+            return np.zeros(len(request.options))
         gains_O[[token in self._silent for token in request.options]] = 0.0
-        return tilts(gains_O, request.law_O, self._settings.tau)
+        return tilts(gains_O, np.exp(request.log_law_O), self._settings.tau)
 
 
 def tilts(gains_O: Floats, law_O: Floats, tau: float) -> Floats:
-    """Factors `e^(gain / (tau * spread))`, `[O]`, at most 1; `spread` is the gains' standard deviation under a law.
+    """`gain / (tau * spread)`, `[O]`, less the greatest of them; `spread` is the gains' standard deviation under a law.
 
-    They are 1 where all gains are equal, and 0 for a gain of -inf.
+    They are 0 where all gains are equal, and -inf for a gain of -inf unless all are.
     """
     known_O = np.isfinite(gains_O)
     if not known_O.any():
-        return np.ones(len(gains_O))
+        return np.zeros(len(gains_O))
     gains, law = gains_O[known_O], law_O[known_O] / law_O[known_O].sum()
     spread = float(np.sqrt(law @ (gains - law @ gains) ** 2))
-    factors_O = np.zeros(len(gains_O))
-    factors_O[known_O] = 1.0 if spread == 0 else np.exp((gains - gains.max()) / (tau * spread))
-    return factors_O
+    tilts_O = np.full(len(gains_O), -np.inf)
+    tilts_O[known_O] = 0.0 if spread == 0 else (gains - gains.max()) / (tau * spread)
+    return tilts_O
 
 
 class SentenceEnds(dict[int, bool]):

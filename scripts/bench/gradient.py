@@ -170,7 +170,7 @@ def ggro_reference(bench: Bench, settings: GgroSettings) -> list[Answer]:
         num_candidates=settings.num_candidates,
         entropy_threshold=settings.entropy_threshold,
         min_segment=settings.min_segment,
-        top_k=settings.top_k,
+        top_k=settings.num_options(bench.policy.model.config.vocab_size),
         max_new_tokens=length,
     )
     return [

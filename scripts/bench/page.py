@@ -261,11 +261,11 @@ a step are those of {num_chains} rows of its shape: forward and backward to the 
 these passes take {bare.spread} times as long: what batching can win on this machine, where arithmetic and not the calls
 takes the time.
 
-**Blockwise** Best-of-{fixed.num_chains} with its defaults takes {median(report.gradient.blockwise)} microseconds a sampled
-token, with tilted first tokens {median(report.gradient.tilted)}, and Best-of-{fixed.num_chains}
-{median(report.gradient.best_of_n)}. The demo's sentences have five tokens, so after every five tokens all rows are scored,
-and begin anew; longer segments cost less. A gradient through the second half of an answer is taken after the first half
-was read, and compared with bare passes through the same tokens.
+**Blockwise** Best-of-{fixed.num_chains} with its defaults takes {median(report.gradient.blockwise)} microseconds a
+sampled token, with tilted first tokens {median(report.gradient.tilted)}, and Best-of-{fixed.num_chains}
+{median(report.gradient.best_of_n)}. The demo's sentences have five tokens, so after every five tokens all rows are
+scored, and begin anew; longer segments cost less. A gradient through the second half of an answer is taken after the
+first half was read, and compared with bare passes through the same tokens.
 """
 
 

@@ -17,7 +17,7 @@ from inference.samplers.blockwise import BlockwiseSettings
 from inference.samplers.ggro import GgroSettings
 
 SAMPLING = Sampling(max_new_tokens=15, temperature=0.9)
-SETTINGS = BlockwiseSettings(m=3, min_segment=2, max_segment=5, entropy_threshold=3.7)
+SETTINGS = BlockwiseSettings(m=3, tau=0.5, min_p=0.05, min_segment=2, max_segment=5, entropy_threshold=3.7)
 
 
 def having(settings=SETTINGS, **changes):

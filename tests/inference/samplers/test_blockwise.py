@@ -116,13 +116,13 @@ def test_the_law_of_first_tokens_is_that_of_enumeration(policy64, reward, first)
 
 def test_tilts_do_not_depend_on_the_scale_of_the_gains():
     gains, law = np.asarray([0.5, -1.0, 2.0]), np.asarray([0.2, 0.3, 0.1])
-    factors = tilts(gains, law, 0.5)
+    factors = np.exp(tilts(gains, law, 0.5))
     expected = slow_tilts(gains, law, 0.5)
     assert factors / factors.sum() == pytest.approx(np.asarray(expected) / sum(expected))
-    assert tilts(1e-3 * gains + 7, law, 0.5) == pytest.approx(factors)
-    assert tilts(np.asarray([2.0, 2.0]), law[:2], 0.5).tolist() == [1, 1]
-    assert tilts(np.asarray([2.0, -np.inf]), law[:2], 0.5).tolist() == [1, 0]
-    assert tilts(np.asarray([-np.inf]), law[:1], 0.5).tolist() == [1]
+    assert tilts(1e-3 * gains + 7, law, 0.5) == pytest.approx(np.log(factors))
+    assert tilts(np.asarray([2.0, 2.0]), law[:2], 0.5).tolist() == [0, 0]
+    assert tilts(np.asarray([2.0, -np.inf]), law[:2], 0.5).tolist() == [0, -np.inf]
+    assert tilts(np.asarray([-np.inf]), law[:1], 0.5).tolist() == [0]
 
 
 @pytest.mark.parametrize("first", ["policy", "distinct", "tilted"])
@@ -194,7 +194,8 @@ def test_any_reward_but_for_a_gradient(policy_with_ends, vowels_end):
     for first in ("policy", "distinct"):
         for completion in answer(policy_with_ends, length, EVERY[2:], having(first=first)):
             assert completion.reward == len(completion.text)
-    with pytest.raises(ConfigError, match="blockwise needs the gradient of a reward, and 'length' is no classifier"):
+    told = r"blockwise needs the gradient of a reward, and 'length' is no classifier; use blockwise\(first=distinct"
+    with pytest.raises(ConfigError, match=told):
         answer(policy_with_ends, length, EVERY[2:], having(first="tilted"))
 
 
