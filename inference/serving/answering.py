@@ -58,6 +58,8 @@ from inference.serving.private import Job, Threads, twin_policy, twin_reward
 LOGGER = logging.getLogger("iama.serving")
 TELL_EVERY_S = 0.2
 """How often it is told what was spent."""
+TEXT_EVERY_S = 0.02
+"""How often further text of a single sample is told: a small model's tokens come sooner than a reader's eye follows."""
 PATIENCE = 8
 """Turns that texts wait for more to be scored with them, while samples are drawn."""
 LONG_PROMPT = 20_000
@@ -449,25 +451,28 @@ class _Watch:
     def news_of_round(self, first: int) -> Callable[[Samples], list[Any]]:
         """What is new, for the loop's thread; samples of the round have the indices from `first` on."""
         asked, is_single = self._asked, self.pieces is not None
-        num_told, told, told_at, num_before, spent = 0, set[int](), 0.0, self.num_before, 0
+        num_told, text_at = 0, 0.0
+        told, told_at, num_before, spent = set[int](), 0.0, self.num_before, 0
 
         def news(request: Samples) -> list[Any]:
-            nonlocal num_told, told_at, spent
+            nonlocal num_told, text_at, told_at, spent
             if not asked.has_begun and request.seconds > 0:
                 asked.has_begun = True
             if asked.tell is None:
                 return []
             tokens: list[int] = []
             ended: list[tuple[int, list[int]]] = []
+            now, num_sampled = time.monotonic(), None
             if is_single:
-                tokens = request.tokens[0][num_told:] if request.tokens else []
-                num_told += len(tokens)
+                is_due = now - text_at >= TEXT_EVERY_S or any(request.reasons)
+                tokens = request.tokens[0][num_told:] if request.tokens and is_due else []
+                if tokens:
+                    num_told, text_at = num_told + len(tokens), now
             else:
                 for i in range(len(request.tokens)):
                     if i not in told and request.reasons[i]:
                         told.add(i)
                         ended.append((first + i, request.tokens[i]))
-            now, num_sampled = time.monotonic(), None
             if now - told_at >= TELL_EVERY_S:
                 told_at, before = now, spent
                 spent = max(spent, num_before + sum(map(len, request.tokens)))

@@ -33,9 +33,9 @@ from scripts.bench.setting import Setting, timed
 
 METHODS = ("single", "bon(4)")
 CRITERION = "helpful"
-ROWS = 64
-"""Decoded together, by the server and offline."""
 NUM_CLIENTS = (1, 8, 32)
+ROWS = 64
+"""Decoded together by the server. Offline there are as many as the most clients can fill, since all is at hand."""
 
 
 class Reply(NamedTuple):
@@ -105,7 +105,8 @@ def measure(world: Path, setting: Setting, say: Callable[[str], None]) -> Servin
         with _server(world, setting) as url:
             for number in range(-1, setting.num_served_rounds):
                 for method in METHODS:
-                    sampler = serve(policy, None if method == "single" else reward, _read(method), sampling, ROWS)
+                    rows = NUM_CLIENTS[-1] if method == "single" else ROWS
+                    sampler = serve(policy, None if method == "single" else reward, _read(method), sampling, rows)
                     _, alone = timed(sampler.sample, prompts, seed=0)
                     asks = [_ask(method, prompt, sampling) for prompt in prompts]
                     direct = partial(_together, NUM_CLIENTS[-1], asks, answering.answer)
