@@ -118,7 +118,7 @@ def baseline(bench: Bench, settings: CardsSettings, seed: int, *, cached: bool) 
     classifier = bench.classifier
     assert (classifier.head, classifier.sign, settings.acceptance) == (0, 1, "soft")
     assert settings.target is not None
-    assert settings.entropy_threshold is not None
+    assert isinstance(settings.entropy_threshold, float)
     setup = Baseline(
         policy=bench.policy.model,
         policy_tokenizer=bench.policy.tokenizer,

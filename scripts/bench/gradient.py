@@ -148,7 +148,7 @@ def ggro_reference(bench: Bench, settings: GgroSettings) -> list[Answer]:
     assert (classifier.head, classifier.sign) == (0, 1)
     assert (settings.score, settings.parallel, settings.greedy, settings.first_nudge) == ("gradient", False, True, True)
     assert settings.max_segment >= length
-    assert settings.entropy_threshold is not None
+    assert isinstance(settings.entropy_threshold, float)
     setup = Baseline(
         policy=bench.policy.model,
         reward=classifier.model,
