@@ -48,6 +48,9 @@ MAX_DEATHS = 4
 START_TIMEOUT_S = 600.0
 """How long no worker at all may be there before the run gives up."""
 CONNECT_TIMEOUT_S = 10.0
+STARTED = "start the head with `ray start --head --port PORT`, and see that the port is open to this machine"
+EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""A frame of HTTP/2: three bytes of length, its kind, flags, and the stream."""
 ENOUGH = BLOCKS_PER_WORKER // 2
 """Blocks a worker from which on one that got none is told; of fewer, others may be done before it has started."""
 
@@ -132,27 +135,60 @@ def check_cluster(cluster: RayCluster) -> Any:
         ray = importlib.import_module("ray")
     except ImportError as error:
         raise ConfigError(f"--ray: Ray cannot be imported ({error}); pip install 'iama[ray]'") from error
-    if cluster.address not in ("auto", "local"):
-        _check_answers(cluster.address)
+    if cluster.address == "auto":
+        _check_found(ray)
+    elif cluster.address != "local":
+        _check_answers(cluster.address, f"--ray {cluster.address!r}", STARTED)
     return ray
 
 
-def _check_answers(address: str) -> None:
+def _check_found(ray: Any) -> None:
+    """Check the cluster that Ray would find by itself; a head that was killed leaves its address behind."""
+    if ray.is_initialized():
+        return
+    if named := os.environ.get("RAY_ADDRESS"):
+        if named not in ("auto", "local"):
+            _check_answers(named, f"RAY_ADDRESS {named!r}", STARTED)
+        return
+    if found := ray._private.services.canonicalize_bootstrap_address(None):
+        stopped = "clear it with `ray stop`, start it again, or write --ray local for this machine alone"
+        _check_answers(found, f"--ray: the cluster that ran here at {found!r}", stopped)
+
+
+def _check_answers(address: str, source: str, otherwise: str) -> None:
+    """Raise `ConfigError` unless a gRPC server answers: Ray itself tries for a quarter of an hour, and says nothing."""
     if address.startswith("ray://"):
         raise ConfigError(
-            f"--ray {address!r} is Ray's client protocol, over which results would go twice; run the command on a node "
+            f"{source} is Ray's client protocol, over which results would go twice; run the command on a node "
             "of the cluster (ray job submit -- iama ...) and write --ray HOST:PORT of the head"
         )
     found = re.fullmatch(r"(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})", address)
     if found is None:
-        raise ConfigError(f"--ray {address!r}: write HOST:PORT of the cluster's head, auto, or local")
+        raise ConfigError(f"{source}: write HOST:PORT of the cluster's head, auto, or local")
+    place = found["host"].strip("[]"), int(found["port"])
     try:
-        socket.create_connection((found["host"].strip("[]"), int(found["port"])), CONNECT_TIMEOUT_S).close()
+        connection = socket.create_connection(place, CONNECT_TIMEOUT_S)
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"--ray {address!r}: nothing answers there within {CONNECT_TIMEOUT_S:g} s ({error}); start the head with "
-            "`ray start --head --port PORT`, and see that the port is open to this machine"
+            f"{source}: nothing answers there within {CONNECT_TIMEOUT_S:g} s ({error}); {otherwise}"
         ) from error
+    with connection:
+        may_be_head = os.environ.get("RAY_USE_TLS", "0") not in ("0", "") or _speaks_http2(connection)
+    if not may_be_head:
+        raise ConfigError(
+            f"{source}: what listens there is no head of a Ray cluster; write the HOST:PORT that `ray start --head` "
+            "told (the dashboard has another)"
+        )
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether the other end begins as every gRPC server must, with a frame of settings (RFC 9113, 3.4)."""
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + EMPTY_SETTINGS)
+        head = connection.recv(len(EMPTY_SETTINGS), socket.MSG_WAITALL)
+    except OSError:
+        return False
+    return len(head) == len(EMPTY_SETTINGS) and head[3] == EMPTY_SETTINGS[3]
 
 
 @contextmanager
@@ -320,7 +356,7 @@ class Workers:
         self._past: list[_Hand] = []
         self._num_offered = 0
         self._last_seen = time.monotonic()
-        self.num_replaced = 0
+        self.num_replaced = self.num_died = 0
         for _ in range(share.num_workers):
             self._begin()
 
@@ -385,11 +421,12 @@ class Workers:
         return f"ray: {share.num_workers} workers{waiting} with {each} each, {self.num_nodes} nodes"
 
     def report(self) -> list[str]:
-        """What every worker did, one line each."""
-        return [
+        """What every worker did, one line each, and how many died."""
+        lines = [
             f"ray: worker at {hand.place or 'no node'}: {hand.num_blocks} blocks, {hand.seconds:.1f} s"
             for hand in [*self._past, *self._hands, *self._starting.values()]
         ]
+        return lines + ([f"ray: workers that died and were replaced: {self.num_died}"] if self.num_died else [])
 
     def warn_of_idle(self) -> None:
         """An `IamaWarning` for workers that did no work although there was enough for all of them."""
@@ -428,6 +465,7 @@ class Workers:
                     f"--ray: a worker cannot start ({said[0]}); install the same packages on every node"
                 ) from None
             self.num_replaced += 1
+            self.num_died += 1
             self._begin()
             return
         self._hands.append(hand)
@@ -443,6 +481,7 @@ class Workers:
             raise
         except self._ray.exceptions.RayError as error:
             block.deaths += 1
+            self.num_died += 1
             self._replace(hand)
             if block.deaths >= MAX_DEATHS:
                 said = " ".join(str(error).split())[:300]

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from inference.samplers.args import Args, ArgsSettings
     from inference.samplers.base import Completion, Sampler, Segment
     from inference.samplers.best_of import SelectionSampler
+    from inference.samplers.blockwise import Blockwise, BlockwiseSettings
     from inference.samplers.cards import Cards, CardsSettings, acceptance_summary, calibrate_target
     from inference.samplers.ggro import Ggro, GgroSettings
+    from inference.samplers.redraw import Redraw, RedrawSettings
     from inference.samplers.sea import Sea, SeaSettings
     from inference.samplers.serve import serve
     from inference.samplers.uncertainty import calibrate_entropy
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
 __all__ = [
     "Args",
     "ArgsSettings",
+    "Blockwise",
+    "BlockwiseSettings",
     "Cards",
     "CardsSettings",
     "Completion",
     "Ggro",
     "GgroSettings",
     "Policy",
+    "Redraw",
+    "RedrawSettings",
     "Response",
     "Sampler",
     "Sea",
@@ -61,9 +67,11 @@ __getattr__ = lazy_names(
         "samplers.args": ["Args", "ArgsSettings"],
         "samplers.base": ["Completion", "Sampler", "Segment"],
         "samplers.best_of": ["SelectionSampler"],
+        "samplers.blockwise": ["Blockwise", "BlockwiseSettings"],
         "samplers.cards": ["Cards", "CardsSettings", "acceptance_summary", "calibrate_target"],
         "samplers.uncertainty": ["calibrate_entropy"],
         "samplers.ggro": ["Ggro", "GgroSettings"],
+        "samplers.redraw": ["Redraw", "RedrawSettings"],
         "samplers.sea": ["Sea", "SeaSettings"],
         "samplers.serve": ["serve"],
     },

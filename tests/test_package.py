@@ -118,7 +118,7 @@ for name in [None, *names]:
 print(*sorted(names))
 """
     output = passed([distribution.python, "-c", code], tmp_path)
-    commands = "distill evaluate export generate merge pool recipes report score selftest standardise train tune"
+    commands = "distill evaluate export generate merge pool recipes report score selftest serve standardise train tune"
     assert output.splitlines()[-1] == commands
     assert "--dry-run" in output
     assert passed([distribution.python.parent / "iama", "recipes"], tmp_path).count(" x ") == len(RECIPES)
@@ -164,7 +164,7 @@ def test_training_starts_without_the_repository(distribution, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_and_the_configuration_do_not_import_torch():
-    code = "import sys, iama.cli, iama.config.files; assert 'torch' not in sys.modules"
+    code = "import sys, iama.cli, iama.config.files, iama.config.serving; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -10,14 +10,16 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.processes import run_python
+from tests.processes import begin_python, run_python
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -76,14 +78,44 @@ def make_gold_vary(path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def serving_commands() -> list[str]:
+    """The commands of the block that starts the server; they need what all others have made."""
+    (block,) = [block for block in blocks("bash") if "iama serve" in block]
+    return block.splitlines()
+
+
+def check_server(folder: Path, lines: list[str], asking: str) -> None:
+    """The first line starts a server; the others, and the snippet, ask it. It is put on a port that is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    start, *others = lines
+    log = folder / "served.err"
+    log.touch()
+    command = ["-m", "iama.cli", *shlex.split(start)[1:], "--port", port]
+    process = begin_python(command, folder=folder, streams=folder / "served")
+    try:
+        while "serving policies base, iama" not in log.read_text():
+            assert process.is_alive(), log.read_text()
+            time.sleep(0.1)
+        for line in others:
+            run([*shlex.split(line.replace("8000", port)), "--fail-with-body"], folder)
+        run(["python", "-c", asking.replace("8000", port)], folder)
+    finally:
+        process.terminate()
+        process.join()
+    assert process.exitcode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # some twenty commands, of which each starts a process
 def test_every_command_and_snippet_runs_in_the_order_of_the_readme(clone):
     baseline = ["train_iama.py", "--config", "configs/demo-grpo.yaml", "--set", "trainer.max_steps=2"]
     done = run_python(baseline, folder=clone, num_ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    training, sampling = blocks("python")
-    for command in commands():
+    training, sampling, asking = blocks("python")
+    first, of_server = commands(), serving_commands()
+    for command in [command for command in first if command not in of_server]:
         shortened = f"{command} --set trainer.max_steps=3" if command.startswith("deepspeed") else command
         if command.startswith("iama tune"):
             make_gold_vary(clone / "runs/own/base.jsonl")
@@ -92,6 +124,7 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_readme(clone):
     run(["python", "-c", training], clone)
     run(["python", "-c", sampling], clone)
     assert (clone / "runs/script/adapter/adapter_model.safetensors").is_file()
+    check_server(clone, of_server, asking)
 
 
 def test_commands_outside_the_bash_blocks_are_those_that_ci_runs():

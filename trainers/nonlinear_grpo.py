@@ -3,8 +3,8 @@
 TRL computes advantages inside `_generate_and_score_completions`, from rewards that `_calculate_rewards` has
 gathered over all processes. Those two methods are overridden: the first hands over the rewards of
 whole groups (a group may straddle processes), the second puts the objective's advantages in the place of TRL's.
-Where something else than `generate` draws (`_generate_single_turn`), TRL's log-probabilities are taken in a few passes
-(`_get_per_token_logps_and_entropies`, see `trainers/passes.py`). No more is overridden.
+Where something else than `generate` draws (`_generate_single_turn`), TRL's log-probabilities are taken with each prompt
+read once (`_get_per_token_logps_and_entropies`, see `trainers/passes.py`). No more is overridden.
 What changes from step to step besides the weights lives in `trainers/control.py`. A contract test pins what is
 relied on.
 """
@@ -31,7 +31,7 @@ from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RollOuts, RunControl, RunningMean, check_kl
 from trainers.options import check_engine, check_options
-from trainers.passes import Logps, by_length
+from trainers.passes import Logps, can_share, in_passes, without_needless_checkpointing
 from trainers.probe import METRIC, can_probe, check_roll_outs, tolerance_of
 from trainers.run.watch import covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 from trainers.run.watchdog import Watchdog
@@ -47,8 +47,6 @@ Draw = Callable[["NonlinearGRPOTrainer", Sequence[Sequence[int]], Sequence[str]]
 """From the trainer, prompts' token ids and names of what they come with besides to completions, end token included.
 
 None leaves a batch to `generate`, on all processes alike."""
-IMAGES = ("pixel_values", "token_type_ids", "mm_token_type_ids")
-"""What TRL reads beside token ids, row by row."""
 LINEAR = {
     "reward": "linear_sum/mean",
     "reward_std": "linear_sum/std",
@@ -103,7 +101,7 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         weights = torch.zeros(len(self.reward_func_names))
         weights[self._columns] = torch.tensor([c.weight for c in objective.criteria])
         self.reward_weights = weights
-        self._draw = roll_outs
+        self._draw, self._reads_in_passes = roll_outs, False
         self._kl, self._on_nan, self._has_dropped = kl or KLConfig(), on_nan, False
         check_kl(self._kl, self.beta)
         self._absent_K: torch.Tensor | None = None
@@ -138,10 +136,12 @@ class NonlinearGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
+        self._reads_in_passes = False
         if self._draw is not None and not self.use_vllm:
             beside = [*multimodal_fields, *(["images"] if images is not None else [])]
             completion_ids = self._draw(self, prompt_ids, beside)
             if completion_ids is not None:
+                self._reads_in_passes = True
                 return completion_ids, None  # TRL asks for log-probabilities of other engines only
         generated: tuple[list[list[int]], Any] = super()._generate_single_turn(
             prompt_ids, images, multimodal_fields, *args, **kwargs
@@ -149,18 +149,33 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         return generated
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, *args: Any, **kwargs: Any
+        self,
+        model: Any,
+        input_ids: Any,
+        attention_mask: Any,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Any, Any, Any]:
-        read = super()._get_per_token_logps_and_entropies
-        if self._draw is None or kwargs.get("compute_aux_loss") or any(kwargs.get(key) is not None for key in IMAGES):
-            whole: tuple[Any, Any, Any] = read(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        trls = super()._get_per_token_logps_and_entropies
+        if not self._reads_in_passes or kwargs.get("compute_aux_loss"):
+            whole: tuple[Any, Any, Any] = trls(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, *args, **kwargs
+            )
             return whole
 
-        def part(ids: torch.Tensor, mask: torch.Tensor, width: int) -> Logps:
-            logps, entropies, _ = read(model, ids, mask, width, *args, **kwargs)
+        def read(model: Any, ids: torch.Tensor, mask: torch.Tensor, width: int) -> Logps:
+            logps, entropies, _ = trls(model, ids, mask, width, None, *args, **kwargs)
             return logps, entropies
 
-        return (*by_length(part, input_ids, attention_mask, logits_to_keep), None)
+        size = batch_size or len(input_ids)
+        batches = zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        with self.accelerator.autocast(), without_needless_checkpointing(self.model):
+            shares = can_share(self.model)
+            found = [in_passes(read, model, ids, mask, logits_to_keep, shares=shares) for ids, mask in batches]
+        entropies = [entropies for _, entropies in found if entropies is not None]
+        return torch.cat([logps for logps, _ in found]), torch.cat(entropies) if entropies else None, None
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         with self.watchdog.phase("reward"):

@@ -1,5 +1,5 @@
 """Command line: `iama generate | pool | score | merge | tune | evaluate | report | export | standardise | distill |
-train | selftest | recipes`.
+train | serve | selftest | recipes`.
 
 One file a command. Read `app` first: the command line itself, and what its commands share. Shared flags are in
 `options`. Every command imports what it needs when it runs, so that `iama --help` is instant.
@@ -15,6 +15,7 @@ from iama.cli import (
     recipes,
     score,
     selftest,
+    serve,
     standardise,
     train,
     tune,
@@ -33,6 +34,7 @@ __all__ = [
     "recipes",
     "score",
     "selftest",
+    "serve",
     "standardise",
     "train",
     "tune",

@@ -33,6 +33,8 @@ _KEYS = re.compile(
     r"|`(?P<quoted>path|adapter)`"
 )
 """Keys of configuration files, as messages name them."""
+_OF_THE_POLICY = ("policy ", "command line: ", "--engine ", "engine: ")
+"""How messages begin that tell of the policy, or of the command line itself."""
 _FLAGS: ContextVar[Collection[str]] = ContextVar("flags", default=())
 """Those of the command that runs."""
 
@@ -70,7 +72,11 @@ def in_flags(message: str, flags: Collection[str]) -> str:
             return f"{flag} {found['value'] or ''}".rstrip()
         return f"{found[0]} in a file for --spec" if found["set"] and "--spec" in flags else found[0]
 
-    return message if "--set" in flags else _KEYS.sub(named, message)
+    if "--set" in flags:
+        return message
+    if "--engine" in flags and message.startswith(_OF_THE_POLICY):  # a reward's engine stands in a file
+        message = re.sub(r"\bengine: (transformers|vllm)\b", r"--engine \1", message).replace("`vllm`", "--vllm")
+    return _KEYS.sub(named, message)
 
 
 app = typer.Typer(
@@ -111,6 +117,12 @@ def _show_warning(said: set[str], message: Warning | str, category: type[Warning
     if issubclass(category, IamaWarning) and line not in said:
         said.add(line)
         sys.stderr.write(line)
+
+
+def given_options(context: typer.Context) -> dict[str, Any]:
+    """The parameters that the user wrote, by name; those that have their defaults are left out."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name: context.params[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
 
 
 def cluster_of(address: str | None, num_workers: int | None, gpus_per_worker: float | None) -> RayCluster | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,7 @@ def evaluate(
     for name, policy in models:
         assert policy.path is not None
         note_differences(manifest_of(policy.path, policy.adapter), settings.sampling, f"policy {name!r}: ")
+    _note_engines({name: policy.engine for name, policy in models})
     prepare(model_paths(settings))
     from inference import evaluation
     from inference.evaluation.describe import describe, judge_lines
@@ -104,6 +106,13 @@ def model_paths(settings: EvaluationConfig) -> list[str | None]:
     specs = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
     rewards = [part.model for spec in specs for part in spec.parts]
     return [*paths, *rewards, None if settings.prompts is None else settings.prompts.path]
+
+
+def _note_engines(engines: Mapping[str, str]) -> None:
+    """A line on stderr where policies are not sampled by one engine."""
+    if len(set(engines.values())) > 1:
+        each = ", ".join(f"{name} by {engine}" for name, engine in engines.items())
+        sys.stderr.write(f"note: sampled are {each}: seconds and memory compare engines, and not policies\n")
 
 
 def _settings(

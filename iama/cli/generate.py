@@ -59,8 +59,9 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or itp, mbr, cards, rejection, args, ggro, sea, "
-            "with settings: 'cards(target=1.5)'; or 'bon(16, stop=pandora(0.1), width=4)'; else iama.json's."
+            help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or itp, mbr, cards, rejection, args, ggro, "
+            "blockwise, redraw, sea, with settings: 'cards(target=1.5)'; or 'bon(16, stop=pandora(0.1), width=4)'; "
+            "else iama.json's."
         ),
     ] = None,
     tuning: Annotated[
@@ -189,7 +190,7 @@ def _is_folder(recorded: str | None, given: str) -> bool:
     return recorded is not None and Path(recorded).is_dir() and Path(recorded).resolve() == Path(given).resolve()
 
 
-def _check_trained_operator(method: Method, criterion: str, where: str) -> None:
+def check_trained_operator(method: Method, criterion: str, where: str) -> None:
     """Raise `ConfigError` where no sampler serves what a criterion was trained for; names both and the folder."""
     from iama.objective.operators import operator_of, served_instead
     from inference.samplers.serve import served_of
@@ -210,7 +211,7 @@ def _method(method: str | None, n: int | None, manifest: Manifest | None, criter
 
     read = read_method(_written(method, n, manifest, criterion, where))
     if method is None and manifest is not None:
-        _check_trained_operator(read, _criterion(manifest, criterion).name, where)
+        check_trained_operator(read, _criterion(manifest, criterion).name, where)
     if n is not None and method not in SHORT:
         raise ConfigError(f"--n {n} belongs to --method bon or bop; write the number into {method!r}")
     return read
@@ -223,7 +224,7 @@ def _written(method: str | None, n: int | None, manifest: Manifest | None, crite
             raise ConfigError(f"--n {n} needs --method bon or --method bop")
         if manifest is None:
             raise ConfigError(f"{where!r} holds no iama.json that says how to sample; give --method bon --n 8")
-        return _manifest_operator(_criterion(manifest, criterion))
+        return manifest_operator(_criterion(manifest, criterion))
     if method not in SHORT:
         return method
     if method == "single":
@@ -235,7 +236,7 @@ def _written(method: str | None, n: int | None, manifest: Manifest | None, crite
     return f"bon({n})" if method == "bon" else f"bop({n - 1})"
 
 
-def _manifest_operator(criterion: ManifestCriterion) -> str:
+def manifest_operator(criterion: ManifestCriterion) -> str:
     """The criterion's operator, and nothing else that serves: a model from elsewhere must not run code unasked."""
     from iama.objective.operators import parse_operator
 
@@ -287,7 +288,7 @@ def reward_spec(
             if criterion is not None:
                 raise ConfigError(f"--criterion {criterion!r} needs an iama.json beside the policy; there is none")
             return None
-        return _manifest_reward(_criterion(manifest, criterion)).placed(**placement)
+        return manifest_reward(_criterion(manifest, criterion)).placed(**placement)
     return named_reward(reward, head, placement)
 
 
@@ -295,7 +296,7 @@ UNASKED = ("model", "verifier", "column")
 """Rewards that a file from elsewhere may name: none runs code of its own or sends anything anywhere."""
 
 
-def _manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
+def manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
     """The criterion's reward, unless it would run code or send prompts and a key: a model from elsewhere must not."""
     part = next((part for part in criterion.reward.parts if part.source not in UNASKED), None)
     if part is None:

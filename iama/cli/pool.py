@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from iama.cli.app import (
     app,
     cluster_of,
     describe_pool,
+    given_options,
     manifest_of,
     note_differences,
     prepare,
@@ -47,6 +48,14 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.pools.engines import Draw
 
 ENGINES = ("transformers", "vllm", "openai")
+_HERE, _SERVER = ENGINES[:2], ENGINES[2:]
+ENGINES_OF = {
+    **dict.fromkeys(("policy", "adapter", "chat_template", "trust_remote_code", "device", "dtype"), _HERE),
+    **dict.fromkeys(("url", "model", "api_key_env", "concurrency", "timeout_s", "num_retries"), _SERVER),
+    "batch_size": ("transformers",),
+    "vllm": ("vllm",),
+}
+"""Which engines have a use for an option, where not all have."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class Order:
 
 @app.command(short_help="Sample many completions of every prompt into a file.")
 def pool(
+    context: typer.Context,
     out: Annotated[
         Path,
         typer.Argument(
@@ -121,9 +131,7 @@ def pool(
     Example: iama pool big.jsonl --prompts test.jsonl --policy models/big --n 64 --ray 10.0.0.1:6379 --ray-workers 8
     """
     _check_ray(ray, engine, shard)
-    local = {"--policy": policy, "--adapter": adapter, "--chat-template": chat_template}
-    local |= {"--vllm": " ".join(vllm or []) or None}
-    _check_engine(engine, local, {"--url": ", ".join(url or []) or None, "--model": model})
+    _check_engine(engine, given_options(context))
     if not 0 < timeout_s < math.inf:
         raise ConfigError(f"--timeout-s {timeout_s}: write a number of seconds above 0")
     manifest = None if policy is None else manifest_of(policy, adapter)
@@ -171,16 +179,18 @@ def _check_ray(address: str | None, engine: str, shard: str | None) -> None:
         raise ConfigError(f"--ray {address} shares the work out over a cluster, --shard {shard} by hand; give one")
 
 
-def _check_engine(engine: str, local: dict[str, str | None], remote: dict[str, str | None]) -> None:
-    """Raise `ConfigError` for an engine without its flags, or with those of another; `local` begins with --policy."""
+def _check_engine(engine: str, given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an engine without its options, or with those of another, which it would not look at."""
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine!r} is not known; write {', '.join(ENGINES)}")
-    for flag in remote if engine == "openai" else ("--policy",):
-        if {**local, **remote}[flag] is None:
-            raise ConfigError(f"--engine {engine} needs {flag}")
-    for flag, value in (local if engine == "openai" else remote).items():
-        if value is not None:
-            raise ConfigError(f"{flag} {value!r} has no use with --engine {engine}; drop it, or choose another engine")
+    for option in ("url", "model") if engine == "openai" else ("policy",):
+        if option not in given:
+            raise ConfigError(f"--engine {engine} needs {_flag(option)}")
+    for option, value in given.items():
+        if engine not in ENGINES_OF.get(option, ENGINES):
+            written = ", ".join(value) if isinstance(value, list) else value
+            told = _flag(option) if value is True else f"{_flag(option)} {written!r}"
+            raise ConfigError(f"{told} has no use with --engine {engine}; drop it, or choose another engine")
 
 
 def _prompts_spec(

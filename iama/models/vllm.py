@@ -82,6 +82,19 @@ def llm_settings(spec: PolicySpec | RewardSpec, adapter: str | None = None) -> d
     return settings | {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
 
 
+def context_limit(spec: PolicySpec | RewardSpec, context_length: int | None, path: str, source: str) -> int | None:
+    """How many tokens are read together; raises `ConfigError` where `vllm.max_model_len` is more than the model's."""
+    asked = spec.vllm.max_model_len
+    if asked is None or context_length is None:
+        return asked or context_length
+    if asked > context_length:
+        raise ConfigError(
+            f"{source}: vllm.max_model_len {asked} is more than the {context_length} tokens that {path!r} reads; lower "
+            "it, or leave it out"
+        )
+    return asked
+
+
 def lora_objections(adapter: Path) -> list[str]:
     """Why vLLM would not take an adapter folder as a LoRA request; empty if it would.
 

@@ -14,7 +14,7 @@ from iama.config.specs import RewardSpec
 from iama.errors import RewardError
 from iama.models.flops import ModelSize, size_of
 from iama.models.loading import LIBRARY_ERRORS
-from iama.models.vllm import check_vllm, import_vllm, llm_settings, open_llm
+from iama.models.vllm import check_vllm, context_limit, import_vllm, llm_settings, open_llm
 from iama.prompts.render import Prompt
 from iama.rewards.classifier import ClassifierFiles, TextClassifier, adapter_base, pooling_config
 
@@ -87,7 +87,6 @@ class VllmClassifier(TextClassifier):
 def load_vllm_classifier(files: ClassifierFiles, spec: RewardSpec, source: str) -> VllmClassifier:
     """Open a reward in vLLM; raises `ModelError` with what vLLM does not open."""
     llm = open_llm(files.path, source, llm_settings(spec) | {"runner": "pooling"})
-    limits = [limit for limit in (files.context_length, spec.vllm.max_model_len) if limit is not None]
     padding = pooling_config(files.config).pad_token_id
     return VllmClassifier(
         llm=llm,
@@ -95,7 +94,7 @@ def load_vllm_classifier(files: ClassifierFiles, spec: RewardSpec, source: str) 
         tokenizer=files.tokenizer,
         head=files.head,
         sign=spec.sign,
-        context_length=min(limits, default=None),
+        context_length=context_limit(spec, files.context_length, files.path, source),
         path=files.path,
         source=source,
         dtype=spec.dtype,
@@ -118,8 +117,4 @@ def check_vllm_classifier(spec: RewardSpec, files: ClassifierFiles, source: str)
             f"{source}: {files.path!r} is an encoder-decoder, which vLLM does not score with; write engine: "
             "transformers"
         )
-    if spec.vllm.max_model_len is not None and spec.vllm.max_model_len > (files.context_length or 10**9):
-        raise RewardError(
-            f"{source}: vllm.max_model_len {spec.vllm.max_model_len} is more than the {files.context_length} tokens "
-            f"that {files.path!r} reads; lower it, or leave it out"
-        )
+    context_limit(spec, files.context_length, files.path, source)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from heapq import heapify, heappop, heappush
 from operator import add
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from inference.engine.next_token import sample_tokens
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 from inference.engine.responses import Ends, Response, check_fit, response_text
+from inference.engine.reward_rows import micro_batches
 from inference.engine.rows import Rows
 
 # Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.
@@ -178,7 +179,7 @@ class Samples(Request):
     prefill: tuple[int, torch.Tensor] | None = None  # slot and logits, while samples wait to be forked from it
     held: HeldPrompt | None = None
     is_read: bool = False  # by an earlier round
-    law: Sampling | None = None  # that of all requests whose tokens are drawn alike
+    law: Sampling | None = None  # that of all requests whose tokens are drawn together, whatever their temperature
     ends: Ends | None = None
 
     def __post_init__(self) -> None:
@@ -230,8 +231,9 @@ class _Row:
 class Decoder:
     """Rows in flight, of requests that may differ in all: finished ones leave and waiting ones enter at any step.
 
-    `is_fair`: rows that become free go to the requests that have fewest, the oldest first. Else one request after the
-    other is begun, so that fewer prompts hold a row beside their samples. After an error nothing is left of it.
+    `is_fair`: rows that become free go to the requests that have fewest, the oldest first, and prompts are forwarded
+    with others of about their length. Else one request after the other is begun, so that fewer prompts hold a row
+    beside their samples, and they should come by length. After an error nothing is left of it.
     """
 
     def __init__(self, policy: Policy, batch_size: int, *, is_fair: bool = False) -> None:
@@ -242,6 +244,7 @@ class Decoder:
         self._num_read_again = 0
         self._mark = object()  # and not itself, lest those who hold a row hold the memory of a decoder that is gone
         self._known: dict[Sampling, tuple[Sampling, Ends]] = {}
+        self._laws: dict[Sampling, Sampling] = {}
         self._waiting: list[Samples] = []
         self._live: list[_Row] = []
         self._logits_RV: torch.Tensor | None = None
@@ -273,9 +276,12 @@ class Decoder:
         if sampling not in self._known:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
-            law = sampling.model_copy(update={"stop": (), "max_new_tokens": 1})
-            law = next((known for known, _ in self._known.values() if known == law), law)
-            self._known[sampling] = law, Ends(self._policy, sampling)
+                self._laws.clear()
+            plain: dict[str, Any] = {"stop": (), "max_new_tokens": 1}
+            if sampling.repetition_penalty == 1:
+                plain["temperature"] = 1.0
+            law = sampling.model_copy(update=plain)
+            self._known[sampling] = self._laws.setdefault(law, law), Ends(self._policy, sampling)
         request.law, request.ends = self._known[sampling]
         self._waiting.append(request)
 
@@ -349,9 +355,15 @@ class Decoder:
             held = request.held
             if held is not None and held.mark is self._mark:
                 request.prefill = held.prefill
-        requests = [request for request in entering if request.prefill is None]
-        if not requests:
-            return
+        unread = {i: request for i, request in enumerate(entering) if request.prefill is None}
+        lengths = {i: len(request.prompt_ids) for i, request in unread.items()}
+        batches = micro_batches(lengths, self.batch_size) if self._is_fair else [list(unread)]
+        for batch in batches:
+            if batch:
+                self._read([unread[i] for i in batch])
+
+    def _read(self, requests: Sequence[Samples]) -> None:
+        """Forward prompts in one pass."""
         slots = self._rows.allocate(len(requests))
         logits_PV = self._rows.extend(slots, [request.prompt_ids for request in requests])
         flops = self._rows.last_flops.tolist()
@@ -429,9 +441,14 @@ class Decoder:
         return tokens
 
     def _drawn(self, rows: Sequence[_Row], logits_RV: torch.Tensor, u_R: Floats) -> Integers:
-        """The next token of rows that share a law, `[R]`."""
-        law, seen = rows[0].request.law, None
-        assert law is not None
+        """The next token of rows that share a law, `[R]`, but for the temperature where that comes first."""
+        law, seen = rows[0].request.sampling, None
+        temperatures = [row.request.sampling.temperature for row in rows]
+        if temperatures.count(law.temperature) < len(rows):
+            assert rows[0].request.law is not None
+            law = rows[0].request.law
+            scale_R1 = torch.tensor(temperatures, dtype=torch.float64, device=logits_RV.device)[:, None]
+            logits_RV = logits_RV.double() / scale_R1
         if law.repetition_penalty != 1:
             seen = [[*row.request.prompt_ids, *row.tokens] for row in rows]
         return sample_tokens(logits_RV, law, u_R, seen, source=self._source)

@@ -59,6 +59,17 @@ def draw_tokens(probabilities_RV: torch.Tensor, u_R: Floats) -> Integers:
     return tokens_R
 
 
+def draw_distinct(log_weights_O: Floats, u_O: Floats, number: int) -> list[int]:
+    """Places of up to `number` options, drawn one after the other in proportion to e^(log weight), none twice.
+
+    By Gumbel top-k (Kool et al. 2019), with a number in [0, 1) for each. One with a weight of -inf is never drawn.
+    """
+    keys_O = log_weights_O - np.log(-np.log(u_O + 2.0**-53))
+    order = np.argsort(-keys_O, kind="stable")[:number]
+    places: list[int] = order[log_weights_O[order] > -np.inf].tolist()
+    return places
+
+
 def sample_tokens(
     logits_RV: torch.Tensor,
     sampling: Sampling,

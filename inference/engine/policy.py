@@ -28,6 +28,7 @@ from iama.models.loading import (
     loading,
     pick_device,
 )
+from iama.models.vllm import context_limit
 from iama.reading import read_object, read_text
 from inference.engine.rows import refuse_inexact
 
@@ -97,8 +98,8 @@ def read_policy_files(name: str, spec: PolicySpec) -> PolicyFiles:
     """Everything of a policy but its weights, checked: enough to check prompts.
 
     An adapter that was saved with a tokenizer brings the chat template that it was trained with. Raises `ModelError`
-    for a model that is no policy (`read_outline`), and warns where the base's weights are not those that the adapter
-    was trained on.
+    for a model that is no policy (`read_outline`), and `ConfigError` where `vllm.max_model_len` is too large. Warns
+    where the base's weights are not those that the adapter was trained on.
     """
     base, adapter = resolve_paths(name, spec)
     source = f"policy {name!r}"
@@ -115,8 +116,7 @@ def read_policy_files(name: str, spec: PolicySpec) -> PolicyFiles:
     if adapter is not None:
         _warn_of_other_base(base, adapter, source)
     _set_chat_template(tokenizer, spec.chat_template, source)
-    limits = [limit for limit in (outline.context_length, spec.vllm.max_model_len) if limit is not None]
-    return PolicyFiles(tokenizer, min(limits, default=None), end_ids)
+    return PolicyFiles(tokenizer, context_limit(spec, outline.context_length, base, source), end_ids)
 
 
 def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:

@@ -114,7 +114,21 @@ class EmbeddedReward:
 
         A row is read to its end: the last one speaks, where the model lets the last token speak.
         """
-        return self._shift + self._slope * self._classifier.sign * self._logits(rows, self._padding)
+        return self.scaled(self._logits(rows, self._padding))
+
+    @property
+    def classifier(self) -> Classifier:
+        """The model, with its tokenizer."""
+        return self._classifier
+
+    @property
+    def slope(self) -> float:
+        """What a unit of the model's output is in the reward."""
+        return self._slope * self._classifier.sign
+
+    def scaled(self, logits_R: torch.Tensor) -> torch.Tensor:
+        """Scores of the output that is the reward."""
+        return self._shift + self.slope * logits_R
 
     def _logits(self, rows: Sequence[torch.Tensor], padding: str) -> torch.Tensor:
         """The output that is the reward, `[R]`; `padding` is left, right or none (a row at a time)."""
@@ -165,7 +179,7 @@ class EmbeddedReward:
 
 
 class GradientRows(Rows):
-    """Rows of a classifier that also tell how a reward changes with the embedding of a token that they are given.
+    """Rows of a classifier that also tell how a reward changes with the embeddings of tokens that they are given.
 
     Earlier tokens are constants: exact, since they attend to none after them.
     """
@@ -179,18 +193,32 @@ class GradientRows(Rows):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append tokens to each row; logits `[R, labels]`, and the gradient `[R, D]` of output `head` with respect to
         the embedding of each row's token in `places`, counted from its first new one."""
+        logits, gradients = self._extend(slots, tokens, [[place] for place in places], head)
+        return logits, torch.cat(gradients)
+
+    def extend_with_gradients(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], head: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The same with the gradients `[T, D]` with respect to all of a row's new tokens."""
+        return self._extend(slots, tokens, [range(len(row)) for row in tokens], head)
+
+    def _extend(
+        self, slots: Sequence[int], tokens: Sequence[Sequence[int]], places: Sequence[Sequence[int]], head: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         counts = np.asarray([len(row) for row in tokens], dtype=np.int64)
         with torch.inference_mode():
             step = self._cache.plan(slots, counts)
         order = step.order.tolist()
         in_line = [tokens[i] for i in order]
-        columns = [step.num_queries - len(tokens[i]) + places[i] for i in order]
-        with torch.enable_grad(), _leaves(self._model, columns) as leaves:
+        lines = [line for line, i in enumerate(order) for _ in places[i]]
+        columns = [step.num_queries - len(tokens[i]) + place for i in order for place in places[i]]
+        with torch.enable_grad(), _leaves(self._model, lines, columns) as leaves:
             logits = self._forward(in_line, step).logits
-        (gradient_RD,) = torch.autograd.grad(logits[:, head].sum(), leaves)
+        (gradient_ND,) = torch.autograd.grad(logits[:, head].sum(), leaves)
         self._note_fed(slots, tokens, counts, step)
-        back = torch.from_numpy(np.argsort(step.order)).to(logits.device)
-        return logits.detach()[back], gradient_RD[back]
+        back = np.argsort(step.order)
+        parts = torch.split(gradient_ND, [len(places[i]) for i in order])
+        return logits.detach()[torch.from_numpy(back).to(logits.device)], [parts[line] for line in back]
 
 
 class _GradientCache(SlotCache):
@@ -219,17 +247,16 @@ class _GradientCache(SlotCache):
 
 
 @contextmanager
-def _leaves(model: Any, columns: Sequence[int]) -> Iterator[list[torch.Tensor]]:
-    """While the model reads one batch, let row `r`'s embedding in `columns[r]` be a leaf; yields them, `[R, D]`."""
+def _leaves(model: Any, lines: Sequence[int], columns: Sequence[int]) -> Iterator[list[torch.Tensor]]:
+    """While the model reads one batch, let the embeddings in these places be leaves; yields them, `[N, D]`."""
     leaves: list[torch.Tensor] = []
-    lines = torch.arange(len(columns), device=model.device)
-    places = torch.tensor(columns, device=model.device)
+    where = torch.tensor(lines, device=model.device), torch.tensor(columns, device=model.device)
 
     def splice(_module: nn.Module, _inputs: Any, output_RTD: torch.Tensor) -> torch.Tensor:
         assert not leaves, "embeddings are asked for once a pass"
         spliced = output_RTD.detach().clone()
-        leaves.append(spliced[lines, places].clone().requires_grad_())
-        spliced[lines, places] = leaves[0]
+        leaves.append(spliced[where].clone().requires_grad_())
+        spliced[where] = leaves[0]
         return spliced
 
     handle = model.get_input_embeddings().register_forward_hook(splice)
@@ -243,7 +270,7 @@ def whole_with_gradient(
     classifier: Classifier, ids: Sequence[Sequence[int]], places: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`extend_with_gradient` for a model that reads rows whole."""
-    with torch.enable_grad(), _leaves(classifier.model, places) as leaves:
+    with torch.enable_grad(), _leaves(classifier.model, range(len(places)), places) as leaves:
         logits = _padded_logits(classifier, ids)
     (gradient_RD,) = torch.autograd.grad(logits[:, classifier.head].sum(), leaves)
     return logits.detach(), gradient_RD

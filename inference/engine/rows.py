@@ -20,6 +20,7 @@ from iama.models.flops import RECURRENT, ModelSize, row_flops, size_of
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import inner_model, is_out_of_memory
 from inference.engine.kv_cache import SlotCache, Step
+from inference.engine.packed import pack
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -55,6 +56,8 @@ class Rows:
         self.num_passes = 0
         self._model = model
         self._is_trained = any(parameter.requires_grad for parameter in model.parameters())
+        if not self._is_trained:
+            pack(model)
         self._last_fed = np.zeros((2, 0), dtype=np.int64)  # of each row of the last pass: tokens before, tokens fed
         self._device = model.device
         self._cache = SlotCache(model.device)

@@ -47,7 +47,8 @@ def check_shared_vocabulary(policy: Policy, reward: Reward, method: str) -> None
 
 def instead_of(method: str) -> str:
     """What else to use where a method cannot have its gradient."""
-    return INSTEAD.replace("use", "use ggro(score=exact), or") if method == "ggro" else INSTEAD
+    other = {"ggro": "ggro(score=exact)", "blockwise": "blockwise(first=distinct)"}.get(method)
+    return INSTEAD if other is None else INSTEAD.replace("use", f"use {other}, or")
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def _check_gradients(
         if source.spec is not None
         for criterion in source.criteria
     ]
-    check_gradients(config, guided, tokenizers)
+    check_gradients(config.criteria, guided, tokenizers)
 
 
 def _num_samples(config: EvaluationConfig, sources: Sequence[Source], methods: Sequence[Method]) -> int:

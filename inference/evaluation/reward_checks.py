@@ -66,7 +66,9 @@ def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str 
 
 
 def check_gradients(
-    config: EvaluationConfig, methods: Sequence[Method], tokenizers: Sequence[tuple[str, str, PreTrainedTokenizerBase]]
+    criteria: Sequence[EvaluationCriterion],
+    methods: Sequence[Method],
+    tokenizers: Sequence[tuple[str, str, PreTrainedTokenizerBase]],
 ) -> None:
     """Raise `ConfigError` where a proxy has no gradient, or has other token ids than a policy that it guides.
 
@@ -74,7 +76,7 @@ def check_gradients(
     policy's name and a criterion that it serves.
     """
     for method in methods:
-        for criterion in config.criteria:
+        for criterion in criteria:
             model, source = criterion.proxy.model, f"reward '{criterion.name} (proxy)'"
             if model is None:
                 raise ConfigError(

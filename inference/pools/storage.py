@@ -95,6 +95,8 @@ def _digest(file: BufferedReader) -> str:
 
 def _check_ending(path: Path, beginning: bytes) -> None:
     """Raise `DataError` where a file is not what its name says."""
+    if not beginning and path.suffix in ENDINGS:
+        raise DataError(f"{path} is empty; fetch or write it again")
     found = next((ending for magic, ending in _MAGIC.items() if beginning.startswith(magic)), None)
     if found is not None and path.suffix != found:
         raise DataError(f"{path}: {ENDINGS[found]}, whatever its name says; let its name end in {found}")

@@ -69,7 +69,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a response that was proposed until one was kept (`inference.samplers.cards`, `.ggro`).
+    """A piece of a response that was proposed until one was kept (`inference.samplers.cards`, `.ggro`, `.blockwise`).
 
     `num_proposals` counts the proposals up to the one that settled it. `forced` says that none was accepted, and the
     best of them kept. `wasted_tokens` were drawn for it and not kept. `nudge` says that its first token is not the

@@ -72,6 +72,9 @@ class CardsSettings(Strict):
     start_weight: float = Field(0.5, ge=0, le=1)
     """Weight of the target in the threshold at the start (the paper's alpha); the empty response's reward has the
     rest."""
+    finish: Literal["length", "target"] = "length"
+    """What a finished response is compared with. length: the threshold of its length, as any segment is; target: the
+    target itself, however short it is (as published)."""
     acceptance: Literal["soft", "hard"] = "soft"
     """soft: below the threshold too, with a probability that falls with the distance; hard: at or above it only."""
     acceptance_temperature: float = Field(0.7, gt=0)
@@ -323,5 +326,8 @@ class _Rule:
 
     def _threshold(self, proposal: Proposal) -> float:
         """Reward that the response should have with a proposal."""
+        if proposal.finish_reason and self._settings.finish == "target":
+            assert self._settings.target is not None
+            return self._settings.target
         start_reward = proposal.request.start_reward
         return self._settings.threshold(start_reward, len(proposal.response), self._sampling.max_new_tokens)

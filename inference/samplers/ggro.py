@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -20,17 +20,16 @@ from pydantic import Field, model_validator
 
 from iama.config.schema import Strict
 from iama.config.specs import Sampling
-from iama.errors import ConfigError, ModelError, RewardError
-from iama.prompts.render import Prompt, prompt_name
+from iama.errors import ConfigError, ModelError
+from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.next_token import entropy
 from inference.engine.policy import Policy
 from inference.engine.random_streams import Keys, stream_keys, uniforms
 from inference.engine.responses import Ends
-from inference.engine.reward_gradient import around
 from inference.engine.vocabulary import check_shared_vocabulary, special_tokens
 from inference.samplers.base import Completion
-from inference.samplers.ggro_scores import GgroRequest, GradientScores, OptionScores
+from inference.samplers.gains import GradientScores, OptionRequest, OptionScores, template_of
 from inference.samplers.guided import answer_all
 from inference.samplers.segments import (
     FirstTokens,
@@ -48,6 +47,8 @@ from inference.samplers.uncertainty import EntropyThreshold, measured_nats
 
 CUT_STREAM = 2**61
 """Sample index of a prompt's stream of cuts. Sample 0 is plain decoding, 1 + s the nudges of segment s."""
+NUDGED_STREAM = 2**60
+"""Sample index of the first candidate that begins with a nudge, where each has a stream of its own."""
 
 
 class GgroSettings(Strict):
@@ -64,8 +65,12 @@ class GgroSettings(Strict):
     """The first token of a segment, from 1, that it may end before: it keeps one token less, or ends the response."""
     max_segment: int = Field(64, ge=1)
     """Most tokens of a segment. After one that was cut so, the next is nudged only if it begins with uncertainty."""
-    top_k: int = Field(25, ge=1)
-    """A nudge is one of so many likeliest tokens (but no special token that does not end the response)."""
+    top_k: int | float = Field(25, gt=0)
+    """A nudge is one of so many likeliest tokens (but no special token that does not end the response); below 1: of
+    this share of the vocabulary."""
+    nudge_min_p: float = Field(0.0, ge=0, le=1)
+    """A nudge is at least so likely as this share of the likeliest token; 0: as published. It matters in a small
+    vocabulary, where many of the top_k are tokens that nobody would write."""
     score: Literal["gradient", "taylor", "exact"] = "gradient"
     """What a token v promises in the first place of a candidate: gradient, g . E_v, with 0 for the token that stands
     there (as published); taylor, g . (E_v - E_current); exact, the reward of the text with v there, less that of the
@@ -75,6 +80,9 @@ class GgroSettings(Strict):
     true: the best proposals of the first candidate are decoded together."""
     greedy: bool = True
     """true: the likeliest token each time; of the sampling only `stop` and `max_new_tokens` matter. false: sampled."""
+    streams: Literal["independent", "shared"] = "independent"
+    """Of sampled candidates: independent, each goes on from its first token with random numbers of its own; shared,
+    all have those of plain decoding, and differ through their first tokens alone (as published)."""
     first_nudge: bool = True
     """Nudge the first segment, however certain its first token is."""
     nudge_by: Literal["reward", "random"] = "reward"
@@ -86,7 +94,14 @@ class GgroSettings(Strict):
     def _consistent(self) -> Self:
         if self.min_segment - 1 > self.max_segment:
             raise ValueError(f"min_segment = {self.min_segment} exceeds max_segment = {self.max_segment}")
+        if self.top_k >= 1 and not isinstance(self.top_k, int):
+            raise ValueError(f"top_k = {self.top_k:g} is no whole number; write one, or a share below 1")
         return self
+
+    def num_options(self, vocabulary: int) -> int:
+        """Most tokens that may nudge a segment, of so many that there are."""
+        number = self.top_k if isinstance(self.top_k, int) else max(1, round(self.top_k * vocabulary))
+        return min(number, vocabulary)
 
     @property
     def needs_gradient(self) -> bool:
@@ -97,6 +112,17 @@ class GgroSettings(Strict):
     def proposes(self) -> bool:
         """Whether the reward proposes nudges."""
         return self.num_candidates > 1 and self.nudge_by == "reward"
+
+
+@dataclass(eq=False)
+class GgroRequest(OptionRequest):
+    """A prompt with its proposals, and the tokens that may nudge its current segment, the likeliest first.
+
+    `stream` addresses the random numbers of the candidate without a nudge: those of the one that was kept go on.
+    """
+
+    tried: set[int] = field(default_factory=set)  # first tokens of the segment's proposals
+    stream: np.uint64 = field(default_factory=lambda: np.uint64(0))
 
 
 @dataclass(frozen=True)
@@ -138,6 +164,7 @@ class Ggro:
         Raises `RewardError` where the reward cannot read the longest answer to it.
         """
         request = GgroRequest(index, prompt_ids, prompt, *rest)
+        request.stream = stream_keys(request.seed, [request.key], 0)[0]
         request.template = self._template(prompt)
         return request
 
@@ -152,31 +179,25 @@ class Ggro:
         if settings.needs_gradient:
             return GradientScores(self.policy, self.reward, self.sampling, taylor=settings.score == "taylor")
         if settings.proposes:
-            return OptionScores(self.policy, self.reward, self.sampling, settings.top_k)
+            return OptionScores(self.policy, self.reward, self.sampling, self._num_options)
         return TextScores(self.policy, self.reward, self.sampling)
+
+    @property
+    def _num_options(self) -> int:
+        return self.settings.num_options(self.policy.model.config.get_text_config(decoder=True).vocab_size)
 
     def _template(self, prompt: Prompt) -> tuple[list[int], list[int]]:
         """The reward's template around a response; empty where the reward reads texts."""
         if not self.settings.needs_gradient:
             return [], []
-        before, after = around(self.reward, prompt)
-        classifier = self.reward.classifier
-        assert classifier is not None
-        longest = len(before) + self.sampling.max_new_tokens + len(after)
-        if classifier.context_length is not None and longest > classifier.context_length:
-            raise RewardError(
-                f"{classifier.source}: the prompt {prompt_name(prompt)} with an answer of {longest} tokens in "
-                f"all exceeds the {classifier.context_length} that {classifier.path!r} reads; use shorter prompts or "
-                "a smaller max_new_tokens"
-            )
-        return before, after
+        return template_of(self.reward, prompt, self.sampling)
 
 
 class _Rule:
     """GGRO's part in the loop: the policy's continuation of a segment, and others that begin with a nudge.
 
-    A proposal is a function of its first token: the tokens after it are the likeliest ones, or drawn with the random
-    numbers that belong to their places in the response. So a first token that was tried needs no second proposal.
+    No first token is tried twice: of the likeliest tokens, and of those that are drawn with the random numbers of their
+    places in the response, the same proposal would follow.
     """
 
     def __init__(self, sampler: Ggro) -> None:
@@ -195,14 +216,19 @@ class _Rule:
         request.options, request.tried = [], set()
         is_first = settings.first_nudge and not request.tokens
         if self.max_proposals > 1 and (is_first or self._uncertain([request], [0], request.logits_V[None])[0]):
-            best_K = request.logits_V.double().topk(min(settings.top_k, len(request.logits_V)))
-            likeliest = best_K.indices[best_K.values > -math.inf].tolist()
+            best_K = request.logits_V.double().topk(settings.num_options(len(request.logits_V)))
+            least = best_K.values[0] + math.log(settings.nudge_min_p) if settings.nudge_min_p else -math.inf
+            likeliest = best_K.indices[(best_K.values > -math.inf) & (best_K.values >= least)].tolist()
             request.options = [token for token in likeliest if token not in self._without_text]
         return self._asking(request, [None])
 
     def streams(self, request: GgroRequest, numbers: Sequence[int]) -> Keys:
-        """All proposals have the stream of plain decoding."""
-        return stream_keys(request.seed, [request.key] * len(numbers), [0] * len(numbers))
+        """The stream of plain decoding for all, or one of its own for each that begins with a nudge."""
+        if self._settings.streams == "shared":
+            return stream_keys(request.seed, [request.key] * len(numbers), [0] * len(numbers))
+        samples = [NUDGED_STREAM + len(request.trace) * self.max_proposals + number for number in numbers]
+        nudged = stream_keys(request.seed, [request.key] * len(samples), samples)
+        return np.where(np.asarray(numbers) == 0, request.stream, nudged)
 
     def choose(self, proposals: Sequence[Proposal], logits_RV: torch.Tensor) -> list[int]:
         """The likeliest tokens, or tokens drawn as in plain decoding of the whole response."""
@@ -235,6 +261,7 @@ class _Rule:
         if nudges:
             return self._asking(request, nudges)
         assert request.best is not None
+        request.stream = request.best.stream
         return Kept(request.best, request.num_proposals)
 
     def _asking(self, request: GgroRequest, firsts: FirstTokens) -> FirstTokens:

@@ -1,4 +1,4 @@
-"""What CARDS, GGRO and ARGS share: one response a prompt, which grows while a reward reads it."""
+"""What CARDS, GGRO, blockwise, redraw and ARGS share: one response a prompt, which grows while a reward reads it."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from inference.engine.decode import iter_decode
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys
 from inference.engine.responses import Ends, Response, pool_of, response_text
-from inference.engine.reward_gradient import around
+from inference.engine.reward_gradient import around, suffix_backward_flops
 from inference.engine.vocabulary import check_shared_vocabulary, end_tokens
 from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import score
@@ -57,7 +57,8 @@ class SeaSettings(Strict):
     num_chains: int = Field(4, ge=1)
     """Responses that are moved, each from another sample; the best of them is the answer."""
     num_steps: int = Field(50, ge=0)
-    """Steps of the optimiser; with 0 the best sample is the answer."""
+    """Steps of the optimiser; with 0 the best sample is the answer. Each costs a chain four passes over its text, two
+    forward and two backward: 50 steps of four chains cost what Best-of-n costs with several hundred samples."""
     alpha: float = Field(20.0, ge=0)
     """Weight of the reward beside the log-probability (nats of the whole text for a unit of reward); 0: a control."""
     learning_rate: float = Field(0.1, gt=0)
@@ -132,9 +133,9 @@ class Sea:
 
     The answer depends on the prompt's tokens and the seed alone, up to rounding. A chain holds an fp32 number a
     position and token of the vocabulary four times (state, two of Adam, gradient), and up to three times more while the
-    policy is read, besides what the models hold for their gradients. The policy reads a prompt once for a chain, the
-    reward whole rows at every step. The reward must be a classifier with the policy's token ids. Stop strings cut
-    samples and answers; on the way only those that are special tokens end a text.
+    policy is read, besides what the models hold for their gradients. Policy and reward read a prompt once for a chain
+    (a reward that cannot go on from a cache reads whole rows at every step). The reward must be a classifier with the
+    policy's token ids. Stop strings cut samples and answers; on the way only those that are special tokens end a text.
     """
 
     policy: Policy
@@ -312,20 +313,22 @@ class Run:
     def _cost(self, start: Start, num_text_S: Sequence[int]) -> Cost:
         """Of reading a chain's texts, and of the gradients for all but the last."""
         num_steps, num_before, number = len(num_text_S) - 1, len(start.prompt_ids) - 1, len(start.token_ids)
-        num_reward_S = [len(start.before) + num_text + len(start.after) for num_text in num_text_S]
+        ahead = start.num_ahead if self._models.in_pieces else 0
+        num_reward_S = [len(start.before) + num_text + len(start.after) - ahead for num_text in num_text_S]
         pulled_S = num_reward_S[:-1] if self._settings.alpha > 0 else []
         read = forward_flops(self._policy_size, num_before, number)
         # Each product of attention is used twice more for new keys, once for those before, which have no gradient.
         inside = backward_flops(self._policy_size, number) - forward_flops(self._policy_size, 0, number)
         flops = forward_flops(self._policy_size, 0, num_before) + (num_steps + 1) * read + num_steps * (read + inside)
-        flops += sum(forward_flops(self._reward_size, 0, num_read) for num_read in num_reward_S)
-        flops += sum(backward_flops(self._reward_size, num_read) for num_read in pulled_S)
+        flops += forward_flops(self._reward_size, 0, ahead)
+        flops += sum(forward_flops(self._reward_size, ahead, num_read) for num_read in num_reward_S)
+        flops += sum(suffix_backward_flops(self._reward_size, ahead, num_read) for num_read in pulled_S)
         return Cost(
             policy_prefill_tokens=num_before + (num_steps + 1) * number,
             reward_calls=num_steps + 1,
-            reward_tokens=sum(num_reward_S),
+            reward_tokens=ahead + sum(num_reward_S),
             backward_tokens=num_steps * number + sum(pulled_S),
-            sequential_steps=(num_before > 0) + 2 * (num_steps + 1) + num_steps + len(pulled_S),
+            sequential_steps=(num_before > 0) + (ahead > 0) + 2 * (num_steps + 1) + num_steps + len(pulled_S),
             flops=flops,
         )
 

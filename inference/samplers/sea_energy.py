@@ -27,7 +27,8 @@ from iama.models.inputs import pad
 from iama.rewards.reward import Reward
 from inference.engine.policy import Policy
 from inference.engine.prefix import Prefixes
-from inference.engine.reward_gradient import EmbeddedReward, embedding_table
+from inference.engine.reward_gradient import EmbeddedReward, GradientRows, embedding_table
+from inference.engine.reward_rows import reads_in_pieces
 from inference.engine.rows import Rows
 from inference.engine.vocabulary import end_tokens, special_tokens
 
@@ -40,7 +41,8 @@ NOT_FINITE = "is not finite; its weights are damaged, or use float32"
 class Models:
     """Policy and reward, whose token ids mean the same; `reward_source` names the reward in errors.
 
-    `end_ids` end a text, and `silent_V` marks the ids that no text may hold.
+    `end_ids` end a text, and `silent_V` marks the ids that no text may hold. `in_pieces`: what stands before a response
+    is read once by the reward, and not at every step.
     """
 
     policy: Policy
@@ -48,13 +50,15 @@ class Models:
     reward_source: str
     end_ids: frozenset[int]
     silent_V: torch.Tensor
+    in_pieces: bool = False
 
     @classmethod
     def of(cls, policy: Policy, reward: Reward, sampling: Sampling) -> Self:
         """Raise `ConfigError` for a reward that does not score embeddings as it scores their tokens."""
         embedded, end_ids = EmbeddedReward(reward), end_tokens(policy, sampling)
         silent_V = silent_tokens(policy, len(embedded.embeddings), end_ids)
-        return cls(policy, embedded, embedded.source, end_ids, silent_V)
+        in_pieces = reads_in_pieces(embedded.classifier) and len(embedded.embeddings) >= len(silent_V)
+        return cls(policy, embedded, embedded.source, end_ids, silent_V, in_pieces)
 
 
 def silent_tokens(policy: Policy, num_reward_tokens: int, end_ids: frozenset[int]) -> torch.Tensor:
@@ -79,6 +83,11 @@ class Start:
     after: Sequence[int]
     stream: int
 
+    @property
+    def num_ahead(self) -> int:
+        """Tokens that a reward which reads in pieces reads once: so many that one at least is left for every step."""
+        return max(0, len(self.before) - (not self.after))
+
 
 @dataclass
 class Reading:
@@ -100,7 +109,7 @@ class Reading:
 class Energy:
     """`-(log pi_ref + alpha * reward)` of the texts of R chains, read together, and its gradient in the state.
 
-    The policy reads prompts once, the reward its whole rows at every step.
+    Policy and reward read what stands before the responses once, where the reward can (`Models.in_pieces`).
     """
 
     def __init__(self, models: Models, starts: Sequence[Start], alpha: float) -> None:
@@ -120,6 +129,15 @@ class Energy:
         self._ids_RT = pad([[start.prompt_ids[-1], *start.token_ids] for start in starts], 0, device=device)
         self.sampled_N = self._ids_RT[self.row_N, self._place_N + 1]
         self._prompts = Prefixes(policy.model, [start.prompt_ids[:-1] for start in starts])
+        self._rows = self._slots = None
+        if models.in_pieces:
+            classifier = self._reward.classifier
+            self._rows = GradientRows(classifier.model, classifier.source)
+            self._slots = self._rows.allocate(len(starts))
+            begun = [(slot, start) for slot, start in zip(self._slots, starts, strict=True) if start.num_ahead]
+            if begun:
+                ahead = [start.before[: start.num_ahead] for _, start in begun]
+                self._rows.extend([slot for slot, _ in begun], ahead)
 
     def split(self, tensor_N: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """A packed tensor's part of each chain."""
@@ -197,27 +215,57 @@ class Energy:
         self, tokens_N: torch.Tensor, num_text: Sequence[int], with_gradient: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Rewards of the texts within the reward's template, and their gradients in the inputs, 0 after the text."""
-        ids = [
-            [*start.before, *tokens[:number].tolist(), *start.after]
-            for start, tokens, number in zip(self._starts, self.split(tokens_N.cpu()), num_text, strict=True)
-        ]
-        rows = [self._reward_inputs(row).requires_grad_(with_gradient) for row in ids]
-        with torch.set_grad_enabled(with_gradient):
-            rewards_R = self._reward.scores(rows)
-        values_R = rewards_R.detach().to(self.device, self.dtype)
+        texts = [tokens[:number].tolist() for tokens, number in zip(self.split(tokens_N.cpu()), num_text, strict=True)]
+        read = self._whole if self._rows is None else self._read_rest
+        rewards_R, gradients = read(texts, with_gradient)
+        values_R = rewards_R.to(self.device, self.dtype)
         if not bool(values_R.isfinite().all()):
             raise RewardError(f"{self._sources[1]}: the score of a text {NOT_FINITE}")
         if not with_gradient:
             return values_R, None
-        gradients = torch.autograd.grad(rewards_R.sum(), rows)
         parts = []
-        for start, size, number, gradient_TD in zip(self._starts, self.sizes, num_text, gradients, strict=True):
-            begin = len(start.before)
-            parts += [gradient_TD[begin : begin + number], gradient_TD.new_zeros(size - number, gradient_TD.shape[1])]
+        for size, number, gradient_TD in zip(self.sizes, num_text, gradients, strict=True):
+            parts += [gradient_TD[:number], gradient_TD.new_zeros(size - number, gradient_TD.shape[1])]
         gradient_ND = torch.cat(parts)
         if not bool(gradient_ND.isfinite().all()):
             raise RewardError(f"{self._sources[1]}: the gradient in its inputs {NOT_FINITE}")
         return values_R, gradient_ND
+
+    def _read_rest(
+        self, texts: Sequence[Sequence[int]], with_gradient: bool
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """Rewards, and gradients `[T, D]` from each text's first token on; what stands before it is not read again."""
+        assert self._rows is not None
+        assert self._slots is not None
+        for slot, start in zip(self._slots, self._starts, strict=True):
+            self._rows.roll_back(slot, start.num_ahead)
+        rest = [
+            [*start.before[start.num_ahead :], *text, *start.after]
+            for start, text in zip(self._starts, texts, strict=True)
+        ]
+        head = self._reward.classifier.head
+        if not with_gradient:
+            return self._reward.scaled(self._rows.extend(self._slots, rest)[:, head]), []
+        logits, gradients = self._rows.extend_with_gradients(self._slots, rest, head)
+        skipped = [len(start.before) - start.num_ahead for start in self._starts]
+        parts = [self._reward.slope * gradient[number:] for number, gradient in zip(skipped, gradients, strict=True)]
+        return self._reward.scaled(logits[:, head]), parts
+
+    def _whole(
+        self, texts: Sequence[Sequence[int]], with_gradient: bool
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """The same of a reward that reads whole rows."""
+        rows = [
+            self._reward_inputs([*start.before, *text, *start.after]).requires_grad_(with_gradient)
+            for start, text in zip(self._starts, texts, strict=True)
+        ]
+        with torch.set_grad_enabled(with_gradient):
+            rewards_R = self._reward.scores(rows)
+        if not with_gradient:
+            return rewards_R, []
+        gradients = torch.autograd.grad(rewards_R.sum(), rows)
+        begun = [len(start.before) for start in self._starts]
+        return rewards_R.detach(), [gradient[begin:] for begin, gradient in zip(begun, gradients, strict=True)]
 
     def _reward_inputs(self, ids: Sequence[int]) -> torch.Tensor:
         """Inputs of a row, `[T, D]`; a token that the reward lacks gives 0."""

@@ -30,7 +30,7 @@ from inference.engine.rows import Rows
 from inference.samplers.base import Segment
 from inference.samplers.guided import GuidedRequest, score_rows
 
-DECIDE_AT = 0.5  # share of the rows that must wait for their score before any is scored
+DECIDE_AT = 0.5
 
 
 @dataclass(eq=False)
@@ -197,8 +197,17 @@ class SegmentLoop(Generic[R]):
     Prompts enter and leave at any step; they share the rule, and may differ in seed. After an error nothing is left.
     """
 
-    def __init__(self, proposer: Proposer[R], rule: SegmentRule[R], scores: Scores[R], batch_size: int) -> None:
+    def __init__(
+        self,
+        proposer: Proposer[R],
+        rule: SegmentRule[R],
+        scores: Scores[R],
+        batch_size: int,
+        decide_at: float = DECIDE_AT,
+    ) -> None:
+        """`decide_at` is the share of the rows that must wait for their score before any is scored."""
         self._proposer, self._rule, self._scores = proposer, rule, scores
+        self._decide_at = decide_at
         self._num_slots = min(rule.num_parallel + 1, rule.max_proposals)  # one holds the best of earlier rounds
         self.batch_size = batch_size
         self._waiting: deque[R] = deque()
@@ -269,7 +278,7 @@ class SegmentLoop(Generic[R]):
     def _enough_wait(self) -> bool:
         """Whether the prompts that can be judged hold their share of the rows."""
         num_rows = sum(len(request.round) for request in self._live)
-        return sum(len(request.round) for request in self._live if request.is_complete) >= DECIDE_AT * num_rows
+        return sum(len(request.round) for request in self._live if request.is_complete) >= self._decide_at * num_rows
 
     def _decide(self) -> list[R]:
         """Score what waits, and let each prompt propose again or go on; finished prompts leave."""

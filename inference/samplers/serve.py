@@ -44,6 +44,7 @@ from inference.engine.policy import AnyPolicy, VllmPolicy
 from inference.samplers.args import Args, ArgsSettings
 from inference.samplers.base import Sampler
 from inference.samplers.best_of import SelectionSampler
+from inference.samplers.blockwise import Blockwise, BlockwiseSettings
 from inference.samplers.cards import (
     QUANTILE,
     Cards,
@@ -53,6 +54,7 @@ from inference.samplers.cards import (
     rejection_settings,
 )
 from inference.samplers.ggro import Ggro, GgroSettings
+from inference.samplers.redraw import Redraw, RedrawSettings
 from inference.samplers.sea import Sea, SeaSettings
 from inference.samplers.stopped import StoppedSampler
 from inference.samplers.uncertainty import KEY, EntropyQuantile, calibrate_entropy, with_nats
@@ -86,12 +88,16 @@ class MakeSampler(Protocol):
 
 
 class GuidedEntry(NamedTuple):
-    """A guided sampler: its settings, its class, an example of settings, and defaults that depend on the sampling."""
+    """A guided sampler: its settings, its class, an example of settings, and defaults that depend on the sampling.
+
+    `places` are settings that may be written by their place.
+    """
 
     settings: type[Strict]
     sampler: MakeSampler
     example: str = ""
     defaults: Callable[[Sampling], dict[str, Any]] | None = None
+    places: tuple[str, ...] = ()
 
 
 class RuleEntry(NamedTuple):
@@ -120,6 +126,8 @@ SAMPLERS: dict[str, GuidedEntry] = {
     "rejection": GuidedEntry(CardsSettings, Cards, "target=1.5", _whole_responses),
     "args": GuidedEntry(ArgsSettings, Args, "top_k=10"),
     "ggro": GuidedEntry(GgroSettings, Ggro, "num_candidates=8"),
+    "blockwise": GuidedEntry(BlockwiseSettings, Blockwise, "4, first=distinct", places=("m",)),
+    "redraw": GuidedEntry(RedrawSettings, Redraw, "4, 8, 2", places=("n0", "rounds", "width")),
     "sea": GuidedEntry(SeaSettings, Sea, "num_steps=50"),
 }
 """Guided samplers by the name of their method."""
@@ -134,7 +142,7 @@ RULES: dict[str, RuleEntry] = {
 
 def read_method(text: str) -> Method:
     """Read a method as people write it; raises `ConfigError` as `parse_method` does. Its settings are not checked."""
-    forms = {name: Form("guided", entry.example) for name, entry in SAMPLERS.items()}
+    forms = {name: Form("guided", entry.example, entry.places) for name, entry in SAMPLERS.items()}
     forms |= {name: Form("rule", entry.example, _required(entry.settings)) for name, entry in RULES.items()}
     return parse_method(text, forms)
 

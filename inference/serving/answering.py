@@ -27,9 +27,10 @@ from iama.rewards.reward import Reward
 from inference.engine.decode import Decoder, HeldPrompt, Samples
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys
-from inference.engine.responses import Response, pool_of
+from inference.engine.responses import Response, pool_of, response_text
 from inference.samplers.base import Completion, Sampler, render_checked
 from inference.samplers.best_of import ScoredTexts, SelectionSampler, TextScorer, keep, number_and_choice
+from inference.samplers.blockwise import Blockwise
 from inference.samplers.cards import Cards
 from inference.samplers.ggro import Ggro
 from inference.samplers.guided import completion_of
@@ -59,11 +60,14 @@ TELL_EVERY_S = 0.2
 """How often it is told what was spent."""
 PATIENCE = 8
 """Turns that texts wait for more to be scored with them, while samples are drawn."""
+LONG_PROMPT = 20_000
+"""Characters whose tokens are read beside the event loop, which others wait for."""
 MAX_KINDS = 1000
 """Kinds of conversations that are known to be written rightly, before all are forgotten."""
 MAX_SAMPLERS = 256
 """Samplers that are kept, each for a policy, criterion, method and sampling."""
-PATH = re.compile(r"(?<![\w:/])(?:/[\w.+-]+){2,}")
+PATH = re.compile(r"(?<![\w:/.])[\w.+-]*(?:/[\w.+-]+){2,}")
+"""What may be a path of the server's, which nobody else has to know."""
 CLOSE_WAIT_S = 5.0
 """How long threads of other people's code are waited for."""
 
@@ -133,7 +137,7 @@ class Answering:
             for name, reward in self._rewards.items()
             if reward.classifier is None
         }
-        self._twins: dict[str, tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
+        self._twins: dict[tuple[str, str | None], tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
         self._kinds: dict[str, set[Any]] = {name: set() for name in policies}  # of prompts that templates write rightly
         self._under_way: set[_Asked] = set()
@@ -149,10 +153,11 @@ class Answering:
         Raises an `AnswerError`. Cancelling frees the ask's rows before the next step; args, sea and samplers of
         somebody's own are not ended midway.
         """
-        asked = self._asked(ask, tell)
-        self._under_way.add(asked)
-        completion = None
+        asked = completion = None
         try:
+            is_long = len(str(ask.prompt)) > LONG_PROMPT
+            asked = await asyncio.to_thread(self._asked, ask, tell) if is_long else self._asked(ask, tell)
+            self._under_way.add(asked)
             completion = await self._answer(asked)
             self._answered += completion.cost
             return Answer(completion, num_sampled(completion))
@@ -162,9 +167,10 @@ class Answering:
             LOGGER.exception("an ask failed")
             raise AnswerError("the server failed on this request") from error
         finally:
-            if completion is None:
-                self._lost = both(self._lost, tokens_of(asked.spent))
-            self._under_way.discard(asked)
+            if asked is not None:
+                self._under_way.discard(asked)
+                if completion is None:
+                    self._lost = both(self._lost, tokens_of(asked.spent))
 
     def state(self) -> State:
         """As it is now; of the lanes, after their last steps."""
@@ -230,12 +236,13 @@ class Answering:
 
     async def _answer(self, asked: _Asked) -> Completion:
         sampler = asked.sampler
-        if isinstance(sampler, SelectionSampler):
-            return await self._select(asked, sampler)
-        if isinstance(sampler, StoppedSampler):
-            return await self._stop(asked, sampler)
-        if isinstance(sampler, Cards | Ggro):
-            return await self._guide(asked, sampler)
+        if asked.kind != "whole":
+            if isinstance(sampler, SelectionSampler):
+                return await self._select(asked, sampler)
+            if isinstance(sampler, StoppedSampler):
+                return await self._stop(asked, sampler)
+            if isinstance(sampler, Blockwise | Cards | Ggro):
+                return await self._guide(asked, sampler)
         with _failing(partial(_guide_failed, asked.ask.policy, str(asked.ask.criterion))):
             completion = await self._whole.run(partial(self._sample_whole, asked), partial(_begin, asked))
         self._note_private(tokens_of(completion.cost), tokens_of(completion.cost))
@@ -251,16 +258,20 @@ class Answering:
         is_single = asked.kind == "single"
         watch = _Watch(asked, TextPieces(asked.policy, asked.ask.sampling) if is_single else None)
         samples, cost = await self._draw(asked, watch, 0, rule.num_draws(number))
-        (drawn,) = pool_of([asked.ask.prompt], [samples], [cost]).prompts
+        if watch.pieces is not None:
+            _tell(asked, Text(watch.pieces.rest(samples[0].text)))
         if asked.reward is not None:
-            samples, cost = await self._score(asked, samples, 0, must_rank=not is_single)
-            (drawn,) = pool_of([asked.ask.prompt], [samples], [drawn.cost + cost]).prompts
+            samples, scoring = await self._score(asked, samples, 0, must_rank=not is_single)
+            cost += scoring
+        (drawn,) = pool_of([asked.ask.prompt], [samples], [cost]).prompts
         choose = partial(keep, rule, drawn, rule.is_capped(number), choice)
         if rule.utility is None:
             completion = choose()
         else:  # which compares all texts, and may be somebody's own
-            completion = await self._choosing.run(lambda _: choose())
-        _tell(asked, Text(watch.pieces.rest(completion.text) if watch.pieces else completion.text))
+            with _failing(lambda _: AnswerError(f"{asked.ask.method.name} could not compare the candidates")):
+                completion = await self._choosing.run(lambda _: choose())
+        if watch.pieces is None:
+            _tell(asked, Text(completion.text))
         return completion
 
     async def _stop(self, asked: _Asked, sampler: StoppedSampler) -> Completion:
@@ -337,7 +348,7 @@ class Answering:
 
     # Guided. -----------------------------------------------------------------------------------------------------
 
-    async def _guide(self, asked: _Asked, sampler: Cards | Ggro) -> Completion:
+    async def _guide(self, asked: _Asked, sampler: Blockwise | Cards | Ggro) -> Completion:
         ask, reward, criterion = asked.ask, asked.reward, asked.ask.criterion
         assert reward is not None
         assert criterion is not None
@@ -360,9 +371,8 @@ class Answering:
                 begin, _spent, partial(_guide_failed, ask.policy, criterion), watch.news, watch.hear
             )
             name = f"{ask.method.text} of policy {ask.policy!r} by {criterion!r}"
-            make: Callable[[], Lane[Any]] = partial(Lane, name, sampler.loop, self._batch_size)
             key = ("guided", ask.policy, criterion, ask.method.text, ask.sampling)
-            request = await self._loop.work(key, make, ticket)
+            request = await self._loop.work(key, lambda: Lane[Any](name, sampler.loop, self._batch_size), ticket)
         else:
             work = partial(self._guide_alone, sampler, begin, watch, asyncio.get_running_loop())
             with _failing(partial(_guide_failed, ask.policy, criterion)):
@@ -375,15 +385,15 @@ class Answering:
 
     def _guide_alone(
         self,
-        sampler: Cards | Ggro,
+        sampler: Blockwise | Cards | Ggro,
         begin: Callable[[], Any],
         watch: _GuidedWatch,
         asker: asyncio.AbstractEventLoop,
         job: Job,
-    ) -> SegmentRequest | None:
-        """A guided answer by a loop of its own, in a thread of its own."""
+    ) -> SegmentRequest:
+        """A guided answer by a loop of its own, in a thread of its own; unfinished where nobody wants it any more."""
         loop: SegmentLoop[Any] = sampler.loop(self._batch_size)
-        request = begin()
+        request: SegmentRequest = begin()
         loop.add(request)
         self._private.add(loop)
         try:
@@ -393,7 +403,7 @@ class Answering:
                 for item in watch.news(request):
                     asker.call_soon_threadsafe(partial(_hear_alone, watch, job, item))
             loop.drop(request)
-            return None
+            return request
         finally:
             self._private.discard(loop)
             self._note_private(loop.fed, (0, 0))
@@ -407,7 +417,7 @@ class Answering:
     def _sample_whole(self, asked: _Asked, _: Job) -> Completion:
         """What no loop can be shared for."""
         ask = asked.ask
-        name = f"{ask.policy}/{ask.criterion}"
+        name = ask.policy, ask.criterion
         assert asked.reward is not None
         if name not in self._twins:
             self._twins[name] = twin_policy(asked.policy), twin_reward(asked.reward)
@@ -424,7 +434,7 @@ class _News(NamedTuple):
     """What a lane tells of samples: the first one's new tokens, samples that have ended, tokens sampled so far."""
 
     tokens: list[int]
-    ended: list[tuple[int, Response]]
+    ended: list[tuple[int, list[int]]]
     num_sampled: int | None
 
 
@@ -438,7 +448,7 @@ class _Watch:
 
     def news_of_round(self, first: int) -> Callable[[Samples], list[Any]]:
         """What is new, for the loop's thread; samples of the round have the indices from `first` on."""
-        asked, policy, is_single = self._asked, self._asked.policy, self.pieces is not None
+        asked, is_single = self._asked, self.pieces is not None
         num_told, told, told_at, num_before, spent = 0, set[int](), 0.0, self.num_before, 0
 
         def news(request: Samples) -> list[Any]:
@@ -448,7 +458,7 @@ class _Watch:
             if asked.tell is None:
                 return []
             tokens: list[int] = []
-            ended: list[tuple[int, Response]] = []
+            ended: list[tuple[int, list[int]]] = []
             if is_single:
                 tokens = request.tokens[0][num_told:] if request.tokens else []
                 num_told += len(tokens)
@@ -456,7 +466,7 @@ class _Watch:
                 for i in range(len(request.tokens)):
                     if i not in told and request.reasons[i]:
                         told.add(i)
-                        ended.append((first + i, request.response(policy, i)))
+                        ended.append((first + i, request.tokens[i]))
             now, num_sampled = time.monotonic(), None
             if now - told_at >= TELL_EVERY_S:
                 told_at, before = now, spent
@@ -470,8 +480,9 @@ class _Watch:
         """Tell it, in the asker's loop."""
         if item.tokens and self.pieces is not None:
             _tell(self._asked, Text(self.pieces.more(item.tokens)))
-        for index, response in item.ended:
-            _tell(self._asked, Candidate(index, response.text, len(response.token_ids)))
+        for index, tokens in item.ended:
+            text = response_text(self._asked.policy, tokens, self._asked.ask.sampling.stop)
+            _tell(self._asked, Candidate(index, text, len(tokens)))
         if item.num_sampled:
             _tell(self._asked, Spent(item.num_sampled))
 
@@ -557,11 +568,12 @@ def num_sampled(completion: Completion) -> int:
 
 
 def _kind(sampler: Sampler) -> str:
-    if isinstance(sampler, SelectionSampler):
+    """How it is answered; a class of somebody's own, which may derive from ours, as a whole."""
+    if type(sampler) is SelectionSampler:
         return "single" if rule_of(sampler.operator).name == "identity" else "selection"
-    if isinstance(sampler, StoppedSampler):
+    if type(sampler) is StoppedSampler:
         return "stopped"
-    return "guided" if isinstance(sampler, Cards | Ggro) else "whole"
+    return "guided" if type(sampler) in (Blockwise, Cards, Ggro) else "whole"
 
 
 def _policy_lane(asked: _Asked) -> tuple[str, str]:

@@ -125,7 +125,7 @@ class Lane(Generic[R]):
     """
 
     def __init__(self, name: str, make: Callable[[int], Worker[R]], batch_size: int, patience: int = 0) -> None:
-        """While there is less than half a batch, so many turns are let pass if other lanes have work."""
+        """While there is less than a batch, so many turns are let pass if other lanes have work."""
         self.name = name
         self.worker: Worker[R] | None = None
         self._make = make
@@ -193,7 +193,7 @@ class Lane(Generic[R]):
     def waits(self) -> bool:
         """Whether it lets this turn pass, so that more is done together in the next."""
         self._num_waited += 1
-        return self._num_waited <= self._patience and 2 * sum(t.size for t in self.tickets) < self._batch_size
+        return self._num_waited <= self._patience and sum(ticket.size for ticket in self.tickets) < self._batch_size
 
     def step(self) -> list[tuple[Ticket[R], R | AnswerError]]:
         """One step; tickets that are over, with their finished requests or their errors."""
@@ -379,7 +379,7 @@ class Loop:
                     self._turn(lane)
                 except Exception:
                     LOGGER.exception("%s: the loop failed on it", lane.name)
-                    self._fail_all(lane, AnswerError("the server failed on this request"))
+                    self._fail_all(lane, AnswerError, "the server failed on this request")
                 self._tidy(key)
                 self._flush()
             if not at_work:
@@ -390,14 +390,14 @@ class Loop:
     def _end(self) -> None:
         self._drain()
         for key, lane in [*self.lanes.items()]:
-            self._fail_all(lane, ClosingError("the server is shutting down"))
+            self._fail_all(lane, ClosingError, "the server is shutting down")
             self._tidy(key)
         self._flush()
 
-    def _fail_all(self, lane: Lane[Any], error: AnswerError) -> None:
+    def _fail_all(self, lane: Lane[Any], kind: type[AnswerError], message: str) -> None:
         for ticket in lane.tickets:
             lane.drop(ticket)
-            self._tell(ticket.loop, partial(_settle, ticket, error))
+            self._tell(ticket.loop, partial(_settle, ticket, kind(message)))
 
     def _drain(self) -> None:
         while self._inbox:

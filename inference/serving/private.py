@@ -22,8 +22,6 @@ from inference.engine.policy import Policy
 from inference.serving.asks import AnswerError, ClosingError, RewardTooSlowError
 
 T = TypeVar("T")
-LOOK_EVERY_S = 0.25
-"""How often it is looked whether a thread goes on."""
 MOST_LEFT_BEHIND = 32
 """Threads that are left behind, before no further one is begun."""
 
@@ -38,7 +36,7 @@ class Job:
     begun: Callable[[], None]
     is_wanted: bool = True
     has_slot: bool = False
-    step_began: float = 0.0  # 0 before it runs
+    step_began: float = 0.0
 
     def go_on(self) -> bool:
         """Begin a step; false where nobody wants the result any more."""
@@ -70,13 +68,7 @@ class Threads:
             self._waiting.append(job)
         self._start()
         try:
-            while True:
-                await asyncio.wait([job.future], timeout=LOOK_EVERY_S)
-                if job.future.done():
-                    return cast(T, job.future.result())
-                self._leave_behind()
-                if job.step_began and not job.has_slot and not job.future.done():
-                    raise RewardTooSlowError(f"the reward took longer than {self._timeout_s:g} seconds")
+            return cast(T, await job.future)
         finally:
             job.is_wanted = False
 
@@ -113,7 +105,7 @@ class Threads:
         try:
             if job.go_on():
                 with suppress(RuntimeError):
-                    job.loop.call_soon_threadsafe(job.begun)
+                    job.loop.call_soon_threadsafe(self._watch, job)
                 result = job.work(job)
         except Exception as raised:
             error = raised
@@ -128,14 +120,25 @@ class Threads:
         with suppress(RuntimeError):  # the one who asked is gone, and his loop is closed
             job.loop.call_soon_threadsafe(_settle, job.future, result, error)
 
-    def _leave_behind(self) -> None:
-        """Let others take the places of jobs that are too slow."""
-        if self._timeout_s is None:
-            return
+    # In the event loop of the one who waits. ---------------------------------------------------------------------
+
+    def _watch(self, job: Job) -> None:
+        job.begun()
+        if self._timeout_s is not None:
+            job.loop.call_later(self._timeout_s, self._look, job, self._timeout_s)
+
+    def _look(self, job: Job, timeout_s: float) -> None:
+        """Leave a job behind, and let another take its place, where its step has taken too long."""
+        left = job.step_began + timeout_s - time.monotonic()
         with self._lock:
-            for job in self._running:
-                if job.step_began and time.monotonic() - job.step_began > self._timeout_s:
-                    job.has_slot = job.is_wanted = False
+            if job not in self._running:
+                return
+            if left <= 0:
+                job.has_slot = job.is_wanted = False
+        if left > 0:
+            job.loop.call_later(left, self._look, job, timeout_s)
+            return
+        _settle(job.future, None, RewardTooSlowError(f"the reward took longer than {timeout_s:g} seconds"))
         self._start()
 
 

@@ -9,7 +9,8 @@ holds}}`; for which side of its target a ratio holds, see `scripts.bench.entries
 docs/performance.md.
 
 Each part can be measured alone (`--part gradient`). Figures are kept in runs/bench/parts.json, and the page is written
-when there are some of every part, of the same machine and setting; roll-outs alone renew their own section of it.
+when there are some of every part, of the same machine and setting; roll-outs, Ray or the server alone renew their own
+section.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ prepare_environment()
 from transformers.utils import logging as transformers_logging  # noqa: E402 - after the environment is set
 
 from scripts import launch  # noqa: E402
-from scripts.bench.page import renew, rollouts, write  # noqa: E402
-from scripts.bench.parts import TITLES, Part, measure, store, stored  # noqa: E402
+from scripts.bench.cluster import ClusterFigures  # noqa: E402
+from scripts.bench.page import cluster, renew, rollouts, serving, write  # noqa: E402
+from scripts.bench.parts import TITLES, Part, Parts, measure, store, stored  # noqa: E402
 from scripts.bench.roll_outs import RollOutFigures  # noqa: E402
+from scripts.bench.serving import ServingFigures  # noqa: E402
 from scripts.bench.setting import QUICK, Setting, prepare  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from scripts.bench.entries import Entry
 
@@ -74,12 +77,22 @@ def main(
     _show([entry for name in asked for entry in parts.entries(name)])
     if parts.missing:
         console.print(f"no page: {', '.join(parts.missing)} not measured; see {out / 'parts.json'}", soft_wrap=True)
-        if Part.ROLLOUTS in asked and path.is_file():  # a section that stands alone
-            renew(path, rollouts(RollOutFigures(**parts.figures[Part.ROLLOUTS]), bench.setting))
+        for section in _sections_alone(asked, parts, bench.setting) if path.is_file() else ():
+            renew(path, section)
             console.print(f"renewed    its section in {path}, whose other sections stay", soft_wrap=True)
         return
     write(parts.report(quick=quick), out, path, "make bench")
     console.print(f"wrote {out / 'summary.json'}, {out / 'details.json'} and {path}", soft_wrap=True)
+
+
+def _sections_alone(asked: list[Part], parts: Parts, setting: Setting) -> Iterator[str]:
+    """Sections of the page that tell of their own part alone."""
+    if Part.ROLLOUTS in asked:
+        yield rollouts(RollOutFigures(**parts.figures[Part.ROLLOUTS]), setting)
+    if Part.CLUSTER in asked:
+        yield cluster(ClusterFigures(**parts.figures[Part.CLUSTER]))
+    if Part.SERVE in asked:
+        yield serving(ServingFigures(**parts.figures[Part.SERVE]), setting)
 
 
 def _show(entries: list[Entry]) -> None:

@@ -1,26 +1,32 @@
-"""A Ray cluster on this machine: what the scheduler takes of a block, and the speed-up where there are cores for it."""
+"""A Ray cluster on this machine: what the scheduler takes of a block, and workers beside as many bare processes."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from iama.config.specs import PolicySpec, Sampling
-from iama.machines import RayCluster, Spread, Workers, check_cluster, locally, ray_workers
+from iama.machines import RayCluster, Spread, Workers, check_cluster, ray_workers
 from iama.prompts.data import Row, load_prompts
-from inference.pools.engines import spread_draw, transformers_draw
+from inference.pools.engines import Draw, spread_draw, transformers_draw
 from scripts.bench.entries import Entry
 from scripts.bench.setting import Setting
 from scripts.bench.sleeping import sleeper
 
 BLOCK_S, BLOCKS_EACH = 0.25, 8
 NUM_SAMPLES, BATCH_SIZE = 16, 256
+LENGTHS_SET = ".*only the end tokens are used"
+"""A warning of the policy, whose lengths are set here."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,15 @@ class ClusterFigures:
 
     sleeping: dict[str, list[float]]
     sampling: dict[str, list[float]]
-    alone: list[float]
-    """Seconds of the samples in one process without Ray."""
+    bare: dict[str, list[float]]
+    """Seconds of the samples by so many processes without Ray, each with its share of the prompts."""
+    num_prompts: int
 
     def entries(self) -> list[Entry]:
         """The ratios with bars."""
-        one, two = (self.sampling[str(number)] for number in (1, 2))
         return [
             Entry("cluster_overhead", list(self.sleeping.values())[-1]),
-            Entry("cluster_speed_up", [a / b for a, b in zip(one, two, strict=True)]),
+            Entry("cluster_workers", [a / b for a, b in zip(self.sampling["2"], self.bare["2"], strict=True)]),
         ]
 
     @property
@@ -48,8 +54,10 @@ class ClusterFigures:
 
 def measure(world: Path, setting: Setting) -> ClusterFigures:
     """Rounds of each; workers are started and loaded before the clock starts."""
-    num_rounds = setting.num_guided_rounds
-    rows: list[Row] = load_prompts(world / "prompts-test.jsonl")[: 2 * setting.num_prompts]
+    warnings.filterwarnings("ignore", message=LENGTHS_SET)
+    num_rounds = setting.num_cluster_rounds
+    # So many that the blocks of two workers fill a batch, as those of one do: else the batches would be compared.
+    rows: list[Row] = load_prompts(world / "prompts-train.jsonl")[: 8 * setting.num_prompts]
     sleeping = {str(number): _sleeping(number, num_rounds) for number in setting.sleepers}
     draw = partial(
         transformers_draw,
@@ -61,13 +69,13 @@ def measure(world: Path, setting: Setting) -> ClusterFigures:
         0,
         BATCH_SIZE,
     )
-    sampling = {}
+    sampling, bare = dict[str, list[float]](), dict[str, list[float]]()
     for number in setting.samplers:
         with _workers(number) as workers:
             _sample(workers, draw, rows)
             sampling[str(number)] = [_sample(workers, draw, rows) for _ in range(num_rounds)]
-    _sample(locally, draw, rows)
-    return ClusterFigures(sleeping, sampling, [_sample(locally, draw, rows) for _ in range(num_rounds)])
+        bare[str(number)] = _bare(number, draw, rows, num_rounds)
+    return ClusterFigures(sleeping, sampling, bare, len(rows))
 
 
 @contextmanager
@@ -102,3 +110,35 @@ def _sample(spread: Spread, draw: Any, rows: list[Row]) -> float:
     for _ in spread_draw(spread, draw)(rows, range(len(rows))):
         pass
     return time.perf_counter() - start
+
+
+def _bare(number: int, draw: Callable[[], Draw], rows: list[Row], num_rounds: int) -> list[float]:
+    """Seconds until the last of so many processes has drawn its share; all are loaded before the clock starts."""
+    context = multiprocessing.get_context("spawn")
+    barrier, seconds = context.Barrier(number), context.Queue()
+    shares = [range(first, len(rows), number) for first in range(number)]
+    given = [(draw, rows, share, num_rounds, barrier, seconds) for share in shares]
+    processes = [context.Process(target=_draw_share, args=arguments) for arguments in given]
+    for process in processes:
+        process.start()
+    taken = [seconds.get() for _ in range(num_rounds)]
+    for process in processes:
+        process.join()
+    return taken
+
+
+def _draw_share(
+    draw: Callable[[], Draw], rows: list[Row], share: range, num_rounds: int, barrier: Any, seconds: Any
+) -> None:
+    """What a bare process does; the first one tells how long all of them took."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=LENGTHS_SET)
+    begun = draw()
+    list(begun(rows, share))
+    for _ in range(num_rounds):
+        barrier.wait()
+        start = time.perf_counter()
+        list(begun(rows, share))
+        barrier.wait()
+        if share.start == 0:
+            seconds.put(time.perf_counter() - start)

@@ -75,7 +75,7 @@ class Shape:
     new_tokens: int
 
 
-SHAPES = {Model.DEMO: Shape(16, 48), Model.LLAMA: Shape(2, 8)}
+SHAPES = {Model.DEMO: Shape(16, 48), Model.LLAMA: Shape(4, 64)}
 
 
 @dataclass
@@ -87,6 +87,7 @@ class Figures:
     threads: int
     seconds: dict[str, list[float]]
     busy: bool = False  # whether other work ran on the machine
+    spinning: bool = False  # how threads wait for each other: by spinning, or asleep
 
     def rate(self, side: str) -> float:
         """Samples a second, the median of the rounds."""
@@ -104,6 +105,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, in which every side samples once.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Threads of every side.")] = 2,
     busy: Annotated[bool, typer.Option("--busy", help="Other work runs on this machine; the page says so.")] = False,
+    spin: Annotated[bool, typer.Option("--spin", help="Threads wait as OpenMP has it: for an idle machine.")] = False,
     new_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens a sample; else the model's own.")] = None,
     world: Annotated[Path | None, typer.Option(help="A demo world; else runs/demo/world, built if missing.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of engines.json and of the random model.")] = OUT,
@@ -116,8 +118,9 @@ def main(
         shape = SHAPES[name]
         shape = Shape(shape.num_prompts, new_tokens or shape.new_tokens)
         for precision in dtype or list(Dtype):
-            for found in measure(path, precision, shape, rounds, threads, console):
-                store(out / "engines.json", f"{name} {precision}", replace(found, busy=busy))
+            key = f"{name} {precision}{', spinning' * spin}"
+            for found in measure(path, precision, shape, rounds, threads, console, spin=spin):
+                store(out / "engines.json", key, replace(found, busy=busy, spinning=spin))
                 write_section(page, stored(out / "engines.json"))
     console.print(f"wrote {out / 'engines.json'} and {page}", soft_wrap=True)
 
@@ -158,7 +161,9 @@ def make_llama(path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(path)
 
 
-def measure(path: Path, dtype: str, shape: Shape, rounds: int, threads: int, console: Console) -> Iterator[Figures]:
+def measure(
+    path: Path, dtype: str, shape: Shape, rounds: int, threads: int, console: Console, *, spin: bool = False
+) -> Iterator[Figures]:
     """Rounds of all sides, in turn; who goes first alternates. The figures are told after each round."""
     size = json.loads((path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     generator = torch.Generator().manual_seed(1)
@@ -170,7 +175,7 @@ def measure(path: Path, dtype: str, shape: Shape, rounds: int, threads: int, con
     with contextlib.ExitStack() as stack:
         for engine, python in pythons.items():
             job = Job(engine, str(path), dtype, prompts_ids, NUM_SAMPLES, shape.new_tokens)
-            process = stack.enter_context(started(python, threads))
+            process = stack.enter_context(started(python, threads, spin))
             ask(process, json.dumps(asdict(job)))
             sides |= dict.fromkeys(answered(process), process)
         seconds: dict[str, list[float]] = {side: [] for side in NAMES if side in sides}
@@ -184,11 +189,13 @@ def measure(path: Path, dtype: str, shape: Shape, rounds: int, threads: int, con
 
 
 @contextlib.contextmanager
-def started(python: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
+def started(python: Path, threads: int, spin: bool) -> Iterator[subprocess.Popen[str]]:
     """A process of a side, which ends with its input."""
-    environment = os.environ | {
+    policies = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # those of `prepare_environment`
+    environment = {name: value for name, value in os.environ.items() if name not in policies}
+    environment |= {} if spin else policies
+    environment |= {
         "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # who waits for its turn takes no time of others
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -286,7 +293,9 @@ What was sampled: {how}.
 
 `llama-135m` has random weights in SmolLM2-135M's shape. Each stack has a process of its own; start-up and a warm-up are
 not counted, and one process works at a time. vLLM is `vllm-cpu` with `enforce_eager`: what its compiler would gain was
-not measured. It draws each row with a generator of its own where a request has a seed, as our tool's have so that
+not measured. Threads wait for each other asleep, as our tool has them by itself (`OMP_WAIT_POLICY=PASSIVE`), or in rows
+called spinning as OpenMP has them where nobody says otherwise: quicker on an idle machine, on a shared one many times
+slower. vLLM draws each row with a generator of its own where a request has a seed, as our tool's have so that
 results can be repeated. vLLM alone needs none, so it has a column without and one with them. "not measured": there was
 no `.venv-vllm` (`make install-vllm`)."""
 

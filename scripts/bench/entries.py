@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["people", "own", "gradient", "training", "rollouts", "cluster"]
+Kind = Literal["people", "own", "gradient", "training", "rollouts", "cluster", "serving"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ BARS = {
     "ggro_wall": Bar("GGRO: seconds of the reference over ours", 4.0, False, "gradient"),
     "sea_batched": Bar("SEA: seconds of one chain at a time over all together", 5.0, False, "gradient"),
     "sea_step": Bar("SEA: seconds of steps over those of the passes that they must have", 1.3, True, "gradient"),
+    "blockwise_overhead": Bar(
+        "blockwise: seconds a sampled token over those of Best-of-n, scoring included", 1.25, True, "gradient"
+    ),
+    "tilted_overhead": Bar("blockwise, first tokens tilted: the same", 1.25, True, "gradient"),
+    "backward_overhead": Bar(
+        "a gradient through a suffix: seconds over those of bare passes of the suffix", 1.2, True, "gradient"
+    ),
     "bon16_sequential": Bar("Best-of-16's sampling: seconds of one sample at a time over ours", 4.0, False, "own"),
     "engine_overhead": Bar("sampling: our seconds over those of a bare batched loop", 1.3, True, "own"),
     "nonlinear_step": Bar(
@@ -57,7 +64,15 @@ BARS = {
     "cluster_overhead": Bar(
         "Ray: seconds of 16 workers' blocks of a quarter of a second over those alone", 1.1, True, "cluster"
     ),
-    "cluster_speed_up": Bar("Ray: seconds of one worker's sampling over those of two", 1.6, False, "cluster"),
+    "cluster_workers": Bar(
+        "Ray: seconds of two workers' sampling over those of two processes without Ray", 1.15, True, "cluster"
+    ),
+    "serve_single_alone": Bar("single samples: requests a second of 32 clients over one's", 4.0, False, "serving"),
+    "serve_bon4_alone": Bar("Best-of-4: requests a second of 32 clients over one's", 4.0, False, "serving"),
+    "serve_single_offline": Bar("single samples: seconds offline over the server's", 0.8, False, "serving"),
+    "serve_bon4_offline": Bar("Best-of-4: seconds offline over the server's", 0.8, False, "serving"),
+    "serve_single_overhead": Bar("single samples: seconds of the server over its engine's", 1.1, True, "serving"),
+    "serve_bon4_overhead": Bar("Best-of-4: seconds of the server over its engine's", 1.1, True, "serving"),
 }
 
 

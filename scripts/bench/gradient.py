@@ -1,4 +1,7 @@
-"""GGRO against a slow reference; SEA's chains together against one at a time, and a step against bare passes."""
+"""GGRO against a slow reference; SEA's chains together against one at a time, and a step against bare passes.
+
+Blockwise Best-of-m against Best-of-n; a gradient through the end of a row against bare passes.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ from transformers import DynamicCache
 
 from iama.config.specs import Sampling
 from inference.engine.decode import decode
-from inference.engine.reward_gradient import around
+from inference.engine.reward_gradient import GradientRows, around
 from inference.engine.reward_rows import reads_in_pieces
 from inference.samplers.base import Completion
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Chains, Run, Sea, Search, SeaSettings
 from inference.samplers.sea_energy import Energy, Models, Start
+from inference.samplers.serve import serve
 from scripts.bench.entries import Entry
 from scripts.bench.ggro_baseline import Answer, Baseline, respond
 from scripts.bench.plain_sampling import ratios
@@ -31,7 +35,8 @@ class GradientFigures:
 
     `ggro`, `ggro_reference`: all prompts. `together`, `alone`: the steps of all chains of SEA, alone scaled up from
     some. `steps`, `passes`: the steps of all chains, and the forward and backward passes that they must have;
-    `passes_alone`: the same passes of one row at a time, scaled up from some.
+    `passes_alone`: the same passes of one row at a time, scaled up from some. `best_of_n`, `blockwise`, `tilted`:
+    microseconds a sampled token. `suffix`, `bare_suffix`: a forward and a backward pass through half an answer each.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -44,6 +49,11 @@ class GradientFigures:
     steps: list[float] = field(default_factory=list)
     passes: list[float] = field(default_factory=list)
     passes_alone: list[float] = field(default_factory=list)
+    best_of_n: list[float] = field(default_factory=list)
+    blockwise: list[float] = field(default_factory=list)
+    tilted: list[float] = field(default_factory=list)
+    suffix: list[float] = field(default_factory=list)
+    bare_suffix: list[float] = field(default_factory=list)
 
     def entries(self) -> list[Entry]:
         """The ratios."""
@@ -54,6 +64,9 @@ class GradientFigures:
             Entry("ggro_wall", ratios(self.ggro_reference, self.ggro)),
             Entry("sea_batched", ratios(self.alone, self.together)),
             Entry("sea_step", ratios(self.steps, self.passes)),
+            Entry("blockwise_overhead", ratios(self.blockwise, self.best_of_n)),
+            Entry("tilted_overhead", ratios(self.tilted, self.best_of_n)),
+            Entry("backward_overhead", ratios(self.suffix, self.bare_suffix)),
         ]
 
 
@@ -66,6 +79,8 @@ def measure(bench: Bench, say: Callable[[str], None]) -> GradientFigures:
     measure_ggro(bench, figures, say)
     measure_chains(bench, figures, say)
     measure_steps(bench, figures, say)
+    measure_blockwise(bench, figures, say)
+    measure_suffix(bench, figures, say)
     return figures
 
 
@@ -155,7 +170,7 @@ def ggro_reference(bench: Bench, settings: GgroSettings) -> list[Answer]:
         num_candidates=settings.num_candidates,
         entropy_threshold=settings.entropy_threshold,
         min_segment=settings.min_segment,
-        top_k=settings.top_k,
+        top_k=settings.num_options(bench.policy.model.config.vocab_size),
         max_new_tokens=length,
     )
     return [
@@ -241,6 +256,79 @@ def measure_steps(bench: Bench, figures: GradientFigures, say: Callable[[str], N
     )
 
 
+def measure_blockwise(bench: Bench, figures: GradientFigures, say: Callable[[str], None]) -> None:
+    """Rounds of Best-of-n and of blockwise Best-of-n; a sampled token costs each what it took over what it sampled."""
+    number = bench.setting.num_chains
+    methods = {
+        "best_of_n": f"bon({number})",
+        "blockwise": f"blockwise({number})",
+        "tilted": f"blockwise({number}, first=tilted)",
+    }
+    size = bench.setting.num_prompts * number
+    samplers = {
+        name: serve(bench.policy, bench.reward, method, sampling(bench), size) for name, method in methods.items()
+    }
+    for i in range(bench.setting.num_step_rounds + 1):
+        for name in samplers if i % 2 == 0 else reversed(samplers):
+            completions, seconds = timed(samplers[name].sample, bench.prompts, seed=i)
+            if i > 0:  # the first is a warm-up
+                getattr(figures, name).append(1e6 * seconds / sum(map(num_drawn, completions)))
+    shown = (f"{methods[name]} {statistics.median(getattr(figures, name)):.0f}" for name in methods)
+    say(f"microseconds a sampled token: {', '.join(shown)}")
+
+
+def num_drawn(completion: Completion) -> int:
+    """Tokens that were sampled for an answer."""
+    wasted = sum(segment.wasted_tokens for segment in completion.trace)
+    return wasted + sum(len(candidate.token_ids) for candidate in completion.candidates)
+
+
+def measure_suffix(bench: Bench, figures: GradientFigures, say: Callable[[str], None]) -> None:
+    """Rounds of a gradient through the second half of all answers, as guidance takes it, and of bare passes."""
+    starts = [start for search in drawn(bench) for start in search.starts]
+    half = bench.setting.guided_tokens // 2
+    ahead = [[*start.before, *start.token_ids[:half]] for start in starts]
+    rest = [[*start.token_ids[half:], *start.after] for start in starts]
+    rows = GradientRows(bench.classifier.model, bench.classifier.source)
+    slots = rows.allocate(len(starts))
+    rows.extend(slots, ahead)
+    bare = SuffixPasses(bench, ahead, rest)
+
+    def ours() -> None:
+        for slot, row in zip(slots, ahead, strict=True):
+            rows.roll_back(slot, len(row))
+        rows.extend_with_gradient(slots, rest, [0] * len(rest), bench.classifier.head)
+
+    sides: dict[str, Callable[[], None]] = {"suffix": ours, "bare_suffix": bare.run}
+    for i in range(bench.setting.num_step_rounds + 1):
+        for name in sides if i % 2 == 0 else reversed(sides):
+            _, seconds = timed(sides[name])
+            if i > 0:
+                getattr(figures, name).append(seconds)
+    ours_s, bare_s = statistics.median(figures.suffix), statistics.median(figures.bare_suffix)
+    say(f"a gradient through {len(rest[0])} tokens of {len(rest)} rows: {ours_s:.3f} s, bare passes {bare_s:.3f} s")
+
+
+class SuffixPasses:
+    """A bare forward and backward pass of the reward through the ends of rows of one shape."""
+
+    def __init__(self, bench: Bench, ahead: list[list[int]], rest: list[list[int]]) -> None:
+        self._reward: Any = bench.classifier.model
+        device = self._reward.device
+        with torch.no_grad():
+            cache = DynamicCache()
+            self._reward(input_ids=torch.tensor(ahead, device=device), past_key_values=cache, use_cache=True)
+            self._held = [(layer.keys, layer.values) for layer in cache.layers]
+            self._inputs_RTD = self._reward.get_input_embeddings()(torch.tensor(rest, device=device)).detach()
+
+    def run(self) -> None:
+        """Both passes."""
+        inputs_RTD = self._inputs_RTD.clone().requires_grad_()
+        cache = _begun(self._held)
+        rewards_R = self._reward(inputs_embeds=inputs_RTD, past_key_values=cache, use_cache=True).logits[:, 0]
+        torch.autograd.grad(rewards_R.sum(), inputs_RTD)
+
+
 def run_each(passes: list[Passes], number: int) -> None:
     """The same passes of several batches, one after the other."""
     for one in passes:
@@ -250,8 +338,8 @@ def run_each(passes: list[Passes], number: int) -> None:
 class Passes:
     """Bare passes of policy and reward over rows of one shape: what steps read and differentiate, nothing else.
 
-    As in `inference.samplers.sea_energy` the policy reads from the prompt's last token on; what is before it is
-    constant.
+    As in `inference.samplers.sea_energy` the policy reads from the prompt's last token on, and the reward from the
+    answer's first; what is before them is constant.
     """
 
     def __init__(self, bench: Bench, starts: list[Start]) -> None:
@@ -260,11 +348,17 @@ class Passes:
         device = self._policy.device
         prompts_RP = torch.tensor([start.prompt_ids for start in starts], device=device)
         answers_RT = torch.tensor([start.token_ids for start in starts], device=device)
-        rows_RT = torch.tensor([[*start.before, *start.token_ids, *start.after] for start in starts], device=device)
+        ahead_RP = torch.tensor([start.before[: start.num_ahead] for start in starts], device=device)
+        rows_RT = torch.tensor(
+            [[*start.before[start.num_ahead :], *start.token_ids, *start.after] for start in starts], device=device
+        )
         with torch.no_grad():
             cache = DynamicCache()
             self._policy(input_ids=prompts_RP[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
             self._held = [(layer.keys, layer.values) for layer in cache.layers]
+            cache = DynamicCache()
+            self._reward(input_ids=ahead_RP, past_key_values=cache, use_cache=True)
+            self._held_by_reward = [(layer.keys, layer.values) for layer in cache.layers]
             read_RT = torch.cat([prompts_RP[:, -1:], answers_RT[:, :-1]], dim=1)
             self._inputs_RTD = self._policy.get_input_embeddings()(read_RT).detach()
             self._rows_RTD = self._reward.get_input_embeddings()(rows_RT).detach()
@@ -279,14 +373,21 @@ class Passes:
                 logits_RTV = self.policy(inputs_RTD)
                 if i < number:
                     torch.autograd.grad(logits_RTV, inputs_RTD, self._pull_RTV)
-                rewards_R = self._reward(inputs_embeds=rows_RTD, use_cache=False).logits[:, 0]
+                cache = _begun(self._held_by_reward)
+                rewards_R = self._reward(inputs_embeds=rows_RTD, past_key_values=cache, use_cache=True).logits[:, 0]
                 if i < number:
                     torch.autograd.grad(rewards_R.sum(), rows_RTD)
 
     def policy(self, inputs_RTD: torch.Tensor) -> torch.Tensor:
         """Logits `[R, T, V]` of embeddings that follow the prompts."""
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(self._held):
-            cache.update(keys, values, layer)
+        cache = _begun(self._held)
         logits_RTV: torch.Tensor = self._policy(inputs_embeds=inputs_RTD, past_key_values=cache, use_cache=True).logits
         return logits_RTV
+
+
+def _begun(held: list[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
+    """A cache with the keys and values of what was read beforehand."""
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(held):
+        cache.update(keys, values, layer)
+    return cache

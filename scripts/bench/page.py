@@ -18,11 +18,12 @@ from iama.files import write_atomically
 from inference.samplers.cards import CardsSettings
 from inference.samplers.ggro import GgroSettings
 from scripts.bench.cards import CardsFigures
-from scripts.bench.cluster import BLOCK_S, BLOCKS_EACH, NUM_SAMPLES, ClusterFigures
+from scripts.bench.cluster import BATCH_SIZE, BLOCK_S, BLOCKS_EACH, NUM_SAMPLES, ClusterFigures
 from scripts.bench.entries import BARS, Entry, Kind
 from scripts.bench.gradient import GradientFigures
 from scripts.bench.plain_sampling import PlainFigures, ratios
 from scripts.bench.roll_outs import RollOutFigures
+from scripts.bench.serving import NUM_CLIENTS, ROWS, ServingFigures
 from scripts.bench.setting import Bench, Setting
 from scripts.bench.training import TrainingFigures
 from scripts.experiments.frame import Claim, claims_table, table
@@ -42,6 +43,7 @@ class Report:
     training: TrainingFigures
     rollouts: RollOutFigures
     cluster: ClusterFigures
+    serving: ServingFigures
     quick: bool
 
     @property
@@ -49,6 +51,7 @@ class Report:
         """By name, in the order of the bars."""
         entries = [*self.plain.entries(self.bench), *self.cards.entries(), *self.gradient.entries()]
         entries += [*self.training.entries(), *self.rollouts.entries(), *self.cluster.entries()]
+        entries += self.serving.entries()
         by_name = {entry.name: entry for entry in entries}
         return {name: by_name[name] for name in BARS}
 
@@ -76,11 +79,13 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
         "training": asdict(report.training),
         "rollouts": asdict(report.rollouts),
         "cluster": asdict(report.cluster),
+        "serving": asdict(report.serving),
         "seconds": {"sampling": asdict(report.plain), "cards": report.cards.ours, "references": report.cards.theirs},
     }
     write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
     parts = [part(report) for part in (setting, people, references, gradient, training)]
-    parts += [rollouts(report.rollouts, report.bench.setting), cluster(report), latency(report)]
+    parts += [rollouts(report.rollouts, report.bench.setting), cluster(report.cluster)]
+    parts += [serving(report.serving, report.bench.setting), latency(report)]
     head = ["# Speed", f"Written by `{command}`; edit the script, not this page.", *([QUICK_NOTE] * report.quick)]
     path.parent.mkdir(parents=True, exist_ok=True)
     filled_parts = [filled(part).strip("\n") for part in parts]
@@ -255,6 +260,12 @@ a step are those of {num_chains} rows of its shape: forward and backward to the 
 (what stands before the response being constant) and of the reward, with no loss, no state and no optimiser. Row by row
 these passes take {bare.spread} times as long: what batching can win on this machine, where arithmetic and not the calls
 takes the time.
+
+**Blockwise** Best-of-{fixed.num_chains} with its defaults takes {median(report.gradient.blockwise)} microseconds a
+sampled token, with tilted first tokens {median(report.gradient.tilted)}, and Best-of-{fixed.num_chains}
+{median(report.gradient.best_of_n)}. The demo's sentences have five tokens, so after every five tokens all rows are
+scored, and begin anew; longer segments cost less. A gradient through the second half of an answer is taken after the
+first half was read, and compared with bare passes through the same tokens.
 """
 
 
@@ -282,25 +293,57 @@ of one step of `configs/demo.yaml` (one process). Those of the demo's own reward
 """
 
 
-def cluster(report: Report) -> str:
+def cluster(figures: ClusterFigures) -> str:
     """What Ray adds, and what workers win."""
-    figures = report.cluster
     slept = [[name, f"{milliseconds:.1f}"] for name, milliseconds in figures.milliseconds.items()]
-    sampled = [[name, median(seconds)] for name, seconds in figures.sampling.items()]
+    sampled = [[name, median(figures.sampling[name]), median(figures.bare[name])] for name in figures.sampling]
     return f"""
 ## Workers on a Ray cluster
 
-{claims(report, "cluster")}
+{claims_of(figures.entries())}
 
 By simulation, since there are two cores: workers sleep for {BLOCK_S:g} seconds a block, {BLOCKS_EACH} blocks each, and
 what the wall clock has beyond that is the scheduler's, shown here for a block.
 
 {table(["workers that sleep", "milliseconds a block"], slept)}
 
-And for real, {NUM_SAMPLES} samples a prompt of the demo's policy, each worker with one thread. In one process without
-Ray they take {median(figures.alone)} seconds.
+And for real, {NUM_SAMPLES} samples for each of {figures.num_prompts} prompts by the demo's policy, in batches of at
+most {BATCH_SIZE} rows, each worker with one thread. Beside them are as many processes without Ray, each with its share
+of the prompts: they show what two cores allow.
 
-{table(["workers that sample", "seconds"], sampled)}
+{table(["workers, or processes", "seconds with Ray", "without"], sampled)}
+"""
+
+
+def serving(figures: ServingFigures, fixed: Setting) -> str:
+    """The server under load."""
+    rates = [
+        [method, clients, median(figures.rate(method, clients)), f"{figures.token_rate(method, clients):.0f}"]
+        for method, by_clients in figures.served.items()
+        for clients in by_clients
+    ]
+    latencies = [
+        [method, clients, *(f"{one.quantile(share):.3g}" for one in pair for share in (0.5, 0.95))]
+        for (method, clients, *_), pair in zip(
+            rates, zip(figures.latencies(0), figures.latencies(1), strict=True), strict=True
+        )
+    ]
+    rows = [[*rate, *latency[2:]] for rate, latency in zip(rates, latencies, strict=True)]
+    header = ["method", "clients", "requests a second", "tokens a second", "first text, median", "95 %"]
+    header += ["whole, median", "95 %"]
+    return f"""
+## The server
+
+{claims_of(figures.entries())}
+
+`iama serve` on the demo's policy and its reward for helpfulness, a process of its own; {fixed.num_served} streamed
+requests in a round ({fixed.num_served_alone} by one client), at most {fixed.served_tokens} new tokens each,
+{fixed.num_served_rounds} rounds. Every client asks again as soon as it is answered. Clients share the machine with the
+server. The engine is the server's own, asked without HTTP by {NUM_CLIENTS[-1]} at a time; offline is `inference.serve`,
+given all requests at once, with as many rows ({ROWS}). Tokens are all that were sampled, rejected ones too; a method
+that selects sends its first text when it has chosen. Seconds:
+
+{table(header, rows)}
 """
 
 
@@ -330,9 +373,9 @@ alternate, {fixed.num_drawn_trainings} pairs; the median step of one over that o
 **demo**: `configs/demo.yaml` without gold rewards, 4 prompts, groups of 16, at most 48 new tokens. **135M**: random
 weights in the shape of SmolLM2-135M, a vocabulary of 49,152, {fixed.drawn_prompts} prompts of
 {fixed.drawn_prompt_tokens} tokens, groups of 8, at most {fixed.drawn_tokens} new tokens, beta 0.2, a reward that costs
-nothing. Random weights hardly ever draw a given end token, so that every 48th token ends a response. The loss, with
-its reference, its forward and its backward pass, is TRL's on both sides; what drawing takes of a step bounds what an
-engine can win.
+nothing. Random weights hardly ever draw a given end token, so that every 48th token ends a response. The loss is TRL's
+on both sides. With the engine a prompt is read once for its group while completions are drawn, and once more for the
+log-probabilities of the reference and of the policy; TRL reads it anew for every completion.
 """
 
 

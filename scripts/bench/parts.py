@@ -11,7 +11,7 @@ from typing import Any
 
 from iama.files import write_atomically
 from inference.samplers.cards import CardsSettings
-from scripts.bench import cards, cluster, gradient, plain_sampling, roll_outs, training
+from scripts.bench import cards, cluster, gradient, plain_sampling, roll_outs, serving, training
 from scripts.bench.entries import Entry
 from scripts.bench.page import Report, machine
 from scripts.bench.setting import Bench, calibrate
@@ -26,15 +26,17 @@ class Part(StrEnum):
     TRAINING = "training"
     ROLLOUTS = "rollouts"
     CLUSTER = "cluster"
+    SERVE = "serve"
 
 
 TITLES = {
     Part.SAMPLING: "sampling: ours, generate of transformers, bare loops, one sample at a time",
     Part.CARDS: "CARDS: its settings, then ours and two references",
-    Part.GRADIENT: "GGRO: ours and a reference; SEA: chains together and alone, steps and bare passes",
+    Part.GRADIENT: "GGRO, SEA and blockwise beside references and bare passes",
     Part.TRAINING: "training: ours beside TRL's own, and the advantages alone",
     Part.ROLLOUTS: "roll-outs: whole training steps, ours beside TRL's own",
     Part.CLUSTER: "Ray: blocks that sleep, and sampling by one, two and four workers",
+    Part.SERVE: "serving: clients by the dozen, one at a time, the engine alone, offline",
 }
 
 
@@ -62,6 +64,7 @@ class Parts:
             training.TrainingFigures(**figures["training"]),
             roll_outs.RollOutFigures(**figures["rollouts"]),
             cluster.ClusterFigures(**figures["cluster"]),
+            serving.ServingFigures(**figures["serve"]),
             quick,
         )
 
@@ -78,7 +81,9 @@ class Parts:
             return training.TrainingFigures(**figures).entries()
         if part == Part.ROLLOUTS:
             return roll_outs.RollOutFigures(**figures).entries()
-        return cluster.ClusterFigures(**figures).entries()
+        if part == Part.CLUSTER:
+            return cluster.ClusterFigures(**figures).entries()
+        return serving.ServingFigures(**figures).entries()
 
 
 def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -> Any:
@@ -94,7 +99,9 @@ def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -
         return asdict(training.measure(world, bench.setting.num_steps, bench.setting.num_trainings))
     if part == Part.ROLLOUTS:
         return asdict(roll_outs.measure(world, bench.setting, say))
-    return asdict(cluster.measure(world, bench.setting))
+    if part == Part.CLUSTER:
+        return asdict(cluster.measure(world, bench.setting))
+    return asdict(serving.measure(world, bench.setting, say))
 
 
 def stored(path: Path, bench: Bench, but: Collection[Part]) -> Parts:

@@ -144,8 +144,9 @@ def large_world(folder: Path, setting: Setting) -> Path:
     """
     shape = SHAPE if setting.drawn_is_large else SMALL_SHAPE
     size = shape["vocab_size"]
-    special = {"unk_token": "w0", "pad_token": "w1", "eos_token": "w2"}
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}, special["unk_token"]))
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "<end>"}  # found inside of words, too
+    names = [*special.values(), *(f"w{i}" for i in range(len(special), size))]
+    words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, special["unk_token"]))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)
     torch.manual_seed(0)

@@ -56,15 +56,20 @@ class Setting:
     num_step_rounds: int = 5  # of SEA's steps
     num_steps: int = 7  # of training
     num_trainings: int = 3  # pairs of runs whose memory is compared
-    num_drawn_trainings: int = 4  # pairs of trainings whose steps are compared
-    num_drawn_steps: int = 4  # of the demo, in each
+    num_drawn_trainings: int = 3  # pairs of trainings whose steps are compared
+    num_drawn_steps: int = 8  # of the demo, in each
     num_drawn_large_steps: int = 2  # of the 135 M policy
     drawn_is_large: bool = True
     drawn_prompts: int = 2  # a step of the 135 M policy
     drawn_prompt_tokens: int = 32
     drawn_tokens: int = 32
+    num_cluster_rounds: int = 3
     sleepers: tuple[int, ...] = (1, 4, 16)  # workers on a Ray cluster that sleep
     samplers: tuple[int, ...] = (1, 2, 4)  # and that sample
+    num_served_rounds: int = 3
+    num_served: int = 128  # requests to a server in a round
+    num_served_alone: int = 16  # and one at a time
+    served_tokens: int = 64  # at most; the policy ends its answers itself, at many lengths
 
     @property
     def sampling(self) -> Sampling:
@@ -98,8 +103,13 @@ QUICK = Setting(
     drawn_prompts=1,
     drawn_prompt_tokens=8,
     drawn_tokens=8,
+    num_cluster_rounds=1,
     sleepers=(1, 2),
     samplers=(1, 2),
+    num_served_rounds=1,
+    num_served=4,
+    num_served_alone=2,
+    served_tokens=8,
 )
 
 

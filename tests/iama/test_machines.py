@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from iama import machines
 from iama.errors import ConfigError, IamaWarning, ModelError, RunError
 from iama.machines import RayCluster, Shares, check_cluster, locally, ray_workers, shares
 from tests.iama import machines_work as work
@@ -71,6 +75,42 @@ def test_no_room_at_all():
 def test_what_cannot_be_meant_is_told_at_once(cluster, told):
     with pytest.raises(ConfigError, match=told):
         check_cluster(cluster)
+
+
+@contextmanager
+def listening(says: bytes | None) -> Iterator[str]:
+    """Address of something that answers with this and hangs up, or says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool, ExitStack() as held:
+
+        def answer() -> None:
+            connection = held.enter_context(server.accept()[0])
+            if says is not None:
+                connection.recv(100)
+                connection.sendall(says)
+                connection.close()
+
+        answered = pool.submit(answer)
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        answered.result()
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.0 400 Bad Request\r\n\r\n", b"", None])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_an_address_of_something_else_is_told_within_seconds(says, is_named, monkeypatch):
+    monkeypatch.setattr(machines, "CONNECT_TIMEOUT_S", 0.3)
+    with listening(says) as address:
+        if not is_named:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        source = f"--ray '{address}'" if is_named else f"RAY_ADDRESS '{address}'"
+        with pytest.raises(ConfigError, match=f"^{source}: what listens there is no head of a Ray cluster"):
+            check_cluster(RayCluster(address) if is_named else RayCluster())
+
+
+def test_a_head_that_was_killed_is_told(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray._private.services, "canonicalize_bootstrap_address", lambda _: "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"--ray: the cluster that ran here at '127.0.0.1:1': nothing answers .*stop"):
+        check_cluster(RayCluster())
 
 
 def test_without_ray(monkeypatch):
@@ -144,6 +184,7 @@ def test_what_kills_its_worker_is_done_again_and_then_given_up(at, tmp_path):
     with ray_workers(at) as workers:
         assert sorted(workers(partial(work.deadly_once, str(tmp_path)), items)) == [(i, i) for i in items]
         assert workers.num_replaced == 1
+        assert workers.report()[-1] == "ray: workers that died and were replaced: 1"
         with pytest.raises(RunError, match=r"4 workers died over the same 1 items, the last at .*memory"):
             list(workers(partial(work.each, work.deadly), items))
         assert sorted(workers(work.squares, items)) == square_of(items)
@@ -151,19 +192,19 @@ def test_what_kills_its_worker_is_done_again_and_then_given_up(at, tmp_path):
 
 @pytest.mark.slow
 def test_a_node_that_dies_at_any_time_loses_nothing(cluster, at):
-    """Twenty times; results are large enough to lie on the node that made them until they are fetched."""
-    rng, items, size = random.Random(5), list(range(24)), 200_000
+    """At moments spread over a round; results are large enough to lie on their node until they are fetched."""
+    rng, items, size, num_rounds = random.Random(5), list(range(24)), 200_000, 8
     num_killed = 0
     with ray_workers(at) as workers:
-        for _ in range(20):
+        for moment in range(num_rounds):
             victim = rng.choice([node for node in cluster.list_all_nodes() if node is not cluster.head_node])
-            killer = threading.Timer(rng.uniform(0.0, 0.4), cluster.remove_node, [victim, False])
+            killer = threading.Timer(0.4 * moment / num_rounds, cluster.remove_node, [victim, False])
             killer.start()
             assert sorted(workers(partial(work.squares, 0.02, size), items)) == square_of(items, size)
             killer.join()
             num_killed += victim not in cluster.list_all_nodes()
             cluster.add_node(num_cpus=1, wait=False)
-    assert num_killed == 20
+    assert num_killed == num_rounds
     cluster.wait_for_nodes()
 
 

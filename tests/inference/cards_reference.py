@@ -119,6 +119,8 @@ def slow_cards(policy, reward, prompt, settings, sampling, seed, key=None) -> An
         value = reward.score([prompt], [text_of(policy, before + tokens, sampling)[0]], {})[0][0]
         length = len(before) + len(tokens)
         threshold = min(start + length * (settings.target - start) / sampling.max_new_tokens, settings.target)
+        if finish_reason and settings.finish == "target":
+            threshold = settings.target
         if settings.acceptance == "hard":
             accepted = value >= threshold
         else:

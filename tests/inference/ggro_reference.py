@@ -47,6 +47,7 @@ class Candidate:
     reward: float
     gains: np.ndarray | None
     nudge: int | None
+    stream: int  # sample index
 
 
 class Slow:
@@ -58,7 +59,7 @@ class Slow:
         added = policy.tokenizer.added_tokens_decoder
         self.special = {*policy.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
         self.by_ids = settings.num_candidates > 1 and settings.nudge_by == "reward" and settings.score != "exact"
-        self.answer = Answer((), "", [], [])
+        self.answer, self.kept = Answer((), "", [], []), 0
 
     def run(self) -> Answer:
         answer, tokens = self.answer, []
@@ -69,7 +70,7 @@ class Slow:
             drawn = sum(len(candidate.tokens) for candidate in candidates)
             answer.trace.append((len(best.tokens), len(candidates), drawn - len(best.tokens), best.nudge is not None))
             answer.rewards.append(best.reward)
-            answer.finish_reason = best.finish_reason
+            answer.finish_reason, self.kept = best.finish_reason, best.stream
             tokens = tokens + best.tokens
         answer.token_ids = tuple(tokens)
         return answer
@@ -80,7 +81,10 @@ class Slow:
         first = settings.first_nudge and not tokens
         if settings.num_candidates == 1 or not (first or self.uncertain(logits, len(tokens))):
             return []
-        best = np.argsort(-logits, kind="stable")[: settings.top_k].tolist()
+        number = settings.top_k if settings.top_k >= 1 else max(1, round(settings.top_k * len(logits)))
+        best = np.argsort(-logits, kind="stable")[:number].tolist()
+        p = np.exp(logits - logits.max())
+        best = [token for token in best if p[token] >= settings.nudge_min_p]
         return [token for token in best if token not in self.special or token in self.policy.eos_token_ids]
 
     def candidates(self, tokens, options) -> list[Candidate]:
@@ -93,7 +97,9 @@ class Slow:
             asks = self.by_ids and bool(options) and number < settings.num_candidates
             if settings.parallel:
                 asks = asks and number == 1
-            candidate = self.roll_out(tokens, nudge, options, asks)
+            if settings.streams == "independent" and nudge in {candidate.tokens[0] for candidate in found}:
+                break  # the published rule below, where random numbers are not the same
+            candidate = self.roll_out(tokens, nudge, options, asks, self.stream(len(found)))
             if any(candidate.tokens == other.tokens for other in found):
                 break
             found.append(candidate)
@@ -132,7 +138,13 @@ class Slow:
             return bool(uniforms(stream_keys(self.seed, [self.key], [2**61]), place)[0] < settings.random_cuts)
         return settings.entropy_threshold is not None and nats(logits) >= settings.entropy_threshold
 
-    def roll_out(self, tokens, nudge, options, asks) -> Candidate:
+    def stream(self, number) -> int:
+        if self.settings.streams == "shared":
+            return 0
+        fresh = 2**60 + len(self.answer.trace) * self.settings.num_candidates + number
+        return fresh if number else self.kept
+
+    def roll_out(self, tokens, nudge, options, asks, stream) -> Candidate:
         settings, new, reason = self.settings, [], ""
         while not reason and len(new) < settings.max_segment:
             logits = next_logits(self.policy, self.ids + tokens + new)
@@ -140,7 +152,7 @@ class Slow:
                 token = int(np.argmax(logits))
             else:
                 cdf = np.cumsum(sampling_law(logits, self.sampling, self.ids + tokens + new))
-                u = uniforms(stream_keys(self.seed, [self.key], [0]), len(tokens) + len(new))[0]
+                u = uniforms(stream_keys(self.seed, [self.key], [stream]), len(tokens) + len(new))[0]
                 token = int(np.searchsorted(cdf, u * cdf[-1], side="right"))
             token = nudge if nudge is not None and not new else token
             if text_of(self.policy, [*tokens, *new, token], self.sampling)[1]:
@@ -152,7 +164,7 @@ class Slow:
             new.append(token)
         self.answer.policy_tokens += len(self.ids) + len(tokens) + len(new) - bool(reason)
         reward, gains = self.judge(tokens, new, options, asks)
-        return Candidate(new, reason, reward, gains, nudge)
+        return Candidate(new, reason, reward, gains, nudge, stream)
 
     def judge(self, tokens, new, options, asks) -> tuple[float, np.ndarray | None]:
         if not self.by_ids:

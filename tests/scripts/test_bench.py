@@ -17,8 +17,9 @@ from inference.samplers.cards import CardsSettings
 from scripts import launch
 from scripts.bench import cards, entries, plain_sampling, setting
 from scripts.bench.__main__ import app
+from scripts.bench.cluster import ClusterFigures
 from scripts.bench.counting import num_suffix, policy_necessary, reward_necessary, watched
-from scripts.bench.page import renew
+from scripts.bench.page import cluster, renew
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*none of which was accepted"),
@@ -188,6 +189,20 @@ def test_a_section_is_renewed_and_the_others_stay(tmp_path):
     assert path.read_text() == "# Speed\n\nhead\n\n## One\n\n1\n\n## Two\n\n2\n\n## Latency\n\nlast\n"
     renew(path, "\n## One\n\nnew\n\n| a |\n")
     assert path.read_text() == "# Speed\n\nhead\n\n## One\n\nnew\n\n| a |\n\n## Two\n\n2\n\n## Latency\n\nlast\n"
+
+
+def test_workers_are_shown_beside_bare_processes():
+    """The claim is about two of each; one that was measured alone renews its own section."""
+    sampling, bare = {"1": [6.0, 6.2, 6.1], "2": [3.3, 3.2, 3.6]}, {"1": [5.0, 5.0, 5.0], "2": [3.0, 3.2, 3.0]}
+    figures = ClusterFigures({"1": [1.0], "16": [1.04, 1.02, 1.2]}, sampling, bare, num_prompts=256)
+    assert [(entry.name, round(entry.ratio, 3)) for entry in figures.entries()] == [
+        ("cluster_overhead", 1.04),
+        ("cluster_workers", 1.1),
+    ]
+    text = cluster(figures)
+    assert text.startswith("\n## Workers on a Ray cluster")
+    assert "| 16 | 10.0 |" in text
+    assert "| 2 | 3.3 | 3 |" in text
 
 
 def test_help_has_an_example():

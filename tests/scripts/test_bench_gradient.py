@@ -134,6 +134,15 @@ def test_bare_passes_have_the_shape_of_steps(bench):
     torch.testing.assert_close(passes.policy(inputs_RTD), expected)
 
 
+def test_bare_passes_through_a_suffix_are_those_of_the_gradient(bench):
+    figures = gradient.GradientFigures()
+    with gradient.fed(bench.classifier.model) as fed:
+        gradient.measure_suffix(bench, figures, lambda _: None)
+    rounds = bench.setting.num_step_rounds + 1
+    assert len(fed) == 2 * rounds + 2
+    assert len(set(fed[2:])) == 1
+
+
 @pytest.mark.slow
 def test_a_part_alone(world, tmp_path):
     arguments = ["--quick", "--world", str(world), "--out", str(tmp_path), "--part", "gradient"]
@@ -144,7 +153,8 @@ def test_a_part_alone(world, tmp_path):
     bench = setting.prepare(world, setting.QUICK, "cpu")
     found = parts.stored(tmp_path / "parts.json", bench, [])
     by_name = {entry.name: entry for entry in found.entries(parts.Part.GRADIENT)}
-    assert list(by_name) == ["ggro_policy_tokens", "ggro_reward_tokens", "ggro_wall", "sea_batched", "sea_step"]
+    ggro, sea = ("ggro_policy_tokens", "ggro_reward_tokens", "ggro_wall"), ("sea_batched", "sea_step")
+    assert list(by_name) == [*ggro, *sea, "blockwise_overhead", "tilted_overhead", "backward_overhead"]
     assert all(name in done.output and min(entry.ratios) > 0 for name, entry in by_name.items())
     counts = found.figures["gradient"]["counts"]
     assert by_name["ggro_policy_tokens"].ratio == counts["policy_reference"] / counts["policy"] > 1

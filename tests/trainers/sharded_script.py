@@ -25,17 +25,22 @@ from trainers.run.train import manifest
 PROBE = torch.arange(5, 21).reshape(2, 8)
 
 
-def replay(prompts, trainer):
-    """Roll-outs that depend on the step and on the place in the global batch alone; their lengths differ."""
-    first = trainer.accelerator.process_index * len(prompts)
+def replay(trainer, prompts_ids, _beside=None):
+    """Completions that depend on the step and on the place in the global batch alone; their lengths differ."""
+    first = trainer.accelerator.process_index * len(prompts_ids)
     tokenizer, completions = trainer.processing_class, []
-    for place in range(first, first + len(prompts)):
+    for place in range(first, first + len(prompts_ids)):
         generator = torch.Generator().manual_seed(1000 * trainer.state.global_step + place)
         length = 1 + (5 * place) % 7
         ids = torch.randint(7, len(tokenizer), (length,), generator=generator).tolist()
         completions.append([*ids, tokenizer.eos_token_id])
-    ids = [render_prompt(tokenizer, prompt) for prompt in prompts]
-    return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+    return completions
+
+
+def replay_for_trl(prompts, trainer):
+    """The same, as TRL asks for it."""
+    ids = [render_prompt(trainer.processing_class, prompt) for prompt in prompts]
+    return {"prompt_ids": ids, "completion_ids": replay(trainer, ids), "logprobs": None}
 
 
 def logits(trainer):
@@ -50,14 +55,17 @@ def partitions(trainer):
     return [[p.ds_numel, p.ds_tensor.numel(), p.numel()] for p in parameters]
 
 
-def uneven_lengths(trainer):
-    """Lengths when every answer of process 1 ends after its first token, sharded generation last."""
+def uneven_lengths(trainer, config):
+    """Lengths when every answer of process 1 ends after its first token, drawn by the engine and by `generate`.
+
+    `generate` draws from whole weights, and from sharded ones last.
+    """
     trainer.rollout_func = None
     if trainer.accelerator.process_index == 1:
-        trainer.generation_config.eos_token_id = list(range(len(trainer.processing_class)))
+        trainer.eos_token_ids = trainer.generation_config.eos_token_id = list(range(len(trainer.processing_class)))
     lengths = []
-    for gather in (True, False):
-        trainer.args.ds3_gather_for_generation = gather
+    for draw, gather in ((EngineRollOuts(config.sampling, config.seed), True), (None, True), (None, False)):
+        trainer._draw, trainer.args.ds3_gather_for_generation = draw, gather
         trainer.model.train()
         output = trainer._generate_and_score_completions([trainer.train_dataset[0]] * 4)
         lengths.append(gather_object([output["completion_mask"].sum(dim=1).max().item()]))
@@ -72,9 +80,7 @@ def drawn(trainer, config):
     rows = [trainer.train_dataset[i // 4]["prompt"] for i in range(12)]  # groups of four, the second one on both
     mine = rows[12 // number * place : 12 // number * (place + 1)]
     ids = [render_prompt(trainer.processing_class, prompt) for prompt in mine]
-    completions = gather_object(trainer._generate_single_turn(ids, None, {}, 4)[0])
-    trainer._draw = None
-    return completions
+    return gather_object(trainer._generate_single_turn(ids, None, {}, 4)[0])
 
 
 def run(path):
@@ -82,16 +88,18 @@ def run(path):
     config = load_config(path, TrainingConfig, [])
     plan = make_plan(config, str(path))
     trainer = build_trainer(plan, Console(quiet=True))
-    trainer.rollout_func = replay
+    if plan.rollouts == "engine":
+        trainer._draw = replay
+    else:
+        trainer.rollout_func = replay_for_trl
     trainer.train()
     save_final(trainer, Path(config.output_dir) / "adapter", manifest(plan))
     trainable = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
     result = {"engine": describe_engine(trainer), "logits": logits(trainer), "partitions": partitions(trainer)}
     result |= {"advantages": list(trainer._logs["advantages"]), "trainable": trainable}
-    if "ZeRO-3" not in result["engine"]:
-        result["drawn"] = drawn(trainer, config)
+    result["drawn"] = drawn(trainer, config)
     if trainer.accelerator.num_processes == 2:
-        result["lengths"] = uneven_lengths(trainer)
+        result["lengths"] = uneven_lengths(trainer, config)
     name = f"rank-{trainer.accelerator.process_index}.json"
     (Path(config.output_dir) / name).write_text(json.dumps(result))
 

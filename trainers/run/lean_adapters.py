@@ -5,7 +5,7 @@ Decoding feeds a token a row, where these take as long as the arithmetic. The va
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,15 +14,21 @@ import torch
 from peft.tuners.lora import Linear
 from torch.nn.functional import linear
 
+MERGED_BYTES = 2**30
+"""Adapted matrices of float32 that take less are copied, each with its adapter merged: calls count there, not bytes.
+
+In half precision a merged matrix could lose a small update.
+"""
+
 
 @contextmanager
 def lean_adapters(model: Any) -> Iterator[None]:
     """Let plain LoRA layers compute `Wx + scaling BAx` and no more, without dropout; others are left alone."""
     layers = [layer for layer in model.modules() if _is_plain(layer)]
+    weights = [layer.base_layer.weight for layer in layers]
+    merges = sum(weight.nbytes for weight in weights) <= MERGED_BYTES
     for layer in layers:
-        (name,) = layer.active_adapters
-        a, b, base = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.base_layer
-        layer.forward = partial(_forward, base.weight, base.bias, a, b.t(), layer.scaling[name])
+        layer.forward = _lean(layer, merges=merges and layer.base_layer.weight.dtype == torch.float32)
     try:
         yield
     finally:
@@ -44,7 +50,17 @@ def _is_plain(layer: Any) -> bool:
     return is_one_type and a.bias is None and b.bias is None
 
 
-def _forward(
+@torch.no_grad()
+def _lean(layer: Any, *, merges: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    (name,) = layer.active_adapters
+    a, b, scaling = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    weight, bias = layer.base_layer.weight, layer.base_layer.bias
+    if merges:
+        return partial(linear, weight=torch.addmm(weight, b, a, alpha=scaling), bias=bias)
+    return partial(_beside, weight, bias, a, b.t(), scaling)
+
+
+def _beside(
     weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scaling: float, x: torch.Tensor
 ) -> torch.Tensor:
     rows = x.flatten(0, -2)

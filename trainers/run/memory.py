@@ -27,6 +27,7 @@ from iama.models.loading import loading
 from iama.prompts.render import render_prompt
 from iama.rewards.load import Files
 from trainers.run import fields as trainer_fields
+from trainers.run.lean_adapters import MERGED_BYTES
 from trainers.run.plan import Plan
 
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -133,6 +134,9 @@ def estimate(plan: Plan, sizes: Sizes) -> Estimate:
     if not fields.get("use_vllm"):
         copies = width + (24 if plan.rollouts == "engine" else 12)  # three in float64, or three in float32
         rollout = _rollout_bytes(text, rows * generations(plan), num_tokens, width, copies)
+        is_merged = plan.rollouts == "engine" and config.policy.dtype == "float32" and config.quantization is None
+        if is_merged and 4 * sizes.linear <= MERGED_BYTES:
+            rollout["merged copies"] = 4.0 * sizes.linear
     if kept_share < 1 and fields.get("ds3_gather_for_generation", True):
         rollout["policy, gathered"] = weights * (1 - kept_share)
     full, checkpointed = 34 * width / 2, 2 * width / 2

@@ -37,8 +37,8 @@ def needs_generate(fields: Mapping[str, Any], zero_stage: int | None) -> str | N
     for key in FOR_GENERATE:
         if fields.get(key):
             return f"trainer.{key} is a setting of generate"
-    if zero_stage == 3:
-        return "the engine does not draw from weights that ZeRO-3 shards"
+    if zero_stage == 3 and not fields.get("ds3_gather_for_generation", True):
+        return "the engine does not draw from sharded weights, as trainer.ds3_gather_for_generation: false asks for"
     return None
 
 

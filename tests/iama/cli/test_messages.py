@@ -167,6 +167,23 @@ def test_a_pool_of_messages_names_its_own_flag(run, tiny, tmp_path):
     assert "--chat-template 'mine.jinja' has no use with --engine openai" in refused
 
 
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            "engine: vllm: min_p 0.1; use the transformers engine",
+            "--engine vllm: min_p 0.1; use the transformers engine",
+        ),
+        ("policy 'p': no vLLM; write engine: transformers", "policy 'p': no vLLM; write --engine transformers"),
+        ("command line: `vllm` has no use; write engine: vllm", "command line: --vllm has no use; write --engine vllm"),
+        ("reward 'r': no vLLM; write engine: transformers", "reward 'r': no vLLM; write engine: transformers"),
+    ],
+)
+def test_the_engine_of_the_policy_is_a_flag_and_that_of_a_reward_a_key(message, told):
+    assert in_flags(message, {"--engine", "--spec"}) == told
+    assert in_flags(message, {"--spec"}) == message
+
+
 def test_a_prompt_is_named_by_what_was_asked_last():
     system = {"role": "system", "content": "you are a kind helper " * 9}
     turns = [system, {"role": "user", "content": "bake bread"}, {"role": "assistant", "content": "how?"}]

@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, BartConfig, BartForSequenceClassification
 
 from iama.config.specs import RewardSpec
-from iama.errors import RewardError
+from iama.errors import ConfigError, RewardError
 from iama.models.vllm import close_llm
 from iama.rewards.load import load_reward
 from inference.pools.score import reward_key
@@ -110,7 +110,7 @@ def test_what_vllm_does_not_score_with_is_told(wide, tmp_path):
     save(tmp_path, BartForSequenceClassification(config), llama_tokenizer())
     with pytest.raises(RewardError, match="is an encoder-decoder, which vLLM does not score with; write engine: trans"):
         load_reward("r", RewardSpec(model=str(tmp_path), engine="vllm"))
-    with pytest.raises(RewardError, match=r"vllm.max_model_len 500 is more than the 128 tokens"):
+    with pytest.raises(ConfigError, match=r"vllm.max_model_len 500 is more than the 128 tokens"):
         load_reward("r", RewardSpec(model=str(wide.reward), engine="vllm", vllm={"max_model_len": 500}))
 
 

@@ -17,6 +17,7 @@ from inference.engine.kv_cache import _Buffer
 from inference.engine.next_token import probabilities
 from inference.engine.random_streams import prompt_keys, stream_keys, uniforms
 from inference.engine.responses import Ends, response_text
+from inference.engine.rows import Rows
 from tests.inference.bytewise import byte_fallback, byte_level
 
 SAMPLING = Sampling(max_new_tokens=24)
@@ -303,3 +304,60 @@ def test_damaged_weights_are_named(policy, prompts_ids):
     broken.model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(ModelError, match="policy 'base' gives logits that are not finite"):
         decode(broken, prompts_ids, 1, SAMPLING, seed=0, batch_size=8)
+
+
+def test_prompts_of_unlike_lengths_are_not_padded_to_the_longest(policy64, prompts_ids, monkeypatch):
+    widths = []
+    original = Rows.extend
+
+    def extend(self, slots, tokens):
+        widths.append([len(row) for row in tokens])
+        return original(self, slots, tokens)
+
+    monkeypatch.setattr(Rows, "extend", extend)
+    decoder = engine.Decoder(policy64, 8, is_fair=True)
+    for i, ids in enumerate([prompts_ids[0] * 8, *prompts_ids, prompts_ids[1] * 8]):
+        decoder.add(engine.Samples(i, ids, stream_keys(i, [i], [0]), SAMPLING))
+    decoder.step()
+    prompts = [row for row in widths if row != [1] * len(row)]
+    assert [len(row) for row in prompts] == [3, 2]
+
+
+def test_requests_of_all_kinds_enter_and_leave_at_any_step(policy64, prompts_ids):
+    """Decoded side by side, some given up midway, each has what it has alone, and no row is left."""
+    rng = np.random.default_rng(0)
+    samplings = [
+        Sampling(max_new_tokens=12),
+        Sampling(max_new_tokens=5, temperature=1.3),
+        Sampling(max_new_tokens=11, temperature=0.7),
+        Sampling(max_new_tokens=20, stop=("e",)),
+        Sampling(max_new_tokens=9, repetition_penalty=1.4, top_k=20),
+    ]
+    decoder = engine.Decoder(policy64, 6, is_fair=True)
+    asked = []
+    for i in range(14):
+        ids, sampling, number = prompts_ids[i % 3], samplings[i % 5], 1 + i % 4
+        streams = stream_keys(i, prompt_keys([ids]) * number, range(number))
+        asked.append((engine.Samples(i, ids, streams, sampling), number))
+    waiting, going, dropped, finished = list(asked), [], [], []
+    while waiting or going:
+        if waiting and rng.random() < 0.5:
+            going.append(waiting.pop(0)[0])
+            decoder.add(going[-1])
+        if going and rng.random() < 0.08:
+            dropped.append(going.pop(int(rng.integers(len(going)))))
+            decoder.drop(dropped[-1])
+        done = decoder.step()
+        finished += done
+        going = [request for request in going if request not in done]
+    assert len(finished) + len(dropped) == 14
+    assert len(finished) > 7
+    assert len(dropped) > 1
+    assert decoder.num_rows == 0
+    for request, number in asked:
+        if request in finished:
+            how = {"seed": request.index, "batch_size": 64}
+            ((wanted,), cost) = decode(policy64, [request.prompt_ids], number, request.sampling, **how)
+            assert request.responses(policy64) == wanted
+            none = {"seconds": 0.0, "peak_memory": 0}
+            assert dataclasses.replace(request.cost(), **none) == dataclasses.replace(cost, **none)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import chisquare
 from scipy.stats import entropy as scipy_entropy
 from transformers import (
     LogitsProcessorList,
@@ -21,6 +25,7 @@ from iama.errors import ModelError
 from inference.engine import next_token
 from inference.engine.next_token import (
     cut_at_stop,
+    draw_distinct,
     draw_tokens,
     entropy,
     log_probabilities,
@@ -44,6 +49,21 @@ SAMPLINGS = st.builds(
     min_p=st.sampled_from([0.0, 0.05, 0.5, 0.99]),
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
 )
+
+
+def test_distinct_draws_follow_the_law_of_one_after_the_other():
+    weights, count = np.asarray([0.4, 0.0, 0.1, 0.3, 0.2]), 4000
+    us = np.random.default_rng(0).random((count, 5))
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(weights)
+    drawn = Counter(tuple(draw_distinct(log_weights, u, 2)) for u in us)
+    pairs = [(a, b) for a, b in itertools.permutations(range(5), 2) if weights[a] * weights[b] > 0]
+    chances = [weights[a] * weights[b] / (1 - weights[a]) for a, b in pairs]
+    assert set(drawn) <= set(pairs)
+    assert chisquare([drawn[pair] for pair in pairs], np.asarray(chances) * count).pvalue > 1e-3
+    assert sorted(draw_distinct(log_weights, us[0], 9)) == [0, 2, 3, 4]
+    assert draw_distinct(np.asarray([0.5]), np.zeros(1), 1) == [0]
+    assert draw_distinct(np.zeros(0), np.zeros(0), 3) == []
 
 
 def transformers_law(logits_RV: torch.Tensor, sampling: Sampling, seen_RT: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ from peft import PeftModel
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from iama.config.specs import PolicySpec, Sampling
-from iama.errors import IamaWarning, ModelError
-from inference.engine.policy import load_policy
+from iama.errors import ConfigError, IamaWarning, ModelError
+from inference.engine.policy import load_policy, read_policy_files
 from inference.engine.rows import refuse_inexact
 
 
@@ -194,3 +194,13 @@ def test_adapter_that_does_not_fit(tiny, adapter_dir, tmp_path):
 def test_adapter_as_path_and_as_adapter(adapter_dir):
     with pytest.raises(ModelError, match="is itself an adapter"):
         load_policy("mine", PolicySpec(path=str(adapter_dir), adapter=str(adapter_dir)))
+
+
+def test_vllm_is_told_to_read_no_more_than_the_model_does(tiny):
+    def read(number):
+        spec = PolicySpec(path=str(tiny.policy), engine="vllm", vllm={"max_model_len": number})
+        return read_policy_files("base", spec).context_length
+
+    assert read(64) == 64
+    with pytest.raises(ConfigError, match=r"policy 'base': vllm.max_model_len 500 is more than the 128 tokens that"):
+        read(500)

@@ -117,6 +117,36 @@ def test_cards_is_evaluated_on_vllm(run_with_files, wide, tmp_path):
     assert all(prompt.samples[0].segments and prompt.cost.policy_decode_tokens for prompt in answers.prompts)
 
 
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_on_a_ray_worker_draws_the_same_samples(run_with_files, wide, tmp_path):
+    ray = pytest.importorskip("ray")
+    asked = ("--prompts", wide.prompts, "--policy", wide.policy, "--n", 3, "--max-new-tokens", 6, *FLAGS)
+    drawn = []
+    for name, where in (("alone", ()), ("ray", ("--ray", "local"))):
+        code, _, err = run_with_files("pool", tmp_path / name, *asked, "--name", "base", *where)
+        assert code == 0, err
+        assert ("ray: worker at" in err) == bool(where)
+        drawn.append(
+            {prompt.prompt_id: [s.token_ids for s in prompt.samples] for prompt in read_pool(tmp_path / name).prompts}
+        )
+    assert drawn[0] == drawn[1]
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("other", ["vllm", "transformers"])
+def test_policies_on_two_engines_are_noted(run, wide, tmp_path, monkeypatch, other):
+    monkeypatch.setattr("iama.models.vllm.find_spec", lambda _: True)  # nothing is sampled
+    file = config(wide, tmp_path)
+    raw = yaml.safe_load(file.read_text())
+    raw["policies"] |= {"other": {"path": str(wide.policy), "engine": other}}
+    file.write_text(yaml.safe_dump(raw))
+    code, _, err = run("evaluate", "--config", file, "--dry-run")
+    assert code == 0, err
+    told = "base by vllm, other by transformers: seconds and memory compare engines, and not policies"
+    assert (told in err) == (other == "transformers")
+
+
 @pytest.mark.parametrize("method", ["sea()", "ggro()", "args()"])
 def test_methods_that_steer_the_policy_are_refused_in_the_plan(run, wide, tmp_path, method):
     code, _, err = run("evaluate", "--config", config(wide, tmp_path, methods=[method]), "--dry-run")
@@ -128,10 +158,10 @@ def test_methods_that_steer_the_policy_are_refused_in_the_plan(run, wide, tmp_pa
     ("flags", "told"),
     [
         (("--engine", "vlm"), "engine: Input should be 'transformers' or 'vllm' (got 'vlm')"),
-        (("--vllm", "max_model_len=64"), "`vllm` has no use with engine: transformers; write engine: vllm, or drop"),
+        (("--vllm", "max_model_len=64"), "--vllm has no use with --engine transformers; write --engine vllm, or"),
         (("--engine", "vllm", "--vllm", "seed=3"), "unknown key 'vllm.seed'"),
         (("--engine", "vllm", "--vllm", "enforce_eager"), "--vllm 'enforce_eager': write KEY=VALUE, e.g. gpu_memory"),
-        (("--engine", "vllm", "--device", "cpu"), "device 'cpu' has no use with engine: vllm"),
+        (("--engine", "vllm", "--device", "cpu"), "device 'cpu' has no use with --engine vllm"),
         (("--engine", "vllm", "--method", "ggro()"), "method 'ggro()' needs this package's own"),
     ],
 )

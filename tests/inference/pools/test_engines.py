@@ -281,6 +281,12 @@ def test_what_is_left_to_the_server_stands_in_the_header(run, tmp_path, openai_s
         (["--engine", "openai", "--model", "m"], "--engine openai needs --url"),
         ([*SERVER, "--vllm", "max_model_len=9"], "--vllm 'max_model_len=9' has no use with --engine openai"),
         (["--policy", "p", "--url", "u"], "--url 'u' has no use with --engine transformers"),
+        (["--policy", "p", "--vllm", "a=1"], "--vllm 'a=1' has no use with --engine transformers"),
+        (["--policy", "p", "--concurrency", "8"], "--concurrency 8 has no use with --engine transformers"),
+        (["--policy", "p", "--engine", "vllm", "--batch-size", "4"], "--batch-size 4 has no use with --engine vllm"),
+        ([*SERVER, "--batch-size", "256"], "--batch-size 256 has no use with --engine openai"),
+        ([*SERVER, "--device", "cpu"], "--device 'cpu' has no use with --engine openai"),
+        ([*SERVER, "--trust-remote-code"], "--trust-remote-code has no use with --engine openai"),
         (["--policy", "p", "--column", "question"], "--column 'question': write ours=theirs"),
         (
             ["--policy", "p", "--leave-out", "seed"],

@@ -105,7 +105,7 @@ def test_a_torn_file_is_one_line(tmp_path, ending):
     data = path.read_bytes()
     for size in range(0, len(data) - 1, 7):
         path.write_bytes(data[:size])
-        with pytest.raises(DataError, match=r"(torn or damaged|not) (gzip|Zstandard|Parquet)") as told:
+        with pytest.raises(DataError, match=r"(torn or damaged|not) (gzip|Zstandard|Parquet)|is empty") as told:
             read_pool(path)
         assert str(told.value).startswith(str(path))
         assert "\n" not in str(told.value)
@@ -139,6 +139,8 @@ def test_a_changed_byte_is_noticed_where_there_are_checksums(tmp_path, ending):
         ),
         ("a.jsonl", gzip.compress(b"{}", mtime=0), r"gzip, whatever its name says; let its name end in \.gz"),
         ("a.parquet", gzip.compress(b"{}", mtime=0), r"gzip, whatever its name says; let its name end in \.gz"),
+        ("a.jsonl.gz", b"", "is empty; fetch or write it again"),
+        ("a.parquet", b"", "is empty; fetch or write it again"),
         ("a.jsonl.zst", b"PAR1", r"Parquet, whatever its name says; let its name end in \.parquet"),
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n', mtime=0), ":1: no header"),
     ],

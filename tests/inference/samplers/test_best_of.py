@@ -18,9 +18,9 @@ from iama.errors import ConfigError, DataError, IamaWarning, RewardError
 from iama.objective.operators import bon, bop, bop_zt, identity, series, soft_bon
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
-from inference.engine.responses import pool_of
+from inference.engine.responses import Response, pool_of
 from inference.engine.reward_rows import num_common
-from inference.samplers.best_of import SelectionSampler, draw, score
+from inference.samplers.best_of import ScoredTexts, SelectionSampler, TextScorer, draw, score
 from inference.samplers.serve import serve
 from inference.selection.rules import Rule, best_weights, kept, num_draws, select, soft_weights
 from tests.inference.methods import read_served
@@ -250,3 +250,25 @@ def test_what_cannot_be_read_is_told_before_anything_is_drawn(policy, reward, mo
         serve(policy, reward, "bon(2)", SAMPLING).sample(PROMPTS, seed=0, columns={"topic": ["a", "b"]})
     with pytest.raises(DataError, match="column 'topic' has 0 values for 3 prompts"):
         score(pool_of(PROMPTS, [[]] * 3, [Cost()] * 3), reward, {"topic": []})
+
+
+def test_texts_of_many_prompts_enter_and_leave_at_any_step(reward):
+    texts = [["bread", "bread and water"], ["no"], ["first mix", "no thanks", "first mix flour", "tomatoes"]]
+    alone = score(pool_of(PROMPTS, [[Response(text) for text in row] for row in texts], [Cost()] * 3), reward)
+    scorer = TextScorer(reward, 3)
+    asked = [ScoredTexts(i, prompt, row) for i, (prompt, row) in enumerate(zip(PROMPTS, texts, strict=True))]
+    gone = ScoredTexts(9, PROMPTS[0], ["a"] * 7)
+    for each in (asked[0], gone, asked[1]):
+        scorer.add(each)
+    finished = scorer.step()
+    scorer.drop(gone)
+    scorer.add(asked[2])
+    while scorer.num_waiting:
+        finished += scorer.step()
+    assert [each.index for each in finished] == [0, 1, 2]
+    assert scorer.num_rows == 0
+    for each, prompt in zip(asked, alone.prompts, strict=True):
+        assert each.rewards == pytest.approx([sample.reward for sample in prompt.samples], abs=1e-6)
+        assert dataclasses.replace(each.cost, seconds=0.0) == dataclasses.replace(
+            prompt.cost, seconds=0.0, peak_memory=0
+        )

@@ -29,6 +29,7 @@ from iama.rewards.load import load_reward
 from inference.engine.random_streams import prompt_keys
 from inference.samplers.best_of import draw, score
 from inference.samplers.cards import Cards, calibrate_target, rejection_settings
+from inference.samplers.guided import completion_of
 
 TEXTS = ["how to bake bread", "mix water"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*none of which was accepted")
@@ -72,6 +73,7 @@ def same(completion, answer):
 CASES = {
     "soft": (SETTINGS, SAMPLING),
     "hard": (having(acceptance="hard"), SAMPLING),
+    "finish": (having(finish="target"), SAMPLING),
     "parallel": (having(parallel_proposals=3), SAMPLING),
     "parallel hard": (having(parallel_proposals=3, acceptance="hard"), SAMPLING),
     "all at once": (having(parallel_proposals=7, acceptance="hard", target=2.0), SAMPLING),
@@ -267,3 +269,32 @@ def test_soft_acceptance_is_clamped():
     assert not settings.accepts(-1e9, 0.0, 0.0)
     assert having(acceptance_temperature=2.0).accepts(0.0, 1.0, math.exp(-0.5) - 1e-9)
     assert not having(acceptance_temperature=2.0).accepts(0.0, 1.0, math.exp(-0.5) + 1e-9)
+
+
+def test_prompts_of_other_seeds_enter_and_leave_at_any_step(policy_with_ends, reward):
+    sampler = Cards(policy_with_ends, reward, SETTINGS, SAMPLING)
+    alone = [sampler.sample([prompt], seed=seed)[0] for seed, prompt in enumerate(PROMPTS)]
+    ids = [render_prompt(policy_with_ends.tokenizer, prompt) for prompt in PROMPTS]
+    loop = sampler.loop(8)
+    requests = [
+        sampler.request(i, row, prompt, {}, prompt_keys([row])[0], i)
+        for i, (row, prompt) in enumerate(zip(ids, PROMPTS, strict=True))
+    ]
+    gone = sampler.request(9, ids[0], PROMPTS[0], {}, 1, 2)
+    finished = []
+    for step in range(1000):
+        if step % 3 == 0 and step // 3 < len(requests):
+            loop.add(requests[step // 3])
+        if step == 2:
+            loop.add(gone)
+        if step == 7:
+            loop.drop(gone)
+        finished += loop.step()
+    assert sorted(request.index for request in finished) == list(range(len(requests)))
+    assert loop.num_rows == 0
+    none = {"seconds": 0.0, "peak_memory": 0}
+    for request in finished:
+        got, wanted = completion_of(policy_with_ends, SAMPLING, request), alone[request.index]
+        assert got.token_ids == wanted.token_ids
+        assert dataclasses.replace(got.cost, **none) == dataclasses.replace(wanted.cost, **none)
+        assert [s.reward for s in got.trace] == pytest.approx([s.reward for s in wanted.trace])

@@ -178,7 +178,7 @@ def test_calibration_takes_a_quantile_of_unguided_rewards(policy64, reward):
         ({"parallel_proposals": 8}, "parallel_proposals = 8 exceeds max_proposals = 7"),
         ({"acceptance_temperature": 0}, "greater than 0"),
         ({"start_weight": 1.5}, "less than or equal to 1"),
-        ({"entropy_threshold": -1}, "greater than or equal to 0"),
+        ({"entropy_threshold": -1}, "-1 is no entropy; write nats"),
         ({"target": math.nan}, "finite"),
         ({"acceptance": "maybe"}, "'soft' or 'hard'"),
     ],

@@ -28,8 +28,8 @@ from inference.engine.policy import load_policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.reward_gradient import GradientRows
 from inference.samplers.best_of import draw
+from inference.samplers.gains import GradientScores
 from inference.samplers.ggro import Ggro
-from inference.samplers.ggro_scores import GradientScores
 from inference.samplers.serve import serve
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("how to bake bread", "fix a bike", "mix water then flour")]
@@ -80,6 +80,8 @@ CASES = {
     "parallel exact": (having(parallel=True, score="exact"), SAMPLING),
     "sampled": (having(greedy=False), SAMPLED),
     "sampled parallel": (having(greedy=False, parallel=True, score="taylor"), SAMPLED),
+    "sampled, one stream": (having(greedy=False, streams="shared"), SAMPLED),
+    "likely nudges": (having(nudge_min_p=0.3, top_k=0.2), SAMPLING),
     "random nudges": (having(nudge_by="random"), SAMPLING),
     "random nudges in parallel": (having(nudge_by="random", parallel=True), SAMPLING),
     "random cuts": (having(random_cuts=0.3), SAMPLING),
@@ -293,7 +295,7 @@ def test_a_reward_that_is_read_whole(policy_with_ends, reward, monkeypatch):
     """The answers are the same, and the ledger tells that every candidate is read and differentiated whole."""
     prompts = EVERY[1:]
     quick = answer(policy_with_ends, reward, prompts)
-    monkeypatch.setattr("inference.samplers.ggro_scores.reads_in_pieces", lambda _: False)
+    monkeypatch.setattr("inference.samplers.gains.reads_in_pieces", lambda _: False)
     whole = check(policy_with_ends, reward, SETTINGS, SAMPLING, prompts)
     assert [c.token_ids for c in whole] == [c.token_ids for c in quick]
     for prompt, completion in zip(prompts, whole, strict=True):
@@ -361,6 +363,8 @@ def test_served_by_name(policy, tiny, monkeypatch, capsys):
     assert (sampler.settings.num_candidates, sampler.settings.score, sampler.settings.parallel) == (3, "taylor", True)
     with pytest.raises(ConfigError, match=r"min_segment = 9 exceeds max_segment = 4"):
         serve(policy, reward, "ggro(min_segment=9, max_segment=4)", SAMPLING)
+    with pytest.raises(ConfigError, match=r"top_k = 2.5 is no whole number; write one, or a share below 1"):
+        serve(policy, reward, "ggro(top_k=2.5)", SAMPLING)
     asked = ["--policy", str(tiny.policy), "--reward", str(tiny.reward), "--prompt", "fix a bike"]
     method = "ggro(num_candidates=3)"
     monkeypatch.setattr(sys, "argv", ["iama", "generate", *asked, "--method", method, "--max-new-tokens", "6"])

@@ -421,7 +421,8 @@ class Watch:
         number = given.shape[0] * given.shape[1]
         self.num_tokens += number
         self.num_passes += 1
-        self.num_with_gradient += number * (inputs_embeds is not None and inputs_embeds.requires_grad)
+        is_read_with = torch.is_grad_enabled() if inputs_embeds is None else inputs_embeds.requires_grad
+        self.num_with_gradient += number * is_read_with
         return self.forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **inputs)
 
 
@@ -441,6 +442,19 @@ def test_the_cost_is_what_was_forwarded(decode, policy64, reward, monkeypatch):
     assert cost.sequential_steps == policy_watch.num_passes + reward_watch.num_passes + 2 * settings.num_steps
     assert cost.reward_calls == settings.num_steps + 2
     assert cost.flops > 0
+
+
+def test_a_reward_that_reads_the_prompt_once_gives_the_same_for_less(policy_with_ends, reward, monkeypatch):
+    sampler = Sea(policy_with_ends, reward, SETTINGS, SAMPLING)
+    in_pieces = sampler.sample(PROMPTS, seed=1)
+    monkeypatch.setattr("inference.samplers.sea_energy.reads_in_pieces", lambda _: False)
+    whole = sampler.sample(PROMPTS, seed=1)
+    for prompt, one, other in zip(PROMPTS, in_pieces, whole, strict=True):
+        assert [c.token_ids for c in one.candidates] == [c.token_ids for c in other.candidates]
+        assert one.reward == pytest.approx(other.reward, abs=1e-9)
+        saved = SETTINGS.num_chains * SETTINGS.num_steps * len(around(reward, prompt)[0])
+        assert other.cost.reward_tokens - one.cost.reward_tokens == saved
+        assert one.cost.flops < other.cost.flops
 
 
 def test_refuses_another_vocabulary_and_what_is_no_model(policy64, gpt2):

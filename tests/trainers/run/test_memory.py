@@ -45,6 +45,8 @@ def test_the_parts_that_move_with_the_configuration(make_config):
     assert parts(trainer__steps_per_generation=2)["KV cache"] == 2 * plain["KV cache"]
     assert parts(trainer__gradient_checkpointing=True)["activations"] < plain["activations"]
     assert parts(lora={"r": 8})["adapter and optimizer"] == 2 * plain["adapter and optimizer"]
+    assert 0 < parts(rollouts="engine")["merged copies"] < plain["policy"]
+    assert "merged copies" not in plain | parts(rollouts="engine", policy__dtype="bfloat16")
 
 
 def test_rewards_elsewhere_need_none_of_the_policys_memory(make_config, tiny, monkeypatch):

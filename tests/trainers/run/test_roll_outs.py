@@ -28,6 +28,8 @@ from trl import GRPOTrainer
 
 from iama.config.specs import Sampling
 from iama.errors import IamaWarning, RunError
+from trainers.passes import can_share
+from trainers.run import lean_adapters as lean_adapters_module
 from trainers.run.build import build_trainer
 from trainers.run.checkpoints import MARKER, last_checkpoint, read_marker, refuse_other_rollouts
 from trainers.run.lean_adapters import lean_adapters
@@ -153,6 +155,37 @@ def test_what_trl_makes_of_them(make_config):
     assert all(one != two for one, two in pairwise(seen))  # another batch, other draws
 
 
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_losses_and_gradients_are_those_of_trls_own_reading(make_config, checkpoints):
+    """The prompt read once, in the pass of the reference and, without checkpointing, in that of the loss."""
+    changes = {"trainer__per_device_train_batch_size": 16, "trainer__num_generations": 8}
+    trainer = make_trainer(make_config(sampling__max_new_tokens=12, **changes))
+    if checkpoints:  # as `train` does
+        trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert can_share(trainer.model.train()) is not checkpoints
+    trainer.current_gradient_accumulation_steps = 1  # as `train` sets it
+    rows = [trainer.train_dataset[i // 8] for i in range(16)]
+    output = trainer._generate_and_score_completions([dict(row) for row in rows])
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+    found = []
+    for reads_in_passes in (True, False):
+        trainer._reads_in_passes = reads_in_passes
+        trainer.model.zero_grad()
+        with torch.no_grad(), trainer.model.disable_adapter():
+            given = (trainer.model, ids, mask, output["completion_ids"].shape[1], 16)
+            reference, _, _ = trainer._get_per_token_logps_and_entropies(*given)
+        loss = trainer._compute_loss(trainer.model, output)
+        loss.backward()
+        gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+        found.append((reference * output["completion_mask"], loss.detach(), torch.cat(gradients)))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+    assert found[0][2].abs().max() > 1e-3
+    kept = output["ref_per_token_logps"] * output["completion_mask"]
+    torch.testing.assert_close(kept, found[0][0], atol=1e-6, rtol=1e-6)
+
+
 # --- draws by address
 
 
@@ -220,7 +253,31 @@ def test_the_model_is_read_as_it_serves_and_left_as_it_was(make_config, changes)
     assert trainer.accelerator.unwrap_model(trainer.model_wrapped).is_gradient_checkpointing
 
 
-def test_lean_adapters_compute_what_pefts_do(make_config):
+@pytest.fixture
+def nan_in_fresh_memory():
+    """What is read before it is written is NaN, in place of what lay there, which is most often harmless."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nan_in_fresh_memory")
+@pytest.mark.parametrize("rollouts", ["engine", "generate"])
+def test_no_step_reads_memory_that_nobody_wrote(make_config, rollouts):
+    """Prompts of different lengths are padded on the left, and their first rows attend to nothing."""
+    trainer = build_trainer(make_plan(make_config(rollouts=rollouts), "test.yaml"), Console(quiet=True))
+    trainer.train()
+    steps = [row for row in trainer.state.log_history if "grad_norm" in row]
+    assert len(steps) == 2
+    assert all(np.isfinite([row[key] for key in ("loss", "grad_norm", "kl", "entropy")]).all() for row in steps)
+
+
+@pytest.mark.parametrize("most", [0, lean_adapters_module.MERGED_BYTES], ids=["beside", "merged"])
+def test_lean_adapters_compute_what_pefts_do(make_config, monkeypatch, most):
+    monkeypatch.setattr(lean_adapters_module, "MERGED_BYTES", most)
     trainer = make_trainer(make_config(lora={"r": 4, "lora_dropout": 0.5, "target_modules": "all-linear"}))
     model, ids = trainer.model.eval(), torch.arange(5, 21).reshape(2, 8)
     with torch.no_grad():
@@ -253,7 +310,10 @@ def one_warning(match):
 SETTINGS = {
     "generation_kwargs": ({"trainer__generation_kwargs": {"typical_p": 0.9}}, "trainer.generation_kwargs is"),
     "continuous": ({"trainer__use_transformers_continuous_batching": True}, "use_transformers_continuous_batching is"),
-    "sharded": ({"trainer__deepspeed": "configs/deepspeed/zero3.json"}, "that ZeRO-3 shards"),
+    "sharded": (
+        {"trainer__deepspeed": "configs/deepspeed/zero3.json", "trainer__ds3_gather_for_generation": False},
+        "does not draw from sharded weights",
+    ),
 }
 
 

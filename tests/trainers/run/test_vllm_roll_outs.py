@@ -293,6 +293,28 @@ def test_at_fixed_weights_the_roll_outs_have_the_law_of_generate(build, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
+def test_a_reward_rises_as_it_does_under_generate(build, wide, tmp_path):
+    """By as much, as far as two trainings on other roll-outs of the same law can tell."""
+    rises = []
+    for name in ("vllm", "transformers"):
+        trainer = build(
+            output_dir=str(tmp_path / name),
+            objective__criteria=[{"name": "helpful", "proxy": {"model": str(wide.reward)}, "operator": "identity"}],
+            trainer__use_vllm=name == "vllm",
+            trainer__learning_rate=0.04,
+            trainer__lr_scheduler_type="constant",
+            trainer__max_steps=60,
+            trainer__per_device_train_batch_size=32,
+            trainer__num_generations=8,
+            sampling__max_new_tokens=12,
+        )
+        steps = trained(trainer).rewards[:, 0].reshape(60, 32)
+        rises.append(float(steps[-10:].mean() - steps[:10].mean()))
+        assert rises[-1] > 0.6 * float(steps[:10].std()), rises
+    assert 0.5 < rises[0] / rises[1] < 2, rises
+
+
+@pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
 def test_all_processes_stop_together_where_one_is_wrong(raw_config, policy, tmp_path):
     changes = {"policy": {"path": str(policy)}, "world_size": 2, "output_dir": str(tmp_path / "run")}
     raw_config["trainer"] |= {"use_vllm": True, "learning_rate": 0.02, "max_steps": 4, "per_device_train_batch_size": 4}

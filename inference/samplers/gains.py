@@ -1,4 +1,4 @@
-"""Rewards of GGRO's proposals, and what each nudging token promises: by text, or by token ids and a gradient."""
+"""Rewards of proposals, and what each token promises that may begin another one: by text, or by a gradient."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import RewardError
 from iama.models.flops import ModelSize, row_flops
+from iama.prompts.render import Prompt, prompt_name
 from iama.rewards.reward import Reward
 from inference.engine.next_token import cut_at_stop
 from inference.engine.policy import Policy
@@ -20,6 +21,7 @@ from inference.engine.responses import response_text
 from inference.engine.reward_gradient import (
     EmbeddedReward,
     GradientRows,
+    around,
     suffix_backward_flops,
     whole,
     whole_with_gradient,
@@ -31,37 +33,54 @@ from inference.samplers.segments import Proposal, SegmentRequest, TextScores
 
 
 @dataclass(eq=False)
-class GgroRequest(SegmentRequest):
-    """A prompt with its proposals, and the tokens that may nudge its current segment."""
+class OptionRequest(SegmentRequest):
+    """A prompt with its proposals, and the tokens that may begin further ones of its current segment."""
 
     template: tuple[list[int], list[int]] = ([], [])  # what the reward reads before and after the response
     option_rows: list[int] = field(default_factory=list)  # one for each option, where the reward reads them
-    options: list[int] = field(default_factory=list)  # tokens that may nudge the segment, the likeliest first
-    tried: set[int] = field(default_factory=set)  # first tokens of the segment's proposals
+    options: list[int] = field(default_factory=list)  # tokens that may begin a proposal
     wants_gains: bool = False  # then the round is a single proposal
     gains: list[float] = field(default_factory=list)  # promised by each option in the place of its first token
 
 
-class OptionScores(TextScores[GgroRequest]):
+def template_of(reward: Reward, prompt: Prompt, sampling: Sampling) -> tuple[list[int], list[int]]:
+    """The template of a reward that is read by token ids, around a response.
+
+    Raises `RewardError` where the reward cannot read the longest response to the prompt.
+    """
+    before, after = around(reward, prompt)
+    classifier = reward.classifier
+    assert classifier is not None
+    longest = len(before) + sampling.max_new_tokens + len(after)
+    if classifier.context_length is not None and longest > classifier.context_length:
+        raise RewardError(
+            f"{classifier.source}: the prompt {prompt_name(prompt)} with an answer of {longest} tokens in "
+            f"all exceeds the {classifier.context_length} that {classifier.path!r} reads; use shorter prompts or "
+            "a smaller max_new_tokens"
+        )
+    return before, after
+
+
+class OptionScores(TextScores[OptionRequest]):
     """Rewards of texts, by any reward; an option's gain is the reward of the text with it in place, less the text's."""
 
     def __init__(self, policy: Policy, reward: Reward, sampling: Sampling, num_options: int) -> None:
-        """A prompt has at most `num_options` tokens that may nudge a segment."""
+        """A prompt has at most `num_options` tokens that may begin a proposal."""
         super().__init__(policy, reward, sampling)
         self._num_options = num_options
 
-    def enter(self, requests: Sequence[GgroRequest]) -> None:
+    def enter(self, requests: Sequence[OptionRequest]) -> None:
         """Give prompts rows, for their options too."""
         super().enter(requests)
         for request in requests:
             request.option_rows = self._rewards.allocate(self._num_options)
 
-    def drop(self, request: GgroRequest) -> None:
+    def drop(self, request: OptionRequest) -> None:
         """Give a prompt's rows up."""
         super().drop(request)
         self._rewards.free(request.option_rows)
 
-    def score(self, requests: Sequence[GgroRequest]) -> None:
+    def score(self, requests: Sequence[OptionRequest]) -> None:
         """Note each proposal's reward, and where it is asked for the gain of every option in its first place."""
         super().score(requests)
         asked = [request for request in requests if request.wants_gains and request.options]
@@ -78,7 +97,7 @@ class OptionScores(TextScores[GgroRequest]):
         for request in asked:
             request.gains = [next(rewards) - request.round[-1].reward for _ in request.options]
 
-    def _with_option(self, request: GgroRequest, token: int) -> list[int]:
+    def _with_option(self, request: OptionRequest, token: int) -> list[int]:
         """The response with an option in the first place of the segment; one that ends it is its last token."""
         rest = [] if token in self._policy.eos_token_ids else request.round[-1].tokens[1:]
         return [*request.tokens, token, *rest]
@@ -104,7 +123,7 @@ class GradientScores:
         self.num_fed = 0
         """Tokens that the reward has read."""
 
-    def enter(self, requests: Sequence[GgroRequest]) -> None:
+    def enter(self, requests: Sequence[OptionRequest]) -> None:
         """Give prompts rows, and read what stands before their responses, once for all their rows."""
         if self._rows is None:
             return
@@ -128,7 +147,7 @@ class GradientScores:
         for request in requests:
             self.share(request, request.slots[0])
 
-    def leave(self, request: GgroRequest) -> None:
+    def leave(self, request: OptionRequest) -> None:
         """Give a prompt's rows up; its reward becomes that of its text, where the ids are not how the text is read."""
         self.drop(request)
         text = response_text(self._policy, request.tokens, self._sampling.stop)
@@ -140,12 +159,12 @@ class GradientScores:
             request.reward_cost += cost
             self.num_fed += cost.reward_tokens
 
-    def drop(self, request: GgroRequest) -> None:
+    def drop(self, request: OptionRequest) -> None:
         """Give a prompt's rows up."""
         if self._rows is not None:
             self._rows.free(list(request.reward_rows.values()))
 
-    def share(self, request: GgroRequest, slot: int) -> None:
+    def share(self, request: OptionRequest, slot: int) -> None:
         """Let all rows of a prompt go on from one slot's."""
         if self._rows is not None:
             row = request.reward_rows[slot]
@@ -154,7 +173,7 @@ class GradientScores:
             if others:
                 self._rows.copy(row, others, min(num_common(held, self._rows.ids(other)) for other in others))
 
-    def score(self, requests: Sequence[GgroRequest]) -> None:
+    def score(self, requests: Sequence[OptionRequest]) -> None:
         """Note each proposal's reward, and where it is asked for the gain of every option in its first place."""
         readings = [self._reading(request, proposal) for request in requests for proposal in request.round]
         plain = [reading for reading in readings if reading.place is None]
@@ -162,7 +181,7 @@ class GradientScores:
         with memory_of(self._classifier.source):
             charge_reward([*self._read(plain), *self._read(asked)])  # side by side, whatever the batches
 
-    def _reading(self, request: GgroRequest, proposal: Proposal) -> _Reading:
+    def _reading(self, request: OptionRequest, proposal: Proposal) -> _Reading:
         """What must be read for a proposal, and where its gradient is asked for."""
         ids = self._ids(request, proposal.response)
         first = len(self._ids(request, request.tokens)) - len(request.template[1])
@@ -174,7 +193,7 @@ class GradientScores:
             start = min(num_common(held, ids), len(ids) - 1 if place is None else place)
         return _Reading(request, proposal, ids, start, place)
 
-    def _ids(self, request: GgroRequest, tokens: Sequence[int]) -> list[int]:
+    def _ids(self, request: OptionRequest, tokens: Sequence[int]) -> list[int]:
         """A row as the reward reads it: its template around the ids that have a text, up to the one that speaks.
 
         A text that a stop string cuts, which may be within a token, is tokenised as a whole.
@@ -189,7 +208,7 @@ class GradientScores:
         before, after = request.template
         return [*before, *(t for t in tokens[: len(tokens) - ended] if t not in self._unread and t < known), *after]
 
-    def _read(self, readings: Sequence[_Reading]) -> Iterator[tuple[GgroRequest, Cost]]:
+    def _read(self, readings: Sequence[_Reading]) -> Iterator[tuple[OptionRequest, Cost]]:
         """Score proposals; yields what each cost. With a place they get gradients too (all have one, or none)."""
         counts = {i: len(reading.ids) - reading.start for i, reading in enumerate(readings)}
         for batch in micro_batches(counts, self._classifier.batch_size):
@@ -246,7 +265,7 @@ class _Reading:
     """A proposal's row: all its ids, of which those from `start` on are read; `place` is that of its first token,
     where a gradient is asked for there."""
 
-    request: GgroRequest
+    request: OptionRequest
     proposal: Proposal
     ids: list[int]
     start: int

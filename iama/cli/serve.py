@@ -1,0 +1,208 @@
+"""`iama serve`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, warn_of_backslashes
+from iama.cli.generate import check_trained_operator, manifest_operator, manifest_reward
+from iama.cli.options import ChatTemplate, Overrides, TrustRemoteCode
+from iama.errors import ConfigError
+
+if TYPE_CHECKING:
+    from iama.config.manifest import Manifest, ManifestCriterion
+    from iama.config.serving import ServeConfig
+    from iama.config.specs import PolicySpec
+
+INSTALL = "iama serve needs FastAPI and uvicorn; pip install 'iama[serve]'"
+
+
+@app.command(short_help="Serve policies, criteria and methods behind the API of OpenAI.")
+def serve(
+    config: Annotated[Path | None, typer.Option(help="Serving file (YAML).")] = None,
+    overrides: Overrides = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Model directory, or an exported adapter; NAME=DIR names it. Needs no --config.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
+    chat_template: ChatTemplate = None,
+    rewards: Annotated[
+        list[str] | None,
+        typer.Option("--reward", help="With --policy: CRITERION=DIR, or CRITERION=file.py:function. Repeatable."),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--method", help="With --policy: what is served, as iama generate takes it. Repeatable."),
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    host: Annotated[str | None, typer.Option(help="Else 127.0.0.1; another one needs API keys.")] = None,
+    port: Annotated[int | None, typer.Option(help="Else 8000; 0: any that is free.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, load no weights, print the models.")
+    ] = False,
+) -> None:
+    """Serve policies, each criterion under its methods, behind the API of OpenAI, with a page at /.
+
+    Example: iama serve --config configs/demo-serve.yaml
+
+    Example: iama serve --policy runs/demo/merged --reward helpful=runs/demo/world/rm-helpful --method "bon(4)"
+    """
+    _check_installed()
+    placed = {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
+    if config is not None:
+        own = {"--policy": policy, "--adapter": adapter, "--reward": rewards, "--method": methods}
+        given = next((flag for flag, value in own.items() if value), None)
+        if given is not None:
+            raise ConfigError(f"{given} and --config {str(config)!r} both say what is served; write it into the file")
+        settings, source = (
+            _from_file(config, [*(overrides or []), *(f"{k}={v}" for k, v in placed.items())]),
+            str(config),
+        )
+    else:
+        if policy is None:
+            raise ConfigError("give --config FILE, or --policy DIR with --reward CRITERION=DIR")
+        named = {"adapter": adapter, "chat_template": chat_template, "trust_remote_code": trust_remote_code}
+        settings = _from_flags(policy, named, rewards or [], methods or [], placed, overrides or [])
+        source = "command line"
+    settings = _with_criteria(settings, source)
+    for name, spec in settings.policies.items():
+        _note(name, spec, settings)
+    prepare(_model_paths(settings))
+    settings = _with_operators(settings, source)
+    _serve(settings, source, dry_run)
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise ConfigError(INSTALL)
+
+
+def _serve(settings: ServeConfig, source: str, dry_run: bool) -> None:
+    """Check, load, and serve until the end."""
+    from iama.progress import progress_bar
+    from inference.serving.plan import make_plan
+
+    plan = make_plan(settings, source)
+    if dry_run:
+        for model in plan.models:
+            typer.echo(model.id)
+        typer.echo(f"dry run: all checks passed; to be served: {plan.describe()}, on {settings.host}:{settings.port}")
+        return
+    from inference.serving.opening import open_plan
+    from inference.serving.run import bind, run
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    taken = bind(settings)
+    with taken:
+        run(settings, plan, open_plan(plan, progress_bar), taken)
+
+
+def _from_file(config: Path, overrides: list[str]) -> ServeConfig:
+    from iama.config.schema import load_config
+    from iama.config.serving import ServeConfig
+
+    settings = load_config(config, ServeConfig, overrides)
+    warn_of_backslashes(settings.sampling.stop, f"{config}: stop {{!r}}", 'in YAML write "{}", in double quotes,')
+    return settings
+
+
+def _from_flags(
+    policy: str,
+    named: dict[str, Any],
+    rewards: list[str],
+    methods: list[str],
+    placed: dict[str, Any],
+    overrides: list[str],
+) -> ServeConfig:
+    from iama.config.schema import apply_override, validate
+    from iama.config.serving import NAME, ServeConfig
+
+    name, equals, path = policy.partition("=")
+    if not equals or not NAME.fullmatch(name) or Path(policy).exists():
+        path = policy
+        name = Path(named["adapter"] or policy).resolve().name
+        name = name if NAME.fullmatch(name) else "policy"
+    criteria = []
+    for text in rewards:
+        criterion, equals, reward = text.partition("=")
+        if not (criterion and equals and reward):
+            raise ConfigError(f"--reward {text!r}: write CRITERION=DIR, e.g. --reward helpful={text}")
+        criteria.append({"name": criterion, "proxy": named_reward(reward, None, {}).model_dump(exclude_unset=True)})
+    raw: dict[str, Any] = {"policies": {name: {"path": path, **named}}, "criteria": criteria, **placed}
+    if methods:
+        raw["methods"] = methods
+    for override in overrides:
+        apply_override(raw, override)
+    return validate(raw, ServeConfig, "command line", overrides)
+
+
+def _manifest(settings: ServeConfig) -> tuple[str, Manifest] | None:
+    """The first policy with an `iama.json`, and what that says."""
+    for name, spec in settings.policies.items():
+        manifest = manifest_of(spec.path, spec.adapter)
+        if manifest is not None:
+            return name, manifest
+    return None
+
+
+def _with_criteria(settings: ServeConfig, source: str) -> ServeConfig:
+    """Criteria that are left out, as `iama.json` has them; no code of a stranger is run."""
+    from iama.config.schema import validate
+    from iama.config.serving import ServeConfig
+
+    found = _manifest(settings)
+    if found is None or settings.criteria:
+        return settings
+    name, manifest = found
+    criteria = [{"name": c.name, "proxy": manifest_reward(c).model_dump(exclude_unset=True)} for c in manifest.criteria]
+    sys.stderr.write(f"note: criteria as in the iama.json of policy {name!r}\n")
+    return validate(settings.model_dump(exclude_unset=True) | {"criteria": criteria}, ServeConfig, source)
+
+
+def _with_operators(settings: ServeConfig, source: str) -> ServeConfig:
+    """What serves a criterion where nothing is written: what `iama.json` says that it was trained for."""
+    from iama.config.schema import validate
+    from iama.config.serving import ServeConfig
+
+    found = _manifest(settings)
+    if found is None or settings.methods is not None:
+        return settings
+    name, manifest = found
+    raw, known = settings.model_dump(exclude_unset=True), [c.name for c in manifest.criteria]
+    for criterion in raw["criteria"]:
+        if criterion.get("methods") is None and criterion["name"] in known:
+            criterion["methods"] = [
+                _operator(manifest.criteria[known.index(criterion["name"])], settings.policies[name])
+            ]
+    return validate(raw, ServeConfig, source)
+
+
+def _operator(criterion: ManifestCriterion, spec: PolicySpec) -> str:
+    """What a criterion was trained for, where a sampler serves it."""
+    from inference.samplers.serve import read_method
+
+    operator = manifest_operator(criterion)
+    check_trained_operator(read_method(operator), criterion.name, spec.adapter or spec.path)
+    return operator
+
+
+def _note(name: str, spec: PolicySpec, settings: ServeConfig) -> None:
+    """Where the sampling that the configuration writes is not that of training."""
+    manifest = manifest_of(spec.path, spec.adapter)
+    if manifest is not None:
+        written = {key: getattr(settings.sampling, key) for key in settings.sampling.model_fields_set}
+        note_differences(manifest, manifest.sampling.model_copy(update=written), f"policy {name!r}: ")
+
+
+def _model_paths(settings: ServeConfig) -> list[str | None]:
+    """Whatever may be a folder here, or else a name on the hub."""
+    paths = [path for spec in settings.policies.values() for path in (spec.path, spec.adapter)]
+    rewards = [part.model for criterion in settings.criteria for part in criterion.proxy.parts]
+    return [*paths, *rewards, None if settings.calibration is None else settings.calibration.path]

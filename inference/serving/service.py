@@ -1,0 +1,155 @@
+"""From a request that was read to its answers: the prompt is checked, a place is waited for, the engine is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
+
+from iama.config.serving import Limits
+from iama.errors import IamaError
+from iama.prompts.conversations import render_prompts
+from iama.prompts.render import Prompt
+from inference.engine.policy import Policy
+from inference.serving.answering import Answering
+from inference.serving.asks import Answer, AnswerError, Ask, Event
+from inference.serving.catalogue import Catalogue
+from inference.serving.fields import Asked, Route, read_body
+from inference.serving.gate import Gate
+from inference.serving.metrics import Metrics
+from inference.serving.refusals import RefusedError
+
+logger = logging.getLogger("iama.serving")
+TellOf: TypeAlias = Callable[[int, Event], None]
+"""Called with the number of the choice."""
+DoneOf: TypeAlias = Callable[[int, Answer], None]
+"""Called with the number of the choice, once it is answered."""
+MAX_KINDS = 1000
+"""Kinds of conversations that are known to be written rightly, before all are forgotten."""
+LONG_PROMPT = 20_000
+"""Characters whose tokens are counted beside the event loop, which others wait for."""
+BROKEN = "the server failed on this request; its log says how"
+
+
+class Ready(NamedTuple):
+    """A request whose prompts were read by the policy's tokenizer: they fit, and have so many tokens together."""
+
+    asked: Asked
+    num_prompt_tokens: int
+
+
+class Service:
+    """Answers requests; everything here runs on one event loop."""
+
+    def __init__(self, catalogue: Catalogue, policies: Mapping[str, Policy], engine: Answering, limits: Limits) -> None:
+        self.catalogue, self.limits = catalogue, limits
+        self.gate = Gate(limits.max_running, limits.max_waiting)
+        self.metrics = Metrics(catalogue, engine.state)
+        self._policies, self._engine = policies, engine
+        self._kinds: dict[str, set[Any]] = {name: set() for name in policies}
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine's thread is."""
+        return self._engine.state().is_alive
+
+    def metrics_text(self) -> str:
+        """For Prometheus."""
+        return self.metrics.text(
+            {
+                "iama_requests_running": ("Requests that are worked on.", self.gate.num_running),
+                "iama_requests_waiting": ("Requests that wait for their turn.", self.gate.num_waiting),
+            }
+        )
+
+    async def read(self, body: Any, route: Route) -> Ready:
+        """What a body asks for, checked as far as it can be without the engine; raises `RefusedError`."""
+        self.gate.check()
+        asked = read_body(body, route, self.catalogue, self.limits)
+        if sum(len(str(prompt)) for prompt in asked.prompts) > LONG_PROMPT:
+            return await asyncio.to_thread(self._fit, asked)
+        return self._fit(asked)
+
+    def _fit(self, asked: Asked) -> Ready:
+        lengths = [self._length(asked.model.policy, prompt) for prompt in asked.prompts]
+        limit = self._policies[asked.model.policy].context_length
+        sampling = asked.sampling
+        room = sampling.max_new_tokens if limit is None else limit - max(lengths)
+        if room < sampling.max_new_tokens:
+            if asked.has_max_tokens or room < 1:
+                raise RefusedError(
+                    400,
+                    f"The prompt has {max(lengths)} tokens; with max_tokens = {sampling.max_new_tokens} it exceeds the "
+                    f"{limit} tokens that {asked.model.policy!r} reads; shorten it, or lower max_tokens",
+                    "messages" if asked.route == "chat" else "prompt",
+                    "context_length_exceeded",
+                )
+            asked = replace(asked, sampling=sampling.model_copy(update={"max_new_tokens": room}))
+        return Ready(asked, sum(lengths))
+
+    def _length(self, name: str, prompt: Prompt) -> int:
+        policy = self._policies[name]
+        if len(self._kinds[name]) > MAX_KINDS:
+            self._kinds[name] = set()
+        param = "prompt" if isinstance(prompt, str) else "messages"
+        try:
+            kinds = self._kinds[name]
+            (ids,) = render_prompts(policy.tokenizer, [prompt], policy.eos_token_ids, f"policy {name!r}", kinds)
+        except IamaError as error:
+            logger.info("a prompt was refused: %s", error)
+            raise RefusedError(400, _unreadable(name, policy, prompt), param, "invalid_prompt") from error
+        if not ids:
+            raise RefusedError(400, f"{param}: the prompt has no tokens; write something", param, "invalid_prompt")
+        return len(ids)
+
+    async def answer(self, asked: Asked, tell: TellOf, done: DoneOf | None = None) -> list[Answer]:
+        """The answers in the order of their choices, worked on side by side; raises `RefusedError`.
+
+        One that fails ends the others. Whoever cancels this ends all.
+        """
+        try:
+            async with asyncio.timeout(self.limits.deadline_s), self.gate.place():
+                if asked.num_choices == 1:
+                    return [await self._answer_one(asked, 0, tell, done)]
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._answer_one(asked, index, tell, done))
+                        for index in range(asked.num_choices)
+                    ]
+                return [task.result() for task in tasks]
+        except BaseExceptionGroup as errors:
+            first = next((e for e in errors.exceptions if isinstance(e, RefusedError)), errors.exceptions[0])
+            raise first from None
+        except TimeoutError:
+            self.metrics.failures.add(1, asked.model.criterion or "", "deadline")
+            raise RefusedError(
+                504,
+                f"The request took longer than {self.limits.deadline_s:g} s and was given up; ask for less",
+                None,
+                "deadline_exceeded",
+            ) from None
+
+    async def _answer_one(self, asked: Asked, index: int, tell: TellOf, done: DoneOf | None) -> Answer:
+        prompt = asked.prompts[index // asked.n]
+        model = asked.model
+        ask = Ask(model.policy, model.criterion, model.method, prompt, asked.sampling, asked.seed + index)
+        try:
+            answer = await self._engine.answer(ask, lambda event: tell(index, event))
+        except AnswerError as error:
+            self.metrics.failures.add(1, model.criterion or "", error.code)
+            raise RefusedError(error.status, str(error), None, error.code) from error
+        self.metrics.note(model, answer)
+        if done is not None:
+            done(index, answer)
+        return answer
+
+
+def _unreadable(name: str, policy: Policy, prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return f"prompt: {name!r} cannot go on from it, since it ends with what ends an answer; leave that out"
+    if policy.tokenizer.chat_template is None:
+        return f"messages: {name!r} has no chat template; send a prompt to /v1/completions"
+    roles = ", ".join(message["role"] for message in prompt[:8])
+    return f"messages: the chat template of {name!r} does not take these messages (roles: {roles}); change them"
