@@ -148,7 +148,7 @@ def refuse_mixed(first: Measured, second: Measured) -> None:
         [score for name in sorted(m.record["proxies"]) for score in m.record["proxies"][name]] for m in (first, second)
     ]
     same = {key: first.record[key] == second.record[key] for key in ("weights_sha256", "prompts")}
-    same["proxies"] = np.shape(theirs[0]) == np.shape(theirs[1]) and np.allclose(*theirs, rtol=0, atol=SAME_PROXY)
+    same["proxies"] = len(theirs[0]) == len(theirs[1]) and bool(np.allclose(theirs[0], theirs[1], 0, SAME_PROXY))
     for key, is_same in same.items():
         if not is_same:
             raise SystemExit(
@@ -352,7 +352,7 @@ def lengths_figure(study: Study, path: Path) -> bool:
             words = np.concatenate([unit.array("words").ravel() for unit in units]) if units else np.zeros(0)
             axis.hist(
                 words,
-                bins=np.arange(0, 92, 4),
+                bins=list(range(0, 92, 4)),
                 weights=np.full(len(words), 1 / max(1, len(words))),
                 color=shown[policy],
             )

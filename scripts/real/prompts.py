@@ -43,8 +43,8 @@ def splits(seed: int = SEED) -> dict[str, list[dict[str, str]]]:
                 forms = rng.sample(FORMS[kind], NUM_FORMS[split])
                 rows[split] += [{"kind": kind, "topic": topic, "prompt": form.format(topic)} for form in forms]
             start = end
-    for split in rows.values():
-        rng.shuffle(split)
+    for part in rows.values():
+        rng.shuffle(part)
     return rows
 
 

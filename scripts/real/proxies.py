@@ -212,7 +212,7 @@ def prepare_data(files: dict[str, Path]) -> None:
     asked: list[dict[str, Any]] = []
     for criterion, file in files.items():
         rows = [row for row in read_pairs(file) if _num_words(row) <= MOST_WORDS]
-        np.random.default_rng(SEED).shuffle(rows)  # type: ignore[arg-type]
+        np.random.default_rng(SEED).shuffle(rows)
         end = 2 * len(rows) // 5
         if end < FEWEST_PAIRS:
             raise DataError(f"{file}: {len(rows)} pairs of at most {MOST_WORDS} words are too few; give more")

@@ -22,6 +22,7 @@ from iama.config.specs import PolicySpec, RewardSpec
 from iama.files import write_atomically
 from iama.progress import progress_bar
 from iama.prompts.data import load_prompts, with_system_prompt
+from iama.prompts.render import prompt_text
 from iama.rewards.load import load_reward
 from inference.engine.responses import Pool
 from inference.pools.engines import transformers_draw
@@ -243,7 +244,7 @@ def measure(unit: Unit, file: Path) -> dict[str, Any]:
     fluency, ratio = _likelihoods(unit, pool, adapter)
     responses = [prompt.samples for prompt in pool.prompts]
     return {
-        "prompts": [prompt.prompt[-1]["content"] for prompt in pool.prompts],
+        "prompts": [prompt_text(prompt.prompt) for prompt in pool.prompts],
         "prefill_tokens": [prompt.cost.policy_prefill_tokens for prompt in pool.prompts],
         "prefill_flops": _prefill_flops(pool),
         "flops": [prompt.cost.flops for prompt in pool.prompts],
