@@ -95,7 +95,7 @@ class BlockwiseRequest(OptionRequest):
     """A prompt with its continuations.
 
     `stream` addresses the random numbers of a segment's first one: those of the one that was kept go on, so that none
-    is used twice. `log_law_O` is the policy's log-probability of each option, and `firsts` are the first tokens of those
+    is used twice. `log_law_O` is the policy's log-probability of each option, and `firsts` are first tokens of those
     that are still to be decoded.
     """
 
