@@ -1,6 +1,6 @@
 """Blockwise Best-of-m: of m continuations of a response, each to the end of a segment, the best by reward goes on.
 
-Where a reward is a sum over segments, choosing in each gains about the root of their number times what Best-of-m gains
+Where a reward is a sum over segments, choosing in each gains up to the root of their number times what Best-of-m gains
 of whole responses, for as many sampled tokens. The first tokens of the continuations are drawn by the policy alone
 (controlled decoding, Mudgal et al., arXiv 2310.17022), drawn so that no two are equal, or drawn towards what the
 reward's gradient promises (GGRO's gradient, `inference.samplers.ggro`, in the place of its top_k).
@@ -95,8 +95,8 @@ class BlockwiseRequest(OptionRequest):
     """A prompt with its continuations.
 
     `stream` addresses the random numbers of a segment's first one: those of the one that was kept go on, so that none
-    is used twice. `log_law_O` is the policy's log-probability of each option, and `firsts` are the first tokens of
-    those that are still to be decoded.
+    is used twice. `log_law_O` is the policy's log-probability of each option, and `firsts` are first tokens of those
+    that are still to be decoded.
     """
 
     stream: np.uint64 = field(default_factory=lambda: np.uint64(0))
