@@ -48,10 +48,10 @@ class Step:
 class _Buffer:
     """One tensor `[lines, heads, columns, size]` of one layer; keys and values may differ in shape."""
 
-    def __init__(self, states_RHQD: torch.Tensor, shape: tuple[int, int]) -> None:
+    def __init__(self, states_RHQD: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype | None) -> None:
         lines, columns = shape
         # Zeros, since what is masked is still multiplied (by zero), and fresh memory may hold a NaN.
-        self._data = states_RHQD.new_zeros(lines, states_RHQD.shape[1], columns, states_RHQD.shape[3])
+        self._data = states_RHQD.new_zeros(lines, states_RHQD.shape[1], columns, states_RHQD.shape[3], dtype=dtype)
 
     def exchange(self, states_RHQD: torch.Tensor, step: Step) -> torch.Tensor:
         """Write the input's states, and return what the rows attend to, `[R, H, width, D]`."""
@@ -60,7 +60,7 @@ class _Buffer:
             self._data[rows, :, step.end - step.num_queries : step.end] = states_RHQD
         else:
             line, query, column = step.real
-            self._data[line, :, column] = states_RHQD[line, :, query]
+            self._data[line, :, column] = states_RHQD[line, :, query].to(self._data.dtype)
         return self._data[rows, :, step.end - step.width : step.end]
 
     def resize(self, lines: int, columns: int) -> None:
@@ -84,13 +84,13 @@ class _Buffer:
 
 
 class SlotCache(Cache):
-    """A cache for transformers' decoders; plan a step before each forward pass."""
+    """A cache for transformers' decoders; plan a step before each forward pass. `dtype` is the model's own if None."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
         super().__init__(layers=[])
         self.shape = (0, 0)
         """Lines and columns that memory is held for."""
-        self._device = device
+        self._device, self._dtype = device, dtype
         self._buffers: list[tuple[_Buffer, _Buffer]] = []
         self._step: Step | None = None
         none = np.zeros(0, dtype=np.int64)
@@ -150,7 +150,7 @@ class SlotCache(Cache):
         """Write a layer's new keys and values; returns all that its rows attend to."""
         assert self._step is not None, "plan a step first"
         while len(self._buffers) <= layer_idx:
-            self._buffers.append((_Buffer(key_states, self.shape), _Buffer(value_states, self.shape)))
+            self._buffers.append((self._buffer(key_states), self._buffer(value_states)))
         keys, values = self._buffers[layer_idx]
         return keys.exchange(key_states, self._step), values.exchange(value_states, self._step)
 
@@ -161,6 +161,9 @@ class SlotCache(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002
         """Columns read, and the first of them."""
         return self.get_seq_length() + query_length, 0
+
+    def _buffer(self, states_RHQD: torch.Tensor) -> _Buffer:
+        return _Buffer(states_RHQD, self.shape, self._dtype)
 
     def _all(self) -> list[_Buffer]:
         return [buffer for pair in self._buffers for buffer in pair]

@@ -1,4 +1,4 @@
-"""Quicker passes of large frozen models on a CPU: weights packed ahead for oneDNN, and fewer, larger products.
+"""Quicker passes of frozen models on a CPU: weights packed ahead for oneDNN, fewer and larger products, a wider cache.
 
 Results differ from the plain modules' by rounding alone (tests/inference/engine/test_packed.py). Gradients take the
 plain way. PyTorch's own products in float32 are those of MKL, which leaves half of an AMD processor's width unused.
@@ -24,17 +24,22 @@ MEMORY_SHARE = 8
 """The packed copy takes at most one part in so many of the machine's memory."""
 ONE_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of neighbours that read the same input in every decoder of transformers that has them."""
-PACKED_SDPA = "iama_packed_sdpa"
+WIDE_SDPA = "iama_wide_sdpa"
 
 
 def pack(model: Any) -> None:
-    """Make a frozen model's passes without gradients quicker, in place; a model that does not qualify stays as it is.
+    """Make a frozen model's passes without gradients quicker on a CPU, in place; done before, nothing changes.
 
-    It qualifies on a CPU, in float32 or in a half precision that the CPU multiplies in, with at least `MIN_WEIGHTS`.
-    Whoever changes the weights in place afterwards has them packed anew at the next pass.
+    In half precision keys and values are cached in float32 (`is_wide`): PyTorch's kernel takes several times as long
+    in bfloat16 where each row has one query. Weights are packed where they are at least `MIN_WEIGHTS`, in float32
+    or in a half precision that the CPU multiplies in. Whoever changes them in place afterwards has them packed anew at
+    the next pass.
     """
-    if any(isinstance(module, _Packed) for module in model.modules()):
+    if model.device.type != "cpu":
         return
+    is_half = model.dtype in (torch.bfloat16, torch.float16)
+    if is_half and model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+        model.set_attn_implementation(WIDE_SDPA)
     linears = [module for module in model.modules() if type(module) is nn.Linear]
     num_weights = sum(module.weight.numel() for module in linears)
     num_bytes = sum(module.weight.numel() * module.weight.element_size() for module in linears)
@@ -49,13 +54,11 @@ def pack(model: Any) -> None:
     for module in linears:
         if type(module) is nn.Linear:
             _Product([module])
-    if model.dtype != torch.float32 and model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(PACKED_SDPA)
 
 
 def _can_be_packed(module: nn.Linear) -> bool:
     weight = module.weight
-    if weight.device.type != "cpu" or weight.requires_grad or weight.is_inference():  # the last has no version
+    if weight.requires_grad or weight.is_inference():  # the last has no version
         return False
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -118,7 +121,7 @@ class _Packed(nn.Linear):
         return output
 
 
-def packed_sdpa(
+def wide_sdpa(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -126,16 +129,18 @@ def packed_sdpa(
     attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`sdpa` of transformers, where heads that share keys read them together if there is one query each.
-
-    transformers does so where there is a mask, so it gets one that hides nothing. In half precision PyTorch's kernel
-    takes four times as long otherwise.
-    """
-    if attention_mask is None and query.shape[2] == 1 and query.shape[1] != key.shape[1]:
-        attention_mask = torch.ones((1, 1, 1, key.shape[2]), dtype=torch.bool, device=key.device)
-    output: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)[0]
-    return output, None
+    """`sdpa` of transformers, in float32 where the cache holds keys and values so; queries may be in half precision."""
+    wide_query = query.to(key.dtype)
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.to(key.dtype)
+    output: torch.Tensor = sdpa_attention_forward(module, wide_query, key, value, attention_mask, **settings)[0]
+    return output.to(query.dtype), None
 
 
-AttentionInterface.register(PACKED_SDPA, packed_sdpa)
-AttentionMaskInterface.register(PACKED_SDPA, sdpa_mask)
+def is_wide(model: Any) -> bool:
+    """Whether the model's cache holds float32, though the model is in half precision."""
+    return model.device.type == "cpu" and bool(model.config._attn_implementation == WIDE_SDPA)
+
+
+AttentionInterface.register(WIDE_SDPA, wide_sdpa)
+AttentionMaskInterface.register(WIDE_SDPA, sdpa_mask)

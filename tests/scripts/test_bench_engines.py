@@ -48,11 +48,24 @@ def test_the_section_takes_its_own_place(tmp_path):
 def test_our_engine_and_generate_in_a_process(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "VLLM_PYTHON", tmp_path / "none")
     shutil.copytree(tiny.policy, tmp_path / "world/policy")
-    command = ["--model", "demo", "--dtype", "float32", "--rounds", "2", "--threads", "1", "--new-tokens", "5"]
+    command = [
+        "--model",
+        "demo",
+        "--dtype",
+        "float32",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+        "--new-tokens",
+        "5",
+        "--spin",
+    ]
     given = ["--world", str(tmp_path / "world"), "--out", str(tmp_path), "--page", str(tmp_path / "page.md")]
     done = CliRunner().invoke(app, [*command, *given], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    (found,) = stored(tmp_path / "engines.json").values()
+    found = stored(tmp_path / "engines.json")["demo float32, spinning"]
+    assert found.spinning
     assert set(found.seconds) == {"ours", "generate"}
     assert all(len(values) == 2 and min(values) > 0 for values in found.seconds.values())
     assert "not measured" in (tmp_path / "page.md").read_text()
