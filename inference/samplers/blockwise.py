@@ -41,6 +41,7 @@ from inference.samplers.segments import (
     draw_next,
     stacked_logits,
 )
+from inference.samplers.uncertainty import SomeThreshold, measured_nats
 
 DECIDE_AT = 0.8
 """Share of the rows that wait for their score before any is scored: all m of a prompt begin together, and end so."""
@@ -71,8 +72,8 @@ class BlockwiseSettings(Strict):
     """Of distinct and tilted: first tokens are at least so likely as this share of the likeliest, lest they are such as
     nobody would write; a large vocabulary may want less. Where there are too few of them, further continuations begin
     as the policy draws."""
-    entropy_threshold: float = Field(1.5, ge=0)
-    """Of boundary: entropy, in nats."""
+    entropy_threshold: SomeThreshold = 1.5
+    """Of boundary: entropy, in nats; quantile(0.9): as many as one in ten of the policy's own tokens reach."""
     min_segment: int = Field(4, ge=1)
     """Fewest tokens of a segment, unless the response ends with it."""
     max_segment: int = Field(32, ge=1)
@@ -120,6 +121,7 @@ class Blockwise:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
+        measured_nats(self.settings.entropy_threshold, "blockwise")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size = {self.batch_size} decodes nothing; use 1 or more")
         if self.settings.needs_gradient:
@@ -212,7 +214,9 @@ class _Rule:
             return [self._sentences[proposal.tokens[-1]] for proposal in proposals]
         if self._settings.boundary == "length":
             return [False] * len(proposals)
-        uncertain: list[bool] = (entropy(stacked_logits(proposals)) >= self._settings.entropy_threshold).tolist()
+        nats = measured_nats(self._settings.entropy_threshold, "blockwise")
+        assert nats is not None
+        uncertain: list[bool] = (entropy(stacked_logits(proposals)) >= nats).tolist()
         return uncertain
 
     def judge(self, request: BlockwiseRequest) -> Kept | FirstTokens:

@@ -60,12 +60,11 @@ def _nats(value: Any) -> Any:
     return read_threshold(value)
 
 
-EntropyThreshold = Annotated[
-    float | EntropyQuantile | None,
-    BeforeValidator(_nats),
-    PlainSerializer(lambda value: str(value) if isinstance(value, EntropyQuantile) else value),
-]
-"""Nats, a quantile that is not measured yet, or null: never."""
+_AS_WRITTEN = PlainSerializer(lambda value: str(value) if isinstance(value, EntropyQuantile) else value)
+SomeThreshold = Annotated[float | EntropyQuantile, BeforeValidator(_nats), _AS_WRITTEN]
+"""Nats, or a quantile that is not measured yet."""
+EntropyThreshold = Annotated[float | EntropyQuantile | None, BeforeValidator(_nats), _AS_WRITTEN]
+"""The same, or null: never."""
 
 
 def measured_nats(threshold: float | EntropyQuantile | None, name: str) -> float | None:

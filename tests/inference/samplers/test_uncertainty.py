@@ -69,7 +69,14 @@ def test_measured_is_a_quantile_of_the_laws_of_the_policys_own_tokens(policy: An
     assert quantile_of_entropies([[], [1.0, 3.0]], 0.5) == 2.0
 
 
-@pytest.mark.parametrize("method", ["cards(entropy_threshold=quantile(0.7))", "ggro(entropy_threshold=quantile(0.7))"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "cards(entropy_threshold=quantile(0.7))",
+        "ggro(entropy_threshold=quantile(0.7))",
+        "blockwise(boundary=entropy, entropy_threshold=quantile(0.7))",
+    ],
+)
 def test_what_is_measured_is_served_as_its_nats_are(policy: Any, reward: Any, method: str) -> None:
     asked = read_method(method)
     with pytest.raises(ConfigError, match=r"not measured yet|no target"):
