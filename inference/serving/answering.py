@@ -58,7 +58,7 @@ from inference.serving.private import Job, Threads, twin_policy, twin_reward
 LOGGER = logging.getLogger("iama.serving")
 TELL_EVERY_S = 0.2
 """How often it is told what was spent."""
-TEXT_EVERY_S = 0.02
+TEXT_EVERY_S = 0.05
 """How often further text of a single sample is told: a small model's tokens come sooner than a reader's eye follows."""
 PATIENCE = 8
 """Turns that texts wait for more to be scored with them, while samples are drawn."""

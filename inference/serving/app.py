@@ -307,10 +307,9 @@ async def _pieces(
             if items[-1][1] is None:
                 break
         answers = work.result()
-        if ready.asked.include_usage:
-            yield reply.usage(answers)
+        usage = reply.usage(answers) if ready.asked.include_usage else b""
         _count(service, ready, started, reply.first_text_s)
-        yield DONE
+        yield usage + DONE
     except RefusedError as error:
         yield sse(error_body(error.status, str(error), error.param, error.code))
     except Exception:

@@ -23,6 +23,8 @@ from inference.serving.plan import ServePlan
 from inference.serving.service import Service
 
 STEP_S = 0.02
+SWITCH_S = 0.0005
+"""For how long the event loop may keep the engine's thread from going on after a pass, and the other way round."""
 
 
 def bind(config: ServeConfig) -> socket.socket:
@@ -85,6 +87,7 @@ async def serve(
     config: ServeConfig, plan: ServePlan, opened: Opened, taken: socket.socket, ended: asyncio.Future[bool]
 ) -> None:
     """Serve until `ended` has a result: False, and what was taken is finished first; True, and it is given up."""
+    sys.setswitchinterval(SWITCH_S)
     engine = Answering(
         opened.policies,
         opened.rewards,

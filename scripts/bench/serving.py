@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import torch
 
@@ -34,6 +35,7 @@ from scripts.bench.setting import Setting, timed
 METHODS = ("single", "bon(4)")
 CRITERION = "helpful"
 NUM_CLIENTS = (1, 8, 32)
+TEXT, USAGE = re.compile(rb'"content": ?"[^"]'), re.compile(rb'"completion_tokens": ?(\d+)')
 ROWS = 64
 """Decoded together by the server. Offline there are as many as the most clients can fill, since all is at hand."""
 
@@ -149,35 +151,47 @@ async def _together(number: int, items: Sequence[Any], do: Callable[[Any], Await
 
 
 async def _load(url: str, num_clients: int, method: str, prompts: Sequence[Prompt], max_tokens: int) -> list[Reply]:
-    """Replies to streamed requests, by so many clients."""
-    import httpx2
+    """Replies to streamed requests, by so many clients with a connection each.
 
-    async with httpx2.AsyncClient(base_url=url, timeout=600) as client:
+    They read lines and little else, since they share the machine with the server.
+    """
+    address = urlsplit(url)
+    connections = [await asyncio.open_connection(address.hostname, address.port) for _ in range(num_clients)]
+    free = connections.copy()
 
-        async def ask(prompt: Prompt) -> Reply:
-            body = {
-                "model": "base:single" if method == "single" else f"base/{CRITERION}:{method}",
-                "messages": prompt,
-                "max_tokens": max_tokens,
-                "seed": 0,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-            begin, first, usage = time.perf_counter(), 0.0, None
-            async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    raise RunError(f"the server answered {response.status_code}: {(await response.aread())[:200]!r}")
-                async for line in response.aiter_lines():
-                    if line.startswith("data: {"):
-                        chunk = json.loads(line[6:])
-                        usage = chunk.get("usage") or usage
-                        has_text = any(choice["delta"].get("content") for choice in chunk["choices"])
-                        first = first or has_text * (time.perf_counter() - begin)
-            assert usage is not None
-            whole = time.perf_counter() - begin
-            return Reply(first or whole, whole, usage["completion_tokens"])
+    async def ask(prompt: Prompt) -> Reply:
+        body = {
+            "model": "base:single" if method == "single" else f"base/{CRITERION}:{method}",
+            "messages": prompt,
+            "max_tokens": max_tokens,
+            "seed": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        text = json.dumps(body)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+        reader, writer = free.pop()
+        begin, first, num_tokens = time.perf_counter(), 0.0, 0
+        writer.write(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
+        if b" 200 " not in (status := await reader.readline()):
+            raise RunError(f"the server answered {status!r}: {await reader.read(500)!r}")
+        while not (line := await reader.readline()).startswith(b"data: [DONE]"):
+            if not first and TEXT.search(line):
+                first = time.perf_counter() - begin
+            if found := USAGE.search(line):
+                num_tokens = int(found[1])
+            if not line:
+                raise RunError("the server ended a reply midway")
+        await reader.readuntil(b"0\r\n\r\n")
+        free.append((reader, writer))
+        whole = time.perf_counter() - begin
+        return Reply(first or whole, whole, num_tokens)
 
+    try:
         return await _together(num_clients, prompts, ask)
+    finally:
+        for _, writer in connections:
+            writer.close()
 
 
 @contextmanager
