@@ -301,6 +301,7 @@ def test_a_reward_rises_as_it_does_under_generate(build, wide, tmp_path):
             output_dir=str(tmp_path / name),
             objective__criteria=[{"name": "helpful", "proxy": {"model": str(wide.reward)}, "operator": "identity"}],
             trainer__use_vllm=name == "vllm",
+            trainer__beta=0.0,
             trainer__learning_rate=0.04,
             trainer__lr_scheduler_type="constant",
             trainer__max_steps=60,
