@@ -53,6 +53,9 @@ METHODS = (
     "ggro(num_candidates=4, entropy_threshold=1.0, min_segment=2, score=taylor, parallel=true)",
     "ggro(num_candidates=4, entropy_threshold=1.0, min_segment=2, score=exact, top_k=5)",
     "ggro(num_candidates=4, entropy_threshold=1.0, greedy=false, nudge_by=random)",
+    "blockwise(3, boundary=length, max_segment=4)",
+    "blockwise(3, first=tilted, boundary=entropy, entropy_threshold=1.0, min_segment=2)",
+    "redraw(2, 3)",
     "sea(num_chains=2, num_steps=5, alpha=5)",
     "sea(num_chains=2, num_steps=5, alpha=5, decode=top_k, init=random)",
 )
