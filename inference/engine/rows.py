@@ -220,14 +220,23 @@ def refuse_inexact(model: PreTrainedModel, source: str, dtype: torch.dtype | Non
         raise ModelError(f"{source}: {_cannot(model)} (logits differ by {worst:.3g} from a clean forward)")
 
 
+MANY_LOGITS = 1024
+"""Logits of a row of which a few may be far off in half precision: SmolLM2's 49,152 are by 1.2, of a spread of 2.4."""
+
+
 def differs(pieces: torch.Tensor, clean: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether what a model of this precision gives in pieces is more than rounding away from what it gives at once.
 
-    Measured against the spread of `clean`, so that no scale of the outputs hides a difference.
+    Measured against the spread of `clean`, so that no scale of the outputs hides a difference. In half precision the
+    largest of very many logits is off by chance, so that of these the root mean square counts.
     """
     if not clean.isfinite().all():  # damaged weights: an error names them where the outputs are used
         return False
-    rounding = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
+    is_half = dtype not in (torch.float32, torch.float64)
+    if is_half and clean.shape[-1] >= MANY_LOGITS:
+        errors = (pieces.float() - clean.float()).square().mean(dim=-1).sqrt()
+        return bool(errors.max() > 0.3 * clean.float().std())
+    rounding = 0.1 if is_half else 1e-3
     return not torch.allclose(pieces, clean, rtol=rounding, atol=rounding * float(clean.std()))
 
 

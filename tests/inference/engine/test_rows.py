@@ -17,7 +17,7 @@ from transformers import (
 
 from iama.errors import ModelError
 from inference.engine.kv_cache import GROWTH, MIN_GROWTH, _Buffer
-from inference.engine.rows import Rows, refuse_inexact
+from inference.engine.rows import Rows, differs, refuse_inexact
 
 FEW = settings(max_examples=12)
 model_of = functools.cache(make_model)
@@ -245,3 +245,14 @@ def test_misuse_is_caught():
     rows.free([slot])
     with pytest.raises(AssertionError, match="free already"):
         rows.free([slot])
+
+
+def test_in_half_precision_a_few_of_many_logits_may_be_off():
+    torch.manual_seed(0)
+    clean = torch.randn(3, 4096)
+    noisy = clean + 0.1 * torch.randn(3, 4096)
+    noisy[1, 7] += 1.5
+    assert not differs(noisy, clean, torch.bfloat16)
+    assert differs(noisy, clean, torch.float32)
+    assert differs(clean.roll(1, dims=1), clean, torch.bfloat16)  # gross
+    assert differs(noisy[:, :40], clean[:, :40], torch.bfloat16)  # few logits: each counts
