@@ -356,7 +356,8 @@ def test_the_recommendation_follows_criterion_unit_and_budget(visited):
     result = visited[0]["advice"]
     halves = "0.117 if chosen on one half of the prompts and judged on the other"
     told = (
-        f"Use soup with Best-of-16: gold 0.123 [0.1, 0.2]; {halves}.\nRunner-up: grpo, cards(target=1.5), gold 0.111."
+        f"Use soup with Best-of-16, written bon(16): gold 0.123 [0.1, 0.2]; {halves}.\n"
+        "Runner-up: grpo, cards(target=1.5), gold 0.111."
     )
     assert result["advice"] == told
     assert set(result["rows"]) == {"brief"}
