@@ -93,9 +93,10 @@ def run(path):
     else:
         trainer.rollout_func = replay_for_trl
     trainer.train()
+    sharded = partitions(trainer)  # before passes outside of a step, between which ZeRO-3 keeps what it will read again
     save_final(trainer, Path(config.output_dir) / "adapter", manifest(plan))
     trainable = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
-    result = {"engine": describe_engine(trainer), "logits": logits(trainer), "partitions": partitions(trainer)}
+    result = {"engine": describe_engine(trainer), "logits": logits(trainer), "partitions": sharded}
     result |= {"advantages": list(trainer._logs["advantages"]), "trainable": trainable}
     result["drawn"] = drawn(trainer, config)
     if trainer.accelerator.num_processes == 2:
