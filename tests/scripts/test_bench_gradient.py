@@ -148,7 +148,7 @@ def test_a_part_alone(world, tmp_path):
     arguments = ["--quick", "--world", str(world), "--out", str(tmp_path), "--part", "gradient"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "no page: sampling, cards, training, rollouts, cluster not measured" in done.output
+    assert "no page: sampling, cards, training, rollouts, cluster, serve not measured" in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["parts.json"]
     bench = setting.prepare(world, setting.QUICK, "cpu")
     found = parts.stored(tmp_path / "parts.json", bench, [])
