@@ -159,6 +159,9 @@ class Catalogue:
         for model in served:
             if "".join(model.written.split()) == plain:
                 return model
+        alike = [model for model in served if model.method.name == plain]
+        if len(alike) == 1:  # its settings need not be repeated
+            return alike[0]
         method = self._read(text, param, status, served)
         return Model(policy, criterion, method.text, self._complete(method, policy, criterion, param))
 

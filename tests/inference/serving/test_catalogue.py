@@ -38,6 +38,8 @@ def test_parts_of_a_name_may_be_left_out_and_blanks_do_not_count():
     assert served.pick("iama/harmless").id == "iama/harmless:bon(4)"
     assert served.pick("iama/harmless:soft_bon(4,0.5)").id == "iama/harmless:soft_bon(4, 0.5)"
     assert served.pick("iama/harmless:single").criterion == "harmless"
+    assert served.pick("iama/harmless:cards").id == "iama/harmless:cards(target=1.5)"
+    assert refusal("iama/harmless:bon").status == 404  # two are served
 
 
 def test_a_request_may_change_criterion_method_and_budget():
