@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -67,6 +68,12 @@ class ServingFigures:
     def token_rate(self, method: str, clients: str) -> float:
         """Sampled tokens a second, over all rounds."""
         return sum(reply[2] for reply in self.replies[method][clients]) / sum(self.served[method][clients])
+
+    def http_ms(self, method: str) -> float:
+        """Milliseconds that a request takes the machine beyond the engine's share, with most clients; the median."""
+        most = list(self.num_requests)[-1]
+        pairs = zip(self.served[method][most], self.engine[method], strict=True)
+        return 1000 * statistics.median(own - engine for own, engine in pairs) / self.num_requests[most]
 
     def entries(self) -> list[Entry]:
         """The ratios with bars."""
