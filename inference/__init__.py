@@ -1,8 +1,8 @@
 """Inference: a policy is served by any method, and what each method costs and gains is measured and reported.
 
 Read `samplers/serve.py` first: it turns a method as people write it into the sampler that answers. The folders are
-floors, each standing on those after it: `report`, `evaluation`, `hedging`, `statistics`, `pools`, `samplers`, and
-`engine` beside `selection`. Each folder's `__init__` says what lives there and where to begin.
+floors, each standing on those after it: `report` beside `serving`, `evaluation`, `hedging`, `statistics`, `pools`,
+`samplers`, and `engine` beside `selection`. Each folder's `__init__` says what lives there and where to begin.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -56,6 +56,8 @@ from inference.serving.pieces import TextPieces
 from inference.serving.private import Job, Threads, twin_policy, twin_reward
 
 LOGGER = logging.getLogger("iama.serving")
+Guided: TypeAlias = Blockwise | Cards | Ggro
+"""Samplers that stand on `SegmentLoop`, which requests enter and leave at any step."""
 TELL_EVERY_S = 0.2
 """How often it is told what was spent."""
 TEXT_EVERY_S = 0.05
@@ -243,7 +245,7 @@ class Answering:
                 return await self._select(asked, sampler)
             if isinstance(sampler, StoppedSampler):
                 return await self._stop(asked, sampler)
-            if isinstance(sampler, Blockwise | Cards | Ggro):
+            if isinstance(sampler, Guided):
                 return await self._guide(asked, sampler)
         with _failing(partial(_guide_failed, asked.ask.policy, str(asked.ask.criterion))):
             completion = await self._whole.run(partial(self._sample_whole, asked), partial(_begin, asked))
@@ -350,7 +352,7 @@ class Answering:
 
     # Guided. -----------------------------------------------------------------------------------------------------
 
-    async def _guide(self, asked: _Asked, sampler: Blockwise | Cards | Ggro) -> Completion:
+    async def _guide(self, asked: _Asked, sampler: Guided) -> Completion:
         ask, reward, criterion = asked.ask, asked.reward, asked.ask.criterion
         assert reward is not None
         assert criterion is not None
@@ -387,7 +389,7 @@ class Answering:
 
     def _guide_alone(
         self,
-        sampler: Blockwise | Cards | Ggro,
+        sampler: Guided,
         begin: Callable[[], Any],
         watch: _GuidedWatch,
         asker: asyncio.AbstractEventLoop,
@@ -578,7 +580,7 @@ def _kind(sampler: Sampler) -> str:
         return "single" if rule_of(sampler.operator).name == "identity" else "selection"
     if type(sampler) is StoppedSampler:
         return "stopped"
-    return "guided" if type(sampler) in (Blockwise, Cards, Ggro) else "whole"
+    return "guided" if type(sampler) in get_args(Guided) else "whole"
 
 
 def _policy_lane(asked: _Asked) -> tuple[str, str]:
