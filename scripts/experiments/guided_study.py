@@ -30,6 +30,7 @@ from inference.statistics.costs import num_steps
 from scripts.experiments import frame, guided, guided_page
 from scripts.experiments.frame import Row
 from scripts.experiments.guided import Case, Cell
+from scripts.experiments.guided_page import SETTINGS, UNITS
 from scripts.experiments.guided_parts import (
     CANDIDATES,
     NUM_SEEDS,
@@ -43,8 +44,9 @@ from scripts.experiments.guided_parts import (
 )
 from scripts.experiments.pools import Task, make, quieten
 
-SETTINGS, UNITS = "guided-settings.json", "guided-units.jsonl"
 NUM_VALIDATION_SAMPLES = 32
+NUM_SEEN = 40
+"""Greatest golds that are kept of the samples that find out what is rare."""
 POINTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 60, 64)
 """Best-of-n's n that are kept; between them its value is linear in log n."""
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -271,7 +273,7 @@ def best_of(part: Part, case: Case) -> Row:
     if part.num_compared < part.num_samples:
         kept["rest_gold"] = [rounded(row) for row in scores.gold[:, rest]]
         kept["rest_proxy"] = [rounded(row) for row in scores.proxy_PS[:, rest]]
-        kept["seen_gold"] = [rounded(np.sort(row)[::-1][:8]) for row in scores.gold[:, : rest.start]]
+        kept["seen_gold"] = [rounded(np.sort(row)[::-1][:NUM_SEEN]) for row in scores.gold[:, : rest.start]]
     return kept
 
 
