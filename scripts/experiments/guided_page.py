@@ -28,7 +28,6 @@ FIRSTS = ("policy", "distinct", "tilted")
 GREEDY = ("GGRO 2", "GGRO 4", "GGRO 8")
 TITLES = {
     "GGRO 8, published": "GGRO greedy, S = 8, as published",
-    "GGRO 4, sampled": "GGRO sampled, S = 4",
     "random nudges 8": "random nudges, S = 8",
     "CARDS, length": "CARDS, `finish=length`",
     "CARDS, target": "CARDS, `finish=target`",
@@ -39,7 +38,7 @@ TITLES = {
 }
 LEFT_OUT = ("blockwise policy 2", "blockwise distinct 2", "redraw")
 """Methods whose rows stand in the CSV file alone."""
-COVERED = (1, 4)
+COVERED = (1, 2)
 RARE = 0.01
 Place = tuple[str, str]
 
@@ -81,9 +80,9 @@ def write(folder: Path) -> None:
     if not (data / UNITS).is_file():
         return
     units = [json.loads(line) for line in (data / UNITS).read_text(encoding="utf-8").splitlines()]
-    settings = json.loads((data / SETTINGS).read_text(encoding="utf-8"))
+    settings = json.loads((data / SETTINGS).read_text(encoding="utf-8")) if (data / SETTINGS).is_file() else {}
     parts = {part: places_of(units, part) for part in (Demo.name, Story.name)}
-    if not all(parts.values()):
+    if not all(parts.values()) or settings.keys() != parts.keys():
         return
     demo, story = parts.values()
     write_atomically(data / "guided.csv", differences_csv(parts))
@@ -101,8 +100,9 @@ def write(folder: Path) -> None:
         "quantile": QUANTILE,
         "steps": frame.STEPS,
         "chosen": {part: chosen_text(settings[part]["chosen"]) for part in parts},
+        "headline": headline(demo, story),
         "claims": claims(demo, story),
-        "cards": cards_lines(demo, story),
+        "cards": cards_lines(demo),
         "demo": demo_table(demo),
         "story": story_table(story),
         "twins": twins_table(demo),
@@ -191,6 +191,32 @@ def summed(ours: Sequence[tuple[list[Cell], str]], theirs: Sequence[tuple[list[C
     )
 
 
+def headline(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> list[str]:
+    """What was found, in a few sentences."""
+    places = {f"{POLICIES[p]} {c}": found for (p, c), found in demo.items() if p in ("base", *TRAINED)}
+    real = {f"real text {c}": found for (_, c), found in story.items()}
+    every = places | real
+    best, base = "blockwise tilted 4", [found for (p, _), found in demo.items() if p == "base"]
+    lines = []
+    for name in (best, "blockwise distinct 4", "GGRO 8", "random nudges 8", "CARDS, target"):
+        some = {place: found for place, found in every.items() if name in found.names}
+        gaps = {place: guided.over_bon(found.cells, name) for place, found in some.items()}
+        by = frame.by_verdict(gaps)
+        figures_of = ", ".join(f"{place} {gaps[place].mean:+.2f}" for place in gaps)
+        parts = [f"above on {len(by['higher'])} of {len(gaps)}"]
+        parts.append(f"below on {', '.join(by['lower']) or 'none'}")
+        lines.append(
+            f"**{TITLES[name]}** against Best-of-n with as many operations: {', '.join(parts)} ({figures_of})."
+        )
+    for title, found in (("demo world", base), ("real text", list(real.values()))):
+        n, steps, ms = cost_cells(found, best)
+        lines.append(
+            f"The price of {TITLES[best]} ({title}, base): {steps} sequential steps and {ms} ms of a core a prompt, in "
+            f"brackets those of Best-of-n with as many operations (n = {n})."
+        )
+    return lines
+
+
 def claims(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> list[Claim]:
     """What was set beforehand, and what was measured."""
     base = {place: found for place, found in demo.items() if place[0] == "base"}
@@ -233,10 +259,9 @@ def shown(gaps: Sequence[Estimate]) -> str:
     return ": " + "; ".join(map(str, gaps))
 
 
-def cards_lines(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> list[str]:
+def cards_lines(demo: Mapping[Place, Measured]) -> list[str]:
     """CARDS against blockwise at equal operations, and its two rules against each other."""
     places = {f"{POLICIES[p]} {c}": found for (p, c), found in demo.items() if p in ("base", *TRAINED)}
-    places |= {f"real text {c}": found for (_, c), found in story.items()}
     lines = []
     for name in ("CARDS, target", "CARDS, length"):
         for first in ("policy", "distinct"):

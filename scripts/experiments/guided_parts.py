@@ -36,7 +36,6 @@ FORMS = {
     "GGRO 4": "ggro(num_candidates=4, nudge_min_p={GGRO[min_p]})",
     "GGRO 8": "ggro(num_candidates=8, nudge_min_p={GGRO[min_p]})",
     "GGRO 8, published": "ggro(num_candidates=8)",
-    "GGRO 4, sampled": "ggro(num_candidates=4, greedy=false, nudge_min_p={GGRO[min_p]})",
     "random nudges 8": "ggro(num_candidates=8, nudge_by=random, nudge_min_p={GGRO[min_p]})",
     "CARDS, length": "cards(target={target}, finish=length, entropy_threshold={CARDS_length[entropy]}, "
     "acceptance_temperature={CARDS_length[temperature]})",
@@ -91,6 +90,8 @@ class Part(ABC):
     tried_on: ClassVar[tuple[str, ...]]
     """Policies on which settings are chosen, in the first seed."""
     criteria: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[tuple[str, ...]]
+    """Of `CANDIDATES`, what is chosen for it."""
     sampling: ClassVar[Sampling]
     num_samples: ClassVar[int]
     num_compared: ClassVar[int]
@@ -123,16 +124,17 @@ class Demo(Part):
     name = "demo"
     policies = ("base", "grpo", "iama", "tilt")
     tried_on = ("base", "iama")
+    kinds = tuple(CANDIDATES)
     criteria = frame.CRITERIA
     sampling = SAMPLING
     num_samples = 64
     num_compared = 64
 
     def rows(self, split: str, seed: int) -> list[Row]:
-        """Two prompts a job, or in each seed three others; in no split of the world."""
+        """Two prompts a job, in each seed two others; in no split of the world."""
         rows = []
         for topic, fresh in fresh_prompts().items():
-            chosen = fresh[:2] if split == VALIDATION else fresh[2 + 3 * seed : 5 + 3 * seed]
+            chosen = fresh[:2] if split == VALIDATION else fresh[2 + 2 * seed : 4 + 2 * seed]
             risky = demo_world.topic_of(chosen[0]).risky
             rows += [{"prompt": [{"role": "user", "content": text}], "topic": topic, "risky": risky} for text in chosen]
         return rows
@@ -146,12 +148,12 @@ class Demo(Part):
         return next(criterion for criterion in frame.criteria(WORLD, gold=True) if criterion.name == name)
 
     def methods(self, policy: str) -> dict[str, int]:
-        """The tilt's policy answers what its twin is compared by; SEA is slow, and answers for the base alone."""
+        """The tilt's policy answers what its twin is compared by; what is slow, or a control, the base alone."""
         if policy == "tilt":
             names = ["BoN 4", *(f"blockwise {first} 4" for first in ("policy", "distinct", "tilted"))]
         else:
-            left_out = {"GGRO 4, sampled"} | (set() if policy == "base" else {"SEA"})
-            names = [name for name in FORMS if name not in left_out]
+            of_base = {"SEA", "GGRO 8, published", "redraw"}
+            names = [name for name in FORMS if policy == "base" or name not in of_base]
         return dict.fromkeys(names, 1)
 
 
@@ -169,7 +171,7 @@ def fresh_prompts() -> dict[str, list[str]]:
     for texts in by_job.values():
         rng.shuffle(texts)
     fewest = min(map(len, by_job.values()))
-    assert fewest >= 2 + 3 * NUM_SEEDS, f"a job has {fewest} prompts that are in no split of the world"
+    assert fewest >= 2 + 2 * NUM_SEEDS, f"a job has {fewest} prompts that are in no split of the world"
     return by_job
 
 
@@ -195,6 +197,7 @@ class Story(Part):
     name = "story"
     policies = ("base",)
     tried_on = ("base",)
+    kinds = ("GGRO", "distinct", "tilted")
     criteria = ("positive", "negative")
     sampling = Sampling(temperature=1.0, max_new_tokens=64)
     num_samples = 160
@@ -218,10 +221,10 @@ class Story(Part):
         return EvaluationCriterion(name=name, proxy=proxy, gold=gold)
 
     def methods(self, policy: str) -> dict[str, int]:  # noqa: ARG002
-        """Four answers where coverage is asked for; greedy ones are all alike."""
-        often = ("BoN 4", "GGRO 4, sampled", *(f"blockwise {first} 4" for first in ("policy", "distinct", "tilted")))
-        left_out = ("SEA", "GGRO 8, published")
-        return {name: 4 if name in often else 1 for name in FORMS if name not in left_out}
+        """Two answers where coverage is asked for; greedy ones are all alike."""
+        often = {f"blockwise {first} 4" for first in ("policy", "distinct", "tilted")}
+        left_out = ("SEA", "GGRO 8, published", "CARDS, length", "CARDS, target", "redraw")
+        return {name: 2 if name in often else 1 for name in FORMS if name not in left_out}
 
 
 @cache

@@ -181,13 +181,13 @@ def search(part: Part, clock: Clock) -> tuple[dict[str, dict[str, float]], list[
     A gain is in standard deviations of the proxy, the mean over the policies and criteria on which they are tried.
     """
     places = [(policy, name) for policy in part.tried_on for name in part.criteria]
-    clock.total += len(places) * sum(len(tried) for _, tried in CANDIDATES.values())
+    clock.total += len(places) * len(list(candidates(part)))
     gains: dict[tuple[str, str], list[float]] = {}
     for policy, name in places:
         case = cases_of(part, policy, VALIDATION, 0)[name]
         proxy_PS = case.task.scored(case.criterion).proxy_PS
         bon_curves = guided.bon_curves(case, case.task.sampled(), {"proxy": proxy_PS})
-        for kind, settings, form in candidates():
+        for kind, settings, form in candidates(part):
             text = method_text(form, {kind: settings}, proxy_PS)
             clock.tick(f"{part.name}, settings, {policy} {name}, {text}")
             line = guided.answers(case, text)
@@ -201,15 +201,16 @@ def search(part: Part, clock: Clock) -> tuple[dict[str, dict[str, float]], list[
         for (kind, settings), values in gains.items()
     ]
     chosen = {}
-    for kind in CANDIDATES:
+    for kind in part.kinds:
         best = max((row for row in tried if row["for"] == kind), key=lambda row: row["gain"])
         chosen[kind] = {key: value for key, value in best.items() if key not in ("for", "gain")}
     return chosen, tried
 
 
-def candidates() -> Iterator[tuple[str, Mapping[str, float], str]]:
+def candidates(part: Part) -> Iterator[tuple[str, Mapping[str, float], str]]:
     """What is tried: what it is for, its settings, and the method that it is tried in."""
-    for kind, (form, tried) in CANDIDATES.items():
+    for kind in part.kinds:
+        form, tried = CANDIDATES[kind]
         for settings in tried:
             yield kind, settings, form
 
