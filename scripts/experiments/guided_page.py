@@ -206,15 +206,14 @@ def headline(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) ->
     every = places | real
     best, base = "blockwise tilted 4", [found for (p, _), found in demo.items() if p == "base"]
     lines = []
-    for name in (best, "blockwise distinct 4", "GGRO 8", "random nudges 8", "CARDS, target"):
+    for name in (best, "blockwise distinct 4", "CARDS, target", "GGRO 8", "random nudges 8", "SEA"):
         some = {place: found for place, found in every.items() if name in found.names}
         gaps = {place: guided.over_bon(found.cells, name) for place, found in some.items()}
         by = frame.by_verdict(gaps)
-        figures_of = ", ".join(f"{place} {gaps[place].mean:+.2f}" for place in gaps)
-        parts = [f"above on {len(by['higher'])} of {len(gaps)}"]
-        parts.append(f"below on {', '.join(by['lower']) or 'none'}")
+        told = {verdict: ", ".join(f"{place} ({gaps[place].mean:+.2f})" for place in by[verdict]) for verdict in by}
         lines.append(
-            f"**{TITLES[name]}** against Best-of-n with as many operations: {', '.join(parts)} ({figures_of})."
+            f"**{TITLES[name]}** against Best-of-n with as many operations: more gold on {told['higher'] or 'none'}; "
+            f"less on {told['lower'] or 'none'}; no difference shown on {told['no difference shown'] or 'none'}."
         )
     for title, found in (("demo world", base), ("real text", list(real.values()))):
         if not found:
