@@ -105,7 +105,7 @@ def write(folder: Path) -> None:
         "num_bootstrap": NUM_BOOTSTRAP,
         "quantile": QUANTILE,
         "steps": frame.STEPS,
-        "chosen": {part: chosen_text(kept["chosen"]) for part, kept in settings.items()},
+        "chosen": {part: chosen_text(settings.get(part, {}).get("chosen", {})) for part in parts},
         "headline": headline(demo, story),
         "claims": claims(demo, story),
         "cards": cards_lines(demo),

@@ -180,6 +180,7 @@ def test_differences_are_at_equal_operations():
     assert 5 - 3 < gap.mean < 5 - 1
 
 
+@pytest.mark.slow
 def test_the_page_is_written_from_what_is_kept(tmp_path):
     data = tmp_path / "data"
     guided_page.write(tmp_path)
