@@ -142,7 +142,7 @@ def test_python_snippets_are_as_short_as_promised():
 
 @pytest.mark.slow
 def test_the_snippet_of_the_decoding_page_runs(tmp_path):
-    page = (ROOT / "docs/decoding.md").read_text()
+    page = (ROOT / "docs/design/engine.md").read_text()
     (snippet,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "7\n", done.stderr
