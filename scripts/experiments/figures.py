@@ -66,7 +66,7 @@ def intervals(
     """Horizontal intervals, each a value with its lower and upper end, at heights on the axis; the first row is 0."""
     for place, (value, low, high) in zip(places, found, strict=True):
         axis.plot([low, high], [place, place], "-", color=colour, lw=1.3)
-        axis.plot([value], [place], marker, color=colour, label=name)
+        axis.plot([value], [place], marker, color=colour, label=name or None)
         name = None
 
 

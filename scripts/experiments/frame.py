@@ -380,15 +380,26 @@ class Table(str):
     rows: list[list[str]]
 
     def __new__(cls, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+        """Cells of text, a row a sequence."""
         cells = [list(row) for row in rows]
         lines = [list(header), ["---"] * len(header), *cells]
         made = super().__new__(cls, "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" --- ", "---"))
         made.header, made.rows = list(header), cells
         return made
 
-    def first(self, condition: Callable[[list[str]], bool]) -> Table:
-        """The rows that meet a condition, as a table of its own."""
-        return Table(self.header, [row for row in self.rows if condition(row)])
+    def column(self, name: str) -> list[str]:
+        """The cells of a column."""
+        place = self.header.index(name)
+        return [row[place] for row in self.rows]
+
+    def where(self, **wanted: object) -> Table:
+        """The rows whose cells are as wanted, under the names of columns with `_` for a blank."""
+        pairs = [(self.header.index(name.replace("_", " ")), str(value)) for name, value in wanted.items()]
+        return Table(self.header, [row for row in self.rows if all(row[k] == value for k, value in pairs)])
+
+    def only(self, *names: str) -> Table:
+        """These columns alone."""
+        return table(names, zip(*(self.column(name) for name in names), strict=True))
 
     def csv(self) -> str:
         """Comma-separated cells without Markdown; a value with its interval takes three columns.
@@ -408,6 +419,14 @@ _INTERVAL = re.compile(rf"(.+?) [(\[]({_NUMBER})(?: to |, )({_NUMBER})[)\]]")
 _RANGE = re.compile(rf"()({_NUMBER}) to ({_NUMBER})")
 
 
+def parsed(cell: str) -> tuple[float, float, float]:
+    """Value and interval of a cell such as `1.66 (1.20 to 2.27)` or `> 16.00x [9.55, >16.00]`; marks of bounds go."""
+    text = _plain(cell)
+    parts = found.groups() if (found := _INTERVAL.fullmatch(text)) else (text,) * 3  # no interval: all on the value
+    value, low, high = (float(part.lstrip("<> ")) for part in parts)
+    return value, low, high
+
+
 def _plain(cell: str) -> str:
     """A cell without Markdown's marks and the `x` of a ratio."""
     return re.sub(r"(\d)x\b", r"\1", re.sub(r"\*\*|`", "", cell)).strip()
@@ -421,7 +440,9 @@ def _columns(name: str, cells: list[str]) -> list[list[str]]:
         return [[name, *cells]]
     short = re.sub(r" ?\(?95 % interval\)?", "", name) or "interval"
     values = [match[1] if match else cell for match, cell in zip(found, cells, strict=True)]
-    ends = [[f"{short}, {end}", *(match[k] if match else "" for match in found)] for k, end in ((2, "low"), (3, "high"))]
+    ends = [
+        [f"{short}, {end}", *(match[k] if match else "" for match in found)] for k, end in ((2, "low"), (3, "high"))
+    ]
     return ends if pattern is _RANGE else [[short, *values], *ends]
 
 
