@@ -28,12 +28,12 @@ def build_world(seed: int, out: str) -> None:
     run([sys.executable, "-m", "scripts.build_demo_models", "--seed", str(seed), "--out", out])
 
 
-def train(config: str, *overrides: str) -> None:
+def train(config: str, *overrides: str, processes: int = 2) -> None:
     """`deepspeed --num_gpus 2 train_iama.py --config ...` on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    launcher = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port]
+    launcher = [str(BIN / "deepspeed"), "--num_gpus", str(processes), "--master_port", port]
     sets = [part for override in overrides for part in ("--set", override)]
     run([*launcher, "train_iama.py", "--config", config, *sets])
 

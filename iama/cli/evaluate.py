@@ -197,24 +197,26 @@ def report(
             help="With --compare: file, else compare.html in the second. With --combine: folder, else nothing is kept."
         ),
     ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show the page that is written in your browser.")] = False,
 ) -> None:
     """Rebuild report.html from summary.json, compare two evaluations, or combine the seeds of one.
 
-    Example: iama report runs/demo/evaluation
+    Example: iama report runs/demo/evaluation --open
 
     Example: iama report runs/seed-0 runs/seed-1 runs/seed-2 --combine --out runs/combined
     """
     if compare and combine:
         raise ConfigError("--compare puts evaluations side by side, --combine makes one of them; give one of the two")
-    if combine:
-        _combine(folders, out)
-    elif compare:
-        _compare(folders, out)
-    else:
-        _rebuild(folders, out)
+    if combine and show and out is None:
+        raise ConfigError("--open shows a page, and --combine writes one only where --out DIR says so; add --out DIR")
+    path = _combine(folders, out) if combine else _compare(folders, out) if compare else _rebuild(folders, out)
+    if show and path is not None:
+        from inference.report import open_page
+
+        open_page(path)
 
 
-def _rebuild(folders: list[Path], out: Path | None) -> None:
+def _rebuild(folders: list[Path], out: Path | None) -> Path:
     from inference.evaluation.summary import load_summary
     from inference.report import headline, print_tables, write_report
 
@@ -226,18 +228,20 @@ def _rebuild(folders: list[Path], out: Path | None) -> None:
     print_tables(summary, console)
     typer.echo(f"report: {path}")
     print_line(console, headline(summary))
+    return path
 
 
-def _compare(folders: list[Path], out: Path | None) -> None:
+def _compare(folders: list[Path], out: Path | None) -> Path:
     from inference.report import print_comparison, write_comparison
 
     _check_number(folders, 2, "two folders with --compare")
     path = write_comparison(folders[0], folders[1], out)
     print_comparison(folders[0], folders[1], wide_console())
     typer.echo(f"comparison: {path}")
+    return path
 
 
-def _combine(folders: list[Path], out: Path | None) -> None:
+def _combine(folders: list[Path], out: Path | None) -> Path | None:
     """Print what the seeds say together, and keep it where a folder is named."""
     from inference.evaluation.combine import combine_evaluations, save_combined
     from inference.report import headline, print_differences, print_tables, write_report
@@ -247,10 +251,13 @@ def _combine(folders: list[Path], out: Path | None) -> None:
     summary, console = combine_evaluations(folders), wide_console()
     print_tables(summary, console)
     print_differences(summary, console)
+    path = None
     if out is not None:
         save_combined(out, summary)
-        typer.echo(f"report: {write_report(out)}")
+        path = write_report(out)
+        typer.echo(f"report: {path}")
     print_line(console, headline(summary))
+    return path
 
 
 def _check_number(folders: list[Path], number: int, wanted: str) -> None:

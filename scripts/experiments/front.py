@@ -25,7 +25,7 @@ from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import Policy, load_policy
 from inference.pools.journal import digest
 from scripts.experiments import figures, frame
-from scripts.experiments.frame import CRITERIA, MAX_KL, Claim, Estimate, Means, Row, table
+from scripts.experiments.frame import CRITERIA, MAX_KL, Claim, Estimate, Means, Row, Table, table
 from scripts.experiments.pools import SAMPLING, Scores, pools, prefixed, prompts, quieten
 from scripts.experiments.rivals import WEIGHTS, Setting, Trained, train_seed
 from scripts.experiments.search import best_settings
@@ -255,7 +255,7 @@ def claims(seeds: Mapping[int, Measured]) -> list[Claim]:
     ]
 
 
-def volumes_table(seeds: Mapping[int, Measured]) -> str:
+def volumes_table(seeds: Mapping[int, Measured]) -> Table:
     """Hypervolumes by seed and IAMA's differences."""
     trained = next(iter(seeds.values())).trained
     rows = []
@@ -269,7 +269,7 @@ def volumes_table(seeds: Mapping[int, Measured]) -> str:
     return table(header, rows)
 
 
-def totals_table(seeds: Mapping[int, Measured], sums: Mapping[int, Mapping[str, Estimate]]) -> str:
+def totals_table(seeds: Mapping[int, Measured], sums: Mapping[int, Mapping[str, Estimate]]) -> Table:
     """Summed gold by seed and IAMA's differences."""
     header = ["served by", "rival", *(f"seed {seed}" for seed in seeds), "IAMA minus it (95 % interval)", "IAMA is"]
     rows = [
@@ -280,7 +280,7 @@ def totals_table(seeds: Mapping[int, Measured], sums: Mapping[int, Mapping[str, 
     return table(header, rows)
 
 
-def matched_table(seeds: Mapping[int, Measured]) -> str:
+def matched_table(seeds: Mapping[int, Measured]) -> Table:
     """IAMA minus linear GRPO, both steered to the same KL."""
     rows = []
     for n, served in SERVED.items():
@@ -291,7 +291,7 @@ def matched_table(seeds: Mapping[int, Measured]) -> str:
     return table(header, rows)
 
 
-def methods_table(seeds: Mapping[int, Measured]) -> str:
+def methods_table(seeds: Mapping[int, Measured]) -> Table:
     """What each method costs and how far it goes from the base."""
     rows = []
     for method, name in NAMES.items():
@@ -301,7 +301,7 @@ def methods_table(seeds: Mapping[int, Measured]) -> str:
     return table(["method", "training runs", "adapters kept", "KL, held out", "KL, end of training"], rows)
 
 
-def points_table(seeds: Mapping[int, Measured]) -> str:
+def points_table(seeds: Mapping[int, Measured]) -> Table:
     """Every point's gold."""
     rows = []
     for method, name in NAMES.items():

@@ -31,7 +31,7 @@ from inference.statistics.savings import samples_needed
 from scripts import launch
 from scripts.build_sums_models import SHARES
 from scripts.experiments import figures, frame, guided
-from scripts.experiments.frame import SEEDS, Claim, Estimate, Row, table
+from scripts.experiments.frame import SEEDS, Claim, Estimate, Row, Table, table
 from scripts.experiments.guided import RARE_N, RARE_SHARE, TIE, Case, Cell, bon_mean, mean, over_bon, pool_size
 from scripts.experiments.pools import SAMPLING, Task, make_all, quieten
 from scripts.experiments.rewards import KINDS
@@ -576,7 +576,7 @@ def parity(results: Results) -> dict[str, Any]:
 # Tables. ------------------------------------------------------------------------------------------------
 
 
-def worlds_table(worlds: Mapping[int, Any]) -> str:
+def worlds_table(worlds: Mapping[int, Any]) -> Table:
     """What the models of each world are worth by themselves."""
     rows = []
     for seed, measured in worlds.items():
@@ -589,14 +589,14 @@ def worlds_table(worlds: Mapping[int, Any]) -> str:
     return table("seed | model | sums right | grammatical, jobs | grammatical, sums | pairs right", rows)
 
 
-def kl_table(kl: Mapping[int, Mapping[str, float]]) -> str:
+def kl_table(kl: Mapping[int, Mapping[str, float]]) -> Table:
     """How far the trained policies ended from the base."""
     names = next(iter(kl.values()))
     rows = [[POLICIES[name], *(f"{by_policy[name]:.3f}" for by_policy in kl.values())] for name in names]
     return table(["trained", *(f"KL at the end, seed {seed}" for seed in kl)], rows)
 
 
-def equal_table(results: Results) -> str:
+def equal_table(results: Results) -> Table:
     """Every method against Best-of-n's curve."""
     rows: list[list[object]] = []
     for policy in MAIN:
@@ -622,7 +622,7 @@ def _levels(cells: Sequence[Cell], name: str | None) -> list[str]:
     return [shown.format(values[metric]) for metric, shown in metrics.items()]
 
 
-def twin_table(results: Results) -> str:
+def twin_table(results: Results) -> Table:
     """Each policy under the samplers that it may be the twin of."""
     rows = []
     for method in TWIN_METHODS:
@@ -641,7 +641,7 @@ def _has(results: Results, policy: str, method: Method) -> bool:
     return all(method.name in cell.served for cell in cells_of(results, policy, CRITERIA[0]))
 
 
-def needed_table(results: Results) -> str:
+def needed_table(results: Results) -> Table:
     """The base's budget for a trained policy's gold."""
     rows = []
     for method, levels in ((ggro(4), NEEDED_LEVELS), (ggro(8), NEEDED_LEVELS), (sea(10), NEEDED_STEPS)):
@@ -664,7 +664,7 @@ def counts_of(cells: Sequence[Cell]) -> list[int]:
     return [m for m in COUNTS if m <= num_answers]
 
 
-def coverage_table(results: Results) -> str:
+def coverage_table(results: Results) -> Table:
     """Coverage of sampled GGRO, Best-of-n at equal operations and plain samples, on the base."""
     rows = []
     for criterion in CRITERIA:
@@ -680,7 +680,7 @@ def coverage_table(results: Results) -> str:
     return table(header, rows)
 
 
-def hard_table(results: Results) -> str:
+def hard_table(results: Results) -> Table:
     """The same on the prompts that the base rarely gets right."""
     rows = []
     for criterion in CRITERIA:
@@ -693,7 +693,7 @@ def hard_table(results: Results) -> str:
     return table("criterion | gold | m | hard prompts | GGRO | Best-of-n | plain samples", rows)
 
 
-def drift_table(results: Results) -> str:
+def drift_table(results: Results) -> Table:
     """GGRO inside and outside the distribution."""
     rows = []
     for policy in DRIFT_POLICIES:
@@ -707,7 +707,7 @@ def drift_table(results: Results) -> str:
     return table(f"{header} | gold, single sample | gold, GGRO | gain | change against test", rows)
 
 
-def weak_table(results: Results) -> str:
+def weak_table(results: Results) -> Table:
     """SEA, Best-of-n and ARGS by strength of the base, all on SEA's prompts."""
     rows: list[list[object]] = []
     name = WEAK_METHODS[0].name
@@ -735,7 +735,7 @@ def weak_table(results: Results) -> str:
     return table(f"{header} | gold over Best-of-n | it is | strict gold over Best-of-n", rows)
 
 
-def weakness_table(results: Results) -> str:
+def weakness_table(results: Results) -> Table:
     """How SEA against Best-of-n at equal operations changes with the base's strength."""
     rows = []
     name = sea(30).name

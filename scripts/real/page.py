@@ -5,9 +5,10 @@ python -m scripts.real.page
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import typer
@@ -26,7 +27,7 @@ from scripts.experiments.frame import Claim, table
 from scripts.real import proxies
 from scripts.real.gold import LONG, SHORT
 from scripts.real.proxies import criteria_of
-from scripts.real.unit import BUDGET, METHODS, NUM_JUDGED, SAME_PROXY, SCALES, Unit, all_units, read
+from scripts.real.unit import BUDGET, METHODS, NUM_JUDGED, SAME_PROXY, SCALES, SPEED, Unit, all_units, read
 
 BAR, LOWEST = 4.0, 2.0
 """Samples that IAMA is to save on both criteria of two pairs, and what the interval's lower end must exceed."""
@@ -76,21 +77,16 @@ class Measured:
         return group_value(bon(budget), self.proxy(criterion)[:, : values_PS.shape[1]], values_PS)
 
     def costs(self, budgets: Sequence[int]) -> dict[str, Floats]:
-        """What Best-of-n spends on each prompt, `[P, N]`, the prompt read once.
-
-        Seconds are those of drawing in large batches, shared out over the samples; a proxy's reading is in none.
-        """
+        """What Best-of-n spends on each prompt, `[P, N]`, the prompt read once; a proxy's reading is in none."""
         n_1N = np.asarray(budgets, dtype=np.float64)[None]
         once_P1 = np.asarray(self.record["prefill_tokens"], dtype=np.float64)[:, None]
         each_P1 = self.array("tokens").mean(axis=1)[:, None]
         whole_P1, prefill_P1 = (
             np.asarray(self.record[k], dtype=np.float64)[:, None] for k in ("flops", "prefill_flops")
         )
-        seconds_P1 = np.asarray(self.record["seconds"]["draw"], dtype=np.float64)[:, None]
         return {
             "tokens": once_P1 + n_1N * each_P1,
             "flops": prefill_P1 + n_1N * (whole_P1 - prefill_P1) / self.num_samples,
-            "seconds": n_1N * np.full_like(seconds_P1, seconds_P1.mean()) / self.num_samples,
         }
 
 
@@ -99,8 +95,9 @@ class Study:
 
     def __init__(self, units: Sequence[Unit]) -> None:
         self.units = units
-        self.done = [Measured(unit) for unit in units if unit.is_done() and unit.policy != METHODS]
+        self.done = [Measured(unit) for unit in units if unit.is_done() and unit.policy not in (METHODS, SPEED)]
         self.methods = {unit.pair: read(unit) for unit in units if unit.is_done() and unit.policy == METHODS}
+        self.speed = {unit.pair: read(unit)["rows"] for unit in units if unit.is_done() and unit.policy == SPEED}
         self.missing = [unit for unit in units if not unit.is_done()]
 
     def all(self, pair: str, policy: str, split: str = "test") -> list[Measured]:
@@ -121,14 +118,27 @@ class Study:
         return list(dict.fromkeys(m.unit.policy for m in self.done if m.unit.pair == pair and m.unit.split == "test"))
 
 
-def saved(trained: Sequence[Measured], references: Sequence[Measured], criterion: str, by: str = "gold") -> Savings:
-    """What references need for what trained policies reach with `BUDGET` samples; a seed each, or one for all."""
+def saved(
+    trained: Sequence[Measured],
+    references: Sequence[Measured],
+    criterion: str,
+    by: str = "gold",
+    speed: Sequence[Mapping[str, Any]] = (),
+) -> Savings:
+    """What references need for what trained policies reach with `BUDGET` samples; a seed each, or one for all.
+
+    In seconds too, where `speed` has both policies' (`scripts.real.speed`).
+    """
     comparisons = []
     for number, one in enumerate(trained):
         other = references[min(number, len(references) - 1)]
         refuse_mixed(one, other)
         own = {unit: cost[:, 0] for unit, cost in one.costs([BUDGET]).items()}
         theirs = other.costs(other.budgets)
+        costs = {unit: (theirs[unit], own[unit]) for unit in own}
+        mine_s, their_s = (seconds(speed, m.unit.policy, len(one.record["prompts"]), m.budgets) for m in (one, other))
+        if mine_s is not None and their_s is not None:
+            costs["seconds"] = (their_s, mine_s[:, BUDGET - 1])
         value_PS = one.gold(criterion) if by == "gold" else one.proxy(criterion)
         comparisons.append(
             Comparison(
@@ -136,10 +146,16 @@ def saved(trained: Sequence[Measured], references: Sequence[Measured], criterion
                 gold_PN=other.curve(criterion),
                 trained_P=group_value(bon(BUDGET), one.proxy(criterion), value_PS),
                 budget=BUDGET,
-                costs={unit: (theirs[unit], own[unit]) for unit in UNITS},
+                costs=costs,
             )
         )
     return estimate_savings(comparisons, num_bootstrap=NUM_BOOTSTRAP, seed=0)
+
+
+def seconds(speed: Sequence[Mapping[str, Any]], policy: str, num_prompts: int, budgets: Sequence[int]) -> Floats | None:
+    """Seconds a prompt at every budget, `[P, N]`, linear between those that were timed; None of one that was not."""
+    found = [(row["samples"], row["seconds"]) for row in speed if row["policy"] == policy]
+    return np.tile(np.interp(budgets, *np.transpose(found)), (num_prompts, 1)) if found else None
 
 
 def refuse_mixed(first: Measured, second: Measured) -> None:
@@ -236,11 +252,11 @@ def savings_table(study: Study, pair: str) -> str:
     iama = study.all(pair, "iama")
     for criterion in criteria_of(pair) if iama else ():
         for policy, references in rivals(study, pair, criterion).items():
-            found = saved(iama, references, criterion)
+            found = saved(iama, references, criterion, speed=study.speed.get(pair, ()))
             units = [_ratio(found, unit) for unit in UNITS]
             note = "" if found.counts else "does not count: its gold falls"
             rows.append([criterion, title(policy), frame.saved(found), *units, note])
-    return table("criterion | against | samples | tokens | FLOPs | seconds of drawing | ", rows) if rows else ""
+    return table("criterion | against | samples | tokens | FLOPs | seconds | ", rows) if rows else ""
 
 
 def _ratio(found: Savings, unit: str) -> str:
