@@ -24,6 +24,7 @@ from iama.cli.app import (
     vllm_options,
 )
 from iama.cli.options import (
+    POOLS,
     ChatTemplate,
     Device,
     Dtype,
@@ -70,7 +71,7 @@ class Order:
     seed: int
 
 
-@app.command(short_help="Sample many completions of every prompt into a file.")
+@app.command(short_help="Sample many completions of every prompt into a file.", rich_help_panel=POOLS)
 def pool(
     context: typer.Context,
     out: Annotated[
