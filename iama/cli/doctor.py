@@ -28,7 +28,7 @@ EXTRAS = {
     "serve": "iama serve",
     "vllm": "engine: vllm, for sampling and for rewards; it has versions of its own, so install it apart",
     "math": "the verifier of mathematical answers",
-    "ray": "--ray: work on a Ray cluster",
+    "ray": "iama evaluate --ray and iama pool --ray: work on a Ray cluster",
     "real": "make real: the study on a real model",
 }
 """What each extra adds; `dev`, which adds tools for working on iama itself, is left out."""

@@ -29,6 +29,7 @@ from iama.cli.options import (
     VllmOptions,
 )
 from iama.errors import ConfigError, IamaWarning
+from iama.nearest import meant
 from iama.tables import print_table, wide_console
 
 if TYPE_CHECKING:
@@ -175,7 +176,9 @@ def _answer(
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
     names = [c.name for c in manifest.criteria]
     if name is not None and name not in names:
-        raise ConfigError(f"--criterion {name!r} is not in iama.json; choose one of {', '.join(names)}")
+        raise ConfigError(
+            f"--criterion {name!r} is not in iama.json; {meant(name, names)}choose one of {', '.join(names)}"
+        )
     return manifest.criteria[0 if name is None else names.index(name)]
 
 

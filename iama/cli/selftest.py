@@ -19,6 +19,7 @@ from iama.cli.as_json import print_json
 from iama.cli.options import MACHINE, AsJson
 from iama.environment import is_main_process, local_world_size, world_size
 from iama.errors import ConfigError
+from iama.nearest import meant
 from iama.tables import print_line, print_table, wide_console
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def selftest(
     Example: torchrun --nproc_per_node 2 -m iama.cli selftest --deepspeed-config zero2.json --out runs
     """
     if engine not in ENGINES:
-        raise ConfigError(f"--engine {engine!r} is not known; write {' or '.join(ENGINES)}")
+        raise ConfigError(f"--engine {engine!r} is not known; {meant(engine, ENGINES)}write {' or '.join(ENGINES)}")
     if engine == "vllm":
         from iama.models.vllm import check_vllm
 

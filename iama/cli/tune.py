@@ -13,6 +13,7 @@ from iama.cli.evaluate import model_paths, settings_from_file
 from iama.cli.options import EVALUATE, AsJson
 from iama.errors import ConfigError, RunError
 from iama.files import check_folder, check_rewritable
+from iama.nearest import meant
 from iama.reading import read_json
 from iama.tables import print_table, wide_console
 
@@ -101,7 +102,9 @@ def _settings(config: Path, overrides: list[str], criteria: list[str]) -> Evalua
     names = [c.name for c in settings.criteria]
     unknown = [name for name in criteria if name not in names]
     if unknown:
-        raise ConfigError(f"--criterion {unknown[0]!r} is not in {config}; choose among {', '.join(names)}")
+        raise ConfigError(
+            f"--criterion {unknown[0]!r} is not in {config}; {meant(unknown[0], names)}choose among {', '.join(names)}"
+        )
     wanted = [c for c in settings.criteria if c.name in (criteria or names)]
     if not criteria and any(c.gold is not None for c in wanted):
         for criterion in (c for c in wanted if c.gold is None):
