@@ -88,7 +88,7 @@ def main(
         _work(console, waiting, every, files, minutes, processes)
     except IamaError as error:
         sys.exit(f"error: {error}")
-    console.print(f"wrote {page.write(every)}")
+    page.write(every)
 
 
 def _work(

@@ -97,10 +97,11 @@ def test_from_units_to_the_page(home: Path) -> None:
     path = page.write([*units, iama, timed, Unit("length", "grpo", 0, TINY)])
     text = path.read_text()
     assert "5 of 6 units are there. These are not: tiny-length-grpo-0" in text
-    assert "| short | untrained base |" in text
-    assert "**not met**" in text
-    assert "Pushing the learned proxies" in text
-    assert path.with_suffix(".svg").is_file()
+    assert "| short | " in text
+    assert "No: none of 1 parts holds" in text
+    assert "short,untrained base," in (home / "data/report-savings.csv").read_text()
+    assert len((home / "data/report-hacking.csv").read_text().splitlines()) == 1 + 2
+    assert {file.name for file in home.glob("report*.svg")} == {"report.svg", "report-lengths.svg"}
     assert "### how to bake bread" in path.with_name("report-answers.md").read_text()
 
     iama.path.write_text(iama.path.read_text().replace("of the tiny model", "of another"))
@@ -130,6 +131,6 @@ def _imitate_training(source: Unit, target: Unit) -> None:
     record = unit.read(source)
     record["unit"] |= {"policy": target.policy}
     steps = {"value_by_step": {}, "kl_by_step": [], "alarms": []}
-    record["training"] = {"kl_per_token": 0.1, "beta": 0.02, "seconds": 9, **steps}
+    record["training"] = {"kl_per_token": 0.1, "beta": 0.02, "seconds": 9, "processes": 1, **steps}
     target.path.write_text(unit.dumped(record))
     assert json.loads(target.path.read_text()) == record
