@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -51,7 +51,9 @@ def read(markdown: str) -> Reading:
     return Reading(len(markdown.splitlines()), len(counts), mean, long)
 
 
-def main(pages: list[Path] = typer.Argument(None, help="Pages; else README.md and all of docs.")) -> None:  # noqa: B008
+def main(
+    pages: Annotated[list[Path] | None, typer.Argument(help="Pages; else README.md and all of docs.")] = None,
+) -> None:
     """Print a line a page, the pages with the longest sentences first, and one for all together."""
     paths = pages or [Path("README.md"), *sorted(Path("docs").rglob("*.md"))]
     texts = {str(path): path.read_text(encoding="utf-8") for path in paths}
