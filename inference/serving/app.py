@@ -20,7 +20,7 @@ from iama.reading import decode, parse_json
 from inference.serving.asks import Answer, Event
 from inference.serving.fields import Route
 from inference.serving.guard import Edge, KeyGuard, Keyring, Receive, Send
-from inference.serving.information import information, listed_models
+from inference.serving.information import information, listed_model, listed_models
 from inference.serving.metrics import CONTENT_TYPE
 from inference.serving.page import load_page
 from inference.serving.plan import ServePlan
@@ -31,6 +31,9 @@ from inference.serving.service import BROKEN, Ready, Service, logger
 ROUTES = (
     "/", "/health", "/ready", "/metrics", "/v1/models", "/v1/iama", "/v1/completions", "/v1/chat/completions",
 )  # fmt: skip
+POSTED = ROUTES[-2:]
+ONE_MODEL = "/v1/models/{name:path}"
+"""A model's name holds a slash."""
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 BODY_S = 30.0
 """A body that takes longer to come is refused."""
@@ -52,7 +55,8 @@ def make_app(config: ServeConfig, plan: ServePlan, service: Service) -> Any:
     )
     posts: tuple[Callable[..., Any], ...] = (routes.completions, routes.chat)
     for path, route in zip(ROUTES, (*gets, *posts), strict=True):
-        app.add_api_route(path, route, methods=["GET" if route in gets else "POST"], response_model=None)
+        app.add_api_route(path, route, methods=["GET", "HEAD"] if route in gets else ["POST"], response_model=None)
+    app.add_api_route(ONE_MODEL, routes.model, methods=["GET", "HEAD"], response_model=None)
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(HTTPException, _no_route)
     layered: Any = KeyGuard(app, keyring=Keyring(plan.keys))
@@ -62,6 +66,7 @@ def make_app(config: ServeConfig, plan: ServePlan, service: Service) -> Any:
             allow_origins=config.cors,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # clients send headers of their own
+            expose_headers=["Retry-After"],
         )
     return Edge(layered, metrics=service.metrics, routes=ROUTES, hosts=config.hosts, loopback=config.is_loopback)
 
@@ -99,6 +104,12 @@ class _Routes:
         """GET /v1/models"""
         return _json(listed_models(self._service.catalogue))
 
+    async def model(self, name: str) -> Response:
+        """GET /v1/models/NAME"""
+        if not name:
+            raise HTTPException(404)
+        return _json(listed_model(self._service.catalogue.pick(name).id))
+
     async def information(self) -> Response:
         """GET /v1/iama"""
         return _json(information(self._config, self._plan, self._service.catalogue))
@@ -120,9 +131,26 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     """What the framework itself refuses."""
     assert isinstance(error, HTTPException)
-    told = {404: "There is no such route here", 405: f"{request.method} is no way to ask this route"}
-    said = told.get(error.status_code, f"The request is refused ({HTTPStatus(error.status_code).phrase})")
-    return _refusal(RefusedError(error.status_code, f"{said}; the routes are {', '.join(ROUTES)}", None, "not_found"))
+    path, status = request.url.path, error.status_code
+    if status == 405:
+        way = "POST" if path in POSTED else "GET"
+        cors = "; a page of another origin may ask once `cors` lists that origin" if request.method == "OPTIONS" else ""
+        allowed = {"Allow": "POST" if path in POSTED else "GET, HEAD"}
+        said = f"{request.method} is not taken at {path[:80]}; send {way}{cors}"
+        return _refusal(RefusedError(405, said, None, "method_not_allowed", allowed))
+    if status != 404:
+        return _refusal(RefusedError(status, f"The request is refused ({HTTPStatus(status).phrase})", None, "refused"))
+    return _refusal(RefusedError(404, f"There is no route {path[:80]!r} here; {_near(path)}", None, "not_found"))
+
+
+def _near(path: str) -> str:
+    """The route that was meant: most who miss one write the address of a server twice, or without its /v1."""
+    end = path.rstrip("/")
+    meant = next((route for route in reversed(ROUTES[1:]) if end.endswith(route.removeprefix("/v1"))), None)
+    if meant is None:
+        return f"the routes are {', '.join(ROUTES)}"
+    base = "; the base URL of a client ends in /v1, once" if meant in POSTED else ""
+    return f"did you mean {meant}?{base}"
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
