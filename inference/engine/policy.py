@@ -146,10 +146,13 @@ def _recorded_base(folder: Path, source: str) -> str:
 def _check_adapter(folder: Path, source: str) -> None:
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / file).is_file():
-            raise ModelError(
-                f"{source}: adapter {str(folder)!r} holds no {file}; give a PEFT adapter directory, such as one "
-                "written by `iama export`"
+            inside = folder / "adapter"
+            remedy = (
+                f"this is the folder of a training run: give {str(inside)!r}"
+                if is_adapter(inside)
+                else "give a PEFT adapter directory, such as one written by `iama export`"
             )
+            raise ModelError(f"{source}: adapter {str(folder)!r} holds no {file}; {remedy}")
 
 
 def _warn_of_other_base(base: str, adapter: str, source: str) -> None:

@@ -18,7 +18,7 @@ from iama.reading import decode, parse_json
 from inference.serving.asks import Answer, Event
 from inference.serving.fields import Route
 from inference.serving.guard import Edge, KeyGuard, Keyring, Message, Receive, Send
-from inference.serving.information import information, listed_models
+from inference.serving.information import information, listed_model, listed_models
 from inference.serving.metrics import CONTENT_TYPE
 from inference.serving.page import load_page
 from inference.serving.plan import ServePlan
@@ -29,6 +29,9 @@ from inference.serving.service import BROKEN, Ready, Service, logger
 ROUTES = (
     "/", "/health", "/ready", "/metrics", "/v1/models", "/v1/iama", "/v1/completions", "/v1/chat/completions",
 )  # fmt: skip
+POSTED = ROUTES[-2:]
+ONE_MODEL = "/v1/models/"
+"""Before a model's name, which may hold slashes."""
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 Answers: TypeAlias = Callable[[Request], Awaitable[Response]]
 BODY_S = 30.0
@@ -46,6 +49,7 @@ def make_app(config: ServeConfig, plan: ServePlan, service: Service) -> Any:
             allow_origins=config.cors,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # clients send headers of their own
+            expose_headers=["Retry-After"],
         )
     return Edge(layered, metrics=service.metrics, routes=ROUTES, hosts=config.hosts, loopback=config.is_loopback)
 
@@ -67,12 +71,16 @@ class _Routes:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request."""
         request = Request(scope, receive, send)
-        method, answers = self._answers.get(scope["path"], (scope["method"], None))
+        path, asked = scope["path"], scope["method"]
+        found = self._answers.get(path)
+        if found is None and path.startswith(ONE_MODEL) and path != ONE_MODEL:
+            found = "GET", self.model
         try:
-            if answers is None:
-                raise _no_route(404, "There is no such route here")
-            if method != scope["method"]:
-                raise _no_route(405, f"{scope['method']} is no way to ask this route")
+            if found is None:
+                raise _no_route(path)
+            taken, answers = found
+            if asked != taken and (asked, taken) != ("HEAD", "GET"):
+                raise _no_way(asked, path, taken)
             response = await answers(request)
         except RefusedError as error:
             response = _refusal(error)
@@ -103,6 +111,10 @@ class _Routes:
         """GET /v1/models"""
         return _json(listed_models(self._service.catalogue))
 
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME"""
+        return _json(listed_model(self._service.catalogue.pick(request.scope["path"].removeprefix(ONE_MODEL)).id))
+
     async def information(self, _: Request) -> Response:
         """GET /v1/iama"""
         return _json(information(self._config, self._plan, self._service.catalogue))
@@ -116,8 +128,26 @@ class _Routes:
         return await _complete(request, "chat", self._service, self._config)
 
 
-def _no_route(status: int, said: str) -> RefusedError:
-    return RefusedError(status, f"{said}; the routes are {', '.join(ROUTES)}", None, "not_found")
+def _no_way(method: str, path: str, taken: str) -> RefusedError:
+    """A method that a route does not take."""
+    cors = "; a page of another origin may ask once `cors` lists that origin" if method == "OPTIONS" else ""
+    said = f"{method} is not taken at {path[:80]}; send {taken}{cors}"
+    allowed = {"Allow": "POST" if taken == "POST" else "GET, HEAD"}
+    return RefusedError(405, said, None, "method_not_allowed", allowed)
+
+
+def _no_route(path: str) -> RefusedError:
+    return RefusedError(404, f"There is no route {path[:80]!r} here; {_near(path)}", None, "not_found")
+
+
+def _near(path: str) -> str:
+    """The route that was meant: most who miss one write the address of a server twice, or without its /v1."""
+    end = path.rstrip("/")
+    meant = next((route for route in reversed(ROUTES[1:]) if end.endswith(route.removeprefix("/v1"))), None)
+    if meant is None:
+        return f"the routes are {', '.join(ROUTES)}"
+    base = "; the base URL of a client ends in /v1, once" if meant in POSTED else ""
+    return f"did you mean {meant}?{base}"
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -86,10 +86,12 @@ class Service:
         room = sampling.max_new_tokens if limit is None else limit - longest
         if room < sampling.max_new_tokens:
             if asked.has_max_tokens or room < 1:
+                with_most = f", with max_tokens = {sampling.max_new_tokens}" if room >= 1 else ""
+                remedy = f"shorten it, or set max_tokens to at most {room}" if room >= 1 else "shorten it"
                 raise RefusedError(
                     400,
-                    f"The prompt has {longest} tokens; with max_tokens = {sampling.max_new_tokens} it exceeds the "
-                    f"{limit} tokens that {asked.model.policy!r} reads; shorten it, or lower max_tokens",
+                    f"The prompt has {longest} tokens{with_most}: more than the {limit} tokens that "
+                    f"{asked.model.policy!r} reads of prompt and answer together; {remedy}",
                     "messages" if asked.route == "chat" else "prompt",
                     "context_length_exceeded",
                 )
