@@ -39,5 +39,5 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _pages(docs: Path, folder: str) -> list[str]:
     """Pages of a folder, its index first; each has its own first heading as title."""
-    pages = sorted(path.relative_to(docs).as_posix() for path in (docs / folder).glob("*.md"))
+    pages = sorted(path.relative_to(docs).as_posix() for path in (docs / folder).rglob("*.md"))
     return sorted(pages, key=lambda page: not page.endswith("/index.md"))
