@@ -65,7 +65,7 @@ bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench
 	$(RUN) -m scripts.bench.engines
 
-EXPERIMENTS := toy estimator_study direction search front segment_samplers reasoning savings before_training maxrl
+EXPERIMENTS := toy estimator_study direction search front guided_study reasoning savings before_training maxrl
 
 results: $(STAMP) ## regenerate docs/results.md and the pages of scripts/experiments (hours on two cores; resumable)
 	$(RUN) -m scripts.results

@@ -57,7 +57,7 @@ def _saving_headline(found: Sequence[Finding], budget: float) -> str:
     if saving and not rest:
         return f"{start.capitalize()} as good {_as(saving, reference)}: {_gain(saving)}."
     if saving:
-        return f"Mixed: {start} as good {_as(saving, reference)} ({_gain(saving)}), but {'; '.join(rest)}."
+        return f"Mixed: {start} as good {_as(saving, reference)}, {_gain(saving)}; but {'; '.join(rest)}."
     if set(by_level) == {"costs"}:
         return f"No saving: {start} only as good {_as(by_level['costs'], reference)}."
     if set(by_level) == {"unsure"}:
@@ -103,7 +103,7 @@ def _gain(found: Sequence[Finding]) -> str:
     each = " on each" if len(found) > 1 and len({f.needs() for f in found}) > 1 else ""
     samples = f"at least {at_least(least)} times fewer samples"
     if len(found) == 1 and not weakest.row["censored"]:
-        samples = f"about {plain(weakest.row['ratio'])} times fewer samples, at least {at_least(least)}"
+        samples = f"about {plain(weakest.row['ratio'])} times fewer samples (at least {at_least(least)})"
     for unit, words in COMPUTING.items():
         lowest = [f.least(unit) for f in found]
         known = [value for value in lowest if value is not None]
@@ -130,7 +130,10 @@ def _rest(by_level: dict[Level, list[Finding]], reference: str, it_is: str) -> l
 
 
 def _why_uncounted(finding: Finding, reference: str) -> str:
-    return says_nothing(finding.row) or f"{reference} gets worse with more samples"
+    if says_nothing(finding.row):
+        alike = "the reward that selects" if finding.row.get("constant_proxy") else "the reward that judges"
+        return f"{alike} is the same for all answers"
+    return f"{reference} gets worse with more samples"
 
 
 def _unsure(found: Sequence[Finding], reference: str, budget: float) -> str:

@@ -408,7 +408,8 @@ class Table(str):
         """
         columns: list[list[str]] = []
         for place, name in enumerate(self.header):
-            columns += _columns(_plain(name), [_plain(row[place]) for row in self.rows])
+            of = self.header[place - 1] if name == "95 % interval" else name  # stands behind what it is of
+            columns += _columns(_plain(of), [_plain(row[place]) for row in self.rows])
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
         return text.getvalue()
@@ -438,7 +439,7 @@ def _columns(name: str, cells: list[str]) -> list[list[str]]:
     found = [pattern.fullmatch(cell) for cell in cells]
     if not any(found):
         return [[name, *cells]]
-    short = re.sub(r" ?\(?95 % interval\)?", "", name) or "interval"
+    short = re.sub(r" ?\(?95 % interval\)?", "", name)
     values = [match[1] if match else cell for match, cell in zip(found, cells, strict=True)]
     ends = [
         [f"{short}, {end}", *(match[k] if match else "" for match in found)] for k, end in ((2, "low"), (3, "high"))

@@ -220,24 +220,40 @@ def mean_kl(seeds: Mapping[int, Measured], method: str) -> tuple[float, float | 
 
 
 def write(folder: Path, seeds: Mapping[int, Measured]) -> None:
-    """Write the page and its plot."""
+    """Write the page, its figure and its tables."""
     plot(folder / "front.svg", seeds)
     sums = {n: {NAMES[rival]: difference(seeds, total, rival, n) for rival in RIVALS} for n in SERVED}
-    values = {
+    tables = {
+        "parts": frame.parts_table(claims(seeds)),
+        "areas": volumes_table(seeds),
+        "totals": totals_table(seeds, sums),
+        "matched": matched_table(seeds),
+        "methods": methods_table(seeds),
+        "points": points_table(seeds),
+    }
+    ends = [f"{NAMES[name]} {mean_kl(seeds, f'{name}-matched')[1] or 0.0:.3f}" for name in ("iama", "grpo")]
+    write_tables(folder, {"ends": ends}, tables)
+
+
+def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """The page from its tables."""
+    by_served = {served: tables["totals"].where(served_by=served) for served in SERVED.values()}
+    verdicts = {
+        served: {kind: of.where(IAMA_is=kind).column("rival") for kind in ("higher", "lower", "no difference shown")}
+        for served, of in by_served.items()
+    }
+    areas = tables["areas"].where(method=NAMES["grpo"]).only("served by", "IAMA minus it").rows
+    settings = {
+        "areas": dict(areas),
+        "verdicts": verdicts,
+        "shown": by_served[SERVED[BUDGET]].only("rival", "IAMA minus it (95 % interval)", "IAMA is"),
+        "drawn": NAMES["vpo"] in tables["totals"].column("rival"),
         "steps": frame.STEPS,
         "max_kl": MAX_KL,
         "seeds": ", ".join(map(str, frame.SEEDS)),
         "num_samples": NUM_SAMPLES,
-        "claims": frame.claims_table(claims(seeds)),
-        "verdicts": {SERVED[n]: frame.by_verdict(gaps) for n, gaps in sums.items()},
-        "volumes": volumes_table(seeds),
-        "totals": totals_table(seeds, sums),
-        "matched": matched_table(seeds),
-        "ends": [f"{name} {mean_kl(seeds, f'{name}-matched')[1] or 0.0:.3f}" for name in ("iama", "grpo")],
-        "methods": methods_table(seeds),
-        "points": points_table(seeds),
     }
-    frame.write_page(folder / "front.md", "front", values)
+    frame.write_claim(folder, "front", {**settings, **values}, tables)
 
 
 def claims(seeds: Mapping[int, Measured]) -> list[Claim]:
@@ -287,8 +303,8 @@ def matched_table(seeds: Mapping[int, Measured]) -> Table:
         for name, of in (("summed gold", total), ("area", volume)):
             gap = difference(seeds, of, "grpo-matched", n, "iama-matched")
             rows.append([served, name, *(f"{v:+.4f}" for v in gap.seeds), gap.show(4), gap.verdict])
-    header = ["served by", "IAMA minus linear GRPO in", *(f"seed {seed}" for seed in seeds), "mean (95 % interval)", ""]
-    return table(header, rows)
+    header = ["served by", "IAMA minus linear GRPO in", *(f"seed {seed}" for seed in seeds)]
+    return table([*header, "mean (95 % interval)", "it is"], rows)
 
 
 def methods_table(seeds: Mapping[int, Measured]) -> Table:

@@ -61,7 +61,10 @@ def test_the_page_counts_what_is_done_about_the_options():
     done = [direction.DONE[option.verdict] for option in OPTIONS]
     assert [row["what is done"] for row in ROWS.values()] == done
     page = " ".join((PAGES / "direction.md").read_text(encoding="utf-8").split())
-    assert f"Of {len(OPTIONS)} settings, {done.count('accepted') + done.count(direction.UNUSED)} keep the direction" in page
+    assert (
+        f"Of {len(OPTIONS)} settings, {done.count('accepted') + done.count(direction.UNUSED)} keep the direction"
+        in page
+    )
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda o: f"{o.setting}-{o.name}")
