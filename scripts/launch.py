@@ -29,7 +29,7 @@ def build_world(seed: int, out: str) -> None:
     run([sys.executable, "-m", "scripts.build_demo_models", "--seed", str(seed), "--out", out])
 
 
-def train(config: str, *overrides: str) -> None:
+def train(config: str, *overrides: str, processes: int = 2) -> None:
     """`deepspeed --quiet --num_gpus 2 train_iama.py --config ...` on a free port."""
     import torch
 
@@ -38,7 +38,7 @@ def train(config: str, *overrides: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    launcher = [str(BIN / "deepspeed"), "--quiet", "--num_gpus", "2", "--master_port", port]
+    launcher = [str(BIN / "deepspeed"), "--quiet", "--num_gpus", str(processes), "--master_port", port]
     sets = [part for override in overrides for part in ("--set", override)]
     run([*launcher, "train_iama.py", "--config", config, *sets], **known)
 

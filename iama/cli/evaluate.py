@@ -114,20 +114,21 @@ TOLD = (
 """Keys of a summary that `--json` prints; `summary_file` has all."""
 
 
-def _tell(command: str, summary: Summary, folder: Path, notes: Sequence[str] = (), *, as_json: bool) -> None:
-    """Write the report; print tables, notes and the headline, or what a script reads."""
+def _tell(command: str, summary: Summary, folder: Path, notes: Sequence[str] = (), *, as_json: bool) -> Path:
+    """Write the report, whose path it returns; print tables, notes and the headline, or what a script reads."""
     from inference.report import headline, print_tables, write_report
 
     path = write_report(folder)
     if as_json:
         _print_as_json(command, summary, report=path, summary_file=folder / "summary.json")
-        return
+        return path
     console = wide_console()
     print_tables(summary, console)
     for note in notes:
         typer.echo(note)
     typer.echo(f"report: {path}")
     print_line(console, headline(summary))
+    return path
 
 
 def _print_as_json(command: str, summary: Summary, **files: Path) -> None:
@@ -237,45 +238,51 @@ def report(
             help="With --compare: file, else compare.html in the second. With --combine: folder, else nothing is kept."
         ),
     ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show the page that is written in your browser.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Rebuild report.html from summary.json, compare two evaluations, or combine the seeds of one.
 
-    Example: iama report runs/demo/evaluation
+    Example: iama report runs/demo/evaluation --open
 
     Example: iama report runs/seed-0 runs/seed-1 runs/seed-2 --combine --out runs/combined
     """
     if compare and combine:
         raise ConfigError("--compare puts evaluations side by side, --combine makes one of them; give one of the two")
+    if combine and show and out is None:
+        raise ConfigError("--open shows a page, and --combine writes one only where --out DIR says so; add --out DIR")
+    if compare and as_json:
+        raise ConfigError("--json has no use with --compare; read each evaluation's: iama report FOLDER --json")
     if combine:
-        _combine(folders, out, as_json=as_json)
-    elif compare:
-        if as_json:
-            raise ConfigError("--json has no use with --compare; read each evaluation's: iama report FOLDER --json")
-        _compare(folders, out)
+        path = _combine(folders, out, as_json=as_json)
     else:
-        _rebuild(folders, out, as_json=as_json)
+        path = _compare(folders, out) if compare else _rebuild(folders, out, as_json=as_json)
+    if show and path is not None:
+        from inference.report import open_page
+
+        open_page(path)
 
 
-def _rebuild(folders: list[Path], out: Path | None, *, as_json: bool) -> None:
+def _rebuild(folders: list[Path], out: Path | None, *, as_json: bool) -> Path:
     from inference.evaluation.summary import load_summary
 
     _check_number(folders, 1, "one folder (or two and --compare, or several and --combine)")
     if out is not None:
         raise ConfigError(f"--out {str(out)!r} goes with --compare; a report is written into its evaluation's folder")
-    _tell("report", load_summary(folders[0]), folders[0], as_json=as_json)
+    return _tell("report", load_summary(folders[0]), folders[0], as_json=as_json)
 
 
-def _compare(folders: list[Path], out: Path | None) -> None:
+def _compare(folders: list[Path], out: Path | None) -> Path:
     from inference.report import print_comparison, write_comparison
 
     _check_number(folders, 2, "two folders with --compare")
     path = write_comparison(folders[0], folders[1], out)
     print_comparison(folders[0], folders[1], wide_console())
     typer.echo(f"comparison: {path}")
+    return path
 
 
-def _combine(folders: list[Path], out: Path | None, *, as_json: bool) -> None:
+def _combine(folders: list[Path], out: Path | None, *, as_json: bool) -> Path | None:
     """Print what the seeds say together, and keep it where a folder is named."""
     from inference.evaluation.combine import combine_evaluations, save_combined
     from inference.report import headline, print_differences, print_tables, write_report
@@ -289,13 +296,16 @@ def _combine(folders: list[Path], out: Path | None, *, as_json: bool) -> None:
             save_combined(out, summary)
             files = {"report": write_report(out), "summary_file": out / "summary.json"}
         _print_as_json("report", summary, **files)
-        return
+        return files.get("report")
     print_tables(summary, console)
     print_differences(summary, console)
+    path = None
     if out is not None:
         save_combined(out, summary)
-        typer.echo(f"report: {write_report(out)}")
+        path = write_report(out)
+        typer.echo(f"report: {path}")
     print_line(console, headline(summary))
+    return path
 
 
 def _check_number(folders: list[Path], number: int, wanted: str) -> None:
