@@ -110,7 +110,7 @@ def compact(text: str) -> str:
     if sheet is None:
         sheet = ElementTree.Element(f"{{{SVG}}}style")
         root.insert(0, sheet)
-    sheet.text = re.sub(r"\.c\d+\{[^}]*\}", "", _short(sheet.text or "")) + rules
+    sheet.text = _short(sheet.text or "") + rules
     return re.sub(r"\n+", "\n", ElementTree.tostring(root, encoding="unicode")).rstrip() + "\n"
 
 
