@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := $(BIN)/python
 
-.PHONY: help install demo test quick check bench results real clean install-vllm test-vllm
+.PHONY: help install demo test quick check docs bench results real clean install-vllm test-vllm
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -14,7 +14,7 @@ install: $(STAMP) ## make .venv with the tested versions
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,ray,remote,math,serve,real,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[deepspeed,plots,ray,remote,math,serve,real,docs,dev]'
 	touch $@
 
 demo: $(STAMP) ## build the demo world, train, export, evaluate, write the report
@@ -58,11 +58,14 @@ check: $(STAMP) ## ruff, ruff format, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
+docs: $(STAMP) ## build the documentation into runs/site, with every link checked
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict -f configs/mkdocs.yml
+
 bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 	$(RUN) -m scripts.bench
 	$(RUN) -m scripts.bench.engines
 
-EXPERIMENTS := toy estimator_study direction search front segment_samplers reasoning savings before_training maxrl
+EXPERIMENTS := toy estimator_study direction search front guided_study reasoning savings before_training maxrl
 
 results: $(STAMP) ## regenerate docs/results/demo.md and the pages of scripts/experiments (hours on two cores; resumable)
 	$(RUN) -m scripts.results

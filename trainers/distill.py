@@ -23,7 +23,6 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 from trl import RewardConfig, RewardTrainer
 
 from iama.arrays import Floats
@@ -282,8 +281,6 @@ def _train(
     advance: Callable[[int], None],
 ) -> list[float]:
     """Train and save into `folder`; the loss of every step."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     set_seed(settings.seed)
     model = _load_student(settings)
     pairs = draw_pairs([len(g.texts) for g in groups], settings.max_steps * settings.batch_size, settings.seed)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from iama.cli.app import app, prepare
-from iama.cli.options import Device
+from iama.cli.as_json import print_json
+from iama.cli.options import POOLS, AsJson, Device
 from iama.errors import ConfigError, DataError
 from iama.progress import progress_bar
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.engine.responses import Pool
 
 
-@app.command(short_help="Train one reward model on the scores in a pool file.")
+@app.command(short_help="Train one reward model on the scores in a pool file.", rich_help_panel=POOLS)
 def distill(
     file: Annotated[Path, typer.Argument(help="Pool file with several samples a prompt.", metavar="POOL")],
     column: Annotated[str, typer.Option(help="Scores to learn, e.g. an ensemble's; see iama score.")],
@@ -30,6 +32,7 @@ def distill(
         int, typer.Option(help="Of the head, the pairs and the prompts that are held out.", min=0, max=2**32 - 1)
     ] = 0,
     device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Train a reward model on the margins between the scores of a prompt's samples, and judge it on other prompts.
 
@@ -53,6 +56,9 @@ def distill(
     settings = DistillSettings(base, column, max_steps, batch_size, learning_rate, held_out, seed, device)
     with progress_bar(f"distilling {column}", "steps", max_steps) as advance:
         result = run([prompt.prompt for prompt in read.prompts], read.texts, scores, settings, out, advance)
+    if as_json:
+        print_json("distill", reward_model=out, **asdict(result))
+        return
     typer.echo(
         f"prompts: {result.num_trained} to learn from, {result.num_held_out} held out; {result.num_unscored} of "
         f"{result.num_pairs} pairs of answers lack a score and are left out"

@@ -11,7 +11,7 @@ import typer
 
 from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, warn_of_backslashes
 from iama.cli.generate import check_trained_operator, manifest_operator, manifest_reward
-from iama.cli.options import ChatTemplate, Overrides, TrustRemoteCode
+from iama.cli.options import ANSWER, ChatTemplate, Overrides, TrustRemoteCode
 from iama.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INSTALL = "iama serve needs FastAPI and uvicorn; pip install 'iama[serve]'"
 
 
-@app.command(short_help="Serve policies, criteria and methods behind the API of OpenAI.")
+@app.command(short_help="Serve policies, criteria and methods behind the API of OpenAI.", rich_help_panel=ANSWER)
 def serve(
     config: Annotated[Path | None, typer.Option(help="Serving file (YAML).")] = None,
     overrides: Overrides = None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iama.errors import ConfigError
 from iama.installation import find_config
+from iama.nearest import closest, nearest
 from iama.reading import parse_yaml, read_text
 
 
@@ -143,12 +144,6 @@ def _unexpanded(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def nearest(key: str, known: list[str]) -> str:
-    """A hint with the nearest known key, or all of them."""
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
-
-
 def _message(item: Any, cls: type[Strict], source: str) -> str:
     location = [part for part in item["loc"] if part != "function-after"]
     key = ".".join(map(str, location))
@@ -158,6 +153,9 @@ def _message(item: Any, cls: type[Strict], source: str) -> str:
     if item["type"] == "missing":
         return f"{source}: {key!r} is missing"
     value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        close = closest(item["input"], re.findall(r"'([^']*)'", item["ctx"]["expected"]))[:1]
+        value += f"; did you mean {close[0]!r}?" if close else ""
     is_list = item["type"] in ("list_type", "tuple_type") and isinstance(item["input"], (str, int, float))
     remedy = f"; write [{item['input']}]" if is_list else ""
     return f"{source}: {key and f'{key}: '}{item['msg'].removeprefix('Value error, ')}{value}{remedy}"

@@ -36,6 +36,7 @@ from iama.models.loading import (
     loading,
     pick_device,
 )
+from iama.nearest import meant
 from iama.prompts.conversations import check_exchanges
 from iama.prompts.render import Message, Prompt, completion_text, prompt_name, render_exchange, render_pair
 from iama.reading import read_object
@@ -370,7 +371,8 @@ def _pick_head(config: Any, spec: RewardSpec, source: str) -> int:
     if spec.head in by_name:
         return by_name[str(spec.head)]
     raise RewardError(
-        f"{source}: head {spec.head!r} is not an output of {spec.model!r}; choose one of {list(labels.values())}"
+        f"{source}: head {spec.head!r} is not an output of {spec.model!r}; {meant(str(spec.head), by_name)}"
+        f"choose one of {list(labels.values())}"
     )
 
 

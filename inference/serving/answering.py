@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any, NamedTuple, TypeAlias, get_args
 
@@ -45,12 +45,14 @@ from inference.serving.asks import (
     BadAskError,
     Candidate,
     Event,
+    Logprobs,
     RewardFailedError,
     SegmentKept,
     Spent,
     Tell,
     Text,
 )
+from inference.serving.logprobs import LikelihoodReader, Likelihoods, Vocabulary
 from inference.serving.loop import Lane, Loop, Ticket, both, tokens_of, too_large
 from inference.serving.pieces import TextPieces
 from inference.serving.private import Job, Threads, twin_policy, twin_reward
@@ -144,6 +146,7 @@ class Answering:
         self._twins: dict[tuple[str, str | None], tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
         self._kinds: dict[str, set[Any]] = {name: set() for name in policies}  # of prompts that templates write rightly
+        self._vocabularies = {name: Vocabulary(policy) for name, policy in policies.items()}
         self._under_way: set[_Asked] = set()
         self._private: set[SegmentLoop[Any]] = set()
         self._answered = Cost()
@@ -157,14 +160,18 @@ class Answering:
         Raises an `AnswerError`. Cancelling frees the ask's rows before the next step; args, sea and samplers of
         somebody's own are not ended midway.
         """
-        asked = completion = None
+        asked = answer = None
         try:
             is_long = len(str(ask.prompt)) > LONG_PROMPT
             asked = await asyncio.to_thread(self._asked, ask, tell) if is_long else self._asked(ask, tell)
             self._under_way.add(asked)
-            completion = await self._answer(asked)
+            completion, logprobs = await self._answer(asked), None
+            if ask.num_top is not None:
+                logprobs, cost = await self._judge(asked, ask.num_top, completion)
+                completion = replace(completion, cost=completion.cost + cost)
             self._answered += completion.cost
-            return Answer(completion, num_sampled(completion))
+            answer = Answer(completion, num_sampled(completion), logprobs)
+            return answer
         except AnswerError:
             raise
         except Exception as error:
@@ -173,7 +180,7 @@ class Answering:
         finally:
             if asked is not None:
                 self._under_way.discard(asked)
-                if completion is None:
+                if answer is None:
                     self._lost = both(self._lost, tokens_of(asked.spent))
 
     def state(self) -> State:
@@ -349,6 +356,23 @@ class Answering:
             for index, sample in enumerate(scored_samples, start=first):
                 _tell(asked, Candidate(index, sample.text, len(sample.token_ids), sample.reward))
         return scored_samples, cost
+
+    async def _judge(self, asked: _Asked, num_top: int, completion: Completion) -> tuple[Logprobs, Cost]:
+        """Log-probabilities of an answer's tokens, and the pass that they took."""
+        policy = asked.policy
+        source = f"policy {policy.name!r}"
+        ticket: Ticket[Likelihoods] = Ticket(
+            begin=lambda: Likelihoods(asked.ids, completion.token_ids, num_top),
+            spent=lambda request: request.cost,
+            fail=lambda _: AnswerError(f"{source} could not give the log-probabilities of this answer"),
+        )
+        make: Callable[[], Lane[Likelihoods]] = partial(
+            Lane, source, partial(LikelihoodReader, policy), self._batch_size, PATIENCE
+        )
+        judged = await self._loop.work(("likelihoods", asked.ask.policy), make, ticket)
+        asked.spent += judged.cost
+        vocabulary = self._vocabularies[asked.ask.policy]
+        return vocabulary.logprobs(judged, completion.text, asked.ask.sampling), judged.cost
 
     # Guided. -----------------------------------------------------------------------------------------------------
 

@@ -22,10 +22,10 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 SHARED = {
     "model", "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "stop", "seed",
-    "stream", "stream_options", "user", "iama",
+    "stream", "stream_options", "logprobs", "user", "iama",
 }  # fmt: skip
 FIELDS: dict[Route, set[str]] = {
-    "chat": {*SHARED, "messages", "max_completion_tokens"},
+    "chat": {*SHARED, "messages", "max_completion_tokens", "top_logprobs"},
     "completions": {*SHARED, "prompt"},
 }
 EXTRAS = {"criterion", "method", "budget", "seed", "return_candidates", "events"}
@@ -40,8 +40,6 @@ MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "logit_bias": (({},), "the law of the policy is served as it is"),
     "presence_penalty": ((0,), "use repetition_penalty"),
     "frequency_penalty": ((0,), "use repetition_penalty"),
-    "logprobs": ((False,), "the reward of an answer stands in choices[i].iama"),
-    "top_logprobs": ((0,), "the reward of an answer stands in choices[i].iama"),
     "best_of": ((1,), "choose a criterion and a method such as bon(4)"),
     "echo": ((False,), "put prompt and answer together yourself"),
     "suffix": (("",), "answers go on from the prompt alone"),
@@ -76,6 +74,8 @@ class Asked:
     include_usage: bool = False
     events: bool = False
     return_candidates: bool = False
+    num_top: int | None = None
+    """Likeliest tokens beside each token's log-probability; None: neither is asked for."""
 
     @property
     def num_choices(self) -> int:
@@ -113,6 +113,7 @@ def read_body(body: Any, route: Route, catalogue: Catalogue, limits: Limits) -> 
         include_usage=include_usage,
         events=bool(extras["events"]),
         return_candidates=bool(extras["return_candidates"]),
+        num_top=_logprobs(body, route),
     )
 
 
@@ -174,6 +175,19 @@ def _stream_options(body: Body, stream: bool) -> bool:
         )
     include: bool = _given(options, "include_usage", _flag, False, "stream_options.")
     return include
+
+
+def _logprobs(body: Body, route: Route) -> int | None:
+    """How many of the likeliest tokens are wanted beside each token's log-probability; None: neither."""
+    if route == "completions":
+        number: int | None = None if body.get("logprobs") is False else _given(body, "logprobs", _whole(0, 5), None)
+        return number
+    number = _given(body, "top_logprobs", _whole(0, 20), None)
+    if _given(body, "logprobs", _flag, False):
+        return number or 0
+    if number:
+        raise _refused(f"top_logprobs = {number} are told with log-probabilities; set logprobs: true", "top_logprobs")
+    return None
 
 
 # Prompts. -------------------------------------------------------------------------------------------------------------

@@ -134,7 +134,8 @@ class Service:
     async def _answer_one(self, asked: Asked, index: int, tell: TellOf, done: DoneOf | None) -> Answer:
         prompt = asked.prompts[index // asked.n]
         model = asked.model
-        ask = Ask(model.policy, model.criterion, model.method, prompt, asked.sampling, asked.seed + index)
+        seed = asked.seed + index
+        ask = Ask(model.policy, model.criterion, model.method, prompt, asked.sampling, seed, num_top=asked.num_top)
         try:
             answer = await self._engine.answer(ask, lambda event: tell(index, event))
         except AnswerError as error:

@@ -1,4 +1,4 @@
-"""docs/performance.md, summary.json and details.json."""
+"""docs/results/performance.md, summary.json and details.json."""
 
 from __future__ import annotations
 

@@ -39,12 +39,14 @@ SETTINGS = {"grpo": Setting(2e-3, 0.2), "iama": Setting(4e-3, 0.1)}
 RIVAL = "vpo"
 """The criteria's weights are drawn from a simplex for each group. It takes IAMA's setting: none was searched for it."""
 BUDGET, NUM_SAMPLES, NUM_PROMPTS = 4, 256, 32
-METHODS = ["bon", "bop", "cards", "rejection", "args", "ggro", "sea"]
+METHODS = ["bon", "bop", "cards", "rejection", "args", "ggro", "blockwise", "redraw", "sea"]
 DIALS: dict[str, list[float | str]] = {
     "cards": [0.5, 0.9],
     "rejection": [0.5, 0.9],
     "args": [0.25, 1.0],
     "ggro": [2, 4, 8],
+    "blockwise": [2, 4],
+    "redraw": ["4x4", "4x8"],
     "sea": ["5x1", "10x2"],
 }
 """Values of each guided method's dial, set before any figure of these worlds was seen; seed 0 had been looked at."""

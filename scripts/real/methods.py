@@ -23,6 +23,8 @@ METHODS = {
     "stopping": "bon(16, stop=pandora(0.05))",
     "CARDS": "cards(quantile=0.9, entropy_threshold=quantile(0.9))",
     "GGRO": "ggro(num_candidates=4, entropy_threshold=quantile(0.9))",
+    "blockwise": "blockwise(4)",
+    "blockwise, tilted": "blockwise(4, first=tilted, min_p=0.02)",
     "SEA": "sea(num_steps=5)",
 }
 NUM_PROMPTS, NUM_SAMPLES = 16, 64

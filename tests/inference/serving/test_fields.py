@@ -109,7 +109,6 @@ def test_what_is_not_supported_is_named_and_values_without_effect_pass(name):
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options", "'x' is not known"),
         ({"seed": 2**64}, "seed", "a whole number"),
         ({"presence_penalty": 0.5}, "presence_penalty", "use repetition_penalty"),
-        ({"logprobs": True}, "logprobs", "is not supported"),
         ({"temprature": 1}, "temprature", "did you mean 'temperature'?"),
         ({"prompt": "x"}, "prompt", "is no field"),
         ({"iama": 3}, "iama", "write an object"),
