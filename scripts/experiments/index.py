@@ -62,11 +62,11 @@ def row(path: Path) -> dict[str, str]:
     """What one page says of itself; of a page elsewhere that says nothing yet, its claim alone."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     found = {word: re.search(rf"^\*\*{word}\.\*\* (.+?)\n\n", text, re.DOTALL | re.MULTILINE) for word in WORDS}
-    if path.stem in ELSEWHERE and not all(found.values()):
-        return {"name": path.stem, "claim": ELSEWHERE[path.stem], "answer": "see the page", "short": ""}
     said = {word: " ".join(match[1].split()) for word, match in found.items() if match}
+    answer, _, short = re.sub(r"^(Yes|In part|No)[:.,] ?", r"\1|", said.get("Answer", "")).partition("|")
+    if path.stem in ELSEWHERE and answer not in ANSWERS:
+        return {"name": path.stem, "claim": ELSEWHERE[path.stem], "answer": "see the page", "short": ""}
     assert len(said) == len(WORDS), f"{path} lacks a claim or an answer"
-    answer, _, short = re.sub(r"^(Yes|In part|No)[:.,] ?", r"\1|", said["Answer"]).partition("|")
     assert answer in ANSWERS, f"{path}: an answer starts with {', '.join(ANSWERS)}, not {answer[:20]!r}"
     return {"name": path.stem, "claim": said["Claim"], "answer": answer, "short": short[:1].upper() + short[1:]}
 
