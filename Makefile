@@ -94,9 +94,10 @@ bench: $(STAMP) ## speed of sampling, of CARDS and of the objective, as ratios
 
 EXPERIMENTS := toy estimator_study direction search front guided_study reasoning savings before_training maxrl
 
-results: $(STAMP) ## regenerate docs/results.md and the pages of scripts/experiments (hours on two cores; resumable)
+results: $(STAMP) ## regenerate docs/results/demo.md and the pages of scripts/experiments (hours on two cores; resumable)
 	$(RUN) -m scripts.results
 	set -e; for name in $(EXPERIMENTS); do $(RUN) -m scripts.experiments.$$name; done
+	$(RUN) -m scripts.experiments.index
 
 SCALE ?= small
 
