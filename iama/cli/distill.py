@@ -60,7 +60,8 @@ def distill(
 
     It costs one model, also where its teacher is an ensemble. All weights of the base are trained.
 
-    With --value-head: fit what the policy's next token is worth, from its own samples, for --method tilted_tokens.
+    With --value-head: fit what the policy's next token is worth, from its own samples, for
+    iama generate --method tilted_tokens.
 
     Example: iama distill base.jsonl --column helpful --base runs/demo/world/policy --out runs/demo/rm-distilled
     --max-steps 300 --learning-rate 1e-3
@@ -226,4 +227,4 @@ def _fit_head(
         f"cost: {cost.seconds:.1f} s, {(cost.hidden_flops + cost.fit_flops) / 1e9:.3g} GFLOPs, and "
         f"{cost.samples_flops / 1e9:.3g} GFLOPs for the samples"
     )
-    typer.echo(f"value head: {out}; serve it with --method 'tilted_tokens(2, head={out})'")
+    typer.echo(f"value head: {out}; serve it with iama generate --method 'tilted_tokens(2, head={out})'")

@@ -47,7 +47,6 @@ def _at_the_other_end(name: str, arguments: list[str], folder: str) -> None:
     end = os.open(name, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(end, stream)
-    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", closefd=False), open(2, "w", closefd=False)
     for variable in ("COLUMNS", "LINES", "NO_COLOR"):
         os.environ.pop(variable, None)
     os.environ["TERM"] = "xterm"
