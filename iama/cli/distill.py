@@ -165,8 +165,8 @@ def _policy_of(
         )
     if known["fingerprint"] is None or not (base or known["path"]) or pool.header["engine"] == "openai":
         raise DataError(
-            f"{file} does not tell which local model drew it, and a value head stands on that; draw one with iama pool "
-            "--policy DIR"
+            f"{file} does not tell which local model drew it, and a value head stands on that; draw one with "
+            "iama pool --policy DIR"
         )
     path = {"path": known["path"], "adapter": known["adapter"]} if base is None else {"path": base}
     given = {**path, **({} if adapter is None else {"adapter": adapter})}
@@ -181,9 +181,7 @@ def _policy_of(
     return spec
 
 
-def _fit_head(
-    file: Path, pool: Pool, spec: PolicySpec, settings: HeadSettings, out: Path, *, as_json: bool
-) -> None:
+def _fit_head(file: Path, pool: Pool, spec: PolicySpec, settings: HeadSettings, out: Path, *, as_json: bool) -> None:
     """Fit, save and tell."""
     from iama.models.value_head import HeadPolicy
     from iama.prompts.conversations import render_prompts
