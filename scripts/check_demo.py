@@ -52,7 +52,7 @@ def check_summary(summary: dict[str, Any]) -> None:
     curves = {(r["policy"], r["criterion"], r["method"], r["samples"]): r for r in summary["curves"]}
     budgets = sorted({key[3] for key in curves if key[3] is not None})
     points = {key[2]: row["dial"] for key, row in curves.items() if "dial" in row}
-    assert sorted(points.values()) == [*["cards"] * 2, *["ggro"] * 2, *["sea"] * 2]
+    assert sorted(points.values()) == [*["blockwise"] * 2, *["cards"] * 2, *["ggro"] * 2, *["sea"] * 2]
     assert len(curves) == 3 * 2 * (len(CURVES) * len(budgets) + len(points))
     for criterion in ("helpful", "harmless"):
         base = [curves["base", criterion, "bon", n]["gold"] for n in budgets]

@@ -6,6 +6,7 @@ what a sampler (CARDS, GGRO, SEA, ARGS, or served Best-of-n) answers to the same
 
 from __future__ import annotations
 
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import IamaWarning
 from iama.models.fingerprint import fingerprint
 from iama.models.flops import size_of
-from iama.objective.operators import RankOperator, bon, parse_operator
+from iama.objective.operators import bon
 from iama.prompts.render import render_prompt
 from iama.rewards.classifier import Classifier
 from iama.rewards.load import load_reward
@@ -36,27 +37,26 @@ from inference.pools.held import lengths
 from inference.pools.journal import append_line, digest, read_lines
 from inference.pools.score import PoolScores
 from inference.samplers.args import Args, ArgsSettings
-from inference.samplers.best_of import SelectionSampler
 from inference.samplers.cards import Cards, CardsSettings, acceptance_summary
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Sea, SeaSettings
+from inference.samplers.serve import serve
 from inference.selection.curves import curves, rank_weights
 from inference.statistics.costs import pool_costs
 from inference.statistics.equal_cost import EqualCost, difference_at_equal_cost
 from inference.statistics.savings import Comparison, paired_difference
 from scripts.experiments.frame import Estimate, Row
 from scripts.experiments.pools import Task, asked
-from scripts.experiments.rewards import reward_once
 
 Settings = CardsSettings | ArgsSettings | GgroSettings | SeaSettings | str
-"""A sampler's settings, or Best-of-n as `bon(4)`."""
+"""A sampler's settings, or a method as people write it, e.g. `bon(4)`."""
 SAMPLERS: dict[type[Any], Any] = {CardsSettings: Cards, ArgsSettings: Args, GgroSettings: Ggro, SeaSettings: Sea}
 OTHER_SEED = 1000  # proposals begin with the random numbers of a pool of the same seed
 RUN = uuid.uuid4().hex
 TIE = 1e-9
 NUM_BOOTSTRAP = 500
 RARE_N, RARE_SHARE = 64, 0.1
-COSTS = ("policy_tokens", "reward_tokens", "backward_tokens", "flops")
+COSTS = ("policy_tokens", "reward_tokens", "backward_tokens", "flops", "sequential_steps")
 
 
 # Answers. -----------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ class Case:
     @property
     def reward(self) -> Reward:
         """The proxy that guides and selects, loaded once."""
-        return reward_once(str(self.criterion.proxy.model))
+        return _reward(self.criterion.name, self.criterion.proxy.model_dump_json())
 
     @property
     def classifier(self) -> Classifier:
@@ -114,7 +114,13 @@ def answers(case: Case, settings: Settings, indices: Sequence[int] | None = None
     rows = case.task.rows
     chosen = list(range(len(rows))) if indices is None else list(indices)
     written = settings if isinstance(settings, str) else settings.model_dump(mode="json")
-    parts = [type(settings).__name__, written, [rows[i]["prompt"] for i in chosen], num_answers]
+    parts = [
+        type(settings).__name__,
+        written,
+        case.criterion.proxy.sign,
+        [rows[i]["prompt"] for i in chosen],
+        num_answers,
+    ]
     key = digest([*case.identity(case.criterion.proxy.model), *parts])
 
     def make() -> Row:
@@ -137,7 +143,9 @@ def _serve(case: Case, settings: Settings, rows: Sequence[Row]) -> Row:
     prompts, columns = asked(rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IamaWarning)  # of forced segments, whose share pages have
+        begin = time.process_time()
         completions = sampler(case, settings).sample(prompts, seed=case.task.seed + OTHER_SEED, columns=columns)
+        core_seconds = (time.process_time() - begin) / len(completions)
     is_segmented = not isinstance(settings, str | ArgsSettings)
     return {
         "texts": [c.text for c in completions],
@@ -145,6 +153,7 @@ def _serve(case: Case, settings: Settings, rows: Sequence[Row]) -> Row:
         "segments": [[[s.num_tokens, s.nudge] for s in c.trace] if is_segmented else [] for c in completions],
         "proxy": [c.reward for c in completions],
         **{unit: [c.cost.as_dict()[unit] for c in completions] for unit in (*COSTS, "seconds")},
+        "core_seconds": core_seconds,  # of this process an answer: what else runs on the machine does not count
         "summary": acceptance_summary(completions) if isinstance(settings, CardsSettings) else {},
     }
 
@@ -152,21 +161,19 @@ def _serve(case: Case, settings: Settings, rows: Sequence[Row]) -> Row:
 def sampler(case: Case, settings: Settings) -> Any:
     """What answers prompts with these settings."""
     if isinstance(settings, str):
-        operator = parse_operator(settings)
-        assert isinstance(operator, RankOperator), settings
-        return SelectionSampler(case.policy, case.reward, operator, case.task.sampling)
+        return serve(case.policy, case.reward, settings, case.task.sampling)
     return SAMPLERS[type(settings)](case.policy, case.reward, settings, case.task.sampling)
 
 
 def judged(case: Case, line: Row, gold: RewardSpec) -> Floats:
     """Gold of a line's answers, which is not kept lest the gold function change."""
     prompts, columns = asked([case.task.rows[i] for i in line["prompts"] * line["num_answers"]])
-    return np.asarray(_gold(gold.model_dump_json()).score(prompts, line["texts"], columns)[0])
+    return np.asarray(_reward("gold", gold.model_dump_json()).score(prompts, line["texts"], columns)[0])
 
 
 @cache
-def _gold(spec: str) -> Reward:
-    return load_reward("gold", RewardSpec.model_validate_json(spec))
+def _reward(name: str, spec: str) -> Reward:
+    return load_reward(name, RewardSpec.model_validate_json(spec))
 
 
 def fluency(case: Case, base: PolicySpec, line: Row) -> list[float]:

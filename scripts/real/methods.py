@@ -14,7 +14,7 @@ from iama.files import write_atomically
 from inference.evaluation.summary import load_summary
 from scripts import launch
 from scripts.real import proxies
-from scripts.real.unit import BUDGET, Unit, proxy_of
+from scripts.real.unit import BUDGET, Unit
 
 METHODS = {
     "bon": "bon",
@@ -23,6 +23,8 @@ METHODS = {
     "stopping": "bon(16, stop=pandora(0.05))",
     "CARDS": "cards(quantile=0.9, entropy_threshold=quantile(0.9))",
     "GGRO": "ggro(num_candidates=4, entropy_threshold=quantile(0.9))",
+    "blockwise": "blockwise(4)",
+    "blockwise, tilted": "blockwise(4, first=tilted, min_p=0.02)",
     "SEA": "sea(num_steps=5)",
 }
 NUM_PROMPTS, NUM_SAMPLES = 16, 64
@@ -51,7 +53,7 @@ def configuration(unit: Unit, file: Path, folder: Path) -> dict[str, Any]:
     """What `iama evaluate` is given."""
     base = {"path": str(proxies.POLICY), "dtype": "bfloat16"}
     adapter = Unit(unit.pair, "iama", unit.seed, unit.scale).run / "adapter"
-    specs = {name: (proxy_of(name), proxies.gold_of(name)) for name in unit.criteria}
+    specs = {name: (proxies.proxy_of(name), proxies.gold_of(name)) for name in unit.criteria}
     return {
         "name": unit.name,
         "output_dir": str(folder),

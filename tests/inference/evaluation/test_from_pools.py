@@ -187,7 +187,7 @@ def test_a_method_or_baseline_larger_than_a_stored_pool(files, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--trained", "imaa"], "--trained 'imaa' is none of the pools base, iama"),
+        (["--trained", "imaa"], "--trained 'imaa' is none of the pools; did you mean 'iama'?"),
         (["--criterion", "helpful"], "--criterion 'helpful': write NAME=PROXY_COLUMN,GOLD_COLUMN"),
         (["--criterion", "h=a,b,c"], "write NAME=PROXY_COLUMN,GOLD_COLUMN"),
         (["--criterion", "h=helpfull"], "not every sample has the score column 'helpfull'; the pools have helpful"),
