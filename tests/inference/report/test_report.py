@@ -200,6 +200,14 @@ def test_what_was_trained_stands_on_the_first_screen():
     assert "64 held-out prompts, 256 samples" in text
 
 
+def test_what_it_points_to_in_the_documentation_is_there():
+    found = set(re.findall(r"<code>(docs/[^<]+)</code>, “([^”]+)”", render_html(complete(make_summary()))))
+    assert len({heading for _, heading in found}) > 8
+    for page, heading in found:
+        text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
+        assert re.search(rf"^#+ {heading}", text, re.MULTILINE), (page, heading)
+
+
 def test_savings_in_every_unit():
     summary = make_summary()
     rows = rows_of(render_html(summary), "savings")
