@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import re
+import webbrowser
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -522,12 +523,26 @@ def test_the_report_command(tmp_path):
     assert out.read_text(encoding="utf-8") == page
 
 
+def test_the_report_is_opened_in_the_readers_browser(tmp_path, monkeypatch):
+    folder, script, told = save(tmp_path / "a b", make_summary()), tmp_path / "browser", tmp_path / "told"
+    script.write_text(f'#!/bin/sh\necho "$1" > {told}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{script} %s")
+    monkeypatch.setattr(webbrowser, "_tryorder", None)  # it is read once a process
+    CliRunner().invoke(app, ["report", str(folder), "--open"], catch_exceptions=False)
+    assert told.read_text().strip() == (folder / "report.html").as_uri()
+    monkeypatch.setattr(webbrowser, "_tryorder", [])
+    with pytest.raises(RunError, match=r"--open found no browser here: open '.*report.html' yourself"):
+        CliRunner().invoke(app, ["report", str(folder), "--open"], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["a", "b"], r"takes one folder \(or two and --compare, or several and --combine\), got 2: a b"),
         (["a", "--compare"], "takes two folders with --compare, got 1: a"),
         (["a", "--out", "x.html"], "goes with --compare"),
+        (["a", "b", "--combine", "--open"], "add --out DIR"),
     ],
 )
 def test_the_report_command_refuses(arguments, message):
