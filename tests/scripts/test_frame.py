@@ -129,6 +129,15 @@ def test_the_list_of_results_has_what_every_page_says():
         assert line in text, "docs/results/index.md is older than a page: python -m scripts.experiments.index"
 
 
+def test_a_page_without_an_answer_is_not_listed(tmp_path):
+    (tmp_path / "demo.md").write_text("# Title\n\n**Claim.** It\nholds.\n\n**Answer.** Yes: always.\n\nMore.\n")
+    assert index.row(tmp_path / "demo.md") == {"claim": "[It holds.](demo.md)", "answer": "Yes", "short": "Always."}
+    assert index.row(tmp_path / "real.md")["answer"] == "not yet measured"
+    (tmp_path / "toy.md").write_text("# Title\n\n**Claim.** It holds.\n\n**Answer.** Perhaps.\n\nMore.\n")
+    with pytest.raises(ValueError, match=r"toy\.md: no claim, or its answer does not start with Yes"):
+        index.row(tmp_path / "toy.md")
+
+
 def test_a_value_that_a_template_lacks_is_an_error():
     with pytest.raises(jinja2.UndefinedError, match="is undefined"):
         frame.render("search", {"seed": 0})
