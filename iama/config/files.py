@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -172,6 +172,8 @@ def _no_stop(written: str) -> str:
 
 class TrainingConfig(Strict):
     """A training run."""
+
+    command: ClassVar[str | None] = "iama train"
 
     name: str
     output_dir: str
@@ -385,6 +387,8 @@ def _without_dials(raw: Any) -> Any:
 
 class EvaluationConfig(Strict):
     """An evaluation: policies x criteria x methods x budgets on held-out prompts."""
+
+    command: ClassVar[str | None] = "iama evaluate"
 
     name: str
     output_dir: str

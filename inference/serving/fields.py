@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 SHARED = {
     "model", "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "stop", "seed",
-    "stream", "stream_options", "logprobs", "user", "iama",
+    "stream", "stream_options", "logprobs", "user", "safety_identifier", "prompt_cache_key", "iama",
 }  # fmt: skip
+LABELS = ("user", "safety_identifier", "prompt_cache_key")
+"""Texts by which a client names whom an answer is for; no answer depends on them."""
 FIELDS: dict[Route, set[str]] = {
     "chat": {*SHARED, "messages", "max_completion_tokens", "top_logprobs"},
     "completions": {*SHARED, "prompt"},
@@ -52,6 +55,9 @@ MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "service_tier": (("auto", "default"), "there is one tier"),
     "store": ((False,), "nothing is stored"),
     "metadata": (({},), "nothing is stored"),
+    "prompt_cache_options": (({},), "a prompt is read once for all its answers, and not kept"),
+    "prompt_cache_retention": ((), "a prompt is read once for all its answers, and not kept"),
+    "moderation": ((), "answers are not moderated"),
     "use_beam_search": ((False,), "answers are sampled"),
     "ignore_eos": ((False,), "an end token ends an answer"),
     "length_penalty": ((1,), "answers are sampled"),
@@ -98,7 +104,8 @@ def read_body(body: Any, route: Route, catalogue: Catalogue, limits: Limits) -> 
     include_usage = _stream_options(body, stream)
     sampling, has_max_tokens = _sampling(body, route, catalogue.samplings[model.policy], model, limits)
     seed = extras["seed"] if extras["seed"] is not None else _given(body, "seed", _seed, None)
-    _given(body, "user", _text, None)
+    for label in LABELS:
+        _given(body, label, _text, None)
     if extras["events"] and not stream:
         raise _refused("iama.events: events are told in a stream; set stream: true", "iama.events")
     return Asked(
@@ -209,7 +216,8 @@ def _message(given: Any, where: str) -> Message:
         raise _refused(f"{where}: write an object with role and content, not {_shown(given)}", where)
     role = given.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise _refused(f"{where}.role: {_shown(role)} is not known; write {', '.join(ROLES)}", f"{where}.role")
+        why = " (no tools are called here)" if role in ("tool", "function") else ""
+        raise _refused(f"{where}.role: {_shown(role)} is not known{why}; write {', '.join(ROLES)}", f"{where}.role")
     for name, value in given.items():
         if name not in ("role", "content") and value not in (None, [], ""):
             raise _refused(f"{where}.{name[:40]} is not supported; leave it out", f"{where}.{name[:40]}", "unsupported")
@@ -368,7 +376,9 @@ def _shown(value: Any) -> str:
     """A value of the client's own in a message: short, and on one line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:
         return "a number of too many digits"
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else f"a {type(value).__name__}"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = repr(value) if isinstance(value, (str, int, float)) else "a list" if isinstance(value, list) else "an object"
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

@@ -56,6 +56,8 @@ def test_pages_of_listed_origins_may_ask_and_no_others(locked):
     with httpx2.Client(base_url=locked.url) as client:
         listed = client.options("/v1/chat/completions", headers={"Origin": "https://app.example.org", **asks})
         assert listed.headers["access-control-allow-origin"] == "https://app.example.org"
+        asked = client.get("/health", headers={"Origin": "https://app.example.org"})
+        assert asked.headers["access-control-expose-headers"] == "Retry-After"
         other = client.options("/v1/chat/completions", headers={"Origin": "https://evil.example.org", **asks})
         assert "access-control-allow-origin" not in other.headers
     refused = locked.http.get("/v1/models", headers={"Origin": "https://app.example.org", "Authorization": "x"})
