@@ -131,6 +131,7 @@ class Service:
                 f"The request took longer than {self.limits.deadline_s:g} s and was given up; ask for less",
                 None,
                 "deadline_exceeded",
+                {"x-should-retry": "false"},  # the openai client would ask for the same again, twice
             ) from None
 
     async def _answer_one(self, asked: Asked, index: int, tell: TellOf, done: DoneOf | None) -> Answer:
