@@ -122,7 +122,7 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_pages(clone):
     done = run_python(baseline, folder=clone, num_ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
     (training,) = blocks("python", "docs/guides/train.md")
-    sampling, asking = blocks("python", "docs/guides/serve.md")
+    asking, sampling = blocks("python", "docs/guides/serve.md")
     of_server = serving_commands()
     all_commands = [line for page in PAGES for line in commands(page)]
     for command in [command for command in all_commands if command not in of_server]:

@@ -45,7 +45,7 @@ What people do with iama:
 
   Train     iama train --config qwen-1.5b-24gb --dry-run
   Answer    iama generate --policy DIR --prompt "how do i bake bread?"
-  Serve     iama serve --policy DIR --reward helpful=REWARD_DIR --method "bon(4)"
+  Serve     iama serve --policy DIR --reward helpful=DIR --method "bon(4)"
   Evaluate  iama evaluate --config FILE
   Share     iama export RUN --out DIR --base-model ORG/NAME
 

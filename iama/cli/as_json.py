@@ -1,4 +1,4 @@
-"""`--json`: what a script reads, on stdout, as one object (docs/json.md); people's lines stay away or go to stderr."""
+"""`--json`: what a script reads, as one object on stdout (docs/reference/json.md); what people read goes to stderr."""
 
 from __future__ import annotations
 

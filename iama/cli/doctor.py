@@ -75,7 +75,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that is told, as docs/json.md describes it."""
+    """Everything that is told, as docs/reference/json.md describes it."""
     variables = {name: _shown(name) for name in VARIABLES}  # before iama sets its own
     prepare([])
     packages, extras = _packages()

@@ -7,6 +7,7 @@ import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,8 +66,8 @@ def generate(
         str | None,
         typer.Option(
             help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or itp, mbr, cards, rejection, args, ggro, "
-            "blockwise, redraw, sea, with settings: 'cards(target=1.5)'; or 'bon(16, stop=pandora(0.1), width=4)'; "
-            "else iama.json's."
+            "blockwise, redraw, tilted_tokens, sea, with settings: 'cards(target=1.5)'; or "
+            "'bon(16, stop=pandora(0.1), width=4)'; else iama.json's."
         ),
     ] = None,
     tuning: Annotated[
@@ -153,12 +154,14 @@ def _answer(
 
     with Console(stderr=True).status("loading and sampling"):
         from iama.rewards.load import load_reward
+        from inference.engine.policy import policy_fingerprint
         from inference.engine.vllm import open_policy
-        from inference.samplers.serve import check_served, check_vllm_serves, serve, with_target
+        from inference.samplers.serve import check_served, check_vllm_serves, files_key, serve, with_target
 
         check_served(method, sampling)  # before anything is loaded
         if base.engine == "vllm":
             check_vllm_serves(method, "--engine vllm")
+        files_key(method, sampling, "--policy", partial(policy_fingerprint, "--policy", base), None)
         loaded = open_policy("--policy", base, sampling)
         scorer = None if spec is None else load_reward("--reward", spec)
         chat = loaded.tokenizer.chat_template is not None and not plain

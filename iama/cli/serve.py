@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from iama.config.serving import ServeConfig
     from iama.config.specs import PolicySpec
 
-INSTALL = "iama serve needs FastAPI and uvicorn; pip install 'iama[serve]'"
+INSTALL = "iama serve needs starlette and uvicorn; pip install 'iama[serve]'"
 
 
 @app.command(short_help="Serve policies, criteria and methods behind the API of OpenAI.", rich_help_panel=ANSWER)
@@ -94,7 +94,7 @@ def serve(
 def _check_installed() -> None:
     from importlib.util import find_spec
 
-    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise ConfigError(INSTALL)
 
 

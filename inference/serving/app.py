@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
-from fastapi import FastAPI, Request, Response
-from fastapi.middleware.cors import CORSMiddleware
-from starlette.exceptions import HTTPException  # FastAPI's own is a kind of it
-from starlette.requests import ClientDisconnect
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from iama.config.serving import ServeConfig
 from iama.errors import DataError, IamaError
 from iama.reading import decode, parse_json
 from inference.serving.asks import Answer, Event
 from inference.serving.fields import Route
-from inference.serving.guard import Edge, KeyGuard, Keyring, Receive, Send
+from inference.serving.guard import Edge, KeyGuard, Keyring, Message, Receive, Send
 from inference.serving.information import information, listed_model, listed_models
 from inference.serving.metrics import CONTENT_TYPE
 from inference.serving.page import load_page
@@ -32,9 +30,10 @@ ROUTES = (
     "/", "/health", "/ready", "/metrics", "/v1/models", "/v1/iama", "/v1/completions", "/v1/chat/completions",
 )  # fmt: skip
 POSTED = ROUTES[-2:]
-ONE_MODEL = "/v1/models/{name:path}"
-"""A model's name holds a slash."""
+ONE_MODEL = "/v1/models/"
+"""Before a model's name, which may hold slashes."""
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+Answers: TypeAlias = Callable[[Request], Awaitable[Response]]
 BODY_S = 30.0
 """A body that takes longer to come is refused."""
 CLOSED_REQUEST = 499
@@ -43,23 +42,7 @@ CLOSED_REQUEST = 499
 
 def make_app(config: ServeConfig, plan: ServePlan, service: Service) -> Any:
     """The application, as uvicorn runs it."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    routes = _Routes(config, plan, service)
-    gets: tuple[Callable[..., Any], ...] = (
-        routes.page,
-        routes.health,
-        routes.ready,
-        routes.metrics,
-        routes.models,
-        routes.information,
-    )
-    posts: tuple[Callable[..., Any], ...] = (routes.completions, routes.chat)
-    for path, route in zip(ROUTES, (*gets, *posts), strict=True):
-        app.add_api_route(path, route, methods=["GET", "HEAD"] if route in gets else ["POST"], response_model=None)
-    app.add_api_route(ONE_MODEL, routes.model, methods=["GET", "HEAD"], response_model=None)
-    app.add_exception_handler(RefusedError, _refused)
-    app.add_exception_handler(HTTPException, _no_route)
-    layered: Any = KeyGuard(app, keyring=Keyring(plan.keys))
+    layered: Any = KeyGuard(_Routes(config, plan, service), keyring=Keyring(plan.keys))
     if config.cors:
         layered = CORSMiddleware(
             layered,
@@ -72,45 +55,67 @@ def make_app(config: ServeConfig, plan: ServePlan, service: Service) -> Any:
 
 
 class _Routes:
-    """What answers each route."""
+    """What answers each route; nothing stands between that and the server, since a small model answers as quickly."""
 
     def __init__(self, config: ServeConfig, plan: ServePlan, service: Service) -> None:
         self._config, self._plan, self._service = config, plan, service
         page = load_page()
         self._page = Response(page.body, headers=dict(page.headers))
+        gets = (self.page, self.health, self.ready, self.metrics, self.models, self.information)
+        posts = (self.completions, self.chat)
+        methods = ["GET"] * len(gets) + ["POST"] * len(posts)
+        self._answers: dict[str, tuple[str, Answers]] = {
+            path: (method, answers) for path, method, answers in zip(ROUTES, methods, (*gets, *posts), strict=True)
+        }
 
-    async def page(self) -> Response:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        request = Request(scope, receive, send)
+        path, asked = scope["path"], scope["method"]
+        found = self._answers.get(path)
+        if found is None and path.startswith(ONE_MODEL) and path != ONE_MODEL:
+            found = "GET", self.model
+        try:
+            if found is None:
+                raise _no_route(path)
+            taken, answers = found
+            if asked != taken and (asked, taken) != ("HEAD", "GET"):
+                raise _no_way(asked, path, taken)
+            response = await answers(request)
+        except RefusedError as error:
+            response = _refusal(error)
+        await response(scope, receive, send)
+
+    async def page(self, _: Request) -> Response:
         """GET /"""
         return self._page
 
-    async def health(self) -> Response:
+    async def health(self, _: Request) -> Response:
         """GET /health"""
         if self._service.is_alive:
             return _json({"status": "ok"})
         return _json({"status": "the engine has stopped; start the server again"}, 503)
 
-    async def ready(self) -> Response:
+    async def ready(self, _: Request) -> Response:
         """GET /ready"""
         self._service.gate.check()
         if not self._service.is_alive:
             raise RefusedError(503, "The engine has stopped; start the server again", None, "engine_error")
         return _json({"status": "ready"})
 
-    async def metrics(self) -> Response:
+    async def metrics(self, _: Request) -> Response:
         """GET /metrics"""
         return Response(self._service.metrics_text(), media_type=CONTENT_TYPE, headers=NO_STORE)
 
-    async def models(self) -> Response:
+    async def models(self, _: Request) -> Response:
         """GET /v1/models"""
         return _json(listed_models(self._service.catalogue))
 
-    async def model(self, name: str) -> Response:
+    async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME"""
-        if not name:
-            raise HTTPException(404)
-        return _json(listed_model(self._service.catalogue.pick(name).id))
+        return _json(listed_model(self._service.catalogue.pick(request.scope["path"].removeprefix(ONE_MODEL)).id))
 
-    async def information(self) -> Response:
+    async def information(self, _: Request) -> Response:
         """GET /v1/iama"""
         return _json(information(self._config, self._plan, self._service.catalogue))
 
@@ -123,24 +128,16 @@ class _Routes:
         return await _complete(request, "chat", self._service, self._config)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    return _refusal(error)
+def _no_way(method: str, path: str, taken: str) -> RefusedError:
+    """A method that a route does not take."""
+    cors = "; a page of another origin may ask once `cors` lists that origin" if method == "OPTIONS" else ""
+    said = f"{method} is not taken at {path[:80]}; send {taken}{cors}"
+    allowed = {"Allow": "POST" if taken == "POST" else "GET, HEAD"}
+    return RefusedError(405, said, None, "method_not_allowed", allowed)
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses."""
-    assert isinstance(error, HTTPException)
-    path, status = request.url.path, error.status_code
-    if status == 405:
-        way = "POST" if path in POSTED else "GET"
-        cors = "; a page of another origin may ask once `cors` lists that origin" if request.method == "OPTIONS" else ""
-        allowed = {"Allow": "POST" if path in POSTED else "GET, HEAD"}
-        said = f"{request.method} is not taken at {path[:80]}; send {way}{cors}"
-        return _refusal(RefusedError(405, said, None, "method_not_allowed", allowed))
-    if status != 404:
-        return _refusal(RefusedError(status, f"The request is refused ({HTTPStatus(status).phrase})", None, "refused"))
-    return _refusal(RefusedError(404, f"There is no route {path[:80]!r} here; {_near(path)}", None, "not_found"))
+def _no_route(path: str) -> RefusedError:
+    return RefusedError(404, f"There is no route {path[:80]!r} here; {_near(path)}", None, "not_found")
 
 
 def _near(path: str) -> str:
@@ -171,7 +168,7 @@ async def _complete(request: Request, route: Route, service: Service, config: Se
     if ready.asked.stream:
         return await _stream(request, ready, service, config, started)
     reply = Reply(ready.asked, ready.num_prompt_tokens)
-    work = asyncio.ensure_future(service.answer(ready.asked, reply.note))
+    work = asyncio.ensure_future(service.answer(ready, reply.note))
     gone = asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -191,19 +188,16 @@ async def _body(request: Request, most: int) -> Any:
         raise RefusedError(
             415, "The body must be JSON; send the header Content-Type: application/json", None, "content_type"
         )
-    too_long = RefusedError(
-        413, f"The body is longer than {most} bytes; send less", None, "body_too_large", {"Connection": "close"}
-    )
     length = request.headers.get("content-length", "")
     if length.isdecimal() and (len(length) > 18 or int(length) > most):
-        raise too_long
+        raise _too_long(most)
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for piece in request.stream():
                 data += piece
                 if len(data) > most:
-                    raise too_long
+                    raise _too_long(most)
     except TimeoutError:
         said = f"The body did not come within {BODY_S:g} s; send it at once"
         raise RefusedError(408, said, None, "body_too_slow", {"Connection": "close"}) from None
@@ -213,6 +207,11 @@ async def _body(request: Request, most: int) -> Any:
         return parse_json(decode(bytes(data), "body"), "body", DataError, "send one JSON object")
     except IamaError as error:
         raise RefusedError(400, f"The body cannot be read: {error}", None, "invalid_json") from error
+
+
+def _too_long(most: int) -> RefusedError:
+    said = f"The body is longer than {most} bytes; send less"
+    return RefusedError(413, said, None, "body_too_large", {"Connection": "close"})
 
 
 async def _gone(receive: Receive) -> None:
@@ -269,7 +268,7 @@ class EventStream(Response):
 async def _stream(request: Request, ready: Ready, service: Service, config: ServeConfig, started: float) -> Response:
     """A stream that has begun to say something; what fails before is an error with a status of its own."""
     told = _Told()
-    work = asyncio.ensure_future(service.answer(ready.asked, told.put, told.put))
+    work = asyncio.ensure_future(service.answer(ready, told.put, told.put))
     work.add_done_callback(lambda _: told.put(0, None))
     first, gone = asyncio.ensure_future(told.comes()), asyncio.ensure_future(_gone(request.receive))
     try:
@@ -320,28 +319,34 @@ async def _pieces(
 ) -> AsyncGenerator[bytes, None]:
     """The chunks of a stream, with a ping wherever nothing is said for long."""
     reply = Reply(ready.asked, ready.num_prompt_tokens)
+    piece = reply.opening()  # what is there is sent at once: each piece takes a call of the system
     try:
-        yield reply.opening() or PING
         while True:
-            try:
-                async with asyncio.timeout(ping_s):
-                    await told.comes()
-            except TimeoutError:
-                yield PING
-                continue
             items, seconds = told.take(), time.monotonic() - started
-            if piece := b"".join(reply.piece(index, what, seconds) for index, what in items if what is not None):
-                yield piece
-            if items[-1][1] is None:
+            piece += b"".join(reply.piece(index, what, seconds) for index, what in items if what is not None)
+            if items and items[-1][1] is None:
                 break
+            if piece:
+                yield piece
+            piece = b"" if await _comes(told, ping_s) else PING
         answers = work.result()
-        usage = reply.usage(answers) if ready.asked.include_usage else b""
+        piece += (reply.usage(answers) if ready.asked.include_usage else b"") + DONE
         _count(service, ready, started, reply.first_text_s)
-        yield usage + DONE
     except RefusedError as error:
-        yield sse(error_body(error.status, str(error), error.param, error.code))
+        piece += sse(error_body(error.status, str(error), error.param, error.code))
     except Exception:
         logger.exception("a stream failed")
-        yield sse(error_body(500, BROKEN))
+        piece += sse(error_body(500, BROKEN))
     finally:
         await _end(work)
+    yield piece
+
+
+async def _comes(told: _Told, most_s: float) -> bool:
+    """Whether there is something to take before so many seconds have passed."""
+    try:
+        async with asyncio.timeout(most_s):
+            await told.comes()
+    except TimeoutError:
+        return False
+    return True

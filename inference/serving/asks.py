@@ -29,6 +29,8 @@ class Ask:
     columns: Mapping[str, Any] = field(default_factory=dict)
     num_top: int | None = None
     """How many of the likeliest tokens are wanted beside the log-probability of each token; None: neither."""
+    prompt_ids: tuple[int, ...] | None = None
+    """The prompt as the policy reads it, where that is known: it is not read a second time."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ class Spent:
 
 
 Event: TypeAlias = Text | Candidate | SegmentKept | Spent
+
+
+class Wanted(NamedTuple):
+    """What is told of an answer while it is worked on, segments apart: its text, and candidates with what was spent."""
+
+    text: bool = True
+    events: bool = True
+
+
 Tell: TypeAlias = Callable[[Event], None]
 """Called from the event loop of the one who asks, in the order in which things happen."""
 

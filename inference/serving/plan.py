@@ -8,6 +8,7 @@ import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from iama.prompts.data import fitting_prompts, read_prompts
 from iama.prompts.render import Prompt
 from iama.reading import read_text
 from iama.rewards.load import Files, check_columns, check_reward
-from inference.engine.policy import PolicyFiles, read_policy_files
+from inference.engine.policy import PolicyFiles, policy_fingerprint, read_policy_files
 from inference.evaluation.reward_checks import check_gradients
 from inference.evaluation.summary import Summary, load_summary
 from inference.hedging.tuning_file import Wanted, find, load_tuning, setting
 from inference.pools.fill import pool_header
-from inference.samplers.serve import check_served, needs_gradient, needs_target, read_method
+from inference.samplers.serve import check_served, files_key, needs_gradient, needs_target, read_method
 from inference.serving.catalogue import SINGLE, Bound, Model, bound_of, budget_of, with_budget
 
 DEFAULT_METHODS = ("bon(4)",)
@@ -93,6 +94,9 @@ def make_plan(config: ServeConfig, source: str) -> ServePlan:
         raise ConfigError(f"{source}: methods: {twice} is written twice; write it once")
     _check_targets(config, models, samplings, source)
     _check_used(config, summary, source)
+    for model in models:
+        fingerprint = partial(policy_fingerprint, model.policy, config.policies[model.policy])
+        files_key(model.method, samplings[model.policy], model.policy, fingerprint, model.criterion)
     for policy, file in files.items():
         if config.criteria and prompts:
             ids = render_prompts(file.tokenizer, prompts, file.eos_token_ids, f"policy {policy!r}")

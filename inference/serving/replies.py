@@ -18,11 +18,12 @@ from inference.serving.fields import Asked
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def as_json(value: Any) -> bytes:
     """JSON without NaN, which it does not have."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _encode(value).encode()
 
 
 def sse(value: Any) -> bytes:

@@ -303,11 +303,15 @@ class RecommendationRow(Choice):
 
 
 class BreakEvenRow(TypedDict):
-    """Queries until a training's FLOPs are saved (None: never); `bound`: at most so many."""
+    """Queries until a training's FLOPs are saved (None: never); `bound`: at most so many.
+
+    `reference_method` stands where something was fitted for the method, which counts as training.
+    """
 
     reference: str
     criterion: str
     method: str
+    reference_method: NotRequired[str]
     training_flops: float
     reference_training_flops: float
     reference_flops: float

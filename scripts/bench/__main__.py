@@ -92,7 +92,7 @@ def _sections_alone(asked: list[Part], parts: Parts, setting: Setting) -> Iterat
     if Part.CLUSTER in asked:
         yield cluster(ClusterFigures(**parts.figures[Part.CLUSTER]))
     if Part.SERVE in asked:
-        yield serving(ServingFigures(**parts.figures[Part.SERVE]), setting)
+        yield serving({name: ServingFigures(**of) for name, of in parts.figures[Part.SERVE].items()}, setting)
 
 
 def _show(entries: list[Entry]) -> None:

@@ -222,7 +222,7 @@ def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str
 def plot(path: Path, savings: Table) -> None:
     """What nearly all of the headroom saves and what training saved, a row a question, criterion and world."""
     cells = [row for row in savings.rows if row[2] != "**all**"]
-    names = [f"{asked}: {criterion}, {seed}" for asked, criterion, seed, *_ in cells]
+    names = [f"{asked}: {criterion}, world {seed}" for asked, criterion, seed, *_ in cells]
     with figures.figure(path, size=(6.6, 0.2 * len(names) + 0.9)) as (axis,):
         for place, row in enumerate(cells):
             first = place == 0

@@ -165,6 +165,7 @@ def is_right(option: Option, measured: Sequence[Measured]) -> bool:
 GROUPS: Mapping[Setting, str] = {"same": "the policy's own", "later": "after an update", "sampler": "another engine's"}
 UNUSED = "not used, with a warning"
 DONE = {"keeps": "accepted", "unused": UNUSED, "warned": "warned of", "refused": "refused"}
+MARKS = "osD"
 COLOURS = {"accepted": figures.BLUE, "warned of": figures.ORANGE, "refused": figures.RED}
 
 
@@ -229,17 +230,18 @@ def plot(path: Path, options: frame.Table) -> None:
         done = kind.replace(UNUSED, "accepted")
         name = "all that are accepted" if done == "accepted" else f"{option} ({groups})"
         by_name.setdefault(name, (done, []))[1].append([float(cell) for cell in cells])
-    with figures.figure(path, size=(7.6, 0.22 * len(by_name) + 0.9)) as (axis,):
-        named = set()
+    with figures.figure(path, size=(6.8, 0.2 * len(by_name) + 1.1)) as (axis,):
         for row, (done, cosines) in enumerate(by_name.values()):
-            for place, mark in enumerate("osD"):
-                told = f"{done}, {OPERATORS[place].name}"
-                lowest, name = min(each[place] for each in cosines), None if told in named else told
-                axis.plot([lowest], [row], mark, color=COLOURS[done], alpha=0.8, label=name)
-                named.add(told)
+            for place, mark in enumerate(MARKS):
+                lowest = min(each[place] for each in cosines)
+                axis.plot([lowest], [row], mark, color=COLOURS[done], alpha=0.8)
+        for done, colour in COLOURS.items():
+            axis.plot([], [], "-", color=colour, lw=3, label=done)
+        for operator, mark in zip(OPERATORS, MARKS, strict=True):
+            axis.plot([], [], mark, color=figures.GREY, label=operator.name)
         figures.rows(axis, list(by_name), zero=BAR)
         figures.label(axis, "", "cosine with the gradient of R", "", legend=False)
-        axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+        axis.figure.legend(loc="outside lower center", ncols=6)
 
 
 def _table(first: Sequence[str], rows: Iterable[Sequence[str]], *last: str) -> frame.Table:

@@ -66,8 +66,9 @@ def intervals(
     """Horizontal intervals, each a value with its lower and upper end, at heights on the axis; the first row is 0."""
     for place, (value, low, high) in zip(places, found, strict=True):
         axis.plot([low, high], [place, place], "-", color=colour, lw=1.3)
-        axis.plot([value], [place], marker, color=colour, label=name or None)
-        name = None
+        axis.plot([value], [place], marker, color=colour)
+    if name:
+        axis.plot([], [], "o", color=colour, label=name)  # in the legend no row's own mark
 
 
 def rows(axis: Axes, names: Sequence[str], zero: float | None = None) -> None:
@@ -110,7 +111,7 @@ def compact(text: str) -> str:
     if sheet is None:
         sheet = ElementTree.Element(f"{{{SVG}}}style")
         root.insert(0, sheet)
-    sheet.text = re.sub(r"\.c\d+\{[^}]*\}", "", _short(sheet.text or "")) + rules
+    sheet.text = _short(sheet.text or "") + rules
     return re.sub(r"\n+", "\n", ElementTree.tostring(root, encoding="unicode")).rstrip() + "\n"
 
 

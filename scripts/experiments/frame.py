@@ -453,6 +453,8 @@ def table(header: str | Sequence[object], rows: Iterable[str | Sequence[object]]
     return Table(lines[0], lines[1:])
 
 
+TEMPLATES = [Path(__file__).parent, Path(__file__).parents[1]]
+"""Folders of the pages' templates."""
 MAX_ROWS = 12
 """Rows of a page's one table; more goes into a CSV file."""
 
@@ -493,9 +495,8 @@ def write_page(path: Path, name: str, values: Mapping[str, object]) -> None:
 
 def render(name: str, values: Mapping[str, object]) -> str:
     """The page of `NAME.md.jinja`; a value that the template names and nobody gives is an error."""
-    here = Path(__file__).parent
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([here, here.parent]),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,

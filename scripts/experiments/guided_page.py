@@ -75,23 +75,24 @@ class Measured:
 
 
 def write(folder: Path) -> None:
-    """Write page, figure and tables of numbers from the units that are there; nothing without both parts."""
+    """Write page, figure and tables of numbers from the units that are there; real text is left out without any."""
     data = folder / "data"
     if not (data / UNITS).is_file():
         return
     units = [json.loads(line) for line in (data / UNITS).read_text(encoding="utf-8").splitlines()]
     settings = json.loads((data / SETTINGS).read_text(encoding="utf-8")) if (data / SETTINGS).is_file() else {}
     parts = {part: places_of(units, part) for part in (Demo.name, Story.name)}
-    if not all(parts.values()) or settings.keys() != parts.keys():
-        return
     demo, story = parts.values()
+    if ("base", Demo.criteria[0]) not in demo:
+        return
     write_atomically(data / "guided.csv", differences_csv(parts))
-    write_atomically(data / "guided-coverage.csv", csv_text(coverage_rows(story)))
+    if story:
+        write_atomically(data / "guided-coverage.csv", csv_text(coverage_rows(story)))
     plot(folder / "guided.svg", demo, story)
     values = {
         "seeds": len(next(iter(demo.values())).units),
         "num_prompts": len(next(iter(demo.values())).cells[0].proxy_PS),
-        "num_story": len(next(iter(story.values())).cells[0].proxy_PS),
+        "num_story": len(next(iter(story.values())).cells[0].proxy_PS) if story else 0,
         "num_samples": Demo.num_samples,
         "num_rare": Story.num_samples - Story.num_compared,
         "num_drawn": Story.num_compared,
@@ -99,13 +100,13 @@ def write(folder: Path) -> None:
         "num_bootstrap": NUM_BOOTSTRAP,
         "quantile": QUANTILE,
         "steps": frame.STEPS,
-        "chosen": {part: chosen_text(settings[part]["chosen"]) for part in parts},
+        "chosen": {part: chosen_text(kept["chosen"]) for part, kept in settings.items()},
         "headline": headline(demo, story),
         "claims": claims(demo, story),
         "cards": cards_lines(demo),
         "demo": demo_table(demo),
-        "story": story_table(story),
-        "twins": twins_table(demo),
+        "story": story_table(story) if story else "",
+        "twins": twins_table(demo) if ("tilt", Demo.criteria[0]) in demo else "",
         "rare": rare_text(story),
     }
     frame.write_page(folder / "guided.md", "guided", values)
@@ -209,6 +210,8 @@ def headline(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) ->
             f"**{TITLES[name]}** against Best-of-n with as many operations: {', '.join(parts)} ({figures_of})."
         )
     for title, found in (("demo world", base), ("real text", list(real.values()))):
+        if not found:
+            continue
         n, steps, ms = cost_cells(found, best)
         lines.append(
             f"The price of {TITLES[best]} ({title}, base): {steps} sequential steps and {ms} ms of a core a prompt, in "
@@ -226,6 +229,8 @@ def claims(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> l
         name = f"blockwise tilted {m}"
         gaps = [guided.over_bon(found.cells, name) for found in base.values()]
         rows.append(frame.count_above(f"{TITLES[name]}: above Best-of-n on every criterion of the base", gaps))
+        if not trained:
+            continue
         gaps = [guided.over_bon(found.cells, name) for found in trained.values()]
         lower = sum(gap.verdict == "lower" for gap in gaps)
         measured = f"above in {sum(gap.verdict == 'higher' for gap in gaps)} of {len(gaps)}, below in {lower}"
@@ -239,6 +244,8 @@ def claims(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> l
     ]
     text = "tilted on the base: at most 3 points more ungrammatical answers than Best-of-n"
     rows.append(Claim(text, "", f"at most {100 * max(wrong):+.1f} points", max(wrong) <= 0.03))
+    if not story:
+        return rows
     for names, text in (
         (GREEDY, "real text: GGRO greedy, S = 2, 4 and 8, above Best-of-n on both signs"),
         (("blockwise tilted 4",), "real text: blockwise tilted, m = 4, above Best-of-n on both signs"),
@@ -509,7 +516,7 @@ def plot(path: Path, demo: Mapping[Place, Measured], story: Mapping[Place, Measu
     """Gold against operations on the base: the demo world's criteria, and both signs on real text."""
     panels = {f"demo world, {c}": found for (p, c), found in demo.items() if p == "base"}
     panels |= {f"real text, {c}": found for (_, c), found in story.items()}
-    with figures.figure(path, columns=2, rows=2, size=(4.2, 3.0)) as axes:
+    with figures.figure(path, columns=2, rows=(len(panels) + 1) // 2, size=(4.2, 3.0)) as axes:
         for axis, (title, found) in zip(axes, panels.items(), strict=True):
             curve = [
                 np.mean([cell.bon[metric].mean(axis=0) for cell in found.cells], axis=0) for metric in ("flops", "gold")

@@ -25,7 +25,7 @@ from inference.statistics.savings import Comparison, Savings, estimate_savings
 from scripts.experiments import figures, frame
 from scripts.experiments.frame import SEEDS, Claim, Estimate, Row, Table, table
 from scripts.experiments.pools import SAMPLING, Scores, Task, make_all, quieten
-from scripts.experiments.reasoning import SumsJob, world
+from scripts.experiments.reasoning_cells import SumsJob, world
 from scripts.experiments.rivals import STOCK
 
 REWARD = "scripts/sums_world.py:correct"

@@ -5,6 +5,7 @@ python -m scripts.real.page
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from scripts.experiments.frame import Claim, Table, table
 from scripts.real import proxies
 from scripts.real.gold import LONG, SHORT
 from scripts.real.proxies import criteria_of
-from scripts.real.unit import BUDGET, METHODS, NUM_JUDGED, SAME_PROXY, SCALES, SPEED, Unit, all_units, read
+from scripts.real.unit import BUDGET, METHODS, NUM_JUDGED, RESULTS, SAME_PROXY, SCALES, SPEED, Unit, all_units, read
 
 BAR, LOWEST = 4.0, 2.0
 """Samples that IAMA is to save on both criteria of two pairs, and what the interval's lower end must exceed."""
@@ -42,9 +43,9 @@ TICKS = [1, 2, 4, 8, 16, 32]
 class Measured:
     """What a unit's file says, as arrays by prompt and sample."""
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, record: dict[str, Any] | None = None) -> None:
         self.unit = unit
-        self.record = read(unit)
+        self.record = read(unit) if record is None else record
 
     def proxy(self, criterion: str) -> Floats:
         """Scores of what selects, `[P, S]`."""
@@ -161,6 +162,17 @@ def seconds(speed: Sequence[Mapping[str, Any]], policy: str, num_prompts: int, b
     return np.tile(np.interp(budgets, *np.transpose(found)), (num_prompts, 1)) if found else None
 
 
+def first_attempt(study: Study) -> str:
+    """What the first training for length, with equal weights, saved the base; empty where it is not there."""
+    unit = Unit("length", "iama", 0, SCALES["full"])
+    file = RESULTS["full"] / "attempt-1" / unit.path.name
+    base = study.all("length", "base")
+    if not file.is_file() or not base or base[0].unit.scale != unit.scale:
+        return ""
+    measured = Measured(unit, json.loads(file.read_text(encoding="utf-8")))
+    return ", ".join(f"{name} {frame.saved(saved([measured], base, name))}" for name in criteria_of("length"))
+
+
 def refuse_mixed(first: Measured, second: Measured) -> None:
     """End where two units were made from other models, prompts or proxies: they cannot be compared."""
     theirs = [
@@ -210,6 +222,7 @@ def write(units: Sequence[Unit]) -> Path:
         "bar": BAR,
         "lowest": LOWEST,
         "modes": modes(study),
+        "attempt": first_attempt(study),
     }
     write_atomically(folder / f"{name}-answers.md", answers(study))
     frame.write_claim(folder, name, values, tables, "real/page")
@@ -396,9 +409,10 @@ def settings_table(study: Study) -> Table:
         training = measured.record["training"]
         if training:
             alarms = ", ".join(training["alarms"]) or "none"
-            cells = [measured.unit.scale.steps, training["processes"], training["seconds"]]
+            weights = ", ".join(f"{name} {weight:g}" for name, weight in training["weights"].items())
+            cells = [weights, measured.unit.scale.steps, training["processes"], training["seconds"]]
             rows.append([measured.unit.name, *cells, f"{training['kl_per_token']:.3f}", alarms])
-    return table("unit | steps | processes | seconds | KL, nats a token | alarms", rows)
+    return table("unit | weights | steps | processes | seconds | KL, nats a token | alarms", rows)
 
 
 COLOURS = {"base": GREY, "told": GREEN, "grpo": ORANGE, "iama": BLUE}

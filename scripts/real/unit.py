@@ -189,16 +189,17 @@ def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None, p
 def overrides(unit: Unit, processes: int) -> list[str]:
     """What makes configs/real.yaml this unit's training."""
     only = unit.policy.removeprefix("only-") if unit.policy.startswith("only-") else None
+    weights = {only: 1.0} if only else proxies.weights(unit.criteria)
     criteria = [
         {
             "name": name,
-            "proxy": proxy_of(name).model_dump(mode="json", exclude_unset=True),
+            "proxy": proxies.proxy_of(name).model_dump(mode="json", exclude_unset=True),
             "gold": proxies.gold_of(name).model_dump(mode="json", exclude_unset=True),
             "operator": f"bon({BUDGET})" if unit.policy == "iama" else "identity",
-            "weight": 0.5 if only is None else 1.0,
+            "weight": weights[name],
         }
         for name in unit.criteria
-        if only in (None, name)
+        if name in weights
     ]
     return [
         f"name=real-{unit.name}",
@@ -212,20 +213,15 @@ def overrides(unit: Unit, processes: int) -> list[str]:
     ]
 
 
-def proxy_of(criterion: str) -> RewardSpec:
-    """What selects."""
-    if proxies.is_learned(criterion):
-        return RewardSpec(model=str(proxies.path_of(criterion)))
-    return RewardSpec(function=f"scripts/real/gold.py:{criterion}")
-
-
 def _train(unit: Unit, processes: int) -> dict[str, Any]:
     """Train, or go on; what the run tells of itself, step by step."""
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # a core a process
     launch.train(CONFIG, *overrides(unit, processes), processes=processes)
     rows = frame.metrics(unit.run)
     steps = {name: [round(row["criteria"][name]["value"], 4) for row in rows] for name in rows[0]["criteria"]}
+    config = json.loads((unit.run / "config.json").read_text(encoding="utf-8"))
     return {
+        "weights": {criterion["name"]: criterion["weight"] for criterion in config["objective"]["criteria"]},
         "kl_per_token": round(frame.final_kl(unit.run, 5), 4),
         "beta": rows[-1]["beta"],
         "value_by_step": steps,
@@ -244,7 +240,7 @@ def measure(unit: Unit, file: Path) -> dict[str, Any]:
     pool = _pool(unit, rows, adapter)
     scores = {}
     for name in unit.criteria:
-        scores[name] = _scores(unit, pool, name, proxy_of(name))
+        scores[name] = _scores(unit, pool, name, proxies.proxy_of(name))
         if proxies.is_learned(name):
             scores[f"{name}/gold"] = _scores(unit, pool, f"{name}/gold", proxies.gold_of(name))
     fluency, ratio = _likelihoods(unit, pool, adapter)

@@ -23,12 +23,15 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def on_config(config: Any) -> Any:
-    """Put a folder's pages where the menu names the folder."""
+    """Put a folder's pages where the menu names the folder, and pages that the menu forgets behind their neighbours."""
     docs = Path(config["docs_dir"])
     for entry in config["nav"]:
-        for title, value in entry.items():
-            if isinstance(value, str) and value.endswith("/"):
-                entry[title] = _pages(docs, value)
+        ((title, value),) = entry.items()
+        if isinstance(value, str) and value.endswith("/"):
+            entry[title] = _pages(docs, value)
+        elif isinstance(value, list):
+            named = [page for item in value for page in item.values()]
+            value += [page for page in _pages(docs, named[0].rpartition("/")[0]) if page not in named]
     return config
 
 
@@ -39,5 +42,5 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _pages(docs: Path, folder: str) -> list[str]:
     """Pages of a folder, its index first; each has its own first heading as title."""
-    pages = sorted(path.relative_to(docs).as_posix() for path in (docs / folder).glob("*.md"))
+    pages = sorted(path.relative_to(docs).as_posix() for path in (docs / folder).rglob("*.md"))
     return sorted(pages, key=lambda page: not page.endswith("/index.md"))

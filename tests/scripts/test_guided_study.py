@@ -182,14 +182,16 @@ def test_differences_are_at_equal_operations():
 
 def test_the_page_is_written_from_what_is_kept(tmp_path):
     data = tmp_path / "data"
+    guided_page.write(tmp_path)
+    assert not (tmp_path / "guided.md").is_file()
     for part, policies in ((Demo, Demo.policies), (Story, Story.policies)):
         for seed in range(2):
             for policy in policies:
                 for criterion in part.criteria:
                     guided_study.append_unit(data, unit_of(part, seed, policy, criterion))
-        guided_page.write(tmp_path)  # nothing before both are there and settings are known
         guided_study.write_settings(data, part.name, CHOSEN, [])
-    guided_page.write(tmp_path)
+        guided_page.write(tmp_path)
+        assert ("## Real text" in (tmp_path / "guided.md").read_text()) == (part is Story)
     page = (tmp_path / "guided.md").read_text()
     assert "nan" not in page
     assert page.count("|---") == sum(line.count("|---") for line in page.splitlines())

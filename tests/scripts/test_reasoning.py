@@ -221,5 +221,5 @@ def write_page(found, tmp_path, monkeypatch):
         assert f"| {method.title} |" in page
     weak = (tmp_path / "data/reasoning-weak.csv").read_text()
     assert weak.count(",Best-of-4,") == 3 * 3
-    assert (tmp_path / "reasoning.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "reasoning.svg").read_text().startswith("<svg")
     assert len(reasoning.hard_table({SEED: found}).where(criterion="correct").rows) == 2  # m = 1, 2

@@ -17,6 +17,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from iama import __version__
 from iama.config.files import TrainingConfig
 from iama.config.manifest import FILE_NAME, Manifest, ManifestCriterion
 from iama.config.schema import load_config
@@ -283,7 +284,7 @@ def manifest(plan: Plan) -> Manifest:
         sampling=config.sampling,
         trust_remote_code=config.policy.trust_remote_code,
         seed=config.seed,
-        versions={name: version(name) for name in ("iama", "torch", "transformers", "trl", "peft")},
+        versions={"iama": __version__, **{name: version(name) for name in ("torch", "transformers", "trl", "peft")}},
     )
 
 

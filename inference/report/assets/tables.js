@@ -1,5 +1,5 @@
 // Every table can be sorted by a column and saved as CSV. Text of others only ever becomes text.
-const INTERVAL = /^(.*?)\s*[[(]([^,()[\]]+?)(?:, | to )([^,()[\]]+?)(?: or more)?[\])]$/;
+const INTERVAL = /^(.*?)\s*[[(]([^,()[\]]+?)(?:, | to )([^,()[\]]+?)( or more)?[\])]$/;
 const QUANTITY = /^(<>|[<>])?\s*([-+]?[\d.,]+(?:e[-+]?\d+)?)\s*([kMGTPEZY%x\u00d7]?)$/;
 const BOUNDS = { "at least ": "> ", "more than ": "> ", "at most ": "< ", "less than ": "< ", "about ": "" };
 const ORDER = ["none", "ascending", "descending"];
@@ -20,7 +20,8 @@ function quantity(text) {
 // A cell's value, and the ends of its interval where it has one: of an interval alone the value is empty.
 function parts(text) {
   const found = INTERVAL.exec(text);
-  return found && quantity(found[2]) && quantity(found[3]) ? found.slice(1, 4) : [text, "", ""];
+  if (!found || !quantity(found[2]) || !quantity(found[3])) return [text, "", ""];
+  return [found[1], found[2], found[4] ? `>${found[3]}` : found[3]];
 }
 
 // What a cell is sorted by: the number that it begins with, or its text. A dash and an empty cell come last.

@@ -64,7 +64,7 @@ SWITCHES = """
 await drawn();
 result.saved = texts("#savings tbody td:nth-child(1), #savings tbody td:nth-child(3), #savings tbody td:nth-child(4)");
 pick("#savings", "reference", "grpo");
-result.others = [...new Set(texts("#savings tbody td:nth-child(4)"))];
+result.others = [...new Set(texts("#savings tr[data-show-reference] td:nth-child(4)"))];
 pick("#curves", "unit", "flops");
 await drawn();
 result.equal = [...new Set(texts("#equal-budget tbody td:nth-child(5)"))];
@@ -221,7 +221,7 @@ def advised():
     const budgets = document.querySelector("#recommendations select[data-key=budget]").options;
     pick("#recommendations", "budget", budgets[0].value);
     result.advice = texts(".advice")[0];
-    document.querySelector("#recommendations details").open = true;
+    document.querySelector("#recommendations .fold details").open = true;
     result.rows = texts("#recommendations tbody td:first-child");
     """
     return summary, script

@@ -47,7 +47,8 @@ def test_the_units_have_names_of_their_own_and_the_small_scale_ends_in_time() ->
 
 
 @pytest.mark.parametrize("policy", ["iama", "grpo", "only-child"])
-def test_every_training_is_the_same_but_for_its_objective(policy: str) -> None:
+def test_every_training_is_the_same_but_for_its_objective(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxies, "weights", lambda criteria: dict(zip(criteria, (0.3, 0.7), strict=True)))
     one = Unit("audience", policy, 1, SCALES["full"])
     config = load_config("configs/real.yaml", TrainingConfig, unit.overrides(one, 2))
     plain = load_config("configs/real.yaml", TrainingConfig, [])
@@ -63,6 +64,19 @@ def test_every_training_is_the_same_but_for_its_objective(policy: str) -> None:
 def test_the_units_of_the_configuration_are_those_of_the_study() -> None:
     config = load_config("configs/real.yaml", TrainingConfig, [])
     assert [c.name for c in config.objective.criteria] == list(gold.PAIRS["length"])
+
+
+@pytest.mark.slow
+def test_weights_make_up_for_unlike_scales(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxies, "home", lambda: {"validation": home / "asked.jsonl"})
+    (home / "asked.jsonl").write_text('{"prompt": "how to bake bread"}\n{"prompt": "how to sleep well"}\n')
+    found = proxies.weights(("short", "long"))
+    pool = proxies.validation_samples()
+    spreads = [
+        np.sqrt(np.mean([np.var(judge(prompt.texts)) for prompt in pool.prompts])) for judge in (gold.short, gold.long)
+    ]
+    assert sum(found.values()) == pytest.approx(1, abs=2e-3)
+    assert found["short"] / found["long"] == pytest.approx(spreads[1] / spreads[0], rel=0.02)
 
 
 @pytest.mark.slow
@@ -132,5 +146,6 @@ def _imitate_training(source: Unit, target: Unit) -> None:
     record["unit"] |= {"policy": target.policy}
     steps = {"value_by_step": {}, "kl_by_step": [], "alarms": []}
     record["training"] = {"kl_per_token": 0.1, "beta": 0.02, "seconds": 9, "processes": 1, **steps}
+    record["training"]["weights"] = {"short": 0.5, "long": 0.5}
     target.path.write_text(unit.dumped(record))
     assert json.loads(target.path.read_text()) == record

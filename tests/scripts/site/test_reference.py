@@ -41,3 +41,15 @@ def test_a_page_gets_its_part():
         "methods",
         "python",
     }
+
+
+def test_the_menu_has_every_page_of_its_folders(tmp_path):
+    for page in ("guides/train.md", "guides/new.md", "results/index.md", "results/a.md"):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).touch()
+    menu: list[dict[str, object]] = [{"Guides": [{"Train": "guides/train.md"}]}, {"Results": "results/"}]
+    found = hooks.on_config({"docs_dir": str(tmp_path), "nav": menu})["nav"]
+    assert found == [
+        {"Guides": [{"Train": "guides/train.md"}, "guides/new.md"]},
+        {"Results": ["results/index.md", "results/a.md"]},
+    ]

@@ -1,0 +1,75 @@
+"""The list of what was claimed and what came out: docs/results/index.md, from the pages' own words.
+
+    python -m scripts.experiments.index
+
+A page says `**Claim.** ...` and `**Answer.** ...`, each a paragraph; an answer starts with yes, no or in part.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from iama.files import write_atomically
+from scripts.experiments import frame
+
+ORDER = (
+    "real",
+    "demo",
+    "savings",
+    "before_training",
+    "front",
+    "mixed-preference",
+    "operators",
+    "length",
+    "dynamics",
+    "maxrl",
+    "guided",
+    "reasoning",
+    "hedging",
+    "toy",
+    "estimators",
+    "direction",
+    "search",
+)
+"""Pages from what a user asks first to what the objective rests on."""
+ELSEWHERE = {
+    "real": "IAMA saves samples on a real language model.",
+    "guided": "Samplers that a reward guides (CARDS, GGRO, SEA and others) give more for their cost than Best-of-n.",
+}
+"""Claims of pages that other programs write, until these say them themselves."""
+WORDS, ANSWERS = ("Claim", "Answer"), ("Yes", "In part", "No")
+
+
+def main() -> None:
+    """Write the list.
+
+    Example: python -m scripts.experiments.index
+    """
+    write_atomically(frame.PAGES / "index.md", frame.render("index", {"pages": rows(frame.PAGES)}))
+    Console(highlight=False, soft_wrap=True).print(f"wrote {frame.PAGES / 'index.md'}")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Name, claim, answer (yes, in part, no) and the rest of the answer of every page."""
+    return [row(folder / f"{name}.md") for name in ORDER]
+
+
+def row(path: Path) -> dict[str, str]:
+    """What one page says of itself; of a page elsewhere that says nothing yet, its claim alone."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = {word: re.search(rf"^\*\*{word}\.\*\* (.+?)\n\n", text, re.DOTALL | re.MULTILINE) for word in WORDS}
+    said = {word: " ".join(match[1].split()) for word, match in found.items() if match}
+    answer, _, short = re.sub(r"^(Yes|In part|No)[:.,] ?", r"\1|", said.get("Answer", "")).partition("|")
+    if path.stem in ELSEWHERE and answer not in ANSWERS:
+        return {"name": path.stem, "claim": ELSEWHERE[path.stem], "answer": "see the page", "short": ""}
+    assert len(said) == len(WORDS), f"{path} lacks a claim or an answer"
+    assert answer in ANSWERS, f"{path}: an answer starts with {', '.join(ANSWERS)}, not {answer[:20]!r}"
+    return {"name": path.stem, "claim": said["Claim"], "answer": answer, "short": short[:1].upper() + short[1:]}
+
+
+if __name__ == "__main__":
+    typer.run(main)
