@@ -1,7 +1,7 @@
 """What every experiment is made of: worlds, training runs, intervals over seeds and prompts, claims and pages.
 
 An experiment is one module with one page template beside it, `NAME.md.jinja`. Its `main` trains (`train_many`), samples
-and scores (`scripts.experiments.pools`), computes (`bootstrap`), and renders its page (`write_page`). Everything lands
+and scores (`scripts.experiments.pools`), computes (`bootstrap`), and writes its page (`write_claim`). Everything lands
 under `runs/results` and is kept, so that an experiment that was killed goes on where it was.
 
 Every training run is a process of its own with one thread, two at a time: on two cores 60 steps take 37 s a run, where

@@ -54,21 +54,23 @@ def main() -> None:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """Name, claim, answer (yes, in part, no) and the rest of the answer of every page."""
+    """Claim (a link to its page), answer (yes, in part, no) and the rest of the answer of every page."""
     return [row(folder / f"{name}.md") for name in ORDER]
 
 
 def row(path: Path) -> dict[str, str]:
-    """What one page says of itself; of a page elsewhere that says nothing yet, its claim alone."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = {word: re.search(rf"^\*\*{word}\.\*\* (.+?)\n\n", text, re.DOTALL | re.MULTILINE) for word in WORDS}
-    said = {word: " ".join(match[1].split()) for word, match in found.items() if match}
-    answer, _, short = re.sub(r"^(Yes|In part|No)[:.,] ?", r"\1|", said.get("Answer", "")).partition("|")
+    """What one page says of itself; of a page elsewhere that is not there, or has no answer, its claim alone."""
+    if path.stem in ELSEWHERE and not path.is_file():
+        return {"claim": ELSEWHERE[path.stem], "answer": "not yet measured", "short": ""}
+    text = path.read_text(encoding="utf-8")
+    found = [re.search(rf"^\*\*{word}\.\*\* (.+?)\n\n", text, re.DOTALL | re.MULTILINE) for word in WORDS]
+    claim, said = ("" if match is None else " ".join(match[1].split()) for match in found)
+    answer, _, short = re.sub(r"^(Yes|In part|No)[:.,] ?", r"\1|", said).partition("|")
     if path.stem in ELSEWHERE and answer not in ANSWERS:
-        return {"name": path.stem, "claim": ELSEWHERE[path.stem], "answer": "see the page", "short": ""}
-    assert len(said) == len(WORDS), f"{path} lacks a claim or an answer"
-    assert answer in ANSWERS, f"{path}: an answer starts with {', '.join(ANSWERS)}, not {answer[:20]!r}"
-    return {"name": path.stem, "claim": said["Claim"], "answer": answer, "short": short[:1].upper() + short[1:]}
+        claim, answer, short = claim or ELSEWHERE[path.stem], "see the page", ""
+    elif not claim or answer not in ANSWERS:
+        raise ValueError(f"{path}: no claim, or its answer does not start with {', '.join(ANSWERS)}: {said[:20]!r}")
+    return {"claim": f"[{claim}]({path.name})", "answer": answer, "short": short[:1].upper() + short[1:]}
 
 
 if __name__ == "__main__":

@@ -349,7 +349,9 @@ def plot(path: Path, savings: Table) -> None:
             axis.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
             axis.minorticks_off()
             title = f"from {base}"
-            figures.label(axis, title, "MaxRL's samples k", "samples saved, times", legend=axis is axes[-1])
+            figures.label(axis, title, "MaxRL's samples k", "samples saved, times", legend=False)
+        handles, names = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(handles, names, loc="outside lower center", ncols=len(names))
 
 
 if __name__ == "__main__":
