@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # not at start-up
     import torch
@@ -38,12 +38,25 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """Of one thing done after the other."""
-        total: dict[str, Any] = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        return Cost(**total | {"peak_memory": max(self.peak_memory, other.peak_memory)})
+        return self._with(other, self.sequential_steps + other.sequential_steps)
 
     def beside(self, other: Cost) -> Cost:
         """Of two things done at once: as the sum, but of the steps the larger number."""
-        return replace(self + other, sequential_steps=max(self.sequential_steps, other.sequential_steps))
+        return self._with(other, max(self.sequential_steps, other.sequential_steps))
+
+    def _with(self, other: Cost, sequential_steps: int) -> Cost:
+        """Both, field by field: every text that is scored adds its cost."""
+        return Cost(
+            self.policy_prefill_tokens + other.policy_prefill_tokens,
+            self.policy_decode_tokens + other.policy_decode_tokens,
+            self.reward_calls + other.reward_calls,
+            self.reward_tokens + other.reward_tokens,
+            self.backward_tokens + other.backward_tokens,
+            sequential_steps,
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+            max(self.peak_memory, other.peak_memory),
+        )
 
     def as_dict(self) -> dict[str, float]:
         """Every unit by name, with the sum `policy_tokens`."""

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+TALKATIVE = ("accelerate", "datasets", "peft", "trl")
+"""Libraries that log through `logging` alone, under their names."""
+
+
+def quieten_libraries() -> None:
+    """Keep off the terminal what libraries log below errors, and their loading bars, also in processes started here.
+
+    Every process of a run would say the same, before its own first line. Call it before they are imported; variables
+    that the user has set stay as they are.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    deepspeed = logging.getLogger("DeepSpeed")  # which sets its level when it is imported, and keeps filters
+    if _is_error not in deepspeed.filters:
+        deepspeed.addFilter(_is_error)
+    if "transformers" in sys.modules:  # too late for the variables
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def prepare_environment(model_paths: Iterable[str | None] = ()) -> None:

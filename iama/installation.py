@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib.util import find_spec
 from pathlib import Path
 
 from iama.errors import ConfigError, IamaError
+from iama.nearest import closest, meant
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -53,12 +53,12 @@ def find_deepspeed(value: str, source: str = "trainer.deepspeed") -> Path:
         return file
     if value in known:
         return known[value]
-    raise ConfigError(f"{source} {value!r} does not exist; give a file, or {', '.join(known)}")
+    raise ConfigError(f"{source} {value!r} does not exist; {meant(value, known)}give a file, or {', '.join(known)}")
 
 
 def nearest_names(name: str, known: dict[str, Path]) -> str:
     """A hint with the known names that resemble `name`, or with all."""
-    close = [other for other in known if name in other] or difflib.get_close_matches(name, known)
+    close = closest(name, known)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known)}"
 
 

@@ -1,7 +1,7 @@
-"""The advantage of each completion of a small reward table under each objective, and the picture of docs/objective.md.
+"""The advantage of each completion of a small reward table under each objective; picture of docs/design/objective.md.
 
 python -m scripts.explain_objective                              # the table
-python -m scripts.explain_objective --picture docs/objective.svg   # the picture as well
+python -m scripts.explain_objective --picture docs/design/objective.svg   # the picture as well
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(
 ) -> None:
     """Print the advantages of a small reward table under each objective.
 
-    Example: python -m scripts.explain_objective --picture docs/objective.svg
+    Example: python -m scripts.explain_objective --picture docs/design/objective.svg
     """
     console, (heads, *rows) = wide_console(), advantage_rows()
     if console.width == NO_LIMIT:  # a file or a pipe, whence a page takes it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
 
-def run(command: list[str]) -> None:
+def run(command: list[str], **environment: str) -> None:
     """Run a command at the project's root, its output passed through; exits with its code if it fails."""
-    done = subprocess.run(command, cwd=ROOT, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False)
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -28,14 +29,18 @@ def build_world(seed: int, out: str) -> None:
     run([sys.executable, "-m", "scripts.build_demo_models", "--seed", str(seed), "--out", out])
 
 
-def train(config: str, *overrides: str) -> None:
-    """`deepspeed --num_gpus 2 train_iama.py --config ...` on a free port."""
+def train(config: str, *overrides: str, processes: int = 2) -> None:
+    """`deepspeed --quiet --num_gpus 2 train_iama.py --config ...` on a free port."""
+    import torch
+
+    # Else each of its four processes warns that it looked for an accelerator in vain.
+    known = {} if torch.accelerator.is_available() else {"DS_ACCELERATOR": "cpu"}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    launcher = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port]
+    launcher = [str(BIN / "deepspeed"), "--quiet", "--num_gpus", str(processes), "--master_port", port]
     sets = [part for override in overrides for part in ("--set", override)]
-    run([*launcher, "train_iama.py", "--config", config, *sets])
+    run([*launcher, "train_iama.py", "--config", config, *sets], **known)
 
 
 def iama(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""Regenerate docs/results.md, and the table in README.md: how many samples an IAMA base saves on the demo world.
+"""Regenerate docs/results/demo.md and the table in README.md: the samples that an IAMA base saves on the demo world.
 
     make results
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,11 +30,10 @@ from inference.evaluation.question import Question
 from inference.evaluation.summary import load_summary
 from scripts import launch
 from scripts.build_demo_models import Parameters, stamp_of
-from scripts.experiments import frame
-from scripts.experiments.frame import CRITERIA, FOLDER, MAX_KL, SEARCH_SEED, SEEDS, Row, final_kl
+from scripts.experiments import figures, frame
+from scripts.experiments.frame import CRITERIA, FOLDER, MAX_KL, SEARCH_SEED, SEEDS, Claim, Row, Table, final_kl
 
-PAGE, README = Path("docs/results.md"), Path("README.md")
-HEDGING = Path("docs/results/hedging.md")
+README = Path("README.md")
 BEGIN, END = "<!-- written by make results -->", "<!-- end -->"
 EVALUATION = "configs/demo-evaluate.yaml"
 METHODS = {"grpo": "configs/demo-grpo.yaml", "iama": "configs/demo.yaml"}
@@ -58,11 +56,11 @@ def main() -> None:
     summaries = {seed: dict(load_summary(folder)) for seed, folder in zip(SEEDS, folders, strict=True)}
     combined = dict(combine_runs(folders, Question(BUDGET)))
     worlds = {seed: json.loads((world(seed) / "world.json").read_text())["measurements"] for seed in SEEDS}
-    write_atomically(PAGE, page(search, best, summaries, combined, worlds, HEDGING.read_text(encoding="utf-8")))
+    write(frame.PAGES, search, best, summaries, combined, worlds)
     before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
     write_atomically(README, f"{before}{BEGIN}\n{readme_table(combined)}\n{END}{after}")
-    console.print(f"wrote {PAGE} and the table in {README}")
+    console.print(f"wrote the table in {README}")
 
 
 def refuse_outdated() -> None:
@@ -192,34 +190,57 @@ def summed_proxy(curves: Sequence[Mapping[str, Any]], policy: str) -> float:
 # The page. ----------------------------------------------------------------------------------------------
 
 
-def page(
+def write(
+    folder: Path,
     search: Mapping[str, Sequence[Row]],
     best: Mapping[str, Row],
     seeds: Mapping[int, Row],
     combined: Row,
     worlds: Mapping[int, Row],
-    hedging: str,
-) -> str:
-    """Markdown of the whole page; `hedging` is the text of docs/results/hedging.md, whose short form it takes."""
-    short = re.search(r"^In short: (.+)\.$", hedging, re.MULTILINE)
-    assert short, "docs/results/hedging.md has no line `In short: ...`"
-    values = {
-        "search": search,
-        "best": best,
-        "max_kl": MAX_KL,
-        "seeds": seeds,
-        "first": next(iter(seeds.values())),
-        "every": {**{str(seed): row for seed, row in seeds.items()}, "**all**": combined},
-        "verdict": verdict(combined),
-        "gold": gold_rows,
-        "by_proxy": by_proxy,
-        "ratio": ratio,
-        "remarks": remarks,
+) -> None:
+    """Write the page, its figure and its tables."""
+    tables = {
+        "parts": frame.parts_table(claims(combined)),
+        "savings": savings_table({**{str(seed): row for seed, row in seeds.items()}, "**all**": combined}),
+        "summed": summed_table({**{str(seed): row for seed, row in seeds.items()}, "**all**": combined}),
+        "sampler": sampler_table(seeds),
         "curves": curves_table(seeds),
-        "worlds": worlds,
-        "hedging": short[1],
+        "search": search_table(search, best),
+        "worlds": worlds_table(worlds),
     }
-    return frame.render("results", values)
+    first = next(iter(seeds.values()))
+    values = {"seeds": list(seeds), "num_samples": first["num_samples"], "num_prompts": first["num_prompts"]}
+    write_tables(folder, values, tables)
+
+
+def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """The page and its figure from its tables."""
+    plot(folder / "demo.svg", tables["curves"], tables["sampler"])
+    combined = tables["savings"].where(seed="**all**")
+    gap = tables["summed"].where(seed="**all**", reference="grpo", reward="gold").rows[0]
+    settings = {
+        "shown": combined.only(*combined.header[1:]),
+        "gap": f"{gap[-2]} ({gap[-1]})",
+        "max_kl": MAX_KL,
+    }
+    frame.write_claim(folder, "demo", {**settings, **values}, tables, "results")
+
+
+def claims(combined: Row) -> list[Claim]:
+    """What the project set itself, and whether it holds."""
+    parts = []
+    for row in gold_rows(combined):
+        if row["reference"] == "base":
+            low, high = row["ci95"]
+            is_met = row["counts"] and row["ratio"] >= 8 and low > 4
+            text = f"IAMA's gold with 4 samples is worth 8 times the samples of the base, {row['criterion']}"
+            bar = "ratio 8 or more, lower bound above 4"
+            parts.append(Claim(text, bar, f"{ratio(row)} ({low:.2f} to {high:.2f})", is_met))
+    gap = _gold_gap(combined)
+    low, high = gap["ci95"]
+    text = "summed gold, each criterion served by its own Best-of-4, is above linear GRPO's"
+    measured = f"{gap['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+    return [*parts, Claim(text, "interval above 0", measured, low > 0)]
 
 
 def readme_table(combined: Row) -> str:
@@ -238,19 +259,14 @@ def readme_table(combined: Row) -> str:
 
 
 def verdict(combined: Row) -> str:
-    """The two claims that the project set itself, and whether they hold."""
-    rows = [row for row in gold_rows(combined) if row["reference"] == "base"]
-    saved = [_met(r["counts"] and r["ratio"] >= 8 and r["ci95"][0] > 4) + f" on {r['criterion']}" for r in rows]
-    beats = _gold_gap(combined)["ci95"][0] > 0
+    """The claims that the project set itself, and which hold, in a sentence."""
+    *saved, beats = claims(combined)
+    names = [claim.text.rpartition(", ")[2] for claim in saved if claim.met]
     return (
-        "**Set beforehand.** (1) On each criterion, IAMA's gold with 4 samples is what the base needs at least 8 times "
-        f"the samples for, lower bound above 4: {', '.join(saved)}. (2) Summed gold, each criterion served by its own "
-        f"Best-of-4, is above linear GRPO's, interval above 0: {_met(beats)}."
+        "**Set beforehand.** On each criterion, IAMA's gold with 4 samples is what the base needs at least 8 times the "
+        f"samples for, lower bound above 4. This holds on {' and '.join(names) or 'none'}. Summed gold, each criterion "
+        f"served by its own Best-of-4, is above linear GRPO's. This {'holds' if beats.met else 'does not hold'}."
     )
-
-
-def _met(condition: bool) -> str:
-    return "**met**" if condition else "**not met**"
 
 
 def _gold_gap(combined: Row) -> Row:
@@ -287,7 +303,60 @@ def remarks(row: Row) -> str:
     return "; ".join(note for note, holds in notes.items() if holds)
 
 
-def curves_table(seeds: Mapping[int, Row]) -> str:
+def savings_table(every: Mapping[str, Row]) -> Table:
+    """Savings by gold, a row a seed, criterion and reference."""
+    rows = []
+    for seed, results in every.items():
+        for row in gold_rows(results):
+            interval = "{:.2f} to {:.2f}".format(*row["ci95"])
+            others = [ratio(row, "token_ratio"), ratio(by_proxy(results, row)), remarks(row)]
+            rows.append([seed, row["criterion"], row["reference"], ratio(row), interval, *others])
+    header = "seed | criterion | reference | samples saved | 95 % interval | tokens saved | by proxy | remarks"
+    return frame.table(header, rows)
+
+
+def summed_table(every: Mapping[str, Row]) -> Table:
+    """IAMA minus the reference in summed reward, paired over prompts."""
+    rows = []
+    for seed, results in every.items():
+        for row in results["differences"]:
+            interval = "{:+.3f} to {:+.3f}".format(*row["ci95"])
+            rows.append([seed, row["reference"], row["metric"], f"{row['mean']:+.3f}", interval])
+    return frame.table("seed | reference | reward | difference | 95 % interval", rows)
+
+
+def sampler_table(seeds: Mapping[int, Row]) -> Table:
+    """Mean gold with and without the sampler."""
+    rows = [
+        [seed, policy, name, f"{row['without']:.3f}", f"{row['with']:.3f}"]
+        for seed, results in seeds.items()
+        for policy, criteria in results["quality"].items()
+        for name, row in criteria.items()
+    ]
+    return frame.table("seed | policy | criterion | one sample | Best-of-4", rows)
+
+
+def search_table(search: Mapping[str, Sequence[Row]], best: Mapping[str, Row]) -> Table:
+    """Every candidate of the search."""
+    rows = []
+    for method, candidates in search.items():
+        for row in candidates:
+            remark = "chosen" if row == best[method] else "beyond the limit" if row["kl_per_token"] > MAX_KL else ""
+            settings = [f"{row['learning_rate']:g}", f"{row['beta']:g}"]
+            rows.append([method, *settings, f"{row['proxy']:.3f}", f"{row['kl_per_token']:.3f}", remark])
+    return frame.table("method | learning rate | beta | summed proxy | KL | remark", rows)
+
+
+def worlds_table(worlds: Mapping[int, Row]) -> Table:
+    """What the models of each world are worth by themselves."""
+    rows = []
+    for seed, world in worlds.items():
+        pairs = [world[f"rm-{name}"]["pair_accuracy"] for name in CRITERIA]
+        rows.append([seed, f"{world['policy']['parse_rate']:.3f}", *(f"{share:.3f}" for share in pairs)])
+    return frame.table(["seed", "base samples that parse", *(f"pair accuracy, {name}" for name in CRITERIA)], rows)
+
+
+def curves_table(seeds: Mapping[int, Row]) -> Table:
     """Gold by policy, criterion and budget, mean over seeds."""
     golds: dict[tuple[str, str], dict[int, list[float]]] = {}
     for results in seeds.values():
@@ -299,6 +368,25 @@ def curves_table(seeds: Mapping[int, Row]) -> str:
         for place, by_budget in golds.items()
     ]
     return frame.table(["policy", "criterion", *(f"n = {n}" for n in budgets)], rows)
+
+
+COLOURS = {"base": figures.GREY, "grpo": figures.ORANGE, "iama": figures.BLUE}
+TITLES = {"base": "untrained base", "grpo": "linear GRPO", "iama": "IAMA"}
+
+
+def plot(path: Path, curves: Table, sampler: Table) -> None:
+    """Gold against the number of samples, a panel a criterion; single seeds with one and with four samples."""
+    budgets = [int(name.removeprefix("n = ")) for name in curves.header[2:]]
+    with figures.figure(path, columns=len(CRITERIA), size=(4.2, 3.2)) as axes:
+        for axis, criterion in zip(axes, CRITERIA, strict=True):
+            for policy, colour in COLOURS.items():
+                (row,) = curves.where(policy=policy, criterion=criterion).rows
+                axis.plot(budgets, [float(cell) for cell in row[2:]], "-", color=colour, label=TITLES[policy])
+                for _, _, _, *golds in sampler.where(policy=policy, criterion=criterion).rows:
+                    axis.plot([1, BUDGET], [float(gold) for gold in golds], "o", color=colour, alpha=0.6)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(budgets, [str(n) for n in budgets])
+            figures.label(axis, criterion, "samples n", "gold", legend=axis is axes[0])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/architecture.md: each file is there, each step uses the next, no walk comes back; layers are the contract's."""
+"""docs/design/architecture.md: files are there, a step uses the next, no walk comes back; layers are the contract's."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/architecture.md").read_text()
+PAGE = (ROOT / "docs/design/architecture.md").read_text()
 LINE = re.compile(r"^( *)(\S+\.py) +(\w+) +\S.*$", flags=re.MULTILINE)
 WALKS = dict(zip(("a reward", "a prompt", "a request"), PAGE.split("\n## ")[1:], strict=True))
-LONGEST = {"a reward": 13, "a prompt": 25, "a request": 16}
+LONGEST = {"a reward": 13, "a prompt": 25, "a request": 17}
 
 
 @dataclass(frozen=True)

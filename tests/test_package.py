@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from iama import __version__
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("iama", "inference", "trainers")
 SOURCES = (*PACKAGES, "configs", "tests", "train_iama.py", "pyproject.toml", "setup.py", "MANIFEST.in")
@@ -74,6 +76,7 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Distribution:
 
 @pytest.mark.slow
 def test_the_archives_hold_the_packages_and_the_recipes_and_nothing_else(distribution):
+    assert distribution.wheel.name.startswith(f"iama-{__version__}-")
     names = set(zipfile.ZipFile(distribution.wheel).namelist())
     expected = {
         str(path.relative_to(ROOT))
@@ -118,7 +121,9 @@ for name in [None, *names]:
 print(*sorted(names))
 """
     output = passed([distribution.python, "-c", code], tmp_path)
-    commands = "distill evaluate export generate merge pool recipes report score selftest serve standardise train tune"
+    commands = (
+        "distill doctor evaluate export generate merge pool recipes report score selftest serve standardise train tune"
+    )
     assert output.splitlines()[-1] == commands
     assert "--dry-run" in output
     assert passed([distribution.python.parent / "iama", "recipes"], tmp_path).count(" x ") == len(RECIPES)

@@ -1,4 +1,4 @@
-"""The README's commands and code run as they stand, on tiny models laid out as the demo world is.
+"""Commands and code of the README and of the first pages run as they stand, on tiny models laid out as the demo is.
 
 `make demo` and `make test` are run by CI itself.
 """
@@ -23,16 +23,23 @@ from tests.processes import begin_python, run_python
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    name: (ROOT / name).read_text()
+    for name in ("README.md", "docs/start/your-model.md", "docs/guides/train.md", "docs/guides/serve.md")
+}
+"""In the order in which their commands run."""
+README = PAGES["README.md"]
 MAKE_TARGETS_RUN_BY_CI = {"make demo", "make test"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+def commands(page: str = "README.md") -> list[str]:
+    """Lines of a page's shell blocks, without their comments."""
+    lines = [line for block in blocks("bash", page) for line in block.splitlines()]
+    return [shlex.join(words) for line in lines if (words := shlex.split(line, comments=True))]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +88,7 @@ def make_gold_vary(path: Path) -> None:
 def serving_commands() -> list[str]:
     """The commands of the block that starts the server; they need what all others have made."""
     (block,) = [block for block in blocks("bash") if "iama serve" in block]
-    return block.splitlines()
+    return [line for line in commands() if line in {shlex.join(shlex.split(line)) for line in block.splitlines()}]
 
 
 def check_server(folder: Path, lines: list[str], asking: str) -> None:
@@ -109,17 +116,20 @@ def check_server(folder: Path, lines: list[str], asking: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # some twenty commands, of which each starts a process
-def test_every_command_and_snippet_runs_in_the_order_of_the_readme(clone):
+def test_every_command_and_snippet_runs_in_the_order_of_the_pages(clone):
+    """The README, then the first steps with a model of one's own, the snippets of two guides, and the server."""
     baseline = ["train_iama.py", "--config", "configs/demo-grpo.yaml", "--set", "trainer.max_steps=2"]
     done = run_python(baseline, folder=clone, num_ranks=2)
     assert done.returncode == 0, done.stderr[-2000:]
-    training, sampling, asking = blocks("python")
-    first, of_server = commands(), serving_commands()
-    for command in [command for command in first if command not in of_server]:
+    (training,) = blocks("python", "docs/guides/train.md")
+    asking, sampling = blocks("python", "docs/guides/serve.md")
+    of_server = serving_commands()
+    all_commands = [line for page in PAGES for line in commands(page)]
+    for command in [command for command in all_commands if command not in of_server]:
         shortened = f"{command} --set trainer.max_steps=3" if command.startswith("deepspeed") else command
         if command.startswith("iama tune"):
             make_gold_vary(clone / "runs/own/base.jsonl")
-        run(shlex.split(shortened, comments=True), clone)
+        run(shlex.split(shortened), clone)
     assert (clone / "runs/demo/evaluation/report.html").stat().st_size > 10_000
     run(["python", "-c", training], clone)
     run(["python", "-c", sampling], clone)
@@ -135,14 +145,20 @@ def test_commands_outside_the_bash_blocks_are_those_that_ci_runs():
 
 
 def test_python_snippets_are_as_short_as_promised():
-    for block in blocks("python"):
+    for block in [*blocks("python", "docs/guides/train.md"), *blocks("python", "docs/guides/serve.md")]:
         statements = [line for line in block.splitlines() if line and not line.startswith(("from ", " ", ")"))]
         assert len(statements) <= 10
 
 
 @pytest.mark.slow
-def test_the_snippet_of_the_decoding_page_runs(tmp_path):
-    page = (ROOT / "docs/decoding.md").read_text()
+def test_the_snippet_of_the_engines_page_runs(tmp_path):
+    page = (ROOT / "docs/design/engine.md").read_text()
     (snippet,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "7\n", done.stderr
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 150
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README):
+        assert (ROOT / link).exists(), link

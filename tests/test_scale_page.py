@@ -1,4 +1,4 @@
-"""What docs/scale.md shows runs: the sbatch file with SLURM's variables, and Ray takes the cluster's file."""
+"""What docs/guides/scale.md shows runs: the sbatch file with SLURM's variables, and Ray takes the cluster's file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from tests.processes import run_python
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/scale.md").read_text()
+PAGE = (ROOT / "docs/guides/scale.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

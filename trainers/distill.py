@@ -23,7 +23,6 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 from trl import RewardConfig, RewardTrainer
 
 from iama.arrays import Floats
@@ -186,26 +185,34 @@ def scored_answers(
 def split(groups: Sequence[ScoredAnswers], share: float, seed: int) -> tuple[list[ScoredAnswers], list[ScoredAnswers]]:
     """Prompts to learn from, and a share of the prompts held out.
 
-    A prompt that occurs several times is on one side only, whether it is written as text or as a message. Raises
-    `DataError` for too few prompts, and where the held-out scores do not differ.
+    Raises `DataError` as `held_out_prompts` does, and where the held-out scores do not differ.
     """
-    by_text: dict[str, list[ScoredAnswers]] = {}
-    for group in groups:
-        by_text.setdefault(prompt_text(group.prompt).strip(), []).append(group)
+    learnt, judged = held_out_prompts([group.prompt for group in groups], share, seed, "prompts with margins")
+    held_out = [groups[i] for i in judged]
+    if not any(np.ptp(group.scores) for group in held_out):
+        raise DataError(
+            f"none of the {len(judged)} prompts that are held out has answers of different scores, so the student "
+            "could not be judged; hold more out, or take another seed"
+        )
+    return [groups[i] for i in learnt], held_out
+
+
+def held_out_prompts(prompts: Sequence[Prompt], share: float, seed: int, what: str) -> tuple[list[int], list[int]]:
+    """Indices of prompts to learn from, and of a share of the different prompts, which only judge.
+
+    A prompt that occurs several times is on one side only, whether it is written as text or as a message. Raises
+    `DataError`, which calls them `what`, for too few.
+    """
+    by_text: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_text.setdefault(prompt_text(prompt).strip(), []).append(i)
     parts = list(by_text.values())
     order = np.random.default_rng(seed).permutation(len(parts)).tolist()
     num_held_out = max(1, round(share * len(parts)))
     if num_held_out >= len(parts):
-        raise DataError(
-            f"{len(parts)} different prompts with margins are too few to hold {share:g} of them out; give more prompts"
-        )
-    held_out = [group for i in order[:num_held_out] for group in parts[i]]
-    if not any(np.ptp(group.scores) for group in held_out):
-        raise DataError(
-            f"none of the {num_held_out} prompts that are held out has answers of different scores, so the student "
-            "could not be judged; hold more out, or take another seed"
-        )
-    return [group for i in order[num_held_out:] for group in parts[i]], held_out
+        raise DataError(f"{len(parts)} different {what} are too few to hold {share:g} of them out; give more prompts")
+    learnt, judged = order[num_held_out:], order[:num_held_out]
+    return [i for part in learnt for i in parts[part]], [i for part in judged for i in parts[part]]
 
 
 def draw_pairs(sizes: Sequence[int], number: int, seed: int) -> list[Pair]:
@@ -282,8 +289,6 @@ def _train(
     advance: Callable[[int], None],
 ) -> list[float]:
     """Train and save into `folder`; the loss of every step."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     set_seed(settings.seed)
     model = _load_student(settings)
     pairs = draw_pairs([len(g.texts) for g in groups], settings.max_steps * settings.batch_size, settings.seed)

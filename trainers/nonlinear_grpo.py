@@ -26,6 +26,7 @@ from iama.arrays import Floats, Integers
 from iama.config.files import KLConfig, OnNan
 from iama.environment import disable_telemetry
 from iama.errors import ConfigError, IamaWarning, RewardError
+from iama.nearest import meant
 from iama.objective.objective import Objective
 from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
@@ -91,7 +92,8 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         if not 0 <= running_mean_decay < 1:
             raise ConfigError(f"running_mean_decay {running_mean_decay} must lie in [0, 1), e.g. 0.9")
         if on_nan not in get_args(OnNan):
-            raise ConfigError(f"on_nan {on_nan!r} is not known; write one of {', '.join(get_args(OnNan))}")
+            hint, offered = meant(on_nan, get_args(OnNan)), ", ".join(get_args(OnNan))
+            raise ConfigError(f"on_nan {on_nan!r} is not known; {hint}write one of {offered}")
         super().__init__(*args, **kwargs)
         skips, masks = on_nan == "skip_criterion", bool(self.mask_truncated_completions)
         self.objective = replace(objective, skip_criterion=skips, centred=masks)

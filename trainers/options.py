@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from iama.errors import ConfigError
+from iama.nearest import meant
 from iama.objective.estimators import takes_ratios
 from iama.objective.objective import Objective
 
@@ -302,8 +303,9 @@ def check_options(args: Any, where: str = "") -> list[str]:
     Raises `ConfigError` for an option under which plainly another objective would be trained.
     """
     if args.loss_type not in LOSS_TYPES:
-        known = ", ".join(name for name in LOSS_TYPES if name not in REFUSED_LOSSES)
-        raise ConfigError(f"{where}loss_type {args.loss_type!r} is not known; write one of {known}, best dapo")
+        known = [name for name in LOSS_TYPES if name not in REFUSED_LOSSES]
+        told = f"{where}loss_type {args.loss_type!r} is not known; {meant(str(args.loss_type), known)}"
+        raise ConfigError(f"{told}write one of {', '.join(known)}, best dapo")
     for key, reverses, says in REVERSING:
         if reverses(args):
             raise ConfigError(f"{where}{key} = {getattr(args, key)!r} {says}")

@@ -1,5 +1,5 @@
 """Command line: `iama generate | pool | score | merge | tune | evaluate | report | export | standardise | distill |
-train | serve | selftest | recipes`.
+train | serve | selftest | doctor | recipes`.
 
 One file a command. Read `app` first: the command line itself, and what its commands share. Shared flags are in
 `options`. Every command imports what it needs when it runs, so that `iama --help` is instant.
@@ -7,6 +7,7 @@ One file a command. Read `app` first: the command line itself, and what its comm
 
 from iama.cli import (
     distill,
+    doctor,
     evaluate,
     export,
     generate,
@@ -25,6 +26,7 @@ from iama.cli.app import app, main
 __all__ = [
     "app",
     "distill",
+    "doctor",
     "evaluate",
     "export",
     "generate",

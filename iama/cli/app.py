@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
 
+from iama.cli.options import COMMANDS, PANELS
 from iama.errors import ConfigError, IamaError, IamaWarning
 from iama.exits import check_arguments, told_in_one_line
+from iama.help import App, Command, Group
 from iama.installation import check_packages
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs
@@ -39,8 +40,42 @@ _FLAGS: ContextVar[Collection[str]] = ContextVar("flags", default=())
 """Those of the command that runs."""
 
 
-class Commands(TyperGroup):
+FIVE_THINGS = """\
+What people do with iama:
+
+  Train     iama train --config qwen-1.5b-24gb --dry-run
+  Answer    iama generate --policy DIR --prompt "how do i bake bread?"
+  Serve     iama serve --policy DIR --reward helpful=DIR --method "bon(4)"
+  Evaluate  iama evaluate --config FILE
+  Share     iama export RUN --out DIR --base-model ORG/NAME
+
+iama --help lists all commands, iama COMMAND --help shows how one is used, and
+iama doctor tells what is installed here."""
+
+
+class OwnCommand(Command):
+    """A command whose options stand in the groups of `iama.cli.options`."""
+
+    panels = PANELS
+
+
+class Commands(Group):
     """Commands that name their own flags in messages, which come from code that reads files, too."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names by group, and within one as they were registered."""
+        order = {name: number for number, name in enumerate(COMMANDS)}
+        names = super().list_commands(ctx)
+        return sorted(
+            names, key=lambda name: order.get(str(getattr(self.commands[name], "rich_help_panel", None)), len(order))
+        )
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The command's arguments; without any, what people do is shown."""
+        if not args:
+            typer.echo(FIVE_THINGS)
+            raise typer.Exit
+        return super().parse_args(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, which will run."""
@@ -79,13 +114,13 @@ def in_flags(message: str, flags: Collection[str]) -> str:
     return _KEYS.sub(named, message)
 
 
-app = typer.Typer(
-    cls=Commands,
-    help="Inference-aware meta-alignment: train, sample, evaluate, export.\n\nExample: iama generate --help",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,
+app = App(
+    Commands,
+    OwnCommand,
+    help=(
+        "Inference-aware meta-alignment: train one base model so that Best-of-N and its cousins need fewer samples.\n\n"
+        "Example: iama train --config qwen-1.5b-24gb --dry-run\n\nExample: iama generate --help"
+    ),
 )
 
 
@@ -99,14 +134,14 @@ def main() -> None:
                 home = Path(found[2]).expanduser()
                 raise ConfigError(f"{argument}: the shell leaves ~ as it is behind =; write {found[1]} {home}")
         check_packages("inference", "trainers")
-        app(_as_meant(sys.argv[1:]))
+        app(_as_meant(sys.argv[1:]), prog_name="iama")
 
 
 def _as_meant(arguments: Sequence[str]) -> list[str]:
     """The arguments, with `auto` behind a `--ray` without an address, and without what DeepSpeed's launcher adds."""
     written: list[str] = []
     arguments = [argument for argument in arguments if not argument.startswith("--local_rank=")]
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         written += [argument, "auto"] if argument == "--ray" and following.startswith("-") else [argument]
     return written
 
@@ -155,13 +190,10 @@ def spread_over(cluster: RayCluster | None) -> Iterator[Spread]:
 
 def prepare(model_paths: list[str | None]) -> None:
     """Settings that must stand before torch is imported, and no loading bars of libraries."""
-    from iama.environment import prepare_environment
+    from iama.environment import prepare_environment, quieten_libraries
 
     prepare_environment(model_paths)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quieten_libraries()
 
 
 def manifest_of(policy: str, adapter: str | None) -> Manifest | None:

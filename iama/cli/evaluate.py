@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,16 +18,18 @@ from iama.cli.app import (
     spread_over,
     warn_of_backslashes,
 )
-from iama.cli.options import Ray, RayGpusPerWorker, RayWorkers
+from iama.cli.as_json import print_json
+from iama.cli.options import EVALUATE, AsJson, Ray, RayGpusPerWorker, RayWorkers
 from iama.errors import ConfigError
 from iama.tables import print_line, wide_console
 
 if TYPE_CHECKING:
     from iama.config.files import EvaluationConfig
     from inference.engine.responses import Pool
+    from inference.evaluation.summary import Summary
 
 
-@app.command()
+@app.command(short_help="Measure policies on held-out prompts; savings, report.", rich_help_panel=EVALUATE)
 def evaluate(
     config: Annotated[Path | None, typer.Option(help="Evaluation file (YAML).")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")] = None,
@@ -49,6 +51,7 @@ def evaluate(
     ray_workers: RayWorkers = None,
     ray_gpus_per_worker: RayGpusPerWorker = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the plan.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure policies on held-out prompts: curves, savings, report. A killed evaluation, run again, resumes.
 
@@ -74,15 +77,21 @@ def evaluate(
     from inference.evaluation.describe import describe, judge_lines
     from inference.evaluation.plan import make_plan
     from inference.evaluation.shards import parse_shard
-    from inference.report import headline, print_tables, write_report
 
     cluster = cluster_of(ray, ray_workers, ray_gpus_per_worker)
     plan = make_plan(settings, read)
     if dry_run:
-        typer.echo(describe(plan))
+        if as_json:
+            print_json("evaluate", plan=describe(plan).splitlines())
+        else:
+            typer.echo(describe(plan))
         return
     if shard is not None:
-        typer.echo(f"done: {evaluation.evaluate_shard(plan, parse_shard(shard))}; then run without --shard")
+        folder = evaluation.evaluate_shard(plan, parse_shard(shard))
+        if as_json:
+            print_json("evaluate", shard=shard, folder=folder)
+        else:
+            typer.echo(f"done: {folder}; then run without --shard")
         return
     for line in judge_lines(plan):
         typer.echo(line, err=True)
@@ -90,13 +99,45 @@ def evaluate(
         evaluation.evaluate_on_devices(plan, devices)
     with spread_over(cluster) as spread:
         summary = evaluation.evaluate(plan, spread=spread)
+    written = [
+        f"{row['policy']}, {row['criterion']}: {row['method']} is {row['written']}"
+        for row in summary["curves"]
+        if "written" in row and row["samples"] is None
+    ]
+    _tell("evaluate", summary, Path(settings.output_dir), written, as_json=as_json)
+
+
+TOLD = (
+    *("name", "trained", "references", "policies", "criteria", "methods", "num_prompts", "num_samples"),
+    *("trained_budget", "savings", "averages", "quality", "hacking", "headroom", "recommendations"),
+)
+"""Keys of a summary that `--json` prints; `summary_file` has all."""
+
+
+def _tell(command: str, summary: Summary, folder: Path, notes: Sequence[str] = (), *, as_json: bool) -> Path:
+    """Write the report, whose path it returns; print tables, notes and the headline, or what a script reads."""
+    from inference.report import headline, print_tables, write_report
+
+    path = write_report(folder)
+    if as_json:
+        _print_as_json(command, summary, report=path, summary_file=folder / "summary.json")
+        return path
     console = wide_console()
     print_tables(summary, console)
-    for row in summary["curves"]:
-        if "written" in row and row["samples"] is None:
-            typer.echo(f"{row['policy']}, {row['criterion']}: {row['method']} is {row['written']}")
-    typer.echo(f"report: {write_report(Path(settings.output_dir))}")
+    for note in notes:
+        typer.echo(note)
+    typer.echo(f"report: {path}")
     print_line(console, headline(summary))
+    return path
+
+
+def _print_as_json(command: str, summary: Summary, **files: Path) -> None:
+    from inference.report import headline
+    from inference.report.risks import find_risks
+
+    risks = [{"subject": risk.subject, "level": risk.level, "words": risk.words} for risk in find_risks(summary)]
+    told = {key: value for key, value in summary.items() if key in TOLD}
+    print_json(command, headline=headline(summary), risks=risks, **files, **told)
 
 
 def model_paths(settings: EvaluationConfig) -> list[str | None]:
@@ -184,7 +225,7 @@ def _with_defaults_of_the_export(settings: EvaluationConfig) -> EvaluationConfig
     return validate({**settings.model_dump(exclude_unset=True), **changed}, type(settings), "iama.json")
 
 
-@app.command(short_help="Rebuild report.html, compare evaluations, or combine seeds.")
+@app.command(short_help="Rebuild report.html, compare evaluations, or combine seeds.", rich_help_panel=EVALUATE)
 def report(
     folders: Annotated[
         list[Path], typer.Argument(help="An evaluation's output_dir; two with --compare, several with --combine.")
@@ -197,47 +238,51 @@ def report(
             help="With --compare: file, else compare.html in the second. With --combine: folder, else nothing is kept."
         ),
     ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show the page that is written in your browser.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rebuild report.html from summary.json, compare two evaluations, or combine the seeds of one.
 
-    Example: iama report runs/demo/evaluation
+    Example: iama report runs/demo/evaluation --open
 
     Example: iama report runs/seed-0 runs/seed-1 runs/seed-2 --combine --out runs/combined
     """
     if compare and combine:
         raise ConfigError("--compare puts evaluations side by side, --combine makes one of them; give one of the two")
+    if combine and show and out is None:
+        raise ConfigError("--open shows a page, and --combine writes one only where --out DIR says so; add --out DIR")
+    if compare and as_json:
+        raise ConfigError("--json has no use with --compare; read each evaluation's: iama report FOLDER --json")
     if combine:
-        _combine(folders, out)
-    elif compare:
-        _compare(folders, out)
+        path = _combine(folders, out, as_json=as_json)
     else:
-        _rebuild(folders, out)
+        path = _compare(folders, out) if compare else _rebuild(folders, out, as_json=as_json)
+    if show and path is not None:
+        from inference.report import open_page
+
+        open_page(path)
 
 
-def _rebuild(folders: list[Path], out: Path | None) -> None:
+def _rebuild(folders: list[Path], out: Path | None, *, as_json: bool) -> Path:
     from inference.evaluation.summary import load_summary
-    from inference.report import headline, print_tables, write_report
 
     _check_number(folders, 1, "one folder (or two and --compare, or several and --combine)")
     if out is not None:
         raise ConfigError(f"--out {str(out)!r} goes with --compare; a report is written into its evaluation's folder")
-    path = write_report(folders[0])
-    summary, console = load_summary(folders[0]), wide_console()
-    print_tables(summary, console)
-    typer.echo(f"report: {path}")
-    print_line(console, headline(summary))
+    return _tell("report", load_summary(folders[0]), folders[0], as_json=as_json)
 
 
-def _compare(folders: list[Path], out: Path | None) -> None:
+def _compare(folders: list[Path], out: Path | None) -> Path:
     from inference.report import print_comparison, write_comparison
 
     _check_number(folders, 2, "two folders with --compare")
     path = write_comparison(folders[0], folders[1], out)
     print_comparison(folders[0], folders[1], wide_console())
     typer.echo(f"comparison: {path}")
+    return path
 
 
-def _combine(folders: list[Path], out: Path | None) -> None:
+def _combine(folders: list[Path], out: Path | None, *, as_json: bool) -> Path | None:
     """Print what the seeds say together, and keep it where a folder is named."""
     from inference.evaluation.combine import combine_evaluations, save_combined
     from inference.report import headline, print_differences, print_tables, write_report
@@ -245,12 +290,22 @@ def _combine(folders: list[Path], out: Path | None) -> None:
     if len(folders) < 2:
         raise ConfigError(f"iama report --combine takes two folders or more, got {len(folders)}: {folders[0]}")
     summary, console = combine_evaluations(folders), wide_console()
+    if as_json:
+        files = {}
+        if out is not None:
+            save_combined(out, summary)
+            files = {"report": write_report(out), "summary_file": out / "summary.json"}
+        _print_as_json("report", summary, **files)
+        return files.get("report")
     print_tables(summary, console)
     print_differences(summary, console)
+    path = None
     if out is not None:
         save_combined(out, summary)
-        typer.echo(f"report: {write_report(out)}")
+        path = write_report(out)
+        typer.echo(f"report: {path}")
     print_line(console, headline(summary))
+    return path
 
 
 def _check_number(folders: list[Path], number: int, wanted: str) -> None:

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from iama.cli.app import app, prepare
-from iama.cli.options import TrustRemoteCode
+from iama.cli.options import TRAIN, TrustRemoteCode
 from iama.errors import ConfigError
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def export(
     run: Annotated[Path, typer.Argument(help="The output_dir of a finished training run.")],
     out: Annotated[Path, typer.Option(help="New folder for the adapter or model.")],

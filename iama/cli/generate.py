@@ -6,13 +6,18 @@ import math
 import shlex
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of, vllm_options
+from iama.cli.as_json import print_json
 from iama.cli.options import (
+    ANSWER,
+    AsJson,
     ChatTemplate,
     MaxNewTokens,
     MinP,
@@ -25,7 +30,8 @@ from iama.cli.options import (
     VllmOptions,
 )
 from iama.errors import ConfigError, IamaWarning
-from iama.tables import print_table, wide_console
+from iama.nearest import meant
+from iama.tables import print_line, print_table, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +50,7 @@ SHORT = ("single", "bon", "bop")
 """Methods whose number stands in `--n`."""
 
 
-@app.command()
+@app.command(rich_help_panel=ANSWER)
 def generate(
     policy: Annotated[str, typer.Option(help="Model directory, or an exported adapter.")],
     prompt: Annotated[str, typer.Option(help="What to answer.")],
@@ -60,8 +66,8 @@ def generate(
         str | None,
         typer.Option(
             help="single, bon, bop, an operator 'soft_bon(8, 0.1)', or itp, mbr, cards, rejection, args, ggro, "
-            "blockwise, redraw, sea, with settings: 'cards(target=1.5)'; or 'bon(16, stop=pandora(0.1), width=4)'; "
-            "else iama.json's."
+            "blockwise, redraw, tilted_tokens, sea, with settings: 'cards(target=1.5)'; or "
+            "'bon(16, stop=pandora(0.1), width=4)'; else iama.json's."
         ),
     ] = None,
     tuning: Annotated[
@@ -85,6 +91,7 @@ def generate(
         str | None,
         typer.Option(help="Of policy and reward: float32, bfloat16 or float16. Else float32, or iama.json's reward."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Answer one prompt and show all candidates with their scores.
 
@@ -114,7 +121,10 @@ def generate(
     if tuning is not None and spec is not None:
         served = _tuned(served, tuning, base, spec, sampling, criterion)
     completion, written, calibration, spread = _answer(base, spec, served, sampling, prompt, plain, seed)
-    _show(completion, written, calibration, spread, _measured(served, written))
+    if as_json:
+        _print_as_json(completion, written, calibration, spread)
+    else:
+        _show(completion, written, calibration, spread, _measured(served, written))
 
 
 def _warn_of_rules(stops: Sequence[str], n: int | None) -> None:
@@ -144,12 +154,14 @@ def _answer(
 
     with Console(stderr=True).status("loading and sampling"):
         from iama.rewards.load import load_reward
+        from inference.engine.policy import policy_fingerprint
         from inference.engine.vllm import open_policy
-        from inference.samplers.serve import check_served, check_vllm_serves, serve, with_target
+        from inference.samplers.serve import check_served, check_vllm_serves, files_key, serve, with_target
 
         check_served(method, sampling)  # before anything is loaded
         if base.engine == "vllm":
             check_vllm_serves(method, "--engine vllm")
+        files_key(method, sampling, "--policy", partial(policy_fingerprint, "--policy", base), None)
         loaded = open_policy("--policy", base, sampling)
         scorer = None if spec is None else load_reward("--reward", spec)
         chat = loaded.tokenizer.chat_template is not None and not plain
@@ -167,7 +179,9 @@ def _answer(
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
     names = [c.name for c in manifest.criteria]
     if name is not None and name not in names:
-        raise ConfigError(f"--criterion {name!r} is not in iama.json; choose one of {', '.join(names)}")
+        raise ConfigError(
+            f"--criterion {name!r} is not in iama.json; {meant(name, names)}choose one of {', '.join(names)}"
+        )
     return manifest.criteria[0 if name is None else names.index(name)]
 
 
@@ -331,6 +345,25 @@ def _measured(asked: Method, served: Method) -> str:
     return " and ".join(names[key] for key in names if key in changed) or "the target"
 
 
+def _print_as_json(completion: Completion, method: Method, calibration: Cost | None, spread: float | None) -> None:
+    """The answer, what it was chosen among, and what it cost."""
+    kept = ("text", "reward", "finish_reason", "num_tokens")
+    print_json(
+        "generate",
+        text=completion.text,
+        reward=completion.reward,
+        method=method.text,
+        chosen=completion.chosen,
+        candidates=[{key: getattr(candidate, key) for key in kept} for candidate in completion.candidates],
+        segments=[asdict(segment) for segment in completion.trace],
+        capped=completion.capped,
+        fallback=completion.fallback,
+        disagreement=spread,
+        cost=asdict(completion.cost),
+        calibration_cost=None if calibration is None else asdict(calibration),
+    )
+
+
 def _show(
     completion: Completion, method: Method, calibration: Cost | None, spread: float | None, measured: str
 ) -> None:
@@ -342,17 +375,19 @@ def _show(
     else:
         console.print(_candidates(completion, operator))
     if calibration is not None and calibration.policy_tokens:
-        typer.echo(f"cost of measuring {measured}: {_spent(calibration)}")
-    typer.echo(f"cost: {_spent(completion.cost)}")
+        print_line(console, f"cost of measuring {measured}: {_spent(calibration)}")
+    print_line(console, f"cost: {_spent(completion.cost)}")
     if method.is_stopped:
         told = "; the rule had not stopped by then" if completion.capped else ""
-        typer.echo(f"{_draws(method, len(completion.candidates))}{told}")
+        print_line(console, f"{_draws(method, len(completion.candidates))}{told}")
     elif completion.capped:
-        typer.echo(f"capped: {operator} asked for more than {len(completion.candidates)} candidates")
+        print_line(console, f"capped: {operator} asked for more than {len(completion.candidates)} candidates")
     if completion.fallback:
-        typer.echo("fallback: no candidate was accepted; the answer is a plain sample, which no reward has selected")
+        told = "no candidate was accepted; the answer is a plain sample, which no reward has selected"
+        print_line(console, f"fallback: {told}")
     if spread is not None:
-        typer.echo(f"disagreement of the members at the answer: {spread:.4g} (standard deviation on their scale)")
+        told = f"{spread:.4g} (standard deviation on their scale)"
+        print_line(console, f"disagreement of the members at the answer: {told}")
     typer.echo(completion.text)
 
 

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from iama.cli.app import app, describe_pool
+from iama.cli.options import POOLS
 from iama.errors import RunError
 from iama.files import check_rewritable, locked
 
 
-@app.command(short_help="Put pool files with parts of the prompts together.")
+@app.command(short_help="Put pool files with parts of the prompts together.", rich_help_panel=POOLS)
 def merge(
     out: Annotated[Path, typer.Argument(help="Pool file to write.")],
     files: Annotated[list[Path], typer.Argument(help="Pool files with parts of the prompts.", metavar="POOL...")],

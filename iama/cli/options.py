@@ -34,3 +34,33 @@ VllmOptions = Annotated[
     typer.Option("--vllm", help="With --engine vllm, what vLLM is told: gpu_memory_utilization=0.5. Repeatable."),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead, for scripts: docs/reference/json.md.")
+]
+
+# Groups of help. ----------------------------------------------------------------------------------------
+
+TRAIN, ANSWER, EVALUATE, POOLS, MACHINE = (
+    "Train",
+    "Answer and serve",
+    "Evaluate",
+    "Samples and rewards",
+    "This machine",
+)
+COMMANDS = (TRAIN, ANSWER, EVALUATE, POOLS, MACHINE)
+"""Groups of commands, in order."""
+_OF_OPTIONS = {
+    "What is read": "config overrides pools prompts subset split column max_prompts prompt spec pool base",
+    "Policy": "policy policies adapter name chat_template system_prompt plain trust_remote_code",
+    "Reward and method": "reward rewards head spec_file criterion criteria trained method methods tuning proxy_column "
+    "gold_column report_column max_budget",
+    "Sampling": "n temperature top_p top_k min_p repetition_penalty stop max_new_tokens seed num_prompts num_samples",
+    "Training": "value_head rank ridge max_steps learning_rate held_out",
+    "Server that samples (--engine openai)": "url model api_key_env concurrency timeout_s num_retries leave_out",
+    "Where it runs": "engine vllm device dtype batch_size devices shard ray ray_workers ray_gpus_per_worker "
+    "deepspeed_config host port",
+    "What is written": "out replace merge base_model reward_name evaluation push_to_hub private compare combine "
+    "as_json dry_run show",
+}
+PANELS = {name: panel for panel, names in _OF_OPTIONS.items() for name in names.split()}
+"""The group of each option, by the name of its parameter."""

@@ -24,6 +24,7 @@ from iama.cli.app import (
     vllm_options,
 )
 from iama.cli.options import (
+    POOLS,
     ChatTemplate,
     Device,
     Dtype,
@@ -41,6 +42,7 @@ from iama.cli.options import (
     VllmOptions,
 )
 from iama.errors import ConfigError
+from iama.nearest import meant
 from iama.progress import progress_bar
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs
@@ -70,7 +72,7 @@ class Order:
     seed: int
 
 
-@app.command(short_help="Sample many completions of every prompt into a file.")
+@app.command(short_help="Sample many completions of every prompt into a file.", rich_help_panel=POOLS)
 def pool(
     context: typer.Context,
     out: Annotated[
@@ -182,7 +184,7 @@ def _check_ray(address: str | None, engine: str, shard: str | None) -> None:
 def _check_engine(engine: str, given: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for an engine without its options, or with those of another, which it would not look at."""
     if engine not in ENGINES:
-        raise ConfigError(f"--engine {engine!r} is not known; write {', '.join(ENGINES)}")
+        raise ConfigError(f"--engine {engine!r} is not known; {meant(engine, ENGINES)}write {', '.join(ENGINES)}")
     for option in ("url", "model") if engine == "openai" else ("policy",):
         if option not in given:
             raise ConfigError(f"--engine {engine} needs {_flag(option)}")

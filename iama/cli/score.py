@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from iama.cli.app import app, prepare, scoring_spec
-from iama.cli.options import Device, Dtype, Head, RewardFlag
+from iama.cli.as_json import print_json
+from iama.cli.options import POOLS, AsJson, Device, Dtype, Head, RewardFlag
 from iama.errors import ConfigError
 from iama.progress import progress_bar
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # each command imports what it needs when it runs
     from inference.engine.responses import Pool
 
 
-@app.command(short_help="Score every completion of a pool file, as a new column.")
+@app.command(short_help="Score every completion of a pool file, as a new column.", rich_help_panel=POOLS)
 def score(
     file: Annotated[Path, typer.Argument(help="Pool file to add a column to.", metavar="POOL")],
     column: Annotated[str, typer.Option(help="Name of the column: the criterion's, or for its gold reward NAME/gold.")],
@@ -27,6 +28,7 @@ def score(
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite a column of that name.")] = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    as_json: AsJson = False,
 ) -> None:
     """Score every completion of a pool file and add the scores to it as a column. Killed, run again, it resumes.
 
@@ -71,10 +73,13 @@ def score(
         same = f"{column!r} is the same for all answers to each prompt, so choosing by it would be chance"
         typer.echo(f"note: {same}", err=True)
     missing = int(np.isnan(values_PS).sum())
-    typer.echo(
-        f"{column}: mean {np.nanmean(values_PS):.4g}, standard deviation {np.nanstd(values_PS):.4g}, "
-        f"{missing} of {values_PS.size} scores missing"
-    )
+    mean, std = float(np.nanmean(values_PS)), float(np.nanstd(values_PS))
+    if as_json:
+        counts = {"num_missing": missing, "num_scores": values_PS.size}
+        print_json("score", pool=file, column=column, mean=mean, std=std, **counts)
+    else:
+        told = f"{missing} of {values_PS.size} scores missing"
+        typer.echo(f"{column}: mean {mean:.4g}, standard deviation {std:.4g}, {told}")
 
 
 def _to_score(pool: Pool) -> tuple[list[Prompt], list[str], dict[str, list[Any]]]:

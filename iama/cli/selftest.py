@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iama.cli.app import app, prepare
+from iama.cli.as_json import print_json
+from iama.cli.options import MACHINE, AsJson
 from iama.environment import is_main_process, local_world_size, world_size
 from iama.errors import ConfigError
+from iama.nearest import meant
 from iama.tables import print_line, print_table, wide_console
 
 if TYPE_CHECKING:
@@ -25,7 +28,9 @@ if TYPE_CHECKING:
 ENGINES = ("transformers", "vllm")
 
 
-@app.command(short_help="Check in a minute what a long run on this machine or cluster will rely on.")
+@app.command(
+    short_help="Check in a minute what a long run on this machine or cluster will rely on.", rich_help_panel=MACHINE
+)
 def selftest(
     deepspeed_config: Annotated[
         Path | None, typer.Option(help="DeepSpeed file whose ZeRO stage must be in force; else DeepSpeed is not used.")
@@ -34,6 +39,7 @@ def selftest(
     out: Annotated[
         Path | None, typer.Option(help="Folder where runs will be written, to be tried; else a temporary one.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check in a minute what a long run on this machine or cluster will rely on; exit code 1 if something is wrong.
 
@@ -45,7 +51,7 @@ def selftest(
     Example: torchrun --nproc_per_node 2 -m iama.cli selftest --deepspeed-config zero2.json --out runs
     """
     if engine not in ENGINES:
-        raise ConfigError(f"--engine {engine!r} is not known; write {' or '.join(ENGINES)}")
+        raise ConfigError(f"--engine {engine!r} is not known; {meant(engine, ENGINES)}write {' or '.join(ENGINES)}")
     if engine == "vllm":
         from iama.models.vllm import check_vllm
 
@@ -58,7 +64,7 @@ def selftest(
     if out is not None:
         check_folder(out, "--out")
     with _folders(out) as (policy, folder):
-        failed = _run(_checks(policy, folder, deepspeed_config, engine))
+        failed = _run(_checks(policy, folder, deepspeed_config, engine), as_json=as_json)
     if failed:
         raise typer.Exit(1)
 
@@ -106,7 +112,7 @@ def _checks(
             yield "law of vLLM", lambda: check_vllm_law(policy, adapter)
 
 
-def _run(checks: Iterator[tuple[str, Callable[[], str]]]) -> bool:
+def _run(checks: Iterator[tuple[str, Callable[[], str]]], *, as_json: bool) -> bool:
     """Run checks and print their table; whether one failed."""
     rows: list[tuple[str, str, str, str]] = []
     failed = False
@@ -123,7 +129,11 @@ def _run(checks: Iterator[tuple[str, Callable[[], str]]]) -> bool:
             break
         if is_main_process() and sys.stderr.isatty():
             sys.stderr.write(f"{name}: ok\n")
-    if is_main_process():
+    if is_main_process() and as_json:
+        keys = ("check", "result", "found", "seconds")
+        told = [dict(zip(keys, row, strict=True)) | {"seconds": float(row[3])} for row in rows]
+        print_json("selftest", passed=not failed, checks=told)
+    elif is_main_process():
         console = wide_console()
         print_table(console, "selftest", ("check", "result", "found"), ("seconds",), rows)
         print_line(console, "something is wrong: see the last line" if failed else "all checks passed")

@@ -11,7 +11,7 @@ import typer
 
 from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, warn_of_backslashes
 from iama.cli.generate import check_trained_operator, manifest_operator, manifest_reward
-from iama.cli.options import ChatTemplate, Overrides, TrustRemoteCode
+from iama.cli.options import ANSWER, ChatTemplate, Overrides, TrustRemoteCode
 from iama.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from iama.config.serving import ServeConfig
     from iama.config.specs import PolicySpec
 
-INSTALL = "iama serve needs FastAPI and uvicorn; pip install 'iama[serve]'"
+INSTALL = "iama serve needs starlette and uvicorn; pip install 'iama[serve]'"
 
 
-@app.command(short_help="Serve policies, criteria and methods behind the API of OpenAI.")
+@app.command(short_help="Serve policies, criteria and methods behind the API of OpenAI.", rich_help_panel=ANSWER)
 def serve(
     config: Annotated[Path | None, typer.Option(help="Serving file (YAML).")] = None,
     overrides: Overrides = None,
-    policy: Annotated[
-        str | None, typer.Option(help="Model directory, or an exported adapter; NAME=DIR names it. Needs no --config.")
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy", help="Without --config: model directory, or exported adapter; NAME=DIR names it. Repeatable."
+        ),
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
     chat_template: ChatTemplate = None,
@@ -40,8 +43,10 @@ def serve(
         typer.Option("--method", help="With --policy: what is served, as iama generate takes it. Repeatable."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
-    host: Annotated[str | None, typer.Option(help="Else 127.0.0.1; another one needs API keys.")] = None,
-    port: Annotated[int | None, typer.Option(help="Else 8000; 0: any that is free.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Else 127.0.0.1; another one needs API keys: --set keys.file=FILE.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Else 8000; 0: any that is free.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, load no weights, print the models.")
     ] = False,
@@ -51,23 +56,32 @@ def serve(
     Example: iama serve --config configs/demo-serve.yaml
 
     Example: iama serve --policy runs/demo/merged --reward helpful=runs/demo/world/rm-helpful --method "bon(4)"
+
+    Example: iama serve --policy runs/demo/merged --host 0.0.0.0 --set keys.file=keys.txt --set limits.n=16
     """
     _check_installed()
     placed = {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
     if config is not None:
-        own = {"--policy": policy, "--adapter": adapter, "--reward": rewards, "--method": methods}
+        own = {
+            "--policy": policies,
+            "--adapter": adapter,
+            "--reward": rewards,
+            "--method": methods,
+            "--chat-template": chat_template,
+            "--trust-remote-code": trust_remote_code,
+        }
         given = next((flag for flag, value in own.items() if value), None)
         if given is not None:
             raise ConfigError(f"{given} and --config {str(config)!r} both say what is served; write it into the file")
         settings, source = (
-            _from_file(config, [*(overrides or []), *(f"{k}={v}" for k, v in placed.items())]),
+            _from_file(config, [*(overrides or []), *(f"--{k}={v}" for k, v in placed.items())]),
             str(config),
         )
     else:
-        if policy is None:
+        if not policies:
             raise ConfigError("give --config FILE, or --policy DIR with --reward CRITERION=DIR")
         named = {"adapter": adapter, "chat_template": chat_template, "trust_remote_code": trust_remote_code}
-        settings = _from_flags(policy, named, rewards or [], methods or [], placed, overrides or [])
+        settings = _from_flags(policies, named, rewards or [], methods or [], placed, overrides or [])
         source = "command line"
     settings = _with_criteria(settings, source)
     for name, spec in settings.policies.items():
@@ -80,7 +94,7 @@ def serve(
 def _check_installed() -> None:
     from importlib.util import find_spec
 
-    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise ConfigError(INSTALL)
 
 
@@ -92,13 +106,16 @@ def _serve(settings: ServeConfig, source: str, dry_run: bool) -> None:
     plan = make_plan(settings, source)
     if dry_run:
         for model in plan.models:
-            typer.echo(model.id)
-        typer.echo(f"dry run: all checks passed; to be served: {plan.describe()}, on {settings.host}:{settings.port}")
+            number = f" = {model.method.text}" if "tuned" in model.written else ""
+            typer.echo(f"{model.id}{number}")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        where = f"http://{host}:{settings.port}" if settings.port else f"http://{host}, any free port"
+        typer.echo(f"dry run: all checks passed; to be served: {plan.describe()}, at {where}")
         return
     from inference.serving.opening import open_plan
     from inference.serving.run import bind, run
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s: %(message)s", stream=sys.stderr)
     taken = bind(settings)
     with taken:
         run(settings, plan, open_plan(plan, progress_bar), taken)
@@ -114,7 +131,7 @@ def _from_file(config: Path, overrides: list[str]) -> ServeConfig:
 
 
 def _from_flags(
-    policy: str,
+    policies: list[str],
     named: dict[str, Any],
     rewards: list[str],
     methods: list[str],
@@ -122,25 +139,48 @@ def _from_flags(
     overrides: list[str],
 ) -> ServeConfig:
     from iama.config.schema import apply_override, validate
-    from iama.config.serving import NAME, ServeConfig
+    from iama.config.serving import ServeConfig
 
-    name, equals, path = policy.partition("=")
-    if not equals or not NAME.fullmatch(name) or Path(policy).exists():
-        path = policy
-        name = Path(named["adapter"] or policy).resolve().name
-        name = name if NAME.fullmatch(name) else "policy"
+    if len(policies) > 1 and (flag := next((key for key, value in named.items() if value), None)):
+        raise ConfigError(
+            f"--{flag.replace('_', '-')} belongs to one policy, and --policy names {len(policies)}; write a file for "
+            "--config"
+        )
+    served: dict[str, Any] = {}
+    for policy in policies:
+        name, path = _named(policy, named["adapter"])
+        if name in served:
+            raise ConfigError(f"--policy {policy!r}: {name!r} is served already; name it, as --policy OTHER={path}")
+        served[name] = {"path": path, **named}
     criteria = []
     for text in rewards:
         criterion, equals, reward = text.partition("=")
         if not (criterion and equals and reward):
             raise ConfigError(f"--reward {text!r}: write CRITERION=DIR, e.g. --reward helpful={text}")
         criteria.append({"name": criterion, "proxy": named_reward(reward, None, {}).model_dump(exclude_unset=True)})
-    raw: dict[str, Any] = {"policies": {name: {"path": path, **named}}, "criteria": criteria, **placed}
+    raw: dict[str, Any] = {"policies": served, "criteria": criteria, **placed}
     if methods:
         raw["methods"] = methods
     for override in overrides:
         apply_override(raw, override)
     return validate(raw, ServeConfig, "command line", overrides)
+
+
+def _named(policy: str, adapter: str | None) -> tuple[str, str]:
+    """Name and path of a `--policy`: NAME=DIR, or DIR, which is named by its folder."""
+    from iama.config.serving import NAME
+
+    name, equals, path = policy.partition("=")
+    if not equals or Path(policy).exists():
+        folder = Path(adapter or policy).resolve()
+        name = folder.parent.name if folder.name == "adapter" else folder.name  # that of a run
+        return name if NAME.fullmatch(name) else "policy", policy
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"--policy {policy!r}: the name {name!r} is part of a model's id; write letters, digits, and . _ - between "
+            f"them, e.g. --policy base={path}"
+        )
+    return name, path
 
 
 def _manifest(settings: ServeConfig) -> tuple[str, Manifest] | None:

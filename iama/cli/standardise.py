@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from iama.cli.app import app, prepare, scoring_spec
-from iama.cli.options import Overrides
+from iama.cli.as_json import print_json
+from iama.cli.options import TRAIN, AsJson, Overrides
 from iama.errors import ConfigError
 
 
-@app.command(short_help="Measure the scale of each proxy reward, before training.")
+@app.command(short_help="Measure the scale of each proxy reward, before training.", rich_help_panel=TRAIN)
 def standardise(
     config: Annotated[Path | None, typer.Option(help="Training file (YAML).")] = None,
     pool: Annotated[Path | None, typer.Option(help="Pool file with samples of the reference, in its place.")] = None,
@@ -20,6 +21,7 @@ def standardise(
     num_prompts: Annotated[int, typer.Option(help="Prompts, from the start of the file.", min=1)] = 64,
     num_samples: Annotated[int, typer.Option(help="Samples a prompt, from the policy before training.", min=1)] = 8,
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure each proxy reward's scale on samples of the reference policy, and print it as configuration.
 
@@ -32,14 +34,16 @@ def standardise(
     if pool is not None or spec is not None:
         if pool is None or spec is None or config is not None or overrides:
             raise ConfigError("give --pool FILE with --spec FILE, or --config FILE (and not both)")
-        _standardise_on_pool(pool, spec, num_prompts, num_samples)
+        _standardise_on_pool(pool, spec, num_prompts, num_samples, as_json=as_json)
     elif config is None:
         raise ConfigError("give --config FILE, or --pool FILE with --spec FILE")
     else:
-        _standardise_config(config, num_prompts, num_samples, overrides)
+        _standardise_config(config, num_prompts, num_samples, overrides, as_json=as_json)
 
 
-def _standardise_config(config: Path, num_prompts: int, num_samples: int, overrides: list[str] | None) -> None:
+def _standardise_config(
+    config: Path, num_prompts: int, num_samples: int, overrides: list[str] | None, *, as_json: bool
+) -> None:
     """By samples that are drawn as training will draw them; printed as overrides."""
     from iama.config.files import TrainingConfig
     from iama.config.schema import load_config
@@ -53,17 +57,33 @@ def _standardise_config(config: Path, num_prompts: int, num_samples: int, overri
         from inference.pools.standardise import measure_scales
 
         rewards = measure_scales(settings, num_prompts, num_samples)
+    scales: dict[str, list[Scale]] = {}
     for index, (criterion, reward) in enumerate(zip(settings.objective.criteria, rewards, strict=True)):
-        typer.echo(f"# {criterion.name}")
         members = () if reward.ensemble is None else reward.ensemble.members
         places = [("", reward), *((f"ensemble.members.{i}.", member) for i, member in enumerate(members))]
-        for place, part in places:
-            if part.scale is not None:
-                scale = f"{{mean: {part.scale.mean:.6g}, std: {part.scale.std:.6g}}}"
-                typer.echo(f"--set 'objective.criteria.{index}.proxy.{place}scale={scale}'")
+        scales[criterion.name] = [
+            Scale(f"objective.criteria.{index}.proxy.{place}scale", part.scale.mean, part.scale.std)
+            for place, part in places
+            if part.scale is not None
+        ]
+    if as_json:
+        print_json("standardise", scales={name: [s._asdict() for s in found] for name, found in scales.items()})
+        return
+    for name, found in scales.items():
+        typer.echo(f"# {name}")
+        for scale in found:
+            typer.echo(f"--set '{scale.key}={{mean: {scale.mean:.6g}, std: {scale.std:.6g}}}'")
 
 
-def _standardise_on_pool(pool: Path, spec: Path, num_prompts: int, num_samples: int) -> None:
+class Scale(NamedTuple):
+    """A reward's mean and standard deviation, and the key of the configuration that takes them."""
+
+    key: str
+    mean: float
+    std: float
+
+
+def _standardise_on_pool(pool: Path, spec: Path, num_prompts: int, num_samples: int, *, as_json: bool) -> None:
     """By samples that a file holds; printed as the reward's YAML."""
     import yaml
 
@@ -76,4 +96,8 @@ def _standardise_on_pool(pool: Path, spec: Path, num_prompts: int, num_samples: 
     read = read_pool(pool)
     check_columns("--spec", wanted, [{**p.columns, "prompt": p.prompt} for p in read.prompts], missing_ok=True)
     scaled = measure_on_pool(wanted, read, num_prompts, num_samples)
-    typer.echo(yaml.safe_dump(scaled.model_dump(mode="json", exclude_unset=True), sort_keys=False).rstrip())
+    content = scaled.model_dump(mode="json", exclude_unset=True)
+    if as_json:
+        print_json("standardise", reward=content)
+    else:
+        typer.echo(yaml.safe_dump(content, sort_keys=False).rstrip())

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from iama.cli.app import app
+from iama.cli.options import TRAIN
 from iama.exits import check_arguments, told_in_one_line
 from iama.installation import check_packages
 
@@ -15,6 +16,7 @@ from iama.installation import check_packages
     short_help="Train a LoRA adapter with non-linear GRPO.",
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    rich_help_panel=TRAIN,
 )
 def train(context: typer.Context) -> None:
     """Train a LoRA adapter with non-linear GRPO, in one process (iama train --help).

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from iama.cli.app import app, prepare
+from iama.cli.as_json import print_json
 from iama.cli.evaluate import model_paths, settings_from_file
-from iama.errors import ConfigError
+from iama.cli.options import EVALUATE, AsJson
+from iama.errors import ConfigError, RunError
 from iama.files import check_folder, check_rewritable
+from iama.nearest import meant
+from iama.reading import read_json
 from iama.tables import print_table, wide_console
 
 if TYPE_CHECKING:
@@ -23,7 +27,7 @@ NUM_BOOTSTRAP = 1000
 UNUSED = ("budgets=[1]", "trained_budget=1", "win_rate_baseline=null")
 
 
-@app.command(short_help="Find how hard to push each proxy reward before gold falls.")
+@app.command(short_help="Find how hard to push each proxy reward before gold falls.", rich_help_panel=EVALUATE)
 def tune(
     pools: Annotated[list[Path] | None, typer.Option("--pool", help="Scored pool file. Repeatable.")] = None,
     config: Annotated[
@@ -48,6 +52,7 @@ def tune(
         int | None, typer.Option(help="Most draws to try; else a quarter of a prompt's scored samples.", min=2)
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for tuning.json.")] = Path("runs/tune"),
+    as_json: AsJson = False,
 ) -> None:
     """Find how hard to push each proxy reward before gold falls, on calibration prompts with gold scores.
 
@@ -83,6 +88,9 @@ def tune(
     with Console(stderr=True).status("tuning"):
         tuning = tuning_of(scored, tunables, max_budget=max_budget, num_bootstrap=num_bootstrap, seed=seed)
     path = save_tuning(out, tuning)
+    if as_json:
+        print_json("tune", tuning_file=path, tuning=read_json(path, RunError, "run it again"))
+        return
     for calibration in tuning.calibrations:
         _show(calibration)
     typer.echo(f"tuning: {path}")
@@ -94,7 +102,9 @@ def _settings(config: Path, overrides: list[str], criteria: list[str]) -> Evalua
     names = [c.name for c in settings.criteria]
     unknown = [name for name in criteria if name not in names]
     if unknown:
-        raise ConfigError(f"--criterion {unknown[0]!r} is not in {config}; choose among {', '.join(names)}")
+        raise ConfigError(
+            f"--criterion {unknown[0]!r} is not in {config}; {meant(unknown[0], names)}choose among {', '.join(names)}"
+        )
     wanted = [c for c in settings.criteria if c.name in (criteria or names)]
     if not criteria and any(c.gold is not None for c in wanted):
         for criterion in (c for c in wanted if c.gold is None):

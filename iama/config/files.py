@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from iama.config.methods import find_tunable
-from iama.config.schema import Strict, nearest
+from iama.config.schema import Strict
 from iama.config.specs import (
     NO_SETTINGS,
     Dtype,
@@ -21,6 +21,7 @@ from iama.config.specs import (
     check_vllm_settings,
 )
 from iama.errors import without_secrets
+from iama.nearest import nearest
 from iama.objective.aggregates import parse_aggregate
 from iama.objective.estimators import Estimator
 from iama.objective.operators import Operator, parse_operator
@@ -172,6 +173,8 @@ def _no_stop(written: str) -> str:
 class TrainingConfig(Strict):
     """A training run."""
 
+    command: ClassVar[str | None] = "iama train"
+
     name: str
     output_dir: str
     """The run's folder: resolved config, metrics.jsonl, checkpoints, adapter."""
@@ -322,7 +325,9 @@ def _check_named(config: EvaluationConfig) -> None:
     for key in config.model_fields_set & set(named):
         for name in named[key]:
             if name not in config.policies:
-                raise ValueError(f"{key} names {name!r}, which is no policy; {nearest(name, [*config.policies])}")
+                raise ValueError(
+                    f"{key} names {name!r}, which is no policy; {nearest(name, config.policies, 'policies')}"
+                )
     twice = [method for i, method in enumerate(config.methods) if method in config.methods[:i]]
     if twice:
         raise ValueError(f"methods names {twice[0]!r} twice; write it once")
@@ -382,6 +387,8 @@ def _without_dials(raw: Any) -> Any:
 
 class EvaluationConfig(Strict):
     """An evaluation: policies x criteria x methods x budgets on held-out prompts."""
+
+    command: ClassVar[str | None] = "iama evaluate"
 
     name: str
     output_dir: str
@@ -446,12 +453,14 @@ class EvaluationConfig(Strict):
         for name, policy in self.policies.items():
             unknown = [criterion for criterion in policy.by_criterion if criterion not in names]
             if unknown:
-                raise ValueError(f"policies.{name}.by_criterion names {unknown[0]!r}; {nearest(unknown[0], names)}")
+                raise ValueError(
+                    f"policies.{name}.by_criterion names {unknown[0]!r}; {nearest(unknown[0], names, 'criteria')}"
+                )
         if self.prompts is None and any(policy.pool is None for policy in self.policies.values()):
             raise ValueError("'prompts' is missing; only pool files hold prompts of their own")
         _check_named(self)
         baseline = self.win_rate_baseline
         if baseline is not None and baseline.policy not in self.policies:
-            hint = nearest(baseline.policy, [*self.policies])
+            hint = nearest(baseline.policy, self.policies, "policies")
             raise ValueError(f"win_rate_baseline.policy {baseline.policy!r} is no policy; {hint}")
         return self

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from iama.calls import Call, read_call
 from iama.errors import ConfigError
+from iama.nearest import meant
 from iama.objective.operators import OPERATORS
 from iama.reading import parse_yaml
 
@@ -157,7 +158,10 @@ def _form(call: Call, forms: Mapping[str, Form]) -> Form | None:
         rules = [f"{name}({form.example})" for name, form in forms.items() if form.kind == "rule"]
         rules.append(f"bon({STOPPED.example})")
         known = ", ".join([OPERATOR_EXAMPLES, *guided, *rules])
-        raise ConfigError(f"method {call.text!r} is not known; write one of {known}, or path/to/file.py:ClassName")
+        hint = meant(call.name, [*OPERATORS, *forms, *CURVES], call.text)
+        raise ConfigError(
+            f"method {call.text!r} is not known; {hint}write one of {known}, or path/to/file.py:ClassName"
+        )
     return forms[call.name]
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from iama.errors import ConfigError
 from iama.installation import find_config
+from iama.nearest import closest, nearest
 from iama.reading import parse_yaml, read_text
 
 
 class Strict(BaseModel):
     """Base of every block: frozen, no unknown keys, field docstrings are the documentation."""
 
+    command: ClassVar[str | None] = None
+    """The command whose files have this block at the top level, where only one has."""
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -27,6 +30,12 @@ class Strict(BaseModel):
     )
 
 
+KEYS_AND_VALUES, A_LIST = "must be keys and values", "must be a list"
+PLAIN = {
+    "model_type": KEYS_AND_VALUES, "dict_type": KEYS_AND_VALUES, "list_type": A_LIST, "tuple_type": A_LIST,
+    "set_type": A_LIST, "too_short": "must not be empty",
+}  # fmt: skip
+"""What pydantic tells in words of Python."""
 TEXTS = ("stop", "system_prompt")
 """Keys whose values are texts of any kind."""
 C = TypeVar("C", bound=Strict)
@@ -35,8 +44,8 @@ C = TypeVar("C", bound=Strict)
 def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) -> C:
     """Read a YAML file, or the recipe of that name, apply `a.b=c` overrides and validate.
 
-    The values of overrides are YAML; items of lists are named by index. Raises `ConfigError`, one line per mistake:
-    the key, its value, the file, and what to write.
+    The values of overrides are YAML; items of lists are named by index. One that is written `--key=value` comes from
+    the flag of that name. Raises `ConfigError`, one line per mistake: the key, its value, the file, and what to write.
     """
     raw = parse_yaml(read_text(find_config(path), ConfigError), str(path))
     if raw is None:
@@ -45,7 +54,22 @@ def load_config(path: Path, cls: type[C], overrides: list[str] | None = None) ->
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(raw).__name__}")
     for override in overrides or []:
         apply_override(raw, override)
+    command = _command_of(raw)
+    if None not in (command, cls.command) and command != cls.command:
+        raise ConfigError(f"{path} is a file for `{command}`, not for `{cls.command}`; see `{cls.command} --help`")
     return validate(raw, cls, str(path), overrides or [])
+
+
+def _command_of(raw: dict[str, Any]) -> str | None:
+    """The command that a file is surely for, by the keys that no other command's files have."""
+    if "objective" in raw and "policies" not in raw:
+        return "iama train"
+    if "policies" in raw and "objective" not in raw:
+        is_served = any(key in raw for key in ("host", "port", "limits", "hacking", "calibration"))
+        is_evaluated = any(key in raw for key in ("output_dir", "trained", "references", "num_samples"))
+        if is_served != is_evaluated:
+            return "iama serve" if is_served else "iama evaluate"
+    return None
 
 
 def validate(raw: dict[str, Any], cls: type[C], source: str, overrides: Sequence[str] = ()) -> C:
@@ -71,8 +95,8 @@ def _source_of(item: Any, source: str, overrides: Sequence[str]) -> str:
     key = ".".join(map(str, item["loc"])) or item["msg"].removeprefix("Value error, ").partition(" ")[0].rstrip(":")
     for override in reversed(overrides):
         path = override.partition("=")[0]
-        if f"{key}.".startswith(f"{path}."):
-            return "--set"  # without the override itself, which may hold a secret
+        if f"{key}.".startswith(f"{path.removeprefix('--')}."):
+            return path if path.startswith("--") else "--set"  # without its value, which may be a secret
     return source
 
 
@@ -143,14 +167,8 @@ def _unexpanded(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def nearest(key: str, known: list[str]) -> str:
-    """A hint with the nearest known key, or all of them."""
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
-
-
 def _message(item: Any, cls: type[Strict], source: str) -> str:
-    location = [part for part in item["loc"] if part != "function-after"]
+    location = [part for part in item["loc"] if part not in ("function-after", "[key]")]
     key = ".".join(map(str, location))
     if item["type"] == "extra_forbidden":
         known = _known_keys(cls, location[:-1])
@@ -158,9 +176,27 @@ def _message(item: Any, cls: type[Strict], source: str) -> str:
     if item["type"] == "missing":
         return f"{source}: {key!r} is missing"
     value = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
-    is_list = item["type"] in ("list_type", "tuple_type") and isinstance(item["input"], (str, int, float))
-    remedy = f"; write [{item['input']}]" if is_list else ""
-    return f"{source}: {key and f'{key}: '}{item['msg'].removeprefix('Value error, ')}{value}{remedy}"
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        close = closest(item["input"], re.findall(r"'([^']*)'", item["ctx"]["expected"]))[:1]
+        value += f"; did you mean {close[0]!r}?" if close else ""
+    said = PLAIN.get(item["type"], item["msg"].removeprefix("Value error, "))
+    remedy = _remedy(item["type"], said, item["input"], _known_keys(cls, location))
+    if "[key]" in item["loc"]:
+        said, value, remedy = f"the name {item['input']!r} is no text", "", f"; write '{item['input']}', in quotes"
+    return f"{source}: {key and f'{key}: '}{said}{value}{remedy}"
+
+
+def _remedy(kind: str, said: str, given: Any, known: list[str]) -> str:
+    """How what was given is written as a list, or as the keys and values that it stands for."""
+    if said == A_LIST and isinstance(given, dict):
+        return f"; write a list, each part after a dash{', with the key name' if 'name' in known else ''}"
+    if said == A_LIST and isinstance(given, (str, int, float)):
+        return f"; write [{given}]"
+    key = next((key for key in ("path", "model") if key in known), None)
+    if said == KEYS_AND_VALUES and key is not None:
+        block = f"{{{key}: {given if isinstance(given, str) else '...'}}}"
+        return f"; write {f'{{NAME: {block}}}' if kind == 'dict_type' else block}"
+    return ""
 
 
 def _known_keys(cls: type[Strict], location: list[Any]) -> list[str]:
@@ -189,7 +225,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {override!r}: write key=value, e.g. seed=1")
-    *parents, last = path.split(".")
+    *parents, last = path.removeprefix("--").split(".")
     block: Any = raw
     for part in parents:
         block = _child(block, part, override)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -16,12 +16,14 @@ from iama.config.specs import PolicySpec, PromptsSpec, Sampling
 Hacking = Literal["refuse", "cap", "allow"]
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Names of policies and criteria: they are parts of a model's id, `iama/harmless:bon(4)`."""
+HOST = re.compile(r"[\w.-]+(:\d+)?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?(:\d+)?")
+"""What a Host header may hold: a name or a number, with or without a port."""
 
 
 class ServedCriterion(EvaluationCriterion):
     """A criterion that is served: the proxy reward selects. A gold reward has no use here."""
 
-    methods: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = Field(None, min_length=1)
     """Methods of this criterion, in the place of those of all."""
     tuning: str | None = None
     """The `tuning.json` of `iama tune` that methods such as `bon(tuned)` take their numbers from."""
@@ -87,6 +89,8 @@ class Limits(Strict):
 class ServeConfig(Strict):
     """A server: every policy x criterion x method under a name of its own."""
 
+    command: ClassVar[str | None] = "iama serve"
+
     policies: Annotated[dict[str, PolicySpec], Field(min_length=1)]
     """By name."""
     criteria: list[ServedCriterion] = Field(default_factory=list)
@@ -143,6 +147,15 @@ class ServeConfig(Strict):
             if policy.engine != "transformers":
                 raise ValueError(f"{name}: engine: {policy.engine} is not served; write engine: transformers")
         return policies
+
+    @field_validator("hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not HOST.fullmatch(host):
+                name = urlsplit(host).hostname or "iama.example.org"
+                raise ValueError(f"{host!r} is no host's name, as a Host header has it; write e.g. {name}")
+        return hosts
 
     @field_validator("cors")
     @classmethod

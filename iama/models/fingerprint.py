@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 # What decides a model's output; a training run's optimizer states and logs beside them do not.
 _MODEL_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".py"}
@@ -23,6 +25,12 @@ def fingerprint(folder: Path, suffixes: Collection[str] = frozenset(_MODEL_SUFFI
         stat = file.stat()
         total.update(f"{file.name}:{_content_hash(file.resolve(), stat.st_mtime_ns, stat.st_size)};".encode())
     return total.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hash of a JSON value, 32 hexadecimal digits."""
+    data = json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 @cache

@@ -66,6 +66,11 @@ def check_model_dir(path: str, source: str) -> None:
         raise ModelError(f"{source}: {path!r} holds no config.json; give a complete Hugging Face model directory")
     weights = _weight_files(folder, source)
     if not weights:
+        if is_adapter(folder / "adapter"):
+            raise ModelError(
+                f"{source}: {path!r} is the folder of a training run, and no model; its adapter is "
+                f"{str(folder / 'adapter')!r}, and `iama export` makes of it what can be served alone"
+            )
         raise ModelError(
             f"{source}: {path!r} holds no .safetensors weights (half built, or pickled weights, which are not "
             "loaded); save it with save_pretrained"

@@ -16,6 +16,7 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import ConfigError
+from iama.nearest import meant
 
 
 @dataclass(frozen=True)
@@ -76,4 +77,5 @@ def parse_aggregate(text: str) -> Aggregate:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"aggregate {text!r} is not known; write sum, min or smooth_min(5)") from error
+        hint = meant(text.partition("(")[0].strip(), ("sum", "min", "smooth_min"))
+        raise ConfigError(f"aggregate {text!r} is not known; {hint}write sum, min or smooth_min(5)") from error

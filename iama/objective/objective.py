@@ -20,6 +20,7 @@ import numpy as np
 
 from iama.arrays import Floats, Integers, Mask
 from iama.errors import ConfigError, IamaWarning, RewardError
+from iama.nearest import meant
 from iama.objective import estimators, simplex
 from iama.objective.aggregates import Aggregate, weighted_sum
 from iama.objective.estimators import Estimator
@@ -85,7 +86,8 @@ class Objective:
             raise ConfigError("objective: there is no criterion; give one or more, e.g. [Criterion('helpful', bon(4))]")
         for key, value, known in (("estimator", self.estimator, Estimator), ("weights", self.weights, Weights)):
             if value not in get_args(known):
-                raise ConfigError(f"objective {key} {value!r} is not known; write one of {', '.join(get_args(known))}")
+                hint, offered = meant(value, get_args(known)), ", ".join(get_args(known))
+                raise ConfigError(f"objective {key} {value!r} is not known; {hint}write one of {offered}")
         if self.weights == "simplex":
             simplex.check_simplex([c.operator.name for c in self.criteria], self.aggregate.name, self.skip_criterion)
         if self.group_normalisation and self.estimator != "plugin":

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from iama.calls import Call, read_call
 from iama.errors import ConfigError
+from iama.nearest import meant, nearest
 from iama.objective.entropic import Entropic, entropic
 from iama.objective.order_operators import LStatistic, lstat
 from iama.objective.rank_operators import RankOperator, bon, bop, bop_zt, identity, series
@@ -80,7 +81,7 @@ def operator_of(call: Call) -> Operator:
     if name in SERVED_ONLY:
         raise ConfigError(f"operator {text!r} is a way to serve, not one to train for; write {SERVED_ONLY[name]}")
     if name not in OPERATORS:
-        raise ConfigError(f"operator {text!r} is not known; write one of {EXAMPLES}")
+        raise ConfigError(f"operator {text!r} is not known; {meant(name, OPERATORS, text)}write one of {EXAMPLES}")
     kept = [value if key is None else f"{key}={value}" for key, value in call.arguments if key not in ("stop", "width")]
     if len(kept) < len(call.arguments):
         raise ConfigError(
@@ -108,6 +109,11 @@ def _arguments(build: Callable[..., Operator], call: Call) -> inspect.BoundArgum
     positional = [value for key, value in call.arguments if key is None]
     keywords = {key: value for key, value in call.arguments if key is not None}
     signature = inspect.signature(build)
+    unknown = next((key for key in keywords if key not in signature.parameters), None)
+    if unknown is not None:
+        takes = nearest(unknown, signature.parameters, "it takes")
+        known = takes if signature.parameters else "it takes nothing"
+        raise ConfigError(f"operator {call.text[:80]!r}: {call.name} has no {unknown!r}; {known}")
     bound = signature.bind(*positional, **keywords)
     for name, value in bound.arguments.items():
         read = _READERS.get(str(signature.parameters[name].annotation), _real)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from iama.config.schema import nearest
 from iama.config.specs import PromptsSpec
 from iama.errors import DataError, IamaWarning
 from iama.files import absent
+from iama.nearest import nearest
 from iama.prompts.render import Prompt, prompt_name
 from iama.reading import check_finite, check_letters, parse_json, read_json, read_text, reason
 
@@ -218,7 +218,7 @@ def _checked(located: Located, source: str, columns: dict[str, str]) -> list[Row
     theirs = list(located[0][1])
     for ours, name in columns.items():
         if name not in theirs:
-            raise DataError(f"{source}: prompts.columns.{ours}: no column {name!r}; {nearest(name, theirs)}")
+            raise DataError(f"{source}: prompts.columns.{ours}: no column {name!r}; {nearest(name, theirs, 'columns')}")
     rows = []
     for where, row in located:
         if set(row) != set(theirs):

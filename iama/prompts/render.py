@@ -6,6 +6,7 @@ go through the tokenizer's chat template; each yields exactly the ids that TRL's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jinja2 import TemplateError
@@ -45,6 +46,25 @@ def render_exchange(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: st
     need_template(tokenizer, "the reward", REWARD_TEMPLATE)
     exchange = [*prompt, {"role": "assistant", "content": text}]
     return _chat_ids(tokenizer, exchange, add_generation_prompt=False)
+
+
+def render_exchanges(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], texts: Sequence[str]
+) -> list[list[int]]:
+    """`render_exchange` of many, tokenized together, which is quicker; the ids and errors are the same."""
+    from transformers import PreTrainedTokenizerBase
+
+    is_known = type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template  # which takes many
+    if not is_known or not prompts or not all(isinstance(prompt, list) for prompt in prompts):
+        return [render_exchange(tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    need_template(tokenizer, "the reward", REWARD_TEMPLATE)
+    exchanges = [[*prompt, {"role": "assistant", "content": text}] for prompt, text in zip(prompts, texts, strict=True)]
+    try:
+        together = tokenizer.apply_chat_template(exchanges, add_generation_prompt=False, return_dict=True)
+    except TemplateError:  # which exchange it is tells the one that fails alone
+        return [render_exchange(tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    rows: list[list[int]] = together["input_ids"]
+    return rows
 
 
 def render_pair(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str) -> tuple[list[int], list[int] | None]:

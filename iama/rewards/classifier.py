@@ -36,8 +36,17 @@ from iama.models.loading import (
     loading,
     pick_device,
 )
+from iama.nearest import meant
 from iama.prompts.conversations import check_exchanges
-from iama.prompts.render import Message, Prompt, completion_text, prompt_name, render_exchange, render_pair
+from iama.prompts.render import (
+    Message,
+    Prompt,
+    completion_text,
+    prompt_name,
+    render_exchange,
+    render_exchanges,
+    render_pair,
+)
 from iama.reading import read_object
 
 HEADS = ("score", "classifier", "classification_head")
@@ -126,7 +135,7 @@ class TextClassifier(ABC):
                 self._checked.clear()
             check_exchanges(self.tokenizer, prompts, self.source, self._checked)
             try:
-                exchanges = [render_exchange(self.tokenizer, p, text) for p, text in zip(prompts, texts, strict=True)]
+                exchanges = render_exchanges(self.tokenizer, prompts, texts)
             except ModelError as error:  # some templates refuse an answer by what it says
                 raise ModelError(f"{self.source}: {error}") from error
             rows = [(ids, None) for ids in exchanges]
@@ -370,7 +379,8 @@ def _pick_head(config: Any, spec: RewardSpec, source: str) -> int:
     if spec.head in by_name:
         return by_name[str(spec.head)]
     raise RewardError(
-        f"{source}: head {spec.head!r} is not an output of {spec.model!r}; choose one of {list(labels.values())}"
+        f"{source}: head {spec.head!r} is not an output of {spec.model!r}; {meant(str(spec.head), by_name)}"
+        f"choose one of {list(labels.values())}"
     )
 
 

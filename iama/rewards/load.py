@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from iama.config.specs import RewardSpec
 from iama.errors import IamaWarning, RewardError
+from iama.nearest import meant
 from iama.prompts.data import PromptRows
 from iama.prompts.render import Prompt, prompt_name
 from iama.rewards.classifier import ClassifierFiles, check_classifier, load_weights, read_files
@@ -189,7 +190,8 @@ def _kind(spec: RewardSpec, source: str) -> Kind:
         return Kind(_load_class)
     if spec.kind_name not in KINDS:
         raise RewardError(
-            f"{source}: kind {spec.kind!r} is not known; write path/to/file.py:Class, or one of {', '.join(KINDS)}"
+            f"{source}: kind {spec.kind!r} is not known; {meant(str(spec.kind), KINDS)}"
+            f"write path/to/file.py:Class, or one of {', '.join(KINDS)}"
         )
     return KINDS[spec.kind_name]
 

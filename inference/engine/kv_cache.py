@@ -26,6 +26,8 @@ Places = tuple[torch.Tensor, ...]
 # back.
 GROWTH = 1.25
 MIN_GROWTH = 32
+CALM_PLANS = 256
+"""Passes after which columns are given back, if none of them needed half: long rows of long ago hold no memory."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Step:
     width: int
     end: int
     real: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
+
+
+def _with_growth(columns: int) -> int:
+    return int(columns * GROWTH) + MIN_GROWTH
 
 
 class _Buffer:
@@ -64,8 +70,8 @@ class _Buffer:
         return self._data[rows, :, step.end - step.width : step.end]
 
     def resize(self, lines: int, columns: int) -> None:
-        """Grow; what is held stays where it is."""
-        old = self._data
+        """Grow, or lose columns at the end; what is held stays where it is."""
+        old = self._data[:, :, :columns]
         self._data = old.new_zeros(lines, old.shape[1], columns, old.shape[3])
         self._data[: old.shape[0], :, : old.shape[2]] = old
 
@@ -93,6 +99,8 @@ class SlotCache(Cache):
         self._device, self._dtype = device, dtype
         self._buffers: list[tuple[_Buffer, _Buffer]] = []
         self._step: Step | None = None
+        self._reserved = 0  # columns that are never given back
+        self._widest, self._num_plans = 0, 0  # since it was last looked whether columns may be given back
         none = np.zeros(0, dtype=np.int64)
         self._line, self._slot_in_line = none, none  # of each slot, and back
         self._length, self._start = none, none  # tokens of each slot, and the column of its first
@@ -104,7 +112,11 @@ class SlotCache(Cache):
         self._length, self._start = np.append(self._length, 0 * new), np.append(self._start, 0 * new)
 
     def reserve(self, lines: int, columns: int = 0) -> None:
-        """Hold memory for at least so much."""
+        """Hold memory for at least so much, for good."""
+        self._reserved = max(columns, self._reserved)
+        self._hold(lines, columns)
+
+    def _hold(self, lines: int, columns: int) -> None:
         if lines > self.shape[0] or columns > self.shape[1]:
             self.shape = (max(lines, self.shape[0]), max(columns, self.shape[1]))
             for buffer in self._all():
@@ -134,15 +146,35 @@ class SlotCache(Cache):
         num_queries, width = int(counts.max()), int(totals.max())
         free = self._length[index] == 0  # these can be put anywhere
         end = max(width, int(np.where(free, 0, self._start[index] + totals).max()))
-        if end > self.shape[1]:
+        is_roomy = self._is_roomy(width)
+        if end > self.shape[1] or is_roomy:
             end = width
         self._make_room(width)
         self._gather(index, end - totals)
         order = np.argsort(self._line[index])
         step = Step(order, totals[order], num_queries, width, end, self._real(counts[order], num_queries, end))
         self._length[index] = totals
+        if is_roomy:
+            self._give_back()
         self._step = step
         return step
+
+    def _is_roomy(self, width: int) -> bool:
+        """Whether the last passes needed less than half of the columns; looked at now and then."""
+        self._widest, self._num_plans = max(width, self._widest), self._num_plans + 1
+        if self._num_plans < CALM_PLANS:
+            return False
+        needed = max(_with_growth(self._widest), self._reserved)
+        self._widest, self._num_plans = 0, 0
+        return 2 * needed <= self.shape[1]
+
+    def _give_back(self) -> None:
+        """Give columns back that no row stands in, if they are half of all."""
+        columns = max(_with_growth(int((self._start + self._length)[self._length > 0].max())), self._reserved)
+        if 2 * columns <= self.shape[1]:
+            self.shape = (self.shape[0], columns)
+            for buffer in self._all():
+                buffer.resize(*self.shape)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
@@ -170,9 +202,9 @@ class SlotCache(Cache):
 
     def _make_room(self, width: int) -> None:
         lines = len(self._line)
-        self.reserve(
+        self._hold(
             max(lines, int(self.shape[0] * GROWTH)) if lines > self.shape[0] else 0,
-            int(width * GROWTH) + MIN_GROWTH if width > self.shape[1] else 0,
+            _with_growth(width) if width > self.shape[1] else 0,
         )
 
     def _gather(self, index: Integers, starts: Integers) -> None:

@@ -6,7 +6,7 @@ They are those of softmax(logits): temperature 1, whole vocabulary, whatever the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from iama.arrays import Floats
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import halved, is_out_of_memory
-from inference.engine.next_token import entropy, log_probabilities
+from inference.engine.next_token import entropy, log_probabilities, top_log_probabilities
 from inference.engine.policy import Policy
 
 T = TypeVar("T")
@@ -47,6 +47,39 @@ def token_entropies(
 ) -> list[list[float]]:
     """Entropy (nats) of the law that each token of each response was drawn from, at temperature 1: `[R][T]`."""
     found = _each(policy, prompts_ids, responses_ids, batch_size, lambda logits_TV, _: entropy(logits_TV).tolist())
+    return [found.get(i, []) for i in range(len(responses_ids))]
+
+
+class TokenLikelihood(NamedTuple):
+    """A response's token, its log-probability (nats), and the likeliest tokens in its place with theirs, in order."""
+
+    token_id: int
+    log_probability: float
+    top: list[tuple[int, float]]
+
+
+def token_likelihoods(
+    policy: Policy,
+    prompts_ids: Sequence[Sequence[int]],
+    responses_ids: Sequence[Sequence[int]],
+    num_top: int,
+    batch_size: int,
+) -> list[list[TokenLikelihood]]:
+    """Each token of each response, with the `num_top` likeliest in its place: `[R][T]`.
+
+    A token beyond what the head can give has log-probability -inf. Where memory runs out the batch is halved, with a
+    warning.
+    """
+
+    def read(logits_TV: torch.Tensor, tokens: Sequence[int]) -> list[TokenLikelihood]:
+        ids_T = np.asarray(tokens, dtype=np.int64)
+        known_T = ids_T < logits_TV.shape[1]
+        own_T = log_probabilities(logits_TV, np.where(known_T, ids_T, 0)).tolist()
+        tops = top_log_probabilities(logits_TV, num_top)
+        rows = zip(tokens, own_T, known_T.tolist(), tops, strict=True)
+        return [TokenLikelihood(token, own if is_known else -np.inf, top) for token, own, is_known, top in rows]
+
+    found = _each(policy, prompts_ids, responses_ids, batch_size, read)
     return [found.get(i, []) for i in range(len(responses_ids))]
 
 

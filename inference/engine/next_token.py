@@ -102,6 +102,16 @@ def log_probabilities(logits_RV: torch.Tensor, tokens_R: Integers) -> torch.Tens
     return torch.cat(parts).squeeze(1)
 
 
+def top_log_probabilities(logits_RV: torch.Tensor, number: int) -> list[list[tuple[int, float]]]:
+    """The likeliest tokens of each row with their `log_probabilities`, the best first: `[R][number]`."""
+    number = min(number, logits_RV.shape[1])
+    found = []
+    for rows in _blocks(logits_RV) if number else []:
+        values, ids = torch.log_softmax(logits_RV[rows].double(), dim=-1).topk(number, dim=-1)
+        found += [list(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
+    return found if number else [[] for _ in logits_RV]
+
+
 def _blocks(logits_RV: torch.Tensor) -> list[slice]:
     """Rows that are read together: on a CPU as many as its cache holds, elsewhere all."""
     num_rows, size = logits_RV.shape

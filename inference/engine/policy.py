@@ -16,7 +16,7 @@ from iama.errors import IamaWarning, ModelError
 from iama.files import absent
 from iama.installation import find_file
 from iama.models.checkpoint import check_token_ids, read_outline
-from iama.models.fingerprint import is_other_revision
+from iama.models.fingerprint import digest, fingerprint, is_other_revision
 from iama.models.generation import check_generation_config, end_token_ids
 from iama.models.loading import (
     ADAPTER_CONFIG,
@@ -38,7 +38,7 @@ class Policy:
     """A causal language model ready to be sampled.
 
     `eos_token_ids` are the tokens that end a response, `context_length` the most tokens (prompt and response
-    together) that the model reads, None where the model states no limit.
+    together) that the model reads, None where the model states no limit. `spec` is what it was loaded from.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Policy:
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: frozenset[int]
     context_length: int | None
+    spec: PolicySpec | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ def load_policy(name: str, spec: PolicySpec, sampling: Sampling | None = None) -
         model = _with_adapter(model, adapter, source)
     model.to(pick_device(spec.device, source)).eval().requires_grad_(requires_grad=False)
     refuse_inexact(model, source)
-    return Policy(name, model, tokenizer, eos_token_ids, context_length)
+    return Policy(name, model, tokenizer, eos_token_ids, context_length, spec)
 
 
 def read_policy_files(name: str, spec: PolicySpec) -> PolicyFiles:
@@ -117,6 +118,14 @@ def read_policy_files(name: str, spec: PolicySpec) -> PolicyFiles:
         _warn_of_other_base(base, adapter, source)
     _set_chat_template(tokenizer, spec.chat_template, source)
     return PolicyFiles(tokenizer, context_limit(spec, outline.context_length, base, source), end_ids)
+
+
+def policy_fingerprint(name: str, spec: PolicySpec) -> str:
+    """A hash of all in a policy's folders that decides its answers: weights, tokenizer, chat template, precision."""
+    base, adapter = resolve_paths(name, spec)
+    template = read_text(find_file(spec.chat_template), ModelError) if spec.chat_template else None
+    folders = [fingerprint(Path(base)), fingerprint(Path(adapter)) if adapter else None]
+    return digest([*folders, template, spec.dtype])
 
 
 def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:
@@ -146,10 +155,13 @@ def _recorded_base(folder: Path, source: str) -> str:
 def _check_adapter(folder: Path, source: str) -> None:
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / file).is_file():
-            raise ModelError(
-                f"{source}: adapter {str(folder)!r} holds no {file}; give a PEFT adapter directory, such as one "
-                "written by `iama export`"
+            inside = folder / "adapter"
+            remedy = (
+                f"this is the folder of a training run: give {str(inside)!r}"
+                if is_adapter(inside)
+                else "give a PEFT adapter directory, such as one written by `iama export`"
             )
+            raise ModelError(f"{source}: adapter {str(folder)!r} holds no {file}; {remedy}")
 
 
 def _warn_of_other_base(base: str, adapter: str, source: str) -> None:

@@ -29,7 +29,7 @@ from inference.evaluation.sources import Source
 from inference.pools.engines import Draw
 from inference.pools.journal import digest
 from inference.samplers.base import Completion, Sampler
-from inference.samplers.serve import serve
+from inference.samplers.serve import files_key, serve
 
 CHUNK = 16
 """Prompts answered together: the unit of work that a kill can cost."""
@@ -56,11 +56,16 @@ def answer_seed(seed: int, number: int) -> int:
     return seed + 1 if number == 0 else int(digest(["answers", seed, number])[:15], 16)
 
 
-def guided_header(source: Source, method: Method, reward_key: str) -> dict[str, Any]:
+def guided_header(
+    source: Source, method: Method, reward_key: str, criterion: str, sampling: Sampling
+) -> dict[str, Any]:
     """The header of a pool of guided answers: that of the policy's pool, the method and the reward that guides.
 
-    Of a sampler in a file of its own, the file's contents count, too.
+    The contents of files that it reads count, too, and of that which a sampler of somebody's own stands in.
     """
+    read = files_key(method, sampling, source.policy, source.fingerprint, criterion)
+    if read:
+        reward_key = digest([reward_key, read])
     path = Path(method.name.rpartition(":")[0])
     if path.suffix == ".py":
         reward_key = digest([reward_key, read_text(find_file(path), RewardError)])

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from iama.config.files import SAMPLES, DialValue, EvaluationConfig
 from iama.config.methods import Method
-from iama.config.schema import nearest
 from iama.config.specs import Sampling
 from iama.errors import ConfigError
+from iama.nearest import nearest
 from inference.samplers.serve import at_dial, check_served, dial_of
 
 
@@ -61,7 +61,7 @@ def _named(key: str, methods: Sequence[Method]) -> Method:
         )
     if not found:
         known = [m.text for m in methods if m.is_guided]
-        hint = nearest(key, [SAMPLES, *known])
+        hint = nearest(key, [SAMPLES, *known], "keys")
         raise ConfigError(f"budgets.{key} names no method of `methods`; {hint}")
     if found[0].is_guided:
         return found[0]

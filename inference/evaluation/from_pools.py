@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iama.errors import ConfigError
+from iama.nearest import meant, nearest
 from inference.engine.responses import Pool
 from inference.pools.file import read_pool
 from inference.pools.held import tables
@@ -47,7 +48,7 @@ def config_from_pools(
     names = list(files)
     subject = trained if trained is not None else "iama" if "iama" in names else names[-1]
     if subject not in names:
-        raise ConfigError(f"--trained {subject!r} is none of the pools {', '.join(names)}")
+        raise ConfigError(f"--trained {subject!r} is none of the pools; {nearest(subject, names, 'pools')}")
     return {
         "name": " and ".join(names),
         "output_dir": output_dir,
@@ -87,7 +88,7 @@ def _criterion(text: str, columns: Sequence[str]) -> dict[str, Any]:
     unknown = [part for part in parts if part not in columns]
     if unknown:
         raise ConfigError(
-            f"--criterion {text!r}: not every sample has the score column {unknown[0]!r}; the pools have "
-            f"{', '.join(columns) or 'none in common'}"
+            f"--criterion {text!r}: not every sample has the score column {unknown[0]!r}; "
+            f"{meant(unknown[0], columns)}the pools have {', '.join(columns) or 'none in common'}"
         )
     return {"name": name, "proxy": {"column": parts[0]}} | ({"gold": {"column": parts[1]}} if len(parts) == 2 else {})

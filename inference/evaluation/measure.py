@@ -292,7 +292,7 @@ def _answer_round(
 ) -> tuple[Pool, Floats | None]:
     """One answer a prompt, and its gold `[P, 1]`."""
     config = work.config
-    header = guided_header(source, method, reward_key(criterion.proxy))
+    header = guided_header(source, method, reward_key(criterion.proxy), criterion.name, config.sampling)
     stem = answer_file(source, criterion.name, header, number)
     name = answers_name(source.policy, criterion.name, method.text)
     advance = add_bar(work.progress, f"answers of {name}", "prompts", len(work.indices))

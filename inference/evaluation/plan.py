@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from inference.pools.file import read_pool
 from inference.samplers.serve import (
     check_served,
     check_vllm_serves,
+    files_key,
     meaning_of,
     most_draws,
     needs_gradient,
@@ -96,6 +98,7 @@ def make_plan(config: EvaluationConfig, read: Mapping[str, Pool] | None = None) 
     readings = {variant: reading.at(kept) for variant, reading in readings.items()}
     sources = sources_of(config, rows, stored, readings)
     _check_gradients(config, methods, sources, readings)
+    _check_files(config, methods, sources)
     tuned = tuned_methods(config, methods, rows, sources)
     check_halves(methods, rows)
     num_samples = _num_samples(config, sources, [*(m for m in methods if not m.is_tuned), *tuned.values()])
@@ -171,6 +174,13 @@ def _check_gradients(
         for criterion in source.criteria
     ]
     check_gradients(config.criteria, guided, tokenizers)
+
+
+def _check_files(config: EvaluationConfig, methods: Sequence[Method], sources: Sequence[Source]) -> None:
+    """Raise `ModelError` where a method lacks what it reads for a policy and a criterion."""
+    for method, source in product((method for method in methods if method.is_guided), sources):
+        for criterion in source.criteria:
+            files_key(method, config.sampling, source.policy, source.fingerprint, criterion)
 
 
 def _num_samples(config: EvaluationConfig, sources: Sequence[Source], methods: Sequence[Method]) -> int:

@@ -42,6 +42,11 @@ class Source:
     size: ModelSize | None = None
     prompts_ids: Sequence[Sequence[int]] = field(default=(), repr=False)
 
+    def fingerprint(self) -> str | None:
+        """The policy's, where it is known."""
+        known: str | None = self.header["policy"]["fingerprint"]
+        return known
+
     @property
     def file_name(self) -> str:
         """A name that changes with everything that determines the samples."""

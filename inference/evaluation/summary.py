@@ -49,7 +49,7 @@ class Results(TypedDict):
 
 
 class Summary(Results):
-    """`summary.json`; docs/evaluation.md says what each number means."""
+    """`summary.json`; docs/reference/numbers.md says what each number means."""
 
     curves: list[CurveRow]
     quality: dict[str, dict[str, QualityRow]]

@@ -1,9 +1,9 @@
 """Pools: samples of a policy with their scores, in files that any program can write and a killed job goes on with.
 
-Read `file` first: it reads and writes pool files, whose lines `format` checks (docs/pools.md); `storage` knows those
-that are compressed, `parquet` those that are Parquet. Their samples are `held`: numbers in memory, texts in a temporary
-file. `fill` draws what a file lacks, with one of the `engines`; `score` scores its texts. Scores are kept in a
-`journal`, line by line. `standardise` measures the scale of a reward.
+Read `file` first: it reads and writes pool files, whose lines `format` checks (docs/reference/pool-files.md); `storage`
+knows those that are compressed, `parquet` those that are Parquet. Their samples are `held`: numbers in memory, texts
+in a temporary file. `fill` draws what a file lacks, with one of the `engines`; `score` scores its texts. Scores are
+kept in a `journal`, line by line. `standardise` measures the scale of a reward.
 """
 
 from inference.pools.engines import local_draw, openai_draw, transformers_draw, vllm_draw

@@ -1,7 +1,8 @@
 """Pool files: a policy's completions with their scores, as JSON lines that any program can write.
 
 The first line is a header. Then comes a block for each prompt: a prompt line, and a line for each sample. Lines of a
-file from elsewhere may stand in any order, and the prompt may be on the sample lines. docs/pools.md has the format.
+file from elsewhere may stand in any order, and the prompt may be on the sample lines. The format is in
+docs/reference/pool-files.md.
 """
 
 from __future__ import annotations

@@ -18,17 +18,14 @@ from iama import __version__
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
 from iama.files import locked
-from iama.installation import find_file
-from iama.models.fingerprint import fingerprint
 from iama.prompts.data import PromptRows
-from iama.reading import check_finite, read_text
-from inference.engine.policy import resolve_paths
+from iama.reading import check_finite
+from inference.engine.policy import policy_fingerprint
 from inference.engine.responses import Pool, PooledPrompt
 from inference.pools.engines import Draw
 from inference.pools.file import append_block, check_header, open_unfinished, prompt_ids, read_pool, write_pool
 from inference.pools.format import full_header
 from inference.pools.held import Spool, held
-from inference.pools.journal import digest
 from inference.pools.storage import is_plain, unfinished
 
 PACKAGES = {
@@ -48,15 +45,8 @@ def pool_header(
     seed: int,
 ) -> dict[str, Any]:
     """The header of a local policy's pool, with a fingerprint of all in its folders that decides the samples."""
-    policy = {"name": name, "path": spec.path, "adapter": spec.adapter, "fingerprint": _fingerprint(name, spec)}
+    policy = {"name": name, "path": spec.path, "adapter": spec.adapter, "fingerprint": policy_fingerprint(name, spec)}
     return engine_header(policy, system_prompt, engine, sampling, num_samples, seed)
-
-
-def _fingerprint(name: str, spec: PolicySpec) -> str:
-    base, adapter = resolve_paths(name, spec)
-    template = read_text(find_file(spec.chat_template), ModelError) if spec.chat_template else None
-    folders = [fingerprint(Path(base)), fingerprint(Path(adapter)) if adapter else None]
-    return digest([*folders, template, spec.dtype])
 
 
 def draw_alike(header: dict[str, Any], spec: PolicySpec, begin: Callable[[], Draw]) -> Draw:
@@ -65,7 +55,7 @@ def draw_alike(header: dict[str, Any], spec: PolicySpec, begin: Callable[[], Dra
     Raises `ModelError` where they are not.
     """
     name = header["policy"]["name"]
-    if _fingerprint(name, spec) != header["policy"]["fingerprint"]:
+    if policy_fingerprint(name, spec) != header["policy"]["fingerprint"]:
         raise ModelError(
             f"policy {name!r}: {spec.path!r} holds other files here than where the run was started; copy them to every "
             "node, or share the file system"

@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from iama.config.schema import Strict, nearest, validate
+from iama.config.schema import Strict, validate
 from iama.config.specs import MAX_SCORE, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError
+from iama.nearest import nearest
 from iama.reading import decode, parse_json
 
 EXAMPLE = '{"iama_pool": 1, "policy": {"name": "my-model"}}'

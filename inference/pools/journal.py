@@ -5,7 +5,6 @@ A killed job goes on where it was, and never takes over what was made with other
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from iama.errors import RunError
 from iama.files import append, whole_lines, writing
+from iama.models.fingerprint import digest as digest
 from iama.reading import decode, parse_json
 
 DAMAGED = "damaged line; delete the file to sample and score it afresh"
@@ -53,9 +53,3 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     append(path, json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def digest(value: Any) -> str:
-    """Hash of a JSON value, 32 hexadecimal digits."""
-    data = json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

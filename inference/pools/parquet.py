@@ -1,4 +1,4 @@
-"""Pool files as Parquet: a row a sample, with its prompt; the header in the schema's metadata (docs/pools.md)."""
+"""Pool files as Parquet: a row a sample with its prompt, the header as metadata (docs/reference/pool-files.md)."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _member_scale(name: str, scores_PS: Floats) -> RewardScale:
     """A member's: the mean of all scores, the deviation within a prompt.
 
     One mean for all prompts, since prompts that are met later have no sample to measure theirs on; what a member adds
-    to all answers of a prompt stays (docs/rewards.md).
+    to all answers of a prompt stays (docs/guides/rewards.md).
     """
     pooled = _scale(name, scores_PS)
     spread = within_prompt_spread(scores_PS)

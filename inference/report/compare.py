@@ -13,7 +13,8 @@ from iama.errors import RunError
 from iama.files import write_atomically
 from iama.tables import print_line, print_table
 from inference.evaluation.summary import Summary, load_summary
-from inference.report import sentences, words
+from inference.report import words
+from inference.report.headlines import headline
 from inference.report.html import choices, render, style
 from inference.statistics.summary_rows import CurveRow, HackingRow, SavingsRow, Unit
 
@@ -102,11 +103,12 @@ def render_comparison(pair: Pair, names: tuple[str, str]) -> str:
         name=" against ".join(names),
         curves=curves,
         runs=names,
-        headlines=[sentences.headline(summary) for summary in pair],
+        headlines=[headline(summary) for summary in pair],
         settings=differing_settings(pair),
         savings=savings_pairs(pair),
         savings_units=_savings_units(pair),
         quality=quality_pairs(pair),
+        open_curves=True,
         **choices(curves),
     )
 
@@ -139,7 +141,7 @@ def print_comparison(first: Path, second: Path, console: Console) -> None:
         title = "Mean rewards" if has_gold else f"Mean rewards ({words.NO_GOLD})"
         print_table(console, title, ("policy", "criterion", "mean"), (*names, "difference"), rows)
     for name, summary in zip(names, pair, strict=True):
-        print_line(console, f"{name}: {sentences.headline(summary)}")
+        print_line(console, f"{name}: {headline(summary)}")
 
 
 def differing_settings(pair: Pair) -> list[tuple[str, str, str]]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-from iama.config.specs import SOURCES
-from iama.errors import IamaError
 from iama.files import write_atomically
 from inference.evaluation.summary import Summary, load_summary
 from inference.report import sentences, words
+from inference.report.facts import facts
+from inference.report.first import first_screen
 from inference.report.headroom import RELATIONS, saving_at_all, saving_at_half
 from inference.report.risks import find_risks
 from inference.report.stopping import compared_text, stopping_sentences
@@ -36,8 +39,24 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 METRICS: tuple[Literal["gold"], Literal["proxy"]] = ("gold", "proxy")
 ASSETS = files("inference.report") / "assets"
 LIBRARIES = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
+SCRIPTS = ("chart.js", "page.js", "tables.js", "first.js", "start.js")
+"""The page's own, in one function."""
+NUMBER = re.compile(r"(?<![\w.])\d[\d,.]*\d(?![\w.]*\w)|(?<![\w.])\d(?![\w.]*\w)")
+"""A number in a sentence, and none within a name."""
 ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"}
+
+
+def linked(sentence: str, place: str) -> Markup:
+    """A sentence whose numbers lead to what explains them, escaped."""
+    parts, last = Markup(), 0
+    for match in NUMBER.finditer(sentence):
+        link = Markup('<a class="number" href="#{}">{}</a>').format(place, match[0])
+        parts, last = parts + escape(sentence[last : match.start()]) + link, match.end()
+    return parts + escape(sentence[last:])
+
+
 FILTERS = {
+    "linked": linked,
     "number": words.number,
     "signed": words.signed,
     "percent": words.percent,
@@ -87,7 +106,7 @@ def write_report(folder: Path) -> Path:
 def render_html(summary: Summary) -> str:
     """The page; everything that comes from models or configuration is escaped."""
     curves, policies, trained = summary["curves"], summary["policies"], summary["trained"]
-    judged = words.judged_savings(summary["savings"])
+    styles = {policy: style(policy, policies, trained) for policy in policies}
     return render(
         "page.html.jinja",
         {
@@ -95,17 +114,17 @@ def render_html(summary: Summary) -> str:
             "hacking": summary["hacking"],
             "recommendations": summary["recommendations"],
             "trained": trained,
-            "styles": {policy: style(policy, policies, trained) for policy in policies},
+            "styles": styles,
         },
         summary=summary,
         curves=curves,
-        headline=sentences.saving_sentences(summary),
+        first=first_screen(summary, styles),
+        saving_sentences=sentences.saving_sentences(summary),
         stopping_sentences=stopping_sentences(summary),
         risks=find_risks(summary),
         facts=facts(summary),
         savings_units=words.savings_units(summary["savings"]),
-        judged_savings=judged,
-        metrics_of_savings={row["metric"] for row in judged},
+        savings_metrics=list(dict.fromkeys(row["metric"] for row in summary["savings"])),
         equal_units=words.used_units({row["unit"]: 1} for row in summary["equal_budget"]),
         recommended_units=words.used_units({row["unit"]: 1} for row in summary["recommendations"]),
         examples=examples_by_prompt(summary["examples"]),
@@ -122,15 +141,15 @@ def render_html(summary: Summary) -> str:
 def render(template: str, data: Mapping[str, object], **values: Any) -> str:
     """A template with style sheet, scripts and data in it; the scripts are the only ones that the page may run."""
     environment = _environment()
-    from markupsafe import Markup
-
-    scripts = (_libraries(), f'"use strict";\n(() => {{\n{_asset("chart.js")}{_asset("page.js")}}})();\n')
+    script = f'"use strict";\n(() => {{\n{"".join(map(_asset, SCRIPTS))}}})();\n'
     page = environment.get_template(template).render(
         # Scripts and style sheet are parts of this package; the data are escaped by `as_json`.
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        libraries=_packed_libraries(),
+        licences=Markup(_asset("LICENSES.txt")),  # noqa: S704
         css=Markup(_asset("page.css")),  # noqa: S704
         data=Markup(as_json({**data, "units": words.UNITS, "methods": words.METHODS})),  # noqa: S704
-        script_hashes=Markup(" ".join(f"'{_digest(script)}'" for script in scripts)),  # noqa: S704
+        script_hashes=Markup(" ".join(f"'{_digest(text)}'" for text in (script, _libraries()))),  # noqa: S704
         **values,
     )
     # Half a surrogate pair in a foreign pool's text cannot be written as UTF-8.
@@ -144,8 +163,13 @@ def _asset(name: str) -> str:
 
 @cache
 def _libraries() -> str:
-    """The libraries with their licences, which must go where they go."""
-    return "\n".join([f"/*\n{_asset('LICENSES.txt')}*/", *map(_asset, LIBRARIES)])
+    return "\n".join(map(_asset, LIBRARIES))
+
+
+@cache
+def _packed_libraries() -> str:
+    """The libraries, deflated: less than half the size. The page unpacks them, and runs them by their hash."""
+    return base64.b64encode(zlib.compress(_libraries().encode(), 9)).decode()
 
 
 @cache
@@ -156,10 +180,6 @@ def _digest(script: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise IamaError("the report needs jinja2, which torch installs; pip install jinja2") from error
     loader = PackageLoader("inference.report", "assets")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters.update(FILTERS)
@@ -192,76 +212,6 @@ def style(policy: str, policies: Sequence[str], trained: str) -> dict[str, str]:
         "dash": "" if policy == trained else DASHES.get(policy, OTHER_DASH),
         "shape": SHAPES[policies.index(policy) % len(SHAPES)],
     }
-
-
-def _texts(value: Any) -> list[str]:
-    """A text, or the texts of a list; of several seeds together, those of each."""
-    if isinstance(value, list):
-        return list(dict.fromkeys(text for item in value for text in _texts(item)))
-    return [value] if isinstance(value, str) else []
-
-
-def facts(summary: Summary) -> list[tuple[str, str]]:
-    """What was trained and how it was judged: a name and its value."""
-    config, trained = summary["config"], summary["trained"]
-    spec = (config.get("policies") or {}).get(trained) or {}
-    places = [", ".join(_texts(spec.get(key))) for key in ("path", "adapter", "pool")]
-    sampling = config.get("sampling") or {}
-    limits = {"temperature {}": sampling.get("temperature"), "at most {} tokens": sampling.get("max_new_tokens")}
-    seeds = f" in each of {words.num_seeds(summary)} seeds" if words.num_seeds(summary) > 1 else ""
-    rows = [
-        ("Policy", f"{trained}: {' + '.join(p for p in places if p)}" if any(places) else trained),
-        ("Trained for", _operators(summary)),
-        ("Training runs", ", ".join(_texts(spec.get("training_run")))),
-        ("Compared with", ", ".join(r for r in summary["references"] if r in summary["policies"])),
-        ("Criteria", "; ".join(_criterion(c) for c in config.get("criteria") or [])),
-        ("Served with", ", ".join(words.method_title(m) for m in summary["methods"])),
-        ("Judged on", f"{words.number(words.num_asked(summary))} held-out prompts{seeds}, "
-         f"{words.number(summary['num_samples'])} samples a prompt and policy"),
-        ("Sampling", "as its pool file says" if spec.get("pool") else
-         ", ".join(text.format(words.number(v)) for text, v in limits.items() if v is not None)),
-        ("Pays back", _pays_back(summary)),
-    ]  # fmt: skip
-    return [(name, value) for name, value in rows if value]
-
-
-def _operators(summary: Summary) -> str:
-    """The manifest's operators, or else the budget that savings are told for."""
-    manifest = summary["manifest"]
-    if not manifest:
-        return f"not recorded; savings are told for {words.number(summary['trained_budget'])} samples"
-    operators = ", ".join(f"{c['name']} by {c['operator']}" for c in manifest.get("criteria") or [])
-    drawn = ", weights drawn for each group" if manifest.get("weights") == "simplex" else ""
-    aggregate, estimator = manifest.get("aggregate", "sum"), manifest.get("estimator", "-")
-    return f"{operators} ({aggregate} of them{drawn}, estimator {estimator})"
-
-
-def _criterion(criterion: Mapping[str, Any]) -> str:
-    proxy, gold = (_source(criterion.get(role)) for role in ("proxy", "gold"))
-    return f"{criterion.get('name')}: {proxy} selects, {gold + ' judges' if gold else 'nothing judges'}"
-
-
-def _source(spec: Mapping[str, Any] | None) -> str:
-    """What a reward reads, in a few words."""
-    if not spec:
-        return ""
-    if ensemble := spec.get("ensemble"):
-        return f"{ensemble.get('aggregate', 'mean')} of {', '.join(map(_source, ensemble.get('members') or []))}"
-    kind = next((name for name in SOURCES if spec.get(name)), None)
-    value = spec.get(kind) if kind else None
-    return f"{value.get('model', kind)} (judge)" if isinstance(value, dict) else str(value or "?")
-
-
-def _pays_back(summary: Summary) -> str:
-    """When training has paid for itself, at best and at worst over references and criteria."""
-    known = [row["queries"] for row in summary["break_even"] if row["queries"] is not None]
-    most = "at most " if any(row["bound"] for row in summary["break_even"]) else ""
-    never = sum(row["queries"] is None for row in summary["break_even"])
-    if not known:
-        return "no case in which training pays back in FLOPs" if never else ""
-    first, last = words.number(min(known)), words.number(max(known))
-    reach = f"after {most}{first if first == last else f'{first} to {last}'} queries"
-    return f"{reach}, by reference and criterion" + (f"; never in {never} cases" if never else "")
 
 
 def examples_by_prompt(examples: Sequence[ExampleRow]) -> dict[str, dict[str, list[ExampleRow]]]:

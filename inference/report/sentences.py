@@ -1,8 +1,8 @@
-"""Findings in sentences: the saving, what the trained policy is worth alone, and whether there is anything to gain."""
+"""Findings in figures: the saving, what the trained policy is worth alone, and whether there is anything to gain."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 from iama.config.methods import CURVES
@@ -13,6 +13,7 @@ from inference.report.words import (
     first_method,
     interval_text,
     label,
+    listed,
     num_seeds,
     number,
     point_names,
@@ -28,14 +29,6 @@ from inference.statistics.headroom import CHEAP
 from inference.statistics.summary_rows import HeadroomFigures, QualityRow
 
 
-def headline(summary: Summary) -> str:
-    """A few sentences: the saving against each reference with its interval, and what the policy is worth alone."""
-    saving = saving_sentences(summary)
-    if too_few_prompts(summary):
-        return saving[0]
-    return " ".join([*saving, *alone_words(summary)] if summary["averages"] else saving)
-
-
 def saving_sentences(summary: Summary) -> list[str]:
     """The saving against each reference, and by criterion where the averages have no interval."""
     if few := too_few_prompts(summary):
@@ -47,7 +40,7 @@ def saving_sentences(summary: Summary) -> list[str]:
     if not savings and (found := summary.get("headroom")) is not None:
         return gain_sentences(found)
     if not savings:
-        return [_point_words(summary) or _why_no_savings(summary)]
+        return [_point_words(summary) or why_no_savings(summary)]
     sampler = label(method, summary["trained_budget"])
     saving = f"With {sampler}, {trained} reaches a mean gold reward that {' and '.join(savings)}."
     return [saving, *_intervals(summary, method)]
@@ -64,8 +57,8 @@ def _point_words(summary: Summary) -> str:
     return f"For {summary['trained']}'s mean gold reward {'; '.join(told.values())}." if told else ""
 
 
-def _why_no_savings(summary: Summary) -> str:
-    """What savings lack."""
+def why_no_savings(summary: Summary) -> str:
+    """What savings lack, in a sentence."""
     trained, references = summary["trained"], summary["references"]
     if not references and num_seeds(summary) > 1:
         return "Whether there is anything to gain is not told of several seeds together; each seed's own report does."
@@ -150,12 +143,12 @@ def _gain_verdict(found: HeadroomFigures) -> str:
         return f"It cannot be told whether training {policy} has anything to gain: {_why_not_told(found)}."
     if found["verdict"] == "nothing":
         return f"There is nothing to gain: {far} of {policy} is hardly better than {near} on any criterion."
-    gaining = _listed([row["criterion"] for row in found["criteria"] if row["level"] == "some"])
+    gaining = listed([row["criterion"] for row in found["criteria"] if row["level"] == "some"])
     if found["verdict"] == "draw more":
         more = label("bon", CHEAP * found["samples"])
         return f"Draw more: {more} of {policy} already has nearly all that {far} has on {gaining}."
-    apart = f"{_listed(found['conflicting'])} exclude each other" if found["conflicting"] else ""
-    which = "which exclude each other" if gaining == _listed(found["conflicting"] or [""]) else apart and f"and {apart}"
+    apart = f"{listed(found['conflicting'])} exclude each other" if found["conflicting"] else ""
+    which = "which exclude each other" if gaining == listed(found["conflicting"] or [""]) else apart and f"and {apart}"
     if found["verdict"] == "adapter each":
         return f"Keep an adapter each: {apart}, too many for one base to have each within reach of {near}."
     return f"Train (IAMA): {far} of {policy} is well above {near} on {gaining}{which and f', {which}'}."
@@ -172,7 +165,7 @@ def _gain_remarks(found: HeadroomFigures) -> list[str]:
         told = ", ".join(f"{row['criterion']} from {number(row['falls_from'])} samples on" for row in falling)
         remarks.append(f"The curves come down again ({told}): before that there may be something to gain.")
     if by_proxy := [row["criterion"] for row in found["criteria"] if row["metric"] == "proxy"]:
-        remarks.append(f"On {_listed(by_proxy)} this is by the proxy alone, which says nothing about quality.")
+        remarks.append(f"On {listed(by_proxy)} this is by the proxy alone, which says nothing about quality.")
     return remarks
 
 
@@ -186,13 +179,8 @@ def _why_not_told(found: HeadroomFigures) -> str:
             f"{4 * (int(CHEAP * found['samples']) + 1)} samples a prompt"
         )
     if flat := [row["criterion"] for row in found["criteria"] if row["level"] == "flat"]:
-        return f"on {_listed(flat)} the proxy, or what judges, is the same for all answers, so no choice matters"
+        return f"on {listed(flat)} the proxy, or what judges, is the same for all answers, so no choice matters"
     unsure = [row["criterion"] for row in found["criteria"] if row["level"] == "not told"]
     if unsure and all(row["level"] != "some" for row in found["criteria"]):
-        return f"the intervals on {_listed(unsure)} are too wide; take more prompts"
+        return f"the intervals on {listed(unsure)} are too wide; take more prompts"
     return f"drawing {CHEAP * found['samples']:g} samples may do as well; take more prompts"
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

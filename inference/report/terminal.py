@@ -1,4 +1,4 @@
-"""The headline's tables on a terminal."""
+"""An evaluation's tables on a terminal."""
 
 from __future__ import annotations
 

@@ -42,6 +42,8 @@ ENDS = {
 SPACE = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 CHANCE = "a proxy is the same for all answers, so it selects by chance"
 ALIKE = "gold is the same for all answers, so it judges nothing"
+ROUNDING = 1e-6
+"""A ratio this little below a round number is that number."""
 NO_GOLD = "no gold reward judges"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
@@ -59,6 +61,21 @@ def number(value: float | None) -> str:
     return f"{value / 1000**power:.3g}{SPACE}{PREFIXES[power]}"
 
 
+def plain(value: float) -> str:
+    """Two digits, and no fraction from ten on: what a sentence has of a number."""
+    if not math.isfinite(value):
+        return "any number of"
+    if abs(value) >= 9.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}".removesuffix(".0") if abs(value) >= 0.095 else f"{value:.1g}"
+
+
+def at_least(value: float) -> str:
+    """The same, rounded down."""
+    step = 1 if value >= 10 else 10
+    return plain(math.floor(value * step + ROUNDING) / step) if math.isfinite(value) else plain(value)
+
+
 def signed(value: float | None) -> str:
     """A difference, with its sign."""
     return f"+{number(value)}" if value is not None and value > 0 else number(value)
@@ -72,6 +89,11 @@ def percent(value: float | None) -> str:
 def interval(ci95: IntervalRow | None) -> str:
     """An interval of any number; a dash where there is none."""
     return "-" if ci95 is None or not _is_known(ci95) else f"[{number(ci95[0])}, {number(ci95[1])}]"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def used_units(rows: Iterable[Mapping[str, object]]) -> dict[Unit, str]:

@@ -15,17 +15,15 @@ import torch
 from pydantic import Field
 
 from iama.config.schema import Strict
-from iama.config.specs import Sampling
-from iama.errors import ConfigError, ModelError
+from iama.errors import ModelError
 from iama.prompts.render import Prompt
-from iama.rewards.reward import Reward
 from inference.engine.batches import charge
 from inference.engine.policy import Policy
 from inference.engine.responses import Ends, response_text
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
 from inference.samplers.base import Completion
-from inference.samplers.guided import GuidedRequest, answer_all, score_rows
+from inference.samplers.guided import GuidedRequest, GuidedSampler, answer_all, score_rows
 
 
 class ArgsSettings(Strict):
@@ -40,7 +38,7 @@ class ArgsSettings(Strict):
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(GuidedSampler):
     """The sampler: the token with the greatest `logit + weight * reward`, the reward being that of the text up to it.
 
     Greedy: of `sampling` it takes `stop` and `max_new_tokens`, and no seed matters. An end token is scored as the
@@ -50,14 +48,7 @@ class Args:
     """
 
     policy: Policy
-    reward: Reward
     settings: ArgsSettings
-    sampling: Sampling
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size = {self.batch_size} decodes nothing; use 1 or more")
 
     def sample(
         self,

@@ -9,7 +9,7 @@ reward's gradient promises (GGRO's gradient, `inference.samplers.ggro`, in the p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -19,17 +19,10 @@ from pydantic import Field, model_validator
 
 from iama.arrays import Floats, Integers
 from iama.config.schema import Strict
-from iama.config.specs import Sampling
-from iama.errors import ConfigError
-from iama.prompts.render import Prompt
-from iama.rewards.reward import Reward
 from inference.engine.next_token import draw_distinct, draw_tokens, entropy, probabilities
-from inference.engine.policy import Policy
 from inference.engine.random_streams import Keys, stream_keys, uniforms
-from inference.engine.vocabulary import check_shared_vocabulary, special_tokens
-from inference.samplers.base import Completion
-from inference.samplers.gains import GradientScores, OptionRequest, template_of
-from inference.samplers.guided import answer_all
+from inference.engine.vocabulary import special_tokens
+from inference.samplers.gains import GradientScores, OptionRequest, OptionSampler
 from inference.samplers.segments import (
     FirstTokens,
     Kept,
@@ -43,8 +36,9 @@ from inference.samplers.segments import (
 )
 from inference.samplers.uncertainty import SomeThreshold, measured_nats
 
-DECIDE_AT = 0.8
-"""Share of the rows that wait for their score before any is scored: all m of a prompt begin together, and end so."""
+DECIDE_AT = 0.95
+"""Share of the rows that wait for their score before any is scored: segments are short, and all of a prompt's begin
+together, so that nearly all end together."""
 FIRST_STREAM = 2**61
 """Sample index of the stream that the first segment's first tokens are drawn with. Sample 0 is plain decoding."""
 SENTENCE_END = re.compile("(?:[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019\u00bb)\\]*_]*\\s*|\n\\s*)$")
@@ -95,59 +89,28 @@ class BlockwiseSettings(Strict):
 class BlockwiseRequest(OptionRequest):
     """A prompt with its continuations.
 
-    `stream` addresses the random numbers of a segment's first one: those of the one that was kept go on, so that none
-    is used twice. `log_law_O` is the policy's log-probability of each option, and `firsts` are first tokens of those
-    that are still to be decoded.
+    `log_law_O` is the policy's log-probability of each option, and `firsts` are first tokens of those that are still
+    to be decoded.
     """
 
-    stream: np.uint64 = field(default_factory=lambda: np.uint64(0))
     log_law_O: Floats = field(default_factory=lambda: np.empty(0))
     firsts: FirstTokens = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Blockwise:
+class Blockwise(OptionSampler[BlockwiseRequest]):
     """The sampler; `batch_size` is the number of rows decoded together.
 
-    A prompt has m of them, or m - 1 with a gradient, but no more than there are: then further ones come after them. The
-    answer depends on the prompt's tokens and the seed alone. Rewards in the trace are those that guided: with a
-    gradient, those of the policy's token ids. A completion's `reward` is always that of its text.
+    A prompt has m of them, or m - 1 with a gradient, but no more than there are: then further ones come after them.
     """
 
-    policy: Policy
-    reward: Reward
+    kind = BlockwiseRequest
+    name = "blockwise"
     settings: BlockwiseSettings
-    sampling: Sampling
-    batch_size: int = 256
 
     def __post_init__(self) -> None:
         measured_nats(self.settings.entropy_threshold, "blockwise")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size = {self.batch_size} decodes nothing; use 1 or more")
-        if self.settings.needs_gradient:
-            check_shared_vocabulary(self.policy, self.reward, "blockwise")
-
-    def sample(
-        self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[Completion]:
-        """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
-        for prompt in prompts:
-            self._template(prompt)  # before anything is forwarded
-
-        def run(requests: list[BlockwiseRequest], batch_size: int) -> Iterator[BlockwiseRequest]:
-            return self.loop(batch_size).run(requests)
-
-        return answer_all(self, self.request, run, prompts, seed, columns)
-
-    def request(self, index: int, prompt_ids: Sequence[int], prompt: Prompt, *rest: Any) -> BlockwiseRequest:
-        """A prompt for `loop`; `rest` are its columns, key and seed.
-
-        Raises `RewardError` where the reward cannot read the longest answer to it.
-        """
-        request = BlockwiseRequest(index, prompt_ids, prompt, *rest)
-        request.template = self._template(prompt)
-        request.stream = stream_keys(request.seed, [request.key], 0)[0]
-        return request
+        super().__post_init__()
 
     def loop(self, batch_size: int) -> SegmentLoop[BlockwiseRequest]:
         """What answers requests, as many side by side as this number of rows lets propose."""
@@ -160,12 +123,6 @@ class Blockwise:
         if self.settings.needs_gradient:
             return GradientScores(self.policy, self.reward, self.sampling, taylor=True)
         return TextScores(self.policy, self.reward, self.sampling)
-
-    def _template(self, prompt: Prompt) -> tuple[list[int], list[int]]:
-        """The reward's template around a response; empty where the reward reads texts."""
-        if not self.settings.needs_gradient:
-            return [], []
-        return template_of(self.reward, prompt, self.sampling)
 
 
 class _Rule:
@@ -182,20 +139,23 @@ class _Rule:
         self.num_parallel = min(settings.m - self._tilts, batch_size)
         self.min_tokens, self.max_tokens = settings.min_segment, settings.max_segment
 
-    def open(self, request: BlockwiseRequest) -> FirstTokens:
+    def open(self, requests: Sequence[BlockwiseRequest]) -> list[FirstTokens]:
         """All continuations, or with a gradient the first one; notes what may begin the others."""
         settings = self._settings
-        number = settings.m - 1
-        if number == 0 or settings.first == "policy":
-            request.firsts = [None] * settings.m
-            return self._next(request)
-        options, log_law_O = self._options(request)
-        if self._tilts:
-            request.options, request.log_law_O = options.tolist(), log_law_O
-            request.wants_gains = len(options) > 0
-            return [None]
-        request.firsts = [None, *self._others(request, options, log_law_O)]
-        return self._next(request)
+        if settings.m == 1 or settings.first == "policy":
+            for request in requests:
+                request.firsts = [None] * settings.m
+            return [self._next(request) for request in requests]
+        opened: list[FirstTokens] = []
+        for request, (options, log_law_O) in zip(requests, self._options(requests), strict=True):
+            if self._tilts:
+                request.options, request.log_law_O = options.tolist(), log_law_O
+                request.wants_gains = len(options) > 0
+                opened.append([None])
+            else:
+                request.firsts = [None, *self._others(request, options, log_law_O)]
+                opened.append(self._next(request))
+        return opened
 
     def streams(self, request: BlockwiseRequest, numbers: Sequence[int]) -> Keys:
         """Of the first continuation the one that goes on; of each other one of its own."""
@@ -236,18 +196,23 @@ class _Rule:
         firsts, request.firsts = request.firsts[: self.num_parallel], request.firsts[self.num_parallel :]
         return firsts
 
-    def _options(self, request: BlockwiseRequest) -> tuple[Integers, Floats]:
-        """Tokens that may begin the other continuations, and their log-probabilities: not that which begins the first
-        one."""
-        seen = [[*request.prompt_ids, *request.tokens]] if self._sampling.repetition_penalty != 1 else None
-        law_1V = probabilities(request.logits_V[None], self._sampling, seen, source=self._source)
-        u_1 = uniforms(np.asarray([request.stream]), len(request.tokens))
-        (current,) = draw_tokens(law_1V, u_1).tolist()
-        law_V = law_1V[0].cpu().numpy()
-        is_option_V = (law_V > 0) & (law_V >= self._settings.min_p * law_V.max())
-        is_option_V[current] = False
-        options = np.flatnonzero(is_option_V)
-        return options, np.log(law_V[options])
+    def _options(self, requests: Sequence[BlockwiseRequest]) -> Iterator[tuple[Integers, Floats]]:
+        """Tokens that may begin the other continuations of each, and their log-probabilities: not that which begins the
+        first one."""
+        seen = None
+        if self._sampling.repetition_penalty != 1:
+            seen = [[*request.prompt_ids, *request.tokens] for request in requests]
+        logits_PV = torch.stack([request.logits_V for request in requests])
+        law_PV = probabilities(logits_PV, self._sampling, seen, source=self._source)
+        streams = np.asarray([request.stream for request in requests])
+        u_P = uniforms(streams, np.asarray([len(request.tokens) for request in requests]))
+        current_P = draw_tokens(law_PV, u_P)
+        least_P1 = self._settings.min_p * law_PV.amax(dim=1, keepdim=True)
+        is_option_PV = ((law_PV > 0) & (law_PV >= least_P1)).cpu().numpy()
+        is_option_PV[np.arange(len(requests)), current_P] = False
+        for law_V, is_option_V in zip(law_PV.cpu().numpy(), is_option_PV, strict=True):
+            options = np.flatnonzero(is_option_V)
+            yield options, np.log(law_V[options])
 
     def _others(self, request: BlockwiseRequest, options: Integers, log_weights_O: Floats) -> FirstTokens:
         """First tokens of the other continuations, drawn without replacement; None where the options do not suffice."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -31,7 +31,6 @@ from inference.engine.policy import AnyPolicy, VllmPolicy
 from inference.engine.random_streams import Keys, stream_keys, uniforms
 from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import draw, score
-from inference.samplers.guided import answer_all
 from inference.samplers.segments import (
     FirstTokens,
     Kept,
@@ -40,6 +39,7 @@ from inference.samplers.segments import (
     RowProposer,
     SegmentLoop,
     SegmentRequest,
+    SegmentSampler,
     TextScores,
     draw_next,
     stacked_logits,
@@ -183,27 +183,21 @@ def calibration_rewards(
 
 
 @dataclass(frozen=True)
-class Cards:
+class Cards(SegmentSampler[SegmentRequest]):
     """The sampler; `batch_size` is the number of rows that propose together.
 
-    A prompt takes as many rows as it has parallel proposals (at most `batch_size`), and the memory of one more. The
-    answer depends on the prompt's tokens and the seed alone. Besides its proposals, each prompt is scored once with an
-    empty response: for the threshold (unless `start_weight` is 1), and so that a reward that reads texts in pieces
-    reads the prompt once.
+    A prompt takes as many rows as it has parallel proposals (at most `batch_size`), and the memory of one more. Besides
+    its proposals, each prompt is scored once with an empty response: for the threshold (unless `start_weight` is 1),
+    and so that a reward that reads texts in pieces reads the prompt once.
     """
 
-    policy: AnyPolicy
-    reward: Reward
     settings: CardsSettings
-    sampling: Sampling
-    batch_size: int = 256
 
     def __post_init__(self) -> None:
         if self.settings.target is None:
             raise ConfigError("CARDS has no target reward; set `target`, or take what calibrate_target measures")
         measured_nats(self.settings.entropy_threshold, "CARDS")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size = {self.batch_size} decodes nothing; use 1 or more")
+        super().__post_init__()
 
     def sample(
         self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
@@ -213,11 +207,7 @@ class Cards:
         Warns if none of the proposals was accepted for more than a fifth of the segments. There is no warning with
         `max_proposals` = 1, which accepts nothing by design.
         """
-
-        def run(requests: list[SegmentRequest], batch_size: int) -> Iterator[SegmentRequest]:
-            return self.loop(batch_size).run(requests)
-
-        completions = answer_all(self, self.request, run, prompts, seed, columns)
+        completions = super().sample(prompts, seed=seed, columns=columns)
         self._warn_of_forced(completions)
         return completions
 
@@ -289,9 +279,9 @@ class _Rule:
         self.num_parallel = min(settings.parallel_proposals, batch_size)
         self.min_tokens, self.max_tokens = settings.min_segment, settings.max_segment
 
-    def open(self, request: SegmentRequest) -> FirstTokens:
-        """The first proposals of a segment."""
-        return self._more(request)
+    def open(self, requests: Sequence[SegmentRequest]) -> list[FirstTokens]:
+        """The first proposals of a segment of each."""
+        return [self._more(request) for request in requests]
 
     def streams(self, request: SegmentRequest, numbers: Sequence[int]) -> Keys:
         """A separate stream for each proposal of a prompt."""

@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 
 from iama.config.specs import Sampling
@@ -17,6 +19,7 @@ from iama.prompts.render import Prompt, prompt_name
 from iama.rewards.reward import Reward
 from inference.engine.next_token import cut_at_stop
 from inference.engine.policy import Policy
+from inference.engine.random_streams import stream_keys
 from inference.engine.responses import response_text
 from inference.engine.reward_gradient import (
     EmbeddedReward,
@@ -27,20 +30,65 @@ from inference.engine.reward_gradient import (
     whole_with_gradient,
 )
 from inference.engine.reward_rows import micro_batches, num_before_padding, num_common, reads_in_pieces
-from inference.engine.vocabulary import special_tokens
+from inference.engine.vocabulary import check_shared_vocabulary, special_tokens
 from inference.samplers.guided import charge_reward, memory_of
-from inference.samplers.segments import Proposal, SegmentRequest, TextScores
+from inference.samplers.segments import Proposal, SegmentRequest, SegmentSampler, TextScores
 
 
 @dataclass(eq=False)
 class OptionRequest(SegmentRequest):
-    """A prompt with its proposals, and the tokens that may begin further ones of its current segment."""
+    """A prompt with its proposals, and the tokens that may begin further ones of its current segment.
 
+    `stream` addresses the random numbers of the first proposal: those of the one that was kept go on, so that none is
+    used twice.
+    """
+
+    stream: np.uint64 = field(default_factory=lambda: np.uint64(0))
     template: tuple[list[int], list[int]] = ([], [])  # what the reward reads before and after the response
     option_rows: list[int] = field(default_factory=list)  # one for each option, where the reward reads them
     options: list[int] = field(default_factory=list)  # tokens that may begin a proposal
     wants_gains: bool = False  # then the round is a single proposal
     gains: list[float] = field(default_factory=list)  # promised by each option in the place of its first token
+
+
+Asking = TypeVar("Asking", bound=OptionRequest)
+
+
+@dataclass(frozen=True)
+class OptionSampler(SegmentSampler[Asking]):
+    """A sampler some of whose proposals begin with a token that was chosen, by the reward's gradient if it
+    `needs_gradient`.
+
+    Rewards in the trace are those that guided: with a gradient, those of the policy's token ids. A completion's
+    `reward` is always that of its text.
+    """
+
+    policy: Policy
+    kind: ClassVar[type[Any]]
+    """Of its requests."""
+    name: ClassVar[str]
+    """Of its method."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.settings.needs_gradient:
+            check_shared_vocabulary(self.policy, self.reward, self.name)
+
+    def request(self, index: int, prompt_ids: Sequence[int], prompt: Prompt, *rest: Any) -> Asking:
+        """A prompt for `loop`; `rest` are its columns, key and seed.
+
+        Raises `RewardError` where the reward cannot read the longest answer to it; all are made before any is answered.
+        """
+        request: Asking = self.kind(index, prompt_ids, prompt, *rest)
+        request.template = self._template(prompt)
+        request.stream = stream_keys(request.seed, [request.key], 0)[0]
+        return request
+
+    def _template(self, prompt: Prompt) -> tuple[list[int], list[int]]:
+        """The reward's template around a response; empty where the reward reads texts."""
+        if not self.settings.needs_gradient:
+            return [], []
+        return template_of(self.reward, prompt, self.sampling)
 
 
 def template_of(reward: Reward, prompt: Prompt, sampling: Sampling) -> tuple[list[int], list[int]]:

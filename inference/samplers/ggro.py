@@ -10,27 +10,21 @@ reward reads its usual template, and what was read once stays in the caches of p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 
 from iama.config.schema import Strict
-from iama.config.specs import Sampling
-from iama.errors import ConfigError, ModelError
-from iama.prompts.render import Prompt
-from iama.rewards.reward import Reward
+from iama.errors import ModelError
 from inference.engine.next_token import entropy
-from inference.engine.policy import Policy
 from inference.engine.random_streams import Keys, stream_keys, uniforms
 from inference.engine.responses import Ends
-from inference.engine.vocabulary import check_shared_vocabulary, special_tokens
-from inference.samplers.base import Completion
-from inference.samplers.gains import GradientScores, OptionRequest, OptionScores, template_of
-from inference.samplers.guided import answer_all
+from inference.engine.vocabulary import special_tokens
+from inference.samplers.gains import GradientScores, OptionRequest, OptionSampler, OptionScores
 from inference.samplers.segments import (
     FirstTokens,
     Kept,
@@ -116,57 +110,22 @@ class GgroSettings(Strict):
 
 @dataclass(eq=False)
 class GgroRequest(OptionRequest):
-    """A prompt with its proposals, and the tokens that may nudge its current segment, the likeliest first.
-
-    `stream` addresses the random numbers of the candidate without a nudge: those of the one that was kept go on.
-    """
+    """A prompt with its proposals, and the tokens that may nudge its current segment, the likeliest first."""
 
     tried: set[int] = field(default_factory=set)  # first tokens of the segment's proposals
-    stream: np.uint64 = field(default_factory=lambda: np.uint64(0))
 
 
 @dataclass(frozen=True)
-class Ggro:
-    """The sampler; `batch_size` is the number of rows decoded together (a parallel prompt has `num_candidates` - 1).
+class Ggro(OptionSampler[GgroRequest]):
+    """The sampler; `batch_size` is the number of rows decoded together (a parallel prompt has `num_candidates` - 1)."""
 
-    The answer depends on the prompt's tokens and the seed alone. Rewards in the trace are those that guided: with a
-    gradient, those of the policy's token ids. A completion's `reward` is always that of its text.
-    """
-
-    policy: Policy
-    reward: Reward
+    kind = GgroRequest
+    name = "ggro"
     settings: GgroSettings
-    sampling: Sampling
-    batch_size: int = 256
 
     def __post_init__(self) -> None:
         measured_nats(self.settings.entropy_threshold, "GGRO")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size = {self.batch_size} decodes nothing; use 1 or more")
-        if self.settings.needs_gradient:
-            check_shared_vocabulary(self.policy, self.reward, "ggro")
-
-    def sample(
-        self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[Completion]:
-        """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
-        for prompt in prompts:
-            self._template(prompt)  # before anything is forwarded
-
-        def run(requests: list[GgroRequest], batch_size: int) -> Iterator[GgroRequest]:
-            return self.loop(batch_size).run(requests)
-
-        return answer_all(self, self.request, run, prompts, seed, columns)
-
-    def request(self, index: int, prompt_ids: Sequence[int], prompt: Prompt, *rest: Any) -> GgroRequest:
-        """A prompt for `loop`; `rest` are its columns, key and seed.
-
-        Raises `RewardError` where the reward cannot read the longest answer to it.
-        """
-        request = GgroRequest(index, prompt_ids, prompt, *rest)
-        request.stream = stream_keys(request.seed, [request.key], 0)[0]
-        request.template = self._template(prompt)
-        return request
+        super().__post_init__()
 
     def loop(self, batch_size: int) -> SegmentLoop[GgroRequest]:
         """What answers requests, as many side by side as this number of rows lets propose."""
@@ -186,12 +145,6 @@ class Ggro:
     def _num_options(self) -> int:
         return self.settings.num_options(self.policy.model.config.get_text_config(decoder=True).vocab_size)
 
-    def _template(self, prompt: Prompt) -> tuple[list[int], list[int]]:
-        """The reward's template around a response; empty where the reward reads texts."""
-        if not self.settings.needs_gradient:
-            return [], []
-        return template_of(self.reward, prompt, self.sampling)
-
 
 class _Rule:
     """GGRO's part in the loop: the policy's continuation of a segment, and others that begin with a nudge.
@@ -210,8 +163,11 @@ class _Rule:
         self.num_parallel = max(1, settings.num_candidates - 1) if settings.parallel else 1
         self.min_tokens, self.max_tokens = settings.min_segment - 1, settings.max_segment
 
-    def open(self, request: GgroRequest) -> FirstTokens:
-        """The policy's continuation without a nudge; notes the tokens that may nudge the segment, if any may."""
+    def open(self, requests: Sequence[GgroRequest]) -> list[FirstTokens]:
+        """The policy's continuations without a nudge; notes the tokens that may nudge each segment, if any may."""
+        return [self._open(request) for request in requests]
+
+    def _open(self, request: GgroRequest) -> FirstTokens:
         settings = self._settings
         request.options, request.tried = [], set()
         is_first = settings.first_nudge and not request.tokens

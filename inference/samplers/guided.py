@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory, start_peak
-from iama.errors import RewardError
+from iama.errors import ConfigError, RewardError
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.batches import Request, shortest_first, until_all
@@ -20,31 +20,30 @@ from inference.engine.policy import AnyPolicy, Policy
 from inference.engine.random_streams import prompt_keys
 from inference.engine.responses import Response, response_text
 from inference.engine.reward_rows import RewardRows
-from inference.samplers.base import Completion, Sampler, Segment, render_checked
+from inference.samplers.base import Completion, Segment, render_checked
 
 
-class GuidedSampler(Sampler, Protocol):
-    """A sampler whose reward has a say while a response is written; `batch_size` is the most rows side by side."""
+@dataclass(frozen=True)
+class GuidedSampler:
+    """A sampler whose reward has a say while a response is written.
 
-    @property
-    def policy(self) -> AnyPolicy:
-        """What proposes."""
-        ...
+    `batch_size` is the most rows side by side; where memory runs out it is halved, and the answers stay the same.
+    """
 
-    @property
-    def reward(self) -> Reward:
-        """What guides."""
-        ...
+    policy: AnyPolicy
+    reward: Reward
+    settings: Any
+    sampling: Sampling
+    batch_size: int = 256
 
-    @property
-    def sampling(self) -> Sampling:
-        """How tokens are drawn, and where a response ends."""
-        ...
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
 
-    @property
-    def batch_size(self) -> int:
-        """Halved where memory runs out; the answers stay the same."""
-        ...
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `ConfigError` for less than one row."""
+    if batch_size < 1:
+        raise ConfigError(f"batch_size = {batch_size} decodes nothing; use 1 or more")
 
 
 @dataclass(eq=False)

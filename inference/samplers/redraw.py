@@ -18,10 +18,7 @@ import torch
 from pydantic import Field
 
 from iama.config.schema import Strict
-from iama.config.specs import Sampling
-from iama.errors import ConfigError
 from iama.prompts.render import Prompt
-from iama.rewards.reward import Reward
 from inference.engine.batches import charge
 from inference.engine.next_token import draw_tokens, probabilities
 from inference.engine.policy import Policy
@@ -29,8 +26,8 @@ from inference.engine.random_streams import stream_keys, uniforms
 from inference.engine.responses import Ends
 from inference.engine.rows import Rows
 from inference.samplers.base import Completion, Segment
-from inference.samplers.guided import answer_all
-from inference.samplers.segments import Proposal, SegmentRequest, TextScores
+from inference.samplers.guided import GuidedSampler, answer_all
+from inference.samplers.segments import Proposal, ProposalRows, SegmentRequest, TextScores
 
 REDRAW_STREAM = 2**60
 """Sample index of the first redraw. Those below are the samples of Best-of-n."""
@@ -59,7 +56,7 @@ class Draft(Proposal):
 
 
 @dataclass(frozen=True)
-class Redraw:
+class Redraw(GuidedSampler):
     """The sampler; `batch_size` is the number of rows decoded together (a prompt takes `n0`, or `width` if it is more).
 
     The answer depends on the prompt's tokens and the seed alone; its first samples are those of Best-of-n. Its trace is
@@ -67,14 +64,7 @@ class Redraw:
     """
 
     policy: Policy
-    reward: Reward
     settings: RedrawSettings
-    sampling: Sampling
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size = {self.batch_size} decodes nothing; use 1 or more")
 
     def sample(
         self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
@@ -90,20 +80,21 @@ class Redraw:
         return answer_all(self, SegmentRequest, run, prompts, seed, columns)
 
 
-class _Drafts:
+class _Drafts(ProposalRows[SegmentRequest]):
     """Whole answers of several prompts, drawn side by side: a prompt's in slots, one of which holds the best so far."""
 
     def __init__(self, sampler: Redraw) -> None:
         policy = sampler.policy
         self._settings, self._sampling = sampler.settings, sampler.sampling
         self._source = f"policy {policy.name!r}"
-        self._rows = Rows(policy.model, self._source)
+        super().__init__(Rows(policy.model, self._source))
         self._ends = Ends(policy, sampler.sampling)
         self._scores: TextScores[SegmentRequest] = TextScores(policy, sampler.reward, sampler.sampling)
 
     def answer(self, requests: Sequence[SegmentRequest]) -> Sequence[SegmentRequest]:
         """Bring requests to their ends."""
-        self._enter(requests)
+        self.enter(requests, max(self._settings.n0, 1 + self._settings.width))
+        self._scores.enter(requests)
         for number in range(1 + self._settings.rounds):
             begin = time.perf_counter()
             for request in requests:
@@ -121,23 +112,8 @@ class _Drafts:
             for request in going:
                 self._keep_best(request)
         for request in requests:
-            self._leave(request)
+            self._settle(request)
         return requests
-
-    def _enter(self, requests: Sequence[SegmentRequest]) -> None:
-        """Read prompts, once for all slots."""
-        begin = time.perf_counter()
-        number = len(requests)
-        slots = self._rows.allocate(number * max(self._settings.n0, 1 + self._settings.width))
-        logits_PV = self._rows.extend(slots[:number], [request.prompt_ids for request in requests])
-        flops_P = self._rows.last_flops.tolist()
-        for i, (request, logits_V, flops) in enumerate(zip(requests, logits_PV, flops_P, strict=True)):
-            request.slots, request.logits_V = slots[i::number], logits_V.clone()
-            request.num_steps += 1
-            request.flops += flops
-            self._rows.copy(request.slots[0], request.slots[1:])
-        charge(requests, time.perf_counter() - begin)
-        self._scores.enter(requests)
 
     def _samples(self, request: SegmentRequest) -> list[Proposal]:
         """Drafts from the beginning."""
@@ -172,7 +148,7 @@ class _Drafts:
         for draft in drafts:
             length = len(draft.request.prompt_ids) + max(0, len(draft.tokens) - 1)
             self._rows.roll_back(draft.slot, length)
-        self._read([draft for draft in drafts if draft.tokens])
+        self.read([draft for draft in drafts if draft.tokens])
         law_RV = self._law(drafts)
         bests = [draft.request.best for draft in drafts]
         stood = [best.tokens[len(draft.tokens)] for best, draft in zip(bests, drafts, strict=True) if best is not None]
@@ -182,11 +158,11 @@ class _Drafts:
     def _grow(self, drafts: Sequence[Proposal]) -> None:
         """Draw drafts to their ends."""
         live = [draft for draft in drafts if not draft.finish_reason]
-        self._read([draft for draft in live if draft.tokens])
+        self.read([draft for draft in live if draft.tokens])
         while live:
             self._append(live, self._law(live))
             live = [draft for draft in live if not draft.finish_reason]
-            self._read(live)
+            self.read(live)
 
     def _law(self, drafts: Sequence[Proposal]) -> torch.Tensor:
         """Of the next token of each, `[R, V]`."""
@@ -210,18 +186,6 @@ class _Drafts:
             if draft.finish_reason:
                 draft.complete()
 
-    def _read(self, drafts: Sequence[Proposal]) -> None:
-        """Let the policy read the last token of each."""
-        if not drafts:
-            return
-        logits_RV = self._rows.extend([d.slot for d in drafts], [d.tokens[-1:] for d in drafts])
-        for draft, logits_V, flops in zip(drafts, logits_RV, self._rows.last_flops.tolist(), strict=True):
-            draft.logits_V = logits_V
-            draft.request.num_fed_back += 1
-            draft.request.flops += flops
-        for request in {draft.request for draft in drafts}:
-            request.num_steps += 1
-
     def _keep_best(self, request: SegmentRequest) -> None:
         """The best draft so far, the first of equals; the reward goes on from it."""
         for draft in request.round:
@@ -230,7 +194,7 @@ class _Drafts:
         assert request.best is not None
         self._scores.share(request, request.best.slot)
 
-    def _leave(self, request: SegmentRequest) -> None:
+    def _settle(self, request: SegmentRequest) -> None:
         """Settle the answer, and free its rows."""
         best = request.best
         assert best is not None
@@ -245,6 +209,6 @@ class _Drafts:
                 wasted_tokens=request.num_drawn - len(best.tokens),
             )
         )
-        self._rows.free(request.slots)
+        self.leave(request)
         self._scores.leave(request)
         request.round, request.best, request.logits_V = [], None, torch.empty(0)

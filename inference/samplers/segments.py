@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from iama.config.specs import Sampling
+from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.batches import charge
 from inference.engine.next_token import sample_tokens
@@ -27,8 +29,8 @@ from inference.engine.random_streams import Keys, uniforms
 from inference.engine.responses import Ends, response_text
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
-from inference.samplers.base import Segment
-from inference.samplers.guided import GuidedRequest, score_rows
+from inference.samplers.base import Completion, Segment
+from inference.samplers.guided import GuidedRequest, GuidedSampler, answer_all, score_rows
 
 DECIDE_AT = 0.5
 
@@ -112,8 +114,8 @@ class SegmentRule(Protocol[R_contra]):
     min_tokens: int
     max_tokens: int
 
-    def open(self, request: R_contra) -> FirstTokens:
-        """The first proposals of a segment; `request.logits_V` are those of its first token."""
+    def open(self, requests: Sequence[R_contra]) -> list[FirstTokens]:
+        """The first proposals of a segment of each; its `logits_V` are those of its first token."""
         ...
 
     def streams(self, request: R_contra, numbers: Sequence[int]) -> Keys:
@@ -258,9 +260,13 @@ class SegmentLoop(Generic[R]):
         """Read prompts, and begin their first segments."""
         self._proposer.enter(requests, self._num_slots)
         self._scores.enter(requests)
-        for request in requests:
-            self._open_round(request, self._rule.open(request))
+        self._open(requests)
         self._live += requests
+
+    def _open(self, requests: Sequence[R]) -> None:
+        """Begin a segment of each."""
+        for request, firsts in zip(requests, self._rule.open(requests) if requests else [], strict=True):
+            self._open_round(request, firsts)
 
     def _open_round(self, request: R, firsts: FirstTokens) -> None:
         """Begin proposals where the current segment starts."""
@@ -285,6 +291,7 @@ class SegmentLoop(Generic[R]):
         ready = [request for request in self._live if request.is_complete]
         self._scores.score(ready)
         begin = time.perf_counter()
+        opening = []
         for request in ready:
             for proposal in request.round:
                 if request.best is None or proposal.reward > request.best.reward:
@@ -292,8 +299,10 @@ class SegmentLoop(Generic[R]):
             decision = self._rule.judge(request)
             if isinstance(decision, Kept):
                 self._keep(request, decision)
+                opening += [] if request.finish_reason else [request]
             else:
                 self._open_round(request, decision)
+        self._open(opening)
         charge(ready, time.perf_counter() - begin)
         self._live = [request for request in self._live if not request.finish_reason]
         finished = [request for request in ready if request.finish_reason]
@@ -303,7 +312,7 @@ class SegmentLoop(Generic[R]):
         return finished
 
     def _keep(self, request: R, kept: Kept) -> None:
-        """Let a prompt go on from a proposal, in all its slots, and begin its next segment unless it is finished."""
+        """Let a prompt go on from a proposal, in all its slots."""
         proposal = kept.proposal
         request.trace.append(
             Segment(
@@ -323,16 +332,39 @@ class SegmentLoop(Generic[R]):
         if not request.finish_reason:
             self._proposer.share(request, proposal)
             self._scores.share(request, proposal.slot)
-            self._open_round(request, self._rule.open(request))
 
 
-class RowProposer(Generic[R]):
-    """Proposals as rows of this package's engine, decoded together token by token."""
+@dataclass(frozen=True)
+class SegmentSampler(GuidedSampler, ABC, Generic[R]):
+    """A sampler that is a rule on `SegmentLoop`.
 
-    def __init__(self, policy: Policy, sampling: Sampling, rule: SegmentRule[R]) -> None:
-        self._rule = rule
-        self._ends = Ends(policy, sampling)
-        self._rows = Rows(policy.model, f"policy {policy.name!r}")
+    The answer depends on the prompt's tokens and the seed alone.
+    """
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
+    ) -> list[Completion]:
+        """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions."""
+
+        def run(requests: list[R], batch_size: int) -> Iterator[R]:
+            return self.loop(batch_size).run(requests)
+
+        return answer_all(self, self.request, run, prompts, seed, columns)
+
+    @abstractmethod
+    def request(self, index: int, prompt_ids: Sequence[int], prompt: Prompt, *rest: Any) -> R:
+        """A prompt for `loop`; `rest` are its columns, key and seed."""
+
+    @abstractmethod
+    def loop(self, batch_size: int) -> SegmentLoop[R]:
+        """What answers requests, as many side by side as this number of rows lets propose."""
+
+
+class ProposalRows(Generic[R]):
+    """What this package's engine has read of prompts and their proposals, a row a slot; requests are told the cost."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
 
     @property
     def num_fed(self) -> int:
@@ -354,6 +386,32 @@ class RowProposer(Generic[R]):
             self._rows.copy(request.slots[0], request.slots[1:])
         charge(requests, time.perf_counter() - begin)
 
+    def read(self, proposals: Sequence[Proposal]) -> None:
+        """Forward the last token of each proposal, and note the logits that follow it."""
+        if not proposals:
+            return
+        logits_RV = self._rows.extend([p.slot for p in proposals], [p.tokens[-1:] for p in proposals])
+        for proposal, logits_V, flops in zip(proposals, logits_RV, self._rows.last_flops.tolist(), strict=True):
+            proposal.logits_V = logits_V
+            proposal.request.num_fed_back += 1
+            proposal.request.flops += flops
+        for request in {proposal.request for proposal in proposals}:
+            request.num_steps += 1
+
+    def leave(self, request: R) -> None:
+        """Free a prompt's rows."""
+        self._rows.free(request.slots)
+
+
+class RowProposer(ProposalRows[R]):
+    """Proposals as rows of this package's engine, decoded together token by token."""
+
+    def __init__(self, policy: Policy, sampling: Sampling, rule: SegmentRule[R], rows: Rows | None = None) -> None:
+        """`rows` may be such as tell the rule more than logits."""
+        super().__init__(Rows(policy.model, f"policy {policy.name!r}") if rows is None else rows)
+        self._rule = rule
+        self._ends = Ends(policy, sampling)
+
     def begin(self, proposals: Sequence[Proposal]) -> None:
         """Roll their slots back."""
         for proposal in proposals:
@@ -371,20 +429,13 @@ class RowProposer(Generic[R]):
             proposal.finish_reason = self._ends.reason(proposal.response)
             if proposal.finish_reason:
                 proposal.complete()
-        self._feed([proposal for proposal in proposals if not proposal.is_complete])
+        going = [proposal for proposal in proposals if not proposal.is_complete]
+        self.read(going)
+        self._end_segments(going)
         charge([proposal.request for proposal in proposals], time.perf_counter() - begin)
 
-    def _feed(self, proposals: Sequence[Proposal]) -> None:
-        """Forward the last token of each proposal, and complete those whose segment ends with it."""
-        if not proposals:
-            return
-        logits_RV = self._rows.extend([p.slot for p in proposals], [p.tokens[-1:] for p in proposals])
-        for proposal, logits_V, flops in zip(proposals, logits_RV, self._rows.last_flops.tolist(), strict=True):
-            proposal.logits_V = logits_V
-            proposal.request.num_fed_back += 1
-            proposal.request.flops += flops
-        for request in {proposal.request for proposal in proposals}:
-            request.num_steps += 1
+    def _end_segments(self, proposals: Sequence[Proposal]) -> None:
+        """Complete the proposals whose segments end with what was read."""
         asked = []
         for proposal in proposals:
             if len(proposal.tokens) >= self._rule.max_tokens:
@@ -399,10 +450,6 @@ class RowProposer(Generic[R]):
         """Copy what a slot has read of a kept proposal to the others."""
         start = len(request.prompt_ids) + len(request.tokens) - len(proposal.tokens)
         self._rows.copy(proposal.slot, [slot for slot in request.slots if slot != proposal.slot], start)
-
-    def leave(self, request: R) -> None:
-        """Free a prompt's rows."""
-        self._rows.free(request.slots)
 
 
 def stacked_logits(proposals: Sequence[Proposal]) -> torch.Tensor:
@@ -425,11 +472,22 @@ def draw_next(
 class TextScores(Generic[R]):
     """Rewards of the responses' texts, by any reward."""
 
-    def __init__(self, policy: AnyPolicy, reward: Reward, sampling: Sampling, *, reads_empty: bool = False) -> None:
-        """With `reads_empty` the empty response of each prompt is scored too; it is anyhow where that saves reading."""
+    def __init__(
+        self,
+        policy: AnyPolicy,
+        reward: Reward,
+        sampling: Sampling,
+        *,
+        reads_empty: bool = False,
+        is_single: bool = False,
+    ) -> None:
+        """With `reads_empty` the empty response of each prompt is scored too; it is anyhow where that saves reading.
+
+        `is_single`: a prompt has one text, so that it saves nothing.
+        """
         self._policy, self._reward, self._sampling = policy, reward, sampling
         self._rewards = RewardRows(reward)
-        self._reads_empty = reads_empty or self._rewards.in_pieces
+        self._reads_empty = reads_empty or (self._rewards.in_pieces and not is_single)
 
     @property
     def num_fed(self) -> int:

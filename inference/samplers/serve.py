@@ -4,8 +4,9 @@ A sampler is a class that is made with `(policy, reward, settings, sampling, bat
 `Sampler` says. Its settings are a `Strict` model, whose fields are what people write: `toy(strength=2)`. A class in a
 file of its own names that model as its attribute `Settings`, and is served as `path/to/toy.py:Toy(strength=2)`; one
 that is known by a name stands in `SAMPLERS`. Some names mean something to those who serve it: settings with a field
-`target` that is None are given a measured one (at the quantile of their field `quantile`), and settings whose
-`needs_gradient` is true need a reward that is a classifier with the policy's token ids. A class attribute `dial` of the
+`target` that is None are given a measured one (at the quantile of their field `quantile`), settings whose
+`needs_gradient` is true need a reward that is a classifier with the policy's token ids, and settings that read files of
+a policy and a reward check and hash them in a method `files_key`. A class attribute `dial` of the
 settings names the fields that say how much is spent, for evaluations at several values of them
 (`dial: ClassVar[tuple[str, ...]] = ("strength",)`).
 
@@ -28,6 +29,7 @@ from iama.config.schema import Strict, validate
 from iama.config.specs import Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, RewardError
+from iama.models.value_head import HeadRecord
 from iama.objective.operators import (
     Entropic,
     LStatistic,
@@ -57,6 +59,7 @@ from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.redraw import Redraw, RedrawSettings
 from inference.samplers.sea import Sea, SeaSettings
 from inference.samplers.stopped import StoppedSampler
+from inference.samplers.tilted import TiltedSettings, TiltedTokens
 from inference.samplers.uncertainty import KEY, EntropyQuantile, calibrate_entropy, with_nats
 from inference.selection.itp import ItpSettings, itp_rule
 from inference.selection.lstat import lstat_rule
@@ -128,6 +131,7 @@ SAMPLERS: dict[str, GuidedEntry] = {
     "ggro": GuidedEntry(GgroSettings, Ggro, "num_candidates=8"),
     "blockwise": GuidedEntry(BlockwiseSettings, Blockwise, "4, first=distinct", places=("m",)),
     "redraw": GuidedEntry(RedrawSettings, Redraw, "4, 8, 2", places=("n0", "rounds", "width")),
+    "tilted_tokens": GuidedEntry(TiltedSettings, TiltedTokens, "2, head=runs/demo/value", places=("lam",)),
     "sea": GuidedEntry(SeaSettings, Sea, "num_steps=50"),
 }
 """Guided samplers by the name of their method."""
@@ -302,6 +306,30 @@ def _instead(operator: Operator) -> str:
 def needs_gradient(method: Method, sampling: Sampling) -> bool:
     """Whether a method guides by the gradient of a reward that shares the policy's token ids."""
     return method.is_guided and bool(getattr(settings_of(method, sampling), "needs_gradient", False))
+
+
+def files_key(
+    method: Method, sampling: Sampling, policy: str, fingerprint: Callable[[], str | None], reward: str | None
+) -> str:
+    """A hash of the files that a guided method reads for a policy and a reward; empty where it reads none.
+
+    `fingerprint` gives that of policy `policy`, and `reward` is a criterion, None where it is not known. Raises
+    `ModelError` for files that are not there, or belong to others.
+    """
+    check = getattr(settings_of(method, sampling), "files_key", None) if method.is_guided else None
+    return "" if check is None else str(check(f"method {method.text!r}, policy {policy!r}", fingerprint(), reward))
+
+
+def fitted_for(
+    method: Method, sampling: Sampling, policy: str, fingerprint: Callable[[], str | None], reward: str | None
+) -> HeadRecord | None:
+    """What was fitted for a guided method, None where nothing was; arguments and errors are those of `files_key`."""
+    read = getattr(settings_of(method, sampling), "fitted", None) if method.is_guided else None
+    if read is None:
+        return None
+    record = read(f"method {method.text!r}, policy {policy!r}", fingerprint(), reward)
+    assert isinstance(record, HeadRecord)
+    return record
 
 
 def needs_target(method: Method, sampling: Sampling) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -102,10 +102,16 @@ def num_draws(operator: RankOperator | SoftBestOfN, u: float) -> int:
     """How many candidates an operator draws, by inverse CDF of a uniform `u` in [0, 1)."""
     if isinstance(operator, SoftBestOfN):
         return operator.n
+    return 1 + kept(_law(operator), u)
+
+
+@lru_cache(maxsize=256)
+def _law(operator: RankOperator) -> Floats:
+    """Weights of 1, 2, ... draws, `[n]`, as far as they are not negligible."""
     size = 64
     while operator.clamped_share(size) > NEGLIGIBLE:
         size *= 2
-    return 1 + kept(operator.pmf(size), u)
+    return operator.pmf(size)
 
 
 def kept(weights_S: Floats, u: float) -> int:

@@ -15,8 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial, reduce
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial, reduce
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -27,7 +27,7 @@ from iama.rewards.reward import Reward
 from inference.engine.decode import Decoder, HeldPrompt, Samples
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys
-from inference.engine.responses import Response, pool_of, response_text
+from inference.engine.responses import Response, check_fit, pool_of, response_text
 from inference.samplers.base import Completion, Sampler, render_checked
 from inference.samplers.best_of import ScoredTexts, SelectionSampler, TextScorer, keep, number_and_choice
 from inference.samplers.blockwise import Blockwise
@@ -45,12 +45,15 @@ from inference.serving.asks import (
     BadAskError,
     Candidate,
     Event,
+    Logprobs,
     RewardFailedError,
     SegmentKept,
     Spent,
     Tell,
     Text,
+    Wanted,
 )
+from inference.serving.logprobs import LikelihoodReader, Likelihoods, Vocabulary
 from inference.serving.loop import Lane, Loop, Ticket, both, tokens_of, too_large
 from inference.serving.pieces import TextPieces
 from inference.serving.private import Job, Threads, twin_policy, twin_reward
@@ -102,6 +105,7 @@ class _Asked:
 
     ask: Ask
     tell: Callable[[Event], None] | None
+    wanted: Wanted
     policy: Policy
     reward: Reward | None
     sampler: Sampler
@@ -110,7 +114,7 @@ class _Asked:
     has_begun: bool = False
     spent: Cost = field(default_factory=Cost)  # by what is finished of it
 
-    @property
+    @cached_property
     def key(self) -> int:
         return prompt_keys([self.ids])[0]
 
@@ -144,6 +148,7 @@ class Answering:
         self._twins: dict[tuple[str, str | None], tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
         self._kinds: dict[str, set[Any]] = {name: set() for name in policies}  # of prompts that templates write rightly
+        self._vocabularies = {name: Vocabulary(policy) for name, policy in policies.items()}
         self._under_way: set[_Asked] = set()
         self._private: set[SegmentLoop[Any]] = set()
         self._answered = Cost()
@@ -151,20 +156,26 @@ class Answering:
         self._lock = threading.Lock()
         self._private_fed = self._private_taken = (0, 0)  # tokens that no lane has fed, and those of them in ledgers
 
-    async def answer(self, ask: Ask, tell: Tell | None = None) -> Answer:
-        """The answer; `tell` is called in this event loop, in the order in which things happen.
+    async def answer(self, ask: Ask, tell: Tell | None = None, wanted: Wanted = Wanted()) -> Answer:  # noqa: B008
+        """The answer; `tell` is called in this event loop, in the order in which things happen, with what is wanted.
 
         Raises an `AnswerError`. Cancelling frees the ask's rows before the next step; args, sea and samplers of
         somebody's own are not ended midway.
         """
-        asked = completion = None
+        asked = answer = None
         try:
             is_long = len(str(ask.prompt)) > LONG_PROMPT
-            asked = await asyncio.to_thread(self._asked, ask, tell) if is_long else self._asked(ask, tell)
+            asked = (
+                await asyncio.to_thread(self._asked, ask, tell, wanted) if is_long else self._asked(ask, tell, wanted)
+            )
             self._under_way.add(asked)
-            completion = await self._answer(asked)
+            completion, logprobs = await self._answer(asked), None
+            if ask.num_top is not None:
+                logprobs, cost = await self._judge(asked, ask.num_top, completion)
+                completion = replace(completion, cost=completion.cost + cost)
             self._answered += completion.cost
-            return Answer(completion, num_sampled(completion))
+            answer = Answer(completion, num_sampled(completion), logprobs)
+            return answer
         except AnswerError:
             raise
         except Exception as error:
@@ -173,7 +184,7 @@ class Answering:
         finally:
             if asked is not None:
                 self._under_way.discard(asked)
-                if completion is None:
+                if answer is None:
                     self._lost = both(self._lost, tokens_of(asked.spent))
 
     def state(self) -> State:
@@ -200,7 +211,7 @@ class Answering:
         for threads in (self._whole, self._choosing, *self._threads.values()):
             threads.close(CLOSE_WAIT_S)
 
-    def _asked(self, ask: Ask, tell: Tell | None) -> _Asked:
+    def _asked(self, ask: Ask, tell: Tell | None, wanted: Wanted) -> _Asked:
         """Every check that needs no pass."""
         if ask.policy not in self._policies:
             raise BadAskError(f"policy {ask.policy!r} is not served; ask for one of {', '.join(self._policies)}")
@@ -213,7 +224,11 @@ class Answering:
         if len(self._kinds[ask.policy]) >= MAX_KINDS:
             self._kinds[ask.policy].clear()
         try:
-            (ids,) = render_checked(policy, None, [ask.prompt], columns, ask.sampling, self._kinds[ask.policy])
+            if ask.prompt_ids is None:
+                (ids,) = render_checked(policy, None, [ask.prompt], columns, ask.sampling, self._kinds[ask.policy])
+            else:
+                ids = list(ask.prompt_ids)
+                check_fit(policy.name, policy.tokenizer, policy.context_length, [ids], ask.sampling)
         except IamaError as error:
             raise _bad(error) from error
         try:
@@ -224,7 +239,7 @@ class Answering:
             raise BadAskError(
                 f"the reward of criterion {ask.criterion!r} cannot read this prompt; shorten it, or change its roles"
             ) from error
-        return _Asked(ask, tell, policy, reward, sampler, ids, _kind(sampler))
+        return _Asked(ask, tell, wanted, policy, reward, sampler, ids, _kind(sampler))
 
     def _sampler(self, ask: Ask, policy: Policy, reward: Reward | None) -> Sampler:
         key = (ask.policy, ask.criterion, ask.method.text, ask.sampling)
@@ -260,7 +275,8 @@ class Answering:
         rule = rule_of(sampler.operator)
         (number,), (choice,) = number_and_choice([asked.ids], asked.ask.seed)
         is_single = asked.kind == "single"
-        watch = _Watch(asked, TextPieces(asked.policy, asked.ask.sampling) if is_single else None)
+        tells_text = is_single and asked.tell is not None and asked.wanted.text
+        watch = _Watch(asked, TextPieces(asked.policy, asked.ask.sampling) if tells_text else None)
         samples, cost = await self._draw(asked, watch, 0, rule.num_draws(number))
         if watch.pieces is not None:
             _tell(asked, Text(watch.pieces.rest(samples[0].text)))
@@ -345,10 +361,27 @@ class Answering:
         if must_rank and any(map(math.isnan, rewards)):
             raise RewardFailedError(f"the reward of criterion {criterion!r} has no score for a candidate")
         scored_samples = [_scored(sample, value) for sample, value in zip(samples, rewards, strict=True)]
-        if asked.kind != "single":
+        if asked.kind != "single" and asked.wanted.events:
             for index, sample in enumerate(scored_samples, start=first):
                 _tell(asked, Candidate(index, sample.text, len(sample.token_ids), sample.reward))
         return scored_samples, cost
+
+    async def _judge(self, asked: _Asked, num_top: int, completion: Completion) -> tuple[Logprobs, Cost]:
+        """Log-probabilities of an answer's tokens, and the pass that they took."""
+        policy = asked.policy
+        source = f"policy {policy.name!r}"
+        ticket: Ticket[Likelihoods] = Ticket(
+            begin=lambda: Likelihoods(asked.ids, completion.token_ids, num_top),
+            spent=lambda request: request.cost,
+            fail=lambda _: AnswerError(f"{source} could not give the log-probabilities of this answer"),
+        )
+        make: Callable[[], Lane[Likelihoods]] = partial(
+            Lane, source, partial(LikelihoodReader, policy), self._batch_size, PATIENCE
+        )
+        judged = await self._loop.work(("likelihoods", asked.ask.policy), make, ticket)
+        asked.spent += judged.cost
+        vocabulary = self._vocabularies[asked.ask.policy]
+        return vocabulary.logprobs(judged, completion.text, asked.ask.sampling), judged.cost
 
     # Guided. -----------------------------------------------------------------------------------------------------
 
@@ -452,7 +485,8 @@ class _Watch:
 
     def news_of_round(self, first: int) -> Callable[[Samples], list[Any]]:
         """What is new, for the loop's thread; samples of the round have the indices from `first` on."""
-        asked, is_single = self._asked, self.pieces is not None
+        asked, tells_text = self._asked, self.pieces is not None
+        tells_candidates = asked.kind != "single" and asked.wanted.events
         num_told, text_at = 0, 0.0
         told, told_at, num_before, spent = set[int](), 0.0, self.num_before, 0
 
@@ -465,17 +499,17 @@ class _Watch:
             tokens: list[int] = []
             ended: list[tuple[int, list[int]]] = []
             now, num_sampled = time.monotonic(), None
-            if is_single:
+            if tells_text:
                 is_due = now - text_at >= TEXT_EVERY_S or any(request.reasons)
                 tokens = request.tokens[0][num_told:] if request.tokens and is_due else []
                 if tokens:
                     num_told, text_at = num_told + len(tokens), now
-            else:
+            elif tells_candidates:
                 for i in range(len(request.tokens)):
                     if i not in told and request.reasons[i]:
                         told.add(i)
                         ended.append((first + i, request.tokens[i]))
-            if now - told_at >= TELL_EVERY_S:
+            if asked.wanted.events and now - told_at >= TELL_EVERY_S:
                 told_at, before = now, spent
                 spent = max(spent, num_before + sum(map(len, request.tokens)))
                 num_sampled = spent if spent > before else None
@@ -516,7 +550,7 @@ class _GuidedWatch:
             items.append((segment, request.tokens[start : start + segment.num_tokens]))
             start += segment.num_tokens
             self._num_told += 1
-        if time.monotonic() - self._told_at >= TELL_EVERY_S:
+        if self._asked.wanted.events and time.monotonic() - self._told_at >= TELL_EVERY_S:
             self._told_at = time.monotonic()
             spent = sum(segment.num_tokens + segment.wasted_tokens for segment in request.trace) + request.num_drawn
             if spent > self._spent:  # it may be begun anew

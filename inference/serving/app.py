@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
-from fastapi import FastAPI, Request, Response
-from fastapi.middleware.cors import CORSMiddleware
-from starlette.exceptions import HTTPException  # FastAPI's own is a kind of it
-from starlette.requests import ClientDisconnect
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from iama.config.serving import ServeConfig
 from iama.errors import DataError, IamaError
 from iama.reading import decode, parse_json
 from inference.serving.asks import Answer, Event
 from inference.serving.fields import Route
-from inference.serving.guard import Edge, KeyGuard, Keyring, Receive, Send
-from inference.serving.information import information, listed_models
+from inference.serving.guard import Edge, KeyGuard, Keyring, Message, Receive, Send
+from inference.serving.information import information, listed_model, listed_models
 from inference.serving.metrics import CONTENT_TYPE
 from inference.serving.page import load_page
 from inference.serving.plan import ServePlan
@@ -31,7 +29,11 @@ from inference.serving.service import BROKEN, Ready, Service, logger
 ROUTES = (
     "/", "/health", "/ready", "/metrics", "/v1/models", "/v1/iama", "/v1/completions", "/v1/chat/completions",
 )  # fmt: skip
+POSTED = ROUTES[-2:]
+ONE_MODEL = "/v1/models/"
+"""Before a model's name, which may hold slashes."""
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+Answers: TypeAlias = Callable[[Request], Awaitable[Response]]
 BODY_S = 30.0
 """A body that takes longer to come is refused."""
 CLOSED_REQUEST = 499
@@ -40,66 +42,80 @@ CLOSED_REQUEST = 499
 
 def make_app(config: ServeConfig, plan: ServePlan, service: Service) -> Any:
     """The application, as uvicorn runs it."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    routes = _Routes(config, plan, service)
-    gets: tuple[Callable[..., Any], ...] = (
-        routes.page,
-        routes.health,
-        routes.ready,
-        routes.metrics,
-        routes.models,
-        routes.information,
-    )
-    posts: tuple[Callable[..., Any], ...] = (routes.completions, routes.chat)
-    for path, route in zip(ROUTES, (*gets, *posts), strict=True):
-        app.add_api_route(path, route, methods=["GET" if route in gets else "POST"], response_model=None)
-    app.add_exception_handler(RefusedError, _refused)
-    app.add_exception_handler(HTTPException, _no_route)
-    layered: Any = KeyGuard(app, keyring=Keyring(plan.keys))
+    layered: Any = KeyGuard(_Routes(config, plan, service), keyring=Keyring(plan.keys))
     if config.cors:
         layered = CORSMiddleware(
             layered,
             allow_origins=config.cors,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # clients send headers of their own
+            expose_headers=["Retry-After"],
         )
     return Edge(layered, metrics=service.metrics, routes=ROUTES, hosts=config.hosts, loopback=config.is_loopback)
 
 
 class _Routes:
-    """What answers each route."""
+    """What answers each route; nothing stands between that and the server, since a small model answers as quickly."""
 
     def __init__(self, config: ServeConfig, plan: ServePlan, service: Service) -> None:
         self._config, self._plan, self._service = config, plan, service
         page = load_page()
         self._page = Response(page.body, headers=dict(page.headers))
+        gets = (self.page, self.health, self.ready, self.metrics, self.models, self.information)
+        posts = (self.completions, self.chat)
+        methods = ["GET"] * len(gets) + ["POST"] * len(posts)
+        self._answers: dict[str, tuple[str, Answers]] = {
+            path: (method, answers) for path, method, answers in zip(ROUTES, methods, (*gets, *posts), strict=True)
+        }
 
-    async def page(self) -> Response:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        request = Request(scope, receive, send)
+        path, asked = scope["path"], scope["method"]
+        found = self._answers.get(path)
+        if found is None and path.startswith(ONE_MODEL) and path != ONE_MODEL:
+            found = "GET", self.model
+        try:
+            if found is None:
+                raise _no_route(path)
+            taken, answers = found
+            if asked != taken and (asked, taken) != ("HEAD", "GET"):
+                raise _no_way(asked, path, taken)
+            response = await answers(request)
+        except RefusedError as error:
+            response = _refusal(error)
+        await response(scope, receive, send)
+
+    async def page(self, _: Request) -> Response:
         """GET /"""
         return self._page
 
-    async def health(self) -> Response:
+    async def health(self, _: Request) -> Response:
         """GET /health"""
         if self._service.is_alive:
             return _json({"status": "ok"})
         return _json({"status": "the engine has stopped; start the server again"}, 503)
 
-    async def ready(self) -> Response:
+    async def ready(self, _: Request) -> Response:
         """GET /ready"""
         self._service.gate.check()
         if not self._service.is_alive:
             raise RefusedError(503, "The engine has stopped; start the server again", None, "engine_error")
         return _json({"status": "ready"})
 
-    async def metrics(self) -> Response:
+    async def metrics(self, _: Request) -> Response:
         """GET /metrics"""
         return Response(self._service.metrics_text(), media_type=CONTENT_TYPE, headers=NO_STORE)
 
-    async def models(self) -> Response:
+    async def models(self, _: Request) -> Response:
         """GET /v1/models"""
         return _json(listed_models(self._service.catalogue))
 
-    async def information(self) -> Response:
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/NAME"""
+        return _json(listed_model(self._service.catalogue.pick(request.scope["path"].removeprefix(ONE_MODEL)).id))
+
+    async def information(self, _: Request) -> Response:
         """GET /v1/iama"""
         return _json(information(self._config, self._plan, self._service.catalogue))
 
@@ -112,17 +128,26 @@ class _Routes:
         return await _complete(request, "chat", self._service, self._config)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
-    return _refusal(error)
+def _no_way(method: str, path: str, taken: str) -> RefusedError:
+    """A method that a route does not take."""
+    cors = "; a page of another origin may ask once `cors` lists that origin" if method == "OPTIONS" else ""
+    said = f"{method} is not taken at {path[:80]}; send {taken}{cors}"
+    allowed = {"Allow": "POST" if taken == "POST" else "GET, HEAD"}
+    return RefusedError(405, said, None, "method_not_allowed", allowed)
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses."""
-    assert isinstance(error, HTTPException)
-    told = {404: "There is no such route here", 405: f"{request.method} is no way to ask this route"}
-    said = told.get(error.status_code, f"The request is refused ({HTTPStatus(error.status_code).phrase})")
-    return _refusal(RefusedError(error.status_code, f"{said}; the routes are {', '.join(ROUTES)}", None, "not_found"))
+def _no_route(path: str) -> RefusedError:
+    return RefusedError(404, f"There is no route {path[:80]!r} here; {_near(path)}", None, "not_found")
+
+
+def _near(path: str) -> str:
+    """The route that was meant: most who miss one write the address of a server twice, or without its /v1."""
+    end = path.rstrip("/")
+    meant = next((route for route in reversed(ROUTES[1:]) if end.endswith(route.removeprefix("/v1"))), None)
+    if meant is None:
+        return f"the routes are {', '.join(ROUTES)}"
+    base = "; the base URL of a client ends in /v1, once" if meant in POSTED else ""
+    return f"did you mean {meant}?{base}"
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -143,7 +168,7 @@ async def _complete(request: Request, route: Route, service: Service, config: Se
     if ready.asked.stream:
         return await _stream(request, ready, service, config, started)
     reply = Reply(ready.asked, ready.num_prompt_tokens)
-    work = asyncio.ensure_future(service.answer(ready.asked, reply.note))
+    work = asyncio.ensure_future(service.answer(ready, reply.note))
     gone = asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -163,19 +188,16 @@ async def _body(request: Request, most: int) -> Any:
         raise RefusedError(
             415, "The body must be JSON; send the header Content-Type: application/json", None, "content_type"
         )
-    too_long = RefusedError(
-        413, f"The body is longer than {most} bytes; send less", None, "body_too_large", {"Connection": "close"}
-    )
     length = request.headers.get("content-length", "")
     if length.isdecimal() and (len(length) > 18 or int(length) > most):
-        raise too_long
+        raise _too_long(most)
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
             async for piece in request.stream():
                 data += piece
                 if len(data) > most:
-                    raise too_long
+                    raise _too_long(most)
     except TimeoutError:
         said = f"The body did not come within {BODY_S:g} s; send it at once"
         raise RefusedError(408, said, None, "body_too_slow", {"Connection": "close"}) from None
@@ -185,6 +207,11 @@ async def _body(request: Request, most: int) -> Any:
         return parse_json(decode(bytes(data), "body"), "body", DataError, "send one JSON object")
     except IamaError as error:
         raise RefusedError(400, f"The body cannot be read: {error}", None, "invalid_json") from error
+
+
+def _too_long(most: int) -> RefusedError:
+    said = f"The body is longer than {most} bytes; send less"
+    return RefusedError(413, said, None, "body_too_large", {"Connection": "close"})
 
 
 async def _gone(receive: Receive) -> None:
@@ -213,22 +240,20 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], *work: asyncio.Future[Any]) -> None:
-        self._pieces, self._work = pieces, work
+    def __init__(self, pieces: AsyncGenerator[bytes, None], gone: asyncio.Future[None], *work: asyncio.Future[Any]):
+        self._pieces, self._gone, self._work = pieces, gone, work
         self.status_code, self.background = 200, None
         self.init_headers({**NO_STORE, "X-Accel-Buffering": "no"})
 
-    async def __call__(self, _: Any, receive: Receive, send: Send) -> None:
+    async def __call__(self, _: Any, __: Receive, send: Send) -> None:
         """Send the pieces."""
         sending = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, self._gone}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
         finally:
-            await _end(sending, gone)
-            await _end(*self._work)
+            await _end(sending, self._gone, *self._work)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -241,7 +266,7 @@ class EventStream(Response):
 async def _stream(request: Request, ready: Ready, service: Service, config: ServeConfig, started: float) -> Response:
     """A stream that has begun to say something; what fails before is an error with a status of its own."""
     told = _Told()
-    work = asyncio.ensure_future(service.answer(ready.asked, told.put, told.put))
+    work = asyncio.ensure_future(service.answer(ready, told.put, told.put))
     work.add_done_callback(lambda _: told.put(0, None))
     first, gone = asyncio.ensure_future(told.comes()), asyncio.ensure_future(_gone(request.receive))
     try:
@@ -252,11 +277,11 @@ async def _stream(request: Request, ready: Ready, service: Service, config: Serv
         if work.done():
             work.result()  # what has failed is told with its status
     except BaseException:
-        await _end(work)
+        await _end(work, gone)
         raise
     finally:
-        await _end(first, gone)
-    return EventStream(_pieces(ready, service, config.ping_s, started, work, told), work)
+        await _end(first)
+    return EventStream(_pieces(ready, service, config.ping_s, started, work, told), gone, work)
 
 
 class _Told:
@@ -292,28 +317,34 @@ async def _pieces(
 ) -> AsyncGenerator[bytes, None]:
     """The chunks of a stream, with a ping wherever nothing is said for long."""
     reply = Reply(ready.asked, ready.num_prompt_tokens)
+    piece = reply.opening()  # what is there is sent at once: each piece takes a call of the system
     try:
-        yield reply.opening() or PING
         while True:
-            try:
-                async with asyncio.timeout(ping_s):
-                    await told.comes()
-            except TimeoutError:
-                yield PING
-                continue
             items, seconds = told.take(), time.monotonic() - started
-            if piece := b"".join(reply.piece(index, what, seconds) for index, what in items if what is not None):
-                yield piece
-            if items[-1][1] is None:
+            piece += b"".join(reply.piece(index, what, seconds) for index, what in items if what is not None)
+            if items and items[-1][1] is None:
                 break
+            if piece:
+                yield piece
+            piece = b"" if await _comes(told, ping_s) else PING
         answers = work.result()
-        usage = reply.usage(answers) if ready.asked.include_usage else b""
+        piece += (reply.usage(answers) if ready.asked.include_usage else b"") + DONE
         _count(service, ready, started, reply.first_text_s)
-        yield usage + DONE
     except RefusedError as error:
-        yield sse(error_body(error.status, str(error), error.param, error.code))
+        piece += sse(error_body(error.status, str(error), error.param, error.code))
     except Exception:
         logger.exception("a stream failed")
-        yield sse(error_body(500, BROKEN))
+        piece += sse(error_body(500, BROKEN))
     finally:
         await _end(work)
+    yield piece
+
+
+async def _comes(told: _Told, most_s: float) -> bool:
+    """Whether there is something to take before so many seconds have passed."""
+    try:
+        async with asyncio.timeout(most_s):
+            await told.comes()
+    except TimeoutError:
+        return False
+    return True

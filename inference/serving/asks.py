@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from iama.config.methods import Method
 from iama.config.specs import Sampling
@@ -27,6 +27,10 @@ class Ask:
     sampling: Sampling
     seed: int
     columns: Mapping[str, Any] = field(default_factory=dict)
+    num_top: int | None = None
+    """How many of the likeliest tokens are wanted beside the log-probability of each token; None: neither."""
+    prompt_ids: tuple[int, ...] | None = None
+    """The prompt as the policy reads it, where that is known: it is not read a second time."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,56 @@ class Spent:
 
 
 Event: TypeAlias = Text | Candidate | SegmentKept | Spent
+
+
+class Wanted(NamedTuple):
+    """What is told of an answer while it is worked on, segments apart: its text, and candidates with what was spent."""
+
+    text: bool = True
+    events: bool = True
+
+
 Tell: TypeAlias = Callable[[Event], None]
 """Called from the event loop of the one who asks, in the order in which things happen."""
 
 
+class Piece(NamedTuple):
+    """What a token says, and its bytes; special tokens have a name, and no bytes."""
+
+    text: str
+    utf8: bytes | None
+
+
+class TokenLogprob(NamedTuple):
+    """A token of an answer's text: what it says, its log-probability (nats), and the likeliest in its place."""
+
+    piece: Piece
+    log_probability: float
+    top: tuple[tuple[Piece, float], ...]
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Those of the tokens that an answer's text is made of, and that of its end token, if it has one.
+
+    `num_read` are the tokens that were read to know them.
+    """
+
+    tokens: tuple[TokenLogprob, ...]
+    end: float | None
+    num_read: int
+
+
 @dataclass(frozen=True)
 class Answer:
-    """A completion, and the tokens that were sampled for it: those of all candidates, or of all proposals."""
+    """A completion, and the tokens that were sampled for it: those of all candidates, or of all proposals.
+
+    Where log-probabilities are asked for, the completion's cost counts the pass that they took.
+    """
 
     completion: Completion
     num_sampled: int
+    logprobs: Logprobs | None = None
 
     @property
     def num_rejected(self) -> int:

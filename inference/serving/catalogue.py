@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from iama.config.methods import Method
 from iama.config.serving import Hacking
 from iama.config.specs import Sampling
 from iama.errors import ConfigError, IamaError
+from iama.nearest import meant
 from iama.objective.operators import operator_of
 from inference.samplers.serve import (
     check_served,
@@ -137,11 +137,11 @@ class Catalogue:
             )
 
     def _unknown(self, name: str) -> RefusedError:
-        close = difflib.get_close_matches(name, self.models, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        short = name if len(name) <= MAX_METHOD else ""
         return RefusedError(
             404,
-            f"The model {_shown(name)} does not exist here; {hint}GET /v1/models lists {_listed(self.models)}",
+            f"The model {_shown(name)} does not exist here; {meant(short, [*self.policies, *self.models])}GET "
+            f"/v1/models lists {_listed(self.models)}",
             "model",
             "model_not_found",
         )
@@ -154,7 +154,8 @@ class Catalogue:
         if criterion is None:
             known = self.criteria(policy)
             told = f"choose a criterion for it: {_listed(known)}" if known else "no criterion is served here"
-            raise RefusedError(status, f"{param}: {_shown(text)} selects by a reward; {told}", param, _code(status))
+            kind = "selects by a reward" if plain else "is no method"
+            raise RefusedError(status, f"{param}: {_shown(text)} {kind}; {told}", param, _code(status))
         served = self.methods(policy, criterion)
         for model in served:
             if "".join(model.written.split()) == plain:
@@ -201,7 +202,8 @@ class Catalogue:
         if method is None:
             raise RefusedError(
                 400,
-                f"iama.budget: {model.written!r} has no number of samples to set; leave it out, or choose iama.method",
+                f"iama.budget: {model.written!r} has no number of samples to set; leave it out, or choose "
+                + ("iama.criterion and iama.method" if model.criterion is None else "iama.method"),
                 "iama.budget",
                 "invalid_budget",
             )

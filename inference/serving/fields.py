@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 SHARED = {
     "model", "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "stop", "seed",
-    "stream", "stream_options", "user", "iama",
+    "stream", "stream_options", "logprobs", "user", "safety_identifier", "prompt_cache_key", "iama",
 }  # fmt: skip
+LABELS = ("user", "safety_identifier", "prompt_cache_key")
+"""Texts by which a client names whom an answer is for; no answer depends on them."""
 FIELDS: dict[Route, set[str]] = {
-    "chat": {*SHARED, "messages", "max_completion_tokens"},
+    "chat": {*SHARED, "messages", "max_completion_tokens", "top_logprobs"},
     "completions": {*SHARED, "prompt"},
 }
 EXTRAS = {"criterion", "method", "budget", "seed", "return_candidates", "events"}
@@ -40,8 +43,6 @@ MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "logit_bias": (({},), "the law of the policy is served as it is"),
     "presence_penalty": ((0,), "use repetition_penalty"),
     "frequency_penalty": ((0,), "use repetition_penalty"),
-    "logprobs": ((False,), "the reward of an answer stands in choices[i].iama"),
-    "top_logprobs": ((0,), "the reward of an answer stands in choices[i].iama"),
     "best_of": ((1,), "choose a criterion and a method such as bon(4)"),
     "echo": ((False,), "put prompt and answer together yourself"),
     "suffix": (("",), "answers go on from the prompt alone"),
@@ -54,6 +55,9 @@ MEANINGLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "service_tier": (("auto", "default"), "there is one tier"),
     "store": ((False,), "nothing is stored"),
     "metadata": (({},), "nothing is stored"),
+    "prompt_cache_options": (({},), "a prompt is read once for all its answers, and not kept"),
+    "prompt_cache_retention": ((), "a prompt is read once for all its answers, and not kept"),
+    "moderation": ((), "answers are not moderated"),
     "use_beam_search": ((False,), "answers are sampled"),
     "ignore_eos": ((False,), "an end token ends an answer"),
     "length_penalty": ((1,), "answers are sampled"),
@@ -76,6 +80,8 @@ class Asked:
     include_usage: bool = False
     events: bool = False
     return_candidates: bool = False
+    num_top: int | None = None
+    """Likeliest tokens beside each token's log-probability; None: neither is asked for."""
 
     @property
     def num_choices(self) -> int:
@@ -98,7 +104,8 @@ def read_body(body: Any, route: Route, catalogue: Catalogue, limits: Limits) -> 
     include_usage = _stream_options(body, stream)
     sampling, has_max_tokens = _sampling(body, route, catalogue.samplings[model.policy], model, limits)
     seed = extras["seed"] if extras["seed"] is not None else _given(body, "seed", _seed, None)
-    _given(body, "user", _text, None)
+    for label in LABELS:
+        _given(body, label, _text, None)
     if extras["events"] and not stream:
         raise _refused("iama.events: events are told in a stream; set stream: true", "iama.events")
     return Asked(
@@ -113,6 +120,7 @@ def read_body(body: Any, route: Route, catalogue: Catalogue, limits: Limits) -> 
         include_usage=include_usage,
         events=bool(extras["events"]),
         return_candidates=bool(extras["return_candidates"]),
+        num_top=_logprobs(body, route),
     )
 
 
@@ -176,6 +184,19 @@ def _stream_options(body: Body, stream: bool) -> bool:
     return include
 
 
+def _logprobs(body: Body, route: Route) -> int | None:
+    """How many of the likeliest tokens are wanted beside each token's log-probability; None: neither."""
+    if route == "completions":
+        number: int | None = None if body.get("logprobs") is False else _given(body, "logprobs", _whole(0, 5), None)
+        return number
+    number = _given(body, "top_logprobs", _whole(0, 20), None)
+    if _given(body, "logprobs", _flag, False):
+        return number or 0
+    if number:
+        raise _refused(f"top_logprobs = {number} are told with log-probabilities; set logprobs: true", "top_logprobs")
+    return None
+
+
 # Prompts. -------------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +216,8 @@ def _message(given: Any, where: str) -> Message:
         raise _refused(f"{where}: write an object with role and content, not {_shown(given)}", where)
     role = given.get("role")
     if not isinstance(role, str) or role not in ROLES:
-        raise _refused(f"{where}.role: {_shown(role)} is not known; write {', '.join(ROLES)}", f"{where}.role")
+        why = " (no tools are called here)" if role in ("tool", "function") else ""
+        raise _refused(f"{where}.role: {_shown(role)} is not known{why}; write {', '.join(ROLES)}", f"{where}.role")
     for name, value in given.items():
         if name not in ("role", "content") and value not in (None, [], ""):
             raise _refused(f"{where}.{name[:40]} is not supported; leave it out", f"{where}.{name[:40]}", "unsupported")
@@ -354,7 +376,9 @@ def _shown(value: Any) -> str:
     """A value of the client's own in a message: short, and on one line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**30:
         return "a number of too many digits"
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else f"a {type(value).__name__}"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = repr(value) if isinstance(value, (str, int, float)) else "a list" if isinstance(value, list) else "an object"
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 

@@ -85,7 +85,9 @@ class Edge:
             if not status:
                 await send_refusal(counted, RefusedError(500, "the server failed on this request; its log says how"))
         finally:
-            route = scope["path"] if scope["path"] in self._routes else "other"
+            path = scope["path"]
+            of_a_model = "/v1/models" if path.startswith("/v1/models/") and path != "/v1/models/" else "other"
+            route = path if path in self._routes else of_a_model
             self._metrics.requests.add(1, route, str(status[0] if status else 499))
 
     def _is_known(self, host: str | None) -> bool:

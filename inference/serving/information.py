@@ -25,8 +25,12 @@ HACKING_COLUMNS = ("policy", "criterion", "method", "peak_samples", "peak_gold",
 
 def listed_models(catalogue: Catalogue) -> dict[str, Any]:
     """The models as `GET /v1/models` lists them."""
-    models = [{"id": name, "object": "model", "created": CREATED, "owned_by": "iama"} for name in catalogue.models]
-    return {"object": "list", "data": models}
+    return {"object": "list", "data": [listed_model(name) for name in catalogue.models]}
+
+
+def listed_model(name: str) -> dict[str, Any]:
+    """One of them, as `GET /v1/models/NAME` shows it."""
+    return {"id": name, "object": "model", "created": CREATED, "owned_by": "iama"}
 
 
 def information(config: ServeConfig, plan: ServePlan, catalogue: Catalogue) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,25 @@ from iama.config.methods import Method
 from iama.config.schema import validate
 from iama.config.serving import Keys, ServeConfig, ServedCriterion
 from iama.config.specs import Sampling
-from iama.errors import ConfigError, IamaWarning
+from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.prompts.conversations import render_prompts
 from iama.prompts.data import fitting_prompts, read_prompts
 from iama.prompts.render import Prompt
 from iama.reading import read_text
 from iama.rewards.load import Files, check_columns, check_reward
-from inference.engine.policy import PolicyFiles, read_policy_files
+from inference.engine.policy import PolicyFiles, policy_fingerprint, read_policy_files
 from inference.evaluation.reward_checks import check_gradients
 from inference.evaluation.summary import Summary, load_summary
 from inference.hedging.tuning_file import Wanted, find, load_tuning, setting
 from inference.pools.fill import pool_header
-from inference.samplers.serve import check_served, needs_gradient, needs_target, read_method
+from inference.samplers.serve import check_served, files_key, needs_gradient, needs_target, read_method
 from inference.serving.catalogue import SINGLE, Bound, Model, bound_of, budget_of, with_budget
 
 DEFAULT_METHODS = ("bon(4)",)
 SHORTEST_KEY = 16
+QUOTES = "\"'"
+NAMED = re.compile(r"[A-Za-z_]\w*=[^=]")
+"""A line of a shell's file; what is coded in base 64 has equals signs at its end alone."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,15 @@ def make_plan(config: ServeConfig, source: str) -> ServePlan:
     for policy in config.policies:
         for criterion in config.criteria:
             models += _models(config, policy, criterion, samplings[policy], bounds[policy, criterion.name], source)
-    twice = next((m.id for i, m in enumerate(models) if m.id in [other.id for other in models[:i]]), None)
+    plain = ["".join(model.id.split()) for model in models]
+    twice = next((m.id for i, m in enumerate(models) if plain[i] in plain[:i]), None)
     if twice is not None:
         raise ConfigError(f"{source}: methods: {twice} is written twice; write it once")
     _check_targets(config, models, samplings, source)
+    _check_used(config, summary, source)
+    for model in models:
+        fingerprint = partial(policy_fingerprint, model.policy, config.policies[model.policy])
+        files_key(model.method, samplings[model.policy], model.policy, fingerprint, model.criterion)
     for policy, file in files.items():
         if config.criteria and prompts:
             ids = render_prompts(file.tokenizer, prompts, file.eos_token_ids, f"policy {policy!r}")
@@ -96,6 +106,29 @@ def make_plan(config: ServeConfig, source: str) -> ServePlan:
     reward_files = {criterion.name: _checked_reward(criterion, prompts) for criterion in config.criteria}
     _check_gradients(config, models, samplings, {name: file.tokenizer for name, file in files.items()})
     return ServePlan(config, tuple(models), samplings, bounds, files, reward_files, tuple(prompts), keys, summary)
+
+
+def _check_used(config: ServeConfig, summary: Summary | None, source: str) -> None:
+    """What is written must be served: methods need a criterion, and a file is warned of that nothing looks at."""
+    selects = next((text for text in config.methods or () if text not in (SINGLE, "identity")), None)
+    if selects is not None and not config.criteria:
+        raise ConfigError(
+            f"{source}: methods: {selects!r} selects by a reward, and there is no criterion; write `criteria` (with "
+            "--policy: --reward CRITERION=DIR), or leave methods out"
+        )
+    for criterion in config.criteria:
+        methods = criterion.methods or config.methods or DEFAULT_METHODS
+        if criterion.tuning is not None and not any(read_method(text).is_tuned for text in methods):
+            told = f"{source}: criterion {criterion.name!r}: tuning {criterion.tuning!r} is not used"
+            warnings.warn(f"{told}; add a method such as bon(tuned), or drop it", IamaWarning, stacklevel=2)
+    if summary is not None:
+        names = (config.policies, [criterion.name for criterion in config.criteria])
+        if not any(row["policy"] in names[0] and row["criterion"] in names[1] for row in summary["curves"]):
+            policies = ", ".join(dict.fromkeys(row["policy"] for row in summary["curves"]))
+            criteria = ", ".join(dict.fromkeys(row["criterion"] for row in summary["curves"]))
+            told = f"{source}: evaluation {config.evaluation!r} measured nothing that is served"
+            remedy = f"its policies are {policies}, its criteria {criteria}: name yours so, or drop it"
+            warnings.warn(f"{told}; {remedy}", IamaWarning, stacklevel=2)
 
 
 def _sampling(config: ServeConfig, policy: str, source: str) -> Sampling:
@@ -222,7 +255,13 @@ def _check_targets(config: ServeConfig, models: Sequence[Model], samplings: dict
 def _checked_reward(criterion: ServedCriterion, prompts: Sequence[Prompt]) -> Files:
     """Requests bring a prompt and no further columns, which some rewards read."""
     files = check_reward(criterion.name, criterion.proxy, prompts)
-    check_columns(criterion.name, criterion.proxy, [{"prompt": prompt} for prompt in prompts or ["a prompt"]])
+    try:
+        check_columns(criterion.name, criterion.proxy, [{"prompt": prompt} for prompt in prompts or ["a prompt"]])
+    except RewardError as error:
+        raise RewardError(
+            f"criterion {criterion.name!r}: its reward reads more than prompt and answer, and a request to a server "
+            f"brings no further columns; serve another reward ({error})"
+        ) from error
     return files
 
 
@@ -259,6 +298,9 @@ def read_keys(keys: Keys | None, source: str) -> tuple[str, ...]:
         assert keys.file is not None
         path = Path(keys.file)
         where, remedy = f"{source}: keys.file {keys.file!r}", "write one key a line"
+        if not path.is_file():
+            problem = "is no file" if path.exists() else "does not exist"
+            raise ConfigError(f"{where} {problem}; make one with `openssl rand -hex 24 > {path.name}`")
         lines = [line.strip() for line in read_text(path, ConfigError).splitlines()]
         found = [line for line in lines if line and not line.startswith("#")]
         if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
@@ -270,5 +312,10 @@ def read_keys(keys: Keys | None, source: str) -> tuple[str, ...]:
             raise ConfigError(
                 f"{where}: key {number} of {len(found)} must be at least {SHORTEST_KEY} letters, digits and signs "
                 "without blanks; make one with `openssl rand -hex 24`"
+            )
+        if key[0] in QUOTES or key[-1] in QUOTES or NAMED.match(key):
+            raise ConfigError(
+                f"{where}: key {number} of {len(found)} has quotes or NAME= around it, which clients would have to "
+                "send; write the key alone"
             )
     return tuple(dict.fromkeys(found))

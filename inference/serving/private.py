@@ -138,7 +138,7 @@ class Threads:
         if left > 0:
             job.loop.call_later(left, self._look, job, timeout_s)
             return
-        _settle(job.future, None, RewardTooSlowError(f"the reward took longer than {timeout_s:g} seconds"))
+        _settle(job.future, None, RewardTooSlowError(f"the reward took longer than {timeout_s:g} s; ask for less"))
         self._start()
 
 

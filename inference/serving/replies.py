@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import secrets
@@ -12,16 +13,17 @@ from typing import Any
 
 from iama.cost import Cost
 from inference.samplers.base import Completion, Segment
-from inference.serving.asks import Answer, Candidate, Event, SegmentKept, Spent, Text
+from inference.serving.asks import Answer, Candidate, Event, Logprobs, Piece, SegmentKept, Spent, Text
 from inference.serving.fields import Asked
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def as_json(value: Any) -> bytes:
     """JSON without NaN, which it does not have."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _encode(value).encode()
 
 
 def sse(value: Any) -> bytes:
@@ -50,6 +52,10 @@ def details(asked: Asked, index: int, answer: Answer, segment_texts: Sequence[st
         "fallback": completion.fallback,
         "ledger": {key: number(value) for key, value in completion.cost.as_dict().items()},
     }
+    if answer.logprobs is not None:
+        chooses = "" if asked.model.written == "single" else f", before {asked.model.written} chooses"
+        told["logprobs_of"] = f"policy {asked.model.policy}, temperature 1{chooses}"
+        told["end_logprob"] = None if answer.logprobs.end is None else _logprob(answer.logprobs.end)
     if completion.trace:
         texts = segment_texts if len(segment_texts) == len(completion.trace) else [None] * len(completion.trace)
         told["segments"] = [_segment(s, text) for s, text in zip(completion.trace, texts, strict=True)]
@@ -92,7 +98,49 @@ def usage(num_prompt_tokens: int, answers: Sequence[Answer]) -> dict[str, Any]:
             "reasoning_tokens": 0,
             "rejected_tokens": sum(answer.num_rejected for answer in answers),
             "reward_tokens": sum((answer.completion.cost for answer in answers), Cost()).reward_tokens,
+            "logprobs_tokens": sum(answer.logprobs.num_read for answer in answers if answer.logprobs is not None),
         },
+    }
+
+
+LEAST = -9999.0
+"""What OpenAI writes for a log-probability that is lower."""
+
+
+def _logprob(value: float) -> float:
+    return max(value, LEAST) if math.isfinite(value) else LEAST
+
+
+def chat_logprobs(logprobs: Logprobs) -> dict[str, Any]:
+    """`choices[i].logprobs` of a chat."""
+
+    def told(piece: Piece, value: float) -> dict[str, Any]:
+        utf8 = None if piece.utf8 is None else list(piece.utf8)
+        return {"token": piece.text, "logprob": _logprob(value), "bytes": utf8}
+
+    content = [
+        told(token.piece, token.log_probability) | {"top_logprobs": [told(*other) for other in token.top]}
+        for token in logprobs.tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(logprobs: Logprobs) -> dict[str, Any]:
+    """`choices[i].logprobs` of a text; the likeliest tokens have the one that was drawn beside them."""
+    tokens, offsets, tops, length = logprobs.tokens, [], [], 0
+    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+    for token in tokens:
+        offsets.append(length)
+        length += len(decoder.decode(token.piece.utf8 or b""))
+        top: dict[str, float] = {}
+        for piece, value in (*token.top, (token.piece, token.log_probability)):
+            top[piece.text] = max(_logprob(value), top.get(piece.text, LEAST))  # two tokens may say the same
+        tops.append(top)
+    return {
+        "tokens": [token.piece.text for token in tokens],
+        "token_logprobs": [_logprob(token.log_probability) for token in tokens],
+        "top_logprobs": tops,
+        "text_offset": offsets,
     }
 
 
@@ -138,7 +186,11 @@ class Reply:
         return self._head | {"choices": choices, "usage": usage(self.num_prompt_tokens, answers)}
 
     def _told(self, index: int, answer: Answer) -> dict[str, Any]:
-        return {"iama": details(self.asked, index, answer, self.segment_texts[index])}
+        told: dict[str, Any] = {"iama": details(self.asked, index, answer, self.segment_texts[index])}
+        if answer.logprobs is not None:
+            shape = chat_logprobs if self.asked.route == "chat" else text_logprobs
+            told["logprobs"] = shape(answer.logprobs)
+        return told
 
     def _choice(self, index: int, finish_reason: str | None) -> dict[str, Any]:
         return {"index": index, "logprobs": None, "finish_reason": finish_reason}

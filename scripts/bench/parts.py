@@ -64,7 +64,7 @@ class Parts:
             training.TrainingFigures(**figures["training"]),
             roll_outs.RollOutFigures(**figures["rollouts"]),
             cluster.ClusterFigures(**figures["cluster"]),
-            serving.ServingFigures(**figures["serve"]),
+            {name: serving.ServingFigures(**of) for name, of in figures["serve"].items()},
             quick,
         )
 
@@ -83,7 +83,7 @@ class Parts:
             return roll_outs.RollOutFigures(**figures).entries()
         if part == Part.CLUSTER:
             return cluster.ClusterFigures(**figures).entries()
-        return serving.ServingFigures(**figures).entries()
+        return [entry for of in figures.values() for entry in serving.ServingFigures(**of).entries()]
 
 
 def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -> Any:
@@ -101,7 +101,7 @@ def measure(part: Part, bench: Bench, world: Path, say: Callable[[str], None]) -
         return asdict(roll_outs.measure(world, bench.setting, say))
     if part == Part.CLUSTER:
         return asdict(cluster.measure(world, bench.setting))
-    return asdict(serving.measure(world, bench.setting, say))
+    return {name: asdict(figures) for name, figures in serving.measure(world, bench.setting, say).items()}
 
 
 def stored(path: Path, bench: Bench, but: Collection[Part]) -> Parts:

@@ -3,7 +3,7 @@
     python -m scripts.bench.pools --num-prompts 1000 --num-prompts 3000 --num-prompts 10000
 
 Every command is a process of its own, on a pool of made-up texts (512 samples a prompt) that lies in --out while it is
-needed. Figures are kept in --out; those of every size that was measured go into docs/pools.md.
+needed. Figures are kept in --out; those of every size that was measured go into docs/guides/pools.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from iama.reading import read_text
 
 NUM_SAMPLES = 512
 NUM_WORDS = 2000
-OUT, PAGE = Path("runs/bench-pools"), Path("docs/pools.md")
+OUT, PAGE = Path("runs/bench-pools"), Path("docs/guides/pools.md")
 BEGIN, END = "<!-- written by python -m scripts.bench.pools -->", "<!-- end -->"
 COMMANDS = ("score", "evaluate", "report")
 REWARD = '''"""A gold reward that costs nothing, so that what is measured is the handling of the pool."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -31,14 +32,16 @@ from inference.samplers.serve import read_method, serve
 from inference.serving.answering import Answering
 from inference.serving.asks import Ask
 from scripts.bench.entries import Entry, Latency
+from scripts.bench.roll_outs import large_world
 from scripts.bench.setting import Setting, timed
 
 METHODS = ("single", "bon(4)")
 CRITERION = "helpful"
 NUM_CLIENTS = (1, 8, 32)
-TEXT, USAGE = re.compile(rb'"content": ?"[^"]'), re.compile(rb'"completion_tokens": ?(\d+)')
-ROWS = 64
-"""Decoded together by the server. Offline there are as many as the most clients can fill, since all is at hand."""
+TEXT, USAGE = re.compile(rb'"(?:content|text)": ?"[^"]'), re.compile(rb'"completion_tokens": ?(\d+)')
+ROWS = 128
+"""Decoded together by the server, as many as the most clients can fill with Best-of-4; offline the same, or as many as
+they fill with single samples."""
 
 
 class Reply(NamedTuple):
@@ -50,8 +53,22 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Side:
+    """What is served: a policy, its prompts, and how much of it is asked for; `key` stands in its entries' names."""
+
+    name: str
+    key: str
+    policy: Path
+    prompts: Path
+    num_rounds: int
+    num_requests: int
+    num_alone: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class ServingFigures:
-    """By method: seconds of each round. `replies` are those of all rounds, by the number of clients."""
+    """Of one policy. By method: seconds of each round. `replies` are those of all rounds, by the number of clients."""
 
     offline: dict[str, list[float]]
     engine: dict[str, list[float]]
@@ -60,6 +77,7 @@ class ServingFigures:
     replies: dict[str, dict[str, list[list[float]]]]
     num_requests: dict[str, int]
     """By the number of clients."""
+    key: str = ""
 
     def rate(self, method: str, clients: str) -> list[float]:
         """Requests a second of each round."""
@@ -84,7 +102,11 @@ class ServingFigures:
             ratios["alone"][name] = [many / alone for many, alone in rates]
             ratios["offline"][name] = [a / b for a, b in zip(self.offline[method], own, strict=True)]
             ratios["overhead"][name] = [a / b for a, b in zip(own, self.engine[method], strict=True)]
-        return [Entry(f"serve_{name}_{what}", of) for what, by_name in ratios.items() for name, of in by_name.items()]
+        return [
+            Entry(f"serve_{self.key}{name}_{what}", of)
+            for what, by_name in ratios.items()
+            for name, of in by_name.items()
+        ]
 
     def latencies(self, which: int) -> list[Latency]:
         """First pieces (0) or whole replies (1), by method and number of clients."""
@@ -95,15 +117,44 @@ class ServingFigures:
         ]
 
 
-def measure(world: Path, setting: Setting, say: Callable[[str], None]) -> ServingFigures:
-    """Rounds, in each of which every side answers the same requests; all has been answered once before."""
-    num_requests = {str(n): setting.num_served_alone if n == 1 else setting.num_served for n in NUM_CLIENTS}
-    texts = [row["prompt"] for row in load_prompts(world / "prompts-test.jsonl")]
-    prompts: list[Prompt] = [texts[i % len(texts)] for i in range(setting.num_served)]
-    sampling = Sampling(max_new_tokens=setting.served_tokens)
+def measure(world: Path, setting: Setting, say: Callable[[str], None]) -> dict[str, ServingFigures]:
+    """Of the demo's policy, which answers within milliseconds, and of one of a real size with random weights."""
+    with TemporaryDirectory() as folder:
+        large = large_world(Path(folder), setting)
+        sides = [
+            Side(
+                "demo",
+                "",
+                world / "policy",
+                world / "prompts-test.jsonl",
+                setting.num_served_rounds,
+                setting.num_served,
+                setting.num_served_alone,
+                setting.served_tokens,
+            ),
+            Side(
+                "135M",
+                "135m_",
+                large / "policy",
+                large / "prompts.jsonl",
+                setting.num_served_large_rounds,
+                setting.num_served_large,
+                setting.num_served_large_alone,
+                setting.served_large_tokens,
+            ),
+        ]
+        return {side.name: _measure(side, world, say) for side in sides}
+
+
+def _measure(side: Side, world: Path, say: Callable[[str], None]) -> ServingFigures:
+    """Rounds, in each of which all answer the same requests; all has been answered once before."""
+    num_requests = {str(n): side.num_alone if n == 1 else side.num_requests for n in NUM_CLIENTS}
+    texts = [row["prompt"] for row in load_prompts(side.prompts)]
+    prompts: list[Prompt] = [texts[i % len(texts)] for i in range(side.num_requests)]
+    sampling = Sampling(max_new_tokens=side.max_tokens)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*only the end tokens are used")  # their length is set here
-        policy = load_policy("base", PolicySpec(path=str(world / "policy"), device="cpu"), sampling)
+        policy = load_policy("base", PolicySpec(path=str(side.policy), device="cpu"), sampling)
     reward = load_reward(CRITERION, RewardSpec(model=str(world / f"rm-{CRITERION}"), device="cpu"))
     offline: dict[str, list[float]] = {method: [] for method in METHODS}
     engine: dict[str, list[float]] = {method: [] for method in METHODS}
@@ -111,8 +162,8 @@ def measure(world: Path, setting: Setting, say: Callable[[str], None]) -> Servin
     replies: dict[str, dict[str, list[list[float]]]] = {method: {str(n): [] for n in NUM_CLIENTS} for method in METHODS}
     answering = Answering({"base": policy}, {CRITERION: reward}, batch_size=ROWS)
     try:
-        with _server(world, setting) as url:
-            for number in range(-1, setting.num_served_rounds):
+        with _server(side, world) as url:
+            for number in range(-1, side.num_rounds):
                 for method in METHODS:
                     rows = NUM_CLIENTS[-1] if method == "single" else ROWS
                     sampler = serve(policy, None if method == "single" else reward, _read(method), sampling, rows)
@@ -125,15 +176,15 @@ def measure(world: Path, setting: Setting, say: Callable[[str], None]) -> Servin
                         engine[method].append(asked)
                     for clients, few in num_requests.items():
                         found, seconds = timed(
-                            asyncio.run, _load(url, int(clients), method, prompts[:few], setting.served_tokens)
+                            asyncio.run, _load(url, int(clients), method, prompts[:few], side.max_tokens)
                         )
                         if number >= 0:
                             served[method][clients].append(seconds)
                             replies[method][clients] += [list(reply) for reply in found]
-                say(f"round {number + 1} of {setting.num_served_rounds}" if number >= 0 else "warm")
+                say(f"{side.name}: {f'round {number + 1} of {side.num_rounds}' if number >= 0 else 'warm'}")
     finally:
         answering.close()
-    return ServingFigures(offline, engine, served, replies, num_requests)
+    return ServingFigures(offline, engine, served, replies, num_requests, side.key)
 
 
 def _read(method: str) -> Any:
@@ -167,16 +218,18 @@ async def _load(url: str, num_clients: int, method: str, prompts: Sequence[Promp
     free = connections.copy()
 
     async def ask(prompt: Prompt) -> Reply:
+        is_text = isinstance(prompt, str)
         body = {
             "model": "base:single" if method == "single" else f"base/{CRITERION}:{method}",
-            "messages": prompt,
+            "prompt" if is_text else "messages": prompt,
             "max_tokens": max_tokens,
             "seed": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         text = json.dumps(body)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+        path = "/v1/completions" if is_text else "/v1/chat/completions"
+        head = f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
         reader, writer = free.pop()
         begin, first, num_tokens = time.perf_counter(), 0.0, 0
         writer.write(f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
@@ -202,11 +255,11 @@ async def _load(url: str, num_clients: int, method: str, prompts: Sequence[Promp
 
 
 @contextmanager
-def _server(world: Path, setting: Setting) -> Iterator[str]:
+def _server(side: Side, world: Path) -> Iterator[str]:
     """The address of a server, a process of its own with as many threads as this one."""
-    command = [sys.executable, "-m", "iama.cli", "serve", "--policy", f"base={world / 'policy'}"]
+    command = [sys.executable, "-m", "iama.cli", "serve", "--policy", f"base={side.policy}"]
     command += ["--reward", f"{CRITERION}={world / f'rm-{CRITERION}'}", "--method", "bon(4)", "--port", "0"]
-    command += ["--set", f"batch_size={ROWS}", "--set", f"sampling.max_new_tokens={setting.served_tokens}"]
+    command += ["--set", f"batch_size={ROWS}", "--set", f"sampling.max_new_tokens={side.max_tokens}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None

@@ -70,6 +70,10 @@ class Setting:
     num_served: int = 128  # requests to a server in a round
     num_served_alone: int = 16  # and one at a time
     served_tokens: int = 64  # at most; the policy ends its answers itself, at many lengths
+    num_served_large_rounds: int = 3  # the same of the 135 M policy
+    num_served_large: int = 64
+    num_served_large_alone: int = 4
+    served_large_tokens: int = 24
 
     @property
     def sampling(self) -> Sampling:
@@ -110,6 +114,10 @@ QUICK = Setting(
     num_served=4,
     num_served_alone=2,
     served_tokens=8,
+    num_served_large_rounds=1,
+    num_served_large=4,
+    num_served_large_alone=2,
+    served_large_tokens=8,
 )
 
 

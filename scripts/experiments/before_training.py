@@ -27,8 +27,8 @@ from inference.statistics.headroom import CHEAP, FAR
 from inference.statistics.savings import Comparison, Savings, estimate_savings
 from inference.statistics.summary_rows import HeadroomFigures
 from scripts import launch
-from scripts.experiments import frame
-from scripts.experiments.frame import CRITERIA, SEEDS, Claim, Estimate, Job, table
+from scripts.experiments import figures, frame
+from scripts.experiments.frame import CRITERIA, SEEDS, Claim, Estimate, Job, Table, table
 from scripts.experiments.pools import Scores, Task, make_all, policy_spec, prompts
 from scripts.experiments.rivals import LANES, Setting
 
@@ -193,20 +193,50 @@ def specialists_over(answers: Sequence[Answer]) -> Estimate:
 
 
 def write(folder: Path, worlds: Mapping[int, Mapping[str, Answer]]) -> None:
-    """Write the page."""
-    values = {
-        "seeds": ", ".join(map(str, worlds)),
-        "steps": frame.STEPS,
-        "cheap": CHEAP,
-        "far": FAR,
-        "claims": frame.claims_table(claims(worlds)),
+    """Write the page, its figure and its tables."""
+    tables = {
+        "parts": frame.parts_table(claims(worlds)),
         "said": said_table(worlds),
-        "sentences": sentences(worlds),
         "savings": savings_table(worlds),
         "exclusions": exclusions_table(worlds),
         "apart": apart_table(worlds),
     }
-    frame.write_page(folder / "before_training.md", "before_training", values)
+    write_tables(folder, {"seeds": ", ".join(map(str, worlds))}, tables)
+
+
+def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """The page and its figure from its tables."""
+    plot(folder / "before_training.svg", tables["savings"])
+    borne_out = tables["said"].column("borne out")
+    settings = {
+        "asked": len(borne_out),
+        "told": len(borne_out) - borne_out.count("-"),
+        "upheld": borne_out.count("yes"),
+        "steps": frame.STEPS,
+        "cheap": CHEAP,
+        "far": FAR,
+    }
+    frame.write_claim(folder, "before_training", {**settings, **values}, tables)
+
+
+def plot(path: Path, savings: Table) -> None:
+    """What nearly all of the headroom saves and what training saved, a row a question, criterion and world."""
+    cells = [row for row in savings.rows if row[2] != "**all**"]
+    names = [f"{asked}: {criterion}, world {seed}" for asked, criterion, seed, *_ in cells]
+    with figures.figure(path, size=(6.6, 0.2 * len(names) + 0.9)) as (axis,):
+        for place, row in enumerate(cells):
+            first = place == 0
+            if row[-2] != "-":
+                told = "promised" if first else None
+                figures.intervals(axis, [place - 0.15], [frame.parsed(row[-2])], figures.ORANGE, told, "D")
+            mark = {">": ">", "<": "<"}.get(row[-1][0], "o")
+            told = "training saved" if first else None
+            figures.intervals(axis, [place + 0.15], [frame.parsed(row[-1])], figures.BLUE, told, mark)
+        figures.rows(axis, names, zero=1)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        figures.label(axis, "", "samples saved, times", "", legend=False)
+        axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def claims(worlds: Mapping[int, Mapping[str, Answer]]) -> list[Claim]:
@@ -243,26 +273,19 @@ def half_needed(one: Answer, criterion: str) -> float | None:
     return None if row["half_needed"] is None else max(1.0, row["half_needed"] / one.told["samples"])
 
 
-def sentences(worlds: Mapping[int, Mapping[str, Answer]]) -> dict[str, dict[int, str]]:
-    """What the command prints, by question and world."""
-    return {
-        q.title: {seed: " ".join(gain_sentences(answers[q.title].told)) for seed, answers in worlds.items()}
-        for q in QUESTIONS
-    }
-
-
-def said_table(worlds: Mapping[int, Mapping[str, Answer]]) -> str:
-    """Every verdict, and whether training bore it out."""
+def said_table(worlds: Mapping[int, Mapping[str, Answer]]) -> Table:
+    """Every verdict, whether training bore it out, and what the command prints."""
     words = {True: "yes", False: "**no**", None: "-"}
-    rows = [
-        [q.title, NAMES[q.trained], seed, answers[q.title].told["verdict"], words[is_upheld(q, answers[q.title])]]
-        for q in QUESTIONS
-        for seed, answers in worlds.items()
-    ]
-    return table("asked of | trained | seed | said | borne out", rows)
+    rows = []
+    for q in QUESTIONS:
+        for seed, answers in worlds.items():
+            one = answers[q.title]
+            told = " ".join(gain_sentences(one.told))
+            rows.append([q.title, NAMES[q.trained], seed, one.told["verdict"], words[is_upheld(q, one)], told])
+    return table("asked of | trained | seed | said | borne out | in words", rows)
 
 
-def savings_table(worlds: Mapping[int, Mapping[str, Answer]]) -> str:
+def savings_table(worlds: Mapping[int, Mapping[str, Answer]]) -> Table:
     """Headroom and what it promised, beside what was saved."""
     rows = []
     for q in QUESTIONS:
@@ -281,7 +304,7 @@ def savings_table(worlds: Mapping[int, Mapping[str, Answer]]) -> str:
     return table(f"{header} | training saved (95 % interval)", rows)
 
 
-def exclusions_table(worlds: Mapping[int, Mapping[str, Answer]]) -> str:
+def exclusions_table(worlds: Mapping[int, Mapping[str, Answer]]) -> Table:
     """How far the criteria exclude each other."""
     rows = []
     for q in QUESTIONS:
@@ -297,7 +320,7 @@ def exclusions_table(worlds: Mapping[int, Mapping[str, Answer]]) -> str:
     return table(f"{header} | change (95 % interval) | they | rank correlation", rows)
 
 
-def apart_table(worlds: Mapping[int, Mapping[str, Answer]]) -> str:
+def apart_table(worlds: Mapping[int, Mapping[str, Answer]]) -> Table:
     """An adapter for each criterion against one, where both were trained."""
     rows = []
     for q in (question for question in QUESTIONS if question.specialists):

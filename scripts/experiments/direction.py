@@ -2,8 +2,8 @@
 
     python -m scripts.experiments.direction
 
-Writes docs/results/direction.md. Every option of `trainers/options.py` is measured on `direction_toy`, through TRL's
-own loss, masks and weights, under three operators and three rewards.
+Writes docs/results/direction.md and its data. Every option of `trainers/options.py` is measured on `direction_toy`,
+through TRL's own loss, masks and weights, under three operators and three rewards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import typer
 
 from iama.arrays import Floats
 from iama.objective.operators import Operator, bon, identity, soft_bon, tilt
-from scripts.experiments import frame
+from scripts.experiments import figures, frame
 from scripts.experiments.direction_toy import (
     COMPLETIONS,
     EIGHTHS,
@@ -162,66 +162,100 @@ def is_right(option: Option, measured: Sequence[Measured]) -> bool:
 # The page. ----------------------------------------------------------------------------------------------
 
 
+GROUPS: Mapping[Setting, str] = {"same": "the policy's own", "later": "after an update", "sampler": "another engine's"}
+UNUSED = "not used, with a warning"
+DONE = {"keeps": "accepted", "unused": UNUSED, "warned": "warned of", "refused": "refused"}
+MARKS = "osD"
+COLOURS = {"accepted": figures.BLUE, "warned of": figures.ORANGE, "refused": figures.RED}
+
+
 def write(folder: Path, options: Mapping[Option, list[Measured]]) -> None:
-    """Write the page."""
+    """Write the page, its figure and its tables."""
     (mask,) = (option for option in options if "mask_truncated_completions" in option.example)
     larger = Option({**mask.example, "loss_type": "dr_grpo"}, "same", "warned", rows="group")  # exact group by group
     alone = measure(Option({}, "sampler", "keeps"), trainer_class=OnScoreAlone)
     settings: tuple[Setting, ...] = ("same", "later", "sampler")
     ratios = {name: law(trained_policy(name)) / law(sampler_logits()) for name in settings}
-    values = {
-        "claims": frame.claims_table(claims(options, alone)),
-        "tables": {
-            setting: _table(
-                "option", [_option_row(o, m) for o, m in options.items() if o.setting == setting], "what is done"
-            )
-            for setting in settings
-        },
-        "alone": _table(
-            "ratios stand",
+    tables = {
+        "parts": frame.parts_table(claims(options, alone)),
+        "options": _table(
+            ["groups", "option"],
+            [[GROUPS[o.setting], o.name, *_row(m), DONE[o.verdict]] for o, m in options.items()],
+            "what is done",
+        ),
+        "engine": _table(
+            ["ratios stand"],
             [
-                _row("at the completion's own score", alone),
-                _row("there and in the operator", options[_default("sampler")]),
+                ["at the completion's own score", *_row(alone)],
+                ["there and in the operator", *_row(options[_default("sampler")])],
             ],
         ),
-        "mask": _table(
-            "the policy's value",
+        "masked": _table(
+            ["the policy's value"],
             [
-                _row("given that it ends", options[mask]),
-                _row("given that it ends, groups of six", measure(larger, size=6)),
-                _row("the same, were cut ones still ranked", measure(larger, size=6, trainer_class=KeepsRanks)),
-                _row("with its cut completions", measure(mask, finished_only=False)),
+                ["given that it ends", *_row(options[mask])],
+                ["given that it ends, groups of six", *_row(measure(larger, size=6))],
+                ["the same, were cut ones still ranked", *_row(measure(larger, size=6, trainer_class=KeepsRanks))],
+                ["with its cut completions", *_row(measure(mask, finished_only=False))],
             ],
         ),
         "soft": frame.table(
             ["operator", "own groups", "another engine's"],
-            [[f"`{o.name}`", *(f"{m.cosine:.4f}" for m in measure_soft(o))] for o in SOFT],
+            [[o.name, *(f"{m.cosine:.4f}" for m in measure_soft(o))] for o in SOFT],
         ),
+    }
+    plot(folder / "direction.svg", tables["options"])
+    values = {
+        "counts": counts(tables["options"]),
+        "bar": BAR,
         "kl": kl_penalty(),
         "ratios": {name: (float(of.min()), float(of.max())) for name, of in ratios.items()},
         "distances": {"later": LATER, "sampler": ENGINE},
         "mean_tokens": MEAN_TOKENS,
     }
-    frame.write_page(folder / "direction.md", "direction", values)
+    frame.write_claim(folder, "direction", values, tables)
 
 
-def _table(first: str, rows: Iterable[Sequence[str]], *last: str) -> str:
-    return frame.table([first, *(f"`{operator.name}`" for operator in OPERATORS), "length", *last], rows)
+def counts(options: frame.Table) -> dict[str, int]:
+    """How many settings were tried, and what is done about them."""
+    done = [row[-1].replace(UNUSED, "accepted") for row in options.rows]
+    kept, warned, refused = (done.count(word) for word in ("accepted", "warned of", "refused"))
+    return {"total": len(done), "kept": kept, "warned": warned, "refused": refused}
+
+
+def plot(path: Path, options: frame.Table) -> None:
+    """Cosines of the options that are not accepted, one mark an operator; those that are in one row."""
+    by_name: dict[str, tuple[str, list[list[float]]]] = {}
+    for groups, option, *cells, _, kind in options.rows:
+        done = kind.replace(UNUSED, "accepted")
+        name = "all that are accepted" if done == "accepted" else f"{option} ({groups})"
+        by_name.setdefault(name, (done, []))[1].append([float(cell) for cell in cells])
+    with figures.figure(path, size=(6.8, 0.2 * len(by_name) + 1.1)) as (axis,):
+        for row, (done, cosines) in enumerate(by_name.values()):
+            for place, mark in enumerate(MARKS):
+                lowest = min(each[place] for each in cosines)
+                axis.plot([lowest], [row], mark, color=COLOURS[done], alpha=0.8)
+        for done, colour in COLOURS.items():
+            axis.plot([], [], "-", color=colour, lw=3, label=done)
+        for operator, mark in zip(OPERATORS, MARKS, strict=True):
+            axis.plot([], [], mark, color=figures.GREY, label=operator.name)
+        figures.rows(axis, list(by_name), zero=BAR)
+        figures.label(axis, "", "cosine with the gradient of R", "", legend=False)
+        axis.figure.legend(loc="outside lower center", ncols=6)
+
+
+def _table(first: Sequence[str], rows: Iterable[Sequence[str]], *last: str) -> frame.Table:
+    return frame.table([*first, *(operator.name for operator in OPERATORS), "length", *last], rows)
 
 
 def _default(setting: Setting) -> Option:
     return next(o for o in OPTIONS if o.setting == setting and not o.example)
 
 
-def _row(name: str, measured: Sequence[Measured]) -> list[str]:
+def _row(measured: Sequence[Measured]) -> list[str]:
     low, high = min(m.lengths[0] for m in measured), max(m.lengths[1] for m in measured)
     length = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
-    return [name, *(f"{m.cosine:.4f}" for m in measured), length]
-
-
-def _option_row(option: Option, measured: Sequence[Measured]) -> list[str]:
-    done = {"keeps": "", "unused": "warned: not used"}.get(option.verdict, f"**{option.verdict}**")
-    return [*_row(f"`{option.name}`" if option.example else option.name, measured), done]
+    return [*(f"{m.cosine:.4f}" for m in measured), length]
 
 
 def claims(options: Mapping[Option, list[Measured]], alone: Sequence[Measured]) -> list[Claim]:

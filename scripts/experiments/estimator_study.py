@@ -24,7 +24,7 @@ from iama.objective.operators import Operator, bon, identity, soft_bon, tilt
 from iama.progress import progress_bar
 from scripts.experiments import frame, tail_study
 from scripts.experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, figure, label
-from scripts.experiments.frame import Claim, table
+from scripts.experiments.frame import Claim, Table, table
 from scripts.experiments.toy_problem import draw, policy_gradient
 
 Method = Literal["loo", "loo1", "loo2", "plugin", "grpo"]
@@ -289,21 +289,23 @@ def write(
     """`estimators.md` and its SVG; `tilt` has the bias at each of `sizes` for each target length."""
     plot(folder / "estimators.svg", [c for c in cells if c.law == "normal"])
     tilt_rows = [[target, *(f"{100 * bias:.0f} %" for bias in row)] for target, row in tilt.items()]
-    values = {
-        "groups": cells[0].num_groups,
-        "tables": cells[0].noise_T.size,
-        "claims": frame.claims_table([*claims(cells, normaliser), *tail_study.claims(tails, entropics)]),
-        "reading": _reading(cells),
-        "laws": {law: _law_table(cells, law) for law in dict.fromkeys(c.law for c in cells)},
-        "normaliser": normaliser,
+    tables = {
+        "parts": frame.parts_table([*claims(cells, normaliser), *tail_study.claims(tails, entropics)]),
+        "noise": noise_table(cells),
         "tail": tail_study.tail_table(tails),
         "entropic": tail_study.entropic_table(entropics),
+        "tilt": table(["target length", *(f"G = {size}" for size in sizes)], tilt_rows),
+    }
+    values = {
+        "groups": cells[0].num_groups,
+        "tables_drawn": cells[0].noise_T.size,
+        "reading": _reading(cells),
+        "normaliser": normaliser,
         "group": tail_study.SIZE,
         "atoms": tail_study.NUM_ATOMS,
         "entropic_groups": ENTROPIC_GROUPS,
-        "tilt": table(["target length", *(f"G = {size}" for size in sizes)], tilt_rows),
     }
-    frame.write_page(folder / "estimators.md", "estimator_study", values)
+    frame.write_claim(folder, "estimators", values, tables, "estimator_study")
 
 
 def claims(cells: Sequence[Cell], normaliser: Normaliser) -> list[Claim]:
@@ -399,17 +401,18 @@ def _reading(cells: Sequence[Cell]) -> dict[str, float]:
     }
 
 
-def _law_table(cells: Sequence[Cell], law: str) -> str:
-    rows: dict[tuple[int, int], dict[str, Cell]] = {}
+def noise_table(cells: Sequence[Cell]) -> Table:
+    """Noise of every estimator, and the bias of those that have one, a row a law, N and G."""
+    rows: dict[tuple[str, int, int], dict[str, Cell]] = {}
     for cell in cells:
-        if cell.law == law:
-            rows.setdefault((cell.n, cell.size), {})[cell.method] = cell
-    header = ["N", "G", *(f"{name}: noise" for name in NAMES.values()), "plug-in: bias", "plain GRPO: bias (cosine)"]
+        rows.setdefault((cell.law, cell.n, cell.size), {})[cell.method] = cell
+    header = ["rewards", "N", "G", *(f"{name}: noise" for name in NAMES.values())]
+    header += ["plug-in: bias", "plain GRPO: bias", "plain GRPO: cosine"]
     lines = []
-    for (n, size), row in rows.items():
+    for (law, n, size), row in rows.items():
         noise = [_spread(row[m].noise_T) if m in row else "undefined" for m in NAMES]
-        plain = f"{_mean(row['grpo'].bias_T):.2f} ({_mean(row['grpo'].cosine_T):.2f})"
-        lines.append([str(n), str(size), *noise, f"{_mean(row['plugin'].bias_T):.2f}", plain])
+        biases = [_mean(row["plugin"].bias_T), _mean(row["grpo"].bias_T), _mean(row["grpo"].cosine_T)]
+        lines.append([law, str(n), str(size), *noise, *(f"{value:.2f}" for value in biases)])
     return table(header, lines)
 
 

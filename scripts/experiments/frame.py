@@ -1,7 +1,7 @@
 """What every experiment is made of: worlds, training runs, intervals over seeds and prompts, claims and pages.
 
 An experiment is one module with one page template beside it, `NAME.md.jinja`. Its `main` trains (`train_many`), samples
-and scores (`scripts.experiments.pools`), computes (`bootstrap`), and renders its page (`write_page`). Everything lands
+and scores (`scripts.experiments.pools`), computes (`bootstrap`), and writes its page (`write_claim`). Everything lands
 under `runs/results` and is kept, so that an experiment that was killed goes on where it was.
 
 Every training run is a process of its own with one thread, two at a time: on two cores 60 steps take 37 s a run, where
@@ -10,9 +10,12 @@ two-process DeepSpeed runs one after the other take 55 s, with the same roll-out
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -355,12 +358,132 @@ def claims_table(claims: Iterable[Claim]) -> str:
     return table(["claim", "bar", "measured", ""], rows)
 
 
-def table(header: str | Sequence[object], rows: Iterable[str | Sequence[object]]) -> str:
+def parts_table(claims: Iterable[Claim]) -> Table:
+    """One row a part of a page's claim; the last column says whether it holds."""
+    rows = [[c.text, c.bar, c.measured, "yes" if c.met else "**no**"] for c in claims]
+    return table(["part of the claim", "what was set", "measured", "holds"], rows)
+
+
+def answer(parts: Table) -> str:
+    """Yes, no, or how many parts hold, of a table of parts."""
+    holding, total = sum(row[-1] == "yes" for row in parts.rows), len(parts.rows)
+    if holding == total:
+        return "Yes" if total == 1 else f"Yes: all {total} parts hold"
+    return f"In part: {holding} of {total} parts hold" if holding else f"No: none of {total} parts holds"
+
+
+class Table(str):
+    """A Markdown table that keeps its cells, so that it can be written as CSV too."""
+
+    __slots__ = ("header", "rows")
+    header: list[str]
+    rows: list[list[str]]
+
+    def __new__(cls, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+        """Cells of text, a row a sequence."""
+        cells = [list(row) for row in rows]
+        lines = [list(header), ["---"] * len(header), *cells]
+        made = super().__new__(cls, "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" --- ", "---"))
+        made.header, made.rows = list(header), cells
+        return made
+
+    def column(self, name: str) -> list[str]:
+        """The cells of a column."""
+        place = self.header.index(name)
+        return [row[place] for row in self.rows]
+
+    def where(self, **wanted: object) -> Table:
+        """The rows whose cells are as wanted, under the names of columns with `_` for a blank."""
+        pairs = [(self.header.index(name.replace("_", " ")), str(value)) for name, value in wanted.items()]
+        return Table(self.header, [row for row in self.rows if all(row[k] == value for k, value in pairs)])
+
+    def only(self, *names: str) -> Table:
+        """These columns alone."""
+        return table(names, zip(*(self.column(name) for name in names), strict=True))
+
+    def csv(self) -> str:
+        """Comma-separated cells without Markdown; a value with its interval takes three columns.
+
+        `>` and `<` before a value stay: they mark bounds.
+        """
+        columns: list[list[str]] = []
+        for place, name in enumerate(self.header):
+            of = self.header[place - 1] if name == "95 % interval" else name  # stands behind what it is of
+            columns += _columns(_plain(of), [_plain(row[place]) for row in self.rows])
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
+        return text.getvalue()
+
+
+_NUMBER = r"[<>]*\s?[+-]?\d[\d.]*(?:e[+-]?\d+)?"
+_INTERVAL = re.compile(rf"(.+?) [(\[]({_NUMBER})(?: to |, )({_NUMBER})[)\]]")
+_RANGE = re.compile(rf"()({_NUMBER}) to ({_NUMBER})")
+
+
+def parsed(cell: str) -> tuple[float, float, float]:
+    """Value and interval of a cell such as `1.66 (1.20 to 2.27)` or `> 16.00x [9.55, >16.00]`; marks of bounds go."""
+    text = _plain(cell)
+    parts = found.groups() if (found := _INTERVAL.fullmatch(text)) else (text,) * 3  # no interval: all on the value
+    value, low, high = (float(part.lstrip("<> ")) for part in parts)
+    return value, low, high
+
+
+def _plain(cell: str) -> str:
+    """A cell without Markdown's marks and the `x` of a ratio."""
+    return re.sub(r"(\d)x\b", r"\1", re.sub(r"\*\*|`", "", cell)).strip()
+
+
+def _columns(name: str, cells: list[str]) -> list[list[str]]:
+    """A column of a CSV file with its name, or three where cells hold intervals."""
+    pattern = _RANGE if all(_RANGE.fullmatch(cell) for cell in cells if cell) and any(cells) else _INTERVAL
+    found = [pattern.fullmatch(cell) for cell in cells]
+    if not any(found):
+        return [[name, *cells]]
+    short = re.sub(r" ?\(?95 % interval\)?", "", name)
+    values = [match[1] if match else cell for match, cell in zip(found, cells, strict=True)]
+    ends = [
+        [f"{short}, {end}", *(match[k] if match else "" for match in found)] for k, end in ((2, "low"), (3, "high"))
+    ]
+    return ends if pattern is _RANGE else [[short, *values], *ends]
+
+
+def table(header: str | Sequence[object], rows: Iterable[str | Sequence[object]]) -> Table:
     """A Markdown table; a row is its cells, or its text with ` | ` between them."""
-    lines = [row if isinstance(row, str) else " | ".join(map(str, row)) for row in [header, *rows]]
-    rule = "|---" * (lines[0].count(" | ") + 1) + "|"
-    first, *rest = (f"| {line} |" for line in lines)
-    return "\n".join([first, rule, *rest])
+    lines = [row.split(" | ") if isinstance(row, str) else list(map(str, row)) for row in [header, *rows]]
+    return Table(lines[0], lines[1:])
+
+
+TEMPLATES = [Path(__file__).parent, Path(__file__).parents[1]]
+"""Folders of the pages' templates."""
+MAX_ROWS = 12
+"""Rows of a page's one table; more goes into a CSV file."""
+
+
+def write_claim(
+    folder: Path, name: str, values: Mapping[str, object], tables: Mapping[str, Table], template: str | None = None
+) -> None:
+    """Write a page of one claim, and each of its tables as `data/NAME-TABLE.csv` beside it.
+
+    The template (`NAME.md.jinja`, or that of `template`) extends `claim.md.jinja`, sees `tables`, and links each file
+    by `data("TABLE", "what it holds")`. A page has one table of at most `MAX_ROWS` rows.
+    """
+    linked: list[str] = []
+
+    def data(which: str, holds: str) -> str:
+        linked.append(which)
+        rows = len(tables[which].rows)
+        return f"- [{name}-{which}.csv](data/{name}-{which}.csv): {holds} ({rows} row{'s' * (rows != 1)})"
+
+    text = render(template or name, {**values, "tables": tables, "data": data, "answer": answer})
+    assert sorted(linked) == sorted(tables), f"{name}: tables {sorted(tables)}, but the page links {sorted(linked)}"
+    shown = [len(block.splitlines()) - 2 for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)]
+    assert len(shown) == 1, f"{name}: a page has one table, not {len(shown)}"
+    assert shown[0] <= MAX_ROWS, f"{name}: {shown[0]} rows on the page, more than {MAX_ROWS}"
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for which, one in tables.items():
+        write_atomically(folder / "data" / f"{name}-{which}.csv", one.csv())
+    write_atomically(folder / f"{name}.md", text)
+    Console(highlight=False, soft_wrap=True).print(f"wrote {folder / name}.md and {len(tables)} tables beside it")
 
 
 def write_page(path: Path, name: str, values: Mapping[str, object]) -> None:
@@ -372,9 +495,8 @@ def write_page(path: Path, name: str, values: Mapping[str, object]) -> None:
 
 def render(name: str, values: Mapping[str, object]) -> str:
     """The page of `NAME.md.jinja`; a value that the template names and nobody gives is an error."""
-    here = Path(__file__).parent
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([here, here.parent]),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,

@@ -25,7 +25,7 @@ from inference.engine.likelihood import response_ids, sequence_log_probabilities
 from inference.engine.policy import Policy, load_policy
 from inference.pools.journal import digest
 from scripts.experiments import figures, frame
-from scripts.experiments.frame import CRITERIA, MAX_KL, Claim, Estimate, Means, Row, table
+from scripts.experiments.frame import CRITERIA, MAX_KL, Claim, Estimate, Means, Row, Table, table
 from scripts.experiments.pools import SAMPLING, Scores, pools, prefixed, prompts, quieten
 from scripts.experiments.rivals import WEIGHTS, Setting, Trained, train_seed
 from scripts.experiments.search import best_settings
@@ -220,24 +220,40 @@ def mean_kl(seeds: Mapping[int, Measured], method: str) -> tuple[float, float | 
 
 
 def write(folder: Path, seeds: Mapping[int, Measured]) -> None:
-    """Write the page and its plot."""
+    """Write the page, its figure and its tables."""
     plot(folder / "front.svg", seeds)
     sums = {n: {NAMES[rival]: difference(seeds, total, rival, n) for rival in RIVALS} for n in SERVED}
-    values = {
+    tables = {
+        "parts": frame.parts_table(claims(seeds)),
+        "areas": volumes_table(seeds),
+        "totals": totals_table(seeds, sums),
+        "matched": matched_table(seeds),
+        "methods": methods_table(seeds),
+        "points": points_table(seeds),
+    }
+    ends = [f"{NAMES[name]} {mean_kl(seeds, f'{name}-matched')[1] or 0.0:.3f}" for name in ("iama", "grpo")]
+    write_tables(folder, {"ends": ends}, tables)
+
+
+def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """The page from its tables."""
+    by_served = {served: tables["totals"].where(served_by=served) for served in SERVED.values()}
+    verdicts = {
+        served: {kind: of.where(IAMA_is=kind).column("rival") for kind in ("higher", "lower", "no difference shown")}
+        for served, of in by_served.items()
+    }
+    areas = tables["areas"].where(method=NAMES["grpo"]).only("served by", "IAMA minus it").rows
+    settings = {
+        "areas": dict(areas),
+        "verdicts": verdicts,
+        "shown": by_served[SERVED[BUDGET]].only("rival", "IAMA minus it (95 % interval)", "IAMA is"),
+        "drawn": NAMES["vpo"] in tables["totals"].column("rival"),
         "steps": frame.STEPS,
         "max_kl": MAX_KL,
         "seeds": ", ".join(map(str, frame.SEEDS)),
         "num_samples": NUM_SAMPLES,
-        "claims": frame.claims_table(claims(seeds)),
-        "verdicts": {SERVED[n]: frame.by_verdict(gaps) for n, gaps in sums.items()},
-        "volumes": volumes_table(seeds),
-        "totals": totals_table(seeds, sums),
-        "matched": matched_table(seeds),
-        "ends": [f"{name} {mean_kl(seeds, f'{name}-matched')[1] or 0.0:.3f}" for name in ("iama", "grpo")],
-        "methods": methods_table(seeds),
-        "points": points_table(seeds),
     }
-    frame.write_page(folder / "front.md", "front", values)
+    frame.write_claim(folder, "front", {**settings, **values}, tables)
 
 
 def claims(seeds: Mapping[int, Measured]) -> list[Claim]:
@@ -255,7 +271,7 @@ def claims(seeds: Mapping[int, Measured]) -> list[Claim]:
     ]
 
 
-def volumes_table(seeds: Mapping[int, Measured]) -> str:
+def volumes_table(seeds: Mapping[int, Measured]) -> Table:
     """Hypervolumes by seed and IAMA's differences."""
     trained = next(iter(seeds.values())).trained
     rows = []
@@ -269,7 +285,7 @@ def volumes_table(seeds: Mapping[int, Measured]) -> str:
     return table(header, rows)
 
 
-def totals_table(seeds: Mapping[int, Measured], sums: Mapping[int, Mapping[str, Estimate]]) -> str:
+def totals_table(seeds: Mapping[int, Measured], sums: Mapping[int, Mapping[str, Estimate]]) -> Table:
     """Summed gold by seed and IAMA's differences."""
     header = ["served by", "rival", *(f"seed {seed}" for seed in seeds), "IAMA minus it (95 % interval)", "IAMA is"]
     rows = [
@@ -280,18 +296,18 @@ def totals_table(seeds: Mapping[int, Measured], sums: Mapping[int, Mapping[str, 
     return table(header, rows)
 
 
-def matched_table(seeds: Mapping[int, Measured]) -> str:
+def matched_table(seeds: Mapping[int, Measured]) -> Table:
     """IAMA minus linear GRPO, both steered to the same KL."""
     rows = []
     for n, served in SERVED.items():
         for name, of in (("summed gold", total), ("area", volume)):
             gap = difference(seeds, of, "grpo-matched", n, "iama-matched")
             rows.append([served, name, *(f"{v:+.4f}" for v in gap.seeds), gap.show(4), gap.verdict])
-    header = ["served by", "IAMA minus linear GRPO in", *(f"seed {seed}" for seed in seeds), "mean (95 % interval)", ""]
-    return table(header, rows)
+    header = ["served by", "IAMA minus linear GRPO in", *(f"seed {seed}" for seed in seeds)]
+    return table([*header, "mean (95 % interval)", "it is"], rows)
 
 
-def methods_table(seeds: Mapping[int, Measured]) -> str:
+def methods_table(seeds: Mapping[int, Measured]) -> Table:
     """What each method costs and how far it goes from the base."""
     rows = []
     for method, name in NAMES.items():
@@ -301,7 +317,7 @@ def methods_table(seeds: Mapping[int, Measured]) -> str:
     return table(["method", "training runs", "adapters kept", "KL, held out", "KL, end of training"], rows)
 
 
-def points_table(seeds: Mapping[int, Measured]) -> str:
+def points_table(seeds: Mapping[int, Measured]) -> Table:
     """Every point's gold."""
     rows = []
     for method, name in NAMES.items():

@@ -23,9 +23,9 @@ from iama.prompts.data import load_prompts
 from inference.selection.curves import curves, operator_at
 from inference.statistics.savings import Comparison, Savings, estimate_savings
 from scripts.experiments import figures, frame
-from scripts.experiments.frame import SEEDS, Claim, Estimate, Row, table
+from scripts.experiments.frame import SEEDS, Claim, Estimate, Row, Table, table
 from scripts.experiments.pools import SAMPLING, Scores, Task, make_all, quieten
-from scripts.experiments.reasoning import SumsJob, world
+from scripts.experiments.reasoning_cells import SumsJob, world
 from scripts.experiments.rivals import STOCK
 
 REWARD = "scripts/sums_world.py:correct"
@@ -52,12 +52,12 @@ LANES = {
 TITLES = {"base": "untrained base"} | {name: lane.title for name, lane in LANES.items()}
 BASES = {"policy": "the whole fit", "policy-30": "30 % of the fit"}
 """Bases by their folders in a world: one that is right in about half of the cases, one in about a tenth."""
-LOOKS = {
-    "base": (figures.GREY, "-"),
-    "stock": (figures.PURPLE, "-"),
-    "grpo": (figures.ORANGE, "-"),
-    "bon": (figures.BLUE, "-"),
-    "maxrl": (figures.GREEN, "-"),
+COLOURS = {
+    "base": figures.GREY,
+    "stock": figures.PURPLE,
+    "grpo": figures.ORANGE,
+    "bon": figures.BLUE,
+    "maxrl": figures.GREEN,
 }
 RATES = (1e-3, 4e-3)
 BETA = 1e-4
@@ -68,8 +68,9 @@ MAX_K = 128
 SHOWN = (1, 2, 4, 8, 16, 32, 64, 128)
 BUDGETS = (1, 2, 4, 8)
 """Samples of the policy whose saving is told."""
-CLAIMED = 7.9
-"""The least saving against GRPO that MaxRL's authors report (the greatest: 19.2)."""
+AUTHORS = (7.9, 19.2)
+"""The least and the greatest saving against GRPO that MaxRL's authors report."""
+CLAIMED = AUTHORS[0]
 HOW = {"num_bootstrap": 1000, "seed": 0}
 
 
@@ -206,10 +207,18 @@ def gap(worlds: Sequence[Measured], policy: str, other: str, k: int) -> Estimate
 
 
 def write(folder: Path, bases: Mapping[str, Mapping[int, Measured]], tried: Chosen) -> None:
-    """Write the page and its plot."""
-    plot(folder / "maxrl.svg", bases)
+    """Write the page, its figure and its tables."""
+    seeds = list(next(iter(bases.values())))
+    everywhere = {BASES[base]: list(worlds.values()) for base, worlds in bases.items()}
+    tables = {
+        "parts": frame.parts_table(claim for base, worlds in everywhere.items() for claim in claims(base, worlds)),
+        "passes": by_base({base: passes_table(worlds) for base, worlds in everywhere.items()}),
+        "gaps": by_base({BASES[base]: gaps_table(worlds) for base, worlds in bases.items()}),
+        "savings": by_base({BASES[base]: savings_table(worlds) for base, worlds in bases.items()}),
+        "chosen": by_base({BASES[base]: chosen_table(tried[base], worlds) for base, worlds in bases.items()}),
+    }
     values = {
-        "seeds": (seeds := list(next(iter(bases.values())))),
+        "seeds": seeds,
         "every": seeds == list(SEEDS),
         "first": SEEDS[0],
         "steps": frame.STEPS,
@@ -218,21 +227,34 @@ def write(folder: Path, bases: Mapping[str, Mapping[int, Measured]], tried: Chos
         "rates": ", ".join(f"{rate:g}" for rate in RATES),
         "choosing": ", ".join(map(str, CHOOSING)),
         "size": Size(),
-        "max_k": max(largest_k(list(worlds.values())) for worlds in bases.values()),
-        "claims": frame.claims_table(
-            claim for base, worlds in bases.items() for claim in claims(BASES[base], list(worlds.values()))
-        ),
-        "tables": {
-            BASES[base]: {
-                "passes": passes_table(list(worlds.values())),
-                "gaps": gaps_table(worlds),
-                "savings": savings_table(worlds),
-                "chosen": chosen_table(tried[base], worlds),
-            }
-            for base, worlds in bases.items()
-        },
+        "max_k": max(largest_k(worlds) for worlds in everywhere.values()),
     }
-    frame.write_page(folder / "maxrl.md", "maxrl", values)
+    write_tables(folder, values, tables)
+
+
+def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """The page and its figure from its tables."""
+    plot(folder / "maxrl.svg", tables["savings"])
+    at_four = tables["savings"].where(its_samples=4, policy=TITLES["maxrl"])
+    shown = at_four.only("base", "reference", "saved, all")
+    ratios = [frame.parsed(cell)[0] for _, reference, cell in shown.rows if "GRPO" in reference]
+    met = tables["parts"].column("holds")
+    found = {
+        "many": min(ratios) >= CLAIMED,
+        "least": f"{min(ratios):.2f}",
+        "most": f"{max(ratios):.2f}",
+        "holding": met.count("yes"),
+        "total": len(met),
+    }
+    shown = table(["from", "against", "samples saved (95 % interval)"], shown.rows)
+    more = {"claimed": CLAIMED, "shown": shown, "found": found}
+    frame.write_claim(folder, "maxrl", {**values, **more}, tables)
+
+
+def by_base(tables: Mapping[str, Table]) -> Table:
+    """The tables of all bases in one, the base in the first column."""
+    header = next(iter(tables.values())).header
+    return table(["base", *header], [[base, *row] for base, one in tables.items() for row in one.rows])
 
 
 def largest_k(worlds: Sequence[Measured]) -> int:
@@ -261,7 +283,7 @@ def claims(base: str, worlds: Sequence[Measured]) -> list[Claim]:
     return [*rows, frame.above_zero(text, gap(worlds, "grpo", "maxrl", 1))]
 
 
-def passes_table(worlds: Sequence[Measured]) -> str:
+def passes_table(worlds: Sequence[Measured]) -> Table:
     """Means over worlds and prompts."""
     counts = [k for k in SHOWN if k <= largest_k(worlds)]
     rows = [
@@ -271,7 +293,7 @@ def passes_table(worlds: Sequence[Measured]) -> str:
     return table(["policy", *(f"k = {k}" for k in counts)], rows)
 
 
-def gaps_table(worlds: Mapping[int, Measured]) -> str:
+def gaps_table(worlds: Mapping[int, Measured]) -> Table:
     """MaxRL minus every other policy."""
     measured = list(worlds.values())
     last = largest_k(measured)
@@ -284,7 +306,7 @@ def gaps_table(worlds: Mapping[int, Measured]) -> str:
     return table(header, rows)
 
 
-def savings_table(worlds: Mapping[int, Measured]) -> str:
+def savings_table(worlds: Mapping[int, Measured]) -> Table:
     """Samples that each reference needs for a policy's pass@k, over k."""
     rows = []
     for policy in ("maxrl", "bon"):
@@ -297,7 +319,7 @@ def savings_table(worlds: Mapping[int, Measured]) -> str:
     return table(header, rows)
 
 
-def chosen_table(tried: Mapping[str, Mapping[float, float]], worlds: Mapping[int, Measured]) -> str:
+def chosen_table(tried: Mapping[str, Mapping[float, float]], worlds: Mapping[int, Measured]) -> Table:
     """What each learning rate gave on validation prompts, and how far the chosen runs ended from the base."""
     rows = []
     for name, by_rate in tried.items():
@@ -308,16 +330,28 @@ def chosen_table(tried: Mapping[str, Mapping[float, float]], worlds: Mapping[int
     return table(header, rows)
 
 
-def plot(path: Path, bases: Mapping[str, Mapping[int, Measured]]) -> None:
-    """pass@k against k, means over worlds: a panel a base."""
-    with figures.figure(path, columns=len(bases), size=(4.6, 3.4)) as axes:
-        for axis, (base, worlds) in zip(axes, bases.items(), strict=True):
-            counts = np.arange(1, largest_k(list(worlds.values())) + 1)
-            for name, (colour, mark) in LOOKS.items():
-                mean_K = np.mean([one.passes[name].mean(axis=0) for one in worlds.values()], axis=0)
-                axis.plot(counts, mean_K, mark, color=colour, label=TITLES[name])
-            axis.set_xscale("log", base=2)
-            figures.label(axis, f"from {BASES[base]}", "samples k", "pass@k", legend=axis is axes[0])
+def plot(path: Path, savings: Table) -> None:
+    """What MaxRL saves against each reference, over its samples: a panel a base."""
+    bases = list(dict.fromkeys(savings.column("base")))
+    with figures.figure(path, columns=len(bases), size=(4.2, 3.2)) as axes:
+        for axis, base in zip(axes, bases, strict=True):
+            axis.axhspan(*AUTHORS, color=figures.GREY, alpha=0.15, lw=0)
+            axis.axhline(1, color=figures.GREY, lw=1, ls="--")
+            for place, name in enumerate(name for name in TITLES if name != "maxrl"):
+                rows = savings.where(base=base, policy=TITLES["maxrl"], reference=TITLES[name])
+                told = [frame.parsed(cell) for cell in rows.column("saved, all")]
+                counts = [float(k) * 1.05 ** (place - 1.5) for k in rows.column("its samples")]
+                ends = [[each[0] - each[1] for each in told], [each[2] - each[0] for each in told]]
+                values = [each[0] for each in told]
+                axis.errorbar(counts, values, ends, fmt="o-", color=COLOURS[name], lw=1.2, label=TITLES[name])
+            axis.set(xscale="log", yscale="log")
+            axis.set_xticks(BUDGETS, [str(k) for k in BUDGETS])
+            axis.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+            axis.minorticks_off()
+            title = f"from {base}"
+            figures.label(axis, title, "MaxRL's samples k", "samples saved, times", legend=False)
+        handles, names = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(handles, names, loc="outside lower center", ncols=len(names))
 
 
 if __name__ == "__main__":

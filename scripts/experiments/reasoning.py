@@ -3,119 +3,54 @@
     python -m scripts.experiments.reasoning
 
 The worlds are those of scripts/sums_world.py; they are built, and the policies trained, where that was not done.
-Everything is kept under runs/results, so that a killed command goes on.
+Everything is kept under runs/results, so that a killed command goes on. `reasoning_cells` trains and samples,
+`reasoning_values` computes, and the page is here.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import typer
-from matplotlib.axes import Axes
 
-from iama.arrays import Floats, Integers
-from iama.config.files import EvaluationCriterion
-from iama.config.specs import PolicySpec, RewardSpec
-from inference.samplers.args import ArgsSettings
-from inference.samplers.ggro import GgroSettings
-from inference.samplers.sea import SeaSettings
-from inference.statistics.equal_cost import difference_at_equal_cost
-from inference.statistics.savings import samples_needed
-from scripts import launch
-from scripts.build_sums_models import SHARES
 from scripts.experiments import figures, frame, guided
-from scripts.experiments.frame import SEEDS, Claim, Estimate, Row, table
-from scripts.experiments.guided import RARE_N, RARE_SHARE, TIE, Case, Cell, bon_mean, mean, over_bon, pool_size
-from scripts.experiments.pools import SAMPLING, Task, make_all, quieten
-from scripts.experiments.rewards import KINDS
-from scripts.experiments.rivals import Setting
-from scripts.sums_world import is_grammatical
+from scripts.experiments.frame import SEEDS, Claim, Estimate, Table, table
+from scripts.experiments.guided import RARE_N, RARE_SHARE, Cell, bon_mean, mean, over_bon, pool_size
+from scripts.experiments.pools import quieten
+from scripts.experiments.reasoning_cells import (
+    COMPARED,
+    COVERING,
+    CRITERIA,
+    DRIFT_POLICIES,
+    LEVELS,
+    TWIN_METHODS,
+    TWINS,
+    WEAK_METHODS,
+    Method,
+    Results,
+    Size,
+    drifting,
+    ggro,
+    jobs,
+    measure,
+    scales,
+    sea,
+    world,
+)
+from scripts.experiments.reasoning_values import (
+    best_below,
+    cells_of,
+    drift_of,
+    hard_coverage,
+    needed,
+    policy_gap,
+    weakness_gap,
+)
 
-Place = tuple[str, str, str]
-"""Policy, criterion and split."""
-Results = Mapping[int, Mapping[Place, Cell]]
-
-CRITERIA = tuple(KINDS)
-WEIGHTS = {"helpful": 0.5, "harmless": 0.5, "correct": 1.0}  # they add up to 1 on every prompt
-SETTINGS = {"iama": Setting(4e-3, 0.1), "grpo": Setting(2e-3, 0.2)}
-"""What the search chose (docs/results/search.md); the tilts take IAMA's, since nothing was searched for them."""
-METRICS = ("proxy", "gold", "strict", "fluency", "ungrammatical")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A sampler: its kind, a level (GGRO's S, SEA's steps, ARGS' weight), settings, and answers a prompt."""
-
-    kind: str
-    level: float
-    sampler: Literal["ggro", "sea", "args"]
-    settings: Mapping[str, Any]
-    num_answers: int = 1
-
-    @property
-    def name(self) -> str:
-        """Name of its answers."""
-        return f"{self.kind} {self.level:g}"
-
-    @property
-    def title(self) -> str:
-        """In words."""
-        if self.sampler == "ggro":
-            return "greedy decoding" if self.kind == "greedy" else f"{self.kind} S = {self.level:g}"
-        return f"{self.kind} {self.level:g}{' steps' if self.sampler == 'sea' else ''}"
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether it answers only some of the prompts."""
-        return self.sampler != "ggro"
-
-    def parsed(self) -> GgroSettings | SeaSettings | ArgsSettings:
-        """Its settings."""
-        kinds = {"ggro": GgroSettings, "sea": SeaSettings, "args": ArgsSettings}
-        settings: GgroSettings | SeaSettings | ArgsSettings = kinds[self.sampler](**self.settings)
-        return settings
-
-
-def ggro(level: int, num_answers: int = 2) -> Method:
-    """GGRO with S = `level`, sampled."""
-    return Method("GGRO", level, "ggro", {"greedy": False, "num_candidates": level}, num_answers)
-
-
-def sea(num_steps: int, alpha: float | None = None) -> Method:
-    """SEA; `alpha` None: its default."""
-    name = "SEA" if alpha is None else f"SEA, alpha = {alpha:g},"
-    settings: dict[str, float] = {"num_steps": num_steps} | ({} if alpha is None else {"alpha": alpha})
-    return Method(name, num_steps, "sea", settings)
-
-
-LEVELS = (2, 4, 8)
-GREEDY = Method("greedy", 1, "ggro", {"num_candidates": 1})
-ARGS = Method("ARGS", 1.5, "args", {"weight": 1.5})
-NUM_COVERED = 16
-EARLY = Method("GGRO, from 0.5 nats,", 8, "ggro", {"greedy": False, "num_candidates": 8, "entropy_threshold": 0.5}, 2)
-TWINS = ("iama", "tilt", "capped")
-COMPARED = (GREEDY, *map(ggro, LEVELS), EARLY, sea(10), sea(30))
-COVERING = ggro(4, NUM_COVERED)
-TWIN_METHODS = (ggro(4), ggro(8), sea(10))
-WEAK_METHODS = (sea(10), sea(30), sea(30, 0.0), ARGS)
-METHODS: Mapping[str, tuple[Method, ...]] = {
-    "base": (*(m for m in COMPARED if m.name != COVERING.name), COVERING, ggro(16), sea(30, 0.0), ARGS),
-    "grpo": COMPARED,
-    "iama": COMPARED,
-    "tilt": TWIN_METHODS,
-    "capped": TWIN_METHODS,
-    **dict.fromkeys(SHARES, WEAK_METHODS),
-}
-"""By policy, on prompts of the split `test`; the base answers often enough for coverage where S = 4."""
-DRIFT_SPLITS = ("phrasing", "topic")
-DRIFT_POLICIES, DRIFT_METHOD = ("base", "iama"), ggro(8)
 POLICIES = {
     "base": "base",
     "grpo": "linear GRPO",
@@ -131,18 +66,8 @@ COUNTS = (1, 2, 4, 8, 16)
 NEEDED_LEVELS = {float(level): ggro(level).name for level in (*LEVELS, 16)}
 NEEDED_STEPS = {float(steps): sea(steps).name for steps in (10, 30)}
 WEAK_N = (1, 4, 16, 64, 256)
-LOOKS = {"GGRO": (figures.ORANGE, "^-"), "SEA": (figures.RED, "D-"), "greedy": (figures.BLUE, "s")}
-
-
-@dataclass(frozen=True)
-class Size:
-    """Numbers of prompts a kind, of those that slow samplers answer, and of pooled samples: of bases, of the others."""
-
-    num_prompts: int = 24
-    num_few: int = 12
-    num_base_samples: int = 256
-    num_samples: int = 128
-    num_drift_samples: int = 32
+LOOKS = {"base": figures.GREY, "grpo": figures.ORANGE, "iama": figures.BLUE}
+GAP = "gold over Best-of-n"
 
 
 def main() -> None:
@@ -160,327 +85,15 @@ def main() -> None:
     write(frame.PAGES, results, kl, {seed: built["measurements"] for seed, built in worlds.items()}, Size())
 
 
-# Worlds and training. -----------------------------------------------------------------------------------
-
-
-@cache
-def world(seed: int) -> Path:
-    """Folder of the world with sums of a seed; built unless it is there."""
-    folder = frame.FOLDER / f"sums-{seed}"
-    launch.run([sys.executable, "-m", "scripts.build_sums_models", "--seed", str(seed), "--out", str(folder)])
-    return folder
-
-
-@dataclass(frozen=True)
-class SumsJob(frame.Job):
-    """A training run in the world with sums of a seed."""
-
-    config: str = "configs/experiments/sums.yaml"
-
-    @property
-    def home(self) -> Path:
-        """Folder of the run's world with sums."""
-        return world(self.seed)
-
-
-def jobs(seed: int, scales: Mapping[str, tuple[float, float]], steps: int = frame.STEPS) -> dict[str, SumsJob]:
-    """The runs of a seed by policy; `scales` are mean and standard deviation of each criterion's proxy at the base.
-
-    The tilts' temperature is one standard deviation, their cap one above the mean: as with standardised rewards, but
-    in the units that the other runs have, so that beta means the same.
-    """
-    operators = {
-        "grpo": dict.fromkeys(scales, "identity"),
-        "iama": dict.fromkeys(scales, "bon(4)"),
-        "tilt": {name: f"tilt({std:.3f})" for name, (_, std) in scales.items()},
-        "capped": {name: f"tilt({std:.3f}, cap={mean + std:.3f})" for name, (mean, std) in scales.items()},
-    }
-    runs = {}
-    for policy, by_criterion in operators.items():
-        criteria: list[Row] = [
-            {
-                "name": name,
-                "proxy": {"function": f"scripts.experiments.rewards:{name}"},
-                "operator": operator,
-                "weight": WEIGHTS[name],
-            }
-            for name, operator in by_criterion.items()
-        ]
-        setting = SETTINGS.get(policy, SETTINGS["iama"])
-        overrides = frame.objective(criteria, setting.learning_rate, setting.beta)
-        runs[policy] = SumsJob(f"reasoning-{policy}", seed, overrides, steps=steps)
-    return runs
-
-
-def scales(seed: int, num_samples: int = 16) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of each proxy over the base's samples on validation prompts."""
-    by_name = {}
-    for name in CRITERIA:
-        case = case_of(seed, "base", name, "validation", Size().num_prompts, num_samples, {})
-        proxy_PS = case.task.scored(case.criterion).proxy_PS
-        by_name[name] = float(proxy_PS.mean()), float(proxy_PS.std())
-    return by_name
-
-
-# Cells. -------------------------------------------------------------------------------------------------
-
-
-def measure(
-    seed: int,
-    adapters: Mapping[str, Path | None],
-    size: Size | None = None,
-    methods: Mapping[str, Sequence[Method]] = METHODS,
-    drift: Method = DRIFT_METHOD,
-) -> dict[Place, Cell]:
-    """Every policy, criterion and split of a seed; what is on disk is read."""
-    size = size or Size()
-    todo: dict[Place, tuple[Case, Sequence[Method]]] = {}
-    for policy, some in methods.items():
-        number = size.num_samples if policy in adapters else size.num_base_samples
-        for name in CRITERIA:
-            case = case_of(seed, policy, name, "test", size.num_prompts, number, adapters)
-            todo[policy, name, "test"] = case, some
-    for policy in DRIFT_POLICIES:
-        for split, name in drifting():
-            case = case_of(seed, policy, name, split, size.num_prompts, size.num_drift_samples, adapters)
-            todo[policy, name, split] = case, [drift]
-    make_all([(case.task, [case.criterion]) for case, _ in todo.values()])
-    items = frame.track(todo.items(), len(todo), f"reasoning, world {seed}", "policies x criteria")
-    return {place: cell(case, some, size.num_few) for place, (case, some) in items}
-
-
-def drifting() -> list[tuple[str, str]]:
-    """Splits outside the distribution, with the criteria that they hold prompts for."""
-    return [(split, name) for split in DRIFT_SPLITS for name in CRITERIA if split == "phrasing" or name != "correct"]
-
-
-def case_of(
-    seed: int,
-    policy: str,
-    criterion: str,
-    split: str,
-    num_prompts: int,
-    num_samples: int,
-    adapters: Mapping[str, Path | None],
-) -> Case:
-    """A policy that serves a criterion on the first prompts of its kind; the policy may be a checkpoint of the fit."""
-    kind, adapter = KINDS[criterion], adapters.get(policy)
-    lines = (world(seed) / f"prompts-{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["kind"] == kind][:num_prompts]
-    model = world(seed) / (policy if policy in SHARES else "policy")
-    spec = PolicySpec(path=str(model), adapter=str(adapter) if adapter else None)
-    task = Task(f"{policy}-{kind}", spec, rows, num_samples, seed, f"sums-{split}", SAMPLING)
-    proxy, gold = RewardSpec(model=str(world(seed) / f"rm-{criterion}")), _gold(criterion)
-    return Case(task, EvaluationCriterion(name=criterion, proxy=proxy, gold=gold))
-
-
-def _gold(criterion: str) -> RewardSpec:
-    """The reward that only judges."""
-    return RewardSpec(function=f"scripts/sums_world.py:{criterion}")
-
-
-def cell(case: Case, methods: Sequence[Method], num_few: int) -> Cell:
-    """Best-of-n's curves and every method's answers."""
-    pool, scores = case.task.sampled(), case.task.scored(case.criterion)
-    base, wrong_PS = PolicySpec(path=str(case.task.home / "policy")), ungrammatical(scores.texts)
-    metrics = {"proxy": scores.proxy_PS, "gold": scores.gold, "strict": guided.strict(scores.gold, wrong_PS)}
-    metrics |= {"fluency": guided.pool_fluency(case, base, pool), "ungrammatical": wrong_PS}
-    curves = guided.bon_curves(case, pool, metrics)
-    served = {}
-    for method in methods:
-        few = guided.spread_out(len(case.task.rows), num_few) if method.is_slow else None
-        line = guided.answers(case, method.parsed(), few, method.num_answers)
-        gold, wrong = guided.judged(case, line, _gold(case.criterion.name)), ungrammatical([line["texts"]])[0]
-        line |= {"gold": gold.tolist(), "strict": guided.strict(gold, wrong).tolist(), "ungrammatical": wrong.tolist()}
-        line["fluency"] = guided.fluency(case, base, line)
-        served[method.name] = guided.served(line, METRICS)
-    return Cell(curves, scores.proxy_PS, scores.gold, served)
-
-
-def ungrammatical(texts_PS: Sequence[Sequence[str]]) -> Floats:
-    """1 where the world's grammar does not hold an answer: `[P, S]`."""
-    return np.asarray([[float(not is_grammatical(text)) for text in row] for row in texts_PS])
-
-
-# Values. ------------------------------------------------------------------------------------------------
-
-
-def cells_of(results: Results, policy: str, criterion: str, split: str = "test") -> list[Cell]:
-    """The seeds' cells of one policy, criterion and split."""
-    return [cells[policy, criterion, split] for cells in results.values()]
-
-
-def best_below(cells: Sequence[Cell], name: str) -> tuple[float, int]:
-    """Greatest gold of Best-of-n with at most as many operations as a method, on its prompts, and that n.
-
-    Where the proxy is exploited, Best-of-n at equal operations is worse than with fewer. The n is chosen by gold, which
-    flatters Best-of-n a little.
-    """
-    most = max(1, int(guided.equal_flops(cells, name, num_bootstrap=1).reference_samples))
-    curve_N = np.mean([cell.bon["gold"][cell.served[name].rows, :most].mean(axis=0) for cell in cells], axis=0)
-    return float(curve_N.max()), int(curve_N.argmax()) + 1
-
-
-def policy_gap(
-    results: Results, ours: str, theirs: str, name: str, criteria: Sequence[str], metric: str = "gold"
-) -> Estimate:
-    """A policy minus another, both served by one method, mean over criteria; prompts are resampled jointly."""
-    arrays = []
-    for cells in results.values():
-        by_policy = {
-            who: [cells[who, c, "test"].served[name].values[metric] for c in criteria] for who in (ours, theirs)
-        }
-        arrays.append({who: np.mean(values, axis=0) for who, values in by_policy.items()})
-    return frame.bootstrap(arrays, lambda means: means[ours] - means[theirs], guided.NUM_BOOTSTRAP)
-
-
-class Needed(NamedTuple):
-    """What the base needs for a trained policy's gold: the least level that has it, and n of Best-of-n.
-
-    None: no level that was measured has it. `is_beyond`: in some seed no n of the pool has it.
-    """
-
-    level: float | None
-    samples: float
-    is_beyond: bool
-
-
-def needed(base: Sequence[Cell], target: float, levels: Mapping[float, str]) -> Needed:
-    """The base's cells against a gold value; `levels` give the names of the base's own answers, in order."""
-    level = next((level for level, name in levels.items() if mean(base, name, "gold") >= target - TIE), None)
-    (first, *_) = levels.values()  # of the same prompts as the others
-    curve_1N = np.mean([cell.bon["gold"][cell.served[first].rows].mean(axis=0) for cell in base], axis=0)[None, :]
-    samples_1, censored_1 = samples_needed(curve_1N, np.asarray([target - TIE]))
-    return Needed(level, float(samples_1[0]), bool(censored_1[0]))
-
-
-def hard_prompts(cell: Cell, value: float) -> Integers:
-    """Prompts for which the base's Best-of-64 has at least this gold with at most 10 % of its answers."""
-    shares_PS = guided.keep_shares(cell.proxy_PS, min(RARE_N, pool_size([cell])))
-    reach_P = (shares_PS * (cell.gold_PS > value - TIE)).sum(axis=1)
-    prompts: Integers = np.flatnonzero(reach_P <= RARE_SHARE + TIE)
-    return prompts
-
-
-class Hard(NamedTuple):
-    """Coverage of hard prompts: their number, and shares with a hit of GGRO, Best-of-n and plain samples."""
-
-    number: int
-    ours: float
-    best: float
-    plain: float
-
-
-def hard_coverage(cells: Sequence[Cell], base: Sequence[Cell], name: str, value: float, m: int) -> Hard | None:
-    """Share of hard prompts, pooled over seeds, that one of m answers solves; None where no prompt is hard.
-
-    Each of the m answers of Best-of-n costs as many operations as one of the method.
-    """
-    ours, best, plain = [], [], []
-    for cell, whole in zip(cells, base, strict=True):
-        rows, method = hard_prompts(whole, value), cell.served[name]
-        assert method.rows.tolist() == list(range(len(cell.proxy_PS))), name
-        hits_PS = cell.gold_PS > value - TIE
-        n = np.arange(1, pool_size([cell]) + 1)
-        samples = np.interp(method.values["flops"].mean(), cell.bon["flops"].mean(axis=0), n)
-        reach_P = at_samples(guided.reached(cell.proxy_PS, hits_PS), samples)
-        ours += guided.any_of(method.gold_RM > value - TIE, m)[rows].tolist()
-        best += (1 - (1 - reach_P) ** m)[rows].tolist()
-        plain += guided.any_of(hits_PS, m)[rows].tolist()
-    return Hard(len(ours), *(float(np.mean(shares)) for shares in (ours, best, plain))) if ours else None
-
-
-def at_samples(curve_PN: Floats, n: float) -> Floats:
-    """Each prompt's value at a (real) number of samples, linear in its logarithm: `[P]`."""
-    sizes = np.log(np.arange(1, curve_PN.shape[1] + 1))
-    return np.asarray([np.interp(np.log(n), sizes, row_N) for row_N in curve_PN])
-
-
-class Drift(NamedTuple):
-    """What GGRO does on prompts of a split: segments an answer, how often a token that may begin one does (it is as
-    uncertain as that), nudges a segment, and gold over a single sample."""
-
-    segments: float
-    fired: float
-    trigger: float
-    single: float
-    guided: float
-    gain: Estimate
-    change: Estimate | None
-
-
-def drift(inside: Sequence[Cell], outside: Sequence[Cell] | None, name: str) -> Drift:
-    """Of the prompts outside, with the change of the gain against those inside; of those inside where none are given.
-
-    The prompts of the two are different ones, as many of each.
-    """
-    cells = inside if outside is None else outside
-    segments = [cell.served[name].segments for cell in cells]
-    gains = [_gain(cell, name) for cell in cells]
-    change = None
-    if outside is not None:
-        pairs = [{"inside": _gain(a, name), "outside": gain} for a, gain in zip(inside, gains, strict=True)]
-        change = frame.bootstrap(pairs, lambda means: means["outside"] - means["inside"], guided.NUM_BOOTSTRAP)
-    return Drift(
-        float(np.mean([guided.num_segments(cell.served[name]) for cell in cells])),
-        float(np.mean([guided.cut_rate(some, GgroSettings().min_segment) for some in segments])),
-        float(np.mean([guided.nudged_share(some) for some in segments])),
-        float(np.mean([cell.gold_PS.mean() for cell in cells])),
-        mean(cells, name, "gold"),
-        frame.bootstrap([{"gain": gain} for gain in gains], lambda means: means["gain"], guided.NUM_BOOTSTRAP),
-        change,
-    )
-
-
-def _gain(cell: Cell, name: str) -> Floats:
-    method = cell.served[name]
-    gain: Floats = method.values["gold"] - cell.gold_PS.mean(axis=1)[method.rows]
-    return gain
-
-
-def drift_of(results: Results, policy: str, criterion: str, split: str) -> Drift:
-    """What GGRO does on prompts of a split, beside those inside the distribution."""
-    outside = None if split == "test" else cells_of(results, policy, criterion, split)
-    return drift(cells_of(results, policy, criterion), outside, DRIFT_METHOD.name)
-
-
-def weakness_gap(weak: Sequence[Cell], whole: Sequence[Cell], name: str) -> Estimate:
-    """SEA over Best-of-n at equal operations, of a weak base minus the same of the whole one.
-
-    The two curves are read at the operations of all prompts; prompts are resampled jointly.
-    """
-    pairs = zip(weak, whole, strict=True)
-    arrays = [{"weak": _gap_by_prompt(a, name), "whole": _gap_by_prompt(b, name)} for a, b in pairs]
-    return frame.bootstrap(arrays, lambda means: means["weak"] - means["whole"], guided.NUM_BOOTSTRAP)
-
-
-def _gap_by_prompt(cell: Cell, name: str) -> Floats:
-    method = cell.served[name]
-    whole = guided.comparison(cell, name, cell.bon["gold"], method.values["gold"])
-    n = difference_at_equal_cost([whole], "flops", num_bootstrap=2, seed=0).reference_samples
-    gap: Floats = method.values["gold"] - at_samples(cell.bon["gold"][method.rows], n)
-    return gap
-
-
-# Verdict. -----------------------------------------------------------------------------------------------
+# The page. ----------------------------------------------------------------------------------------------
 
 
 def write(
     folder: Path, results: Results, kl: Mapping[int, Mapping[str, float]], worlds: Mapping[int, Any], size: Size
 ) -> None:
-    """Write the page and its plot."""
-    plot(folder / "reasoning.svg", results)
-    values = {
-        "seeds": ", ".join(map(str, results)),
-        "size": size,
-        "num_bootstrap": guided.NUM_BOOTSTRAP,
-        "rare_n": RARE_N,
-        "rare_share": RARE_SHARE,
-        "claims": frame.claims_table(claims(results)),
-        "losses": losses(results),
-        "whole_wins": whole_wins(results),
-        "worlds": worlds_table(worlds),
-        "kl": kl_table(kl),
+    """Write the page, its figure and its tables."""
+    tables = {
+        "parts": frame.parts_table(claims(results)),
         "equal": equal_table(results),
         "twins": twin_table(results),
         "needed": needed_table(results),
@@ -489,10 +102,37 @@ def write(
         "drift": drift_table(results),
         "weak": weak_table(results),
         "weakness": weakness_table(results),
-        "parity": parity(results),
-        "num_few": min(len(cell.served[sea(30).name].rows) for cell in cells_of(results, "base", CRITERIA[0])),
+        "worlds": worlds_table(worlds),
+        "kl": kl_table(kl),
     }
-    frame.write_page(folder / "reasoning.md", "reasoning", values)
+    values = {
+        "seeds": ", ".join(map(str, results)),
+        "size": size,
+        "num_bootstrap": guided.NUM_BOOTSTRAP,
+        "whole_wins": whole_wins(results),
+        "parity": parity(results),
+    }
+    write_tables(folder, values, tables)
+
+
+def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """The page and its figure from its tables."""
+    plot(folder / "reasoning.svg", tables["equal"])
+    more = {"rare_n": RARE_N, "rare_share": RARE_SHARE, "standing": standing_table(tables["equal"])}
+    frame.write_claim(folder, "reasoning", {**more, **values}, tables)
+
+
+def standing_table(equal: Table) -> Table:
+    """How often each sampler has more gold than Best-of-n at equal operations, over policies and criteria."""
+    rows = []
+    for sampler in dict.fromkeys(equal.column("sampler")):
+        found = equal.where(sampler=sampler)
+        if any(found.column("it is")):
+            verdicts = found.column("it is")
+            means = [frame.parsed(cell)[0] for cell in found.column(GAP)]
+            kinds = [verdicts.count(kind) for kind in ("higher", "no difference shown", "lower")]
+            rows.append([sampler, *kinds, f"{np.mean(means):+.3f}"])
+    return table("sampler | higher | no difference shown | lower | mean difference of gold", rows)
 
 
 def claims(results: Results) -> list[Claim]:
@@ -527,16 +167,6 @@ def claims(results: Results) -> list[Claim]:
 
 def _count(text: str, gaps: Sequence[Estimate]) -> Claim:
     return frame.count_above(text, gaps, note=f"; mean {np.mean([gap.mean for gap in gaps]):+.3f}")
-
-
-def losses(results: Results) -> dict[str, dict[str, list[str]]]:
-    """Where each method wins and loses against Best-of-n at equal operations; all from the figures."""
-    places = [(policy, c) for policy in MAIN for c in CRITERIA]
-    by_method = {}
-    for method in COMPARED:
-        gaps = {f"{POLICIES[p]} {c}": over_bon(cells_of(results, p, c), method.name) for p, c in places}
-        by_method[method.title] = frame.by_verdict(gaps)
-    return by_method
 
 
 def whole_wins(results: Results) -> list[str]:
@@ -576,7 +206,7 @@ def parity(results: Results) -> dict[str, Any]:
 # Tables. ------------------------------------------------------------------------------------------------
 
 
-def worlds_table(worlds: Mapping[int, Any]) -> str:
+def worlds_table(worlds: Mapping[int, Any]) -> Table:
     """What the models of each world are worth by themselves."""
     rows = []
     for seed, measured in worlds.items():
@@ -589,14 +219,14 @@ def worlds_table(worlds: Mapping[int, Any]) -> str:
     return table("seed | model | sums right | grammatical, jobs | grammatical, sums | pairs right", rows)
 
 
-def kl_table(kl: Mapping[int, Mapping[str, float]]) -> str:
+def kl_table(kl: Mapping[int, Mapping[str, float]]) -> Table:
     """How far the trained policies ended from the base."""
     names = next(iter(kl.values()))
     rows = [[POLICIES[name], *(f"{by_policy[name]:.3f}" for by_policy in kl.values())] for name in names]
     return table(["trained", *(f"KL at the end, seed {seed}" for seed in kl)], rows)
 
 
-def equal_table(results: Results) -> str:
+def equal_table(results: Results) -> Table:
     """Every method against Best-of-n's curve."""
     rows: list[list[object]] = []
     for policy in MAIN:
@@ -611,7 +241,7 @@ def equal_table(results: Results) -> str:
                 others = [over_bon(cells, method.name, metric) for metric in ("proxy", "fluency")]
                 rows.append([POLICIES[policy], criterion, method.title, *columns, *others])
     header = "policy | criterion | sampler | gold | strict | proxy | ungrammatical | 10^6 operations | n"
-    return table(f"{header} | gold over Best-of-n | it is | best with fewer | proxy | fluency", rows)
+    return table(f"{header} | {GAP} | it is | best with fewer | proxy over Best-of-n | fluency over Best-of-n", rows)
 
 
 def _levels(cells: Sequence[Cell], name: str | None) -> list[str]:
@@ -622,7 +252,7 @@ def _levels(cells: Sequence[Cell], name: str | None) -> list[str]:
     return [shown.format(values[metric]) for metric, shown in metrics.items()]
 
 
-def twin_table(results: Results) -> str:
+def twin_table(results: Results) -> Table:
     """Each policy under the samplers that it may be the twin of."""
     rows = []
     for method in TWIN_METHODS:
@@ -641,7 +271,7 @@ def _has(results: Results, policy: str, method: Method) -> bool:
     return all(method.name in cell.served for cell in cells_of(results, policy, CRITERIA[0]))
 
 
-def needed_table(results: Results) -> str:
+def needed_table(results: Results) -> Table:
     """The base's budget for a trained policy's gold."""
     rows = []
     for method, levels in ((ggro(4), NEEDED_LEVELS), (ggro(8), NEEDED_LEVELS), (sea(10), NEEDED_STEPS)):
@@ -664,7 +294,7 @@ def counts_of(cells: Sequence[Cell]) -> list[int]:
     return [m for m in COUNTS if m <= num_answers]
 
 
-def coverage_table(results: Results) -> str:
+def coverage_table(results: Results) -> Table:
     """Coverage of sampled GGRO, Best-of-n at equal operations and plain samples, on the base."""
     rows = []
     for criterion in CRITERIA:
@@ -680,7 +310,7 @@ def coverage_table(results: Results) -> str:
     return table(header, rows)
 
 
-def hard_table(results: Results) -> str:
+def hard_table(results: Results) -> Table:
     """The same on the prompts that the base rarely gets right."""
     rows = []
     for criterion in CRITERIA:
@@ -693,7 +323,7 @@ def hard_table(results: Results) -> str:
     return table("criterion | gold | m | hard prompts | GGRO | Best-of-n | plain samples", rows)
 
 
-def drift_table(results: Results) -> str:
+def drift_table(results: Results) -> Table:
     """GGRO inside and outside the distribution."""
     rows = []
     for policy in DRIFT_POLICIES:
@@ -707,7 +337,7 @@ def drift_table(results: Results) -> str:
     return table(f"{header} | gold, single sample | gold, GGRO | gain | change against test", rows)
 
 
-def weak_table(results: Results) -> str:
+def weak_table(results: Results) -> Table:
     """SEA, Best-of-n and ARGS by strength of the base, all on SEA's prompts."""
     rows: list[list[object]] = []
     name = WEAK_METHODS[0].name
@@ -735,7 +365,7 @@ def weak_table(results: Results) -> str:
     return table(f"{header} | gold over Best-of-n | it is | strict gold over Best-of-n", rows)
 
 
-def weakness_table(results: Results) -> str:
+def weakness_table(results: Results) -> Table:
     """How SEA against Best-of-n at equal operations changes with the base's strength."""
     rows = []
     name = sea(30).name
@@ -753,24 +383,22 @@ def _base(policy: str) -> str:
     return "whole fit" if policy == "base" else POLICIES[policy]
 
 
-def plot(path: Path, results: Results) -> None:
-    """Gold against operations: a row a criterion, a column a policy; means over seeds."""
-    with figures.figure(path, columns=len(MAIN), rows=len(CRITERIA), size=(3.6, 2.9)) as axes:
-        grid = [(criterion, policy) for criterion in CRITERIA for policy in MAIN]
-        for axis, (criterion, policy) in zip(axes, grid, strict=True):
-            _panel(axis, cells_of(results, policy, criterion))
-            axis.set_xscale("log")
-            figures.label(axis, f"{POLICIES[policy]}, {criterion}", "10^6 operations", "gold", legend=axis is axes[0])
-
-
-def _panel(axis: Axes, cells: Sequence[Cell]) -> None:
-    every = range(1, pool_size(cells) + 1)
-    points = np.asarray([[bon_mean(cells, n, metric) for n in every] for metric in ("flops", "gold")])
-    axis.plot(points[0] / 1e6, points[1], "-", color=figures.GREY, label="Best-of-n")
-    for kind, (colour, mark) in LOOKS.items():
-        names = [method.name for method in COMPARED if method.kind == kind]
-        points = np.asarray([[mean(cells, name, metric) for name in names] for metric in ("flops", "gold")])
-        axis.plot(points[0] / 1e6, points[1], mark, color=colour, label=kind)
+def plot(path: Path, equal: Table) -> None:
+    """Gold over Best-of-n's at equal operations, with intervals: a panel a criterion, a colour a policy."""
+    names = [
+        sampler for sampler in dict.fromkeys(equal.column("sampler")) if any(equal.where(sampler=sampler).column(GAP))
+    ]
+    with figures.figure(path, columns=len(CRITERIA), size=(3.6, 3.0)) as axes:
+        for axis, criterion in zip(axes, CRITERIA, strict=True):
+            for shift, (policy, colour) in zip((-0.25, 0.0, 0.25), LOOKS.items(), strict=True):
+                rows = equal.where(criterion=criterion, policy=POLICIES[policy]).only("sampler", GAP).rows
+                cells = [(names.index(sampler) + shift, frame.parsed(cell)) for sampler, cell in rows if cell]
+                figures.intervals(axis, [p for p, _ in cells], [f for _, f in cells], colour, POLICIES[policy])
+            figures.rows(axis, names, zero=0)
+            figures.label(axis, criterion, "gold minus Best-of-n's", "", legend=False)
+            if axis is not axes[0]:
+                axis.set_yticklabels([])
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 if __name__ == "__main__":

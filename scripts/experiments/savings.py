@@ -29,8 +29,8 @@ from inference.report.stopping import compared_text, stopping_sentences
 from inference.report.words import interval_text, point_names, ratio_text, told_unit
 from inference.statistics.summary_rows import SavingsRow, StoppingRow, Unit
 from scripts import launch
-from scripts.experiments import frame
-from scripts.experiments.frame import CRITERIA, SEEDS, Claim, Means, table
+from scripts.experiments import figures, frame
+from scripts.experiments.frame import CRITERIA, SEEDS, Claim, Means, Table, table
 from scripts.experiments.pools import pools
 from scripts.experiments.rivals import LANES, Setting
 
@@ -124,25 +124,55 @@ def gold(seed: int, steps: int = frame.STEPS, max_prompts: int | None = None) ->
 
 def write(folder: Path, summary: Summary, golds: Sequence[Mapping[str, Floats]]) -> None:
     """The page of the combined evaluation, and of each seed's gold beside the rival."""
-    values = {
-        "seeds": SEEDS,
-        "steps": frame.STEPS,
-        "budget": BUDGET,
-        "num_samples": summary["num_samples"],
-        "num_prompts": (summary["num_prompts"] or 0) // len(SEEDS),
-        "dials": {method: ", ".join(map(str, values)) for method, values in DIALS.items()},
-        "claims": frame.claims_table(claims(summary)),
-        "sentences": stopping_sentences(summary),
+    tables = {
+        "parts": frame.parts_table(claims(summary)),
         "stopping": stopping_table(by_gold_stopping(summary)),
         "curves": savings_table(summary, is_point=False),
         "points": savings_table(summary, is_point=True),
         "rival": rival_table(golds),
+    }
+    values = {
+        "num_samples": summary["num_samples"],
+        "num_prompts": (summary["num_prompts"] or 0) // len(SEEDS),
+        "sentences": stopping_sentences(summary),
+    }
+    write_tables(folder, values, tables)
+
+
+def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """The page and its figure from its tables."""
+    plot(folder / "savings.svg", tables["stopping"])
+    guided = [row[-1] for row in tables["parts"].rows if row[0].startswith("served by")]
+    settings = {
+        "guided": (guided.count("yes"), len(guided)),
+        "seeds": SEEDS,
+        "steps": frame.STEPS,
+        "budget": BUDGET,
+        "dials": {method: ", ".join(map(str, dial)) for method, dial in DIALS.items()},
+        "rival": tables["rival"].rows[-1][-1],
         "num_rival": NUM_RIVAL,
     }
-    frame.write_page(folder / "savings.md", "savings", values)
+    frame.write_claim(folder, "savings", {**settings, **values}, tables)
 
 
-def rival_table(golds: Sequence[Mapping[str, Floats]]) -> str:
+def plot(path: Path, stopping: Table) -> None:
+    """Draws saved, a row a comparison and a colour a criterion."""
+    names = list(dict.fromkeys(stopping.column("compared")))
+    with figures.figure(path, size=(6.4, 0.36 * len(names) + 0.9)) as (axis,):
+        for shift, criterion, colour in zip((-0.15, 0.15), CRITERIA, (figures.BLUE, figures.ORANGE), strict=True):
+            told = criterion
+            for compared, cell in stopping.where(criterion=criterion).only("compared", stopping.header[2]).rows:
+                place, mark = names.index(compared) + shift, ">" if cell.startswith(">") else "o"
+                figures.intervals(axis, [place], [frame.parsed(cell)], colour, told, mark)
+                told = ""
+        figures.rows(axis, names, zero=1)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        figures.label(axis, "", "draws saved, times", "", legend=False)
+        axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+
+
+def rival_table(golds: Sequence[Mapping[str, Floats]]) -> Table:
     """IAMA's gold minus that of each other policy, by criterion and summed."""
     parts = {name: (name,) for name in CRITERIA} | {"summed": CRITERIA}
     rows = [
@@ -163,7 +193,7 @@ def by_gold_stopping(summary: Summary) -> list[StoppingRow]:
     return [row for row in summary.get("stopping") or [] if row["metric"] == "gold"]
 
 
-def stopping_table(rows: Sequence[StoppingRow]) -> str:
+def stopping_table(rows: Sequence[StoppingRow]) -> Table:
     """One row a criterion and pair that is compared."""
     header = "criterion | compared | draws saved (95 % interval) | tokens | seconds | steps"
     units: tuple[Unit, ...] = ("policy_tokens", "seconds", "sequential_steps")
@@ -177,7 +207,7 @@ def stopping_table(rows: Sequence[StoppingRow]) -> str:
     )
 
 
-def savings_table(summary: Summary, *, is_point: bool) -> str:
+def savings_table(summary: Summary, *, is_point: bool) -> Table:
     """Savings of IAMA by gold: of methods with a curve, or of the points of a dial, against both references."""
     rows = [row for row in summary["savings"] if row["metric"] == "gold" and ("reference_method" in row) == is_point]
     names = point_names(summary)

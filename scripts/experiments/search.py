@@ -123,9 +123,17 @@ def write(folder: Path, search: Search) -> None:
         for name, lane in LANES.items()
         for row in search[name]
     ]
+    header = ["what is trained", "operator", "serves", "learning rate", "beta", "proxy", "KL", "remark"]
     missed = [name for name, some in search.items() if all(row["kl"] > MAX_KL for row in some)]
-    header = ["what is trained", "operator", "serves", "learning rate", "beta", "proxy", "KL", ""]
-    values = {
+    write_tables(folder, {"missed": missed}, {"runs": frame.table(header, rows)})
+
+
+def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str, frame.Table]) -> None:
+    """The page from its table."""
+    chosen = tables["runs"].where(remark="chosen")
+    settings = {
+        "shown": chosen.only(*chosen.header[:-1]),
+        "drawn": "vpo" in chosen.column("what is trained"),
         "seed": frame.SEARCH_SEED,
         "steps": frame.STEPS,
         "num_runs": NUM_RUNS,
@@ -135,10 +143,8 @@ def write(folder: Path, search: Search) -> None:
         "factor": FACTOR,
         "num_samples": NUM_SAMPLES,
         "budget": BUDGET,
-        "missed": missed,
-        "table": frame.table(header, rows),
     }
-    frame.write_page(folder / "search.md", "search", values)
+    frame.write_claim(folder, "search", {**settings, **values}, tables)
 
 
 def _figures(row: Mapping[str, float]) -> list[str]:

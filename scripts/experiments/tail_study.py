@@ -17,7 +17,7 @@ from iama.objective.estimators import Estimator, advantages
 from iama.objective.operators import Operator, bon
 from iama.objective.rank_estimators import rank_advantages, table_advantages
 from iama.objective.rank_tables import tail_law
-from scripts.experiments.frame import Claim, table
+from scripts.experiments.frame import Claim, Table, table
 from scripts.experiments.toy_problem import draw, policy_gradient
 
 SEED = 20261130
@@ -142,31 +142,31 @@ def _figures(
 # The page. ----------------------------------------------------------------------------------------------
 
 
-def tail_table(found: dict[tuple[str, int, Estimator], Figures]) -> str:
+def tail_table(found: dict[tuple[str, int, Estimator], Figures]) -> Table:
     """A line a law and N / G."""
     header = ["rewards", "N / G"]
-    header += [f"{name}: {what}" for name in ("N = G", "tail") for what in ("bias (cosine)", "length", "noise")]
+    header += [f"{name}: {what}" for name in ("N = G", "tail") for what in ("bias", "cosine", "length", "noise")]
     lines = []
     for law, ratio in dict.fromkeys(key[:2] for key in found):
         line = [law, str(ratio)]
         for method in METHODS:
             f = found[law, ratio, method]
-            line += [f"{_shown(f.bias)} ({f.cosine:.2f})", _shown(f.scale), _shown(f.relative)]
+            line += [_shown(f.bias), f"{f.cosine:.2f}", _shown(f.scale), _shown(f.relative)]
         lines.append(line)
     return table(header, lines)
 
 
-def entropic_table(found: dict[tuple[str, float, int, Estimator], Figures]) -> str:
+def entropic_table(found: dict[tuple[str, float, int, Estimator], Figures]) -> Table:
     """A line a law, beta and group size."""
     names = {"loo": "LOO", "loo1": "LOO-1", "plugin": "plug-in"}
     header = ["rewards", "beta", "G"]
-    header += [f"{name}: {what}" for name in names.values() for what in ("bias (cosine)", "noise")]
+    header += [f"{name}: {what}" for name in names.values() for what in ("bias", "cosine", "noise")]
     lines = []
     for law, beta, size in dict.fromkeys(key[:3] for key in found):
         line = [law, f"{beta:g}", str(size)]
         for method in ENTROPIC_METHODS:
             f = found[law, beta, size, method]
-            line += [f"{_shown(f.bias)} ({f.cosine:.2f})", _shown(f.noise)]
+            line += [_shown(f.bias), f"{f.cosine:.2f}", _shown(f.noise)]
         lines.append(line)
     return table(header, lines)
 

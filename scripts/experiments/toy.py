@@ -2,13 +2,13 @@
 
     python -m scripts.experiments.toy
 
-Writes docs/results/toy.md and its plots: stochastic GRPO against the closed form, the convergence rate of theorem
+Writes docs/results/toy.md with its figure and data: stochastic GRPO against the closed form, the rate of theorem
 5.2, the plateau of theorem 5.3 against group size, and a tilt on which concavity, and so both theorems, fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from iama.arrays import Floats, Mask
 from iama.objective.operators import Operator, bon, identity, tilt
 from iama.progress import add_bar, progress_bars
 from scripts.experiments import frame
-from scripts.experiments.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, figure, label
-from scripts.experiments.frame import Claim
+from scripts.experiments.figures import BLUE, GREY, ORANGE, figure, label
+from scripts.experiments.frame import Claim, Table, shown, table
 from scripts.experiments.toy_problem import (
     Problem,
     Recipe,
@@ -48,6 +48,7 @@ CONSTANT_STEP = 2.0
 TILT_REWARDS = np.array([[0.9, 0.92, 0.0], [0.5, 0.4, 0.5]])
 TEMPERATURE = 0.1
 STARTS = 12
+EXACT = "the closed form is stationary"
 WITHIN, SLOPE = 0.005, -0.5
 """What was set beforehand: relative shortfall of J, and log-log slope of the plateau."""
 
@@ -357,20 +358,64 @@ def write(
     plateaus: Sequence[Plateau],
     tilted: Sequence[Tilted],
 ) -> None:
-    """`toy.md` and four SVG files."""
-    plot_learned(folder / "toy-policies.svg", learned)
-    plot_rates(folder / "toy-rate.svg", rates)
-    plot_plateaus(folder / "toy-plateau.svg", plateaus)
-    plot_tilt(folder / "toy-tilt.svg", tilted)
-    values = {
-        "claims": frame.claims_table(claims(learned, rates, plateaus, tilted)),
-        "learned": learned,
-        "outer": outer_mass,
-        "rates": rates,
-        "plateaus": plateaus,
-        "soft": tilted[0],
+    """Write the page, its figure and its tables."""
+    plot_learned(folder / "toy.svg", learned)
+    tables = {
+        "parts": frame.parts_table(claims(learned, rates, plateaus, tilted)),
+        "learned": learned_table(learned),
+        "rates": rates_table(rates),
+        "plateaus": plateaus_table(plateaus),
+        "tilt": table(["completion", "first reward", "second reward"], _rewards(tilted[0])),
     }
-    frame.write_page(folder / "toy.md", "toy", values)
+    values = {"rates": rates, "plateaus": plateaus, "soft": tilted[0]}
+    write_tables(folder, values, tables)
+
+
+def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str, Table]) -> None:
+    """The page from its tables; the checks of the closed form are in their file alone."""
+    parts = tables["parts"]
+    shown = Table(parts.header, [row for row in parts.rows if EXACT not in row[0]])
+    frame.write_claim(folder, "toy", {**values, "shown": shown}, tables)
+
+
+def learned_table(learned: Sequence[Learned]) -> Table:
+    """GRPO against the closed form, a row a budget."""
+    header = "N | closed form, beta = 0 | optimum J | non-linear GRPO, J by seed | linear GRPO, J by seed"
+    rows = []
+    for r in learned:
+        cells = [shown(values, ".4f") for values in (r.unregularised, r.best, r.nonlinear, r.linear, r.linear_optimum)]
+        outer = shown([outer_mass(r.optimal_policy), outer_mass(r.policies.mean(axis=0))], ".2f")
+        rows.append([r.n, *cells, outer])
+    return table(f"{header} | linear optimum, J | outer mass: optimum, learned", rows)
+
+
+def rates_table(rates: Sequence[Rate]) -> Table:
+    """Gap and bound of theorem 5.2, a row a budget and beta."""
+    header = ["N", "L", "beta", f"gap after {rates[0].gaps.size} steps", "bound there", "largest gap / bound"]
+    rows = [
+        [r.n, f"{r.constant:g}", f"{r.beta:g}", f"{max(r.gaps[-1], 0.0):.1e}", f"{r.bounds[-1]:.1e}",
+         f"{r.tightest:.2f}", r.violations]
+        for r in rates
+    ]  # fmt: skip
+    return table([*header, "violations"], rows)
+
+
+def plateaus_table(plateaus: Sequence[Plateau]) -> Table:
+    """Plateau and bound of theorem 5.3, a row a method, beta and group size."""
+    header = "method | beta | G | plateau | random iterate | eps | bound on it | gap of the uniform policy"
+    rows = []
+    for p in plateaus:
+        for k, size in enumerate(p.sizes):
+            told = ["", "", ""]
+            if p.drawn is not None and p.errors is not None and p.bounds is not None:
+                vacuous = "" if p.bounds[k] < p.start else " (vacuous)"
+                told = [f"{p.drawn[k]:.2e}", f"{p.errors[k]:.4f}", f"{p.bounds[k]:.3g}{vacuous}"]
+            rows.append([p.method, f"{p.beta:g}", size, f"{p.gaps[k]:.2e}", *told, f"{p.start:.3f}"])
+    return table(header, rows)
+
+
+def _rewards(tilted: Tilted) -> list[list[str]]:
+    return [[name, *(f"{reward:g}" for reward in tilted.rewards_KY[:, k])] for k, name in enumerate("ABC")]
 
 
 def claims(
@@ -388,7 +433,7 @@ def claims(
 def _learned_claims(run: Learned) -> list[Claim]:
     worst = max(1 - value / run.best for value in run.nonlinear)
     linear = min(1 - value / run.best for value in (*run.linear, run.linear_optimum))
-    stationary = f"a. N = {run.n}: the closed form is stationary, the optimum with KL exact"
+    stationary = f"a. N = {run.n}: {EXACT}, the optimum with KL exact"
     bar, exact = "range of the first variation, duality gap: at most 1e-10", max(run.residual, abs(run.certificate))
     name = f"a. N = {run.n}, G = 8"
     best = f"{100 * linear:.2f} % at best"
@@ -463,48 +508,6 @@ def plot_learned(path: Path, learned: Sequence[Learned]) -> None:
             axis.plot(fine, closed_form_cdf(fine, run.n), color=GREY, ls="--", label="closed form, beta = 0")
             label(axis, f"N = {run.n}, G = 8", "response y", "CDF", legend=False)
             axis.legend(loc="upper left", fontsize=7.5)
-
-
-def plot_rates(path: Path, rates: Sequence[Rate]) -> None:
-    """Gap (full) and bound (dashed), one panel a beta."""
-    betas, budgets = sorted({r.beta for r in rates}), sorted({r.n for r in rates})
-    colours = dict(zip(budgets, (GREEN, BLUE, RED), strict=True))
-    with figure(path, len(betas)) as axes:
-        for axis, beta in zip(axes, betas, strict=True):
-            for r in rates:
-                if r.beta == beta:
-                    steps, seen = np.arange(1, r.gaps.size + 1), r.gaps > 1e-13
-                    axis.loglog(steps[seen], r.gaps[seen], color=colours[r.n], label=f"N = {r.n}: gap")
-                    axis.loglog(steps, np.maximum(r.bounds, 1e-13), color=colours[r.n], ls="--", lw=1)
-            label(axis, f"beta = {beta:g} (dashed: bound)", "step", "J* - J")
-
-
-def plot_plateaus(path: Path, plateaus: Sequence[Plateau]) -> None:
-    """Final gap against group size with the bounds, on logarithmic axes."""
-    with figure(path, size=(6.0, 3.8)) as (axis,):
-        for p, colour in zip(plateaus, (PURPLE, BLUE, GREEN), strict=True):
-            axis.loglog(p.sizes, p.gaps, "o-", color=colour, label=f"{p.method}, beta = {p.beta:g}")
-            if p.bounds is not None:
-                axis.loglog(p.sizes, p.bounds, "--", color=colour, lw=1, label=f"bound, beta = {p.beta:g}")
-        axis.axhline(plateaus[0].start, color=GREY, ls=":", label=f"uniform policy, beta = {plateaus[0].beta:g}")
-        axis.set_xticks(plateaus[0].sizes, [str(size) for size in plateaus[0].sizes])
-        axis.minorticks_off()
-        label(axis, "Plateau against group size", "group size G", "J* - J", legend=False)
-        axis.figure.legend(loc="outside right center")
-
-
-def plot_tilt(path: Path, tilted: Sequence[Tilted]) -> None:
-    """The value along the segment, and the optimum that each start reaches."""
-    soft = tilted[0]
-    with figure(path, 2) as (left, right):
-        left.plot(soft.share, soft.segment, color=RED, label=soft.operator.name)
-        left.plot([0, 1], soft.segment[[0, -1]], color=GREY, ls="--", label="chord: a concave value lies above")
-        label(left, "From A to the best policy", "share of the best policy", "value")
-        low = soft.is_low
-        for chosen, colour, end in ((low, RED, soft.reached.min()), (~low, BLUE, soft.reached.max())):
-            points = soft.starts[chosen]
-            right.plot(points[:, 1], points[:, 2], "o", color=colour, label=f"ends at {end:.4f}")
-        label(right, f"{soft.operator.name}: where ascent from each start ends", "start: mass of B", "start: mass of C")
 
 
 if __name__ == "__main__":

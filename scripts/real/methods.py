@@ -14,7 +14,7 @@ from iama.files import write_atomically
 from inference.evaluation.summary import load_summary
 from scripts import launch
 from scripts.real import proxies
-from scripts.real.unit import BUDGET, Unit, proxy_of
+from scripts.real.unit import BUDGET, Unit
 
 METHODS = {
     "bon": "bon",
@@ -53,7 +53,7 @@ def configuration(unit: Unit, file: Path, folder: Path) -> dict[str, Any]:
     """What `iama evaluate` is given."""
     base = {"path": str(proxies.POLICY), "dtype": "bfloat16"}
     adapter = Unit(unit.pair, "iama", unit.seed, unit.scale).run / "adapter"
-    specs = {name: (proxy_of(name), proxies.gold_of(name)) for name in unit.criteria}
+    specs = {name: (proxies.proxy_of(name), proxies.gold_of(name)) for name in unit.criteria}
     return {
         "name": unit.name,
         "output_dir": str(folder),

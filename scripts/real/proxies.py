@@ -124,16 +124,35 @@ def base_samples(file: Path) -> Pool:
         return fill_pool(FOLDER / "pools" / f"compared-{NUM_SAMPLES}.jsonl", header, rows, draw, advance)
 
 
-def agreement(criterion: str) -> float:
-    """Share of pairs of the base's samples on validation prompts that the proxy orders as gold does, without noise."""
+def validation_samples() -> Pool:
+    """Samples of the base on validation prompts; what is on disk is not drawn again."""
     rows = load_prompts(home()["validation"], 24)
     spec = PolicySpec(path=str(POLICY), dtype="bfloat16")
     header = pool_header("base", spec, None, "transformers", SAMPLING, 8, SEED + 1)
     draw = transformers_draw("base", spec, None, 8, SAMPLING, SEED + 1, BATCH_SIZE)
-    pool = fill_pool(FOLDER / "pools" / "validation-8.jsonl", header, rows, draw, lambda _: None)
+    return fill_pool(FOLDER / "pools" / "validation-8.jsonl", header, rows, draw, lambda _: None)
+
+
+def weights(criteria: Sequence[str]) -> dict[str, float]:
+    """Weights of a training, in sum 1: one over the spread of a criterion's proxy within the base's prompts.
+
+    Rewards on unlike scales would else be served unlike: of the lengths, an answer of 72 words is 2.3 from one target
+    and 0.3 from the other.
+    """
+    pool = validation_samples()
+    parts = {}
+    for name in criteria:
+        reward = load_reward(name, proxy_of(name))
+        scores_PS = [reward.score([p.prompt] * len(p.texts), p.texts, {})[0] for p in pool.prompts]
+        parts[name] = 1 / float(np.sqrt(np.var(np.asarray(scores_PS), axis=1).mean()))
+    return {name: round(part / sum(parts.values()), 3) for name, part in parts.items()}
+
+
+def agreement(criterion: str) -> float:
+    """Share of pairs of the base's samples on validation prompts that the proxy orders as gold does, without noise."""
     reward = load_reward(criterion, RewardSpec(model=str(path_of(criterion))))
     agreed = []
-    for prompt in pool.prompts:
+    for prompt in validation_samples().prompts:
         proxy_S, _ = reward.score([prompt.prompt] * len(prompt.texts), prompt.texts, {})
         gold_S = np.asarray(getattr(gold, criterion)(prompt.texts))
         i, j = np.triu_indices(len(gold_S), k=1)
@@ -192,6 +211,13 @@ def criteria_of(pair: str) -> tuple[str, ...]:
 def is_learned(criterion: str) -> bool:
     """Whether what selects is a reward model."""
     return not hasattr(gold, criterion) or criterion in LEARNED
+
+
+def proxy_of(criterion: str) -> RewardSpec:
+    """What selects."""
+    if is_learned(criterion):
+        return RewardSpec(model=str(path_of(criterion)))
+    return RewardSpec(function=f"scripts/real/gold.py:{criterion}")
 
 
 def gold_of(criterion: str) -> RewardSpec:

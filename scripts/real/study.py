@@ -21,20 +21,21 @@ import typer
 from rich.console import Console
 
 from iama.errors import IamaError
-from scripts.real import gold, methods, page, proxies
-from scripts.real.unit import METHODS, NUM_JUDGED, SCALES, Unit, all_units, data_units, run
+from scripts.real import gold, methods, page, proxies, speed
+from scripts.real.unit import METHODS, NUM_JUDGED, SCALES, SPEED, Unit, all_units, data_units, run
 
-STEP_S, TOKENS_A_S, SCORED_A_S, JUDGED_A_S, MODEL_S, PROXY_S = 55.0, 700.0, 12.0, 4.0, 30.0, 240.0
+STEP_S, TOKENS_A_S, SCORED_A_S, JUDGED_A_S, MODEL_S, PROXY_S = 35.0, 700.0, 12.0, 4.0, 30.0, 240.0
 """On two idle cores: seconds a training step, tokens drawn, texts scored and texts judged by the base a second, seconds
 to start and to fit a proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
-MEAN_TOKENS, METHODS_S = 80, 2400.0
-"""Tokens of a sample, and a guess at the seconds of a unit of methods, which nobody has measured."""
+MEAN_TOKENS, METHODS_S, SPEED_S = 80, 2400.0, 300.0
+"""Tokens of a sample, and guesses at the seconds of units of methods and of speed."""
+OTHERS = {METHODS: methods.measure, SPEED: speed.measure}
 
 
 def estimate(unit: Unit) -> float:
     """Seconds that a unit takes on two idle cores, with what it needs and is not there yet left out."""
-    if unit.policy == METHODS:
-        return METHODS_S
+    if unit.policy in OTHERS:
+        return METHODS_S if unit.policy == METHODS else SPEED_S
     samples = unit.scale.prompts * unit.num_samples
     learned = sum(map(proxies.is_learned, unit.criteria)) * (2 if unit.pair == proxies.DATA else 1)
     train = unit.scale.steps * STEP_S if unit.is_trained else 0.0
@@ -55,6 +56,7 @@ def main(
     data: Annotated[
         list[str] | None, typer.Option(help="NAME=FILE: preferences as of HH-RLHF, studied in the place of the rest.")
     ] = None,
+    processes: Annotated[int, typer.Option(min=1, max=2, help="Processes of a training, a core each.")] = 2,
     list_units: Annotated[
         bool, typer.Option("--list", help="Say what is done and what lacks, and run nothing.")
     ] = False,
@@ -83,14 +85,19 @@ def main(
     if list_units:
         return
     try:
-        _work(console, waiting, every, files, minutes)
+        _work(console, waiting, every, files, minutes, processes)
     except IamaError as error:
         sys.exit(f"error: {error}")
-    console.print(f"wrote {page.write(every)}")
+    page.write(every)
 
 
 def _work(
-    console: Console, waiting: Sequence[Unit], every: Sequence[Unit], files: dict[str, Path], minutes: float | None
+    console: Console,
+    waiting: Sequence[Unit],
+    every: Sequence[Unit],
+    files: dict[str, Path],
+    minutes: float | None,
+    processes: int,
 ) -> None:
     """Run units one after the other, the page after each; those that would not end within `minutes` are left."""
     start = time.monotonic()
@@ -103,7 +110,7 @@ def _work(
             continue
         left = sum(map(estimate, waiting[number - 1 :])) + preparation(waiting[number - 1 :])
         console.rule(f"{number}/{len(waiting)}  {unit.name}  about {left / 60:.0f} minutes left")
-        run(unit, methods.measure if unit.policy == METHODS else None)
+        run(unit, OTHERS.get(unit.policy), processes)
         page.write(every)
 
 

@@ -38,12 +38,14 @@ RESULTS = {"full": Path("docs/results/real")}
 """Where files go: those of the full scale are published and committed, others are not."""
 CONFIG = "configs/real.yaml"
 BUDGET = 4
+ROLL_OUTS = 32
+"""Of a training step, over all processes."""
 NUM_JUDGED = 8
 """Samples a prompt whose log-probabilities are taken."""
 NUM_SHOWN = 10
 """Prompts whose answers are kept as texts."""
-METHODS = "methods"
-"""In a policy's place: the base and IAMA under every method that serves (`scripts.real.methods`)."""
+METHODS, SPEED = "methods", "speed"
+"""In a policy's place: the base and IAMA under every method that serves, and their seconds (modules of these names)."""
 VERSION = 1
 """Of the files; units of another version are made again."""
 
@@ -62,7 +64,7 @@ class Scale:
 SCALES = {
     "tiny": Scale("tiny", 2, 4, 8, 16),
     "small": Scale("small", 12, 16, 32, 64),
-    "full": Scale("full", 32, 40, 64, 128),
+    "full": Scale("full", 64, 40, 64, 128),
 }
 
 
@@ -70,7 +72,7 @@ SCALES = {
 class Unit:
     """A policy: `base`, `told-CRITERION`, `grpo`, `iama` or `only-CRITERION`; of a pair, with a seed of training.
 
-    Or `METHODS` in its place.
+    Or `METHODS` or `SPEED` in its place.
 
     The base is also drawn from on the calibration split, where HedgeTune chooses.
     """
@@ -135,6 +137,7 @@ def all_units(scale: Scale) -> list[Unit]:
     for pair in ("length",) if small else gold.PAIRS:
         found += [Unit(pair, "base", first, scale)]
         found += [Unit(pair, policy, first, scale) for policy in ("iama", "grpo")]
+        found += [Unit(pair, SPEED, first, scale)]
         found += [Unit(pair, f"told-{name}", first, scale) for name in gold.PAIRS[pair]]
     if not small:
         found += [Unit(pair, METHODS, first, scale) for pair in gold.PAIRS if pair != "length"]
@@ -151,8 +154,11 @@ def data_units(scale: Scale) -> list[Unit]:
     return [Unit(proxies.DATA, policy, SEEDS[scale.name][0], scale) for policy in ("base", "iama", "grpo")]
 
 
-def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None) -> Path:
-    """Do what the unit lacks, and write its file; `how` measures it, by default `measure`."""
+def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None, processes: int = 2) -> Path:
+    """Do what the unit lacks, and write its file; `how` measures it, by default `measure`.
+
+    A training has the same roll-outs a step in one process as in two.
+    """
     if unit.is_done():
         return unit.path
     proxies.ready()
@@ -160,7 +166,7 @@ def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None) -
     for criterion in set(unit.criteria).intersection(proxies.LEARNED):
         proxies.fit(criterion)
     start = time.monotonic()
-    training = _train(unit) if unit.is_trained else None
+    training = _train(unit, processes) if unit.is_trained else None
     trained_s = time.monotonic() - start
     measured = (how or measure)(unit, files[unit.split])
     record = {
@@ -169,7 +175,7 @@ def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None) -
         "scale": asdict(unit.scale),
         "weights_sha256": model.build(proxies.POLICY)["weights_sha256"],
         "proxies": {c: proxies.probe(c) for c in unit.criteria if proxies.is_learned(c)},
-        "training": training and training | {"seconds": round(trained_s)},
+        "training": training and training | {"seconds": round(trained_s), "processes": processes},
         **measured,
     }
     unit.path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,19 +186,20 @@ def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None) -
 # Training. ----------------------------------------------------------------------------------------------
 
 
-def overrides(unit: Unit) -> list[str]:
+def overrides(unit: Unit, processes: int) -> list[str]:
     """What makes configs/real.yaml this unit's training."""
     only = unit.policy.removeprefix("only-") if unit.policy.startswith("only-") else None
+    weights = {only: 1.0} if only else proxies.weights(unit.criteria)
     criteria = [
         {
             "name": name,
-            "proxy": proxy_of(name).model_dump(mode="json", exclude_unset=True),
+            "proxy": proxies.proxy_of(name).model_dump(mode="json", exclude_unset=True),
             "gold": proxies.gold_of(name).model_dump(mode="json", exclude_unset=True),
             "operator": f"bon({BUDGET})" if unit.policy == "iama" else "identity",
-            "weight": 0.5 if only is None else 1.0,
+            "weight": weights[name],
         }
         for name in unit.criteria
-        if only in (None, name)
+        if name in weights
     ]
     return [
         f"name=real-{unit.name}",
@@ -201,23 +208,20 @@ def overrides(unit: Unit) -> list[str]:
         f"objective.criteria={json.dumps(criteria)}",
         *([f"prompts={proxies.data_prompts()['train']}"] if unit.pair == proxies.DATA else []),
         f"trainer.max_steps={unit.scale.steps}",
+        f"world_size={processes}",
+        f"trainer.per_device_train_batch_size={ROLL_OUTS // processes}",
     ]
 
 
-def proxy_of(criterion: str) -> RewardSpec:
-    """What selects."""
-    if proxies.is_learned(criterion):
-        return RewardSpec(model=str(proxies.path_of(criterion)))
-    return RewardSpec(function=f"scripts/real/gold.py:{criterion}")
-
-
-def _train(unit: Unit) -> dict[str, Any]:
+def _train(unit: Unit, processes: int) -> dict[str, Any]:
     """Train, or go on; what the run tells of itself, step by step."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # two processes on two cores
-    launch.train(CONFIG, *overrides(unit))
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # a core a process
+    launch.train(CONFIG, *overrides(unit, processes), processes=processes)
     rows = frame.metrics(unit.run)
     steps = {name: [round(row["criteria"][name]["value"], 4) for row in rows] for name in rows[0]["criteria"]}
+    config = json.loads((unit.run / "config.json").read_text(encoding="utf-8"))
     return {
+        "weights": {criterion["name"]: criterion["weight"] for criterion in config["objective"]["criteria"]},
         "kl_per_token": round(frame.final_kl(unit.run, 5), 4),
         "beta": rows[-1]["beta"],
         "value_by_step": steps,
@@ -234,13 +238,11 @@ def measure(unit: Unit, file: Path) -> dict[str, Any]:
     rows = load_prompts(file, unit.scale.prompts)
     adapter = str(unit.run / "adapter") if unit.is_trained else None
     pool = _pool(unit, rows, adapter)
-    start = time.monotonic()
     scores = {}
     for name in unit.criteria:
-        scores[name] = _scores(unit, pool, name, proxy_of(name))
+        scores[name] = _scores(unit, pool, name, proxies.proxy_of(name))
         if proxies.is_learned(name):
             scores[f"{name}/gold"] = _scores(unit, pool, f"{name}/gold", proxies.gold_of(name))
-    scored_s = time.monotonic() - start
     fluency, ratio = _likelihoods(unit, pool, adapter)
     responses = [prompt.samples for prompt in pool.prompts]
     return {
@@ -248,10 +250,6 @@ def measure(unit: Unit, file: Path) -> dict[str, Any]:
         "prefill_tokens": [prompt.cost.policy_prefill_tokens for prompt in pool.prompts],
         "prefill_flops": _prefill_flops(pool),
         "flops": [prompt.cost.flops for prompt in pool.prompts],
-        "seconds": {
-            "draw": [round(prompt.cost.seconds, 2) for prompt in pool.prompts],
-            "score": round(scored_s, 1),
-        },
         "tokens": [[sample.num_tokens for sample in row] for row in responses],
         "cut": [[int(sample.finish_reason == "length") for sample in row] for row in responses],
         "words": [[gold.num_words(sample.text) for sample in row] for row in responses],

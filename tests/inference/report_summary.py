@@ -90,6 +90,22 @@ def saving_row(criterion: str, reference: str, method: str) -> dict:
     }
 
 
+def saving(**changes) -> dict:
+    """One row, of which a test sets what matters."""
+    row = {"criterion": "c", "method": "bon", "metric": "gold", "reference": "base", "samples": 2, "ratio": 3.0}
+    row |= {"token_ratio": 2.5, "ci95": [2.0, 4.0], "token_ci95": [1.0, 3.0], "censored": False, "num_censored": 0}
+    row |= {
+        "num_seeds": 1,
+        "ci_censored": 0.0,
+        "ci_floor": 0.0,
+        "units": {},
+        "floor": False,
+        "hacked": False,
+        "counts": True,
+    }
+    return row | changes
+
+
 def average_row(rows: list[dict]) -> dict:
     counting = [row for row in rows if row["counts"]]
 

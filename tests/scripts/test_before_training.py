@@ -61,9 +61,11 @@ def test_the_saving_is_that_of_the_curves(worlds):
 def test_the_page_stands_with_any_outcome(worlds, tmp_path):
     subject.write(tmp_path, worlds)
     page = (tmp_path / "before_training.md").read_text()
-    assert "**not met**" in page
+    assert "**Answer.** In part: " in page
     assert "in 2 of 2 worlds in which it said something" in page
-    assert "Train (IAMA): Best-of-64 of the untrained base is well above Best-of-4" in page
+    said = (tmp_path / "data/before_training-said.csv").read_text()
+    assert "Train (IAMA): Best-of-64 of the untrained base is well above Best-of-4" in said
+    assert (tmp_path / "before_training.svg").read_text().startswith("<svg")
     untold = {
         seed: {t: replace(a, told={**a.told, "verdict": "not told"}) for t, a in answers.items()}
         for seed, answers in worlds.items()

@@ -65,4 +65,4 @@ def test_the_table_goes_between_the_marks_of_the_page(tmp_path):
     assert lines[0] == "before"
     assert lines[-1] == "after"
     assert "| 0.51 million | 125 MB | 40 s, 0.50 GiB | 60 s, 1.00 GiB | 2 s, 0.25 GiB | 1.00 GiB | 200 |" in lines
-    assert pools.BEGIN in (Path(__file__).parents[2] / "docs/pools.md").read_text(encoding="utf-8")
+    assert pools.BEGIN in (Path(__file__).parents[2] / "docs/guides/pools.md").read_text(encoding="utf-8")

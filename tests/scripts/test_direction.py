@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 from pathlib import Path
 
@@ -45,15 +46,25 @@ def test_trl_as_it_is_takes_the_gradient_itself():
         torch.testing.assert_close(found, right, atol=1e-6, rtol=1e-5)
 
 
-SETTINGS = {"same": "own groups", "later": "after the first", "sampler": "engine's groups"}
-PAGE = (Path(__file__).parents[2] / "docs/results/direction.md").read_text()
+PAGES = Path(__file__).parents[2] / "docs/results"
+with (PAGES / "data/direction-options.csv").open(encoding="utf-8") as file:
+    ROWS = {(row["groups"], row["option"]): row for row in csv.DictReader(file)}
 
 
 def shown(option):
-    """The cosines of an option on the page."""
-    (section,) = [part for part in PAGE.split("\n## ") if SETTINGS[option.setting] in part.splitlines()[0]]
-    (row,) = [line for line in section.splitlines() if line.replace("`", "").startswith(f"| {option.name} |")]
-    return [float(cell) for cell in row.split(" | ")[1 : 1 + len(OPERATORS)]]
+    """The published cosines of an option."""
+    row = ROWS[direction.GROUPS[option.setting], option.name]
+    return [float(row[operator.name]) for operator in OPERATORS]
+
+
+def test_the_page_counts_what_is_done_about_the_options():
+    done = [direction.DONE[option.verdict] for option in OPTIONS]
+    assert [row["what is done"] for row in ROWS.values()] == done
+    page = " ".join((PAGES / "direction.md").read_text(encoding="utf-8").split())
+    assert (
+        f"Of {len(OPTIONS)} settings, {done.count('accepted') + done.count(direction.UNUSED)} keep the direction"
+        in page
+    )
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda o: f"{o.setting}-{o.name}")

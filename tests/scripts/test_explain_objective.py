@@ -13,7 +13,7 @@ def test_the_page_shows_what_the_command_prints(tmp_path):
     app.command()(explain_objective.main)
     result = CliRunner().invoke(app, ["--picture", str(tmp_path / "objective.svg")])
     assert result.exit_code == 0
-    docs = Path(__file__).parents[2] / "docs"
+    docs = Path(__file__).parents[2] / "docs/design"
     page = (docs / "objective.md").read_text()
     rows = [line.strip() for line in result.output.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(explain_objective.COMPLETIONS)

@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 import pytest
 
-from scripts.experiments import figures, frame
+from scripts.experiments import figures, frame, index
 from scripts.experiments.frame import Claim, Estimate
 
 
@@ -61,6 +61,84 @@ def test_tables_take_cells_or_text():
     assert rows[-1] == "| c | bar | 0.1 | **not met** |"
 
 
+def test_parts_say_whether_a_claim_holds():
+    met, failed = Claim("a", "bar", "1", met=True), Claim("b", "bar", "0", met=False)
+    assert frame.answer(frame.parts_table([met])) == "Yes"
+    assert frame.answer(frame.parts_table([met, met])) == "Yes: all 2 parts hold"
+    assert frame.answer(frame.parts_table([met, failed])) == "In part: 1 of 2 parts hold"
+    assert frame.answer(frame.parts_table([failed])) == "No: none of 1 parts holds"
+
+
+def test_a_table_gives_csv_with_a_column_for_each_end_of_an_interval():
+    rows = [
+        ["a", "> 2.00x [1.50, >3.00]", "+0.15", "+0.1 to +0.2", "0.1"],
+        ["**b, c**", "`none`", "+0.0", "-1.0 to +1.0", "0.2 to 0.3"],
+    ]
+    one = frame.table(["name", "saved (95 % interval)", "gold", "95 % interval", "length"], rows)
+    assert one.csv().splitlines() == [
+        'name,saved,"saved, low","saved, high",gold,"gold, low","gold, high",length',
+        "a,> 2.00,1.50,>3.00,+0.15,+0.1,+0.2,0.1",
+        '"b, c",none,,,+0.0,-1.0,+1.0,0.2 to 0.3',
+    ]
+    assert frame.parsed(rows[0][1]) == (2.0, 1.5, 3.0)
+    assert frame.parsed("< 1.07 (1.00 to 1.24)") == (1.07, 1.0, 1.24)
+    assert frame.parsed("4.00") == (4.0, 4.0, 4.0)
+    assert one.where(name="a").only("length") == "| length |\n|---|\n| 0.1 |"
+
+
+PAGE = """{% extends "claim.md.jinja" %}
+{% block title %}T{% endblock %}
+{% block claim %}
+C{% endblock %}
+{% block verdict %}
+{{ answer(tables.parts) }}.{% endblock %}
+{% block figure %}
+F{% endblock %}
+{% block table %}
+{{ tables.parts }}
+{% endblock %}
+{% block how %}
+H{% endblock %}
+{% block limits %}
+L{% endblock %}
+{% block files %}
+{{ data("parts", "all") }}
+{% endblock %}
+"""
+
+
+def test_a_page_has_one_short_table_and_links_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(frame, "TEMPLATES", [*frame.TEMPLATES, tmp_path])
+    (tmp_path / "t.md.jinja").write_text(PAGE)
+    parts = frame.parts_table([Claim("c", "bar", "0.1 (0.0 to 0.2)", met=True)])
+    frame.write_claim(tmp_path, "t", {}, {"parts": parts})
+    text = (tmp_path / "t.md").read_text()
+    assert "\n**Answer.** Yes.\n" in text
+    assert "\n- [t-parts.csv](data/t-parts.csv): all (1 row)\n" in text
+    assert (tmp_path / "data/t-parts.csv").read_text().endswith("c,bar,0.1,0.0,0.2,yes\n")
+    with pytest.raises(AssertionError, match="13 rows on the page, more than 12"):
+        frame.write_claim(tmp_path, "t", {}, {"parts": frame.table(parts.header, parts.rows * 13)})
+    with pytest.raises(AssertionError, match="but the page links"):
+        frame.write_claim(tmp_path, "t", {}, {"parts": parts, "more": parts})
+
+
+def test_the_list_of_results_has_what_every_page_says():
+    text = (frame.launch.ROOT / frame.PAGES / "index.md").read_text(encoding="utf-8")
+    for name in (name for name in index.ORDER if name not in index.ELSEWHERE):  # the others grow unit by unit
+        row = index.row(frame.launch.ROOT / frame.PAGES / f"{name}.md")
+        line = f"| {row['claim']} | **{row['answer']}** | {row['short']} |"
+        assert line in text, "docs/results/index.md is older than a page: python -m scripts.experiments.index"
+
+
+def test_a_page_without_an_answer_is_not_listed(tmp_path):
+    (tmp_path / "demo.md").write_text("# Title\n\n**Claim.** It\nholds.\n\n**Answer.** Yes: always.\n\nMore.\n")
+    assert index.row(tmp_path / "demo.md") == {"claim": "[It holds.](demo.md)", "answer": "Yes", "short": "Always."}
+    assert index.row(tmp_path / "real.md")["answer"] == "not yet measured"
+    (tmp_path / "toy.md").write_text("# Title\n\n**Claim.** It holds.\n\n**Answer.** Perhaps.\n\nMore.\n")
+    with pytest.raises(ValueError, match=r"toy\.md: no claim, or its answer does not start with Yes"):
+        index.row(tmp_path / "toy.md")
+
+
 def test_a_value_that_a_template_lacks_is_an_error():
     with pytest.raises(jinja2.UndefinedError, match="is undefined"):
         frame.render("search", {"seed": 0})
@@ -76,3 +154,6 @@ def test_figures_are_the_same_bytes_in_every_run(tmp_path):
         written.append((tmp_path / folder / "plot.svg").read_bytes())
     assert written[0] == written[1]
     assert b"dc:date" not in written[0]
+    text = written[0].decode()
+    assert ">title</text>" in text
+    assert figures.compact(text) == text

@@ -76,7 +76,7 @@ def test_the_search_takes_the_best_proxy_within_the_limit_and_says_when_there_is
     assert search.choose(rows[2:3]) == rivals.Setting(4e-3, 0.01)
     search.write(tmp_path, {name: rows if name != "told" else rows[2:3] * 4 for name in rivals.LANES})
     text = (tmp_path / "search.md").read_text()
-    assert text.count("| chosen |") >= len(rivals.LANES)
+    assert (tmp_path / "data/search-runs.csv").read_text().count(",chosen\n") >= len(rivals.LANES)
     assert "No run of told ended within it" in text
 
 
@@ -144,8 +144,11 @@ def seeds():
 def test_the_page_has_every_method_and_verdict(seeds, tmp_path):
     front.write(tmp_path, seeds)
     text = (tmp_path / "front.md").read_text()
-    assert text.count("met**") == len(front.claims(seeds))
-    assert text.count("**rivals above IAMA: ") == len(front.SERVED)
-    assert text.count("| rewarded soups |") == len(front.SERVED) * 2 + 1 + len(rivals.WEIGHTS)
-    assert "nan" not in text
-    assert (tmp_path / "front.svg").read_text().startswith("<?xml")
+    assert text.count("Rivals above IAMA: ") == len(front.SERVED)
+    assert "*VPO*" in text
+    data = {path.stem.removeprefix("front-"): path.read_text() for path in (tmp_path / "data").glob("front-*.csv")}
+    assert len(data["parts"].splitlines()) == 1 + len(front.claims(seeds))
+    soups = [line for one in data.values() for line in one.splitlines() if "rewarded soups" in line]
+    assert len(soups) == len(front.SERVED) * 2 + 1 + len(rivals.WEIGHTS)
+    assert "nan" not in "".join([text, *data.values()])
+    assert (tmp_path / "front.svg").read_text().startswith("<svg")

@@ -74,7 +74,10 @@ def test_the_page_says_what_was_met_and_what_was_not(tmp_path):
     tried = {base: {name: dict.fromkeys(subject.RATES, 0.5) for name in subject.LANES} for base in subject.BASES}
     subject.write(tmp_path, bases, tried)
     page = (tmp_path / "maxrl.md").read_text()
-    assert "**met**" in page
-    assert "**not met**" in page
-    assert "pass@16 above its (from 30 % of the fit)" in page
+    assert "**Answer.** No: for its pass@4 it saves " in page
+    assert "| the whole fit | TRL's stock GRPO | **" in page
+    parts = (tmp_path / "data/maxrl-parts.csv").read_text()
+    assert "pass@16 above its (from 30 % of the fit)" in parts
+    assert ",yes\n" in parts
+    assert ",no\n" in parts
     assert (tmp_path / "maxrl.svg").stat().st_size > 1000

@@ -11,9 +11,10 @@ from iama.config.specs import RewardSpec, Sampling
 from iama.objective.operators import parse_operator
 from iama.rewards.load import load_reward
 from scripts.experiments import frame, guided, reasoning, rewards
-from scripts.experiments import reasoning as values
+from scripts.experiments import reasoning_cells as cells
+from scripts.experiments import reasoning_values as values
 from scripts.experiments.guided import Cell, Served
-from scripts.experiments.reasoning import Size
+from scripts.experiments.reasoning_cells import Size
 
 SEED = 3
 SIZE = Size(num_prompts=3, num_few=2, num_base_samples=8, num_samples=6, num_drift_samples=4)
@@ -48,8 +49,8 @@ def small_world(tiny, tmp_path, monkeypatch):
         ]
         (home / f"prompts-{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (home / "stamp.json").write_text('{"sources_sha256": "0123456789abcdef"}')
-    monkeypatch.setattr(reasoning, "world", lambda seed: home)
-    monkeypatch.setattr(reasoning, "SAMPLING", Sampling(max_new_tokens=6))
+    monkeypatch.setattr(cells, "world", lambda seed: home)
+    monkeypatch.setattr(cells, "SAMPLING", Sampling(max_new_tokens=6))
     monkeypatch.setattr(frame, "FOLDER", tmp_path)
     monkeypatch.setattr(frame, "AT_ONCE", 1)
     return home
@@ -70,7 +71,7 @@ def test_a_proxy_counts_on_prompts_of_its_kind_alone(small_world):
 
 
 def test_twins_have_the_base_s_scale_and_the_search_s_settings(small_world):
-    jobs = reasoning.jobs(SEED, {"helpful": (1.0, 2.0), "harmless": (-1.0, 0.5), "correct": (0.0, 1.5)})
+    jobs = cells.jobs(SEED, {"helpful": (1.0, 2.0), "harmless": (-1.0, 0.5), "correct": (0.0, 1.5)})
     found = {}
     for policy, job in jobs.items():
         sets = dict(override.split("=", 1) for override in job.settings())
@@ -119,10 +120,10 @@ def test_fewer_samples_may_have_more_gold():
 
 def test_the_gap_of_two_policies_is_the_mean_over_criteria():
     golds = {"iama": {"x": [1, 2, 3, 4], "y": 0}, "tilt": {"x": 1, "y": [1, 1, 1, 5]}}
-    cells = {(who, c, "test"): cell_of(gold) for who, own in golds.items() for c, gold in own.items()}
-    found = values.policy_gap({SEED: cells}, "iama", "tilt", "a", ("x", "y"))
-    assert found.mean == pytest.approx((2.5 + 0) / 2 - (1 + 2) / 2)
-    same = values.policy_gap({SEED: cells}, "tilt", "tilt", "a", ("x", "y"))
+    found = {(who, c, "test"): cell_of(gold) for who, own in golds.items() for c, gold in own.items()}
+    gap = values.policy_gap({SEED: found}, "iama", "tilt", "a", ("x", "y"))
+    assert gap.mean == pytest.approx((2.5 + 0) / 2 - (1 + 2) / 2)
+    same = values.policy_gap({SEED: found}, "tilt", "tilt", "a", ("x", "y"))
     assert (same.mean, same.ci95) == (0, (0, 0))
 
 
@@ -169,9 +170,9 @@ def test_a_weak_base_s_gap_is_read_at_its_own_operations():
 def test_everything_is_served_judged_and_written_and_a_second_run_reads(small_world, tmp_path, monkeypatch):
     monkeypatch.setattr("inference.statistics.bootstrap.MIN_PROMPTS", 2)  # three prompts, for speed
     adapters = dict.fromkeys(("grpo", "iama", "tilt", "capped"))
-    methods = {policy: tuple(map(quick, own)) for policy, own in reasoning.METHODS.items()}
-    drift = quick(reasoning.DRIFT_METHOD)
-    found = reasoning.measure(SEED, adapters, SIZE, methods, drift)
+    methods = {policy: tuple(map(quick, own)) for policy, own in cells.METHODS.items()}
+    drift = quick(cells.DRIFT_METHOD)
+    found = cells.measure(SEED, adapters, SIZE, methods, drift)
     for (policy, criterion, split), cell in found.items():
         wanted = {m.name for m in methods[policy]} if split == "test" else {drift.name}
         assert set(cell.served) == wanted
@@ -185,7 +186,7 @@ def test_everything_is_served_judged_and_written_and_a_second_run_reads(small_wo
     assert cell.gold_PS.shape == (3, 8)
     assert found["iama", "correct", "test"].gold_PS.shape == (3, 6)
 
-    case = reasoning.case_of(SEED, "base", "correct", "test", 3, 8, adapters)
+    case = cells.case_of(SEED, "base", "correct", "test", 3, 8, adapters)
     assert [row["kind"] for row in case.task.rows] == ["sum"] * 3
     (method,) = (m for m in methods["base"] if m.name == "GGRO 2")
     texts = guided.answers(case, method.parsed(), None, 2)["texts"]
@@ -199,7 +200,7 @@ def test_everything_is_served_judged_and_written_and_a_second_run_reads(small_wo
 
     monkeypatch.setattr(guided, "_serve", refuse)
     monkeypatch.setattr(guided, "_fluency", refuse)
-    again = reasoning.measure(SEED, adapters, SIZE, methods, drift)["base", "correct", "test"]
+    again = cells.measure(SEED, adapters, SIZE, methods, drift)["base", "correct", "test"]
     for name, own_values in cell.served.items():
         for metric, array in own_values.values.items():
             assert (again.served[name].values[metric] == array).all()
@@ -216,10 +217,9 @@ def write_page(found, tmp_path, monkeypatch):
     reasoning.write(tmp_path, {SEED: found}, kl, {SEED: world}, SIZE)
     page = (tmp_path / "reasoning.md").read_text()
     assert "nan" not in page
-    assert page.count("loses to Best-of-n") == len(reasoning.COMPARED)
-    for heading in ("Verdict", "At equal operations", "Training twins", "Coverage", "SEA on weak bases"):
-        assert f"## {heading}" in page
-    assert page.count("Best-of-4 |") == 3 * 3
-    assert (tmp_path / "reasoning.svg").read_text().startswith("<?xml")
-    rows = [line for line in reasoning.hard_table({SEED: found}).splitlines() if line.startswith("| correct")]
-    assert len(rows) == 2  # m = 1, 2
+    for method in reasoning.COMPARED:
+        assert f"| {method.title} |" in page
+    weak = (tmp_path / "data/reasoning-weak.csv").read_text()
+    assert weak.count(",Best-of-4,") == 3 * 3
+    assert (tmp_path / "reasoning.svg").read_text().startswith("<svg")
+    assert len(reasoning.hard_table({SEED: found}).where(criterion="correct").rows) == 2  # m = 1, 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts import demo, launch, results
-from scripts.results import page, readme_table
+from scripts.results import readme_table
 
 
 def savings(criterion, reference, metric, **changes):
@@ -56,36 +56,45 @@ def run():
     }
 
 
-def whole_page(seeds, combined, hedging="In short: 3 of 4 claims met.\n"):
-    row = {"learning_rate": 1e-3, "beta": 0.02, "proxy": 1.5, "kl_per_token": 0.1}
-    search = {"grpo": [row, {**row, "beta": 0.08, "proxy": 1.0}], "iama": [row]}
-    measured = {
-        "policy": {"parse_rate": 0.97},
-        "rm-helpful": {"pair_accuracy": 0.9},
-        "rm-harmless": {"pair_accuracy": 0.8},
-    }
-    worlds = dict.fromkeys(seeds, measured)
-    return page(search, {"grpo": row, "iama": row}, seeds, combined, worlds, hedging)
+@pytest.fixture
+def whole_page(tmp_path):
+    """Writes the page of these seeds into a folder; returns it."""
+
+    def write(seeds, combined):
+        row = {"learning_rate": 1e-3, "beta": 0.02, "proxy": 1.5, "kl_per_token": 0.1}
+        search = {"grpo": [row, {**row, "beta": 0.08, "proxy": 1.0}], "iama": [row]}
+        measured = {
+            "policy": {"parse_rate": 0.97},
+            "rm-helpful": {"pair_accuracy": 0.9},
+            "rm-harmless": {"pair_accuracy": 0.8},
+        }
+        worlds = dict.fromkeys(seeds, measured)
+        results.write(tmp_path, search, {"grpo": row, "iama": row}, seeds, combined, worlds)
+        return (tmp_path / "demo.md").read_text()
+
+    return write
 
 
-def test_the_page_prints_every_seed_and_says_what_holds(run):
+def test_the_page_says_what_holds_and_its_files_have_every_seed(run, whole_page, tmp_path):
     text = whole_page({10: run, 11: run}, run)
-    assert text.count("**met**") == 3
-    assert "| 10 | helpful | base | 9.00 | 5.00 to 12.00 | 8.00 | 9.00 |" in text
-    assert "| 11 | harmless | grpo | 9.00 |" in text
-    assert "| **all** | helpful | base |" in text
-    assert "| iama | helpful | 0.010 | 0.040 |" in text
-    assert text.count("chosen") == 2
-    assert "HedgeTune, pessimism, ensembles. 3 of 4 claims met |" in text
+    assert "**Answer.** Yes: all 3 parts hold. Summed gold is +0.200 (+0.100 to +0.300) above" in text
+    assert "| helpful | base | 9.00 | 5.00 to 12.00 | 8.00 | 9.00 |" in text
+    data = {path.stem: path.read_text() for path in (tmp_path / "data").glob("*.csv")}
+    assert "\n10,helpful,base,9.00,5.00,12.00,8.00,9.00,\n" in data["demo-savings"]
+    assert "\nall,helpful,base," in data["demo-savings"]
+    assert "\niama,helpful,0.010,0.040\n" in data["demo-curves"]
+    assert data["demo-search"].count("chosen") == 2
+    assert (tmp_path / "demo.svg").read_text().startswith("<svg")
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"ratio": 7.9}, {"ci95": [3.9, 12.0]}, {"counts": False, "hacked": True, "censored": True, "num_censored": 1}],
 )
-def test_a_claim_that_fails_is_said_to_fail(run, changes):
+def test_a_claim_that_fails_is_said_to_fail(run, whole_page, changes):
     failing = {**run, "savings": [savings("helpful", "base", "gold", **changes), *run["savings"][1:]]}
-    assert "lower bound above 4: **not met** on helpful, **met** on harmless" in whole_page({10: run}, failing)
+    assert "**Answer.** In part: 2 of 3 parts hold" in whole_page({10: run}, failing)
+    assert "lower bound above 4. This holds on harmless. " in readme_table(failing)
 
 
 def test_bounds_are_shown_as_bounds(run):
@@ -124,10 +133,3 @@ def test_the_demo_deletes_what_another_world_left(tmp_path, monkeypatch):
         (world / "stamp.json").write_text(stamp)
         demo._delete_outdated()
         assert run_folder.exists() == survives
-
-
-def test_the_page_has_the_figures_of_the_page_on_hedging(run):
-    written = (launch.ROOT / results.PAGE).read_text(encoding="utf-8")
-    now = whole_page({10: run}, run, (launch.ROOT / results.HEDGING).read_text(encoding="utf-8"))
-    heading = "## Further results"
-    assert written.partition(heading)[2] == now.partition(heading)[2] != ""

@@ -115,9 +115,10 @@ def test_page_states_its_command_and_every_verdict(tmp_path):
     rates, plateaus = toy.convergence_rates(20), toy.plateau((8, 16), 20, 1)
     toy.write(tmp_path, learned, rates, plateaus, toy.failing_tilt(4))
     text = (tmp_path / "toy.md").read_text()
-    assert "python -m scripts.experiments.toy" in text[:100]
+    assert "`python -m scripts.experiments.toy` writes this page" in text
     assert "non-linear GRPO finds the optimum | J within 0.5 %, worst seed | " in text
-    assert "**not met**" in text  # five steps do not get there
-    for name in ("policies", "rate", "plateau", "tilt"):
-        assert f"(toy-{name}.svg)" in text
-        assert (tmp_path / f"toy-{name}.svg").read_text().startswith("<?xml")
+    assert "| **no** |" in text  # five steps do not get there
+    assert "(toy.svg)" in text
+    assert (tmp_path / "toy.svg").read_text().startswith("<svg")
+    assert toy.EXACT in (tmp_path / "data/toy-parts.csv").read_text()
+    assert toy.EXACT not in text

@@ -253,7 +253,7 @@ def test_half_a_base_is_refused(tiny, tmp_path, answers):
 def test_help_has_an_example(run):
     code, out, _ = run("distill", "--help")
     assert code == 0
-    assert "Example: iama distill base.jsonl --column helpful" in " ".join(out.split())
+    assert "Examples: iama distill base.jsonl --column helpful" in " ".join(out.split())
 
 
 def test_what_is_in_the_way_is_left_alone(tiny, tmp_path, answers):

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/failures.md").read_text()
+PAGE = (ROOT / "docs/reference/failures.md").read_text()
 
 
 def test_every_test_on_the_page_exists():

@@ -10,8 +10,9 @@ from typing import Any
 
 from iama.calls import read_call
 from iama.config.manifest import Manifest, ManifestCriterion
-from iama.config.schema import nearest, validate
+from iama.config.schema import validate
 from iama.errors import ConfigError, RunError
+from iama.nearest import nearest
 
 HUB_COMMIT = re.compile(r"[0-9a-f]{40}")
 """The revision of a model of the hub; that of a local folder has 32 digits (`iama.models.fingerprint`)."""
@@ -28,7 +29,9 @@ def published(manifest: Manifest, base_model: str, rewards: Mapping[str, str]) -
     names = [c.name for c in manifest.criteria]
     for name in rewards:
         if name not in names:
-            raise ConfigError(f"--reward-name {name}={rewards[name]}: no such criterion; {nearest(name, names)}")
+            raise ConfigError(
+                f"--reward-name {name}={rewards[name]}: no such criterion; {nearest(name, names, 'criteria')}"
+            )
     criteria = [_published(c, rewards.get(c.name)) for c in manifest.criteria]
     return manifest.model_copy(update={"base_model": base_model, "criteria": criteria})
 

@@ -13,8 +13,9 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from trl import GRPOConfig
 
 from iama.config.files import TrainingConfig
-from iama.config.schema import RENAMED, key_hint, nearest
+from iama.config.schema import RENAMED, key_hint
 from iama.errors import ConfigError
+from iama.nearest import meant, nearest
 from trainers import options
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
@@ -137,8 +138,9 @@ def _check_trainer(trainer: dict[str, Any], source: str) -> None:
     _check_numbers(trainer, source)
     for key, known in CHOICES.items():
         if trainer.get(key, known[0]) not in known:
-            offered = ", ".join(word for word in known if word not in options.REFUSED_LOSSES)
-            raise ConfigError(f"{source}: trainer.{key} {trainer[key]!r} is not known; write one of {offered}")
+            offered = [word for word in known if word not in options.REFUSED_LOSSES]
+            told = f"{source}: trainer.{key} {trainer[key]!r} is not known; {meant(str(trainer[key]), offered)}"
+            raise ConfigError(f"{told}write one of {', '.join(offered)}")
 
 
 def _check_numbers(trainer: dict[str, Any], source: str) -> None:

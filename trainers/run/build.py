@@ -16,7 +16,6 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PrinterCallback
-from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig
 
 from iama.config.manifest import FILE_NAME, Manifest
@@ -50,8 +49,6 @@ def build_trainer(
     plan: Plan, console: Console, first_step: int = 0, watchdog: Watchdog | None = None
 ) -> NonlinearGRPOTrainer:
     """The trainer of a plan, ready for `train()`; metrics and samples after `first_step` are removed."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     args = _grpo_config(plan)  # first: it also gives this process its device
     refuse_disagreement(first_step)
     if args.save_strategy != "no":

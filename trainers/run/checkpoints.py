@@ -167,7 +167,7 @@ def refuse_other_sharding(checkpoint: Path | None, sharding: Sharding) -> None:
     if marker is not None and marker.sharding != sharding:
         raise RunError(
             f"{checkpoint} was written by {marker.sharding}, and cannot be continued by {sharding}; start the run as "
-            "it was, or choose another output_dir and train on from this checkpoint's adapter: docs/training.md, "
+            "it was, or choose another output_dir and train on from this checkpoint's adapter: docs/guides/resume.md, "
             "'Another engine'"
         )
 

@@ -237,7 +237,12 @@ def available_memory() -> tuple[float, str]:
         return float(free), f"free on GPU {device}"
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
     of = "free memory" if local == 1 else f"of free memory for each of {local} processes"
-    return min(_free_memory(), _cgroup_memory()) / local, of
+    return free_memory() / local, of
+
+
+def free_memory() -> float:
+    """Bytes that this machine, or the container that this process is in, can still give."""
+    return min(_free_memory(), _cgroup_memory())
 
 
 def _free_memory(path: Path = Path("/proc/meminfo")) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from iama import __version__
 from iama.environment import threads_per_process, world_size
 from iama.errors import RunError, without_secrets
 from iama.files import locked, write_atomically
@@ -85,6 +86,8 @@ def environment() -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
+    if name == "iama":  # of the sources that run, whatever was installed
+        return __version__
     try:
         return version(name)
     except PackageNotFoundError:

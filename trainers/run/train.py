@@ -17,13 +17,15 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from iama import __version__
 from iama.config.files import TrainingConfig
 from iama.config.manifest import FILE_NAME, Manifest, ManifestCriterion
 from iama.config.schema import load_config
-from iama.environment import is_main_process, prepare_environment
+from iama.environment import is_main_process, prepare_environment, quieten_libraries
 from iama.errors import IamaError, IamaWarning, RunError
 from iama.exits import told_in_one_line
 from iama.files import check_folder, is_temporary, temporary_name, write_atomically
+from iama.help import App
 from iama.models.fingerprint import revision, weights_revision
 from iama.tables import print_line, wide_console
 from trainers.run.changes import MAX_STEPS, ON_NAN, differences
@@ -50,7 +52,7 @@ ADAPTER = "adapter"
 MAX_TOLD = 5
 """Differences that an error names."""
 console = Console(quiet=not is_main_process(), highlight=False, markup=False, soft_wrap=True)
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = App()
 _SAID: set[str] = set()
 """What this process was told, without remedies: the trainer repeats warnings of the plan and the checklist."""
 
@@ -59,13 +61,16 @@ _SAID: set[str] = set()
 def train(
     config: Annotated[Path, typer.Option(help="YAML file of the run.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. --set trainer.max_steps=50")] = None,
-    dry_run: Annotated[bool, typer.Option(help="Make every check, print the plan, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Make every check, print the plan, and stop.")] = False,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on although prompts, rewards, on_nan or rollouts changed.")
     ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what the libraries log, too.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # noqa: ARG001 - DeepSpeed passes it
 ) -> None:
     """Train a LoRA adapter with non-linear GRPO.
+
+    Example: iama train --config qwen-1.5b-24gb --dry-run
 
     Example: deepspeed --num_gpus 2 train_iama.py --config configs/demo.yaml --set trainer.max_steps=50
     """
@@ -73,6 +78,8 @@ def train(
     criteria = training.objective.criteria
     rewards = [part.model for c in criteria for r in (c.proxy, c.gold) if r is not None for part in r.parts]
     prepare_environment([training.policy.path, *rewards])
+    if not verbose:
+        quieten_libraries()
     if run_is_finished(training, accept_changes=accept_changes) and not dry_run:
         console.print(f"{training.output_dir}: this run is finished; nothing to do")
         return
@@ -181,8 +188,8 @@ def run_is_finished(config: TrainingConfig, *, accept_changes: bool = False) -> 
         if last_checkpoint(folder) is None:
             raise RunError(
                 f"output_dir {config.output_dir!r} holds a finished run without a checkpoint to go on from "
-                "(trainer.save_strategy); for more steps start a new run from its merged adapter: docs/training.md, "
-                "'More steps'"
+                "(trainer.save_strategy); for more steps start a new run from its merged adapter: "
+                "docs/guides/resume.md, 'More steps'"
             )
         refuse_other_sharding(last_checkpoint(folder), sharding_of(config))
         return False
@@ -277,7 +284,7 @@ def manifest(plan: Plan) -> Manifest:
         sampling=config.sampling,
         trust_remote_code=config.policy.trust_remote_code,
         seed=config.seed,
-        versions={name: version(name) for name in ("iama", "torch", "transformers", "trl", "peft")},
+        versions={"iama": __version__, **{name: version(name) for name in ("torch", "transformers", "trl", "peft")}},
     )
 
 
@@ -338,7 +345,7 @@ def main() -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         with told_in_one_line():
-            app()
+            app(prog_name=Path(sys.argv[0]).name)
     finally:
         if "torch" in sys.modules:  # else there is no process group, and a mistake is told without waiting for torch
             from trainers.run.engine import leave_process_group

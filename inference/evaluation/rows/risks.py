@@ -9,11 +9,13 @@ import numpy as np
 from iama.arrays import Floats
 from iama.config.files import EvaluationConfig, EvaluationCriterion, WinRateBaseline
 from iama.config.methods import CURVES, STOP, find_tunable
+from iama.models.flops import forward_flops
 from inference.engine.policy import resolve_paths
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.tables import Tables
 from inference.evaluation.training_cost import run_flops
 from inference.pools.held import lengths, num_characters
+from inference.samplers.serve import fitted_for
 from inference.selection.curves import operator_at
 from inference.statistics.bootstrap import interval_row
 from inference.statistics.break_even import break_even
@@ -235,42 +237,65 @@ def _as_written(row: CurveRow, stops: Mapping[Key, str]) -> CurveRow:
 def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[SavingsRow]) -> list[BreakEvenRow]:
     """Queries until the training's operations are saved, for every gold saving in samples that has an interval.
 
-    Empty without `training_run`.
+    Empty without `training_run`, but for methods that something was fitted for (`fitted_for`): what that took counts
+    as training, and their rows are those against every method of a reference.
 
     Of a reference that was trained too, only what the trained policy's training took more.
     """
-    spent = _training_flops(evaluation, evaluation.config.trained)
-    if spent is None:
-        return []
+    trained = evaluation.config.trained
+    training = _training_flops(evaluation, trained)
     others = {name: _reference_training(evaluation, name) for name in {r["reference"] for r in savings}}
     rows: list[BreakEvenRow] = []
-    for row in (row for row in savings if "reference_method" not in row):
+    for row in savings:
+        fitting = _fitting_flops(evaluation, trained, row["criterion"], row["method"])
+        if fitting is None and (training is None or "reference_method" in row):
+            continue
         ratio = row["units"].get("flops")
-        cost = tables.cost(
-            evaluation.config.trained, row["criterion"], row["method"], "flops", evaluation.config.trained_budget
-        )
+        cost = tables.cost(trained, row["criterion"], row["method"], "flops", row["samples"] or 1)
         if row["metric"] != "gold" or ratio is None or cost is None or row["ci95"] is None:
             continue
         if "constant_proxy" in row or "constant_gold" in row:
             continue
         reference_training, remark = others[row["reference"]]
+        other = row.get("reference_method", row["method"])
+        reference_training += _fitting_flops(evaluation, row["reference"], row["criterion"], other) or 0.0
+        spent = (training or 0.0) + (fitting or 0.0)
         bounds = {"censored": row["censored"], "floor": row["floor"]}
         result = break_even(spent, ratio["ratio"] * cost, cost, **bounds, reference_training_flops=reference_training)
-        rows.append(
-            {
-                "reference": row["reference"],
-                "criterion": row["criterion"],
-                "method": row["method"],
-                "training_flops": result.training_flops,
-                "reference_training_flops": result.reference_training_flops,
-                "reference_flops": result.reference_flops,
-                "trained_flops": result.trained_flops,
-                "queries": result.queries,
-                "bound": result.bound,
-                "note": "; ".join(filter(None, (result.note, remark))),
-            }
-        )
+        pays: BreakEvenRow = {
+            "reference": row["reference"],
+            "criterion": row["criterion"],
+            "method": row["method"],
+            "training_flops": result.training_flops,
+            "reference_training_flops": result.reference_training_flops,
+            "reference_flops": result.reference_flops,
+            "trained_flops": result.trained_flops,
+            "queries": result.queries,
+            "bound": result.bound,
+            "note": "; ".join(filter(None, (result.note, remark))),
+        }
+        if fitting is not None:
+            pays["reference_method"] = other
+        rows.append(pays)
     return rows
+
+
+def _fitting_flops(evaluation: Evaluation, policy: str, criterion: str, method: str) -> float | None:
+    """Operations that fitting something for a method took, with its samples and their scores; None if nothing was."""
+    plan = evaluation.plan
+    points = {name: dial.points[0] for name, dial in plan.dials.items()}
+    found = {m.text: m for m in plan.methods if m.is_guided} | points
+    source = plan.source(policy, criterion)
+    if method not in found:
+        return None
+    record = fitted_for(found[method], evaluation.config.sampling, policy, source.fingerprint, criterion)
+    if record is None:
+        return None
+    proxy = next(c.proxy for c in evaluation.config.criteria if c.name == criterion)
+    sizes = [evaluation.measured.reward_sizes.get(part) for part in proxy.parts]
+    number = record.pool.num_samples
+    length = round(record.cost.read_tokens / number)
+    return record.cost.flops + number * sum(forward_flops(size, 0, length) for size in sizes if size is not None)
 
 
 def _reference_training(evaluation: Evaluation, name: str) -> tuple[float, str]:

@@ -1,6 +1,8 @@
-// What the page shows, and the switches that choose it. Stands after chart.js, in one function.
+// What the page shows, and the switches that choose it.
 const state = new Map();
-const KEYS = ["unit", "criterion", "method", "metric", "across", "up", "budget", "hide"];
+let hasCharts = false;
+const KEYS = ["unit", "criterion", "method", "metric", "reference", "judge", "across", "up", "budget", "hide"];
+const FILTERS = ["unit", "criterion", "method", "reference", "judge"];
 
 // State: one choice a key for the whole page, kept in the address so that a view can be shared.
 function readAddress() {
@@ -45,8 +47,8 @@ function syncSelects() {
 
 function filterRows() {
   for (const section of document.querySelectorAll("section")) {
-    for (const row of section.querySelectorAll("[data-show-unit], [data-show-criterion], [data-show-method]")) {
-      row.hidden = ["unit", "criterion", "method"].some((key) => {
+    for (const row of section.querySelectorAll(FILTERS.map((key) => `[data-show-${key}]`).join())) {
+      row.hidden = FILTERS.some((key) => {
         const select = section.querySelector(`select[data-key="${key}"]`);
         const wanted = row.getAttribute(`data-show-${key}`);
         return wanted !== null && select !== null && options(select).includes(wanted) && select.value !== wanted;
@@ -224,28 +226,11 @@ function draw() {
   const away = hidden();
   for (const box of document.querySelectorAll(".legend input")) box.checked = !away.has(box.value);
   filterRows();
-  for (const part of [drawCurves, drawPareto, drawHacking, advise]) part();
+  advise();
+  if (hasCharts) for (const part of [drawCurves, drawPareto, drawHacking]) part();
 }
 
 function update() {
   draw();
   writeAddress();
 }
-
-document.documentElement.classList.add("js");
-makeLegends();
-document.addEventListener("change", (event) => {
-  if (!event.target.matches("select[data-key]")) return;
-  state.set(event.target.dataset.key, event.target.value);
-  update();
-});
-// A plain anchor is a place on the page, no state.
-addEventListener("hashchange", () => {
-  if (location.hash !== "" && !location.hash.includes("=")) return;
-  readAddress();
-  draw();
-});
-addEventListener("resize", draw);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-readAddress();
-draw();

@@ -229,7 +229,7 @@ function compare(model, budget) {
   return first ? { ...first, others, here, line, budget, model } : null;
 }
 
-const numberNeeded = (need) => (need.falls ? "never, its own falls" : `${need.beyond ? "more than " : ""}${whole(need.budget)}`);
+const numberNeeded = (need) => `${need.beyond ? "more than " : ""}${whole(need.budget)}`;
 
 function needWords({ need, reference }) {
   const who = referenceName(reference);
@@ -240,7 +240,8 @@ function needWords({ need, reference }) {
 function claimWords(found) {
   const { budget, model, others } = found;
   const spent = isNumber(budget) ? `${counted(budget, "sample")} here` : `One answer by ${samplerName(model.method)} here`;
-  const more = [...measuredWords(found), ...others.map(({ reference, need }) => `${referenceName(reference)}: ${numberNeeded(need)}`)];
+  const other = ({ reference, need }) => `${referenceName(reference)} ${need.falls ? "never does: its own falls" : `needs ${numberNeeded(need)}`}`;
+  const more = [...measuredWords(found), ...others.map(other)];
   return [`${spent}; ${needWords(found)}.`, ...(more.length ? [make("small", {}, `${more.join("; ")}.`)] : [])];
 }
 
@@ -484,7 +485,7 @@ function makeCard(model, number) {
     setState("failed", "failed");
     const again = make("button", { type: "button" }, "Try again");
     again.addEventListener("click", () => ask(asked));
-    trouble.replaceChildren(error instanceof Failure ? error.message : BROKEN, again);
+    trouble.replaceChildren(error instanceof Failure ? error.message : BROKEN, ...(error.final ? [] : [again]));
     trouble.hidden = false;
     if (answer.textContent === "") {
       answer.textContent = "No answer.";
@@ -660,7 +661,15 @@ function drawChart(figure, found) {
 
 // The wire. -----------------------------------------------------------------------------------------------------------
 
-class Failure extends Error {}
+// What went wrong, in words; `final` where the same request would fail again.
+class Failure extends Error {
+  constructor(message, final = false) {
+    super(message);
+    this.final = final;
+  }
+}
+
+const FINAL = [400, 404, 413];
 
 const UNREACHED = "The server cannot be reached.";
 const BROKEN = "The answer broke off before its end: the connection was closed.";
@@ -689,7 +698,7 @@ async function* lines(body) {
 async function stream(place, question, signal, read) {
   const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
   const response = await reach(place, { method: "POST", headers, body: JSON.stringify(question), signal });
-  if (!response.ok) throw new Failure(await troubleWords(response));
+  if (!response.ok) throw new Failure(await troubleWords(response), FINAL.includes(response.status));
   let data = "";
   for await (const line of lines(response.body)) {
     if (line.startsWith("data:")) data += line.slice(5).trim();

@@ -90,7 +90,7 @@ def test_no_message_names_a_flag_that_no_command_has(folder):
 def test_every_help_fits_into_80_columns_and_has_an_example(command):
     done = CliRunner().invoke(app, [*command, "--help"], terminal_width=80)
     assert done.exit_code == 0
-    assert "Example: iama " in " ".join(done.output.split())
+    assert "Examples: iama " in " ".join(done.output.split())
     assert max(map(len, done.output.splitlines())) <= 80
     assert not re.search(r"\w\.\.\.\n|\N{HORIZONTAL ELLIPSIS}", done.output)
 

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from test_cli import exported, one_line_error  # noqa: F401
 
+from iama.installation import CONFIGS
+from tests.inference.report_summary import make_summary
 from tests.processes import begin_python
 
 HELLO = [{"role": "user", "content": "how to bake bread"}]
@@ -40,6 +42,7 @@ def dry(run, *arguments) -> list[str]:
     assert code == 0, err
     *models, last = out.splitlines()
     assert last.startswith("dry run: all checks passed; to be served: ")
+    assert last.endswith(", at http://127.0.0.1:8000")
     return models
 
 
@@ -56,6 +59,8 @@ def test_flags_say_the_same_as_a_file(run, tiny):
     named = dry(run, "--policy", f"base={tiny.policy}", *rewards[:2], "--method", "bon(2)", "--method", "single")
     assert named == ["base:single", "base/a:bon(2)"]
     assert dry(run, "--policy", tiny.policy) == ["policy:single"]
+    two = dry(run, "--policy", f"a={tiny.policy}", "--policy", f"b={tiny.policy}", *rewards[:2])
+    assert two == ["a:single", "b:single", "a/a:bon(4)", "b/a:bon(4)"]
 
 
 def test_an_export_says_what_it_is_served_with(run, exported, tiny, serving_file):  # noqa: F811
@@ -113,11 +118,27 @@ def test_a_stranger_s_rewards_run_no_code_unasked(run, exported):  # noqa: F811
         ("evaluation=nowhere", "'nowhere' holds no summary.json"),
         ("calibration=nowhere.jsonl", "nowhere.jsonl"),
         ("port=70000", "port: Input should be less than or equal to 65535"),
+        ("hosts=['https://iama.org/x']", "is no host's name, as a Host header has it; write e.g. iama.org"),
+        ("hosts=['*']", "'*' is no host's name"),
+        ("criteria.0.methods=[]", "criteria.0.methods: must not be empty"),
+        ("policies=dir", "policies: must be keys and values (got 'dir'); write {NAME: {path: dir}}"),
+        ("methods=[bon(2), 'bon( 2 )']", "base/good:bon( 2 ) is written twice"),
+        ("criteria=[]", "methods: 'bon(4)' selects by a reward, and there is no criterion"),
+        ("criteria.0.proxy={verifier: math}", "a request to a server brings no further columns; serve another reward"),
+        ("criteria.0.proxy=rm", "criteria.0.proxy: must be keys and values (got 'rm'); write {model: rm}"),
+        ("policies.base=dir", "policies.base: must be keys and values (got 'dir'); write {path: dir}"),
+        ("criteria={good: {}}", "criteria: must be a list; write a list, each part after a dash, with the key name"),
+        ("policies={1: {path: x}}", "policies.1: the name 1 is no text; write '1', in quotes"),
+        ("keys={file: nowhere.txt}", "nowhere.txt' does not exist; make one with `openssl rand -hex 24 > nowhere.txt`"),
+        ("keys={variable: IAMA_QUOTED}", "key 1 of 1 has quotes or NAME= around it"),
+        ("keys={variable: IAMA_NAMED}", "key 1 of 1 has quotes or NAME= around it"),
     ],
 )
 def test_mistakes_are_told_in_a_line_before_weights_are_read(run, serving_file, monkeypatch, change, said):
     monkeypatch.setattr("inference.engine.policy.load_model", None)
     monkeypatch.setenv("IAMA_SHORT", "short")
+    monkeypatch.setenv("IAMA_QUOTED", '"a-secret-of-many-letters"')
+    monkeypatch.setenv("IAMA_NAMED", "KEY=a-secret-of-many-letters")
     line = one_line_error(run("serve", "--config", serving_file, "--set", change))
     assert said in line
     assert "a-secret" not in line
@@ -135,6 +156,41 @@ def test_flags_that_contradict_each_other_are_refused(run, serving_file, tiny):
     assert "--policy and --config" in one_line_error(both)
     assert "give --config FILE, or --policy DIR" in one_line_error(run("serve"))
     assert "write CRITERION=DIR" in one_line_error(run("serve", "--policy", tiny.policy, "--reward", tiny.reward))
+    for flag, *value in (("--chat-template", "x.jinja"), ("--trust-remote-code",), ("--method", "bon(2)")):
+        assert f"{flag} and --config" in one_line_error(run("serve", "--config", serving_file, flag, *value))
+    two = ("--policy", f"a={tiny.policy}", "--policy", f"b={tiny.policy}")
+    assert "--adapter belongs to one policy, and --policy names 2" in one_line_error(
+        run("serve", *two, "--adapter", "x")
+    )
+    assert "'a' is served already; name it" in one_line_error(run("serve", *two, "--policy", f"a={tiny.policy}"))
+    assert "the name 'my base' is part of a model's id" in one_line_error(
+        run("serve", "--policy", f"my base={tiny.policy}")
+    )
+    alone = run("serve", "--policy", tiny.policy, "--method", "bon(2)", "--dry-run")
+    assert "methods: 'bon(2)' selects by a reward, and there is no criterion" in one_line_error(alone)
+    open_to_all = run("serve", "--config", serving_file, "--host", "0.0.0.0")
+    assert "error: --host: host '0.0.0.0' lets others ask" in one_line_error(open_to_all)
+
+
+def test_files_of_other_commands_are_known_as_such(run, tmp_path):
+    said = {"demo.yaml": "iama train", "demo-evaluate.yaml": "iama evaluate", "demo-serve.yaml": "iama serve"}
+    for name, command in said.items():
+        for other in {*said.values()} - {command}:
+            file = CONFIGS / name
+            line = one_line_error(run(*other.split()[1:], "--config", file))
+            assert f"{file} is a file for `{command}`, not for `{other}`" in line
+
+
+@pytest.mark.filterwarnings("default::iama.errors.IamaWarning")
+def test_what_is_written_and_not_used_is_warned_of(run, serving_file, tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(make_summary()))
+    for change, said in (
+        ("criteria.0.tuning=t.json", "criterion 'good': tuning 't.json' is not used; add a method such as bon(tuned)"),
+        (f"evaluation={tmp_path}", "measured nothing that is served; its policies are"),
+    ):
+        code, _, err = run("serve", "--config", serving_file, "--set", change, "--dry-run")
+        assert code == 0
+        assert said in err
 
 
 @pytest.mark.filterwarnings("default::iama.errors.IamaWarning")

@@ -114,7 +114,7 @@ class TestFromPools:
 
     def test_the_page_s_file_of_scores_alone(self, run, tmp_path):
         """Its two lines, with further prompts and samples; without the header or the text it is refused by name."""
-        page = (Path(__file__).parents[3] / "docs/hedging.md").read_text()
+        page = (Path(__file__).parents[3] / "docs/guides/hedge.md").read_text()
         head, line = [part.strip() for part in page.splitlines() if part.startswith('    {"')]
         proxy_PS, gold_PS = scores(len(PROMPTS))
         told = [

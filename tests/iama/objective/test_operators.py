@@ -173,3 +173,17 @@ def test_arguments_that_no_operator_takes_are_refused_in_python_too(build, told)
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("bon(4, ranks=1)", "bon has no 'ranks'; it takes: n"),
+        ("soft_bon(4, 0.5, rank=1)", "soft_bon has no 'rank'; did you mean 'ranks'?"),
+        ("identity(n=3)", "identity has no 'n'; it takes nothing"),
+    ],
+)
+def test_settings_that_an_operator_lacks_are_named(text, told):
+    with pytest.raises(ConfigError) as caught:
+        parse_operator(text)
+    assert str(caught.value) == f"operator {text!r}: {told}"

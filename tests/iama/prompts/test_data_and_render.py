@@ -338,7 +338,7 @@ def test_files_are_whole_or_absent(tmp_path):
 
 
 def test_the_page_on_prompts_shows_prompts_that_can_be_configured():
-    page = (Path(__file__).parents[3] / "docs/prompts.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs/guides/prompts.md").read_text(encoding="utf-8")
     short, full = re.findall(r"^```yaml\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     assert Block.model_validate(yaml.safe_load(short)).prompts == PromptsSpec(path="prompts.jsonl")
     written = yaml.safe_load(full)["prompts"]

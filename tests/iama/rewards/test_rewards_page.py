@@ -1,4 +1,4 @@
-"""docs/rewards.md: what it shows can be used as it stands."""
+"""The guides on rewards, judges and ensembles: what they show can be used as it stands."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ FENCES = ("yaml", "python", "text")
 
 
 def test_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every reward of docs/rewards.md is one; its judges fit its prompt files, and its Python does what it says."""
-    page = (Path(__file__).parents[3] / "docs/rewards.md").read_text(encoding="utf-8")
+    """Every reward of the pages is one; judges fit their prompt files, and the Python does what it says."""
+    guides = Path(__file__).parents[3] / "docs/guides"
+    page = "".join((guides / f"{name}.md").read_text(encoding="utf-8") for name in ("rewards", "judges", "ensembles"))
     blocks = {kind: re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL) for kind in FENCES}
     monkeypatch.chdir(tmp_path)
     for name, text in zip(("judge.txt", "pairwise.txt"), blocks["text"], strict=True):

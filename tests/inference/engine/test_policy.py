@@ -176,6 +176,19 @@ def test_half_built_adapter(tiny, adapter_dir, tmp_path, missing):
         load_policy("mine", PolicySpec(path=str(tiny.policy), adapter=str(broken)))
 
 
+def test_the_folder_of_a_run_is_known_as_such(tiny, adapter_dir, tmp_path):
+    """Its adapter is one folder below, beside files that make it look half built."""
+    run = tmp_path / "run"
+    shutil.copytree(adapter_dir, run / "adapter")
+    (run / "config.json").write_text("{}")
+    with pytest.raises(
+        ModelError, match=f"is the folder of a training run, and no model; its adapter is '{run}/adapter'"
+    ):
+        read_policy_files("p", PolicySpec(path=str(run)))
+    with pytest.raises(ModelError, match=f"this is the folder of a training run: give '{run}/adapter'"):
+        read_policy_files("p", PolicySpec(path=str(tiny.policy), adapter=str(run)))
+
+
 def test_adapter_that_does_not_fit(tiny, adapter_dir, tmp_path):
     from safetensors.torch import load_file, save_file
 

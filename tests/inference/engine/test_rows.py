@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from iama.errors import ModelError
+from inference.engine import kv_cache
 from inference.engine.kv_cache import GROWTH, MIN_GROWTH, _Buffer
 from inference.engine.rows import Rows, differs, refuse_inexact
 
@@ -184,6 +185,31 @@ def test_memory_does_not_grow_with_what_was_rejected():
     assert shapes == {(lines, int(3 * GROWTH) + MIN_GROWTH) for lines in (3, 4)}
     rows.extend([slot], [[7] * 33])
     assert rows.cache_shape == (4, int(36 * GROWTH) + MIN_GROWTH)
+
+
+@pytest.mark.parametrize("reserved", [0, 150])
+def test_columns_of_a_long_row_are_given_back_while_others_go_on(reserved, monkeypatch):
+    """And one that stands at the end of the columns keeps them, until it is moved or freed."""
+    monkeypatch.setattr(kv_cache, "CALM_PLANS", 8)
+    model = model_of("llama")
+    rows = Rows(model, "llama")
+    rows.reserve(0, reserved)
+    long, short, held = rows.allocate(3)
+    rows.extend([long, held], [[3] * 400, [4, 5]])
+    rows.free([long])
+    rows.extend([short], [[6]])
+    wide = rows.cache_shape[1]
+    for _ in range(8):
+        rows.extend([short], [[7]])
+        rows.roll_back(short, 1)
+    assert rows.cache_shape[1] == wide
+    for _ in range(8):
+        rows.extend([held], [[8]])
+        logits = rows.extend([short, held], [[7], [9]])
+        close(logits, torch.stack([clean(model, rows.ids(slot))[-1] for slot in (short, held)]))
+        rows.roll_back(short, 1)
+        rows.roll_back(held, 2)
+    assert max(reserved, MIN_GROWTH) <= rows.cache_shape[1] < wide / 2
 
 
 def test_what_is_reserved_is_used_to_its_last_column(monkeypatch):

@@ -314,6 +314,17 @@ class TestSeveralAnswers:
         assert [guided_draw.answer_seed(seed, 0) for seed in (0, 7)] == [1, 8]
 
 
+MINE = """
+from iama.config.schema import Strict
+
+class Mine:
+    class Settings(Strict):
+        a: int
+
+    def sample(self, prompts, *, seed, columns=None): ...
+"""
+
+
 def test_a_sampler_s_file_is_read_where_it_is_found(config, tmp_path, monkeypatch):
     """A file of `configs/` that is not in the working folder is the package's."""
     file = tmp_path / "installed" / "samplers" / "mine.py"
@@ -324,11 +335,10 @@ def test_a_sampler_s_file_is_read_where_it_is_found(config, tmp_path, monkeypatc
     (source, _) = make_plan(config).sources
     headers = []
     for text in ("# first\n", "# second\n"):
-        file.write_text(text)
-        headers += [
-            guided_draw.guided_header(source, read_method(f"{path}:Mine(a=1)"), "key")["guided_by"]
-            for path in ("configs/samplers/mine.py", file)
-        ]
+        file.write_text(text + MINE)
+        for path in ("configs/samplers/mine.py", file):
+            method = read_method(f"{path}:Mine(a=1)")
+            headers.append(guided_draw.guided_header(source, method, "key", "helpful", Sampling())["guided_by"])
     assert headers[0] == headers[1] != headers[2] == headers[3]
 
 

@@ -338,7 +338,7 @@ def test_the_interval_of_the_correlation_is_that_of_a_slow_loop(seed):
 
 
 def test_the_example_of_the_page_runs(capsys):
-    page = (Path(__file__).parents[3] / "docs/hedging.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/guides/hedge.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code, {})
     assert capsys.readouterr().out == "bon(4) hacks\n"

@@ -322,4 +322,4 @@ def test_score_wants_one_reward(run, tmp_path, arguments):
 @pytest.mark.parametrize("command", ["pool", "score", "merge"])
 def test_every_command_has_an_example(run, command):
     code, out, _ = run(command, "--help")
-    assert (code, f"Example: iama {command} " in " ".join(out.split())) == (0, True)
+    assert (code, f"Examples: iama {command} " in " ".join(out.split())) == (0, True)

@@ -412,8 +412,9 @@ def test_big_files_are_read_in_one_pass(tmp_path):
     assert pool_file.check_even(pool.prompts, "x") is None
 
 
-def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
-    page = (Path(__file__).parents[3] / "docs/pools.md").read_text()
+def test_the_examples_of_the_pages_run(tmp_path, monkeypatch, capsys):
+    docs = Path(__file__).parents[3] / "docs"
+    page = (docs / "reference/pool-files.md").read_text() + (docs / "guides/pools.md").read_text()
     header, *lines = [json.loads(line) for line in re.findall(r"^\{.*\}$", page, re.MULTILINE)]
     (prompt,) = read_pool(foreign(tmp_path, *lines, header=json.dumps(header | {"num_samples": 1}))).prompts
     assert (prompt.prompt_id, prompt.samples[0].scores) == ("q1", {"helpful": 0.3})

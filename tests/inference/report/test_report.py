@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import base64
 import copy
 import io
 import json
 import re
+import webbrowser
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_summary import CARDS, CRITERIA, make_summary
+from report_summary import CARDS, CRITERIA, make_summary, saving
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -90,15 +93,18 @@ def save(folder: Path, summary: dict) -> Path:
 def test_self_contained_well_formed_page(tmp_path):
     summary = make_summary() | {"name": "tiny <report>"}
     page = write_report(save(tmp_path, summary)).read_text(encoding="utf-8")
-    assert {"table", "pre", "select", "noscript", "details"} <= parse(page).seen
-    ours = page
-    for name in (*LIBRARIES, "LICENSES.txt"):
-        library = (ASSETS / name).read_text(encoding="utf-8")
-        assert library in page
-        ours = ours.replace(library, "")
-    assert not re.search(r"""(?:src|href)\s*=\s*["']|@import|url\(|fetch\(|innerHTML""", ours)
+    assert {"table", "pre", "select", "svg", "details"} <= parse(page).seen
+    packed = page.split('id="libraries">')[1].split("<")[0]
+    libraries = zlib.decompress(base64.b64decode(packed)).decode()
+    assert all((ASSETS / name).read_text(encoding="utf-8") in libraries for name in LIBRARIES)
+    licences = (ASSETS / "LICENSES.txt").read_text(encoding="utf-8")
+    assert licences in page
+    ours = page.replace(licences, "")
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|@import|url\(|fetch\(|innerHTML""", ours)
     assert ours.replace("http://www.w3.org/2000/svg", "").count("http:") == 0
-    assert re.search(r"default-src 'none'; style-src 'unsafe-inline'; script-src( 'sha256-[^']+'){2}\"", page)
+    assert re.search(
+        r"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src( 'sha256-[^']+'){2}\"", page
+    )
     assert "prefers-color-scheme: dark" in page
     assert "tiny &lt;report&gt;" in page
     assert summary["versions"]["torch"] in page
@@ -195,47 +201,20 @@ def test_what_was_trained_stands_on_the_first_screen():
     assert "64 held-out prompts, 256 samples" in text
 
 
-def test_risks_are_told_where_they_are_and_only_there():
-    risks = {risk.subject: risk for risk in find_risks(make_summary())}
-    hacking = risks["Reward hacking"]
-    assert hacking.level == "seen"
-    assert "iama's gold falls on harmless with Best-of-N from 32 samples on" in hacking.words
-    assert "It is also seen for grpo." in hacking.words
-    assert risks["Without a sampler"].level == "seen"
-    assert f"iama 0.8{SPACE}%" in risks["Cut answers"].words
-    assert "gold of iama on brief 12 of 16,384" in risks["Missing scores"].words
-    assert "0.8 nats a response" in risks["KL"].words
-    assert "1.44 nats for helpful (upper bound)" in risks["KL"].words
-    good = make_summary() | {"dropped_prompts": 0}
-    good["hacking"] = [row | {"onset": None} for row in good["hacking"] if row["criterion"] != "brief"]
-    good["sampling"] = [row | {"truncated": 0.0} for row in good["sampling"]]
-    good["missing"] = [row | {"num_missing": 0} for row in good["missing"]]
-    risks = {risk.subject: risk for risk in find_risks(good)}
-    assert (risks["Reward hacking"].level, risks["Cut answers"].level) == ("none", "none")
-    assert "none seen for iama up to 64 samples. Not measured on brief." in risks["Reward hacking"].words
-    assert (risks["Missing scores"].level, risks["Dropped prompts"].level) == ("none", "none")
-    assert "Few prompts" not in risks
-    assert "Few prompts" in {risk.subject for risk in find_risks(make_summary() | {"num_prompts": 29})}
-
-
-def test_the_worst_answers_are_compared_with_the_references():
-    summary = make_summary()
-    for policy, worst in (("base", 0.1), ("grpo", 0.2), ("iama", 0.15)):
-        for row in summary["quality"][policy].values():
-            row["worst_with"] = worst
-    (risk,) = [risk for risk in find_risks(summary) if risk.subject.startswith("Worst")]
-    assert risk.level == "seen"
-    assert "on helpful below linear GRPO's (0.15 against 0.2)" in risk.words
-    assert "untrained base" not in risk.words
+def test_what_it_points_to_in_the_documentation_is_there():
+    found = set(re.findall(r"<code>(docs/[^<]+)</code>, “([^”]+)”", render_html(complete(make_summary()))))
+    assert len({heading for _, heading in found}) > 8
+    for page, heading in found:
+        text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
+        assert re.search(rf"^#+ {heading}", text, re.MULTILINE), (page, heading)
 
 
 def test_savings_in_every_unit():
     summary = make_summary()
     rows = rows_of(render_html(summary), "savings")
-    assert rows[0][:4] == ["helpful", "Best-of-N", "base", "11.78x [9.43, 14.73]"]
-    assert ["helpful", "Best-of-N", "gold", "base", "11.78x", "[9.43, 14.73]", ""] in rows
+    assert rows[0][:5] == ["helpful", "Best-of-N", "gold", "base", "11.78x [9.43, 14.73]"]
     flops = summary["savings"][0]["units"]["flops"]["ratio"]
-    assert any(len(row) == 7 and row[4] == f"{flops:.2f}x" for row in rows)
+    assert any(cell.startswith(f"{flops:.2f}x [") for cell in rows[0])
     assert "backward tokens" not in section(render_html(summary), "savings")
     assert savings_units(summary["savings"]).keys() == used_units(summary["curves"]).keys()
 
@@ -263,21 +242,6 @@ def test_an_example_whose_method_is_not_known():
     (row,) = rows_of(page, "examples")
     cells = ["iama -", "plain answer proxy 0.125 · gold 0.25", "kept answer proxy 0.5 · gold -"]
     assert row == cells
-
-
-def saving(**changes):
-    row = {"criterion": "c", "method": "bon", "metric": "gold", "reference": "base", "samples": 2, "ratio": 3.0}
-    row |= {"token_ratio": 2.5, "ci95": [2.0, 4.0], "token_ci95": [1.0, 3.0], "censored": False, "num_censored": 0}
-    row |= {
-        "num_seeds": 1,
-        "ci_censored": 0.0,
-        "ci_floor": 0.0,
-        "units": {},
-        "floor": False,
-        "hacked": False,
-        "counts": True,
-    }
-    return row | changes
 
 
 def test_bounds_are_marked():
@@ -342,58 +306,6 @@ def test_a_mean_takes_its_sign_from_the_rows_that_count_and_tells_all_that_are_c
     assert average_text(row) == "> 4.00x"
     (row,) = average_rows([dropped])
     assert (average_text(row), row["num_censored_total"]) == ("-", 1)
-
-
-def average(reference, ratio, censored=0, not_counted=0, **more):
-    row = {"method": "bon", "metric": "gold", "reference": reference, "samples": 2, "ratio": ratio}
-    counts = {"num_censored": censored - not_counted, "num_censored_total": censored, "num_floor": 0}
-    counts |= {"num_not_counted": not_counted, "num_criteria": 2}
-    return row | counts | {"token_ratio": ratio} | more
-
-
-def test_headline_states_both_savings_and_what_the_base_is_worth_alone():
-    changed = complete(make_summary()) | {"savings": [saving(criterion="helpful", method="bon", ratio=9.0)]}
-    changed["averages"] = [average("base", 11.0, censored=1), average("grpo", 0.8)]
-    changed["quality"] = {
-        p: {"helpful": {"without": value}} for p, value in (("base", 0.4), ("grpo", 0.6), ("iama", 0.5))
-    }
-    words = headline(changed)
-    assert "With Best-of-4, iama reaches" in words
-    assert "the untrained base needs > 11.00x the samples" in words
-    assert words.count("of 2 criteria censored") == 2  # beside every average
-    assert "linear GRPO needs 0.80x" in words
-    assert "95 % intervals against the untrained base: helpful 9.00x [2.00, 4.00]." in words
-    assert "not worse on any criterion than the untrained base (0.5 against 0.4)" in words
-    assert "worse on helpful than linear GRPO (0.5 against 0.6)" in words
-    changed["averages"] = [average("base", 11.0, censored=1, not_counted=1, ci95=[8.0, 13.5])]
-    wanted = "needs 11.00x [8.00, 13.50] the samples for (11.00x the tokens; 1 of 2 criteria censored, 1 left out)"
-    assert wanted in headline(changed)
-    assert "intervals against" not in headline(changed)
-    changed["averages"] = [average("base", None, censored=2, not_counted=2)]
-    assert "no valid figure" in headline(changed)
-    changed["averages"] = []
-    assert headline(changed).startswith("No savings were measured")
-    renamed = make_summary() | {"trained": "ours", "references": ["sft"]}
-    renamed["averages"] = [average("sft", 2.0)]
-    assert "ours reaches a mean gold reward that sft needs 2.00x" in headline(renamed)
-
-
-def test_the_headline_says_why_there_are_no_savings_or_tells_those_of_settings():
-    summary = complete(make_summary()) | {"averages": [], "savings": [], "differences": [], "headroom": None}
-    assert "no prompt has values of iama and of a reference" in headline(summary)
-    assert "they need bon or bop among the methods" in headline(summary | {"methods": ["bon(8, stop=target(0.9))"]})
-    assert "a policy named ours and one named base" in headline(summary | {"trained": "ours", "references": ["base"]})
-    seeds = summary | {"references": [], "differences": [{"num_seeds": 2}]}
-    assert "each seed's own report does" in headline(seeds)
-    point = average("base", 1.25) | {
-        "method": "cards(quantile=0.5)",
-        "reference_method": "cards",
-        "unit": "policy_tokens",
-    }
-    by_curve = point | {"reference_method": "bon", "ratio": 9.0}
-    curve = summary["curves"][0] | {"method": "cards(quantile=0.5)", "samples": None, "dial": "cards", "value": "0.5"}
-    words = headline(summary | {"averages": [point, by_curve], "methods": ["cards"], "curves": [curve]})
-    assert "For iama's mean gold reward by cards at 0.5, base by cards needs 1.25x the policy tokens." in words
 
 
 def test_terminal_tables():
@@ -463,9 +375,8 @@ def test_methods_of_one_setting_have_their_savings_by_dial_and_by_best_of_n(tmp_
     plain = make_summary()
     assert headline(summary) == headline(plain)  # it is told by a method with numbers of samples
     rows = rows_of(render_html(summary), "savings")
-    assert ["helpful", "cards(quantile=0.5)", "grpo by cards", "-", "&lt; 3.00x [2.00, 4.00]"] in [
-        row[:5] for row in rows
-    ]
+    wanted = ["helpful", "cards(quantile=0.5)", "gold", "grpo by cards", "-", "&lt; 3.00x [2.00, 4.00]"]
+    assert wanted in [row[:6] for row in rows]
     folders = [save(tmp_path / name, summary | {"name": name}) for name in ("one", "two")]
     print_comparison(*folders, console)
     compared = console.export_text()
@@ -612,12 +523,26 @@ def test_the_report_command(tmp_path):
     assert out.read_text(encoding="utf-8") == page
 
 
+def test_the_report_is_opened_in_the_readers_browser(tmp_path, monkeypatch):
+    folder, script, told = save(tmp_path / "a b", make_summary()), tmp_path / "browser", tmp_path / "told"
+    script.write_text(f'#!/bin/sh\necho "$1" > {told}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{script} %s")
+    monkeypatch.setattr(webbrowser, "_tryorder", None)  # it is read once a process
+    CliRunner().invoke(app, ["report", str(folder), "--open"], catch_exceptions=False)
+    assert told.read_text().strip() == (folder / "report.html").as_uri()
+    monkeypatch.setattr(webbrowser, "_tryorder", [])
+    with pytest.raises(RunError, match=r"--open found no browser here: open '.*report.html' yourself"):
+        CliRunner().invoke(app, ["report", str(folder), "--open"], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["a", "b"], r"takes one folder \(or two and --compare, or several and --combine\), got 2: a b"),
         (["a", "--compare"], "takes two folders with --compare, got 1: a"),
         (["a", "--out", "x.html"], "goes with --compare"),
+        (["a", "b", "--combine", "--open"], "add --out DIR"),
     ],
 )
 def test_the_report_command_refuses(arguments, message):

@@ -41,6 +41,11 @@ const until = async (is) => {
   for (let i = 0; i < 200 && !is(); i += 1) await drawn();
   return is();
 };
+const readied = async () => {
+  await until(() => "ready" in document.documentElement.dataset);
+  for (const part of document.querySelectorAll(".fold")) part.open = true;
+  await drawn();
+};
 const labels = (where) => [...document.querySelectorAll(`${where} .point`)].map((e) => e.getAttribute("aria-label"));
 """
 FRAMES = """<!doctype html><pre id="results"></pre><script>
@@ -57,12 +62,12 @@ result.figures = seen("#curves figure").map((e) => e.dataset.chart);
 """
 SWITCHES = """
 await drawn();
-document.querySelector("#savings details").open = true;
-result.units = texts("#savings tbody .group");
-pick("#savings", "unit", "flops");
+result.saved = texts("#savings tbody td:nth-child(1), #savings tbody td:nth-child(3), #savings tbody td:nth-child(4)");
+pick("#savings", "reference", "grpo");
+result.others = [...new Set(texts("#savings tr[data-show-reference] td:nth-child(4)"))];
+pick("#curves", "unit", "flops");
 await drawn();
-result.flops = texts("#savings tbody .group");
-result.equal = texts("#equal-budget tbody .group");
+result.equal = [...new Set(texts("#equal-budget tbody td:nth-child(5)"))];
 result.axis = texts("#curves .chart text").filter((words) => words.includes("a prompt"));
 pick("#curves", "unit", "policy_tokens");
 await drawn();
@@ -182,7 +187,7 @@ document.querySelector("#curves .legend input").click();
 await drawn();
 result.legend = texts("#curves .legend label");
 result.keys = seen("#curves .legend label svg").length;
-result.controls = seen(".legend input, .vega-actions, figcaption").length;
+result.controls = seen(".legend input, .vega-actions, .chart figcaption, .tools").length;
 result.chosen = seen("#curves select").map((e) => getComputedStyle(e).appearance);
 result.cut = seen(".wide").filter((e) => getComputedStyle(e).overflowX !== "visible").length;
 """
@@ -191,7 +196,7 @@ result.cut = seen(".wide").filter((e) => getComputedStyle(e).overflowX !== "visi
 def operated(page: str, name: str, script: str) -> str:
     """The page with a script that operates it and fills `result`; for that, its ban on foreign scripts is lifted."""
     script += f'parent.postMessage({{ name: "{name}", result }}, "*");'
-    test = f"<script>(async () => {{ {TOOLS} const result = {{}}; {script} }})();</script>"
+    test = f"<script>(async () => {{ {TOOLS} const result = {{}}; await readied(); {script} }})();</script>"
     body, _, end = POLICY.sub("", page).rpartition("</body>")  # a library has one of its own
     return f"{body}{test}</body>{end}"
 
@@ -216,7 +221,7 @@ def advised():
     const budgets = document.querySelector("#recommendations select[data-key=budget]").options;
     pick("#recommendations", "budget", budgets[0].value);
     result.advice = texts(".advice")[0];
-    document.querySelector("#recommendations details").open = true;
+    document.querySelector("#recommendations .fold details").open = true;
     result.rows = texts("#recommendations tbody td:first-child");
     """
     return summary, script
@@ -310,8 +315,9 @@ def test_no_page_has_an_error_and_one_would_be_noticed(visited):
 
 def test_the_switches_work(visited):
     result = visited[0]["switches"]
-    assert result["units"] == ["in samples"]
-    assert (result["flops"], result["equal"]) == (["in FLOPs"], ["budget in FLOPs"])
+    assert set(result["saved"][:6]) == {"helpful", "gold", "base"}
+    assert result["others"] == ["grpo"]
+    assert result["equal"] == ["FLOPs"]
     assert result["axis"] == ["FLOPs a prompt (logarithmic)"] * 2
     assert len(result["alone"]) == 3
     assert result["title"] == ["harmless: gold", "harmless: proxy"]
@@ -322,7 +328,7 @@ def test_the_switches_work(visited):
     assert "Best-of-Poisson at 1 sample," in result["bop"]
     assert result["pareto"] == ["gold for brief (upwards)"]
     wanted = {"unit=policy_tokens", "criterion=harmless", "metric=proxy", "method=bop", "up=brief"}
-    assert set(result["address"].removeprefix("#").split("&")) == wanted
+    assert set(result["address"].removeprefix("#").split("&")) == {*wanted, "reference=grpo"}
 
 
 def test_the_legend_and_the_keyboard(visited):
@@ -382,7 +388,8 @@ def test_no_choice_draws_anything_that_is_no_number(visited):
 
 def test_hostile_outputs_stay_text(visited):
     result = visited[0]["hostile"]
-    assert (result["images"], result["scripts"]) == (0, 4)  # data, libraries, the page's own, and this test's
+    # Data, licences, libraries packed and unpacked, the page's own, and this test's.
+    assert (result["images"], result["scripts"]) == (0, 6)
     assert result["title"] == f"demo{ATTACK} · IAMA"
     assert result["answer"].endswith(ATTACK)
     assert result["legend"] == f"base{ATTACK}"

@@ -268,7 +268,7 @@ def test_its_closed_forms(n, temperature):
 
 
 def test_a_rule_is_one_function():
-    """Kept in proportion to the weights, of rewards or texts, as docs/decoding.md has it."""
+    """Kept in proportion to the weights, of rewards or texts, as docs/methods/bon.md has it."""
     middle = Rule("middle(5)", 5.0, lambda rewards, _: (rewards.argsort(axis=1).argsort(axis=1) == 2).astype(float))
     assert middle.keep([0.3, -1.0, 2.0, 0.1, 0.9], [""] * 5, 0.5) == 0
     lengths = Rule("longest(3)", 3.0, lambda r, pairs: pairs[:, :, 0], utility=lambda x, y: np.array(

@@ -187,7 +187,7 @@ def tail_fit(rewards_RM: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("law", ["normal", "exponential", "standard_t", "lognormal"])
 def test_the_predictive_law_keeps_no_less_than_other_fits(law):
-    """At equal mean draws, over prompts that differ in level and spread (docs/decoding.md, "Stopping")."""
+    """At equal mean draws, over prompts that differ in level and spread (docs/methods/stopping.md)."""
     rng = np.random.default_rng(5)
     drawn_RN = {"standard_t": lambda size: rng.standard_t(3, size)}.get(law, lambda size: getattr(rng, law)(size=size))
     rewards_RN = rng.normal(size=(2500, 1)) + np.exp(rng.normal(0, 0.5, (2500, 1))) * drawn_RN((2500, 32))

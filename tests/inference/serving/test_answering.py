@@ -168,7 +168,10 @@ def assert_same(got, wanted) -> None:
 
 
 async def settled(answering: Answering):
-    """The state when nothing is under way any more."""
+    """The state when nothing is under way any more, and the loop has heard of all who left."""
+    heard = threading.Event()
+    answering._loop.put(heard.set)
+    assert await asyncio.to_thread(heard.wait, 30)
     for _ in range(200):
         state = answering.state()
         if not (state.live or state.waiting or state.num_rows or answering._loop.lanes):

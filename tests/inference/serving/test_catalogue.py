@@ -60,11 +60,13 @@ def test_unknown_names_are_404_and_unknown_changes_400():
     assert "bon(4)" in str(wrong)
     assert "did you mean 'iama/helpful:bon(4)'?" in str(refusal("imaa/helpful:bon(4)"))
     assert "choose helpful, harmless" in str(refusal("iama/helpfull"))
+    assert "did you mean 'iama'?" in str(refusal("IAMA"))
+    assert "'' is no method; choose a criterion" in str(refusal("iama:"))
     changed = refusal("iama", criterion="x")
     assert (changed.status, changed.param) == (400, "iama.criterion")
     assert "choose a criterion" in str(refusal("iama", method="bon(4)"))
     assert "has no number of samples" in str(refusal("iama/helpful:cards(target=1.5)", budget=4))
-    assert "has no number of samples" in str(refusal("iama", budget=4))
+    assert "leave it out, or choose iama.criterion and iama.method" in str(refusal("iama", budget=4))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from openai import types
+from openai.types import chat
 from test_catalogue import catalogue
 
 from iama.config.serving import Limits
 from iama.config.specs import Sampling
-from inference.serving.fields import MEANINGLESS, read_body
+from inference.serving.fields import FIELDS, LABELS, MEANINGLESS, read_body
 from inference.serving.refusals import RefusedError
 
 LIMITS = Limits(n=4, max_tokens=64, messages=3, prompt_characters=100, stop=2, stop_characters=10)
@@ -92,7 +94,7 @@ def test_what_is_not_supported_is_named_and_values_without_effect_pass(name):
         ({"messages": [{"role": "user", "content": "x" * 101}]}, "messages", "101 characters are more than 100"),
         ({"n": 0}, "n", "from 1 to 4, not 0"),
         ({"n": 5}, "n", "from 1 to 4, not 5"),
-        ({"n": True}, "n", "not True"),
+        ({"n": True}, "n", "not true"),
         ({"n": 10**400}, "n", "too many digits"),
         ({"temperature": -1}, "temperature", "from 0 to 100, not -1"),
         ({"temperature": "hot"}, "temperature", "not 'hot'"),
@@ -109,7 +111,6 @@ def test_what_is_not_supported_is_named_and_values_without_effect_pass(name):
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options", "'x' is not known"),
         ({"seed": 2**64}, "seed", "a whole number"),
         ({"presence_penalty": 0.5}, "presence_penalty", "use repetition_penalty"),
-        ({"logprobs": True}, "logprobs", "is not supported"),
         ({"temprature": 1}, "temprature", "did you mean 'temperature'?"),
         ({"prompt": "x"}, "prompt", "is no field"),
         ({"iama": 3}, "iama", "write an object"),
@@ -128,3 +129,36 @@ def test_mistakes_are_named_with_what_to_write(fields, param, said):
 def test_prompts_are_texts(prompt):
     assert refusal("completions", prompt=prompt).param == "prompt"
     assert "more than 4" in str(refusal("completions", prompt=["a", "b", "c"], n=2))
+
+
+@pytest.mark.parametrize(
+    ("route", "params"),
+    [
+        ("chat", chat.completion_create_params.CompletionCreateParamsBase),
+        ("completions", types.completion_create_params.CompletionCreateParamsBase),
+    ],
+)
+def test_every_field_of_openai_s_own_client_is_known(route, params):
+    """Read, or refused by its name; none is one that nobody has heard of."""
+    unknown = [
+        name
+        for name in params.__annotations__
+        if name not in FIELDS[route] and refusal(route, **{name: {"a": "b"}}).code != "unsupported"
+    ]
+    assert unknown == []
+
+
+def test_names_of_whom_an_answer_is_for_are_texts_that_change_nothing():
+    for name in LABELS:
+        asked = read(seed=1, **{name: "me"})
+        assert asked == read(seed=1)
+        assert refusal(**{name: 5}).param == name
+
+
+def test_values_are_shown_as_json_has_them():
+    """A client writes no Python."""
+    for value, shown in ((None, "null"), (True, "true"), ({}, "an object"), ([], "a list"), ("x", "'x'"), (5, "5")):
+        assert str(refusal(messages=[{"role": "user", "content": value if value != "x" else [value]}])).endswith(
+            f"not {shown}" if value != "x" else "'x' is no text; policies here read text alone"
+        )
+    assert "(no tools are called here)" in str(refusal(messages=[{"role": "tool", "content": "x"}]))

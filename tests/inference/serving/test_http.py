@@ -166,6 +166,10 @@ def test_models_are_listed_and_unknown_ones_are_not_found(served):
     client = served.openai
     names = [model.id for model in client.models.list()]
     assert names[:3] == ["base:single", "base/good:bon(4)", "base/good:soft_bon(4, 0.5)"]
+    assert [client.models.retrieve(name).id for name in names] == names
+    assert client.models.retrieve("base/good").id == "base/good:bon(4)"
+    with pytest.raises(openai.NotFoundError, match="did you mean 'base/good:bon"):
+        client.models.retrieve("bass/good:bon(4)")
     with pytest.raises(openai.NotFoundError, match="did you mean 'base/good:bon"):
         client.chat.completions.create(model="bass/good:bon(4)", messages=HELLO)
     with pytest.raises(openai.BadRequestError, match=r"tools .* is not supported"):
@@ -252,8 +256,13 @@ def test_prompts_that_do_not_fit_are_refused_and_defaults_shrink(served):
 
     too_long = error_of(ask(200))
     assert too_long["code"] == "context_length_exceeded"
-    assert "the 128 tokens that 'base' reads" in too_long["message"]
-    assert error_of(ask(30, max_tokens=100))["code"] == "context_length_exceeded"
+    assert "more than the 128 tokens that 'base' reads of prompt and answer together; shorten it" in too_long["message"]
+    assert "max_tokens" not in too_long["message"]
+    fits = error_of(ask(30, max_tokens=100))
+    assert fits["code"] == "context_length_exceeded"
+    most = int(fits["message"].rpartition("set max_tokens to at most ")[2])
+    assert ask(30, max_tokens=most).status_code == 200
+    assert ask(30, max_tokens=most + 1).status_code == 400
     shrunk = ask(62)
     assert shrunk.status_code == 200
     assert shrunk.json()["usage"]["total_tokens"] <= 128
@@ -262,9 +271,27 @@ def test_prompts_that_do_not_fit_are_refused_and_defaults_shrink(served):
 def test_routes_and_ways_that_are_not_there_are_told(served):
     client = served.http
     assert client.get("/v1/nothing").status_code == 404
-    assert "no such route" in error_of(client.get("/nothing"))["message"]
-    assert "GET is no way" in error_of(client.get("/v1/completions"))["message"]
-    assert client.get("/health/").status_code == 404
+    assert "There is no route '/nothing' here; the routes are /, " in error_of(client.get("/nothing"))["message"]
+    for path in ("/chat/completions", "/v1/v1/chat/completions", "/v1/chat/completions/chat/completions"):
+        said = error_of(client.post(path, json={}))["message"]
+        assert said.endswith("did you mean /v1/chat/completions?; the base URL of a client ends in /v1, once")
+    for path, meant in (("/models", "/v1/models"), ("/v1/models/", "/v1/models"), ("/v1/health/", "/health")):
+        assert error_of(client.get(path))["message"].endswith(f"did you mean {meant}?")
+    for method, path, allowed in (
+        ("GET", "/v1/completions", "POST"),
+        ("POST", "/health", "GET, HEAD"),
+        ("DELETE", "/v1/models/base", "GET, HEAD"),
+    ):
+        response = client.request(method, path)
+        assert (response.status_code, response.headers["allow"]) == (405, allowed)
+        assert error_of(response)["code"] == "method_not_allowed"
+        assert f"{method} is not taken at {path}; send {allowed.partition(',')[0]}" in error_of(response)["message"]
+    assert "once `cors` lists that origin" in error_of(client.options("/v1/chat/completions"))["message"]
+    for path in ("/", "/health", "/ready", "/metrics", "/v1/models", "/v1/models/base", "/v1/iama"):
+        head, got = client.head(path), client.get(path)
+        assert (head.status_code, head.content, head.headers["content-type"]) == (
+            200, b"", got.headers["content-type"],
+        )  # fmt: skip
     refused = client.get("/v1/models", headers={"Host": "evil.example"})
     assert (refused.status_code, error_of(refused)["code"]) == (403, "host")
     for host in ("localhost:1", "127.0.0.1", "[::1]:80"):

@@ -159,7 +159,7 @@ def test_what_meta_alignment_buys_stands_there_before_anything_is_asked(page):
     opened(page, information(evaluation=RISING))
     assert page.texts("h2") == ["helpful", "harmless"]
     assert page.texts(".claim") == [
-        "4 samples here; the untrained base needs 32 for this quality.\nlinear GRPO: 8.",
+        "4 samples here; the untrained base needs 32 for this quality.\nlinear GRPO needs 8.",
         "4 samples here; the untrained base does not reach this quality with 32.",
     ]
     assert "With 4 samples for each criterion, iama is as good as the untrained base with 32 on helpful" in page.text(
@@ -342,6 +342,13 @@ def test_refusals_are_told_in_words_and_can_be_tried_again(page, name):
     assert page.texts(".card .trouble") == []
     assert len(page.errors) == 1  # the browser's own line about the status
     assert str(status) in page.errors[0]
+
+
+def test_what_would_fail_again_is_not_offered_again(page):
+    opened(page, information(("helpful",)))
+    answered(page, refusal("The prompt has 300 tokens; shorten it"), 400, JSON)
+    assert page.texts(".card .trouble") == ["The prompt has 300 tokens; shorten it"]
+    assert page.texts(".card .trouble button") == []
 
 
 BROKEN = "The answer broke off before its end: the connection was closed."

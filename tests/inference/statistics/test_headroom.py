@@ -144,7 +144,7 @@ def test_verdict(headrooms, num_conflicting, far, wanted):
 
 
 def test_two_kinds_fit_into_four_samples():
-    """The thresholds as docs/evaluation.md states them."""
+    """The thresholds as docs/guides/evaluate.md states them."""
     assert (NEGLIGIBLE, CHEAP, MISSED) == (0.1, 2.0, 0.25)
     fits = {(k, n) for k in (2, 3, 4, 5) for n in (1, 2, 4, 8) if missed_share(k, n) <= MISSED}
     assert fits == {(2, 2), (2, 4), (2, 8), (3, 4), (3, 8), (4, 8), (5, 8)}

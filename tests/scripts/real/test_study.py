@@ -15,7 +15,7 @@ from iama.config.specs import Sampling
 from inference.evaluation.evaluate import evaluate
 from inference.evaluation.plan import make_plan
 from scripts.experiments import frame
-from scripts.real import gold, methods, model, page, proxies, study, unit
+from scripts.real import gold, methods, model, page, proxies, speed, study, unit
 from scripts.real.unit import SCALES, Unit
 
 TINY = SCALES["tiny"]
@@ -47,9 +47,10 @@ def test_the_units_have_names_of_their_own_and_the_small_scale_ends_in_time() ->
 
 
 @pytest.mark.parametrize("policy", ["iama", "grpo", "only-child"])
-def test_every_training_is_the_same_but_for_its_objective(policy: str) -> None:
+def test_every_training_is_the_same_but_for_its_objective(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxies, "weights", lambda criteria: dict(zip(criteria, (0.3, 0.7), strict=True)))
     one = Unit("audience", policy, 1, SCALES["full"])
-    config = load_config("configs/real.yaml", TrainingConfig, unit.overrides(one))
+    config = load_config("configs/real.yaml", TrainingConfig, unit.overrides(one, 2))
     plain = load_config("configs/real.yaml", TrainingConfig, [])
     assert (config.kl, config.sampling, config.lora) == (plain.kl, plain.sampling, plain.lora)
     assert config.trainer == plain.trainer
@@ -63,6 +64,19 @@ def test_every_training_is_the_same_but_for_its_objective(policy: str) -> None:
 def test_the_units_of_the_configuration_are_those_of_the_study() -> None:
     config = load_config("configs/real.yaml", TrainingConfig, [])
     assert [c.name for c in config.objective.criteria] == list(gold.PAIRS["length"])
+
+
+@pytest.mark.slow
+def test_weights_make_up_for_unlike_scales(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxies, "home", lambda: {"validation": home / "asked.jsonl"})
+    (home / "asked.jsonl").write_text('{"prompt": "how to bake bread"}\n{"prompt": "how to sleep well"}\n')
+    found = proxies.weights(("short", "long"))
+    pool = proxies.validation_samples()
+    spreads = [
+        np.sqrt(np.mean([np.var(judge(prompt.texts)) for prompt in pool.prompts])) for judge in (gold.short, gold.long)
+    ]
+    assert sum(found.values()) == pytest.approx(1, abs=2e-3)
+    assert found["short"] / found["long"] == pytest.approx(spreads[1] / spreads[0], rel=0.02)
 
 
 @pytest.mark.slow
@@ -84,13 +98,24 @@ def test_from_units_to_the_page(home: Path) -> None:
 
     iama = Unit("length", "iama", 0, TINY)
     _imitate_training(units[0], iama)
-    path = page.write([*units, iama, Unit("length", "grpo", 0, TINY)])
+    timed = Unit("length", "speed", 0, TINY)
+    unit.run(timed, speed.measure)
+    record = unit.read(timed)
+    assert [row["samples"] for row in record["rows"]] == list(speed.BUDGETS)
+    assert all(row["seconds"] > 0 for row in record["rows"])
+    record["rows"] += [{**row, "policy": "iama", "seconds": row["seconds"] / 2} for row in record["rows"]]
+    timed.path.write_text(unit.dumped(record))
+    found = page.saved([page.Measured(iama)], [page.Measured(units[0])], "short", speed=record["rows"])
+    assert found.units["seconds"].ratio == pytest.approx(2 * found.ratio, rel=0.5)
+    assert "seconds" not in page.saved([page.Measured(iama)], [page.Measured(units[0])], "short").units
+    path = page.write([*units, iama, timed, Unit("length", "grpo", 0, TINY)])
     text = path.read_text()
-    assert "4 of 5 units are there. These are not: tiny-length-grpo-0" in text
-    assert "| short | untrained base |" in text
-    assert "**not met**" in text
-    assert "Pushing the learned proxies" in text
-    assert path.with_suffix(".svg").is_file()
+    assert "5 of 6 units are there. These are not: tiny-length-grpo-0" in text
+    assert "| short | " in text
+    assert "No: none of 1 parts holds" in text
+    assert "short,untrained base," in (home / "data/report-savings.csv").read_text()
+    assert len((home / "data/report-hacking.csv").read_text().splitlines()) == 1 + 2
+    assert {file.name for file in home.glob("report*.svg")} == {"report.svg", "report-lengths.svg"}
     assert "### how to bake bread" in path.with_name("report-answers.md").read_text()
 
     iama.path.write_text(iama.path.read_text().replace("of the tiny model", "of another"))
@@ -120,6 +145,7 @@ def _imitate_training(source: Unit, target: Unit) -> None:
     record = unit.read(source)
     record["unit"] |= {"policy": target.policy}
     steps = {"value_by_step": {}, "kl_by_step": [], "alarms": []}
-    record["training"] = {"kl_per_token": 0.1, "beta": 0.02, "seconds": 9, **steps}
+    record["training"] = {"kl_per_token": 0.1, "beta": 0.02, "seconds": 9, "processes": 1, **steps}
+    record["training"]["weights"] = {"short": 0.5, "long": 0.5}
     target.path.write_text(unit.dumped(record))
     assert json.loads(target.path.read_text()) == record

@@ -24,7 +24,7 @@ from tests.processes import run_python
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs/export.md").read_text()
+PAGE = (ROOT / "docs/guides/export.md").read_text()
 PROMPT = "how do i climb a roof today?"
 
 

@@ -267,7 +267,7 @@ def test_another_engine_is_refused_in_one_line(checkpointed, make_config, change
     with pytest.raises(RunError, match=re.escape(told)) as caught:
         run_is_finished(make_config(**{**SAVING, "trainer__max_steps": 2, **change}))
     assert str(folder / "checkpoint-2") in str(caught.value)
-    assert "docs/training.md" in str(caught.value)
+    assert "docs/guides/resume.md" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -292,8 +292,8 @@ def test_a_deepspeed_file_that_has_changed_is_noticed(checkpointed, make_config,
 def test_the_documented_way_to_another_engine(checkpointed, make_config, tiny, tmp_path):
     """The page's snippet makes a policy that equals the checkpoint and that another run accepts."""
     _, folder = checkpointed
-    page = (ROOT / "docs" / "training.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page[page.index("### Another engine") :], flags=re.DOTALL)
+    page = (ROOT / "docs/guides/resume.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page[page.index("## Another engine") :], flags=re.DOTALL)
     for name, path in (("BASE", tiny.policy), ("RUN/checkpoint-50", folder / "checkpoint-2")):
         code = code.replace(name, str(path))
     exec(code.replace("MERGED", str(tmp_path / "merged")), {})

@@ -211,7 +211,7 @@ def no_nucleus(trainer: Any, patch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
 def test_what_is_wrong_stops_the_run_within_a_step(build, monkeypatch, spoil, step, figure, changes):
-    """The figures are those of docs/training.md."""
+    """The figures are those of docs/guides/rollouts.md."""
     trainer = build(**changes, trainer__max_steps=4, trainer__save_strategy="steps", trainer__save_steps=1)
     spoil(trainer, monkeypatch)
     with pytest.raises(RunError, match=rf"^step {step}: vLLM's log-probabilities of the roll-outs ") as caught:

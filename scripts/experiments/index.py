@@ -1,0 +1,77 @@
+"""The list of what was claimed and what came out: docs/results/index.md, from the pages' own words.
+
+    python -m scripts.experiments.index
+
+A page says `**Claim.** ...` and `**Answer.** ...`, each a paragraph; an answer starts with yes, no or in part.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from iama.files import write_atomically
+from scripts.experiments import frame
+
+ORDER = (
+    "real",
+    "demo",
+    "savings",
+    "before_training",
+    "front",
+    "mixed-preference",
+    "operators",
+    "length",
+    "dynamics",
+    "maxrl",
+    "guided",
+    "reasoning",
+    "hedging",
+    "toy",
+    "estimators",
+    "direction",
+    "search",
+)
+"""Pages from what a user asks first to what the objective rests on."""
+ELSEWHERE = {
+    "real": "IAMA saves samples on a real language model.",
+    "guided": "Samplers that a reward guides (CARDS, GGRO, SEA and others) give more for their cost than Best-of-n.",
+}
+"""Claims of pages that other programs write, until these say them themselves."""
+WORDS, ANSWERS = ("Claim", "Answer"), ("Yes", "In part", "No")
+
+
+def main() -> None:
+    """Write the list.
+
+    Example: python -m scripts.experiments.index
+    """
+    write_atomically(frame.PAGES / "index.md", frame.render("index", {"pages": rows(frame.PAGES)}))
+    Console(highlight=False, soft_wrap=True).print(f"wrote {frame.PAGES / 'index.md'}")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Claim (a link to its page), answer (yes, in part, no) and the rest of the answer of every page."""
+    return [row(folder / f"{name}.md") for name in ORDER]
+
+
+def row(path: Path) -> dict[str, str]:
+    """What one page says of itself; of a page elsewhere that is not there, or has no answer, its claim alone."""
+    if path.stem in ELSEWHERE and not path.is_file():
+        return {"claim": ELSEWHERE[path.stem], "answer": "not yet measured", "short": ""}
+    text = path.read_text(encoding="utf-8")
+    found = [re.search(rf"^\*\*{word}\.\*\* (.+?)\n\n", text, re.DOTALL | re.MULTILINE) for word in WORDS]
+    claim, said = ("" if match is None else " ".join(match[1].split()) for match in found)
+    answer, _, short = re.sub(r"^(Yes|In part|No)[:.,] ?", r"\1|", said).partition("|")
+    if path.stem in ELSEWHERE and answer not in ANSWERS:
+        claim, answer, short = claim or ELSEWHERE[path.stem], "see the page", ""
+    elif not claim or answer not in ANSWERS:
+        raise ValueError(f"{path}: no claim, or its answer does not start with {', '.join(ANSWERS)}: {said[:20]!r}")
+    return {"claim": f"[{claim}]({path.name})", "answer": answer, "short": short[:1].upper() + short[1:]}
+
+
+if __name__ == "__main__":
+    typer.run(main)

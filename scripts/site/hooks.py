@@ -1,0 +1,46 @@
+"""What mkdocs calls while it builds the site: the menu of folders, and the parts of pages that the code writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scripts.site import reference
+
+MARKER = re.compile(r"^<!-- generated: (\w+) -->$", flags=re.MULTILINE)
+"""Where a page has a part that is written while the site is built."""
+PARTS: dict[str, Callable[[], str]] = {
+    "commands": reference.commands,
+    "training_file": reference.training_file,
+    "evaluation_file": reference.evaluation_file,
+    "server_file": reference.server_file,
+    "blocks": reference.blocks,
+    "methods": reference.methods,
+    "python": reference.python,
+}
+
+
+def on_config(config: Any) -> Any:
+    """Put a folder's pages where the menu names the folder, and pages that the menu forgets behind their neighbours."""
+    docs = Path(config["docs_dir"])
+    for entry in config["nav"]:
+        ((title, value),) = entry.items()
+        if isinstance(value, str) and value.endswith("/"):
+            entry[title] = _pages(docs, value)
+        elif isinstance(value, list):
+            named = [page for item in value for page in item.values()]
+            value += [page for page in _pages(docs, named[0].rpartition("/")[0]) if page not in named]
+    return config
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Write the parts that come from the code."""
+    return MARKER.sub(lambda found: PARTS[found[1]](), markdown)
+
+
+def _pages(docs: Path, folder: str) -> list[str]:
+    """Pages of a folder, its index first; each has its own first heading as title."""
+    pages = sorted(path.relative_to(docs).as_posix() for path in (docs / folder).rglob("*.md"))
+    return sorted(pages, key=lambda page: not page.endswith("/index.md"))
