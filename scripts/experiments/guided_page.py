@@ -94,6 +94,7 @@ def write(folder: Path) -> None:
     if story:
         write_atomically(data / "guided-coverage.csv", csv_text(coverage_rows(story)))
     plot(folder / "guided.svg", demo, story)
+    parts_of_it = claims(demo, story)
     values = {
         "seeds": len(next(iter(demo.values())).units),
         "num_prompts": len(next(iter(demo.values())).cells[0].proxy_PS),
@@ -107,7 +108,8 @@ def write(folder: Path) -> None:
         "steps": frame.STEPS,
         "chosen": {part: chosen_text(settings.get(part, {}).get("chosen", {})) for part in parts},
         "headline": headline(demo, story),
-        "claims": claims(demo, story),
+        "claims": parts_of_it,
+        "answer": answer(parts_of_it, is_whole=bool(story)),
         "cards": cards_lines(demo),
         "demo": demo_table(demo),
         "story": story_table(story) if story else "",
@@ -224,6 +226,16 @@ def headline(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) ->
             f"brackets those of Best-of-n with as many operations (n = {n})."
         )
     return lines
+
+
+def answer(parts: Sequence[Claim], *, is_whole: bool) -> str:
+    """Yes, no or in part; in part, too, where real text was not measured."""
+    holding, total = sum(part.met for part in parts), len(parts)
+    if holding == 0:
+        return f"No: none of {total} parts holds."
+    word = "Yes" if holding == total and is_whole else "In part"
+    untold = "" if is_whole else " What was set for real text is not yet measured."
+    return f"{word}: {holding} of {total} parts hold.{untold}"
 
 
 def claims(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> list[Claim]:
