@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inference.samplers.redraw import Redraw, RedrawSettings
     from inference.samplers.sea import Sea, SeaSettings
     from inference.samplers.serve import serve
+    from inference.samplers.tilted import TiltedSettings, TiltedTokens
     from inference.samplers.uncertainty import calibrate_entropy
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
     "SeaSettings",
     "Segment",
     "SelectionSampler",
+    "TiltedSettings",
+    "TiltedTokens",
     "acceptance_summary",
     "calibrate_entropy",
     "calibrate_target",
@@ -74,5 +77,6 @@ __getattr__ = lazy_names(
         "samplers.redraw": ["Redraw", "RedrawSettings"],
         "samplers.sea": ["Sea", "SeaSettings"],
         "samplers.serve": ["serve"],
+        "samplers.tilted": ["TiltedSettings", "TiltedTokens"],
     },
 )

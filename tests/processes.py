@@ -34,8 +34,8 @@ TIMEOUT_S = 600
 GRACE_S = 60
 """How long the others may go on when one has failed; a launcher would end them."""
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(list(LIBRARIES))
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(list(LIBRARIES))
 
 
 def run_python(
@@ -63,7 +63,7 @@ def begin_python(
     inherited = {key: value for key, value in os.environ.items() if key not in OF_RANKS}
     files = [os.devnull if streams is None else f"{streams}.{kind}" for kind in STREAMS]
     arguments = [*map(str, arguments)]
-    process = _context.Process(target=_main, args=(arguments, str(folder), {**inherited, **environment}, files))
+    process = context.Process(target=_main, args=(arguments, str(folder), {**inherited, **environment}, files))
     process.start()
     return process
 

@@ -60,7 +60,8 @@ def distill(
 
     It costs one model, also where its teacher is an ensemble. All weights of the base are trained.
 
-    With --value-head: fit what the policy's next token is worth, from its own samples, for --method tilted_tokens.
+    With --value-head: fit what the policy's next token is worth, from its own samples, for
+    iama generate --method tilted_tokens.
 
     Example: iama distill base.jsonl --column helpful --base runs/demo/world/policy --out runs/demo/rm-distilled
     --max-steps 300 --learning-rate 1e-3
@@ -164,8 +165,8 @@ def _policy_of(
         )
     if known["fingerprint"] is None or not (base or known["path"]) or pool.header["engine"] == "openai":
         raise DataError(
-            f"{file} does not tell which local model drew it, and a value head stands on that; draw one with iama pool "
-            "--policy DIR"
+            f"{file} does not tell which local model drew it, and a value head stands on that; draw one with "
+            "iama pool --policy DIR"
         )
     path = {"path": known["path"], "adapter": known["adapter"]} if base is None else {"path": base}
     given = {**path, **({} if adapter is None else {"adapter": adapter})}
@@ -180,9 +181,7 @@ def _policy_of(
     return spec
 
 
-def _fit_head(
-    file: Path, pool: Pool, spec: PolicySpec, settings: HeadSettings, out: Path, *, as_json: bool
-) -> None:
+def _fit_head(file: Path, pool: Pool, spec: PolicySpec, settings: HeadSettings, out: Path, *, as_json: bool) -> None:
     """Fit, save and tell."""
     from iama.models.value_head import HeadPolicy
     from iama.prompts.conversations import render_prompts
@@ -226,4 +225,4 @@ def _fit_head(
         f"cost: {cost.seconds:.1f} s, {(cost.hidden_flops + cost.fit_flops) / 1e9:.3g} GFLOPs, and "
         f"{cost.samples_flops / 1e9:.3g} GFLOPs for the samples"
     )
-    typer.echo(f"value head: {out}; serve it with --method 'tilted_tokens(2, head={out})'")
+    typer.echo(f"value head: {out}; serve it with iama generate --method 'tilted_tokens(2, head={out})'")

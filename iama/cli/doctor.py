@@ -31,7 +31,7 @@ EXTRAS = {
     "ray": "iama evaluate --ray and iama pool --ray: work on a Ray cluster",
     "real": "make real: the study on a real model",
 }
-"""What each extra adds; `dev`, which adds tools for working on iama itself, is left out."""
+"""What each extra adds; `dev` and `docs`, which add tools for working on iama itself, are left out."""
 VARIABLES = {
     "OMP_NUM_THREADS": "threads of a process; iama sets cores / processes",
     "OMP_WAIT_POLICY": "iama sets PASSIVE: threads that spin take the cores from other processes",

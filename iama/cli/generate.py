@@ -31,7 +31,7 @@ from iama.cli.options import (
 )
 from iama.errors import ConfigError, IamaWarning
 from iama.nearest import meant
-from iama.tables import print_table, wide_console
+from iama.tables import print_line, print_table, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -375,17 +375,19 @@ def _show(
     else:
         console.print(_candidates(completion, operator))
     if calibration is not None and calibration.policy_tokens:
-        typer.echo(f"cost of measuring {measured}: {_spent(calibration)}")
-    typer.echo(f"cost: {_spent(completion.cost)}")
+        print_line(console, f"cost of measuring {measured}: {_spent(calibration)}")
+    print_line(console, f"cost: {_spent(completion.cost)}")
     if method.is_stopped:
         told = "; the rule had not stopped by then" if completion.capped else ""
-        typer.echo(f"{_draws(method, len(completion.candidates))}{told}")
+        print_line(console, f"{_draws(method, len(completion.candidates))}{told}")
     elif completion.capped:
-        typer.echo(f"capped: {operator} asked for more than {len(completion.candidates)} candidates")
+        print_line(console, f"capped: {operator} asked for more than {len(completion.candidates)} candidates")
     if completion.fallback:
-        typer.echo("fallback: no candidate was accepted; the answer is a plain sample, which no reward has selected")
+        told = "no candidate was accepted; the answer is a plain sample, which no reward has selected"
+        print_line(console, f"fallback: {told}")
     if spread is not None:
-        typer.echo(f"disagreement of the members at the answer: {spread:.4g} (standard deviation on their scale)")
+        told = f"{spread:.4g} (standard deviation on their scale)"
+        print_line(console, f"disagreement of the members at the answer: {told}")
     typer.echo(completion.text)
 
 

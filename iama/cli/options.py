@@ -51,11 +51,11 @@ COMMANDS = (TRAIN, ANSWER, EVALUATE, POOLS, MACHINE)
 """Groups of commands, in order."""
 _OF_OPTIONS = {
     "What is read": "config overrides pools prompts subset split column max_prompts prompt spec pool base",
-    "Policy": "policy adapter name chat_template system_prompt plain trust_remote_code",
+    "Policy": "policy policies adapter name chat_template system_prompt plain trust_remote_code",
     "Reward and method": "reward rewards head spec_file criterion criteria trained method methods tuning proxy_column "
     "gold_column report_column max_budget",
     "Sampling": "n temperature top_p top_k min_p repetition_penalty stop max_new_tokens seed num_prompts num_samples",
-    "Training": "max_steps learning_rate held_out",
+    "Training": "value_head rank ridge max_steps learning_rate held_out",
     "Server that samples (--engine openai)": "url model api_key_env concurrency timeout_s num_retries leave_out",
     "Where it runs": "engine vllm device dtype batch_size devices shard ray ray_workers ray_gpus_per_worker "
     "deepspeed_config host port",

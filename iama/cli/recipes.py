@@ -59,8 +59,9 @@ def _list_all(*, as_json: bool) -> None:
     for name, path in files.items():
         summary, gpus, gigabytes = _header(path)
         print_line(console, f"{name:{width}}{summary}; needs {gpus} x {gigabytes} GB")
-    typer.echo("\nStart one: deepspeed --num_gpus N --module trainers.run --config NAME [--dry-run]")
-    typer.echo(f"DeepSpeed files, for trainer.deepspeed: {', '.join(deepspeed_files())}")
+    typer.echo()
+    print_line(console, "Start one: deepspeed --num_gpus N --module trainers.run --config NAME [--dry-run]")
+    print_line(console, f"DeepSpeed files, for trainer.deepspeed: {', '.join(deepspeed_files())}")
 
 
 def _header(path: Path) -> tuple[str, int, int]:

@@ -106,7 +106,8 @@ def _serve(settings: ServeConfig, source: str, dry_run: bool) -> None:
     plan = make_plan(settings, source)
     if dry_run:
         for model in plan.models:
-            typer.echo(model.id)
+            number = f" = {model.method.text}" if "tuned" in model.written else ""
+            typer.echo(f"{model.id}{number}")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         where = f"http://{host}:{settings.port}" if settings.port else f"http://{host}, any free port"
         typer.echo(f"dry run: all checks passed; to be served: {plan.describe()}, at {where}")

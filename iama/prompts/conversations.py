@@ -85,11 +85,15 @@ def render_prompts(
             where = f"{source}: {_named(number, prompt)}"
             _refuse_changed(tokenizer, prompt, prompt, where, add_generation_prompt=True)
     rows = [render_prompt(tokenizer, prompt) for prompt in prompts]
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     for number, (prompt, ids) in enumerate(zip(prompts, rows, strict=True), start=1):
-        if ids and ids[-1] in special.intersection(ends):  # where a word ends responses, prompts may end with it
+        if ids and ids[-1] in ends and _is_special(tokenizer, ids[-1]):
             raise ModelError(f"{source}: {_named(number, prompt)} {_ends_itself(tokenizer, prompt, ids[-1])}")
     return rows
+
+
+def _is_special(tokenizer: Any, token_id: int) -> bool:
+    """Whether a token is no word: where a word ends responses, prompts may end with it."""
+    return token_id in tokenizer.all_special_ids or token_id in tokenizer.get_added_vocab().values()
 
 
 def _first_of_kinds(prompts: Sequence[Prompt], checked: set[Any]) -> Iterator[tuple[int, Prompt, list[Message]]]:

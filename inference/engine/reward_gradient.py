@@ -21,7 +21,7 @@ from iama.errors import ConfigError
 from iama.models.flops import ModelSize, backward_flops, forward_flops
 from iama.models.inputs import accepted_arguments, pad
 from iama.models.loading import is_out_of_memory
-from iama.prompts.render import Prompt, prompt_name, render_exchange
+from iama.prompts.render import Prompt, prompt_name, render_exchanges
 from iama.rewards.classifier import Classifier, filling
 from iama.rewards.reward import Reward
 from inference.engine.kv_cache import SlotCache
@@ -58,7 +58,7 @@ def around(reward: Reward, prompt: Prompt) -> tuple[list[int], list[int]]:
 def _split(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, lead: str) -> tuple[list[int], list[int], str | None]:
     """What stands before and after words that follow `lead`, and what a word is misread as."""
     words = _distinct_words(tokenizer)
-    rendered = [render_exchange(tokenizer, prompt, lead + word) for word in words]
+    rendered = render_exchanges(tokenizer, [prompt] * len(words), [lead + word for word in words])
     num_before = min(num_common(rendered[0], row) for row in rendered)
     num_after = min(num_common(rendered[0][::-1], row[::-1]) for row in rendered)
     read = [str(tokenizer.decode(row[num_before : len(row) - num_after])) for row in rendered]

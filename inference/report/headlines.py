@@ -38,7 +38,7 @@ COMPUTING: dict[Unit, str] = {"flops": "less computing", "policy_tokens": "fewer
 def headline(summary: Summary) -> str:
     """What was found, in one sentence: the saving against the first reference, or why none can be told."""
     if few := too_few_prompts(summary):
-        return f"No verdict: {few}."
+        return f"No verdict, interval or advice: {few}."
     if found := first_findings(summary):
         return _saving_headline(found, summary["trained_budget"])
     if found := point_findings(summary):

@@ -35,17 +35,16 @@ def _difference(value: float | None, ci95: IntervalRow | None) -> str:
 
 
 def print_headroom(summary: Summary, console: Console) -> None:
-    """The tables where no saving was measured, and beside savings the sentence alone."""
+    """The tables where no saving was measured, and the sentences."""
     found = summary.get("headroom")
     if found is None:
         return
-    if summary["savings"]:
-        if not too_few_prompts(summary):
-            print_line(console, f"Before training: {' '.join(gain_sentences(found))}")
-        return
-    _print_headrooms(found, console)
-    if found["exclusions"]:
-        _print_exclusions(found, console)
+    if not summary["savings"]:
+        _print_headrooms(found, console)
+        if found["exclusions"]:
+            _print_exclusions(found, console)
+    if not too_few_prompts(summary):
+        print_line(console, f"Before training: {' '.join(gain_sentences(found))}")
 
 
 def _print_headrooms(found: HeadroomFigures, console: Console) -> None:

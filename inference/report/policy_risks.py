@@ -204,6 +204,8 @@ def degenerate(summary: Summary) -> Risk:
     measured = [r for r in rows if r["distinct"] is not None or r["fluency_z"] is not None]
     if not measured:
         return Risk(subject, "unknown", f"not measured for {trained}.")
+    if few := too_few_prompts(summary):
+        return Risk(subject, "unknown", f"not told: {few}.")
     words, severity = list[str](), 0.0
     for row in measured:
         if row["distinct"] is not None and row["distinct"] < REPEATED:

@@ -36,8 +36,9 @@ from inference.samplers.segments import (
 )
 from inference.samplers.uncertainty import SomeThreshold, measured_nats
 
-DECIDE_AT = 0.8
-"""Share of the rows that wait for their score before any is scored: all m of a prompt begin together, and end so."""
+DECIDE_AT = 0.95
+"""Share of the rows that wait for their score before any is scored: segments are short, and all of a prompt's begin
+together, so that nearly all end together."""
 FIRST_STREAM = 2**61
 """Sample index of the stream that the first segment's first tokens are drawn with. Sample 0 is plain decoding."""
 SENTENCE_END = re.compile("(?:[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019\u00bb)\\]*_]*\\s*|\n\\s*)$")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -31,7 +31,6 @@ from inference.engine.reward_gradient import (
 )
 from inference.engine.reward_rows import micro_batches, num_before_padding, num_common, reads_in_pieces
 from inference.engine.vocabulary import check_shared_vocabulary, special_tokens
-from inference.samplers.base import Completion
 from inference.samplers.guided import charge_reward, memory_of
 from inference.samplers.segments import Proposal, SegmentRequest, SegmentSampler, TextScores
 
@@ -75,21 +74,10 @@ class OptionSampler(SegmentSampler[Asking]):
         if self.settings.needs_gradient:
             check_shared_vocabulary(self.policy, self.reward, self.name)
 
-    def sample(
-        self, prompts: Sequence[Prompt], *, seed: int, columns: Mapping[str, Sequence[Any]] | None = None
-    ) -> list[Completion]:
-        """One completion a prompt, in their order; `columns` are the prompts' columns for reward functions.
-
-        Raises `RewardError` where the reward cannot read the longest answer to a prompt.
-        """
-        for prompt in prompts:
-            self._template(prompt)  # before anything is forwarded
-        return super().sample(prompts, seed=seed, columns=columns)
-
     def request(self, index: int, prompt_ids: Sequence[int], prompt: Prompt, *rest: Any) -> Asking:
         """A prompt for `loop`; `rest` are its columns, key and seed.
 
-        Raises `RewardError` where the reward cannot read the longest answer to it.
+        Raises `RewardError` where the reward cannot read the longest answer to it; all are made before any is answered.
         """
         request: Asking = self.kind(index, prompt_ids, prompt, *rest)
         request.template = self._template(prompt)

@@ -240,22 +240,20 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], *work: asyncio.Future[Any]) -> None:
-        self._pieces, self._work = pieces, work
+    def __init__(self, pieces: AsyncGenerator[bytes, None], gone: asyncio.Future[None], *work: asyncio.Future[Any]):
+        self._pieces, self._gone, self._work = pieces, gone, work
         self.status_code, self.background = 200, None
         self.init_headers({**NO_STORE, "X-Accel-Buffering": "no"})
 
-    async def __call__(self, _: Any, receive: Receive, send: Send) -> None:
+    async def __call__(self, _: Any, __: Receive, send: Send) -> None:
         """Send the pieces."""
         sending = asyncio.ensure_future(self._send(send))
-        gone = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, self._gone}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
         finally:
-            await _end(sending, gone)
-            await _end(*self._work)
+            await _end(sending, self._gone, *self._work)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -279,11 +277,11 @@ async def _stream(request: Request, ready: Ready, service: Service, config: Serv
         if work.done():
             work.result()  # what has failed is told with its status
     except BaseException:
-        await _end(work)
+        await _end(work, gone)
         raise
     finally:
-        await _end(first, gone)
-    return EventStream(_pieces(ready, service, config.ping_s, started, work, told), work)
+        await _end(first)
+    return EventStream(_pieces(ready, service, config.ping_s, started, work, told), gone, work)
 
 
 class _Told:

@@ -139,6 +139,7 @@ class Service:
                 f"The request took longer than {self.limits.deadline_s:g} s and was given up; ask for less",
                 None,
                 "deadline_exceeded",
+                {"x-should-retry": "false"},  # the openai client would ask for the same again, twice
             ) from None
 
     async def _answer_one(self, ready: Ready, index: int, tell: TellOf, done: DoneOf | None) -> Answer:

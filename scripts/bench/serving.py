@@ -39,8 +39,9 @@ METHODS = ("single", "bon(4)")
 CRITERION = "helpful"
 NUM_CLIENTS = (1, 8, 32)
 TEXT, USAGE = re.compile(rb'"(?:content|text)": ?"[^"]'), re.compile(rb'"completion_tokens": ?(\d+)')
-ROWS = 64
-"""Decoded together by the server. Offline there are as many as the most clients can fill, since all is at hand."""
+ROWS = 128
+"""Decoded together by the server, as many as the most clients can fill with Best-of-4; offline the same, or as many as
+they fill with single samples."""
 
 
 class Reply(NamedTuple):

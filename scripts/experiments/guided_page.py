@@ -50,6 +50,11 @@ class Measured:
     cells: list[Cell]
     units: list[Row]
 
+    @property
+    def seeds(self) -> list[int]:
+        """The cells' seeds."""
+        return [unit["key"][1] for unit in self.units]
+
     def seconds(self, name: str) -> float:
         """Seconds of one core an answer."""
         return float(np.mean([unit["methods"][name]["core_seconds"] for unit in self.units]))
@@ -106,7 +111,9 @@ def write(folder: Path) -> None:
         "cards": cards_lines(demo),
         "demo": demo_table(demo),
         "story": story_table(story) if story else "",
-        "twins": twins_table(demo) if ("tilt", Demo.criteria[0]) in demo else "",
+        "twins": twins_table(demo) if twin_seeds(demo) else "",
+        "num_twins": len(twin_seeds(demo)),
+        "story_seeds": min((len(found.units) for found in story.values()), default=0),
         "rare": rare_text(story),
     }
     frame.write_page(folder / "guided.md", "guided", values)
@@ -364,10 +371,26 @@ def story_table(story: Mapping[Place, Measured]) -> str:
     return table(header, rows)
 
 
+def twin_seeds(demo: Mapping[Place, Measured]) -> list[int]:
+    """Seeds in which both twins are measured on both criteria."""
+    known = [
+        set(demo[policy, name].seeds) if (policy, name) in demo else set()
+        for policy in ("iama", "tilt")
+        for name in Demo.criteria
+    ]
+    return sorted(set.intersection(*known))
+
+
 def twins_table(demo: Mapping[Place, Measured]) -> str:
     """Summed gold of the two trained policies, served by what both answered."""
     policies = ("iama", "tilt")
-    by_policy = {policy: [found.cells for (p, _), found in demo.items() if p == policy] for policy in policies}
+    seeds = twin_seeds(demo)
+    by_policy = {
+        policy: [
+            [found.cells[found.seeds.index(seed)] for seed in seeds] for (p, _), found in demo.items() if p == policy
+        ]
+        for policy in policies
+    }
     rows = []
     for name in ("BoN 4", *(f"blockwise {first} 4" for first in FIRSTS)):
         sums = [f"{sum(guided.mean(cells, name, 'gold') for cells in by_policy[policy]):.3f}" for policy in policies]

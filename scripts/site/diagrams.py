@@ -115,6 +115,16 @@ PICTURES: dict[str, tuple[str, list[Row]]] = {
             Row("token 3", (PROMPT, (4, 2, "kept"), (6, 1, "kept")), "and so on, a reward's step for each token"),
         ],
     ),
+    "tilted_tokens": (
+        "tilted_tokens(lam): every token is drawn from the policy, tilted by what a head foretells",
+        [
+            Row("token 1", (PROMPT, (4, 1, "dropped")), "policy 0.6, head -0.2: drawn with 0.4"),
+            Row("", (PROMPT, (4, 1, "kept")), "policy 0.4, head +0.3: drawn with 0.6, and drawn"),
+            Row("token 2", (PROMPT, (4, 1, "kept"), (5, 1, "kept")), "policy 0.9, head 0.0: drawn with 0.9, and drawn"),
+            Row("token 3", (PROMPT, (4, 2, "kept"), (6, 1, "kept")), "and so on; the head costs a product, not a pass"),
+            Row("answer", (PROMPT, (4, 13, "kept")), "scored once, when it is done"),
+        ],
+    ),
     "ggro": (
         "GGRO: a segment begins with another token, which the reward's gradient proposes",
         [

@@ -6,49 +6,56 @@ import fcntl
 import os
 import pty
 import re
+import runpy
 import select
 import struct
 import subprocess
 import sys
 import termios
+import tty
 from pathlib import Path
+
+from tests import processes
 
 ROOT = Path(__file__).parents[3]
 COLUMNS = 80
+TIMEOUT_S = 300
 CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
-def at_a_terminal(*arguments: object, timeout_s: float = 300) -> tuple[int, list[str]]:
+def at_a_terminal(*arguments: object) -> tuple[int, list[str]]:
     """`iama ARGUMENTS` at a terminal of 80 columns: its exit code, and lines without colours."""
     ours, theirs = pty.openpty()
+    tty.setraw(theirs)  # no carriage returns, no echo
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "iama.cli", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment | {"TERM": "xterm"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(theirs)
+    words = [str(argument) for argument in arguments]
+    process = processes.context.Process(target=_at_the_other_end, args=(os.ttyname(theirs), words, str(ROOT)))
+    process.start()
     written = b""
-    while select.select([ours], [], [], timeout_s)[0]:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        written += part
+    while process.is_alive() or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.1)[0]:
+            written += os.read(ours, 65536)
+    process.join(TIMEOUT_S)
     os.close(ours)
-    text = CODES.sub("", written.decode()).replace("\r\n", "\n")
-    return process.wait(timeout_s), text.splitlines()
+    os.close(theirs)
+    assert process.exitcode is not None
+    return process.exitcode, CODES.sub("", written.decode()).splitlines()
 
 
-def in_pipes(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def _at_the_other_end(name: str, arguments: list[str], folder: str) -> None:
+    """What the process runs: all three streams are the terminal."""
+    end = os.open(name, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(end, stream)
+    for variable in ("COLUMNS", "LINES", "NO_COLOR"):
+        os.environ.pop(variable, None)
+    os.environ["TERM"] = "xterm"
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    sys.argv = ["iama", *arguments]
+    runpy.run_module("iama.cli", run_name="__main__")
+
+
+def in_pipes(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`iama ARGUMENTS` in a process of its own."""
-    command = [sys.executable, "-m", "iama.cli", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return processes.run_python(["-m", "iama.cli", *map(str, arguments)])

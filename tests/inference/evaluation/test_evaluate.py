@@ -258,7 +258,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("name", ["policies", "methods", "budgets", "criteria"])
     def test_nothing_to_evaluate(self, config, name):
-        with pytest.raises(ConfigError, match=f"{name}: .* must not be empty"):
+        with pytest.raises(ConfigError, match=f"{name}: must not be empty"):
             validate(config.model_dump() | {name: {} if name == "policies" else []}, EvaluationConfig, "test")
 
     @pytest.mark.parametrize("role", ["proxy", "gold"])

@@ -269,7 +269,7 @@ def test_a_constant_proxy_claims_no_saving(tmp_path, side):
     summary, told = load_summary(tmp_path / "out"), " ".join(done.stdout.split())
     assert [(row["counts"], row["constant_proxy"]) for row in summary["savings"]] == [(False, True)] * 2
     assert [(row["ratio"], row["num_not_counted"]) for row in summary["averages"]] == [(None, 1)] * 2
-    assert "gives no valid figure for (a proxy is the same for all answers, so it selects by chance)" in told
+    assert "on helpful none can be told, since the reward that selects is the same for all answers" in told
     assert not re.search(r"\d\.\d+x", told)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "not counted: a proxy is the same for all answers" in page
@@ -296,7 +296,7 @@ def test_gold_that_judges_nothing_claims_no_saving(tmp_path, trained):
     counted = {row["counts"] for row in summary["savings"] if row["metric"] == "gold"}
     assert counted == {trained == 2.0}
     assert {row["counts"] for row in summary["savings"] if row["metric"] == "proxy"} == {True}
-    words = "gives no valid figure for (gold is the same for all answers, so it judges nothing)"
+    words = "on helpful none can be told, since the reward that judges is the same for all answers"
     assert (words in told) == (trained == 1.0)
     assert "Reward hacking: not told: gold on helpful is the same for all answers" in told
     assert {row["onset"] for row in summary["hacking"]} == {None}

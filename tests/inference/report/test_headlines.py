@@ -116,7 +116,9 @@ def test_many_criteria_are_counted():
 
 
 def test_where_nothing_was_compared_it_says_why():
-    assert told(num_prompts=3, num_distinct_prompts=3) == "No verdict: 3 prompts are too few, at least 4 are needed."
+    assert told(num_prompts=3, num_distinct_prompts=3) == (
+        "No verdict, interval or advice: 3 prompts are too few, at least 4 are needed."
+    )
     assert told(headroom=None).startswith("No savings were measured: ")
 
 

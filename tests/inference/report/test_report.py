@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import re
+import webbrowser
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -198,6 +199,14 @@ def test_what_was_trained_stands_on_the_first_screen():
     assert "helpful by bon(4), harmless by bon(4), brief by bon(4)" in text
     assert "helpful: rewards/helpful selects, gold.py:helpful judges" in text
     assert "64 held-out prompts, 256 samples" in text
+
+
+def test_what_it_points_to_in_the_documentation_is_there():
+    found = set(re.findall(r"<code>(docs/[^<]+)</code>, “([^”]+)”", render_html(complete(make_summary()))))
+    assert len({heading for _, heading in found}) > 8
+    for page, heading in found:
+        text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
+        assert re.search(rf"^#+ {heading}", text, re.MULTILINE), (page, heading)
 
 
 def test_savings_in_every_unit():
@@ -514,12 +523,26 @@ def test_the_report_command(tmp_path):
     assert out.read_text(encoding="utf-8") == page
 
 
+def test_the_report_is_opened_in_the_readers_browser(tmp_path, monkeypatch):
+    folder, script, told = save(tmp_path / "a b", make_summary()), tmp_path / "browser", tmp_path / "told"
+    script.write_text(f'#!/bin/sh\necho "$1" > {told}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{script} %s")
+    monkeypatch.setattr(webbrowser, "_tryorder", None)  # it is read once a process
+    CliRunner().invoke(app, ["report", str(folder), "--open"], catch_exceptions=False)
+    assert told.read_text().strip() == (folder / "report.html").as_uri()
+    monkeypatch.setattr(webbrowser, "_tryorder", [])
+    with pytest.raises(RunError, match=r"--open found no browser here: open '.*report.html' yourself"):
+        CliRunner().invoke(app, ["report", str(folder), "--open"], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["a", "b"], r"takes one folder \(or two and --compare, or several and --combine\), got 2: a b"),
         (["a", "--compare"], "takes two folders with --compare, got 1: a"),
         (["a", "--out", "x.html"], "goes with --compare"),
+        (["a", "b", "--combine", "--open"], "add --out DIR"),
     ],
 )
 def test_the_report_command_refuses(arguments, message):

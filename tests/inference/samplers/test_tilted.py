@@ -241,7 +241,7 @@ class TestRefused:
             record.write_text("{")
         else:
             record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 2}))
-        self.check(policy, reward, folder, words)
+        self.check(policy, reward, folder, words, (ModelError, ConfigError))
 
     def test_a_policy_from_nowhere(self, policy, reward, head):
         self.check(dataclasses.replace(policy, spec=None), reward, head, ["load_policy"], ConfigError)

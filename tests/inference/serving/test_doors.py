@@ -8,6 +8,7 @@ import threading
 import time
 
 import httpx2
+import openai
 import pytest
 
 from iama.rewards.function import reward_from_function
@@ -102,6 +103,18 @@ def test_what_takes_too_long_is_given_up_whole_and_streamed(waiting):
         assert stream.status_code == 200, "it was kept alive, and so has begun"
         *_, last = events(stream)
     assert last["error"]["code"] == "deadline_exceeded"
+
+
+def test_the_openai_client_does_not_ask_again_for_what_takes_too_long(waiting):
+    """Left to itself it asks three times, and each takes as long."""
+    served, reward = waiting
+    patient = served.openai.with_options(max_retries=2)
+    began = time.monotonic()
+    with pytest.raises(openai.InternalServerError, match="was given up"):
+        patient.chat.completions.create(model="base/vowels:bon(2)", messages=HELLO)
+    reward.go.set()
+    assert 'route="/v1/chat/completions",status="504"} 1' in served.http.get("/metrics").text
+    assert time.monotonic() - began < 5
 
 
 def test_a_server_that_ends_finishes_what_runs_and_refuses_the_rest(waiting):

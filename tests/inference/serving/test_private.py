@@ -44,7 +44,7 @@ def test_one_that_is_too_slow_makes_room_for_the_others():
     slow, done = asyncio.run(go())
     go_on.set()
     assert isinstance(slow, RewardTooSlowError)
-    assert str(slow) == "the reward took longer than 0.2 seconds"
+    assert str(slow) == "the reward took longer than 0.2 s; ask for less"
     assert done == "done"
     threads.close(1)
 
