@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iama.arrays import Floats
+from iama.arrays import Floats, Indices
 from iama.files import write_atomically
 from inference.statistics.equal_cost import EqualCost, difference_at_equal_cost
 from inference.statistics.savings import Comparison
@@ -413,7 +413,7 @@ def twins_table(demo: Mapping[Place, Measured]) -> str:
 # Coverage. ----------------------------------------------------------------------------------------------
 
 
-def rare_of(found: Measured) -> tuple[float, list[Floats]]:
+def rare_of(found: Measured) -> tuple[float, list[Indices]]:
     """The gold that one in a hundred of all set-apart samples reaches, and each seed's prompts where none does."""
     seen = [np.asarray(unit["seen_gold"]) for unit in found.units]
     every = np.sort(np.concatenate([rows.ravel() for rows in seen]))[::-1]
@@ -428,7 +428,7 @@ def rare_cells(found: Measured) -> tuple[float, list[Cell]]:
     return value, [restricted(cell, rows) for cell, rows in zip(found.cells, prompts, strict=True) if len(rows)]
 
 
-def restricted(cell: Cell, rows: Floats) -> Cell:
+def restricted(cell: Cell, rows: Indices) -> Cell:
     """A cell on some of its prompts."""
     served = {
         name: Served(np.arange(len(rows)), {k: v[rows] for k, v in s.values.items()}, s.gold_RM[rows], [], [], s.run)

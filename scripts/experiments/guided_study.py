@@ -197,7 +197,7 @@ def search(part: Part, clock: Clock) -> tuple[dict[str, dict[str, float]], list[
             )
             gain = guided.equal_flops([cell], form, "proxy", num_bootstrap=1).difference / proxy_PS.std()
             gains.setdefault((kind, json.dumps(settings)), []).append(float(gain))
-    tried = [
+    tried: list[Row] = [
         {"for": kind, **json.loads(settings), "gain": round(float(np.mean(values)), 4)}
         for (kind, settings), values in gains.items()
     ]
