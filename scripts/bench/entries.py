@@ -75,7 +75,7 @@ BARS = {
     "serve_bon4_overhead": Bar("Best-of-4: seconds of the server over its engine's", 1.1, True, "serving"),
 }
 BARS |= {
-    name.replace("serve_", "serve_135m_"): replace(bar, text=f"135 M, {bar.text[0].lower()}{bar.text[1:]}")
+    name.replace("serve_", "serve_135m_"): replace(bar, text=f"135 M, {bar.text}")
     for name, bar in BARS.items()
     if bar.kind == "serving"
 }

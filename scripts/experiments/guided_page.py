@@ -94,6 +94,7 @@ def write(folder: Path) -> None:
     if story:
         write_atomically(data / "guided-coverage.csv", csv_text(coverage_rows(story)))
     plot(folder / "guided.svg", demo, story)
+    parts_of_it = claims(demo, story)
     values = {
         "seeds": len(next(iter(demo.values())).units),
         "num_prompts": len(next(iter(demo.values())).cells[0].proxy_PS),
@@ -105,9 +106,10 @@ def write(folder: Path) -> None:
         "num_bootstrap": NUM_BOOTSTRAP,
         "quantile": QUANTILE,
         "steps": frame.STEPS,
-        "chosen": {part: chosen_text(kept["chosen"]) for part, kept in settings.items()},
+        "chosen": {part: chosen_text(settings.get(part, {}).get("chosen", {})) for part in parts},
         "headline": headline(demo, story),
-        "claims": claims(demo, story),
+        "claims": parts_of_it,
+        "answer": answer(parts_of_it, is_whole=bool(story)),
         "cards": cards_lines(demo),
         "demo": demo_table(demo),
         "story": story_table(story) if story else "",
@@ -206,15 +208,14 @@ def headline(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) ->
     every = places | real
     best, base = "blockwise tilted 4", [found for (p, _), found in demo.items() if p == "base"]
     lines = []
-    for name in (best, "blockwise distinct 4", "GGRO 8", "random nudges 8", "CARDS, target"):
+    for name in (best, "blockwise distinct 4", "CARDS, target", "GGRO 8", "random nudges 8", "SEA"):
         some = {place: found for place, found in every.items() if name in found.names}
         gaps = {place: guided.over_bon(found.cells, name) for place, found in some.items()}
         by = frame.by_verdict(gaps)
-        figures_of = ", ".join(f"{place} {gaps[place].mean:+.2f}" for place in gaps)
-        parts = [f"above on {len(by['higher'])} of {len(gaps)}"]
-        parts.append(f"below on {', '.join(by['lower']) or 'none'}")
+        told = {verdict: ", ".join(f"{place} ({gaps[place].mean:+.2f})" for place in by[verdict]) for verdict in by}
         lines.append(
-            f"**{TITLES[name]}** against Best-of-n with as many operations: {', '.join(parts)} ({figures_of})."
+            f"**{TITLES[name]}** against Best-of-n with as many operations: more gold on {told['higher'] or 'none'}; "
+            f"less on {told['lower'] or 'none'}; no difference shown on {told['no difference shown'] or 'none'}."
         )
     for title, found in (("demo world", base), ("real text", list(real.values()))):
         if not found:
@@ -225,6 +226,16 @@ def headline(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) ->
             f"brackets those of Best-of-n with as many operations (n = {n})."
         )
     return lines
+
+
+def answer(parts: Sequence[Claim], *, is_whole: bool) -> str:
+    """Yes, no or in part; in part, too, where real text was not measured."""
+    holding, total = sum(part.met for part in parts), len(parts)
+    if holding == 0:
+        return f"No: none of {total} parts holds."
+    word = "Yes" if holding == total and is_whole else "In part"
+    untold = "" if is_whole else " What was set for real text is not yet measured."
+    return f"{word}: {holding} of {total} parts hold.{untold}"
 
 
 def claims(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> list[Claim]:

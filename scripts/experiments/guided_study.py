@@ -151,6 +151,7 @@ def read_units(data: Path) -> list[Row]:
 
 def append_unit(data: Path, unit: Row) -> None:
     """Keep a unit; units stay in the order of their keys."""
+    data.mkdir(parents=True, exist_ok=True)
     lines = sorted([*read_units(data), unit], key=lambda line: line["key"])
     write_atomically(data / UNITS, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 

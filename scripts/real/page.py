@@ -162,15 +162,22 @@ def seconds(speed: Sequence[Mapping[str, Any]], policy: str, num_prompts: int, b
     return np.tile(np.interp(budgets, *np.transpose(found)), (num_prompts, 1)) if found else None
 
 
-def first_attempt(study: Study) -> str:
-    """What the first training for length, with equal weights, saved the base; empty where it is not there."""
-    unit = Unit("length", "iama", 0, SCALES["full"])
-    file = RESULTS["full"] / "attempt-1" / unit.path.name
-    base = study.all("length", "base")
-    if not file.is_file() or not base or base[0].unit.scale != unit.scale:
-        return ""
-    measured = Measured(unit, json.loads(file.read_text(encoding="utf-8")))
-    return ", ".join(f"{name} {frame.saved(saved([measured], base, name))}" for name in criteria_of("length"))
+def attempts() -> list[str]:
+    """What each earlier training for length saved the base, on the prompts of the split `trial`."""
+    scale = SCALES["full"]
+    folder = RESULTS["full"] / "attempts"
+
+    def there(name: str, policy: str) -> Measured:
+        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return Measured(Unit("length", policy, 0, scale, "trial"), record)
+
+    found = []
+    for file in sorted(folder.glob("[0-9].json")):
+        trained, base = there(file.stem, "iama"), there("base", "base")
+        found.append(
+            ", ".join(f"{name} {frame.saved(saved([trained], [base], name))}" for name in criteria_of("length"))
+        )
+    return found
 
 
 def refuse_mixed(first: Measured, second: Measured) -> None:
@@ -222,7 +229,7 @@ def write(units: Sequence[Unit]) -> Path:
         "bar": BAR,
         "lowest": LOWEST,
         "modes": modes(study),
-        "attempt": first_attempt(study),
+        "attempts": attempts() if units[0].scale.name == "full" else [],
     }
     write_atomically(folder / f"{name}-answers.md", answers(study))
     frame.write_claim(folder, name, values, tables, "real/page")

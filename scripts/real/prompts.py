@@ -1,9 +1,10 @@
-"""The study's prompts: topics of `scripts.real.topics` asked in several forms, in four splits that share no topic.
+"""The study's prompts: topics of `scripts.real.topics` asked in several forms, in five splits that share no topic.
 
     python -m scripts.real.prompts runs/real/prompts
 
-Each topic is asked in three forms in the training split, in two of the next two and once in the test split, so that
-test prompts are as different from each other as their topics. The order is drawn: any first part is a mixture.
+Each topic is asked in three forms in the training split, in two of the next two and once in the last two, so that test
+prompts are as different from each other as their topics. The first trainings were tried on `trial`; `test` is for
+figures. The order is drawn: any first part is a mixture.
 """
 
 from __future__ import annotations
@@ -11,28 +12,29 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from iama.files import write_atomically
-from scripts.real.topics import FORMS, TOPICS
+from scripts.real.topics import FORMS, TEST_TOPICS, TOPICS
 
 SEED = 0
-SHARES = {"train": 0.5, "validation": 0.1, "calibration": 0.15, "test": 0.25}
-NUM_FORMS = {"train": 3, "validation": 2, "calibration": 2, "test": 1}
+SHARES = {"train": 0.5, "validation": 0.1, "calibration": 0.15, "trial": 0.25}
+NUM_FORMS = {"train": 3, "validation": 2, "calibration": 2, "trial": 1, "test": 1}
 
 
-def topics(kind: str) -> list[str]:
+def topics(kind: str, listed: Mapping[str, str] = TOPICS) -> list[str]:
     """The topics of a kind, as they are listed."""
-    return [topic for topic in re.split(r";\s*|\n", TOPICS[kind].strip()) if topic]
+    return [topic for topic in re.split(r";\s*|\n", listed[kind].strip()) if topic]
 
 
 def splits(seed: int = SEED) -> dict[str, list[dict[str, str]]]:
     """Rows by split, in a drawn order: `kind`, `topic` and `prompt`; the same for the same seed and lists."""
     rng = random.Random(seed)
-    rows: dict[str, list[dict[str, str]]] = {split: [] for split in SHARES}
+    rows: dict[str, list[dict[str, str]]] = {split: [] for split in NUM_FORMS}
     for kind in FORMS:
         drawn = topics(kind)
         rng.shuffle(drawn)
@@ -43,6 +45,11 @@ def splits(seed: int = SEED) -> dict[str, list[dict[str, str]]]:
                 forms = rng.sample(FORMS[kind], NUM_FORMS[split])
                 rows[split] += [{"kind": kind, "topic": topic, "prompt": form.format(topic)} for form in forms]
             start = end
+    for kind in FORMS:
+        rows["test"] += [
+            {"kind": kind, "topic": topic, "prompt": rng.choice(FORMS[kind]).format(topic)}
+            for topic in topics(kind, TEST_TOPICS)
+        ]
     for part in rows.values():
         rng.shuffle(part)
     return rows

@@ -105,3 +105,29 @@ my running partner after a cold; a baker whose bread I love; a tenant about new 
 the bank about a strange charge; a friend I have not seen for years; our guests about the way to us
 """,
 }
+
+TEST_TOPICS = {
+    "explain": """
+a barometer; tooth decay; a zip; the alphabet; anaesthesia; a census; fireworks; a hot air balloon; rust; a yoga pose
+a dishwasher; the lottery; hiccups
+""",
+    "plan": """
+planting an orchard; applying for a job abroad; giving my old clothes away; hiking through the Alps
+taking part in a quiz show; making my own cheese; sleeping on the floor; becoming a firefighter; getting a hamster
+hosting an exchange student; writing to my favourite author; skating on the frozen lake
+""",
+    "advice": """
+tying a tie; whistling; peeling garlic; wrapping parcels; reading maps; hanging pictures straight; holding my breath
+losing gracefully; folding fitted sheets; talking to teenagers; shaving
+""",
+    "compare": """
+butter or margarine; a bath mat or a towel; apples or oranges; a scooter or a skateboard; jazz or rock
+a sofa or two armchairs; a north or a south window; a diary or a calendar; the radio or the newspaper; soup or salad
+""",
+    "task": """
+the butcher about a large order; an uncle who retired; the post office about a missing stamp album; a rival who beat me
+my godson for his first day at work; the zoo about a guided tour; a stranger who found my wallet
+the swimming pool about opening hours; my ex about a box of things; the mayor about more trees; a vet after an operation
+""",
+}
+"""Of the test split, written when the first trainings had been tried on that split's former prompts (now `trial`)."""

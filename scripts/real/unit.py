@@ -64,7 +64,7 @@ class Scale:
 SCALES = {
     "tiny": Scale("tiny", 2, 4, 8, 16),
     "small": Scale("small", 12, 16, 32, 64),
-    "full": Scale("full", 32, 40, 64, 128),
+    "full": Scale("full", 64, 40, 64, 128),
 }
 
 

@@ -180,6 +180,7 @@ def test_differences_are_at_equal_operations():
     assert 5 - 3 < gap.mean < 5 - 1
 
 
+@pytest.mark.slow
 def test_the_page_is_written_from_what_is_kept(tmp_path):
     data = tmp_path / "data"
     guided_page.write(tmp_path)
@@ -194,10 +195,11 @@ def test_the_page_is_written_from_what_is_kept(tmp_path):
         assert ("## Real text" in (tmp_path / "guided.md").read_text()) == (part is Story)
     page = (tmp_path / "guided.md").read_text()
     assert "nan" not in page
+    assert "**Answer.** " in page
     assert page.count("|---") == sum(line.count("|---") for line in page.splitlines())
     assert sum(line.startswith("|---") for line in page.splitlines()) == 3
     rows = list(csv.DictReader((data / "guided.csv").open()))
     assert len(rows) == (4 * 2 + 2) * (len(FORMS) - 2)
     assert {row["minus_bon"] for row in rows} == {f"{5 - np.log(4):.4g}"}
-    assert (tmp_path / "guided.svg").read_text().startswith("<?xml")
+    assert "<svg" in (tmp_path / "guided.svg").read_text()
     assert list(csv.DictReader((data / "guided-coverage.csv").open()))

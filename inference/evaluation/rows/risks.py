@@ -262,21 +262,21 @@ def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[Sa
         spent = (training or 0.0) + (fitting or 0.0)
         bounds = {"censored": row["censored"], "floor": row["floor"]}
         result = break_even(spent, ratio["ratio"] * cost, cost, **bounds, reference_training_flops=reference_training)
-        rows.append(
-            {
-                "reference": row["reference"],
-                "criterion": row["criterion"],
-                "method": row["method"],
-                **({"reference_method": other} if fitting is not None else {}),
-                "training_flops": result.training_flops,
-                "reference_training_flops": result.reference_training_flops,
-                "reference_flops": result.reference_flops,
-                "trained_flops": result.trained_flops,
-                "queries": result.queries,
-                "bound": result.bound,
-                "note": "; ".join(filter(None, (result.note, remark))),
-            }
-        )
+        pays: BreakEvenRow = {
+            "reference": row["reference"],
+            "criterion": row["criterion"],
+            "method": row["method"],
+            "training_flops": result.training_flops,
+            "reference_training_flops": result.reference_training_flops,
+            "reference_flops": result.reference_flops,
+            "trained_flops": result.trained_flops,
+            "queries": result.queries,
+            "bound": result.bound,
+            "note": "; ".join(filter(None, (result.note, remark))),
+        }
+        if fitting is not None:
+            pays["reference_method"] = other
+        rows.append(pays)
     return rows
 
 

@@ -323,6 +323,25 @@ def test_prompts_of_unlike_lengths_are_not_padded_to_the_longest(policy64, promp
     assert [len(row) for row in prompts] == [3, 2]
 
 
+def test_one_that_comes_while_many_go_on_waits_for_others_for_a_few_steps(policy64, prompts_ids):
+    decoder = engine.Decoder(policy64, 64, is_fair=True)
+    requests = [engine.Samples(i, prompts_ids[0], stream_keys(i, [i], [0]), SAMPLING) for i in range(20)]
+    for request in requests[:16]:
+        decoder.add(request)
+    decoder.step()
+    assert all(request.tokens for request in requests[:16])
+    decoder.add(requests[16])
+    steps = 0
+    while not requests[16].tokens:
+        decoder.step()
+        steps += 1
+    assert 1 < steps == engine.STEPS_TO_WAIT + 1
+    for request in requests[17:]:
+        decoder.add(request)
+    decoder.step()
+    assert all(request.tokens for request in requests[17:])
+
+
 def test_requests_of_all_kinds_enter_and_leave_at_any_step(policy64, prompts_ids):
     """Decoded side by side, some given up midway, each has what it has alone, and no row is left."""
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from iama.prompts.data import load_prompts
 from scripts.real.prompts import NUM_FORMS, splits, topics, write
-from scripts.real.topics import FORMS, TOPICS
+from scripts.real.topics import FORMS, TEST_TOPICS, TOPICS
 
 COMMON = {
     "a",
@@ -48,7 +48,7 @@ def test_every_split_has_its_prompts_and_all_kinds() -> None:
 
 
 def test_topics_are_listed_once_and_forms_take_one_each() -> None:
-    listed = [topic for kind in TOPICS for topic in topics(kind)]
+    listed = [topic for lists in (TOPICS, TEST_TOPICS) for kind in lists for topic in topics(kind, lists)]
     assert len(set(listed)) == len(listed)
     assert all(form.count("{}") == 1 and form[-1] in ".?" for forms in FORMS.values() for form in forms)
 
