@@ -29,8 +29,8 @@ def build_world(seed: int, out: str) -> None:
     run([sys.executable, "-m", "scripts.build_demo_models", "--seed", str(seed), "--out", out])
 
 
-def train(config: str, *overrides: str, processes: int = 2) -> None:
-    """`deepspeed --quiet --num_gpus 2 train_iama.py --config ...` on a free port."""
+def launcher(processes: int = 2) -> tuple[list[str], dict[str, str]]:
+    """`deepspeed --num_gpus N` on a free port, and the variables under which it keeps to itself what is no news."""
     import torch
 
     # Else each of its four processes warns that it looked for an accelerator in vain.
@@ -38,9 +38,14 @@ def train(config: str, *overrides: str, processes: int = 2) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    launcher = [str(BIN / "deepspeed"), "--quiet", "--num_gpus", str(processes), "--master_port", port]
+    return [str(BIN / "deepspeed"), "--quiet", "--num_gpus", str(processes), "--master_port", port], known
+
+
+def train(config: str, *overrides: str, processes: int = 2) -> None:
+    """`deepspeed --quiet --num_gpus 2 train_iama.py --config ...`: its first line is the run's own."""
+    command, known = launcher(processes)
     sets = [part for override in overrides for part in ("--set", override)]
-    run([*launcher, "train_iama.py", "--config", config, *sets], **known)
+    run([*command, "train_iama.py", "--config", config, *sets], **known)
 
 
 def iama(*arguments: str) -> None:

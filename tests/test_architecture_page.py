@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/design/architecture.md").read_text()
 LINE = re.compile(r"^( *)(\S+\.py) +(\w+) +\S.*$", flags=re.MULTILINE)
 WALKS = dict(zip(("a reward", "a prompt", "a request"), PAGE.split("\n## ")[1:], strict=True))
-LONGEST = {"a reward": 13, "a prompt": 25, "a request": 17}
+LONGEST = {"a reward": 13, "a prompt": 26, "a request": 17}
 
 
 @dataclass(frozen=True)

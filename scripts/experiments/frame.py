@@ -367,9 +367,13 @@ def parts_table(claims: Iterable[Claim]) -> Table:
 def answer(parts: Table) -> str:
     """Yes, no, or how many parts hold, of a table of parts."""
     holding, total = sum(row[-1] == "yes" for row in parts.rows), len(parts.rows)
+    if total == 1:
+        return "Yes" if holding else "No"
     if holding == total:
-        return "Yes" if total == 1 else f"Yes: all {total} parts hold"
-    return f"In part: {holding} of {total} parts hold" if holding else f"No: none of {total} parts holds"
+        return f"Yes: all {total} parts hold"
+    if not holding:
+        return f"No: none of {total} parts holds"
+    return f"In part: {holding} of {total} parts {'holds' if holding == 1 else 'hold'}"
 
 
 class Table(str):

@@ -59,14 +59,14 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def row(path: Path) -> dict[str, str]:
-    """What one page says of itself; of a page elsewhere that is not there, or has no answer, its claim alone."""
+    """What one page says of itself; of a page elsewhere that is not there or not finished, its claim alone."""
     if path.stem in ELSEWHERE and not path.is_file():
         return {"claim": ELSEWHERE[path.stem], "answer": "not yet measured", "short": ""}
     text = path.read_text(encoding="utf-8")
     found = [re.search(rf"^\*\*{word}\.\*\* (.+?)\n\n", text, re.DOTALL | re.MULTILINE) for word in WORDS]
     claim, said = ("" if match is None else " ".join(match[1].split()) for match in found)
     answer, _, short = re.sub(r"^(Yes|In part|No)[:.,] ?", r"\1|", said).partition("|")
-    if path.stem in ELSEWHERE and answer not in ANSWERS:
+    if path.stem in ELSEWHERE and (answer not in ANSWERS or "**Unfinished:**" in text):
         claim, answer, short = claim or ELSEWHERE[path.stem], "see the page", ""
     elif not claim or answer not in ANSWERS:
         raise ValueError(f"{path}: no claim, or its answer does not start with {', '.join(ANSWERS)}: {said[:20]!r}")

@@ -65,8 +65,9 @@ def test_parts_say_whether_a_claim_holds():
     met, failed = Claim("a", "bar", "1", met=True), Claim("b", "bar", "0", met=False)
     assert frame.answer(frame.parts_table([met])) == "Yes"
     assert frame.answer(frame.parts_table([met, met])) == "Yes: all 2 parts hold"
-    assert frame.answer(frame.parts_table([met, failed])) == "In part: 1 of 2 parts hold"
-    assert frame.answer(frame.parts_table([failed])) == "No: none of 1 parts holds"
+    assert frame.answer(frame.parts_table([met, failed])) == "In part: 1 of 2 parts holds"
+    assert frame.answer(frame.parts_table([failed])) == "No"
+    assert frame.answer(frame.parts_table([failed, failed])) == "No: none of 2 parts holds"
 
 
 def test_a_table_gives_csv_with_a_column_for_each_end_of_an_interval():

@@ -27,7 +27,7 @@ def test_the_page_says_what_holds_and_draws_bounds(tmp_path):
     }
     savings.write_tables(tmp_path, {"num_samples": 256, "num_prompts": 32, "sentences": ["One."]}, tables)
     text = (tmp_path / "savings.md").read_text()
-    assert "**Answer.** In part: 1 of 2 parts hold." in text
+    assert "**Answer.** In part: 1 of 2 parts holds." in text
     assert "for\n0 of 1 methods" in text
     assert "+0.152 (+0.113 to +0.200) above it" in text
     assert "helpful,cards at 0.5,base,cards,> 1.11,0.81,>1.48," in (tmp_path / "data/savings-points.csv").read_text()

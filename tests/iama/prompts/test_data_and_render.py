@@ -22,7 +22,14 @@ from iama.config.specs import PromptsSpec
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError
 from iama.files import is_temporary, temporary_name, write_atomically
 from iama.prompts.data import fitting_prompts, load_prompts, read_prompts, with_system_prompt
-from iama.prompts.render import as_completion, completion_text, prompt_text, render_exchange, render_prompt
+from iama.prompts.render import (
+    as_completion,
+    completion_text,
+    prompt_text,
+    render_exchange,
+    render_exchanges,
+    render_prompt,
+)
 
 MESSAGES = [{"role": "user", "content": "bake bread"}]
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -320,6 +327,18 @@ def test_an_exchange_starts_with_its_prompt_and_has_one_bos(tiny):
     assert exchange[: len(prompt)] == prompt
     assert exchange[-1] == tokenizer.eos_token_id
     assert exchange.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("prompts", [[MESSAGES, TURNS, MESSAGES], ["bake bread", "grow"], [MESSAGES, "grow"], []])
+def test_many_exchanges_are_those_of_each_alone(tiny, prompts):
+    tokenizer = AutoTokenizer.from_pretrained(tiny.policy)
+    texts = ["mix flour", "", "no thanks"][: len(prompts)]
+    alone = [render_exchange(tokenizer, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    assert render_exchanges(tokenizer, prompts, texts) == alone
+    tokenizer.chat_template = "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}x"
+    if TURNS in prompts:
+        with pytest.raises(ModelError, match="roles user, assistant, user, assistant"):
+            render_exchanges(tokenizer, prompts, texts)
 
 
 def test_completions_have_trls_shapes():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon, bop
+from scripts.launch import launcher
 from tests.processes import run_python
 from trainers.run.adapter import check_adapter, expected_shapes
 
@@ -29,15 +29,12 @@ BIN = Path(sys.executable).parent
 
 
 def launch(command: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
+    environment = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}} | launcher()[1]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def two_processes(config: Path) -> list[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    return [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port, "train_iama.py", "--config", str(config)]
+    return [*launcher()[0], "train_iama.py", "--config", str(config)]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,16 @@ def run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str,
     command = two_processes(folder / "config.yaml")
     done = launch(command)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "%|" not in done.stderr  # no bar of a library
     return folder / "run", done.stdout, command
+
+
+def test_the_first_line_is_the_run_s_own(run):
+    """DeepSpeed, transformers and torch say nothing before it, in none of the four processes."""
+    _, output, _ = run
+    assert output.startswith("run        two -> ")
+    assert "[INFO]" not in output
+    assert "[WARNING]" not in output
 
 
 def test_deepspeed_is_really_in_force(run):
