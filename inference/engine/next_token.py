@@ -105,10 +105,11 @@ def log_probabilities(logits_RV: torch.Tensor, tokens_R: Integers) -> torch.Tens
 def top_log_probabilities(logits_RV: torch.Tensor, number: int) -> list[list[tuple[int, float]]]:
     """The likeliest tokens of each row with their `log_probabilities`, the best first: `[R][number]`."""
     number = min(number, logits_RV.shape[1])
-    found = []
+    found: list[list[tuple[int, float]]] = []
     for rows in _blocks(logits_RV) if number else []:
         values, ids = torch.log_softmax(logits_RV[rows].double(), dim=-1).topk(number, dim=-1)
-        found += [list(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
+        pairs = zip(ids.tolist(), values.tolist(), strict=True)
+        found += [list(zip(own_ids, own_values, strict=True)) for own_ids, own_values in pairs]
     return found if number else [[] for _ in logits_RV]
 
 

@@ -169,7 +169,8 @@ class Answering:
                 await asyncio.to_thread(self._asked, ask, tell, wanted) if is_long else self._asked(ask, tell, wanted)
             )
             self._under_way.add(asked)
-            completion, logprobs = await self._answer(asked), None
+            completion = await self._answer(asked)
+            logprobs: Logprobs | None = None
             if ask.num_top is not None:
                 logprobs, cost = await self._judge(asked, ask.num_top, completion)
                 completion = replace(completion, cost=completion.cost + cost)

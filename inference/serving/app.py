@@ -240,7 +240,9 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], gone: asyncio.Future[None], *work: asyncio.Future[Any]):
+    def __init__(
+        self, pieces: AsyncGenerator[bytes, None], gone: asyncio.Future[None], *work: asyncio.Future[Any]
+    ) -> None:
         self._pieces, self._gone, self._work = pieces, gone, work
         self.status_code, self.background = 200, None
         self.init_headers({**NO_STORE, "X-Accel-Buffering": "no"})

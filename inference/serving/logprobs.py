@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tokenizers.decoders import ByteLevel
@@ -110,14 +110,16 @@ class Vocabulary:
         self._special = {number: text for text, number in special_tokens(policy.tokenizer).items()}
         self._known: dict[tuple[int, bool], Piece] = {}
         decoder = getattr(getattr(policy.tokenizer, "backend_tokenizer", None), "decoder", None)
-        self._bytes = {c: b for b, c in bytes_to_unicode().items()} if isinstance(decoder, ByteLevel) else {}
+        table: Callable[[], dict[int, str]] = bytes_to_unicode
+        self._bytes = {c: b for b, c in table().items()} if isinstance(decoder, ByteLevel) else {}
         self._before = next((i for i in range(len(policy.tokenizer)) if self._is_plain(i)), 0)
 
     def logprobs(self, judged: Likelihoods, text: str, sampling: Sampling) -> Logprobs:
         """Those of an answer with this text, which may end before its tokens do."""
         ids = list(judged.token_ids)
         has_end = ids[-1] in end_tokens(self._policy, sampling)
-        tokens, is_first = [], True
+        tokens: list[TokenLogprob] = []
+        is_first = True
         for piece, token in zip(self._pieces(ids[:-1] if has_end else ids, text), judged.found, strict=False):
             top = tuple((piece if i == token.token_id else self.piece(i, is_first), p) for i, p in token.top)
             tokens.append(TokenLogprob(piece, token.log_probability, top))

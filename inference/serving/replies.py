@@ -127,7 +127,9 @@ def chat_logprobs(logprobs: Logprobs) -> dict[str, Any]:
 
 def text_logprobs(logprobs: Logprobs) -> dict[str, Any]:
     """`choices[i].logprobs` of a text; the likeliest tokens have the one that was drawn beside them."""
-    tokens, offsets, tops, length = logprobs.tokens, [], [], 0
+    tokens, length = logprobs.tokens, 0
+    offsets: list[int] = []
+    tops: list[dict[str, float]] = []
     decoder = codecs.getincrementaldecoder("utf-8")("ignore")
     for token in tokens:
         offsets.append(length)
