@@ -7,9 +7,9 @@ examples as paragraphs that begin with `Example: `; `rich_help_panel` of a comma
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -20,6 +20,7 @@ from iama.nearest import closest, nearest
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Of click, which some releases of typer bring with them."""
 WIDTH = 80
+F = TypeVar("F", bound=Callable[..., Any])
 EXAMPLE = "Example: "
 
 
@@ -115,7 +116,7 @@ class Group(TyperGroup):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Commands by group, then the options of all."""
         shown = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(c.rich_help_panel, (name, c)) for name, c in shown if c is not None and not c.hidden]
+        rows = [(getattr(c, "rich_help_panel", None), (name, c)) for name, c in shown if c is not None and not c.hidden]
         limit = formatter.width - 6 - max((len(name) for name, _ in shown), default=0)
         for group, commands in _groups(rows, "Commands").items():
             with formatter.section(group):
@@ -142,11 +143,12 @@ class App(typer.Typer):
     """A command line of such commands."""
 
     def __init__(self, group: type[Group] = Group, command: type[Command] = Command, **kwargs: Any) -> None:
-        plain = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-        super().__init__(cls=group, **plain, **kwargs)
+        super().__init__(
+            cls=group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **kwargs
+        )
         self._command = command
 
-    def command(self, name: str | None = None, **kwargs: Any) -> Any:
+    def command(self, name: str | None = None, **kwargs: Any) -> Callable[[F], F]:
         """Register a command, as `typer.Typer.command` does."""
         return super().command(name, **{"cls": self._command, **kwargs})
 

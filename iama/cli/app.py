@@ -66,7 +66,9 @@ class Commands(Group):
         """Names by group, and within one as they were registered."""
         order = {name: number for number, name in enumerate(COMMANDS)}
         names = super().list_commands(ctx)
-        return sorted(names, key=lambda name: order.get(str(self.commands[name].rich_help_panel), len(order)))
+        return sorted(
+            names, key=lambda name: order.get(getattr(self.commands[name], "rich_help_panel", None), len(order))
+        )
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The command's arguments; without any, what people do is shown."""
