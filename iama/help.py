@@ -17,10 +17,10 @@ from typer.core import TyperCommand, TyperGroup
 from iama.errors import ConfigError
 from iama.nearest import closest, nearest
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Of click, which some releases of typer bring with them."""
 WIDTH = 80
+F = TypeVar("F", bound=Callable[..., Any])
 EXAMPLE = "Example: "
 
 
@@ -143,11 +143,12 @@ class App(typer.Typer):
     """A command line of such commands."""
 
     def __init__(self, group: type[Group] = Group, command: type[Command] = Command, **kwargs: Any) -> None:
-        plain: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-        super().__init__(cls=group, **plain, **kwargs)
+        super().__init__(
+            cls=group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **kwargs
+        )
         self._command = command
 
-    def command(self, name: str | None = None, **kwargs: Any) -> Callable[[Function], Function]:
+    def command(self, name: str | None = None, **kwargs: Any) -> Callable[[F], F]:
         """Register a command, as `typer.Typer.command` does."""
         return super().command(name, **{"cls": self._command, **kwargs})
 

@@ -67,7 +67,7 @@ class Commands(Group):
         order = {name: number for number, name in enumerate(COMMANDS)}
         names = super().list_commands(ctx)
         return sorted(
-            names, key=lambda name: order.get(str(getattr(self.commands[name], "rich_help_panel", None)), len(order))
+            names, key=lambda name: order.get(str(getattr(self.commands[name], "rich_help_panel", "")), len(order))
         )
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -136,7 +136,7 @@ def cell_of(unit: Row) -> Cell:
     """A unit as curves of Best-of-n and answers; between the n that are kept it is linear in log n."""
     points = np.asarray(unit["points"], dtype=np.float64)
     n = np.arange(1.0, points[-1] + 1)
-    curves = {
+    curves: dict[str, Floats] = {
         metric: np.stack([np.interp(np.log(n), np.log(points), row) for row in unit[metric]])
         for metric in ("gold", "proxy", "wrong", "steps")
         if metric in unit
@@ -154,7 +154,7 @@ def served_of(answers: Row, num_prompts: int) -> Served:
     def by_prompt(values: Sequence[float]) -> Floats:
         return np.asarray(values, dtype=np.float64).reshape(answers["num_answers"], num_prompts).T
 
-    metrics = {
+    metrics: dict[str, Floats] = {
         metric: by_prompt(answers[metric]) for metric in ("gold", "proxy", "wrong", "fluency") if metric in answers
     }
     metrics |= {"flops": by_prompt(answers["mflops"]), "steps": by_prompt(answers["steps"])}

@@ -24,7 +24,7 @@ from iama.errors import IamaError
 from scripts.real import gold, methods, page, proxies, speed
 from scripts.real.unit import METHODS, NUM_JUDGED, SCALES, SPEED, Unit, all_units, data_units, run
 
-STEP_S, TOKENS_A_S, SCORED_A_S, JUDGED_A_S, MODEL_S, PROXY_S = 35.0, 700.0, 12.0, 4.0, 30.0, 240.0
+STEP_S, TOKENS_A_S, SCORED_A_S, JUDGED_A_S, MODEL_S, PROXY_S = 20.0, 700.0, 12.0, 4.0, 30.0, 240.0
 """On two idle cores: seconds a training step, tokens drawn, texts scored and texts judged by the base a second, seconds
 to start and to fit a proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
 MEAN_TOKENS, METHODS_S, SPEED_S = 80, 2400.0, 300.0

@@ -98,7 +98,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "told"),
         [
-            ({"methods": ["bno"]}, "method 'bno' is not known; write one of identity, bon"),
+            ({"methods": ["bno"]}, "method 'bno' is not known; did you mean 'bon'. write one of identity, bon"),
             ({"methods": ["bon(5)"]}, r"'bon\(5\)' keeps one of 5 samples, more than a quarter of num_samples = 16"),
             ({"methods": ["bop_zt(4)"], "num_samples": 18}, r"'bop_zt\(4\)' keeps one of 4\.07463 samples"),
             ({"methods": ["soft_bon(5, 0.5)"]}, r"soft_bon\(5, 0\.5\)' keeps one of 5"),
