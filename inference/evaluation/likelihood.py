@@ -29,15 +29,18 @@ def reference_source(config: EvaluationConfig, sources: Sequence[Source]) -> Sou
     return None
 
 
-def last_loaded() -> Callable[[Source], Policy]:
-    """Loads a source's policy; the last one stays, so that what it judges next need not load it again."""
+def last_loaded(sampling: Sampling) -> Callable[[Source], Policy]:
+    """Loads a source's policy; the last one stays, so that what it judges next need not load it again.
+
+    `sampling` is what drew the responses: a generation_config.json that says the same is not told of.
+    """
     held: dict[str, Policy] = {}
 
     def load(source: Source) -> Policy:
         if source.name not in held:
             assert source.spec is not None
             held.clear()
-            held[source.name] = load_policy(source.name, source.spec)
+            held[source.name] = load_policy(source.name, source.spec, sampling)
         return held[source.name]
 
     return load

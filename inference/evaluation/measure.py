@@ -187,7 +187,7 @@ def _log_probabilities(work: _Work, measured: Measured) -> None:
     if reference is None or not work.config.log_probabilities:
         return
     measured.reference = reference.name
-    load = last_loaded()
+    load = last_loaded(work.config.sampling)
     sources = work.plan.sources
     pools = [(s, s, s.name, measured.pools[s.name]) for s in sources]
     pools += [(s, reference, s.name, measured.pools[s.name]) for s in sources if s is not reference]
@@ -282,7 +282,7 @@ def _entropies(work: _Work, measured: Measured, source: Source) -> list[list[flo
     advance = add_bar(work.progress, f"entropies of {source.policy}", "prompts", len(pool.prompts))
     path = work.folder / "entropies" / f"{source.file_name}.jsonl"
     prompts_ids = [source.prompts_ids[i] for i in work.indices]
-    measuring = partial(entropies, last_loaded(), replace(source, prompts_ids=()), work.config.batch_size)
+    measuring = partial(entropies, last_loaded(work.config.sampling), replace(source, prompts_ids=()), work.config.batch_size)
     with locked(path):
         return pool_entropies(pool, prompts_ids, path, partial(work.spread, measuring), advance)
 
