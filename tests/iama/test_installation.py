@@ -42,6 +42,6 @@ def test_recipes_and_what_they_name_are_found():
 def test_a_deepspeed_file_has_a_name_a_place_or_both():
     assert find_deepspeed("zero2") == find_deepspeed("configs/deepspeed/zero2.json")
     assert deepspeed_options("zero3_offload") == deepspeed_options("configs/deepspeed/zero3_offload.json")
-    message = "'zero5' does not exist; give a file, or zero1, zero2, zero3, zero3_offload"
+    message = r"'zero5' does not exist; did you mean 'zero1'\? give a file, or zero1, zero2, zero3, zero3_offload"
     with pytest.raises(ConfigError, match=message):
         find_deepspeed("zero5")

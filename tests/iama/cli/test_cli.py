@@ -419,7 +419,7 @@ def test_help_examples_name_what_the_demo_makes(run):
     assert flags["--policy"] == config.policies["base"].path
     assert flags["--reward"] == config.criteria[0].proxy.model
     assert config.policies["iama"].adapter == f"{example_of(run, 'export')[2]}/adapter"
-    assert example_of(run, "report") == ["iama", "report", config.output_dir]
+    assert example_of(run, "report") == ["iama", "report", config.output_dir, "--open"]
 
 
 @pytest.fixture
@@ -467,7 +467,7 @@ def test_evaluate_and_report(run, config_file, tmp_path):
     folder = tmp_path / "evaluation"
     assert f"report: {folder / 'report.html'}" in out
     last = out.strip().splitlines()[-1]
-    assert last.startswith("With Best-of-2, iama reaches")
+    assert last.startswith("No saving: with 2 samples, the trained model is only as good on")
     (folder / "report.html").unlink()
     code, out, err = run("report", folder)
     assert code == 0, err

@@ -190,7 +190,10 @@ def test_a_method_or_baseline_larger_than_a_stored_pool(files, tmp_path):
         (["--trained", "imaa"], "--trained 'imaa' is none of the pools; did you mean 'iama'?"),
         (["--criterion", "helpful"], "--criterion 'helpful': write NAME=PROXY_COLUMN,GOLD_COLUMN"),
         (["--criterion", "h=a,b,c"], "write NAME=PROXY_COLUMN,GOLD_COLUMN"),
-        (["--criterion", "h=helpfull"], "not every sample has the score column 'helpfull'; the pools have helpful"),
+        (
+            ["--criterion", "h=helpfull"],
+            "not every sample has the score column 'helpfull'; did you mean 'helpful'? the pools have helpful",
+        ),
         (["--pool", "base=again.jsonl"], "write NAME=FILE, each name once"),
         (["--pool", "nothing"], "write NAME=FILE, each name once"),
         (["--config", "some.yaml"], "give --config FILE, or --pool NAME=FILE"),

@@ -225,7 +225,12 @@ def test_a_reference_that_was_trained_too(config, tmp_path, tiny, adapter_dir):
         tables = fill_tables(Evaluation(plan, measured))
         # Three samples of the reference for one of the trained policy's.
         saving = {"criterion": "c", "method": "bon", "metric": "gold", "reference": "base", "censored": False}
-        saving |= {"floor": False, "units": {"flops": {"ratio": 3.0}}, "ci95": [2.0, 4.0]}
+        saving |= {
+            "samples": settings.trained_budget,
+            "floor": False,
+            "units": {"flops": {"ratio": 3.0}},
+            "ci95": [2.0, 4.0],
+        }
         if model is not None:  # the reference as it stands in the file, if its pool is not from elsewhere
             base = EvaluatedPolicy.model_validate(model)
             settings = settings.model_copy(update={"policies": settings.policies | {"base": base}})

@@ -276,7 +276,7 @@ def test_what_is_left_to_the_server_stands_in_the_header(run, tmp_path, openai_s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--engine", "vlm"], "--engine 'vlm' is not known; write transformers, vllm, openai"),
+        (["--engine", "vlm"], "--engine 'vlm' is not known; did you mean 'vllm'? write transformers, vllm, openai"),
         ([], "--engine transformers needs --policy"),
         (["--engine", "openai", "--model", "m"], "--engine openai needs --url"),
         ([*SERVER, "--vllm", "max_model_len=9"], "--vllm 'max_model_len=9' has no use with --engine openai"),

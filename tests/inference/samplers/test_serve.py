@@ -97,7 +97,8 @@ BAD = [
     ("cards(taget=1)", "unknown key 'taget'; did you mean 'target'?"),
     ("cards(target=1, min_segment=9, max_segment=3)", "min_segment = 9 exceeds max_segment = 3"),
     ("args(top_k=0)", "top_k"),
-    *((text, "is not known; write one of identity, bon(4)") for text in ("best", "cardsharp", "cards x=1")),
+    *((text, "is not known; write one of identity, bon(4)") for text in ("best", "cards x=1")),
+    ("cardsharp", "is not known; did you mean 'cards'? write one of identity, bon(4)"),
     ("cards[1]", "soft_bon(4, temperature=0.1), cards(target=1.5, entropy_threshold=2), rejection(target=1.5)"),
     ("cards[1]", "mbr(8, 0.5), bon(64, stop=pandora(0.05), width=4), or path"),
     (
