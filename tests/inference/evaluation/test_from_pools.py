@@ -192,7 +192,7 @@ def test_a_method_or_baseline_larger_than_a_stored_pool(files, tmp_path):
         (["--criterion", "h=a,b,c"], "write NAME=PROXY_COLUMN,GOLD_COLUMN"),
         (
             ["--criterion", "h=helpfull"],
-            "not every sample has the score column 'helpfull'; did you mean 'helpful'? the pools have helpful",
+            "has the score column 'helpfull'; did you mean 'helpful'? the pools have helpful",
         ),
         (["--pool", "base=again.jsonl"], "write NAME=FILE, each name once"),
         (["--pool", "nothing"], "write NAME=FILE, each name once"),
