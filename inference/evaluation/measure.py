@@ -282,7 +282,8 @@ def _entropies(work: _Work, measured: Measured, source: Source) -> list[list[flo
     advance = add_bar(work.progress, f"entropies of {source.policy}", "prompts", len(pool.prompts))
     path = work.folder / "entropies" / f"{source.file_name}.jsonl"
     prompts_ids = [source.prompts_ids[i] for i in work.indices]
-    measuring = partial(entropies, last_loaded(work.config.sampling), replace(source, prompts_ids=()), work.config.batch_size)
+    load, told = last_loaded(work.config.sampling), replace(source, prompts_ids=())
+    measuring = partial(entropies, load, told, work.config.batch_size)
     with locked(path):
         return pool_entropies(pool, prompts_ids, path, partial(work.spread, measuring), advance)
 
