@@ -6,6 +6,7 @@ python -m scripts.real.page
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ BAR, LOWEST = 4.0, 2.0
 TITLES = {"base": "untrained base", "grpo": "linear GRPO", "iama": "IAMA", "told": "base, told", "only": "specialist"}
 UNITS = ("tokens", "flops", "seconds")
 NUM_BOOTSTRAP = 1000
+BEGIN, END = "<!-- the real model: begin -->", "<!-- the real model: end -->"
 NEAR = 5
 """Words from a target within which an answer counts as near it."""
 TICKS = [1, 2, 4, 8, 16, 32]
@@ -233,7 +235,27 @@ def write(units: Sequence[Unit]) -> Path:
     }
     write_atomically(folder / f"{name}-answers.md", answers(study))
     frame.write_claim(folder, name, values, tables, "real/page")
+    if name == "real" and tables["saved"].rows:
+        write_readme(tables["saved"])
     return folder / f"{name}.md"
+
+
+def write_readme(saved: Table, readme: Path = Path("README.md")) -> None:
+    """Put the figures of a table of what is saved between the marks of the README."""
+    text = readme.read_text(encoding="utf-8")
+    told = ", ".join(
+        f"*{criterion}* {ratio}"
+        for criterion, ratio in zip(*map(saved.column, ("criterion", "base: samples")), strict=True)
+    )
+    words = (
+        f"On a real model (SmolLM2-135M-Instruct), {BUDGET} samples of IAMA are as good as so many times more of the "
+    )
+    words += f"untrained base: {told}. In brackets are 95 % intervals. `make real SCALE=full` measures it "
+    words += "([page](docs/results/real.md))."
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    block = "\n".join(["", *textwrap.wrap(words, 119, break_long_words=False, break_on_hyphens=False), ""])
+    write_atomically(readme, before + BEGIN + block + END + after)
 
 
 PAIR_TITLES = {

@@ -118,6 +118,16 @@ def test_from_units_to_the_page(home: Path) -> None:
     assert {file.name for file in home.glob("report*.svg")} == {"report.svg", "report-lengths.svg"}
     assert "### how to bake bread" in path.with_name("report-answers.md").read_text()
 
+    readme = home / "README.md"
+    readme.write_text(f"# A\n\n{page.BEGIN}\nold\n{page.END}\n\nrest\n")
+    page.write_readme(page.saved_table(page.Study([*units, iama])), readme)
+    page.write_readme(page.saved_table(page.Study([*units, iama])), readme)  # again, and nothing is there twice
+    words = readme.read_text()
+    assert words.startswith(f"# A\n\n{page.BEGIN}\nOn a real model")
+    assert words.endswith(f"{page.END}\n\nrest\n")
+    assert "old" not in words
+    assert words.count("*short* ") == 1
+
     iama.path.write_text(iama.path.read_text().replace("of the tiny model", "of another"))
     with pytest.raises(SystemExit, match="differ in 'weights_sha256'"):
         page.write([units[0], iama])
