@@ -557,7 +557,9 @@ def plot(path: Path, demo: Mapping[Place, Measured], story: Mapping[Place, Measu
             ]
             axis.plot(*curve, "-", color=figures.GREY, label="Best-of-n")
             for kind, (colour, mark) in LOOKS.items():
-                names = [kind] if kind in FORMS else [f"{kind} {m}" for m in (2, 4, 8) if f"{kind} {m}" in found.names]
+                names = [name for name in (kind, *(f"{kind} {m}" for m in (2, 4, 8))) if name in found.names]
+                if not names:
+                    continue
                 x, y = ([guided.mean(found.cells, name, metric) for name in names] for metric in ("flops", "gold"))
                 axis.plot(x, y, mark, color=colour, label=kind)
             axis.set_xscale("log")
