@@ -247,9 +247,7 @@ def write_readme(saved: Table, readme: Path = Path("README.md")) -> None:
         f"*{criterion}* {ratio}"
         for criterion, ratio in zip(*map(saved.column, ("criterion", "base: samples")), strict=True)
     )
-    words = (
-        f"On a real model (SmolLM2-135M-Instruct), {BUDGET} samples of IAMA are as good as so many times more of the "
-    )
+    words = f"On a real model (SmolLM2-135M-Instruct), {BUDGET} samples of IAMA are as good as this many times as many of the "
     words += f"untrained base: {told}. In brackets are 95 % intervals. `make real SCALE=full` measures it "
     words += "([page](docs/results/real.md))."
     before, _, rest = text.partition(BEGIN)
