@@ -137,7 +137,7 @@ def train(config: TrainingConfig, side: str) -> Times:
     return times
 
 
-def large_world(folder: Path, setting: Setting) -> Path:
+def large_world(folder: Path, setting: Setting, prompt_tokens: int | None = None) -> Path:
     """A policy of random weights, a tokenizer of as many words, and prompts of words.
 
     Random weights hardly ever draw one end token among so many, so that every 48th token ends a response.
@@ -154,7 +154,7 @@ def large_world(folder: Path, setting: Setting) -> Path:
     model.generation_config.eos_token_id = [2, *range(48, size, 48)]
     model.save_pretrained(folder / "policy")
     tokenizer.save_pretrained(folder / "policy")
-    ids = torch.randint(1, size // 48, (64, setting.drawn_prompt_tokens)) * 48 - 1
+    ids = torch.randint(1, size // 48, (64, prompt_tokens or setting.drawn_prompt_tokens)) * 48 - 1
     rows = [{"prompt": " ".join(f"w{i}" for i in row)} for row in ids.tolist()]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder

@@ -120,7 +120,7 @@ class ServingFigures:
 def measure(world: Path, setting: Setting, say: Callable[[str], None]) -> dict[str, ServingFigures]:
     """Of the demo's policy, which answers within milliseconds, and of one of a real size with random weights."""
     with TemporaryDirectory() as folder:
-        large = large_world(Path(folder), setting)
+        large = large_world(Path(folder), setting, setting.served_large_prompt_tokens)
         sides = [
             Side(
                 "demo",

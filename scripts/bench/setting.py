@@ -74,6 +74,7 @@ class Setting:
     num_served_large: int = 64
     num_served_large_alone: int = 4
     served_large_tokens: int = 24
+    served_large_prompt_tokens: int = 8  # its words are several tokens each to the demo's reward, which reads 256
 
     @property
     def sampling(self) -> Sampling:

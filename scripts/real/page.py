@@ -247,8 +247,10 @@ def write_readme(saved: Table, readme: Path = Path("README.md")) -> None:
         f"*{criterion}* {ratio}"
         for criterion, ratio in zip(*map(saved.column, ("criterion", "base: samples")), strict=True)
     )
-    words = f"On a real model (SmolLM2-135M-Instruct), {BUDGET} samples of IAMA are as good as this many times as many of the "
-    words += f"untrained base: {told}. In brackets are 95 % intervals. `make real SCALE=full` measures it "
+    words = (
+        f"On a real model (SmolLM2-135M-Instruct), {BUDGET} samples of IAMA are as good as this many times as many of "
+    )
+    words += f"the untrained base: {told}. In brackets are 95 % intervals. `make real SCALE=full` measures it "
     words += "([page](docs/results/real.md))."
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
