@@ -333,8 +333,8 @@ requests in a round ({fixed.num_served_alone} by one client), at most {fixed.ser
 client), at most {fixed.served_large_tokens} new tokens, {fixed.num_served_large_rounds} rounds. Every client asks again
 as soon as it is answered. Clients share the machine with the server. The engine is the server's own, asked without
 HTTP by {NUM_CLIENTS[-1]} at a time; offline is `inference.serve`, given all requests at once, with as many rows as the
-clients fill of the server's {ROWS}. Tokens are all that were sampled, rejected ones too; a method that selects sends its first
-text when it has chosen. Seconds:
+clients fill of the server's {ROWS}. Tokens are all that were sampled, rejected ones too; a method that selects
+sends its first text when it has chosen. Seconds:
 
 {table(header, rows)}
 
