@@ -305,6 +305,7 @@ def test_an_evaluation_turns_its_dial_and_counts_the_head(run, tiny, head, tmp_p
     texts = {row["method"] for row in summary["curves"]}
     assert {f"tilted_tokens(lam={lam}, head={head})" for lam in ("0.5", "2")} <= texts
     reward_flops = {row["training_flops"] for row in summary["break_even"]}
+    assert reward_flops
     assert all(flops > 1 + 2 + 3 for flops in reward_flops)
     assert all(row["method"].startswith("tilted_tokens") for row in summary["break_even"])
     config["methods"][1] = f"tilted_tokens(head={head / 'elsewhere'})"
