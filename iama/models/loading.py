@@ -241,6 +241,17 @@ def pick_device(device: str, source: str = "here") -> torch.device:
     return picked
 
 
+def is_slow(dtype: str, device: torch.device) -> bool:
+    """Whether a processor lacks the instructions of a half precision: products then take many times as long.
+
+    False of what oneDNN does not know, which is every accelerator and every CPU that it was not built for.
+    """
+    if dtype not in ("bfloat16", "float16") or device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    known = torch.ops.mkldnn
+    return not (known._is_mkldnn_bf16_supported() if dtype == "bfloat16" else known._is_mkldnn_fp16_supported())
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: torch has a class of its own for GPUs; on the CPU the allocator's message tells."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -18,7 +18,7 @@ from typing import Any
 
 from iama.prompts.render import completion_text
 
-SHORT, LONG, SCALE = 12, 50, 40
+SHORT, LONG, SCALE = 12, 40, 40
 """Targets in words, and what divides the distance. With 96 new tokens the base writes about 70 words, and is cut."""
 FEWEST_WORDS, LEAST_KNOWN, MOST_REPEATED = 5, 0.8, 0.4
 LONGEST_SENTENCE = 40

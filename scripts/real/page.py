@@ -6,7 +6,6 @@ python -m scripts.real.page
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -165,20 +164,18 @@ def seconds(speed: Sequence[Mapping[str, Any]], policy: str, num_prompts: int, b
 
 
 def attempts() -> list[str]:
-    """What each earlier training for length saved the base, on the prompts of the split `trial`."""
-    scale = SCALES["full"]
+    """What each earlier training for length saved the base that drew on its prompts."""
     folder = RESULTS["full"] / "attempts"
 
-    def there(name: str, policy: str) -> Measured:
-        record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        return Measured(Unit("length", policy, 0, scale, "trial"), record)
+    def there(file: Path, policy: str) -> Measured:
+        return Measured(Unit("length", policy, 0, SCALES["full"]), json.loads(file.read_text(encoding="utf-8")))
 
+    bases = [there(file, "base") for file in folder.glob("base*.json")]
     found = []
     for file in sorted(folder.glob("[0-9].json")):
-        trained, base = there(file.stem, "iama"), there("base", "base")
-        found.append(
-            ", ".join(f"{name} {frame.saved(saved([trained], [base], name))}" for name in criteria_of("length"))
-        )
+        trained = there(file, "iama")
+        base = next(base for base in bases if base.record["prompts"] == trained.record["prompts"])
+        found.append(", ".join(f"{name} {_told(saved([trained], [base], name))}" for name in criteria_of("length")))
     return found
 
 
@@ -243,19 +240,12 @@ def write(units: Sequence[Unit]) -> Path:
 def write_readme(saved: Table, readme: Path = Path("README.md")) -> None:
     """Put the figures of a table of what is saved between the marks of the README."""
     text = readme.read_text(encoding="utf-8")
-    told = ", ".join(
-        f"*{criterion}* {ratio}"
-        for criterion, ratio in zip(*map(saved.column, ("criterion", "base: samples")), strict=True)
-    )
-    words = (
-        f"On a real model (SmolLM2-135M-Instruct), {BUDGET} samples of IAMA are as good as this many times as many of "
-    )
-    words += f"the untrained base: {told}. In brackets are 95 % intervals. `make real SCALE=full` measures it "
-    words += "([page](docs/results/real.md))."
+    columns = ("criterion", "base: samples", "linear GRPO: samples")
+    rows = [list(row) for row in zip(*map(saved.column, columns), strict=True)]
+    header = "SmolLM2-135M-Instruct: the same | saved against the base | against linear GRPO"
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    block = "\n".join(["", *textwrap.wrap(words, 119, break_long_words=False, break_on_hyphens=False), ""])
-    write_atomically(readme, before + BEGIN + block + END + after)
+    write_atomically(readme, f"{before}{BEGIN}\n{frame.table(header, rows)}\n{END}{after}")
 
 
 PAIR_TITLES = {
@@ -287,7 +277,7 @@ def claims(study: Study) -> list[Claim]:
             continue
         each = {criterion: saved(iama, base, criterion) for criterion in criteria_of(pair)}
         holds = all(s.counts and s.ratio >= BAR and s.ci95 is not None and s.ci95[0] > LOWEST for s in each.values())
-        told = ", ".join(f"{criterion} {frame.saved(s)}" for criterion, s in each.items())
+        told = ", ".join(f"{criterion} {_told(s)}" for criterion, s in each.items())
         bar = f"at least {BAR:g} times on both, lower bounds above {LOWEST:g}"
         found.append(Claim(f"{PAIR_TITLES[pair]}: samples that the base needs", bar, told, holds))
     return found
@@ -304,9 +294,9 @@ def saved_table(study: Study) -> Table:
                 policy: saved(iama, references, criterion, speed=study.speed.get(pair, ()))
                 for policy, references in others.items()
             }
-            told = next((frame.saved(s) for policy, s in found.items() if policy.startswith("told-")), "-")
-            base = [frame.saved(found["base"]), *(_ratio(found["base"], unit) for unit in UNITS)]
-            grpo = frame.saved(found["grpo"]) if "grpo" in found else "-"
+            told = next((_told(s) for policy, s in found.items() if policy.startswith("told-")), "-")
+            base = [_told(found["base"]), *(_told(found["base"], unit) for unit in UNITS)]
+            grpo = _told(found["grpo"]) if "grpo" in found else "-"
             seeds = str(min(len(iama), len(others.get("grpo", iama))))
             rows.append([criterion, *base, told, grpo, seeds])
     header = (
@@ -327,6 +317,15 @@ def savings_table(study: Study) -> Table:
                 note = "" if found.counts else "does not count: its gold falls"
                 rows.append([pair, criterion, title(policy), frame.saved(found), *units, note])
     return table("pair | criterion | against | samples | tokens | FLOPs | seconds | remark", rows)
+
+
+def _told(found: Savings, unit: str | None = None) -> str:
+    """What is saved in samples, or in another unit, for readers."""
+    value = found if unit is None else found.units.get(unit)
+    if value is None:
+        return "-"
+    remark = "" if found.counts else " (does not count: its gold falls)"
+    return frame.told(value.ratio, value.ci95, censored=found.censored, floor=found.floor) + remark
 
 
 def _ratio(found: Savings, unit: str) -> str:

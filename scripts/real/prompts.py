@@ -3,8 +3,8 @@
     python -m scripts.real.prompts runs/real/prompts
 
 Each topic is asked in three forms in the training split, in two of the next two and once in the last two, so that test
-prompts are as different from each other as their topics. The first trainings were tried on `trial`; `test` is for
-figures. The order is drawn: any first part is a mixture.
+prompts are as different from each other as their topics. Settings are chosen on `trial`; `test` is for figures. The
+order is drawn: any first part is a mixture.
 """
 
 from __future__ import annotations

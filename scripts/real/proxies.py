@@ -19,14 +19,16 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 import typer
 
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import DataError, IamaError
 from iama.files import building, write_atomically
+from iama.models.loading import is_slow
 from iama.progress import progress_bar
 from iama.prompts.data import load_prompts
 from iama.rewards.load import load_reward
@@ -43,6 +45,8 @@ POLICY = FOLDER / "policy"
 MAX_NEW_TOKENS = 96
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=MAX_NEW_TOKENS)
 BATCH_SIZE = 128
+DTYPE: Literal["bfloat16", "float32"] = "float32" if is_slow("bfloat16", torch.device("cpu")) else "bfloat16"
+"""Of the policy's and the proxies' weights: bfloat16 is slow on a CPU that has no instructions for it."""
 LEARNED = ("child", "expert", "encouraging", "critical")
 NUM_LAYERS, NUM_PROMPTS, NUM_SAMPLES = 8, 160, 6
 NUM_STEPS, PAIRS_A_STEP, LEARNING_RATE = 60, 8, 5e-5
@@ -60,8 +64,6 @@ PROBES = (
 
 def ready() -> None:
     """Every core for this process, and no bars or warnings of the libraries."""
-    import torch
-
     quieten()
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
@@ -75,7 +77,6 @@ def home() -> dict[str, Path]:
 def trunk(out: Path = FOLDER / "trunk") -> Path:
     """The policy's first layers as a model of their own."""
     if not out.is_dir():
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         whole = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
@@ -117,7 +118,7 @@ def noisy(scores_PS: np.ndarray[Any, Any], criterion: str) -> list[list[float]]:
 def base_samples(file: Path) -> Pool:
     """Samples of the base on the first prompts of a file; what is on disk is not drawn again."""
     rows = load_prompts(file, NUM_PROMPTS)
-    spec = PolicySpec(path=str(POLICY), dtype="bfloat16")
+    spec = PolicySpec(path=str(POLICY), dtype=DTYPE)
     header = pool_header("base", spec, None, "transformers", SAMPLING, NUM_SAMPLES, SEED)
     draw = transformers_draw("base", spec, None, NUM_SAMPLES, SAMPLING, SEED, BATCH_SIZE)
     with progress_bar("the base's samples that are compared", "prompts", len(rows)) as advance:
@@ -127,7 +128,7 @@ def base_samples(file: Path) -> Pool:
 def validation_samples() -> Pool:
     """Samples of the base on validation prompts; what is on disk is not drawn again."""
     rows = load_prompts(home()["validation"], 24)
-    spec = PolicySpec(path=str(POLICY), dtype="bfloat16")
+    spec = PolicySpec(path=str(POLICY), dtype=DTYPE)
     header = pool_header("base", spec, None, "transformers", SAMPLING, 8, SEED + 1)
     draw = transformers_draw("base", spec, None, 8, SAMPLING, SEED + 1, BATCH_SIZE)
     return fill_pool(FOLDER / "pools" / "validation-8.jsonl", header, rows, draw, lambda _: None)

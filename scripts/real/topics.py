@@ -108,26 +108,27 @@ the bank about a strange charge; a friend I have not seen for years; our guests 
 
 TEST_TOPICS = {
     "explain": """
-a barometer; tooth decay; a zip; the alphabet; anaesthesia; a census; fireworks; a hot air balloon; rust; a yoga pose
-a dishwasher; the lottery; hiccups
+a submarine; chess notation; a hearing aid; snoring; a smoke detector; a parachute; leap years; a tuning fork
+the north star; a bank holiday; dandruff; a sewing machine; origami
 """,
     "plan": """
-planting an orchard; applying for a job abroad; giving my old clothes away; hiking through the Alps
-taking part in a quiz show; making my own cheese; sleeping on the floor; becoming a firefighter; getting a hamster
-hosting an exchange student; writing to my favourite author; skating on the frozen lake
+collecting vinyl records; becoming a judge; digging a pond; studying astronomy at seventy
+dyeing my eyebrows green; sharing a tractor with neighbours; crossing Canada by coach; skipping breakfast for good
+fostering a teenager; taking singing lessons; entering a baking contest; working on a ferry
 """,
     "advice": """
-tying a tie; whistling; peeling garlic; wrapping parcels; reading maps; hanging pictures straight; holding my breath
-losing gracefully; folding fitted sheets; talking to teenagers; shaving
+brushing a shaggy coat; bleeding radiators; drawing horses; pronouncing Welsh; descaling kettles; choosing melons
+gift wrapping; parallel parking; growing orchids; telling jokes; mopping stairs
 """,
     "compare": """
-butter or margarine; a bath mat or a towel; apples or oranges; a scooter or a skateboard; jazz or rock
-a sofa or two armchairs; a north or a south window; a diary or a calendar; the radio or the newspaper; soup or salad
+honey or jam; a rug or bare tiles; trumpets or violas; a poem or a short story; lakes or waterfalls
+velcro or laces; a cottage or a castle; mustard or ketchup; a kayak or a rowing boat; comedies or thrillers
 """,
     "task": """
-the butcher about a large order; an uncle who retired; the post office about a missing stamp album; a rival who beat me
-my godson for his first day at work; the zoo about a guided tour; a stranger who found my wallet
-the swimming pool about opening hours; my ex about a box of things; the mayor about more trees; a vet after an operation
+the optician about scratched lenses; a nephew who broke his leg; the museum about a guest lecture
+a gardener who pruned our hedge; the airline about a delayed suitcase; my chess partner before the final match
+the florist about roses for Friday; a singer whose album moved me; the electrician about flickering lamps
+my former boss about a reference; an insurer about a hail storm
 """,
 }
-"""Of the test split, written when the first trainings had been tried on that split's former prompts (now `trial`)."""
+"""Of the test split, written anew whenever a training had been looked at on its prompts, so that none served before."""

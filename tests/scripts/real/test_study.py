@@ -123,10 +123,10 @@ def test_from_units_to_the_page(home: Path) -> None:
     page.write_readme(page.saved_table(page.Study([*units, iama])), readme)
     page.write_readme(page.saved_table(page.Study([*units, iama])), readme)  # again, and nothing is there twice
     words = readme.read_text()
-    assert words.startswith(f"# A\n\n{page.BEGIN}\nOn a real model")
+    assert words.startswith(f"# A\n\n{page.BEGIN}\n| SmolLM2-135M-Instruct")
     assert words.endswith(f"{page.END}\n\nrest\n")
     assert "old" not in words
-    assert words.count("*short* ") == 1
+    assert words.count("| short |") == 1
 
     iama.path.write_text(iama.path.read_text().replace("of the tiny model", "of another"))
     with pytest.raises(SystemExit, match="differ in 'weights_sha256'"):
