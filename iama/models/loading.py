@@ -17,6 +17,8 @@ from iama.reading import read_object
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_POINTER_BYTES = 1024  # as git-lfs defines
+FELT = 10_000_000
+"""Parameters from which a precision that the CPU lacks is worth a warning."""
 REMOTE_CODE = (
     "brings code of its own, which only a policy with trust_remote_code: true (--trust-remote-code) runs; a reward "
     "with code of its own can be a `function` or a `kind`"
@@ -250,6 +252,18 @@ def is_slow(dtype: str, device: torch.device) -> bool:
         return False
     known = torch.ops.mkldnn
     return not (known._is_mkldnn_bf16_supported() if dtype == "bfloat16" else known._is_mkldnn_fp16_supported())
+
+
+def warn_if_slow(model: Any, source: str) -> None:
+    """Warn of a model on a CPU that lacks the instructions of its precision, where that is felt."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    if is_slow(dtype, model.device) and model.num_parameters() >= FELT:
+        warnings.warn(
+            f"{source}: this CPU has no instructions for {dtype}, so all takes many times as long as in float32; "
+            "write dtype: float32 (--dtype float32)",
+            IamaWarning,
+            stacklevel=2,
+        )
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -35,6 +35,7 @@ from iama.models.loading import (
     load_model,
     loading,
     pick_device,
+    warn_if_slow,
 )
 from iama.nearest import meant
 from iama.prompts.conversations import check_exchanges
@@ -284,6 +285,7 @@ def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Class
     """The model whose files were read before."""
     model = load_reward_model(files, source, getattr(torch, spec.dtype))
     model.to(pick_device(spec.device, source)).eval()
+    warn_if_slow(model, source)
     config = pooling_config(model.config)
     if config.pad_token_id is None or config.pad_token_id < 0:
         config.pad_token_id = NO_PADDING  # with None transformers reads no two rows together

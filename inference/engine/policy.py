@@ -27,6 +27,7 @@ from iama.models.loading import (
     load_model,
     loading,
     pick_device,
+    warn_if_slow,
 )
 from iama.models.vllm import context_limit
 from iama.reading import read_object, read_text
@@ -92,6 +93,7 @@ def load_policy(name: str, spec: PolicySpec, sampling: Sampling | None = None) -
         model = _with_adapter(model, adapter, source)
     model.to(pick_device(spec.device, source)).eval().requires_grad_(requires_grad=False)
     refuse_inexact(model, source)
+    warn_if_slow(model, source)
     return Policy(name, model, tokenizer, eos_token_ids, context_length, spec)
 
 

@@ -22,6 +22,7 @@ from iama.config.specs import RewardSpec
 from iama.environment import is_main_process
 from iama.errors import ConfigError
 from iama.models.generation import end_token_ids
+from iama.models.loading import FELT, is_slow
 from iama.objective.estimators import clamped_share, extrapolates
 from iama.objective.rank_operators import CLAMPED_SHARE
 from iama.prompts.render import render_prompt
@@ -71,7 +72,8 @@ def preflight(plan: Plan) -> list[Check]:
     if isinstance(sizes, Check):
         return [*checks, sizes, _folder(plan)]
     adapter = f"r={plan.lora.r}, {sizes.adapter:,} of {sizes.policy:,} parameters are trained"
-    return [*checks, Check("pass", "LoRA", adapter), _memory(plan, sizes), _folder(plan), _disk(plan, sizes)]
+    checks += [Check("pass", "LoRA", adapter), *_precision(plan, sizes)]
+    return [*checks, _memory(plan, sizes), _folder(plan), _disk(plan, sizes)]
 
 
 def say_and_refuse(checks: list[Check], say: Callable[[str], None]) -> None:
@@ -323,6 +325,21 @@ def _sizes(plan: Plan) -> Sizes | Check:
         )
     except Exception as error:  # of many classes, from PEFT
         return Check("fail", "LoRA", one_line(error)[:300], "mend the `lora` block")
+
+
+def _precision(plan: Plan, sizes: Sizes) -> Iterator[Check]:
+    """A precision that the CPU has no instructions for takes many times as long."""
+    arguments = plan.trial_arguments
+    used = {
+        "policy.dtype": plan.config.policy.dtype,
+        "trainer.bf16": "bfloat16" if arguments.bf16 else "float32",
+        "trainer.fp16": "float16" if arguments.fp16 else "float32",
+    }
+    slow = [key for key, dtype in used.items() if is_slow(dtype, arguments.device)]
+    if slow and sizes.policy >= FELT:
+        detail = f"this CPU has no instructions for {used[slow[0]]}: a step takes many times as long as in float32"
+        remedy = " and ".join(f"{key}: {'float32' if key == 'policy.dtype' else 'false'}" for key in slow)
+        yield Check("warn", "precision", detail, f"set {remedy}")
 
 
 def _memory(plan: Plan, sizes: Sizes) -> Check:

@@ -43,6 +43,16 @@ def test_a_good_configuration_passes_every_line(make_config):
     assert not Path(config.output_dir).exists()
 
 
+def test_a_precision_that_the_cpu_lacks_is_told_with_its_key(make_config, monkeypatch):
+    monkeypatch.setattr(preflight, "is_slow", lambda dtype, device: dtype == "bfloat16")
+    assert "precision" not in checks_of(make_config(trainer__bf16=True))  # nobody feels it
+    monkeypatch.setattr(preflight, "FELT", 1)
+    assert "precision" not in checks_of(make_config())
+    check = checks_of(make_config(trainer__bf16=True))["precision"]
+    assert (check.status, check.remedy) == ("warn", "set trainer.bf16: false")
+    assert "no instructions for bfloat16" in check.detail
+
+
 def test_every_line_is_shown_before_the_run_is_refused():
     said = []
     checks = [
