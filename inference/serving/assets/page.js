@@ -116,7 +116,7 @@ function setUp() {
   steps = budgetSteps(info.limits.max_budget);
   at("budget").max = steps.length - 1;
   const many = criteria.length
-    ? ` for ${listed(criteria)}. From the same draws, each criterion’s reward chooses its own answer.`
+    ? ` for ${listed(criteria)}. Each criterion draws its own samples, by one seed, and its reward chooses among them.`
     : " without a criterion.";
   at("served").textContent = `Served here: ${listed(policies)}${many}`;
   chooseMethod();
