@@ -30,6 +30,8 @@ COMPLETIONS = {
     "rambles": (0.1, 0.1),
 }
 """One prompt's group: the rewards helpful and harmless of each completion."""
+COMPLETION = "completion y, a single number from 0 to 1"
+"""What the picture's toy has in the place of a text."""
 
 
 def _both(operator: str) -> Objective:
@@ -83,20 +85,20 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table
 
 
 def draw(path: Path) -> None:
-    """Two criteria on [0, 1] that exclude each other, and what either objective makes of the policy."""
+    """A toy whose completion is one number in [0, 1]: two criteria that exclude each other, and what training makes."""
     y = np.linspace(0.002, 0.998, 499)
     with figure(path, columns=2) as (rewards, policies):
         rewards.plot(y, 1 - y**2, color=GREY, label="criterion 1")
         rewards.plot(y, 1 - (1 - y) ** 2, color=GREY, linestyle="--", label="criterion 2")
         rewards.plot(y, 1 - (y**2 + (1 - y) ** 2) / 2, color=ORANGE, label="their mean, all that linear GRPO sees")
-        label(rewards, "two rewards that exclude each other", "completion y", "reward")
+        label(rewards, "toy: two rewards that exclude each other", COMPLETION, "reward")
         policies.axvline(0.5, color=ORANGE, label="linear GRPO: one compromise")
         for num_samples, style in ((4, "-"), (8, "--")):
             policies.plot(
                 y, optimal_density(y, num_samples), style, color=BLUE, label=f"IAMA for Best-of-{num_samples}"
             )
         policies.set_ylim(0, 4)
-        label(policies, "the best base policy", "completion y", "density")
+        label(policies, "the best trained policy", COMPLETION, "density of completions")
 
 
 def optimal_density(y: np.ndarray, num_samples: int) -> np.ndarray:
