@@ -118,7 +118,7 @@ app = App(
     Commands,
     OwnCommand,
     help=(
-        "Inference-aware meta-alignment: train one base model so that Best-of-N and its cousins need fewer samples.\n\n"
+        "Inference-aware meta-alignment: train one policy so that Best-of-N and its variants need fewer samples.\n\n"
         "Example: iama train --config qwen-1.5b-24gb --dry-run\n\nExample: iama generate --help"
     ),
 )

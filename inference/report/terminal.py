@@ -106,7 +106,7 @@ def _judged(metrics: Collection[str]) -> str:
 
 
 def _print_quality(summary: Summary, console: Console) -> None:
-    """Means by gold, or by proxy on a criterion without gold."""
+    """Means by gold, or by proxy on a criterion without gold; the report has those of the worst answers, too."""
     method = first_method(summary)
     sampler = label(method, summary["trained_budget"] if method_title(method) != method else None)
     rows = [
@@ -115,8 +115,7 @@ def _print_quality(summary: Summary, console: Console) -> None:
         for criterion, row in criteria.items()
     ]
     metrics = {metric for _, _, metric, _ in rows}
-    worst = (f"worst 5{SPACE}%", f"worst 5{SPACE}%, {sampler}") if "gold" in metrics else ()
-    heads = ("one sample", sampler, *worst)
+    heads = ("one sample", sampler)
     cells = [
         [policy, criterion, *([metric] if _by(metrics) else ()), *map(number, values[: len(heads)])]
         for policy, criterion, metric, values in rows

@@ -24,7 +24,7 @@ NEGLIGIBLE = 0.1
 CHEAP = 2.0
 """Times the trained budget: what comes within is had by drawing more, and needs no training."""
 MISSED = 0.25
-"""Share of queries that may find no answer of their kind where one base keeps several kinds apart."""
+"""Share of queries that may find no answer of their kind where one policy keeps several kinds apart."""
 
 
 @dataclass(frozen=True)

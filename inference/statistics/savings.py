@@ -1,4 +1,4 @@
-"""Savings: how many samples a reference needs for the value that the trained base reaches with fewer.
+"""Savings: how many samples a reference needs for the value that the trained policy reaches with fewer.
 
 One `Comparison` holds one seed, prompt by prompt; the estimates here combine any number of seeds. Intervals are
 percentile bootstraps that resample seeds and, within each seed, prompts jointly over the policies.
