@@ -77,7 +77,7 @@ def effective_prompts(advantages_PG: Floats) -> float:
     """How many prompts make the step, as a share of the batch's: `(sum m)^2 / (P sum m^2)`, `m` a prompt's sum of A^2.
 
     1 where all prompts weigh alike, 1/P where one has all the weight; NaN where no advantage is above 0. A large N puts
-    the weight on few, hard prompts, which is why a policy trained for N can be worse with one sample (arXiv 2602.21189).
+    the weight on few, hard prompts. So a policy that was trained for N can be worse with one sample (arXiv 2602.21189).
     """
     mass_P = (advantages_PG**2).sum(axis=1)
     if not mass_P.any():
