@@ -15,7 +15,8 @@ from iama.config.specs import Sampling
 from inference.evaluation.evaluate import evaluate
 from inference.evaluation.plan import make_plan
 from scripts.experiments import frame
-from scripts.real import gold, methods, model, page, proxies, speed, study, unit
+from scripts.real import gold, methods, model, page, proxies, speed, study, tables, unit
+from scripts.real.measured import Measured, Study, saved
 from scripts.real.unit import SCALES, Unit
 
 TINY = SCALES["tiny"]
@@ -105,9 +106,9 @@ def test_from_units_to_the_page(home: Path) -> None:
     assert all(row["seconds"] > 0 for row in record["rows"])
     record["rows"] += [{**row, "policy": "iama", "seconds": row["seconds"] / 2} for row in record["rows"]]
     timed.path.write_text(unit.dumped(record))
-    found = page.saved([page.Measured(iama)], [page.Measured(units[0])], "short", speed=record["rows"])
+    found = saved([Measured(iama)], [Measured(units[0])], "short", speed=record["rows"])
     assert found.units["seconds"].ratio == pytest.approx(2 * found.ratio, rel=0.5)
-    assert "seconds" not in page.saved([page.Measured(iama)], [page.Measured(units[0])], "short").units
+    assert "seconds" not in saved([Measured(iama)], [Measured(units[0])], "short").units
     path = page.write([*units, iama, timed, Unit("length", "grpo", 0, TINY)])
     text = path.read_text()
     assert "5 of 6 units are there." in text
@@ -120,8 +121,8 @@ def test_from_units_to_the_page(home: Path) -> None:
 
     readme = home / "README.md"
     readme.write_text(f"# A\n\n{page.BEGIN}\nold\n{page.END}\n\nrest\n")
-    page.write_readme(page.saved_table(page.Study([*units, iama])), readme)
-    page.write_readme(page.saved_table(page.Study([*units, iama])), readme)  # again, and nothing is there twice
+    page.write_readme(tables.saved_table(Study([*units, iama])), readme)
+    page.write_readme(tables.saved_table(Study([*units, iama])), readme)  # again, and nothing is there twice
     words = readme.read_text()
     assert words.startswith(f"# A\n\n{page.BEGIN}\n| SmolLM2-135M-Instruct")
     assert words.endswith(f"{page.END}\n\nrest\n")

@@ -1,0 +1,239 @@
+"""The tables of the study's page: what was set, what is saved, what stands beside gold, and how it was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from inference.hedging.tune import tune
+from inference.statistics.hacking import hacking
+from inference.statistics.savings import Savings
+from scripts.experiments import frame
+from scripts.experiments.frame import Claim, Table, table
+from scripts.real import proxies
+from scripts.real.gold import LONG, SHORT
+from scripts.real.measured import NUM_BOOTSTRAP, Measured, Study, mean_curve, saved, single_words
+from scripts.real.proxies import criteria_of
+from scripts.real.unit import RESULTS, SCALES, Unit
+
+BAR, LOWEST = 4.0, 2.0
+"""Samples that IAMA is to save on both criteria of two pairs, and what the interval's lower end must exceed."""
+TITLES = {"base": "untrained base", "grpo": "linear GRPO", "iama": "IAMA", "told": "base, told", "only": "specialist"}
+PAIR_TITLES = {
+    "length": f"Two lengths: {SHORT} words and {LONG}",
+    "audience": "Two audiences: a child and an expert",
+    "tone": "Two tones: encouraging and critical",
+    proxies.DATA: "What people preferred",
+}
+UNITS = ("tokens", "flops", "seconds")
+NEAR = 5
+"""Words from a target within which an answer counts as near it."""
+
+
+def all_tables(study: Study) -> dict[str, Table]:
+    """Every table by its name on the page."""
+    return {
+        "saved": saved_table(study),
+        "parts": frame.parts_table(claims(study)),
+        "savings": savings_table(study),
+        "gold": values_table(study),
+        "lengths": lengths_table(study),
+        "quality": quality_table(study),
+        "hacking": hacking_table(study),
+        "methods": methods_table(study),
+        "trainings": settings_table(study),
+    }
+
+
+def title(policy: str) -> str:
+    """A policy in words."""
+    kind, _, criterion = policy.partition("-")
+    return f"{TITLES[kind]} ({criterion})" if criterion else TITLES[kind]
+
+
+def rivals(study: Study, pair: str, criterion: str) -> dict[str, list[Measured]]:
+    """What IAMA is compared with on a criterion, where it is there."""
+    found = {policy: study.all(pair, policy) for policy in ("base", "grpo", f"told-{criterion}")}
+    return {policy: measured for policy, measured in found.items() if measured}
+
+
+def claims(study: Study) -> list[Claim]:
+    """What the study set itself, pair by pair: both criteria save that much."""
+    found = []
+    for pair in study.pairs:
+        iama, base = study.all(pair, "iama"), study.all(pair, "base")
+        if not iama or not base:
+            continue
+        each = {criterion: saved(iama, base, criterion) for criterion in criteria_of(pair)}
+        holds = all(s.counts and s.ratio >= BAR and s.ci95 is not None and s.ci95[0] > LOWEST for s in each.values())
+        told = ", ".join(f"{criterion} {_told(s)}" for criterion, s in each.items())
+        bar = f"at least {BAR:g} times on both, lower bounds above {LOWEST:g}"
+        found.append(Claim(f"{PAIR_TITLES[pair]}: samples that the base needs", bar, told, holds))
+    return found
+
+
+def saved_table(study: Study) -> Table:
+    """A row a criterion: what each rival spends for the gold that IAMA has with `BUDGET` samples, as a ratio."""
+    rows = []
+    for pair in study.pairs:
+        iama = study.all(pair, "iama")
+        for criterion in criteria_of(pair) if iama else ():
+            others = rivals(study, pair, criterion)
+            found = {
+                policy: saved(iama, references, criterion, speed=study.speed.get(pair, ()))
+                for policy, references in others.items()
+            }
+            told = next((_told(s) for policy, s in found.items() if policy.startswith("told-")), "-")
+            base = [_told(found["base"]), *(_told(found["base"], unit) for unit in UNITS)]
+            grpo = _told(found["grpo"]) if "grpo" in found else "-"
+            seeds = str(min(len(iama), len(others.get("grpo", iama))))
+            rows.append([criterion, *base, told, grpo, seeds])
+    header = (
+        "criterion | base: samples | tokens | FLOPs | seconds | base, told: samples | linear GRPO: samples | trainings"
+    )
+    return table(header, rows)
+
+
+def savings_table(study: Study) -> Table:
+    """Savings of IAMA by criterion and rival, in every unit."""
+    rows = []
+    for pair in study.pairs:
+        iama = study.all(pair, "iama")
+        for criterion in criteria_of(pair) if iama else ():
+            for policy, references in rivals(study, pair, criterion).items():
+                found = saved(iama, references, criterion, speed=study.speed.get(pair, ()))
+                units = [_ratio(found, unit) for unit in UNITS]
+                note = "" if found.counts else "does not count: its gold falls"
+                rows.append([pair, criterion, title(policy), frame.saved(found), *units, note])
+    return table("pair | criterion | against | samples | tokens | FLOPs | seconds | remark", rows)
+
+
+def attempts() -> list[str]:
+    """What each earlier training for length saved the base that drew on its prompts."""
+    folder = RESULTS["full"] / "attempts"
+
+    def there(file: Path, policy: str) -> Measured:
+        return Measured(Unit("length", policy, 0, SCALES["full"]), json.loads(file.read_text(encoding="utf-8")))
+
+    bases = [there(file, "base") for file in folder.glob("base*.json")]
+    found = []
+    for file in sorted(folder.glob("[0-9].json")):
+        trained = there(file, "iama")
+        base = next(base for base in bases if base.record["prompts"] == trained.record["prompts"])
+        found.append(", ".join(f"{name} {_told(saved([trained], [base], name))}" for name in criteria_of("length")))
+    return found
+
+
+def _told(found: Savings, unit: str | None = None) -> str:
+    """What is saved in samples, or in another unit, for readers."""
+    value = found if unit is None else found.units.get(unit)
+    if value is None:
+        return "-"
+    remark = "" if found.counts else " (does not count: its gold falls)"
+    return frame.told(value.ratio, value.ci95, censored=found.censored, floor=found.floor) + remark
+
+
+def _ratio(found: Savings, unit: str) -> str:
+    value = found.units.get(unit)
+    if value is None:
+        return "-"
+    interval = "" if value.ci95 is None else " ({:.2f} to {:.2f})".format(*value.ci95)
+    return f"{'> ' if found.censored else ''}{value.ratio:.2f}{interval}"
+
+
+def values_table(study: Study) -> Table:
+    """Gold by policy, criterion and number of samples, mean over seeds and prompts."""
+    budgets = [1, 2, 4, 8, 16, 32]
+    rows = []
+    for pair in study.pairs:
+        for policy in study.policies(pair):
+            for criterion in criteria_of(pair):
+                curve_N = mean_curve(study.all(pair, policy), criterion)
+                cells = [f"{curve_N[n - 1]:.3f}" if n <= len(curve_N) else "" for n in budgets]
+                rows.append([pair, title(policy), criterion, *cells])
+    return table(["pair", "policy", "criterion", *(f"n = {n}" for n in budgets)], rows)
+
+
+def quality_table(study: Study) -> Table:
+    """What stands beside gold: of the answers that Best-of-4 keeps."""
+    rows = []
+    for pair in study.pairs:
+        for policy in study.policies(pair):
+            units = study.all(pair, policy)
+            for criterion in criteria_of(pair):
+                kept = {
+                    name: float(np.mean([unit.kept(criterion, name).mean() for unit in units]))
+                    for name in ("words", "fluency", "repetition", "degenerate", "cut")
+                }
+                ratio = float(np.mean([unit.array("log_ratio").mean() for unit in units]))
+                cells = [f"{kept['words']:.0f}", f"{kept['fluency']:.2f}", f"{kept['repetition']:.3f}"]
+                cells += [f"{kept['degenerate']:.1%}", f"{kept['cut']:.0%}", f"{ratio:.1f}"]
+                rows.append([pair, title(policy), criterion, *cells])
+    header = "pair | policy | criterion | words | log-probability a token | repeated | degenerate | cut | KL, nats"
+    return table(header, rows)
+
+
+def lengths_table(study: Study) -> Table:
+    """Quantiles of the lengths of single samples of the policies that are trained for length."""
+    rows = []
+    for policy in study.policies("length"):
+        words = single_words(study, policy)
+        near = [np.mean(np.abs(words - target) <= NEAR) for target in (SHORT, LONG)]
+        quantiles = [f"{q:.0f}" for q in np.quantile(words, [0.05, 0.25, 0.5, 0.75, 0.95])]
+        rows.append([title(policy), *quantiles, *(f"{share:.0%}" for share in near)])
+    header = f"policy | 5 % | 25 % | median | 75 % | 95 % | within {NEAR} words of {SHORT} | of {LONG}"
+    return table(header, rows)
+
+
+def modes(study: Study) -> dict[str, list[float]]:
+    """Share of single samples within `NEAR` words of either target, by policy."""
+    return {
+        policy: [float(np.mean(np.abs(single_words(study, policy) - target) <= NEAR)) for target in (SHORT, LONG)]
+        for policy in study.policies("length")
+    }
+
+
+def hacking_table(study: Study) -> Table:
+    """Where the base's gold turns down as its proxy is pushed, and what HedgeTune chose on other prompts."""
+    rows = []
+    for pair in study.pairs:
+        base, other = study.one(pair, "base"), study.one(pair, "base", "calibration")
+        for criterion in criteria_of(pair) if base is not None else ():
+            assert base is not None
+            found = hacking(base.curve(criterion), base.budgets, num_bootstrap=NUM_BOOTSTRAP, seed=0)
+            if found is None or f"{criterion}/gold" not in base.record["scores"]:
+                continue
+            chosen = "" if other is None else tune(other.proxy(criterion), other.gold(criterion), "bon").written
+            onset = "none" if found.onset is None else f"{found.onset:g}"
+            rows.append([criterion, f"{found.peak_samples:g}", onset, f"{found.drop:.3f}", chosen])
+    return table("criterion | gold is highest at n | falls from n | drop at the end | HedgeTune chooses", rows)
+
+
+def methods_table(study: Study) -> Table:
+    """Gold and cost of every method, of the pairs whose unit is there."""
+    rows = []
+    for pair, record in study.methods.items():
+        for row in record["rows"]:
+            name = row["method"] if row["samples"] is None else f"{row['method']}, n = {row['samples']}"
+            low, high = row["gold_ci95"] or (np.nan, np.nan)
+            gold = f"{row['gold']:.3f} ({low:.3f} to {high:.3f})"
+            costs = [f"{row[unit]:.0f}" for unit in ("policy_tokens", "reward_tokens", "sequential_steps")]
+            cells = [f"`{name}`", gold, *costs, f"{row['flops']:.3g}", f"{row['seconds']:.1f}"]
+            rows.append([pair, row["criterion"], title(row["policy"]), *cells])
+    header = "pair | criterion | policy | method | gold | policy tokens | reward tokens | steps | FLOPs | seconds"
+    return table(header, rows)
+
+
+def settings_table(study: Study) -> Table:
+    """Every training: steps, processes, seconds, KL as the run logged it at its end."""
+    rows = []
+    for measured in study.done:
+        training = measured.record["training"]
+        if training:
+            alarms = ", ".join(training["alarms"]) or "none"
+            weights = ", ".join(f"{name} {weight:g}" for name, weight in training["weights"].items())
+            cells = [weights, measured.unit.scale.steps, training["processes"], training["seconds"]]
+            rows.append([measured.unit.name, *cells, f"{training['kl_per_token']:.3f}", alarms])
+    return table("unit | weights | steps | processes | seconds | KL, nats a token | alarms", rows)
