@@ -93,30 +93,13 @@ def fit_value_head(
     Raises `DataError` for samples that hold nothing to learn, `ConfigError` for too high a rank, `ModelError` for a
     model without an output matrix, `RunError` where `out` is in the way.
     """
-    source = f"policy {policy.name!r}"
-    size, vocabulary = output_size(model, source)
+    size, vocabulary = output_size(model, f"policy {policy.name!r}")
     rank = min(settings.rank, size, vocabulary - 1)
-    if (size + 1) * (rank + 1) > MOST_FEATURES:
-        raise ConfigError(
-            f"rank = {settings.rank} with the {size} numbers of {source}'s hidden state makes "
-            f"{(size + 1) * (rank + 1)} to fit, more than {MOST_FEATURES}; use at most "
-            f"rank = {max(1, MOST_FEATURES // (size + 1) - 1)}"
-        )
+    _check_features(size, rank, settings, policy)
     learnt, judged = held_out_prompts(samples.prompts, settings.held_out, settings.seed, "prompts")
     _check_rewards(samples, settings.reward, learnt, judged)
     with building(out) as folder:
-        begin = time.perf_counter()
-        tokens, hidden_flops, num_samples, read_tokens = _read(model, samples, advance)
-        is_learnt_N = np.isin(tokens.prompts_N, learnt)
-        basis_VR = token_basis(model.get_output_embeddings().weight.detach(), rank)
-        known = _of(tokens, is_learnt_N)
-        weights_DR, fit_flops = least_squares(
-            known.hidden_ND, known.tokens_N, known.rewards_N, basis_VR, settings.ridge
-        )
-        spread = float(_values(known, weights_DR, basis_VR).std())
-        if not spread > 0:
-            raise DataError(f"the scores {settings.reward!r} do not depend on the tokens, so there is nothing to learn")
-        judging = _of(tokens, ~is_learnt_N)
+        found = _fit(model, samples, learnt, rank, settings, advance)
         record = HeadRecord(
             policy=policy,
             reward=settings.reward,
@@ -124,28 +107,73 @@ def fit_value_head(
                 **pool,
                 num_prompts=len(learnt),
                 num_held_out=len(judged),
-                num_samples=num_samples,
-                num_tokens=int(is_learnt_N.sum()),
+                num_samples=found.num_samples,
+                num_tokens=found.num_tokens,
             ),
             hidden_size=size,
             vocabulary=vocabulary,
             rank=rank,
             ridge=settings.ridge,
-            spread=spread,
-            held_out=judge(_values(judging, weights_DR, basis_VR), judging.rewards_N, judging.prompts_N),
-            cost=HeadCost(
-                samples_flops=samples.flops,
-                hidden_flops=hidden_flops,
-                fit_flops=fit_flops,
-                read_tokens=read_tokens,
-                seconds=time.perf_counter() - begin,
-            ),
+            spread=found.spread,
+            held_out=found.held_out,
+            cost=found.cost,
             versions={name: importlib.metadata.version(name) for name in ("iama", "torch", "transformers")},
         )
-        weights = torch.from_numpy(weights_DR).float()
-        basis = torch.from_numpy(basis_VR).float()
+        weights, basis = (torch.from_numpy(array).float() for array in (found.weights_DR, found.basis_VR))
         save_head(folder, ValueHead(record, weights[:, 0], weights[:, 1:], basis[:, 1:]))
     return record
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """Weights `[D + 1, R]` of the basis `[V, R]`, how well they foretell, and what they were fitted on."""
+
+    weights_DR: Floats
+    basis_VR: Floats
+    spread: float
+    held_out: HeadFit
+    num_samples: int
+    num_tokens: int
+    cost: HeadCost
+
+
+def _fit(
+    model: Any,
+    samples: ScoredSamples,
+    learnt: Sequence[int],
+    rank: int,
+    settings: HeadSettings,
+    advance: Callable[[int], None],
+) -> _Fitted:
+    """Read the samples, fit on those of the prompts `learnt`, judge on the others; `DataError` where Q is constant."""
+    begin = time.perf_counter()
+    tokens, hidden_flops, num_samples, read_tokens = _read(model, samples, advance)
+    is_learnt_N = np.isin(tokens.prompts_N, learnt)
+    known, judging = _of(tokens, is_learnt_N), _of(tokens, ~is_learnt_N)
+    basis_VR = token_basis(model.get_output_embeddings().weight.detach(), rank)
+    weights_DR, fit_flops = least_squares(known.hidden_ND, known.tokens_N, known.rewards_N, basis_VR, settings.ridge)
+    spread = float(_values(known, weights_DR, basis_VR).std())
+    if not spread > 0:
+        raise DataError(f"the scores {settings.reward!r} do not depend on the tokens, so there is nothing to learn")
+    held_out = judge(_values(judging, weights_DR, basis_VR), judging.rewards_N, judging.prompts_N)
+    cost = HeadCost(
+        samples_flops=samples.flops,
+        hidden_flops=hidden_flops,
+        fit_flops=fit_flops,
+        read_tokens=read_tokens,
+        seconds=time.perf_counter() - begin,
+    )
+    return _Fitted(weights_DR, basis_VR, spread, held_out, num_samples, len(known.tokens_N), cost)
+
+
+def _check_features(size: int, rank: int, settings: HeadSettings, policy: HeadPolicy) -> None:
+    """Raise `ConfigError` where a rank makes more numbers to fit than memory holds."""
+    if (size + 1) * (rank + 1) > MOST_FEATURES:
+        raise ConfigError(
+            f"rank = {settings.rank} with the {size} numbers of policy {policy.name!r}'s hidden state makes "
+            f"{(size + 1) * (rank + 1)} to fit, more than {MOST_FEATURES}; use at most "
+            f"rank = {max(1, MOST_FEATURES // (size + 1) - 1)}"
+        )
 
 
 def _check_rewards(samples: ScoredSamples, name: str, learnt: Sequence[int], judged: Sequence[int]) -> None:
