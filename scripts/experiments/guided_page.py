@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from iama.arrays import Floats, Indices
-from iama.files import write_atomically
 from inference.statistics.equal_cost import EqualCost, difference_at_equal_cost
 from inference.statistics.savings import Comparison
 from scripts.experiments import figures, frame, guided
-from scripts.experiments.frame import Claim, Estimate, Row, table
+from scripts.experiments.frame import Claim, Estimate, Row, Table, table
 from scripts.experiments.guided import NUM_BOOTSTRAP, Cell, Served
 from scripts.experiments.guided_parts import FORMS, QUANTILE, Demo, Story
 
@@ -37,9 +34,10 @@ TITLES = {
     **{f"blockwise {first} {m}": f"blockwise {first}, m = {m}" for first in FIRSTS for m in (2, 4)},
 }
 LEFT_OUT = ("blockwise policy 2", "blockwise distinct 2", "redraw")
-"""Methods whose rows stand in the CSV file alone."""
+"""Methods whose rows stand in the CSV files alone."""
 COVERED = (1, 2)
 RARE = 0.01
+UNKNOWN = "not yet measured"
 Place = tuple[str, str]
 
 
@@ -80,7 +78,7 @@ class Measured:
 
 
 def write(folder: Path) -> None:
-    """Write page, figure and tables of numbers from the units that are there; real text is left out without any."""
+    """Write page, figure and tables from the units that are there; nothing without the demo's base."""
     data = folder / "data"
     if not (data / UNITS).is_file():
         return
@@ -90,11 +88,16 @@ def write(folder: Path) -> None:
     demo, story = parts.values()
     if ("base", Demo.criteria[0]) not in demo:
         return
-    write_atomically(data / "guided.csv", differences_csv(parts))
-    if story:
-        write_atomically(data / "guided-coverage.csv", csv_text(coverage_rows(story)))
     plot(folder / "guided.svg", demo, story)
-    parts_of_it = claims(demo, story)
+    cards = cards_gaps(demo)
+    tables = {
+        "parts": frame.parts_table(claims(demo, story)),
+        "differences": differences_table(parts),
+        "costs": costs_table(demo, story),
+        "coverage": coverage_table(story),
+        "cards": cards_table(cards),
+        "twins": twins_table(demo),
+    }
     values = {
         "seeds": len(next(iter(demo.values())).units),
         "num_prompts": len(next(iter(demo.values())).cells[0].proxy_PS),
@@ -107,18 +110,16 @@ def write(folder: Path) -> None:
         "quantile": QUANTILE,
         "steps": frame.STEPS,
         "chosen": {part: chosen_text(settings.get(part, {}).get("chosen", {})) for part in parts},
-        "headline": headline(demo, story),
-        "claims": parts_of_it,
-        "answer": answer(parts_of_it, is_whole=bool(story)),
-        "cards": cards_lines(demo),
-        "demo": demo_table(demo),
-        "story": story_table(story) if story else "",
-        "twins": twins_table(demo) if twin_seeds(demo) else "",
+        "shown": shown_table(demo, story),
+        "prices": prices(tables["costs"]),
+        "cards": cards_text(cards),
         "num_twins": len(twin_seeds(demo)),
+        "num_apart": num_apart(tables["twins"]),
         "story_seeds": min((len(found.units) for found in story.values()), default=0),
         "rare": rare_text(story),
+        "covered": covered_text(tables["coverage"]),
     }
-    frame.write_page(folder / "guided.md", "guided", values)
+    frame.write_claim(folder, "guided", values, tables)
 
 
 def places_of(units: Sequence[Row], part: str) -> dict[Place, Measured]:
@@ -201,100 +202,58 @@ def summed(ours: Sequence[tuple[list[Cell], str]], theirs: Sequence[tuple[list[C
     )
 
 
-def headline(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> list[str]:
-    """What was found, in a few sentences."""
-    places = {f"{POLICIES[p]} {c}": found for (p, c), found in demo.items() if p in ("base", *TRAINED)}
-    real = {f"real text {c}": found for (_, c), found in story.items()}
-    every = places | real
-    best, base = "blockwise tilted 4", [found for (p, _), found in demo.items() if p == "base"]
-    lines = []
-    for name in (best, "blockwise distinct 4", "CARDS, target", "GGRO 8", "random nudges 8", "SEA"):
-        some = {place: found for place, found in every.items() if name in found.names}
-        gaps = {place: guided.over_bon(found.cells, name) for place, found in some.items()}
-        by = frame.by_verdict(gaps)
-        told = {verdict: ", ".join(f"{place} ({gaps[place].mean:+.2f})" for place in by[verdict]) for verdict in by}
-        lines.append(
-            f"**{TITLES[name]}** against Best-of-n with as many operations: more gold on {told['higher'] or 'none'}; "
-            f"less on {told['lower'] or 'none'}; no difference shown on {told['no difference shown'] or 'none'}."
-        )
-    for title, found in (("demo world", base), ("real text", list(real.values()))):
-        if not found:
-            continue
-        n, steps, ms = cost_cells(found, best)
-        lines.append(
-            f"The price of {TITLES[best]} ({title}, base): {steps} sequential steps and {ms} ms of a core a prompt, in "
-            f"brackets those of Best-of-n with as many operations (n = {n})."
-        )
-    return lines
-
-
-def answer(parts: Sequence[Claim], *, is_whole: bool) -> str:
-    """Yes, no or in part; in part, too, where real text was not measured."""
-    holding, total = sum(part.met for part in parts), len(parts)
-    if holding == 0:
-        return f"No: none of {total} parts holds."
-    word = "Yes" if holding == total and is_whole else "In part"
-    untold = "" if is_whole else " What was set for real text is not yet measured."
-    return f"{word}: {holding} of {total} parts hold.{untold}"
-
-
 def claims(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> list[Claim]:
     """What was set beforehand, and what was measured."""
-    base = {place: found for place, found in demo.items() if place[0] == "base"}
-    trained = {place: found for place, found in demo.items() if place[0] in TRAINED}
+    base = [found for (policy, _), found in demo.items() if policy == "base"]
+    trained = [found for (policy, _), found in demo.items() if policy in TRAINED]
     rows = []
     for m in (2, 4):
         name = f"blockwise tilted {m}"
-        gaps = [guided.over_bon(found.cells, name) for found in base.values()]
-        rows.append(frame.count_above(f"{TITLES[name]}: above Best-of-n on every criterion of the base", gaps))
-        if not trained:
-            continue
-        gaps = [guided.over_bon(found.cells, name) for found in trained.values()]
-        lower = sum(gap.verdict == "lower" for gap in gaps)
-        measured = f"above in {sum(gap.verdict == 'higher' for gap in gaps)} of {len(gaps)}, below in {lower}"
-        rows.append(Claim(f"{TITLES[name]}: never below Best-of-n on linear GRPO and IAMA", "", measured, not lower))
+        text = f"{TITLES[name]}: above Best-of-n on every criterion of the base"
+        rows.append(above(text, [guided.over_bon(found.cells, name) for found in base]))
+        verdicts = [guided.over_bon(found.cells, name).verdict for found in trained]
+        higher, lower = verdicts.count("higher"), verdicts.count("lower")
+        measured = f"above in {higher} of {len(verdicts)}, below in {lower}" if verdicts else UNKNOWN
+        text = f"{TITLES[name]}: never below Best-of-n on linear GRPO and IAMA"
+        rows.append(Claim(text, "no interval below 0", measured, bool(verdicts) and not lower))
     for other in ("distinct", "policy"):
         pairs = ("blockwise tilted 4", f"blockwise {other} 4")
-        gaps = [guided.difference(found.cells, *pairs) for found in base.values()]
-        rows.append(frame.count_above(f"tilted above {other} at m = 4 on the base", gaps, note=shown(gaps)))
-    wrong = [
-        found.at_equal_cost(f"blockwise tilted {m}", "wrong").difference for found in base.values() for m in (2, 4)
-    ]
+        gaps = [guided.difference(found.cells, *pairs) for found in base]
+        rows.append(above(f"tilted above {other} at m = 4 on the base", gaps, noted=True))
+    wrong = [found.at_equal_cost(f"blockwise tilted {m}", "wrong").difference for found in base for m in (2, 4)]
     text = "tilted on the base: at most 3 points more ungrammatical answers than Best-of-n"
-    rows.append(Claim(text, "", f"at most {100 * max(wrong):+.1f} points", max(wrong) <= 0.03))
-    if not story:
-        return rows
+    rows.append(Claim(text, "at most 3 points", f"at most {100 * max(wrong):+.1f} points", max(wrong) <= 0.03))
     for names, text in (
         (GREEDY, "real text: GGRO greedy, S = 2, 4 and 8, above Best-of-n on both signs"),
         (("blockwise tilted 4",), "real text: blockwise tilted, m = 4, above Best-of-n on both signs"),
         (("blockwise distinct 4",), "real text: blockwise distinct, m = 4, above Best-of-n on both signs"),
     ):
-        rows.append(
-            frame.count_above(text, [guided.over_bon(found.cells, name) for found in story.values() for name in names])
-        )
-    gaps = [between(found.cells, "blockwise tilted 4", ["GGRO 2", "GGRO 4", "GGRO 8"]) for found in story.values()]
-    rows.append(
-        frame.count_above("real text: tilted, m = 4, above GGRO greedy at equal operations", gaps, note=shown(gaps))
-    )
+        rows.append(above(text, [guided.over_bon(found.cells, name) for found in story.values() for name in names]))
+    gaps = [between(found.cells, "blockwise tilted 4", GREEDY) for found in story.values()]
+    rows.append(above("real text: tilted, m = 4, above GGRO greedy at equal operations", gaps, noted=True))
     return rows
 
 
-def shown(gaps: Sequence[Estimate]) -> str:
-    """Differences after their counts."""
-    return ": " + "; ".join(map(str, gaps))
+def above(text: str, gaps: Sequence[Estimate], *, noted: bool = False) -> Claim:
+    """A claim that holds where every interval lies above 0, and does not where nothing is measured."""
+    claim = frame.count_above(text, gaps)
+    if not gaps:
+        return replace(claim, measured=UNKNOWN, met=False)
+    return replace(claim, measured=f"{'; '.join(map(str, gaps))}: {claim.measured}") if noted else claim
 
 
-def cards_lines(demo: Mapping[Place, Measured]) -> list[str]:
-    """CARDS against blockwise at equal operations, and its two rules against each other."""
+def cards_gaps(demo: Mapping[Place, Measured]) -> dict[tuple[str, str], dict[str, Estimate]]:
+    """CARDS against blockwise at equal operations, and its two rules against each other, by place."""
     places = {f"{POLICIES[p]} {c}": found for (p, c), found in demo.items() if p in ("base", *TRAINED)}
-    lines = []
-    for name in ("CARDS, target", "CARDS, length"):
-        for first in ("policy", "distinct"):
-            gaps = {place: between(found.cells, name, of_sizes(first)) for place, found in places.items()}
-            lines.append(f"{TITLES[name]} against blockwise {first}: {verdicts(gaps)}")
-    gaps = {place: target_over_length(found) for place, found in places.items()}
-    lines.append(f"`finish=target` against `finish=length`, each above Best-of-n: {verdicts(gaps)}")
-    return lines
+    gaps = {
+        (TITLES[name], f"blockwise {first}"): {
+            place: between(found.cells, name, of_sizes(first)) for place, found in places.items()
+        }
+        for name in ("CARDS, target", "CARDS, length")
+        for first in ("policy", "distinct")
+    }
+    rules = {place: target_over_length(found) for place, found in places.items()}
+    return gaps | {(TITLES["CARDS, target"], "`finish=length`, each above Best-of-n"): rules}
 
 
 def target_over_length(found: Measured) -> Estimate:
@@ -312,11 +271,29 @@ def target_over_length(found: Measured) -> Estimate:
     return frame.bootstrap(seeds, lambda m: m["CARDS, target"] - m["CARDS, length"], NUM_BOOTSTRAP)
 
 
-def verdicts(gaps: Mapping[str, Estimate]) -> str:
-    """Where gold is higher, lower, and where nothing is shown, and the mean difference."""
-    by = frame.by_verdict(gaps)
-    parts = [f"{verdict} on {', '.join(names) or 'none'}" for verdict, names in by.items()]
-    return f"{'; '.join(parts)}; mean {np.mean([gap.mean for gap in gaps.values()]):+.3f}"
+def cards_table(gaps: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> Table:
+    """A row a comparison, a column a place."""
+    rows = [[*names, *by_place.values(), f"{mean_of(by_place):+.3f}"] for names, by_place in gaps.items()]
+    return table(["rule", "against", *next(iter(gaps.values())), "mean"], rows)
+
+
+def cards_text(gaps: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> str:
+    """How many of these differences are shown, and their means."""
+    *blockwise, rules = gaps.values()
+    found = [gap.verdict for by_place in blockwise for gap in by_place.values()]
+    means = [mean_of(by_place) for by_place in blockwise]
+    own = [gap.verdict for gap in rules.values()]
+    return (
+        f"CARDS against blockwise at equal operations: {found.count('higher')} of {len(found)} differences are above "
+        f"0, {found.count('lower')} below; their means are {min(means):+.3f} to {max(means):+.3f}. `finish=target` "
+        f"against `finish=length`: above in {own.count('higher')} of {len(own)}, below in {own.count('lower')}; "
+        f"mean {mean_of(rules):+.3f}."
+    )
+
+
+def mean_of(gaps: Mapping[str, Estimate]) -> float:
+    """Mean difference over places."""
+    return float(np.mean([gap.mean for gap in gaps.values()]))
 
 
 def chosen_text(chosen: Mapping[str, Mapping[str, float]]) -> str:
@@ -329,57 +306,80 @@ def chosen_text(chosen: Mapping[str, Mapping[str, float]]) -> str:
 # Tables. ------------------------------------------------------------------------------------------------
 
 
+def four(value: object) -> str:
+    """A number with four figures; nothing for None."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def differences_table(parts: Mapping[str, Mapping[Place, Measured]]) -> Table:
+    """Every method at every place, against Best-of-n at equal operations."""
+    rows = []
+    for part, places in parts.items():
+        for (policy, criterion), found in places.items():
+            for name in found.names:
+                gap, proxy = found.at_equal_cost(name), found.at_equal_cost(name, "proxy")
+                means = [guided.mean(found.cells, name, metric) for metric in ("gold", "flops")]
+                wrong = found.beside_bon(name, "wrong") if part == Demo.name else ("", "")
+                cells = [
+                    *(part, policy, criterion, name, found.units[0]["methods"][name]["text"], means[0]),
+                    *(gap.difference, *(gap.ci95 or ("", "")), gap.reference_samples, gap.clipped or ""),
+                    *(proxy.difference, means[1], *found.beside_bon(name, "steps"), found.seconds(name), *wrong),
+                ]
+                rows.append([four(cell) for cell in cells])
+    header = "part | policy | criterion | method | settings | gold | minus_bon | low | high | bon_n | beyond"
+    more = "proxy_minus_bon | mflops | steps | bon_steps | core_seconds | wrong | bon_wrong"
+    return table(f"{header} | {more}", rows)
+
+
+def shown_table(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> Table:
+    """Gold of each method minus that of Best-of-n with as many operations, by place."""
+    places = {f"{POLICIES[p]} {c}": found for (p, c), found in demo.items() if p in ("base", *TRAINED)}
+    places |= {f"real text {c}": found for (_, c), found in story.items()}
+    rows = []
+    for name in (name for name in demo["base", Demo.criteria[0]].names if name not in LEFT_OUT):
+        gaps = [found.at_equal_cost(name) if name in found.names else None for found in places.values()]
+        rows.append([TITLES[name], *("-" if gap is None else gap_cell(gap) for gap in gaps)])
+    return table(["method", *places], rows)
+
+
 def gap_cell(gap: EqualCost) -> str:
-    """A difference with its interval, bold where that excludes 0; `>`: Best-of-n's pool has no n of that cost."""
-    assert gap.ci95 is not None
-    low, high = gap.ci95
-    mark = "**" if low > 0 or high < 0 else ""
-    return f"{mark}{gap.difference:+.3f}{mark} ({low:+.2f} to {high:+.2f}){'>' * (gap.clipped == 'high')}"
+    """A difference, bold where its interval excludes 0; `>`: Best-of-n's pool has no n of that cost."""
+    mark = "" if guided.as_estimate(gap).verdict == "no difference shown" else "**"
+    return f"{mark}{gap.difference:+.3f}{mark}{'>' * (gap.clipped == 'high')}"
 
 
-def demo_table(demo: Mapping[Place, Measured]) -> str:
-    """Methods against Best-of-n; costs are those of the base, means over criteria."""
-    compared = {place: found for place, found in demo.items() if place[0] in ("base", *TRAINED)}
-    base = [found for place, found in demo.items() if place[0] == "base"]
-    header = ["method", *(f"{POLICIES[policy]} {criterion}" for policy, criterion in compared)]
+def costs_table(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> Table:
+    """What each method costs on the base beside Best-of-n with as many operations; means over criteria."""
+    base = [found for (policy, _), found in demo.items() if policy == "base"]
     rows = []
-    for name in base[0].names:
-        if name in LEFT_OUT:
-            continue
-        gaps = [gap_cell(found.at_equal_cost(name)) if name in found.names else "-" for found in compared.values()]
-        rows.append([TITLES[name], *gaps, *cost_cells(base, name), wrong_cell(base, name)])
-    return table([*header, "n", "steps", "ms", "ungrammatical, %"], rows)
+    for title, places in (("demo world", base), ("real text", list(story.values()))):
+        for name in places[0].names if places else ():
+            n = float(np.mean([found.at_equal_cost(name).reference_samples for found in places]))
+            steps = np.mean([found.beside_bon(name, "steps") for found in places], axis=0)
+            ours = np.mean([found.seconds(name) for found in places])
+            theirs = np.mean([found.bon_seconds(found.at_equal_cost(name).reference_samples) for found in places])
+            cells = [f"{n:.1f}", *(f"{number:.0f}" for number in (*steps, 1000 * ours, 1000 * theirs))]
+            if places is base:
+                wrong = 100 * np.mean([found.beside_bon(name, "wrong") for found in places], axis=0)
+                cells += [*(f"{share:.0f}" for share in wrong), ""]
+            else:
+                cells += ["", "", f"{np.mean([guided.mean(found.cells, name, 'fluency') for found in places]):.2f}"]
+            rows.append([title, TITLES[name], *cells])
+    header = "part | method | n | steps | steps of Best-of-n | ms | ms of Best-of-n | ungrammatical, %"
+    return table(f"{header} | ungrammatical of Best-of-n, % | log p a token", rows)
 
 
-def cost_cells(places: Sequence[Measured], name: str) -> list[str]:
-    """n of Best-of-n at equal operations, steps and milliseconds of one core; Best-of-n's in brackets."""
-    n = float(np.mean([found.at_equal_cost(name).reference_samples for found in places]))
-    steps = np.mean([found.beside_bon(name, "steps") for found in places], axis=0)
-    ours = np.mean([found.seconds(name) for found in places])
-    theirs = np.mean([found.bon_seconds(found.at_equal_cost(name).reference_samples) for found in places])
-    return [f"{n:.1f}", f"{steps[0]:.0f} ({steps[1]:.0f})", f"{1000 * ours:.0f} ({1000 * theirs:.0f})"]
-
-
-def wrong_cell(places: Sequence[Measured], name: str) -> str:
-    """Share of ungrammatical answers, with Best-of-n's in brackets."""
-    ours, theirs = 100 * np.mean([found.beside_bon(name, "wrong") for found in places], axis=0)
-    return f"{ours:.0f} ({theirs:.0f})"
-
-
-def story_table(story: Mapping[Place, Measured]) -> str:
-    """Methods on real text; costs are means over both signs."""
-    places = list(story.values())
-    header = ["method", *(criterion for _, criterion in story), "n", "steps", "ms", "log p a token"]
-    header += [f"rare gold in {m} (Best-of-n)" for m in COVERED]
-    rows = []
-    for name in places[0].names:
-        if name in LEFT_OUT or name == "blockwise tilted 2":
-            continue
-        gaps = [gap_cell(found.at_equal_cost(name)) for found in places]
-        fluency = np.mean([guided.mean(found.cells, name, "fluency") for found in places])
-        covered = [covered_cell(story, name, m) for m in COVERED]
-        rows.append([TITLES[name], *gaps, *cost_cells(places, name), f"{fluency:.2f}", *covered])
-    return table(header, rows)
+def prices(costs: Table) -> list[str]:
+    """The price of the method that is claimed, in words."""
+    lines = []
+    for part in dict.fromkeys(costs.column("part")):
+        (row,) = costs.where(part=part, method=TITLES["blockwise tilted 4"]).rows
+        _, name, n, steps, bon_steps, ms, bon_ms, *_ = row
+        lines.append(
+            f"The price of {name} ({part}, base): {steps} sequential steps and {ms} ms of a core a prompt; "
+            f"of Best-of-n with as many operations (n = {n}) {bon_steps} and {bon_ms} ms."
+        )
+    return lines
 
 
 def twin_seeds(demo: Mapping[Place, Measured]) -> list[int]:
@@ -392,7 +392,7 @@ def twin_seeds(demo: Mapping[Place, Measured]) -> list[int]:
     return sorted(set.intersection(*known))
 
 
-def twins_table(demo: Mapping[Place, Measured]) -> str:
+def twins_table(demo: Mapping[Place, Measured]) -> Table:
     """Summed gold of the two trained policies, served by what both answered."""
     policies = ("iama", "tilt")
     seeds = twin_seeds(demo)
@@ -403,11 +403,17 @@ def twins_table(demo: Mapping[Place, Measured]) -> str:
         for policy in policies
     }
     rows = []
-    for name in ("BoN 4", *(f"blockwise {first} 4" for first in FIRSTS)):
+    for name in ("BoN 4", *(f"blockwise {first} 4" for first in FIRSTS)) if seeds else ():
         sums = [f"{sum(guided.mean(cells, name, 'gold') for cells in by_policy[policy]):.3f}" for policy in policies]
         sides = [[(cells, name) for cells in by_policy[policy]] for policy in policies]
         rows.append([TITLES.get(name, "Best-of-4"), *sums, summed(sides[0], sides[1])])
     return table("served by | trained for `bon(4)` | trained for `tilt` | difference (95 % interval)", rows)
+
+
+def num_apart(twins: Table) -> int:
+    """Rows of the twins whose interval excludes 0."""
+    found = [frame.parsed(cell) for cell in twins.column("difference (95 % interval)")]
+    return sum(low > 0 or high < 0 for _, low, high in found)
 
 
 # Coverage. ----------------------------------------------------------------------------------------------
@@ -445,41 +451,39 @@ def covered(found: Measured, name: str, m: int) -> tuple[float, EqualCost, float
     return guided.coverage(cells, name, [value] * len(cells), m)
 
 
-def covered_cell(story: Mapping[Place, Measured], name: str, m: int) -> str:
-    """Share of such prompts with an answer that has the value, mean over the signs; Best-of-n's in brackets."""
-    rows = [covered(found, name, m) for found in story.values()]
-    known = [row for row in rows if row is not None]
-    if not known:
-        return "-"
-    ours, gaps = np.mean([row[0] for row in known]), np.mean([row[1].difference for row in known])
-    return f"{ours:.2f} ({ours - gaps:.2f})"
-
-
-def coverage_rows(story: Mapping[Place, Measured]) -> list[Row]:
+def coverage_table(story: Mapping[Place, Measured]) -> Table:
     """Every method's coverage."""
     rows = []
     for (_, criterion), found in story.items():
         value, cells = rare_cells(found)
+        number = sum(len(cell.proxy_PS) for cell in cells)
         for name in found.names:
             for m in COVERED:
                 figures_of = covered(found, name, m)
                 if figures_of is not None:
                     ours, gap, plain = figures_of
-                    rows.append(
-                        {
-                            "criterion": criterion,
-                            "gold": value,
-                            "num_prompts": sum(len(cell.proxy_PS) for cell in cells),
-                            "method": name,
-                            "answers": m,
-                            "reached": ours,
-                            "minus_bon": gap.difference,
-                            "low": gap.ci95[0] if gap.ci95 else None,
-                            "high": gap.ci95[1] if gap.ci95 else None,
-                            "plain_samples": plain,
-                        }
-                    )
-    return rows
+                    cells_of = [criterion, value, number, name, m, ours, gap.difference, *(gap.ci95 or ("", "")), plain]
+                    rows.append([four(cell) for cell in cells_of])
+    header = "criterion | gold | num_prompts | method | answers | reached | minus_bon | low | high | plain_samples"
+    return table(header, rows)
+
+
+def covered_text(coverage: Table) -> str:
+    """Who reaches the value on the greatest share of such prompts, and Best-of-n's share; means over the signs."""
+    parts = []
+    for m in COVERED:
+        some = coverage.where(answers=m)
+        found = {}
+        for name in dict.fromkeys(some.column("method")):
+            rows = some.where(method=name)
+            ours, gaps = (np.mean([float(cell) for cell in rows.column(key)]) for key in ("reached", "minus_bon"))
+            found[name] = (ours, ours - gaps)
+        if found:
+            best = max(found, key=lambda name: found[name][0])
+            ours, theirs = found[best]
+            words = f"with {m} answer{'s' * (m > 1)} by {TITLES[best]}, on a share of {ours:.2f}"
+            parts.append(f"{words} (Best-of-n with as many operations: {theirs:.2f})")
+    return "; ".join(parts)
 
 
 def rare_text(story: Mapping[Place, Measured]) -> str:
@@ -492,48 +496,7 @@ def rare_text(story: Mapping[Place, Measured]) -> str:
     return "; ".join(parts)
 
 
-# Files. -------------------------------------------------------------------------------------------------
-
-
-def differences_csv(parts: Mapping[str, Mapping[Place, Measured]]) -> str:
-    """Every method at every place, against Best-of-n at equal operations."""
-    rows = []
-    for part, places in parts.items():
-        for (policy, criterion), found in places.items():
-            for name in found.names:
-                gap, proxy = found.at_equal_cost(name), found.at_equal_cost(name, "proxy")
-                ours, theirs = found.beside_bon(name, "steps")
-                row = {
-                    "part": part,
-                    "policy": policy,
-                    "criterion": criterion,
-                    "method": name,
-                    "settings": found.units[0]["methods"][name]["text"],
-                    "gold": guided.mean(found.cells, name, "gold"),
-                    "minus_bon": gap.difference,
-                    "low": gap.ci95[0] if gap.ci95 else None,
-                    "high": gap.ci95[1] if gap.ci95 else None,
-                    "bon_n": gap.reference_samples,
-                    "beyond": gap.clipped or "",
-                    "proxy_minus_bon": proxy.difference,
-                    "mflops": guided.mean(found.cells, name, "flops"),
-                    "steps": ours,
-                    "bon_steps": theirs,
-                    "core_seconds": found.seconds(name),
-                }
-                wrong = found.beside_bon(name, "wrong") if part == Demo.name else (None, None)
-                rows.append(row | {"wrong": wrong[0], "bon_wrong": wrong[1]})
-    return csv_text(rows)
-
-
-def csv_text(rows: Sequence[Row]) -> str:
-    """Rows as CSV, numbers with four figures."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
-    return text.getvalue()
+# The figure. -------------------------------------------------------------------------------------------
 
 
 LOOKS = {

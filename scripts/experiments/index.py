@@ -36,11 +36,8 @@ ORDER = (
     "search",
 )
 """Pages from what a user asks first to what the objective rests on."""
-ELSEWHERE = {
-    "real": "IAMA saves samples on a real language model.",
-    "guided": "Samplers that a reward guides (CARDS, GGRO, SEA and others) give more for their cost than Best-of-n.",
-}
-"""Claims of pages that other programs write, until these say them themselves."""
+ELSEWHERE = {"real": "IAMA saves samples on a real language model."}
+"""Claims of pages that grow unit by unit, until these say them themselves."""
 WORDS, ANSWERS = ("Claim", "Answer"), ("Yes", "In part", "No")
 
 

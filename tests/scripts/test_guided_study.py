@@ -192,14 +192,16 @@ def test_the_page_is_written_from_what_is_kept(tmp_path):
                     guided_study.append_unit(data, unit_of(part, seed, policy, criterion))
         guided_study.write_settings(data, part.name, CHOSEN, [])
         guided_page.write(tmp_path)
-        assert ("## Real text" in (tmp_path / "guided.md").read_text()) == (part is Story)
+        parts = list(csv.DictReader((data / "guided-parts.csv").open()))
+        assert len(parts) == 11
+        assert sum(row["measured"] == "not yet measured" for row in parts) == (4 if part is Demo else 0)
+        assert ("*Rare gold*" in (tmp_path / "guided.md").read_text()) == (part is Story)
     page = (tmp_path / "guided.md").read_text()
     assert "nan" not in page
-    assert "**Answer.** " in page
-    assert page.count("|---") == sum(line.count("|---") for line in page.splitlines())
-    assert sum(line.startswith("|---") for line in page.splitlines()) == 3
-    rows = list(csv.DictReader((data / "guided.csv").open()))
+    assert "**Answer.** In part: 8 of 11 parts hold" in page
+    rows = list(csv.DictReader((data / "guided-differences.csv").open()))
     assert len(rows) == (4 * 2 + 2) * (len(FORMS) - 2)
     assert {row["minus_bon"] for row in rows} == {f"{5 - np.log(4):.4g}"}
     assert "<svg" in (tmp_path / "guided.svg").read_text()
+    assert len((data / "guided-twins.csv").read_text().splitlines()) == 1 + 4
     assert list(csv.DictReader((data / "guided-coverage.csv").open()))
