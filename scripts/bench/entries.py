@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["people", "own", "gradient", "training", "rollouts", "cluster", "serving"]
+Kind = Literal["people", "engines", "rollouts", "serving", "cluster", "own", "gradient", "training"]
 
 
 @dataclass(frozen=True)
@@ -82,38 +83,49 @@ BARS |= {
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """The median of paired repeats with their range; a count has no pairs."""
+
+    name: str
+    bar: Bar
+    ratio: float
+    low: float
+    high: float
+    num_pairs: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is on the right side of its bar."""
+        return self.bar.holds(self.ratio)
+
+    @property
+    def spread(self) -> str:
+        """For people, with its range where there is one."""
+        return f"{self.ratio:.3g}" + (f" ({self.low:.3g} to {self.high:.3g})" if self.num_pairs > 1 else "")
+
+    @property
+    def margins(self) -> tuple[float, float, float]:
+        """Ratio and range over the bar, turned so that from 1 on it is met; a thousandth of the bar stands for less."""
+        low, mid, high = (max(value / self.bar.target, 0.001) for value in (self.low, self.ratio, self.high))
+        return (1 / mid, 1 / high, 1 / low) if self.bar.at_most else (mid, low, high)
+
+
+@dataclass(frozen=True)
 class Entry:
-    """Ratios of paired repeats; a count has one."""
+    """Ratios of paired repeats under a name of `BARS`; a count has one."""
 
     name: str
     ratios: list[float]
 
     @property
-    def bar(self) -> Bar:
-        """Its bar."""
-        return BARS[self.name]
+    def found(self) -> Ratio:
+        """Median and range, with the bar."""
+        return ratio_of(self.name, BARS[self.name], self.ratios)
 
-    @property
-    def ratio(self) -> float:
-        """The median."""
-        return statistics.median(self.ratios)
 
-    @property
-    def spread(self) -> str:
-        """The ratio for people, with its range where there is one."""
-        if len(self.ratios) == 1:
-            return f"{self.ratio:.3g}"
-        return f"{self.ratio:.3g} ({min(self.ratios):.3g} to {max(self.ratios):.3g}, {len(self.ratios)} pairs)"
-
-    def as_dict(self) -> dict[str, float | bool]:
-        """What `summary.json` holds: the target is a number, and `holds` knows its side."""
-        return {
-            "ratio": self.ratio,
-            "min": min(self.ratios),
-            "max": max(self.ratios),
-            "target": self.bar.target,
-            "holds": self.bar.holds(self.ratio),
-        }
+def ratio_of(name: str, bar: Bar, ratios: Sequence[float]) -> Ratio:
+    """Median and range of paired repeats."""
+    return Ratio(name, bar, statistics.median(ratios), min(ratios), max(ratios), len(ratios))
 
 
 @dataclass(frozen=True)
@@ -129,12 +141,8 @@ class Latency:
         ordered = sorted(self.seconds)
         return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
 
-    def as_dict(self) -> dict[str, float | int | str]:
-        """Median and 95th percentile."""
-        return {
-            "what": self.what,
-            "batch": self.batch,
-            "median": self.quantile(0.5),
-            "p95": self.quantile(0.95),
-            "num_requests": len(self.seconds),
-        }
+    @property
+    def row(self) -> list[str]:
+        """For a table: median and 95th percentile."""
+        quantiles = (f"{self.quantile(share):.3f}" for share in (0.5, 0.95))
+        return [self.what, str(self.batch), *quantiles, str(len(self.seconds))]

@@ -363,12 +363,6 @@ def count_above(text: str, estimates: Sequence[Estimate], bar: str = "every inte
     return Claim(text, bar, f"above in {above} of {len(verdicts)}, below in {below}{note}", above == len(verdicts))
 
 
-def claims_table(claims: Iterable[Claim]) -> str:
-    """One row a claim, with `met` or `not met` in bold."""
-    rows = [[c.text, c.bar, c.measured, "**met**" if c.met else "**not met**"] for c in claims]
-    return table(["claim", "bar", "measured", ""], rows)
-
-
 def parts_table(claims: Iterable[Claim]) -> Table:
     """One row a part of a page's claim; the last column says whether it holds."""
     rows = [[c.text, c.bar, c.measured, "yes" if c.met else "**no**"] for c in claims]
@@ -468,7 +462,7 @@ def table(header: str | Sequence[object], rows: Iterable[str | Sequence[object]]
     return Table(lines[0], lines[1:])
 
 
-TEMPLATES = [Path(__file__).parent, Path(__file__).parents[1]]
+TEMPLATES = [Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[1] / "bench"]
 """Folders of the pages' templates."""
 MAX_ROWS = 12
 """Rows of a page's one table; more goes into a CSV file."""

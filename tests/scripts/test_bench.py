@@ -15,11 +15,12 @@ from inference.engine.responses import Response
 from inference.samplers.base import Completion, Segment
 from inference.samplers.cards import CardsSettings
 from scripts import launch
-from scripts.bench import cards, entries, plain_sampling, setting
+from scripts.bench import cards, entries, page, plain_sampling, record, sections, setting
 from scripts.bench.__main__ import app
 from scripts.bench.cluster import ClusterFigures
 from scripts.bench.counting import num_suffix, policy_necessary, reward_necessary, watched
-from scripts.bench.page import cluster, renew
+from scripts.bench.parts import Part
+from scripts.experiments.frame import PAGES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*none of which was accepted"),
@@ -54,39 +55,38 @@ def bench(world):
 
 @pytest.mark.slow
 def test_the_bench_in_miniature(world, tmp_path):
-    published = launch.ROOT / "docs/results/performance.md"
-    page = published.read_bytes() if published.exists() else b""
+    published = [launch.ROOT / PAGES / name for name in ("performance.md", "data/performance.json")]
+    before = [path.read_bytes() for path in published]
     done = CliRunner().invoke(app, ["--quick", "--world", str(world), "--out", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "entropy threshold" in done.output
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert list(summary) == list(entries.BARS)
-    for name, entry in summary.items():
-        assert list(entry) == ["ratio", "min", "max", "target", "holds"]
-        assert 0 < entry["min"] <= entry["ratio"] <= entry["max"]
+    sections = record.read(tmp_path)
+    assert set(sections) == set(Part)
+    ratios = {ratio.name: ratio for section in sections.values() for ratio in section.ratios}
+    assert set(ratios) == set(entries.BARS)
+    for name, ratio in ratios.items():
+        assert 0 < ratio.low <= ratio.ratio <= ratio.high
         at_most = name.endswith(
             ("_necessary", "_overhead", "sea_step", "nonlinear_step", "nonlinear_memory", "cluster_workers")
         )
-        good = entry["ratio"] <= entry["target"] if at_most else entry["ratio"] >= entry["target"]
-        assert entry["holds"] is good
-        assert (entry["min"] == entry["max"]) or "necessary" not in name
-    details = json.loads((tmp_path / "details.json").read_text())
-    counts = details["counts"]
+        good = ratio.ratio <= ratio.bar.target if at_most else ratio.ratio >= ratio.bar.target
+        assert ratio.holds is good
+        assert (ratio.low == ratio.high) or "necessary" not in name
+    counts = json.loads((tmp_path / "cards.json").read_text())["figures"]["counts"]
     assert all(isinstance(value, int) for value in counts.values())
     assert (counts["policy"], counts["reward"]) == (counts["policy_ledger"], counts["reward_ledger"])
-    assert summary["cards_policy_tokens"]["ratio"] == counts["policy_whole"] / counts["policy"]
-    assert summary["cards_necessary"]["ratio"] == counts["policy"] / counts["policy_necessary"]
-    assert {(one["what"], one["batch"]) for one in details["latency"]} == {
+    assert ratios["cards_policy_tokens"].ratio == counts["policy_whole"] / counts["policy"]
+    assert ratios["cards_necessary"].ratio == counts["policy"] / counts["policy_necessary"]
+    latency = page.merged(sections.values())["latency"]
+    assert {(row[0], int(row[1])) for row in latency.rows} == {
         (what, batch) for what in ("single sample", "CARDS") for batch in (1, setting.QUICK.num_prompts)
     }
-    assert all(0 < one["median"] <= one["p95"] for one in details["latency"])
-    text = (tmp_path / "performance.md").read_text()
-    people, own = text.index("## Against what people use"), text.index("## Against our own reference")
-    assert people < text.index("bon16_generate") < own < text.index("cards_wall")
-    assert all(name in text for name in summary)
-    assert "mean nothing" in text
-    if page:
-        assert published.read_bytes() == page
+    assert all(0 < float(row[2]) <= float(row[3]) for row in latency.rows)
+    for name in ("performance", "performance-internals"):
+        text = (tmp_path / f"{name}.md").read_text()
+        assert "mean nothing" in text
+        assert "Not measured yet" not in text
+    assert [path.read_bytes() for path in published] == before
 
 
 SETTINGS = {
@@ -178,34 +178,55 @@ def test_thresholds_cut_samples_to_the_wanted_length():
 
 
 def test_sides_and_quantiles():
-    at_most, at_least = entries.Entry("engine_overhead", [1.4, 1.3, 1.1]), entries.Entry("cards_wall", [7.9])
-    assert at_most.as_dict() == {"ratio": 1.3, "min": 1.1, "max": 1.4, "target": 1.3, "holds": True}
-    assert not at_least.as_dict()["holds"]
+    at_most = entries.Entry("engine_overhead", [1.4, 1.3, 1.1]).found
+    at_least = entries.Entry("cards_wall", [4.0]).found
+    assert (at_most.ratio, at_most.low, at_most.high, at_most.holds) == (1.3, 1.1, 1.4, True)
+    assert at_most.spread == "1.3 (1.1 to 1.4)"
+    assert at_most.margins == pytest.approx((1.0, 1.3 / 1.4, 1.3 / 1.1))
+    assert (at_least.holds, at_least.spread, at_least.margins) == (False, "4", (0.5, 0.5, 0.5))
     latency = entries.Latency("CARDS", 1, [float(i) for i in range(20, 0, -1)])
-    assert (latency.quantile(0.5), latency.quantile(0.95)) == (10.0, 19.0)
+    assert latency.row == ["CARDS", "1", "10.000", "19.000", "20"]
 
 
-def test_a_section_is_renewed_and_the_others_stay(tmp_path):
-    path = tmp_path / "page.md"
-    path.write_text("# Speed\n\nhead\n\n## One\n\n1\n\n## Latency\n\nlast\n")
-    renew(path, "## Two\n\n2")
-    assert path.read_text() == "# Speed\n\nhead\n\n## One\n\n1\n\n## Two\n\n2\n\n## Latency\n\nlast\n"
-    renew(path, "\n## One\n\nnew\n\n| a |\n")
-    assert path.read_text() == "# Speed\n\nhead\n\n## One\n\nnew\n\n| a |\n\n## Two\n\n2\n\n## Latency\n\nlast\n"
+def test_a_part_renews_its_section_and_the_others_stay(tmp_path):
+    shutil.copytree(launch.ROOT / PAGES / "data", tmp_path / "data")
+    before = record.read(tmp_path)
+    assert set(Part) < set(before)
+    ratio = entries.Entry("bon16_generate", [0.5, 0.25, 1.0]).found
+    section = dataclasses.replace(before[Part.SAMPLING], machine="another", ratios=[ratio])
+    record.renew(tmp_path, Part.SAMPLING, section)
+    assert record.read(tmp_path) == before | {Part.SAMPLING: section}
+    page.write(tmp_path)
+    assert "| **0.5 (0.25 to 1)** |" in (tmp_path / "performance.md").read_text()
+    row = "at least 1,0.5,0.25,1,3,another,no\n"
+    assert row in (tmp_path / "data/performance-parts.csv").read_text()
 
 
-def test_workers_are_shown_beside_bare_processes():
-    """The claim is about two of each; one that was measured alone renews its own section."""
+def test_the_published_pages_are_those_of_the_record(tmp_path):
+    shutil.copytree(launch.ROOT / PAGES / "data", tmp_path / "data")
+    page.write(tmp_path)
+    for name in ("performance.md", "performance-internals.md", "data/performance-parts.csv"):
+        published = (launch.ROOT / PAGES / name).read_text()
+        assert (tmp_path / name).read_text() == published, f"{name} is older than data/performance.json"
+
+
+def test_a_page_has_what_one_part_measured(tmp_path, bench):
+    """The claim on workers is about two of each."""
     sampling, bare = {"1": [6.0, 6.2, 6.1], "2": [3.3, 3.2, 3.6]}, {"1": [5.0, 5.0, 5.0], "2": [3.0, 3.2, 3.0]}
     figures = ClusterFigures({"1": [1.0], "16": [1.04, 1.02, 1.2]}, sampling, bare, num_prompts=256)
-    assert [(entry.name, round(entry.ratio, 3)) for entry in figures.entries()] == [
+    section = sections.cluster(figures, bench)
+    assert [(ratio.name, round(ratio.ratio, 3)) for ratio in section.ratios] == [
         ("cluster_overhead", 1.04),
         ("cluster_workers", 1.1),
     ]
-    text = cluster(figures)
-    assert text.startswith("\n## Workers on a Ray cluster")
-    assert "| 16 | 10.0 |" in text
-    assert "| 2 | 3.3 | 3 |" in text
+    record.renew(tmp_path, Part.CLUSTER, section)
+    page.write(tmp_path)
+    text = (tmp_path / "performance.md").read_text()
+    assert "**Answer.** Yes: all 2 parts hold. By subject: workers on Ray 2 of 2.\n" in text
+    assert "| Best-of-16: seconds of `generate` over ours | at least 1 | not measured |  |" in text
+    assert (tmp_path / "data/performance-sleeping.csv").read_text().endswith("\n16,10.0\n")
+    assert (tmp_path / "data/performance-workers.csv").read_text().endswith("\n2,3.3,3\n")
+    assert not (tmp_path / "performance-internals.md").exists()
 
 
 def test_help_has_an_example():
