@@ -21,6 +21,8 @@ ORDER = (
     "demo",
     "savings",
     "before_training",
+    "when_to_use",
+    "performance",
     "front",
     "mixed-preference",
     "operators",
@@ -34,6 +36,7 @@ ORDER = (
     "estimators",
     "direction",
     "search",
+    "performance-internals",
 )
 """Pages from what a user asks first to what the objective rests on."""
 ELSEWHERE = {"real": "IAMA saves samples on a real language model."}
