@@ -186,14 +186,14 @@ def _cell(ratio: Ratio | None) -> str:
 
 
 def plot(path: Path, rows: Sequence[Shown]) -> None:
-    """Ratios over their bars, the better side to the right; rows of what was measured alone."""
-    measured = [(text.replace("`", ""), worst) for text, _, worst in rows if any(worst)]
+    """Ratios over their bars, the better side to the right; rows of what was measured alone, where there is any."""
+    texts = [(text.replace("`", ""), worst) for text, _, worst in rows]
+    measured = [row for row in texts if any(row[1])] or texts
     with figures.figure(path, size=(6.8, 0.22 * len(measured) + 1.1)) as (axis,):
         for place, (colour, name, shift) in enumerate(POLICIES):
             there = [(row + shift, of[place]) for row, (_, of) in enumerate(measured) if len(of) > place]
             found = [(row, ratio.margins) for row, ratio in there if ratio]
-            if found:
-                figures.intervals(axis, [row for row, _ in found], [of for _, of in found], colour, name)
+            figures.intervals(axis, [row for row, _ in found], [of for _, of in found], colour, name)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
         figures.rows(axis, [text for text, _ in measured], zero=1)
