@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from iama.errors import ConfigError, IamaError, IamaWarning
 from iama.exits import check_arguments, told_in_one_line
 from iama.help import App, Command, Group
 from iama.installation import check_packages
+from iama.stderr import show_warnings
 
 if TYPE_CHECKING:  # each command imports what it needs when it runs
     from iama.config.manifest import Manifest
@@ -126,7 +126,7 @@ app = App(
 
 def main() -> None:
     """Run the command line; a mistake in the input is one line on stderr and exit code 2."""
-    warnings.showwarning = partial(_show_warning, set())
+    show_warnings(lambda message: in_flags(message, _FLAGS.get()))
     with told_in_one_line():
         check_arguments(sys.argv[1:])
         for argument in sys.argv[1:]:
@@ -144,14 +144,6 @@ def _as_meant(arguments: Sequence[str]) -> list[str]:
     for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         written += [argument, "auto"] if argument == "--ray" and following.startswith("-") else [argument]
     return written
-
-
-def _show_warning(said: set[str], message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Our own warnings as one line, each once; those of libraries do not concern the user of a command."""
-    line = f"warning: {in_flags(str(message), _FLAGS.get())}\n"
-    if issubclass(category, IamaWarning) and line not in said:
-        said.add(line)
-        sys.stderr.write(line)
 
 
 def given_options(context: typer.Context) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from iama.cli.app import app, manifest_of, named_reward, note_differences, prepa
 from iama.cli.generate import check_trained_operator, manifest_operator, manifest_reward
 from iama.cli.options import ANSWER, ChatTemplate, Overrides, TrustRemoteCode
 from iama.errors import ConfigError
+from iama.stderr import log_to_stderr
 
 if TYPE_CHECKING:
     from iama.config.manifest import Manifest, ManifestCriterion
@@ -100,11 +100,10 @@ def _check_installed() -> None:
 
 def _serve(settings: ServeConfig, source: str, dry_run: bool) -> None:
     """Check, load, and serve until the end."""
-    from iama.progress import progress_bar
-    from inference.serving.plan import make_plan
-
-    plan = make_plan(settings, source)
     if dry_run:
+        from inference.serving.plan import make_plan
+
+        plan = make_plan(settings, source)
         for model in plan.models:
             number = f" = {model.method.text}" if "tuned" in model.written else ""
             typer.echo(f"{model.id}{number}")
@@ -112,13 +111,14 @@ def _serve(settings: ServeConfig, source: str, dry_run: bool) -> None:
         where = f"http://{host}:{settings.port}" if settings.port else f"http://{host}, any free port"
         typer.echo(f"dry run: all checks passed; to be served: {plan.describe()}, at {where}")
         return
-    from inference.serving.opening import open_plan
-    from inference.serving.run import bind, run
+    from inference.serving.engine_process import EngineProcess
+    from inference.serving.listening import bind
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s: %(message)s", stream=sys.stderr)
-    taken = bind(settings)
-    with taken:
-        run(settings, plan, open_plan(plan, progress_bar), taken)
+    log_to_stderr()
+    with bind(settings) as taken, EngineProcess(settings, source) as process:
+        from inference.serving.run import run  # while the other process loads
+
+        run(settings, process, taken)
 
 
 def _from_file(config: Path, overrides: list[str]) -> ServeConfig:

@@ -188,7 +188,7 @@ class Answering:
                 if answer is None:
                     self._lost = both(self._lost, tokens_of(asked.spent))
 
-    def state(self) -> State:
+    async def state(self) -> State:
         """As it is now; of the lanes, after their last steps."""
         lanes = self._loop.state
         under_way = tuple(self._under_way)
@@ -205,6 +205,10 @@ class Answering:
             is_alive=self._loop.is_alive,
             last_step=self._loop.last_step,
         )
+
+    async def aclose(self) -> None:
+        """`close`, beside the event loop, in which those who asked are told meanwhile."""
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Fail what is under way with `ClosingError`, and end the threads; one that hangs is left behind."""

@@ -92,20 +92,20 @@ class _Routes:
 
     async def health(self, _: Request) -> Response:
         """GET /health"""
-        if self._service.is_alive:
+        if await self._service.is_alive():
             return _json({"status": "ok"})
         return _json({"status": "the engine has stopped; start the server again"}, 503)
 
     async def ready(self, _: Request) -> Response:
         """GET /ready"""
         self._service.gate.check()
-        if not self._service.is_alive:
+        if not await self._service.is_alive():
             raise RefusedError(503, "The engine has stopped; start the server again", None, "engine_error")
         return _json({"status": "ready"})
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics"""
-        return Response(self._service.metrics_text(), media_type=CONTENT_TYPE, headers=NO_STORE)
+        return Response(await self._service.metrics_text(), media_type=CONTENT_TYPE, headers=NO_STORE)
 
     async def models(self, _: Request) -> Response:
         """GET /v1/models"""

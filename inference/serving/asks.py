@@ -158,6 +158,12 @@ class TooLargeError(AnswerError):
     code = "out_of_memory"
 
 
+class StoppedError(AnswerError):
+    """The engine's process is gone."""
+
+    status = 503
+
+
 class ClosingError(AnswerError):
     """The server is shutting down."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -95,10 +95,10 @@ class Window:
 
 
 class Metrics:
-    """All that is counted; `state` gives the engine's numbers when they are asked for."""
+    """All that is counted."""
 
-    def __init__(self, catalogue: Catalogue, state: Callable[[], State]) -> None:
-        self._catalogue, self._state = catalogue, state
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
         way = ("policy", "criterion", "method")
         self.requests = Counter("iama_requests_total", "Requests by route and status.", ("route", "status"))
         self.answers = Counter("iama_answers_total", "Answers that were finished.", way)
@@ -142,33 +142,18 @@ class Metrics:
             accepted = sum(not segment.forced for segment in completion.trace)
             window.segments.append((accepted, sum(segment.num_tested for segment in completion.trace)))
 
-    def text(self, gauges: Mapping[str, tuple[str, float]]) -> str:
-        """Everything, with the `gauges` of whoever takes requests: by name, their help and value."""
+    def text(self, state: State, gauges: Mapping[str, tuple[str, float]]) -> str:
+        """Everything, with the engine's state and the `gauges` of whoever takes requests: by name, help and value."""
         lines: list[str] = []
         for part in (self.requests, self.answers, self.tokens, self.ledger, self.reward_calls, self.failures):
             lines += part.lines()
         lines += [*self.first.lines(), *self.whole.lines()]
         for name, (told, value) in gauges.items():
             lines += _lines(name, told, "gauge", (), [((), value)])
-        lines += self._engine()
+        lines += _of_the_engine(state)
         for name, told, samples in self._monitors():
             lines += _lines(name, told, "gauge", ("policy", "criterion", "method"), samples)
         return "\n".join(lines) + "\n"
-
-    def _engine(self) -> Iterable[str]:
-        """What the engine holds now, and what it has fed, that of answers which failed or were given up included."""
-        state = self._state()
-        yield from _lines("iama_rows", "Rows of keys and values in use.", "gauge", (), [((), state.num_rows)])
-        for name, told, counts in (
-            ("iama_answers_running", "Answers that are worked on.", state.live),
-            ("iama_answers_waiting", "Answers that wait for rows.", state.waiting),
-        ):
-            yield from _lines(name, told, "gauge", ("kind",), [((kind,), count) for kind, count in counts.items()])
-        fed = [(("policy",), float(state.fed[0])), (("reward",), float(state.fed[1]))]
-        lost = [(("policy",), float(state.lost[0])), (("reward",), float(state.lost[1]))]
-        yield from _lines("iama_fed_tokens_total", "Tokens that models were fed.", "counter", ("model",), fed)
-        told = "Tokens of these that are in no ledger: of answers that failed or were given up."
-        yield from _lines("iama_lost_tokens_total", told, "counter", ("model",), lost)
 
     def _monitors(self) -> Iterable[tuple[str, str, list[tuple[Labels, float]]]]:
         """Of the last answers; a share that moves while nothing was changed is drift."""
@@ -193,3 +178,18 @@ class Metrics:
     def _highest(self, way: Labels) -> float | None:
         rewards = self._catalogue.rewards.get((way[0], way[1]))
         return None if rewards is None else max(rewards)
+
+
+def _of_the_engine(state: State) -> Iterable[str]:
+    """What the engine holds now, and what it has fed, that of answers which failed or were given up included."""
+    yield from _lines("iama_rows", "Rows of keys and values in use.", "gauge", (), [((), state.num_rows)])
+    for name, told, counts in (
+        ("iama_answers_running", "Answers that are worked on.", state.live),
+        ("iama_answers_waiting", "Answers that wait for rows.", state.waiting),
+    ):
+        yield from _lines(name, told, "gauge", ("kind",), [((kind,), count) for kind, count in counts.items()])
+    fed = [(("policy",), float(state.fed[0])), (("reward",), float(state.fed[1]))]
+    lost = [(("policy",), float(state.lost[0])), (("reward",), float(state.lost[1]))]
+    yield from _lines("iama_fed_tokens_total", "Tokens that models were fed.", "counter", ("model",), fed)
+    told = "Tokens of these that are in no ledger: of answers that failed or were given up."
+    yield from _lines("iama_lost_tokens_total", told, "counter", ("model",), lost)

@@ -13,14 +13,14 @@ from iama.config.serving import Limits
 from iama.errors import IamaError
 from iama.prompts.conversations import render_prompts
 from iama.prompts.render import Prompt
-from inference.engine.policy import Policy
-from inference.serving.answering import Answering
+from inference.engine.policy import PolicyFiles
 from inference.serving.asks import Answer, AnswerError, Ask, Event, Wanted
 from inference.serving.catalogue import Catalogue
 from inference.serving.fields import Asked, Route, read_body
 from inference.serving.gate import Gate
 from inference.serving.metrics import Metrics
 from inference.serving.refusals import RefusedError
+from inference.serving.remote_engine import Engine
 
 logger = logging.getLogger("iama.serving")
 TellOf: TypeAlias = Callable[[int, Event], None]
@@ -49,25 +49,27 @@ class Ready(NamedTuple):
 class Service:
     """Answers requests; everything here runs on one event loop."""
 
-    def __init__(self, catalogue: Catalogue, policies: Mapping[str, Policy], engine: Answering, limits: Limits) -> None:
+    def __init__(
+        self, catalogue: Catalogue, policies: Mapping[str, PolicyFiles], engine: Engine, limits: Limits
+    ) -> None:
         self.catalogue, self.limits = catalogue, limits
         self.gate = Gate(limits.max_running, limits.max_waiting)
-        self.metrics = Metrics(catalogue, engine.state)
+        self.metrics = Metrics(catalogue)
         self._policies, self._engine = policies, engine
         self._kinds: dict[str, set[Any]] = {name: set() for name in policies}
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the engine's thread is."""
-        return self._engine.state().is_alive
+    async def is_alive(self) -> bool:
+        """Whether the engine can answer."""
+        return (await self._engine.state()).is_alive
 
-    def metrics_text(self) -> str:
+    async def metrics_text(self) -> str:
         """For Prometheus."""
         return self.metrics.text(
+            await self._engine.state(),
             {
                 "iama_requests_running": ("Requests that are worked on.", self.gate.num_running),
                 "iama_requests_waiting": ("Requests that wait for their turn.", self.gate.num_waiting),
-            }
+            },
         )
 
     async def read(self, body: Any, route: Route) -> Ready:
@@ -166,7 +168,7 @@ class Service:
         return answer
 
 
-def _unreadable(name: str, policy: Policy, prompt: Prompt) -> str:
+def _unreadable(name: str, policy: PolicyFiles, prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return f"prompt: {name!r} cannot go on from it, since it ends with what ends an answer; leave that out"
     if policy.tokenizer.chat_template is None:

@@ -1,4 +1,4 @@
-"""A server on a real socket, in a thread of the test's own process."""
+"""A server on a real socket, in a thread of the test's own process, and its engine there, too."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import openai
 from iama.config.schema import validate
 from iama.config.serving import ServeConfig
 from inference.engine.policy import Policy
+from inference.serving.answering import Answering
+from inference.serving.listening import address, bind
 from inference.serving.opening import Opened, open_plan
 from inference.serving.plan import ServePlan, make_plan
-from inference.serving.run import address, bind, serve
+from inference.serving.run import serve
 
 KEY = "test-key-of-many-letters"
 
@@ -94,7 +96,14 @@ def server(
         running._loop = asyncio.get_running_loop()
         running._ended = running._loop.create_future()
         started.set()
-        await serve(plan.config, plan, opened, taken, running._ended)
+        engine = Answering(
+            opened.policies,
+            opened.rewards,
+            batch_size=plan.config.batch_size,
+            num_private=plan.config.num_private,
+            reward_timeout_s=plan.config.reward_timeout_s,
+        )
+        await serve(plan, opened.catalogue, engine, taken, running._ended)
 
     running._thread = threading.Thread(target=lambda: asyncio.run(main()))
     running._thread.start()

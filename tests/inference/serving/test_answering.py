@@ -108,7 +108,7 @@ def answering(policy, rewards):
     made = Answering({"base": policy}, rewards, batch_size=8, reward_timeout_s=0.4)
     yield made
     made.close()
-    assert not made.state().is_alive
+    assert not asyncio.run(made.state()).is_alive
 
 
 def ask(method="bon(4)", criterion="helpful", text=TEXTS[0], seed=0, columns=None, **sampling) -> Ask:
@@ -173,7 +173,7 @@ async def settled(answering: Answering):
     answering._loop.put(heard.set)
     assert await asyncio.to_thread(heard.wait, 30)
     for _ in range(200):
-        state = answering.state()
+        state = await answering.state()
         if not (state.live or state.waiting or state.num_rows or answering._loop.lanes):
             return state
         await asyncio.sleep(0.01)
@@ -351,7 +351,7 @@ def test_cancelling_frees_rows_at_once(answering, moody):
 
     async def go():
         tasks = [asyncio.ensure_future(answering.answer(asked)) for asked in asks]
-        while sum(answering.state().live.values()) < len(asks):
+        while sum((await answering.state()).live.values()) < len(asks):
             await asyncio.sleep(0.001)
         for task in tasks:
             task.cancel()
@@ -511,7 +511,7 @@ def test_what_cannot_be_answered_is_refused_before_any_pass(answering, changes, 
     with pytest.raises(BadAskError, match=r"^[^\n]*$") as caught:
         asyncio.run(answering.answer(replace(ask(), **changes)))
     assert told in str(caught.value)
-    assert answering.state().fed == (0, 0)
+    assert asyncio.run(answering.state()).fed == (0, 0)
 
 
 def test_closing_fails_what_is_under_way(policy, rewards, moody):
@@ -521,14 +521,14 @@ def test_closing_fails_what_is_under_way(policy, rewards, moody):
 
     async def go():
         tasks = [asyncio.ensure_future(made.answer(asked)) for asked in asks]
-        while not made.state().live:
+        while not (await made.state()).live:
             await asyncio.sleep(0.001)
         threading.Timer(0.3, moody.go_on.set).start()
         await asyncio.to_thread(made.close)
         return await asyncio.gather(*tasks, made.answer(ask()), return_exceptions=True)
 
     assert [type(error) for error in asyncio.run(go())] == [ClosingError] * 3
-    assert not made.state().is_alive
+    assert not asyncio.run(made.state()).is_alive
 
 
 def test_rows_that_become_free_go_to_the_asks_that_have_fewest(answering):
@@ -536,7 +536,7 @@ def test_rows_that_become_free_go_to_the_asks_that_have_fewest(answering):
 
     async def go():
         many = asyncio.ensure_future(answering.answer(ask("bon(200)", max_new_tokens=12)))
-        while not answering.state().live:
+        while not (await answering.state()).live:
             await asyncio.sleep(0.001)
         await answering.answer(ask("identity", max_new_tokens=12))
         is_first = not many.done()

@@ -163,7 +163,7 @@ def test_rows_of_clients_that_hang_up_are_freed(raw_serving):
 def test_health_tells_of_an_engine_that_has_stopped(raw_serving):
     plan, opened = opened_plan(raw_serving | {"methods": ["bon(2)"], "calibration": None})
     engine = Answering(opened.policies, opened.rewards)
-    service = Service(opened.catalogue, opened.policies, engine, plan.config.limits)
+    service = Service(opened.catalogue, plan.policy_files, engine, plan.config.limits)
     app = make_app(plan.config, plan, service)
 
     async def ask(path: str) -> int:

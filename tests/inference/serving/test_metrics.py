@@ -15,8 +15,8 @@ from inference.serving.metrics import BUCKETS, WINDOW, Metrics
 IDLE = State(0, {}, {}, (0, 0), Cost(), (0, 0), is_alive=True, last_step=0.0)
 
 
-def numbers(metrics: Metrics) -> dict[str, float]:
-    pairs = [line.rpartition(" ") for line in metrics.text({}).splitlines() if not line.startswith("#")]
+def numbers(metrics: Metrics, state: State = IDLE) -> dict[str, float]:
+    pairs = [line.rpartition(" ") for line in metrics.text(state, {}).splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in pairs}
 
 
@@ -26,9 +26,9 @@ def answer(reward: float | None, **more) -> Answer:
 
 
 def test_labels_are_escaped_and_every_name_has_its_type():
-    metrics = Metrics(catalogue(), lambda: IDLE)
+    metrics = Metrics(catalogue())
     metrics.requests.add(2, 'a"b\\c\nd', "200")
-    text = metrics.text({"iama_waiting": ("Now.", 3.0)})
+    text = metrics.text(IDLE, {"iama_waiting": ("Now.", 3.0)})
     assert r'iama_requests_total{route="a\"b\\c\nd",status="200"} 2' in text.splitlines()
     assert "iama_waiting 3" in text.splitlines()
     typed = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
@@ -37,7 +37,7 @@ def test_labels_are_escaped_and_every_name_has_its_type():
 
 
 def test_buckets_are_cumulative():
-    metrics = Metrics(catalogue(), lambda: IDLE)
+    metrics = Metrics(catalogue())
     for seconds in (0.001, BUCKETS[0], 0.3, 1000.0):
         metrics.whole.observe(seconds, "bon(4)")
     found = numbers(metrics)
@@ -48,7 +48,7 @@ def test_buckets_are_cumulative():
 
 
 def test_tokens_and_calls_are_those_of_the_answers():
-    metrics, model = Metrics(catalogue(), lambda: IDLE), catalogue().pick("iama/helpful:bon(4)")
+    metrics, model = Metrics(catalogue()), catalogue().pick("iama/helpful:bon(4)")
     for _ in range(2):
         metrics.note(model, answer(1.0))
     found = numbers(metrics)
@@ -63,7 +63,7 @@ def test_tokens_and_calls_are_those_of_the_answers():
 
 def test_monitors_look_back_on_the_last_answers():
     served = catalogue(rewards={("iama", "helpful"): [0.0, 1.0]})
-    metrics, model = Metrics(served, lambda: IDLE), served.pick("iama/helpful:cards(target=1.5)")
+    metrics, model = Metrics(served), served.pick("iama/helpful:cards(target=1.5)")
     kept = Segment(3, 1.0, 0.5, 2, forced=False, wasted_tokens=4)
     for i in range(WINDOW + 10):
         reward = 100.0 if i < 10 else 2.0 if i % 2 else 0.0  # the first ten are forgotten
@@ -78,7 +78,7 @@ def test_monitors_look_back_on_the_last_answers():
 
 def test_a_method_of_a_client_s_own_goes_by_its_name():
     served = catalogue()
-    metrics = Metrics(served, lambda: IDLE)
+    metrics = Metrics(served)
     assert metrics.way_of(served.pick("iama/helpful:bon(7)")) == ("iama", "helpful", "bon(...)")
     assert metrics.way_of(served.pick("iama/helpful:bon(4)")) == ("iama", "helpful", "bon(4)")
     assert metrics.way_of(served.pick("iama/helpful:single")) == ("iama", "helpful", "single")
@@ -87,7 +87,7 @@ def test_a_method_of_a_client_s_own_goes_by_its_name():
 
 def test_the_engine_tells_what_it_holds_and_what_was_lost():
     state = replace(IDLE, num_rows=5, live={"single": 2}, fed=(100, 50), lost=(10, 0))
-    found = numbers(Metrics(catalogue(), lambda: state))
+    found = numbers(Metrics(catalogue()), state)
     assert found["iama_rows"] == 5
     assert found['iama_answers_running{kind="single"}'] == 2
     assert found['iama_fed_tokens_total{model="policy"}'] == 100
