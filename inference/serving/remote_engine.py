@@ -1,7 +1,7 @@
 """The engine in a process of its own: both ends of the channel between those who ask and the one `Answering`.
 
-A number stands for each ask. The server sends `_Asked`, `_GIVE_UP` or `_STATE`; the engine events, then an answer, a state
-or an error.
+A number stands for each ask. The server sends `_Asked`, `_GIVE_UP` or `_STATE`. The engine sends events, then an
+answer, a state or an error.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -18,10 +18,10 @@ from test_cli import exported, one_line_error  # noqa: F401
 
 from iama.installation import CONFIGS
 from tests.inference.report_summary import make_summary
-from tests.processes import begin_python
+from tests.inference.serving.served import PROCESS_KEY as KEY
+from tests.inference.serving.served import free_port, process
 
 HELLO = [{"role": "user", "content": "how to bake bread"}]
-KEY = "a-key-of-many-letters-1"
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_mistakes_are_told_in_a_line_before_weights_are_read(run, serving_file, 
     monkeypatch.setenv("IAMA_SHORT", "short")
     monkeypatch.setenv("IAMA_QUOTED", '"a-secret-of-many-letters"')
     monkeypatch.setenv("IAMA_NAMED", "KEY=a-secret-of-many-letters")
-    line = one_line_error(run("serve", "--config", serving_file, "--set", change))
+    line = one_line_error(run("serve", "--config", serving_file, "--set", change, "--dry-run"))
     assert said in line
     assert "a-secret" not in line
 
@@ -148,7 +148,9 @@ def test_what_guides_by_a_gradient_needs_a_classifier(run, serving_file, tmp_pat
     code = tmp_path / "mine.py"
     code.write_text("def score(prompts, completions, **columns):\n    return [0.0] * len(prompts)\n")
     changes = ("--set", f"criteria.0.proxy={{function: '{code}:score'}}", "--set", "methods=[ggro(num_candidates=2)]")
-    assert "needs the gradient of a reward" in one_line_error(run("serve", "--config", serving_file, *changes))
+    assert "needs the gradient of a reward" in one_line_error(
+        run("serve", "--config", serving_file, *changes, "--dry-run")
+    )
 
 
 def test_flags_that_contradict_each_other_are_refused(run, serving_file, tiny):
@@ -250,34 +252,6 @@ def test_ctrl_c_ends_it_with_a_line(run, serving_file):
 
 
 # Processes. -----------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def process(tmp_path, port, *arguments):
-    """A server in a process of its own, once it is ready."""
-    streams = tmp_path / f"served-{time.monotonic_ns()}"
-    command = ["-m", "iama.cli", "serve", *arguments, "--port", port]
-    started = begin_python(command, streams=streams, IAMA_KEYS=KEY)
-    try:
-        url, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
-        while True:
-            try:
-                assert httpx2.get(f"{url}/health").status_code == 200
-                break
-            except httpx2.TransportError:
-                assert started.is_alive(), Path(f"{streams}.err").read_text()
-                assert time.monotonic() < until
-                time.sleep(0.05)
-        yield started, url, Path(f"{streams}.err")
-    finally:
-        started.kill()
-        started.join()
 
 
 SLOW = """

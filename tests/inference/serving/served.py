@@ -1,13 +1,17 @@
-"""A server on a real socket, in a thread of the test's own process, and its engine there, too."""
+"""Servers on real sockets: in a thread of the test's own process, with the engine there, too; or as a command."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -21,8 +25,10 @@ from inference.serving.listening import address, bind
 from inference.serving.opening import Opened, open_plan
 from inference.serving.plan import ServePlan, make_plan
 from inference.serving.run import serve
+from tests.processes import begin_python
 
 KEY = "test-key-of-many-letters"
+PROCESS_KEY = "a-key-of-many-letters-1"
 
 
 @dataclass
@@ -131,3 +137,49 @@ def events(response: Any) -> Iterator[Any]:
     for line in response.iter_lines():
         if line.startswith("data: "):
             yield line[6:] if line == "data: [DONE]" else json.loads(line[6:])
+
+
+# Processes. -----------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(tmp_path: Path, port: int, *arguments: Any) -> Iterator[tuple[BaseProcess, str, Path]]:
+    """A server in a process of its own, once it is ready."""
+    streams = tmp_path / f"served-{time.monotonic_ns()}"
+    command = ["-m", "iama.cli", "serve", *arguments, "--port", port]
+    started = begin_python(command, streams=streams, IAMA_PROCESS_KEYS=PROCESS_KEY)
+    try:
+        url, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while True:
+            try:
+                assert httpx2.get(f"{url}/health").status_code == 200
+                break
+            except httpx2.TransportError:
+                assert started.is_alive(), Path(f"{streams}.err").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        yield started, url, Path(f"{streams}.err")
+    finally:
+        started.kill()
+        started.join()
+
+
+def engine_of(server: BaseProcess) -> int:
+    """The number of the process in which a server's engine is."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    (engine,) = [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    return int(engine)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
