@@ -153,7 +153,7 @@ def process(tmp_path: Path, port: int, *arguments: Any) -> Iterator[tuple[BasePr
     """A server in a process of its own, once it is ready."""
     streams = tmp_path / f"served-{time.monotonic_ns()}"
     command = ["-m", "iama.cli", "serve", *arguments, "--port", port]
-    started = begin_python(command, streams=streams, IAMA_PROCESS_KEYS=PROCESS_KEY)
+    started = begin_python(command, streams=streams, IAMA_KEYS=PROCESS_KEY)
     try:
         url, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
         while True:
