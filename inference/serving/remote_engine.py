@@ -71,11 +71,11 @@ class RemoteEngine:
         return answer
 
     async def state(self) -> State:
-        """As it is now; the last one, not alive, where the engine is gone."""
+        """As it is now; the last counts, and nothing under way, where the engine is gone."""
         try:
             self._state = await self._asked(_STATE, None)
         except AnswerError:
-            return replace(self._state, is_alive=False)
+            return replace(self._state, num_rows=0, live={}, waiting={}, is_alive=False)
         return self._state
 
     async def aclose(self) -> None:
