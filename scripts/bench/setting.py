@@ -70,7 +70,7 @@ class Setting:
     num_served: int = 128  # requests to a server in a round
     num_served_alone: int = 16  # and one at a time
     served_tokens: int = 64  # at most; the policy ends its answers itself, at many lengths
-    num_served_large_rounds: int = 3  # the same of the 135 M policy
+    num_served_large_rounds: int = 2  # the same of the 135 M policy
     num_served_large: int = 64
     num_served_large_alone: int = 4
     served_large_tokens: int = 24
