@@ -245,11 +245,13 @@ def claims(combined: Row) -> list[Claim]:
 
 def readme_table(combined: Row) -> str:
     """The combined figures in a few lines, for the README."""
-    header = "demo: each criterion served by its own Best-of-4 | saved against the base | against linear GRPO"
+    header = "demo: the same | saved against the base | against linear GRPO"
     rows: dict[str, list[str]] = {}
     for row in gold_rows(combined):
         remark = "" if row["counts"] else "; does not count: its gold falls"
-        told = frame.told(row["ratio"], row["ci95"], censored=row["censored"], floor=row["floor"])
+        told = frame.told(
+            row["ratio"], row["ci95"], censored=row["censored"], floor=row["floor"], ci_censored=row["ci_censored"]
+        )
         rows.setdefault(row["criterion"], []).append(f"{told}{remark}")
     table = frame.table(header, [[criterion, *cells] for criterion, cells in rows.items()])
     return "\n".join(["", table, "", verdict(combined), ""])

@@ -319,15 +319,21 @@ def saved(found: Savings) -> str:
     return f"{sign}{found.ratio:.2f}{interval}"
 
 
-def told(ratio: float, ci95: Sequence[float] | None, *, censored: bool, floor: bool) -> str:
+TAIL = 0.025
+"""Of resamples beyond either end of an interval."""
+
+
+def told(ratio: float, ci95: Sequence[float] | None, *, censored: bool, floor: bool, ci_censored: float = 0.0) -> str:
     """A ratio for readers: with its interval, or of a bound that end of the interval which is known.
 
-    A reference that never gets there shows up to the size of its pool alone, so the other end says nothing.
+    A reference that never gets there shows up to the size of its pool alone, so the other end says nothing. Where that
+    is so in a share `ci_censored` of resamples, the upper end itself is a bound.
     """
     if censored or floor:
         end = ratio if ci95 is None else ci95[0 if censored else 1]
         return f"{'at least' if censored else 'at most'} {end:.1f}"
-    return f"{ratio:.1f}" + ("" if ci95 is None else f" ({ci95[0]:.1f} to {ci95[1]:.1f})")
+    top = "> " if ci_censored > TAIL else ""
+    return f"{ratio:.1f}" + ("" if ci95 is None else f" ({ci95[0]:.1f} to {top}{ci95[1]:.1f})")
 
 
 def by_verdict(estimates: Mapping[str, Estimate]) -> dict[str, list[str]]:

@@ -48,6 +48,7 @@ def write(units: Sequence[Unit]) -> Path:
         "bar": BAR,
         "lowest": LOWEST,
         "modes": modes(study),
+        "precisions": sorted({measured.record["dtype"] for measured in study.done}),
         "attempts": attempts() if units[0].scale.name == "full" else [],
     }
     write_atomically(folder / f"{name}-answers.md", answers(study))
@@ -62,7 +63,8 @@ def write_readme(saved: Table, readme: Path = Path("README.md")) -> None:
     text = readme.read_text(encoding="utf-8")
     columns = ("criterion", "base: samples", "linear GRPO: samples")
     rows = [list(row) for row in zip(*map(saved.column, columns), strict=True)]
-    header = "SmolLM2-135M-Instruct: the same | saved against the base | against linear GRPO"
+    header = "SmolLM2-135M-Instruct: each criterion served by its own Best-of-4"
+    header += " | saved against the base | against linear GRPO"
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     write_atomically(readme, f"{before}{BEGIN}\n{frame.table(header, rows)}\n{END}{after}")

@@ -132,7 +132,10 @@ def _told(found: Savings, unit: str | None = None) -> str:
     if value is None:
         return "-"
     remark = "" if found.counts else " (does not count: its gold falls)"
-    return frame.told(value.ratio, value.ci95, censored=found.censored, floor=found.floor) + remark
+    interval = frame.told(
+        value.ratio, value.ci95, censored=found.censored, floor=found.floor, ci_censored=found.ci_censored
+    )
+    return interval + remark
 
 
 def _ratio(found: Savings, unit: str) -> str:
@@ -234,6 +237,7 @@ def settings_table(study: Study) -> Table:
         if training:
             alarms = ", ".join(training["alarms"]) or "none"
             weights = ", ".join(f"{name} {weight:g}" for name, weight in training["weights"].items())
-            cells = [weights, measured.unit.scale.steps, training["processes"], training["seconds"]]
+            cells = [weights, measured.unit.scale.steps, measured.record["dtype"], training["processes"]]
+            cells += [training["seconds"]]
             rows.append([measured.unit.name, *cells, f"{training['kl_per_token']:.3f}", alarms])
-    return table("unit | weights | steps | processes | seconds | KL, nats a token | alarms", rows)
+    return table("unit | weights | steps | precision | processes | seconds | KL, nats a token | alarms", rows)

@@ -24,6 +24,7 @@ def savings(criterion, reference, metric, **changes):
         "hacked": False,
         "counts": True,
         "floor": False,
+        "ci_censored": 0.0,
     }
     return {**row, **changes}
 
