@@ -106,10 +106,13 @@ def lengths_figure(study: Study, path: Path) -> bool:
     found = [policy for policy in ("base", "grpo", "iama") if study.all("length", policy)]
     if not found:
         return False
+    bins = np.arange(0, 92, 4)
+    words = {policy: single_words(study, policy) for policy in found}
+    top = max(np.histogram(drawn, bins)[0].max() / len(drawn) for drawn in words.values())
     with figure(path, columns=len(found), size=(2.8, 2.4)) as axes:
-        for axis, policy in zip(axes, found, strict=True):
-            words = single_words(study, policy)
-            axis.hist(words, list(range(0, 92, 4)), weights=np.full(len(words), 1 / len(words)), color=COLOURS[policy])
+        for axis, (policy, drawn) in zip(axes, words.items(), strict=True):
+            axis.hist(drawn, bins, weights=np.full(len(drawn), 1 / len(drawn)), color=COLOURS[policy])
+            axis.set_ylim(0, 1.05 * top)
             for target in (SHORT, LONG):
                 axis.axvline(target, color="black", linewidth=0.8, linestyle=":")
             label(axis, TITLES[policy], "words of an answer", "share of samples", legend=False)

@@ -191,9 +191,13 @@ def lengths_table(study: Study) -> Table:
 
 
 def modes(study: Study) -> dict[str, list[float]]:
-    """Share of single samples within `NEAR` words of either target, by policy."""
+    """Share of single samples within `NEAR` words of either target, and of the middle between them, by policy.
+
+    Where the middle has the least of the three there are two modes.
+    """
+    places = (SHORT, LONG, (SHORT + LONG) / 2)
     return {
-        policy: [float(np.mean(np.abs(single_words(study, policy) - target) <= NEAR)) for target in (SHORT, LONG)]
+        policy: [float(np.mean(np.abs(single_words(study, policy) - place) <= NEAR)) for place in places]
         for policy in study.policies("length")
     }
 
