@@ -106,7 +106,7 @@ def lengths_figure(study: Study, path: Path) -> bool:
     found = [policy for policy in ("base", "grpo", "iama") if study.all("length", policy)]
     if not found:
         return False
-    bins = np.arange(0, 92, 4)
+    bins = list(range(0, 92, 4))
     words = {policy: single_words(study, policy) for policy in found}
     top = max(np.histogram(drawn, bins)[0].max() / len(drawn) for drawn in words.values())
     with figure(path, columns=len(found), size=(2.8, 2.4)) as axes:
