@@ -245,7 +245,7 @@ def claims(combined: Row) -> list[Claim]:
 
 def readme_table(combined: Row) -> str:
     """The combined figures in a few lines, for the README."""
-    header = "demo: the same | saved against the base | against linear GRPO"
+    header = "demo: each criterion served by its own Best-of-4 | saved against the base | against linear GRPO"
     rows: dict[str, list[str]] = {}
     for row in gold_rows(combined):
         remark = "" if row["counts"] else "; does not count: its gold falls"
@@ -262,9 +262,9 @@ def verdict(combined: Row) -> str:
     *saved, beats = claims(combined)
     names = [claim.text.rpartition(", ")[2] for claim in saved if claim.met]
     return (
-        "What was set before the first training: at least 8 times saved against the base on both, lower ends above 4, "
-        f"holds on {' and '.join(names) or 'none'}; gold above linear GRPO's, both criteria together, "
-        f"{'holds' if beats.met else 'does not hold'}: {beats.measured}."
+        "What was set before the first attempt: at least 8 times saved against the base on both, lower ends above 4, "
+        f"holds on {' and '.join(names) or 'none'}; gold above linear GRPO's, summed over both criteria served by "
+        f"Best-of-4, {'holds' if beats.met else 'does not hold'}: {beats.measured}."
     )
 
 

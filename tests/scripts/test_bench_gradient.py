@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 
@@ -13,7 +12,7 @@ from inference.engine.reward_gradient import around
 from inference.samplers.ggro import Ggro, GgroSettings
 from inference.samplers.sea import Chains
 from inference.samplers.sea_energy import Energy
-from scripts.bench import gradient, parts, setting
+from scripts.bench import gradient, parts, record, setting
 from scripts.bench.__main__ import app
 
 pytestmark = [
@@ -148,20 +147,14 @@ def test_a_part_alone(world, tmp_path):
     arguments = ["--quick", "--world", str(world), "--out", str(tmp_path), "--part", "gradient"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "no page: sampling, cards, training, rollouts, cluster, serve not measured" in done.output
-    assert [path.name for path in tmp_path.iterdir()] == ["parts.json"]
-    bench = setting.prepare(world, setting.QUICK, "cpu")
-    found = parts.stored(tmp_path / "parts.json", bench, [])
-    by_name = {entry.name: entry for entry in found.entries(parts.Part.GRADIENT)}
+    assert "performance-internals.md" in done.output
+    section = record.read(tmp_path)[parts.Part.GRADIENT]
+    by_name = {ratio.name: ratio for ratio in section.ratios}
     ggro, sea = ("ggro_policy_tokens", "ggro_reward_tokens", "ggro_wall"), ("sea_batched", "sea_step")
     assert list(by_name) == [*ggro, *sea, "blockwise_overhead", "tilted_overhead", "backward_overhead"]
-    assert all(name in done.output and min(entry.ratios) > 0 for name, entry in by_name.items())
-    counts = found.figures["gradient"]["counts"]
+    assert all(name in done.output and ratio.low > 0 for name, ratio in by_name.items())
+    counts = json.loads((tmp_path / "gradient.json").read_text())["counts"]
     assert by_name["ggro_policy_tokens"].ratio == counts["policy_reference"] / counts["policy"] > 1
-    # Figures of another setting do not count.
-    other = dataclasses.replace(bench, setting=dataclasses.replace(bench.setting, num_moves=3))
-    assert parts.stored(tmp_path / "parts.json", other, []).missing == list(parts.Part)
-    assert parts.stored(tmp_path / "parts.json", bench, [parts.Part.GRADIENT]).missing == list(parts.Part)
 
 
 def test_an_unknown_part_is_refused(tmp_path):
