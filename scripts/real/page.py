@@ -61,12 +61,12 @@ def write(units: Sequence[Unit]) -> Path:
 def write_readme(saved: Table, readme: Path = Path("README.md")) -> None:
     """Put the figures of a table of what is saved between the marks of the README."""
     text = readme.read_text(encoding="utf-8")
-    columns = ("criterion", "base: samples", "linear GRPO: samples")
+    columns = ("criterion", "base: samples", "base, told: samples", "linear GRPO: samples")
     rows = [
         ["not yet" if cell == "-" else cell for cell in row] for row in zip(*map(saved.column, columns), strict=True)
     ]
     header = "SmolLM2-135M-Instruct: each criterion served by its own Best-of-4"
-    header += " | saved against the base | against linear GRPO"
+    header += " | saved against the base | against the base told so in its prompt | against linear GRPO"
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     write_atomically(readme, f"{before}{BEGIN}\n{frame.table(header, rows)}\n{END}{after}")
