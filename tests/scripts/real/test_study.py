@@ -126,7 +126,7 @@ def test_from_units_to_the_page(home: Path) -> None:
     words = readme.read_text()
     assert words.startswith(f"# A\n\n{page.BEGIN}\n| SmolLM2-135M-Instruct")
     assert words.endswith(f"{page.END}\n\nrest\n")
-    assert "old" not in words
+    assert "\nold\n" not in words
     assert words.count("| short |") == 1
 
     iama.path.write_text(iama.path.read_text().replace("of the tiny model", "of another"))
