@@ -68,13 +68,18 @@ def begin_python(
     return process
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _ranks(number: int) -> list[dict[str, str]]:
     """The variables that a launcher sets for each process; none for a single one."""
     if number == 1:
         return [{}]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     shared = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from iama import __version__
+from tests.processes import free_port
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("iama", "inference", "trainers")
@@ -151,9 +151,7 @@ def shrunk(tiny: Any, folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_training_starts_without_the_repository(distribution, tiny, tmp_path):
     """A recipe by its name, its rewards and its DeepSpeed file from the package; `iama train` is the same code."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     arguments = ["--config", "qwen-1.5b-24gb", *shrunk(tiny, tmp_path)]
     launcher = [distribution.python, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", port]
     named = ["--set", "trainer.deepspeed=zero3", "--set", "policy.chat_template=configs/recipes/alpaca.jinja"]

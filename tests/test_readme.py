@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import begin_python, run_python
+from tests.processes import begin_python, free_port, run_python
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -93,9 +92,7 @@ def serving_commands() -> list[str]:
 
 def check_server(folder: Path, lines: list[str], asking: str) -> None:
     """The first line starts a server; the others, and the snippet, ask it. It is put on a port that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     start, *others = lines
     log = folder / "served.err"
     log.touch()

@@ -48,6 +48,7 @@ def write(units: Sequence[Unit]) -> Path:
         "bar": BAR,
         "lowest": LOWEST,
         "modes": modes(study),
+        "told_words": told_words,
         "precisions": sorted({measured.record["dtype"] for measured in study.done}),
         "attempts": attempts() if units[0].scale.name == "full" else [],
     }
@@ -56,6 +57,12 @@ def write(units: Sequence[Unit]) -> Path:
     if name == "real" and tables["saved"].rows:
         write_readme(tables["saved"])
     return folder / f"{name}.md"
+
+
+def told_words(saved: Table) -> str:
+    """What the base needs that is told each criterion, where that was measured; in words."""
+    told = zip(*map(saved.column, ("criterion", "base, told: samples")), strict=True)
+    return ", ".join(f"{criterion} {ratio}" for criterion, ratio in told if ratio != "-")
 
 
 def write_readme(saved: Table, readme: Path = Path("README.md")) -> None:

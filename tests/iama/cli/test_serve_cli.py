@@ -19,7 +19,8 @@ from test_cli import exported, one_line_error  # noqa: F401
 from iama.installation import CONFIGS
 from tests.inference.report_summary import make_summary
 from tests.inference.serving.served import PROCESS_KEY as KEY
-from tests.inference.serving.served import free_port, process
+from tests.inference.serving.served import process
+from tests.processes import free_port
 
 HELLO = [{"role": "user", "content": "how to bake bread"}]
 

@@ -34,8 +34,8 @@ from inference.serving.asks import (
     Text,
 )
 from inference.serving.remote_engine import RemoteEngine, answer_from
-from tests.inference.serving.served import PROCESS_KEY, engine_of, free_port, in_float64, is_running, process
-from tests.processes import begin_python
+from tests.inference.serving.served import PROCESS_KEY, engine_of, in_float64, is_running, process
+from tests.processes import begin_python, free_port
 
 HELLO = [{"role": "user", "content": "how to bake bread"}]
 
