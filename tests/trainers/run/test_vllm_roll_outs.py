@@ -293,16 +293,16 @@ def test_at_fixed_weights_the_roll_outs_have_the_law_of_generate(build, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
-def test_a_reward_rises_as_it_does_under_generate(build, wide, tmp_path):
-    """By as much, as far as two trainings on other roll-outs of the same law can tell."""
-    rises = []
+def test_a_reward_rises_as_it_does_under_generate(build, tmp_path):
+    """To the same end, a brevity that a policy can reach in full: half-way, trainings differ threefold by seed."""
+    file, rises = tmp_path / "brief.py", []
+    file.write_text("def brevity(completions, **_):\n    return [-len(str(c).split()) / 12 for c in completions]\n")
     for name in ("vllm", "transformers"):
         trainer = build(
             output_dir=str(tmp_path / name),
-            objective__criteria=[{"name": "helpful", "proxy": {"model": str(wide.reward)}, "operator": "identity"}],
+            objective__criteria=[{"name": "brief", "proxy": {"function": f"{file}:brevity"}, "operator": "identity"}],
             trainer__use_vllm=name == "vllm",
             trainer__beta=0.0,
-            trainer__learning_rate=0.04,
             trainer__lr_scheduler_type="constant",
             trainer__max_steps=60,
             trainer__per_device_train_batch_size=32,
@@ -311,8 +311,8 @@ def test_a_reward_rises_as_it_does_under_generate(build, wide, tmp_path):
         )
         steps = trained(trainer).rewards[:, 0].reshape(60, 32)
         rises.append(float(steps[-10:].mean() - steps[:10].mean()))
-        assert rises[-1] > 0.6 * float(steps[:10].std()), rises
-    assert 0.5 < rises[0] / rises[1] < 2, rises
+        assert rises[-1] > float(steps[:10].std()), rises
+    assert 0.6 < rises[0] / rises[1] < 1.7, rises
 
 
 @pytest.mark.filterwarnings("ignore::iama.errors.IamaWarning")
