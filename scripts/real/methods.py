@@ -51,7 +51,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 def configuration(unit: Unit, file: Path, folder: Path) -> dict[str, Any]:
     """What `iama evaluate` is given."""
-    base = {"path": str(proxies.POLICY), "dtype": proxies.DTYPE}
+    base = {"path": str(proxies.POLICY), "dtype": proxies.dtype()}
     adapter = Unit(unit.pair, "iama", unit.seed, unit.scale).run / "adapter"
     specs = {name: (proxies.proxy_of(name), proxies.gold_of(name)) for name in unit.criteria}
     return {

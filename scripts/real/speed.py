@@ -25,7 +25,7 @@ def measure(unit: Unit, file: Path) -> dict[str, Any]:
     rows = load_prompts(file, min(NUM_PROMPTS, unit.scale.prompts))
     adapter = Unit(unit.pair, "iama", unit.seed, unit.scale).run / "adapter"
     specs = {
-        name: PolicySpec(path=str(proxies.POLICY), adapter=path, dtype=proxies.DTYPE)
+        name: PolicySpec(path=str(proxies.POLICY), adapter=path, dtype=proxies.dtype())
         for name, path in (("base", None), ("iama", str(adapter)))
         if path is None or adapter.is_dir()
     }

@@ -173,7 +173,7 @@ def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None, p
         "version": VERSION,
         "unit": {"pair": unit.pair, "policy": unit.policy, "seed": unit.seed, "split": unit.split},
         "scale": asdict(unit.scale),
-        "dtype": proxies.DTYPE,
+        "dtype": proxies.dtype(),
         "weights_sha256": model.build(proxies.POLICY)["weights_sha256"],
         "proxies": {c: proxies.probe(c) for c in unit.criteria if proxies.is_learned(c)},
         "training": training and training | {"seconds": round(trained_s), "processes": processes},
@@ -210,7 +210,7 @@ def overrides(unit: Unit, processes: int) -> list[str]:
         *([f"prompts={proxies.data_prompts()['train']}"] if unit.pair == proxies.DATA else []),
         f"trainer.max_steps={unit.scale.steps}",
         f"world_size={processes}",
-        f"trainer.bf16={str(proxies.DTYPE == 'bfloat16').lower()}",
+        f"trainer.bf16={str(proxies.dtype() == 'bfloat16').lower()}",
         f"trainer.per_device_train_batch_size={ROLL_OUTS // processes}",
     ]
 
@@ -267,7 +267,7 @@ def measure(unit: Unit, file: Path) -> dict[str, Any]:
 def _pool(unit: Unit, rows: list[dict[str, Any]], adapter: str | None) -> Pool:
     """Samples; the base's on a split are drawn once for all pairs."""
     name = unit.policy if unit.policy != "base" else f"base-{unit.split}"
-    spec = PolicySpec(path=str(proxies.POLICY), adapter=adapter, dtype=proxies.DTYPE)
+    spec = PolicySpec(path=str(proxies.POLICY), adapter=adapter, dtype=proxies.dtype())
     given = (unit.told, "transformers", proxies.SAMPLING, unit.num_samples, unit.seed)
     header = pool_header(name, spec, *given)
     draw = transformers_draw(name, spec, unit.told, unit.num_samples, proxies.SAMPLING, unit.seed, proxies.BATCH_SIZE)
@@ -279,7 +279,7 @@ def _pool(unit: Unit, rows: list[dict[str, Any]], adapter: str | None) -> Pool:
 
 def _scores(unit: Unit, pool: Pool, column: str, spec: RewardSpec) -> Floats:
     """Scores of what selects or judges, `[P, S]`."""
-    spec = spec.model_copy(update={"dtype": proxies.DTYPE}) if spec.model is not None else spec
+    spec = spec.model_copy(update={"dtype": proxies.dtype()}) if spec.model is not None else spec
     journal = proxies.FOLDER / "scores" / f"{unit.name}-{column.replace('/', '-')}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar(f"{unit.name}: {column}", "prompts", len(pool.prompts)) as advance:
@@ -300,7 +300,7 @@ def _log_probabilities(unit: Unit, pool: Pool, adapter: str | None, told: str | 
     from inference.engine.likelihood import sequence_log_probabilities
     from inference.engine.policy import load_policy
 
-    spec = PolicySpec(path=str(proxies.POLICY), adapter=adapter, dtype=proxies.DTYPE)
+    spec = PolicySpec(path=str(proxies.POLICY), adapter=adapter, dtype=proxies.dtype())
     policy = load_policy("judge", spec)
     asked = [with_system_prompt(prompt.prompt, told) for prompt in pool.prompts]
     ids = render_prompts(policy.tokenizer, asked, policy.eos_token_ids, "the base")

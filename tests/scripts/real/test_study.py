@@ -54,7 +54,7 @@ def test_every_training_is_the_same_but_for_its_objective(policy: str, monkeypat
     config = load_config("configs/real.yaml", TrainingConfig, unit.overrides(one, 2))
     plain = load_config("configs/real.yaml", TrainingConfig, [])
     assert (config.kl, config.sampling, config.lora) == (plain.kl, plain.sampling, plain.lora)
-    assert config.trainer == plain.trainer | {"bf16": proxies.DTYPE == "bfloat16"}
+    assert config.trainer == plain.trainer | {"bf16": proxies.dtype() == "bfloat16"}
     criteria = config.objective.criteria
     assert [c.name for c in criteria] == (["child"] if policy == "only-child" else ["child", "expert"])
     assert {str(c.operator) for c in criteria} == {"bon(4)" if policy == "iama" else "identity"}
