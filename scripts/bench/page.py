@@ -10,8 +10,8 @@ from typing import NamedTuple
 from scripts.bench import record
 from scripts.bench.entries import BARS, Kind, Ratio
 from scripts.bench.record import Section
-from scripts.experiments import figures
-from scripts.experiments.frame import Table, table, write_claim
+from scripts.experiments import figures, index
+from scripts.experiments.frame import PAGES, Table, table, write_claim
 
 PEOPLE: dict[Kind, str] = {
     "people": "sampling against `generate`",
@@ -114,6 +114,8 @@ def write(folder: Path) -> None:
             "held": {key: HELD[key] for key in of_page if key != "parts"},
         }
         write_claim(folder, name, values, of_page)
+    if folder == PAGES:
+        index.write()
 
 
 def merged(sections: Iterable[Section]) -> dict[str, Table]:

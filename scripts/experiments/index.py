@@ -39,8 +39,6 @@ ORDER = (
     "performance-internals",
 )
 """Pages from what a user asks first to what the objective rests on."""
-ELSEWHERE = {"real": "IAMA saves samples on a real language model."}
-"""Claims of pages that grow unit by unit, until these say them themselves."""
 WORDS, ANSWERS = ("Claim", "Answer"), ("Yes", "In part", "No")
 
 
@@ -49,8 +47,14 @@ def main() -> None:
 
     Example: python -m scripts.experiments.index
     """
-    write_atomically(frame.PAGES / "index.md", frame.render("index", {"pages": rows(frame.PAGES)}))
-    Console(highlight=False, soft_wrap=True).print(f"wrote {frame.PAGES / 'index.md'}")
+    Console(highlight=False, soft_wrap=True).print(f"wrote {write()}")
+
+
+def write() -> Path:
+    """Write the list from the pages as they are; returns its path."""
+    path = frame.PAGES / "index.md"
+    write_atomically(path, frame.render("index", {"pages": rows(frame.PAGES)}))
+    return path
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -59,16 +63,12 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def row(path: Path) -> dict[str, str]:
-    """What one page says of itself; of a page elsewhere that is not there or not finished, its claim alone."""
-    if path.stem in ELSEWHERE and not path.is_file():
-        return {"claim": ELSEWHERE[path.stem], "answer": "not yet measured", "short": ""}
+    """What one page says of itself; a page that grows unit by unit says so in its answer."""
     text = path.read_text(encoding="utf-8")
     found = [re.search(rf"^\*\*{word}\.\*\* (.+?)\n\n", text, re.DOTALL | re.MULTILINE) for word in WORDS]
     claim, said = ("" if match is None else " ".join(match[1].split()) for match in found)
     answer, _, short = re.sub(r"^(Yes|In part|No)[:.,] ?", r"\1|", said).partition("|")
-    if path.stem in ELSEWHERE and (answer not in ANSWERS or "**Unfinished:**" in text):
-        claim, answer, short = claim or ELSEWHERE[path.stem], "see the page", ""
-    elif not claim or answer not in ANSWERS:
+    if not claim or answer not in ANSWERS:
         raise ValueError(f"{path}: no claim, or its answer does not start with {', '.join(ANSWERS)}: {said[:20]!r}")
     return {"claim": f"[{claim}]({path.name})", "answer": answer, "short": short[:1].upper() + short[1:]}
 

@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from iama.files import write_atomically
-from scripts.experiments import frame
+from scripts.experiments import frame, index
 from scripts.experiments.figures import BLUE, GREEN, GREY, ORANGE, figure, label
 from scripts.experiments.frame import Table
 from scripts.real import proxies
@@ -56,6 +56,7 @@ def write(units: Sequence[Unit]) -> Path:
     frame.write_claim(folder, name, values, tables, "real/page")
     if name == "real" and tables["saved"].rows:
         write_readme(tables["saved"])
+        index.write()
     return folder / f"{name}.md"
 
 

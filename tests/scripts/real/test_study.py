@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.schema import load_config, validate
 from iama.config.specs import Sampling
+from iama.models.loading import is_slow
 from inference.evaluation.evaluate import evaluate
 from inference.evaluation.plan import make_plan
 from scripts.experiments import frame
@@ -60,6 +62,12 @@ def test_every_training_is_the_same_but_for_its_objective(policy: str, monkeypat
     assert {str(c.operator) for c in criteria} == {"bon(4)" if policy == "iama" else "identity"}
     assert sum(c.weight for c in criteria) == 1
     assert plain.sampling == proxies.SAMPLING
+
+
+def test_the_precision_is_one_that_this_cpu_multiplies_quickly() -> None:
+    assert proxies.dtype() in ("bfloat16", "float32")
+    if is_slow("bfloat16", torch.device("cpu")):
+        assert proxies.dtype() == "float32"
 
 
 def test_the_units_of_the_configuration_are_those_of_the_study() -> None:
