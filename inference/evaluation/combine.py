@@ -45,6 +45,9 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
     """
     summaries = [load_summary(folder) for folder in folders]
     _check_alike(folders, summaries)
+    prompts = {s.get("prompts_digest") for s in summaries}
+    same_prompts = len(prompts) == 1 and None not in prompts
+    distinct = [s.get("num_distinct_prompts", s["num_prompts"]) for s in summaries]
     first, config = summaries[0], summaries[0]["config"]
     question = Question(
         first["trained_budget"],
@@ -53,6 +56,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         config["num_bootstrap"],
         config["seed"],
         dials_of(first["curves"]),
+        same_prompts=same_prompts,
     )
     seeds = [load_tables(folder) for folder in folders]
     return Summary(
@@ -78,7 +82,8 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         criteria=first["criteria"],
         methods=first["methods"],
         num_prompts=sum(s["num_prompts"] for s in summaries),
-        num_distinct_prompts=sum(s.get("num_distinct_prompts", s["num_prompts"]) for s in summaries),
+        num_distinct_prompts=sum(distinct[:1] if same_prompts else distinct),
+        prompts_digest=first.get("prompts_digest") if same_prompts else None,
         num_seeds=len(summaries),
         dropped_prompts=sum(s["dropped_prompts"] for s in summaries),
         num_samples=first["num_samples"],
@@ -216,7 +221,9 @@ def _estimate(values: Sequence[Floats | None], column: int, question: Question) 
     known = [value_P[~np.isnan(value_P)] for value_P in columns]
     if len(known) < len(values) or not all(map(len, known)):
         return None
-    return paired_difference([(value_P, np.zeros_like(value_P)) for value_P in known], **question.bootstrap)
+    how = question.bootstrap
+    how["same_prompts"] &= all(len(value_P) == len(column_P) for value_P, column_P in zip(known, columns, strict=True))
+    return paired_difference([(value_P, np.zeros_like(value_P)) for value_P in known], **how)
 
 
 def _missing_rows(summaries: Sequence[Summary]) -> list[MissingRow]:

@@ -133,6 +133,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         methods=list(config.methods),
         num_prompts=len(plan.rows),
         num_distinct_prompts=len({digest(row["prompt"]) for row in plan.rows}),
+        prompts_digest=digest([row["prompt"] for row in plan.rows]),
         num_seeds=1,
         dropped_prompts=plan.dropped,
         num_samples=plan.num_samples,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from iama.config.methods import AT_EVERY_BUDGET
 from inference.evaluation.tables import Tables
@@ -14,11 +15,20 @@ REFERENCES = ("base", "grpo")
 METRICS = ("gold", "proxy")
 
 
+class Bootstrap(TypedDict):
+    """How estimates are resampled (`inference.statistics.bootstrap.resample`)."""
+
+    num_bootstrap: int
+    seed: int
+    same_prompts: bool
+
+
 @dataclass(frozen=True)
 class Question:
     """What is compared: the trained policy at `budget` samples with each reference, and how sure that is.
 
-    `dials`: the points of each method with a dial, which are methods of their own.
+    `dials`: the points of each method with a dial, which are methods of their own. `same_prompts`: whether all seeds
+    answered the same prompts.
     """
 
     budget: int
@@ -27,11 +37,12 @@ class Question:
     num_bootstrap: int = 1000
     seed: int = 0
     dials: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    same_prompts: bool = False
 
     @property
-    def bootstrap(self) -> dict[str, int]:
+    def bootstrap(self) -> Bootstrap:
         """Keyword arguments of the estimates."""
-        return {"num_bootstrap": self.num_bootstrap, "seed": self.seed}
+        return {"num_bootstrap": self.num_bootstrap, "seed": self.seed, "same_prompts": self.same_prompts}
 
 
 def axis(tables: Tables, position: int) -> list[str]:

@@ -73,6 +73,7 @@ class Summary(Results):
     methods: list[str]
     num_prompts: int
     num_distinct_prompts: NotRequired[int]
+    prompts_digest: NotRequired[str | None]
     num_seeds: NotRequired[int]
     dropped_prompts: int
     num_samples: int

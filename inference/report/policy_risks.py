@@ -117,7 +117,7 @@ def alone(summary: Summary) -> Risk:
                 losses.append(((1.0 if place else 2.0) + loss, brief))
     if not losses:
         return Risk(subject, "none", words, brief, place="quality")
-    severity, brief = max(losses)
+    severity, brief = max(losses, key=lambda loss: round(loss[0], 2))  # the first of those that look alike
     return Risk(subject, "seen", words, brief, severity, "quality")
 
 

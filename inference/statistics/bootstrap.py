@@ -32,13 +32,23 @@ class Estimate:
     num_prompts: int
 
 
-def resample(sizes: Sequence[int], num_bootstrap: int, seed: int) -> Iterator[tuple[Floats, Floats]]:
-    """For every seed of `sizes[k]` prompts: their weights `[B, P]` (rows sum to 1) and its share `[B]` of the seeds."""
+def resample(
+    sizes: Sequence[int], num_bootstrap: int, seed: int, *, same_prompts: bool = False
+) -> Iterator[tuple[Floats, Floats]]:
+    """For every seed of `sizes[k]` prompts: their weights `[B, P]` (rows sum to 1) and its share `[B]` of the seeds.
+
+    With `same_prompts` all seeds answered the same ones, in the same order, and each replicate draws prompts once for
+    all: drawn anew, they would count as more prompts than there are, and the interval would be too narrow.
+    """
+    assert not same_prompts or len(set(sizes)) == 1, f"not the same prompts: {sizes}"
     rng = np.random.default_rng(seed)
     num_seeds = len(sizes)
     shares = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=num_bootstrap) / num_seeds
+    weights_BP = np.empty((0, 0))
     for k, size in enumerate(sizes):
-        yield rng.multinomial(size, [1 / size] * size, size=num_bootstrap) / size, shares[:, k]
+        if k == 0 or not same_prompts:
+            weights_BP = rng.multinomial(size, [1 / size] * size, size=num_bootstrap) / size
+        yield weights_BP, shares[:, k]
 
 
 @lru_cache(maxsize=2)

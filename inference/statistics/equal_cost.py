@@ -42,14 +42,17 @@ def grows(costs_PN: Floats) -> bool:
     return bool(costs_N.any() and (np.diff(costs_N) > ROUNDING * costs_N.max()).all())
 
 
-def difference_at_equal_cost(seeds: Sequence[Comparison], unit: str, *, num_bootstrap: int, seed: int) -> EqualCost:
+def difference_at_equal_cost(
+    seeds: Sequence[Comparison], unit: str, *, num_bootstrap: int, seed: int, same_prompts: bool = False
+) -> EqualCost:
     """Trained minus reference, the reference with as much of `unit` as the trained policy spends.
 
     The reference's value is linear in log n between budgets. Where it spends more with one sample already, or less
     with all, it stands at that end, and `clipped` says so. The unit must grow with the samples (`grows`).
     """
     point = [_at_equal_cost(c, unit, np.full((1, len(c.trained_P)), 1 / len(c.trained_P))) for c in seeds]
-    weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))
+    sizes = [len(c.trained_P) for c in seeds]
+    weights = list(resample(sizes, num_bootstrap, seed, same_prompts=same_prompts))
     replicates = sum(share * _at_equal_cost(c, unit, w)[0] for c, (w, share) in zip(seeds, weights, strict=True))
     ends = [(float(c.costs[unit][0][:, i].mean()), float(c.costs[unit][1].mean())) for c in seeds for i in (0, -1)]
     low, high = ends[::2], ends[1::2]

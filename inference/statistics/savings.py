@@ -1,7 +1,8 @@
 """Savings: how many samples a reference needs for the value that the trained policy reaches with fewer.
 
 One `Comparison` holds one seed, prompt by prompt; the estimates here combine any number of seeds. Intervals are
-percentile bootstraps that resample seeds and, within each seed, prompts jointly over the policies.
+percentile bootstraps that resample seeds and, within each seed, prompts jointly over the policies. Seeds that answered
+the `same_prompts` are resampled alike.
 """
 
 from __future__ import annotations
@@ -167,14 +168,17 @@ def falls(gold_N: Floats) -> bool:
     return bool(gold_N.max() - gold_N[-1] > least)
 
 
-def estimate_savings(seeds: Sequence[Comparison], *, num_bootstrap: int, seed: int) -> Savings:
+def estimate_savings(
+    seeds: Sequence[Comparison], *, num_bootstrap: int, seed: int, same_prompts: bool = False
+) -> Savings:
     """Savings of the trained policy over the reference, combined geometrically over seeds.
 
     Of a dial: with its points by their cost, the cost at which the first of them reaches the value, linear in its
     logarithm from the point before; every other unit there, linear in its own. Each resample has its own order.
     """
     point = [_ratios(c, np.full((1, len(c.trained_P)), 1 / len(c.trained_P))) for c in seeds]
-    weights = list(resample([len(c.trained_P) for c in seeds], num_bootstrap, seed))
+    sizes = [len(c.trained_P) for c in seeds]
+    weights = list(resample(sizes, num_bootstrap, seed, same_prompts=same_prompts))
     replicates = [_ratios(c, w) for c, (w, _) in zip(seeds, weights, strict=True)]
     shares_BK = np.stack([share for _, share in weights], axis=1)
     log_samples_BK, censored_BK, floor_BK = (
@@ -203,13 +207,13 @@ def fewest_prompts(seeds: Sequence[Comparison]) -> int:
     return min(len(c.trained_P) for c in seeds)
 
 
-def paired_difference(seeds: Sequence[tuple[Floats, Floats]], *, num_bootstrap: int, seed: int) -> Difference:
+def paired_difference(
+    seeds: Sequence[tuple[Floats, Floats]], *, num_bootstrap: int, seed: int, same_prompts: bool = False
+) -> Difference:
     """Mean over seeds and prompts of first minus second, each pair `[P]` on the same prompts."""
     gaps = [first - second for first, second in seeds]
-    replicates = sum(
-        share * (weights @ gap)
-        for gap, (weights, share) in zip(gaps, resample([len(g) for g in gaps], num_bootstrap, seed), strict=True)
-    )
+    drawn = resample([len(g) for g in gaps], num_bootstrap, seed, same_prompts=same_prompts)
+    replicates = sum(share * (weights @ gap) for gap, (weights, share) in zip(gaps, drawn, strict=True))
     mean = float(np.mean([gap.mean() for gap in gaps]))
     return Difference(mean, interval_of(np.asarray(replicates), min(map(len, gaps))), len(seeds))
 

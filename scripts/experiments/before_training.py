@@ -41,7 +41,7 @@ SETTINGS = {
 """What the search chose (docs/results/search.md); training once more takes IAMA's."""
 AGAIN = "again"
 BUDGET = 4
-HOW = {"num_bootstrap": 1000, "seed": 0}
+NUM_BOOTSTRAP = 1000
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ def answer(question: Question, scores: Mapping[str, Mapping[str, Scores]]) -> An
     base, trained = scores[question.base], scores[question.trained]
     pooled = {name: Pooled("base", s.proxy_PS, s.gold_PS) for name, s in base.items()}
     far = min(FAR * question.budget, next(iter(base.values())).proxy_PS.shape[1] // 4)
-    told = figures_of(CALLED.get(question.base, question.base), pooled, question.budget, far, **HOW)
+    called = CALLED.get(question.base, question.base)
+    told = figures_of(called, pooled, question.budget, far, num_bootstrap=NUM_BOOTSTRAP, seed=0)
     operator = operator_at("bon", question.budget)
     compared = {}
     for name, pool in base.items():
@@ -160,7 +161,7 @@ def sum_of(values: Sequence[Floats]) -> Floats:
 
 def saving(answers: Sequence[Answer], criterion: str) -> Savings:
     """What training saved on a criterion, over the worlds given."""
-    return estimate_savings([a.compared[criterion] for a in answers], **HOW)
+    return estimate_savings([a.compared[criterion] for a in answers], num_bootstrap=NUM_BOOTSTRAP, seed=0)
 
 
 def is_upheld(question: Question, one: Answer) -> bool | None:

@@ -331,9 +331,16 @@ def told(ratio: float, ci95: Sequence[float] | None, *, censored: bool, floor: b
     """
     if censored or floor:
         end = ratio if ci95 is None else ci95[0 if censored else 1]
-        return f"{'at least' if censored else 'at most'} {end:.1f}"
+        return f"{'at least' if censored else 'at most'} {_times(end)}"
+    if ci95 is None:
+        return _times(ratio)
     top = "> " if ci_censored > TAIL else ""
-    return f"{ratio:.1f}" + ("" if ci95 is None else f" ({ci95[0]:.1f} to {top}{ci95[1]:.1f})")
+    return f"{_times(ratio)} ({_times(ci95[0])} to {top}{_times(ci95[1])})"
+
+
+def _times(ratio: float) -> str:
+    """A ratio for readers; near 1, where a tenth decides, with two decimals."""
+    return f"{ratio:.2f}" if ratio < 2 else f"{ratio:.1f}"
 
 
 def by_verdict(estimates: Mapping[str, Estimate]) -> dict[str, list[str]]:

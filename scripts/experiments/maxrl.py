@@ -71,7 +71,7 @@ BUDGETS = (1, 2, 4, 8)
 AUTHORS = (7.9, 19.2)
 """The least and the greatest saving against GRPO that MaxRL's authors report."""
 CLAIMED = AUTHORS[0]
-HOW = {"num_bootstrap": 1000, "seed": 0}
+NUM_BOOTSTRAP = 1000
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ def measure(seed: int, base: str, runs: Mapping[Run, Path], size: Size | None = 
 def saving(worlds: Sequence[Measured], policy: str, reference: str, budget: int) -> Savings:
     """Samples that the reference needs for the policy's pass@budget, over the budget."""
     pairs = [(one.passes[reference], one.passes[policy][:, budget - 1]) for one in worlds]
-    return estimate_savings([Comparison(ref, ref, own, float(budget), {}) for ref, own in pairs], **HOW)
+    comparisons = [Comparison(ref, ref, own, float(budget), {}) for ref, own in pairs]
+    return estimate_savings(comparisons, num_bootstrap=NUM_BOOTSTRAP, seed=0)
 
 
 def gap(worlds: Sequence[Measured], policy: str, other: str, k: int) -> Estimate:

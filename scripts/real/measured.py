@@ -142,7 +142,7 @@ def saved(
                 costs=costs,
             )
         )
-    return estimate_savings(comparisons, num_bootstrap=NUM_BOOTSTRAP, seed=0)
+    return estimate_savings(comparisons, num_bootstrap=NUM_BOOTSTRAP, seed=0, same_prompts=True)
 
 
 def seconds(speed: Sequence[Mapping[str, Any]], policy: str, num_prompts: int, budgets: Sequence[int]) -> Floats | None:
@@ -152,11 +152,11 @@ def seconds(speed: Sequence[Mapping[str, Any]], policy: str, num_prompts: int, b
 
 
 def refuse_mixed(first: Measured, second: Measured) -> None:
-    """End where two units were made from other models, prompts or proxies: they cannot be compared."""
+    """End where two units were made from other models, prompts, proxies or in another precision."""
     theirs = [
         [score for name in sorted(m.record["proxies"]) for score in m.record["proxies"][name]] for m in (first, second)
     ]
-    same = {key: first.record[key] == second.record[key] for key in ("weights_sha256", "prompts")}
+    same = {key: first.record.get(key) == second.record.get(key) for key in ("weights_sha256", "prompts", "dtype")}
     same["proxies"] = len(theirs[0]) == len(theirs[1]) and bool(np.allclose(theirs[0], theirs[1], 0, SAME_PROXY))
     for key, is_same in same.items():
         if not is_same:

@@ -19,7 +19,18 @@ from scripts.real import proxies
 from scripts.real.gold import LONG, SHORT
 from scripts.real.measured import Study, mean_curve, single_words
 from scripts.real.proxies import criteria_of
-from scripts.real.tables import BAR, LOWEST, PAIR_TITLES, TITLES, all_tables, attempts, modes
+from scripts.real.tables import (
+    BAR,
+    LOWEST,
+    PAIR_TITLES,
+    TITLES,
+    all_tables,
+    attempts,
+    beside,
+    guided_words,
+    hacking_words,
+    modes,
+)
 from scripts.real.unit import BUDGET, NUM_JUDGED, SCALES, Unit, all_units
 
 BEGIN, END = "<!-- the real model: begin -->", "<!-- the real model: end -->"
@@ -49,6 +60,9 @@ def write(units: Sequence[Unit]) -> Path:
         "lowest": LOWEST,
         "modes": modes(study),
         "told_words": told_words,
+        "beside": beside(study),
+        "hacked": hacking_words(study),
+        "guided": guided_words(study),
         "precisions": sorted({measured.record["dtype"] for measured in study.done}),
         "attempts": attempts() if units[0].scale.name == "full" else [],
     }

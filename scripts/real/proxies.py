@@ -50,7 +50,7 @@ LEARNED = ("child", "expert", "encouraging", "critical")
 NUM_LAYERS, NUM_PROMPTS, NUM_SAMPLES = 8, 160, 6
 NUM_STEPS, PAIRS_A_STEP, LEARNING_RATE = 60, 8, 5e-5
 NOISE = 0.7
-"""Standard deviation of the noise on a gold score, in those of a prompt's samples: one comparison in four is wrong."""
+"""Standard deviation of the noise on a gold score, in those of a prompt's samples: one comparison in five is wrong."""
 SEED = 0
 MOST_WORDS, FEWEST_PAIRS = 150, 40
 """Of a dialogue, question and both answers together, and of what a reward is fitted to."""
@@ -171,7 +171,7 @@ def weights(criteria: Sequence[str]) -> dict[str, float]:
 
 def agreement(criterion: str) -> float:
     """Share of pairs of the base's samples on validation prompts that the proxy orders as gold does, without noise."""
-    reward = load_reward(criterion, RewardSpec(model=str(path_of(criterion))))
+    reward = load_reward(criterion, proxy_of(criterion))
     agreed = []
     for prompt in validation_samples().prompts:
         proxy_S, _ = reward.score([prompt.prompt] * len(prompt.texts), prompt.texts, {})
@@ -189,7 +189,7 @@ def describe(criterion: str) -> str:
 
 def probe(criterion: str) -> list[float]:
     """Scores of the probes: what a unit notes, so that units of two fits are not mixed."""
-    reward = load_reward(criterion, RewardSpec(model=str(path_of(criterion))))
+    reward = load_reward(criterion, proxy_of(criterion))
     question = [{"role": "user", "content": "How is bread made?"}]
     scores, _ = reward.score([question] * len(PROBES), list(PROBES), {})
     return [round(score, 3) for score in scores]
@@ -237,7 +237,7 @@ def is_learned(criterion: str) -> bool:
 def proxy_of(criterion: str) -> RewardSpec:
     """What selects."""
     if is_learned(criterion):
-        return RewardSpec(model=str(path_of(criterion)))
+        return RewardSpec(model=str(path_of(criterion)), dtype=dtype())
     return RewardSpec(function=f"scripts/real/gold.py:{criterion}")
 
 
@@ -245,7 +245,7 @@ def gold_of(criterion: str) -> RewardSpec:
     """What judges: a function, or for preferences a model of the same kind that learned from other pairs."""
     if hasattr(gold, criterion):
         return RewardSpec(function=f"scripts/real/gold.py:{criterion}")
-    return RewardSpec(model=str(path_of(f"{criterion}-gold")))
+    return RewardSpec(model=str(path_of(f"{criterion}-gold")), dtype=dtype())
 
 
 def prepare_data(files: dict[str, Path]) -> None:

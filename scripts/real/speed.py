@@ -15,7 +15,7 @@ from iama.progress import progress_bar
 from iama.prompts.data import load_prompts
 from inference.pools.engines import Draw, transformers_draw
 from scripts.real import proxies
-from scripts.real.unit import BUDGET, Unit
+from scripts.real.unit import BUDGET, Unit, adapter_of
 
 BUDGETS, NUM_PROMPTS, NUM_ROUNDS = (1, 2, BUDGET, 8, 16, 32), 8, 2
 
@@ -23,11 +23,9 @@ BUDGETS, NUM_PROMPTS, NUM_ROUNDS = (1, 2, BUDGET, 8, 16, 32), 8, 2
 def measure(unit: Unit, file: Path) -> dict[str, Any]:
     """Seconds that each policy takes to draw n samples for each of the first prompts, all prompts together."""
     rows = load_prompts(file, min(NUM_PROMPTS, unit.scale.prompts))
-    adapter = Unit(unit.pair, "iama", unit.seed, unit.scale).run / "adapter"
     specs = {
         name: PolicySpec(path=str(proxies.POLICY), adapter=path, dtype=proxies.dtype())
-        for name, path in (("base", None), ("iama", str(adapter)))
-        if path is None or adapter.is_dir()
+        for name, path in (("base", None), ("iama", str(adapter_of(unit))))
     }
     seconds: dict[str, dict[int, list[float]]] = {name: {n: [] for n in BUDGETS} for name in specs}
     with progress_bar(f"{unit.name}: seconds", "draws", NUM_ROUNDS * len(BUDGETS) * len(specs)) as advance:

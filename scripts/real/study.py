@@ -22,20 +22,34 @@ from rich.console import Console
 
 from iama.errors import IamaError
 from scripts.real import gold, methods, page, proxies, speed
-from scripts.real.unit import METHODS, NUM_JUDGED, SCALES, SPEED, Unit, all_units, data_units, run
+from scripts.real.unit import (
+    METHODS,
+    NUM_JUDGED,
+    SCALES,
+    SPEED,
+    Unit,
+    adapter_of,
+    all_units,
+    data_units,
+    run,
+    trained_by,
+)
 
 STEP_S, TOKENS_A_S, SCORED_A_S, JUDGED_A_S, MODEL_S, PROXY_S = 20.0, 700.0, 12.0, 4.0, 30.0, 240.0
 """On two idle cores: seconds a training step, tokens drawn, texts scored and texts judged by the base a second, seconds
-to start and to fit a proxy. Measured on a CPU with AVX512-BF16; on others drawing may take three times as long."""
-MEAN_TOKENS, METHODS_S, SPEED_S = 80, 2400.0, 300.0
-"""Tokens of a sample, and guesses at the seconds of units of methods and of speed."""
+to start and to fit a proxy. Measured on a CPU with AVX512; with AVX2 alone all may take three times as long."""
+MEAN_TOKENS = 80
+"""Tokens of a sample."""
 OTHERS = {METHODS: methods.measure, SPEED: speed.measure}
+OTHERS_S = {METHODS: 2400.0, SPEED: 300.0}
+"""Guesses at the seconds of these units, once there is an adapter."""
 
 
 def estimate(unit: Unit) -> float:
     """Seconds that a unit takes on two idle cores, with what it needs and is not there yet left out."""
     if unit.policy in OTHERS:
-        return METHODS_S if unit.policy == METHODS else SPEED_S
+        is_trained_anew = trained_by(unit).is_done() and not adapter_of(unit).is_dir()
+        return OTHERS_S[unit.policy] + is_trained_anew * unit.scale.steps * STEP_S
     samples = unit.scale.prompts * unit.num_samples
     learned = sum(map(proxies.is_learned, unit.criteria)) * (2 if unit.pair == proxies.DATA else 1)
     train = unit.scale.steps * STEP_S if unit.is_trained else 0.0

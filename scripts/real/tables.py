@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +89,9 @@ def saved_table(study: Study) -> Table:
                 for policy, references in others.items()
             }
             told = next((_told(s) for policy, s in found.items() if policy.startswith("told-")), "-")
-            base = [_told(found["base"]), *(_told(found["base"], unit) for unit in UNITS)]
+            base = ["-"] * (1 + len(UNITS))
+            if "base" in found:
+                base = [_told(found["base"]), *(_told(found["base"], unit) for unit in UNITS)]
             grpo = _told(found["grpo"]) if "grpo" in found else "-"
             seeds = str(min(len(iama), len(others.get("grpo", iama))))
             rows.append([criterion, *base, told, grpo, seeds])
@@ -178,6 +183,19 @@ def quality_table(study: Study) -> Table:
     return table(header, rows)
 
 
+def beside(study: Study) -> list[str]:
+    """What stands beside gold on the base and on IAMA, a line a criterion."""
+    table = quality_table(study)
+    columns = ("policy", "criterion", "log-probability a token", "repeated", "degenerate", "cut")
+    found: dict[str, list[str]] = {}
+    for policy, criterion, fluency, repeated, degenerate, cut in zip(*map(table.column, columns), strict=True):
+        if policy in (TITLES["base"], TITLES["iama"]):
+            words = f"{policy} {fluency} nats a token, {float(repeated):.1%} repeated"
+            words += f", {degenerate} degenerate, {cut} cut"
+            found.setdefault(criterion, []).append(words)
+    return [f"*{criterion}*: {'; '.join(words)}".replace("%", " %") for criterion, words in found.items()]
+
+
 def lengths_table(study: Study) -> Table:
     """Quantiles of the lengths of single samples of the policies that are trained for length."""
     rows = []
@@ -218,6 +236,16 @@ def hacking_table(study: Study) -> Table:
     return table("criterion | gold is highest at n | falls from n | drop at the end | HedgeTune chooses", rows)
 
 
+def hacking_words(study: Study) -> list[str]:
+    """The same in words, a line a criterion."""
+    table = hacking_table(study)
+    found = []
+    for criterion, peak, onset, drop, chosen in table.rows:
+        falls = f"is highest at n = {peak}" + ("" if onset == "none" else f" and falls from n = {onset}, by {drop}")
+        found.append(f"*{criterion}*: gold {falls}" + (f"; HedgeTune chooses `{chosen}`" if chosen else ""))
+    return found
+
+
 def methods_table(study: Study) -> Table:
     """Gold and cost of every method, of the pairs whose unit is there."""
     rows = []
@@ -227,10 +255,40 @@ def methods_table(study: Study) -> Table:
             low, high = row["gold_ci95"] or (np.nan, np.nan)
             gold = f"{row['gold']:.3f} ({low:.3f} to {high:.3f})"
             costs = [f"{row[unit]:.0f}" for unit in ("policy_tokens", "reward_tokens", "sequential_steps")]
-            cells = [f"`{name}`", gold, *costs, f"{row['flops']:.3g}", f"{row['seconds']:.1f}"]
+            cells = [f"`{name}`", gold, _against_bon(row), *costs, f"{row['flops']:.3g}", f"{row['seconds']:.1f}"]
             rows.append([pair, row["criterion"], title(row["policy"]), *cells])
-    header = "pair | criterion | policy | method | gold | policy tokens | reward tokens | steps | FLOPs | seconds"
-    return table(header, rows)
+    header = "pair | criterion | policy | method | gold | minus Best-of-n with as many FLOPs"
+    return table(f"{header} | policy tokens | reward tokens | steps | FLOPs | seconds", rows)
+
+
+def _against_bon(row: Mapping[str, Any]) -> str:
+    found = row.get("against_bon")
+    if found is None:
+        return "-"
+    low, high = found["ci95"] or (np.nan, np.nan)
+    remark = {None: "", "low": ", which spends more", "high": ", which spends less"}[found["clipped"]]
+    return f"{found['difference']:+.3f} ({low:+.3f} to {high:+.3f}), n = {found['reference_samples']:.1f}{remark}"
+
+
+def guided_words(study: Study) -> str:
+    """Of every method of one point: on how many criteria its gold is above and below Best-of-n's, by policy."""
+    counted: dict[str, dict[str, Counter[str]]] = {}
+    for record in study.methods.values():
+        names = {method: name for name, method in record["methods"].items()}
+        for row in record["rows"]:
+            if (found := row.get("against_bon")) is not None and found["ci95"] is not None:
+                low, high = found["ci95"]
+                verdict = "above" if low > 0 else "below" if high < 0 else "neither"
+                name = names.get(row["method"], row["method"])
+                counted.setdefault(name, {}).setdefault(row["policy"], Counter())[verdict] += 1
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{_verdicts(counts)} on {title(policy)}" for policy, counts in policies.items())
+        for name, policies in counted.items()
+    )
+
+
+def _verdicts(counts: Counter[str]) -> str:
+    return " and ".join(f"{counts[verdict]} {verdict}" for verdict in ("above", "below", "neither") if counts[verdict])
 
 
 def settings_table(study: Study) -> Table:

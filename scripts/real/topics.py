@@ -117,7 +117,7 @@ dyeing my eyebrows green; sharing a tractor with neighbours; crossing Canada by 
 fostering a teenager; taking singing lessons; entering a baking contest; working on a ferry
 """,
     "advice": """
-brushing a shaggy coat; bleeding radiators; drawing horses; pronouncing Welsh; descaling kettles; choosing melons
+brushing a shaggy coat; bleeding radiators; drawing horses; pronouncing Welsh; descaling kettles; reading tide tables
 gift wrapping; parallel parking; growing orchids; telling jokes; mopping stairs
 """,
     "compare": """

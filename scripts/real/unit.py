@@ -168,6 +168,8 @@ def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None, p
     start = time.monotonic()
     training = _train(unit, processes) if unit.is_trained else None
     trained_s = time.monotonic() - start
+    if unit.policy in (METHODS, SPEED) and not adapter_of(unit).is_dir():  # another machine's, or deleted
+        _train(trained_by(unit), processes)
     measured = (how or measure)(unit, files[unit.split])
     record = {
         "version": VERSION,
@@ -182,6 +184,16 @@ def run(unit: Unit, how: Callable[[Unit, Path], dict[str, Any]] | None = None, p
     unit.path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(unit.path, dumped(record))
     return unit.path
+
+
+def trained_by(unit: Unit) -> Unit:
+    """The unit whose training makes the adapter that units of methods and of speed serve."""
+    return Unit(unit.pair, "iama", unit.seed, unit.scale)
+
+
+def adapter_of(unit: Unit) -> Path:
+    """That adapter."""
+    return trained_by(unit).run / "adapter"
 
 
 # Training. ----------------------------------------------------------------------------------------------
@@ -279,7 +291,6 @@ def _pool(unit: Unit, rows: list[dict[str, Any]], adapter: str | None) -> Pool:
 
 def _scores(unit: Unit, pool: Pool, column: str, spec: RewardSpec) -> Floats:
     """Scores of what selects or judges, `[P, S]`."""
-    spec = spec.model_copy(update={"dtype": proxies.dtype()}) if spec.model is not None else spec
     journal = proxies.FOLDER / "scores" / f"{unit.name}-{column.replace('/', '-')}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar(f"{unit.name}: {column}", "prompts", len(pool.prompts)) as advance:

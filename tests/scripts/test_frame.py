@@ -158,8 +158,9 @@ def test_figures_are_the_same_bytes_in_every_run(tmp_path):
 
 
 def test_a_bound_is_told_by_the_end_that_is_known() -> None:
-    assert frame.told(2.231, (1.69, 2.99), censored=False, floor=False) == "2.2 (1.7 to 3.0)"
+    assert frame.told(2.231, (1.69, 2.99), censored=False, floor=False) == "2.2 (1.69 to 3.0)"
     assert frame.told(7.26, (4.79, 8.0), censored=False, floor=False, ci_censored=0.3) == "7.3 (4.8 to > 8.0)"
     assert frame.told(15.2, (12.61, 16.0), censored=True, floor=False) == "at least 12.6"
-    assert frame.told(0.25, (0.2, 0.25), censored=False, floor=True) == "at most 0.2"
+    assert frame.told(0.25, (0.2, 0.25), censored=False, floor=True) == "at most 0.25"
     assert frame.told(8.0, None, censored=True, floor=False) == "at least 8.0"
+    assert frame.told(1.12, (0.95, 1.32), censored=False, floor=False) == "1.12 (0.95 to 1.32)"

@@ -48,7 +48,7 @@ def test_savings_and_differences_are_over_seeds(run, seeds, tmp_path):
     code, shown, err = run("report", *seeds, "--combine", "--out", out)
     assert code == 0, err
     summary = json.loads((out / "summary.json").read_text())
-    expected = combine_runs(seeds, Question(2, "iama", ["base"], 100, 0))
+    expected = combine_runs(seeds, Question(2, "iama", ["base"], 100, 0, same_prompts=True))
     assert {key: summary[key] for key in expected} == json.loads(json.dumps(expected))
     assert {row["num_seeds"] for row in summary["savings"] + summary["differences"]} == {3}
     assert summary["config"]["seed"] == [0, 1, 2]

@@ -33,6 +33,28 @@ def test_weights_are_counts_of_prompts_and_seeds(sizes, seed):
     np.testing.assert_allclose(sum(share for _, share in parts), 1)
 
 
+def test_the_same_prompts_are_drawn_alike_so_copies_of_a_seed_tell_nothing_new():
+    (first, _), (second, _) = resample([8, 8], 50, 0, same_prompts=True)
+    np.testing.assert_array_equal(first, second)
+    a_P, b_P = np.random.default_rng(1).normal(size=(2, 40))
+    n_1N = np.arange(1.0, 9.0)[None]
+    reference_PN = a_P[:, None] + np.log(n_1N)
+    costs = {"flops": (np.tile(n_1N, (40, 1)), np.full(40, 4.0))}
+    comparison = Comparison(reference_PN, reference_PN, b_P + 1.0, 4.0, costs)
+    options = {"num_bootstrap": 4000, "seed": 0, "same_prompts": True}
+    for of in (
+        lambda k: estimate_savings([comparison] * k, **options),
+        lambda k: paired_difference([(a_P, b_P)] * k, **options),
+        lambda k: difference_at_equal_cost([comparison] * k, "flops", **options),
+    ):
+        once, copied = np.subtract(*of(1).ci95[::-1]), np.subtract(*of(4).ci95[::-1])
+        assert copied == pytest.approx(once, rel=0.05)
+    apart = paired_difference([(a_P, b_P)] * 4, **{**options, "same_prompts": False}).ci95
+    assert np.subtract(*apart[::-1]) < 0.8 * once  # as if there were more prompts than there are
+    with pytest.raises(AssertionError, match="not the same prompts"):
+        list(resample([8, 7], 5, 0, same_prompts=True))
+
+
 def test_equals_a_loop_that_draws_prompts():
     values_P = np.random.default_rng(0).normal(size=30)
     weights_BP = prompt_weights(30, 5, 7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from scripts.experiments import frame
 from scripts.real import gold, methods, model, page, proxies, speed, study, tables, unit
 from scripts.real.measured import Measured, Study, saved
 from scripts.real.unit import SCALES, Unit
+from tests.finished_runs import finished_run
 
 TINY = SCALES["tiny"]
 
@@ -89,7 +91,7 @@ def test_weights_make_up_for_unlike_scales(home: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_from_units_to_the_page(home: Path) -> None:
+def test_from_units_to_the_page(home: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     units = [Unit("length", "base", 0, TINY), Unit("length", "told-short", 0, TINY), Unit("audience", "base", 0, TINY)]
     for one in units:
         unit.run(one)
@@ -108,11 +110,15 @@ def test_from_units_to_the_page(home: Path) -> None:
     iama = Unit("length", "iama", 0, TINY)
     _imitate_training(units[0], iama)
     timed = Unit("length", "speed", 0, TINY)
+    trained = []
+    monkeypatch.setattr(unit, "_train", lambda one, processes: trained.append(finished_run(one.run, tiny)))
     unit.run(timed, speed.measure)
+    assert len(trained) == 1  # the adapter was another machine's
     record = unit.read(timed)
-    assert [row["samples"] for row in record["rows"]] == list(speed.BUDGETS)
+    assert [(row["policy"], row["samples"]) for row in record["rows"]] == list(product(("base", "iama"), speed.BUDGETS))
     assert all(row["seconds"] > 0 for row in record["rows"])
-    record["rows"] += [{**row, "policy": "iama", "seconds": row["seconds"] / 2} for row in record["rows"]]
+    for base, own in zip(record["rows"], record["rows"][len(speed.BUDGETS) :], strict=False):
+        own["seconds"] = base["seconds"] / 2
     timed.path.write_text(unit.dumped(record))
     found = saved([Measured(iama)], [Measured(units[0])], "short", speed=record["rows"])
     assert found.units["seconds"].ratio == pytest.approx(2 * found.ratio, rel=0.5)
@@ -146,6 +152,7 @@ def test_from_units_to_the_page(home: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*none of which was accepted", "ignore:.*")
 def test_every_method_is_evaluated_and_told(home: Path, tiny: Any) -> None:
     one = Unit("audience", "methods", 0, TINY)
+    finished_run(unit.trained_by(one).run, tiny)
     raw = methods.configuration(one, tiny.prompts, home / "evaluation")
     config = validate(raw, EvaluationConfig, "methods")
     evaluate(make_plan(config))
@@ -157,6 +164,10 @@ def test_every_method_is_evaluated_and_told(home: Path, tiny: Any) -> None:
     one.path.write_text(unit.dumped({"version": unit.VERSION, "training": None, **found}))
     text = page.write([Unit("audience", "base", 0, TINY), one]).read_text()
     assert "1 of 2 units are there" in text
+    assert "Gold against Best-of-n with as many operations" in text
+    assert all(("against_bon" in row) == (row["samples"] is None) for row in found["rows"])
+    guided = next(row for row in found["rows"] if row["method"].startswith("blockwise"))
+    assert guided["against_bon"]["reference_samples"] >= 1
 
 
 def _imitate_training(source: Unit, target: Unit) -> None:
