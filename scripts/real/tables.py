@@ -241,7 +241,7 @@ def hacking_words(study: Study) -> list[str]:
     table = hacking_table(study)
     found = []
     for criterion, peak, onset, drop, chosen in table.rows:
-        falls = f"is highest at n = {peak}" + ("" if onset == "none" else f" and falls from n = {onset}, by {drop}")
+        falls = "does not fall" if onset == "none" else f"is highest at n = {peak} and falls from n = {onset}, by {drop}"
         found.append(f"*{criterion}*: gold {falls}" + (f"; HedgeTune chooses `{chosen}`" if chosen else ""))
     return found
 
