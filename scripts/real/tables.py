@@ -241,8 +241,10 @@ def hacking_words(study: Study) -> list[str]:
     table = hacking_table(study)
     found = []
     for criterion, peak, onset, drop, chosen in table.rows:
-        falls = "does not fall" if onset == "none" else f"is highest at n = {peak} and falls from n = {onset}, by {drop}"
-        found.append(f"*{criterion}*: gold {falls}" + (f"; HedgeTune chooses `{chosen}`" if chosen else ""))
+        fall = "" if onset == "none" else f"is highest at n = {peak} and falls from n = {onset}, by {drop}"
+        found.append(
+            f"*{criterion}*: gold {fall or 'does not fall'}" + (f"; HedgeTune chooses `{chosen}`" if chosen else "")
+        )
     return found
 
 
