@@ -12,6 +12,8 @@ from inference.statistics.bootstrap import MIN_PROMPTS
 
 FEW_PROMPTS = 30
 VERY_FEW_PROMPTS = 10
+REWARDS = {"proxy": "the reward that selects", "gold": "the reward that judges"}
+"""What tables call a reward, in plain words."""
 WIDE = 2.0
 """An interval whose upper end is more than so many times its lower one."""
 
@@ -35,7 +37,7 @@ def wide(summary: Summary) -> Risk | None:
 
 def constant(summary: Summary) -> Risk | None:
     """A reward that cannot tell answers apart."""
-    parts = []
+    parts, briefs = list[str](), list[str]()
     for row in summary.get("constant", []):
         same = (
             "the same for all answers to a prompt"
@@ -44,8 +46,9 @@ def constant(summary: Summary) -> Risk | None:
         )
         effect = "it selects by chance" if row["metric"] == "proxy" else "it judges nothing"
         parts.append(f"{row['metric']} of {row['policy']} on {row['criterion']} is {same}, so {effect}")
-    brief = f"{parts[0][:1].upper()}{parts[0][1:]}." if parts else ""
-    return Risk("Constant scores", "seen", f"{'; '.join(parts)}.", brief, 3.0) if parts else None
+        reward = REWARDS.get(row["metric"], row["metric"])
+        briefs.append(f"On {row['criterion']}, {reward} cannot tell answers of {row['policy']} apart: {effect}.")
+    return Risk("Constant scores", "seen", f"{'; '.join(parts)}.", briefs[0], 3.0) if parts else None
 
 
 def few_prompts(summary: Summary) -> Risk | None:
@@ -82,12 +85,12 @@ def missing(summary: Summary) -> Risk:
     counts = [f"{number(row['num_missing'])} of {number(row['num_samples'])}" for row in lost]
     names = [f"{row['metric']} of {row['policy']} on {row['criterion']}" for row in lost]
     parts = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
-    shares = [
-        (row["num_missing"] / max(row["num_samples"] or 0, 1), part) for row, part in zip(lost, parts, strict=True)
-    ]
-    share, part = max(shares)
+    shares = [row["num_missing"] / max(row["num_samples"] or 0, 1) for row in lost]
+    share, row, count = max(zip(shares, lost, counts, strict=True), key=lambda found: found[0])
+    reward = REWARDS.get(row["metric"], row["metric"])
+    brief = f"Scores are missing: {reward} on {row['criterion']} gave none for {count} answers of {row['policy']}."
     severity = min(2.9, 0.3 + 20 * share)
-    return Risk(subject, "seen", f"{'; '.join(parts)}.", f"Scores are missing: {part}.", severity, "left-out")
+    return Risk(subject, "seen", f"{'; '.join(parts)}.", brief, severity, "left-out")
 
 
 def dropped(summary: Summary) -> Risk | None:

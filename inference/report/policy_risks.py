@@ -190,9 +190,7 @@ def divergence(summary: Summary) -> Risk:
     if not parts:
         return Risk("KL", "unknown", "the distance from the reference was not measured.")
     far = max((row["mean_log_ratio"] or 0.0 for row in rows), default=0.0)
-    brief = (
-        f"The trained model has moved far from where it began ({plain(far)} nats an answer): try what was not measured."
-    )
+    brief = "The trained model has moved far from where it began: try what was not measured."
     severity = min(1.0, far / WORST_KL)
     return Risk("KL", "info", f"from the reference: {'; '.join(parts)}.", brief, severity, "sampling")
 
@@ -206,16 +204,18 @@ def degenerate(summary: Summary) -> Risk:
         return Risk(subject, "unknown", f"not measured for {trained}.")
     if few := too_few_prompts(summary):
         return Risk(subject, "unknown", f"not told: {few}.")
-    words, severity = list[str](), 0.0
+    words, brief, severity = list[str](), "", 0.0
     for row in measured:
         if row["distinct"] is not None and row["distinct"] < REPEATED:
             words.append(f"{percent(row['distinct'])} of the trained model's samples are different texts")
+            brief = brief or f"{words[0]}."
             severity = max(severity, 2.0 + (REPEATED - row["distinct"]))
         if row["fluency_z"] is not None and row["fluency_z"] < STRANGE:
             words.append(
                 f"the trained model's answers read unlike the reference's (fluency {plain(-row['fluency_z'])} standard "
                 "deviations lower)"
             )
+            brief = brief or "The trained model's answers read unlike the reference's."
             severity = max(severity, 2.0 + min(0.9, (STRANGE - row["fluency_z"]) / 5))
     if not words:
         least = min((r["distinct"] for r in measured if r["distinct"] is not None), default=None)
@@ -224,7 +224,7 @@ def degenerate(summary: Summary) -> Risk:
         read = f"fluency is {number(min(fluent))} standard deviations from the reference's" if fluent else ""
         told = f"none seen for {trained}: {', '.join(filter(None, (shown, read)))}."
         return Risk(subject, "none", told, "degenerate answers", place="sampling")
-    return Risk(subject, "seen", f"{'; '.join(words)}.", f"{words[0][:1].upper()}{words[0][1:]}.", severity, "sampling")
+    return Risk(subject, "seen", f"{'; '.join(words)}.", brief, severity, "sampling")
 
 
 def truncation(summary: Summary) -> Risk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from inference.report.words import UNITS
 
@@ -311,6 +312,10 @@ def config() -> dict:
 def manifest() -> dict:
     criteria = [{"name": name, "operator": "bon(4)", "weight": 1.0} for name in CRITERIA]
     return {"base_model": "runs/demo/base", "criteria": criteria, "estimator": "loo", "aggregate": "sum", "seed": 0}
+
+
+JARGON = re.compile(r"censored|\bnats\b|standard deviation|\d/\d|\[\d|Best-of|proxy", re.IGNORECASE)
+"""What the first screen does not say."""
 
 
 def make_summary() -> dict:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import time
 from pathlib import Path
 
 import pytest
 from headless_browser import BROWSER, MISSING, Page, browsing
-from report_summary import CRITERIA, POLICIES, make_summary
+from report_summary import CRITERIA, JARGON, POLICIES, make_summary
 from test_report_browser import hostile
 
 from inference.evaluation.summary import complete
@@ -18,7 +17,6 @@ from inference.report import headline, render_html
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason=MISSING)]
 FORMULA = '=HYPERLINK("http://x")'
-JARGON = re.compile(r"censored|\bnats\b|\d/\d|\[\d|Best-of|proxy")
 FIRST = "header"
 
 

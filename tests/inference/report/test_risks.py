@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from report_summary import make_summary
+from report_summary import JARGON, make_summary
 
 from inference.evaluation.summary import complete
 from inference.report.risks import find_risks, first_risks
@@ -125,19 +125,25 @@ def _constant(summary):
     summary["constant"] = [row]
 
 
+def _missing(summary):
+    row = {"policy": "iama", "criterion": "brief", "metric": "proxy", "num_missing": 90, "num_samples": 100}
+    summary["missing"] = [row]
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (_few, "Only 8 prompts were tried"),
         (_within, "Beyond the first sample, within what will be served, answers get worse on helpful"),
         (_repeating, f"30.0{SPACE}% of the trained model's samples are different texts."),
-        (_strange, "The trained model's answers read unlike the reference's (fluency 4 standard deviations lower)."),
+        (_strange, "The trained model's answers read unlike the reference's."),
         (_cut, f"25.0{SPACE}% of the trained model's answers are cut at the token limit."),
         (_alone, "Without its sampler, the trained model is worse on brief than the untrained base (0.1 against 0.2)."),
-        (_far, "The trained model has moved far from where it began (12 nats an answer)"),
+        (_far, "The trained model has moved far from where it began: try what was not measured."),
         (_no_gold, "Independent of the reward that selects, nothing judged the answers"),
         (_wide, "How much is saved on helpful is uncertain: 1.5 to 9 times."),
-        (_constant, "Proxy of iama on brief is 0.5 for all answers, so it selects by chance."),
+        (_missing, "Scores are missing: the reward that selects on brief gave none for 90 of 100 answers of iama."),
+        (_constant, "On brief, the reward that selects cannot tell answers of iama apart: it selects by chance."),
     ],
 )
 def test_each_risk_has_its_sentence(spoil, words):
@@ -147,3 +153,4 @@ def test_each_risk_has_its_sentence(spoil, words):
     assert first[0].brief.startswith(words)
     assert first[0].severity > 0.3
     assert len(first[0].brief.split()) <= 25
+    assert not [risk.brief for risk in find_risks(complete(summary)) if JARGON.search(risk.brief)]
