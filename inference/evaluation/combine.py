@@ -48,6 +48,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
     prompts = {s.get("prompts_digest") for s in summaries}
     same_prompts = len(prompts) == 1 and None not in prompts
     distinct = [s.get("num_distinct_prompts", s["num_prompts"]) for s in summaries]
+    seen = [s.get("num_seen_prompts") for s in summaries]
     first, config = summaries[0], summaries[0]["config"]
     question = Question(
         first["trained_budget"],
@@ -84,6 +85,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
         num_prompts=sum(s["num_prompts"] for s in summaries),
         num_distinct_prompts=sum(distinct[:1] if same_prompts else distinct),
         prompts_digest=first.get("prompts_digest") if same_prompts else None,
+        num_seen_prompts=None if None in seen else sum(filter(None, seen)),
         num_seeds=len(summaries),
         dropped_prompts=sum(s["dropped_prompts"] for s in summaries),
         num_samples=first["num_samples"],

@@ -32,6 +32,7 @@ from inference.evaluation.stopping import add_stop_curve
 from inference.evaluation.summary import FILE_NAME, Summary, save_summary
 from inference.evaluation.tables import FILE_NAME as TABLES_NAME
 from inference.evaluation.tables import Tables, save_tables
+from inference.evaluation.training_cost import num_seen
 from inference.pools.journal import digest
 
 
@@ -134,6 +135,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         num_prompts=len(plan.rows),
         num_distinct_prompts=len({digest(row["prompt"]) for row in plan.rows}),
         prompts_digest=digest([row["prompt"] for row in plan.rows]),
+        num_seen_prompts=num_seen(plan.rows, plan.training.get(config.trained, [])),
         num_seeds=1,
         dropped_prompts=plan.dropped,
         num_samples=plan.num_samples,

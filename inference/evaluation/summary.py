@@ -74,6 +74,7 @@ class Summary(Results):
     num_prompts: int
     num_distinct_prompts: NotRequired[int]
     prompts_digest: NotRequired[str | None]
+    num_seen_prompts: NotRequired[int | None]
     num_seeds: NotRequired[int]
     dropped_prompts: int
     num_samples: int

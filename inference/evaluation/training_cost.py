@@ -37,8 +37,8 @@ from iama.config.specs import PromptsSpec
 from iama.errors import RunError
 from iama.models.flops import ModelSize, forward_flops, size_of
 from iama.models.loading import loading
-from iama.prompts.data import read_prompts
-from iama.prompts.render import render_prompt
+from iama.prompts.data import PromptRows, read_prompts
+from iama.prompts.render import Prompt, render_prompt
 from iama.reading import check_finite, read_object, read_text
 
 TRL_DEFAULTS = {
@@ -78,18 +78,36 @@ class TrainingRun:
 
 
 class Training(NamedTuple):
-    """A run that trained a policy: its folder, what it did, and the mean length of its prompts in tokens."""
+    """A run that trained a policy: its folder, what it did, its prompts' mean length in tokens, and what they ask."""
 
     folder: Path
     run: TrainingRun
     prompt_tokens: float
+    asked: frozenset[str]
 
 
 def training_runs(config: EvaluationConfig) -> dict[str, list[Training]]:
     """The runs of the trained policy and the references; raises `RunError` or `DataError` if not known."""
     names = [name for name in (config.trained, *config.references) if name in config.policies]
     folders = {name: [Path(folder) for folder in config.policies[name].training_run] for name in names}
-    return {name: [Training(f, read_run(f), mean_prompt_tokens(f)) for f in fs] for name, fs in folders.items() if fs}
+    return {name: [_training(folder) for folder in given] for name, given in folders.items() if given}
+
+
+def _training(folder: Path) -> Training:
+    run, rows = read_run(folder), run_prompts(folder)
+    return Training(folder, run, mean_prompt_tokens(folder, rows), frozenset(asked(row["prompt"]) for row in rows))
+
+
+def num_seen(rows: PromptRows, runs: Sequence[Training]) -> int | None:
+    """How many prompts one of the runs was trained on; None where no run is named, so that nobody can tell."""
+    return sum(any(asked(row["prompt"]) in run.asked for run in runs) for row in rows) if runs else None
+
+
+def asked(prompt: Prompt) -> str:
+    """What a prompt asks, as a text or as messages, whichever system message stands before it."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(message["content"] for message in prompt if message["role"] != "system")
 
 
 def run_flops(
@@ -142,13 +160,19 @@ def read_run(folder: Path) -> TrainingRun:
     )
 
 
-def mean_prompt_tokens(folder: Path) -> float:
-    """Mean prompt tokens of a run, as its policy read them; reads its prompts and the tokenizer beside its adapter."""
+def run_prompts(folder: Path) -> PromptRows:
+    """The prompts of a run."""
     raw = read_config(folder)["prompts"]
-    spec = validate({"path": raw} if isinstance(raw, str) else raw, PromptsSpec, str(folder / "config.json"))
+    return read_prompts(
+        validate({"path": raw} if isinstance(raw, str) else raw, PromptsSpec, str(folder / "config.json"))
+    )
+
+
+def mean_prompt_tokens(folder: Path, rows: PromptRows) -> float:
+    """Mean prompt tokens of a run, as its policy read them; reads the tokenizer beside its adapter."""
     with loading(str(folder / "adapter"), f"run {str(folder)!r}"):
         tokenizer = AutoTokenizer.from_pretrained(folder / "adapter", trust_remote_code=False)
-    return float(np.mean([len(render_prompt(tokenizer, row["prompt"])) for row in read_prompts(spec)]))
+    return float(np.mean([len(render_prompt(tokenizer, row["prompt"])) for row in rows]))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

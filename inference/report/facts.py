@@ -25,6 +25,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     sampling = config.get("sampling") or {}
     limits = {"temperature {}": sampling.get("temperature"), "at most {} tokens": sampling.get("max_new_tokens")}
     seeds = f" in each of {words.num_seeds(summary)} seeds" if words.num_seeds(summary) > 1 else ""
+    held_out = "held-out " if summary.get("num_seen_prompts") == 0 else ""
     rows = [
         ("Policy", f"{trained}: {' + '.join(p for p in places if p)}" if any(places) else trained),
         ("Trained for", _operators(summary)),
@@ -32,7 +33,7 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("Compared with", ", ".join(r for r in summary["references"] if r in summary["policies"])),
         ("Criteria", "; ".join(_criterion(c) for c in config.get("criteria") or [])),
         ("Served with", ", ".join(words.method_title(m) for m in summary["methods"])),
-        ("Judged on", f"{words.number(words.num_asked(summary))} held-out prompts{seeds}, "
+        ("Judged on", f"{words.number(words.num_asked(summary))} {held_out}prompts{seeds}, "
          f"{words.number(summary['num_samples'])} samples a prompt and policy"),
         ("Sampling", "as its pool file says" if spec.get("pool") else
          ", ".join(text.format(words.number(v)) for text, v in limits.items() if v is not None)),

@@ -80,7 +80,15 @@ def _judged_on(summary: Summary) -> str:
     if asked is None:
         return ""
     seeds = f", in each of {words.num_seeds(summary)} seeds" if words.num_seeds(summary) > 1 else ""
-    return f"Measured on {words.number(asked)} prompt{'' if asked == 1 else 's'} that training did not see{seeds}."
+    return f"Measured on {words.number(asked)} prompt{'' if asked == 1 else 's'}{_seen(summary)}{seeds}."
+
+
+def _seen(summary: Summary) -> str:
+    """Whether the trained policy's run had the prompts; nothing where that is not known."""
+    seen = summary.get("num_seen_prompts")
+    if not seen:
+        return "" if seen is None else " that training did not see"
+    return f"{' that' if seen == summary['num_prompts'] else ', some of which'} are among the training prompts"
 
 
 def _line(finding: Finding, units: list[Unit]) -> SavingLine:

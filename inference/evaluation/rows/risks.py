@@ -319,4 +319,5 @@ def _training_flops(evaluation: Evaluation, policy: str) -> float | None:
         return None
     sizes = [evaluation.measured.reward_sizes.get(part) for c in evaluation.config.criteria for part in c.proxy.parts]
     rewards = [reward for reward in sizes if reward is not None]
-    return sum(run_flops(*training, size, rewards) for training in evaluation.plan.training[policy])
+    runs = evaluation.plan.training[policy]
+    return sum(run_flops(t.folder, t.run, t.prompt_tokens, size, rewards) for t in runs)

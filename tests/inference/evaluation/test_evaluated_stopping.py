@@ -176,7 +176,7 @@ def test_the_report_the_terminal_and_seeds_together(evaluated, tmp_path):
     both = combine_evaluations([out, Path(second.output_dir)])
     assert {row["num_seeds"] for row in both["stopping"]} == {2}
     assert stopping_sentences(both)
-    assert dict(facts(both))["Judged on"].startswith("12 held-out prompts in each of 2 seeds, 32 samples")
+    assert dict(facts(both))["Judged on"].startswith("12 prompts in each of 2 seeds, 32 samples")
     assert "with 12 the intervals are too narrow" in " ".join(risk.words for risk in find_risks(both))
     raw = json.loads((out / "summary.json").read_text())
     del raw["stopping"], raw["stop_settings"]

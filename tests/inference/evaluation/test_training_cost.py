@@ -11,10 +11,13 @@ from iama.errors import RunError
 from iama.models.flops import forward_flops, size_of
 from inference.evaluation.training_cost import (
     TRL_DEFAULTS,
+    Training,
     mean_prompt_tokens,
+    num_seen,
     own_reward_sizes,
     read_run,
     run_flops,
+    run_prompts,
 )
 from inference.statistics.break_even import break_even
 
@@ -90,7 +93,23 @@ def test_prompt_tokens(tiny, tmp_path):
     for prompts in (str(tiny.text_prompts), {"path": str(tiny.text_prompts)}):
         (tmp_path / "config.json").write_text(json.dumps({"policy": {}, "prompts": prompts}))
         texts = [json.loads(line)["prompt"] for line in tiny.text_prompts.read_text().splitlines()]
-        assert mean_prompt_tokens(tmp_path) == np.mean([len(tokenizer(text)["input_ids"]) for text in texts])
+        assert mean_prompt_tokens(tmp_path, run_prompts(tmp_path)) == np.mean(
+            [len(tokenizer(text)["input_ids"]) for text in texts]
+        )
+
+
+def test_prompts_of_the_training_run_are_counted_whatever_system_message_stands_before_them(tmp_path):
+    run = Training(tmp_path, None, 1.0, frozenset({"hi", "ho\nhe\nwhy"}))
+    talk = [{"role": "user", "content": "ho"}, {"role": "assistant", "content": "he"}]
+    asking = [*talk, {"role": "user", "content": "why"}]
+    rows = [
+        {"prompt": "hi"},
+        {"prompt": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]},
+        {"prompt": asking},
+        {"prompt": "other"},
+    ]
+    assert num_seen(rows, [run]) == 3
+    assert num_seen(rows, []) is None
 
 
 def test_what_a_folder_lacks_is_named(make_run, tmp_path):

@@ -30,6 +30,7 @@ from inference.report import (
     write_report,
 )
 from inference.report.compare import differing_settings, quality_pairs, run_names, savings_pairs
+from inference.report.first import first_screen
 from inference.report.html import ASSETS, LIBRARIES, as_json
 from inference.report.risks import find_risks
 from inference.report.words import (
@@ -198,7 +199,23 @@ def test_what_was_trained_stands_on_the_first_screen():
     assert "runs/demo/base + runs/demo/iama/adapter" in text
     assert "helpful by bon(4), harmless by bon(4), brief by bon(4)" in text
     assert "helpful: rewards/helpful selects, gold.py:helpful judges" in text
-    assert "64 held-out prompts, 256 samples" in text
+    assert "64 prompts, 256 samples" in text
+    untrained = section(render_html(make_summary() | {"num_seen_prompts": 0}), "trained")
+    assert "64 held-out prompts" in re.sub(r"<[^>]+>", "", untrained)
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (None, "Measured on 64 prompts."),
+        (0, "Measured on 64 prompts that training did not see."),
+        (3, "Measured on 64 prompts, some of which are among the training prompts."),
+        (64, "Measured on 64 prompts that are among the training prompts."),
+    ],
+)
+def test_whether_training_saw_the_prompts_is_told_where_it_is_known(seen, words):
+    summary = complete(make_summary() | {"num_seen_prompts": seen})
+    assert first_screen(summary, {}).judged_on == words
 
 
 def test_what_it_points_to_in_the_documentation_is_there():
