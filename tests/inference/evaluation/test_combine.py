@@ -54,6 +54,7 @@ def test_savings_and_differences_are_over_seeds(run, seeds, tmp_path):
     assert summary["config"]["seed"] == [0, 1, 2]
     assert summary["name"] == "pools, 3 seeds"
     assert summary["num_prompts"] == 15
+    assert summary["num_seen_prompts"] is None
     assert "Savings by gold" in shown
     assert "iama less the reference, rewards summed over criteria" in shown
     assert (out / "report.html").is_file()
