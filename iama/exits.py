@@ -6,6 +6,7 @@ Mistakes of our own keep their tracebacks.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,10 @@ from iama.errors import ConfigError, IamaError, without_secrets
 INTERRUPTED = 130
 PARSERS = ("_csv", "json", "pyarrow", "safetensors", "safetensors_rust", "yaml")
 """Packages whose errors tell of a file, not of us."""
+
+
+OF_THE_DEMO = re.compile(r"(?<![\w/])runs/demo/[^\s'\"]*['\"]?:? (does not exist|no such file)")
+"""A path of the demo's own configurations that is not there yet."""
 
 
 class EndError(SystemExit):
@@ -65,7 +70,8 @@ def end(line: str, code: int) -> NoReturn:
 def _one_line(error: BaseException) -> str | None:
     """What is not ours in a line; None for what may be a mistake of our own."""
     if isinstance(error, IamaError):
-        return str(error)
+        said = str(error)
+        return f"{said}; `make demo` makes it" if OF_THE_DEMO.search(said) else said
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         said = error.strerror or _said(error)

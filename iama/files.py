@@ -104,6 +104,13 @@ def absent(path: Path) -> str:
     return "does not exist"
 
 
+def lacks(folder: Path, name: str) -> str:
+    """What is wrong with a folder in which a file is missing."""
+    if folder.is_dir():
+        return f"{str(folder)!r} holds no {name}"
+    return f"{str(folder)!r} {'is no folder' if folder.exists() else 'does not exist'}"
+
+
 def check_folder(path: Path, flag: str) -> None:
     """Raise `RunError` where a file lies in the place of a folder."""
     if path.exists() and not path.is_dir():

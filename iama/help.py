@@ -17,6 +17,8 @@ from typer.core import TyperCommand, TyperGroup
 from iama.errors import ConfigError
 from iama.nearest import closest, nearest
 
+HELP = ("-h", "--help")
+"""The flags that show how a command is used."""
 UsageError: Any = typer.BadParameter.__mro__[1]
 """Of click, which some releases of typer bring with them."""
 WIDTH = 80
@@ -98,6 +100,7 @@ class Command(TyperCommand):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("help_option_names", list(HELP))
         for parameter in self.params:
             if parameter.name in self.panels and not isinstance(getattr(parameter, "rich_help_panel", None), str):
                 parameter.rich_help_panel = self.panels[parameter.name]  # type: ignore[attr-defined]
@@ -112,6 +115,10 @@ class Group(TyperGroup):
     """Commands in groups; a wrong name is told in one line, with the nearest."""
 
     format_help = _write_help
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings.setdefault("help_option_names", list(HELP))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Commands by group, then the options of all."""
@@ -178,7 +185,8 @@ def _refused(error: Any) -> str:
         return f"{command} has no option {name!r}; {hint}"
     if kind == "MissingParameter" and parameter is not None:
         is_option = parameter.param_type_name == "option"
-        lacking = max(parameter.opts, key=len) if is_option else f"the argument {str(parameter.name).upper()}"
+        argument = parameter.metavar or str(parameter.name).upper()  # as the help has it
+        lacking = max(parameter.opts, key=len) if is_option else f"the argument {argument}"
         return f"{command} needs {lacking}; {see}"
     said = error.format_message().strip().rstrip(".")
     return f"{command}: {said[:1].lower()}{said[1:]}; {see}"

@@ -22,7 +22,6 @@ Setting = Literal["same", "later", "sampler"]
 """Where an option matters: the groups are the trained policy's own; an earlier policy drew them, since several updates
 use them; another engine drew them, whose log-probabilities are not quite the trained policy's."""
 Verdict = Literal["keeps", "unused", "warned", "refused"]
-PAGE = "docs/results/direction.md"
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
 REFUSED_LOSSES = ("grpo", "sapo")
@@ -319,8 +318,8 @@ def check_options(args: Any, where: str = "") -> list[str]:
         named += f" with {', '.join(others)}" if others else ""
         message = f"{where.removesuffix(block)}{named} {option.says}"
         if option.verdict == "refused":
-            raise ConfigError(f"{message} (see {PAGE})")
-        messages.append(message if option.verdict == "unused" else f"{message} (see {PAGE})")
+            raise ConfigError(message)
+        messages.append(message)
     return messages
 
 

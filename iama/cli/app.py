@@ -9,10 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from iama import __version__
+from iama.cli.as_json import print_json
 from iama.cli.options import COMMANDS, PANELS
 from iama.errors import ConfigError, IamaError, IamaWarning
 from iama.exits import check_arguments, told_in_one_line
@@ -122,6 +124,21 @@ app = App(
         "Example: iama train --config qwen-1.5b-24gb --dry-run\n\nExample: iama generate --help"
     ),
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"iama {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take what stands before the command's name."""
 
 
 def main() -> None:
@@ -268,13 +285,21 @@ def scoring_spec(reward: str | None, head: str | None, spec: Path | None, placem
     return wanted
 
 
-def describe_pool(pool: Pool) -> str:
-    """A pool in one line: its size, lengths as far as they are known, and what was cut."""
+def tell_pool(command: str, file: Path, pool: Pool, *, as_json: bool) -> None:
+    """Print what was written: the pool's size, lengths as far as they are known, and what was cut."""
     from inference.pools.held import tables
 
     found = list(tables(pool))
     num_known = sum(int((table.num_tokens_S >= 0).sum()) for table in found)
     num_tokens = sum(int(table.num_tokens_S.clip(0).sum()) for table in found)
     cut = sum(table.num_cut for table in found)
-    length = f", {num_tokens / num_known:.1f} tokens a sample" if num_known else ""
-    return f"{len(pool.prompts)} prompts x {pool.header['num_samples']} samples{length}, {cut} cut at max_new_tokens"
+    mean = num_tokens / num_known if num_known else None
+    size = {"num_prompts": len(pool.prompts), "num_samples": pool.header["num_samples"]}
+    if as_json:
+        print_json(command, pool=file, **size, mean_tokens=mean, num_cut=cut)
+        return
+    length = "" if mean is None else f", {mean:.1f} tokens a sample"
+    typer.echo(
+        f"pool: {file}: {size['num_prompts']} prompts x {size['num_samples']} samples{length}, {cut} cut at "
+        "max_new_tokens"
+    )

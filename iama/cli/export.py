@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from iama.cli.app import app, prepare
-from iama.cli.options import TRAIN, TrustRemoteCode
+from iama.cli.as_json import print_json
+from iama.cli.options import TRAIN, AsJson, TrustRemoteCode
 from iama.errors import ConfigError
 
 
@@ -29,6 +30,7 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
     push_to_hub: Annotated[str | None, typer.Option(help="ORG/NAME to upload the export to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: a private repository.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Export a trained adapter with its card and iama.json.
 
@@ -51,6 +53,10 @@ def export(
     named = Names(base_model, rewards)
     for note in export_run(run, out, merge, named, evaluation, trust_remote_code=trust_remote_code):
         typer.echo(f"note: {note}", err=True)
-    typer.echo(f"exported: {out}")
-    if push_to_hub is not None:
-        typer.echo(f"pushed: {push(out, push_to_hub, private=private)}")
+    if not as_json:
+        typer.echo(f"exported: {out}")
+    pushed = None if push_to_hub is None else push(out, push_to_hub, private=private)
+    if as_json:
+        print_json("export", exported=out, pushed=pushed)
+    elif pushed is not None:
+        typer.echo(f"pushed: {pushed}")

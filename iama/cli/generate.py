@@ -115,7 +115,13 @@ def generate(
     sampling = sampling_of(given, manifest)
     prepare([policy, adapter, *(part.model for part in (spec.parts if spec else ()))])
     _warn_of_rules(stop or [], n)
+    from inference.engine.policy import resolve_paths
+    from inference.samplers.serve import check_served
+
+    resolve_paths("--policy", base)
     served = _method(method, n, manifest, criterion, adapter or policy)
+    if not served.is_tuned:
+        check_served(served, sampling)
     _check_needs(served, tuning, spec)
     note_differences(manifest, sampling)
     if tuning is not None and spec is not None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from iama.cli.app import app, describe_pool
-from iama.cli.options import POOLS
+from iama.cli.app import app, tell_pool
+from iama.cli.options import POOLS, AsJson
 from iama.errors import RunError
 from iama.files import check_rewritable, locked
 
@@ -17,6 +17,7 @@ from iama.files import check_rewritable, locked
 def merge(
     out: Annotated[Path, typer.Argument(help="Pool file to write.")],
     files: Annotated[list[Path], typer.Argument(help="Pool files with parts of the prompts.", metavar="POOL...")],
+    as_json: AsJson = False,
 ) -> None:
     """Put pool files with parts of the prompts together, such as those of iama pool --shard.
 
@@ -34,4 +35,4 @@ def merge(
             raise RunError(f"{out} exists already; give another name for the merged pool, or delete it")
         merged = merge_pools(files)
         write_pool(out, merged)
-    typer.echo(f"pool: {out}: {describe_pool(merged)}")
+    tell_pool("merge", out, merged, as_json=as_json)

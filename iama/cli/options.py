@@ -34,9 +34,7 @@ VllmOptions = Annotated[
     typer.Option("--vllm", help="With --engine vllm, what vLLM is told: gpu_memory_utilization=0.5. Repeatable."),
 ]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c. Repeatable.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object instead, for scripts: docs/reference/json.md.")
-]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead, for scripts.")]
 
 # Groups of help. ----------------------------------------------------------------------------------------
 

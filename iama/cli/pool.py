@@ -14,17 +14,18 @@ import typer
 from iama.cli.app import (
     app,
     cluster_of,
-    describe_pool,
     given_options,
     manifest_of,
     note_differences,
     prepare,
     sampling_of,
     spread_over,
+    tell_pool,
     vllm_options,
 )
 from iama.cli.options import (
     POOLS,
+    AsJson,
     ChatTemplate,
     Device,
     Dtype,
@@ -123,6 +124,7 @@ def pool(
     ray: Ray = None,
     ray_workers: RayWorkers = None,
     ray_gpus_per_worker: RayGpusPerWorker = None,
+    as_json: AsJson = False,
 ) -> None:
     """Sample many completions of every prompt into a file, for iama score and iama evaluate.
 
@@ -167,7 +169,7 @@ def pool(
     indices = list(range(len(rows))) if part is None else part.indices(len(rows))
     with spread_over(cluster) as spread, progress_bar(f"sampling {name}, {n} a prompt", "prompts", len(indices)) as bar:
         filled = fill_pool(out, header, rows, spread_draw(spread, begin), bar, indices)
-    typer.echo(f"pool: {out}: {describe_pool(filled)}")
+    tell_pool("pool", out, filled, as_json=as_json)
 
 
 def _check_ray(address: str | None, engine: str, shard: str | None) -> None:

@@ -245,8 +245,10 @@ def _is_whole(text: str) -> bool:
 def _checked(text: str, name: str, number: str | None) -> Tunable:
     fits = name in TUNABLE and (name in FIXED_DRAWS) == (number is not None)
     if not fits or (number is not None and not (_is_whole(number) and int(number) >= 2)):
+        near = "" if name in TUNABLE else meant(name, TUNABLE, text)
         raise ConfigError(
-            f"method {text!r} cannot be tuned; write bon, bop, bop_zt, soft_bon(16) or itp(16) (16 draws, at least 2)"
+            f"method {text!r} cannot be tuned; {near}write bon, bop, bop_zt, soft_bon(16) or itp(16) (16 draws, at "
+            "least 2)"
         )
     return Tunable(name, None if number is None else int(number))
 

@@ -116,8 +116,8 @@ def check_group_size(operator: Operator, num_generations: int, estimator: Estima
     ):
         warnings.warn(
             f"{source}: {operator.name} draws more than {TAIL_RATIO} times trainer.num_generations = {num_generations} "
-            f"samples with probability {beyond:.1%}; estimator 'tail' was not measured that far "
-            f"(docs/results/estimators.md); raise num_generations or serve with fewer",
+            f"samples with probability {beyond:.1%}; estimator 'tail' was not measured that far; "
+            "raise num_generations or serve with fewer",
             IamaWarning,
             stacklevel=2,
         )
@@ -181,7 +181,7 @@ def _warn_of_ties() -> None:
     warnings.warn(
         "estimator 'tail' reads the tail from the gap between a group's best two, and in more than "
         f"{TIED:.0%} of the groups they are equal: these count as draws of the group's size; write estimator: auto, "
-        "or raise trainer.num_generations (docs/results/estimators.md)",
+        "or raise trainer.num_generations",
         IamaWarning,
         stacklevel=2,
     )

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from iama.config.manifest import load_manifest
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
-from iama.files import absent
+from iama.files import absent, lacks
 from iama.installation import find_file
 from iama.models.checkpoint import check_token_ids, read_outline
 from iama.models.fingerprint import digest, fingerprint, is_other_revision
@@ -163,7 +163,7 @@ def _check_adapter(folder: Path, source: str) -> None:
                 if is_adapter(inside)
                 else "give a PEFT adapter directory, such as one written by `iama export`"
             )
-            raise ModelError(f"{source}: adapter {str(folder)!r} holds no {file}; {remedy}")
+            raise ModelError(f"{source}: adapter {lacks(folder, file)}; {remedy}")
 
 
 def _warn_of_other_base(base: str, adapter: str, source: str) -> None:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict, is_typeddict
 
 from iama.errors import RunError
-from iama.files import write_atomically
+from iama.files import lacks, write_atomically
 from iama.reading import read_object
 from inference.statistics.summary_rows import (
     AverageRow,
@@ -88,7 +88,7 @@ def load_summary(folder: Path) -> Summary:
     """Read `summary.json`, its rows completed; raises `RunError` if it is missing or damaged."""
     path = folder / FILE_NAME
     if not path.is_file():
-        raise RunError(f"{str(folder)!r} holds no {FILE_NAME}; run `iama evaluate` first")
+        raise RunError(f"{lacks(folder, FILE_NAME)}; run `iama evaluate` first")
     raw = read_object(path, RunError, "it is damaged; run `iama evaluate` again")
     lacking = sorted(Summary.__required_keys__ - set(raw))
     if lacking:

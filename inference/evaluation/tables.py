@@ -15,7 +15,7 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import RunError
-from iama.files import replacing
+from iama.files import lacks, replacing
 from iama.reading import reason
 from inference.statistics.costs import UNITS
 from inference.statistics.savings import SAMPLES, Comparison
@@ -150,7 +150,7 @@ def load_tables(folder: Path) -> Tables:
     """Read what `save_tables` wrote; raises `RunError` if it is missing or damaged."""
     path = folder / FILE_NAME
     if not path.is_file():
-        raise RunError(f"{str(folder)!r} holds no {FILE_NAME}; run `iama evaluate` into it first")
+        raise RunError(f"{lacks(folder, FILE_NAME)}; run `iama evaluate` into it first")
     tables = Tables()
     try:
         with np.load(path, allow_pickle=False) as arrays:

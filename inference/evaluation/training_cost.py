@@ -35,6 +35,7 @@ from iama.config.files import EvaluationConfig
 from iama.config.schema import validate
 from iama.config.specs import PromptsSpec
 from iama.errors import RunError
+from iama.files import lacks
 from iama.models.flops import ModelSize, forward_flops, size_of
 from iama.models.loading import loading
 from iama.prompts.data import PromptRows, read_prompts
@@ -179,7 +180,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A run's config.json; raises `RunError`."""
     path = folder / "config.json"
     if not path.is_file():
-        raise RunError(f"{str(folder)!r} holds no config.json; give the output_dir of a finished training run")
+        raise RunError(f"{lacks(folder, 'config.json')}; give the output_dir of a finished training run")
     raw = read_object(path, RunError, "it is damaged; train again")
     if "policy" not in raw or "prompts" not in raw:
         raise RunError(f"{path} is no training run's configuration; give the output_dir of a finished training run")
@@ -190,7 +191,7 @@ def _steps(folder: Path) -> tuple[Any, Any]:
     """Optimiser steps that each line of metrics.jsonl stands for, and its mean response length; `[L]` each."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise RunError(f"{str(folder)!r} holds no metrics.jsonl; give the output_dir of a finished training run")
+        raise RunError(f"{lacks(folder, 'metrics.jsonl')}; give the output_dir of a finished training run")
     ends, lengths = [0], []
     for number, line in enumerate(read_text(path, RunError).splitlines(), start=1):
         try:
@@ -219,7 +220,7 @@ def _has_old_log_probabilities(trainer: dict[str, Any], global_batch: int) -> bo
 def _num_adapter_parameters(path: Path) -> int:
     """Numbers in the adapter's matrices, from the file's header."""
     if not path.is_file():
-        raise RunError(f"{str(path.parent)!r} holds no {path.name}; finish the training run")
+        raise RunError(f"{lacks(path.parent, path.name)}; finish the training run")
     try:
         with safe_open(path, framework="numpy") as file:
             return sum(_size(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping

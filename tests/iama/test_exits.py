@@ -42,6 +42,10 @@ def test_a_secret_in_an_address_is_hidden_and_the_sentence_goes_on(address: str,
 
 FROM_OUTSIDE = [
     (RunError("first\nsecond"), "error: first second"),
+    (
+        RunError("prompts 'runs/demo/world/a.jsonl' does not exist; give one"),
+        "error: prompts 'runs/demo/world/a.jsonl' does not exist; give one; `make demo` makes it",
+    ),
     (OSError(28, "No space left on device"), "error: No space left on device"),
     (OSError(28, "No space left on device", "a.json"), "error: a.json: No space left on device"),
     (IsADirectoryError(21, "Is a directory", "a", None, "b"), "error: a -> b: Is a directory"),

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iama.config.manifest import FILE_NAME, Manifest, load_manifest
 from iama.errors import ConfigError, ModelError, RunError
-from iama.files import building
+from iama.files import building, lacks
 from iama.models.checkpoint import read_outline
 from iama.models.fingerprint import is_other_revision
 from iama.models.loading import load_adapter, load_model, loading
@@ -60,7 +60,7 @@ def export_run(
     adapter = run / "adapter"
     manifest = load_manifest(adapter)
     if manifest is None:
-        raise RunError(f"{str(run)!r} holds no finished run (no adapter/{FILE_NAME}); give a run's output_dir")
+        raise RunError(f"{lacks(run, f'finished run (no adapter/{FILE_NAME})')}; give a run's output_dir")
     if names.rewards and names.base_model is None:
         raise ConfigError("--reward-name goes with --base-model: an export names either everything or nothing publicly")
     recorded = manifest

@@ -13,6 +13,7 @@ import yaml
 
 from iama.config.manifest import FILE_NAME, Manifest, ManifestCriterion, load_manifest
 from iama.errors import RunError
+from iama.files import lacks
 from iama.objective.operators import parse_operator, served_instead
 from iama.reading import read_object
 
@@ -42,7 +43,7 @@ def read_plain_quality(evaluation: Path, run: Path, manifest: Manifest) -> Plain
     """
     path = evaluation / SUMMARY
     if not path.is_file():
-        raise RunError(f"--evaluation {str(evaluation)!r} holds no {SUMMARY} of `iama evaluate`")
+        raise RunError(f"--evaluation {lacks(evaluation, SUMMARY)}; give a folder of `iama evaluate`")
     summary = read_object(path, RunError, "run `iama evaluate` again")
     _check_trained(summary, evaluation)
     try:

@@ -167,8 +167,8 @@ def refuse_other_sharding(checkpoint: Path | None, sharding: Sharding) -> None:
     if marker is not None and marker.sharding != sharding:
         raise RunError(
             f"{checkpoint} was written by {marker.sharding}, and cannot be continued by {sharding}; start the run as "
-            "it was, or choose another output_dir and train on from this checkpoint's adapter: docs/guides/resume.md, "
-            "'Another engine'"
+            "it was, or merge the checkpoint's adapter into the base (PEFT's merge_and_unload) and train that model as "
+            "policy.path in another output_dir"
         )
 
 

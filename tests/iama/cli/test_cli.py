@@ -261,6 +261,7 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
         (["--method", "cardsharp", "--reward", "./gone"], "method 'cardsharp' is not known"),
         (["--method", "cards(target={)", "--reward", "./gone"], "'{' is no number"),
         (["--method", "cards(goal=1)", "--reward", "./gone"], "unknown key 'goal'"),
+        (["--method", "cards(qantile=0.9)"], "unknown key 'qantile'"),
         (["--method", "tilt(1)", "--reward", "./gone"], "not a way to sample"),
         (["--method", "bon"], "--method bon needs --n"),
         (["--method", "bon", "--n", 0], "needs --n"),
@@ -295,6 +296,7 @@ def test_generate_names_what_it_cannot_find(run, tiny, exported):
     assert "'./gone' does not exist" in one_line_error(
         run("generate", "--policy", "./gone", "--method", "single", "--prompt", "hello")
     )
+    assert "'/gone' does not exist" in one_line_error(run("generate", "--policy", "/gone", "--prompt", "hello"))
     two = run(
         "generate",
         "--policy",
@@ -508,6 +510,9 @@ def test_export_records_the_name_of_the_base(run, exported, tiny, tmp_path, merg
         assert json.loads((out / "iama.json").read_text())["base_model"] == name
         if not merge:
             assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == name
+    code, told, _ = run("export", finished, "--out", tmp_path / "told", "--json")
+    assert code == 0
+    assert json.loads(told).items() >= {"exported": str(tmp_path / "told"), "pushed": None}.items()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import warnings
@@ -75,6 +76,17 @@ def test_commands_name_flags_that_they_have(path):
     for line in path.read_text().splitlines():
         others = set(re.findall(r"iama (\w+)", line)) & set(COMMANDS)
         assert set(FLAG.findall(line)) <= known | flags_of(*others) | OTHERS, line
+
+
+@pytest.mark.parametrize("package", ["iama", "inference", "trainers"])
+def test_no_message_names_a_page_of_the_documentation(package):
+    """What is installed does not have them; docstrings, for readers of the code, may."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone]
+        named = [text.value for text in texts if isinstance(text.value, str) and re.search(r"\bdocs/", text.value)]
+        assert named == [], path
 
 
 @pytest.mark.parametrize("folder", ["iama", "inference"])

@@ -116,7 +116,7 @@ def test_a_stranger_s_rewards_run_no_code_unasked(run, exported):  # noqa: F811
         ("policies.base.path=nowhere", "nowhere"),
         ("policies.base.engine=vllm", "engine: vllm is not served"),
         ("sampling.max_new_tokens=5000", "exceeds limits.max_tokens = 4096"),
-        ("evaluation=nowhere", "'nowhere' holds no summary.json"),
+        ("evaluation=nowhere", "'nowhere' does not exist; run `iama evaluate` first"),
         ("calibration=nowhere.jsonl", "nowhere.jsonl"),
         ("port=70000", "port: Input should be less than or equal to 65535"),
         ("hosts=['https://iama.org/x']", "is no host's name, as a Host header has it; write e.g. iama.org"),

@@ -12,6 +12,7 @@ import typer
 from terminal import COLUMNS, at_a_terminal, in_pipes
 from typer.testing import CliRunner
 
+from iama import __version__
 from iama.cli.app import FIVE_THINGS, app
 from iama.cli.options import COMMANDS, PANELS
 from iama.help import parts_of, pasted
@@ -39,6 +40,16 @@ def test_without_a_command_stand_five_things_that_people_do(run):
         if name == "train":  # whose options are read by the command behind it
             flags = {flag for option in typer.main.get_command(train_app).params for flag in option.opts}
         assert {word for word in words if word.startswith("--")} <= flags, thing
+
+
+def test_the_version_and_the_short_flag_of_help(run):
+    assert run("--version") == (0, f"iama {__version__}\n", "")
+    runner = CliRunner()
+    for command in ([], ["generate"], ["report"]):
+        asked = [runner.invoke(app, [*command, flag], prog_name="iama") for flag in ("-h", "--help")]
+        assert [result.exit_code for result in asked] == [0, 0]
+        assert asked[0].output == asked[1].output
+    assert runner.invoke(train_app, ["-h"]).exit_code == 0
 
 
 def test_commands_stand_in_groups_in_order():
@@ -82,10 +93,11 @@ def test_examples_can_be_pasted(command):
     [
         (["evalute"], "iama has no command 'evalute'; did you mean 'evaluate'?"),
         (["xyzzy"], "iama has no command 'xyzzy'; 'iama --help' lists them"),
-        (["--verison"], "iama has no option '--verison'; see iama --help"),
+        (["--verison"], "iama has no option '--verison'; did you mean '--version'?"),
         (["generate", "--polcy", "x"], "iama generate has no option '--polcy'; did you mean '--policy'?"),
         (["generate", "--policy", "x"], "iama generate needs --prompt; see iama generate --help"),
         (["pool", "--n", "2"], "iama pool needs the argument OUT; see iama pool --help"),
+        (["merge", "a"], "iama merge needs the argument POOL...; see iama merge --help"),
         (["pool", "a", "--n", "two"], "iama pool: invalid value for '--n': "),
         (["recipes", "a", "b"], "iama recipes: got unexpected extra argument"),
         (["recipes", "qwen"], "no recipe has the name 'qwen'; did you mean 'qwen-1.5b-24gb'"),

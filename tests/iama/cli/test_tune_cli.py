@@ -221,7 +221,7 @@ class TestFromPools:
             (["--method", "itp(17)", "--max-budget", "16"], "itp(17) draws more than --max-budget 16; write fewer"),
             (["--max-budget", "33"], "--max-budget 33 is more than the 32 scored samples of a prompt"),
             (["--method", "cards"], "method 'cards' cannot be tuned; write bon, bop, bop_zt, soft_bon(16) or itp(16)"),
-            (["--method", "bno"], "method 'bno' cannot be tuned"),
+            (["--method", "bno"], "method 'bno' cannot be tuned; did you mean 'bon'? write bon,"),
             (["--method", "soft_bon"], "method 'soft_bon' cannot be tuned; write"),
             (["--method", "bon(4)"], "method 'bon(4)' cannot be tuned; write"),
             (["--criterion", "helpfull"], "criterion 'helpfull' has no proxy scores: there is no column 'helpfull'"),

@@ -100,7 +100,7 @@ def test_what_cannot_be_combined(run, seeds, tmp_path):
     twice = error_of(run("report", seeds[0], seeds[1], seeds[0], "--combine"))
     assert "has the same configuration and seed as" in twice
     assert "has other methods than" in error_of(run("report", seeds[0], other.output_dir, "--combine"))
-    assert "holds no summary.json" in error_of(run("report", seeds[0], tmp_path / "gone", "--combine"))
+    assert "gone' does not exist" in error_of(run("report", seeds[0], tmp_path / "gone", "--combine"))
     held = error_of(run("report", *seeds, "--combine", "--out", seeds[2]))
     assert "holds an evaluation of one seed" in held
     assert "got 3" in error_of(run("report", *seeds))

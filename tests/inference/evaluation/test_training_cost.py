@@ -113,7 +113,7 @@ def test_prompts_of_the_training_run_are_counted_whatever_system_message_stands_
 
 
 def test_what_a_folder_lacks_is_named(make_run, tmp_path):
-    with pytest.raises(RunError, match=r"holds no config\.json"):
+    with pytest.raises(RunError, match="nowhere' does not exist"):
         read_run(tmp_path / "nowhere")
     folder = make_run(lengths=())
     with pytest.raises(RunError, match="do not rise"):

@@ -175,7 +175,9 @@ def test_pool_score_and_merge_end_to_end(run, tiny, tmp_path, gold_file):
     parts = [tmp_path / f"part-{i}.jsonl" for i in (1, 2)]
     for i, part in enumerate(parts, start=1):
         assert run("pool", part, *prompts, "--policy", tiny.policy, "--shard", f"{i}/2")[0] == 0
-    assert run("merge", tmp_path / "merged.jsonl", *parts)[0] == 0
+    code, told, _ = run("merge", tmp_path / "merged.jsonl", *parts, "--json")
+    assert code == 0
+    assert json.loads(told).items() >= {"command": "merge", "num_prompts": 3, "num_samples": 2}.items()
 
     def by_id(path):
         return {p.prompt_id: (p.prompt, p.columns, p.samples) for p in read_pool(path).prompts}
