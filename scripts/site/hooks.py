@@ -1,25 +1,14 @@
-"""What mkdocs calls while it builds the site: the menu of folders, and the parts of pages that the code writes."""
+"""What mkdocs calls while it builds the site: the menu of folders, and the public names of the packages."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from scripts.site import reference
 
-MARKER = re.compile(r"^<!-- generated: (\w+) -->$", flags=re.MULTILINE)
-"""Where a page has a part that is written while the site is built."""
-PARTS: dict[str, Callable[[], str]] = {
-    "commands": reference.commands,
-    "training_file": reference.training_file,
-    "evaluation_file": reference.evaluation_file,
-    "server_file": reference.server_file,
-    "blocks": reference.blocks,
-    "methods": reference.methods,
-    "python": reference.python,
-}
+MARKER = "<!-- generated: python -->"
+"""Where the page of public names has them."""
 
 
 def on_config(config: Any) -> Any:
@@ -36,8 +25,8 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Write the parts that come from the code."""
-    return MARKER.sub(lambda found: PARTS[found[1]](), markdown)
+    """Put the public names where a page wants them, for mkdocstrings to look up."""
+    return markdown.replace(MARKER, reference.python()) if MARKER in markdown else markdown
 
 
 def _pages(docs: Path, folder: str) -> list[str]:

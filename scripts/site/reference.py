@@ -1,4 +1,7 @@
-"""Reference pages from the code: commands as typer has them, keys of files as pydantic has them, public names."""
+"""Reference pages from the code: commands as typer has them, keys of files as pydantic has them, public names.
+
+python -m scripts.site.reference    # writes them into docs/reference, below the marker of each
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import re
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -26,6 +29,8 @@ from inference.selection.stopping import STOPS
 SHARED = (PolicySpec, PromptsSpec, RewardSpec, Sampling)
 """Blocks of several files, which have a page of their own with all that they hold."""
 PACKAGES = ("iama", "inference", "trainers")
+MARKER = "<!-- What follows is written by `python -m scripts.site.reference`. -->\n"
+FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 
 
 def commands() -> str:
@@ -156,3 +161,30 @@ def _default(field: FieldInfo) -> str:
 def _prose(text: str | None) -> str:
     """A description on one line, as a cell takes it."""
     return " ".join((text or "").split()).replace("|", "\\|")
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "commands.md": commands,
+    "training-file.md": training_file,
+    "evaluation-file.md": evaluation_file,
+    "server-file.md": server_file,
+    "blocks.md": blocks,
+    "methods.md": methods,
+}
+"""What stands below the marker of each page. mkdocs looks up the names of `python` while it builds the site."""
+
+
+def page(name: str) -> str:
+    """A page as it should be: its own beginning, and what the code says."""
+    beginning = (FOLDER / name).read_text(encoding="utf-8").partition(MARKER)[0]
+    return f"{beginning}{MARKER}\n{PAGES[name]().strip()}\n"
+
+
+def main() -> None:
+    """Write the pages."""
+    for name in PAGES:
+        (FOLDER / name).write_text(page(name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
