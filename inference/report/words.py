@@ -267,9 +267,11 @@ def num_asked(summary: Summary) -> int | None:
 
 
 def num_prompts(summary: Summary) -> int | None:
-    """Different prompts of each seed."""
+    """Different prompts of each seed; where all seeds answered the same ones, the summary counts these once."""
     count = summary.get("num_distinct_prompts")
-    return num_asked(summary) if count is None else count // num_seeds(summary)
+    if count is None:
+        return num_asked(summary)
+    return count if summary.get("prompts_digest") else count // num_seeds(summary)
 
 
 def too_few(count: int | None, least: int) -> str:

@@ -32,6 +32,11 @@ def test_risks_are_told_where_they_are_and_only_there():
     assert "Few prompts" in {risk.subject for risk in find_risks(make_summary() | {"num_prompts": 29})}
 
 
+def test_prompts_that_all_seeds_answered_are_not_shared_out_among_them():
+    summary = make_summary() | {"num_seeds": 2, "num_prompts": 80, "num_distinct_prompts": 40, "prompts_digest": "a"}
+    assert not {"Few prompts", "Repeated prompts"} & {risk.subject for risk in find_risks(complete(summary))}
+
+
 def test_the_worst_answers_are_compared_with_the_references():
     summary = make_summary()
     for policy, worst in (("base", 0.1), ("grpo", 0.2), ("iama", 0.15)):
