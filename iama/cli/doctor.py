@@ -22,7 +22,7 @@ from iama.tables import print_line, print_table, wide_console
 
 EXTRAS = {
     "deepspeed": "ZeRO: training that is shared out over several processes or GPUs",
-    "plots": "plots.svg of each training run, and the figures of docs/results",
+    "plots": "plots.svg of each training run, and the figures of the experiments",
     "quantization": "bases in 4 bits (QLoRA), on GPUs",
     "remote": "judges behind an OpenAI-compatible URL, and iama pool --engine openai",
     "serve": "iama serve",

@@ -36,7 +36,8 @@ OTHERS = {"--num", "--module", "--config", "--dry-run", "--local", "--nproc", "-
 
 
 def flags_of(*names: str) -> set[str]:
-    return {flag for name in names for option in COMMANDS[name].params for flag in option.opts} | {"--help"}
+    known = {flag for name in names for option in COMMANDS[name].params for flag in option.opts}
+    return known | {"--help", "--version"}
 
 
 @pytest.mark.parametrize(
