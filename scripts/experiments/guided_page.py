@@ -38,6 +38,16 @@ LEFT_OUT = ("blockwise policy 2", "blockwise distinct 2", "redraw")
 COVERED = (1, 2)
 RARE = 0.01
 UNKNOWN = "not yet measured"
+AFTERWARDS = "looked at afterwards: every interval above 0"
+"""The bar of a part that nobody set beforehand."""
+GRADIENTS = {
+    "GGRO greedy above random nudges, S = 8": ("GGRO 8", "random nudges 8"),
+    "tilted above policy, m = 4": ("blockwise tilted 4", "blockwise policy 4"),
+    "tilted above distinct, m = 4": ("blockwise tilted 4", "blockwise distinct 4"),
+}
+"""What the reward's gradient adds: a method with it, and the same without."""
+MOST_WRONG = 0.03
+"""Share of answers that may be ungrammatical beyond Best-of-n's."""
 Place = tuple[str, str]
 
 
@@ -118,6 +128,9 @@ def write(folder: Path) -> None:
         "story_seeds": min((len(found.units) for found in story.values()), default=0),
         "rare": rare_text(story),
         "covered": covered_text(tables["coverage"]),
+        "num_afterwards": tables["parts"].column("what was set").count(AFTERWARDS),
+        "gradient": gradient_text(story),
+        "grammar": grammar_text(demo),
     }
     frame.write_claim(folder, "guided", values, tables)
 
@@ -220,9 +233,7 @@ def claims(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> l
         pairs = ("blockwise tilted 4", f"blockwise {other} 4")
         gaps = [guided.difference(found.cells, *pairs) for found in base]
         rows.append(above(f"tilted above {other} at m = 4 on the base", gaps, noted=True))
-    wrong = [found.at_equal_cost(f"blockwise tilted {m}", "wrong").difference for found in base for m in (2, 4)]
-    text = "tilted on the base: at most 3 points more ungrammatical answers than Best-of-n"
-    rows.append(Claim(text, "at most 3 points", f"at most {100 * max(wrong):+.1f} points", max(wrong) <= 0.03))
+    rows.append(grammar(demo))
     for names, text in (
         (GREEDY, "real text: GGRO greedy, S = 2, 4 and 8, above Best-of-n on both signs"),
         (("blockwise tilted 4",), "real text: blockwise tilted, m = 4, above Best-of-n on both signs"),
@@ -231,15 +242,79 @@ def claims(demo: Mapping[Place, Measured], story: Mapping[Place, Measured]) -> l
         rows.append(above(text, [guided.over_bon(found.cells, name) for found in story.values() for name in names]))
     gaps = [between(found.cells, "blockwise tilted 4", GREEDY) for found in story.values()]
     rows.append(above("real text: tilted, m = 4, above GGRO greedy at equal operations", gaps, noted=True))
+    for text, pair in GRADIENTS.items():
+        gaps = [excess_over(found, *pair) for found in story.values()]
+        text = f"real text: {text}, each beside Best-of-n at equal operations"
+        rows.append(above(text, gaps, AFTERWARDS, noted=True))
     return rows
 
 
-def above(text: str, gaps: Sequence[Estimate], *, noted: bool = False) -> Claim:
+def above(text: str, gaps: Sequence[Estimate], bar: str = "every interval above 0", *, noted: bool = False) -> Claim:
     """A claim that holds where every interval lies above 0, and does not where nothing is measured."""
-    claim = frame.count_above(text, gaps)
+    claim = frame.count_above(text, gaps, bar)
     if not gaps:
         return replace(claim, measured=UNKNOWN, met=False)
     return replace(claim, measured=f"{'; '.join(map(str, gaps))}: {claim.measured}") if noted else claim
+
+
+def gradient_text(story: Mapping[Place, Measured]) -> str:
+    """What the reward's gradient is shown to add on real text."""
+    places = list(story.values())
+    found = [excess_over(place, *pair).verdict for place in places for pair in GRADIENTS.values()]
+    if not found:
+        return ""
+    if higher := found.count("higher"):
+        return f"On real text the reward's gradient is shown to add gold in {higher} of {len(found)} comparisons."
+    without = {name for _, name in GRADIENTS.values()}
+    carries = all(guided.over_bon(place.cells, name).verdict == "higher" for place in places for name in without)
+    text = "On real text no gain of the gradient over random nudges or other first tokens is shown."
+    return f"{text} Choosing segment by segment carries the gain there." if carries else text
+
+
+def wrong_gaps(demo: Mapping[Place, Measured]) -> dict[str, Estimate]:
+    """Ungrammatical answers of tilted minus those of Best-of-n at equal operations, shares, by place and m."""
+    return {
+        f"{POLICIES[policy]} {criterion}, m = {m}": guided.over_bon(found.cells, f"blockwise tilted {m}", "wrong")
+        for (policy, criterion), found in demo.items()
+        if policy in ("base", *TRAINED)
+        for m in (2, 4)
+    }
+
+
+def within(gap: Estimate) -> bool:
+    """Whether an interval of ungrammatical answers lies within what was set."""
+    return gap.ci95[1] <= MOST_WRONG
+
+
+def grammar(demo: Mapping[Place, Measured]) -> Claim:
+    """The part on ungrammatical answers, which the ends of intervals judge."""
+    gaps = wrong_gaps(demo)
+    worst = max(gaps, key=lambda place: gaps[place].mean)
+    of_base = max((place for place in gaps if place.startswith("base")), key=lambda place: gaps[place].mean)
+    told = "; ".join(f"{points(gaps[place])}, {place}" for place in dict.fromkeys((worst, of_base)))
+    return Claim(
+        "tilted: at most 3 points more ungrammatical answers than Best-of-n",
+        "at most 3 points on the base; linear GRPO, IAMA and the ends of intervals were added afterwards",
+        f"worst in points: {told}: within 3 in {sum(map(within, gaps.values()))} of {len(gaps)}",
+        all(map(within, gaps.values())),
+    )
+
+
+def points(gap: Estimate) -> str:
+    """A difference of shares in points."""
+    mean, low, high = (f"{100 * share:+.1f}" for share in (gap.mean, *gap.ci95))
+    return f"{mean} ({low} to {high})"
+
+
+def grammar_text(demo: Mapping[Place, Measured]) -> str:
+    """What so few answers say of ungrammatical ones."""
+    gaps = wrong_gaps(demo).values()
+    widths = [100 * (gap.ci95[1] - gap.ci95[0]) for gap in gaps]
+    beyond = sum(gap.ci95[0] > MOST_WRONG for gap in gaps)
+    return (
+        f"intervals are {min(widths):.0f} to {max(widths):.0f} points wide. At most 3 points more is shown in "
+        f"{sum(map(within, gaps))} of {len(gaps)} cases, and more than 3 in {beyond}. The others are open."
+    )
 
 
 def cards_gaps(demo: Mapping[Place, Measured]) -> dict[tuple[str, str], dict[str, Estimate]]:
@@ -252,23 +327,23 @@ def cards_gaps(demo: Mapping[Place, Measured]) -> dict[tuple[str, str], dict[str
         for name in ("CARDS, target", "CARDS, length")
         for first in ("policy", "distinct")
     }
-    rules = {place: target_over_length(found) for place, found in places.items()}
+    rules = {place: excess_over(found, "CARDS, target", "CARDS, length") for place, found in places.items()}
     return gaps | {(TITLES["CARDS, target"], "`finish=length`, each above Best-of-n"): rules}
 
 
-def target_over_length(found: Measured) -> Estimate:
-    """What CARDS has above Best-of-n at equal operations, with one rule minus the other."""
+def excess_over(found: Measured, ours: str, theirs: str) -> Estimate:
+    """What a method has above Best-of-n of as many operations, minus what another has above its own Best-of-n."""
     seeds = []
     for cell in found.cells:
         excess = {}
-        for name in ("CARDS, target", "CARDS, length"):
+        for name in (ours, theirs):
             flops = cell.served[name].values["flops"].mean()
             n = float(np.interp(flops, cell.bon["flops"].mean(axis=0), np.arange(1.0, cell.bon["flops"].shape[1] + 1)))
             low = min(int(n), cell.bon["gold"].shape[1] - 1)
             bon_P = cell.bon["gold"][:, low - 1] + (n - low) * (cell.bon["gold"][:, low] - cell.bon["gold"][:, low - 1])
             excess[name] = cell.served[name].values["gold"] - bon_P
         seeds.append(excess)
-    return frame.bootstrap(seeds, lambda m: m["CARDS, target"] - m["CARDS, length"], NUM_BOOTSTRAP)
+    return frame.bootstrap(seeds, lambda m: m[ours] - m[theirs], NUM_BOOTSTRAP)
 
 
 def cards_table(gaps: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> Table:
@@ -469,21 +544,26 @@ def coverage_table(story: Mapping[Place, Measured]) -> Table:
 
 
 def covered_text(coverage: Table) -> str:
-    """Who reaches the value on the greatest share of such prompts, and Best-of-n's share; means over the signs."""
-    parts = []
-    for m in COVERED:
-        some = coverage.where(answers=m)
-        found = {}
-        for name in dict.fromkeys(some.column("method")):
-            rows = some.where(method=name)
-            ours, gaps = (np.mean([float(cell) for cell in rows.column(key)]) for key in ("reached", "minus_bon"))
-            found[name] = (ours, ours - gaps)
-        if found:
-            best = max(found, key=lambda name: found[name][0])
-            ours, theirs = found[best]
-            words = f"with {m} answer{'s' * (m > 1)} by {TITLES[best]}, on a share of {ours:.2f}"
-            parts.append(f"{words} (Best-of-n with as many operations: {theirs:.2f})")
-    return "; ".join(parts)
+    """How many differences to Best-of-n are shown, and the greatest with its interval."""
+    keys = ("criterion", "method", "answers", "minus_bon", "low", "high")
+    gaps = [
+        (
+            f"{TITLES[name]} with {m} answer{'s' * (m != '1')}, {criterion}",
+            Estimate((), float(mean), (float(low), float(high))),
+        )
+        for criterion, name, m, mean, low, high in coverage.only(*keys).rows
+        if low
+    ]
+    if not gaps:
+        return "These are too few for an interval." if coverage.rows else ""
+    found = [gap.verdict for _, gap in gaps]
+    higher, lower = found.count("higher"), found.count("lower")
+    told = f"{higher} are above 0 and {lower} below" if higher + lower else "none is shown"
+    name, most = max(gaps, key=lambda pair: pair[1].mean)
+    return (
+        f"Of {len(gaps)} differences to Best-of-n with as many operations, in how often it is reached, {told}. "
+        f"The greatest is {most.show(2)}: {name}."
+    )
 
 
 def rare_text(story: Mapping[Place, Measured]) -> str:

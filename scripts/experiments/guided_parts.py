@@ -95,7 +95,8 @@ class Part(ABC):
     sampling: ClassVar[Sampling]
     num_samples: ClassVar[int]
     num_compared: ClassVar[int]
-    """Samples of the pool, the last ones, that Best-of-n draws from; the others find out what is rare."""
+    """Greatest n of Best-of-n. On rare gold it draws from as many samples, the pool's last; the others find out what is
+    rare."""
 
     @abstractmethod
     def rows(self, split: str, seed: int) -> list[Row]:

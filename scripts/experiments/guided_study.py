@@ -254,8 +254,8 @@ def answered(part: Part, case: Case, text: str, num_answers: int) -> Row:
 def best_of(part: Part, case: Case) -> Row:
     """Best-of-n from the pool at `points`: `[P][points]`, operations at the first and the last n, and what is rare.
 
-    `rest_gold`, `rest_proxy`: the samples that Best-of-n draws from, and `seen_gold` the others, sorted, where a part
-    sets some apart.
+    `rest_gold`, `rest_proxy`: the samples that Best-of-n draws from on rare gold, and `seen_gold` the others, sorted,
+    where a part sets some apart.
     """
     pool, scores = case.task.sampled(), case.task.scored(case.criterion)
     metrics = {"proxy": scores.proxy_PS, "gold": scores.gold}

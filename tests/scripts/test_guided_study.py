@@ -180,6 +180,65 @@ def test_differences_are_at_equal_operations():
     assert 5 - 3 < gap.mean < 5 - 1
 
 
+def measured(part, policy, criterion, changes):
+    """A place of two seeds, with these golds or shares of ungrammatical answers."""
+    units = [unit_of(part, seed, policy, criterion) for seed in (0, 1)]
+    for unit in units:
+        for (name, metric), values in changes.items():
+            unit["methods"][name][metric] = values
+    return {(policy, criterion): guided_page.Measured([guided_page.cell_of(unit) for unit in units], units)}
+
+
+def test_the_gradient_is_said_to_help_only_where_that_is_shown():
+    assert guided_page.gradient_text({}) == ""
+    text = guided_page.gradient_text(measured(Story, "base", "positive", {}))
+    assert text.startswith("On real text no gain of the gradient ")
+    assert text.endswith(" Choosing segment by segment carries the gain there.")
+    without = measured(Story, "base", "positive", {("random nudges 8", "gold"): [-9.0, 9.0] * 3})
+    assert "carries" not in guided_page.gradient_text(without)
+    higher = measured(Story, "base", "positive", {("GGRO 8", "gold"): [9.0] * 6})
+    assert guided_page.gradient_text(higher).endswith("is shown to add gold in 1 of 3 comparisons.")
+
+
+def test_ungrammatical_answers_are_judged_by_the_ends_of_their_intervals():
+    fine = measured(Demo, "base", "helpful", {})
+    some = measured(Demo, "iama", "helpful", {("blockwise tilted 2", "wrong"): [0, 1, 0, 0, 0, 0]})
+    assert guided_page.grammar(fine).met
+    claim = guided_page.grammar(fine | some)
+    assert not claim.met
+    assert claim.measured.startswith("worst in points: +6.7 (-10.0 to ")
+    assert "), IAMA helpful, m = 2; -10.0 (-10.0 to -10.0), base helpful, m = 2: within 3 in 3 of 4" in (claim.measured)
+    text = guided_page.grammar_text(fine | some)
+    assert text.startswith("intervals are 0 to ")
+    assert "shown in 3 of 4 cases, and more than 3 in 0" in text
+
+
+def test_a_share_of_rare_gold_has_its_interval():
+    header = "criterion | gold | num_prompts | method | answers | reached | minus_bon | low | high | plain_samples"
+    rows = [["positive", "4", "9", "GGRO 2", "1", "0.1", "0.1", "0", "0.4", "0"]]
+    text = guided_page.covered_text(frame.table(header, rows))
+    assert text.startswith("Of 1 differences to Best-of-n ")
+    assert text.endswith(
+        "none is shown. The greatest is +0.10 (+0.00 to +0.40): GGRO greedy, S = 2 with 1 answer, positive."
+    )
+    rows.append(["negative", "4", "9", "GGRO 4", "1", "0.3", "0.3", "0.2", "0.4", "0"])
+    assert "1 are above 0 and 0 below" in guided_page.covered_text(frame.table(header, rows))
+    few = [[*rows[0][:7], "", "", "0"]]
+    assert guided_page.covered_text(frame.table(header, few)) == "These are too few for an interval."
+    assert guided_page.covered_text(frame.table(header, [])) == ""
+
+
+@pytest.mark.slow
+def test_the_published_page_is_that_of_what_is_kept(tmp_path):
+    published = frame.launch.ROOT / frame.PAGES
+    (tmp_path / "data").mkdir()
+    for name in (guided_page.UNITS, guided_page.SETTINGS):
+        (tmp_path / "data" / name).write_bytes((published / "data" / name).read_bytes())
+    guided_page.write(tmp_path)
+    for path in (tmp_path / "guided.md", *(tmp_path / "data").glob("guided-*.csv")):
+        assert path.read_text() == (published / path.relative_to(tmp_path)).read_text(), f"{path.name} is out of date"
+
+
 @pytest.mark.slow
 def test_the_page_is_written_from_what_is_kept(tmp_path):
     data = tmp_path / "data"
@@ -193,12 +252,15 @@ def test_the_page_is_written_from_what_is_kept(tmp_path):
         guided_study.write_settings(data, part.name, CHOSEN, [])
         guided_page.write(tmp_path)
         parts = list(csv.DictReader((data / "guided-parts.csv").open()))
-        assert len(parts) == 11
-        assert sum(row["measured"] == "not yet measured" for row in parts) == (4 if part is Demo else 0)
+        assert len(parts) == 14
+        assert sum(row["measured"] == "not yet measured" for row in parts) == (7 if part is Demo else 0)
+        assert sum(row["what was set"] == guided_page.AFTERWARDS for row in parts) == 3
         assert ("*Rare gold*" in (tmp_path / "guided.md").read_text()) == (part is Story)
     page = (tmp_path / "guided.md").read_text()
     assert "nan" not in page
-    assert "**Answer.** In part: 8 of 11 parts hold" in page
+    assert "**Answer.** In part: 8 of 14 parts hold; 3 of the parts were looked at afterwards. On real text no " in page
+    assert page.count("*Does not hold (looked at afterwards):* real text: ") == 3
+    assert "(real text:\n  160, n at most 60)" in page
     rows = list(csv.DictReader((data / "guided-differences.csv").open()))
     assert len(rows) == (4 * 2 + 2) * (len(FORMS) - 2)
     assert {row["minus_bon"] for row in rows} == {f"{5 - np.log(4):.4g}"}
