@@ -143,12 +143,14 @@ def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str
     """The page and its figure from its tables."""
     plot(folder / "savings.svg", tables["stopping"])
     guided = [row[-1] for row in tables["parts"].rows if row[0].startswith("served by")]
+    measured = [method for method in DIALS if any(f"served by {method}," in row[0] for row in tables["parts"].rows)]
     settings = {
         "guided": (guided.count("yes"), len(guided)),
+        "later": " and ".join(f"`{method}`" for method in DIALS if method not in measured),
         "seeds": SEEDS,
         "steps": frame.STEPS,
         "budget": BUDGET,
-        "dials": {method: ", ".join(map(str, dial)) for method, dial in DIALS.items()},
+        "dials": {method: ", ".join(map(str, DIALS[method])) for method in measured},
         "rival": tables["rival"].rows[-1][-1],
         "num_rival": NUM_RIVAL,
     }

@@ -29,6 +29,8 @@ def test_the_page_says_what_holds_and_draws_bounds(tmp_path):
     text = (tmp_path / "savings.md").read_text()
     assert "**Answer.** In part: 1 of 2 parts holds." in text
     assert "for\n0 of 1 methods" in text
+    assert "- `rejection` and `args` and `ggro` and `blockwise` and `redraw` and `sea` joined the list" in text
+    assert "had been looked at: `cards` 0.5, 0.9.\n" in text
     assert "+0.152 (+0.113 to +0.200) above it" in text
     assert "helpful,cards at 0.5,base,cards,> 1.11,0.81,>1.48," in (tmp_path / "data/savings-points.csv").read_text()
     assert (tmp_path / "savings.svg").read_text().startswith("<svg")
