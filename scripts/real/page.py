@@ -59,7 +59,7 @@ def write(units: Sequence[Unit]) -> Path:
         "bar": BAR,
         "lowest": LOWEST,
         "modes": modes(study),
-        "told_words": told_words,
+        "rival_words": rival_words,
         "beside": beside(study),
         "hacked": hacking_words(study),
         "guided": guided_words(study),
@@ -74,10 +74,10 @@ def write(units: Sequence[Unit]) -> Path:
     return folder / f"{name}.md"
 
 
-def told_words(saved: Table) -> str:
-    """What the base needs that is told each criterion, where that was measured; in words."""
-    told = zip(*map(saved.column, ("criterion", "base, told: samples")), strict=True)
-    return ", ".join(f"{criterion} {ratio}" for criterion, ratio in told if ratio != "-")
+def rival_words(saved: Table, rival: str) -> str:
+    """What a rival needs for each criterion, where that was measured; in words."""
+    found = zip(*map(saved.column, ("criterion", f"{rival}: samples")), strict=True)
+    return ", ".join(f"{criterion} {ratio}" for criterion, ratio in found if ratio != "-")
 
 
 def write_readme(saved: Table, readme: Path = Path("README.md")) -> None:
