@@ -97,6 +97,7 @@ EXPERIMENTS := toy estimator_study direction search front guided_study reasoning
 results: $(STAMP) ## regenerate docs/results/demo.md and the pages of scripts/experiments (hours on two cores; resumable)
 	$(RUN) -m scripts.results
 	set -e; for name in $(EXPERIMENTS); do $(RUN) -m scripts.experiments.$$name; done
+	$(RUN) -m scripts.experiments.redraw
 	$(RUN) -m scripts.experiments.index
 
 SCALE ?= small
