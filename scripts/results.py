@@ -222,6 +222,9 @@ def write_tables(folder: Path, values: Mapping[str, object], tables: Mapping[str
         "shown": combined.only(*combined.header[1:]),
         "gap": f"{gap[-2]} ({gap[-1]})",
         "max_kl": MAX_KL,
+        "steps": yaml.safe_load((launch.ROOT / METHODS["iama"]).read_text(encoding="utf-8"))["trainer"]["max_steps"],
+        "num_candidates": len(LEARNING_RATES) * len(BETAS),
+        "other_steps": frame.STEPS,
     }
     frame.write_claim(folder, "demo", {**settings, **values}, tables, "results")
 
