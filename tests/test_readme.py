@@ -24,7 +24,13 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PAGES = {
     name: (ROOT / name).read_text()
-    for name in ("README.md", "docs/start/your-model.md", "docs/guides/train.md", "docs/guides/serve.md")
+    for name in (
+        "README.md",
+        "docs/start/demo.md",
+        "docs/start/your-model.md",
+        "docs/guides/train.md",
+        "docs/guides/serve.md",
+    )
 }
 """In the order in which their commands run."""
 README = PAGES["README.md"]
@@ -32,7 +38,7 @@ MAKE_TARGETS_RUN_BY_CI = {"make demo", "make test"}
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", PAGES[page], flags=re.MULTILINE | re.DOTALL)
 
 
 def commands(page: str = "README.md") -> list[str]:
@@ -124,6 +130,8 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_pages(clone):
     all_commands = [line for page in PAGES for line in commands(page)]
     for command in [command for command in all_commands if command not in of_server]:
         shortened = f"{command} --set trainer.max_steps=3" if command.startswith("deepspeed") else command
+        if "runs/demo/export" in command and not (clone / "runs/demo/export").exists():  # `make demo` makes it
+            shutil.copytree(clone / "runs/demo/adapter", clone / "runs/demo/export")
         if command.startswith("iama tune"):
             make_gold_vary(clone / "runs/own/base.jsonl")
         run(shlex.split(shortened), clone)

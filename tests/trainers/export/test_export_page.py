@@ -97,8 +97,8 @@ def demo(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_exports_are_there(demo):
     for kind, weights in (("adapter", "adapter_model.safetensors"), ("merged", "model.safetensors")):
-        assert (demo / "runs/demo" / kind / weights).is_file()
-        assert "**Without a sampler**" in (demo / "runs/demo" / kind / "README.md").read_text()
+        assert (demo / "runs/exports" / kind / weights).is_file()
+        assert "**Without a sampler**" in (demo / "runs/exports" / kind / "README.md").read_text()
 
 
 def test_the_peft_snippet_answers(demo):
@@ -168,7 +168,7 @@ def test_lm_eval_reads_the_merged_export(demo):
     }
     (demo / "tasks/tiny.yaml").write_text(yaml.safe_dump(task))
     (line,) = [line.strip() for line in PAGE.splitlines() if line.strip().startswith("lm_eval ")]
-    line = line.replace("$model", "runs/demo/merged").replace("arc_easy,hellaswag,gsm8k", "tiny_words")
+    line = line.replace("$model", "runs/exports/merged").replace("arc_easy,hellaswag,gsm8k", "tiny_words")
     told = run(["python", "-m", *shlex.split(line), "--include_path", "tasks", "--device", "cpu"], demo)
     assert "tiny_words" in told
     assert list((demo / "runs/tax").rglob("results_*.json"))
