@@ -6,6 +6,7 @@ plain way. PyTorch's own products in float32 are those of MKL, which leaves half
 
 from __future__ import annotations
 
+import copy
 import os
 import weakref
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ class _Product:
     """Linear layers that read one input, as one product with packed weights."""
 
     def __init__(self, parts: Sequence[Any]) -> None:
-        self._parts = [weakref.proxy(part) for part in parts]  # lest a circle keep a model that nobody holds
+        self._refs = [weakref.ref(part) for part in parts]  # lest a circle keep a model that nobody holds
         self._sizes = [part.out_features for part in parts]
         self._state: list[tuple[int, int]] = []
         self._weight = torch.empty(0)
@@ -79,6 +80,17 @@ class _Product:
         for place, part in enumerate(parts):
             part.__class__ = _Packed
             part.product, part.place = self, place
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Product:
+        """The product of the parts' copies; packed weights cannot be copied, and are shared."""
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        twin._refs = [weakref.ref(copy.deepcopy(part, memo)) for part in self._parts]
+        return twin
+
+    @property
+    def _parts(self) -> list[Any]:
+        return [ref() for ref in self._refs]
 
     def outputs(self, inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What each part gives for `[..., in]`: `[..., out]`."""
@@ -91,7 +103,8 @@ class _Product:
         return (together,) if len(self._sizes) == 1 else together.split(self._sizes, dim=-1)
 
     def _pack(self) -> None:
-        weights, biases = [part.weight for part in self._parts], [part.bias for part in self._parts]
+        parts = self._parts
+        weights, biases = [part.weight for part in parts], [part.bias for part in parts]
         whole = torch.cat(weights) if len(weights) > 1 else weights[0]
         self._weight = torch.ops.mkldnn._reorder_linear_weight(whole.detach())
         self._bias = None
