@@ -26,6 +26,8 @@ MAX_VALUES = 1_000_000
 """Of a YAML file, its anchors written out."""
 MAX_DEPTH = 100
 """Of blocks within blocks: what is read must be written again, from wherever in the code."""
+LONGEST_SHOWN = 60
+"""Characters of a key or number in a message."""
 
 
 # Text. --------------------------------------------------------------------------------------------------
@@ -158,8 +160,11 @@ _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|[{}\[\]]|-?Infinity|NaN|-?\d+(?
 def _refusals(text: str) -> Iterator[tuple[int, str]]:
     """Line and reason of what the decoder refused."""
     blocks: list[dict[str, int]] = []
+    line, counted = 1, 0
     for match in _TOKEN.finditer(text):
-        token, line = match[0], text.count("\n", 0, match.start()) + 1
+        token = match[0]
+        line += text.count("\n", counted, match.start())
+        counted = match.start()
         if match[2]:
             key = str(json.loads(match[1], strict=False))
             if key in blocks[-1]:
@@ -182,13 +187,19 @@ def _refusals(text: str) -> Iterator[tuple[int, str]]:
 
 def _twice(key: Any, first: int, line: int) -> str:
     lines = f"lines {first} and {line}" if first != line else f"line {line}"
-    return f"the key {key!r} is written twice, in {lines}; write it once"
+    return f"the key {_shown(repr(key))} is written twice, in {lines}; write it once"
+
+
+def _shown(written: str) -> str:
+    return written if len(written) <= LONGEST_SHOWN else f"{written[:LONGEST_SHOWN]}..."
 
 
 def _out_of_range(token: str, value: float, remedy: str) -> str:
     if value == 0:
-        return f"{token} is nearer to 0 than floats can hold; write 0"
-    return f"{token} is {'beyond what floats can hold' if token[-1].isdigit() else 'no finite number'}; {remedy}"
+        return f"{_shown(token)} is nearer to 0 than floats can hold; write 0"
+    return (
+        f"{_shown(token)} is {'beyond what floats can hold' if token[-1].isdigit() else 'no finite number'}; {remedy}"
+    )
 
 
 def _too_long(digits: str) -> str:

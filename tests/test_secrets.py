@@ -67,6 +67,7 @@ def assert_clean(folder: Path, *printed: str) -> None:
         ("http://host/v1?a=1&api_key=word&b=2", "http://host/v1?a=1&api_key=***&b=2"),
         ("--set trainer.x=hf_planted_hub", "--set trainer.x=$HF_TOKEN"),
         ("the key sk-planted-openai is wrong", "the key $OPENAI_API_KEY is wrong"),
+        ("ftp://a://b@c@host/v1://d", "ftp://***@host/v1://d"),
         ("mail me@host, 3 @ 4, http://host/a", "mail me@host, 3 @ 4, http://host/a"),
     ],
 )

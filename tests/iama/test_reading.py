@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -79,6 +81,24 @@ def test_json(tmp_path, text, told):
     line = int(told.partition(":")[0])
     later = refusal(lambda: parse_json(text, "g", ConfigError, "mend it", first_line=41))
     assert later.startswith(f"g:{40 + line}:")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a":[' + "0,\n" * 200_000 + "NaN]}", "body:200001: NaN is not JSON"),
+        ('{"%s":1,"%s":2}' % (("https://" * 50_000,) * 2), "body:1: the key 'https://"),
+        ("[" + "9" * 200_000 + ".0]", "body:1: 99999"),
+        ("[0." + "0" * 200_000 + "1]", "body:1: 0.000"),
+    ],
+    ids=["many values", "long key", "large number", "small number"],
+)
+def test_a_long_text_is_refused_at_once_and_in_few_words(text, told):
+    start = time.process_time()
+    with pytest.raises(DataError, match=re.escape(told)) as error:
+        parse_json(text, "body", DataError, "send one JSON object")
+    assert time.process_time() - start < 5  # minutes where the time grows with the square
+    assert len(str(error.value)) < 200
 
 
 def test_json_that_is_fine():
