@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.quantizers import AutoHfQuantizer
 
-from iama.errors import ModelError
+from iama.errors import IamaWarning, ModelError
 from iama.models.loading import LIBRARY_ERRORS, REMOTE_CODE, check_model_dir, load_model, loading
 
 Use = Literal["policy", "reward", "body"]
@@ -95,11 +96,20 @@ def read_outline(path: str, source: str, use: Use, *, trust_remote_code: bool = 
         with loading(path, source), torch.device("meta"):  # transformers writes into the configuration
             model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
     types = [m for name, m in model.named_modules() if name.endswith("token_type_embeddings")]
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    text_config = model.config.get_text_config(decoder=True)
+    limit = getattr(text_config, "max_position_embeddings", None)
     skipping = _positions_behind_padding(model)
+    whole = min([limit, *skipping]) if isinstance(limit, int) and limit > 0 else None
+    context_length = None if whole is None else min([whole, *_short_rope(text_config)])
+    if context_length != whole:
+        message = (
+            f"{source}: {path!r} would read {whole} tokens by longrope, where a row of more than {context_length} "
+            f"changes the answers beside it; it reads at most {context_length} here, prompt and answer together"
+        )
+        warnings.warn(message, IamaWarning, stacklevel=1)  # one place, so that it is said once
     return Outline(
         config,
-        min([limit, *skipping]) if isinstance(limit, int) and limit > 0 else None,
+        context_length,
         int(model.get_input_embeddings().weight.shape[0]),
         max((m.num_embeddings for m in types if isinstance(m, nn.Embedding)), default=0),
         skips_positions=bool(skipping),
@@ -123,6 +133,16 @@ def _positions_behind_padding(model: Any) -> list[int]:
     """Usable positions of tables whose first rows, up to that of the padding, no token gets."""
     tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
     return [m.num_embeddings - m.padding_idx - 1 for m in tables if getattr(m, "padding_idx", None) is not None]
+
+
+def _short_rope(config: Any) -> list[int]:
+    """Tokens up to which longrope keeps its first angles: transformers picks those of a batch by its longest row.
+
+    (`dynamic` does so beyond `max_position_embeddings` alone.)
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(kind for kind in parameters.values() if isinstance(kind, dict))]  # of a kind of layers each
+    return [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
 
 
 def check_token_ids(outline: Outline, tokenizer: PreTrainedTokenizerBase, path: str, source: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from importlib.util import find_spec
 
 import pytest
@@ -18,6 +19,7 @@ from transformers import (
     BertConfig,
     LlamaForSequenceClassification,
     LlamaForTokenClassification,
+    Phi3Config,
     RobertaConfig,
     RobertaForSequenceClassification,
     T5Config,
@@ -280,6 +282,27 @@ def adapter(models, tmp_path_factory):
     model = AutoModelForCausalLM.from_pretrained(models / "lm")
     get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear")).save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("is_long", [True, False])
+def test_longrope_is_read_as_far_as_rows_do_not_change_each_other(tmp_path, is_long):
+    tokenizer = make_tokenizer()
+    short = 24 if is_long else 128
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    sizes = tiny_config(tokenizer).to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = Phi3Config(
+        **{name: sizes[name] for name in (*names, "bos_token_id", "eos_token_id", "pad_token_id")},
+        max_position_embeddings=128,
+        original_max_position_embeddings=short,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, **factors},
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", IamaWarning)
+        assert read_policy_files("p", PolicySpec(path=str(tmp_path))).context_length == short
+    assert ["by longrope, where a row of more than 24" in str(warning.message) for warning in told] == [True] * is_long
 
 
 @pytest.mark.parametrize("use", ["policy", "reward", "--base"])
