@@ -355,7 +355,7 @@ class Sampling(Strict):
     """Keep this many of the likeliest tokens; 0: all."""
     min_p: float = Field(0.0, ge=0, lt=1)
     """Drop tokens less likely than this share of the likeliest one's probability; 0: none."""
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(1.0, ge=0.01)
     """Divides the positive logits, and multiplies the negative ones, of tokens that prompt or response hold."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """A response ends before the first of these strings."""

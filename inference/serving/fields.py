@@ -283,7 +283,7 @@ def _sampling(body: Body, route: Route, default: Sampling, model: Model, limits:
         "top_p": _given(body, "top_p", _number(0, 1, above=True), None),
         "top_k": _given(body, "top_k", _whole(-1, 2**31), None),
         "min_p": _given(body, "min_p", _number(0, 1, below=True), None),
-        "repetition_penalty": _given(body, "repetition_penalty", _number(0, 100, above=True), None),
+        "repetition_penalty": _given(body, "repetition_penalty", _number(0.01, 100), None),
         "stop": _stop(body.get("stop"), limits),
         "max_new_tokens": most,
     }

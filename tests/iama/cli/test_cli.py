@@ -277,7 +277,7 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
         (["--method", "single", "--top-p", 1.5], "--top-p: "),
         (["--method", "single", "--top-k", -1], "--top-k: "),
         (["--method", "single", "--min-p", 1], "--min-p: "),
-        (["--method", "single", "--repetition-penalty", 0], "--repetition-penalty: "),
+        (["--method", "single", "--repetition-penalty", 0.001], "--repetition-penalty: "),
         (["--method", "single", "--stop", "x", "--stop", ""], "--stop: "),
         (["--method", "bon", "--n", 4, "--reward", "gold.py"], "name the function in it: --reward gold.py:NAME"),
         (["--method", "bon", "--n", 4, "--reward", "~/rm"], "--reward: model: ~ is not expanded here (got '~/rm')"),

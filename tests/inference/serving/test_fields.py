@@ -100,6 +100,7 @@ def test_what_is_not_supported_is_named_and_values_without_effect_pass(name):
         ({"temperature": "hot"}, "temperature", "not 'hot'"),
         ({"top_p": 0}, "top_p", "above 0 to 1, not 0"),
         ({"min_p": 1}, "min_p", "to below 1"),
+        ({"repetition_penalty": 1e-308}, "repetition_penalty", "from 0.01 to 100, not 1e-308"),
         ({"top_k": 1.5}, "top_k", "a whole number"),
         ({"max_tokens": 65}, "max_tokens", "from 1 to 64"),
         ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens", "contradict"),
