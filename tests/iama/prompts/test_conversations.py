@@ -165,6 +165,7 @@ def test_prompts_that_come_in_pieces_are_looked_at_once():
     checked = set()
     check_exchanges(of(CHAT_TEMPLATE), [USER, SYSTEM], "r", checked)
     known = set(checked)
+    assert all(message["content"] not in repr(known) for prompt in (USER, SYSTEM) for message in prompt)
     check_exchanges(of(CHAT_TEMPLATE), [USER, SYSTEM] * 2, "r", checked)
     assert checked == known
     no_cake = of(BY_WORD.replace("careful", "cake").replace("no care", "no cake"))
