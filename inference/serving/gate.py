@@ -70,7 +70,8 @@ class Gate:
                 await turn
             except asyncio.CancelledError:
                 if turn.cancelled():
-                    self._waiting.remove(turn)
+                    if turn in self._waiting:  # who left has passed it over, perhaps
+                        self._waiting.remove(turn)
                 else:  # its turn had come
                     self._leave()
                 raise

@@ -41,6 +41,25 @@ def test_places_go_to_those_that_wait_in_their_order_and_one_too_many_is_refused
     asyncio.run(main())
 
 
+def test_one_that_runs_and_one_that_waits_may_be_given_up_in_the_same_moment():
+    async def main() -> None:
+        gate = Gate(1, 5)
+
+        async def work() -> None:
+            async with gate.place():
+                await asyncio.sleep(10)
+
+        tasks = [asyncio.create_task(work()) for _ in range(2)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(end) for end in ends] == [asyncio.CancelledError] * 2
+        assert (gate.num_running, gate.num_waiting) == (0, 0)
+
+    asyncio.run(main())
+
+
 def test_a_closed_gate_lets_nobody_in_but_those_that_wait():
     async def main() -> None:
         gate, leave = Gate(1, 1), asyncio.Event()
