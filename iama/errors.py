@@ -6,7 +6,7 @@ Values come from files, flags and servers, so no message is shown before `withou
 import os
 import re
 
-_LOGIN = re.compile(r"(?<=://)[^\s'\"<>]*@")
+_ADDRESS = re.compile(r"(?<=://)[^\s'\"<>]+")
 _IN_QUERY = re.compile(
     r"(?i)([?&][\w-]*(?:key|token|secret|password|passwd|pwd|signature|sig)=)[^&\s'\"<>]*[^&\s'\"<>.,:;)\]}]"
 )
@@ -17,12 +17,17 @@ SHORTEST_SECRET = 8
 
 def without_secrets(text: str) -> str:
     """The text without logins and keys in addresses, and without what a variable such as `HF_TOKEN` holds."""
-    text = _IN_QUERY.sub(r"\1***", _LOGIN.sub("***@", text))
+    text = _IN_QUERY.sub(r"\1***", _ADDRESS.sub(_without_login, text))
     for name, value in os.environ.items():
         secret = value.strip()
         if len(secret) >= SHORTEST_SECRET and secret in text and _SECRET_NAME.search(name):
             text = text.replace(secret, f"${name}")
     return text
+
+
+def _without_login(address: re.Match[str]) -> str:
+    _, at, rest = address[0].rpartition("@")
+    return f"***@{rest}" if at else rest
 
 
 class IamaError(ValueError):
@@ -46,6 +51,10 @@ class DataError(IamaError):
 
 class RewardError(IamaError):
     """A reward that cannot be loaded or that returned something unusable."""
+
+
+class TooLongError(RewardError):
+    """A prompt that has, with its answer, more tokens than the reward reads."""
 
 
 class RunError(IamaError):

@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from iama.config.specs import RewardSpec
 from iama.cost import Cost
-from iama.errors import ModelError, RewardError
+from iama.errors import ModelError, RewardError, TooLongError
 from iama.models.checkpoint import Outline, check_token_ids, read_outline
 from iama.models.flops import ModelSize, row_flops, size_of
 from iama.models.inputs import pad
@@ -123,7 +123,7 @@ class TextClassifier(ABC):
         return [Cost(reward_tokens=n, sequential_steps=1, flops=f) for n, f in zip(lengths, flops, strict=True)]
 
     def render(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[list[int]]:
-        """Token ids as the model reads them; raises `RewardError` where they are more than it can read."""
+        """Token ids as the model reads them; raises `TooLongError` where they are more than it can read."""
         return [ids for ids, _ in self._render(prompts, texts)]
 
     def _render(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[tuple[list[int], list[int] | None]]:
@@ -142,7 +142,7 @@ class TextClassifier(ABC):
             rows = [(ids, None) for ids in exchanges]
         for prompt, (ids, _) in zip(prompts, rows, strict=True):
             if self.context_length is not None and len(ids) > self.context_length:
-                raise RewardError(
+                raise TooLongError(
                     f"{self.source}: the prompt {prompt_name(prompt)} with its answer has {len(ids)} tokens, "
                     f"but {self.path!r} reads at most {self.context_length}; use shorter prompts or a smaller "
                     "max_new_tokens"

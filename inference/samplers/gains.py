@@ -13,7 +13,7 @@ import torch
 
 from iama.config.specs import Sampling
 from iama.cost import Cost
-from iama.errors import RewardError
+from iama.errors import RewardError, TooLongError
 from iama.models.flops import ModelSize, row_flops
 from iama.prompts.render import Prompt, prompt_name
 from iama.rewards.reward import Reward
@@ -94,14 +94,14 @@ class OptionSampler(SegmentSampler[Asking]):
 def template_of(reward: Reward, prompt: Prompt, sampling: Sampling) -> tuple[list[int], list[int]]:
     """The template of a reward that is read by token ids, around a response.
 
-    Raises `RewardError` where the reward cannot read the longest response to the prompt.
+    Raises `TooLongError` where the reward cannot read the longest response to the prompt.
     """
     before, after = around(reward, prompt)
     classifier = reward.classifier
     assert classifier is not None
     longest = len(before) + sampling.max_new_tokens + len(after)
     if classifier.context_length is not None and longest > classifier.context_length:
-        raise RewardError(
+        raise TooLongError(
             f"{classifier.source}: the prompt {prompt_name(prompt)} with an answer of {longest} tokens in "
             f"all exceeds the {classifier.context_length} that {classifier.path!r} reads; use shorter prompts or "
             "a smaller max_new_tokens"

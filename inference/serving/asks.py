@@ -128,6 +128,8 @@ class AnswerError(Exception):
 
     status = 500
     code = "engine_error"
+    may_pass = False
+    """Whether the same may be answered soon, as it is asked."""
 
 
 class BadAskError(AnswerError):
@@ -135,6 +137,12 @@ class BadAskError(AnswerError):
 
     status = 400
     code = "invalid_request"
+
+
+class TooLongAskError(BadAskError):
+    """The reward cannot read an answer to the prompt."""
+
+    code = "context_length_exceeded"
 
 
 class RewardFailedError(AnswerError):
@@ -162,6 +170,7 @@ class StoppedError(AnswerError):
     """The engine's process is gone."""
 
     status = 503
+    may_pass = True
 
 
 class ClosingError(AnswerError):
@@ -169,3 +178,4 @@ class ClosingError(AnswerError):
 
     status = 503
     code = "shutting_down"
+    may_pass = True

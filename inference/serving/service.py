@@ -31,6 +31,8 @@ MAX_KINDS = 1000
 """Kinds of conversations that are known to be written rightly, before all are forgotten."""
 LONG_PROMPT = 20_000
 """Characters whose tokens are counted beside the event loop, which others wait for."""
+ONCE = {"x-should-retry": "false"}
+"""Of what would fail again: the openai client asks for the same twice more where this is not said."""
 BROKEN = "the server failed on this request; its log says how"
 
 
@@ -141,7 +143,7 @@ class Service:
                 f"The request took longer than {self.limits.deadline_s:g} s and was given up; ask for less",
                 None,
                 "deadline_exceeded",
-                {"x-should-retry": "false"},  # the openai client would ask for the same again, twice
+                ONCE,
             ) from None
 
     async def _answer_one(self, ready: Ready, index: int, tell: TellOf, done: DoneOf | None) -> Answer:
@@ -161,7 +163,8 @@ class Service:
             answer = await self._engine.answer(ask, partial(tell, index), Wanted(asked.stream, asked.events))
         except AnswerError as error:
             self.metrics.failures.add(1, model.criterion or "", error.code)
-            raise RefusedError(error.status, str(error), None, error.code) from error
+            again = {} if error.may_pass else ONCE
+            raise RefusedError(error.status, str(error), None, error.code, again) from error
         self.metrics.note(model, answer)
         if done is not None:
             done(index, answer)

@@ -321,7 +321,7 @@ def test_a_reward_that_fails_fails_its_request_alone(served, slow, fails, status
             if stream and failed.status_code == 200:  # candidates were told of before
                 error = [part for part in events(failed) if part != "[DONE]"][-1]["error"]
             else:
-                assert failed.status_code == status
+                assert (failed.status_code, failed.headers["x-should-retry"]) == (status, "false")
                 error = error_of(failed)
             assert error["code"] == code
             assert "passwd" not in error["message"]
