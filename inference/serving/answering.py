@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, reduce
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
 from iama.cost import Cost
-from iama.errors import IamaError, RewardError
+from iama.errors import IamaError, RewardError, TooLongError
 from iama.rewards.reward import Reward
 from inference.engine.decode import Decoder, HeldPrompt, Samples
 from inference.engine.policy import Policy
@@ -51,13 +51,15 @@ from inference.serving.asks import (
     Spent,
     Tell,
     Text,
+    TooLongAskError,
     Wanted,
 )
 from inference.serving.logprobs import LikelihoodReader, Likelihoods, Vocabulary
 from inference.serving.loop import Lane, Loop, Ticket, both, tokens_of, too_large
 from inference.serving.pieces import TextPieces
-from inference.serving.private import Job, Threads, twin_policy, twin_reward
+from inference.serving.private import Job, RewardElsewhere, Threads, twin_policy, twin_reward
 
+T = TypeVar("T")
 LOGGER = logging.getLogger("iama.serving")
 Guided: TypeAlias = Blockwise | Cards | Ggro
 """Samplers that stand on `SegmentLoop`, which requests enter and leave at any step."""
@@ -213,7 +215,7 @@ class Answering:
     def close(self) -> None:
         """Fail what is under way with `ClosingError`, and end the threads; one that hangs is left behind."""
         self._loop.close()
-        for threads in (self._whole, self._choosing, *self._threads.values()):
+        for threads in (*self._threads.values(), self._whole, self._choosing):
             threads.close(CLOSE_WAIT_S)
 
     def _asked(self, ask: Ask, tell: Tell | None, wanted: Wanted) -> _Asked:
@@ -456,17 +458,24 @@ class Answering:
             self._private_fed = both(self._private_fed, fed)
             self._private_taken = both(self._private_taken, taken)
 
-    def _sample_whole(self, asked: _Asked, _: Job) -> Completion:
+    def _sample_whole(self, asked: _Asked, job: Job) -> Completion:
         """What no loop can be shared for."""
         ask = asked.ask
         name = ask.policy, ask.criterion
         assert asked.reward is not None
         if name not in self._twins:
             self._twins[name] = twin_policy(asked.policy), twin_reward(asked.reward)
-        sampler = serve(*self._twins[name], ask.method, ask.sampling)
+        policy, reward = self._twins[name]
+        if reward.classifier is None:  # other people's code, which may hang
+            reward = RewardElsewhere(reward, partial(self._call_reward, str(ask.criterion), job.loop))
+        sampler = serve(policy, reward, ask.method, ask.sampling)
         columns = {key: [value] for key, value in ask.columns.items()}
         (completion,) = sampler.sample([ask.prompt], seed=ask.seed, columns=columns)
         return completion
+
+    def _call_reward(self, criterion: str, loop: asyncio.AbstractEventLoop, work: Callable[[], T]) -> T:
+        """What a call of a reward gives, for the thread of `_whole`, which does not wait longer than others do."""
+        return asyncio.run_coroutine_threadsafe(self._threads[criterion].run(lambda _: work()), loop).result()
 
 
 # What is told. ---------------------------------------------------------------------------------------------------
@@ -650,6 +659,11 @@ def _bad(error: IamaError) -> BadAskError:
 
 def _reward_failed(criterion: str, error: Exception) -> AnswerError:
     reason = error.__cause__ or error
+    if isinstance(error, TooLongError) or isinstance(reason, TooLongError):
+        return TooLongAskError(
+            f"the reward of criterion {criterion!r} cannot read this prompt with its answer; shorten it, or lower "
+            "max_tokens"
+        )
     told = "gave no usable score" if isinstance(reason, RewardError) else f"failed ({type(reason).__name__})"
     return RewardFailedError(f"the reward of criterion {criterion!r} {told} for this request")
 

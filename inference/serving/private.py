@@ -11,13 +11,15 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
+from iama.cost import Cost
+from iama.prompts.render import Prompt
 from iama.rewards.classifier import Classifier
-from iama.rewards.reward import Reward
+from iama.rewards.reward import Columns, Reward, TrlCompletion
 from inference.engine.policy import Policy
 from inference.serving.asks import AnswerError, ClosingError, RewardTooSlowError
 
@@ -71,6 +73,8 @@ class Threads:
             return cast(T, await job.future)
         finally:
             job.is_wanted = False
+            with self._lock, suppress(ValueError):  # it may have begun
+                self._waiting.remove(job)
 
     def close(self, wait_s: float) -> None:
         """Want nothing any more, and give threads this long to end."""
@@ -150,6 +154,20 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
     else:
         future.set_exception(error)
         future.exception()  # it may be that nobody waits
+
+
+class RewardElsewhere(Reward):
+    """A reward whose calls go through `call`, which has them made in another thread and gives what they give."""
+
+    def __init__(self, reward: Reward, call: Callable[[Callable[[], T]], T]) -> None:
+        self.__dict__.update(reward.__dict__)
+        self._call = call
+
+    def checked(
+        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
+    ) -> tuple[list[float], Cost]:
+        """As the reward does it."""
+        return self._call(lambda: super(RewardElsewhere, self).checked(prompts, completions, columns))
 
 
 def twin_of(model: Any) -> Any:

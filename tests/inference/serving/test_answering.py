@@ -34,6 +34,7 @@ from inference.serving.asks import (
     Spent,
     Text,
     TooLargeError,
+    TooLongAskError,
 )
 
 TEXTS = ("how to bake bread", "how to grow tomatoes", "fix a bike", "mix water then flour please", "no thanks")
@@ -289,6 +290,35 @@ def test_what_a_reward_does_wrong_fails_that_ask_alone(policy, rewards, answerin
         assert "secret" not in str(got[mood])
         assert "another" not in str(got[mood])
     assert_nothing_is_left(state)
+
+
+def test_a_reward_that_hangs_keeps_no_whole_answer_waiting(policy, rewards, answering, moody):
+    moody.go_on.clear()
+    asks = [ask("args(top_k=3)", "moody", columns={"mood": mood}) for mood in ("sleeps", "well", "raises")]
+
+    async def go():
+        return await asyncio.gather(*map(answering.answer, asks), return_exceptions=True)
+
+    slow, well, failed = asyncio.run(go())
+    moody.go_on.set()
+    assert isinstance(slow, RewardTooSlowError)
+    assert_same(well.completion, alone(policy, rewards, asks[1]))
+    assert isinstance(failed, RewardFailedError)
+
+
+@pytest.mark.parametrize("method", ["bon(4)", "cards(target=9, max_proposals=2)", "args(top_k=3)"])
+def test_an_answer_that_is_too_long_for_its_reward_is_the_asks_mistake(policy, tiny, method):
+    reward = load_reward("short", RewardSpec(model=str(tiny.reward)))
+    asked = ask(method, "short")
+    (ids,) = reward.classifier.render([asked.prompt], [""])
+    reward.scorer = replace(reward.classifier, context_length=len(ids) + 1)
+    answering = Answering({"base": policy}, {"short": reward})
+    with pytest.raises(
+        TooLongAskError, match=r"^the reward of criterion 'short' cannot read .*lower max_tokens"
+    ) as told:
+        asyncio.run(answering.answer(asked))
+    answering.close()
+    assert (told.value.status, told.value.code) == (400, "context_length_exceeded")
 
 
 def test_a_utility_that_fails_fails_that_ask_alone(answering, tmp_path):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 
 import pytest
 import torch
 
-from iama.config.specs import RewardSpec
+from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.rewards.function import reward_from_function
 from iama.rewards.load import load_reward
-from inference.serving.asks import AnswerError, ClosingError, RewardTooSlowError
+from inference.engine import packed
+from inference.engine.policy import load_policy
+from inference.samplers.serve import read_method, serve
+from inference.serving.answering import Answering
+from inference.serving.asks import AnswerError, Ask, ClosingError, RewardTooSlowError
 from inference.serving.private import Job, Threads, twin_policy, twin_reward
 
 
@@ -71,6 +76,8 @@ def test_one_that_is_cancelled_while_it_waits_never_runs_and_one_in_steps_ends()
         tasks = [asyncio.ensure_future(threads.run(work)) for work in (steps, lambda _: ran.append("waiting"))]
         await asyncio.sleep(0.01)
         tasks[1].cancel()
+        await asyncio.sleep(0)
+        assert not threads._waiting
         tasks[0].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await threads.run(lambda _: ran.append("next"))
@@ -126,6 +133,34 @@ def test_a_twin_has_the_weights_and_nothing_else_in_common(policy, reward_spec):
         shared = {id(module) for module in model.modules()} & {id(module) for module in twin.modules()}
         assert not shared
         assert twin.config is not model.config
+
+
+def test_packed_models_have_twins_and_answer_as_a_whole(tiny, monkeypatch):
+    """Packed weights cannot be copied; each twin's products belong to its own layers."""
+    monkeypatch.setattr(packed, "MIN_WEIGHTS", 0)
+    policy = load_policy("base", PolicySpec(path=str(tiny.policy)))
+    reward = load_reward("good", RewardSpec(model=str(tiny.reward)))
+    asked = Ask("base", "good", read_method("args(top_k=3)"), "fix a bike", Sampling(max_new_tokens=4), 0)
+    (alone,) = serve(policy, reward, asked.method, asked.sampling).sample([asked.prompt], seed=0)
+    packed.pack(reward.classifier.model.requires_grad_(requires_grad=False))  # as samplers by its gradient do
+    reward.score([asked.prompt], [alone.text], {})
+    for model, twin in (
+        (policy.model, twin_policy(policy).model),
+        (reward.classifier.model, twin_reward(reward).classifier.model),
+    ):
+        gc.collect()
+        layers = [module for module in twin.modules() if isinstance(module, packed._Packed)]
+        assert len(layers) == sum(isinstance(module, packed._Packed) for module in model.modules()) > 0
+        assert all(layer.product._parts[layer.place] is layer for layer in layers)
+        products = [{id(m.product) for m in each.modules() if hasattr(m, "product")} for each in (model, twin)]
+        assert products[0].isdisjoint(products[1])
+        ids = torch.arange(12).reshape(2, 6)
+        with torch.inference_mode():
+            assert torch.equal(twin(input_ids=ids).logits, model(input_ids=ids).logits)
+    answering = Answering({"base": policy}, {"good": reward})
+    answer = asyncio.run(answering.answer(asked))
+    answering.close()
+    assert answer.completion.text == alone.text
 
 
 def test_a_reward_that_is_no_classifier_is_its_own_twin(reward_spec):
