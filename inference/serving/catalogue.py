@@ -198,16 +198,16 @@ class Catalogue:
 
     def _at(self, model: Model, budget: int) -> Model:
         """The model with another number of samples."""
-        method = with_budget(model.method, budget)
-        if method is None:
-            raise RefusedError(
-                400,
-                f"iama.budget: {model.written!r} has no number of samples to set; leave it out, or choose "
-                + ("iama.criterion and iama.method" if model.criterion is None else "iama.method"),
-                "iama.budget",
-                "invalid_budget",
-            )
         try:
+            method = with_budget(model.method, budget)
+            if method is None:
+                raise RefusedError(
+                    400,
+                    f"iama.budget: {model.written!r} has no number of samples to set; leave it out, or choose "
+                    + ("iama.criterion and iama.method" if model.criterion is None else "iama.method"),
+                    "iama.budget",
+                    "invalid_budget",
+                )
             check_served(method, Sampling())
         except IamaError as error:
             raise RefusedError(400, f"iama.budget: {error}", "iama.budget", "invalid_budget") from error
@@ -230,7 +230,7 @@ class Catalogue:
         bound = bound_of(self.bounds.get((model.policy, model.criterion), ()), model.method)
         if bound is None or number <= bound.most:
             return model
-        capped = with_budget(model.method, bound.most) if self.hacking == "cap" else None
+        capped = capped_at(model.method, bound.most) if self.hacking == "cap" else None
         if capped is None:
             raise RefusedError(
                 400,
@@ -259,8 +259,16 @@ def budget_of(method: Method) -> float | None:
     return operator_of(method.call).budget
 
 
+def capped_at(method: Method, most: int) -> Method | None:
+    """A method with so many samples; None where it cannot have that number."""
+    try:
+        return with_budget(method, most)
+    except ConfigError:
+        return None
+
+
 def with_budget(method: Method, number: int) -> Method | None:
-    """A method with another number of samples; None where it has none to set, `single` too.
+    """A method with another number of samples, or fewer; None where it has none to set, `single` too.
 
     Raises `ConfigError` where the number does not fit its other settings.
     """
@@ -268,6 +276,10 @@ def with_budget(method: Method, number: int) -> Method | None:
     if name is None:
         return None
     value = str(number - 1 if method.name == "bop" else number)
+    if method.name == "itp" and str(method.settings.get("batches", 2)) == "2":  # two batches, and a last draw
+        if number < 3:
+            raise ConfigError(f"method {method.text!r} draws at least 3 samples, not {number}; ask for more")
+        value = str((number - 1) // 2)
     pairs = list(method.call.arguments)
     place = next((i for i, (key, _) in enumerate(pairs) if key == name), None)
     place = next((i for i, (key, _) in enumerate(pairs[:1]) if key is None), None) if place is None else place

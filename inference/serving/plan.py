@@ -32,7 +32,7 @@ from inference.evaluation.summary import Summary, load_summary
 from inference.hedging.tuning_file import Wanted, find, load_tuning, setting
 from inference.pools.fill import pool_header
 from inference.samplers.serve import check_served, files_key, needs_gradient, needs_target, read_method
-from inference.serving.catalogue import SINGLE, Bound, Model, bound_of, budget_of, with_budget
+from inference.serving.catalogue import SINGLE, Bound, Model, bound_of, budget_of, capped_at
 
 DEFAULT_METHODS = ("bon(4)",)
 SHORTEST_KEY = 16
@@ -233,7 +233,7 @@ def _bounded(
     if config.hacking == "allow":
         warnings.warn(f"{told}; it is served, since hacking: allow", IamaWarning, stacklevel=2)
         return method
-    capped = with_budget(method, bound.most) if config.hacking == "cap" else None
+    capped = capped_at(method, bound.most) if config.hacking == "cap" else None
     if capped is None:
         raise ConfigError(f"{told}; write at most {bound.most}, or hacking: allow")
     warnings.warn(f"{told}; it is served as {capped.text}", IamaWarning, stacklevel=2)

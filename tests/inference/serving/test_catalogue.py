@@ -3,10 +3,13 @@ from __future__ import annotations
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iama.config.specs import Sampling
-from inference.samplers.serve import read_method
-from inference.serving.catalogue import Bound, Catalogue, Model, budget_of, with_budget
+from iama.errors import ConfigError
+from inference.samplers.serve import check_served, read_method
+from inference.serving.catalogue import BUDGETS, Bound, Catalogue, Model, budget_of, capped_at, with_budget
 from inference.serving.refusals import RefusedError
 
 METHODS = ("bon(4)", "soft_bon(4, 0.5)", "bop(3)", "bon(8, stop=pandora(0.1))", "cards(target=1.5)", "mbr(4, 0.5)")
@@ -132,3 +135,43 @@ def test_budgets_are_counted_in_samples(text, budget):
     assert with_budget(read_method("bon(n=4)"), 5).text == "bon(n=5)"
     narrow = with_budget(read_method("bon(16, stop=beacon(0.05), width=4)"), 2)
     assert narrow.text == "bon(2, stop=beacon(0.05), width=2)"
+
+
+FAMILIES = (
+    "bon(4)",
+    "soft_bon(4, 0.5)",
+    "bop(3)",
+    "bop(3, cap=5)",
+    "mbr(4, 0.5)",
+    "itp(4, 0.1)",
+    "itp(n=4, beta=0.1, batches=2)",
+    "itp(4, 0.1, batches=1)",
+    "bon(8, stop=pandora(0.1), width=3)",
+)
+
+
+@given(text=st.sampled_from(FAMILIES), number=st.integers(1, 100))
+def test_a_method_draws_no_more_than_its_budget(text, number):
+    method, least = read_method(text), 3 if text in FAMILIES[5:7] else 1
+    if number < least:
+        assert capped_at(method, number) is None
+        with pytest.raises(ConfigError, match="draws at least 3 samples"):
+            with_budget(method, number)
+        return
+    changed = with_budget(method, number)
+    check_served(changed, Sampling())
+    assert number - 2 < budget_of(changed) <= number or "cap" in text
+    assert budget_of(changed) <= number
+
+
+def test_every_family_with_a_budget_is_tried():
+    assert {read_method(text).name for text in FAMILIES} == set(BUDGETS)
+
+
+def test_a_budget_that_a_method_cannot_keep_is_refused():
+    served = catalogue(methods=("itp(4, 0.1)",))
+    assert served.pick("iama/harmless", budget=32).method.text == "itp(15, 0.1)"
+    assert "draws at least 3 samples, not 2" in str(refusal("iama/harmless", budget=2, of=served))
+    bounds = {("iama", "harmless"): [Bound(2, "max_budget is 2", is_measured=False)]}
+    bounded = catalogue(methods=("itp(4, 0.1)",), bounds=bounds, hacking="cap")
+    assert "max_budget is 2" in str(refusal("iama/harmless", budget=5, of=bounded))
