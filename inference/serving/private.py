@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from iama.cost import Cost
 from iama.prompts.render import Prompt
@@ -24,6 +24,7 @@ from inference.engine.policy import Policy
 from inference.serving.asks import AnswerError, ClosingError, RewardTooSlowError
 
 T = TypeVar("T")
+Scored: TypeAlias = tuple[list[float], Cost]
 MOST_LEFT_BEHIND = 32
 """Threads that are left behind, before no further one is begun."""
 
@@ -159,13 +160,11 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
 class RewardElsewhere(Reward):
     """A reward whose calls go through `call`, which has them made in another thread and gives what they give."""
 
-    def __init__(self, reward: Reward, call: Callable[[Callable[[], T]], T]) -> None:
+    def __init__(self, reward: Reward, call: Callable[[Callable[[], Scored]], Scored]) -> None:
         self.__dict__.update(reward.__dict__)
         self._call = call
 
-    def checked(
-        self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns
-    ) -> tuple[list[float], Cost]:
+    def checked(self, prompts: Sequence[Prompt], completions: Sequence[TrlCompletion], columns: Columns) -> Scored:
         """As the reward does it."""
         return self._call(lambda: super(RewardElsewhere, self).checked(prompts, completions, columns))
 
