@@ -155,12 +155,14 @@ class Vocabulary:
         if b"".join(piece.utf8 or b"" for piece in pieces) != whole.encode():  # it depends on their neighbours
             parts = TextPieces(self._policy, Sampling())
             said = [parts.more([i]) for i in ids]
-            rest = parts.rest(whole)
-            said[-1:] = [part + rest for part in said[-1:]]
-            pieces = [
-                piece if piece.utf8 is None else Piece(part, part.encode())
-                for piece, part in zip(pieces, said, strict=True)
-            ]
+            said[-1:] = [part + parts.rest(whole) for part in said[-1:]]
+            waiting, last = "", max((n for n, piece in enumerate(pieces) if piece.utf8 is not None), default=-1)
+            for n, part in enumerate(said):  # what comes with a special token is said by the next that has a text
+                waiting += part
+                if n == last:
+                    waiting += "".join(said[n + 1 :])
+                if pieces[n].utf8 is not None:
+                    pieces[n], waiting = Piece(waiting, waiting.encode()), ""
         if text == whole:
             return pieces
         length, kept = 0, 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 from iama.config.specs import Sampling
 from inference.engine.next_token import cut_at_stop
 from inference.engine.policy import Policy
 from inference.engine.responses import TAIL, response_text
+from inference.engine.vocabulary import special_tokens
 from inference.serving.asks import AnswerError
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -38,7 +40,7 @@ class TextPieces:
         """What is certain after further tokens, and was not told."""
         self._tokens += tokens
         num_certain = len(self._tokens)
-        while num_certain and self._is_byte(self._tokens[num_certain - 1]):
+        while num_certain and self._is_open(self._tokens[num_certain - 1]):
             num_certain -= 1
         text, has_stop = cut_at_stop(self._text(num_certain).rstrip("\ufffd"), self._stop)
         certain = len(text) - (0 if has_stop else self._num_held_back(text))
@@ -75,6 +77,14 @@ class TextPieces:
             lengths = range(min(len(stop), len(text)), 0, -1)
             longest = max(longest, next((n for n in lengths if stop.startswith(text[-n:])), 0))
         return longest
+
+    def _is_open(self, token: int) -> bool:
+        """Whether bytes after a token may belong to bytes before it: special tokens are no text between them."""
+        return self._is_byte(token) or token in self._special
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(special_tokens(self._policy.tokenizer).values())
 
     def _is_byte(self, token: int) -> bool:
         return BYTE.fullmatch(str(self._policy.tokenizer.convert_ids_to_tokens(token))) is not None

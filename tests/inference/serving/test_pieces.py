@@ -9,8 +9,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from iama.config.specs import Sampling
+from inference.engine.likelihood import TokenLikelihood
 from inference.engine.responses import Ends, response_text
 from inference.serving.asks import AnswerError
+from inference.serving.logprobs import Likelihoods, Vocabulary
 from inference.serving.pieces import TextPieces
 from tests.inference.bytewise import byte_fallback, byte_level
 
@@ -44,6 +46,25 @@ def test_pieces_are_the_text_whatever_the_tokens(policy, make, stop, cleans):
             told += pieces.more(tokens[start : start + step])
             assert text.startswith(told)
         assert told + pieces.rest(text) == text
+
+
+@pytest.mark.parametrize("marks", [(1,), (0, 1, 2), (2,)])
+def test_a_special_token_within_a_run_of_bytes_is_no_end_of_it(policy, marks):
+    """Neither for the pieces nor for what each token says."""
+    small = with_tokenizer(policy, byte_fallback)
+    names = ["ab", "<0xC3>", "<0xB6>", "<0xC3>", "b"]
+    for place in reversed(marks):
+        names.insert(2 + place, "<mark>")
+    tokens = small.tokenizer.convert_tokens_to_ids(names)
+    for number in range(1, len(tokens) + 1):
+        pieces, text = TextPieces(small, Sampling()), response_text(small, tokens[:number])
+        told = "".join(pieces.more([token]) for token in tokens[:number])
+        assert told + pieces.rest(text) == text
+        asked = Likelihoods([1], tokens[:number], 0, [TokenLikelihood(token, -1.0, []) for token in tokens[:number]])
+        found = Vocabulary(small).logprobs(asked, text, Sampling()).tokens
+        assert b"".join(token.piece.utf8 or b"" for token in found).decode() == text
+        shown = [token.piece.text for token in found if token.piece.utf8 is None]
+        assert shown == [name for name in names[:number] if name == "<mark>"]
 
 
 def test_text_comes_as_it_is_written(policy):
