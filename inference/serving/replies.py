@@ -18,6 +18,7 @@ from inference.serving.fields import Asked
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -27,8 +28,8 @@ def as_json(value: Any) -> bytes:
 
 
 def sse(value: Any) -> bytes:
-    """A server-sent event."""
-    return b"data: " + as_json(value) + b"\n\n"
+    """A server-sent event; what some clients take for the end of a line is escaped."""
+    return f"data: {_encode(value).translate(_LINE_ENDS)}\n\n".encode()
 
 
 def number(value: float | None) -> float | None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from iama.rewards.function import reward_from_function
 from inference.samplers.serve import serve
+from inference.serving.replies import sse
 from tests.inference.serving.served import error_of, events, server
 
 HELLO = [{"role": "user", "content": "how to bake bread"}]
@@ -52,6 +53,13 @@ def served(raw_serving, slow):
     raw["limits"] = raw_serving["limits"] | {"deadline_s": 5, "max_running": 3, "max_waiting": 2}
     with server(raw, rewards={"slow": slow.reward}) as running:
         yield running
+
+
+def test_no_event_holds_what_a_client_may_take_for_the_end_of_a_line():
+    text = "a\x85b\u2028c\u2029d\ne\r\x0bé"
+    event = sse({"text": text})
+    assert len(event.decode().splitlines()) == 2
+    assert json.loads(event.removeprefix(b"data: ")) == {"text": text}
 
 
 def expected(served, name, prompt=HELLO, seed=7, **changes):
