@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from iama.config.schema import Strict, validate
 from iama.config.specs import Sampling
 from iama.errors import ModelError
 from iama.files import absent
+from iama.models.fingerprint import fingerprint
 from iama.reading import read_object
 
 FILE_NAME = "value_head.json"
@@ -187,7 +189,15 @@ def find_record(where: Path, source: str, fingerprint: str | None, reward: str |
 
 
 def load_head(folder: Path, source: str) -> ValueHead:
-    """A head with its weights; raises `ModelError` naming `source` where they are not what the record says."""
+    """A head with its weights; raises `ModelError` naming `source` where they are not what the record says.
+
+    A few are kept in memory, as long as their files are the same.
+    """
+    return _loaded(folder, source, fingerprint(folder))
+
+
+@lru_cache(maxsize=4)
+def _loaded(folder: Path, source: str, _: str) -> ValueHead:
     record, path = read_record(folder, source), folder / WEIGHTS
     if not path.is_file():
         raise ModelError(f"{source}: {str(path)!r} {absent(path)}; {REMEDY}")

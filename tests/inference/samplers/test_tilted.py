@@ -98,6 +98,15 @@ def slow_law(policy, head: ValueHead, ids, seen, sampling: Sampling, lam: float,
     return weights / weights.sum()
 
 
+def test_a_head_is_read_once_until_its_files_change(tmp_path):
+    record = a_record("0" * 32, vocabulary=8)
+    save_head(tmp_path, a_head(record))
+    first = load_head(tmp_path, "test")
+    assert load_head(tmp_path, "test") is first
+    save_head(tmp_path, a_head(record, seed=1))
+    assert not torch.equal(load_head(tmp_path, "test").B_VR, first.B_VR)
+
+
 CASES = {
     "plain": ({}, SAMPLING),
     "all tokens": ({"min_p": 0.0, "lam": 3.0}, SAMPLING),
