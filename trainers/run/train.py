@@ -77,7 +77,7 @@ def train(
     training = load_config(config, TrainingConfig, set_)
     criteria = training.objective.criteria
     rewards = [part.model for c in criteria for r in (c.proxy, c.gold) if r is not None for part in r.parts]
-    prepare_environment([training.policy.path, *rewards])
+    prepare_environment([training.policy.path, training.prompts.path, *rewards])
     if not verbose:
         quieten_libraries()
     if run_is_finished(training, accept_changes=accept_changes) and not dry_run:

@@ -288,6 +288,23 @@ def test_another_way_to_write_it_is_the_same(make_config, tiny, tmp_path, monkey
     assert differences(stored, again) == {}
 
 
+@pytest.mark.parametrize("prompts", [None, "org/name"])
+def test_prompts_that_are_no_file_are_asked_of_the_hub(config_file, raw_config, monkeypatch, prompts):
+    """With a policy and rewards in local folders, too."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # so that the change is undone
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asked = []
+
+    def plan(*_):
+        asked.append(os.environ.get("HF_HUB_OFFLINE") != "1")
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("trainers.run.plan.make_plan", plan)
+    with pytest.raises(ConfigError, match="enough"):
+        train(config_file(prompts=prompts or raw_config["prompts"]))
+    assert asked == [prompts is not None]
+
+
 def test_the_keys_that_differ_are_named(make_config):
     config = make_config()
     (Path(config.output_dir) / "checkpoint-1").mkdir(parents=True)
