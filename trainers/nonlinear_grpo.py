@@ -32,7 +32,7 @@ from iama.objective.regularisation import chi_squared, chi_squared_advantages
 from iama.prompts.render import completion_text, prompt_name
 from trainers.control import RollOuts, RunControl, RunningMean, check_kl
 from trainers.options import check_engine, check_options
-from trainers.passes import Logps, can_share, in_passes, without_needless_checkpointing
+from trainers.passes import Logps, can_share, in_passes, most_passes, without_needless_checkpointing
 from trainers.probe import METRIC, can_probe, check_roll_outs, tolerance_of
 from trainers.run.watch import covariance_with_advantages_K, effective_prompts, lift_K, silent_share
 from trainers.run.watchdog import Watchdog
@@ -174,8 +174,10 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         size = batch_size or len(input_ids)
         batches = zip(input_ids.split(size), attention_mask.split(size), strict=True)
         with self.accelerator.autocast(), without_needless_checkpointing(self.model):
-            shares = can_share(self.model)
-            found = [in_passes(read, model, ids, mask, logits_to_keep, shares=shares) for ids, mask in batches]
+            shares, passes = can_share(self.model), most_passes(self.model)
+            found = [
+                in_passes(read, model, ids, mask, logits_to_keep, shares=shares, passes=passes) for ids, mask in batches
+            ]
         entropies = [entropies for _, entropies in found if entropies is not None]
         return torch.cat([logps for logps, _ in found]), torch.cat(entropies) if entropies else None, None
 

@@ -18,24 +18,33 @@ import torch
 ROWS = 8
 """Rows of a pass, at least: fewer would leave a device idle."""
 PASSES = 3
-"""Passes, at most. Their number follows from the number of rows alone: all processes must take equally many."""
+"""Passes, at most. Their number follows from the number of rows and the model: all processes must take equally many."""
 
 Logps = tuple[torch.Tensor, torch.Tensor | None]
 Read = Callable[[Callable[..., Any], torch.Tensor, torch.Tensor, int], Logps]
 
 
 def in_passes(
-    read: Read, model: Callable[..., Any], ids_BT: torch.Tensor, mask_BT: torch.Tensor, width: int, *, shares: bool
+    read: Read,
+    model: Callable[..., Any],
+    ids_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    width: int,
+    *,
+    shares: bool,
+    passes: int = PASSES,
 ) -> Logps:
     """Log-probabilities and, where `read` gives them, entropies of the last `width` columns, `[B, width]` each.
 
     Rows are prompts, padded on the left, and completions of at most `width` tokens, padded on the right; `mask_BT` is 1
     where a token is. `read` gives them for a part of the rows, of the last so many of its columns, by the model that it
-    is given. `shares`: prompts are read once each (see `can_share`).
+    is given. `shares`: prompts are read once each (see `can_share`). `passes`: at most so many (see `most_passes`).
     """
     kept = ids_BT.shape[1] - width - 1  # the last token of a prompt predicts the first of a completion
-    prompts = _Prompts(model, ids_BT[:, :kept], mask_BT[:, :kept]) if shares and kept > 0 else None
-    parts, found = list(_parts(mask_BT[:, -width:])), []
+    if shares and kept == 0:  # other processes read their prompts now, and sharded layers are gathered by all at once
+        ids_BT, mask_BT, kept = _padded(ids_BT), _padded(mask_BT), 1
+    prompts = _Prompts(model, ids_BT[:, :kept], mask_BT[:, :kept]) if shares else None
+    parts, found = list(_parts(mask_BT[:, -width:], passes)), []
     for rows, last in parts:
         columns = slice(0 if prompts is None else kept, kept + 1 + last)
         reader = model if prompts is None else prompts.before(rows)
@@ -59,6 +68,19 @@ def can_share(model: Any) -> bool:
     has_dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in modules)
     shares = [value for key, value in model.config.to_dict().items() if "drop" in key]  # of attention, a mere number
     return not is_checkpointing and not has_dropout and not any(shares)
+
+
+def most_passes(model: Any) -> int:
+    """How many passes the rows may take: one where a gradient is taken through reentrant checkpoints.
+
+    Those hand over a parameter's gradient once a pass; DeepSpeed and DistributedDataParallel take it once.
+    """
+    if not (model.training and torch.is_grad_enabled()):
+        return PASSES
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    functions = [getattr(layer, "_gradient_checkpointing_func", None) for layer in layers]
+    reentrant = [getattr(function, "keywords", {}).get("use_reentrant", True) for function in functions]
+    return 1 if any(reentrant) else PASSES
 
 
 @contextmanager
@@ -98,12 +120,16 @@ class _Prompts:
         return read
 
 
-def _parts(mask_BW: torch.Tensor) -> Iterator[tuple[torch.Tensor, int]]:
+def _parts(mask_BW: torch.Tensor, passes: int) -> Iterator[tuple[torch.Tensor, int]]:
     """Rows of each pass, and how many columns of their completions hold tokens."""
     lengths = mask_BW.sum(dim=1)
     order = torch.argsort(lengths, stable=True)
-    for rows in torch.tensor_split(order, max(1, min(PASSES, len(order) // ROWS))):
+    for rows in torch.tensor_split(order, max(1, min(passes, len(order) // ROWS))):
         yield rows, max(1, int(lengths[rows].max()))
+
+
+def _padded(values: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(values, (1, 0))
 
 
 def _widened(values: torch.Tensor, width: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from tests.inference.families import CONFIGS, VOCABULARY, make_model
-from trainers.passes import PASSES, ROWS, can_share, in_passes, without_needless_checkpointing
+from trainers.passes import PASSES, ROWS, can_share, in_passes, most_passes, without_needless_checkpointing
 
 WIDTH, PROMPT = 6, 5
 
@@ -71,6 +71,8 @@ def test_completions_that_are_masked_whole_take_part():
     assert len(reader.sizes) == PASSES
     without = in_length_passes(lambda *given: (Reader()(*given)[0], None), ids, mask)
     assert without[1] is None
+    in_passes(once := Reader(), lambda: None, ids, mask, WIDTH, shares=False, passes=1)
+    assert once.sizes == [4 * ROWS * PROMPT + 4 * ROWS]
 
 
 # --- prompts that are read once
@@ -125,10 +127,12 @@ def test_a_prompt_is_fed_once():
     in_passes(trls, model, ids, mask, 8, shares=True)
     assert fed[0] == 2 * 11
     assert sum(fed[1:]) < 2 * ROWS * 9
-    one = torch.ones(3, 4, dtype=torch.long)  # a prompt of one token leaves nothing to read before
-    fed.clear()
-    in_passes(trls, model, one, one, 3, shares=True)
-    assert fed == [12]
+    one = torch.ones(3, 4, dtype=torch.long)  # a prompt of one token leaves nothing to read before, but padding
+    for shares, expected in ((True, [1, 12]), (False, [12])):
+        fed.clear()
+        logps, _ = in_passes(trls, model, one, one, 3, shares=shares)
+        assert fed == expected
+        torch.testing.assert_close(logps, trls(model, one, one, 3)[0])
 
 
 def test_what_is_not_the_same_for_a_group_is_not_shared():
@@ -149,3 +153,16 @@ def test_what_is_not_the_same_for_a_group_is_not_shared():
     model.dropout = torch.nn.Dropout(0.1)
     assert not can_share(model)
     assert can_share(model.eval())
+
+
+def test_reentrant_checkpoints_take_a_gradient_in_one_pass():
+    """DeepSpeed and DistributedDataParallel take each gradient once, and these hand it over once a pass."""
+    model = make_model("llama").train()
+    assert most_passes(model) == PASSES
+    for reentrant in (True, False):
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        assert most_passes(model) == (1 if reentrant else PASSES)
+        with torch.no_grad():
+            assert most_passes(model) == PASSES
+    model.gradient_checkpointing_disable()
+    assert most_passes(model) == PASSES

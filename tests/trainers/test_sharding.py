@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.processes import run_python
 from tests.trainers import sharded_script
+from trainers.passes import ROWS
 from trainers.run.checkpoints import is_complete, read_marker
 
 pytestmark = pytest.mark.slow
@@ -218,7 +219,10 @@ def test_cpu_offload_and_the_stage_that_the_run_names(write):
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_bfloat16_and_gradient_checkpointing_as_the_recipes_ask(write, stage):
-    config = write(f"half-{stage}", 2, stage, max_steps=2, save_steps=2, gradient_checkpointing=True, bf16=True)
+    """On the engine, and on so many rows that log-probabilities may take several passes."""
+    several = {"per_device_train_batch_size": 2 * ROWS, "num_generations": ROWS}
+    halved = {"gradient_checkpointing": True, "bf16": True, "max_steps": 2, "save_steps": 2}
+    config = write(f"half-{stage}", 2, stage, "engine", **halved, **several)
     arguments = ["train_iama.py", "--config", config, "--set", "policy.dtype=bfloat16"]
     done = run_python(arguments, num_ranks=2, **NO_COMPILER)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -229,6 +233,16 @@ def test_bfloat16_and_gradient_checkpointing_as_the_recipes_ask(write, stage):
     assert read_marker(folder / "checkpoint-2").sharding.precision == "bfloat16"
     weights = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert all(weights[key].any() for key in weights if "lora_B" in key)
+
+
+def test_a_process_whose_prompts_are_one_token_does_as_the_others(write, tmp_path):
+    """It reads as often as they do, forwards and backwards: under ZeRO-3 all gather a layer at once."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "please"}\n{"prompt": "how to bake bread"}\n')
+    config = write("short", 2, "zero3", "engine", max_steps=1, per_device_train_batch_size=4, save_strategy="no")
+    overrides = ["--set", f"prompts={prompts}", "--set", "watch.max_phase_s=60"]
+    done = run_python(["train_iama.py", "--config", config, *overrides], num_ranks=2, **NO_COMPILER)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 ENDING = """
