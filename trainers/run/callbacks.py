@@ -129,13 +129,18 @@ def _cut_back(path: Path, first_step: int) -> list[dict[str, Any]]:
     """Drop lines of steps that will be run again; returns those that stay."""
     if not path.exists():
         return []
-    lines = whole_lines(path.read_bytes()).splitlines(keepends=True)
-    try:
-        kept = {line.decode(): row for line in lines if (row := json.loads(line))["step"] <= first_step}
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path}: a damaged line ({error}); put it back as it was, or delete the file") from error
+    kept = {line: row for line, row in logged_rows(path).items() if row["step"] <= first_step}
     write_atomically(path, "".join(kept))
     return list(kept.values())
+
+
+def logged_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of `metrics.jsonl` by their lines; `RunError` for a damaged one."""
+    lines = whole_lines(path.read_bytes()).splitlines(keepends=True) if path.exists() else []
+    try:
+        return {line.decode(): row for line in lines if (row := json.loads(line))["step"] >= 0}
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path}: a damaged line ({error}); put it back as it was, or delete the file") from error
 
 
 class EngineReport(TrainerCallback):

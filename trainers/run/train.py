@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,7 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override, e.g. --set trainer.max_steps=50")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Make every check, print the plan, and stop.")] = False,
     accept_changes: Annotated[
-        bool, typer.Option("--accept-changes", help="Go on although prompts, rewards, on_nan or rollouts changed.")
+        bool, typer.Option("--accept-changes", help="Go on although prompts, rewards or the like changed.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what the libraries log, too.")] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = -1,  # noqa: ARG001 - DeepSpeed passes it
@@ -104,7 +105,7 @@ def train(
 def run(plan: Plan, *, accept_changes: bool = False) -> None:
     """Train and save; every process of the run calls it.
 
-    `accept_changes` lets a run go on with other prompts or rewards than its checkpoint was trained on, with a warning.
+    `accept_changes` lets a run go on with other prompts, rewards or the like than its checkpoint's, with a warning.
     """
     from trainers.run.run_folder import draw_plots
 
@@ -136,6 +137,9 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
         is_new = not folder.is_dir()
         if is_main_process() and not is_new:
             held.enter_context(alone_in(folder))
+        kept = None
+        if is_main_process() and checkpoint is not None and (folder / ADAPTER).is_dir():  # finished, and goes on
+            kept = _name_to_keep(folder, checkpoint)  # now: building the trainer cuts the metrics back
         try:
             with one_line_errors():
                 trainer = build_trainer(plan, console, step_of(checkpoint) if checkpoint else 0, watchdog)
@@ -147,14 +151,13 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             if is_new:
                 held.enter_context(alone_in(folder))
-            write_atomically(folder / CONFIG_FILE, json.dumps(plan.config.model_dump(mode="json"), indent=2))
-            write_environment(folder)
-            for removed in clear_unfinished(folder):
-                console.print(f"removed    {removed}, which was left unfinished")
-            if checkpoint is not None and (folder / ADAPTER).is_dir():  # it is finished, and goes on with more steps
-                kept = folder / f"{ADAPTER}-{step_of(checkpoint)}"
+            if kept is not None:  # before the new number of steps is written: with it the adapter would be the result
                 (folder / ADAPTER).replace(kept)
                 console.print(f"kept       {kept}, which this run had ended with")
+            write_environment(folder)
+            write_atomically(folder / CONFIG_FILE, json.dumps(plan.config.model_dump(mode="json"), indent=2))
+            for removed in clear_unfinished(folder):
+                console.print(f"removed    {removed}, which was left unfinished")
             if checkpoint is not None:
                 console.print(f"continues  after step {step_of(checkpoint)}, from {checkpoint}")
         # Before the steps: of the files that train, and whatever fails costs no step.
@@ -163,6 +166,15 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         with one_line_errors("the adapter could not be saved", folder), watchdog.phase("save"):
             save_final(trainer, folder / ADAPTER, described)
+
+
+def _name_to_keep(folder: Path, checkpoint: Path) -> Path:
+    """A free name for the adapter of a finished run, with the last step that it logged: it may have no checkpoint."""
+    from trainers.run.callbacks import logged_rows
+
+    step = max([step_of(checkpoint), *(row["step"] for row in logged_rows(folder / "metrics.jsonl").values())])
+    names = (folder / f"{ADAPTER}-{step}{suffix}" for suffix in chain([""], (f"-{i}" for i in count(2))))
+    return next(name for name in names if not name.exists())
 
 
 def run_is_finished(config: TrainingConfig, *, accept_changes: bool = False) -> bool:

@@ -19,7 +19,7 @@ from trainers.run import preflight
 from trainers.run.build import build_trainer, one_line_errors
 from trainers.run.changes import differences
 from trainers.run.plan import make_plan
-from trainers.run.train import run, run_is_finished, train
+from trainers.run.train import _name_to_keep, run, run_is_finished, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
 
@@ -330,22 +330,47 @@ def test_the_keys_that_differ_are_named(make_config):
 
 @pytest.mark.slow
 def test_a_finished_run_goes_on_with_more_steps(make_config):
+    """Twice from one checkpoint, and at first from a start that fails once the former adapter was kept."""
     saving = {"trainer__save_strategy": "steps", "trainer__save_steps": 1}
-    config, more = (make_config(**saving, trainer__max_steps=steps) for steps in (1, 3))
-    folder = Path(config.output_dir)
-    run(make_plan(config, "test.yaml"))
-    assert run_is_finished(config)
-    assert not run_is_finished(more)
-    first = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
-    run(make_plan(more, "test.yaml"))
-    assert run_is_finished(more)
-    assert (folder / "adapter-1" / "adapter_model.safetensors").read_bytes() == first
-    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() != first
+    one, three = (make_config(**saving, trainer__max_steps=steps) for steps in (1, 3))
+    two = make_config(trainer__max_steps=2)
+    folder = Path(one.output_dir)
+
+    def weights(name):
+        return (folder / name / "adapter_model.safetensors").read_bytes()
+
+    run(make_plan(one, "test.yaml"))
+    assert run_is_finished(one)
+    assert not run_is_finished(two)
+    first, environment = weights("adapter"), (folder / "environment.json").read_text()
+    (folder / "environment.json").write_text("not json")
+    with pytest.raises(RunError, match=r"environment\.json"):
+        run(make_plan(two, "test.yaml"))
+    (folder / "environment.json").write_text(environment)
+    assert not run_is_finished(one)
+    assert not run_is_finished(two)
+    run(make_plan(two, "test.yaml"))
+    assert run_is_finished(two)
+    assert not run_is_finished(three)
+    second = weights("adapter")
+    run(make_plan(three, "test.yaml"))
+    assert run_is_finished(three)
+    assert (weights("adapter-1"), weights("adapter-2")) == (first, second)
+    assert len({first, second, weights("adapter")}) == 3
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])  # the new schedule's
     with pytest.raises(RunError, match="max_steps was 3, is 1"):
-        run_is_finished(config)
+        run_is_finished(one)
+
+
+def test_the_name_of_a_kept_adapter_is_free(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 5}\n')
+    assert _name_to_keep(tmp_path, tmp_path / "checkpoint-6").name == "adapter-6"
+    for expected in ("adapter-5", "adapter-5-2", "adapter-5-3"):
+        name = _name_to_keep(tmp_path, tmp_path / "checkpoint-1")
+        assert name.name == expected
+        name.mkdir()
 
 
 def test_more_steps_need_a_checkpoint(make_config):
