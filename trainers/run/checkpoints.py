@@ -25,7 +25,7 @@ from iama.errors import IamaWarning, RunError
 from iama.files import is_temporary, write_atomically
 from iama.installation import find_file
 from iama.models.fingerprint import fingerprint, weights_revision
-from trainers.run.fields import zero_stage
+from trainers.run.fields import deepspeed_options, zero_stage
 
 if TYPE_CHECKING:  # not at start-up
     from trainers.run.plan import Plan
@@ -60,7 +60,7 @@ class Marker(Strict):
     files: dict[str, int]
     """Size in bytes by path within the checkpoint."""
     inputs: dict[str, str] = Field(default_factory=dict)
-    """Hash by name of what the run was trained on: prompts and rewards (`inputs_of`)."""
+    """Hash by name of what the run was trained on (`inputs_of`)."""
     rollouts: str = Field("generate", exclude_if=lambda rollouts: rollouts == "generate")
     """What drew its roll-outs (`Plan.rollouts`); a marker that does not say is of `generate`."""
 
@@ -72,12 +72,16 @@ def sharding_of(config: TrainingConfig) -> Sharding:
 
 
 def inputs_of(plan: Plan) -> dict[str, str]:
-    """Hash of what a run is trained on, by name: its prompts, the base's weights and rewards, where they are local."""
+    """Hash of what a run is trained on, by name: its prompts, and what is local of the base, rewards and DeepSpeed."""
     config = plan.config
     prompts = json.dumps(plan.prompts, sort_keys=True, default=str).encode()
     hashes = {f"prompts {config.prompts.path!r}": _hash(prompts)}
     if Path(config.policy.path).is_dir():
         hashes[f"{POLICY} {config.policy.path!r}"] = weights_revision(config.policy.path) or ""
+    if config.policy.chat_template is not None:
+        hashes[f"chat template {config.policy.chat_template!r}"] = _hash(str(plan.tokenizer.chat_template).encode())
+    if isinstance(file := config.trainer.get("deepspeed"), str):
+        hashes[f"DeepSpeed file {file!r}"] = _hash(json.dumps(deepspeed_options(file), sort_keys=True).encode())
     for spec in (r for c in config.objective.criteria for r in (c.proxy, c.gold) if r is not None):
         for part in spec.parts:
             file = part.judge.prompt_file if part.judge else (part.code or "").rpartition(":")[0]
@@ -173,7 +177,7 @@ def refuse_other_sharding(checkpoint: Path | None, sharding: Sharding) -> None:
 
 
 def refuse_other_inputs(checkpoint: Path, inputs: dict[str, str], *, accept_changes: bool = False) -> None:
-    """`RunError` if prompts or rewards are not those that a checkpoint was trained on; accepted, a warning."""
+    """`RunError` if prompts, rewards or the like are not those of a checkpoint; accepted, a warning."""
     marker = read_marker(checkpoint)
     before = {} if marker is None else marker.inputs
     kinds = {_kind(name) for name in before}  # an older marker knows fewer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,12 +24,14 @@ from trainers.run.adapter import expected_shapes
 from trainers.run.build import build_trainer
 from trainers.run.checkpoints import (
     MARKER,
+    Marker,
     Sharding,
     clear_unfinished,
     inputs_of,
     is_complete,
     last_checkpoint,
     read_marker,
+    refuse_other_inputs,
     sharding_of,
     step_of,
     write_marker,
@@ -216,6 +219,32 @@ def test_the_weights_of_the_base_are_what_a_run_is_trained_on(make_config, tiny,
     shutil.copy(tiny.reward / "model.safetensors", base)
     after = inputs_of(plan)
     assert [key for key in before if before[key] != after[key]] == [f"weights of the policy {str(base)!r}"]
+
+
+def test_files_that_the_configuration_names_are_what_a_run_is_trained_on(make_config, tiny, tmp_path):
+    """A chat template and a DeepSpeed file; of an older marker nothing is known."""
+    template, zero, checkpoint = tmp_path / "own.jinja", tmp_path / "zero.json", tmp_path / "checkpoint-1"
+    shutil.copy(tiny.policy / "chat_template.jinja", template)
+    zero.write_text('{"zero_optimization": {"stage": 2}}')
+    config = make_config(policy__chat_template=str(template))
+    plan = make_plan(config, "test.yaml")
+    sharded = dataclasses.replace(
+        plan, config=config.model_copy(update={"trainer": {**config.trainer, "deepspeed": str(zero)}})
+    )
+    before = inputs_of(sharded)
+    checkpoint.mkdir()
+    marker = Marker(step=1, sharding=sharding_of(config), files={}, inputs=before)
+    (checkpoint / MARKER).write_text(marker.model_dump_json())
+    zero.write_text('{ "zero_optimization": {"stage": 2} }\n')
+    refuse_other_inputs(checkpoint, inputs_of(sharded))
+    zero.write_text('{"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam"}}')
+    plan.tokenizer.chat_template += "{# changed #}"
+    named = re.escape(f"chat template {str(template)!r}, DeepSpeed file {str(zero)!r}; put")
+    with pytest.raises(RunError, match=f"was trained on another content of {named}"):
+        refuse_other_inputs(checkpoint, inputs_of(sharded))
+    old = {name: value for name, value in before.items() if str(template) not in name and str(zero) not in name}
+    (checkpoint / MARKER).write_text(marker.model_copy(update={"inputs": old}).model_dump_json())
+    refuse_other_inputs(checkpoint, inputs_of(sharded))
 
 
 def test_files_of_every_process_must_be_there(checkpointed):
