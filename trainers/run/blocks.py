@@ -20,8 +20,13 @@ from trainers import options
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Modules that PEFT saves whole, base weights and all, once they are LoRA targets."""
-KEEPS_BASE = (True, False, "gaussian", "orthogonal")
-"""Values of LoRA's `init_lora_weights` that leave the weights of the base as they are."""
+KEEPS_BASE = (True, "gaussian", "orthogonal")
+"""Values of LoRA's `init_lora_weights` with which the adapter begins as nothing on a base that stays as it is."""
+NOT_OF_THE_BASE = {
+    "layer_replication": "makes another model than policy.path holds, and the adapter is served on that",
+    "alora_invocation_tokens": "lets the adapter act after those tokens only, which roll-outs and serving do not know",
+}
+"""Fields of LoRA with which the adapter does not belong to the base as it is, and why."""
 OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
 """GRPOConfig fields with a place of their own in the configuration."""
 _NO_EVALUATION = "no evaluation runs during training; leave it out, and use `iama evaluate`"
@@ -110,12 +115,7 @@ def _check_lora(lora: dict[str, Any], source: str) -> None:
     for key, off in (("modules_to_save", None), ("bias", "none"), ("trainable_token_indices", None)):
         if lora.get(key, off) not in (off, [], {}):
             raise ConfigError(f"{source}: lora.{key} = {lora[key]!r} trains more than LoRA matrices; leave it out")
-    start = lora.get("init_lora_weights", True)
-    if start not in KEEPS_BASE:
-        raise ConfigError(
-            f"{source}: lora.init_lora_weights = {start!r} starts from the data or changes the base's weights, and the "
-            f"reference and the exported adapter are of the base as it was; write one of {list(KEEPS_BASE)}"
-        )
+    _check_start(lora, source)
     targets = lora.get("target_modules") or []
     if isinstance(targets, str):
         names = [name for name in EMBEDDINGS for full in (name, f"model.{name}") if re.fullmatch(targets, full)]
@@ -125,6 +125,24 @@ def _check_lora(lora: dict[str, Any], source: str) -> None:
         raise ConfigError(
             f"{source}: lora.target_modules names {names[0]!r}, which PEFT saves whole; "
             "name attention and feed-forward layers only, or write all-linear"
+        )
+
+
+def _check_start(lora: dict[str, Any], source: str) -> None:
+    """Refuse an adapter that would be of another model than the base, or begin as another."""
+    for key, reason in NOT_OF_THE_BASE.items():
+        if lora.get(key):
+            raise ConfigError(f"{source}: lora.{key} = {lora[key]!r} {reason}; leave it out")
+    start = lora.get("init_lora_weights", True)
+    if start is False:
+        raise ConfigError(
+            f"{source}: lora.init_lora_weights: false begins with a random adapter, so the run would not start from "
+            "policy.path; leave it out"
+        )
+    if start not in KEEPS_BASE:
+        raise ConfigError(
+            f"{source}: lora.init_lora_weights = {start!r} starts from the data or changes the base's weights, and the "
+            f"reference and the exported adapter are of the base as it was; write one of {list(KEEPS_BASE)}"
         )
 
 
