@@ -9,6 +9,9 @@ from iama.errors import ConfigError
 LARGEST_WEIGHT = 1e6
 """Of an operator's weights; advantages beyond would lose the digits that tell completions apart."""
 
+MOST_DRAWS = 1_000_000
+"""Of an operator that draws; with more, training would count for minutes before its first step."""
+
 
 def check_numbers(name: str, *values: object, example: str, whole: bool = False) -> None:
     """Refuse (`ConfigError`) arguments of the operator `name` that are no numbers, or not whole."""
@@ -16,6 +19,12 @@ def check_numbers(name: str, *values: object, example: str, whole: bool = False)
         if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
             wanted = "whole number" if whole else "number"
             raise ConfigError(f"operator {name}: {repr(value)[:40]} is no {wanted}; write numbers, e.g. {example}")
+
+
+def check_draws(name: str, number: float, example: str) -> None:
+    """Refuse (`ConfigError`) more draws than `MOST_DRAWS`."""
+    if number > MOST_DRAWS:
+        raise ConfigError(f"operator {name}: more than {MOST_DRAWS} draws; write fewer, e.g. {example}")
 
 
 def check_weights(name: str, weights: tuple[float, ...], example: str) -> None:

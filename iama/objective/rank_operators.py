@@ -21,7 +21,7 @@ from scipy.stats import binom, poisson
 from iama.arrays import Floats
 from iama.errors import ConfigError
 from iama.objective import levels
-from iama.objective.arguments import check_numbers, check_weights, shown_list
+from iama.objective.arguments import check_draws, check_numbers, check_weights, shown_list
 
 CLAMPED_SHARE = 0.05
 """Share of an operator's draws that a group may be too small for before it is worth a warning."""
@@ -81,6 +81,7 @@ def bon(n: int) -> RankOperator:
     check_numbers("bon", n, example="bon(4)", whole=True)
     if n < 1:
         raise ConfigError(f"operator bon({n}): n must be at least 1, e.g. bon(4)")
+    check_draws("bon", n, "bon(4)")
 
     def pmf(max_n: int) -> Floats:
         law: Floats = (np.arange(1, max_n + 1) == n).astype(np.float64)
@@ -110,6 +111,7 @@ def bop(mu: float, cap: int | None = None) -> RankOperator:
     check_numbers("bop", mu, example="bop(3)")
     if not 0 <= mu < math.inf:
         raise ConfigError(f"operator bop({mu:g}): mu must not be negative nor infinite, e.g. bop(3)")
+    check_draws("bop", mu, "bop(3)")
 
     def pmf(max_n: int) -> Floats:
         law: Floats = poisson.pmf(np.arange(max_n), mu)
@@ -160,6 +162,7 @@ def bop_zt(lam: float, cap: int | None = None) -> RankOperator:
     check_numbers("bop_zt", lam, example="bop_zt(4)")
     if not 0 < lam < math.inf:
         raise ConfigError(f"operator bop_zt({lam:g}): lam must be above 0 and finite, e.g. bop_zt(4)")
+    check_draws("bop_zt", lam, "bop_zt(4)")
     positive = -math.expm1(-lam)  # P(n >= 1)
 
     def pmf(max_n: int) -> Floats:
@@ -184,6 +187,7 @@ def _capped(operator: RankOperator, cap: int) -> RankOperator:
     name = f"{operator.name.removesuffix(')')}, cap={cap})"
     if cap < 1:
         raise ConfigError(f"operator {name}: cap must be at least 1, e.g. cap=16")
+    check_draws(operator.name, cap, "cap=16")
     law, above = operator.pmf(cap), operator.clamped_share(cap)
     law[-1] += above
     return _finite(name, f"{operator.method}_capped", law, float(np.arange(1, cap + 1) @ law), above)

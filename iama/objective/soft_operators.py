@@ -28,7 +28,7 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import ConfigError
-from iama.objective.arguments import check_numbers
+from iama.objective.arguments import check_draws, check_numbers
 from iama.objective.rank_operators import RankOperator, soft_ranks
 
 STEP = 0.25
@@ -140,6 +140,7 @@ def soft_bon(n: int, temperature: float, ranks: bool = False) -> SoftBestOfN | R
     """
     check_numbers("soft_bon", n, example="soft_bon(4, 0.1)", whole=True)
     check_numbers("soft_bon", temperature, example="soft_bon(4, 0.1)")
+    check_draws("soft_bon", n, "soft_bon(4, 0.1)")
     if ranks:
         return soft_ranks(n, temperature)
     written = f"operator soft_bon({n}, {temperature})"
