@@ -77,6 +77,11 @@ def _distinct_names(criteria: list[Any]) -> None:
         raise ValueError(f"criteria names must differ, got {names}")
 
 
+def gold_name(criterion: str) -> str:
+    """Name of the reward function that carries a criterion's gold reward."""
+    return f"{criterion}_gold"
+
+
 class ObjectiveConfig(Strict):
     """The objective: `aggregate_k(E_[operator_k] reward_k)`."""
 
@@ -100,6 +105,13 @@ class ObjectiveConfig(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _distinct_names(self.criteria)
+        names = [c.name for c in self.criteria]
+        for c in self.criteria:
+            if c.gold is not None and gold_name(c.name) in names:
+                raise ValueError(
+                    f"criterion {gold_name(c.name)!r} has the name under which the gold reward of {c.name!r} is "
+                    "logged; rename it"
+                )
         parse_aggregate(self.aggregate)
         if self.weights == "simplex":
             operators = [c.parsed_operator().name for c in self.criteria]

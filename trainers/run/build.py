@@ -18,6 +18,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel, PrinterCallback
 from trl import GRPOConfig
 
+from iama.config.files import gold_name
 from iama.config.manifest import FILE_NAME, Manifest
 from iama.environment import is_main_process
 from iama.errors import ConfigError, IamaError, RunError
@@ -31,7 +32,7 @@ from iama.rewards.reward import Reward, TrlCompletion
 from trainers.nonlinear_grpo import NonlinearGRPOTrainer
 from trainers.run.adapter import check_adapter, expected_shapes
 from trainers.run.arguments import one_line, refused_as
-from trainers.run.callbacks import Checkpoints, EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck, gold_name
+from trainers.run.callbacks import Checkpoints, EngineReport, MetricsFile, ProgressBar, SavedAdapterCheck
 from trainers.run.checkpoints import inputs_of, sharding_of
 from trainers.run.engine import prepare_process_group, refuse_disagreement, refuse_unshared, whole_models
 from trainers.run.fields import save_limit

@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
-from iama.config.files import TrainingCriterion
+from iama.config.files import TrainingCriterion, gold_name
 from iama.environment import is_main_process
 from iama.errors import IamaWarning, RunError
 from iama.files import append, whole_lines, write_atomically
@@ -34,11 +34,6 @@ SPARE_BYTES = 64 * 2**20
 
 OF_SOME = ("running", "weight", "skipped")
 """What only some configurations log of a criterion."""
-
-
-def gold_name(criterion: str) -> str:
-    """Name of the reward function that carries a criterion's gold reward."""
-    return f"{criterion}_gold"
 
 
 class MetricsFile(TrainerCallback):
