@@ -145,10 +145,14 @@ def describe_sampler(trainer: Any) -> str:
 
 
 def check_engine(trainer: Any, uses_deepspeed: bool) -> None:
-    """Assert that what was asked for is what runs; a silent fallback is our bug."""
+    """`RunError` unless what was asked for is what runs: accelerate falls back without a word."""
     is_deepspeed = type(trainer.model_wrapped).__name__ == "DeepSpeedEngine"
-    assert is_deepspeed == uses_deepspeed, f"asked for DeepSpeed: {uses_deepspeed}, got {describe_engine(trainer)}"
-    assert trainer.accelerator.num_processes == world_size(), describe_engine(trainer)
+    if is_deepspeed != uses_deepspeed or trainer.accelerator.num_processes != world_size():
+        asked = f"{'DeepSpeed' if uses_deepspeed else 'no DeepSpeed'} in {world_size()} process(es)"
+        raise RunError(
+            f"asked for {asked}, but {describe_engine(trainer)} would train; start the processes with one launcher "
+            "(deepspeed, torchrun or accelerate), without settings of its own for DeepSpeed"
+        )
 
 
 def _single_process_environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from iama.rewards.load import Files, check_columns, check_reward
 from trainers.control import check_kl
 from trainers.options import check_options
 from trainers.run.arguments import refused_as, trial_arguments
-from trainers.run.blocks import check_blocks
+from trainers.run.blocks import NOT_HERE, check_blocks
 from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation, zero_stage
 from trainers.run.roll_outs import needs_generate, told
 
@@ -42,6 +43,9 @@ NOT_SERVED = ("generation_kwargs", "chat_template_kwargs")
 """GRPOConfig fields that shape roll-outs and that this project's samplers do not know."""
 NOT_IN_GRADIENT = ("top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling settings that TRL's log-probabilities leave out; they know the temperature alone."""
+OF_A_MODEL = ("dtype", "device", "batch_size")
+"""Fields of a reward that only a reward model reads."""
+NO_VLLM = "trainer.use_vllm is not set"
 CPU_FAILURES = {
     "colocate": "model.load_weights fails, since its linear layers keep packed weights alone",
     "server": "VLLMClient.init_communicator raises NotImplementedError, since it needs NCCL",
@@ -382,10 +386,6 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
         for key in NOT_IN_GRADIENT
         if getattr(config.sampling, key) != Sampling.model_fields[key].default
     ]
-    if config.policy.device != "auto":
-        messages.append(
-            f"policy.device = {config.policy.device!r} is not used in training: the launcher places processes"
-        )
     if fields.get("use_vllm") and "rollouts" in config.model_fields_set:
         messages.append(f"rollouts: {config.rollouts} is not used: trainer.use_vllm lets vLLM draw")
     elif config.rollouts == "engine" and not fields.get("use_vllm"):
@@ -393,8 +393,6 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
         messages += [] if reason is None else [told(reason)]
     if fields["beta"] == 0.0:
         messages.append("trainer.beta is 0: TRL computes no reference, so the KL is not measured and is logged as null")
-    if "running_mean_decay" in config.objective.model_fields_set and config.objective.aggregate == "sum":
-        messages.append("objective.running_mean_decay is not used: the weighted sum needs no running values")
     if config.objective.estimator == "tail":
         messages += [
             f"objective.estimator 'tail' reads the tail from rewards, and {c.name!r} is right or wrong: groups with "
@@ -402,12 +400,43 @@ def _warn(config: TrainingConfig, fields: dict[str, Any], source: str) -> None:
             for c in config.objective.criteria
             if c.proxy.verifier is not None
         ]
-    if config.watch.vllm_tolerance is not None and not fields.get("use_vllm"):
-        messages.append("watch.vllm_tolerance is not used: trainer.use_vllm is not set")
-    if "gain" in config.kl.model_fields_set and config.kl.target is None:
-        messages.append("kl.gain is not used: without kl.target beta is fixed")
-    for message in messages:
+    for message in [*messages, *_unused(config, uses_vllm=bool(fields.get("use_vllm")))]:
         warnings.warn(f"{source}: {message}", IamaWarning, stacklevel=3)
+
+
+def _unused(config: TrainingConfig, *, uses_vllm: bool) -> Iterator[str]:
+    """What is written and changes nothing, and why."""
+    objective, watch = config.objective, config.watch
+    has_gold = any(c.gold is not None for c in objective.criteria)
+    decays = "running_mean_decay" in objective.model_fields_set
+    gains, kl_factor = "gain" in config.kl.model_fields_set, "kl_factor" in watch.model_fields_set
+    for key, is_unused, reason in (
+        ("policy.device", config.policy.device != "auto", "the launcher places the processes of a training"),
+        ("objective.running_mean_decay", decays and objective.aggregate == "sum", "the sum needs no running values"),
+        ("watch.vllm_tolerance", watch.vllm_tolerance is not None and not uses_vllm, NO_VLLM),
+        ("watch.stop_on_hacking", watch.stop_on_hacking and not has_gold, "no criterion has a gold reward"),
+        ("watch.kl_factor", kl_factor and config.kl.target is None, "it is a multiple of kl.target, which is not set"),
+        ("kl.gain", gains and config.kl.target is None, "without kl.target beta is fixed"),
+    ):
+        if is_unused:
+            yield f"{key} is not used: {reason}"
+    for key in (key for key in config.trainer if key not in NOT_HERE):
+        if why := _idle(key, uses_vllm=uses_vllm):
+            yield f"trainer.{key} is not used: {why}"
+    for c in objective.criteria:
+        for part in (part for spec in (c.proxy, c.gold) if spec is not None for part in spec.parts):
+            for key in OF_A_MODEL if part.model is None else ():
+                if getattr(part, key) != RewardSpec.model_fields[key].default:
+                    yield f"{key} of a reward of {c.name!r} is not used: it belongs to a model, not to a {part.source}"
+
+
+def _idle(key: str, *, uses_vllm: bool) -> str | None:
+    """Why a field of `trainer` changes nothing."""
+    if key.startswith("vllm_"):
+        return None if uses_vllm else NO_VLLM
+    if key.startswith("eval_") or key.endswith("_eval") or "_eval_" in key:
+        return "no evaluation runs during training"
+    return "nothing is pushed to a hub during training" if key.startswith("hub_") else None
 
 
 def _check_world_size(config: TrainingConfig, source: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,8 @@ from iama.config.schema import load_config
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelError, RewardError, RunError
 from trainers.run.build import build_trainer
-from trainers.run.plan import _warn, make_plan, sampling_fields, trainer_fields
+from trainers.run.engine import check_engine
+from trainers.run.plan import _unused, _warn, make_plan, sampling_fields, trainer_fields
 from trainers.run.train import _say_plan, manifest, run_is_finished
 
 
@@ -486,3 +488,56 @@ def test_an_extrapolation_of_right_and_wrong_is_warned_of(make_config):
         IamaWarning, match=f"'tail' reads the tail from rewards, and '{criterion.name}' is right or wrong"
     ):
         _warn(config.model_copy(update={"objective": objective}), {"beta": 0.1}, "test.yaml")
+
+
+def test_what_is_written_and_changes_nothing_is_warned_of(make_config):
+    config = make_config(
+        watch={"stop_on_hacking": True, "kl_factor": 5},
+        kl={"gain": 0.5},
+        trainer__vllm_mode="server",
+        trainer__per_device_eval_batch_size=3,
+        trainer__num_generations_eval=3,
+        trainer__eval_steps=3,
+        trainer__eval_strategy="no",
+        trainer__hub_strategy="end",
+        policy__device="cpu",
+    )
+    function = RewardSpec(function="trainers.selftest:brevity", dtype="bfloat16", batch_size=2)
+    only = config.objective.criteria[0].model_copy(update={"proxy": function})
+    config = config.model_copy(update={"objective": config.objective.model_copy(update={"criteria": [only]})})
+    assert list(_unused(config, uses_vllm=False)) == [
+        "policy.device is not used: the launcher places the processes of a training",
+        "watch.stop_on_hacking is not used: no criterion has a gold reward",
+        "watch.kl_factor is not used: it is a multiple of kl.target, which is not set",
+        "kl.gain is not used: without kl.target beta is fixed",
+        "trainer.vllm_mode is not used: trainer.use_vllm is not set",
+        "trainer.per_device_eval_batch_size is not used: no evaluation runs during training",
+        "trainer.num_generations_eval is not used: no evaluation runs during training",
+        "trainer.eval_steps is not used: no evaluation runs during training",
+        "trainer.hub_strategy is not used: nothing is pushed to a hub during training",
+        "dtype of a reward of 'helpful' is not used: it belongs to a model, not to a function",
+        "batch_size of a reward of 'helpful' is not used: it belongs to a model, not to a function",
+    ]
+    assert not any("vllm" in told for told in _unused(config, uses_vllm=True))
+    assert not list(_unused(make_config(watch={"stop_on_hacking": True}), uses_vllm=False))
+    with pytest.warns(IamaWarning, match=r"^test\.yaml: trainer\.hub_strategy is not used: nothing is pushed"):
+        make_plan(make_config(trainer__hub_strategy="end"), "test.yaml")
+
+
+def test_a_criterion_with_the_name_of_a_gold_reward_is_refused(make_config):
+    written = [c.model_dump() for c in make_config().objective.criteria]
+    assert written[1]["gold"] is not None
+    written[0]["name"] = "harmless_gold"
+    with pytest.raises(ConfigError, match="'harmless_gold' has the name under which the gold reward of 'harmless' is"):
+        make_config(objective__criteria=written)
+    written[1]["gold"] = None
+    make_config(objective__criteria=written)
+
+
+def test_an_engine_that_was_not_asked_for_is_refused():
+    trainer = SimpleNamespace(
+        model_wrapped=SimpleNamespace(), accelerator=SimpleNamespace(num_processes=1, device="cpu")
+    )
+    check_engine(trainer, uses_deepspeed=False)
+    with pytest.raises(RunError, match=r"^asked for DeepSpeed in 1 process\(es\), but SimpleNamespace, 1 process \("):
+        check_engine(trainer, uses_deepspeed=True)
