@@ -73,7 +73,7 @@ def can_share(model: Any) -> bool:
 def most_passes(model: Any) -> int:
     """How many passes the rows may take: one where a gradient is taken through reentrant checkpoints.
 
-    Those hand over a parameter's gradient once a pass; DeepSpeed and DistributedDataParallel take it once.
+    Those hand over a gradient once a pass, and DeepSpeed takes it once. Under ZeRO-3 TRL makes all checkpoints so.
     """
     if not (model.training and torch.is_grad_enabled()):
         return PASSES

@@ -156,7 +156,7 @@ def test_what_is_not_the_same_for_a_group_is_not_shared():
 
 
 def test_reentrant_checkpoints_take_a_gradient_in_one_pass():
-    """DeepSpeed and DistributedDataParallel take each gradient once, and these hand it over once a pass."""
+    """DeepSpeed takes each gradient once, and these hand it over once a pass."""
     model = make_model("llama").train()
     assert most_passes(model) == PASSES
     for reentrant in (True, False):
