@@ -215,7 +215,7 @@ def test_stop_strings_are_not_told_to_go_where_training_refuses_them(make_config
         ("top_p", 1.1, "sampling.top_p: .*less than or equal to 1"),
         ("top_k", -1, "sampling.top_k: .*greater than or equal to 0"),
         ("min_p", 1, "sampling.min_p: .*less than 1"),
-        ("repetition_penalty", 0, "sampling.repetition_penalty: .*greater than 0"),
+        ("repetition_penalty", 0, "sampling.repetition_penalty: .*greater than or equal to 0.01"),
         ("stop", ["x", ""], "sampling.stop.1: .*at least 1 character"),
         ("stop", "x", r"sampling.stop: write a list of strings, \['x'\]"),
         ("stop", ["\n", "x"], r"sampling: stop \['\\n', 'x'\] cannot be used in training"),
