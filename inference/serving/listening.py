@@ -19,25 +19,13 @@ def bind(config: ServeConfig) -> socket.socket:
         taken.bind((config.host, config.port))
     except (OSError, UnicodeError) as error:
         taken.close()
-        raise _cannot(config, error) from error
+        reason = error.strerror if isinstance(error, OSError) else "no host's name"
+        raise ConfigError(
+            f"cannot listen on host {config.host!r}, port {config.port} ({reason}); set another host or port (0: any "
+            "that is free)"
+        ) from error
     taken.set_inheritable(False)
     return taken
-
-
-def listen(config: ServeConfig, taken: socket.socket) -> None:
-    """Take connections; raises `ConfigError` where another server that started meanwhile does so on this port."""
-    try:
-        taken.listen()
-    except OSError as error:
-        raise _cannot(config, error) from error
-
-
-def _cannot(config: ServeConfig, error: OSError | UnicodeError) -> ConfigError:
-    reason = error.strerror if isinstance(error, OSError) else "no host's name"
-    return ConfigError(
-        f"cannot listen on host {config.host!r}, port {config.port} ({reason}); set another host or port (0: any "
-        "that is free)"
-    )
 
 
 def address(taken: socket.socket) -> str:

@@ -22,7 +22,7 @@ from inference.serving.app import make_app
 from inference.serving.catalogue import Catalogue
 from inference.serving.channel import loop_factory
 from inference.serving.engine_process import EngineProcess
-from inference.serving.listening import address, listen
+from inference.serving.listening import address
 from inference.serving.plan import ServePlan
 from inference.serving.remote_engine import Engine, RemoteEngine
 from inference.serving.service import Service
@@ -42,7 +42,6 @@ class _Server(uvicorn.Server):
 def run(config: ServeConfig, process: EngineProcess, taken: socket.socket) -> None:
     """Serve until SIGTERM, after which what runs may end, or Ctrl-C (`KeyboardInterrupt`)."""
     plan, catalogue = process.opened()
-    listen(config, taken)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IamaWarning)  # the engine's process has said them
         files = {name: read_policy_files(name, spec) for name, spec in config.policies.items()}

@@ -16,11 +16,7 @@ import pytest
 import yaml
 from test_cli import exported, one_line_error  # noqa: F401
 
-from iama.config.schema import validate
-from iama.config.serving import ServeConfig
-from iama.errors import ConfigError
 from iama.installation import CONFIGS
-from inference.serving.listening import bind, listen
 from tests.inference.report_summary import make_summary
 from tests.inference.serving.served import PROCESS_KEY as KEY
 from tests.inference.serving.served import process
@@ -229,14 +225,6 @@ def test_a_port_in_use_is_told_before_weights_are_read(run, serving_file, monkey
         port = taken.getsockname()[1]
         line = one_line_error(run("serve", "--config", serving_file, "--port", port))
     assert f"cannot listen on host '127.0.0.1', port {port} (Address already in use)" in line
-
-
-def test_of_two_servers_that_start_together_the_second_is_told():
-    settings = validate({"policies": {"base": {"path": "model"}}, "port": free_port()}, ServeConfig, "test")
-    with bind(settings) as first, bind(settings) as second:
-        listen(settings, first)
-        with pytest.raises(ConfigError, match=r"cannot listen on .* \(Address already in use\)"):
-            listen(settings, second)
 
 
 @pytest.mark.slow
