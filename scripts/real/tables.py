@@ -237,7 +237,7 @@ def hacking_table(study: Study) -> Table:
 
 
 def hacking_words(study: Study) -> list[str]:
-    """The same in words, a line a criterion."""
+    """What `hacking_table` says, in words, a line a criterion."""
     table = hacking_table(study)
     found = []
     for criterion, peak, onset, drop, chosen in table.rows:

@@ -23,6 +23,7 @@ from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.schema import Strict
 from iama.config.serving import ServeConfig
 from iama.config.specs import PolicySpec, PromptsSpec, RewardSpec, Sampling
+from iama.files import write_atomically
 from inference.samplers.serve import RULES, SAMPLERS
 from inference.selection.stopping import STOPS
 
@@ -183,7 +184,7 @@ def page(name: str) -> str:
 def main() -> None:
     """Write the pages."""
     for name in PAGES:
-        (FOLDER / name).write_text(page(name), encoding="utf-8")
+        write_atomically(FOLDER / name, page(name))
 
 
 if __name__ == "__main__":

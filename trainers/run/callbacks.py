@@ -130,7 +130,7 @@ def _cut_back(path: Path, first_step: int) -> list[dict[str, Any]]:
 
 
 def logged_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows of `metrics.jsonl` by their lines; `RunError` for a damaged one."""
+    """Rows of `metrics.jsonl` by their lines; `RunError` for a damaged one, as is one without a step."""
     lines = whole_lines(path.read_bytes()).splitlines(keepends=True) if path.exists() else []
     try:
         return {line.decode(): row for line in lines if (row := json.loads(line))["step"] >= 0}
