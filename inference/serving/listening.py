@@ -19,13 +19,18 @@ def bind(config: ServeConfig) -> socket.socket:
         taken.bind((config.host, config.port))
     except (OSError, UnicodeError) as error:
         taken.close()
-        reason = error.strerror if isinstance(error, OSError) else "no host's name"
-        raise ConfigError(
-            f"cannot listen on host {config.host!r}, port {config.port} ({reason}); set another host or port (0: any "
-            "that is free)"
-        ) from error
+        raise cannot_listen(config, error) from error
     taken.set_inheritable(False)
     return taken
+
+
+def cannot_listen(config: ServeConfig, error: Exception) -> ConfigError:
+    """What is told of a socket that cannot be bound, or on which another server has begun to listen since."""
+    reason = error.strerror if isinstance(error, OSError) else "no host's name"
+    return ConfigError(
+        f"cannot listen on host {config.host!r}, port {config.port} ({reason}); set another host or port (0: any "
+        "that is free)"
+    )
 
 
 def address(taken: socket.socket) -> str:

@@ -22,7 +22,7 @@ from inference.serving.app import make_app
 from inference.serving.catalogue import Catalogue
 from inference.serving.channel import loop_factory
 from inference.serving.engine_process import EngineProcess
-from inference.serving.listening import address
+from inference.serving.listening import address, cannot_listen
 from inference.serving.plan import ServePlan
 from inference.serving.remote_engine import Engine, RemoteEngine
 from inference.serving.service import Service
@@ -95,6 +95,8 @@ async def serve(
     try:
         while not server.started and not serving.done():
             await asyncio.sleep(STEP_S)
+        if not server.started and isinstance(error := serving.exception(), OSError):
+            raise cannot_listen(config, error) from error
         _tell(plan, taken)
         either: set[asyncio.Future[Any]] = {serving, ended}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -103,7 +105,8 @@ async def serve(
     finally:
         server.should_exit = True
         await engine.aclose()
-        await serving
+        if server.started or not serving.done():
+            await serving
 
 
 def _tell(plan: ServePlan, taken: socket.socket) -> None:

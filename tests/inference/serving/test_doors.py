@@ -6,14 +6,18 @@ import asyncio
 import base64
 import threading
 import time
+from dataclasses import replace
 
 import httpx2
 import openai
 import pytest
 
+from iama.errors import ConfigError
 from iama.rewards.function import reward_from_function
 from inference.serving.answering import Answering
 from inference.serving.app import make_app
+from inference.serving.listening import bind
+from inference.serving.run import serve
 from inference.serving.service import Service
 from tests.inference.serving.served import error_of, events, opened_plan, server
 
@@ -158,6 +162,21 @@ def test_rows_of_clients_that_hang_up_are_freed(raw_serving):
                 time.sleep(0.02)
         assert 'status="499"' in text
         assert served.http.post("/v1/chat/completions", json=long | {"n": 1}).status_code == 200
+
+
+def test_of_two_servers_that_start_together_the_second_is_told(raw_serving):
+    plan, opened = opened_plan({**raw_serving, "port": 0})
+    with bind(plan.config) as first:  # binding alone does not keep another server out; listening does
+        late = replace(plan, config=plan.config.model_copy(update={"port": first.getsockname()[1]}))
+        with bind(late.config) as second:
+            first.listen()
+
+            async def start() -> None:
+                engine = Answering(opened.policies, opened.rewards, batch_size=2, num_private=1, reward_timeout_s=1)
+                await serve(late, opened.catalogue, engine, second, asyncio.get_running_loop().create_future())
+
+            with pytest.raises(ConfigError, match=r"cannot listen on .*Address already in use"):
+                asyncio.run(start())
 
 
 def test_health_tells_of_an_engine_that_has_stopped(raw_serving):
