@@ -6,11 +6,15 @@ python -m scripts.check_demo
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import typer
 from transformers import AutoTokenizer
+
+from inference.evaluation.summary import load_summary
+from inference.report.headlines import headline
 
 FOLDER = Path("runs/demo")
 CURVES = ("bon", "bop", "stop")
@@ -26,6 +30,7 @@ def main() -> None:
     for run in ("grpo", "iama"):
         check_metrics([json.loads(line) for line in (FOLDER / run / "metrics.jsonl").read_text().splitlines()])
     check_summary(_read(FOLDER / "evaluation" / "summary.json"))
+    check_readme(headline(load_summary(FOLDER / "evaluation")))
     assert "<html" in (FOLDER / "evaluation" / "report.html").read_text(encoding="utf-8")
     print("demo: the world, both runs, the summary and the report are as they should be")
 
@@ -77,6 +82,15 @@ def check_summary(summary: dict[str, Any]) -> None:
     assert {row["reference"] for row in summary["break_even"]} == {"base", "grpo"}
     assert all(row["flops"] > 0 for row in summary["curves"])
     assert all(row["kl"] is not None for row in summary["curves"] if row["method"] != "stop")
+
+
+def check_readme(said: str, readme: Path = Path("README.md")) -> None:
+    """The README shows the sentence that the report begins with, but for its numbers, which other CPUs round."""
+
+    def without_numbers(text: str) -> str:
+        return re.sub(r"\d[\d,.]*\d|\d", "#", " ".join(text.split()))
+
+    assert without_numbers(said) in without_numbers(readme.read_text(encoding="utf-8")), said
 
 
 def _read(path: Path) -> dict[str, Any]:

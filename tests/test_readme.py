@@ -67,8 +67,12 @@ def clone(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: list[str], folder: Path) -> None:
-    """A command of the page; `iama ...` is `python -m iama.cli ...`, the others are started as they stand."""
+def without_numbers(text: str) -> str:
+    return re.sub(r"\d[\d,.]*\d|\d", "#", " ".join(text.split()))
+
+
+def run(command: list[str], folder: Path) -> str:
+    """What a command of the page prints; `iama ...` is `python -m iama.cli ...`, others are started as they stand."""
     if command[0] == "iama":
         done = run_python(["-m", "iama.cli", *command[1:]], folder=folder)
     elif command[0] == "python":
@@ -79,6 +83,7 @@ def run(command: list[str], folder: Path) -> None:
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return f"{done.stdout}\n{done.stderr}"
 
 
 def make_gold_vary(path: Path) -> None:
@@ -128,13 +133,16 @@ def test_every_command_and_snippet_runs_in_the_order_of_the_pages(clone):
     asking, sampling = blocks("python", "docs/guides/serve.md")
     of_server = serving_commands()
     all_commands = [line for page in PAGES for line in commands(page)]
+    printed = []
     for command in [command for command in all_commands if command not in of_server]:
         shortened = f"{command} --set trainer.max_steps=3" if command.startswith("deepspeed") else command
         if "runs/demo/export" in command and not (clone / "runs/demo/export").exists():  # `make demo` makes it
             shutil.copytree(clone / "runs/demo/adapter", clone / "runs/demo/export")
         if command.startswith("iama tune"):
             make_gold_vary(clone / "runs/own/base.jsonl")
-        run(shlex.split(shortened), clone)
+        printed += [without_numbers(line) for line in run(shlex.split(shortened), clone).splitlines()]
+    dry_run, (cost, *_), _ = (block.splitlines() for block in blocks("text"))
+    assert {without_numbers(line) for line in [*dry_run, cost]} <= set(printed)  # the last block is check_demo's
     assert (clone / "runs/demo/evaluation/report.html").stat().st_size > 10_000
     run(["python", "-c", training], clone)
     run(["python", "-c", sampling], clone)
