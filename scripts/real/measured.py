@@ -151,16 +151,20 @@ def seconds(speed: Sequence[Mapping[str, Any]], policy: str, num_prompts: int, b
     return np.tile(np.interp(budgets, *np.transpose(found)), (num_prompts, 1)) if found else None
 
 
-def refuse_mixed(first: Measured, second: Measured) -> None:
-    """End where two units were made from other models, prompts, proxies or in another precision."""
+def differing(first: Measured, second: Measured) -> list[str]:
+    """What two units do not share of models, prompts, proxies and precision; a probe may differ by `SAME_PROXY`."""
     theirs = [
         [score for name in sorted(m.record["proxies"]) for score in m.record["proxies"][name]] for m in (first, second)
     ]
     same = {key: first.record.get(key) == second.record.get(key) for key in ("weights_sha256", "prompts", "dtype")}
     same["proxies"] = len(theirs[0]) == len(theirs[1]) and bool(np.allclose(theirs[0], theirs[1], 0, SAME_PROXY))
-    for key, is_same in same.items():
-        if not is_same:
-            raise SystemExit(
-                f"error: {first.unit.path} and {second.unit.path} differ in {key!r}, so they cannot be compared; "
-                "delete those of one machine and run the study again"
-            )
+    return [key for key, is_same in same.items() if not is_same]
+
+
+def refuse_mixed(first: Measured, second: Measured) -> None:
+    """End where two units were made from other models, prompts, proxies or in another precision."""
+    for key in differing(first, second):
+        raise SystemExit(
+            f"error: {first.unit.path} and {second.unit.path} differ in {key!r}, so they cannot be compared; "
+            "delete those of one machine and run the study again"
+        )

@@ -154,19 +154,20 @@ def validation_samples() -> Pool:
     return fill_pool(FOLDER / "pools" / "validation-8.jsonl", header, rows, draw, lambda _: None)
 
 
-def weights(criteria: Sequence[str]) -> dict[str, float]:
-    """Weights of a training, in sum 1: one over the spread of a criterion's proxy within the base's prompts.
+def scales(criteria: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What standardises the proxies of a training: mean of the base's samples, and their spread within a prompt.
 
     Rewards on unlike scales would else be served unlike: of the lengths, an answer of 72 words is 2.3 from one target
     and 0.3 from the other.
     """
     pool = validation_samples()
-    parts = {}
+    found = {}
     for name in criteria:
         reward = load_reward(name, proxy_of(name))
-        scores_PS = [reward.score([p.prompt] * len(p.texts), p.texts, {})[0] for p in pool.prompts]
-        parts[name] = 1 / float(np.sqrt(np.var(np.asarray(scores_PS), axis=1).mean()))
-    return {name: round(part / sum(parts.values()), 3) for name, part in parts.items()}
+        scores_PS = np.asarray([reward.score([p.prompt] * len(p.texts), p.texts, {})[0] for p in pool.prompts])
+        spread = float(np.sqrt(np.var(scores_PS, axis=1).mean()))
+        found[name] = {"mean": round(float(scores_PS.mean()), 3), "std": round(spread, 3)}
+    return found
 
 
 def agreement(criterion: str) -> float:

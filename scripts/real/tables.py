@@ -17,7 +17,7 @@ from scripts.experiments import frame
 from scripts.experiments.frame import Claim, Table, table
 from scripts.real import proxies
 from scripts.real.gold import LONG, SHORT
-from scripts.real.measured import NUM_BOOTSTRAP, Measured, Study, mean_curve, saved, single_words
+from scripts.real.measured import NUM_BOOTSTRAP, Measured, Study, differing, mean_curve, saved, single_words
 from scripts.real.proxies import criteria_of
 from scripts.real.unit import RESULTS, SCALES, Unit
 
@@ -116,18 +116,23 @@ def savings_table(study: Study) -> Table:
 
 
 def attempts() -> list[str]:
-    """What each earlier training for length saved the base that drew on its prompts."""
+    """What each earlier training saved the base that drew on its prompts, and linear GRPO where that was trained."""
     folder = RESULTS["full"] / "attempts"
 
-    def there(file: Path, policy: str) -> Measured:
-        return Measured(Unit("length", policy, 0, SCALES["full"]), json.loads(file.read_text(encoding="utf-8")))
+    def there(file: Path) -> Measured:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return Measured(Unit(record["unit"]["pair"], record["unit"]["policy"], 0, SCALES["full"]), record)
 
-    bases = [there(file, "base") for file in folder.glob("base*.json")]
+    def told(trained: Measured, rival: Measured) -> str:
+        return ", ".join(f"{name} {_told(saved([trained], [rival], name))}" for name in criteria_of(trained.unit.pair))
+
+    bases = list(map(there, folder.glob("base*.json")))
     found = []
-    for file in sorted(folder.glob("[0-9].json")):
-        trained = there(file, "iama")
-        base = next(base for base in bases if base.record["prompts"] == trained.record["prompts"])
-        found.append(", ".join(f"{name} {_told(saved([trained], [base], name))}" for name in criteria_of("length")))
+    for trained, file in [(there(file), file) for file in sorted(folder.glob("[0-9].json"))]:
+        base = next(b for b in bases if b.unit.pair == trained.unit.pair and differing(b, trained) == [])
+        rival = file.with_name(f"{file.stem}-grpo.json")
+        linear = f" (against linear GRPO {told(trained, there(rival))})" if rival.is_file() else ""
+        found.append(told(trained, base) + linear)
     return found
 
 
@@ -301,7 +306,9 @@ def settings_table(study: Study) -> Table:
         if training:
             alarms = ", ".join(training["alarms"]) or "none"
             weights = ", ".join(f"{name} {weight:g}" for name, weight in training["weights"].items())
-            cells = [weights, measured.unit.scale.steps, measured.record["dtype"], training["processes"]]
-            cells += [training["seconds"]]
+            cells = [training["aggregate"], weights, "yes" if training["scales"] else "no"]
+            cells += [measured.unit.scale.steps, measured.record["dtype"], training["processes"], training["seconds"]]
             rows.append([measured.unit.name, *cells, f"{training['kl_per_token']:.3f}", alarms])
-    return table("unit | weights | steps | precision | processes | seconds | KL, nats a token | alarms", rows)
+    header = "unit | aggregate | weights | standardised | steps | precision | processes | seconds | KL, nats a token"
+    header += " | alarms"
+    return table(header, rows)

@@ -108,27 +108,27 @@ the bank about a strange charge; a friend I have not seen for years; our guests 
 
 TEST_TOPICS = {
     "explain": """
-a submarine; chess notation; a hearing aid; snoring; a smoke detector; a parachute; leap years; a tuning fork
-the north star; a bank holiday; dandruff; a sewing machine; origami
+a hovercraft; a will; sourdough; a fire extinguisher; a black hole; a metronome; a customs office; braille
+a fossil; a greenhouse; an auction; a fingerprint; a periscope
 """,
     "plan": """
-collecting vinyl records; becoming a judge; digging a pond; studying astronomy at seventy
-dyeing my eyebrows green; sharing a tractor with neighbours; crossing Canada by coach; skipping breakfast for good
-fostering a teenager; taking singing lessons; entering a baking contest; working on a ferry
+becoming a pilot; buying a telescope; brewing my own cider; moving in with my grandparents
+growing a beard; running for mayor; spending Christmas on a boat; painting a mural in the garage
+studying philosophy in the evening; converting the attic; restoring an old tram; planting a vineyard
 """,
     "advice": """
-brushing a shaggy coat; bleeding radiators; drawing horses; pronouncing Welsh; descaling kettles; reading tide tables
-gift wrapping; parallel parking; growing orchids; telling jokes; mopping stairs
+holding chopsticks; trimming a hedge; sleeping on trains; poaching eggs; juggling; unclogging drains
+hanging wallpaper; teaching fractions; shopping with toddlers; catching trout; tuning a banjo
 """,
     "compare": """
-honey or jam; a rug or bare tiles; trumpets or violas; a poem or a short story; lakes or waterfalls
-velcro or laces; a cottage or a castle; mustard or ketchup; a kayak or a rowing boat; comedies or thrillers
+butter or oil; a hammock or a deckchair; blinds or curtains; opera or ballet; a scooter or skates
+gold or silver; a farm or a factory; oats or muesli; badminton or squash; pencils or pens
 """,
     "task": """
-the optician about scratched lenses; a nephew who broke his leg; the museum about a guest lecture
-a gardener who pruned our hedge; the airline about a delayed suitcase; my chess partner before the final match
-the florist about roses for Friday; a singer whose album moved me; the electrician about flickering lamps
-my former boss about a reference; an insurer about a hail storm
+the vet about a limping hamster; the choirmaster about sheet music; a carpenter about a crooked shelf
+a magician who amazed us; the cinema about lost gloves; a niece who learned to ride; the ferry company about a refund
+a farmer whose eggs we love; the tax office about a wrong form; a referee after a hard game
+our babysitter about Saturday
 """,
 }
 """Of the test split, written anew whenever a training had been looked at on its prompts, so that none served before."""

@@ -202,17 +202,14 @@ def adapter_of(unit: Unit) -> Path:
 def overrides(unit: Unit, processes: int) -> list[str]:
     """What makes configs/real.yaml this unit's training."""
     only = unit.policy.removeprefix("only-") if unit.policy.startswith("only-") else None
-    weights = {only: 1.0} if only else proxies.weights(unit.criteria)
     criteria = [
         {
             "name": name,
-            "proxy": proxies.proxy_of(name).model_dump(mode="json", exclude_unset=True),
+            "proxy": proxies.proxy_of(name).model_dump(mode="json", exclude_unset=True) | {"scale": scale},
             "gold": proxies.gold_of(name).model_dump(mode="json", exclude_unset=True),
             "operator": f"bon({BUDGET})" if unit.policy == "iama" else "identity",
-            "weight": weights[name],
         }
-        for name in unit.criteria
-        if name in weights
+        for name, scale in proxies.scales((only,) if only else unit.criteria).items()
     ]
     return [
         f"name=real-{unit.name}",
@@ -235,7 +232,9 @@ def _train(unit: Unit, processes: int) -> dict[str, Any]:
     steps = {name: [round(row["criteria"][name]["value"], 4) for row in rows] for name in rows[0]["criteria"]}
     config = json.loads((unit.run / "config.json").read_text(encoding="utf-8"))
     return {
-        "weights": {criterion["name"]: criterion["weight"] for criterion in config["objective"]["criteria"]},
+        "aggregate": config["objective"]["aggregate"],
+        "scales": {c["name"]: c["proxy"]["scale"] for c in config["objective"]["criteria"] if c["proxy"]["scale"]},
+        "weights": {c["name"]: c["weight"] for c in config["objective"]["criteria"]},
         "kl_per_token": round(frame.final_kl(unit.run, 5), 4),
         "beta": rows[-1]["beta"],
         "value_by_step": steps,

@@ -35,8 +35,15 @@ FOLDER = Path(__file__).parents[2] / "docs" / "reference"
 
 
 def commands() -> str:
-    """Every command with its flags, as `typer utils docs` writes them."""
-    call = [sys.executable, "-m", "typer", "iama.cli", "utils", "docs", "--name", "iama"]
+    """Every command with its flags, as `typer utils docs` writes them; `iama train` hands its own to the trainer's."""
+    section = r"(?<=^## `iama train`\n).*?(?=^## )"
+    training = _documented("trainers.run.train", "iama train")
+    return re.sub(section, lambda _: training, _documented("iama.cli", "iama"), flags=re.MULTILINE | re.DOTALL)
+
+
+def _documented(module: str, name: str) -> str:
+    """What typer writes of a module's commands, without the title; examples are blocks of code."""
+    call = [sys.executable, "-m", "typer", module, "utils", "docs", "--name", name]
     written = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     parts = re.split(r"(^```.*?^```$)", written.partition("\n")[2], flags=re.MULTILINE | re.DOTALL)
     prose = [re.sub(r"^Example: (.*?)(?=\n\n)", _as_code, part, flags=re.MULTILINE | re.DOTALL) for part in parts[::2]]

@@ -73,5 +73,5 @@ def test_a_proxy_a_gold_and_prompts_come_of_different_pairs(
     (base, iama, _) = unit.data_units(SCALES["full"])
     assert base == Unit("data", "base", 0, SCALES["full"])
     assert base.path.parent == tmp_path / "units"
-    monkeypatch.setattr(proxies, "weights", lambda criteria: dict.fromkeys(criteria, 1.0))
+    monkeypatch.setattr(proxies, "scales", lambda criteria: {name: {"mean": 0.0, "std": 1.0} for name in criteria})
     assert any("rm-harmless-gold" in part for part in overrides(iama, 2))

@@ -52,7 +52,7 @@ def test_the_units_have_names_of_their_own_and_the_small_scale_ends_in_time() ->
 
 @pytest.mark.parametrize("policy", ["iama", "grpo", "only-child"])
 def test_every_training_is_the_same_but_for_its_objective(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxies, "weights", lambda criteria: dict(zip(criteria, (0.3, 0.7), strict=True)))
+    monkeypatch.setattr(proxies, "scales", lambda criteria: {name: {"mean": 1.0, "std": 2.0} for name in criteria})
     one = Unit("audience", policy, 1, SCALES["full"])
     config = load_config("configs/real.yaml", TrainingConfig, unit.overrides(one, 2))
     plain = load_config("configs/real.yaml", TrainingConfig, [])
@@ -61,7 +61,9 @@ def test_every_training_is_the_same_but_for_its_objective(policy: str, monkeypat
     criteria = config.objective.criteria
     assert [c.name for c in criteria] == (["child"] if policy == "only-child" else ["child", "expert"])
     assert {str(c.operator) for c in criteria} == {"bon(4)" if policy == "iama" else "identity"}
-    assert sum(c.weight for c in criteria) == 1
+    assert {c.weight for c in criteria} == {1.0}
+    assert {c.proxy.scale.std for c in criteria} == {2.0}
+    assert config.objective.aggregate == plain.objective.aggregate == "smooth_min(2)"
     assert plain.sampling == proxies.SAMPLING
 
 
@@ -77,16 +79,15 @@ def test_the_units_of_the_configuration_are_those_of_the_study() -> None:
 
 
 @pytest.mark.slow
-def test_weights_make_up_for_unlike_scales(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_are_standardised_by_what_the_base_writes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxies, "home", lambda: {"validation": home / "asked.jsonl"})
     (home / "asked.jsonl").write_text('{"prompt": "how to bake bread"}\n{"prompt": "how to sleep well"}\n')
-    found = proxies.weights(("short", "long"))
+    found = proxies.scales(("short", "long"))
     pool = proxies.validation_samples()
-    spreads = [
-        np.sqrt(np.mean([np.var(judge(prompt.texts)) for prompt in pool.prompts])) for judge in (gold.short, gold.long)
-    ]
-    assert sum(found.values()) == pytest.approx(1, abs=2e-3)
-    assert found["short"] / found["long"] == pytest.approx(spreads[1] / spreads[0], rel=0.02)
+    for name, judge in (("short", gold.short), ("long", gold.long)):
+        scores_PS = np.asarray([judge(prompt.texts) for prompt in pool.prompts])
+        assert found[name]["mean"] == pytest.approx(scores_PS.mean(), abs=1e-3)
+        assert found[name]["std"] == pytest.approx(np.sqrt(scores_PS.var(axis=1).mean()), abs=1e-3)
 
 
 @pytest.mark.slow
@@ -175,6 +176,6 @@ def _imitate_training(source: Unit, target: Unit) -> None:
     record["unit"] |= {"policy": target.policy}
     steps = {"value_by_step": {}, "kl_by_step": [], "alarms": []}
     record["training"] = {"kl_per_token": 0.1, "beta": 0.02, "seconds": 9, "processes": 1, **steps}
-    record["training"]["weights"] = {"short": 0.5, "long": 0.5}
+    record["training"] |= {"weights": {"short": 0.5, "long": 0.5}, "scales": {}, "aggregate": "sum"}
     target.path.write_text(unit.dumped(record))
     assert json.loads(target.path.read_text()) == record
