@@ -359,7 +359,7 @@ def cards_text(gaps: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> str:
     means = [mean_of(by_place) for by_place in blockwise]
     own = [gap.verdict for gap in rules.values()]
     return (
-        f"CARDS against blockwise at equal operations: {found.count('higher')} of {len(found)} differences are above "
+        f"CARDS minus blockwise at equal operations: {found.count('higher')} of {len(found)} differences are above "
         f"0, {found.count('lower')} below; their means are {min(means):+.3f} to {max(means):+.3f}. `finish=target` "
         f"against `finish=length`: above in {own.count('higher')} of {len(own)}, below in {own.count('lower')}; "
         f"mean {mean_of(rules):+.3f}."

@@ -88,7 +88,7 @@ def write_readme(saved: Table, readme: Path = Path("README.md")) -> None:
         ["not yet" if cell == "-" else cell for cell in row] for row in zip(*map(saved.column, columns), strict=True)
     ]
     header = "SmolLM2-135M-Instruct: each criterion served by its own Best-of-4"
-    header += " | saved against the base | against the base told so in its prompt | against linear GRPO"
+    header += " | saved against the base | against the base with the criterion in its prompt | against linear GRPO"
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     write_atomically(readme, f"{before}{BEGIN}\n{frame.table(header, rows)}\n{END}{after}")
