@@ -306,7 +306,9 @@ def test_a_reward_that_hangs_keeps_no_whole_answer_waiting(policy, rewards, answ
     assert isinstance(failed, RewardFailedError)
 
 
-@pytest.mark.parametrize("method", ["bon(4)", "cards(target=9, max_proposals=2)", "args(top_k=3)"])
+@pytest.mark.parametrize(
+    "method", ["bon(4)", "cards(target=9, max_proposals=2)", "args(top_k=3)", "sea(num_steps=1, num_chains=1)"]
+)
 def test_an_answer_that_is_too_long_for_its_reward_is_the_asks_mistake(policy, tiny, method):
     reward = load_reward("short", RewardSpec(model=str(tiny.reward)))
     asked = ask(method, "short")
