@@ -308,7 +308,10 @@ class Answering:
                 samples, cost = await self._draw(asked, watch, first, number, held)
                 samples, scoring = await self._score(asked, samples, first, must_rank=True)
                 (scored,) = pool_of([asked.ask.prompt], [samples], [cost + scoring]).prompts
-                going.add(scored, sampler.stopped)
+                if sampler.stopped.rule.threshold is not None:
+                    going.add(scored, sampler.stopped)
+                else:  # some rules take seconds, until their tables are made
+                    await self._choosing.run(lambda _, scored=scored: going.add(scored, sampler.stopped))
                 if going.stopped:
                     break
         finally:
