@@ -352,7 +352,7 @@ class Sampling(Strict):
     top_p: float = Field(1.0, gt=0, le=1)
     """Keep the likeliest tokens that together reach this probability; 1: all."""
     top_k: int = Field(0, ge=0)
-    """Keep this many of the likeliest tokens; 0: all."""
+    """Keep this many of the likeliest tokens; 1: the likeliest always; 0: all."""
     min_p: float = Field(0.0, ge=0, lt=1)
     """Drop tokens less likely than this share of the likeliest one's probability; 0: none."""
     repetition_penalty: float = Field(1.0, ge=0.01)

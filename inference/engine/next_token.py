@@ -1,7 +1,7 @@
 """The law that the next token is drawn from, and the draw itself: pure functions of logits, in float64.
 
 Settings mean what they mean in transformers' `generate`, and are applied in its order: repetition penalty,
-temperature, top_k, top_p, min_p.
+temperature, top_k, top_p, min_p. Of equally likely tokens a top_k of 1 keeps the first, where transformers keeps all.
 """
 
 from __future__ import annotations
@@ -151,7 +151,10 @@ def _penalise(scores_RV: torch.Tensor, seen: Sequence[Sequence[int]], penalty: f
 
 
 def _keep_top_k(scores_RV: torch.Tensor, k: int) -> torch.Tensor:
-    """Drop what is below the k-th best score; ties with it stay."""
+    """Drop what is below the k-th best score; ties with it stay, but of the best alone the first is kept."""
+    if k == 1:
+        best_R1 = scores_RV.argmax(dim=-1, keepdim=True)
+        return torch.full_like(scores_RV, -torch.inf).scatter(1, best_R1, scores_RV.gather(1, best_R1))
     kth_R1 = scores_RV.topk(min(k, scores_RV.shape[1]), dim=-1).values[:, -1:]
     return scores_RV.masked_fill(scores_RV < kth_R1, -torch.inf)
 

@@ -61,7 +61,8 @@ def guided_header(
 ) -> dict[str, Any]:
     """The header of a pool of guided answers: that of the policy's pool, the method and the reward that guides.
 
-    The contents of files that it reads count, too, and of that which a sampler of somebody's own stands in.
+    The contents of files that it reads count, too, and of that which a sampler of somebody's own stands in. Those of
+    the reward are in its key (`guide_key`).
     """
     read = files_key(method, sampling, source.policy, source.fingerprint, criterion)
     if read:

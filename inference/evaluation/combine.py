@@ -218,14 +218,21 @@ def _extras(rows: Sequence[CurveRow]) -> CurveExtras:
 
 
 def _estimate(values: Sequence[Floats | None], column: int, question: Question) -> Difference | None:
-    """Mean over seeds and prompts with its interval; prompts without a value are left out."""
+    """Mean over seeds and prompts with its interval.
+
+    Prompts without a value are left out: of seeds that answered the same ones, those that lack it in some seed.
+    """
     columns = [values_PN[:, column] for values_PN in values if values_PN is not None]
-    known = [value_P[~np.isnan(value_P)] for value_P in columns]
-    if len(known) < len(values) or not all(map(len, known)):
+    if len(columns) < len(values):
         return None
-    how = question.bootstrap
-    how["same_prompts"] &= all(len(value_P) == len(column_P) for value_P, column_P in zip(known, columns, strict=True))
-    return paired_difference([(value_P, np.zeros_like(value_P)) for value_P in known], **how)
+    if question.same_prompts:
+        known_P = ~np.isnan(columns).any(axis=0)
+        known = [value_P[known_P] for value_P in columns]
+    else:
+        known = [value_P[~np.isnan(value_P)] for value_P in columns]
+    if not all(map(len, known)):
+        return None
+    return paired_difference([(value_P, np.zeros_like(value_P)) for value_P in known], **question.bootstrap)
 
 
 def _missing_rows(summaries: Sequence[Summary]) -> list[MissingRow]:

@@ -73,7 +73,8 @@ def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[Equa
             trained = (question.trained, criterion, method)
             column = question.budget if is_curve else 1
             comparisons = of_all(
-                [tables.against(trained, reference, other, metric, column, float(question.budget)) for tables in seeds]
+                [tables.against(trained, reference, other, metric, column, float(question.budget)) for tables in seeds],
+                question,
             )
             if not comparisons:
                 continue

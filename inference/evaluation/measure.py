@@ -48,7 +48,16 @@ from inference.evaluation.sources import Source
 from inference.pools.engines import local_draw, spread_draw
 from inference.pools.fill import draw_alike, fill_pool
 from inference.pools.journal import digest
-from inference.pools.score import KnownScores, PoolScores, alone_at, reward_key, score_elsewhere, score_pool, scoring
+from inference.pools.score import (
+    KnownScores,
+    PoolScores,
+    alone_at,
+    guide_key,
+    reward_key,
+    score_elsewhere,
+    score_pool,
+    scoring,
+)
 from inference.samplers.serve import entropy_share_of, needs_target, quantile_of
 from inference.samplers.uncertainty import quantile_of_entropies, with_nats
 
@@ -293,7 +302,7 @@ def _answer_round(
 ) -> tuple[Pool, Floats | None]:
     """One answer a prompt, and its gold `[P, 1]`."""
     config = work.config
-    header = guided_header(source, method, reward_key(criterion.proxy), criterion.name, config.sampling)
+    header = guided_header(source, method, guide_key(criterion.proxy), criterion.name, config.sampling)
     stem = answer_file(source, criterion.name, header, number)
     name = answers_name(source.policy, criterion.name, method.text)
     advance = add_bar(work.progress, f"answers of {name}", "prompts", len(work.indices))

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from iama.config.methods import AT_EVERY_BUDGET
 from inference.evaluation.tables import Tables
-from inference.statistics.savings import Comparison
+from inference.statistics.savings import Comparison, on_common_prompts
 
 TRAINED = "iama"
 REFERENCES = ("base", "grpo")
@@ -55,7 +55,9 @@ def curve_methods_of(tables: Tables) -> list[str]:
     return [method for method in axis(tables, 2) if method in AT_EVERY_BUDGET]
 
 
-def of_all(results: Sequence[Comparison | None]) -> list[Comparison]:
-    """The comparisons of all seeds; none where a seed lacks its own."""
+def of_all(results: Sequence[Comparison | None], question: Question) -> list[Comparison]:
+    """The comparisons of all seeds, on common prompts where these are the same; none where a seed lacks its own."""
     comparisons = [comparison for comparison in results if comparison is not None]
-    return comparisons if len(comparisons) == len(results) else []
+    if len(comparisons) < len(results):
+        return []
+    return on_common_prompts(comparisons) if question.same_prompts else comparisons

@@ -23,7 +23,7 @@ def savings_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRow
     names = product(axis(seeds[0], 1), curve_methods_of(seeds[0]), METRICS, question.references)
     for criterion, method, metric, reference in names:
         compared = (question.trained, reference, criterion, method, metric, question.budget)
-        comparisons = of_all([tables.compare(*compared) for tables in seeds])
+        comparisons = of_all([tables.compare(*compared) for tables in seeds], question)
         if comparisons:
             where: Compared = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
             rows.append(_savings_row(seeds, question, where, question.budget, comparisons, method))
@@ -56,8 +56,8 @@ def point_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRow]:
         trained = (question.trained, criterion, method)
         where: Compared = {"criterion": criterion, "method": method, "metric": metric, "reference": reference}
         dial = next((name for name, texts in question.dials.items() if method in texts), None)
-        by_dial = [] if dial is None else _by_dial(seeds, trained, reference, question.dials[dial], metric)
-        by_curve = [] if curve is None else _by_curve(seeds, trained, reference, curve, metric)
+        by_dial = [] if dial is None else _by_dial(seeds, question, trained, reference, dial, metric)
+        by_curve = [] if curve is None else _by_curve(seeds, question, trained, reference, curve, metric)
         for other, comparisons in ((dial, by_dial), (curve, by_curve)):
             if other is not None and comparisons:
                 row = _savings_row(seeds, question, where, None, comparisons, curve)
@@ -67,21 +67,22 @@ def point_rows(seeds: Sequence[Tables], question: Question) -> list[SavingsRow]:
 
 
 def _by_dial(
-    seeds: Sequence[Tables], trained: tuple[str, str, str], reference: str, points: Sequence[str], metric: str
+    seeds: Sequence[Tables], question: Question, trained: tuple[str, str, str], reference: str, dial: str, metric: str
 ) -> list[Comparison]:
     """Against a reference by a dial, its points in the order of their cost in the first unit that has a ratio."""
+    points = question.dials[dial]
     for unit in UNITS:
-        found = of_all([tables.against_dial(trained, reference, points, metric, unit) for tables in seeds])
+        found = of_all([tables.against_dial(trained, reference, points, metric, unit) for tables in seeds], question)
         if found and all(comparison.has_ratio(unit) for comparison in found):
             return found
     return []
 
 
 def _by_curve(
-    seeds: Sequence[Tables], trained: tuple[str, str, str], reference: str, method: str, metric: str
+    seeds: Sequence[Tables], question: Question, trained: tuple[str, str, str], reference: str, method: str, metric: str
 ) -> list[Comparison]:
     """Against a reference's curve, in the first unit that has a ratio."""
-    found = of_all([tables.against(trained, reference, method, metric, 1, 1.0) for tables in seeds])
+    found = of_all([tables.against(trained, reference, method, metric, 1, 1.0) for tables in seeds], question)
     unit = next((u for u in UNITS if found and all(comparison.has_ratio(u) for comparison in found)), None)
     return [] if unit is None else [replace(comparison, unit=unit) for comparison in found]
 
@@ -191,7 +192,8 @@ def _stopping_row(
     reference_method: str,
 ) -> StoppingRow | None:
     side, budget = (policy, criterion, method), question.budget
-    comparisons = of_all([t.against(side, reference, reference_method, metric, budget, float(budget)) for t in seeds])
+    against = (side, reference, reference_method, metric, budget, float(budget))
+    comparisons = of_all([tables.against(*against) for tables in seeds], question)
     if not comparisons:
         return None
     row: StoppingRow = {

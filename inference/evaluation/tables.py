@@ -135,6 +135,7 @@ def _comparison(
         trained_P=trained_PN[known_P, column - 1],
         budget=budget,
         costs={unit: (other_PN[known_P], own_PN[known_P, column - 1]) for unit, (other_PN, own_PN) in costs.items()},
+        known_P=known_P,
     )
 
 

@@ -7,6 +7,7 @@ what one process would.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from iama.arrays import Floats, Integers
 from iama.config.specs import MAX_SCORE, RewardSpec
 from iama.errors import RewardError, RunError
 from iama.files import check_rewritable, locked
+from iama.installation import find_file
 from iama.machines import Work
 from iama.models.fingerprint import fingerprint
 from iama.reading import read_text
@@ -264,6 +266,27 @@ def reward_key(spec: RewardSpec) -> str:
         source = [members, spec.ensemble.aggregate, spec.ensemble.coefficient]
     scale = None if spec.scale is None else spec.scale.model_dump()
     return digest([spec.source, source, spec.sign, scale])
+
+
+def guide_key(spec: RewardSpec) -> str:
+    """`reward_key` with the text of the file that a function or a kind of somebody's own stands in.
+
+    What that file imports is not known.
+    """
+    texts = [read_text(path, RewardError) for part in spec.parts if (path := _code_file(part)) is not None]
+    return digest([reward_key(spec), texts]) if texts else reward_key(spec)
+
+
+def _code_file(spec: RewardSpec) -> Path | None:
+    """The file of the code that loading a reward runs; None without code, and where it stands in no Python file."""
+    if spec.code is None:
+        return None
+    name = spec.code.rpartition(":")[0]
+    if name.endswith(".py"):
+        return find_file(name)
+    module = importlib.util.find_spec(name)
+    origin = "" if module is None else module.origin or ""
+    return Path(origin) if origin.endswith(".py") else None
 
 
 def _stored_scores(pool: Pool, spec: RewardSpec) -> PoolScores:

@@ -6,6 +6,7 @@ a pure rule chooses by scores and texts.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,9 @@ import torch
 
 from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory, start_peak
-from iama.errors import ConfigError
+from iama.errors import ConfigError, RewardError
 from iama.prompts.conversations import render_prompts
-from iama.prompts.render import Prompt
+from iama.prompts.render import Prompt, prompt_name
 from iama.rewards.reward import Reward
 from inference.engine.batches import until_all
 from inference.engine.decode import iter_decode
@@ -66,12 +67,14 @@ def _with_peak(costs: Sequence[Cost], device: torch.device) -> list[Cost]:
     return [replace(cost, peak_memory=max(peak, cost.peak_memory)) for cost in costs]
 
 
-def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | None = None) -> Pool:
+def score(
+    pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | None = None, *, must_rank: bool = False
+) -> Pool:
     """The pool with every sample scored; `columns` are the prompts' columns for reward functions.
 
     A classifier that reads texts in pieces (`inference.engine.reward_rows`) reads each prompt once for all its samples.
     A prompt's samples count as read side by side, in one step, though the first is read before the others to save
-    tokens.
+    tokens. Where the rewards `must_rank` the samples, a missing one raises `RewardError`.
     """
     check_columns(columns, len(pool.prompts))
     drawn = [i for i, prompt in enumerate(pool.prompts) if prompt.samples]
@@ -85,6 +88,8 @@ def score(pool: Pool, reward: Reward, columns: Mapping[str, Sequence[Any]] | Non
     samples, costs = list(pool.samples), list(pool.costs)
     for result in scored:
         costs[result.index] += result.cost
+        if must_rank:
+            _check_ranked(result, reward)
         responses = zip(samples[result.index], result.rewards, strict=True)
         samples[result.index] = tuple(replace(response, reward=value) for response, value in responses)
     if reward.classifier is not None:
@@ -107,6 +112,17 @@ class ScoredTexts:
     def is_complete(self) -> bool:
         """Whether all are scored."""
         return len(self.rewards) == len(self.texts)
+
+
+def _check_ranked(scored: ScoredTexts, reward: Reward) -> None:
+    """Raise `RewardError` for a score of NaN, which no rule can choose by."""
+    missing = next((i for i, value in enumerate(scored.rewards) if math.isnan(value)), None)
+    if missing is not None:
+        raise RewardError(
+            f"reward {reward.name!r} has no score for sample {missing + 1} of {len(scored.texts)} to the prompt "
+            f"{prompt_name(scored.prompt)}, and it must choose among them; let it score every text, or sample with "
+            "method single"
+        )
 
 
 def _score_by_function(
@@ -219,7 +235,7 @@ class SelectionSampler:
         counts = [rule.num_draws(u) for u in number]
         pool = draw(self.policy, prompts, counts, self.sampling, seed=seed, batch_size=self.batch_size)
         if self.reward is not None:
-            pool = score(pool, self.reward, columns)
+            pool = score(pool, self.reward, columns, must_rank=rule.name != "identity")
         capped = [rule.is_capped(u) for u in number]
         rows = zip(pool.prompts, capped, choice, strict=True)
         return [keep(rule, *row) for row in rows]

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from iama.config.schema import Strict
 from iama.config.specs import Sampling
 from iama.cost import Cost
-from iama.errors import ConfigError, DataError, IamaWarning
+from iama.errors import ConfigError, DataError, IamaWarning, RewardError
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.next_token import entropy
@@ -170,7 +170,10 @@ def calibration_rewards(
     batch_size: int,
     columns: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[list[float], Cost]:
-    """Rewards of unguided samples of all prompts together, and what they cost."""
+    """Rewards of unguided samples of all prompts together, and what they cost; a missing score is left out.
+
+    Raises `RewardError` where no sample has one.
+    """
     if not prompts:
         raise DataError("there are no prompts to calibrate a target on; give some")
     if num_samples < 1:
@@ -178,7 +181,12 @@ def calibration_rewards(
     render_checked(policy, reward, prompts, columns, sampling)
     pool = draw(policy, prompts, num_samples, sampling, seed=seed, batch_size=batch_size)
     scored = score(pool, reward, columns)
-    rewards = [c.reward for row in scored.samples for c in row if c.reward is not None]
+    rewards = [c.reward for row in scored.samples for c in row if c.reward is not None and not math.isnan(c.reward)]
+    if not rewards:
+        raise RewardError(
+            f"reward {reward.name!r} has no score for any of the {len(prompts) * num_samples} samples that the target "
+            "would be measured on; write the target, or look at what it could not score"
+        )
     return rewards, sum(scored.costs, Cost())
 
 

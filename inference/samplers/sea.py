@@ -11,7 +11,6 @@ text, tokenised by the reward.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from pydantic import Field
 from iama.config.schema import Strict
 from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory
-from iama.errors import ConfigError, RewardError
+from iama.errors import ConfigError
 from iama.models.flops import backward_flops, forward_flops, size_of
 from iama.prompts.render import Prompt
 from iama.rewards.classifier import Classifier
@@ -35,10 +34,11 @@ from inference.engine.decode import iter_decode
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys
 from inference.engine.responses import Ends, Response, pool_of, response_text
-from inference.engine.reward_gradient import around, suffix_backward_flops
+from inference.engine.reward_gradient import suffix_backward_flops
 from inference.engine.vocabulary import check_shared_vocabulary, end_tokens
 from inference.samplers.base import Completion, render_checked
 from inference.samplers.best_of import score
+from inference.samplers.gains import template_of
 from inference.samplers.sea_energy import Energy, Models, Start, decode_top_k, start_state
 from inference.selection.rules import select
 
@@ -164,8 +164,7 @@ class Sea:
     ) -> tuple[list[Completion], list[list[ChainTrace]]]:
         """`sample`, and what each chain of each prompt passed."""
         ids = render_checked(self.policy, self.reward, prompts, columns, self.sampling)
-        templates = [around(self.reward, prompt) for prompt in prompts]
-        self._check_fit(templates)
+        templates = [template_of(self.reward, prompt, self.sampling) for prompt in prompts]
         keys = prompt_keys(ids)
         searches = [Search(i, ids[i], prompts[i], *templates[i], keys[i]) for i in range(len(prompts))]
         self._draw(searches, seed, keys)
@@ -183,18 +182,6 @@ class Sea:
         """The reward's model."""
         assert self.reward.classifier is not None, "check_shared_vocabulary refuses other rewards"
         return self.reward.classifier
-
-    def _check_fit(self, templates: Sequence[tuple[list[int], list[int]]]) -> None:
-        """Raise `RewardError` for a prompt that leaves the reward no room for `max_new_tokens`."""
-        source, limit = self.classifier.source, self.classifier.context_length
-        for number, (before, after) in enumerate(templates, start=1):
-            length = len(before) + self.sampling.max_new_tokens + len(after)
-            if limit is not None and length > limit:
-                raise RewardError(
-                    f"{source}: prompt {number} with sampling.max_new_tokens = "
-                    f"{self.sampling.max_new_tokens} may have {length} tokens, but it reads at most {limit}; use "
-                    "shorter prompts or a smaller max_new_tokens"
-                )
 
     def _draw(self, searches: Sequence[Search], seed: int, keys: Sequence[int]) -> None:
         """Sample the responses that chains start from: the first ones that Best-of-N has with the same seed."""
@@ -225,12 +212,11 @@ class Sea:
         """Score the chains' texts as texts, and keep the best of each prompt."""
         ends, end_ids = Ends(self.policy, self.sampling), end_tokens(self.policy, self.sampling)
         candidates = [[self._candidate(ends, chain.answer) for chain in search.chains] for search in searches]
-        pool = score(pool_of(prompts, candidates, [search.cost() for search in searches]), self.reward, columns)
+        drawn = pool_of(prompts, candidates, [search.cost() for search in searches])
+        pool = score(drawn, self.reward, columns, must_rank=True)
         completions, peak = [], peak_memory(self.policy.model.device)
         for row, cost in zip(pool.samples, pool.costs, strict=True):
             rewards = [candidate.reward for candidate in row if candidate.reward is not None]
-            if any(map(math.isnan, rewards)):
-                raise RewardError(f"reward {self.reward.name!r} has no score for a text that it must choose by")
             chosen = select(rewards, len(row))
             completions.append(Completion(row, chosen, replace(cost, peak_memory=max(peak, cost.peak_memory))))
         traces = [

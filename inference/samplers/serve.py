@@ -67,6 +67,7 @@ from inference.selection.mbr import MbrSettings, mbr_rule
 from inference.selection.rules import Rule, Served
 from inference.selection.stopping import (
     STOPS,
+    BeaconSettings,
     Stopped,
     StopSettings,
     measured_threshold,
@@ -74,6 +75,7 @@ from inference.selection.stopping import (
     stop_text,
     stopped_text,
 )
+from inference.selection.stopping_beacon import check_horizon
 
 CALIBRATION_BATCH = 256
 S = TypeVar("S", bound=Strict)
@@ -435,6 +437,8 @@ def stop_settings(method: Method) -> tuple[StoppedSettings, str, StopSettings]:
     entry, told = STOPS[call.name], f"{source}, stop={call.text}"
     form = Form("rule", entry.example, _required(entry.settings))
     rule = _with_all(read_settings(call, form, told), entry.settings, told, f"stop={call.name}({entry.example})")
+    if isinstance(rule, BeaconSettings):
+        check_horizon(settings.n, rule.weight, told)
     return settings, call.name, rule
 
 

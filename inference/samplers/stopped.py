@@ -124,6 +124,7 @@ class StoppedSampler:
         assert self.reward is not None
         drawn = held.draw(still, first, number)
         pool = pool_of([prompts[i] for i in still], [drawn[i][0] for i in still], [drawn[i][1] for i in still])
-        scored = score(pool, self.reward, {name: [values[i] for i in still] for name, values in columns.items()})
+        of_these = {name: [values[i] for i in still] for name, values in columns.items()}
+        scored = score(pool, self.reward, of_these, must_rank=True)
         for i, prompt in zip(still, scored.prompts, strict=True):
             all_going[i].add(prompt, self.stopped)

@@ -20,9 +20,12 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln, stdtr, stdtrit
 
 from iama.arrays import Floats, Indices
+from iama.errors import ConfigError
 
 LEAST = 3
 """Draws, with those of a prior, from which on something is known: of two, the t has no mean above a point."""
+MOST_COUNTED = 528
+"""Draws, with those of a prior, that the index counts: its table takes some 50 ms for each."""
 _Z = np.concatenate([np.linspace(-3, 4, 71), np.linspace(4.2, 9, 25)])
 _LOG_COST = np.linspace(np.log(1e-5), np.log(30.0), 61)
 _LEAST_COST = 1e-30
@@ -48,9 +51,19 @@ def improvement_index(rewards_RM: Floats) -> Floats:
 def beacon_index(rewards_RM: Floats, n: int, prior_mean: float = 0.0, prior_sd: float = 0.0, weight: int = 0) -> Floats:
     """The cost at which going on is just worth its price, `[R, M]` in the reward's units, with at most `n` draws.
 
-    Infinite where `improvement_index` is, if there is no prior. 0 after n draws.
+    Infinite where `improvement_index` is, if there is no prior. 0 after n draws. Raises what `check_horizon` raises.
     """
+    check_horizon(n, weight)
     return _indices(rewards_RM, n, prior_mean, prior_sd, weight)
+
+
+def check_horizon(n: int, weight: int, source: str = "beacon") -> None:
+    """Raise `ConfigError` for more draws, with those of a prior, than the index counts."""
+    if n + weight > MOST_COUNTED:
+        raise ConfigError(
+            f"{source}: n = {n} and weight = {weight} are {n + weight} draws together, and beacon counts at most "
+            f"{MOST_COUNTED}; lower one of them, or stop by pandora"
+        )
 
 
 def _indices(rewards_RM: Floats, n: int | None, prior_mean: float, prior_sd: float, weight: int) -> Floats:

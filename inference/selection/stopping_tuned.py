@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from iama.arrays import Floats, Indices, Mask
-from inference.selection.stopping_beacon import beacon_index, improvement_index
+from inference.selection.stopping_beacon import MOST_COUNTED, beacon_index, improvement_index
 from inference.selection.stopping_families import ByDraws, Family, Orders, Plain, Samples, Target
 
 PRIOR_WEIGHTS = (2, 4, 16)
 """Draws that the mean and standard deviation of other prompts may count for, in `beacon`."""
-MOST_LOOKED_AHEAD = 512
+MOST_LOOKED_AHEAD = MOST_COUNTED - max(PRIOR_WEIGHTS)
 """Draws up to which `beacon` is tried: its table takes a while for more."""
 _ROUNDING = 1e-9
 

@@ -27,7 +27,7 @@ from iama.rewards.reward import Reward
 from inference.engine.decode import Decoder, HeldPrompt, Samples
 from inference.engine.policy import Policy
 from inference.engine.random_streams import prompt_keys, stream_keys
-from inference.engine.responses import Response, check_fit, pool_of, response_text
+from inference.engine.responses import PooledPrompt, Response, check_fit, pool_of, response_text
 from inference.samplers.base import Completion, Sampler, render_checked
 from inference.samplers.best_of import ScoredTexts, SelectionSampler, TextScorer, keep, number_and_choice
 from inference.samplers.blockwise import Blockwise
@@ -38,6 +38,7 @@ from inference.samplers.segments import SegmentLoop, SegmentRequest
 from inference.samplers.serve import serve
 from inference.samplers.stopped import Going, StoppedSampler, rounds
 from inference.selection.rules import rule_of
+from inference.selection.stopping import Stopped
 from inference.serving.asks import (
     Answer,
     AnswerError,
@@ -308,7 +309,10 @@ class Answering:
                 samples, cost = await self._draw(asked, watch, first, number, held)
                 samples, scoring = await self._score(asked, samples, first, must_rank=True)
                 (scored,) = pool_of([asked.ask.prompt], [samples], [cost + scoring]).prompts
-                going.add(scored, sampler.stopped)
+                if sampler.stopped.rule.threshold is not None:
+                    going.add(scored, sampler.stopped)
+                else:  # some rules take seconds, until their tables are made
+                    await self._choosing.run(partial(_add, going, scored, sampler.stopped))
                 if going.stopped:
                     break
         finally:
@@ -633,6 +637,10 @@ def _kind(sampler: Sampler) -> str:
 
 def _policy_lane(asked: _Asked) -> tuple[str, str]:
     return "policy", asked.ask.policy
+
+
+def _add(going: Going, scored: PooledPrompt, stopped: Stopped, _: Job) -> None:
+    going.add(scored, stopped)
 
 
 def _begin(asked: _Asked) -> None:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
-from iama.errors import IamaError, RewardError
+from iama.errors import IamaError
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
 from inference.engine.policy import Policy, load_policy
@@ -80,8 +80,6 @@ def _calibrate(
                 seed=plan.config.seed + 1,
                 batch_size=CALIBRATION_BATCH,
             )
-            if not measured[policy, criterion]:
-                raise RewardError(f"criterion {criterion!r}: its reward scored none of the calibration's samples")
             advance(1)
     return measured
 

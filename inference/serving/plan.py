@@ -129,6 +129,15 @@ def _check_used(config: ServeConfig, summary: Summary | None, source: str) -> No
             told = f"{source}: evaluation {config.evaluation!r} measured nothing that is served"
             remedy = f"its policies are {policies}, its criteria {criteria}: name yours so, or drop it"
             warnings.warn(f"{told}; {remedy}", IamaWarning, stacklevel=2)
+        unbounded = [criterion.name for criterion in config.criteria if criterion.max_budget is None]
+        number = summary.get("num_seeds", 1)
+        if number > 1 and unbounded and config.hacking != "allow":
+            told = (
+                f"{source}: evaluation {config.evaluation!r} is of {number} seeds, which together tell no fall of gold"
+            )
+            remedy = f"hacking: {config.hacking} bounds {', '.join(unbounded)} by no measurement"
+            remedy += "; write max_budget there, or give the folder of one seed"
+            warnings.warn(f"{told}, so that {remedy}", IamaWarning, stacklevel=2)
 
 
 def _sampling(config: ServeConfig, policy: str, source: str) -> Sampling:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +37,7 @@ class Comparison:
     trained policy's with `budget` samples. `costs` gives, by unit, what the reference spends on each prompt at every
     budget, `[P, N]`, and the trained policy at its own, `[P]`. The unit `samples` is there where a side's draws are not
     n or `budget`; the ratio in samples is then that of the draws. `unit` is the one that the ratio is told in. By its
-    mean cost, too, the points of a dial stand in order.
+    mean cost, too, the points of a dial stand in order. `known_P`: which of the seed's prompts these are; None: all.
     """
 
     reference_PN: Floats
@@ -47,10 +47,32 @@ class Comparison:
     costs: Mapping[str, tuple[Floats, Floats]]
     unit: str = SAMPLES
     is_dial: bool = False
+    known_P: Mask | None = None
 
     def has_ratio(self, unit: str) -> bool:
         """Whether every prompt costs something in a unit, on both sides; else there is no ratio in it."""
         return unit in self.costs and all(bool((costs > 0).all()) for costs in self.costs[unit])
+
+
+def on_common_prompts(seeds: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons of seeds that were asked the same prompts, on those that every seed knows; none without any."""
+    known = [np.ones(len(c.trained_P), dtype=bool) if c.known_P is None else c.known_P for c in seeds]
+    common_P = np.logical_and.reduce(known)
+    if not common_P.any():
+        return []
+    return [_only(c, common_P[known_P], common_P) for c, known_P in zip(seeds, known, strict=True)]
+
+
+def _only(c: Comparison, kept_P: Mask, known_P: Mask) -> Comparison:
+    """A comparison on some of its prompts, which are the `known_P` of all."""
+    return replace(
+        c,
+        reference_PN=c.reference_PN[kept_P],
+        gold_PN=None if c.gold_PN is None else c.gold_PN[kept_P],
+        trained_P=c.trained_P[kept_P],
+        costs={unit: (other_PN[kept_P], own_P[kept_P]) for unit, (other_PN, own_P) in c.costs.items()},
+        known_P=known_P,
+    )
 
 
 @dataclass(frozen=True)

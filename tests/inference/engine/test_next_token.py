@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import chisquare
 from scipy.stats import entropy as scipy_entropy
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -66,6 +67,13 @@ def test_distinct_draws_follow_the_law_of_one_after_the_other():
     assert draw_distinct(np.zeros(0), np.zeros(0), 3) == []
 
 
+class First(LogitsProcessor):
+    """The first of the best alone, of which transformers would keep all."""
+
+    def __call__(self, input_ids, scores):
+        return scores.where(torch.arange(scores.shape[1]) == scores.numpy().argmax(axis=1)[:, None], -torch.inf)
+
+
 def transformers_law(logits_RV: torch.Tensor, sampling: Sampling, seen_RT: torch.Tensor) -> torch.Tensor:
     """What `generate` samples from, put together as it puts it together."""
     processors = LogitsProcessorList()
@@ -73,7 +81,9 @@ def transformers_law(logits_RV: torch.Tensor, sampling: Sampling, seen_RT: torch
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.temperature != 1:
         processors.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k > 0:
+    if sampling.top_k == 1:
+        processors.append(First())
+    elif sampling.top_k > 0:
         processors.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         processors.append(TopPLogitsWarper(sampling.top_p))
@@ -96,6 +106,14 @@ def test_equals_transformers(logits_RV, sampling, data):
     assert torch.equal(law_RV > 0, expected_RV > 0)
     torch.testing.assert_close(law_RV, expected_RV, atol=1e-15, rtol=1e-12)
     torch.testing.assert_close(law_RV.sum(dim=1), torch.ones(len(law_RV), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_of_equally_likely_tokens_a_top_k_of_1_draws_the_first(dtype):
+    logits_RV = torch.tensor([[1.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0], [0.0, 1.0, 2.0, 3.0]], dtype=dtype)
+    for u in (0.0, 0.5, 0.999):
+        for sampling in (Sampling(top_k=1), Sampling(top_k=1, temperature=0.3, top_p=0.9, min_p=0.1)):
+            assert sample_tokens(logits_RV, sampling, np.full(3, u), source="p").tolist() == [1, 0, 3]
 
 
 def test_rows_may_have_seen_different_numbers_of_tokens():
@@ -151,7 +169,7 @@ def test_a_drawn_token_is_possible_and_lies_where_u_falls(logits_RV, sampling, u
     assert (above_R - chosen_R <= u + 1e-12).all()
 
 
-SETTINGS = [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}, {"repetition_penalty": 1.5}]
+SETTINGS = [{}, {"top_k": 1}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5}, {"repetition_penalty": 1.5}]
 BAD_ROWS = [[0.0, 1.0, torch.nan], [0.0, torch.inf, 1.0], [torch.inf, -torch.inf, 0.0], [-torch.inf] * 3]
 
 

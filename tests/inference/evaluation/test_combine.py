@@ -12,9 +12,9 @@ import pytest
 
 from iama.errors import RunError
 from inference.evaluation.combine import combine_evaluations
-from inference.evaluation.compare import combine_runs
+from inference.evaluation.compare import combine_runs, compare_policies
 from inference.evaluation.question import Question
-from inference.evaluation.tables import load_tables
+from inference.evaluation.tables import Tables, load_tables, save_tables
 from tests.inference.evaluation.running import evaluate
 from tests.inference.evaluation.test_evaluate import changed
 from tests.inference.evaluation.test_values import config_of, write
@@ -123,6 +123,42 @@ def test_a_seed_without_a_row_has_no_score_missing(seeds):
     assert combine_evaluations(seeds)["missing"][-1] == {**row, "num_missing": 5, "num_samples": 30}
     rewritten(seeds[0], lambda summary: summary.update(num_prompts=2 * summary["num_prompts"]))
     assert combine_evaluations(seeds)["missing"][-1] == {**row, "num_missing": 5, "num_samples": 40}
+
+
+@pytest.mark.parametrize("lost", [{0: 1}, {0: 1, 1: 4}], ids=str)
+def test_of_the_same_prompts_those_count_that_every_seed_has_gold_for(seeds, lost):
+    """A guided answer may lack its gold, in some seeds alone; `bon(2)` is one point, as guided methods are."""
+    tables, kept = [load_tables(folder) for folder in seeds], [p for p in range(5) if p not in lost.values()]
+    for seed, prompt in lost.items():
+        tables[seed].values["iama", "c", "bon(2)", "gold"][prompt] = np.nan
+        save_tables(seeds[seed], tables[seed])
+    combined = combine_evaluations(seeds)
+    fewer = [
+        Tables(*({key: values[kept] for key, values in held.items()} for held in (table.values, table.costs)))
+        for table in tables
+    ]
+    expected = compare_policies(fewer, Question(2, "iama", ["base"], 100, 0, same_prompts=True))
+
+    def of_points(rows):
+        return [row for row in rows if row["method"] == "bon(2)" and row["metric"] == "gold"]
+
+    for name in ("savings", "equal_budget"):
+        assert of_points(combined[name]) == of_points(expected[name]) != []
+    (row,) = [r for r in combined["curves"] if (r["policy"], r["method"]) == ("iama", "bon(2)")]
+    golds = [table.values["iama", "c", "bon(2)", "gold"][kept] for table in tables]
+    assert row["gold"] == pytest.approx(np.mean(golds))
+    assert (row["gold_ci95"] is None) == (len(kept) < 4)
+
+
+def test_where_no_prompt_is_known_to_all_seeds_nothing_is_compared(seeds):
+    for seed, known in ((0, [0, 1]), (1, [2, 3, 4])):
+        tables = load_tables(seeds[seed])
+        tables.values["iama", "c", "bon(2)", "gold"][known] = np.nan
+        save_tables(seeds[seed], tables)
+    combined = combine_evaluations(seeds)
+    assert {row["metric"] for row in combined["savings"] if row["method"] == "bon(2)"} == {"proxy"}
+    (row,) = [r for r in combined["curves"] if (r["policy"], r["method"]) == ("iama", "bon(2)")]
+    assert row["gold"] is None
 
 
 @pytest.mark.parametrize(

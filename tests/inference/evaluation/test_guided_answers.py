@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iama.config.files import EvaluationConfig
-from iama.config.specs import PolicySpec, Sampling
+from iama.config.specs import PolicySpec, RewardSpec, Sampling
 from iama.errors import RunError
 from iama.rewards.load import load_reward
 from inference.engine.likelihood import token_entropies
@@ -21,6 +21,7 @@ from inference.evaluation.plan import make_plan
 from inference.evaluation.tables import load_tables
 from inference.pools import engines
 from inference.pools.file import prompt_ids, read_pool
+from inference.pools.score import guide_key, reward_key
 from inference.report import render_html, write_report
 from inference.samplers.serve import needs_target, read_method, serve
 from inference.statistics.costs import UNITS
@@ -340,6 +341,40 @@ def test_a_sampler_s_file_is_read_where_it_is_found(config, tmp_path, monkeypatc
             method = read_method(f"{path}:Mine(a=1)")
             headers.append(guided_draw.guided_header(source, method, "key", "helpful", Sampling())["guided_by"])
     assert headers[0] == headers[1] != headers[2] == headers[3]
+
+
+def test_answers_are_drawn_again_where_the_code_that_guides_has_changed(config, tmp_path, generated):
+    mine = tmp_path / "mine.py"
+    mine.write_text("def letters(completions, **_): return [float(len(str(text))) for text in completions]\n")
+    guide = {"function": f"{mine}:letters"}
+    criterion = config.model_dump()["criteria"][0] | {"proxy": guide}
+    method = "cards(target=100, entropy_threshold=1.0, min_segment=2, max_proposals=2)"
+    config = changed(config, criteria=[criterion], methods=["bon", method])
+    evaluate(config)
+    assert generated == [4] * 4
+    files = set((Path(config.output_dir) / "answers").iterdir())
+    for text, drawn in ((mine.read_text(), []), ("# another\n" + mine.read_text(), [4, 4])):
+        mine.write_text(text)
+        generated.clear()
+        (Path(config.output_dir) / "summary.json").unlink()
+        evaluate(config)
+        assert generated == drawn
+    assert len(set((Path(config.output_dir) / "answers").iterdir()) - files) == 2
+
+
+def test_the_file_of_a_module_counts_and_so_do_members_of_an_ensemble(tmp_path, monkeypatch, tiny):
+    file = tmp_path / "a_module_of_rewards.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    function, model = RewardSpec(function="a_module_of_rewards:f"), RewardSpec(model=str(tiny.reward))
+    members = [spec.model_dump(exclude_defaults=True) for spec in (function, model)]
+    scaled = [member | {"scale": {"mean": 0.0, "std": 1.0}} for member in members]
+    ensemble = RewardSpec.model_validate({"ensemble": {"members": scaled, "aggregate": "mean"}})
+    keys = []
+    for text in ("# first\n", "# second\n"):
+        file.write_text(text)
+        keys.append([guide_key(spec) for spec in (function, ensemble, model)])
+    assert [one == other for one, other in zip(*keys, strict=True)] == [False, False, True]
+    assert keys[0][2] == reward_key(model)
 
 
 def test_a_threshold_that_is_a_quantile_is_that_of_each_policys_pool(config, generated):

@@ -16,6 +16,7 @@ from iama.config.specs import RewardSpec, Sampling
 from iama.cost import Cost
 from iama.errors import ConfigError, DataError, IamaWarning, RewardError
 from iama.objective.operators import bon, bop, bop_zt, identity, series, soft_bon
+from iama.rewards.function import reward_from_function
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
 from inference.engine.responses import Response, pool_of
@@ -218,6 +219,30 @@ def test_columns_reach_reward_functions(policy, tmp_path):
     measured = {name: getattr(scored.costs[0], name) for name in ("seconds", "peak_memory")}
     assert scored.costs[0] == dataclasses.replace(pool.costs[0], reward_calls=2, **measured)
     assert pool.costs[0] != Cost()
+
+
+CHOOSING = ("bon(3)", "soft_bon(3, 0.5)", "itp(1, 0.1)", "mbr(3, 0.5)", "bop(9, cap=3)", "bon(3, stop=pandora(0.01))")
+
+
+@pytest.mark.parametrize("method", CHOOSING)
+def test_a_candidate_without_a_score_is_never_chosen(policy, method):
+    """A judge's unreadable verdict is NaN, which argmax would prefer to every score."""
+    calls = []
+
+    def judge(prompts, completions, **_):
+        calls.append(len(completions))
+        return [None if sum(calls) == 3 and i == len(completions) - 1 else 1.0 * i for i in range(len(completions))]
+
+    reward = reward_from_function(judge, "judge", missing_ok=True)
+    with pytest.raises(
+        RewardError, match=r"^reward 'judge' has no score for sample \d of \d to the prompt 'fix"
+    ) as told:
+        serve(policy, reward, method, SAMPLING).sample(PROMPTS[1:2], seed=0)
+    assert "\n" not in str(told.value)
+    assert sum(calls) == 3
+    silent = reward_from_function(lambda completions, **_: [None] * len(completions), "silent", missing_ok=True)
+    (single,) = serve(policy, silent, "identity", SAMPLING).sample(PROMPTS[:1], seed=0)
+    assert single.reward != single.reward  # where nothing is chosen, a missing score is told as one
 
 
 def test_selection_needs_a_reward(policy):

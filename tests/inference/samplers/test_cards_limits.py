@@ -14,12 +14,19 @@ from pydantic import ValidationError
 from iama.config.specs import RewardSpec, Sampling
 from iama.errors import ConfigError, DataError, IamaWarning, ModelError, RewardError
 from iama.prompts.render import render_prompt
+from iama.rewards.function import reward_from_function
 from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
 from inference.engine.rows import Rows
 from inference.samplers.base import Segment
 from inference.samplers.best_of import draw, score
-from inference.samplers.cards import Cards, acceptance_summary, calibrate_target, rejection_settings
+from inference.samplers.cards import (
+    Cards,
+    acceptance_summary,
+    calibrate_target,
+    calibration_rewards,
+    rejection_settings,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*none of which was accepted")
 
@@ -169,6 +176,19 @@ def test_calibration_takes_a_quantile_of_unguided_rewards(policy64, reward):
         calibrate_target(policy64, reward, PROMPTS, SAMPLING, num_samples=0, seed=0, batch_size=8)
     with pytest.raises(DataError, match="no prompts"):
         calibrate_target(policy64, reward, [], SAMPLING, seed=0, batch_size=8)
+
+
+def test_calibration_leaves_missing_scores_out(policy64):
+    def half(completions, **_):
+        return [None if i % 2 else float(i) for i in range(len(completions))]
+
+    how = {"num_samples": 5, "seed": 0, "batch_size": 8}
+    some = reward_from_function(half, "half", missing_ok=True)
+    assert calibration_rewards(policy64, some, PROMPTS[:2], SAMPLING, **how)[0] == [0, 2, 4] * 2
+    assert calibrate_target(policy64, some, PROMPTS[:2], SAMPLING, quantile=0.5, **how)[0] == 2
+    none = reward_from_function(lambda completions, **_: [None] * len(completions), "none", missing_ok=True)
+    with pytest.raises(RewardError, match="reward 'none' has no score for any of the 10 samples"):
+        calibrate_target(policy64, none, PROMPTS[:2], SAMPLING, **how)
 
 
 @pytest.mark.parametrize(

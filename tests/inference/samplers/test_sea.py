@@ -17,7 +17,7 @@ from transformers import (
 
 from iama.config.schema import validate
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
-from iama.errors import ConfigError, IamaWarning, ModelError, RewardError
+from iama.errors import ConfigError, IamaWarning, ModelError, RewardError, TooLongError
 from iama.objective.operators import parse_operator
 from iama.prompts.render import render_prompt
 from iama.rewards.function import reward_from_function
@@ -483,7 +483,7 @@ def test_refuses_settings_out_of_range(setting):
 def test_refuses_what_the_reward_cannot_read_and_no_chains(policy64, reward):
     short = dataclasses.replace(reward.classifier, context_length=20)
     limited = type(reward)(reward.name, short)
-    with pytest.raises(RewardError, match="at most 20; use shorter prompts"):
+    with pytest.raises(TooLongError, match=r"the prompt '.*' with an answer .* exceeds the 20 .*; use shorter prompts"):
         Sea(policy64, limited, SETTINGS, SAMPLING).sample(PROMPTS, seed=0)
     with pytest.raises(ConfigError, match="batch_size = 0"):
         Sea(policy64, reward, SETTINGS, SAMPLING, batch_size=0)

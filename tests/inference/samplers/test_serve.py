@@ -112,6 +112,11 @@ BAD = [
     ("bon(4, stop=pandora())", "'cost' is missing; write e.g. stop=pandora(0.05)"),
     ("bon(stop=pandora(0.1))", "'n' is missing; write e.g. bon(64, stop=pandora(0.1))"),
     ("bon(4, stop=beacon(0.05, mean=1))", "stop=beacon(0.05, mean=1): mean, sd and weight"),
+    (
+        "bon(600, stop=beacon(0.05))",
+        "n = 600 and weight = 0 are 600 draws together, and beacon counts at most 528; lower",
+    ),
+    ("bon(4, stop=beacon(0.1, mean=1, sd=1, weight=9999))", "weight=9999): n = 4 and weight = 9999 are 10003 draws"),
     ("bon(4, 5, 6)", "operator 'bon(4, 5, 6)'"),
     ("tilt(0.5)", "not a way to sample"),
     ("itp(8)", "'beta' is missing; write e.g. itp(8, 0.1)"),

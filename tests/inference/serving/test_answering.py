@@ -8,6 +8,7 @@ import threading
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from inference.engine.random_streams import stream_keys
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
 from inference.samplers.serve import read_method, serve
+from inference.selection import stopping
 from inference.serving.answering import Answering
 from inference.serving.asks import (
     AnswerError,
@@ -306,7 +308,9 @@ def test_a_reward_that_hangs_keeps_no_whole_answer_waiting(policy, rewards, answ
     assert isinstance(failed, RewardFailedError)
 
 
-@pytest.mark.parametrize("method", ["bon(4)", "cards(target=9, max_proposals=2)", "args(top_k=3)"])
+@pytest.mark.parametrize(
+    "method", ["bon(4)", "cards(target=9, max_proposals=2)", "args(top_k=3)", "sea(num_steps=1, num_chains=1)"]
+)
 def test_an_answer_that_is_too_long_for_its_reward_is_the_asks_mistake(policy, tiny, method):
     reward = load_reward("short", RewardSpec(model=str(tiny.reward)))
     asked = ask(method, "short")
@@ -333,6 +337,20 @@ def test_a_utility_that_fails_fails_that_ask_alone(answering, tmp_path):
     assert type(failed) is AnswerError
     assert str(failed) == "mbr could not compare the candidates"
     assert well.completion.text
+
+
+def test_a_rule_that_takes_its_time_holds_up_no_other_ask(answering, monkeypatch):
+    threads = []
+
+    def slow(rewards_RM, n, *prior):
+        threads.append(threading.current_thread())
+        return np.zeros(rewards_RM.shape)
+
+    monkeypatch.setattr(stopping, "beacon_index", slow)
+    answer = asyncio.run(answering.answer(ask("bon(4, stop=beacon(0.05))")))
+    assert len(answer.completion.candidates) == 1
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_a_missing_score_is_no_failure_where_nothing_is_ranked(answering):

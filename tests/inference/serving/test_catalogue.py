@@ -102,6 +102,14 @@ def test_what_is_not_served_runs_too_long_or_runs_code_is_refused_at_once(method
     assert len(str(wrong)) < 500
 
 
+def test_a_prior_of_more_draws_than_a_table_holds_is_refused_at_once():
+    served = catalogue(methods=("bon(4)", "bon(8, stop=beacon(0.05))"))
+    began = time.perf_counter()
+    wrong = refusal("iama/harmless", method="bon(8, stop=beacon(0.05, mean=1, sd=1, weight=9999))", of=served)
+    assert time.perf_counter() - began < 0.5
+    assert "n = 8 and weight = 9999 are 10007 draws together, and beacon counts at most 528" in str(wrong)
+
+
 def test_budgets_above_a_bound_are_refused_capped_or_allowed():
     bounds = {("iama", "harmless"): [Bound(8, "gold falls from 16 samples on", is_measured=True)]}
     refused = refusal("iama/harmless", method="bon(16)", of=catalogue(bounds=bounds))

@@ -47,6 +47,21 @@ def test_an_onset_bounds_what_a_request_may_ask(tiny, evaluation):
     assert plan.bounds["iama", "helpful"] == ()
 
 
+def test_an_evaluation_of_several_seeds_which_tells_no_onset_is_warned_of(tiny, evaluation, tmp_path, recwarn):
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_seeds": 3, "hacking": []}))
+    said = r"is of 3 seeds, which .*hacking: refuse bounds helpful, harmless by no measurement; write max_budget"
+    with pytest.warns(IamaWarning, match=said) as caught:
+        assert plan_of(tiny, evaluation).bounds["iama", "harmless"] == ()
+    assert not any("\n" in str(warning.message) for warning in caught)
+    bounded = [
+        {"name": name, "proxy": {"model": str(tiny.reward)}, "max_budget": 8} for name in ("helpful", "harmless")
+    ]
+    plan_of(tiny, evaluation, criteria=bounded)
+    plan_of(tiny, evaluation, hacking="allow")
+    assert not [warning for warning in recwarn if "seeds" in str(warning.message)]
+
+
 def test_a_configuration_that_goes_beyond_is_refused_capped_or_warned_of(tiny, evaluation):
     said = "iama/harmless:bon.64. draws 64 samples, and the evaluation saw the gold reward of 'harmless' fall from 32"
     with pytest.raises(ConfigError, match=f"{said}.*write at most 16, or hacking: allow"):
