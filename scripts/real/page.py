@@ -68,7 +68,7 @@ def write(units: Sequence[Unit]) -> Path:
     }
     write_atomically(folder / f"{name}-answers.md", answers(study))
     frame.write_claim(folder, name, values, tables, "real/page")
-    if name == "real" and tables["saved"].rows:
+    if name == "real" and tables["parts"].rows:
         write_readme(tables["saved"])
         index.write()
     return folder / f"{name}.md"
