@@ -31,6 +31,8 @@ PAIR_TITLES = {
     proxies.DATA: "What people preferred",
 }
 UNITS = ("tokens", "flops", "seconds")
+BLOCK = 8
+"""Steps of a training that are told as one."""
 NEAR = 5
 """Words from a target within which an answer counts as near it."""
 
@@ -47,6 +49,7 @@ def all_tables(study: Study) -> dict[str, Table]:
         "hacking": hacking_table(study),
         "methods": methods_table(study),
         "trainings": settings_table(study),
+        "course": course_table(study),
     }
 
 
@@ -312,3 +315,17 @@ def settings_table(study: Study) -> Table:
     header = "unit | aggregate | weights | standardised | steps | precision | processes | seconds | KL, nats a token"
     header += " | alarms"
     return table(header, rows)
+
+
+def course_table(study: Study) -> Table:
+    """How each training went, in blocks of `BLOCK` steps: KL, and each criterion's value as the run trained on it."""
+    rows = []
+    for measured in study.done:
+        training = measured.record["training"] or {"value_by_step": {}, "kl_by_step": []}
+        for start in range(0, len(training["kl_by_step"]), BLOCK):
+            block = slice(start, start + BLOCK)
+            steps = f"{start + 1} to {min(start + BLOCK, len(training['kl_by_step']))}"
+            kl = f"{np.mean(training['kl_by_step'][block]):.3f}"
+            for criterion, values in training["value_by_step"].items():
+                rows.append([measured.unit.name, steps, kl, criterion, f"{np.mean(values[block]):.3f}"])
+    return table("unit | steps | KL, nats a token | criterion | value", rows)
