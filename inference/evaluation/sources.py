@@ -127,6 +127,12 @@ def _size(name: str, spec: PolicySpec) -> ModelSize:
     return size_from_folder(base, f"policy {name!r}", trust_remote_code=spec.trust_remote_code)
 
 
+def share_random_numbers(one: Source, other: Source) -> bool:
+    """Whether samples of two pools in the same place were drawn with the same random numbers, as far as is known."""
+    seed = one.header.get("seed")
+    return one.name == other.name or (seed is not None and seed == other.header.get("seed"))
+
+
 def prompts_by_id(pool: Pool) -> Pool:
     """A pool with its prompts by their ids, of which `h-2` comes before `h-10`."""
     return Pool(pool.header, sorted(pool.prompts, key=lambda p: (len(p.prompt_id), p.prompt_id)))
