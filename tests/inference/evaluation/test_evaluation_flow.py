@@ -92,15 +92,6 @@ class TestKL:
         assert fluency["same"] == pytest.approx(before["iama"], abs=1e-4)
         assert fluency["other"] is None
 
-    @pytest.mark.slow
-    def test_of_choices_among_samples_that_share_random_numbers(self, config):
-        """An equal of the reference, drawn with its seed, has the samples of its pool: none is compared with itself."""
-        sampling = {"max_new_tokens": 12, "temperature": 0.9}
-        summary = evaluate(changed(config, methods=["bon", "bon(2)"], sampling=sampling))
-        rows = [row for row in summary["curves"] if (row["method"], row["criterion"]) == ("bon(2)", "vowels")]
-        found = {row["policy"]: row["kl"] for row in rows}
-        assert found["base"] == found["grpo"] is not None
-
 
 JUDGE = {"url": "http://localhost:1/v1", "model": "m", "temperature": 0.7}
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from iama.objective.operators import bon
 from inference.evaluation.rows import kl, risks
 from inference.selection.divergences import quantile_kl
 from inference.statistics.win_rates import win_rates
@@ -38,6 +39,27 @@ def test_win_rates_of_two_policies_are_free_of_common_random_numbers(monkeypatch
     monkeypatch.setattr(risks, "_lengths", lambda _, policy, __: np.ones_like(values[policy]))
     sides = risks._sides(evaluation, "iama", SimpleNamespace(name="c"), samples)
     assert win_rates(*sides).mean() == pytest.approx(wanted)
+
+
+def test_no_choice_is_compared_with_the_sample_that_has_its_random_numbers():
+    """A reference, and its equal of the same seed: the same samples, and so the same bound."""
+    proxy_PS = np.random.default_rng(0).normal(size=(60, 8))
+    sources = [SimpleNamespace(name=name, header={"seed": 0}) for name in ("base", "equal")]
+    pool = SimpleNamespace(texts=[[""] * 8] * 60)
+    evaluation = SimpleNamespace(
+        plan=SimpleNamespace(
+            source=lambda policy, _: next(s for s in sources if s.name == policy), sources=sources, num_samples=8
+        ),
+        measured=SimpleNamespace(
+            reference="base",
+            scores={("base", "proxy"): SimpleNamespace(values_PS=proxy_PS)},
+            pools={"base": pool, "equal": pool},
+        ),
+        scores_of=lambda *_: (proxy_PS, None),
+    )
+    criterion = SimpleNamespace(name="c", proxy="proxy")
+    found = [kl._of_choices(evaluation, policy, criterion, bon(4))[0] for policy in ("base", "equal")]
+    assert found[0] == found[1] > 0
 
 
 def test_answers_to_one_prompt_make_no_bound_higher():
