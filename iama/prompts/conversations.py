@@ -60,9 +60,9 @@ def check_exchanges(
         key = blake2b(repr(prompt).encode(), digest_size=16).digest()  # nobody's words are kept
         if key in checked:
             continue
-        checked.add(key)
         where = f"{source}: {_named(number if has_numbers else None, prompt)}"
         _refuse_changed(tokenizer, prompt, [*prompt, _answer()], where, add_generation_prompt=False)
+        checked.add(key)  # not of a prompt that was refused
 
 
 def render_prompts(
@@ -107,10 +107,10 @@ def _first_of_kinds(prompts: Sequence[Prompt], checked: set[Any]) -> Iterator[tu
             continue
         kind: Hashable = tuple((message["role"], *sorted(message)) for message in prompt)
         if kind not in checked:
-            checked.add(kind)
             words = [f"message{place}. {LONG}" if message["content"] else "" for place, message in enumerate(prompt)]
             messages = [{**message, "content": word} for message, word in zip(prompt, words, strict=True)]
             yield number, prompt, messages
+            checked.add(kind)  # not of a prompt that was refused
 
 
 def _named(number: int | None, prompt: Prompt) -> str:

@@ -41,7 +41,7 @@ def check_shared_vocabulary(policy: Policy, reward: Reward, method: str) -> None
         raise ConfigError(
             f"{method} needs the gradient of a reward, and {reward.name!r} is {kind}; {instead_of(method)}"
         )
-    side = Side(f"policy {policy.name!r}", policy.tokenizer, policy.eos_token_ids)
+    side = policy_side(policy.name, policy.tokenizer, policy.eos_token_ids)
     check_same_ids(side, reward_side(classifier.source, classifier.path, classifier.tokenizer), method)
 
 
@@ -58,6 +58,11 @@ class Side:
     name: str
     tokenizer: PreTrainedTokenizerBase
     ends: Set[int | None]
+
+
+def policy_side(name: str, tokenizer: PreTrainedTokenizerBase, ends: Set[int]) -> Side:
+    """A policy's, with all tokens that end its responses."""
+    return Side(f"policy {name!r}", tokenizer, ends)
 
 
 def reward_side(source: str, path: str, tokenizer: PreTrainedTokenizerBase) -> Side:

@@ -51,9 +51,14 @@ def with_pool_target(method: Method, quantile: float, proxy_PS: Floats) -> Metho
 def answer_seed(seed: int, number: int) -> int:
     """The seed of an evaluation's answers, of the first (`number` 0) and the further ones.
 
-    Those of neighbouring evaluations' seeds have none in common.
+    Neighbouring evaluations' answers have none in common. That of the first is the seed of the next evaluation's pool.
     """
     return seed + 1 if number == 0 else int(digest(["answers", seed, number])[:15], 16)
+
+
+def repeat_seed(seed: int, repeat: int) -> int:
+    """The seed of answers to prompts that are asked again, of their first (`repeat` 0) and further occurrences."""
+    return seed if repeat == 0 else int(digest(["repeats", seed, repeat])[:15], 16)
 
 
 def guided_header(
@@ -115,7 +120,7 @@ def guided_draw(source: Source, reward: Reward, method: Method, sampling: Sampli
                 chunk = indices[start : start + CHUNK]
                 prompts = [with_system_prompt(rows[i]["prompt"], source.system_prompt) for i in chunk]
                 columns = {name: [rows[i][name] for i in chunk] for name in rows[0] if name != "prompt"}
-                completions = sampler.sample(prompts, seed=seed + repeat, columns=columns)
+                completions = sampler.sample(prompts, seed=repeat_seed(seed, repeat), columns=columns)
                 for i, completion in zip(chunk, completions, strict=True):
                     yield i, [_stored(policy, completion, sampling)], completion.cost, False
 

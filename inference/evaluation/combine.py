@@ -10,7 +10,7 @@ import numpy as np
 
 from iama.arrays import Floats
 from iama.errors import RunError
-from inference.evaluation.compare import combine_runs
+from inference.evaluation.compare import combine_runs, quality_intervals
 from inference.evaluation.question import Question
 from inference.evaluation.summary import FILE_NAME, Summary, load_summary, save_summary
 from inference.evaluation.tables import FILE_NAME as TABLES_NAME
@@ -18,7 +18,7 @@ from inference.evaluation.tables import Tables, load_tables
 from inference.statistics.bootstrap import interval_row
 from inference.statistics.recommend import key_of
 from inference.statistics.savings import Difference, paired_difference
-from inference.statistics.summary_rows import ConstantRow, Costs, CurveExtras, CurveRow, MissingRow
+from inference.statistics.summary_rows import ConstantRow, Costs, CurveExtras, CurveRow, MissingRow, QualityRow
 
 ALIKE = ("trained", "references", "policies", "criteria", "methods", "trained_budget", "num_samples")
 """What evaluations that are combined have in common."""
@@ -63,7 +63,7 @@ def combine_evaluations(folders: Sequence[Path]) -> Summary:
     return Summary(
         **combine_runs(folders, question),
         curves=[_curve_row(seeds, rows, question) for rows in zip(*(s["curves"] for s in summaries), strict=True)],
-        quality=_together([s["quality"] for s in summaries], _mean),
+        quality=_quality(seeds, summaries, question),
         missing=_missing_rows(summaries),
         constant=_constant_rows(summaries),
         stop_settings=[],
@@ -233,6 +233,19 @@ def _estimate(values: Sequence[Floats | None], column: int, question: Question) 
     if not all(map(len, known)):
         return None
     return paired_difference([(value_P, np.zeros_like(value_P)) for value_P in known], **question.bootstrap)
+
+
+def _quality(
+    seeds: Sequence[Tables], summaries: Sequence[Summary], question: Question
+) -> dict[str, dict[str, QualityRow]]:
+    """Means over seeds; of the trained policy with intervals over seeds and prompts."""
+    quality: dict[str, dict[str, QualityRow]] = _together([s["quality"] for s in summaries], _mean)
+    for policy, rows in quality.items():
+        for criterion, row in rows.items():
+            is_trained = policy == question.trained
+            found = quality_intervals(seeds, question, criterion, row["method"]) if is_trained else {}
+            row["against"] = {name: {"without": ci95, "worst_with": None} for name, ci95 in found.items()}
+    return quality
 
 
 def _missing_rows(summaries: Sequence[Summary]) -> list[MissingRow]:

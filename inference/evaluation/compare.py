@@ -17,7 +17,7 @@ from inference.statistics.bootstrap import interval_row
 from inference.statistics.costs import UNITS
 from inference.statistics.equal_cost import difference_at_equal_cost, grows
 from inference.statistics.savings import paired_difference
-from inference.statistics.summary_rows import Compared, DifferenceRow, EqualBudgetRow
+from inference.statistics.summary_rows import Compared, DifferenceRow, EqualBudgetRow, IntervalRow
 
 
 def compare_policies(seeds: Sequence[Tables], question: Question) -> Results:
@@ -56,6 +56,19 @@ def combine_runs(folders: Sequence[Path], question: Question) -> Results:
                 "missing scores, which cut its curves short; combine evaluations that differ in their seeds only"
             )
     return compare_policies(seeds, question)
+
+
+def quality_intervals(
+    seeds: Sequence[Tables], question: Question, criterion: str, method: str
+) -> dict[str, IntervalRow | None]:
+    """By reference, the interval of what one sample of the trained policy has more gold; no reference without gold."""
+    intervals: dict[str, IntervalRow | None] = {}
+    for reference in question.references:
+        keys = [(policy, criterion, method, "gold") for policy in (question.trained, reference)]
+        if all(key in tables.values for tables in seeds for key in keys):
+            pairs = [(tables.values[keys[0]][:, 0], tables.values[keys[1]][:, 0]) for tables in seeds]
+            intervals[reference] = interval_row(paired_difference(pairs, **question.bootstrap).ci95)
+    return intervals
 
 
 def _equal_budget_rows(seeds: Sequence[Tables], question: Question) -> list[EqualBudgetRow]:

@@ -110,14 +110,15 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
     )
     curves = curve_rows(evaluation, tables, stop_settings)
     results = compare_policies([tables], question)
+    prompts = [digest(row["prompt"]) for row in plan.rows]
     summary = Summary(
         **results,
         curves=curves,
-        quality=risks.quality_rows(evaluation, tables),
+        quality=risks.quality_rows(evaluation, tables, question),
         hacking=risks.hacking_rows(config, tables),
         controls=risks.control_rows(evaluation),
         win_rates=risks.win_rate_rows(evaluation),
-        recommendations=risks.recommendation_rows(config, tables, curves, stop_settings),
+        recommendations=risks.recommendation_rows(config, tables, curves, stop_settings, prompts),
         break_even=risks.break_even_rows(evaluation, tables, results["savings"]),
         headroom=headroom_figures(evaluation),
         sampling=sampling_rows(evaluation),
@@ -133,7 +134,7 @@ def summarise(evaluation: Evaluation) -> tuple[Tables, Summary]:
         criteria=[c.name for c in config.criteria],
         methods=list(config.methods),
         num_prompts=len(plan.rows),
-        num_distinct_prompts=len({digest(row["prompt"]) for row in plan.rows}),
+        num_distinct_prompts=len(set(prompts)),
         prompts_digest=digest([row["prompt"] for row in plan.rows]),
         num_seen_prompts=num_seen(plan.rows, plan.training.get(config.trained, [])),
         num_seeds=1,

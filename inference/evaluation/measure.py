@@ -227,7 +227,7 @@ def _scores(work: _Work, measured: Measured) -> None:
             pool = measured.pools[source.name]
             if source.stored is not None:
                 pool = _beginning(pool, work.plan.num_samples)
-            scores = _score(work, pool, source, spec, known, advance)
+            scores = _scored(work, pool, spec, source.file_name, known, advance)
             measured.scores[source.name, spec] = scores
             known_N = scores.values_PS[np.isfinite(scores.values_PS)]
             advance(0, f"mean of {source.name} {known_N.mean():.3g}" if known_N.size else "")
@@ -236,17 +236,6 @@ def _scores(work: _Work, measured: Measured) -> None:
 def _beginning(pool: Pool, num_samples: int) -> Pool:
     """The first samples of every prompt: what an evaluation uses of a larger pool, and all that is scored of it."""
     return Pool(pool.header, [replace(prompt, samples=prompt.samples[:num_samples]) for prompt in pool.prompts])
-
-
-def _score(
-    work: _Work,
-    pool: Pool,
-    source: Source,
-    spec: RewardSpec,
-    known: KnownScores | None,
-    advance: Callable[[int], None],
-) -> PoolScores:
-    return _scored(work, pool, spec, source.file_name, known, advance)
 
 
 def _scored(

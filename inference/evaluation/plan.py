@@ -20,6 +20,7 @@ from iama.models.vllm import check_sampling, check_vllm
 from iama.prompts.data import PromptRows, read_prompts
 from iama.reading import read_object
 from inference.engine.responses import Pool, check_fit
+from inference.engine.vocabulary import policy_side
 from inference.evaluation.dials import Dial, read_dials, with_dials
 from inference.evaluation.reward_checks import check_gradients, check_rewards, fits_rewards, reward_names
 from inference.evaluation.sources import Reading, Source, Variant, prompts_by_id, read_variants, sources_of, stored_rows
@@ -167,13 +168,14 @@ def _check_gradients(
 ) -> None:
     """Raise `ConfigError` where a proxy cannot guide a policy by its gradient and a method asks for that."""
     guided = [method for method in methods if needs_gradient(method, config.sampling)]
-    tokenizers = [
-        (source.policy, criterion, readings[source.spec, source.system_prompt].tokenizer)
+    policies = [
+        (criterion, policy_side(source.policy, files.tokenizer, files.eos_token_ids))
         for source in sources
         if source.spec is not None
+        for files in [readings[source.spec, source.system_prompt].files]
         for criterion in source.criteria
     ]
-    check_gradients(config.criteria, guided, tokenizers)
+    check_gradients(config.criteria, guided, policies)
 
 
 def _check_files(config: EvaluationConfig, methods: Sequence[Method], sources: Sequence[Source]) -> None:
@@ -219,10 +221,11 @@ def _fitting(
     for name, policy in config.policies.items():
         variants = [] if policy.path is None else [policy.variant(criterion.name) for criterion in config.criteria]
         for reading in (readings[variant] for variant in dict.fromkeys(variants)):
+            files = reading.files
             if not drop:
-                check_fit(name, reading.tokenizer, reading.context_length, reading.prompts_ids, config.sampling)
-            elif reading.context_length is not None:
-                room = reading.context_length - config.sampling.max_new_tokens
+                check_fit(name, files.tokenizer, files.context_length, reading.prompts_ids, config.sampling)
+            elif files.context_length is not None:
+                room = files.context_length - config.sampling.max_new_tokens
                 keep = [fits and len(ids) <= room for fits, ids in zip(keep, reading.prompts_ids, strict=True)]
     kept = [i for i, fits in enumerate(keep) if fits]
     if not kept:

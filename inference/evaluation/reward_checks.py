@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from iama.config.files import EvaluationConfig, EvaluationCriterion
 from iama.config.methods import Method
@@ -68,12 +68,12 @@ def fits_rewards(names: Mapping[RewardSpec, str], rows: PromptRows, remedy: str 
 def check_gradients(
     criteria: Sequence[EvaluationCriterion],
     methods: Sequence[Method],
-    tokenizers: Sequence[tuple[str, str, PreTrainedTokenizerBase]],
+    policies: Sequence[tuple[str, Side]],
 ) -> None:
     """Raise `ConfigError` where a proxy has no gradient, or has other token ids than a policy that it guides.
 
-    `methods` are those that need the gradient; `tokenizers` are those of the policies that are sampled, with a
-    policy's name and a criterion that it serves.
+    `methods` are those that need the gradient; `policies` are those that are sampled, each with a criterion that it
+    serves.
     """
     for method in methods:
         for criterion in criteria:
@@ -95,10 +95,9 @@ def check_gradients(
                 )
             with loading(model, source):
                 reward = reward_side(source, model, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
-            for policy, served, tokenizer in tokenizers:
+            for served, policy in policies:
                 if served == criterion.name:
-                    side = Side(f"policy {policy!r}", tokenizer, {tokenizer.eos_token_id})
-                    check_same_ids(side, reward, method.name)
+                    check_same_ids(policy, reward, method.name)
 
 
 def _check_column(config: EvaluationConfig, name: str, spec: RewardSpec) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from iama.config.files import EvaluationConfig
 from iama.config.specs import PolicySpec
 from iama.errors import DataError
@@ -15,7 +13,7 @@ from iama.models.flops import ModelSize, size_from_folder
 from iama.prompts.conversations import render_prompts
 from iama.prompts.data import with_system_prompt
 from iama.prompts.render import prompt_name
-from inference.engine.policy import read_policy_files, resolve_paths
+from inference.engine.policy import PolicyFiles, read_policy_files, resolve_paths
 from inference.engine.responses import Pool
 from inference.pools.file import prompt_ids
 from inference.pools.fill import pool_header
@@ -57,10 +55,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a policy reads the prompts: its tokenizer, the length of its context, and each prompt's token ids."""
+    """How a policy reads the prompts: what its files say of it, and each prompt's token ids."""
 
-    tokenizer: PreTrainedTokenizerBase
-    context_length: int | None
+    files: PolicyFiles
     prompts_ids: list[list[int]]
 
     def at(self, indices: Sequence[int]) -> Reading:
@@ -77,10 +74,10 @@ def read_variants(config: EvaluationConfig, rows: Sequence[Mapping[str, Any]]) -
         for spec, system in (policy.variant(criterion.name) for criterion in config.criteria):
             if (spec, system) in readings:
                 continue
-            tokenizer, context_length, ends = read_policy_files(name, spec)
+            files = read_policy_files(name, spec)
             prompts = [with_system_prompt(row["prompt"], system) for row in rows]
-            ids = render_prompts(tokenizer, prompts, ends, f"policy {name!r}")
-            readings[spec, system] = Reading(tokenizer, context_length, ids)
+            ids = render_prompts(files.tokenizer, prompts, files.eos_token_ids, f"policy {name!r}")
+            readings[spec, system] = Reading(files, ids)
     return readings
 
 
@@ -128,6 +125,12 @@ def _size(name: str, spec: PolicySpec) -> ModelSize:
     """Of the base model, also where `path` is an adapter that names it."""
     base, _ = resolve_paths(name, spec)
     return size_from_folder(base, f"policy {name!r}", trust_remote_code=spec.trust_remote_code)
+
+
+def share_random_numbers(one: Source, other: Source) -> bool:
+    """Whether samples of two pools in the same place were drawn with the same random numbers, as far as is known."""
+    seed = one.header.get("seed")
+    return one.name == other.name or (seed is not None and seed == other.header.get("seed"))
 
 
 def prompts_by_id(pool: Pool) -> Pool:

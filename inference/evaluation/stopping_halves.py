@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from iama.arrays import Indices
 from iama.config.methods import Method
 from iama.errors import ConfigError
 from inference.pools.journal import digest
 from inference.samplers.serve import lacks_threshold
+from inference.statistics import halves as statistics_halves
 
 LEAST = 8
 """Prompts below which nothing is tuned on a half of them."""
@@ -19,13 +18,7 @@ LEAST = 8
 
 def halves(rows: Sequence[Mapping[str, Any]], seed: int) -> list[Indices]:
     """Two halves of the prompts, drawn by the seed; a prompt that is asked twice stands in one of them only."""
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(digest(row["prompt"]), []).append(i)
-    shuffled = np.random.default_rng([3, seed]).permutation(len(groups))
-    prompts = list(groups.values())
-    in_order = [[i for group in part for i in prompts[group]] for part in np.array_split(shuffled, 2)]
-    return [np.sort(np.asarray(part, dtype=np.intp)) for part in in_order]
+    return statistics_halves.halves([digest(row["prompt"]) for row in rows], [3, seed])
 
 
 def check_halves(methods: Sequence[Method], rows: Sequence[Mapping[str, Any]]) -> None:

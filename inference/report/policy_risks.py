@@ -23,6 +23,7 @@ from inference.statistics.bootstrap import MIN_PROMPTS
 from inference.statistics.summary_rows import HackingRow, SamplingRow
 
 FEW_WITH_GOLD = f"fewer than {MIN_PROMPTS} prompts have gold at every budget"
+NO_INTERVAL = "not told: an earlier version evaluated this, without intervals; run `iama evaluate` again."
 WORST_KL = 10.0
 """Nats an answer from which a distance weighs no more."""
 NOT_SAVED = {"costs": (1.8, "it needs more samples"), "unsure": (1.3, "no saving is certain")}
@@ -99,7 +100,7 @@ def _fall(row: HackingRow) -> str:
 
 
 def alone(summary: Summary) -> Risk:
-    """Criteria on which the policy without its sampler is worse than a reference."""
+    """Criteria on which the policy without its sampler is surely worse than a reference."""
     subject, brief = "Without a sampler", "a criterion that loses without the sampler"
     sentences = alone_words(summary)
     if not sentences:
@@ -107,14 +108,18 @@ def alone(summary: Summary) -> Risk:
     if few := too_few_prompts(summary):
         return Risk(subject, "unknown", f"not told: {few}.")
     words = "; ".join(map(_bare, sentences)) + "."
-    trained, losses = summary["trained"], list[tuple[float, str]]()
+    trained, losses, has_interval = summary["trained"], list[tuple[float, str]](), False
     for place, reference in enumerate(summary["references"]):
-        for criterion, (value, other) in paired_quality(summary["quality"], trained, reference, "without").items():
-            if value < other:
+        for criterion, pair in paired_quality(summary["quality"], trained, reference, "without").items():
+            has_interval = has_interval or pair.ci95 is not None
+            if pair.is_worse:
+                value, other = pair.value, pair.other
                 loss = min(0.9, (other - value) / max(abs(other), 1e-9))
                 figures = f"{criterion} than {title(reference)} ({number(value)} against {number(other)})"
                 brief = f"Without its sampler, the trained model is worse on {figures}."
                 losses.append(((1.0 if place else 2.0) + loss, brief))
+    if not has_interval:
+        return Risk(subject, "unknown", NO_INTERVAL)
     if not losses:
         return Risk(subject, "none", words, brief, place="quality")
     severity, brief = max(losses, key=lambda loss: round(loss[0], 2))  # the first of those that look alike
@@ -128,12 +133,14 @@ def _bare(sentence: str) -> str:
 def worst(summary: Summary) -> Risk:
     """The lowest twentieth of answers beside the references'."""
     subject, trained = "Worst 5 % of answers", summary["trained"]
-    worse, measured, gravest = list[str](), False, (0.0, "")
+    worse, measured, has_interval, gravest = list[str](), False, False, (0.0, "")
     for place, reference in enumerate(summary["references"]):
         pairs = paired_quality(summary["quality"], trained, reference, "worst_with")
         measured = measured or bool(pairs)
-        for criterion, (value, other) in pairs.items():
-            if value < other:
+        for criterion, pair in pairs.items():
+            has_interval = has_interval or pair.ci95 is not None
+            if pair.is_worse:
+                value, other = pair.value, pair.other
                 figures = f"({number(value)} against {number(other)})"
                 worse.append(f"on {criterion} below {title(reference)}'s {figures}")
                 brief = f"Its worst answers are worse than those of {title(reference)} on {criterion} {figures}."
@@ -144,9 +151,13 @@ def worst(summary: Summary) -> Risk:
         return Risk(subject, "unknown", "not measured.")
     if few := too_few_prompts(summary):
         return Risk(subject, "unknown", f"not told: {few}.")
+    if not has_interval and num_seeds(summary) > 1:
+        return Risk(subject, "unknown", "not told of several seeds together; each seed's own report does.")
+    if not has_interval:
+        return Risk(subject, "unknown", NO_INTERVAL)
     if worse:
         return Risk(subject, "seen", f"with the sampler, {'; '.join(worse)}.", gravest[1], gravest[0], "quality")
-    words = "with the sampler, no worse than any reference's on any criterion."
+    words = "with the sampler, not surely worse than any reference's on any criterion."
     return Risk(subject, "none", words, "worse worst answers", place="quality")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from iama.config.methods import CURVES
 from inference.evaluation.summary import Summary
@@ -26,7 +26,8 @@ from inference.report.words import (
 )
 from inference.statistics.bootstrap import MIN_PROMPTS
 from inference.statistics.headroom import CHEAP
-from inference.statistics.summary_rows import HeadroomFigures, QualityRow
+from inference.statistics.savings import ROUNDING
+from inference.statistics.summary_rows import HeadroomFigures, IntervalRow, QualityRow
 
 
 def saving_sentences(summary: Summary) -> list[str]:
@@ -71,26 +72,43 @@ def why_no_savings(summary: Summary) -> str:
 
 
 def alone_words(summary: Summary) -> list[str]:
-    """How the trained policy fares without its sampler, a sentence for every reference."""
+    """How the trained policy fares without its sampler, a sentence for every reference.
+
+    It is worse where the interval of the difference is below 0.
+    """
     trained, quality = summary["trained"], summary["quality"]
     sentences = []
     for reference in summary["references"]:
         pairs = paired_quality(quality, trained, reference, "without")
         if pairs:
-            worse = [criterion for criterion, (value, other) in pairs.items() if value < other]
-            values = ", ".join(f"{number(value)} against {number(other)}" for value, other in pairs.values())
-            verdict = f"worse on {', '.join(worse)}" if worse else "not worse on any criterion"
+            worse = [criterion for criterion, pair in pairs.items() if pair.is_worse]
+            values = ", ".join(f"{number(pair.value)} against {number(pair.other)}" for pair in pairs.values())
+            verdict = f"worse on {', '.join(worse)}" if worse else "not surely worse on any criterion"
             sentences.append(f"Without a sampler it is {verdict} than {title(reference)} ({values}).")
     return sentences
 
 
+class Paired(NamedTuple):
+    """Two policies' values, and the interval of the first less the second; None where it is not known."""
+
+    value: float
+    other: float
+    ci95: IntervalRow | None
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the first is surely the lower one, by more than rounding."""
+        scale = max(abs(self.value), abs(self.other))
+        return self.ci95 is not None and self.ci95[1] < -ROUNDING * scale
+
+
 def paired_quality(
-    quality: Mapping[str, Mapping[str, QualityRow]], policy: str, other: str, key: Literal["without", "worst_with"]
-) -> dict[str, tuple[float, float]]:
-    """Both policies' values of one column by criterion, where both were measured."""
-    first, second = quality.get(policy, {}), quality.get(other, {})
+    quality: Mapping[str, Mapping[str, QualityRow]], trained: str, other: str, key: Literal["without", "worst_with"]
+) -> dict[str, Paired]:
+    """The trained policy's and another's values of one column by criterion, where both were measured."""
+    first, second = quality.get(trained, {}), quality.get(other, {})
     return {
-        criterion: (value, other_value)
+        criterion: Paired(value, other_value, row["against"][other][key] if other in row["against"] else None)
         for criterion, row in first.items()
         if criterion in second
         and (value := row[key]) is not None

@@ -110,9 +110,9 @@ class GgroSettings(Strict):
 
 @dataclass(eq=False)
 class GgroRequest(OptionRequest):
-    """A prompt with its proposals, and the tokens that may nudge its current segment, the likeliest first."""
+    """A prompt with the first tokens that were tried for its current segment."""
 
-    tried: set[int] = field(default_factory=set)  # first tokens of the segment's proposals
+    tried: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)

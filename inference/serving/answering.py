@@ -40,6 +40,8 @@ from inference.samplers.stopped import Going, StoppedSampler, rounds
 from inference.selection.rules import rule_of
 from inference.selection.stopping import Stopped
 from inference.serving.asks import (
+    LONG_PROMPT,
+    MAX_KINDS,
     Answer,
     AnswerError,
     Ask,
@@ -70,10 +72,6 @@ TEXT_EVERY_S = 0.05
 """How often further text of a single sample is told: a small model's tokens come sooner than a reader's eye follows."""
 PATIENCE = 8
 """Turns that texts wait for more to be scored with them, while samples are drawn."""
-LONG_PROMPT = 20_000
-"""Characters whose tokens are read beside the event loop, which others wait for."""
-MAX_KINDS = 1000
-"""Kinds of conversations that are known to be written rightly, before all are forgotten."""
 MAX_SAMPLERS = 256
 """Samplers that are kept, each for a policy, criterion, method and sampling."""
 PATH = re.compile(r"(?<![\w:/.])[\w.+-]*(?:/[\w.+-]+){2,}")
@@ -167,10 +165,10 @@ class Answering:
         """
         asked = answer = None
         try:
+            policy, reward, sampler = self._served(ask)
             is_long = len(str(ask.prompt)) > LONG_PROMPT
-            asked = (
-                await asyncio.to_thread(self._asked, ask, tell, wanted) if is_long else self._asked(ask, tell, wanted)
-            )
+            ids = await asyncio.to_thread(self._ids, ask, policy, reward) if is_long else self._ids(ask, policy, reward)
+            asked = _Asked(ask, tell, wanted, policy, reward, sampler, ids, _kind(sampler))
             self._under_way.add(asked)
             completion = await self._answer(asked)
             logprobs: Logprobs | None = None
@@ -219,15 +217,18 @@ class Answering:
         for threads in (*self._threads.values(), self._whole, self._choosing):
             threads.close(CLOSE_WAIT_S)
 
-    def _asked(self, ask: Ask, tell: Tell | None, wanted: Wanted) -> _Asked:
-        """Every check that needs no pass."""
+    def _served(self, ask: Ask) -> tuple[Policy, Reward | None, Sampler]:
+        """What answers an ask; called in the event loop alone, since it keeps samplers."""
         if ask.policy not in self._policies:
             raise BadAskError(f"policy {ask.policy!r} is not served; ask for one of {', '.join(self._policies)}")
         if ask.criterion is not None and ask.criterion not in self._rewards:
             raise BadAskError(f"criterion {ask.criterion!r} is not served; ask for one of {', '.join(self._rewards)}")
         policy = self._policies[ask.policy]
         reward = None if ask.criterion is None else self._rewards[ask.criterion]
-        sampler = self._sampler(ask, policy, reward)
+        return policy, reward, self._sampler(ask, policy, reward)
+
+    def _ids(self, ask: Ask, policy: Policy, reward: Reward | None) -> list[int]:
+        """The prompt as the policy reads it, after every further check that needs no pass; any thread may call it."""
         columns = {name: [value] for name, value in ask.columns.items()}
         if len(self._kinds[ask.policy]) >= MAX_KINDS:
             self._kinds[ask.policy].clear()
@@ -247,13 +248,13 @@ class Answering:
             raise BadAskError(
                 f"the reward of criterion {ask.criterion!r} cannot read this prompt; shorten it, or change its roles"
             ) from error
-        return _Asked(ask, tell, wanted, policy, reward, sampler, ids, _kind(sampler))
+        return ids
 
     def _sampler(self, ask: Ask, policy: Policy, reward: Reward | None) -> Sampler:
         key = (ask.policy, ask.criterion, ask.method.text, ask.sampling)
         if key not in self._samplers:
             try:
-                sampler = serve(policy, reward, ask.method, ask.sampling)
+                sampler = serve(policy, reward, ask.method, ask.sampling, self._batch_size)
             except IamaError as error:
                 raise _bad(error) from error
             if len(self._samplers) >= MAX_SAMPLERS:
@@ -472,7 +473,7 @@ class Answering:
         policy, reward = self._twins[name]
         if reward.classifier is None:  # other people's code, which may hang
             reward = RewardElsewhere(reward, partial(self._call_reward, str(ask.criterion), job.loop))
-        sampler = serve(policy, reward, ask.method, ask.sampling)
+        sampler = serve(policy, reward, ask.method, ask.sampling, self._batch_size)
         columns = {key: [value] for key, value in ask.columns.items()}
         (completion,) = sampler.sample([ask.prompt], seed=ask.seed, columns=columns)
         return completion

@@ -11,6 +11,11 @@ from iama.config.specs import Sampling
 from iama.prompts.render import Prompt
 from inference.samplers.base import Completion, Segment
 
+LONG_PROMPT = 20_000
+"""Characters whose tokens are read beside an event loop, which others wait for."""
+MAX_KINDS = 1000
+"""Kinds of conversations that are known to be written rightly, before all are forgotten."""
+
 
 @dataclass(frozen=True)
 class Ask:

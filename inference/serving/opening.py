@@ -12,7 +12,7 @@ from iama.rewards.load import load_reward
 from iama.rewards.reward import Reward
 from inference.engine.policy import Policy, load_policy
 from inference.samplers.cards import calibration_rewards
-from inference.samplers.serve import CALIBRATION_BATCH, serve
+from inference.samplers.serve import serve
 from inference.serving.catalogue import Catalogue, Model, completed
 from inference.serving.plan import ServePlan
 
@@ -78,7 +78,7 @@ def _calibrate(
                 plan.samplings[policy],
                 num_samples=plan.config.calibration_samples,
                 seed=plan.config.seed + 1,
-                batch_size=CALIBRATION_BATCH,
+                batch_size=plan.config.batch_size,
             )
             advance(1)
     return measured

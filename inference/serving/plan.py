@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from iama.config.files import EvaluationCriterion
 from iama.config.manifest import load_manifest
 from iama.config.methods import Method
@@ -27,6 +25,7 @@ from iama.prompts.render import Prompt
 from iama.reading import read_text
 from iama.rewards.load import Files, check_columns, check_reward
 from inference.engine.policy import PolicyFiles, policy_fingerprint, read_policy_files
+from inference.engine.vocabulary import policy_side
 from inference.evaluation.reward_checks import check_gradients
 from inference.evaluation.summary import Summary, load_summary
 from inference.hedging.tuning_file import Wanted, find, load_tuning, setting
@@ -43,7 +42,7 @@ NAMED = re.compile(r"[A-Za-z_]\w*=[^=]")
 
 @dataclass(frozen=True)
 class ServePlan:
-    """What will be served; methods may still lack a target, which `opening.open_server` measures."""
+    """What will be served; methods may still lack a target, which `opening.open_plan` measures."""
 
     config: ServeConfig
     models: tuple[Model, ...]
@@ -104,7 +103,7 @@ def make_plan(config: ServeConfig, source: str) -> ServePlan:
             lengths = [len(row) for row in ids]
             fitting_prompts(config.calibration, rows, lengths, file.context_length, samplings[policy].max_new_tokens)
     reward_files = {criterion.name: _checked_reward(criterion, prompts) for criterion in config.criteria}
-    _check_gradients(config, models, samplings, {name: file.tokenizer for name, file in files.items()})
+    _check_gradients(config, models, samplings, files)
     return ServePlan(config, tuple(models), samplings, bounds, files, reward_files, tuple(prompts), keys, summary)
 
 
@@ -278,10 +277,10 @@ def _check_gradients(
     config: ServeConfig,
     models: Sequence[Model],
     samplings: dict[str, Sampling],
-    tokenizers: dict[str, PreTrainedTokenizerBase],
+    files: dict[str, PolicyFiles],
 ) -> None:
     for criterion in config.criteria:
-        for policy, tokenizer in tokenizers.items():
+        for policy, file in files.items():
             guided = [
                 model.method
                 for model in models
@@ -289,7 +288,8 @@ def _check_gradients(
                 and needs_gradient(model.method, samplings[policy])
             ]
             judged = EvaluationCriterion(name=criterion.name, proxy=criterion.proxy)
-            check_gradients([judged], guided, [(policy, criterion.name, tokenizer)])
+            side = policy_side(policy, file.tokenizer, file.eos_token_ids)
+            check_gradients([judged], guided, [(criterion.name, side)])
 
 
 # Keys. ----------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from iama.errors import IamaError
 from iama.prompts.conversations import render_prompts
 from iama.prompts.render import Prompt
 from inference.engine.policy import PolicyFiles
-from inference.serving.asks import Answer, AnswerError, Ask, Event, Wanted
+from inference.serving.asks import LONG_PROMPT, MAX_KINDS, Answer, AnswerError, Ask, Event, Wanted
 from inference.serving.catalogue import Catalogue
 from inference.serving.fields import Asked, Route, read_body
 from inference.serving.gate import Gate
@@ -27,10 +27,6 @@ TellOf: TypeAlias = Callable[[int, Event], None]
 """Called with the number of the choice."""
 DoneOf: TypeAlias = Callable[[int, Answer], None]
 """Called with the number of the choice, once it is answered."""
-MAX_KINDS = 1000
-"""Kinds of conversations that are known to be written rightly, before all are forgotten."""
-LONG_PROMPT = 20_000
-"""Characters whose tokens are counted beside the event loop, which others wait for."""
 ONCE = {"x-should-retry": "false"}
 """Of what would fail again: the openai client asks for the same twice more where this is not said."""
 BROKEN = "the server failed on this request; its log says how"
@@ -49,7 +45,7 @@ class Ready(NamedTuple):
 
 
 class Service:
-    """Answers requests; everything here runs on one event loop."""
+    """Answers requests on one event loop; long prompts are read in threads beside it."""
 
     def __init__(
         self, catalogue: Catalogue, policies: Mapping[str, PolicyFiles], engine: Engine, limits: Limits
@@ -104,7 +100,7 @@ class Service:
 
     def _ids(self, name: str, prompt: Prompt) -> tuple[int, ...]:
         policy = self._policies[name]
-        if len(self._kinds[name]) > MAX_KINDS:
+        if len(self._kinds[name]) >= MAX_KINDS:
             self._kinds[name] = set()
         param = "prompt" if isinstance(prompt, str) else "messages"
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from iama.calls import read_call
 from iama.config.methods import CURVES
 from inference.selection.curves import written_at
 from inference.statistics.bootstrap import interval_row, mean_interval
+from inference.statistics.halves import halves
 from inference.statistics.savings import ROUNDING
 from inference.statistics.summary_rows import Choice, CurveRow, RecommendationRow, Unit
 
@@ -33,6 +34,7 @@ def recommend(
     *,
     num_bootstrap: int,
     seed: int,
+    prompts: Sequence[Hashable] | None = None,
     num_budgets: int = NUM_BUDGETS,
 ) -> list[RecommendationRow]:
     """The best gold that each budget buys: one row a (criterion, unit, budget), as `summary.json` has them.
@@ -48,7 +50,8 @@ def recommend(
     Named is what is best on all prompts, the cheapest of equals; `gold` and `ci95` are its own. As the best of many
     noisy means that gold leans upwards. `halves_gold` does not: it is what is best on one half of the prompts, judged
     on the other half, both ways round, which may be another row than the one named. Its `halves_ci95` is over prompts,
-    the choices held fixed. `runner_up`: the best that is another policy or method (a dial is one method, whatever its
+    the choices held fixed. `prompts` are what the prompts are known by, where some are asked twice: all repeats of one
+    stand in the same half. `runner_up`: the best that is another policy or method (a dial is one method, whatever its
     value, and what is written `bon(4)` is Best-of-N, whatever chose the number), None without one. Of less than
     `MIN_PROMPTS` prompts with gold nothing is recommended.
     """
@@ -59,7 +62,7 @@ def recommend(
             costs = [(row, cost) for row in candidates if (cost := _cost(row, unit)) is not None]
             for budget in _budgets(costs, num_budgets):
                 affordable = [row for row, cost in costs if _is_paid(row, cost, budget)]
-                row = _recommendation(affordable, gold, budget, unit, num_bootstrap, seed)
+                row = _recommendation(affordable, gold, budget, unit, prompts, num_bootstrap, seed)
                 if row is not None:
                     out.append(row)
     return out
@@ -113,7 +116,13 @@ def _differs(row: CurveRow, other: CurveRow) -> bool:
 
 
 def _recommendation(
-    rows: Sequence[CurveRow], gold: Mapping[Key, Floats], budget: float, unit: Unit, num_bootstrap: int, seed: int
+    rows: Sequence[CurveRow],
+    gold: Mapping[Key, Floats],
+    budget: float,
+    unit: Unit,
+    prompts: Sequence[Hashable] | None,
+    num_bootstrap: int,
+    seed: int,
 ) -> RecommendationRow | None:
     """The best of the rows that the budget pays for, and the best of another policy or method."""
     rows = sorted(rows, key=lambda row: _cost(row, unit) or 0.0)  # so that the first of equals is the cheapest
@@ -123,7 +132,7 @@ def _recommendation(
     row, value = best
     own, halves = (
         mean_interval(values_P, num_bootstrap=num_bootstrap, seed=seed)
-        for values_P in (gold[key_of(row)], _cross_fitted(np.stack([gold[key_of(r)] for r in rows]), seed))
+        for values_P in (gold[key_of(row)], _cross_fitted(np.stack([gold[key_of(r)] for r in rows]), prompts, seed))
     )
     interval = None if own is None else interval_row(own.ci95)
     if interval is None:
@@ -163,13 +172,12 @@ def _best_row(rows: Sequence[CurveRow], gold: Mapping[Key, Floats]) -> tuple[Cur
     return None if best is None else (rows[best], float(np.nanmean(values[best])))
 
 
-def _cross_fitted(gold_RP: Floats, seed: int) -> Floats:
+def _cross_fitted(gold_RP: Floats, prompts: Sequence[Hashable] | None, seed: int) -> Floats:
     """Gold by prompt, `[P]`, of the row that is best on the half of the prompts that the prompt is not in."""
     num_prompts = gold_RP.shape[1]
-    shuffled = np.random.default_rng(seed).permutation(num_prompts)
-    halves = [shuffled[: num_prompts // 2], shuffled[num_prompts // 2 :]]
+    parts = halves(range(num_prompts) if prompts is None else prompts, seed)
     values_P = np.full(num_prompts, np.nan)
-    for judged, choosing in (halves, halves[::-1]):
+    for judged, choosing in (parts, parts[::-1]):
         best = _best(gold_RP[:, choosing])
         if best is not None:
             values_P[judged] = gold_RP[best, judged]

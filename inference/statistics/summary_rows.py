@@ -219,6 +219,16 @@ class EqualBudgetRow(Compared, EqualCostFigures):
     unit: str
 
 
+class QualityIntervals(TypedDict):
+    """Intervals of what the trained policy has more than a reference, paired by prompt.
+
+    `without`: gold of one sample. `worst_with`: gold of the worst 5 % with the method; None of several seeds together.
+    """
+
+    without: IntervalRow | None
+    worst_with: IntervalRow | None
+
+
 QualityRow = TypedDict(
     "QualityRow",
     {
@@ -230,9 +240,13 @@ QualityRow = TypedDict(
         "worst_with": float | None,
         "method": str,
         "samples": int,
+        "against": dict[str, QualityIntervals],
     },
 )
-"""Gold, proxy and the worst 5 % by gold, of one sample and of `method` at `samples`."""
+"""Gold, proxy and the worst 5 % by gold, of one sample and of `method` at `samples`.
+
+`against` has, by reference, the intervals of the trained policy's differences; it is empty for other policies.
+"""
 
 
 class HackingRow(TypedDict):

@@ -49,6 +49,30 @@ def lower_tail(values_PS: Floats, weights_PS: Floats | None = None, *, share: fl
     law = (weights_PS / np.where(mass_P1 > 0, mass_P1, 1.0) / num_known).ravel()
     order = np.argsort(values_PS.ravel())
     law, values = law[order], np.nan_to_num(values_PS.ravel()[order])
+    return _tail_mean(law, values, share)
+
+
+def lower_tails(values_PS: Floats, weights_PS: Floats, prompts_BP: Floats, *, share: float = 0.05) -> Floats:
+    """`lower_tail` of resampled prompts, `[B]`, by each replicate's weights of prompts; NaN where none has a value.
+
+    What is sorted once is the same for all replicates.
+    """
+    weights_PS = np.where(np.isnan(values_PS), 0.0, weights_PS)
+    mass_P1 = weights_PS.sum(axis=1, keepdims=True)
+    law = (weights_PS / np.where(mass_P1 > 0, mass_P1, 1.0)).ravel()
+    kept = np.flatnonzero(law)
+    order = kept[np.argsort(values_PS.ravel()[kept])]
+    law, values, prompts = law[order], values_PS.ravel()[order], order // values_PS.shape[1]
+    tails_B = np.full(len(prompts_BP), np.nan)
+    for b, prompts_P in enumerate(prompts_BP):
+        drawn = law * prompts_P[prompts]
+        if drawn.any():
+            tails_B[b] = _tail_mean(drawn / drawn.sum(), values, share)
+    return tails_B
+
+
+def _tail_mean(law: Floats, values: Floats, share: float) -> float:
+    """Mean of the lowest `share` of a law whose values are sorted."""
     before = np.concatenate([[0.0], np.cumsum(law)[:-1]])
     taken = np.clip(share - before, 0.0, law)
     return float(taken @ values / taken.sum())

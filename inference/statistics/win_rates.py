@@ -2,7 +2,7 @@
 
 Values judge: under gold the rate is about quality, under the selecting proxy about selection (Best-of-m against
 Best-of-n of one policy then wins m/(m+n)). The two pools must have been drawn independently: pairs of an answer with
-itself would count as ties.
+itself would count as ties, and two policies that draw with the same random numbers give answers that go together.
 """
 
 from __future__ import annotations

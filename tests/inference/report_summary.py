@@ -144,7 +144,16 @@ def quality() -> dict:
             "worst_with": many["gold"] - 0.2,
             "method": "bon",
             "samples": TRAINED_BUDGET,
+            "against": {other: gaps(criterion, other) for other in ("base", "grpo")} if policy == "iama" else {},
         }
+
+    def gaps(criterion: str, other: str) -> dict:
+        points = {"without": 1, "worst_with": TRAINED_BUDGET}
+        found = {
+            key: curve_row("iama", criterion, "bon", n)["gold"] - curve_row(other, criterion, "bon", n)["gold"]
+            for key, n in points.items()
+        }
+        return {key: [gap - 0.03, gap + 0.03] for key, gap in found.items()}
 
     return {policy: {criterion: row(policy, criterion) for criterion in CRITERIA} for policy in POLICIES}
 

@@ -13,6 +13,7 @@ from iama.objective.operators import RankOperator
 from inference.evaluation.likelihood import is_plain
 from inference.evaluation.measurements import Evaluation
 from inference.evaluation.rows.values import pool_values
+from inference.evaluation.sources import share_random_numbers
 from inference.selection.divergences import ServedKL, own_kl, quantile_kl, served_kl
 from inference.selection.kept import draw_kept
 from inference.selection.rules import Rule, Served
@@ -75,7 +76,10 @@ def _of_rule(rule: Rule, own_kl: float, proxy_PS: Floats, ratio_PS: Floats | Non
 def _of_choices(
     evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, operator: Served
 ) -> tuple[Floats | None, str | None]:
-    """From one answer a prompt, kept from the pool; of the reference's own pool what was not drawn is compared with."""
+    """From one answer a prompt, kept from the pool, beside samples of the reference that had no part in it.
+
+    Of its own pool, or one that was drawn with the same seed, these are the ones in places that were not drawn.
+    """
     reference = evaluation.measured.scores.get((evaluation.measured.reference or "", criterion.proxy))
     if reference is None:
         return None, None
@@ -85,7 +89,8 @@ def _of_choices(
     if np.isnan(chosen_P).all():
         return None, None
     reference_PS = reference.values_PS[:, : evaluation.plan.num_samples]
-    if source == evaluation.measured.reference:
+    judge = next(s for s in evaluation.plan.sources if s.name == evaluation.measured.reference)
+    if share_random_numbers(evaluation.plan.source(policy, criterion.name), judge):
         reference_PS = np.where(drawn_PS, np.nan, reference_PS)
     return np.asarray([quantile_kl(chosen_P, reference_PS).kl]), "lower bound"
 
@@ -97,11 +102,9 @@ def _of_answers(
     if reference is None:
         return None, None
     proxy_PA = evaluation.measured.answers[policy, criterion.name, method].proxy_PA
-    if np.isnan(proxy_PA).all():
-        return None, None
-    # Every answer has its place among the same samples of the reference.
-    reference_PS = np.repeat(reference.values_PS, proxy_PA.shape[1], axis=0)
-    return np.asarray([quantile_kl(proxy_PA.ravel(), reference_PS).kl]), "lower bound"
+    # Answers to one prompt are not independent, which the estimate's correction takes for granted: one estimate each.
+    bounds = [quantile_kl(proxy_P, reference.values_PS).kl for proxy_P in proxy_PA.T if not np.isnan(proxy_P).all()]
+    return (np.asarray([np.mean(bounds)]), "lower bound") if bounds else (None, None)
 
 
 def _first_reference(config: EvaluationConfig) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +12,16 @@ from iama.config.files import EvaluationConfig, EvaluationCriterion, WinRateBase
 from iama.config.methods import CURVES, STOP, find_tunable
 from iama.models.flops import forward_flops
 from inference.engine.policy import resolve_paths
+from inference.evaluation.compare import quality_intervals
 from inference.evaluation.measurements import Evaluation
+from inference.evaluation.question import Question
+from inference.evaluation.sources import share_random_numbers
 from inference.evaluation.tables import Tables
 from inference.evaluation.training_cost import run_flops
 from inference.pools.held import lengths, num_characters
 from inference.samplers.serve import fitted_for
 from inference.selection.curves import operator_at
-from inference.statistics.bootstrap import interval_row
+from inference.statistics.bootstrap import interval_of, interval_row, prompt_weights
 from inference.statistics.break_even import break_even
 from inference.statistics.controls import controls, is_constant
 from inference.statistics.hacking import hacking
@@ -28,6 +32,7 @@ from inference.statistics.summary_rows import (
     ControlRow,
     CurveRow,
     HackingRow,
+    IntervalRow,
     QualityRow,
     RecommendationRow,
     SavingsRow,
@@ -35,15 +40,18 @@ from inference.statistics.summary_rows import (
     Unit,
     WinRateRow,
 )
-from inference.statistics.texts import lower_tail
+from inference.statistics.texts import lower_tail, lower_tails
 from inference.statistics.win_rates import Side, kept_weights, win_rate
 
 RECOMMENDED_UNITS: tuple[Unit, ...] = ("samples", "policy_tokens", "flops", "seconds")
 NOT_COUNTED = "the reference's own training is not counted"
 
 
-def quality_rows(evaluation: Evaluation, tables: Tables) -> dict[str, dict[str, QualityRow]]:
-    """Gold and proxy of every policy without a sampler, and with the first one at the trained budget."""
+def quality_rows(evaluation: Evaluation, tables: Tables, question: Question) -> dict[str, dict[str, QualityRow]]:
+    """Gold and proxy of every policy without a sampler, and with the first one at the trained budget.
+
+    The trained policy's rows have the intervals of what it has more than each reference.
+    """
     if not evaluation.curve_methods:
         return {}
     method, budget = evaluation.curve_methods[0].text, evaluation.config.trained_budget
@@ -60,6 +68,13 @@ def quality_rows(evaluation: Evaluation, tables: Tables) -> dict[str, dict[str, 
             "worst_with": worst[1],
             "method": method,
             "samples": budget,
+            "against": {},
+        }
+    for criterion in evaluation.config.criteria if question.trained in quality else ():
+        without = quality_intervals([tables], question, criterion.name, method)
+        quality[question.trained][criterion.name]["against"] = {
+            reference: {"without": ci95, "worst_with": _worst_interval(evaluation, question, reference, criterion)}
+            for reference, ci95 in without.items()
         }
     return quality
 
@@ -71,6 +86,22 @@ def _worst(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion) 
         return None, None
     operator = operator_at(evaluation.curve_methods[0].name, evaluation.config.trained_budget)
     return lower_tail(gold_PS), lower_tail(gold_PS, kept_weights(_known(proxy_PS, gold_PS), operator))
+
+
+def _worst_interval(
+    evaluation: Evaluation, question: Question, reference: str, criterion: EvaluationCriterion
+) -> IntervalRow | None:
+    """Of the trained policy's worst answers less a reference's, with the sampler, on the same resampled prompts."""
+    operator = operator_at(evaluation.curve_methods[0].name, question.budget)
+    tails, num_prompts = [], len(evaluation.plan.rows)
+    shares_BP = prompt_weights(num_prompts, question.num_bootstrap, question.seed)
+    for policy in (question.trained, reference):
+        proxy_PS, gold_PS = evaluation.scores_of(policy, criterion)
+        assert gold_PS is not None
+        tails.append(lower_tails(gold_PS, kept_weights(_known(proxy_PS, gold_PS), operator), shares_BP))
+    gaps_B = tails[0] - tails[1]
+    gaps_B = gaps_B[np.isfinite(gaps_B)]
+    return interval_row(interval_of(gaps_B, num_prompts)) if gaps_B.size else None
 
 
 def _known(proxy_PS: Floats, gold_PS: Floats) -> Floats:
@@ -186,11 +217,17 @@ def win_rate_rows(evaluation: Evaluation) -> list[WinRateRow]:
 
 
 def _sides(evaluation: Evaluation, policy: str, criterion: EvaluationCriterion, samples: int) -> tuple[Side, Side]:
-    """The policy with `samples` and the baseline; of one pool each has half, lest an answer meet itself."""
+    """The policy with `samples` and the baseline, as draws that are independent.
+
+    Of one pool, or of two that were drawn with one seed, each has the samples of half of the places: in one place both
+    have the same random numbers.
+    """
     method, baseline = evaluation.curve_methods[0].name, baseline_of(evaluation.config)
+    own, other = (evaluation.plan.source(name, criterion.name) for name in (policy, baseline.policy))
+    is_split = share_random_numbers(own, other)
     sides = []
     for part, (name, n) in enumerate(((policy, samples), (baseline.policy, baseline.samples))):
-        which = slice(part, None, 2) if policy == baseline.policy else slice(None)
+        which = slice(part, None, 2) if is_split else slice(None)
         proxy_PS, gold_PS = evaluation.scores_of(name, criterion)
         judged_PS = proxy_PS if gold_PS is None else gold_PS
         lengths_PS = _lengths(evaluation, name, criterion)
@@ -206,10 +243,15 @@ def baseline_of(config: EvaluationConfig) -> WinRateBaseline:
 
 
 def recommendation_rows(
-    config: EvaluationConfig, tables: Tables, curves: Sequence[CurveRow], stops: Sequence[StopSettingRow] = ()
+    config: EvaluationConfig,
+    tables: Tables,
+    curves: Sequence[CurveRow],
+    stops: Sequence[StopSettingRow] = (),
+    prompts: Sequence[str] | None = None,
 ) -> list[RecommendationRow]:
     """The best gold that each budget buys; `stops` are the settings that serve the curve which stops early.
 
+    `prompts` are digests of the prompts, by which those that are asked twice are known.
     Where its setting is plain Best-of-N, that curve names nothing which `bon` has not, with its own gold.
     """
     served: dict[Key, str] = {(row["policy"], row["criterion"], STOP, row["samples"]): row["method"] for row in stops}
@@ -219,7 +261,8 @@ def recommendation_rows(
         key_of(row): tables.values[row["policy"], row["criterion"], row["method"], "gold"][:, (row["samples"] or 1) - 1]
         for row in rows
     }
-    return recommend(rows, gold, RECOMMENDED_UNITS, num_bootstrap=config.num_bootstrap, seed=config.seed)
+    how: Any = {"num_bootstrap": config.num_bootstrap, "seed": config.seed, "prompts": prompts}
+    return recommend(rows, gold, RECOMMENDED_UNITS, **how)
 
 
 def _as_written(row: CurveRow, stops: Mapping[Key, str]) -> CurveRow:

@@ -174,3 +174,15 @@ def test_prompts_that_come_in_pieces_are_looked_at_once():
     check_exchanges(of(None), [USER, SYSTEM], "r", checked)
     with pytest.raises(ModelError, match=r"^r: the prompt '5': "):
         check_exchanges(of(None), [[{"role": "tool", "content": "5"}]], "r", checked)
+
+
+def test_a_kind_that_was_refused_is_refused_again():
+    """What is known to be written rightly is not what was merely looked at."""
+    checked = set()
+    for _ in range(2):
+        with pytest.raises(ModelError, match="leaves out the message of the role 'system'"):
+            render_prompts(of(DROPS_SYSTEM), [SYSTEM], {0}, "p", checked)
+    spoils = of(TURNS.replace("m['content']", "m['content'] | replace('cake', '')"))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="leaves out, or changes, words"):
+            check_exchanges(spoils, [[{"role": "user", "content": "make a cake"}]], "r", checked)

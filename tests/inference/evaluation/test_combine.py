@@ -81,6 +81,11 @@ def test_curves_and_quality_are_means_over_seeds(run, seeds, tmp_path):
     found = summary["quality"]["iama"]["c"]
     assert found["with"] == pytest.approx(np.mean([quality["with"] for quality in alone]))
     assert (found["method"], found["samples"]) == ("bon", 2)
+    gaps = [t.values["iama", "c", "bon", "gold"][:, 0] - t.values["base", "c", "bon", "gold"][:, 0] for t in tables]
+    low, high = found["against"]["base"]["without"]
+    assert low < np.mean(gaps) < high
+    assert found["against"]["base"]["worst_with"] is None
+    assert summary["quality"]["base"]["c"]["against"] == {}
 
 
 def test_without_a_folder_nothing_is_kept(run, seeds, tmp_path):

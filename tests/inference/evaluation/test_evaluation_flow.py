@@ -24,6 +24,15 @@ from tests.inference.evaluation.test_evaluate import changed, pool_of, sampled  
 from tests.inference.evaluation.test_recomputed import chances, mean
 
 
+def with_another_end(tiny, folder):
+    """A policy that ends its answers with '<|system|>', too, and a reward in which that id is another special token."""
+    policy, reward = (shutil.copytree(path, folder / path.name) for path in (tiny.policy, tiny.reward))
+    (policy / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 6]}))
+    tokens = reward / "tokenizer.json"
+    tokens.write_text(tokens.read_text().replace("<|system|>", "<|sister|>"))
+    return policy, reward
+
+
 class TestKL:
     def test_of_the_reference_and_its_equal(self, config):
         """grpo is base under another name: nothing but the operator's own divergence, by its estimate."""
@@ -170,6 +179,17 @@ class TestBadInput:
             ConfigError, match=r"needs one vocabulary, but policy 'base' and reward 'c \(proxy\)'.*zebra"
         ):
             evaluate(changed(config, criteria=classifier, methods=[method]))
+
+    def test_a_gradient_of_a_reward_that_reads_another_end_token(self, config, tiny, tmp_path):
+        """A policy may end its answers with more tokens than its tokenizer's own end token."""
+        policy, reward = with_another_end(tiny, tmp_path)
+        base = {"base": {"path": str(policy)}}
+        settings = changed(config, policies=base, criteria=[{"name": "c", "proxy": {"model": str(reward)}}],
+                           methods=["ggro(num_candidates=2)"])  # fmt: skip
+        with pytest.raises(ConfigError, match=r"differ in 1 token ids, e\.g\. 6 \('<\|system\|>' and '<\|sister\|>'\)"):
+            make_plan(settings)
+        (policy / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+        make_plan(settings)
 
     def test_a_pool_with_a_file(self, tmp_path):
         result = CliRunner().invoke(app, ["evaluate", "--pool", "a=b.jsonl", "--config", str(tmp_path / "c.yaml")])

@@ -313,6 +313,31 @@ class TestSeveralAnswers:
         seeds = [guided_draw.answer_seed(seed, number) for seed in range(50) for number in range(20)]
         assert len(set(seeds)) == len(seeds)
         assert [guided_draw.answer_seed(seed, 0) for seed in (0, 7)] == [1, 8]
+        repeats = [guided_draw.repeat_seed(seed, repeat) for seed in seeds[:200] for repeat in range(20)]
+        assert len(set(repeats)) == len(repeats)
+        assert [guided_draw.repeat_seed(seed, 0) for seed in (1, 8)] == [1, 8]
+
+    def test_to_repeated_prompts_have_seeds_of_their_own(self, monkeypatch, config):
+        """Which no neighbouring evaluation's answers have."""
+
+        class Noted:
+            def sample(self, prompts, *, seed, columns):
+                asked.append((seed, len(prompts)))
+                raise InterruptedError
+
+        monkeypatch.setattr(guided_draw, "open_policy", lambda *_: None)
+        monkeypatch.setattr(guided_draw, "serve", lambda *_: Noted())
+        (source, _) = make_plan(config).sources
+        seeds = {}
+        for seed in (1, 2):
+            asked = []
+            for wanted in ([0], [1], [2]):
+                draw = guided_draw.guided_draw(source, None, read_method("args"), config.sampling, seed, 8)
+                with pytest.raises(InterruptedError):
+                    list(draw([{"prompt": "a"}] * 3, wanted))
+            seeds[seed] = [found for found, _ in asked]
+        assert (seeds[1][0], seeds[2][0]) == (1, 2)
+        assert len({*seeds[1], *seeds[2]}) == 6
 
 
 MINE = """

@@ -8,12 +8,16 @@ import re
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from iama.config.files import EvaluationConfig
+from inference.evaluation.plan import make_plan
+from inference.pools.file import prompt_ids
 from inference.pools.score import reward_key
 from inference.report import write_report
+from inference.statistics.bootstrap import prompt_weights
 from tests.inference.evaluation.running import evaluate
 
 NUM_SAMPLES, BUDGETS, TRAINED = 12, (1, 2, 3), 2
@@ -227,7 +231,7 @@ def test_win_rates(summary, blocks):
         assert (row["baseline_policy"], row["baseline_samples"], row["metric"]) == ("base", 1, "gold")
         rates = []
         for own, other in zip(blocks[row["policy"]], blocks["base"], strict=True):
-            halves = (slice(0, None, 2), slice(1, None, 2)) if row["policy"] == "base" else (slice(None), slice(None))
+            halves = slice(0, None, 2), slice(1, None, 2)  # all pools were drawn with one seed
             sides = [
                 (
                     chances(block["scores"][row["criterion"], "proxy"][half], n),
@@ -275,6 +279,35 @@ def test_quality(summary, blocks):
                 assert row[name] == pytest.approx(mean(best_of(blocks[policy], criterion, metric, n)))
             assert row["worst_without"] == pytest.approx(worst(blocks[policy], criterion, 1))
             assert row["worst_with"] == pytest.approx(worst(blocks[policy], criterion, TRAINED))
+
+
+def test_intervals_of_quality(config, summary, blocks):
+    """Both policies on the same resampled prompts, which have the evaluation's order."""
+    ids = prompt_ids(make_plan(config).rows)
+    blocks = {
+        policy: sorted(prompts, key=lambda prompt: ids.index(prompt["prompt_id"])) for policy, prompts in blocks.items()
+    }
+    for policy in ("base", "grpo"):
+        assert all(row["against"] == {} for row in summary["quality"][policy].values())
+    weights_BP = prompt_weights(len(blocks["base"]), config.num_bootstrap, config.seed)
+    for criterion in CRITERIA:
+        for reference, told in summary["quality"]["iama"][criterion]["against"].items():
+            singles = [np.asarray(best_of(blocks[p], criterion, "gold", 1)) for p in ("iama", reference)]
+            replicates = weights_BP @ (singles[0] - singles[1])
+            tails = []
+            for weights_P in weights_BP:
+                drawn = [
+                    [
+                        prompt
+                        for prompt, w in zip(blocks[p], weights_P, strict=True)
+                        for _ in range(round(w * len(weights_P)))
+                    ]
+                    for p in ("iama", reference)
+                ]
+                tails.append(worst(drawn[0], criterion, TRAINED) - worst(drawn[1], criterion, TRAINED))
+            assert told["without"] == pytest.approx(np.percentile(replicates, [2.5, 97.5]))
+            assert told["worst_with"] == pytest.approx(np.percentile(tails, [2.5, 97.5]))
+    assert set(summary["quality"]["iama"][CRITERIA[0]]["against"]) == {"base", "grpo"}
 
 
 def test_controls(summary, blocks):

@@ -40,8 +40,10 @@ def test_prompts_that_all_seeds_answered_are_not_shared_out_among_them():
 def test_the_worst_answers_are_compared_with_the_references():
     summary = make_summary()
     for policy, worst in (("base", 0.1), ("grpo", 0.2), ("iama", 0.15)):
+        gaps = {"base": [0.02, 0.08], "grpo": [-0.08, -0.02]} if policy == "iama" else {}
         for row in summary["quality"][policy].values():
             row["worst_with"] = worst
+            row["against"] = {name: {"without": None, "worst_with": gap} for name, gap in gaps.items()}
     (risk,) = [risk for risk in find_risks(summary) if risk.subject.startswith("Worst")]
     assert risk.level == "seen"
     assert "on helpful below linear GRPO's (0.15 against 0.2)" in risk.words
@@ -106,7 +108,8 @@ def _cut(summary):
 
 
 def _alone(summary):
-    summary["quality"]["iama"]["brief"]["without"] = 0.1
+    row = summary["quality"]["iama"]["brief"]
+    row |= {"without": 0.1, "against": {"base": {"without": [-0.13, -0.07], "worst_with": None}}}
 
 
 def _far(summary):
@@ -133,6 +136,23 @@ def _constant(summary):
 def _missing(summary):
     row = {"policy": "iama", "criterion": "brief", "metric": "proxy", "num_missing": 90, "num_samples": 100}
     summary["missing"] = [row]
+
+
+def test_nothing_is_worse_by_a_mean_alone():
+    summary = good()
+    for row in summary["quality"]["iama"].values():
+        row |= {"without": -1.0, "worst_with": -2.0}
+        row["against"] = {name: {"without": [-2.0, 0.1], "worst_with": [-3.0, 0.1]} for name in ("base", "grpo")}
+    found = {risk.subject: risk for risk in find_risks(complete(summary))}
+    for subject in ("Without a sampler", "Worst 5 % of answers"):
+        assert found[subject].level == "none"
+        assert "not surely worse" in found[subject].words
+    for row in summary["quality"]["iama"].values():
+        row.pop("against")  # as in an older file
+    found = {risk.subject: risk for risk in find_risks(complete(summary))}
+    for subject in ("Without a sampler", "Worst 5 % of answers"):
+        assert found[subject].level == "unknown"
+        assert "without intervals; run `iama evaluate` again" in found[subject].words
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from report_summary import make_summary, saving
 
 from inference.evaluation.summary import complete
-from inference.report.sentences import alone_words, saving_sentences
+from inference.report.sentences import alone_words, paired_quality, saving_sentences
 
 
 def in_figures(summary: dict) -> str:
@@ -20,8 +21,10 @@ def average(reference, ratio, censored=0, not_counted=0, **more):
 def test_both_savings_and_what_the_base_is_worth_alone_in_figures():
     changed = complete(make_summary()) | {"savings": [saving(criterion="helpful", method="bon", ratio=9.0)]}
     changed["averages"] = [average("base", 11.0, censored=1), average("grpo", 0.8)]
+    against = {"base": {"without": [0.05, 0.15]}, "grpo": {"without": [-0.15, -0.05]}}
     changed["quality"] = {
-        p: {"helpful": {"without": value}} for p, value in (("base", 0.4), ("grpo", 0.6), ("iama", 0.5))
+        p: {"helpful": {"without": value, "against": against}}
+        for p, value in (("base", 0.4), ("grpo", 0.6), ("iama", 0.5))
     }
     words = in_figures(changed)
     assert "With Best-of-4, iama reaches" in words
@@ -29,7 +32,7 @@ def test_both_savings_and_what_the_base_is_worth_alone_in_figures():
     assert words.count("of 2 criteria censored") == 2  # beside every average
     assert "linear GRPO needs 0.80x" in words
     assert "95 % intervals against the untrained base: helpful 9.00x [2.00, 4.00]." in words
-    assert "not worse on any criterion than the untrained base (0.5 against 0.4)" in words
+    assert "not surely worse on any criterion than the untrained base (0.5 against 0.4)" in words
     assert "worse on helpful than linear GRPO (0.5 against 0.6)" in words
     changed["averages"] = [average("base", 11.0, censored=1, not_counted=1, ci95=[8.0, 13.5])]
     wanted = "needs 11.00x [8.00, 13.50] the samples for (11.00x the tokens; 1 of 2 criteria censored, 1 left out)"
@@ -42,6 +45,20 @@ def test_both_savings_and_what_the_base_is_worth_alone_in_figures():
     renamed = make_summary() | {"trained": "ours", "references": ["sft"]}
     renamed["averages"] = [average("sft", 2.0)]
     assert "ours reaches a mean gold reward that sft needs 2.00x" in in_figures(renamed)
+
+
+@pytest.mark.parametrize(
+    ("ci95", "is_worse"), [([-0.2, -0.01], True), ([-0.2, 0.01], False), ([-1e-17, -1e-18], False), (None, False)]
+)
+def test_worse_is_what_the_interval_says(ci95, is_worse):
+    """Neither a lower mean alone nor what rounding leaves of two equal policies."""
+    summary = complete(make_summary()) | {"references": ["grpo"]}
+    rows = {"grpo": {"without": 0.6, "against": {}}, "iama": {"without": 0.5, "against": {"grpo": {"without": ci95}}}}
+    summary["quality"] = {policy: {"helpful": row} for policy, row in rows.items()}
+    (sentence,) = alone_words(summary)
+    assert ("is worse on helpful than" in sentence) == is_worse
+    assert ("not surely worse on any criterion" in sentence) != is_worse
+    assert paired_quality(summary["quality"], "iama", "grpo", "without")["helpful"].is_worse == is_worse
 
 
 def test_why_there_are_no_savings_or_those_of_settings():

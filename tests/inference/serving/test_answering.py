@@ -238,6 +238,46 @@ def test_a_sampler_of_somebodys_own_answers_as_a_whole(policy, rewards, answerin
     assert [answer.completion.chosen for answer in answers[::2]] == [1, 2]
 
 
+def test_a_whole_answer_decodes_as_many_rows_as_configured(answering, tmp_path):
+    file = tmp_path / "rows.py"
+    file.write_text(
+        "from iama.config.schema import Strict\n"
+        "from inference.samplers.best_of import SelectionSampler\n"
+        "from inference.samplers.serve import read_method, served_of\n"
+        "class Rows(SelectionSampler):\n"
+        "    class Settings(Strict):\n"
+        "        pass\n"
+        "    def __init__(self, policy, reward, settings, sampling, batch_size):\n"
+        f"        with open({str(tmp_path / 'sizes')!r}, 'a') as file:\n"
+        "            file.write(f'{batch_size} ')\n"
+        "        super().__init__(policy, reward, served_of(read_method('bon(2)')), sampling, batch_size)\n"
+    )
+    asyncio.run(answering.answer(ask(f"{file}:Rows")))
+    assert set((tmp_path / "sizes").read_text().split()) == {"8"}
+
+
+def test_samplers_are_kept_by_the_event_loop_alone(answering, monkeypatch):
+    """Long prompts are read in threads, which would push out each other's samplers."""
+    threads = set()
+
+    class Noted(dict):
+        def __setitem__(self, key, sampler):
+            threads.add(threading.current_thread())
+            super().__setitem__(key, sampler)
+
+    monkeypatch.setattr("inference.serving.answering.LONG_PROMPT", 10)
+    monkeypatch.setattr("inference.serving.answering.MAX_SAMPLERS", 1)
+    answering._samplers = Noted()
+    asks = [ask("bon(2)", max_new_tokens=number) for number in (2, 3, 4)]
+
+    async def go():
+        return await asyncio.gather(*map(answering.answer, asks))
+
+    assert len(asyncio.run(go())) == 3
+    assert threads == {threading.current_thread()}
+    assert len(answering._samplers) == 1
+
+
 def test_no_reward_is_needed_for_a_single_sample(policy, rewards, answering):
     asked = ask("identity", None)
     answer = asyncio.run(answering.answer(asked))

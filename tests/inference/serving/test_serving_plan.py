@@ -10,10 +10,13 @@ from iama.config.schema import validate
 from iama.config.serving import ServeConfig
 from iama.errors import ConfigError, IamaWarning
 from inference.hedging.tuning_file import load_tuning
+from inference.samplers.cards import calibration_rewards
 from inference.serving.catalogue import Catalogue
 from inference.serving.information import information
 from inference.serving.plan import make_plan
+from tests.inference.evaluation.test_evaluation_flow import with_another_end
 from tests.inference.report_summary import make_summary
+from tests.inference.serving.served import opened_plan
 
 
 @pytest.fixture
@@ -87,6 +90,37 @@ def test_the_page_is_told_of_curves_savings_and_bounds_and_of_no_path(tiny, eval
     assert evaluation not in text
     assert plan.describe().endswith("6 models")
     assert "methods single, bon(4)" in plan.describe()
+
+
+def test_a_gradient_of_a_reward_that_reads_another_end_token_is_refused(tiny, tmp_path):
+    policy, reward = with_another_end(tiny, tmp_path)
+    raw = {
+        "policies": {"base": {"path": str(policy)}},
+        "criteria": [{"name": "helpful", "proxy": {"model": str(reward)}}],
+        "methods": ["ggro(num_candidates=2)"],
+        "sampling": {"max_new_tokens": 8},
+    }
+    config = validate(raw, ServeConfig, "serve.yaml")
+    with pytest.raises(ConfigError, match="differ in 1 token ids"):
+        make_plan(config, "serve.yaml")
+    (policy / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+    make_plan(config, "serve.yaml")
+
+
+def test_a_calibration_decodes_as_many_rows_as_configured(raw_serving, monkeypatch):
+    sizes = []
+
+    def noted(*arguments, batch_size, **settings):
+        sizes.append(batch_size)
+        return calibration_rewards(*arguments, batch_size=batch_size, **settings)
+
+    monkeypatch.setattr("inference.serving.opening.calibration_rewards", noted)
+    _, opened = opened_plan(raw_serving | {"batch_size": 3})
+    assert sizes == [3, 3]
+    _, others = opened_plan(raw_serving)
+    assert opened.catalogue.rewards.keys() == others.catalogue.rewards.keys()
+    for key, rewards in opened.catalogue.rewards.items():
+        assert rewards == pytest.approx(others.catalogue.rewards[key], abs=1e-5)
 
 
 def test_a_tuned_method_is_served_with_the_number_of_its_file(run, tiny, gold_file, tmp_path):

@@ -94,6 +94,15 @@ def test_each_prompt_is_judged_by_what_the_other_half_chose():
     assert (found["gold"], found["halves_gold"], found["policy"]) == (0.25, 0.0, "a")
 
 
+def test_repeats_of_a_prompt_stand_in_one_half():
+    """Four rows, each best on a prompt of its own that is asked three times: no choice sees what it is judged on."""
+    rows = [row(name, 1, 1.0) for name in "abcd"]
+    gold = {key_of(r): np.tile(values, 3) for r, values in zip(rows, np.eye(4), strict=True)}
+    for seed in range(5):
+        (found,) = recommend(rows, gold, ["flops"], num_bootstrap=100, seed=seed, prompts=list("abcd" * 3))
+        assert (found["gold"], found["halves_gold"]) == (0.25, 0.0)
+
+
 def test_missing_values():
     rows = [row("a", 1, 1.0), row("b", 1, 1.0)]
     gold = {key_of(rows[0]): np.full(6, np.nan), key_of(rows[1]): np.array([1.0, np.nan, 1, 1, 1, 1])}
