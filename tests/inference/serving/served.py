@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -114,10 +115,23 @@ def server(
     running._thread.start()
     try:
         assert started.wait(30)
+        _wait_until_it_listens(taken)
         yield running
     finally:
         running.close()
         taken.close()
+
+
+def _wait_until_it_listens(taken: socket.socket) -> None:
+    until = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(taken.getsockname()[:2], timeout=1).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        else:
+            return
 
 
 def error_of(response: httpx2.Response) -> dict[str, Any]:
