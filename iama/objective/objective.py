@@ -158,11 +158,14 @@ class Objective:
 
     def values_K(self, rewards_PGK: Floats) -> Floats:
         """Each criterion's value under its own operator, `[K]`: the group estimate, averaged over the prompts that
-        have it; NaN where none has.
+        have it; NaN where none has. Under `tail` it is extrapolated as the gradient is.
         """
         values_PK = [np.full((0, len(self.criteria)), np.nan)]
         for _, present_K, block_PGK in self._complete_groups(rewards_PGK):
-            values = [estimators.group_value(c.operator, block_PGK[:, :, k]) for k, c in enumerate(self.criteria)]
+            values = [
+                estimators.group_value(c.operator, block_PGK[:, :, k], estimator=self.estimator)
+                for k, c in enumerate(self.criteria)
+            ]
             values_PK.append(np.where(present_K, np.stack(values, axis=1), np.nan))
         all_PK = np.concatenate(values_PK)
         has_PK = ~np.isnan(all_PK)
