@@ -27,7 +27,12 @@ NOT_OF_THE_BASE = {
     "alora_invocation_tokens": "lets the adapter act after those tokens only, which roll-outs and serving do not know",
 }
 """Fields of LoRA with which the adapter does not belong to the base as it is, and why."""
-OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
+OURS = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "reward_weights": "objective.criteria",
+    "trust_remote_code": "policy.trust_remote_code",
+}
 """GRPOConfig fields with a place of their own in the configuration."""
 _NO_EVALUATION = "no evaluation runs during training; leave it out, and use `iama evaluate`"
 NOT_HERE = {
@@ -116,6 +121,8 @@ def _check_lora(lora: dict[str, Any], source: str) -> None:
         if lora.get(key, off) not in (off, [], {}):
             raise ConfigError(f"{source}: lora.{key} = {lora[key]!r} trains more than LoRA matrices; leave it out")
     _check_start(lora, source)
+    for key in ("target_modules", "exclude_modules"):
+        _check_pattern(lora.get(key), f"{source}: lora.{key}")
     targets = lora.get("target_modules") or []
     if isinstance(targets, str):
         names = [name for name in EMBEDDINGS for full in (name, f"model.{name}") if re.fullmatch(targets, full)]
@@ -126,6 +133,18 @@ def _check_lora(lora: dict[str, Any], source: str) -> None:
             f"{source}: lora.target_modules names {names[0]!r}, which PEFT saves whole; "
             "name attention and feed-forward layers only, or write all-linear"
         )
+
+
+def _check_pattern(text: Any, where: str) -> None:
+    """PEFT reads a text as a regular expression."""
+    if not isinstance(text, str):
+        return
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ConfigError(
+            f"{where} {text!r} is no regular expression ({error}); write one, e.g. '.*_proj', or a list of names"
+        ) from error
 
 
 def _check_start(lora: dict[str, Any], source: str) -> None:

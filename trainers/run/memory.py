@@ -184,10 +184,25 @@ def num_steps(plan: Plan) -> int:
     fields = plan.trainer_fields
     if fields.get("max_steps", -1) > 0:
         return int(fields["max_steps"])
-    rows = int(fields["per_device_train_batch_size"]) * plan.config.world_size
-    rows *= int(fields.get("gradient_accumulation_steps", 1))
-    completions = len(plan.prompts) * int(fields["num_generations"]) * int(fields.get("num_iterations", 1))
-    return math.ceil(float(fields.get("num_train_epochs", 3)) * completions / rows)
+    return math.ceil(float(fields.get("num_train_epochs", 3)) * steps_per_epoch(plan))
+
+
+def steps_per_epoch(plan: Plan) -> int:
+    """Optimizer steps in which every batch of prompts is used up once; TRL drops a batch that is not whole."""
+    fields = plan.trainer_fields
+    batches = len(plan.prompts) // prompts_per_batch(plan)
+    uses = batches * trainer_fields.uses_of_a_batch(fields, plan.config.world_size)
+    return math.ceil(uses / int(fields.get("gradient_accumulation_steps", 1)))
+
+
+def prompts_per_batch(plan: Plan) -> int:
+    """Prompts whose roll-outs are drawn together, over all processes."""
+    return batch_rows(plan) // int(plan.trainer_fields["num_generations"])
+
+
+def batch_rows(plan: Plan) -> int:
+    """Roll-outs that are drawn together, over all processes."""
+    return int(plan.trainer_fields["per_device_train_batch_size"]) * plan.config.world_size * generations(plan)
 
 
 def is_checkpointed(fields: dict[str, Any]) -> bool:

@@ -223,11 +223,11 @@ def _options(plan: Plan) -> Iterator[Check]:
 
 def _batch(plan: Plan) -> Check:
     """The plan has refused what does not divide; this says what came of it."""
-    fields, size = plan.trainer_fields, plan.trainer_fields["num_generations"]
-    per_step = fields["per_device_train_batch_size"] * plan.config.world_size
-    rows = fields.get("generation_batch_size") or per_step * memory.generations(plan)
+    size = plan.trainer_fields["num_generations"]
+    rows, left = memory.batch_rows(plan), len(plan.prompts) % memory.prompts_per_batch(plan)
     detail = f"{rows} roll-outs of {plan.config.world_size} process(es) are {rows // size} groups of {size}"
-    return Check("pass", "batch", f"{detail}; {memory.num_steps(plan)} steps")
+    over = f"; every epoch leaves {left} of {len(plan.prompts)} prompts over, which fill no batch" if left else ""
+    return Check("pass", "batch", f"{detail}; {memory.num_steps(plan)} steps{over}")
 
 
 def _devices(plan: Plan) -> Iterator[Check]:
