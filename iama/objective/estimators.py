@@ -61,6 +61,15 @@ def advantages(
     return tilt_advantages(selector_PG, score_PG, operator.temperature, operator.cap)
 
 
+def check_normalisation(estimator: str) -> None:
+    """Refuse (`ConfigError`) division by a group's standard deviation with an estimator other than `plugin`."""
+    if estimator != "plugin":
+        raise ConfigError(
+            f"group_normalisation belongs to the paper's recipe, estimator 'plugin'; with {estimator!r} it "
+            "would erase what the operator adds; drop it, or set estimator: plugin"
+        )
+
+
 def takes_ratios(operator: Operator, estimator: Estimator) -> bool:
     """Whether groups that another policy drew can be corrected for: see `off_policy`."""
     return _best_of(operator) is not None and estimator != "plugin"

@@ -90,11 +90,8 @@ class Objective:
                 raise ConfigError(f"objective {key} {value!r} is not known; {hint}write one of {offered}")
         if self.weights == "simplex":
             simplex.check_simplex([c.operator.name for c in self.criteria], self.aggregate.name, self.skip_criterion)
-        if self.group_normalisation and self.estimator != "plugin":
-            raise ConfigError(
-                f"group_normalisation belongs to the paper's recipe, estimator 'plugin'; with {self.estimator!r} it "
-                "would erase what the operator adds; drop it, or set estimator: plugin"
-            )
+        if self.group_normalisation:
+            estimators.check_normalisation(self.estimator)
         if self.aggregate.name == "min" and any(c.weight != 1 for c in self.criteria):
             message = f"weights {[c.weight for c in self.criteria]} are not used by the aggregate min"
             warnings.warn(message, IamaWarning, stacklevel=3)

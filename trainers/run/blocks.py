@@ -15,8 +15,7 @@ from trl import GRPOConfig
 from iama.config.files import TrainingConfig
 from iama.config.schema import RENAMED, key_hint
 from iama.errors import ConfigError
-from iama.nearest import meant, nearest
-from trainers import options
+from iama.nearest import nearest
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Modules that PEFT saves whole, base weights and all, once they are LoRA targets."""
@@ -48,13 +47,6 @@ NOT_HERE = {
     "fsdp": "runs are sharded by DeepSpeed; leave it out, and set trainer.deepspeed: zero3",
 }
 """GRPOConfig fields that these runs have no use for, and why."""
-CHOICES = {
-    "loss_type": options.LOSS_TYPES,
-    "importance_sampling_level": options.LEVELS,
-    "multi_objective_aggregation": options.AGGREGATIONS,
-    "vllm_importance_sampling_mode": options.VLLM_MODES,
-}
-"""Words that TRL looks at only once it trains."""
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 """Settings of `torch.utils.checkpoint` that a file can give."""
 
@@ -173,11 +165,6 @@ def _check_trainer(trainer: dict[str, Any], source: str) -> None:
     if trainer.get("save_strategy") == "best":
         raise ConfigError(f"{source}: trainer.save_strategy 'best' needs an evaluation; {NOT_HERE['eval_strategy']}")
     _check_numbers(trainer, source)
-    for key, known in CHOICES.items():
-        if trainer.get(key, known[0]) not in known:
-            offered = [word for word in known if word not in options.REFUSED_LOSSES]
-            told = f"{source}: trainer.{key} {trainer[key]!r} is not known; {meant(str(trainer[key]), offered)}"
-            raise ConfigError(f"{told}write one of {', '.join(offered)}")
 
 
 def _check_numbers(trainer: dict[str, Any], source: str) -> None:

@@ -22,7 +22,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from iama.config.specs import RewardSpec
-from iama.environment import world_size
+from iama.environment import local_world_size
 from iama.models.loading import loading
 from iama.prompts.render import render_prompt
 from iama.rewards.load import Files
@@ -250,7 +250,7 @@ def available_memory() -> tuple[float, str]:
         device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
         free, _ = torch.cuda.mem_get_info(device)
         return float(free), f"free on GPU {device}"
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+    local = local_world_size()
     of = "free memory" if local == 1 else f"of free memory for each of {local} processes"
     return free_memory() / local, of
 

@@ -16,6 +16,8 @@ from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.schema import load_config
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelError, RewardError, RunError
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon
 from trainers.run.build import build_trainer
 from trainers.run.engine import check_engine
 from trainers.run.plan import _unused, _warn, make_plan, sampling_fields, trainer_fields
@@ -141,6 +143,18 @@ def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
 )
 def test_trainer_values_out_of_range(make_config, key, value, match):
     refuse(make_config(**{f"trainer__{key}": value}), ConfigError, match)
+
+
+def test_a_file_and_a_program_are_told_alike_of_group_normalisation(make_config):
+    told = []
+    for make in (
+        lambda: make_config(objective__group_normalisation=True),
+        lambda: Objective([Criterion("a", bon(2))], group_normalisation=True),
+    ):
+        with pytest.raises(ConfigError, match="belongs to the paper's recipe, estimator 'plugin'") as caught:
+            make()
+        told.append(str(caught.value))
+    assert told[0].endswith(told[1])
 
 
 def test_how_the_base_is_held_is_free(make_config):
