@@ -71,9 +71,20 @@ def is_main_process() -> bool:
 
 def local_world_size() -> int:
     """Number of processes on this machine, as torchrun and DeepSpeed tell it; else all of them."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+    return started_here() or world_size()
+
+
+def started_here() -> int | None:
+    """Number of processes that a launcher started on this machine; None where none says so."""
+    told = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    return int(told) if told else None
+
+
+def cores() -> int:
+    """Cores that this process may use; all of the machine where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_per_process() -> int:
     """Cores of this machine shared out among its processes."""
-    return max(1, len(os.sched_getaffinity(0)) // local_world_size()) if hasattr(os, "sched_getaffinity") else 1
+    return max(1, cores() // local_world_size())

@@ -242,10 +242,11 @@ class NonlinearGRPOTrainer(GRPOTrainer):
         """`policy / sampler` of whole completions `[P, G]`, as TRL caps it; None where TRL has none.
 
         TRL weighs a completion's own score by it. The ratios of those that it is ranked among belong in the operator
-        (`iama/objective/off_policy.py`).
+        (`iama/objective/off_policy.py`). A ratio a token says nothing of whole completions; that it is one the mode
+        tells all processes alike, and the width does not: one of them may hold completions of a single token only.
         """
         ratio = output.get("importance_sampling_ratio")
-        if ratio is None or ratio.shape[1] != 1:  # a ratio a token says nothing of whole completions
+        if ratio is None or not self.vllm_importance_sampling_mode.startswith("sequence"):
             return None
         ratios: Floats = self.accelerator.gather(ratio).double().cpu().numpy().reshape(-1, size)
         return ratios

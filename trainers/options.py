@@ -29,6 +29,13 @@ REFUSED_LOSSES = ("grpo", "sapo")
 LEVELS = ("token", "sequence")
 AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 VLLM_MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+CHOICES = {
+    "loss_type": LOSS_TYPES,
+    "importance_sampling_level": LEVELS,
+    "multi_objective_aggregation": AGGREGATIONS,
+    "vllm_importance_sampling_mode": VLLM_MODES,
+}
+"""Words that TRL looks at only once it trains."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,10 +308,11 @@ def check_options(args: Any, where: str = "") -> list[str]:
 
     Raises `ConfigError` for an option under which plainly another objective would be trained.
     """
-    if args.loss_type not in LOSS_TYPES:
-        known = [name for name in LOSS_TYPES if name not in REFUSED_LOSSES]
-        told = f"{where}loss_type {args.loss_type!r} is not known; {meant(str(args.loss_type), known)}"
-        raise ConfigError(f"{told}write one of {', '.join(known)}, best dapo")
+    for key, known in CHOICES.items():
+        if (value := getattr(args, key)) not in known:
+            offered = [word for word in known if word not in REFUSED_LOSSES]
+            told = f"{where}{key} {value!r} is not known; {meant(str(value), offered)}"
+            raise ConfigError(f"{told}write one of {', '.join(offered)}")
     for key, reverses, says in REVERSING:
         if reverses(args):
             raise ConfigError(f"{where}{key} = {getattr(args, key)!r} {says}")

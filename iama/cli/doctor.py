@@ -16,7 +16,7 @@ from iama import __version__
 from iama.cli.app import app, prepare
 from iama.cli.as_json import print_json
 from iama.cli.options import MACHINE, AsJson
-from iama.environment import threads_per_process
+from iama.environment import cores, threads_per_process
 from iama.errors import without_secrets
 from iama.tables import print_line, print_table, wide_console
 
@@ -164,7 +164,7 @@ def _devices() -> dict[str, Any]:
     cpu = {
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
-        "cores_of_this_process": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores_of_this_process": cores(),
         "threads_of_a_process": threads_per_process(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "free_memory_bytes": int(free_memory()),

@@ -23,7 +23,7 @@ from iama.config.specs import (
 from iama.errors import without_secrets
 from iama.nearest import nearest
 from iama.objective.aggregates import parse_aggregate
-from iama.objective.estimators import Estimator
+from iama.objective.estimators import Estimator, check_normalisation
 from iama.objective.operators import Operator, parse_operator
 from iama.objective.simplex import Weights, check_simplex
 
@@ -116,8 +116,8 @@ class ObjectiveConfig(Strict):
         if self.weights == "simplex":
             operators = [c.parsed_operator().name for c in self.criteria]
             check_simplex(operators, self.aggregate, self.on_nan == "skip_criterion")
-        if self.group_normalisation and self.estimator != "plugin":
-            raise ValueError(f"group_normalisation needs estimator: plugin, not {self.estimator}")
+        if self.group_normalisation:
+            check_normalisation(self.estimator)
         return self
 
 

@@ -61,6 +61,15 @@ def advantages(
     return tilt_advantages(selector_PG, score_PG, operator.temperature, operator.cap)
 
 
+def check_normalisation(estimator: str) -> None:
+    """Refuse (`ConfigError`) division by a group's standard deviation with an estimator other than `plugin`."""
+    if estimator != "plugin":
+        raise ConfigError(
+            f"group_normalisation belongs to the paper's recipe, estimator 'plugin'; with {estimator!r} it "
+            "would erase what the operator adds; drop it, or set estimator: plugin"
+        )
+
+
 def takes_ratios(operator: Operator, estimator: Estimator) -> bool:
     """Whether groups that another policy drew can be corrected for: see `off_policy`."""
     return _best_of(operator) is not None and estimator != "plugin"
@@ -92,12 +101,17 @@ def is_centred(operator: Operator, estimator: Estimator, num_generations: int) -
     return clamped_share(operator, num_generations - 1) <= CLAMPED_SHARE
 
 
-def group_value(operator: Operator, selector_PG: Floats, score_PG: Floats | None = None) -> Floats:
-    """Estimate `[P]` of the value under the operator, clamped at G draws; unbiased but for a tilt, O(1/G)."""
+def group_value(
+    operator: Operator, selector_PG: Floats, score_PG: Floats | None = None, estimator: Estimator = "auto"
+) -> Floats:
+    """Estimate `[P]` of the value under the operator, clamped at G draws, or extrapolated beyond by `tail`.
+
+    Unbiased for the clamped operator, but for a tilt and an entropic value, whose bias is O(1/G).
+    """
     selector_PG = np.asarray(selector_PG, dtype=np.float64)
     score_PG = selector_PG if score_PG is None else np.asarray(score_PG, dtype=np.float64)
     if isinstance(operator, (RankOperator, LStatistic)):
-        return rank_value(operator, selector_PG, score_PG)
+        return rank_value(operator, selector_PG, score_PG, estimator)
     if isinstance(operator, SoftBestOfN):
         return soft_bon_value(selector_PG, score_PG, operator.n, operator.temperature)
     if isinstance(operator, Entropic):

@@ -90,11 +90,8 @@ class Objective:
                 raise ConfigError(f"objective {key} {value!r} is not known; {hint}write one of {offered}")
         if self.weights == "simplex":
             simplex.check_simplex([c.operator.name for c in self.criteria], self.aggregate.name, self.skip_criterion)
-        if self.group_normalisation and self.estimator != "plugin":
-            raise ConfigError(
-                f"group_normalisation belongs to the paper's recipe, estimator 'plugin'; with {self.estimator!r} it "
-                "would erase what the operator adds; drop it, or set estimator: plugin"
-            )
+        if self.group_normalisation:
+            estimators.check_normalisation(self.estimator)
         if self.aggregate.name == "min" and any(c.weight != 1 for c in self.criteria):
             message = f"weights {[c.weight for c in self.criteria]} are not used by the aggregate min"
             warnings.warn(message, IamaWarning, stacklevel=3)
@@ -158,11 +155,14 @@ class Objective:
 
     def values_K(self, rewards_PGK: Floats) -> Floats:
         """Each criterion's value under its own operator, `[K]`: the group estimate, averaged over the prompts that
-        have it; NaN where none has.
+        have it; NaN where none has. Under `tail` it is extrapolated as the gradient is.
         """
         values_PK = [np.full((0, len(self.criteria)), np.nan)]
         for _, present_K, block_PGK in self._complete_groups(rewards_PGK):
-            values = [estimators.group_value(c.operator, block_PGK[:, :, k]) for k, c in enumerate(self.criteria)]
+            values = [
+                estimators.group_value(c.operator, block_PGK[:, :, k], estimator=self.estimator)
+                for k, c in enumerate(self.criteria)
+            ]
             values_PK.append(np.where(present_K, np.stack(values, axis=1), np.nan))
         all_PK = np.concatenate(values_PK)
         has_PK = ~np.isnan(all_PK)

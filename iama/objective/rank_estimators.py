@@ -40,6 +40,7 @@ from iama.objective.rank_tables import (
     combine,
     order_tables,
     tables_of,
+    tail_law,
 )
 
 _PACKED = 256  # completions of a group from which the packed sort is the faster one
@@ -84,18 +85,31 @@ def table_advantages(
     return advantage
 
 
-def rank_value(operator: RankOperator | LStatistic, selector_PG: Floats, score_PG: Floats) -> Floats:
-    """Unbiased estimate `[P]` of the value under the operator (clamped at G draws): the U-statistic."""
+def rank_value(
+    operator: RankOperator | LStatistic, selector_PG: Floats, score_PG: Floats, estimator: str = "auto"
+) -> Floats:
+    """Estimate `[P]` of the value under the operator, the U-statistic: unbiased with draws clamped at G.
+
+    `tail` extrapolates the mass of `n > G`, in the groups and by the law of which `rank_advantages` takes the gradient.
+    """
     size = selector_PG.shape[1]
+    is_tail = estimator == "tail" and isinstance(operator, RankOperator) and size > 1
+    group = _sort(selector_PG, score_PG)
+    value: Floats = _first_variation(group, _value_tables(operator, size, is_tail=False)).mean(axis=1)
+    if is_tail:
+        tail: Floats = _first_variation(group, _value_tables(operator, size, is_tail=True)).mean(axis=1)
+        value = np.where(best_is_tied(selector_PG), value, tail)
+    return value
+
+
+def _value_tables(operator: RankOperator | LStatistic, size: int, *, is_tail: bool) -> Tables:
+    """Tables whose first variation is the value, on the average over a group."""
     if isinstance(operator, LStatistic):
         kept = clamped_statistic(operator, size)
         own = order_tables(kept, size)
-        tables = combine(own, 1.0 / kept.num_draws, own, 0.0)
-    else:
-        law = clamped_law(operator, size)
-        tables = tables_of(law / np.arange(1, size + 1))
-    value: Floats = _first_variation(_sort(selector_PG, score_PG), tables).mean(axis=1)
-    return value
+        return combine(own, 1.0 / kept.num_draws, own, 0.0)
+    law = tail_law(operator, size) if is_tail else clamped_law(operator, size)
+    return tables_of(law / np.arange(1, size + 1))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from iama.arrays import Floats, Indices
+from iama.objective.rank_tables import uses_loo1
 from iama.objective.soft_operators import centred, integrand, log_weights, nodes
 
 _STATE = 1 << 14  # numbers in one step of a recurrence: these fit in the cache
@@ -42,14 +43,14 @@ def soft_bon_advantages(
 
     `auto` takes LOO with `G >= 2n` and LOO-1 above: the one with the smaller variance there. LOO-1 has no
     baseline at `n = 1` and LOO does not exist at `n = G`: the other one is taken. `loo2` is LOO-1
-    here. A group of one gives zeros.
+    here, and `tail` is `auto`. A group of one gives zeros.
     """
     size = selector_PG.shape[1]
     if size == 1:
         return np.zeros(selector_PG.shape)
     n = min(n, size)
     phi, loo1 = _integrals(selector_PG, score_PG, n, temperature)
-    if n > 1 and (estimator in ("loo1", "loo2") or n == size or (estimator == "auto" and size < 2 * n)):
+    if uses_loo1(estimator, n, size):
         return loo1
     centred_phi: Floats = size / (size - n) * (phi - phi.mean(axis=1, keepdims=True))
     return centred_phi

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,6 +35,18 @@ def length(completions, **kwargs):
 
 def vowels(completions, **kwargs):
     return [float(sum(letter in "aeiou" for letter in c[0]["content"])) for c in completions]
+
+
+def test_all_processes_gather_ratios_or_none_does():
+    """Where a process holds completions of one token only, ratios of tokens look like those of completions."""
+    mode, gathered = SimpleNamespace(vllm_importance_sampling_mode="token_mask"), []
+    mode.accelerator = SimpleNamespace(gather=lambda ratio: gathered.append(1) or ratio)
+    output = {"importance_sampling_ratio": torch.tensor([[0.5], [1.0], [2.0], [1.0]])}
+    assert NonlinearGRPOTrainer._ratios(mode, output, 2) is None
+    assert not gathered
+    mode.vllm_importance_sampling_mode = "sequence_truncate"
+    assert NonlinearGRPOTrainer._ratios(mode, output, 2).tolist() == [[0.5, 1.0], [2.0, 1.0]]
+    assert NonlinearGRPOTrainer._ratios(mode, {}, 2) is None
 
 
 def grpo_args(folder, **changes):

@@ -15,8 +15,7 @@ from trl import GRPOConfig
 from iama.config.files import TrainingConfig
 from iama.config.schema import RENAMED, key_hint
 from iama.errors import ConfigError
-from iama.nearest import meant, nearest
-from trainers import options
+from iama.nearest import nearest
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 """Modules that PEFT saves whole, base weights and all, once they are LoRA targets."""
@@ -27,7 +26,12 @@ NOT_OF_THE_BASE = {
     "alora_invocation_tokens": "lets the adapter act after those tokens only, which roll-outs and serving do not know",
 }
 """Fields of LoRA with which the adapter does not belong to the base as it is, and why."""
-OURS = {"output_dir": "output_dir", "seed": "seed", "reward_weights": "objective.criteria"}
+OURS = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "reward_weights": "objective.criteria",
+    "trust_remote_code": "policy.trust_remote_code",
+}
 """GRPOConfig fields with a place of their own in the configuration."""
 _NO_EVALUATION = "no evaluation runs during training; leave it out, and use `iama evaluate`"
 NOT_HERE = {
@@ -43,13 +47,6 @@ NOT_HERE = {
     "fsdp": "runs are sharded by DeepSpeed; leave it out, and set trainer.deepspeed: zero3",
 }
 """GRPOConfig fields that these runs have no use for, and why."""
-CHOICES = {
-    "loss_type": options.LOSS_TYPES,
-    "importance_sampling_level": options.LEVELS,
-    "multi_objective_aggregation": options.AGGREGATIONS,
-    "vllm_importance_sampling_mode": options.VLLM_MODES,
-}
-"""Words that TRL looks at only once it trains."""
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 """Settings of `torch.utils.checkpoint` that a file can give."""
 
@@ -116,6 +113,8 @@ def _check_lora(lora: dict[str, Any], source: str) -> None:
         if lora.get(key, off) not in (off, [], {}):
             raise ConfigError(f"{source}: lora.{key} = {lora[key]!r} trains more than LoRA matrices; leave it out")
     _check_start(lora, source)
+    for key in ("target_modules", "exclude_modules"):
+        _check_pattern(lora.get(key), f"{source}: lora.{key}")
     targets = lora.get("target_modules") or []
     if isinstance(targets, str):
         names = [name for name in EMBEDDINGS for full in (name, f"model.{name}") if re.fullmatch(targets, full)]
@@ -126,6 +125,18 @@ def _check_lora(lora: dict[str, Any], source: str) -> None:
             f"{source}: lora.target_modules names {names[0]!r}, which PEFT saves whole; "
             "name attention and feed-forward layers only, or write all-linear"
         )
+
+
+def _check_pattern(text: Any, where: str) -> None:
+    """PEFT reads a text as a regular expression."""
+    if not isinstance(text, str):
+        return
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ConfigError(
+            f"{where} {text!r} is no regular expression ({error}); write one, e.g. '.*_proj', or a list of names"
+        ) from error
 
 
 def _check_start(lora: dict[str, Any], source: str) -> None:
@@ -154,11 +165,6 @@ def _check_trainer(trainer: dict[str, Any], source: str) -> None:
     if trainer.get("save_strategy") == "best":
         raise ConfigError(f"{source}: trainer.save_strategy 'best' needs an evaluation; {NOT_HERE['eval_strategy']}")
     _check_numbers(trainer, source)
-    for key, known in CHOICES.items():
-        if trainer.get(key, known[0]) not in known:
-            offered = [word for word in known if word not in options.REFUSED_LOSSES]
-            told = f"{source}: trainer.{key} {trainer[key]!r} is not known; {meant(str(trainer[key]), offered)}"
-            raise ConfigError(f"{told}write one of {', '.join(offered)}")
 
 
 def _check_numbers(trainer: dict[str, Any], source: str) -> None:

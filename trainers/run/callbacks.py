@@ -39,10 +39,11 @@ OF_SOME = ("running", "weight", "skipped")
 class MetricsFile(TrainerCallback):
     """Appends one JSON line a logged step to `metrics.jsonl`.
 
-    Keys: `step`; `criteria[name]` with `mean` (of the proxy), `value` (under the criterion's own operator,
-    unbiased from the group) and `gold` (null where there is none); `kl_per_token` (TRL's mean over tokens of
-    the k3 estimate, in nats; null at beta = 0); `beta` (in force during the step); `clipped_ratio`; `mean_length`;
-    `tokens_per_second` (prompt and completion tokens, all processes); `loss`; `grad_norm`; `learning_rate`.
+    Keys: `step`; `criteria[name]` with `mean` (of the proxy), `value` (under the criterion's own operator, as
+    `iama.objective.estimators.group_value` estimates it) and `gold` (null where there is none); `kl_per_token`
+    (TRL's mean over tokens of the k3 estimate, in nats; null at beta = 0); `beta` (in force during the step);
+    `clipped_ratio`; `mean_length`; `tokens_per_second` (prompt and completion tokens, all processes); `loss`;
+    `grad_norm`; `learning_rate`.
     Where an aggregate other than the weighted sum is in force, `criteria[name]` also has `running` (the running
     mean of `value`) and `weight` (dg/dR_k there); with kl.chi2, `chi2` (of the policy to the reference, on whole
     completions); with on_nan: drop or skip_criterion, `dropped` (completions that left their group, a roll-out batch),

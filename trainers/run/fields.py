@@ -22,6 +22,11 @@ def steps_per_generation(fields: dict[str, Any], world_size: int) -> int:
     return int(fields.get("steps_per_generation") or fields.get("gradient_accumulation_steps", 1))
 
 
+def uses_of_a_batch(fields: dict[str, Any], world_size: int) -> int:
+    """Micro-steps that TRL takes on one batch of roll-outs."""
+    return steps_per_generation(fields, world_size) * int(fields.get("num_iterations", 1))
+
+
 def save_limit(fields: dict[str, Any]) -> int | None:
     """How many checkpoints are kept; None for all, which transformers also writes as 0."""
     limit = fields.get("save_total_limit")
@@ -64,7 +69,7 @@ def check_saving(fields: dict[str, Any], world_size: int, source: str) -> None:
             "(checkpoints hold the adapter and its optimizer state, not the base) or set trainer.save_strategy: 'no'"
         )
     accumulated = fields.get("gradient_accumulation_steps", 1)
-    used_for = steps_per_generation(fields, world_size) * fields.get("num_iterations", 1)
+    used_for = uses_of_a_batch(fields, world_size)
     if accumulated % used_for == 0 or strategy != "steps":  # the end of an epoch is the end of a batch
         return
     if used_for % accumulated:

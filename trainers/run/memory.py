@@ -22,7 +22,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from iama.config.specs import RewardSpec
-from iama.environment import world_size
+from iama.environment import local_world_size
 from iama.models.loading import loading
 from iama.prompts.render import render_prompt
 from iama.rewards.load import Files
@@ -184,10 +184,25 @@ def num_steps(plan: Plan) -> int:
     fields = plan.trainer_fields
     if fields.get("max_steps", -1) > 0:
         return int(fields["max_steps"])
-    rows = int(fields["per_device_train_batch_size"]) * plan.config.world_size
-    rows *= int(fields.get("gradient_accumulation_steps", 1))
-    completions = len(plan.prompts) * int(fields["num_generations"]) * int(fields.get("num_iterations", 1))
-    return math.ceil(float(fields.get("num_train_epochs", 3)) * completions / rows)
+    return math.ceil(float(fields.get("num_train_epochs", 3)) * steps_per_epoch(plan))
+
+
+def steps_per_epoch(plan: Plan) -> int:
+    """Optimizer steps in which every batch of prompts is used up once; TRL drops a batch that is not whole."""
+    fields = plan.trainer_fields
+    batches = len(plan.prompts) // prompts_per_batch(plan)
+    uses = batches * trainer_fields.uses_of_a_batch(fields, plan.config.world_size)
+    return math.ceil(uses / int(fields.get("gradient_accumulation_steps", 1)))
+
+
+def prompts_per_batch(plan: Plan) -> int:
+    """Prompts whose roll-outs are drawn together, over all processes."""
+    return batch_rows(plan) // int(plan.trainer_fields["num_generations"])
+
+
+def batch_rows(plan: Plan) -> int:
+    """Roll-outs that are drawn together, over all processes."""
+    return int(plan.trainer_fields["per_device_train_batch_size"]) * plan.config.world_size * generations(plan)
 
 
 def is_checkpointed(fields: dict[str, Any]) -> bool:
@@ -235,7 +250,7 @@ def available_memory() -> tuple[float, str]:
         device = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
         free, _ = torch.cuda.mem_get_info(device)
         return float(free), f"free on GPU {device}"
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size())
+    local = local_world_size()
     of = "free memory" if local == 1 else f"of free memory for each of {local} processes"
     return free_memory() / local, of
 

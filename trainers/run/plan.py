@@ -45,6 +45,11 @@ NOT_IN_GRADIENT = ("top_p", "top_k", "min_p", "repetition_penalty")
 """Sampling settings that TRL's log-probabilities leave out; they know the temperature alone."""
 OF_A_MODEL = ("dtype", "device", "batch_size")
 """Fields of a reward that only a reward model reads."""
+KEEPS_BASE = (
+    *("attn_implementation", "experts_implementation", "use_cache", "dtype", "torch_dtype", "quantization_config"),
+    *("device_map", "max_memory", "offload_folder", "offload_buffers", "low_cpu_mem_usage", "disable_mmap"),
+)
+"""Keys of `trainer.model_init_kwargs` that say how the policy's weights are held, and not which they are."""
 NO_VLLM = "trainer.use_vllm is not set"
 CPU_FAILURES = {
     "colocate": "model.load_weights fails, since its linear layers keep packed weights alone",
@@ -160,6 +165,7 @@ def trainer_fields(config: TrainingConfig) -> dict[str, Any]:
         "ddp_timeout": group_timeout_s(config.watch.max_phase_s),
     }
     set_elsewhere: dict[str, Any] = {"output_dir": config.output_dir, "seed": config.seed}
+    set_elsewhere["trust_remote_code"] = config.policy.trust_remote_code  # TRL lets vLLM load the policy with it
     set_elsewhere |= sampling_fields(config.sampling)
     return {name: defaults[name] for name in chosen} | ours | config.trainer | set_elsewhere
 
@@ -327,18 +333,27 @@ def _check_liger(fields: dict[str, Any], source: str) -> None:
 
 
 def _check_base_is_kept(config: TrainingConfig, model_config: Any, options: dict[str, Any], source: str) -> None:
-    """The policy's dtype is written in one place, and its other settings are those of its checkpoint."""
-    for key in options.keys() & model_config.to_dict().keys() - {"dtype", "torch_dtype", "quantization_config"}:
-        if key != "use_cache" and options[key] != getattr(model_config, key):
+    """What is written in `policy` stands there alone, and all else of the base is what its checkpoint says."""
+    policy, checkpoint = config.policy, model_config.to_dict()
+    own = {"dtype": "dtype", "torch_dtype": "dtype", "trust_remote_code": "trust_remote_code"}
+    for key, value in options.items():
+        where = f"{source}: trainer.model_init_kwargs.{key}"
+        if key in own:
+            if value != getattr(policy, own[key]):
+                raise ConfigError(
+                    f"{where} is {value!r}, but policy.{own[key]} is {getattr(policy, own[key])!r}; leave it out, and "
+                    f"set policy.{own[key]}"
+                )
+        elif key in checkpoint.keys() - KEEPS_BASE:
+            if value != getattr(model_config, key):
+                raise ConfigError(
+                    f"{where} = {value!r} makes another model than policy.path holds ({getattr(model_config, key)!r}), "
+                    "and the adapter is served on that; leave it out"
+                )
+        elif key not in KEEPS_BASE:
             raise ConfigError(
-                f"{source}: trainer.model_init_kwargs.{key} = {options[key]!r} makes another model than policy.path "
-                f"holds ({getattr(model_config, key)!r}), and the adapter is served on that; leave it out"
-            )
-    for key in ("dtype", "torch_dtype"):
-        if options.get(key, config.policy.dtype) != config.policy.dtype:
-            raise ConfigError(
-                f"{source}: trainer.model_init_kwargs.{key} is {options[key]!r}, but policy.dtype is "
-                f"{config.policy.dtype!r}; leave it out, and set policy.dtype"
+                f"{where} = {value!r} may load other weights than policy.path names, on which the adapter is served, "
+                "or let code run; leave it out, and set policy.path to a folder that holds what is meant"
             )
 
 

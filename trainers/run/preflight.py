@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 
 from iama.config.files import TrainingCriterion
-from iama.config.specs import RewardSpec
-from iama.environment import is_main_process
+from iama.config.specs import RewardScale, RewardSpec
+from iama.environment import cores, is_main_process, started_here
 from iama.errors import ConfigError
 from iama.models.generation import end_token_ids
 from iama.models.loading import FELT, is_slow
@@ -60,6 +60,7 @@ def preflight(plan: Plan) -> list[Check]:
     for criterion in plan.config.objective.criteria:
         checks += _rewards(plan, criterion)
     checks += [
+        *_scales(plan),
         _groups(plan),
         *_options(plan),
         _batch(plan),
@@ -119,6 +120,31 @@ def _rewards(plan: Plan, criterion: TrainingCriterion) -> Iterator[Check]:
         if spec is not None:
             for part in spec.parts:
                 yield from _reward(plan, f"{kind} {criterion.name}", part)
+
+
+def _scales(plan: Plan) -> Iterator[Check]:
+    """A scale that nobody measured, and a reward model's own scale beside one of another kind: weights mean little.
+
+    Reward models alone, all on scales of their own, are not told of: they may be of one kind.
+    """
+    proxies = {c.name: c.proxy for c in plan.config.objective.criteria}
+    empty = [name for name, proxy in proxies.items() if any(s == PLACEHOLDER for s in _scales_of(proxy))]
+    if empty:
+        detail = f"the scale of {' and '.join(map(repr, empty))} is mean 0, std 1, which changes nothing"
+        yield Check("warn", "scales", detail, "write what `iama standardise --config FILE` prints, or leave it out")
+        return
+    raw = [name for name, proxy in proxies.items() if proxy.model is not None and proxy.scale is None]
+    if 0 < len(raw) < len(proxies):
+        detail = f"{' and '.join(map(repr, raw))} is scored on its model's own scale, and others on another"
+        yield Check("warn", "scales", detail, "give each a `scale`: `iama standardise --config FILE` measures them")
+
+
+PLACEHOLDER = RewardScale(mean=0.0, std=1.0)
+"""What a file holds before a scale is measured."""
+
+
+def _scales_of(spec: RewardSpec) -> list[RewardScale]:
+    return [part.scale for part in dict.fromkeys((spec, *spec.parts)) if part.scale is not None]
 
 
 def _reward(plan: Plan, what: str, spec: RewardSpec) -> Iterator[Check]:
@@ -223,25 +249,19 @@ def _options(plan: Plan) -> Iterator[Check]:
 
 def _batch(plan: Plan) -> Check:
     """The plan has refused what does not divide; this says what came of it."""
-    fields, size = plan.trainer_fields, plan.trainer_fields["num_generations"]
-    per_step = fields["per_device_train_batch_size"] * plan.config.world_size
-    rows = fields.get("generation_batch_size") or per_step * memory.generations(plan)
+    size = plan.trainer_fields["num_generations"]
+    rows, left = memory.batch_rows(plan), len(plan.prompts) % memory.prompts_per_batch(plan)
     detail = f"{rows} roll-outs of {plan.config.world_size} process(es) are {rows // size} groups of {size}"
-    return Check("pass", "batch", f"{detail}; {memory.num_steps(plan)} steps")
+    over = f"; every epoch leaves {left} of {len(plan.prompts)} prompts over, which fill no batch" if left else ""
+    return Check("pass", "batch", f"{detail}; {memory.num_steps(plan)} steps{over}")
 
 
 def _devices(plan: Plan) -> Iterator[Check]:
     """Every process of this machine needs a GPU of its own, if there are GPUs."""
-    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     if not torch.cuda.is_available():
-        yield Check(
-            "pass",
-            "device",
-            f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} core(s)",
-        )
+        yield Check("pass", "device", f"CPU, {cores()} core(s)")
     else:
-        started = None if local is None else int(local)
-        yield _gpus(torch.cuda.get_device_name(), torch.cuda.device_count(), started, plan.config.world_size)
+        yield _gpus(torch.cuda.get_device_name(), torch.cuda.device_count(), started_here(), plan.config.world_size)
     if plan.config.policy.dtype == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         yield Check("fail", "device", "the GPU does not compute in bfloat16", "set policy.dtype: float32")
 

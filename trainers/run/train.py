@@ -35,6 +35,7 @@ from trainers.run.checkpoints import (
     clear_unfinished,
     copy_adapter,
     inputs_of,
+    is_complete,
     last_checkpoint,
     refuse_damaged,
     refuse_other_inputs,
@@ -81,6 +82,7 @@ def train(
     prepare_environment([training.policy.path, training.prompts.path, *rewards])
     if not verbose:
         quieten_libraries()
+    _check_early_fields(training, str(config))
     if run_is_finished(training, accept_changes=accept_changes) and not dry_run:
         console.print(f"{training.output_dir}: this run is finished; nothing to do")
         return
@@ -102,6 +104,18 @@ def train(
         run(plan, accept_changes=accept_changes)
 
 
+def _check_early_fields(config: TrainingConfig, source: str) -> None:
+    """Refuse, as the plan does, values that are read of a run's folder before: without the libraries, if all is well.
+
+    It is the plan that knows every field, but a run that is finished needs none.
+    """
+    trainer = config.trainer
+    if not (isinstance(trainer.get("max_steps", -1), int) and isinstance(trainer.get("deepspeed"), str | dict | None)):
+        from trainers.run.blocks import check_blocks
+
+        check_blocks(config, source)
+
+
 def run(plan: Plan, *, accept_changes: bool = False) -> None:
     """Train and save; every process of the run calls it.
 
@@ -112,7 +126,7 @@ def run(plan: Plan, *, accept_changes: bool = False) -> None:
     folder = Path(plan.config.output_dir)
     checkpoint = last_checkpoint(folder)
     _refuse_other_inputs(plan, checkpoint, accept_changes=accept_changes)
-    if checkpoint is not None and took_last_step(checkpoint, plan.config.trainer.get("max_steps", -1)):
+    if checkpoint is not None and _is_at_its_end(checkpoint, plan):
         _save_adapter_of(checkpoint, folder / ADAPTER, plan)
     else:
         _train(plan, folder, checkpoint)
@@ -125,6 +139,38 @@ def _refuse_other_inputs(plan: Plan, checkpoint: Path | None, *, accept_changes:
     if checkpoint is not None and is_main_process():  # the others need not read every reward model for this
         refuse_other_inputs(checkpoint, inputs_of(plan), accept_changes=accept_changes)
         refuse_other_rollouts(checkpoint, plan.rollouts, accept_changes=accept_changes)
+        if not _is_at_its_end(checkpoint, plan):
+            _refuse_half_used(checkpoint, plan)
+
+
+def _is_at_its_end(checkpoint: Path, plan: Plan) -> bool:
+    return took_last_step(checkpoint, plan.config.trainer.get("max_steps", -1))
+
+
+def _refuse_half_used(checkpoint: Path, plan: Plan) -> None:
+    """`RunError` where a checkpoint falls inside a batch of roll-outs: transformers saves a run's last step, too."""
+    from trainers.run.fields import uses_of_a_batch
+    from trainers.run.memory import steps_per_epoch
+
+    accumulated = int(plan.trainer_fields.get("gradient_accumulation_steps", 1))
+    used_for = uses_of_a_batch(plan.trainer_fields, plan.config.world_size)
+
+    def is_half_used(found: Path) -> bool:
+        return step_of(found) % steps_per_epoch(plan) * accumulated % used_for != 0
+
+    if not is_half_used(checkpoint):
+        return
+    whole = [c for c in checkpoints_in(checkpoint.parent) if is_complete(c) and not is_half_used(c)]
+    remedy = (
+        "for more steps merge its adapter (`iama export RUN --merge --out MERGED`) and start a new run with "
+        "policy.path: MERGED"
+    )
+    if whole:
+        remedy = f"move that folder away to go on from {max(whole, key=step_of).name}, or {remedy}"
+    raise RunError(
+        f"{checkpoint} falls inside a batch of roll-outs, which is used for {used_for} micro-steps and cannot be "
+        f"restored half-used; {remedy}"
+    )
 
 
 def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
@@ -134,8 +180,8 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
     from trainers.run.watchdog import Watchdog
 
     with Watchdog(plan.config.watch.max_phase_s, folder) as watchdog, ExitStack() as held:
-        is_new = not folder.is_dir()
-        if is_main_process() and not is_new:
+        made = [place for place in (folder, *folder.parents) if not place.is_dir()]
+        if is_main_process():  # before anything is loaded: of two starts one need not load what it cannot use
             held.enter_context(alone_in(folder))
         kept = None
         if is_main_process() and checkpoint is not None and (folder / ADAPTER).is_dir():  # finished, and goes on
@@ -144,13 +190,13 @@ def _train(plan: Plan, folder: Path, checkpoint: Path | None) -> None:
             with one_line_errors():
                 trainer = build_trainer(plan, console, step_of(checkpoint) if checkpoint else 0, watchdog)
         except IamaError:
-            with suppress(OSError):  # transformers makes the folder; one with something in it stays
-                folder.rmdir()
+            held.close()
+            for place in made:  # by the lock and transformers; one with something in it stays
+                with suppress(OSError):
+                    place.rmdir()
             raise
-        if is_main_process():  # the folder is taken only once everything that can be refused was accepted
+        if is_main_process():  # the folder is written into only once everything that can be refused was accepted
             folder.mkdir(parents=True, exist_ok=True)
-            if is_new:
-                held.enter_context(alone_in(folder))
             if kept is not None:  # before the new number of steps is written: with it the adapter would be the result
                 (folder / ADAPTER).replace(kept)
                 console.print(f"kept       {kept}, which this run had ended with")

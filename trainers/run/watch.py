@@ -76,7 +76,7 @@ def covariance_with_advantages_K(advantages_PG: Floats, rewards_PGK: Floats) -> 
 def effective_prompts(advantages_PG: Floats) -> float:
     """How many prompts make the step, as a share of the batch's: `(sum m)^2 / (P sum m^2)`, `m` a prompt's sum of A^2.
 
-    1 where all prompts weigh alike, 1/P where one has all the weight; NaN where no advantage is above 0. A large N puts
+    1 where all prompts weigh alike, 1/P where one has all the weight; NaN where all advantages are 0. A large N puts
     the weight on few, hard prompts. So a policy that was trained for N can be worse with one sample (arXiv 2602.21189).
     """
     mass_P = (advantages_PG**2).sum(axis=1)

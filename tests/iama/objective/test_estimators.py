@@ -75,6 +75,21 @@ def test_group_value_is_unbiased_over_all_groups(operator, size):
     assert p[groups].prod(axis=1) @ estimate == pytest.approx(exact, abs=1e-12)
 
 
+@pytest.mark.parametrize("operator", [bon(8), bop(6.0), bon(3)], ids=lambda operator: operator.name)
+def test_the_value_of_tail_is_that_whose_gradient_it_takes(operator):
+    """The tail law's, and where the best two are equal the clamped one's."""
+    size, rng = 4, np.random.default_rng(0)
+    rewards, groups = rng.normal(size=8), np.array(list(itertools.combinations(range(8), size)))
+    law = rank_tables.tail_law(operator, size)
+    best = [[rewards[list(s)].max() for s in itertools.combinations(g, n)] for g in groups for n in range(1, size + 1)]
+    u_PG = np.array([np.mean(found) for found in best]).reshape(len(groups), size)
+    np.testing.assert_allclose(group_value(operator, rewards[groups], estimator="tail"), u_PG @ law, atol=1e-12)
+    tied = np.array([[0.0, 1.0, 1.0, 0.5], [2.0, 2.0, 2.0, 2.0]])
+    np.testing.assert_array_equal(group_value(operator, tied, estimator="tail"), group_value(operator, tied))
+    alone = np.array([[1.5]])
+    assert group_value(operator, alone, estimator="tail") == pytest.approx(group_value(operator, alone))
+
+
 def test_identity_is_leave_one_out_grpo():
     rewards = np.random.default_rng(0).normal(size=(5, 8))
     expected = 8 / 7 * (rewards - rewards.mean(axis=1, keepdims=True))

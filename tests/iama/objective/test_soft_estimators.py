@@ -128,6 +128,7 @@ def test_auto_takes_loo_from_twice_the_draws_and_loo1_above():
     assert not same(5, "loo")
     assert same(1, "loo1")  # no LOO-1 of one draw: LOO
     assert same(8, "loo")  # no LOO of the whole group: LOO-1
+    assert all(same(n, "tail") for n in (1, 4, 5, 8, 20))  # there is none: it is `auto`, as the plan says
     np.testing.assert_allclose(soft_bon_advantages(selector, score, 4, 0.3).sum(axis=1), 0.0, atol=1e-13)
 
 

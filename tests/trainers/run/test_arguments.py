@@ -328,6 +328,26 @@ def test_the_keys_that_differ_are_named(make_config):
     assert not run_is_finished(make_config(trainer__max_steps=3))  # unfinished, and with more steps
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("max_steps", None, "config.yaml: trainer.max_steps: Input should be a valid integer \\(got None\\)"),
+        ("max_steps", "12O", "config.yaml: trainer.max_steps: .*valid integer.*got '12O'"),
+        ("deepspeed", 2, "config.yaml: trainer.deepspeed: .*got 2"),
+    ],
+)
+def test_what_is_no_value_is_refused_alike_with_and_without_a_folder(
+    make_config, config_file, raw_config, key, value, match, is_new
+):
+    config = make_config()
+    if not is_new:
+        (Path(config.output_dir) / "adapter").mkdir(parents=True)
+        (Path(config.output_dir) / "config.json").write_text(config.model_dump_json())
+    with pytest.raises(ConfigError, match=match):
+        train(config_file(trainer={**raw_config["trainer"], key: value}))
+
+
 @pytest.mark.slow
 def test_a_finished_run_goes_on_with_more_steps(make_config):
     """Twice from one checkpoint, and at first from a start that fails once the former adapter was kept."""

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from iama.errors import ConfigError, IamaWarning, RunError
 from tests.trainers.run.test_resume import REUSED, ROOT, SAVING, rows, start_and_kill
-from trainers.run import callbacks
+from trainers.run import callbacks, train
 from trainers.run.adapter import expected_shapes
 from trainers.run.build import build_trainer
 from trainers.run.checkpoints import (
@@ -369,6 +369,30 @@ def test_checkpoints_that_could_not_be_continued_are_refused(make_config, option
 def test_checkpoints_between_roll_outs_are_accepted(make_config, options):
     room = {"trainer__per_device_train_batch_size": 4, "trainer__max_steps": 8}
     make_plan(make_config(**{**SAVING, **room, **options}), "test.yaml")
+
+
+def test_a_run_that_ended_inside_a_batch_gets_no_more_steps(make_config):
+    """Its last step was saved as every run's is, whatever save_steps says; alone it is fine."""
+    options = {**SAVING, **REUSED}
+    plan = make_plan(make_config(**options, trainer__max_steps=6), "test.yaml")
+    more = make_plan(make_config(**options, trainer__max_steps=8), "test.yaml")
+    folder = Path(plan.config.output_dir)
+    for step in (4, 6):
+        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        marker = Marker(step=step, sharding=sharding_of(plan.config), files={})
+        (folder / f"checkpoint-{step}" / MARKER).write_text(marker.model_dump_json())
+        state = {"global_step": step, "max_steps": 6}
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps(state))
+    (four, six), refuse = ((folder / f"checkpoint-{step}") for step in (4, 6)), train._refuse_other_inputs
+    refuse(plan, six, accept_changes=False)
+    refuse(more, four, accept_changes=False)
+    with pytest.raises(
+        RunError, match=r"checkpoint-6 falls inside .* for 4 micro-steps .* go on from checkpoint-4, or"
+    ):
+        refuse(more, six, accept_changes=False)
+    shutil.rmtree(four)
+    with pytest.raises(RunError, match=r"cannot be restored half-used; for more steps merge its adapter"):
+        refuse(more, six, accept_changes=False)
 
 
 # --- what a checkpoint holds

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from trl.trainer.utils import RepeatSampler
 
 from tests.trainers.run.test_preflight import checks_of
 from trainers.run import memory, preflight
@@ -164,6 +166,31 @@ def test_steps_are_those_that_trl_takes(make_config):
     plan = make_plan(config, "test.yaml")
     trainer = build_trainer(plan, Console(quiet=True))
     assert memory.num_steps(plan) == len(trainer.get_train_dataloader()) * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*groups of an older policy:iama.errors.IamaWarning")
+@pytest.mark.parametrize(
+    ("options", "accumulated", "uses", "left"),
+    [
+        ({}, 1, 1, 1),  # five prompts, two a batch
+        ({"gradient_accumulation_steps": 3, "per_device_train_batch_size": 4, "steps_per_generation": 2}, 3, 2, 1),
+        ({"num_iterations": 3, "gradient_accumulation_steps": 2, "steps_per_generation": 1}, 2, 3, 1),
+        ({"generation_batch_size": 16, "per_device_train_batch_size": 4}, 1, 4, 1),
+        ({"per_device_train_batch_size": 20}, 1, 1, 0),
+    ],
+)
+def test_prompts_that_fill_no_batch_take_no_step(make_config, tiny, tmp_path, options, accumulated, uses, left):
+    lines = tiny.prompts.read_text().splitlines()
+    (tmp_path / "five.jsonl").write_text("\n".join([*lines, lines[0]]))
+    fields = {f"trainer__{key}": value for key, value in {"max_steps": -1, "num_train_epochs": 3, **options}.items()}
+    plan = make_plan(make_config(prompts=str(tmp_path / "five.jsonl"), **fields), "test.yaml")
+    sampler = RepeatSampler(plan.prompts, 4, memory.prompts_per_batch(plan), uses)
+    batches = len(sampler) // memory.batch_rows(plan)  # TRL loads whole ones, and cuts them up
+    assert memory.num_steps(plan) == 3 * math.ceil(batches / accumulated)
+    (batch,) = (check for check in preflight.preflight(plan) if check.what == "batch")
+    told = f"every epoch leaves {left} of 5 prompts over"
+    assert (told in batch.detail) == bool(left)
+    assert f"; {memory.num_steps(plan)} steps" in batch.detail
 
 
 def test_a_full_disk(make_config, monkeypatch):

@@ -16,6 +16,8 @@ from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.schema import load_config
 from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelError, RewardError, RunError
+from iama.objective.objective import Criterion, Objective
+from iama.objective.operators import bon
 from trainers.run.build import build_trainer
 from trainers.run.engine import check_engine
 from trainers.run.plan import _unused, _warn, make_plan, sampling_fields, trainer_fields
@@ -118,6 +120,17 @@ def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
         ("logging_steps", 3, "logging_steps 3 is above trainer.max_steps 2: metrics.jsonl would stay empty"),
         ("model_init_kwargs", {"dtype": "float16"}, "kwargs.dtype is 'float16', but policy.dtype is 'float32'"),
         ("model_init_kwargs", {"num_hidden_layers": 1}, "num_hidden_layers = 1 makes another model than policy.path"),
+        ("model_init_kwargs", {"revision": "v1"}, "revision = 'v1' may load other weights than policy.path names"),
+        ("model_init_kwargs", {"variant": "fp16"}, "kwargs.variant = 'fp16' may load .* set policy.path to a folder"),
+        ("model_init_kwargs", {"gguf_file": "q4.gguf"}, "kwargs.gguf_file = 'q4.gguf' may load other weights"),
+        ("model_init_kwargs", {"subfolder": "a"}, "kwargs.subfolder = 'a' may load other weights"),
+        ("model_init_kwargs", {"weights_only": False}, "kwargs.weights_only = False may load other weights"),
+        (
+            "model_init_kwargs",
+            {"trust_remote_code": True},
+            "is True, but policy.trust_remote_code is False; leave it out",
+        ),
+        ("trust_remote_code", True, "has a place of its own: set 'policy.trust_remote_code' at the top level"),
         ("steps_per_generation", 0, "steps_per_generation = 0 must be above 0"),
         ("adam_epsilon", 0, "adam_epsilon = 0 must be above 0"),
         ("neftune_noise_alpha", -1, "neftune_noise_alpha = -1 must be above 0"),
@@ -130,6 +143,26 @@ def test_trainer_values_of_the_wrong_kind(make_config, key, value, match):
 )
 def test_trainer_values_out_of_range(make_config, key, value, match):
     refuse(make_config(**{f"trainer__{key}": value}), ConfigError, match)
+
+
+def test_a_file_and_a_program_are_told_alike_of_group_normalisation(make_config):
+    told = []
+    for make in (
+        lambda: make_config(objective__group_normalisation=True),
+        lambda: Objective([Criterion("a", bon(2))], group_normalisation=True),
+    ):
+        with pytest.raises(ConfigError, match="belongs to the paper's recipe, estimator 'plugin'") as caught:
+            make()
+        told.append(str(caught.value))
+    assert told[0].endswith(told[1])
+
+
+def test_how_the_base_is_held_is_free(make_config):
+    held = {"low_cpu_mem_usage": True, "dtype": "float32", "trust_remote_code": False, "num_hidden_layers": 2}
+    plan = make_plan(make_config(trainer__model_init_kwargs=held), "test.yaml")
+    assert plan.model_init_kwargs == held
+    assert not plan.trainer_fields["trust_remote_code"]
+    assert trainer_fields(make_config(policy__trust_remote_code=True))["trust_remote_code"]  # vLLM reads it there
 
 
 @pytest.mark.parametrize("part", ["policy", "reward"])
@@ -356,6 +389,12 @@ def test_unknown_trainer_and_lora_keys(make_config):
         ("target_modules", ["q_proj", "lm_head"], "target_modules names 'lm_head'"),
         ("target_modules", ["model.embed_tokens"], "target_modules names 'model.embed_tokens'"),
         ("target_modules", r".*(q_proj|embed_tokens)", "target_modules names 'embed_tokens'"),
+        (
+            "target_modules",
+            "*_proj",
+            r"target_modules '\*_proj' is no regular expression .* e.g. '\.\*_proj', or a list",
+        ),
+        ("exclude_modules", "q_proj)", r"exclude_modules 'q_proj\)' is no regular expression"),
     ],
 )
 def test_lora_settings_that_touch_more_than_lora(make_config, key, value, match):

@@ -43,6 +43,25 @@ def test_a_good_configuration_passes_every_line(make_config):
     assert not Path(config.output_dir).exists()
 
 
+def test_scales_that_nobody_measured_are_told(make_config, tiny):
+    helpful, harmless = ({"name": name, "operator": "bon(2)"} for name in ("helpful", "harmless"))
+    model, short = {"model": str(tiny.reward)}, {"function": "configs/recipes/length_rewards.py:brief"}
+    measured, empty = {"mean": 0.3, "std": 2.0}, {"mean": 0.0, "std": 1.0}
+
+    def told(*proxies):
+        criteria = [{**c, "proxy": proxy} for c, proxy in zip((helpful, harmless), proxies, strict=False)]
+        check = checks_of(make_config(objective__criteria=criteria)).get("scales")
+        return None if check is None else check.line()
+
+    assert told(model) is None
+    assert told(model, {"model": str(tiny.other_reward)}) is None  # as in the demo: of one kind
+    assert told({**model, "scale": measured}, short) is None
+    assert told({**model, "scale": measured}, {"model": str(tiny.other_reward), "scale": measured}) is None
+    assert "'helpful' is scored on its model's own scale" in told(model, short)
+    assert "'harmless' is scored on its model's own scale" in told({**model, "scale": measured}, model)
+    assert "the scale of 'helpful' is mean 0, std 1, which changes nothing" in told({**model, "scale": empty}, model)
+
+
 def test_a_precision_that_the_cpu_lacks_is_told_with_its_key(make_config, monkeypatch):
     monkeypatch.setattr(preflight, "is_slow", lambda dtype, device: dtype == "bfloat16")
     assert "precision" not in checks_of(make_config(trainer__bf16=True))  # nobody feels it

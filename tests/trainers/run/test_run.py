@@ -15,6 +15,7 @@ from iama.models.fingerprint import fingerprint
 from trainers.run import train
 from trainers.run.build import build_trainer, save_final
 from trainers.run.plan import make_plan
+from trainers.run.run_folder import alone_in
 from trainers.run.train import manifest, run, run_is_finished
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*reach sampling.max_new_tokens:iama.errors.IamaWarning")
@@ -35,13 +36,23 @@ def test_a_warning_that_was_said_with_its_block_is_not_repeated_without_it(capsy
 
 
 @pytest.mark.slow
-def test_what_the_libraries_refuse_is_one_line_and_leaves_the_folder_free(make_config):
-    config = make_config(lora__target_modules=["nope"])
+def test_what_the_libraries_refuse_is_one_line_and_leaves_the_folder_free(make_config, tmp_path):
+    config = make_config(lora__target_modules=["nope"], output_dir=str(tmp_path / "new" / "run"))
     with pytest.raises(ConfigError, match=r"cannot be built: .*nope") as caught:
         run(make_plan(config, "test.yaml"))
     assert "\n" not in str(caught.value)
-    assert not Path(config.output_dir).exists()
-    assert not run_is_finished(make_config())
+    assert not (tmp_path / "new").exists()
+    assert not run_is_finished(config)
+
+
+def test_of_two_starts_in_a_new_folder_one_loads_nothing(make_config, monkeypatch):
+    plan, loaded = make_plan(make_config(), "test.yaml"), []
+    monkeypatch.setattr("trainers.run.build.build_trainer", lambda *_: loaded.append(1))
+    folder = Path(plan.config.output_dir)
+    with alone_in(folder), pytest.raises(RunError, match="is being trained in by another process"):
+        run(plan)
+    assert not loaded
+    assert not folder.exists()
 
 
 @pytest.mark.slow
