@@ -28,7 +28,7 @@ def test_the_page_says_what_holds_and_draws_bounds(tmp_path):
     savings.write_tables(tmp_path, {"num_samples": 256, "num_prompts": 32, "sentences": ["One."]}, tables)
     text = (tmp_path / "savings.md").read_text()
     assert "**Answer.** In part: 1 of 2 parts holds." in text
-    assert "for\n0 of 1 methods" in text
+    assert "for 0 of 1 methods" in text
     assert "- `rejection` and `args` and `ggro` and `blockwise` and `redraw` and `sea` joined the list" in text
     assert "had been looked at: `cards` 0.5, 0.9.\n" in text
     assert "+0.152 (+0.113 to +0.200) above it" in text

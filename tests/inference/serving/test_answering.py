@@ -605,7 +605,7 @@ def test_what_cannot_be_answered_is_refused_before_any_pass(answering, changes, 
 def test_closing_fails_what_is_under_way(policy, rewards, moody):
     made = Answering({"base": policy}, rewards)
     moody.go_on.clear()
-    asks = [ask("bon(8)", max_new_tokens=100), ask("identity", "moody", columns={"mood": "sleeps"}, max_new_tokens=1)]
+    asks = [ask("bon(64)", max_new_tokens=100), ask("identity", "moody", columns={"mood": "sleeps"}, max_new_tokens=1)]
 
     async def go():
         tasks = [asyncio.ensure_future(made.answer(asked)) for asked in asks]
