@@ -280,7 +280,7 @@ def _against_bon(row: Mapping[str, Any]) -> str:
     return f"{found['difference']:+.3f} ({low:+.3f} to {high:+.3f}), n = {found['reference_samples']:.1f}{remark}"
 
 
-def guided_words(study: Study) -> str:
+def guided_words(study: Study) -> list[str]:
     """Of every method of one point: on how many criteria its gold is above and below Best-of-n's, by policy."""
     counted: dict[str, dict[str, Counter[str]]] = {}
     for record in study.methods.values():
@@ -291,10 +291,10 @@ def guided_words(study: Study) -> str:
                 verdict = "above" if low > 0 else "below" if high < 0 else "neither"
                 name = names.get(row["method"], row["method"])
                 counted.setdefault(name, {}).setdefault(row["policy"], Counter())[verdict] += 1
-    return "; ".join(
-        f"{name}: " + ", ".join(f"{_verdicts(counts)} on {title(policy)}" for policy, counts in policies.items())
+    return [
+        f"*{name}*: " + ", ".join(f"{_verdicts(counts)} on {title(policy)}" for policy, counts in policies.items())
         for name, policies in counted.items()
-    )
+    ]
 
 
 def _verdicts(counts: Counter[str]) -> str:
