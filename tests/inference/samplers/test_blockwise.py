@@ -144,10 +144,9 @@ def test_the_batch_changes_nothing(policy_with_ends, reward, vowels_end, first):
         alone = [answer(policy_with_ends, reward, [p], settings, batch_size=batch_size)[0] for p in prompts]
         for one, other in zip(together, alone, strict=True):
             assert one.token_ids == other.token_ids
-            assert one.trace == tuple(
-                dataclasses.replace(mine, reward=theirs.reward)
-                for mine, theirs in zip(other.trace, one.trace, strict=True)
-            )
+            both = zip(other.trace, one.trace, strict=True)
+            wanted = tuple(dataclasses.replace(mine, reward=theirs.reward) for mine, theirs in both)
+            assert repr(one.trace) == repr(wanted)  # a threshold of NaN is not equal to itself
             # A single row takes one continuation after the other.
             measured = {"seconds": 0, "peak_memory": 0} | ({"sequential_steps": 0} if batch_size == 1 else {})
             counted = [dataclasses.replace(c.cost, **measured) for c in (one, other)]
