@@ -80,6 +80,8 @@ def check_summary(summary: dict[str, Any]) -> None:
     assert {row["policy"] for row in summary["recommendations"]} <= {"base", "grpo", "iama"}
     assert all(row["written"] for row in summary["recommendations"])
     assert {row["reference"] for row in summary["break_even"]} == {"base", "grpo"}
+    paid = [r for r in summary["break_even"] if (r["reference"], r["method"]) == ("base", "bon")]
+    assert all(2400 < row["queries"] < 3200 for row in paid), paid  # "about 2,800" of the README
     assert all(row["flops"] > 0 for row in summary["curves"])
     assert all(row["kl"] is not None for row in summary["curves"] if row["method"] != "stop")
 
