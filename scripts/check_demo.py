@@ -88,11 +88,12 @@ def check_summary(summary: dict[str, Any]) -> None:
 
 def check_readme(said: str, readme: Path = Path("README.md")) -> None:
     """The README shows the sentence that the report begins with, but for its numbers, which other CPUs round."""
-
-    def without_numbers(text: str) -> str:
-        return re.sub(r"\d[\d,.]*\d|\d", "#", " ".join(text.split()))
-
     assert without_numbers(said) in without_numbers(readme.read_text(encoding="utf-8")), said
+
+
+def without_numbers(text: str) -> str:
+    """A text on one line, each number a #."""
+    return re.sub(r"\d[\d,.]*\d|\d", "#", " ".join(text.split()))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from scripts.check_demo import without_numbers
 from tests.processes import begin_python, free_port, run_python
 
 ROOT = Path(__file__).parents[1]
@@ -65,10 +66,6 @@ def clone(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "validation", "test"):
         (world / f"prompts-{split}.jsonl").write_text("".join(lines))
     return folder
-
-
-def without_numbers(text: str) -> str:
-    return re.sub(r"\d[\d,.]*\d|\d", "#", " ".join(text.split()))
 
 
 def run(command: list[str], folder: Path) -> str:

@@ -30,6 +30,7 @@ from scripts.real.tables import (
     guided_words,
     hacking_words,
     modes,
+    summed,
 )
 from scripts.real.unit import BUDGET, NUM_JUDGED, SCALES, Unit, all_units
 
@@ -64,6 +65,7 @@ def write(units: Sequence[Unit]) -> Path:
         "hacked": hacking_words(study),
         "guided": guided_words(study),
         "precisions": sorted({measured.record["dtype"] for measured in study.done}),
+        "summed": summed(study),
         "attempts": attempts() if units[0].scale.name == "full" else [],
     }
     write_atomically(folder / f"{name}-answers.md", answers(study))

@@ -317,6 +317,12 @@ def settings_table(study: Study) -> Table:
     return table(header, rows)
 
 
+def summed(study: Study) -> list[str]:
+    """Pairs that were trained for a sum, before `configs/real.yaml` had another aggregate."""
+    trainings = [(m.unit.pair, m.record["training"]) for m in study.done if m.record["training"]]
+    return sorted({pair for pair, training in trainings if training["aggregate"] == "sum"})
+
+
 def course_table(study: Study) -> Table:
     """How each training went, in blocks of `BLOCK` steps: KL, and each criterion's value as the run trained on it."""
     rows = []

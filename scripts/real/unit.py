@@ -1,6 +1,6 @@
 """One unit of the study: a policy of one pair of criteria and one seed, trained, drawn from, judged, written down.
 
-A unit takes at most about 45 minutes on two idle cores, can be killed and started again, and leaves one file of
+A unit takes at most about an hour on two idle cores, can be killed and started again, and leaves one file of
 numbers, docs/results/real/NAME.json. Adapters, pools and models stay under runs/real and are made again where they are
 needed. Nothing but files like that one goes into the page, so units may be made on several machines.
 """

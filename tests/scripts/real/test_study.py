@@ -45,6 +45,7 @@ def test_the_units_have_names_of_their_own_and_the_small_scale_ends_in_time() ->
     for scale in SCALES.values():
         units = unit.all_units(scale)
         assert len({one.path for one in units}) == len(units)
+        assert all(study.estimate(one) <= 65 * 60 for one in units)
     assert sum(map(study.estimate, unit.all_units(SCALES["small"]))) < 45 * 60
     policies = {one.policy for one in unit.all_units(SCALES["full"])}
     assert {"base", "told-child", "grpo", "iama", "only-critical"} <= policies
