@@ -61,7 +61,7 @@ class PolicySpec(Strict):
     path: str
     """Base or merged model."""
     adapter: str | None = None
-    """PEFT adapter directory to put on it."""
+    """PEFT adapter directory to put on it. A training starts from its weights, and `path` stays the reference."""
     dtype: Dtype = "float32"
     device: str = "auto"
     """`auto` (the first GPU, else the CPU) or a torch device."""

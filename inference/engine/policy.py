@@ -117,7 +117,7 @@ def read_policy_files(name: str, spec: PolicySpec) -> PolicyFiles:
     if not end_ids:
         raise ModelError(f"{source}: neither tokenizer nor generation config names an end token; set eos_token")
     if adapter is not None:
-        _warn_of_other_base(base, adapter, source)
+        warn_of_other_base(base, adapter, source)
     _set_chat_template(tokenizer, spec.chat_template, source)
     return PolicyFiles(tokenizer, context_limit(spec, outline.context_length, base, source), end_ids)
 
@@ -141,7 +141,7 @@ def resolve_paths(name: str, spec: PolicySpec) -> tuple[str, str | None]:
         base, adapter = _recorded_base(folder, source), base
     check_model_dir(base, source)
     if adapter is not None:
-        _check_adapter(Path(adapter), source)
+        check_adapter_folder(Path(adapter), source)
     return base, adapter
 
 
@@ -154,7 +154,8 @@ def _recorded_base(folder: Path, source: str) -> str:
     return str(recorded)
 
 
-def _check_adapter(folder: Path, source: str) -> None:
+def check_adapter_folder(folder: Path, source: str) -> None:
+    """`ModelError` for a folder that holds no PEFT adapter, with where one may lie."""
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / file).is_file():
             inside = folder / "adapter"
@@ -166,7 +167,8 @@ def _check_adapter(folder: Path, source: str) -> None:
             raise ModelError(f"{source}: adapter {lacks(folder, file)}; {remedy}")
 
 
-def _warn_of_other_base(base: str, adapter: str, source: str) -> None:
+def warn_of_other_base(base: str, adapter: str, source: str) -> None:
+    """Warn where an adapter's `iama.json` names other weights of its base than those in `base`."""
     manifest = load_manifest(Path(adapter))
     if manifest is not None and is_other_revision(manifest.base_revision, base):
         warnings.warn(

@@ -36,7 +36,7 @@ NO_COMPILER = {"CXX": "/bin/false", "CC": "/bin/false"}
 def write(tiny, tmp_path_factory):
     """A function that writes a run of three steps on twelve roll-outs, in groups of four."""
 
-    def write(name, world_size, deepspeed=None, rollouts="generate", **changes):
+    def write(name, world_size, deepspeed=None, rollouts="generate", adapter=None, **changes):
         folder = tmp_path_factory.mktemp(name)
         trainer = {
             "max_steps": 3,
@@ -61,7 +61,7 @@ def write(tiny, tmp_path_factory):
             "name": name,
             "output_dir": str(folder / "run"),
             "world_size": world_size,
-            "policy": {"path": str(tiny.policy)},
+            "policy": {"path": str(tiny.policy), "adapter": adapter},
             "prompts": str(tiny.prompts),
             "objective": {"criteria": criteria},
             "rollouts": rollouts,
@@ -193,6 +193,16 @@ def test_plain_data_parallelism_trains_as_one_process_does(alone, write):
     sharded = replayed(write("parallel", 2, rollouts="engine"))  # prompts are read once
     assert all("DistributedDataParallel, 2 processes (gloo)" in rank["engine"] for rank in sharded[2])
     same_training(alone, sharded)
+
+
+def test_a_run_that_starts_from_an_adapter_is_that_of_one_process(alone, write):
+    """Under ZeRO-3 an adapter is partitioned once training begins, so it must have its weights before."""
+    adapter = str(alone[0] / "adapter")
+    one = write("start", 1, adapter=adapter)
+    sharded_script.run(one)
+    expected = report(one.parent / "run")
+    assert expected[1][0]["kl_per_token"] > 1e-3
+    same_training(expected, replayed(write("start-sharded", 2, "zero3", adapter=adapter)))
 
 
 def test_cpu_offload_trains_as_one_process_does(alone, write):

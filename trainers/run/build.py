@@ -39,6 +39,7 @@ from trainers.run.fields import save_limit
 from trainers.run.plan import Plan
 from trainers.run.roll_outs import EngineRollOuts
 from trainers.run.samples import SampleFiles
+from trainers.run.start import start_from
 from trainers.run.watch import Watch
 from trainers.run.watchdog import PhaseMarks, Watchdog
 
@@ -87,6 +88,8 @@ def build_trainer(
             PhaseMarks(watchdog),  # last: what the others do on a save belongs to the save
         ],
     )
+    if plan.config.policy.adapter is not None:
+        start_from(trainer.model, plan.config.policy.adapter)
     report.trainer = samples.trainer = trainer
     trainer.watchdog = watchdog
     trainer.remove_callback(PrinterCallback)

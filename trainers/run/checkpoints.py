@@ -78,6 +78,8 @@ def inputs_of(plan: Plan) -> dict[str, str]:
     hashes = {f"prompts {config.prompts.path!r}": _hash(prompts)}
     if Path(config.policy.path).is_dir():
         hashes[f"{POLICY} {config.policy.path!r}"] = weights_revision(config.policy.path) or ""
+    if config.policy.adapter is not None:
+        hashes[f"adapter {config.policy.adapter!r}"] = fingerprint(Path(config.policy.adapter))
     if config.policy.chat_template is not None:
         hashes[f"chat template {config.policy.chat_template!r}"] = _hash(str(plan.tokenizer.chat_template).encode())
     if isinstance(file := config.trainer.get("deepspeed"), str):
@@ -171,8 +173,7 @@ def refuse_other_sharding(checkpoint: Path | None, sharding: Sharding) -> None:
     if marker is not None and marker.sharding != sharding:
         raise RunError(
             f"{checkpoint} was written by {marker.sharding}, and cannot be continued by {sharding}; start the run as "
-            "it was, or merge the checkpoint's adapter into the base (PEFT's merge_and_unload) and train that model as "
-            "policy.path in another output_dir"
+            f"it was, or start a new one in another output_dir with policy.adapter: {checkpoint}"
         )
 
 

@@ -36,6 +36,7 @@ from trainers.run.arguments import refused_as, trial_arguments
 from trainers.run.blocks import NOT_HERE, check_blocks
 from trainers.run.fields import check_saving, group_timeout_s, steps_per_generation, zero_stage
 from trainers.run.roll_outs import needs_generate, told
+from trainers.run.start import check_start
 
 PARSERS = ("response_template", "response_schema")
 """Of tokenizers: by these TRL takes an answer apart, and leaves its reasoning out of what rewards read."""
@@ -119,6 +120,8 @@ def make_plan(config: TrainingConfig, source: str) -> Plan:
     check_generation_config(config.policy.path, "policy.path", config.sampling)
     with refused_as(f"{source}: lora"):
         lora = LoraConfig(**{**config.lora, "task_type": "CAUSAL_LM"})
+    if config.policy.adapter is not None:
+        check_start(config.policy.adapter, config.policy.path, lora, source)
     model_init_kwargs = fields.pop("model_init_kwargs", None) or {}
     _check_base_is_kept(config, outline.config, model_init_kwargs, source)
     _check_attention(config, outline.config, model_init_kwargs, source)
@@ -186,11 +189,6 @@ def sampling_fields(sampling: Sampling) -> dict[str, Any]:
 def load_policy_tokenizer(config: TrainingConfig) -> PreTrainedTokenizerBase:
     """The policy's tokenizer, with the configured chat template if there is one."""
     spec = config.policy
-    if spec.adapter is not None:
-        raise ConfigError(
-            f"policy.adapter {spec.adapter!r}: training starts from a plain model; merge the adapter first with "
-            "`iama export RUN --out DIR --merge` and set policy.path to DIR"
-        )
     with loading(spec.path, "policy.path"):
         tokenizer = AutoTokenizer.from_pretrained(spec.path, trust_remote_code=spec.trust_remote_code)
     if spec.chat_template is not None:

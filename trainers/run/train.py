@@ -161,10 +161,7 @@ def _refuse_half_used(checkpoint: Path, plan: Plan) -> None:
     if not is_half_used(checkpoint):
         return
     whole = [c for c in checkpoints_in(checkpoint.parent) if is_complete(c) and not is_half_used(c)]
-    remedy = (
-        "for more steps merge its adapter (`iama export RUN --merge --out MERGED`) and start a new run with "
-        "policy.path: MERGED"
-    )
+    remedy = f"for more steps start a new run in another output_dir with policy.adapter: {checkpoint}"
     if whole:
         remedy = f"move that folder away to go on from {max(whole, key=step_of).name}, or {remedy}"
     raise RunError(
@@ -362,7 +359,8 @@ def _say_plan(plan: Plan) -> None:
 
     config, fields = plan.config, plan.trainer_fields
     console.print(f"run        {config.name} -> {config.output_dir}")
-    console.print(f"policy     {config.policy.path} ({config.policy.dtype}), LoRA r={plan.lora.r}")
+    start = f", from {config.policy.adapter}" if config.policy.adapter is not None else ""
+    console.print(f"policy     {config.policy.path} ({config.policy.dtype}), LoRA r={plan.lora.r}{start}")
     console.print(f"objective  {plan.objective.describe()}")
     for c in plan.objective.criteria:
         share = clamped_share(c.operator, fields["num_generations"])
