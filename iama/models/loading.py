@@ -12,7 +12,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
+from iama.config.manifest import load_manifest
 from iama.errors import IamaError, IamaWarning, ModelError
+from iama.files import lacks
+from iama.models.fingerprint import is_other_revision
 from iama.reading import read_object
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -149,6 +152,31 @@ def load_model(auto_class: Any, path: str, source: str, *, new_head: bool = Fals
         message = f"{source}: {len(unexpected)} tensors of {path!r} are not used, e.g. {unexpected[0]!r}"
         warnings.warn(message, IamaWarning, stacklevel=1)  # one place, so that it is said once
     return model
+
+
+def check_adapter_folder(folder: Path, source: str) -> None:
+    """`ModelError` for a folder that holds no PEFT adapter, with where one may lie."""
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / file).is_file():
+            inside = folder / "adapter"
+            remedy = (
+                f"this is the folder of a training run: give {str(inside)!r}"
+                if is_adapter(inside)
+                else "give a PEFT adapter directory, such as one written by `iama export`"
+            )
+            raise ModelError(f"{source}: adapter {lacks(folder, file)}; {remedy}")
+
+
+def warn_of_other_base(base: str, adapter: str, source: str) -> None:
+    """Warn where an adapter's `iama.json` names other weights of its base than those in `base`."""
+    manifest = load_manifest(Path(adapter))
+    if manifest is not None and is_other_revision(manifest.base_revision, base):
+        warnings.warn(
+            f"{source}: the weights in {base!r} are not those that the adapter {adapter!r} was trained on (their hash "
+            "is another than base_revision in its iama.json); serve it on the base of its training",
+            IamaWarning,
+            stacklevel=1,
+        )
 
 
 def load_adapter(model: Any, path: str, source: str, task: str) -> Any:

@@ -10,17 +10,16 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from iama.config.manifest import load_manifest
 from iama.config.specs import PolicySpec, Sampling
 from iama.errors import IamaWarning, ModelError
-from iama.files import absent, lacks
+from iama.files import absent
 from iama.installation import find_file
 from iama.models.checkpoint import check_token_ids, read_outline
-from iama.models.fingerprint import digest, fingerprint, is_other_revision
+from iama.models.fingerprint import digest, fingerprint
 from iama.models.generation import check_generation_config, end_token_ids
 from iama.models.loading import (
     ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
+    check_adapter_folder,
     check_model_dir,
     is_adapter,
     load_adapter,
@@ -28,6 +27,7 @@ from iama.models.loading import (
     loading,
     pick_device,
     warn_if_slow,
+    warn_of_other_base,
 )
 from iama.models.vllm import context_limit
 from iama.reading import read_object, read_text
@@ -152,31 +152,6 @@ def _recorded_base(folder: Path, source: str) -> str:
     if not recorded:
         raise ModelError(f"{source}: {path} names no base model; set `path` to the base and `adapter` to {folder}")
     return str(recorded)
-
-
-def check_adapter_folder(folder: Path, source: str) -> None:
-    """`ModelError` for a folder that holds no PEFT adapter, with where one may lie."""
-    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / file).is_file():
-            inside = folder / "adapter"
-            remedy = (
-                f"this is the folder of a training run: give {str(inside)!r}"
-                if is_adapter(inside)
-                else "give a PEFT adapter directory, such as one written by `iama export`"
-            )
-            raise ModelError(f"{source}: adapter {lacks(folder, file)}; {remedy}")
-
-
-def warn_of_other_base(base: str, adapter: str, source: str) -> None:
-    """Warn where an adapter's `iama.json` names other weights of its base than those in `base`."""
-    manifest = load_manifest(Path(adapter))
-    if manifest is not None and is_other_revision(manifest.base_revision, base):
-        warnings.warn(
-            f"{source}: the weights in {base!r} are not those that the adapter {adapter!r} was trained on (their hash "
-            "is another than base_revision in its iama.json); serve it on the base of its training",
-            IamaWarning,
-            stacklevel=1,
-        )
 
 
 def _with_adapter(model: Any, adapter: str, source: str) -> Any:

@@ -12,8 +12,7 @@ from typing import Any
 from peft import LoraConfig, PeftConfig, load_peft_weights, set_peft_model_state_dict
 
 from iama.errors import ConfigError, RunError
-from iama.models.loading import loading
-from inference.engine.policy import check_adapter_folder, warn_of_other_base
+from iama.models.loading import check_adapter_folder, loading, warn_of_other_base
 from trainers.run.adapter import check_adapter, expected_shapes
 
 SAME = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
