@@ -2,8 +2,8 @@
 
     python -m scripts.experiments.redraw
 
-Such a page names the commit that made its numbers. The figures of `length` and `dynamics` are not among these: they
-show every answer and every step, which no file holds.
+Such a page names the commit that made its numbers. What the figures of `length` and `dynamics` show was read off the
+figures of that commit, to a tenth of a point.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ Row = dict[str, str]
 
 BOUND = 16
 """Draws within which the claim of `hedging` wants gold to fall."""
+TARGETS = (10, 24)
+"""Tokens, of `length`."""
+OPENED = 20
+"""Per cent of roll-outs with which a mode of `dynamics` counts as open."""
 RIVAL = "specialists of N = 4"
 """Of the two kinds of specialists, those that overtake IAMA first."""
 MIXED = {
@@ -161,11 +165,36 @@ def _mixed_preference(axes: Sequence[Axes]) -> None:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
 
+def _length(axes: Sequence[Axes]) -> None:
+    policies = {"base": GREY, "IAMA": BLUE, "linear GRPO": ORANGE, "IAMA, bon(2)": GREEN}
+    rows = _rows("length-shares")
+    for axis, (policy, colour) in zip(axes, policies.items(), strict=True):
+        tokens, shares = np.transpose([_numbers(row, "tokens", policy) for row in rows])
+        axis.bar(tokens, shares, color=colour, width=0.9)
+        for target in TARGETS:
+            axis.axvline(target, color="black", lw=0.8, ls="--")
+        axis.set_ylim(0, 80)
+        figures.label(axis, policy, "tokens", "% of samples", legend=False)
+
+
+def _dynamics(axes: Sequence[Axes]) -> None:
+    rows = _rows("dynamics-shares")
+    for axis, seed in zip(axes, (0, 10, 11, 12), strict=True):
+        for mode, colour in (("helpful", BLUE), ("harmless", ORANGE)):
+            shares = [_numbers(row, "step", f"seed {seed}, {mode}") for row in rows]
+            axis.plot(*np.transpose(shares), color=colour, label=f"{mode} mode")
+        axis.axhline(OPENED, color="black", lw=0.8, ls="--")
+        axis.set_ylim(0, 80)
+        figures.label(axis, f"default, seed {seed}", "step", "% of roll-outs", legend=seed == 0)
+
+
 FIGURES: dict[str, tuple[int, tuple[float, float], Callable[[Sequence[Axes]], None]]] = {
     "when_to_use": (2, (5.0, 3.6), _when_to_use),
     "operators": (3, (3.0, 2.8), _operators),
     "hedging": (2, (4.2, 3.2), _hedging),
     "mixed-preference": (2, (4.4, 4.4), _mixed_preference),
+    "length": (4, (3.0, 2.8), _length),
+    "dynamics": (4, (2.6, 2.3), _dynamics),
 }
 """By the name of the page: panels, the size of each in inches, and what draws them."""
 

@@ -19,7 +19,7 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ import torch
 import typer
 
 from iama.config.specs import PolicySpec, RewardSpec, Sampling
-from iama.errors import DataError, IamaError
+from iama.errors import DataError, IamaError, RunError
 from iama.files import building, write_atomically
 from iama.progress import progress_bar
 from iama.prompts.data import load_prompts
@@ -94,18 +94,31 @@ def home() -> dict[str, Path]:
     return prompts.write(FOLDER / "prompts")
 
 
+def once(out: Path, make: Callable[[Path], object]) -> Path:
+    """A folder, made unless it is there; whoever comes while another process makes it waits, and takes that one."""
+    if not out.is_dir():
+        try:
+            make(out)
+        except RunError:
+            if not out.is_dir():
+                raise
+    return out
+
+
 def trunk(out: Path = FOLDER / "trunk") -> Path:
     """The policy's first layers as a model of their own."""
-    if not out.is_dir():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    return once(out, _cut)
 
-        whole = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
-        whole.model.layers = whole.model.layers[:NUM_LAYERS]
-        whole.config.num_hidden_layers = NUM_LAYERS
-        with building(out) as folder:
-            whole.save_pretrained(folder)
-            AutoTokenizer.from_pretrained(POLICY).save_pretrained(folder)
-    return out
+
+def _cut(out: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    whole = AutoModelForCausalLM.from_pretrained(POLICY, dtype=torch.float32)
+    whole.model.layers = whole.model.layers[:NUM_LAYERS]
+    whole.config.num_hidden_layers = NUM_LAYERS
+    with building(out) as folder:
+        whole.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(POLICY).save_pretrained(folder)
 
 
 def path_of(criterion: str) -> Path:
@@ -115,16 +128,16 @@ def path_of(criterion: str) -> Path:
 
 def fit(criterion: str) -> Path:
     """A learned proxy's folder, fitted unless it is there."""
-    out = path_of(criterion)
-    if out.is_dir():
-        return out
+    return once(path_of(criterion), lambda out: _fit(criterion, out))
+
+
+def _fit(criterion: str, out: Path) -> None:
     ready()
     pool = base_samples(home()["train"])
     judge = getattr(gold, criterion)
     scores_PS = np.asarray([judge(texts) for texts in pool.texts])
     found = _distill(criterion, [p.prompt for p in pool.prompts], pool.texts, noisy(scores_PS, criterion), out)
     print(f"{out}: orders {found.agreement:.0%} of held-out pairs as its noisy teacher, {describe(criterion)}")
-    return out
 
 
 def noisy(scores_PS: np.ndarray[Any, Any], criterion: str) -> list[list[float]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from iama.errors import DataError
+from iama.errors import DataError, RunError
+from iama.files import building
 from scripts.real import proxies, study, unit
 from scripts.real.unit import SCALES, Unit, overrides
 
@@ -75,3 +76,23 @@ def test_a_proxy_a_gold_and_prompts_come_of_different_pairs(
     assert base.path.parent == tmp_path / "units"
     monkeypatch.setattr(proxies, "scales", lambda criteria: {name: {"mean": 0.0, "std": 1.0} for name in criteria})
     assert any("rm-harmless-gold" in part for part in overrides(iama, 2))
+
+
+def test_of_two_processes_that_make_one_folder_the_second_takes_the_firsts(tmp_path: Path) -> None:
+    """`proxies child` and `proxies expert` begin with the same trunk."""
+    out = tmp_path / "trunk"
+
+    def other_was_quicker(out: Path) -> None:
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        with building(out):
+            raise AssertionError
+
+    assert proxies.once(out, other_was_quicker) == out
+    assert proxies.once(out, lambda _: pytest.fail("it is there")) == out
+
+    def fails(out: Path) -> None:
+        raise RunError("no room")
+
+    with pytest.raises(RunError, match="no room"):
+        proxies.once(tmp_path / "other", fails)
