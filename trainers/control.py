@@ -44,15 +44,16 @@ def describe_kl(kl: KLConfig, beta: float) -> str:
     return text + (f", plus {kl.chi2:g} * chi2(policy || reference)" if kl.chi2 > 0 else "")
 
 
-def next_beta(beta: float, kl_per_token: float, target: float, gain: float) -> float:
+def next_beta(beta: float, kl_per_token: float, target: float, gain: float, *, has_reached: bool) -> float:
     """A controller in log space: up where the measured KL is above its target, down below.
 
-    One step raises beta by at most a factor `exp(gain)` and lowers it by a fifth of that in the exponent: a run starts
-    at a KL of zero whatever beta is, and must not wind beta down before the KL can answer. Takakura et al. 2026
-    (sec. 6.2) steer beta "in log space" to a target of 0.1; this form of it, and the unit of nats a token, are this
-    project's reading.
+    One step moves beta by at most a factor `exp(gain)`. Until the KL first reaches the target beta falls by at most a
+    fifth of that in the exponent: a run starts at a KL of zero whatever beta is, and must not wind beta down before the
+    KL can answer. Were it so ever after, a noisy KL would settle below the target. Takakura et al. 2026 (sec. 6.2)
+    steer beta "in log space" to a target of 0.1; this form of it, and the unit of nats a token, are this project's
+    reading.
     """
-    return beta * math.exp(gain * min(max(kl_per_token / target - 1.0, -0.2), 1.0))
+    return beta * math.exp(gain * min(max(kl_per_token / target - 1.0, -1.0 if has_reached else -0.2), 1.0))
 
 
 @dataclass
@@ -111,6 +112,7 @@ class RunControl(TrainerCallback):
         self._kl = kl
         self._running = running
         self._first_beta = trainer.beta
+        self._has_reached = False
 
     def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Go on from a checkpoint."""
@@ -129,7 +131,9 @@ class RunControl(TrainerCallback):
         state.stateful_callbacks[STATE_KEY] = self._saved()
 
     def _saved(self) -> dict[str, Any]:
-        saved: dict[str, Any] = {} if self._kl.target is None else {"beta": self._trainer.beta}
+        saved: dict[str, Any] = {}
+        if self._kl.target is not None:
+            saved = {"beta": self._trainer.beta, "has_reached": self._has_reached}
         if self._running is not None:
             saved |= {"sums_K": self._running.sums_K, "weights_K": self._running.weights_K}
         return saved
@@ -137,13 +141,16 @@ class RunControl(TrainerCallback):
     def _restore(self, saved: dict[str, Any]) -> None:
         if self._kl.target is not None:
             self._trainer.beta = saved.get("beta", self._trainer.beta)
+            self._has_reached = saved.get("has_reached", False)
         if self._running is not None and "sums_K" in saved:
             self._running.sums_K = saved["sums_K"]
             self._running.weights_K = saved.get("weights_K") or [saved["weight"]] * len(saved["sums_K"])
 
     def _steer(self, target: float) -> None:
         measured = self._trainer._metrics["train"]["kl"][-self._trainer.current_gradient_accumulation_steps :]
-        wanted = next_beta(self._trainer.beta, sum(measured) / len(measured), target, self._kl.gain)
+        kl_per_token = sum(measured) / len(measured)
+        self._has_reached = self._has_reached or kl_per_token >= target
+        wanted = next_beta(self._trainer.beta, kl_per_token, target, self._kl.gain, has_reached=self._has_reached)
         low, high = self._first_beta / BETA_RANGE, self._first_beta * BETA_RANGE
         self._trainer.beta = min(max(wanted, low), high)
         if wanted != self._trainer.beta:

@@ -195,6 +195,9 @@ def _hacking(method: TunedMethod) -> str:
     if result.threshold is None:
         return f"{result.regime}, then rises again"
     unit = "samples" if by_samples else result.knob
-    ends = "" if result.threshold_ci95 is None else f" ({_interval(result.threshold_ci95, '.3g')})"
+    ends = ""
+    if result.threshold_ci95 is not None:
+        never = "" if result.loss_at_max_ci95[0] > 0 else " or never"  # gold falls in the mean, and not surely
+        ends = f" ({_interval(result.threshold_ci95, '.3g')}{never})"
     always = "always, " if result.regime == "always hacks" else ""
     return f"{always}from {result.threshold:.3g} {unit}{ends}"

@@ -131,7 +131,7 @@ class KLConfig(Strict):
     target: float | None = Field(None, gt=0)
     """KL to the reference (nats per token, as TRL logs it) that beta is steered to; without it beta is fixed."""
     gain: float = Field(0.1, gt=0, le=1)
-    """Largest rise of log beta in one optimiser step; it falls by at most a fifth of that."""
+    """Largest change of log beta in one optimiser step; until the KL first reaches the target it falls by a fifth."""
     chi2: float = Field(0.0, ge=0)
     """Weight of a chi-squared penalty (sequence level), which bounds what over-optimising the proxy can cost."""
 

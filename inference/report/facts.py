@@ -8,6 +8,7 @@ from typing import Any
 from iama.config.specs import SOURCES
 from inference.evaluation.summary import Summary
 from inference.report import words
+from inference.statistics.break_even import NOT_KNOWN
 
 
 def _texts(value: Any) -> list[str]:
@@ -73,9 +74,11 @@ def _pays_back(summary: Summary) -> str:
     """When training has paid for itself, at best and at worst over references and criteria."""
     known = [row["queries"] for row in summary["break_even"] if row["queries"] is not None]
     most = "at most " if any(row["bound"] for row in summary["break_even"]) else ""
-    never = sum(row["queries"] is None for row in summary["break_even"])
+    unknown = sum(row["queries"] is None and NOT_KNOWN in (row["note"] or "") for row in summary["break_even"])
+    never = sum(row["queries"] is None for row in summary["break_even"]) - unknown
+    others = [f"never in {never} cases"] * bool(never) + [f"not known in {unknown}"] * bool(unknown)
     if not known:
-        return "no case in which training pays back in FLOPs" if never else ""
+        return "; ".join(["no case in which training pays back in FLOPs"] * bool(never) + others[-1:] * bool(unknown))
     first, last = words.number(min(known)), words.number(max(known))
     reach = f"after {most}{first if first == last else f'{first} to {last}'} queries"
-    return f"{reach}, by reference and criterion" + (f"; never in {never} cases" if never else "")
+    return "; ".join([f"{reach}, by reference and criterion", *others])

@@ -95,6 +95,7 @@ def _level(row: SavingsRow) -> Level:
     ci95 = row["ci95"]
     if ci95 is None or None in ci95:
         return "unsure"
-    if ci95[0] > 1 + ROUNDING and row["ratio"] > 1:
+    is_bounded_below = not (row["floor"] or row["ci_floor"])  # else a cheaper setting of the reference might do
+    if ci95[0] > 1 + ROUNDING and row["ratio"] > 1 and is_bounded_below:
         return "saves"
     return "costs" if ci95[1] < 1 - ROUNDING and not row["ci_censored"] else "unsure"

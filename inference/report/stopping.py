@@ -94,10 +94,11 @@ def together(trained: str, found: Mapping[Stopping, StoppingRow]) -> str:
 
 def _surely(row: StoppingRow | None) -> Literal["saves", "costs", "not sure", "not told"]:
     """What a row's interval tells of the saving."""
-    ci95 = None if row is None or row["counts"] is False else row["ci95"]
-    if ci95 is None or None in ci95:
+    if row is None or row["counts"] is False or (ci95 := row["ci95"]) is None or None in ci95:
         return "not told"
-    return "saves" if ci95[0] > 1 else "costs" if ci95[1] < 1 else "not sure"
+    if ci95[0] > 1 and not (row["floor"] or row["ci_floor"]):
+        return "saves"
+    return "costs" if ci95[1] < 1 and not row["ci_censored"] else "not sure"
 
 
 def _saved(row: StoppingRow, unit: Unit = "samples") -> str:

@@ -221,7 +221,7 @@ def served_kl(
 
 
 def quantile_kl(chosen_P: Floats, reference_PS: Floats, *, num_bins: int | None = None) -> QuantileKL:
-    """LOWER BOUND of the KL to the reference of any method, from the selecting reward alone.
+    """ESTIMATE of a LOWER BOUND of the KL to the reference of any method, from the selecting reward alone.
 
     `chosen_P` is the reward of one answer a prompt, `reference_PS` those of reference samples that had no part in it.
     By data processing no KL is below that of the law of `U`, the quantile of the answer among the reference's, to

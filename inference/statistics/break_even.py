@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NOT_KNOWN = "not known"
+"""In a note: why there are no queries is that nobody knows, and not that nothing is saved."""
+
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Queries after which training has paid; None: never. `bound`: an upper bound. `note` says why, in words.
+    """Queries after which training has paid; None: never, or not known. `bound`: an upper one. `note` says why.
 
     `reference_training_flops` is what the reference's own training took, 0 where that is not known.
     """
@@ -40,11 +43,11 @@ def break_even(
     extra = training_flops - reference_training_flops
     queries, bound, note = None, False, ""
     if saved <= 0 and censored:
-        note = "the reference does not reach the value at its largest budget, which costs less: not known"
+        note = f"the reference does not reach the value at its largest budget, which costs less: {NOT_KNOWN}"
     elif saved <= 0:
         note = "nothing is saved"
     elif floor:
-        note = "a single sample of the reference is already better: not known"
+        note = f"a single sample of the reference is already better: {NOT_KNOWN}"
     elif extra <= 0:
         queries, note = 0.0, "the reference's training took no less"
     else:

@@ -40,7 +40,8 @@ def recommend(
     """The best gold that each budget buys: one row a (criterion, unit, budget), as `summary.json` has them.
 
     `rows` are curve rows (policy, criterion, method, samples, and a cost or None for every unit), `gold[key_of(row)]`
-    their gold by prompt, `[P]`, the same prompts for all rows of a criterion; rows without gold are left out. Budgets
+    their gold by prompt, `[P]`, the same prompts for all rows of a criterion; rows without gold are left out. Rows that
+    a budget pays for are compared on the prompts on which all of them have gold. Budgets
     are costs that occur, at most `num_budgets` of them, evenly among their ranks, the cheapest and dearest included.
 
     Samples are counted as they are drawn, where that is told (`draws`). Budgets are first what the curves of a fixed
@@ -125,6 +126,8 @@ def _recommendation(
     seed: int,
 ) -> RecommendationRow | None:
     """The best of the rows that the budget pays for, and the best of another policy or method."""
+    gold = _on_same_prompts(rows, gold)
+    rows = [row for row in rows if key_of(row) in gold]
     rows = sorted(rows, key=lambda row: _cost(row, unit) or 0.0)  # so that the first of equals is the cheapest
     best = _best_row(rows, gold)
     if best is None:
@@ -148,6 +151,16 @@ def _recommendation(
         "halves_ci95": None if halves is None else interval_row(halves.ci95),
         "runner_up": None if second is None else _choice(*second),
     }
+
+
+def _on_same_prompts(rows: Sequence[CurveRow], gold: Mapping[Key, Floats]) -> dict[Key, Floats]:
+    """Gold `[P]` of the rows that have any, on the prompts where all of these have it; NaN elsewhere."""
+    found = {key_of(row): gold[key_of(row)] for row in rows}
+    found = {key: values_P for key, values_P in found.items() if not np.isnan(values_P).all()}
+    if not found:
+        return {}
+    is_known_P = ~np.isnan(np.stack(list(found.values()))).any(axis=0)
+    return {key: np.where(is_known_P, values_P, np.nan) for key, values_P in found.items()}
 
 
 def _written(row: CurveRow) -> str:

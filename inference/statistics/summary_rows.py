@@ -317,7 +317,7 @@ class RecommendationRow(Choice):
 
 
 class BreakEvenRow(TypedDict):
-    """Queries until a training's FLOPs are saved (None: never); `bound`: at most so many.
+    """Queries until a training's FLOPs are saved (None: never, or not known, as `note` says); `bound`: at most so many.
 
     `reference_method` stands where something was fitted for the method, which counts as training.
     """

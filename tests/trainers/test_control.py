@@ -62,19 +62,36 @@ def gathered(trainer):
 
 
 def test_the_controller_turns_beta_towards_the_target():
-    assert next_beta(0.2, kl_per_token=0.1, target=0.1, gain=0.3) == 0.2
-    assert next_beta(0.2, kl_per_token=0.15, target=0.1, gain=0.3) == pytest.approx(0.2 * math.exp(0.15))
-    assert next_beta(0.2, kl_per_token=9.0, target=0.1, gain=0.3) == pytest.approx(0.2 * math.exp(0.3))
-    assert next_beta(0.2, kl_per_token=0.0, target=0.1, gain=0.3) == pytest.approx(0.2 * math.exp(-0.06))
+    how = {"target": 0.1, "gain": 0.3}
+    for has_reached in (False, True):
+        assert next_beta(0.2, 0.1, **how, has_reached=has_reached) == 0.2
+        assert next_beta(0.2, 0.15, **how, has_reached=has_reached) == pytest.approx(0.2 * math.exp(0.15))
+        assert next_beta(0.2, 9.0, **how, has_reached=has_reached) == pytest.approx(0.2 * math.exp(0.3))
+    assert next_beta(0.2, 0.0, **how, has_reached=False) == pytest.approx(0.2 * math.exp(-0.06))
+    assert next_beta(0.2, 0.0, **how, has_reached=True) == pytest.approx(0.2 * math.exp(-0.3))
+
+
+def test_a_noisy_kl_settles_at_its_target():
+    """KL = 0.1 / beta, measured with a spread of half its size."""
+    rng, beta, has_reached, found = np.random.default_rng(0), 10.0, False, []
+    sigma = math.sqrt(math.log(1 + 0.5**2))
+    for _ in range(5000):
+        found.append(0.1 / beta)
+        measured = found[-1] * math.exp(sigma * rng.normal() - sigma**2 / 2)
+        has_reached = has_reached or measured >= 0.1
+        beta = next_beta(beta, measured, target=0.1, gain=0.1, has_reached=has_reached)
+    assert found[0] == 0.01
+    assert np.mean(found[1000:]) == pytest.approx(0.1, rel=0.05)
 
 
 @pytest.mark.slow
 def test_beta_follows_the_logged_kl_step_by_step(make_config):
     trainer, rows = train(make_config(kl={"target": 0.01, "gain": 0.5}, trainer__max_steps=4))
-    expected = 0.1
+    expected, has_reached = 0.1, False
     for row in rows:
         assert row["beta"] == expected
-        expected = next_beta(expected, row["kl_per_token"], 0.01, 0.5)
+        has_reached = has_reached or row["kl_per_token"] >= 0.01
+        expected = next_beta(expected, row["kl_per_token"], 0.01, 0.5, has_reached=has_reached)
     assert trainer.beta == expected
     assert len({row["beta"] for row in rows}) == 4
 
@@ -88,8 +105,9 @@ def test_a_step_of_several_micro_batches_counts_once_with_their_mean(make_config
         trainer__logging_steps=2,
     )
     trainer, rows = train(config)
-    first = next_beta(0.1, 0.0, 0.01, 0.5)  # the policy starts as the reference
-    second = next_beta(first, 2 * rows[0]["kl_per_token"], 0.01, 0.5)  # the line holds the mean of both steps
+    first = next_beta(0.1, 0.0, 0.01, 0.5, has_reached=False)  # the policy starts as the reference
+    second_kl = 2 * rows[0]["kl_per_token"]  # the line holds the mean of both steps
+    second = next_beta(first, second_kl, 0.01, 0.5, has_reached=second_kl >= 0.01)
     assert rows[0]["beta"] == pytest.approx((0.1 + first) / 2)
     assert trainer.beta == pytest.approx(second)
 

@@ -22,7 +22,7 @@ from inference.pools.held import lengths, num_characters
 from inference.samplers.serve import fitted_for
 from inference.selection.curves import operator_at
 from inference.statistics.bootstrap import interval_of, interval_row, prompt_weights
-from inference.statistics.break_even import break_even
+from inference.statistics.break_even import BreakEven, break_even
 from inference.statistics.controls import controls, is_constant
 from inference.statistics.hacking import hacking
 from inference.statistics.recommend import Key, key_of, recommend
@@ -315,12 +315,18 @@ def break_even_rows(evaluation: Evaluation, tables: Tables, savings: Sequence[Sa
             "trained_flops": result.trained_flops,
             "queries": result.queries,
             "bound": result.bound,
-            "note": "; ".join(filter(None, (result.note, remark))),
+            "note": "; ".join(filter(None, (result.note, remark, _doubt(result, ratio["ci95"])))),
         }
         if fitting is not None:
             pays["reference_method"] = other
         rows.append(pays)
     return rows
+
+
+def _doubt(result: BreakEven, ci95: IntervalRow | None) -> str:
+    """A remark on queries that were found, where the interval of the saving holds that there is none."""
+    is_sure = ci95 is not None and ci95[0] is not None and ci95[0] > 1
+    return "" if result.queries is None or result.queries == 0 or is_sure else "that anything is saved is not sure"
 
 
 def _fitting_flops(evaluation: Evaluation, policy: str, criterion: str, method: str) -> float | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from inference.selection.lstat import lstat_rule
 from inference.selection.mbr import MbrSettings, mbr_rule, word_overlap
 from inference.selection.rules import Rule, rule_of, select
 
+ROOT = Path(__file__).parents[3]
 BETA = 0.1
 rewards_RS = arrays(np.float64, (2, 7), elements=st.integers(0, 5))  # many ties
 
@@ -383,3 +386,17 @@ def test_an_l_statistic_keeps_ranks_with_its_weights():
     operator = lstat(0.1, 0.0, 0.6, 0.3)
     expected = group_value(operator, proxy, score)  # what training estimates
     np.testing.assert_allclose(kept_scores(rule, proxy, score, None), expected, atol=1e-12)
+
+
+def test_the_page_names_the_best_of_k_with_the_mean_quantile_that_is_served():
+    rows = re.findall(r"^\| (0\.\d+) \|(.*)\|$", (ROOT / "docs/methods/itp.md").read_text(), flags=re.MULTILINE)
+    assert [float(beta) for beta, _ in rows] == [0.005, 0.02, 0.1]
+    rng = np.random.default_rng(0)
+    for text, cells in rows:
+        beta, ks = float(text), [float(cell) for cell in cells.split("|")]
+        for n, k in zip((8, 16, 64), ks, strict=False):
+            rewards_RS = rng.random((128_000 // n, 2 * n + 1))
+            kept = (itp_two_batch_weights(rewards_RS, beta) * rewards_RS).sum(axis=1).mean()
+            assert kept == pytest.approx(k / (1 + k), abs=0.008)
+        mean = 1 - math.sqrt(2 * beta) / 3
+        assert mean / (1 - mean) == pytest.approx(ks[-1], rel=0.03)
