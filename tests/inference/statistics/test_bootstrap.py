@@ -134,3 +134,20 @@ def test_weights_cannot_be_spoilt():
 
 def test_percentiles():
     assert percentile_interval(np.arange(1001.0)) == (25.0, 975.0)
+
+
+def test_two_and_three_seeds_are_too_few_for_the_interval_that_five_give():
+    """What `numbers.md` says of several seeds: the spread between seeds is a third of that within a seed."""
+    rng = np.random.default_rng(0)
+
+    def coverage(num_seeds: int) -> float:
+        held = 0
+        for repeat in range(200):
+            gaps = [rng.normal(rng.normal(0, 0.05), 0.15, size=64) for _ in range(num_seeds)]
+            seeds = [(gap, np.zeros(64)) for gap in gaps]
+            low, high = paired_difference(seeds, num_bootstrap=300, seed=repeat).ci95
+            held += low <= 0 <= high
+        return held / 200
+
+    assert [coverage(num) for num in (2, 3)] == pytest.approx([0.8, 0.8], abs=0.08)
+    assert coverage(5) == pytest.approx(0.94, abs=0.05)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from inference.statistics.recommend import key_of, recommend
 
@@ -108,6 +109,20 @@ def test_missing_values():
     gold = {key_of(rows[0]): np.full(6, np.nan), key_of(rows[1]): np.array([1.0, np.nan, 1, 1, 1, 1])}
     (found,) = find(rows, gold)
     assert (found["policy"], found["gold"], found["runner_up"]) == ("b", 1.0, None)
+
+
+def test_rows_are_compared_on_the_prompts_that_have_gold_of_all_of_them():
+    """The second lacks gold on the harder half, where it is worse, too."""
+    rows = [row("a", 1, 1.0), row("b", 1, 1.0)]
+    easy_and_hard = np.repeat([1.0, 0.0], 8)
+    gold = {
+        key_of(rows[0]): easy_and_hard + 0.1,
+        key_of(rows[1]): np.where(easy_and_hard > 0, easy_and_hard, np.nan),
+    }
+    (found,) = find(rows, gold)
+    assert (found["policy"], found["gold"]) == ("a", pytest.approx(1.1))
+    assert found["runner_up"]["gold"] == pytest.approx(1.0)
+    assert found["halves_gold"] == pytest.approx(1.1)
 
 
 def test_gold_is_that_of_what_is_named_and_never_falls_with_the_budget():
