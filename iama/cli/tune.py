@@ -195,9 +195,9 @@ def _hacking(method: TunedMethod) -> str:
     if result.threshold is None:
         return f"{result.regime}, then rises again"
     unit = "samples" if by_samples else result.knob
+    is_sure = result.loss_at_max_ci95[0] > 0  # else gold falls in the mean alone
     ends = ""
     if result.threshold_ci95 is not None:
-        never = "" if result.loss_at_max_ci95[0] > 0 else " or never"  # gold falls in the mean, and not surely
-        ends = f" ({_interval(result.threshold_ci95, '.3g')}{never})"
-    always = "always, " if result.regime == "always hacks" else ""
+        ends = f" ({_interval(result.threshold_ci95, '.3g')}{'' if is_sure else ' or never'})"
+    always = "always, " if is_sure and result.regime == "always hacks" else ""
     return f"{always}from {result.threshold:.3g} {unit}{ends}"

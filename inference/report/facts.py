@@ -74,11 +74,12 @@ def _pays_back(summary: Summary) -> str:
     """When training has paid for itself, at best and at worst over references and criteria."""
     known = [row["queries"] for row in summary["break_even"] if row["queries"] is not None]
     most = "at most " if any(row["bound"] for row in summary["break_even"]) else ""
-    unknown = sum(row["queries"] is None and NOT_KNOWN in (row["note"] or "") for row in summary["break_even"])
-    never = sum(row["queries"] is None for row in summary["break_even"]) - unknown
-    others = [f"never in {never} cases"] * bool(never) + [f"not known in {unknown}"] * bool(unknown)
+    lacking = [row["note"] or "" for row in summary["break_even"] if row["queries"] is None]
+    unknown = sum(NOT_KNOWN in note for note in lacking)
+    told = (("never", len(lacking) - unknown), ("not known", unknown))
+    others = [f"{what} in {number} case{'s' * (number > 1)}" for what, number in told if number]
     if not known:
-        return "; ".join(["no case in which training pays back in FLOPs"] * bool(never) + others[-1:] * bool(unknown))
+        return "; ".join(others)
     first, last = words.number(min(known)), words.number(max(known))
     reach = f"after {most}{first if first == last else f'{first} to {last}'} queries"
     return "; ".join([f"{reach}, by reference and criterion", *others])

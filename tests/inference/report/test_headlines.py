@@ -7,12 +7,14 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_summary import make_summary, saving
+from report_summary import break_even_row, make_summary, saving
 
 from inference.evaluation.summary import complete
+from inference.report.facts import _pays_back
 from inference.report.findings import first_findings
 from inference.report.headlines import gain_headline, headline
 from inference.report.words import at_least, plain
+from inference.statistics.break_even import NOT_KNOWN
 
 JARGON = re.compile(r"censored|proxy|\bgold\b|Best-of|nats|\[|>|<|\d/\d")
 
@@ -194,3 +196,28 @@ def test_numbers_of_a_sentence():
         *("0.04", "0.5", "1", "2.3", "10", "32", "1,234"),
     ]
     assert [at_least(v) for v in (7.9999999999, 4.99, 10.9, 1.09)] == ["8", "4.9", "10", "1"]
+
+
+@pytest.mark.parametrize("bound", [{"floor": True}, {"ci_floor": 0.4}, {"floor": True, "ci_floor": 1.0}])
+def test_what_is_bounded_from_above_saves_nothing_for_sure(bound):
+    """The cheapest setting of the reference is good enough: a cheaper one might do."""
+    row = saving(criterion="helpful", ratio=2.5, ci95=[2.5, 2.5], **bound)
+    (found,) = first_findings(complete(make_summary() | {"savings": [row], "trained_budget": 2}))
+    assert found.level == "unsure"
+    assert "at least 2.5" not in told(row)
+
+
+def test_when_training_pays_is_never_where_nothing_is_saved_and_else_not_known():
+    never, unknown = "nothing is saved", f"a single sample of the reference is already better: {NOT_KNOWN}"
+
+    def paid(*notes: str, queries: float | None = None) -> str:
+        rows = [break_even_row("base", "helpful") | {"queries": queries}] if queries else []
+        rows += [break_even_row("base", "helpful") | {"queries": None, "note": note} for note in notes]
+        return _pays_back(complete(make_summary() | {"break_even": rows}))
+
+    assert paid() == ""
+    assert paid(never) == "never in 1 case"
+    assert paid(unknown) == "not known in 1 case"
+    assert paid(never, unknown) == "never in 1 case; not known in 1 case"
+    assert paid(unknown, unknown, queries=10) == "after 10 queries, by reference and criterion; not known in 2 cases"
+    assert paid(never, unknown, queries=10).endswith("; never in 1 case; not known in 1 case")
