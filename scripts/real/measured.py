@@ -13,7 +13,7 @@ from iama.objective.estimators import group_value
 from iama.objective.operators import bon
 from inference.selection.curves import curves
 from inference.statistics.savings import Comparison, Savings, estimate_savings
-from scripts.real.unit import BUDGET, METHODS, SAME_PROXY, SPEED, Unit, read
+from scripts.real.unit import BUDGET, ENGINE, METHODS, SAME_PROXY, SPEED, Unit, read
 
 NUM_BOOTSTRAP = 1000
 
@@ -77,9 +77,11 @@ class Study:
 
     def __init__(self, units: Sequence[Unit]) -> None:
         self.units = units
-        self.done = [Measured(unit) for unit in units if unit.is_done() and unit.policy not in (METHODS, SPEED)]
-        self.methods = {unit.pair: read(unit) for unit in units if unit.is_done() and unit.policy == METHODS}
-        self.speed = {unit.pair: read(unit)["rows"] for unit in units if unit.is_done() and unit.policy == SPEED}
+        there = [unit for unit in units if unit.is_done()]
+        self.done = [Measured(unit) for unit in there if unit.policy not in (METHODS, SPEED, ENGINE)]
+        self.methods = {unit.pair: read(unit) for unit in there if unit.policy == METHODS}
+        self.speed = {unit.pair: read(unit)["rows"] for unit in there if unit.policy == SPEED}
+        self.engine = next((read(unit) for unit in there if unit.policy == ENGINE), None)
         self.missing = [unit for unit in units if not unit.is_done()]
 
     def all(self, pair: str, policy: str, split: str = "test") -> list[Measured]:

@@ -21,8 +21,9 @@ import typer
 from rich.console import Console
 
 from iama.errors import IamaError
-from scripts.real import gold, methods, page, proxies, speed
+from scripts.real import engine, gold, methods, page, proxies, speed
 from scripts.real.unit import (
+    ENGINE,
     METHODS,
     NUM_JUDGED,
     SCALES,
@@ -40,15 +41,15 @@ STEP_S, TOKENS_A_S, SCORED_A_S, JUDGED_A_S, MODEL_S, PROXY_S = 20.0, 700.0, 12.0
 to start and to fit a proxy. Measured on a CPU with AVX512; with AVX2 alone all may take three times as long."""
 MEAN_TOKENS = 80
 """Tokens of a sample."""
-OTHERS = {METHODS: methods.measure, SPEED: speed.measure}
-OTHERS_S = {METHODS: 2400.0, SPEED: 300.0}
-"""Guesses at the seconds of these units, once there is an adapter."""
+OTHERS = {METHODS: methods.measure, SPEED: speed.measure, ENGINE: engine.measure}
+OTHERS_S = {METHODS: 2400.0, SPEED: 300.0, ENGINE: 600.0}
+"""Guesses at the seconds of these units, once there is an adapter for those that need one."""
 
 
 def estimate(unit: Unit) -> float:
     """Seconds that a unit takes on two idle cores, with what it needs and is not there yet left out."""
     if unit.policy in OTHERS:
-        is_trained_anew = trained_by(unit).is_done() and not adapter_of(unit).is_dir()
+        is_trained_anew = unit.policy != ENGINE and trained_by(unit).is_done() and not adapter_of(unit).is_dir()
         return OTHERS_S[unit.policy] + is_trained_anew * unit.scale.steps * STEP_S
     samples = unit.scale.prompts * unit.num_samples
     learned = sum(map(proxies.is_learned, unit.criteria)) * (2 if unit.pair == proxies.DATA else 1)

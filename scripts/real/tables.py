@@ -48,6 +48,7 @@ def all_tables(study: Study) -> dict[str, Table]:
         "quality": quality_table(study),
         "hacking": hacking_table(study),
         "methods": methods_table(study),
+        "engine": engine_table(study),
         "trainings": settings_table(study),
         "course": course_table(study),
     }
@@ -299,6 +300,31 @@ def guided_words(study: Study) -> list[str]:
 
 def _verdicts(counts: Counter[str]) -> str:
     return " and ".join(f"{counts[verdict]} {verdict}" for verdict in ("above", "below", "neither") if counts[verdict])
+
+
+def engine_table(study: Study) -> Table:
+    """Best-of-16 of the base by what samples and in which precision: samples a second and memory a row."""
+    rows = []
+    for row in study.engine["rows"] if study.engine is not None else ():
+        drawn = row["samples_a_second"]
+        speed = f"{np.median(drawn):.2f} ({min(drawn):.2f} to {max(drawn):.2f})"
+        rows.append([row["sampler"], row["dtype"], speed, f"{row['row_bytes'] / 2**20:.1f}"])
+    return table("sampled by | precision | samples a second, median (range) | MiB a row", rows)
+
+
+def engine_words(study: Study) -> list[str]:
+    """How many times as many samples a second the engine draws, and what a row takes, by precision."""
+    if study.engine is None:
+        return []
+    by = {(row["dtype"], row["sampler"]): row for row in study.engine["rows"]}
+    found = []
+    for dtype in dict.fromkeys(dtype for dtype, _ in by):
+        ours, theirs = by[dtype, "engine"], by[dtype, "generate"]
+        ratios = np.divide(ours["samples_a_second"], theirs["samples_a_second"])
+        sizes = " against ".join(f"{row['row_bytes'] / 2**20:.1f}" for row in (ours, theirs))
+        times = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+        found.append(f"*{dtype}*: {times} times as many samples a second; a row takes {sizes} MiB")
+    return found
 
 
 def settings_table(study: Study) -> Table:

@@ -44,8 +44,9 @@ NUM_JUDGED = 8
 """Samples a prompt whose log-probabilities are taken."""
 NUM_SHOWN = 10
 """Prompts whose answers are kept as texts."""
-METHODS, SPEED = "methods", "speed"
-"""In a policy's place: the base and IAMA under every method that serves, and their seconds (modules of these names)."""
+METHODS, SPEED, ENGINE = "methods", "speed", "engine"
+"""In a policy's place (modules of these names): base and IAMA under every method that serves, their seconds, and the
+base's by this engine and by another."""
 VERSION = 1
 """Of the files; units of another version are made again."""
 
@@ -136,6 +137,7 @@ def all_units(scale: Scale) -> list[Unit]:
     found = []
     for pair in ("length",) if small else gold.PAIRS:
         found += [Unit(pair, "base", first, scale)]
+        found += [Unit(pair, ENGINE, first, scale)] if pair == "length" and not small else []
         found += [Unit(pair, policy, first, scale) for policy in ("iama", "grpo")]
         found += [Unit(pair, SPEED, first, scale)]
         found += [Unit(pair, f"told-{name}", first, scale) for name in gold.PAIRS[pair]]

@@ -119,7 +119,9 @@ def test_a_number_that_is_none_is_told_shortly(text, told):
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize(("text", "instead"), [("itp(8, 0.1)", r"bon\(k\) with the same mean quantile"), ("mbr(8, 1)", r"bon\(n\)")])
+@pytest.mark.parametrize(
+    ("text", "instead"), [("itp(8, 0.1)", r"bon\(k\) with the same mean quantile"), ("mbr(8, 1)", r"bon\(n\)")]
+)
 def test_a_way_to_serve_names_what_to_train(text, instead):
     with pytest.raises(ConfigError, match=f"is a way to serve, not one to train for; write {instead}") as caught:
         parse_operator(text)

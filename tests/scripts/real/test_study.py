@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from iama.models.loading import is_slow
 from inference.evaluation.evaluate import evaluate
 from inference.evaluation.plan import make_plan
 from scripts.experiments import frame
-from scripts.real import gold, methods, model, page, proxies, speed, study, tables, unit
+from scripts.real import engine, gold, methods, model, page, proxies, speed, study, tables, unit
 from scripts.real.measured import Measured, Study, saved
 from scripts.real.unit import SCALES, Unit
 from tests.finished_runs import finished_run
@@ -124,9 +125,18 @@ def test_from_units_to_the_page(home: Path, tiny: Any, monkeypatch: pytest.Monke
     found = saved([Measured(iama)], [Measured(units[0])], "short", speed=record["rows"])
     assert found.units["seconds"].ratio == pytest.approx(2 * found.ratio, rel=0.5)
     assert "seconds" not in saved([Measured(iama)], [Measured(units[0])], "short").units
-    path = page.write([*units, iama, timed, Unit("length", "grpo", 0, TINY)])
+    beside = Unit("length", "engine", 0, TINY)
+    monkeypatch.setattr(engine, "row_bytes", lambda *_: 3 * 2**20)
+    unit.run(beside, engine.measure)
+    drawn = unit.read(beside)["rows"]
+    assert [row["sampler"] for row in drawn][:2] == ["engine", "generate"]
+    assert all(min(row["samples_a_second"]) > 0 for row in drawn)
+    path = page.write([*units, iama, timed, beside, Unit("length", "grpo", 0, TINY)])
     text = path.read_text()
-    assert "5 of 6 units are there." in text
+    assert "6 of 7 units are there." in text
+    assert re.search(
+        r"- \*float32\*: \d+\.\d\d \(.*\) times as many samples a second; a row takes 3.0 against 3.0 MiB", text
+    )
     assert "| short | " in text
     assert "**Answer.** No, on the one pair of criteria that has been measured" in text
     assert "short,untrained base," in (home / "data/report-savings.csv").read_text()
@@ -147,6 +157,14 @@ def test_from_units_to_the_page(home: Path, tiny: Any, monkeypatch: pytest.Monke
     iama.path.write_text(iama.path.read_text().replace("of the tiny model", "of another"))
     with pytest.raises(SystemExit, match="differ in 'weights_sha256'"):
         page.write([units[0], iama])
+
+
+@pytest.mark.slow
+def test_a_row_takes_memory(home: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real processes of their own; the tiny model's rows are small, so many are drawn."""
+    monkeypatch.setattr(engine, "MANY", 4000)
+    for sampler in engine.SAMPLERS:
+        assert 1_000 < engine.row_bytes(sampler, "float32", tiny.prompts) < 2**20
 
 
 @pytest.mark.slow
