@@ -278,8 +278,12 @@ def _points(summary: Summary) -> list[SavingsRow]:
 
 def _every(text: str, rows: Sequence[SavingsRow], bar: float) -> Claim:
     """A claim that holds where every row counts and the lower end of its interval is above `bar`."""
-    counted = [row for row in rows if row["counts"] and row["ci95"] is not None]
-    lows = [row["ci95"][0] if not (row["floor"] or row["ci_floor"]) else 0.0 for row in counted]  # an upper bound: none
+    # An end that is bounded from above alone says nothing: it counts as no saving.
+    lows = [
+        0.0 if row["floor"] or row["ci_floor"] else row["ci95"][0]
+        for row in rows
+        if row["counts"] and row["ci95"] is not None
+    ]
     above = sum(low > bar for low in lows)
     measured = f"{above} of {len(rows)}; lowest {min(lows):.2f}" if lows else "no row counts"
     return Claim(text, f"every lower bound above {bar:g}", measured, 0 < above == len(rows))
