@@ -8,10 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +160,32 @@ class TextClassifier(ABC):
         return scores
 
 
+@dataclass(eq=False)
+class LastRead:
+    """What a model read last, and its logits `[rows, heads]`: rewards that are its heads read the same texts."""
+
+    ids: list[list[int]] = field(default_factory=list)
+    types: list[list[int]] = field(default_factory=list)
+    logits_RH: torch.Tensor | None = None
+
+    def logits(
+        self, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]], read: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """Those of the same rows, or what `read` gives, which is kept."""
+        given = [list(row) for row in ids], [list(row) for row in types]
+        if self.logits_RH is None or given != (self.ids, self.types):
+            self.logits_RH = read()
+            self.ids, self.types = given
+        return self.logits_RH
+
+
 @dataclass(frozen=True, eq=False)
 class Classifier(TextClassifier):
     """A sequence classifier of transformers, in this process: a `Scorer`.
 
     `pad_id` fills short rows, and transformers takes a row's last token that is another as the one that speaks for
-    it; of a model whose configuration names none it is `NO_PADDING` (see `filling`).
+    it; of a model whose configuration names none it is `NO_PADDING` (see `filling`). `last_read` is shared by the heads
+    of one model (`sharing`).
     """
 
     model: Any
@@ -179,6 +199,7 @@ class Classifier(TextClassifier):
     source: str
     pair: bool = False
     has_types: bool = False
+    last_read: LastRead | None = None
     _checked: set[Any] = field(default_factory=set, repr=False)
 
     @property
@@ -211,7 +232,8 @@ class Classifier(TextClassifier):
         batch_size = self.batch_size
         while True:
             try:
-                return self.scores(_forward(self.model, ids, types, self.pad_id, batch_size))
+                read = partial(_forward, self.model, ids, types, self.pad_id, batch_size)
+                return self.scores(read() if self.last_read is None else self.last_read.logits(ids, types, read))
             except ValueError as error:
                 end = self.model.config.eos_token_id if self.model.config.is_encoder_decoder else None
                 if end is None or all(end in row for row in ids):
@@ -222,6 +244,11 @@ class Classifier(TextClassifier):
                 ) from error
             except RuntimeError as error:
                 batch_size = halved(batch_size, self.source, error)
+
+
+def sharing(model: Classifier, head: int, spec: RewardSpec, source: str) -> Classifier:
+    """Another reward of the same model, which then reads texts once for both."""
+    return replace(model, head=head, sign=spec.sign, batch_size=spec.batch_size, source=source, _checked=set())
 
 
 @torch.inference_mode()
@@ -281,7 +308,9 @@ def pooling_config(config: Any) -> Any:
     return config if config.is_encoder_decoder else config.get_text_config()
 
 
-def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Classifier:
+def load_weights(
+    files: ClassifierFiles, spec: RewardSpec, source: str, last_read: LastRead | None = None
+) -> Classifier:
     """The model whose files were read before."""
     model = load_reward_model(files, source, getattr(torch, spec.dtype))
     model.to(pick_device(spec.device, source)).eval()
@@ -301,6 +330,7 @@ def load_weights(files: ClassifierFiles, spec: RewardSpec, source: str) -> Class
         source=source,
         pair=bool(spec.pair),
         has_types=files.has_types,
+        last_read=last_read,
     )
 
 

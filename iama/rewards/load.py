@@ -16,7 +16,15 @@ from iama.errors import IamaWarning, RewardError
 from iama.nearest import meant
 from iama.prompts.data import PromptRows
 from iama.prompts.render import Prompt, prompt_name
-from iama.rewards.classifier import ClassifierFiles, check_classifier, load_weights, read_files
+from iama.rewards.classifier import (
+    Classifier,
+    ClassifierFiles,
+    LastRead,
+    check_classifier,
+    load_weights,
+    read_files,
+    sharing,
+)
 from iama.rewards.ensemble import Ensemble, check_scales, member_name
 from iama.rewards.function import check_function, load_function, load_function_scorer
 from iama.rewards.judge import check_judge, load_judge
@@ -42,18 +50,25 @@ class Kind:
 
 Files: TypeAlias = Mapping[RewardSpec, ClassifierFiles]
 """What was read of the reward models, an ensemble's members by themselves."""
+Shared: TypeAlias = dict[tuple[str, str, str], Classifier]
+"""Models by path, dtype and device, whose heads may be several rewards."""
 
 
 def _load_model(spec: RewardSpec, source: str) -> Scorer:
     return _model_of(read_files(spec, source), spec, source)
 
 
-def _model_of(files: ClassifierFiles, spec: RewardSpec, source: str) -> Scorer:
-    """The model whose files were read, on its engine."""
+def _model_of(files: ClassifierFiles, spec: RewardSpec, source: str, shared: Shared | None = None) -> Scorer:
+    """The model whose files were read, on its engine; of one that is `shared` already, another head."""
     if spec.engine == "vllm":
         check_vllm_classifier(spec, files, source)
         return load_vllm_classifier(files, spec, source)
-    return load_weights(files, spec, source)
+    if shared is None:
+        return load_weights(files, spec, source)
+    key = (str(spec.model), spec.dtype, spec.device)
+    if key not in shared:
+        shared[key] = load_weights(files, spec, source, LastRead())
+    return sharing(shared[key], files.head, spec, source)
 
 
 def _check_model(spec: RewardSpec, source: str, prompts: Sequence[Prompt]) -> ClassifierFiles:
@@ -72,22 +87,30 @@ KINDS = {
 """Kinds of rewards by name. An ensemble, which is made of these, and a column, which scores nothing, are none."""
 
 
-def load_reward(name: str, spec: RewardSpec, *, missing_ok: bool = False, files: Files | None = None) -> Reward:
+def load_reward(
+    name: str,
+    spec: RewardSpec,
+    *,
+    missing_ok: bool = False,
+    files: Files | None = None,
+    shared: Shared | None = None,
+) -> Reward:
     """Load a reward; raises `RewardError` or `ModelError` with what to mend.
 
     A judge's score may always be missing: only whoever uses it can say what an unparsable answer means there. `files`
-    are what `check_reward` read, which is not read again.
+    are what `check_reward` read, which is not read again. Rewards that score the same texts one after the other may
+    share their models: give all of them the same dict, empty at first.
     """
     source = f"reward {name!r}"
     may_be_missing = missing_ok or any(_kind(part, source).may_be_missing for part in spec.parts)
     if spec.ensemble is None:
-        scorer = _scorer(spec, source, files or {})
+        scorer = _scorer(spec, source, files or {}, shared)
         if isinstance(scorer, MathVerifier):
             scorer.missing_ok = missing_ok
         return Reward(name, scorer, spec.scale, missing_ok=may_be_missing)
     check_scales(spec.ensemble, source)
     members = [
-        load_reward(member_name(name, number), member, missing_ok=missing_ok, files=files)
+        load_reward(member_name(name, number), member, missing_ok=missing_ok, files=files, shared=shared)
         for number, member in enumerate(spec.ensemble.members)
     ]
     return Reward(name, Ensemble(spec.ensemble, members), spec.scale, missing_ok=may_be_missing)
@@ -175,9 +198,9 @@ def _check_answers(column: str, source: str, rows: PromptRows, missing_ok: bool)
     warnings.warn(f"{message}; their completions have no score", IamaWarning, stacklevel=2)
 
 
-def _scorer(spec: RewardSpec, source: str, files: Files) -> Scorer:
+def _scorer(spec: RewardSpec, source: str, files: Files, shared: Shared | None) -> Scorer:
     kind = _kind(spec, source)
-    return _model_of(files[spec], spec, source) if spec in files else kind.load(spec, source)
+    return _model_of(files[spec], spec, source, shared) if spec in files else kind.load(spec, source)
 
 
 def _kind(spec: RewardSpec, source: str) -> Kind:

@@ -104,7 +104,8 @@ def load_rewards(plan: Plan) -> list[Reward]:
     objective = plan.config.objective
     specs = [(c.name, c.proxy) for c in objective.criteria]
     specs += [(gold_name(c.name), c.gold) for c in objective.criteria if c.gold is not None]
-    return [load_reward(name, spec, missing_ok=True, files=plan.reward_files) for name, spec in specs]
+    how: dict[str, Any] = {"missing_ok": True, "files": plan.reward_files, "shared": {}}
+    return [load_reward(name, spec, **how) for name, spec in specs]
 
 
 def as_dataset(rows: Sequence[Row]) -> Dataset:

@@ -122,11 +122,12 @@ def estimate(plan: Plan, sizes: Sizes) -> Estimate:
     if config.quantization is not None:
         weights = sizes.linear * FOUR_BIT + (sizes.policy - sizes.linear) * width
     rewards = [r for c in config.objective.criteria for r in (c.proxy, c.gold) if r is not None]
-    beside = [part for spec in rewards for part in spec.parts if _is_beside_policy(part)]
+    parts = [part for spec in rewards for part in spec.parts if _is_beside_policy(part)]
+    beside = {(part.model, part.dtype, part.device): part for part in parts}  # heads of one model share it
     always = {
         "policy": weights * kept_share,
         "adapter and optimizer": adapter_bytes(plan, sizes),
-        "rewards": sum(reward_bytes(part, plan.reward_files) for part in beside),
+        "rewards": sum(reward_bytes(part, plan.reward_files) for part in beside.values()),
     }
     num_tokens = longest_prompt(plan) + config.sampling.max_new_tokens
     rows = int(fields["per_device_train_batch_size"])

@@ -15,8 +15,9 @@ from iama.config.specs import RewardScale, RewardSpec
 from iama.errors import IamaWarning, ModelError, RewardError
 from iama.prompts.data import load_prompts
 from iama.prompts.render import render_exchange
+from iama.rewards import classifier as classifier_module
 from iama.rewards.function import load_function, reward_from_function
-from iama.rewards.load import load_reward
+from iama.rewards.load import check_reward, load_reward
 from inference.engine.reward_gradient import EmbeddedReward, around, whole_with_gradient
 from inference.engine.reward_rows import RewardRows
 from tests.conftest import CHAT_TEMPLATE
@@ -263,3 +264,29 @@ def test_truncated_weights_are_one_line(tiny, tmp_path):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"reward 'helpful': cannot load .*torn"):
         load_reward("helpful", RewardSpec(model=str(tmp_path / "torn")))
+
+
+def test_heads_of_one_model_share_it_and_read_the_same_texts_once(tiny, prompts, monkeypatch):
+    forwarded = []
+    forward = classifier_module._forward
+    monkeypatch.setattr(classifier_module, "_forward", lambda *given: forwarded.append(1) or forward(*given))
+    specs = {
+        "good": RewardSpec(model=str(tiny.two_headed_reward), head="good"),
+        "bad": RewardSpec(model=str(tiny.two_headed_reward), head="bad", sign=-1, batch_size=2),
+        "good again": RewardSpec(model=str(tiny.two_headed_reward), head="good"),
+        "other": RewardSpec(model=str(tiny.reward)),
+    }
+    shared = {}
+    files = {spec: found for name, spec in specs.items() for spec, found in check_reward(name, spec).items()}
+    together = {name: load_reward(name, spec, files=files, shared=shared) for name, spec in specs.items()}
+    assert len(shared) == 2
+    models = {id(reward.classifier.model) for reward in together.values()}
+    assert len(models) == 2
+    for texts in (TEXTS, TEXTS[::-1], TEXTS):
+        forwarded.clear()
+        scores = {name: reward.score(prompts, texts, {}) for name, reward in together.items()}
+        assert len(forwarded) == 2
+        for name, spec in specs.items():
+            expected, cost = load_reward(name, spec).score(prompts, texts, {})
+            assert scores[name][0] == pytest.approx(expected, abs=1e-6)
+            assert scores[name][1].reward_tokens == cost.reward_tokens

@@ -67,7 +67,9 @@ def test_rewards_elsewhere_need_none_of_the_policys_memory(make_config, tiny, mo
     assert rewards(elsewhere) == 0
     assert rewards({**model, "device": "cuda:0" if torch.cuda.is_available() else "cpu"}) == one
     assert rewards(elsewhere, gold=model) == one
-    assert rewards({"ensemble": {"members": [model, elsewhere, model], "same_scale": True}}) == 2 * one
+    other = {"model": str(tiny.other_reward)}
+    assert rewards({"ensemble": {"members": [model, elsewhere, other], "same_scale": True}}) == 2 * one
+    assert rewards(model, gold=model) == one  # the same model is loaded once
 
 
 @pytest.mark.parametrize(
