@@ -365,6 +365,44 @@ def test_an_answer_that_is_too_long_for_its_reward_is_the_asks_mistake(policy, t
     assert (told.value.status, told.value.code) == (400, "context_length_exceeded")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        "bon(4)",
+        "bon(4, stop=pandora(0.001))",
+        "cards(target=9, max_proposals=2, max_segment=4)",
+        "blockwise(2, boundary=length, max_segment=4)",
+        "ggro(num_candidates=3, score=exact, random_cuts=0.3, greedy=false)",
+    ],
+)
+def test_an_answer_that_outgrows_its_reward_takes_no_other_with_it(policy, tiny, method, caplog):
+    """What the others had read and drawn is not read and drawn again."""
+    reward = load_reward("short", RewardSpec(model=str(tiny.reward)))
+    how = {"max_new_tokens": 12}
+    asks = [ask(method, "short", seed=seed, **how) for seed in range(4)]
+    asks.insert(2, ask(method, "short", "mix water then flour please " * 12, **how))
+    long, brief = (len(reward.classifier.render([asked.prompt], [""])[0]) for asked in asks[2:0:-1])
+    assert long > brief + 12
+    reward.scorer = replace(reward.classifier, context_length=long + 3)
+    answering = Answering({"base": policy}, {"short": reward}, batch_size=32)
+
+    async def go():
+        return await asyncio.gather(*map(answering.answer, asks), return_exceptions=True), await settled(answering)
+
+    got, state = asyncio.run(go())
+    failed = got.pop(2)
+    answering.close()
+    assert isinstance(failed, TooLongAskError)
+    assert_nothing_is_left(state)
+    for answer, asked in zip(got, [*asks[:2], *asks[3:]], strict=True):
+        assert_same(answer.completion, alone(policy, {"short": reward}, asked))
+    most = 8 if "bon" in method or "ggro" in method else 2  # rows of the one that fails
+    assert state.lost[0] <= num_tokens(policy, asks[2]) + most * 12
+    assert state.lost[1] <= 2 * long
+    assert "tried again" not in caplog.text
+
+
 def test_a_utility_that_fails_fails_that_ask_alone(answering, tmp_path):
     file = tmp_path / "utility.py"
     file.write_text("def broken(texts, others):\n    raise TypeError('/secret/path')\n")
