@@ -128,7 +128,8 @@ class ServeConfig(Strict):
     batch_size: int = Field(64, ge=1)
     """Rows decoded together."""
     num_private: int = Field(2, ge=1)
-    """Answers of methods that bring a loop of their own, side by side."""
+    """Calls of one reward that is code, side by side, and as many guided answers by it. `args`, `sea`, `redraw`,
+    `tilted_tokens` and samplers of your own are answered one at a time, whatever this says."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of the calibration; requests bring their own."""
 
