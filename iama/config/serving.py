@@ -68,7 +68,7 @@ class Limits(Strict):
     max_waiting: int = Field(256, ge=0)
     """Requests that wait for their turn; any more are refused (429)."""
     deadline_s: float = Field(300.0, gt=0)
-    """A request that takes longer is given up (504)."""
+    """A request that takes longer, its wait for its turn included, is given up (504; 503 if it mostly waited)."""
     body_bytes: int = Field(1 << 20, ge=1)
     """Of a request's body (413)."""
     messages: int = Field(256, ge=1)
