@@ -68,7 +68,7 @@ class Limits(Strict):
     max_waiting: int = Field(256, ge=0)
     """Requests that wait for their turn; any more are refused (429)."""
     deadline_s: float = Field(300.0, gt=0)
-    """A request that takes longer is given up (504)."""
+    """A request that takes longer, its wait for its turn included, is given up (504; 503 if it mostly waited)."""
     body_bytes: int = Field(1 << 20, ge=1)
     """Of a request's body (413)."""
     messages: int = Field(256, ge=1)
@@ -128,7 +128,8 @@ class ServeConfig(Strict):
     batch_size: int = Field(64, ge=1)
     """Rows decoded together."""
     num_private: int = Field(2, ge=1)
-    """Answers of methods that bring a loop of their own, side by side."""
+    """Calls of one reward that is code, side by side, and as many guided answers by it. `args`, `sea`, `redraw`,
+    `tilted_tokens` and samplers of your own are answered one at a time, whatever this says."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of the calibration; requests bring their own."""
 

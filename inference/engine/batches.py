@@ -12,7 +12,7 @@ from iama.models.loading import halved
 
 @dataclass(eq=False)
 class Request:
-    """A prompt that is answered, and what is spent on it."""
+    """A prompt that is answered, and what is spent on it. `error`: why it cannot be, where that is its own fault."""
 
     index: int
     prompt_ids: Sequence[int]
@@ -22,6 +22,7 @@ class Request:
     flops: float = field(default=0.0, kw_only=True)  # of the policy
     seconds: float = field(default=0.0, kw_only=True)
     reward_cost: Cost = field(default=Cost(), kw_only=True)
+    error: Exception | None = field(default=None, kw_only=True)
 
     def cost(self) -> Cost:
         """What was forwarded and scored for it."""

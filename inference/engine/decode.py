@@ -32,7 +32,8 @@ from inference.engine.rows import Rows
 # Waiting prompts enter once this share of the rows is free: a prefill stops the others for a moment.
 REFILL_AT = 0.25
 SHARE_THAT_WAITS, STEPS_TO_WAIT = 0.125, 4
-"""Where rows are shared fairly: samples enter when so many wait, of those that go on, or have waited so many steps."""
+"""Where rows are shared fairly: samples enter when there is room for so many of those that wait, of those that go on,
+or once they could have entered for so many steps."""
 AT_ONCE = 4
 """Rows that a request gets together where they are shared fairly: a prompt is forked once for them."""
 MAX_KNOWN = 1000
@@ -312,16 +313,23 @@ class Decoder:
 
     def step(self) -> list[Samples]:
         """Let samples enter if there is room, and sample a token a row; requests whose last sample has ended."""
-        if self._waiting and len(self._live) <= (1 - REFILL_AT) * self.batch_size and not self._waits():
+        if self._waiting and self._has_room() and not self._waits():
             self._num_waited = 0
             self._admit()
         return self._advance() if self._live else []
+
+    def _has_room(self) -> bool:
+        """Whether samples may enter: into any free row where somebody waits for each of them."""
+        if self._is_fair:
+            return len(self._live) < self.batch_size
+        return len(self._live) <= (1 - REFILL_AT) * self.batch_size
 
     def _waits(self) -> bool:
         """Whether few samples wait for more to enter with them: their prompts take a pass, as a step of all does."""
         self._num_waited += 1
         num_waiting = sum(request.num_waiting for request in self._waiting)
-        return self._is_fair and num_waiting < SHARE_THAT_WAITS * len(self._live) and self._num_waited <= STEPS_TO_WAIT
+        num_entering = min(num_waiting, self.batch_size - len(self._live))
+        return self._is_fair and num_entering < SHARE_THAT_WAITS * len(self._live) and self._num_waited <= STEPS_TO_WAIT
 
     def _admit(self) -> None:
         """Let samples enter, as many as fit; their prompts are forwarded together, and forked."""

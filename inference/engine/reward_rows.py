@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from iama.cost import Cost
-from iama.errors import IamaWarning, ModelError
+from iama.errors import IamaError, IamaWarning, ModelError
 from iama.models.inputs import accepted_arguments
 from iama.models.loading import is_out_of_memory
 from iama.prompts.render import Prompt
@@ -93,6 +93,19 @@ class RewardRows:
         self.num_fed += sum(cost.reward_tokens for cost in read)
         seconds = (time.perf_counter() - begin) / len(rows)
         return scores, [replace(cost, reward_calls=self._reward.num_calls, seconds=seconds) for cost in read]
+
+    def refused(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[int, IamaError]:
+        """Of texts that `score` refused together: places of those that the model cannot read, and why."""
+        found: dict[int, IamaError] = {}
+        classifier = self._reward.classifier
+        if classifier is None:
+            return found
+        for place, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            try:
+                classifier.render([prompt], [text])
+            except IamaError as error:
+                found[place] = error
+        return found
 
     def _scored(self, rows: Any, prompts: Any, texts: Any, columns: Any) -> tuple[list[float], list[Cost]]:
         """Scores and what was forwarded for each."""

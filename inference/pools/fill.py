@@ -9,14 +9,15 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from iama import __version__
 from iama.config.specs import PolicySpec, Sampling
-from iama.errors import IamaWarning, ModelError
+from iama.errors import IamaError, IamaWarning, ModelError
 from iama.files import locked
 from iama.prompts.data import PromptRows
 from iama.reading import check_finite
@@ -120,7 +121,11 @@ def _filled_whole(
     advance: Callable[[int], None],
     wanted: Sequence[int],
 ) -> Pool:
-    """All that a compressed file or one of Parquet holds in the end; it is written once nothing is lacking."""
+    """All that a compressed file or one of Parquet holds in the end; it is written once nothing is lacking.
+
+    What is drawn meanwhile lies in a work file. Of a prompt that both have, the finished file knows more: it is what
+    scores are added to.
+    """
     work, names = unfinished(path), prompt_ids(rows)
     with locked(path), locked(work):
         if path.is_file():
@@ -128,14 +133,23 @@ def _filled_whole(
             check_header(path, stored.header, header)
             there = {prompt.prompt_id for prompt in stored.prompts}
             if all(names[i] in there for i in wanted):
+                with suppress(IamaError):  # of other samples, or damaged: nobody asks for it now
+                    if not _beyond(work, header, there):
+                        work.unlink(missing_ok=True)
                 advance(len(wanted))
                 return stored
-            if not work.is_file():
-                write_pool(work, stored)
+            write_pool(work, Pool(stored.header, [*stored.prompts, *_beyond(work, header, there)]))
         pool = _filled(work, header, rows, draw, advance, wanted)
         write_pool(path, pool)
         work.unlink()
     return pool
+
+
+def _beyond(work: Path, header: dict[str, Any], there: Collection[str]) -> list[PooledPrompt]:
+    """Prompts that a work file, if there is one, holds beside these."""
+    if not work.is_file():
+        return []
+    return [prompt for prompt in open_unfinished(work, header).prompts if prompt.prompt_id not in there]
 
 
 def _filled(

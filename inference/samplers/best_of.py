@@ -18,7 +18,7 @@ import torch
 
 from iama.config.specs import Sampling
 from iama.cost import Cost, peak_memory, start_peak
-from iama.errors import ConfigError, RewardError
+from iama.errors import ConfigError, IamaError, RewardError
 from iama.prompts.conversations import render_prompts
 from iama.prompts.render import Prompt, prompt_name
 from iama.rewards.reward import Reward
@@ -100,13 +100,17 @@ def score(
 
 @dataclass(eq=False)
 class ScoredTexts:
-    """A prompt's texts, their rewards as they come, and what these cost."""
+    """A prompt's texts, their rewards as they come, and what these cost.
+
+    `error`: why one of them has none, where the reward cannot read it.
+    """
 
     index: int
     prompt: Prompt
     texts: Sequence[str]
     rewards: list[float] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
+    error: Exception | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -138,7 +142,10 @@ def _score_by_classifier(pool: Pool, reward: Reward, indices: list[int], batch_s
     for i in indices:
         scorer.add(ScoredTexts(i, pool.prompts[i].prompt, pool.prompts[i].texts))
     while scorer.num_waiting:
-        yield from scorer.step()
+        for scored in scorer.step():
+            if scored.error is not None:
+                raise scored.error
+            yield scored
 
 
 class TextScorer:
@@ -180,24 +187,40 @@ class TextScorer:
             self._rewards.free([self._first_rows.pop(asked)])
 
     def step(self) -> list[ScoredTexts]:
-        """Score the next texts; prompts all of whose texts are scored."""
+        """Score the next texts; prompts all of whose texts are scored, and those one of whose cannot be."""
         batch = [self._waiting.popleft() for _ in range(min(self.batch_size, len(self._waiting)))]
         firsts = [pair for i, pair in enumerate(batch) if pair[0] not in self._first_rows and _is_first(batch, i)]
         others = [pair for i, pair in enumerate(batch) if pair[0] in self._first_rows or not _is_first(batch, i)]
         self._first_rows |= zip((asked for asked, _ in firsts), self._rewards.allocate(len(firsts)), strict=True)
         self._read(firsts, [self._first_rows[asked] for asked, _ in firsts])
+        others = [pair for pair in others if pair[0].error is None]
         rows = self._rewards.allocate(len(others))
         for asked, group in groupby(zip(others, rows, strict=True), key=lambda pair: pair[0][0]):
             self._rewards.copy(self._first_rows[asked], [row for _, row in group])
         self._read(others, rows)
         self._rewards.free(rows)
-        finished = [asked for asked in dict.fromkeys(asked for asked, _ in batch) if asked.is_complete]
+        asked_here = dict.fromkeys(asked for asked, _ in batch)
+        finished = [asked for asked in asked_here if asked.is_complete or asked.error is not None]
         for asked in finished:
-            self._rewards.free([self._first_rows.pop(asked)])
+            if asked.error is not None:
+                self.drop(asked)
+            else:
+                self._rewards.free([self._first_rows.pop(asked)])
         return finished
 
     def _read(self, which: Sequence[tuple[ScoredTexts, str]], rows: Sequence[int]) -> None:
-        values, costs = self._rewards.score(rows, [asked.prompt for asked, _ in which], [text for _, text in which])
+        prompts, texts = [asked.prompt for asked, _ in which], [text for _, text in which]
+        try:
+            values, costs = self._rewards.score(rows, prompts, texts)
+        except IamaError:
+            refused = self._rewards.refused(prompts, texts)
+            if not refused:
+                raise
+            for place, error in refused.items():
+                which[place][0].error = error
+            read = [place for place, (asked, _) in enumerate(which) if asked.error is None]
+            self._read([which[place] for place in read], [rows[place] for place in read])
+            return
         for (asked, _), value, cost in zip(which, values, costs, strict=True):
             asked.rewards.append(value)
             asked.cost = asked.cost.beside(cost)

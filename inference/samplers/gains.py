@@ -131,7 +131,7 @@ class OptionScores(TextScores[OptionRequest]):
     def score(self, requests: Sequence[OptionRequest]) -> None:
         """Note each proposal's reward, and where it is asked for the gain of every option in its first place."""
         super().score(requests)
-        asked = [request for request in requests if request.wants_gains and request.options]
+        asked = [r for r in requests if r.wants_gains and r.options and r.error is None]
         if not asked:
             return
         rows: list[int] = []

@@ -27,7 +27,7 @@ from inference.engine.responses import Ends
 from inference.engine.rows import Rows
 from inference.samplers.base import Completion, Segment
 from inference.samplers.guided import GuidedSampler, answer_all
-from inference.samplers.segments import Proposal, ProposalRows, SegmentRequest, TextScores
+from inference.samplers.segments import Proposal, ProposalRows, SegmentRequest, TextScores, raise_failed
 
 REDRAW_STREAM = 2**60
 """Sample index of the first redraw. Those below are the samples of Best-of-n."""
@@ -109,6 +109,7 @@ class _Drafts(ProposalRows[SegmentRequest]):
             self._grow(drafts)
             charge(going, time.perf_counter() - begin)
             self._scores.score(going)
+            raise_failed(going)
             for request in going:
                 self._keep_best(request)
         for request in requests:

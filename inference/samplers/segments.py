@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from iama.config.specs import Sampling
+from iama.errors import IamaError
 from iama.prompts.render import Prompt
 from iama.rewards.reward import Reward
 from inference.engine.batches import charge
@@ -226,10 +227,12 @@ class SegmentLoop(Generic[R]):
         return self._proposer.num_fed, self._scores.num_fed
 
     def run(self, requests: Sequence[R]) -> Iterator[R]:
-        """Answer all; each is yielded when it is finished."""
+        """Answer all; each is yielded when it is finished. Raises the error of one that cannot be."""
         self._waiting.extend(requests)
         while self._waiting or self._live:
-            yield from self.step()
+            for request in self.step():
+                raise_failed([request])
+                yield request
 
     def add(self, request: R) -> None:
         """Let a prompt wait for rows."""
@@ -245,22 +248,33 @@ class SegmentLoop(Generic[R]):
             self._waiting.remove(request)
 
     def step(self) -> list[R]:
-        """Let prompts enter if there is room, and let proposals grow or be scored; prompts that are finished."""
+        """Let prompts enter if there is room, and let proposals grow or be scored.
+
+        Gives prompts that are finished, and those that have an `error`: such as an answer that outgrew its reward.
+        """
         num_prompts = max(1, self.batch_size // self._rule.num_parallel)
         room = min(num_prompts - len(self._live), len(self._waiting))
         if room > 0:
             self._enter([self._waiting.popleft() for _ in range(room)])
+        failed = self._give_up()
         growing = [p for request in self._live for p in request.round if not p.is_complete]
         if growing and not self._enough_wait():
             self._proposer.grow(growing)
-            return []
-        return self._decide() if self._live else []
+            return failed
+        return [*failed, *self._decide()] if self._live else failed
+
+    def _give_up(self) -> list[R]:
+        """Let prompts that have an error leave."""
+        failed = [request for request in self._live if request.error is not None]
+        for request in failed:
+            self.drop(request)
+        return failed
 
     def _enter(self, requests: list[R]) -> None:
         """Read prompts, and begin their first segments."""
         self._proposer.enter(requests, self._num_slots)
         self._scores.enter(requests)
-        self._open(requests)
+        self._open([request for request in requests if request.error is None])
         self._live += requests
 
     def _open(self, requests: Sequence[R]) -> None:
@@ -290,6 +304,8 @@ class SegmentLoop(Generic[R]):
         """Score what waits, and let each prompt propose again or go on; finished prompts leave."""
         ready = [request for request in self._live if request.is_complete]
         self._scores.score(ready)
+        failed = self._give_up()
+        ready = [request for request in ready if request.error is None]
         begin = time.perf_counter()
         opening = []
         for request in ready:
@@ -309,7 +325,7 @@ class SegmentLoop(Generic[R]):
         for request in finished:
             self._proposer.leave(request)
             self._scores.leave(request)
-        return finished
+        return [*failed, *finished]
 
     def _keep(self, request: R, kept: Kept) -> None:
         """Let a prompt go on from a proposal, in all its slots."""
@@ -469,8 +485,15 @@ def draw_next(
     return tokens
 
 
+def raise_failed(requests: Sequence[SegmentRequest]) -> None:
+    """Raise the error of the first request that has one."""
+    for request in requests:
+        if request.error is not None:
+            raise request.error
+
+
 class TextScores(Generic[R]):
-    """Rewards of the responses' texts, by any reward."""
+    """Rewards of the responses' texts, by any reward; a request whose text it cannot read is told so by `error`."""
 
     def __init__(
         self,
@@ -529,6 +552,21 @@ class TextScores(Generic[R]):
     def _values(
         self, requests: Sequence[SegmentRequest], rows: Sequence[int], responses: Sequence[Sequence[int]]
     ) -> list[float]:
-        """Rewards of responses, each read in a row."""
+        """Rewards of responses, each read in a row; NaN for those of a request that fails."""
         texts = [response_text(self._policy, tokens, self._sampling.stop) for tokens in responses]
-        return score_rows(self._reward, self._rewards, requests, rows, texts)
+        try:
+            return score_rows(self._reward, self._rewards, requests, rows, texts)
+        except IamaError:
+            refused = self._rewards.refused([request.prompt for request in requests], texts)
+            if not refused:
+                raise
+        for place, error in refused.items():
+            requests[place].error = error
+        values = [math.nan] * len(rows)
+        read = [place for place, request in enumerate(requests) if request.error is None]
+        if read:
+            others, their_rows = [requests[place] for place in read], [rows[place] for place in read]
+            found = score_rows(self._reward, self._rewards, others, their_rows, [texts[place] for place in read])
+            for place, value in zip(read, found, strict=True):
+                values[place] = value
+        return values

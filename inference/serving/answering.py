@@ -124,8 +124,8 @@ class Answering:
     """Answers asks side by side; `batch_size` is the number of rows that a lane decodes together.
 
     A reward may be called from several threads at once unless it is a classifier or an ensemble that holds one:
-    `num_private` is how many calls of one such reward, or guided answers by it, go on at a time. One that takes longer
-    than `reward_timeout_s` fails the ask.
+    `num_private` is how many calls of one such reward go on at a time, and how many guided answers by it. A call that
+    takes longer than `reward_timeout_s` fails the ask.
     """
 
     def __init__(
@@ -146,6 +146,8 @@ class Answering:
             for name, reward in self._rewards.items()
             if reward.classifier is None
         }
+        # Of guided answers, whose calls of the reward take their turns with those of others.
+        self._guiding = {name: Threads(f"iama-guided-{name}", num_private, None) for name in self._threads}
         self._twins: dict[tuple[str, str | None], tuple[Policy, Reward]] = {}  # of the one thread of `_whole`
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
         self._kinds: dict[str, set[Any]] = {name: set() for name in policies}  # of prompts that templates write rightly
@@ -214,7 +216,7 @@ class Answering:
     def close(self) -> None:
         """Fail what is under way with `ClosingError`, and end the threads; one that hangs is left behind."""
         self._loop.close()
-        for threads in (*self._threads.values(), self._whole, self._choosing):
+        for threads in (*self._threads.values(), *self._guiding.values(), self._whole, self._choosing):
             threads.close(CLOSE_WAIT_S)
 
     def _served(self, ask: Ask) -> tuple[Policy, Reward | None, Sampler]:
@@ -423,9 +425,11 @@ class Answering:
             key = ("guided", ask.policy, criterion, ask.method.text, ask.sampling)
             request = await self._loop.work(key, lambda: Lane[Any](name, sampler.loop, self._batch_size), ticket)
         else:
-            work = partial(self._guide_alone, sampler, begin, watch, asyncio.get_running_loop())
+            asker = asyncio.get_running_loop()
+            elsewhere = RewardElsewhere(reward, partial(self._call_reward, criterion, asker))
+            work = partial(self._guide_alone, replace(sampler, reward=elsewhere), begin, watch, asker)
             with _failing(partial(_guide_failed, ask.policy, criterion)):
-                request = await self._threads[criterion].run(work, partial(_begin, asked))
+                request = await self._guiding[criterion].run(work, partial(_begin, asked))
             self._note_private((0, 0), tokens_of(request.cost()))
         asked.spent += request.cost()
         completion = completion_of(asked.policy, ask.sampling, request)
@@ -479,7 +483,7 @@ class Answering:
         return completion
 
     def _call_reward(self, criterion: str, loop: asyncio.AbstractEventLoop, work: Callable[[], T]) -> T:
-        """What a call of a reward gives, for the thread of `_whole`, which does not wait longer than others do."""
+        """What a call of a reward gives, for a thread that answers, which does not wait longer than others do."""
         return asyncio.run_coroutine_threadsafe(self._threads[criterion].run(lambda _: work()), loop).result()
 
 

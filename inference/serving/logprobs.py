@@ -38,6 +38,7 @@ class Likelihoods:
     num_top: int
     found: list[TokenLikelihood] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
+    error: Exception | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -29,7 +29,16 @@ LOGGER = logging.getLogger("iama.serving")
 CALM_STEPS = 1000
 """Steps without a lack of memory after which a lane's halved batch size is doubled again."""
 
-R = TypeVar("R")
+
+
+class Work(Protocol):
+    """A request of a lane."""
+
+    error: Exception | None
+    """Why it cannot be done, where it alone is at fault; nothing of the others is lost then."""
+
+
+R = TypeVar("R", bound=Work)
 
 
 class Worker(Protocol[R]):
@@ -57,7 +66,7 @@ class Worker(Protocol[R]):
         ...
 
     def step(self) -> list[R]:
-        """One step for all that is there; requests that are finished."""
+        """One step for all that is there; requests that are finished, or have an error."""
         ...
 
 
@@ -208,7 +217,12 @@ class Lane(Generic[R]):
         self._calm()
         for request in finished:
             ticket = self._of.pop(request)
-            ticket.is_over, ticket.finished = True, request
+            ticket.is_over = True
+            if request.error is not None:
+                self._lose(ticket, request)
+                over.append((ticket, self._error(ticket, request.error)))
+                continue
+            ticket.finished = request
             over.append((ticket, request))
         return over
 

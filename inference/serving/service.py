@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from iama.config.serving import Limits
+from iama.config.specs import Sampling
 from iama.errors import IamaError
 from iama.prompts.conversations import render_prompts
 from iama.prompts.render import Prompt
@@ -29,14 +30,20 @@ DoneOf: TypeAlias = Callable[[int, Answer], None]
 """Called with the number of the choice, once it is answered."""
 ONCE = {"x-should-retry": "false"}
 """Of what would fail again: the openai client asks for the same twice more where this is not said."""
+MOST_WAITED = 0.5
+"""Of the time that a request has: one that waited longer for its turn was not too much by itself."""
 BROKEN = "the server failed on this request; its log says how"
 
 
 class Ready(NamedTuple):
-    """A request whose prompts were read by the policy's tokenizer: they fit."""
+    """A request whose prompts were read by the policy's tokenizer: they fit.
+
+    Each has a sampling of its own, lest its answer depend on the room that a longer one leaves.
+    """
 
     asked: Asked
     prompts_ids: tuple[tuple[int, ...], ...]
+    samplings: tuple[Sampling, ...]
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -84,19 +91,21 @@ class Service:
         limit = self._policies[asked.model.policy].context_length
         sampling = asked.sampling
         room = sampling.max_new_tokens if limit is None else limit - longest
-        if room < sampling.max_new_tokens:
-            if asked.has_max_tokens or room < 1:
-                with_most = f", with max_tokens = {sampling.max_new_tokens}" if room >= 1 else ""
-                remedy = f"shorten it, or set max_tokens to at most {room}" if room >= 1 else "shorten it"
-                raise RefusedError(
-                    400,
-                    f"The prompt has {longest} tokens{with_most}: more than the {limit} tokens that "
-                    f"{asked.model.policy!r} reads of prompt and answer together; {remedy}",
-                    "messages" if asked.route == "chat" else "prompt",
-                    "context_length_exceeded",
-                )
-            asked = replace(asked, sampling=sampling.model_copy(update={"max_new_tokens": room}))
-        return Ready(asked, prompts_ids)
+        if room < (sampling.max_new_tokens if asked.has_max_tokens else 1):
+            with_most = f", with max_tokens = {sampling.max_new_tokens}" if room >= 1 else ""
+            remedy = f"shorten it, or set max_tokens to at most {room}" if room >= 1 else "shorten it"
+            raise RefusedError(
+                400,
+                f"The prompt has {longest} tokens{with_most}: more than the {limit} tokens that "
+                f"{asked.model.policy!r} reads of prompt and answer together; {remedy}",
+                "messages" if asked.route == "chat" else "prompt",
+                "context_length_exceeded",
+            )
+        rooms = (sampling.max_new_tokens if limit is None else limit - len(ids) for ids in prompts_ids)
+        most = (min(room, sampling.max_new_tokens) for room in rooms)
+        return Ready(
+            asked, prompts_ids, tuple(sampling.model_copy(update={"max_new_tokens": number}) for number in most)
+        )
 
     def _ids(self, name: str, prompt: Prompt) -> tuple[int, ...]:
         policy = self._policies[name]
@@ -118,9 +127,10 @@ class Service:
 
         One that fails ends the others. Whoever cancels this ends all.
         """
-        asked = ready.asked
+        asked, came, waited_s = ready.asked, time.monotonic(), None
         try:
             async with asyncio.timeout(self.limits.deadline_s), self.gate.place():
+                waited_s = time.monotonic() - came
                 if asked.num_choices == 1:
                     return [await self._answer_one(ready, 0, tell, done)]
                 async with asyncio.TaskGroup() as group:
@@ -133,6 +143,17 @@ class Service:
             first = next((e for e in errors.exceptions if isinstance(e, RefusedError)), errors.exceptions[0])
             raise first from None
         except TimeoutError:
+            waited_s = time.monotonic() - came if waited_s is None else waited_s
+            if waited_s > MOST_WAITED * self.limits.deadline_s:
+                self.metrics.failures.add(1, asked.model.criterion or "", "queue_timeout")
+                raise RefusedError(
+                    503,
+                    f"The request waited {waited_s:.1f} s of {self.limits.deadline_s:g} s for its turn, and was given "
+                    "up; try again later",
+                    None,
+                    "queue_timeout",
+                    {"Retry-After": str(self.gate.pause_s())},
+                ) from None
             self.metrics.failures.add(1, asked.model.criterion or "", "deadline")
             raise RefusedError(
                 504,
@@ -150,7 +171,7 @@ class Service:
             model.criterion,
             model.method,
             asked.prompts[place],
-            asked.sampling,
+            ready.samplings[place],
             asked.seed + index,
             num_top=asked.num_top,
             prompt_ids=ready.prompts_ids[place],

@@ -342,6 +342,45 @@ def test_one_that_comes_while_many_go_on_waits_for_others_for_a_few_steps(policy
     assert all(request.tokens for request in requests[17:])
 
 
+@pytest.mark.parametrize("num_live", [12, 13, 15])
+def test_one_that_comes_while_a_row_is_free_waits_for_a_few_steps_alone(policy64, prompts_ids, num_live):
+    """However few rows are free of a decoder's that is shared fairly."""
+    decoder = engine.Decoder(policy64, 16, is_fair=True)
+    sampling = Sampling(max_new_tokens=24)
+    many = engine.Samples(0, prompts_ids[0], stream_keys(0, [0] * num_live, range(num_live)), sampling)
+    one = engine.Samples(1, prompts_ids[1], stream_keys(1, [1], [0]), Sampling(max_new_tokens=1))
+    decoder.add(many)
+    decoder.step()
+    assert many.num_live == num_live
+    decoder.add(one)
+    steps = 1
+    while one not in decoder.step():
+        steps += 1
+    assert steps <= engine.STEPS_TO_WAIT + 1
+
+
+def test_where_rows_become_free_one_by_one_their_next_prompts_are_read_together(policy64, prompts_ids, monkeypatch):
+    """Of a full decoder before which many wait: a pass for a prompt a step would hold up all that go on."""
+    entered = []
+    original = engine.Decoder._prefill
+
+    def prefill(self, entering):
+        entered.append(len(entering))
+        original(self, entering)
+
+    monkeypatch.setattr(engine.Decoder, "_prefill", prefill)
+    decoder = engine.Decoder(policy64, 16, is_fair=True)
+    for i in range(48):
+        sampling = Sampling(max_new_tokens=i % 16 + 5)
+        decoder.add(engine.Samples(i, prompts_ids[i % 3], stream_keys(i, [i], [0]), sampling))
+    steps, finished = 0, []
+    while len(finished) < 48:
+        finished += decoder.step()
+        steps += 1
+    assert sum(entered) == 48
+    assert len(entered) <= 1 + steps / 2
+
+
 def test_requests_of_all_kinds_enter_and_leave_at_any_step(policy64, prompts_ids):
     """Decoded side by side, some given up midway, each has what it has alone, and no row is left."""
     rng = np.random.default_rng(0)

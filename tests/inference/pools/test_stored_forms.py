@@ -244,6 +244,71 @@ def test_a_file_that_is_written_whole_goes_on_where_it_was(tmp_path, ending):
     assert path.read_bytes() == before
 
 
+def draw_until(last):
+    """Two samples a prompt, until one at which the process is killed."""
+
+    def draw(rows, indices):
+        for i in indices:
+            if i == last:
+                raise KilledError
+            yield i, [Response(f"{i} {s}", (i, s), "stop") for s in range(2)], Cost(1), False
+
+    return draw
+
+
+@pytest.mark.parametrize("ending", ENDINGS[1:])
+def test_what_was_scored_since_a_kill_stays_scored(tmp_path, gold_file, ending):
+    rows, header = [{"prompt": f"{i}?"} for i in range(4)], full_header({**HEADER, "num_samples": 2}, "test")
+    path, spec = tmp_path / f"pool{ending}", RewardSpec(function=f"{gold_file}:vowels")
+    fill_pool(path, header, rows[:2], draw_until(None), lambda _: None)
+    with pytest.raises(KilledError):
+        fill_pool(path, header, rows, draw_until(3), lambda _: None)
+    add_column(path, read_pool(path), "gold", load_reward("v", spec), spec, lambda _: None)
+    fill_pool(path, header, rows[:2], draw_until(0), lambda _: None)  # which lacks nothing, and leaves the third prompt
+    with pytest.raises(KilledError):
+        fill_pool(path, header, rows, draw_until(3), lambda _: None)
+    fill_pool(path, header, rows, draw_until(2), lambda _: None)
+    assert not unfinished(path).exists()
+    prompts = read_pool(path).prompts
+    assert [prompt.prompt for prompt in prompts] == ["0?", "1?", "2?", "3?"]
+    assert [["gold" in sample.scores for sample in prompt.samples] for prompt in prompts] == [[True] * 2] * 2 + [
+        [False] * 2
+    ] * 2
+
+
+@pytest.mark.parametrize("ending", ENDINGS[1:])
+def test_a_kill_after_the_last_write_leaves_nothing_that_is_read_again(tmp_path, monkeypatch, ending):
+    rows, header = [{"prompt": f"{i}?"} for i in range(2)], full_header({**HEADER, "num_samples": 2}, "test")
+    path = tmp_path / f"pool{ending}"
+
+    original = type(path).unlink
+
+    def unlink(self, missing_ok=False):
+        if self == unfinished(path):
+            raise KilledError
+        original(self, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(path), "unlink", unlink)
+        with pytest.raises(KilledError):
+            fill_pool(path, header, rows, draw_until(None), lambda _: None)
+    assert path.exists()
+    assert unfinished(path).exists()
+    pool = fill_pool(path, header, rows, draw_until(0), lambda _: None)
+    assert not unfinished(path).exists()
+    assert read_pool(path).prompts == pool.prompts
+
+
+@pytest.mark.parametrize("ending", ENDINGS[1:])
+def test_others_that_were_begun_beside_a_finished_file_stay_where_they_are(tmp_path, ending):
+    rows, header = [{"prompt": "0?"}], full_header({**HEADER, "num_samples": 2}, "test")
+    path = tmp_path / f"pool{ending}"
+    pool = fill_pool(path, header, rows, draw_until(None), lambda _: None)
+    write_pool(unfinished(path), Pool({**header, "seed": 4}, pool.prompts))
+    assert fill_pool(path, header, rows, draw_until(0), lambda _: None).prompts == pool.prompts
+    assert unfinished(path).exists()
+
+
 # Held samples. ------------------------------------------------------------------------------------------
 
 

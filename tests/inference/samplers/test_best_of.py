@@ -297,3 +297,28 @@ def test_texts_of_many_prompts_enter_and_leave_at_any_step(reward):
         assert dataclasses.replace(each.cost, seconds=0.0) == dataclasses.replace(
             prompt.cost, seconds=0.0, peak_memory=0
         )
+
+
+def test_a_text_that_the_reward_cannot_read_fails_its_prompt_alone(reward):
+    """Whether it comes first of its prompt's or later, in this batch or in the next one."""
+    limit = max(len(ids) for ids in reward.classifier.render(PROMPTS, ["first mix flour"] * 3))
+    brief = Reward("proxy", dataclasses.replace(reward.classifier, context_length=limit))
+    long = "first mix flour and water and bread " * 3
+    texts = [["no", "bread"], [long, "no"], ["no", long, "no"], ["no"] * 4 + [long], ["bread"]]
+    scorer = TextScorer(brief, 3)
+    asked = [ScoredTexts(i, PROMPTS[i % 3], row) for i, row in enumerate(texts)]
+    for each in asked:
+        scorer.add(each)
+    finished = []
+    while scorer.num_waiting:
+        finished += scorer.step()
+    assert sorted(each.index for each in finished) == [0, 1, 2, 3, 4]
+    assert [each.index for each in asked if each.error is not None] == [1, 2, 3]
+    assert all("reads at most" in str(each.error) for each in asked[1:4])
+    assert scorer.num_rows == 0
+    assert scorer.fed[1] == sum(each.cost.reward_tokens for each in asked)
+    for each in (asked[0], asked[4]):
+        ((values, _),) = [reward.score([each.prompt] * len(each.texts), each.texts, {})]
+        assert each.rewards == pytest.approx(values, abs=1e-6)
+    with pytest.raises(RewardError, match="reads at most"):
+        score(pool_of(PROMPTS[:2], [[Response(t) for t in row] for row in texts[:2]], [Cost()] * 2), brief)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 import warnings
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from inference.engine.decode import Decoder, Samples
 from inference.engine.random_streams import stream_keys
 from inference.engine.reward_rows import RewardRows
 from inference.engine.rows import Rows
+from inference.samplers.segments import SegmentLoop
 from inference.samplers.serve import read_method, serve
 from inference.selection import stopping
 from inference.serving.answering import Answering
@@ -365,6 +367,44 @@ def test_an_answer_that_is_too_long_for_its_reward_is_the_asks_mistake(policy, t
     assert (told.value.status, told.value.code) == (400, "context_length_exceeded")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        "bon(4)",
+        "bon(4, stop=pandora(0.001))",
+        "cards(target=9, max_proposals=2, max_segment=4)",
+        "blockwise(2, boundary=length, max_segment=4)",
+        "ggro(num_candidates=3, score=exact, random_cuts=0.3, greedy=false)",
+    ],
+)
+def test_an_answer_that_outgrows_its_reward_takes_no_other_with_it(policy, tiny, method, caplog):
+    """What the others had read and drawn is not read and drawn again."""
+    reward = load_reward("short", RewardSpec(model=str(tiny.reward)))
+    how = {"max_new_tokens": 12}
+    asks = [ask(method, "short", seed=seed, **how) for seed in range(4)]
+    asks.insert(2, ask(method, "short", "mix water then flour please " * 12, **how))
+    long, brief = (len(reward.classifier.render([asked.prompt], [""])[0]) for asked in asks[2:0:-1])
+    assert long > brief + 12
+    reward.scorer = replace(reward.classifier, context_length=long + 3)
+    answering = Answering({"base": policy}, {"short": reward}, batch_size=32)
+
+    async def go():
+        return await asyncio.gather(*map(answering.answer, asks), return_exceptions=True), await settled(answering)
+
+    got, state = asyncio.run(go())
+    failed = got.pop(2)
+    answering.close()
+    assert isinstance(failed, TooLongAskError)
+    assert_nothing_is_left(state)
+    for answer, asked in zip(got, [*asks[:2], *asks[3:]], strict=True):
+        assert_same(answer.completion, alone(policy, {"short": reward}, asked))
+    most = 8 if "bon" in method or "ggro" in method else 2  # rows of the one that fails
+    assert state.lost[0] <= num_tokens(policy, asks[2]) + most * 12
+    assert state.lost[1] <= 2 * long
+    assert "tried again" not in caplog.text
+
+
 def test_a_utility_that_fails_fails_that_ask_alone(answering, tmp_path):
     file = tmp_path / "utility.py"
     file.write_text("def broken(texts, others):\n    raise TypeError('/secret/path')\n")
@@ -396,6 +436,59 @@ def test_a_rule_that_takes_its_time_holds_up_no_other_ask(answering, monkeypatch
 def test_a_missing_score_is_no_failure_where_nothing_is_ranked(answering):
     answer = asyncio.run(answering.answer(ask("identity", "moody", columns={"mood": "silent"})))
     assert answer.completion.reward != answer.completion.reward
+
+
+def test_a_guided_answer_keeps_no_score_waiting(policy, rewards, monkeypatch):
+    """By a reward that is code, of which each score waits for its turn alone."""
+    go_on, original = threading.Event(), SegmentLoop.step
+
+    def step(loop):
+        go_on.wait(10)
+        return original(loop)
+
+    monkeypatch.setattr(SegmentLoop, "step", step)
+    made = Answering({"base": policy}, rewards, num_private=1)
+
+    async def go():
+        guided = asyncio.ensure_future(made.answer(ask("cards(target=9, max_proposals=2)", "vowels")))
+        while not (await made.state()).live.get("guided"):
+            await asyncio.sleep(0.001)
+        selected = await asyncio.wait_for(made.answer(ask("bon(2)", "vowels")), 5)
+        is_first = not guided.done()
+        go_on.set()
+        return is_first, selected, await guided
+
+    is_first, selected, guided = asyncio.run(go())
+    made.close()
+    assert is_first
+    assert_same(selected.completion, alone(policy, rewards, ask("bon(2)", "vowels")))
+    assert_same(guided.completion, alone(policy, rewards, ask("cards(target=9, max_proposals=2)", "vowels")))
+
+
+def test_no_more_calls_of_a_reward_go_on_at_a_time_than_configured(policy):
+    lock, going, most = threading.Lock(), 0, 0
+
+    def counting(prompts, completions, **columns):
+        nonlocal going, most
+        with lock:
+            going += 1
+            most = max(most, going)
+        time.sleep(0.005)
+        with lock:
+            going -= 1
+        return vowels(prompts, completions)
+
+    rewards = {"counting": reward_from_function(counting, "counting")}
+    made = Answering({"base": policy}, rewards, num_private=2)
+    methods = ("bon(4)", "cards(target=9, max_proposals=2)", "args(top_k=2)") * 3
+    asks = [ask(method, "counting", seed=seed) for seed, method in enumerate(methods)]
+
+    async def go():
+        return await asyncio.gather(*map(made.answer, asks))
+
+    assert len(asyncio.run(go())) == len(asks)
+    made.close()
+    assert most == 2
 
 
 @pytest.mark.parametrize("mood", ["raises", "silent"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import threading
 import time
 from dataclasses import replace
@@ -107,6 +108,44 @@ def test_what_takes_too_long_is_given_up_whole_and_streamed(waiting):
         assert stream.status_code == 200, "it was kept alive, and so has begun"
         *_, last = events(stream)
     assert last["error"]["code"] == "deadline_exceeded"
+
+
+def test_what_never_had_its_turn_may_be_asked_again(raw_serving):
+    """Nothing is wrong with it: another time there is a place."""
+    reward = Waiting()
+    raw = raw_serving | {"criteria": raw_serving["criteria"][1:], "calibration": None, "ping_s": 0.05}
+    raw["limits"] = raw_serving["limits"] | {"deadline_s": 3, "max_running": 1}
+    body = {"model": "base/vowels:bon(2)", "messages": HELLO}
+    replies = []
+
+    def ask():
+        replies.append(served.http.post("/v1/chat/completions", json=body))
+
+    with server(raw, rewards={"vowels": reward.reward}) as served:
+        reward.go.set()
+        assert served.http.post("/v1/chat/completions", json=body).status_code == 200
+        reward.go.clear()
+        reward.asked.clear()
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        threads[0].start()
+        assert reward.asked.wait(10)
+        for thread in threads[1:]:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        reward.go.set()
+        metrics = served.http.get("/metrics").text
+    assert sorted(reply.status_code for reply in replies) == [503, 503, 504]
+    late = [reply for reply in replies if reply.status_code == 503]
+    for reply in late:
+        error = error_of(reply)
+        assert error["code"] == "queue_timeout"
+        assert re.fullmatch(
+            r"The request waited [23]\.\d s of 3 s for its turn, and was given up; try again later", error["message"]
+        )
+        assert int(reply.headers["Retry-After"]) >= 1
+        assert "x-should-retry" not in reply.headers
+    assert 'code="queue_timeout"} 2' in metrics
 
 
 def test_the_openai_client_does_not_ask_again_for_what_takes_too_long(waiting):

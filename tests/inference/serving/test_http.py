@@ -271,9 +271,25 @@ def test_prompts_that_do_not_fit_are_refused_and_defaults_shrink(served):
     most = int(fits["message"].rpartition("set max_tokens to at most ")[2])
     assert ask(30, max_tokens=most).status_code == 200
     assert ask(30, max_tokens=most + 1).status_code == 400
-    shrunk = ask(62)
+    shrunk = ask(122)
     assert shrunk.status_code == 200
     assert shrunk.json()["usage"]["total_tokens"] <= 128
+
+
+def test_a_prompt_beside_a_long_one_has_the_room_that_it_has_alone(served):
+    short, long = "how to bake bread", "bake " * 123
+
+    def ask(prompt, **more):
+        body = {"model": "base", "prompt": prompt, "seed": 7, **more}
+        reply = served.http.post("/v1/completions", json=body)
+        assert reply.status_code == 200
+        return [choice["text"] for choice in reply.json()["choices"]]
+
+    room = 128 - len(served.opened.policies["base"].tokenizer(long)["input_ids"])
+    assert room < served.opened.catalogue.samplings["base"].max_new_tokens
+    assert ask([short, long])[0] == ask(short)[0]
+    assert ask([long, short])[0] == ask(long)[0]
+    assert ask([short, long], max_tokens=room)[0] == ask(short, max_tokens=room)[0]
 
 
 def test_routes_and_ways_that_are_not_there_are_told(served):

@@ -21,6 +21,7 @@ class Count:
     name: str
     left: int
     raises: Exception | None = None
+    error: Exception | None = None
 
 
 @dataclass
