@@ -84,7 +84,7 @@ MAX_SCORE = 1e50
 
 
 class RewardScale(Strict):
-    """Mean and standard deviation of a reward on reference samples (`iama standardise` measures them)."""
+    """Mean of a reward over samples, and its standard deviation within a prompt (`iama standardise` measures them)."""
 
     mean: float
     std: float = Field(gt=0)
