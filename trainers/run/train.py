@@ -337,6 +337,7 @@ def manifest(plan: Plan) -> Manifest:
         aggregate=config.objective.aggregate,
         weights=config.objective.weights,
         sampling=config.sampling,
+        system_prompt=config.prompts.system_prompt,
         trust_remote_code=config.policy.trust_remote_code,
         seed=config.seed,
         versions={"iama": __version__, **{name: version(name) for name in ("torch", "transformers", "trl", "peft")}},
