@@ -144,7 +144,7 @@ def model_paths(settings: EvaluationConfig) -> list[str | None]:
     policies = settings.policies.values()
     paths = [path for p in policies for path in (p.path, p.adapter, *(c.adapter for c in p.by_criterion.values()))]
     specs = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
-    rewards = [part.model for spec in specs for part in spec.parts]
+    rewards = [part.looked_up for spec in specs for part in spec.parts]
     return [*paths, *rewards, None if settings.prompts is None else settings.prompts.path]
 
 

@@ -130,7 +130,7 @@ def generate(
     if plain and system_prompt:
         raise ConfigError(f"--system-prompt {system_prompt!r} is a message, and --plain gives a text; drop one of them")
     system = system_prompt_of("" if plain else system_prompt, manifest)
-    prepare([policy, adapter, *(part.model for part in (spec.parts if spec else ()))])
+    prepare([policy, adapter, *(part.looked_up for part in (spec.parts if spec else ()))])
     _warn_of_rules(stop or [], n)
     from inference.engine.policy import resolve_paths
     from inference.samplers.serve import check_served

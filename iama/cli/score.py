@@ -40,7 +40,7 @@ def score(
             f"--column {column!r} is no name of a criterion; write letters without blanks around them, e.g. helpful"
         )
     wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
-    prepare([part.model for part in wanted.parts])
+    prepare([part.looked_up for part in wanted.parts])
     from inference.pools.file import read_pool
     from inference.pools.score import DISAGREEMENT, add_column, announcements, has_column
 

@@ -247,5 +247,5 @@ def _note(name: str, spec: PolicySpec, settings: ServeConfig) -> None:
 def _model_paths(settings: ServeConfig) -> list[str | None]:
     """Whatever may be a folder here, or else a name on the hub."""
     paths = [path for spec in settings.policies.values() for path in (spec.path, spec.adapter)]
-    rewards = [part.model for criterion in settings.criteria for part in criterion.proxy.parts]
+    rewards = [part.looked_up for criterion in settings.criteria for part in criterion.proxy.parts]
     return [*paths, *rewards, None if settings.calibration is None else settings.calibration.path]

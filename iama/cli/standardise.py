@@ -53,7 +53,7 @@ def _standardise_config(
 
     settings = load_config(config, TrainingConfig, overrides or [])
     paths = [settings.policy.path, settings.policy.adapter, settings.prompts.path]
-    prepare([*paths, *(part.model for c in settings.objective.criteria for part in c.proxy.parts)])
+    prepare([*paths, *(part.looked_up for c in settings.objective.criteria for part in c.proxy.parts)])
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -92,7 +92,7 @@ def _standardise_on_pool(pool: Path, spec: Path, num_prompts: int, num_samples: 
     import yaml
 
     wanted = scoring_spec(None, None, spec, {})
-    prepare([part.model for part in wanted.parts])
+    prepare([part.looked_up for part in wanted.parts])
     from inference.pools.file import read_pool
     from inference.pools.standardise import measure_on_pool
 

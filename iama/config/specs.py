@@ -258,6 +258,11 @@ class RewardSpec(Strict):
         return self.kind_name if ":" in self.kind_name else self.function
 
     @property
+    def looked_up(self) -> str | None:
+        """What may be asked of the hub: a model's name, or any that the user's own code has; None where nothing is."""
+        return self.model or self.code
+
+    @property
     def parts(self) -> tuple[RewardSpec, ...]:
         """The rewards that score texts: an ensemble's members, else the reward itself."""
         return (self,) if self.ensemble is None else self.ensemble.members
