@@ -39,6 +39,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 def prepare_environment(model_paths: Iterable[str | None] = ()) -> None:
     """No telemetry, no network where every model is a local folder, and no threads that fight over cores.
 
+    A reward that is the user's own code counts as a name on the hub (`RewardSpec.looked_up`): it may download.
     Variables that the user has set stay as they are.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -221,6 +221,24 @@ def note_differences(manifest: Manifest | None, sampling: Sampling, where: str =
         sys.stderr.write(f"note: {where}sampling differs from training: {', '.join(differences)}\n")
 
 
+def system_prompt_of(given: str | None, manifest: Manifest | None) -> str | None:
+    """The text of `--system-prompt` ('' for none), else that of training, which a line on stderr tells."""
+    trained = None if manifest is None else manifest.system_prompt
+    if given is None and trained is not None:
+        sys.stderr.write(f"note: system prompt as in iama.json: {trained!r}; --system-prompt '' leaves it out\n")
+        return trained
+    note_system_prompt(manifest, given or None)
+    return given or None
+
+
+def note_system_prompt(manifest: Manifest | None, given: str | None, where: str = "") -> None:
+    """One line on stderr if a policy is not asked after the system prompt that it was trained after."""
+    trained = None if manifest is None else manifest.system_prompt
+    if trained is not None and given != trained:
+        here = "none" if given is None else repr(given)
+        sys.stderr.write(f"note: {where}the system prompt differs from training: {here} (trained with {trained!r})\n")
+
+
 def sampling_of(given: dict[str, Any], manifest: Manifest | None) -> Sampling:
     """The flags over the settings of training, since a policy is best served as it was trained."""
     from iama.config.schema import validate

@@ -41,7 +41,7 @@ VARIABLES = {
     "PYTORCH_CUDA_ALLOC_CONF": "how GPU memory is cut up",
     "DS_ACCELERATOR": "what DeepSpeed runs on; cpu spares its warning on a host without a GPU",
     "HF_HOME": "where models and datasets of the hub are kept",
-    "HF_HUB_OFFLINE": "1: nothing is downloaded; iama sets it where every model is a folder",
+    "HF_HUB_OFFLINE": "1: nothing is downloaded; iama sets it where every model is a folder and no reward is your code",
     "HF_TOKEN": "key of the hub",
     "TRANSFORMERS_VERBOSITY": "iama sets error",
     "WORLD_SIZE": "number of processes, set by launchers alone",

@@ -14,6 +14,7 @@ from iama.cli.app import (
     cluster_of,
     manifest_of,
     note_differences,
+    note_system_prompt,
     prepare,
     spread_over,
     warn_of_backslashes,
@@ -68,9 +69,7 @@ def evaluate(
         raise ConfigError(f"--shard {shard} is one part, --devices {devices} runs all of them; give one of the two")
     settings, read = _settings(config, overrides or [], pools or [], criteria or [], trained, out)
     models = [(name, policy) for name, policy in settings.policies.items() if policy.path is not None]
-    for name, policy in models:
-        assert policy.path is not None
-        note_differences(manifest_of(policy.path, policy.adapter), settings.sampling, f"policy {name!r}: ")
+    _note_training(settings)
     _note_engines({name: policy.engine for name, policy in models})
     prepare(model_paths(settings))
     from inference import evaluation
@@ -145,8 +144,18 @@ def model_paths(settings: EvaluationConfig) -> list[str | None]:
     policies = settings.policies.values()
     paths = [path for p in policies for path in (p.path, p.adapter, *(c.adapter for c in p.by_criterion.values()))]
     specs = [spec for c in settings.criteria for spec in (c.proxy, c.gold) if spec is not None]
-    rewards = [part.model for spec in specs for part in spec.parts]
+    rewards = [part.looked_up for spec in specs for part in spec.parts]
     return [*paths, *rewards, None if settings.prompts is None else settings.prompts.path]
+
+
+def _note_training(settings: EvaluationConfig) -> None:
+    """Where a policy is not asked as it was trained, as far as its `iama.json` tells."""
+    for name, policy in settings.policies.items():
+        manifest = None if policy.path is None else manifest_of(policy.path, policy.adapter)
+        note_differences(manifest, settings.sampling, f"policy {name!r}: ")
+        if settings.prompts is not None and not policy.by_criterion:
+            given = settings.prompts.system_prompt or policy.system_prompt
+            note_system_prompt(manifest, given, f"policy {name!r}: ")
 
 
 def _note_engines(engines: Mapping[str, str]) -> None:

@@ -9,11 +9,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from iama.cli.app import app, manifest_of, named_reward, note_differences, prepare, sampling_of, vllm_options
+from iama.cli.app import (
+    app,
+    manifest_of,
+    named_reward,
+    note_differences,
+    prepare,
+    sampling_of,
+    system_prompt_of,
+    vllm_options,
+)
 from iama.cli.as_json import print_json
 from iama.cli.options import (
     ANSWER,
@@ -29,7 +38,7 @@ from iama.cli.options import (
     TrustRemoteCode,
     VllmOptions,
 )
-from iama.errors import ConfigError, IamaWarning
+from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.nearest import meant
 from iama.tables import print_line, print_table, wide_console
 
@@ -41,6 +50,8 @@ if TYPE_CHECKING:
     from iama.config.methods import Method
     from iama.config.specs import PolicySpec, RewardSpec, Sampling
     from iama.cost import Cost
+    from iama.prompts.render import Prompt
+    from iama.rewards.load import Files
     from inference.samplers.base import Completion
 
 
@@ -56,6 +67,9 @@ def generate(
     prompt: Annotated[str, typer.Option(help="What to answer.")],
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter directory to put on the policy.")] = None,
     chat_template: ChatTemplate = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="Before the prompt, for the reward too. Else that of iama.json; '': none.")
+    ] = None,
     reward: Annotated[str | None, typer.Option(help="Classifier directory, or file.py:function.")] = None,
     head: Annotated[str | None, typer.Option(help="Output of a classifier with several, by label.")] = None,
     spec_file: Annotated[
@@ -113,7 +127,10 @@ def generate(
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p, "stop": stop or None}
     given |= {"repetition_penalty": repetition_penalty, "max_new_tokens": max_new_tokens}
     sampling = sampling_of(given, manifest)
-    prepare([policy, adapter, *(part.model for part in (spec.parts if spec else ()))])
+    if plain and system_prompt:
+        raise ConfigError(f"--system-prompt {system_prompt!r} is a message, and --plain gives a text; drop one of them")
+    system = system_prompt_of("" if plain else system_prompt, manifest)
+    prepare([policy, adapter, *(part.looked_up for part in (spec.parts if spec else ()))])
     _warn_of_rules(stop or [], n)
     from inference.engine.policy import resolve_paths
     from inference.samplers.serve import check_served
@@ -125,8 +142,9 @@ def generate(
     _check_needs(served, tuning, spec)
     note_differences(manifest, sampling)
     if tuning is not None and spec is not None:
-        served = _tuned(served, tuning, base, spec, sampling, criterion)
-    completion, written, calibration, spread = _answer(base, spec, served, sampling, prompt, plain, seed)
+        served = _tuned(served, tuning, base, spec, sampling, criterion, system)
+    asked = _Asked(prompt, system, plain)
+    completion, written, calibration, spread = _answer(base, spec, served, sampling, asked, seed)
     if as_json:
         _print_as_json(completion, written, calibration, spread)
     else:
@@ -149,8 +167,24 @@ def _warn_of_rules(stops: Sequence[str], n: int | None) -> None:
             )
 
 
+class _Asked(NamedTuple):
+    """What is asked: the words of `--prompt`, and what becomes of them."""
+
+    prompt: str
+    system_prompt: str | None
+    plain: bool
+
+    def by(self, tokenizer: Any) -> Prompt:
+        """As a policy with this tokenizer is asked."""
+        from iama.prompts.data import with_system_prompt
+
+        if self.plain or (tokenizer.chat_template is None and self.system_prompt is None):
+            return self.prompt
+        return with_system_prompt([{"role": "user", "content": self.prompt}], self.system_prompt)
+
+
 def _answer(
-    base: PolicySpec, spec: RewardSpec | None, method: Method, sampling: Sampling, prompt: str, plain: bool, seed: int
+    base: PolicySpec, spec: RewardSpec | None, method: Method, sampling: Sampling, question: _Asked, seed: int
 ) -> tuple[Completion, Method, Cost | None, float | None]:
     """The completion, the method with a measured target where it lacked one, and what measuring cost.
 
@@ -159,8 +193,9 @@ def _answer(
     from rich.console import Console
 
     with Console(stderr=True).status("loading and sampling"):
+        from iama.prompts.conversations import render_prompts
         from iama.rewards.load import load_reward
-        from inference.engine.policy import policy_fingerprint
+        from inference.engine.policy import policy_fingerprint, read_policy_files
         from inference.engine.vllm import open_policy
         from inference.samplers.serve import check_served, check_vllm_serves, files_key, serve, with_target
 
@@ -168,10 +203,12 @@ def _answer(
         if base.engine == "vllm":
             check_vllm_serves(method, "--engine vllm")
         files_key(method, sampling, "--policy", partial(policy_fingerprint, "--policy", base), None)
+        tokenizer, _, ends = read_policy_files("--policy", base)
+        asked = question.by(tokenizer)
+        render_prompts(tokenizer, [asked], ends, "--prompt")
+        files = {} if spec is None else _check_reward(spec, asked)
         loaded = open_policy("--policy", base, sampling)
-        scorer = None if spec is None else load_reward("--reward", spec)
-        chat = loaded.tokenizer.chat_template is not None and not plain
-        asked = [{"role": "user", "content": prompt}] if chat else prompt
+        scorer = None if spec is None else load_reward("--reward", spec, files=files)
         calibration = None
         if scorer is not None:
             method, calibration = with_target(loaded, scorer, method, [asked], sampling, seed)
@@ -180,6 +217,23 @@ def _answer(
         if scorer is not None and scorer.members:
             (spread,) = scorer.disagreement([asked], [completion.text], {})
         return completion, method, calibration, spread
+
+
+def _check_reward(spec: RewardSpec, asked: Prompt) -> Files:
+    """What was read of the reward's models; raises `RewardError` for one that cannot score answers to this prompt."""
+    from iama.rewards.load import check_columns, check_reward
+
+    files = check_reward("--reward", spec, [asked])
+    try:
+        check_columns("--reward", spec, [{"prompt": asked}])
+    except RewardError as error:
+        told, _, remedy = str(error).partition("; ")
+        if "column" in told:
+            remedy = (
+                "a prompt on the command line brings no columns; put it into a file for `iama pool` and `iama score`"
+            )
+        raise RewardError(f"{told}; {remedy}") from error
+    return files
 
 
 def _criterion(manifest: Manifest, name: str | None) -> ManifestCriterion:
@@ -285,15 +339,21 @@ def _check_needs(method: Method, tuning: Path | None, spec: RewardSpec | None) -
 
 
 def _tuned(
-    method: Method, tuning: Path, base: PolicySpec, spec: RewardSpec, sampling: Sampling, criterion: str | None
+    method: Method,
+    tuning: Path,
+    base: PolicySpec,
+    spec: RewardSpec,
+    sampling: Sampling,
+    criterion: str | None,
+    system_prompt: str | None,
 ) -> Method:
     """The method with the number that was tuned for this policy, reward and sampling."""
     from inference.hedging.tuning_file import Wanted, find, load_tuning, setting
     from inference.pools.fill import pool_header
 
     name = Path(base.adapter or base.path).name
-    header = pool_header(name, base, None, "transformers", sampling, 1, 0)
-    calibration = find(load_tuning(tuning), tuning, Wanted(header["policy"], None, sampling, spec, criterion))
+    header = pool_header(name, base, system_prompt, "transformers", sampling, 1, 0)
+    calibration = find(load_tuning(tuning), tuning, Wanted(header["policy"], system_prompt, sampling, spec, criterion))
     return setting(calibration, tuning, method)
 
 

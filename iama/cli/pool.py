@@ -20,6 +20,7 @@ from iama.cli.app import (
     prepare,
     sampling_of,
     spread_over,
+    system_prompt_of,
     tell_pool,
     vllm_options,
 )
@@ -107,7 +108,9 @@ def pool(
     split: Annotated[str | None, typer.Option(help="Split of a dataset.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="Ours=theirs, e.g. prompt=question. Repeatable.")] = None,
     max_prompts: Annotated[int | None, typer.Option(help="The first so many prompts.", min=1)] = None,
-    system_prompt: Annotated[str | None, typer.Option(help="Before every prompt; rewards do not see it.")] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option(help="Before every prompt; rewards do not see it. Else that of iama.json; '': none.")
+    ] = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
@@ -144,6 +147,7 @@ def pool(
     _check_left_out(leave_out or [], engine, given)
     sampling = sampling_of(given, manifest)
     note_differences(manifest, sampling)
+    system_prompt = system_prompt_of(system_prompt, manifest)
     source = _prompts_spec(prompts, subset, split, column or [], max_prompts)
     name = name or Path(adapter or policy or model or "").name
     prepare([policy, adapter, prompts])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,10 +12,6 @@ from iama.cli.as_json import print_json
 from iama.cli.options import POOLS, AsJson, Device, Dtype, Head, RewardFlag
 from iama.errors import ConfigError
 from iama.progress import progress_bar
-
-if TYPE_CHECKING:  # each command imports what it needs when it runs
-    from iama.prompts.render import Prompt
-    from inference.engine.responses import Pool
 
 
 @app.command(short_help="Score every completion of a pool file, as a new column.", rich_help_panel=POOLS)
@@ -44,9 +40,9 @@ def score(
             f"--column {column!r} is no name of a criterion; write letters without blanks around them, e.g. helpful"
         )
     wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
-    prepare([part.model for part in wanted.parts])
+    prepare([part.looked_up for part in wanted.parts])
     from inference.pools.file import read_pool
-    from inference.pools.score import DISAGREEMENT, add_column, has_column
+    from inference.pools.score import DISAGREEMENT, add_column, announcements, has_column
 
     read = read_pool(file)
     for name in [column] + [column + DISAGREEMENT] * (wanted.ensemble is not None):
@@ -58,11 +54,8 @@ def score(
     is_model = any(part.model is not None for part in wanted.parts)  # of any other kind, loading is the check
     files = check_reward(column, wanted, [p.prompt for p in read.prompts]) if is_model else {}
     loaded = load_reward(column, wanted, missing_ok=True, files=files)
-    is_asked = any(part.judge is not None for part in wanted.parts)  # of others, who charge for it
-    for member in (loaded.members or [loaded]) if is_asked else []:
-        announcement = member.announcement(*_to_score(read))
-        if announcement is not None:
-            typer.echo(f"{member.name}: {announcement}", err=True)
+    for line in announcements(read, loaded, wanted):
+        typer.echo(line, err=True)
     with progress_bar(f"scoring {column}", "prompts", len(read.prompts)) as advance:
         values_PS = add_column(file, read, column, loaded, wanted, advance)
     import numpy as np
@@ -80,11 +73,3 @@ def score(
     else:
         told = f"{missing} of {values_PS.size} scores missing"
         typer.echo(f"{column}: mean {mean:.4g}, standard deviation {std:.4g}, {told}")
-
-
-def _to_score(pool: Pool) -> tuple[list[Prompt], list[str], dict[str, list[Any]]]:
-    """Prompts, texts and columns that are scored: each distinct text of a prompt once."""
-    pairs = [(prompt, text) for prompt in pool.prompts for text in dict.fromkeys(s.text for s in prompt.samples)]
-    names = {name for prompt in pool.prompts for name in prompt.columns}
-    columns = {name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names}
-    return [prompt.prompt for prompt, _ in pairs], [text for _, text in pairs], columns

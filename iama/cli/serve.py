@@ -234,15 +234,18 @@ def _operator(criterion: ManifestCriterion, spec: PolicySpec) -> str:
 
 
 def _note(name: str, spec: PolicySpec, settings: ServeConfig) -> None:
-    """Where the sampling that the configuration writes is not that of training."""
+    """Where the sampling that the configuration writes is not that of training, and what requests must bring."""
     manifest = manifest_of(spec.path, spec.adapter)
     if manifest is not None:
         written = {key: getattr(settings.sampling, key) for key in settings.sampling.model_fields_set}
         note_differences(manifest, manifest.sampling.model_copy(update=written), f"policy {name!r}: ")
+        if manifest.system_prompt is not None:
+            told = f"trained after the system prompt {manifest.system_prompt!r}, which requests must bring"
+            sys.stderr.write(f"note: policy {name!r}: {told}\n")
 
 
 def _model_paths(settings: ServeConfig) -> list[str | None]:
     """Whatever may be a folder here, or else a name on the hub."""
     paths = [path for spec in settings.policies.values() for path in (spec.path, spec.adapter)]
-    rewards = [part.model for criterion in settings.criteria for part in criterion.proxy.parts]
+    rewards = [part.looked_up for criterion in settings.criteria for part in criterion.proxy.parts]
     return [*paths, *rewards, None if settings.calibration is None else settings.calibration.path]

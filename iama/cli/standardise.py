@@ -11,21 +11,24 @@ from iama.cli.app import app, prepare, scoring_spec
 from iama.cli.as_json import print_json
 from iama.cli.options import TRAIN, AsJson, Overrides
 from iama.errors import ConfigError
+from iama.tables import print_line
 
 
 @app.command(short_help="Measure the scale of each proxy reward, before training.", rich_help_panel=TRAIN)
 def standardise(
     config: Annotated[Path | None, typer.Option(help="Training file (YAML).")] = None,
-    pool: Annotated[Path | None, typer.Option(help="Pool file with samples of the reference, in its place.")] = None,
+    pool: Annotated[Path | None, typer.Option(help="Pool file with samples of the policy before training.")] = None,
     spec: Annotated[Path | None, typer.Option(help="With --pool: a reward as YAML.")] = None,
     num_prompts: Annotated[int, typer.Option(help="Prompts, from the start of the file.", min=1)] = 64,
-    num_samples: Annotated[int, typer.Option(help="Samples a prompt, from the policy before training.", min=1)] = 8,
+    num_samples: Annotated[int, typer.Option(help="Samples a prompt, from the policy before training.", min=2)] = 8,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure each proxy reward's scale on samples of the reference policy, and print it as configuration.
+    """Measure each proxy reward's scale on samples of the policy before training, and print it as configuration.
 
-    Of an ensemble, the scale of every member too. With --pool and --spec, the reward is printed with its scale.
+    A scale is the mean of all scores and their deviation within a prompt. The policy is the one that training starts
+    from, with its `policy.adapter`. Of an ensemble, the scale of every member too. With --pool and --spec, the reward
+    is printed with its scale.
 
     Example: iama standardise --config configs/demo.yaml --num-prompts 32
 
@@ -50,13 +53,14 @@ def _standardise_config(
 
     settings = load_config(config, TrainingConfig, overrides or [])
     paths = [settings.policy.path, settings.policy.adapter, settings.prompts.path]
-    prepare([*paths, *(part.model for c in settings.objective.criteria for part in c.proxy.parts)])
+    prepare([*paths, *(part.looked_up for c in settings.objective.criteria for part in c.proxy.parts)])
     from rich.console import Console
 
-    with Console(stderr=True).status("sampling the reference policy and scoring"):
+    console = Console(stderr=True)
+    with console.status("sampling the policy and scoring"):
         from inference.pools.standardise import measure_scales
 
-        rewards = measure_scales(settings, num_prompts, num_samples)
+        rewards = measure_scales(settings, num_prompts, num_samples, lambda line: print_line(console, line))
     scales: dict[str, list[Scale]] = {}
     for index, (criterion, reward) in enumerate(zip(settings.objective.criteria, rewards, strict=True)):
         members = () if reward.ensemble is None else reward.ensemble.members
@@ -88,14 +92,12 @@ def _standardise_on_pool(pool: Path, spec: Path, num_prompts: int, num_samples: 
     import yaml
 
     wanted = scoring_spec(None, None, spec, {})
-    prepare([part.model for part in wanted.parts])
-    from iama.rewards.load import check_columns
+    prepare([part.looked_up for part in wanted.parts])
     from inference.pools.file import read_pool
     from inference.pools.standardise import measure_on_pool
 
     read = read_pool(pool)
-    check_columns("--spec", wanted, [{**p.columns, "prompt": p.prompt} for p in read.prompts], missing_ok=True)
-    scaled = measure_on_pool(wanted, read, num_prompts, num_samples)
+    scaled = measure_on_pool(wanted, read, num_prompts, num_samples, lambda line: typer.echo(line, err=True))
     content = scaled.model_dump(mode="json", exclude_unset=True)
     if as_json:
         print_json("standardise", reward=content)

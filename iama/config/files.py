@@ -129,7 +129,8 @@ class KLConfig(Strict):
     """
 
     target: float | None = Field(None, gt=0)
-    """KL to the reference (nats per token, as TRL logs it) that beta is steered to; without it beta is fixed."""
+    """KL to the reference (nats per token, as TRL logs it) that beta is steered to; needs `trainer.beta` above 0, from
+    which it starts. Without a target beta is fixed."""
     gain: float = Field(0.1, gt=0, le=1)
     """Largest change of log beta in one optimiser step; until the KL first reaches the target it falls by a fifth."""
     chi2: float = Field(0.0, ge=0)

@@ -47,6 +47,8 @@ class Manifest(Strict):
     weights: Literal["fixed", "simplex"] = Field("fixed", exclude_if=lambda weights: weights == "fixed")
     """simplex: each criterion's `weight` is a concentration of the Dirichlet law that groups drew theirs from."""
     sampling: Sampling
+    system_prompt: str | None = Field(None, exclude_if=lambda text: text is None)
+    """Before every prompt of the training that had no system message (`prompts.system_prompt`)."""
     seed: int
     versions: dict[str, str]
 

@@ -84,7 +84,7 @@ MAX_SCORE = 1e50
 
 
 class RewardScale(Strict):
-    """Mean and standard deviation of a reward on reference samples (`iama standardise` measures them)."""
+    """Mean of a reward over samples, and its standard deviation within a prompt (`iama standardise` measures them)."""
 
     mean: float
     std: float = Field(gt=0)
@@ -256,6 +256,11 @@ class RewardSpec(Strict):
         Of an ensemble ask its `parts`.
         """
         return self.kind_name if ":" in self.kind_name else self.function
+
+    @property
+    def looked_up(self) -> str | None:
+        """What may be asked of the hub: a model's name, or any that the user's own code has; None where nothing is."""
+        return self.model or self.code
 
     @property
     def parts(self) -> tuple[RewardSpec, ...]:

@@ -101,6 +101,19 @@ def score_pool(
     return table.scores(num_calls, len(spec.parts) if reward is None else reward.num_calls)
 
 
+def announcements(pool: Pool, reward: Reward, spec: RewardSpec) -> Iterator[str]:
+    """A line for each judge that scoring a pool asks, who may charge for it: how often, and the price; asks nothing."""
+    if all(part.judge is None for part in spec.parts):
+        return
+    pairs = [(prompt, text) for prompt in pool.prompts for text in dict.fromkeys(prompt.texts)]
+    names = {name for prompt in pool.prompts for name in prompt.columns}
+    columns = {name: [prompt.columns.get(name) for prompt, _ in pairs] for name in names}
+    for member in reward.members or [reward]:
+        line = member.announcement([prompt.prompt for prompt, _ in pairs], [text for _, text in pairs], columns)
+        if line is not None:
+            yield f"{member.name}: {line}"
+
+
 class _Table:
     """A pool's scores, a prompt at a time."""
 

@@ -28,7 +28,9 @@ def main(
 ) -> None:
     """Train a LoRA adapter with TRL's GRPOTrainer."""
     training = load_config(config, TrainingConfig, set_)
-    prepare_environment([training.policy.path, *(c.proxy.model for c in training.objective.criteria)])
+    prepare_environment(
+        [training.policy.path, *(part.looked_up for c in training.objective.criteria for part in c.proxy.parts)]
+    )
     if run_is_finished(training):
         return
     trainer = build(training)

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from iama.environment import cores, local_world_size, started_here, threads_per_process
+from iama.config.specs import RewardSpec
+from iama.environment import cores, local_world_size, prepare_environment, started_here, threads_per_process
 
 NAMES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 
@@ -30,3 +31,20 @@ def test_processes_of_this_machine_share_its_cores(monkeypatch, given, started, 
     monkeypatch.delattr(os, "sched_getaffinity")  # a system that does not say which cores are a process's
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert (cores(), threads_per_process()) == (8, 8 // local)
+
+
+@pytest.mark.parametrize(
+    ("reward", "is_offline"),
+    [
+        ({"model": "."}, True),
+        ({"model": "org/name"}, False),
+        ({"verifier": "math"}, True),
+        ({"function": "rewards.py:brief"}, False),
+        ({"kind": "mine.py:Mine"}, False),
+        ({"ensemble": {"members": [{"model": "."}, {"function": "f.py:g"}], "same_scale": True}}, False),
+    ],
+)
+def test_code_of_the_user_s_own_may_download(monkeypatch, reward, is_offline):
+    monkeypatch.setattr(os, "environ", {})
+    prepare_environment([".", *(part.looked_up for part in RewardSpec(**reward).parts)])
+    assert ("HF_HUB_OFFLINE" in os.environ) == is_offline

@@ -137,8 +137,14 @@ Sampled in training with {sampling}; seed {manifest.seed}.
 
 
 def _notes(manifest: Manifest) -> str:
-    """What the table cannot say: operators that are no samplers, weights that were drawn; a blank line without any."""
+    """What the table cannot say: a system message, operators that are no samplers, weights that were drawn."""
     notes = []
+    if manifest.system_prompt is not None:
+        text = _cell(manifest.system_prompt)
+        notes.append(
+            f"Trained after the system message `{text}`: give it with every prompt, as `iama generate` does. "
+            "`iama serve` and other servers take it from the request."
+        )
     unserved = [f"{_cell(c.name)} was trained for `{c.operator}`" for c in manifest.criteria if _instead(c) is not None]
     if unserved:
         what = "what training assumed, and no sampler; the table names what stands nearest"

@@ -78,7 +78,7 @@ def train(
     """
     training = load_config(config, TrainingConfig, set_)
     criteria = training.objective.criteria
-    rewards = [part.model for c in criteria for r in (c.proxy, c.gold) if r is not None for part in r.parts]
+    rewards = [part.looked_up for c in criteria for r in (c.proxy, c.gold) if r is not None for part in r.parts]
     prepare_environment([training.policy.path, training.prompts.path, *rewards])
     if not verbose:
         quieten_libraries()
@@ -337,6 +337,7 @@ def manifest(plan: Plan) -> Manifest:
         aggregate=config.objective.aggregate,
         weights=config.objective.weights,
         sampling=config.sampling,
+        system_prompt=config.prompts.system_prompt,
         trust_remote_code=config.policy.trust_remote_code,
         seed=config.seed,
         versions={"iama": __version__, **{name: version(name) for name in ("torch", "transformers", "trl", "peft")}},

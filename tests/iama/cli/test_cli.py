@@ -15,12 +15,14 @@ from transformers import AutoTokenizer
 import iama.rewards.load
 import inference.engine.vllm
 from iama.cli import app
+from iama.cli.generate import _Asked
 from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.manifest import load_manifest
 from iama.config.schema import load_config
 from iama.config.specs import Sampling
 from iama.prompts.data import read_prompts
 from iama.rewards.load import load_reward
+from inference.pools.file import read_pool
 from tests.openai_server import OpenAIServer
 
 
@@ -115,6 +117,47 @@ def test_generate_takes_method_reward_and_sampling_from_the_manifest(run, export
     assert "bon(3): 3 candidates" in out
     code, out, err = run("generate", "--policy", exported, "--method", "bop", "--n", 2, "--prompt", "fix a bike")
     assert "bop(1)" in out
+
+
+def test_the_system_prompt_of_training_is_served_with(run, exported, tiny, tmp_path, monkeypatch):
+    """From iama.json, unless a flag says another; with --plain there are no messages to put it before."""
+    manifest = json.loads((exported / "iama.json").read_text())
+    (exported / "iama.json").write_text(json.dumps(manifest | {"system_prompt": "be careful"}))
+    asked = []
+    render = _Asked.by
+    monkeypatch.setattr(_Asked, "by", lambda *a: asked.append(render(*a)) or asked[-1])
+    command = ("generate", "--policy", exported, "--prompt", "fix a bike")
+    user = {"role": "user", "content": "fix a bike"}
+    for more, system, told in (
+        ([], "be careful", "note: system prompt as in iama.json: 'be careful'"),
+        (["--system-prompt", "please"], "please", "differs from training: 'please' (trained with 'be careful')"),
+        (["--system-prompt", ""], None, "differs from training: none (trained with 'be careful')"),
+    ):
+        code, _, err = run(*command, *more)
+        assert code == 0, err
+        assert told in err
+        assert asked.pop() == [*([{"role": "system", "content": system}] if system else []), user]
+    code, _, err = run(*command, "--plain")
+    assert (code, asked.pop()) == (0, "fix a bike"), err
+    assert "--plain gives a text" in one_line_error(run(*command, "--plain", "--system-prompt", "please"))
+    pool = ("pool", "--prompts", tiny.prompts, "--policy", exported, "--n", 2, "--max-prompts", 1)
+    for name, more, system in (("a", [], "be careful"), ("b", ["--system-prompt", ""], None)):
+        code, _, err = run(pool[0], tmp_path / f"{name}.jsonl", *pool[1:], *more)
+        assert code == 0, err
+        assert read_pool(tmp_path / f"{name}.jsonl").header["system_prompt"] == system
+
+
+def test_a_reward_that_needs_columns_is_refused_before_the_policy_is_loaded(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference.engine.vllm, "open_policy", None)
+    (tmp_path / "f.py").write_text("def needs(prompts, completions, target):\n    return [0.0] * len(prompts)\n")
+    (tmp_path / "v.yaml").write_text("verifier: math\n")
+    command = ("generate", "--policy", tiny.policy, "--prompt", "fix a bike", "--method", "bon(2)")
+    for reward in (("--reward", f"{tmp_path}/f.py:needs"), ("--spec", tmp_path / "v.yaml")):
+        error = one_line_error(run(*command, *reward))
+        assert "a prompt on the command line brings no columns" in error
+        assert "rename" not in error
+    headless = run(*command, "--reward", tiny.two_headed_reward)
+    assert "['bad', 'good']" in one_line_error(headless)
 
 
 def test_a_criterion_s_reward_brings_its_operator(run, exported, tiny):
@@ -242,7 +285,9 @@ def test_generate_in_half_precision(run, tiny, monkeypatch):
     loaded = []
     for module, name in ((inference.engine.vllm, "load_policy"), (iama.rewards.load, "load_reward")):
         load = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args, load=load: loaded.append(load(*args)) or loaded[-1])
+        monkeypatch.setattr(
+            module, name, lambda *args, load=load, **more: loaded.append(load(*args, **more)) or loaded[-1]
+        )
     code, _, err = run(*asked, "--dtype", "bfloat16")
     assert code == 0, err
     policy, reward = loaded

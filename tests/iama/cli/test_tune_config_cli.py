@@ -214,6 +214,15 @@ class TestGenerate:
         line = refusal(run("generate", "--policy", tiny.policy, "--reward", tiny.policy.parent / "gone", *options))
         assert "error: " in line
 
+    def test_a_system_prompt_is_that_of_the_pool(self, run, tiny, tuning):
+        raw = json.loads(tuning.read_text())
+        for calibration in raw["calibrations"]:
+            calibration["system_prompt"] = "be careful"
+        tuning.write_text(json.dumps(raw))
+        line = refusal(self.serve(run, tiny, tuning))
+        assert "tuned with the system prompt 'be careful', but it is None" in line
+        done(self.serve(run, tiny, tuning, "--system-prompt", "be careful"))
+
     @pytest.mark.filterwarnings("default::iama.errors.IamaWarning")
     def test_a_reward_known_by_its_column(self, run, tiny, tuning, tmp_path):
         """Pool, score, tune, serve: which reward wrote the column is taken on trust, with a word."""

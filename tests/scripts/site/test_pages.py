@@ -11,6 +11,8 @@ import yaml
 from iama.config.files import EvaluationConfig, TrainingConfig
 from iama.config.schema import Strict, validate
 from iama.config.serving import ServeConfig
+from trainers.control import check_kl
+from trainers.run.plan import trainer_fields
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -26,7 +28,9 @@ DOCS = Path(__file__).parents[3] / "docs"
 def test_the_first_file_of_a_page_is_one(page: str, cls: type[Strict]) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     block = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[0]
-    assert validate(yaml.safe_load(block), cls, page)
+    config = validate(yaml.safe_load(block), cls, page)
+    if isinstance(config, TrainingConfig):
+        check_kl(config.kl, trainer_fields(config)["beta"])
 
 
 def test_pictures_are_small() -> None:

@@ -18,6 +18,7 @@ from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, DataError, IamaError, IamaWarning, ModelError, RewardError, RunError
 from iama.objective.objective import Criterion, Objective
 from iama.objective.operators import bon
+from trainers.export.model_card import model_card
 from trainers.run.build import build_trainer
 from trainers.run.engine import check_engine
 from trainers.run.plan import _unused, _warn, make_plan, sampling_fields, trainer_fields
@@ -274,6 +275,16 @@ def test_the_manifest_holds_the_whole_sampling(make_config):
     with pytest.warns(IamaWarning, match="sampling.top_p"):
         plan = make_plan(config, "test.yaml")
     assert manifest(plan).sampling == config.sampling
+
+
+def test_the_manifest_holds_the_system_prompt(make_config, tiny):
+    prompts = {"path": str(tiny.prompts), "system_prompt": "be careful"}
+    told = manifest(make_plan(make_config(prompts=prompts), "test.yaml"))
+    assert told.system_prompt == json.loads(told.model_dump_json())["system_prompt"] == "be careful"
+    assert "Trained after the system message `be careful`: give it" in model_card(told, merged=False)
+    plain = manifest(make_plan(make_config(), "test.yaml"))
+    assert "system_prompt" not in plain.model_dump()
+    assert "system message" not in model_card(plain, merged=False)
 
 
 def test_plain_sampling_is_trls_own_but_for_the_length(make_config):
