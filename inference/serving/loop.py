@@ -30,7 +30,6 @@ CALM_STEPS = 1000
 """Steps without a lack of memory after which a lane's halved batch size is doubled again."""
 
 
-
 class Work(Protocol):
     """A request of a lane."""
 
