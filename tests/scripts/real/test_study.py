@@ -162,7 +162,7 @@ def test_from_units_to_the_page(home: Path, tiny: Any, monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_a_row_takes_memory(home: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real processes of their own; the tiny model's rows are small, so many are drawn."""
-    monkeypatch.setattr(engine, "MANY", 4000)
+    monkeypatch.setattr(engine, "MANY", 2000)
     for sampler in engine.SAMPLERS:
         assert 1_000 < engine.row_bytes(sampler, "float32", tiny.prompts) < 2**20
 
