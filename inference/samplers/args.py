@@ -30,6 +30,7 @@ class ArgsSettings(Strict):
     """What a token is chosen by."""
 
     dial: ClassVar[tuple[str, ...]] = ("weight",)
+    draws: ClassVar[bool] = False
 
     top_k: int = Field(10, ge=1)
     """Likeliest tokens that are scored at every step."""

@@ -103,6 +103,11 @@ class GgroSettings(Strict):
         return self.proposes and self.score != "exact"
 
     @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn from the sampling's law."""
+        return not self.greedy
+
+    @property
     def proposes(self) -> bool:
         """Whether the reward proposes nudges."""
         return self.num_candidates > 1 and self.nudge_by == "reward"

@@ -310,6 +310,14 @@ def needs_gradient(method: Method, sampling: Sampling) -> bool:
     return method.is_guided and bool(getattr(settings_of(method, sampling), "needs_gradient", False))
 
 
+def draws(method: Method, sampling: Sampling) -> bool:
+    """Whether a method draws tokens from the sampling's law, as one of somebody's own is taken to do.
+
+    Of any other `stop` and `max_new_tokens` alone matter.
+    """
+    return method.name not in SAMPLERS or bool(getattr(settings_of(method, sampling), "draws", True))
+
+
 def files_key(
     method: Method, sampling: Sampling, policy: str, fingerprint: Callable[[], str | None], reward: str | None
 ) -> str:

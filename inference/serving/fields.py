@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from iama.config.serving import Limits
 from iama.config.specs import Sampling
 from iama.prompts.render import Message, Prompt
+from inference.samplers.serve import draws
 from inference.serving.catalogue import SINGLE, Catalogue, Model
 from inference.serving.refusals import RefusedError
 
@@ -292,14 +293,21 @@ def _sampling(body: Body, route: Route, default: Sampling, model: Model, limits:
     if given["temperature"] is not None and given["temperature"] < 1e-3:
         if given["temperature"] > 0:
             raise _refused("temperature: write 0 (the likeliest token always), or at least 0.001", "temperature")
-        if model.written != SINGLE:
-            raise _refused(
-                f"temperature = 0 draws one answer again and again, and {model.written} chooses among different ones; "
-                f"raise it, or ask for {model.policy}:{SINGLE}",
-                "temperature",
-            )
+        _refuse_greedy("temperature", 0, default, model)
         given |= {"temperature": 1.0, "top_k": 1}
+    elif given["top_k"] == 1:
+        _refuse_greedy("top_k", 1, default, model)
     return default.model_copy(update={k: v for k, v in given.items() if v is not None}), most is not None
+
+
+def _refuse_greedy(name: str, value: int, default: Sampling, model: Model) -> None:
+    """Raise where the likeliest token always leaves nothing to choose among."""
+    if model.written != SINGLE and draws(model.method, default):
+        raise _refused(
+            f"{name} = {value} draws one answer again and again, and {model.written} chooses among different ones; "
+            f"raise it, or ask for {model.policy}:{SINGLE}",
+            name,
+        )
 
 
 def _stop(given: Any, limits: Limits) -> tuple[str, ...] | None:

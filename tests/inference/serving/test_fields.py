@@ -55,6 +55,36 @@ def test_temperature_0_is_the_likeliest_token_where_one_sample_is_drawn():
     assert refusal(temperature=1e-9).param == "temperature"
 
 
+def test_top_k_1_is_the_same():
+    assert read(top_k=1).sampling == Sampling(top_k=1)
+    refused = refusal(model="iama/helpful:bon(4)", top_k=1)
+    assert (refused.param, "top_k = 1 draws one answer again and again" in str(refused)) == ("top_k", True)
+
+
+@pytest.mark.parametrize(
+    ("method", "draws"),
+    [
+        ("args", False),
+        ("ggro(num_candidates=3)", False),
+        ("ggro(num_candidates=3, greedy=false)", True),
+        ("cards(target=1)", True),
+        ("blockwise(2)", True),
+        ("bon(4, stop=pandora(0.1))", True),
+        ("redraw(2, 2)", True),
+        ("sea", True),
+    ],
+)
+@pytest.mark.parametrize("greedy", [{"temperature": 0}, {"top_k": 1}])
+def test_only_a_method_that_draws_refuses_it(method, draws, greedy):
+    body = greedy | {"model": f"iama/helpful:{method}", "messages": HELLO}
+    if draws:
+        with pytest.raises(RefusedError, match="draws one answer again and again") as error:
+            read_body(body, "chat", catalogue((method,)), LIMITS)
+        assert error.value.param == next(iter(greedy))
+    else:
+        assert read_body(body, "chat", catalogue((method,)), LIMITS).sampling == Sampling(top_k=1)
+
+
 def test_contents_may_come_in_parts_of_text():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "be kind"}, {"role": "user", "content": parts}]
