@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iama.errors import ConfigError
+from iama.errors import ConfigError, IamaWarning
 from iama.nearest import meant, nearest
 from inference.engine.responses import Pool
 from inference.pools.file import read_pool
@@ -29,7 +30,8 @@ def config_from_pools(
 
     `criteria` are `NAME=PROXY_COLUMN` or `NAME=PROXY_COLUMN,GOLD_COLUMN`; without any, every score column is a
     criterion, judged by the column `NAME/gold` where there is one, but for `NAME/disagreement` beside a column `NAME`.
-    `read` are pools by file that were read already. Raises `ConfigError`, and what `read_pool` raises.
+    An `IamaWarning` names columns that some pools lack. `read` are pools by file that were read already. Raises
+    `ConfigError`, and what `read_pool` raises.
     """
     pools = {name: (read or {}).get(str(path)) or read_pool(path) for name, path in files.items()}
     columns = _common_columns(pools)
@@ -39,6 +41,8 @@ def config_from_pools(
             f"the pools {', '.join(files)} have no score column in common; add one to each with "
             "`iama score POOL --reward DIR --column NAME`"
         )
+    if not criteria:
+        _warn_of_lacking(pools, files, columns)
     size = min(len(pool.prompts[0].samples) for pool in pools.values())
     if size < 4:
         raise ConfigError(
@@ -66,6 +70,19 @@ def _common_columns(pools: Mapping[str, Pool]) -> list[str]:
     """Score columns that every sample of every pool has."""
     found = [table for pool in pools.values() for table in tables(pool)]
     return [name for name in found[0].scores if all(name in table.columns for table in found)]
+
+
+def _warn_of_lacking(pools: Mapping[str, Pool], files: Mapping[str, Path], common: Sequence[str]) -> None:
+    """Warn of each column that some pools have and others lack: a criterion without its gold is told by its proxy."""
+    whole = {name: _common_columns({name: pool}) for name, pool in pools.items()}
+    for column in dict.fromkeys(column for columns in whole.values() for column in columns):
+        if column in common or column.endswith(DISAGREEMENT):
+            continue
+        having = [name for name, columns in whole.items() if column in columns]
+        lacking = next(name for name in pools if name not in having)
+        told = f"column {column!r} is in {' and '.join(having)} and not in every sample of {lacking}, so it is not used"
+        remedy = f"iama score {files[lacking]} --column {column}"
+        warnings.warn(f"{told}; `{remedy}` with its --reward adds it", IamaWarning, stacklevel=3)
 
 
 def _conventional(columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from iama.cli.app import app
 from iama.config.files import EvaluationConfig
-from iama.errors import ConfigError, DataError, IamaError, RewardError
+from iama.errors import ConfigError, DataError, IamaError, IamaWarning, RewardError
 from inference.evaluation.from_pools import config_from_pools
 from inference.evaluation.plan import make_plan
 from inference.evaluation.summary import load_summary
@@ -108,7 +108,9 @@ def test_only_common_columns_and_samples(tmp_path):
         "a": write(tmp_path / "a.jsonl", columns=("one", "two"), size=24),
         "b": write(tmp_path / "b.jsonl", columns=("two", "three"), size=9),
     }
-    raw = config_from_pools(files, [], None, str(tmp_path / "out"))
+    with pytest.warns(IamaWarning, match="not in every sample of") as told:
+        raw = config_from_pools(files, [], None, str(tmp_path / "out"))
+    assert [str(warning.message).split()[1] for warning in told] == ["'one'", "'three'"]
     assert [c["name"] for c in raw["criteria"]] == ["two"]
     assert (raw["num_samples"], raw["budgets"], raw["trained_budget"]) == (9, [1, 2], 1)
     summary = evaluate(EvaluationConfig.model_validate(raw | {"num_bootstrap": 100}))
@@ -143,6 +145,15 @@ def test_missing_scores_are_left_out_and_counted(tmp_path):
     example = next(r for r in summary["examples"] if r["policy"] == "iama" and r["prompt"] == PROMPTS[2])
     assert example["single"]["gold"] is None
     write_report(tmp_path / "out")
+
+
+def test_a_gold_that_one_pool_lacks_is_warned_of(tmp_path):
+    files = {"base": write(tmp_path / "a.jsonl"), "iama": write(tmp_path / "b.jsonl", columns=("helpful",))}
+    told = f"column 'helpful/gold' is in base and not in every sample of iama.*`iama score {files['iama']} --column h"
+    with pytest.warns(IamaWarning, match=told):
+        config = config_from_pools(files, [], None, str(tmp_path / "out"))
+    assert config["criteria"] == [{"name": "helpful", "proxy": {"column": "helpful"}}]
+    assert config_from_pools(files, ["h=helpful"], None, str(tmp_path / "out"))["criteria"]  # asked for: no warning
 
 
 def test_too_many_missing_scores(tmp_path):
