@@ -57,7 +57,9 @@ def itp_rule(settings: ItpSettings) -> Rule:
 def itp_one_batch_weights(rewards_RS: Floats, beta: float, on_ranks: bool = True) -> Floats:
     """One batch: `w = relu((r - lam) / beta)` of the bounded rewards, `[R, S]`; every set's weights average 1."""
     bounded_RS = quantiles(rewards_RS) if on_ranks else squashed(rewards_RS, rewards_RS)
-    weights: Floats = np.maximum(bounded_RS - itp_threshold(bounded_RS, beta), 0.0) / beta
+    below_best_R1 = np.nextafter(bounded_RS.max(axis=1, keepdims=True), -np.inf)  # where the smallest beta rounds to it
+    lam_R1 = np.minimum(itp_threshold(bounded_RS, beta), below_best_R1)
+    weights: Floats = np.maximum(bounded_RS - lam_R1, 0.0) / beta
     return weights
 
 

@@ -138,6 +138,9 @@ def best_weights(rewards_RS: Floats) -> Floats:
 
 def soft_weights(rewards_RS: Floats, temperature: float) -> Floats:
     """`e^{reward / temperature}`, `[R, S]`, over that of the best."""
-    scaled = rewards_RS / temperature
+    with np.errstate(over="ignore"):
+        scaled = rewards_RS / temperature
+        if not np.isfinite(scaled).all():  # beyond the largest float; the gaps to the best may be
+            scaled = (rewards_RS - rewards_RS.max(axis=1, keepdims=True)) / temperature
     weights: Floats = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return weights

@@ -323,6 +323,18 @@ RULES = [
 ]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("small", [1e-320, 1e-300, 1e-17])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e50])
+def test_with_a_number_next_to_0_the_best_is_kept(small, scale):
+    rewards, texts = [0.3 * scale, -0.2 * scale, 0.9 * scale, 0.1 * scale], ["a"] * 4
+    rules = [rule_of(soft_bon(4, small)) if scale > small else None]
+    rules += [itp_rule(ItpSettings(n=4, beta=small, batches=1, bound=bound)) for bound in ("ranks", "sigmoid")]
+    for rule in filter(None, rules):
+        for u in (0.0, 0.5, 0.999):
+            assert rule.keep(rewards, texts, u) == 2
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_random_sets_approach_all_sets(rule):
     proxy, score = np.array([2.0, 0.0, 1.0, 1.0, 2.5]), np.array([0.0, 1.0, 4.0, -1.0, 2.0])
