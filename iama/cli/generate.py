@@ -376,20 +376,23 @@ UNASKED = ("model", "verifier", "column")
 """Rewards that a file from elsewhere may name: none runs code of its own or sends anything anywhere."""
 
 
-def manifest_reward(criterion: ManifestCriterion) -> RewardSpec:
-    """The criterion's reward, unless it would run code or send prompts and a key: a model from elsewhere must not."""
+def manifest_reward(criterion: ManifestCriterion, remedy: str | None = None) -> RewardSpec:
+    """The criterion's reward, unless it would run code or send prompts and a key: a model from elsewhere must not.
+
+    `remedy` is what whoever trusts it may do; else it is that of `iama generate`.
+    """
     part = next((part for part in criterion.reward.parts if part.source not in UNASKED), None)
     if part is None:
         return criterion.reward
-    remedy, what, done = "give the reward with --spec FILE", repr(part.function or part.kind), "its code is not run"
+    what, done = repr(part.function or part.kind), "its code is not run"
     if part.judge is not None:
         what = f"{part.judge.model!r} at {', '.join(map(repr, part.judge.urls))}"
         done = f"prompts and the key in {part.judge.api_key_env} are not sent there"
-    if criterion.reward.function is not None:
+    if remedy is None and criterion.reward.function is not None:
         remedy = f"repeat it with --reward {shlex.quote(criterion.reward.function)}"
     raise ConfigError(
         f"iama.json names the {part.source} {what} as the reward of {criterion.name!r}; "
-        f"{done} unasked, so if you trust it, {remedy}"
+        f"{done} unasked, so if you trust it, {remedy or 'give the reward with --spec FILE'}"
     )
 
 

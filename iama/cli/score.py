@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from iama.cli.app import app, prepare, scoring_spec
+from iama.cli.app import app, given_options, prepare, scoring_spec
 from iama.cli.as_json import print_json
 from iama.cli.options import POOLS, AsJson, Device, Dtype, Head, RewardFlag
 from iama.errors import ConfigError
 from iama.progress import progress_bar
 
+if TYPE_CHECKING:
+    from iama.config.specs import RewardSpec
+
 
 @app.command(short_help="Score every completion of a pool file, as a new column.", rich_help_panel=POOLS)
 def score(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="Pool file to add a column to.", metavar="POOL")],
     column: Annotated[str, typer.Option(help="Name of the column: the criterion's, or for its gold reward NAME/gold.")],
     reward: RewardFlag = None,
@@ -40,6 +45,7 @@ def score(
             f"--column {column!r} is no name of a criterion; write letters without blanks around them, e.g. helpful"
         )
     wanted = scoring_spec(reward, head, spec, {"device": device, "dtype": dtype})
+    _check_placement(given_options(context), wanted, spec)
     prepare([part.looked_up for part in wanted.parts])
     from inference.pools.file import read_pool
     from inference.pools.score import DISAGREEMENT, add_column, announcements, has_column
@@ -73,3 +79,12 @@ def score(
     else:
         told = f"{missing} of {values_PS.size} scores missing"
         typer.echo(f"{column}: mean {mean:.4g}, standard deviation {std:.4g}, {told}")
+
+
+def _check_placement(given: Mapping[str, Any], wanted: RewardSpec, spec: Path | None) -> None:
+    """Raise `ConfigError` for a `--device` or `--dtype` that nothing would look at."""
+    for name in ("device", "dtype"):
+        if name in given and spec is not None:
+            raise ConfigError(f"--{name} {given[name]!r} belongs to --reward; write {name}: {given[name]} into {spec}")
+        if name in given and wanted.model is None:
+            raise ConfigError(f"--{name} {given[name]!r} belongs to a model, not to a {wanted.source}; drop it")

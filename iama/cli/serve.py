@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from iama.config.serving import ServeConfig
     from iama.config.specs import PolicySpec
 
+COMMAND_LINE = "command line"
+"""The source of settings that no file holds."""
 INSTALL = "iama serve needs starlette and uvicorn; pip install 'iama[serve]'"
 
 
@@ -82,7 +85,7 @@ def serve(
             raise ConfigError("give --config FILE, or --policy DIR with --reward CRITERION=DIR")
         named = {"adapter": adapter, "chat_template": chat_template, "trust_remote_code": trust_remote_code}
         settings = _from_flags(policies, named, rewards or [], methods or [], placed, overrides or [])
-        source = "command line"
+        source = COMMAND_LINE
     settings = _with_criteria(settings, source)
     for name, spec in settings.policies.items():
         _note(name, spec, settings)
@@ -193,17 +196,44 @@ def _manifest(settings: ServeConfig) -> tuple[str, Manifest] | None:
 
 
 def _with_criteria(settings: ServeConfig, source: str) -> ServeConfig:
-    """Criteria that are left out, as `iama.json` has them; no code of a stranger is run."""
+    """Criteria that are left out, as `iama.json` has them; no code of a stranger is run.
+
+    Of those that flags name, a line on stderr says which of `iama.json` they leave out.
+    """
     from iama.config.schema import validate
     from iama.config.serving import ServeConfig
 
     found = _manifest(settings)
-    if found is None or settings.criteria:
+    if found is None:
         return settings
     name, manifest = found
-    criteria = [{"name": c.name, "proxy": manifest_reward(c).model_dump(exclude_unset=True)} for c in manifest.criteria]
+    if settings.criteria:
+        served = {criterion.name for criterion in settings.criteria}
+        left_out = [c.name for c in manifest.criteria if c.name not in served]
+        if left_out and source == COMMAND_LINE:
+            told = f"{', '.join(left_out)} of the iama.json of policy {name!r} not served; --reward NAME=DIR adds one"
+            sys.stderr.write(f"note: {told}\n")
+        return settings
+    remedy = _remedy(manifest, source)
+    criteria = [
+        {"name": c.name, "proxy": manifest_reward(c, remedy).model_dump(exclude_unset=True)} for c in manifest.criteria
+    ]
     sys.stderr.write(f"note: criteria as in the iama.json of policy {name!r}\n")
     return validate(settings.model_dump(exclude_unset=True) | {"criteria": criteria}, ServeConfig, source)
+
+
+def _remedy(manifest: Manifest, source: str) -> str:
+    """How to name all criteria of an `iama.json` by hand: by flags, where these can say what their rewards are."""
+    names = ", ".join(c.name for c in manifest.criteria)
+    if source != COMMAND_LINE:
+        return f"write all criteria into {source}: {names}"
+    flags = []
+    for c in manifest.criteria:
+        value = c.reward.model or c.reward.function
+        if value is None or c.reward != type(c.reward).model_validate({c.reward.source: value}):
+            return f"write a file for --config with all criteria: {names}"
+        flags.append(f"--reward {shlex.quote(f'{c.name}={value}')}")
+    return f"name all: {' '.join(flags)}"
 
 
 def _with_operators(settings: ServeConfig, source: str) -> ServeConfig:

@@ -128,7 +128,7 @@ class JudgeSpec(Strict):
     """Which of a noisy judge's independent answers; give proxy and gold different ones."""
     max_tokens: int = Field(16, ge=1)
     concurrency: int = Field(8, ge=1)
-    """Requests at a time."""
+    """Requests at a time, over all processes of a training."""
     num_retries: int = Field(4, ge=0)
     timeout_s: float = Field(60.0, gt=0)
     api_key_env: str = "OPENAI_API_KEY"

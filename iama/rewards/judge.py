@@ -17,6 +17,7 @@ from typing import Any
 
 from iama.config.specs import JudgeSpec, RewardSpec
 from iama.cost import Cost
+from iama.environment import world_size
 from iama.errors import IamaWarning, RewardError
 from iama.files import whole_lines
 from iama.prompts.render import Prompt, completion_text, prompt_name, prompt_text
@@ -28,7 +29,7 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _PLACEHOLDERS = {"pointwise": {"prompt", "completion"}, "pairwise": {"prompt", "first", "second"}}
 _VERDICTS = {"A": 1.0, "B": 0.0, "tie": 0.5}  # what the first text is worth
-_CHARS_PER_TOKEN = 4  # of English; for estimates only
+CHARS_PER_TOKEN = 4  # of English; for estimates only
 
 
 class Judge(Scorer):
@@ -53,7 +54,7 @@ class Judge(Scorer):
             spec.api_key_env,
             spec.timeout_s,
             spec.num_retries,
-            spec.concurrency,
+            max(1, spec.concurrency // world_size()),  # the processes of a training ask side by side
             source,
             spec.leave_out,
             # A judge is an instrument: its numbers at the server's own temperature are noisier, and numbers still.
@@ -383,7 +384,7 @@ def judge_plan(spec: JudgeSpec, num_texts: int, mean_chars: float, num_cached: i
 
 def num_tokens(num_chars: float) -> int:
     """Tokens of a text, estimated."""
-    return math.ceil(num_chars / _CHARS_PER_TOKEN)
+    return math.ceil(num_chars / CHARS_PER_TOKEN)
 
 
 def _wanted(spec: JudgeSpec) -> str:

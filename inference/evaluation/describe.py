@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from iama.prompts.render import prompt_text
-from iama.rewards.judge import judge_plan
+from iama.rewards.judge import CHARS_PER_TOKEN, judge_plan
 from inference.evaluation.plan import Plan
 from inference.evaluation.sources import Source
-
-CHARS_PER_TOKEN = 4
 
 
 def judge_lines(plan: Plan) -> list[str]:

@@ -196,6 +196,13 @@ def steps_per_epoch(plan: Plan) -> int:
     return math.ceil(uses / int(fields.get("gradient_accumulation_steps", 1)))
 
 
+def num_rollouts(plan: Plan) -> int:
+    """Completions that the whole run draws; the last batch may be used for fewer steps than its others."""
+    uses = num_steps(plan) * int(plan.trainer_fields.get("gradient_accumulation_steps", 1))
+    batches = math.ceil(uses / trainer_fields.uses_of_a_batch(plan.trainer_fields, plan.config.world_size))
+    return batches * batch_rows(plan)
+
+
 def prompts_per_batch(plan: Plan) -> int:
     """Prompts whose roll-outs are drawn together, over all processes."""
     return batch_rows(plan) // int(plan.trainer_fields["num_generations"])

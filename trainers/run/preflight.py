@@ -25,8 +25,9 @@ from iama.models.generation import end_token_ids
 from iama.models.loading import FELT, is_slow
 from iama.objective.estimators import clamped_share, extrapolates
 from iama.objective.rank_operators import CLAMPED_SHARE
-from iama.prompts.render import render_prompt
+from iama.prompts.render import prompt_text, render_prompt
 from iama.rewards.classifier import ClassifierFiles, render_rewarded
+from iama.rewards.judge import CHARS_PER_TOKEN, judge_plan
 from trainers.options import check_engine, check_options
 from trainers.run import memory, tokens
 from trainers.run.arguments import check_deepspeed, check_optimizer, check_trackers, one_line
@@ -148,10 +149,17 @@ def _scales_of(spec: RewardSpec) -> list[RewardScale]:
 
 
 def _reward(plan: Plan, what: str, spec: RewardSpec) -> Iterator[Check]:
-    """A reward that the plan has accepted: its kind, and for a model its head, tokenizer, template and context."""
+    """A reward that the plan has accepted: its kind, for a model its head, tokenizer, template and context.
+
+    For a judge, what the whole run asks it and what that costs; answers that are kept already are not counted off.
+    """
+    if spec.judge is not None:
+        limit = CHARS_PER_TOKEN * plan.config.sampling.max_new_tokens
+        mean_chars = sum(len(prompt_text(row["prompt"])) for row in plan.prompts) / len(plan.prompts) + limit
+        yield Check("pass", what, f"at most {judge_plan(spec.judge, memory.num_rollouts(plan), mean_chars)}")
+        return
     if spec.model is None:
-        shown = ", ".join(spec.judge.urls) if spec.judge is not None else getattr(spec, spec.source)
-        yield Check("pass", what, f"{spec.source} {shown}")
+        yield Check("pass", what, f"{spec.source} {getattr(spec, spec.source)}")
         return
     files = plan.reward_files[spec]
     config, tokenizer = files.config, files.tokenizer

@@ -243,8 +243,8 @@ def run_is_finished(config: TrainingConfig, *, accept_changes: bool = False) -> 
         if last_checkpoint(folder) is None:
             raise RunError(
                 f"output_dir {config.output_dir!r} holds a finished run without a checkpoint to go on from "
-                "(trainer.save_strategy); for more steps merge its adapter (`iama export RUN --merge --out "
-                "MERGED`) and start a new run with policy.path: MERGED"
+                "(trainer.save_strategy); for more steps start a new run in another output_dir with policy.adapter: "
+                f"{folder / ADAPTER}"
             )
         refuse_other_sharding(last_checkpoint(folder), sharding_of(config))
         return False

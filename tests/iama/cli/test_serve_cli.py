@@ -76,12 +76,31 @@ def test_an_export_says_what_it_is_served_with(run, exported, tiny, serving_file
     assert "sampling differs from training: max_new_tokens 12 (trained with 6)" in err
 
 
-def test_a_stranger_s_rewards_run_no_code_unasked(run, exported):  # noqa: F811
+def test_a_stranger_s_rewards_run_no_code_unasked(run, exported, serving_file):  # noqa: F811
     manifest = json.loads((exported / "iama.json").read_text())
     manifest["criteria"][0]["reward"] = {"function": "evil.py:score"}
     (exported / "iama.json").write_text(json.dumps(manifest))
     line = one_line_error(run("serve", "--policy", exported, "--dry-run"))
     assert "its code is not run unasked" in line
+    second = manifest["criteria"][1]["reward"]["model"]
+    remedy = line.partition("so if you trust it, name all: ")[2]
+    assert remedy == f"--reward first=evil.py:score --reward second={second}"
+    (exported / "evil.py").write_text("def score(prompts, completions, **_):\n    return [0.0] * len(prompts)\n")
+    followed = [part.replace("evil.py", str(exported / "evil.py")) for part in remedy.split()]
+    assert dry(run, "--policy", exported, *followed)[1:] == ["exported/first:bon(3)", "exported/second:bop(2)"]
+    code, _, err = run("serve", "--policy", exported, *followed[:2], "--dry-run")
+    assert (code, "note: second of the iama.json of policy 'exported' not served; --reward NAME=DIR" in err) == (
+        0,
+        True,
+    )
+    changes = ("--set", f"policies.base.adapter={exported}", "--set", "criteria=[]", "--set", "methods=null")
+    line = one_line_error(run("serve", "--config", serving_file, *changes, "--dry-run"))
+    assert f"so if you trust it, write all criteria into {serving_file}: first, second" in line
+    judge = {"url": "http://localhost:1/v1", "model": "m", "prompt_file": "p.txt"}
+    manifest["criteria"][0]["reward"] = {"judge": judge}
+    (exported / "iama.json").write_text(json.dumps(manifest))
+    line = one_line_error(run("serve", "--policy", exported, "--dry-run"))
+    assert line.endswith("so if you trust it, write a file for --config with all criteria: first, second")
     manifest["criteria"][0] |= {"reward": {"model": "x"}, "operator": "evil.py:Sampler()"}
     (exported / "iama.json").write_text(json.dumps(manifest))
     assert "as the operator of 'first', which is none" in one_line_error(

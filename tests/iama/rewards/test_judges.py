@@ -447,6 +447,17 @@ def test_usage_that_is_not_told_is_estimated_with_one_warning(server: OpenAIServ
         assert judge.score(["p"], ["one"], {}) == ([3.0], cost)
 
 
+@pytest.mark.parametrize(("processes", "at_a_time"), [(4, 2), (16, 1)])
+def test_processes_of_a_training_share_the_concurrency(
+    server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, at_a_time: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    server.answer, server.delay_s = length, 0.05
+    judge = Judge(judge_spec(server, tmp_path, concurrency=8), "here")
+    judge.score(["p"] * 8, ["x" * (i + 1) for i in range(8)], {})
+    assert server.most_in_flight == at_a_time
+
+
 def test_the_plan_states_requests_tokens_and_price(tmp_path: Path) -> None:
     spec = judge_spec(None, tmp_path, input_price=2.0, output_price=10.0)
     chars = 100 + len(POINTWISE)

@@ -198,6 +198,21 @@ def test_pool_score_and_merge_end_to_end(run, tiny, tmp_path, gold_file):
         assert all(set(s.scores) == {"helpful", "helpful/gold"} for s in prompt.samples)
 
 
+def test_what_only_a_model_reads_is_refused_elsewhere(run, tiny, tmp_path):
+    path = tmp_path / "foreign.jsonl"
+    lines = [{"iama_pool": 1, "policy": {"name": "theirs"}}, {"prompt": "a?", "text": "one"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "f.py").write_text("def one(completions, **columns):\n    return [1.0] * len(completions)\n")
+    (tmp_path / "reward.yaml").write_text(f"model: {tiny.reward}\n")
+    score = ("score", path, "--column", "c", "--dtype", "bfloat16")
+    code, _, err = run(*score, "--reward", f"{tmp_path}/f.py:one")
+    assert (code, err) == (2, "error: --dtype 'bfloat16' belongs to a model, not to a function; drop it\n")
+    file = tmp_path / "reward.yaml"
+    code, _, err = run(*score, "--spec", file)
+    assert (code, err) == (2, f"error: --dtype 'bfloat16' belongs to --reward; write dtype: bfloat16 into {file}\n")
+    assert run(*score, "--reward", tiny.reward)[0] == 0
+
+
 def test_a_column_is_overwritten_only_on_demand_and_a_file_names_any_reward(run, tiny, tmp_path):
     path = tmp_path / "foreign.jsonl"
     header = {"iama_pool": 1, "policy": {"name": "theirs"}}

@@ -397,7 +397,7 @@ def test_more_steps_need_a_checkpoint(make_config):
     config = make_config()
     (Path(config.output_dir) / "adapter").mkdir(parents=True)
     (Path(config.output_dir) / "config.json").write_text(config.model_dump_json())
-    with pytest.raises(RunError, match=r"finished run without a checkpoint .* start a new run"):
+    with pytest.raises(RunError, match=r"without a checkpoint .* start a new run .* policy.adapter: .*/adapter$"):
         run_is_finished(make_config(trainer__max_steps=5))
 
 

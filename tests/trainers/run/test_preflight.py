@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from iama.errors import ConfigError, IamaWarning, ModelError
 from tests.processes import run_python
-from trainers.run import preflight, tokens
+from trainers.run import memory, preflight, tokens
 from trainers.run.plan import make_plan
 from trainers.run.preflight import Check, say_and_refuse, stop_ids
 
@@ -41,6 +41,25 @@ def test_a_good_configuration_passes_every_line(make_config):
     assert "ends at '<|end|>'" in checks["policy tokenizer"].detail
     assert checks["batch"].detail == "8 roll-outs of 1 process(es) are 2 groups of 4; 2 steps"
     assert not Path(config.output_dir).exists()
+
+
+def test_what_a_judge_is_asked_and_costs_at_most_is_told(make_config, tmp_path):
+    (tmp_path / "judge.txt").write_text("{prompt} {completion}")
+    judge = {
+        "url": "http://localhost:1/v1",
+        "model": "m",
+        "prompt_file": str(tmp_path / "judge.txt"),
+        "mode": "pointwise",
+    }
+    judge |= {"cache": str(tmp_path / "cache"), "output_price": 1e6, "max_tokens": 3}
+    criterion = {"name": "helpful", "operator": "bon(2)", "proxy": {"judge": judge}}
+    config = make_config(objective__criteria=[criterion])
+    plan = make_plan(config, "test.yaml")
+    detail = {check.what: check for check in preflight.preflight(plan)}["reward helpful"].detail
+    number = memory.num_rollouts(plan)
+    assert number == memory.num_steps(plan) * 8  # each batch of this configuration is used for one step
+    assert f"at most judge m at http://localhost:1/v1: {number} requests" in detail
+    assert detail.endswith(f"at a price of about {3 * number:.2f}")
 
 
 def test_scales_that_nobody_measured_are_told(make_config, tiny):
