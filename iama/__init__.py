@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from iama.lazy import lazy_names
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 if TYPE_CHECKING:
     from iama.config.files import KLConfig

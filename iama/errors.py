@@ -8,20 +8,24 @@ import re
 
 _ADDRESS = re.compile(r"(?<=://)[^\s'\"<>]+")
 _IN_QUERY = re.compile(
-    r"(?i)([?&][\w-]*(?:key|token|secret|password|passwd|pwd|signature|sig)=)[^&\s'\"<>]*[^&\s'\"<>.,:;)\]}]"
+    r"(?i)([?&#][\w-]*(?:key|token|secret|password|passwd|pwd|signature|sig|credential|auth)=)"
+    r"[^&\s'\"<>]*[^&\s'\"<>.,:;)\]}]"
 )
-_SECRET_NAME = re.compile(r"(?i)(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
+_BEARER = re.compile(r"(?i)(\bbearer\s+)[\w.~+/=-]{8,}")
+_SECRET_NAME = re.compile(r"(?i)(^|_)(API_?KEYS?|KEYS?|TOKENS?|SECRETS?|\w*PASSWORD|PASSWD|PASS|CREDENTIALS?)\d*$")
 SHORTEST_SECRET = 8
 """Characters of a variable's value that is taken for a secret; shorter ones occur in words."""
 
 
 def without_secrets(text: str) -> str:
     """The text without logins and keys in addresses, and without what a variable such as `HF_TOKEN` holds."""
-    text = _IN_QUERY.sub(r"\1***", _ADDRESS.sub(_without_login, text))
+    text = _BEARER.sub(r"\1***", _IN_QUERY.sub(r"\1***", _ADDRESS.sub(_without_login, text)))
     for name, value in os.environ.items():
-        secret = value.strip()
-        if len(secret) >= SHORTEST_SECRET and secret in text and _SECRET_NAME.search(name):
-            text = text.replace(secret, f"${name}")
+        if not _SECRET_NAME.search(name):
+            continue
+        for secret in (value.strip(), *re.split(r"[\s,]+", value)):  # a variable may hold several keys
+            if len(secret) >= SHORTEST_SECRET and secret in text:
+                text = text.replace(secret, f"${name}")
     return text
 
 

@@ -86,10 +86,11 @@ def read_object(path: Path, kind: Kind, remedy: str) -> dict[str, Any]:
     return value
 
 
-def parse_json(text: str, where: str, kind: Kind, remedy: str, first_line: int = 1) -> Any:
+def parse_json(text: str, where: str, kind: Kind, remedy: str, first_line: int = 1, *, locates: bool = True) -> Any:
     """The value that a text holds; raises `kind` for what is no JSON, with `where` and the line number.
 
-    Refused, too, are numbers that are not finite, keys that are written twice and halves of characters.
+    Refused, too, are numbers that are not finite, keys that are written twice and halves of characters. Their line is
+    found by reading the text again, slowly: whoever reads what strangers send says no to that (`locates`).
     """
     try:
         value = _DECODER.decode(text)
@@ -102,12 +103,12 @@ def parse_json(text: str, where: str, kind: Kind, remedy: str, first_line: int =
     except RecursionError as error:
         raise kind(f"{where}:{first_line}: not JSON that can be read (nested too deep); {remedy}") from error
     except _RefusedError as error:
-        line, why = next(_refusals(text), (1, str(error)))
+        line, why = next(_refusals(text) if locates else iter(()), (1, str(error)))
         raise kind(f"{where}:{first_line + line - 1}: {why}") from error
     except IamaError:
         raise
     except ValueError as error:  # an integer of thousands of digits
-        line, why = next(_refusals(text), (1, reason(error)))
+        line, why = next(_refusals(text) if locates else iter(()), (1, reason(error)))
         raise kind(f"{where}:{first_line + line - 1}: {why}") from error
     return value
 
@@ -131,6 +132,9 @@ def check_letters(value: Any, where: str, kind: Kind = DataError) -> None:
         ) from error
 
 
+NO_NUMBER = "write null for a missing number"
+
+
 class _RefusedError(ValueError):
     """What the decoder does not take; where it stands is found afterwards."""
 
@@ -138,19 +142,21 @@ class _RefusedError(ValueError):
 def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value) or (value == 0 and re.search(r"[1-9]", re.split("[eE]", digits)[0])):
-        raise _RefusedError(digits)
+        raise _RefusedError(_out_of_range(digits, value, NO_NUMBER))
     return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise _RefusedError("a key is written twice")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _RefusedError(f"the key {_shown(repr(twice))} is written twice; write it once")
     return value
 
 
 def _constant(name: str) -> NoReturn:
-    raise _RefusedError(name)
+    raise _RefusedError(f"{name} is not JSON, {NO_NUMBER}")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)
@@ -175,12 +181,12 @@ def _refusals(text: str) -> Iterator[tuple[int, str]]:
         elif token in ("}", "]"):
             blocks.pop()
         elif token in ("NaN", "Infinity", "-Infinity"):
-            yield line, f"{token} is not JSON, write null for a missing number"
+            yield line, f"{token} is not JSON, {NO_NUMBER}"
         elif not match[1] and ("." in token or "e" in token.lower()):
             try:
                 _finite(token)
             except _RefusedError:
-                yield line, _out_of_range(token, float(token), "write null for a missing number")
+                yield line, _out_of_range(token, float(token), NO_NUMBER)
         elif not match[1] and 0 < sys.get_int_max_str_digits() < len(token.lstrip("-")):
             yield line, _too_long(token)
 

@@ -122,6 +122,11 @@ def _print_rows(console: Console, heads: Sequence[str], rows: Sequence[Sequence[
     console.print()
 
 
+def printable(text: str) -> str:
+    """What a model wrote, without what a terminal would obey: control characters but for tabs and ends of lines."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
 def print_line(console: Console, line: str) -> None:
     """Print a line of text, broken between words where the width is too small."""
     folded = textwrap.wrap(line, console.width, break_long_words=False, break_on_hyphens=False) or [""]

@@ -13,8 +13,11 @@ import yaml
 
 from iama.config.files import TrainingConfig
 from iama.config.schema import validate
+from iama.config.serving import Keys
+from iama.config.specs import RewardSpec
 from iama.errors import ConfigError, IamaError, IamaWarning, without_secrets
 from tests.openai_server import OpenAIServer, always
+from trainers.run.build import one_line_errors
 
 Run = Callable[..., tuple[int, str, str]]
 LOGIN = "http://me:planted-login@127.0.0.1:1/v1"
@@ -205,3 +208,58 @@ def test_no_command_prints_or_writes_a_secret(
     make_raw["objective"]["criteria"][0]["gold"] = {"judge": judge | {"draw": 1, "num_retries": 0}}
     ran("train", "--config", written(tmp_path / "other.yaml", make_raw), fails=True)
     assert_clean(tmp_path, *printed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PGPASSWORD", "planted-a1"),
+        ("DB_PASS", "planted-b2"),
+        ("IAMA_KEYS", "planted-c3,planted-d4"),
+        ("A_KEY1", "planted-e5"),
+    ],
+)
+def test_what_a_variable_with_such_a_name_holds_is_in_no_message(name: str, value: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv(name, value)
+    for secret in value.split(","):
+        assert without_secrets(f"refused {secret} here") == f"refused ${name} here"
+
+
+@pytest.mark.parametrize(
+    "text", ["https://h/x#token=planted", "https://h/x?auth=planted", "Authorization: Bearer planted-planted"]
+)
+def test_what_looks_like_a_key_is_in_no_message(text: str) -> None:
+    assert "planted" not in without_secrets(text)
+
+
+@pytest.mark.parametrize(
+    "settings", ['url="https://me:planted@h/v1"', "api_key=planted", "hub_token=planted", 'password="planted"']
+)
+def test_a_reward_of_ones_own_gets_no_key_from_a_file(settings: str) -> None:
+    with pytest.raises(ValueError, match="hold a key or a login") as caught:
+        RewardSpec(kind=f"mine.py:Judge({settings})")
+    assert "planted" not in str(caught.value).split("input_value")[0]
+    RewardSpec(kind="mine.py:Judge(api_key_env=JUDGE_KEY, keyboard=1)")
+
+
+@pytest.mark.parametrize("place", ["variable", "file"])
+def test_a_servers_key_in_the_place_of_its_place_is_refused(place: str) -> None:
+    with pytest.raises(ValueError, match="and not a key itself"):
+        Keys.model_validate({place: "abcdefghijklmnop1234zz"})
+    Keys(file="secrets/keys.txt")
+    Keys(file="a-file-with-a-long-name-1.txt")
+
+
+def test_the_traceback_that_a_run_keeps_holds_no_secret(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the traceback is in .*error-rank-0.txt"), one_line_errors(folder=tmp_path):
+        raise RuntimeError(f"GET {LOGIN} with hf_planted_hub")
+    kept = (tmp_path / "error-rank-0.txt").read_text()
+    assert "RuntimeError" in kept
+    assert "planted" not in kept
+
+
+def test_an_error_is_told_where_its_traceback_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "error-rank-0.txt").mkdir()
+    told = "no step was taken: RuntimeError: boom .*and its traceback is lost"
+    with pytest.raises(ConfigError, match=told), one_line_errors("no step was taken", tmp_path):
+        raise RuntimeError("boom")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -40,7 +41,7 @@ from iama.cli.options import (
 )
 from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.nearest import meant
-from iama.tables import print_line, print_table, wide_console
+from iama.tables import print_line, print_table, printable, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -457,7 +458,7 @@ def _show(
     if spread is not None:
         told = f"{spread:.4g} (standard deviation on their scale)"
         print_line(console, f"disagreement of the members at the answer: {told}")
-    typer.echo(completion.text)
+    typer.echo(printable(completion.text) if sys.stdout.isatty() else completion.text)
 
 
 def _draws(method: Method, number: int) -> str:
@@ -490,7 +491,7 @@ def _candidates(completion: Completion, operator: str) -> Table:
         score = "-" if candidate.reward is None else f"{candidate.reward:.4g}"
         style = "bold green" if index == completion.chosen else ""
         mark = "*" if index == completion.chosen else ""
-        table.add_row(mark, score, candidate.finish_reason, Text(candidate.text), style=style)
+        table.add_row(mark, score, candidate.finish_reason, Text(printable(candidate.text)), style=style)
     return table
 
 

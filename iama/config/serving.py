@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from iama.config.files import EvaluationCriterion
 from iama.config.schema import Strict
-from iama.config.specs import PolicySpec, PromptsSpec, Sampling
+from iama.config.specs import KEY_LIKE, PolicySpec, PromptsSpec, Sampling
 
 Hacking = Literal["refuse", "cap", "allow"]
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -55,8 +55,11 @@ class Keys(Strict):
     def _one_place(self) -> Self:
         if (self.file is None) == (self.variable is None):
             raise ValueError("give exactly one of `file` and `variable`")
-        if self.variable is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.variable):
+        named = self.variable is None or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.variable)
+        if not named or KEY_LIKE.match(self.variable or ""):
             raise ValueError("variable must be the name of an environment variable, and not a key itself")
+        if self.file is not None and KEY_LIKE.fullmatch(self.file[:20]) and not re.search(r"[./\\]", self.file):
+            raise ValueError("file must be the path of a file that holds keys, and not a key itself")
         return self
 
 

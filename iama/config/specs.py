@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from iama.calls import read_call
 from iama.config.schema import Strict
+from iama.errors import without_secrets
 from iama.reading import parse_yaml
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -97,15 +98,17 @@ def check_no_secret(url: str, api_key_env: str | None = None) -> None:
             "the url holds a user or a query, which would be written into files; put the key into the environment "
             "variable that api_key_env names, and end the url with its path"
         )
-    if api_key_env is not None and (not _VARIABLE.fullmatch(api_key_env) or _KEY_LIKE.match(api_key_env)):
+    if api_key_env is not None and (not _VARIABLE.fullmatch(api_key_env) or KEY_LIKE.match(api_key_env)):
         raise ValueError(
             "api_key_env must be the name of an environment variable, which holds the key, and not the key itself; "
             "write e.g. OPENAI_API_KEY"
         )
 
 
+_SECRET_SETTING = re.compile(r"(?i)(^|_)(api_?key|key|token|secret|password|passwd)$")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_KEY_LIKE = re.compile(r"(?=.*[0-9])(?=.*[a-z]).{20}")  # as no variable is named
+KEY_LIKE = re.compile(r"(?=.*[0-9])(?=.*[a-z]).{20}")
+"""As no variable is named."""
 
 
 class JudgeSpec(Strict):
@@ -318,6 +321,11 @@ class RewardSpec(Strict):
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)") from error
         if not is_whole or len(settings) < len(call.arguments):
             raise ValueError(f"kind {kind!r}: write NAME(SETTING=VALUE, ...)")
+        if any(_SECRET_SETTING.search(key or "") for key, _ in call.arguments) or without_secrets(kind) != kind:
+            raise ValueError(
+                f"the settings of {call.name} hold a key or a login, which would be written into files; let the class "
+                "read it from an environment variable, whose name may be a setting, e.g. api_key_env=JUDGE_KEY"
+            )
 
 
 EnsembleSpec.model_rebuild()

@@ -50,7 +50,7 @@ EXAMPLES = (
 )
 _FLAT = 1e-6  # an entropic value below is the mean to rounding
 SERVED_ONLY = {
-    "itp": "bon(k) with the same mean quantile: docs/methods/itp.md has k by n and beta, e.g. bon(4) for itp(16, 0.02)",
+    "itp": "bon(k) with the same mean quantile, e.g. bon(4) for itp(16, 0.02) or bon(3) for itp(8, 0.1)",
     "mbr": "bon(n), the same choice without the texts",
 }
 """Ways to serve that are no operators, and what to train in their place."""

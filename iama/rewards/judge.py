@@ -6,6 +6,7 @@ The comparison in both orders, with a disagreement as a tie, is that of MT-Bench
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from typing import Any
 from iama.config.specs import JudgeSpec, RewardSpec
 from iama.cost import Cost
 from iama.environment import world_size
-from iama.errors import IamaWarning, RewardError
+from iama.errors import ConfigError, IamaWarning, RewardError
 from iama.files import whole_lines
 from iama.prompts.render import Prompt, completion_text, prompt_name, prompt_text
 from iama.reading import decode, reason
@@ -253,8 +254,8 @@ class AnswerCache:
         except OSError as error:
             raise self._unusable(reason(error)) from error
 
-    def _unusable(self, why: str) -> RewardError:
-        return RewardError(f"{self.path}: cannot keep the judge's answer ({why}); set `cache` to a folder")
+    def _unusable(self, why: str, remedy: str = "set `cache` to a folder") -> RewardError:
+        return RewardError(f"{self.path}: cannot keep the judge's answer ({why}); {remedy}")
 
     def append(self, row: dict[str, Any]) -> None:
         """Put an answer into the file; `refresh` brings it to `rows`."""
@@ -267,7 +268,7 @@ class AnswerCache:
                     line = line if file.read(1) == b"\n" else b"\n" + line  # end another's torn line
                 is_whole = file.write(line) == len(line)
         except OSError as error:
-            raise self._unusable(reason(error)) from error
+            raise self._unusable(reason(error), "make room, or set `cache` to another folder") from error
         if not is_whole:
             raise RewardError(f"{self.path}: cannot keep the judge's answer whole; is the disk full?")
 
@@ -358,6 +359,8 @@ def load_judge(spec: RewardSpec, source: str) -> Judge:
 def check_judge(spec: RewardSpec, source: str, _prompts: Sequence[Prompt]) -> None:
     """Check the prompt file, the url, the key and the cache's place; asks nothing."""
     assert spec.judge is not None
+    if importlib.util.find_spec("openai") is None:
+        raise ConfigError(f"{source}: a judge needs the openai package; pip install 'iama[remote]'")
     read_template(spec.judge, source)
     check_addresses(spec.judge.urls, source, spec.judge.api_key_env)
     AnswerCache(cache_path(spec.judge), bool).check_place()

@@ -204,7 +204,7 @@ async def _body(request: Request, most: int) -> Any:
     except ClientDisconnect:
         raise RefusedError(CLOSED_REQUEST, "The client has gone") from None
     try:
-        return parse_json(decode(bytes(data), "body"), "body", DataError, "send one JSON object")
+        return parse_json(decode(bytes(data), "body"), "body", DataError, "send one JSON object", locates=False)
     except IamaError as error:
         raise RefusedError(400, f"The body cannot be read: {error}", None, "invalid_json") from error
 

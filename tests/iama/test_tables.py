@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from iama.tables import NO_LIMIT, NUMBER, print_line, print_table, wide_console
+from iama.tables import NO_LIMIT, NUMBER, print_line, print_table, printable, wide_console
 
 NAMES = ("criterion", "method", "reference")
 HEADS = ("samples (95 %)", "tokens", "worst 5 %, Best-of-4")
@@ -70,3 +70,7 @@ def test_without_a_terminal_there_is_no_limit(monkeypatch, terminal, width):
     lines = stdout.getvalue().splitlines()
     assert " ".join(lines) == line
     assert max(map(len, lines)) <= width
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_obeyed():
+    assert printable("one\ttwo\nthree \x1b[31m\x07 \x9b2J\r") == "one\ttwo\nthree \\x1b[31m\\x07 \\x9b2J\\r"

@@ -21,7 +21,7 @@ from trl import GRPOConfig
 from iama.config.files import gold_name
 from iama.config.manifest import FILE_NAME, Manifest
 from iama.environment import is_main_process
-from iama.errors import ConfigError, IamaError, RunError
+from iama.errors import ConfigError, IamaError, RunError, without_secrets
 from iama.files import temporary_name, write_atomically
 from iama.installation import find_deepspeed
 from iama.models.loading import is_out_of_memory, load_model
@@ -200,6 +200,9 @@ def one_line_errors(what: str = "the trainer cannot be built", folder: Path | No
             message += "; lower trainer.per_device_train_batch_size (and raise trainer.gradient_accumulation_steps)"
         if folder is not None and folder.is_dir():
             file = folder / f"error-rank-{os.environ.get('RANK', '0')}.txt"
-            write_atomically(file, "".join(traceback.format_exception(error)))
-            message += f" (the traceback is in {file})"
+            try:
+                write_atomically(file, without_secrets("".join(traceback.format_exception(error))))
+                message += f" (the traceback is in {file})"
+            except RunError as failed:  # the disk may be what failed first
+                message += f" (and its traceback is lost: {failed})"
         raise ConfigError(message) from error

@@ -244,8 +244,12 @@ def test_a_guided_answer_without_a_score_is_null_in_its_pool(policy, tmp_path):
 
 def test_files_of_an_evaluation_decide_whether_the_hub_is_asked(raw_config, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    model = {"model": str(tmp_path)}
+    criteria = [{"name": "brief", "proxy": model, "gold": model}]
+    raw_config = raw_config | {"criteria": criteria}
     for changes, offline in (
         ({}, True),
+        ({"criteria": [{"name": "brief", "proxy": model, "gold": {"function": "rewards.py:brief"}}]}, False),
         ({"prompts": "openai/gsm8k"}, False),
         ({"policies": raw_config["policies"] | {"told": raw_config["policies"]["base"]
           | {"by_criterion": {"brief": {"adapter": "org/adapter"}}}}}, False),

@@ -228,7 +228,7 @@ def test_a_reference_that_was_trained_too(config, tmp_path, tiny, adapter_dir):
         saving |= {
             "samples": settings.trained_budget,
             "floor": False,
-            "units": {"flops": {"ratio": 3.0}},
+            "units": {"flops": {"ratio": 3.0, "ci95": [2.0, 4.0]}},
             "ci95": [2.0, 4.0],
         }
         if model is not None:  # the reference as it stands in the file, if its pool is not from elsewhere
