@@ -448,7 +448,7 @@ def _show(
         print_line(console, f"cost of measuring {measured}: {_spent(calibration)}")
     print_line(console, f"cost: {_spent(completion.cost)}")
     if method.is_stopped:
-        told = "; the rule had not stopped by then" if completion.capped else ""
+        told = "; the rule had not stopped before" if completion.capped else ""
         print_line(console, f"{_draws(method, len(completion.candidates))}{told}")
     elif completion.capped:
         print_line(console, f"capped: {operator} asked for more than {len(completion.candidates)} candidates")

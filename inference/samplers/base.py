@@ -31,7 +31,7 @@ class Completion:
     """What a sampler answers: one of its candidates, what they cost together, and how the answer came about.
 
     `trace` has the segments of an answer that was written in segments. `capped`: a latency cap cut the number of
-    candidates. `fallback`: none was accepted, and a plain sample is kept.
+    candidates, or a stopping rule ended none of the draws. `fallback`: none was accepted, and a plain sample is kept.
     """
 
     candidates: Sequence[Response]

@@ -40,10 +40,10 @@ class Going:
         return [candidate.reward for candidate in self.candidates if candidate.reward is not None]
 
     def add(self, scored: PooledPrompt, stopped: Stopped) -> None:
-        """Note a round's draws with their rewards, and ask the rule."""
+        """Note a round's draws with their rewards, and ask the rule while there are draws left."""
         self.candidates += scored.samples
         self.cost += scored.cost
-        self.stopped = stopped.stops(self.rewards)
+        self.stopped = len(self.candidates) < stopped.n and stopped.stops(self.rewards)
 
     def completion(self, peak_memory: int) -> Completion:
         """The best of the draws."""
@@ -68,7 +68,7 @@ class StoppedSampler:
     prompt and the seed alone. Every draw is in the cost, and the steps of rounds add up. The policy reads a prompt
     once (on vLLM in each round, as far as its prefix cache lacks it), the reward in each round. At most `batch_size`
     prompts are under way together, each of which holds a row beside those that are decoded. A completion is `capped`
-    where the rule had not stopped after n draws.
+    where all n draws were made: the rule, which is asked while there are draws left, has stopped none.
     """
 
     policy: AnyPolicy

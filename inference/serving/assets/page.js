@@ -472,7 +472,7 @@ function makeCard(model, number) {
     if (!run.found) told.push(spentWords(run));
     if (isNumber(end.seed)) told.push(`seed ${end.seed}`);
     if (end.reason === "length") told.push("cut at the limit of tokens");
-    if (end.capped) told.push("fewer draws than asked: a cap");
+    if (end.capped) told.push(/\bstop=/.test(model.method) ? "all draws: the rule stopped none" : "fewer draws than asked: a cap");
     const bound = criterion?.bounds[model.policy];
     if (bound && info.hacking === "cap" && CURVE.test(model.method) && run.budget > bound.most) told.push(`capped at ${bound.most}: ${bound.reasons.join("; ")}`);
     if (end.fallback) told.push("none was accepted: a plain sample");

@@ -54,8 +54,17 @@ def test_the_draws_are_the_first_ones_of_plain_best_of_n(policy64, reward, width
         ends = [*range(width, 9, width), 9]
         assert count == next((end for end in ends if max(rewards[:end]) >= round(tau, 4)), 9)
         assert one.reward == pytest.approx(max(rewards[:count]), abs=1e-6)
-        assert one.capped == (max(rewards[:count]) < round(tau, 4))
+        assert one.capped == (count == 9)
     assert min(counts) < 9
+
+
+@pytest.mark.parametrize("stop", ["pandora(1e9)", "pandora(1e-9)", "beacon(1e9)", "beacon(1e-9)", "pandora(0.12)"])
+@pytest.mark.parametrize("width", [1, 2])
+def test_an_answer_is_capped_where_all_draws_were_made(policy64, reward, stop, width):
+    answers = serve(policy64, reward, f"bon(4, stop={stop}, width={width})", SAMPLING).sample(PROMPTS, seed=2)
+    assert [one.capped for one in answers] == [len(one.candidates) == 4 for one in answers]
+    if stop.endswith("(1e-9)"):
+        assert all(one.capped for one in answers)
 
 
 @pytest.mark.parametrize("method", ["bon(7, stop=pandora(0.12), width=2)", "bon(7, stop=beacon(0.12))"])
