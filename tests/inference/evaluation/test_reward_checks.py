@@ -242,14 +242,13 @@ def test_a_guided_answer_without_a_score_is_null_in_its_pool(policy, tmp_path):
     assert [(s["reward"], s["threshold"]) for s in read.samples[0].segments] == [(None, None)]
 
 
-def test_files_of_an_evaluation_decide_whether_the_hub_is_asked(raw_config, tmp_path, monkeypatch):
+def test_files_of_an_evaluation_decide_whether_the_hub_is_asked(raw_config, tiny, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    model = {"model": str(tmp_path)}
-    criteria = [{"name": "brief", "proxy": model, "gold": model}]
-    raw_config = raw_config | {"criteria": criteria}
+    with_functions, models = raw_config["criteria"], [{"name": "brief", "proxy": {"model": str(tiny.reward)}}]
+    raw_config = raw_config | {"criteria": models}
     for changes, offline in (
         ({}, True),
-        ({"criteria": [{"name": "brief", "proxy": model, "gold": {"function": "rewards.py:brief"}}]}, False),
+        ({"criteria": with_functions}, False),  # whose code may ask it
         ({"prompts": "openai/gsm8k"}, False),
         ({"policies": raw_config["policies"] | {"told": raw_config["policies"]["base"]
           | {"by_criterion": {"brief": {"adapter": "org/adapter"}}}}}, False),
