@@ -104,9 +104,9 @@ def test_reward_models_are_loaded_once_and_read_their_own_tokens_in_batches(make
     ]
     loaded, seen = [], {}
 
-    def counted(files, spec, source):
+    def counted(files, spec, source, *shared):
         loaded.append(source)
-        return load_weights(files, spec, source)
+        return load_weights(files, spec, source, *shared)
 
     forward = Classifier.score_ids
 
