@@ -10,6 +10,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -133,6 +134,7 @@ def check_letters(value: Any, where: str, kind: Kind = DataError) -> None:
 
 
 NO_NUMBER = "write null for a missing number"
+"""What to do about a number that JSON does not know, or floats cannot hold."""
 
 
 class _RefusedError(ValueError):
@@ -149,8 +151,7 @@ def _finite(digits: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise _RefusedError(f"the key {_shown(repr(twice))} is written twice; write it once")
     return value
 

@@ -58,7 +58,7 @@ class Keys(Strict):
         named = self.variable is None or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.variable)
         if not named or KEY_LIKE.match(self.variable or ""):
             raise ValueError("variable must be the name of an environment variable, and not a key itself")
-        if self.file is not None and KEY_LIKE.fullmatch(self.file[:20]) and not re.search(r"[./\\]", self.file):
+        if self.file is not None and KEY_LIKE.match(self.file) and not re.search(r"[./\\]", self.file):
             raise ValueError("file must be the path of a file that holds keys, and not a key itself")
         return self
 

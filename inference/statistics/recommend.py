@@ -41,8 +41,8 @@ def recommend(
 
     `rows` are curve rows (policy, criterion, method, samples, and a cost or None for every unit), `gold[key_of(row)]`
     their gold by prompt, `[P]`, the same prompts for all rows of a criterion; rows without gold are left out. Rows that
-    a budget pays for are compared on the prompts on which all of them have gold. Budgets
-    are costs that occur, at most `num_budgets` of them, evenly among their ranks, the cheapest and dearest included.
+    a budget pays for are compared on the prompts on which all of them have gold. Budgets are costs that occur, at most
+    `num_budgets` of them, evenly among their ranks, the cheapest and dearest included.
 
     Samples are counted as they are drawn, where that is told (`draws`). Budgets are first what the curves of a fixed
     number of samples cost, then other costs, thinned evenly by rank. A cost that is near a budget (`APART`) is none of

@@ -39,30 +39,31 @@ def measure(unit: Unit, file: Path) -> dict[str, Any]:
     """Samples a second and memory a row, by precision and by what samples."""
     rows = load_prompts(file, min(NUM_PROMPTS, unit.scale.prompts))
     precisions: list[Precision] = ["float32", "bfloat16"] if proxies.dtype() == "bfloat16" else ["float32"]
-    found = []
-    with progress_bar(f"{unit.name}: seconds", "draws", len(precisions) * NUM_ROUNDS * len(SAMPLERS)) as advance:
+    found, num_measured = [], len(precisions) * len(SAMPLERS) * (NUM_ROUNDS + 1)
+    with progress_bar(f"{unit.name}: seconds and memory", "draws", num_measured) as advance:
         for dtype in precisions:
             policy = load_policy("base", PolicySpec(path=str(proxies.POLICY), dtype=dtype))
             ids = render_prompts(policy.tokenizer, [row["prompt"] for row in rows], policy.eos_token_ids, "the prompts")
-            seconds: dict[str, list[float]] = {name: [] for name in SAMPLERS}
-            for draw in SAMPLERS.values():
-                draw(policy, ids, 2, 0)
-            for number in range(NUM_ROUNDS):
-                for name in SAMPLERS if number % 2 else reversed(SAMPLERS):
-                    start = time.perf_counter()
-                    SAMPLERS[name](policy, ids, NUM_SAMPLES, number)
-                    seconds[name].append(time.perf_counter() - start)
-                    advance(1)
-            found += [
-                {
-                    "dtype": dtype,
-                    "sampler": name,
-                    "samples_a_second": [round(len(ids) * NUM_SAMPLES / s, 2) for s in seconds[name]],
-                    "row_bytes": row_bytes(name, dtype, file),
-                }
-                for name in SAMPLERS
-            ]
+            for name, seconds in in_turns(policy, ids, advance).items():
+                drawn = [round(len(ids) * NUM_SAMPLES / s, 2) for s in seconds]
+                size = row_bytes(name, dtype, file)
+                found.append({"dtype": dtype, "sampler": name, "samples_a_second": drawn, "row_bytes": size})
+                advance(1)
     return {"rows": found, "threads": torch.get_num_threads()}
+
+
+def in_turns(policy: Policy, ids: list[list[int]], advance: Callable[[int], None]) -> dict[str, list[float]]:
+    """Seconds of each round by sampler, after a warm-up; who goes first alternates."""
+    seconds: dict[str, list[float]] = {name: [] for name in SAMPLERS}
+    for draw in SAMPLERS.values():
+        draw(policy, ids, 2, 0)
+    for number in range(NUM_ROUNDS):
+        for name in SAMPLERS if number % 2 else reversed(SAMPLERS):
+            start = time.perf_counter()
+            SAMPLERS[name](policy, ids, NUM_SAMPLES, number)
+            seconds[name].append(time.perf_counter() - start)
+            advance(1)
+    return seconds
 
 
 def by_engine(policy: Policy, ids: list[list[int]], num_samples: int, seed: int) -> None:
